@@ -1,0 +1,112 @@
+"""The one tree of errors that a user of the driver can meet.
+
+Every message says what was wrong, where, and what to do about it, and holds no secret. The gRPC code of
+each class is given once, in `csi.rpc`. Errors cross the worker's pipe by class name (`to_wire`, `from_wire`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+
+class DataCacheError(Exception):
+    """Base of all errors of this driver; by itself it means a fault of the driver (INTERNAL)."""
+
+
+class InvalidParameter(DataCacheError):
+    """A key or value that the caller gave cannot be used; the message names the key and the fix."""
+
+
+class OutOfRange(DataCacheError):
+    """A size that was asked for and the size of the content do not fit; the message has both numbers."""
+
+
+class NotFound(DataCacheError):
+    """What the call is about does not exist."""
+
+
+class VolumeNotFound(NotFound):
+    """No volume with that id."""
+
+
+class SourceNotFound(NotFound):
+    """The origin has no such repository, revision, export or folder."""
+
+
+class AlreadyExists(DataCacheError):
+    """The name or path is taken by something that differs from what is asked."""
+
+
+class Unauthenticated(DataCacheError):
+    """The origin wants a credential, or refuses the one it was given."""
+
+
+class PermissionDenied(DataCacheError):
+    """The origin knows who asks and does not let them read, or the operator does not let them ask."""
+
+
+class OriginUnavailable(DataCacheError):
+    """The origin cannot be reached or answers with a passing fault; trying again may help."""
+
+
+class OriginThrottled(OriginUnavailable):
+    """The origin asks for patience (429, 503); `retry_after` is in seconds, 0 where it named none."""
+
+    def __init__(self, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Busy(DataCacheError):
+    """Work on this volume goes on; the same call later finds it further on."""
+
+
+class InvalidToken(Busy):
+    """A page token that this controller did not give out (CSI wants ABORTED)."""
+
+
+class NoSpace(DataCacheError):
+    """The node's store has no room; the message has what is needed and what there is."""
+
+
+class FailedPrecondition(DataCacheError):
+    """The call is right, the state of things is not; the message says what has to change first."""
+
+
+class SourceChanged(FailedPrecondition):
+    """The source is not what the volume was created from any more."""
+
+
+class UnsafeContent(FailedPrecondition):
+    """The source holds something that must not reach a node: a special file, a path that leaves the tree."""
+
+
+class UnsupportedByNode(FailedPrecondition):
+    """The node's kernel or system lacks something the driver needs."""
+
+
+class CorruptContent(DataCacheError):
+    """The origin sent other bytes than its own digest says."""
+
+
+class WorkerDied(DataCacheError):
+    """A worker process ended in the middle of its work."""
+
+
+def _classes(root: type[DataCacheError]) -> Iterator[type[DataCacheError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _classes(child)
+
+
+def to_wire(error: BaseException) -> dict[str, str]:
+    """`{"kind": class name, "message": text}`; a foreign exception keeps only its class name, since its text is not vetted for secrets."""
+    if isinstance(error, DataCacheError):
+        return {"kind": type(error).__name__, "message": str(error)}
+    return {"kind": "DataCacheError", "message": f"unexpected {type(error).__name__} in a worker; its log has the place"}
+
+
+def from_wire(wire: dict[str, str]) -> DataCacheError:
+    """The error that `to_wire` wrote; an unknown kind becomes the base class."""
+    kinds = {cls.__name__: cls for cls in _classes(DataCacheError)}
+    return kinds.get(wire["kind"], DataCacheError)(wire["message"])

@@ -1,0 +1,191 @@
+"""The manifest: everything a volume holds, fixed before a byte of it is fetched.
+
+The content half (`Manifest.entries`) decides the image: its digest names the image and its layout is computed
+from it alone. The access half (`Manifest.access`) is the pinned cache spec, from which a source knows how to
+read each file. `build` is the only way in: it adds missing folders, orders, bounds and refuses what could harm
+a node, so every `Manifest` that exists is safe and canonical.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import json
+import posixpath
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import IO
+
+from csi.errors import DataCacheError, OutOfRange, UnsafeContent
+
+FORMAT = 1
+MAX_ENTRIES = 2_000_000
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4095
+MAX_TARGET_BYTES = 4095
+# Sources without times of their own get one: zip and other tools refuse times before 1980.
+DEFAULT_MTIME_NS = 315_532_800 * 10**9
+_READ_BITS, _EXECUTE_BITS = 0o444, 0o111
+
+
+class Kind(enum.StrEnum):
+    """What an entry is; the value is what the canonical form writes."""
+
+    FILE = "f"
+    DIRECTORY = "d"
+    SYMLINK = "l"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One path of the tree.
+
+    `path` is relative, '/'-separated UTF-8 text; the root itself has no entry. `size` is in bytes (0 unless a
+    file), `mode` the permission bits (12 bits), `mtime_ns` nanoseconds since 1970. `digest` says what a file's
+    bytes are: "sha256:<hex>", "git:<hex>" (git blob id, sha1) or, where the origin gives neither,
+    "token:<text>": origin identity and change token, which cannot be verified but never meets another origin's.
+    `target` is a symlink's text.
+    """
+
+    path: str
+    kind: Kind
+    size: int = 0
+    mode: int = 0o444
+    mtime_ns: int = DEFAULT_MTIME_NS
+    uid: int = 0
+    gid: int = 0
+    digest: str = ""
+    target: str = ""
+
+    @property
+    def verifiable(self) -> bool:
+        """Whether the origin gave a digest that the bytes can be checked against."""
+        return self.digest.startswith(("sha256:", "git:"))
+
+    def canonical(self) -> list[str | int]:
+        """The entry as the JSON array that is digested and stored."""
+        return [self.path, self.kind.value, self.size, self.mode, self.mtime_ns, self.uid, self.gid, self.digest, self.target]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A canonical, safe tree (`entries`, ordered by the bytes of the path) and how to read it (`access`).
+
+    `access` is the pinned cache spec as a flat map of strings (`CacheSpec.to_context`); it is not part of the digest.
+    """
+
+    entries: tuple[Entry, ...]
+    access: dict[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of the canonical content half, 64 hex digits: the name of the image."""
+        sha = hashlib.sha256(_dump(["datacache manifest", FORMAT]))
+        for entry in self.entries:
+            sha.update(_dump(entry.canonical()))
+        return sha.hexdigest()
+
+    @cached_property
+    def content_bytes(self) -> int:
+        """Sum of all file sizes, in bytes."""
+        return sum(e.size for e in self.entries)
+
+    @property
+    def files(self) -> Iterator[Entry]:
+        """The file entries, in order."""
+        return (e for e in self.entries if e.kind is Kind.FILE)
+
+    def write(self, stream: IO[bytes]) -> None:
+        """Write the manifest as JSON lines: a header with format, digest and access, then one array an entry."""
+        stream.write(_dump({"format": FORMAT, "digest": self.digest, "access": self.access}))
+        for entry in self.entries:
+            stream.write(_dump(entry.canonical()))
+
+    @staticmethod
+    def read(stream: IO[bytes]) -> Manifest:
+        """Read what `write` wrote; raises DataCacheError when it is of another format, cut or changed."""
+        try:
+            header = json.loads(stream.readline())
+            rows = [json.loads(line) for line in stream]
+            entries = tuple(Entry(r[0], Kind(r[1]), *r[2:]) for r in rows)
+        except (ValueError, TypeError, IndexError) as error:
+            raise DataCacheError("the stored manifest is damaged; remove its image folder so that it is resolved again") from error
+        if header.get("format") != FORMAT:
+            raise DataCacheError(f"the stored manifest has format {header.get('format')}, this driver reads {FORMAT}")
+        manifest = Manifest(entries, header["access"])
+        if manifest.digest != header["digest"]:
+            raise DataCacheError("the stored manifest does not match its digest; remove its image folder so that it is resolved again")
+        return manifest
+
+
+def build(entries: Iterable[Entry], access: dict[str, str], *, preserve_ownership: bool = False) -> Manifest:
+    """Check, complete and order `entries`.
+
+    Unless `preserve_ownership`, owners become root:root and modes r--r--r-- (r-xr-xr-x for folders and files with
+    any execute bit). Raises UnsafeContent naming the path for absolute, empty, '.' or '..' components, NUL, names
+    over 255 bytes, paths over 4095, duplicates, a file used as a folder, and symlinks that are absolute or leave
+    the tree; OutOfRange for more than 2,000,000 entries.
+    """
+    by_path: dict[str, Entry] = {}
+    for entry in entries:
+        _check_path(entry.path)
+        if entry.kind is Kind.SYMLINK:
+            _check_target(entry)
+        if entry.path in by_path:
+            raise UnsafeContent(f"the source lists {entry.path!r} twice; a volume needs each path once")
+        by_path[entry.path] = entry if preserve_ownership else _plain(entry)
+        if len(by_path) > MAX_ENTRIES:
+            raise OutOfRange(f"the source has more than {MAX_ENTRIES} files and folders; narrow it with allowPatterns, ignorePatterns or a sub-path")
+    _add_parents(by_path)
+    return Manifest(tuple(sorted(by_path.values(), key=lambda e: e.path.encode())), dict(access))
+
+
+def _dump(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True).encode() + b"\n"
+
+
+def _check_path(path: str) -> None:
+    shown = repr(path[:200])
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError as error:
+        raise UnsafeContent(f"the name {shown} in the source is not UTF-8; rename it there") from error
+    if not path or path.startswith("/") or "\0" in path:
+        raise UnsafeContent(f"the path {shown} in the source is empty, absolute or holds a NUL byte; it cannot be in a volume")
+    if len(encoded) > MAX_PATH_BYTES:
+        raise UnsafeContent(f"the path {shown}... in the source is over {MAX_PATH_BYTES} bytes")
+    for name in path.split("/"):
+        if name in ("", ".", ".."):
+            raise UnsafeContent(f"the path {shown} in the source has an empty, '.' or '..' component; it cannot be in a volume")
+        if len(name.encode()) > MAX_NAME_BYTES:
+            raise UnsafeContent(f"the path {shown} in the source has a name over {MAX_NAME_BYTES} bytes; rename it there")
+
+
+def _check_target(entry: Entry) -> None:
+    target = entry.target
+    resolved = posixpath.normpath(posixpath.join(posixpath.dirname(entry.path), target))
+    if not target or "\0" in target or len(target.encode(errors="surrogateescape")) > MAX_TARGET_BYTES:
+        raise UnsafeContent(f"the symlink {entry.path!r} in the source has an empty, over-long or NUL-holding target")
+    if target.startswith("/") or resolved == ".." or resolved.startswith("../"):
+        raise UnsafeContent(f"the symlink {entry.path!r} in the source points to {target!r}, outside the volume; remove it or make it relative and inside")
+
+
+def _plain(entry: Entry) -> Entry:
+    execute = entry.kind is Kind.DIRECTORY or entry.mode & _EXECUTE_BITS
+    mode = 0o777 if entry.kind is Kind.SYMLINK else _READ_BITS | (_EXECUTE_BITS if execute else 0)
+    return replace(entry, mode=mode, uid=0, gid=0)
+
+
+def _add_parents(by_path: dict[str, Entry]) -> None:
+    for path in list(by_path):
+        parent = posixpath.dirname(path)
+        while parent:
+            known = by_path.get(parent)
+            if known is None:
+                by_path[parent] = Entry(parent, Kind.DIRECTORY, mode=_READ_BITS | _EXECUTE_BITS)
+            elif known.kind is not Kind.DIRECTORY:
+                raise UnsafeContent(f"the source has {parent!r} both as a file and as a folder")
+            else:
+                break
+            parent = posixpath.dirname(parent)
