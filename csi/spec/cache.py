@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 REPO_SOURCES = ("HuggingFace/Model", "HuggingFace/DataSet")
 
@@ -27,6 +27,12 @@ class HubSpec:
     def shown(self) -> str:
         """The source as messages name it."""
         return f"{self.repo_source} {self.repo_id}@{self.revision}"
+
+    def to_context(self) -> dict[str, str]:
+        """The flat parameters that parse to this spec."""
+        context = {"type": "URL", "repoSource": self.repo_source, "repoId": self.repo_id, "revision": self.revision}
+        patterns = {"allowPatterns": self.allow_patterns, "ignorePatterns": self.ignore_patterns}
+        return context | {key: join_list(value) for key, value in patterns.items() if value}
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,13 @@ class NasSpec:
         """The source as messages name it."""
         return f"NAS {self.server}:{self.path}"
 
+    def to_context(self) -> dict[str, str]:
+        """The flat parameters that parse to this spec; the timeout is written as nfs(5)'s deciseconds."""
+        options = [f"timeo={round(self.timeout * 10)}", f"retrans={self.retries}"]
+        options += [f"{key}={port}" for key, port in (("port", self.port), ("mountport", self.mount_port)) if port]
+        context = {"type": "NAS", "server": self.server, "path": self.path, "vers": self.version, "options": ",".join(options)}
+        return context | {key: str(value) for key, value in (("uid", self.uid), ("gid", self.gid)) if value}
+
 
 @dataclass(frozen=True)
 class CacheSpec:
@@ -61,3 +74,25 @@ class CacheSpec:
 
     source: HubSpec | NasSpec
     preserve_ownership: bool = False
+
+    def to_context(self) -> dict[str, str]:
+        """The spec as flat string parameters; `csi.spec.parameters.parse` of it gives an equal spec."""
+        extra = {"preserveOwnership": "true"} if self.preserve_ownership else {}
+        return self.source.to_context() | extra
+
+    def canonical(self) -> str:
+        """One text for each spec: the key under which answers about it are remembered."""
+        return json.dumps(self.to_context(), sort_keys=True)
+
+
+def join_list(items: tuple[str, ...]) -> str:
+    """Write a list into one parameter: by commas, or by line ends where an item holds a comma itself."""
+    if any("," in item for item in items):
+        return "\n".join(items) + "\n"
+    return ",".join(items)
+
+
+def split_list(text: str) -> tuple[str, ...]:
+    """Read what `join_list` wrote: lines if there is a line end in it, else comma separated; blanks trimmed."""
+    parts = text.splitlines() if "\n" in text else text.split(",")
+    return tuple(part.strip() for part in parts if part.strip())

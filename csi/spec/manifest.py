@@ -138,6 +138,9 @@ def build(entries: Iterable[Entry], access: dict[str, str], *, preserve_ownershi
         if len(by_path) > MAX_ENTRIES:
             raise OutOfRange(f"the source has more than {MAX_ENTRIES} files and folders; narrow it with allowPatterns, ignorePatterns or a sub-path")
     _add_parents(by_path)
+    for entry in by_path.values():
+        if entry.kind is Kind.SYMLINK and _leaves(entry, by_path):
+            raise UnsafeContent(f"the symlink {entry.path!r} in the source points to {entry.target!r}, outside the volume; make it stay inside")
     return Manifest(tuple(sorted(by_path.values(), key=lambda e: e.path.encode())), dict(access))
 
 
@@ -164,11 +167,26 @@ def _check_path(path: str) -> None:
 
 def _check_target(entry: Entry) -> None:
     target = entry.target
-    resolved = posixpath.normpath(posixpath.join(posixpath.dirname(entry.path), target))
     if not target or "\0" in target or len(target.encode(errors="surrogateescape")) > MAX_TARGET_BYTES:
         raise UnsafeContent(f"the symlink {entry.path!r} in the source has an empty, over-long or NUL-holding target")
-    if target.startswith("/") or resolved == ".." or resolved.startswith("../"):
-        raise UnsafeContent(f"the symlink {entry.path!r} in the source points to {target!r}, outside the volume; remove it or make it relative and inside")
+
+
+def _leaves(link: Entry, by_path: dict[str, Entry]) -> bool:
+    """Whether following `link` can end outside the tree. A '..' behind another symlink counts, since where that leads is not known here."""
+    where = link.path.split("/")[:-1]
+    if link.target.startswith("/"):
+        return True
+    behind_link = False
+    for name in link.target.split("/"):
+        if name == "..":
+            if behind_link or not where:
+                return True
+            where.pop()
+        elif name not in ("", "."):
+            where.append(name)
+            known = by_path.get("/".join(where))
+            behind_link = behind_link or (known is not None and known.kind is Kind.SYMLINK)
+    return False
 
 
 def _plain(entry: Entry) -> Entry:

@@ -1,0 +1,59 @@
+"""Log lines on standard error: text for people, JSON for collectors. Fields are given as `extra={"fields": {...}}`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from typing import Any, Literal
+
+Format = Literal["text", "json"]
+
+
+def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    return getattr(record, "fields", {})
+
+
+class TextFormatter(logging.Formatter):
+    """`2026-01-31T12:00:00.123Z INFO message key=value ...`; a value is put on one line, whatever it holds."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """UTC with milliseconds."""
+        return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The whole line; a traceback, where there is one, follows it."""
+        pairs = "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
+        line = f"{self.formatTime(record)} {record.levelname} {_one_line(record.getMessage())}{pairs}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+
+
+class JsonFormatter(TextFormatter):
+    """One JSON object a line: time, level, message and the fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object as one line."""
+        line = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage(), **_fields(record)}
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, default=str)
+
+
+def _one_line(text: str) -> str:
+    return text.replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if text and not set(text) & set(" \"=\n\r\t") else json.dumps(text, ensure_ascii=False)
+
+
+def set_up(format: Format, level: str = "INFO") -> None:
+    """Send all logging to standard error in `format`; libraries only from WARNING on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("datacache").setLevel(level)

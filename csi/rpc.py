@@ -1,0 +1,180 @@
+"""The gRPC server both plugins run on: the socket, the one interceptor (codes, log lines), and leaving in peace."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from csi import errors
+from csi.waiting import Patience, WaitingRoom
+
+if TYPE_CHECKING:
+    _ServerInterceptor = grpc.ServerInterceptor[Any, Any]
+else:
+    _ServerInterceptor = grpc.ServerInterceptor
+
+log = logging.getLogger("datacache.rpc")
+
+CODES: dict[type[BaseException], grpc.StatusCode] = {
+    errors.InvalidParameter: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.OutOfRange: grpc.StatusCode.OUT_OF_RANGE,
+    errors.NotFound: grpc.StatusCode.NOT_FOUND,
+    errors.AlreadyExists: grpc.StatusCode.ALREADY_EXISTS,
+    errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
+    errors.OriginUnavailable: grpc.StatusCode.UNAVAILABLE,
+    errors.WorkerDied: grpc.StatusCode.UNAVAILABLE,
+    errors.Busy: grpc.StatusCode.ABORTED,
+    errors.NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.CorruptContent: grpc.StatusCode.DATA_LOSS,
+    NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,
+}
+_LEAVE_SECONDS = 25.0
+_M_ARENA_MAX, _M_TRIM_THRESHOLD = -8, -1
+
+
+def code_of(error: BaseException) -> grpc.StatusCode:
+    """The gRPC code of an error: that of the nearest class in its MRO, INTERNAL where there is none."""
+    return next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), grpc.StatusCode.INTERNAL)
+
+
+def patience(context: grpc.ServicerContext, longest: float) -> Patience:
+    """How long this call may wait: `longest` seconds, less where the caller's deadline is nearer; over when the caller hangs up."""
+    remaining = context.time_remaining()
+    waits = Patience(longest if remaining is None else min(longest, max(0.0, remaining - 1.0)))
+    context.add_callback(lambda: waits.cancel("the caller has hung up"))
+    return waits
+
+
+def require(request: Any, *fields: str) -> None:
+    """Raise InvalidParameter naming the first of `fields` that is not set in `request`."""
+    for field in fields:
+        value = getattr(request, field)
+        if not value or (hasattr(value, "ByteSize") and not request.HasField(field)):
+            raise errors.InvalidParameter(f"{field} is missing in {type(request).__name__}")
+
+
+class Interceptor(_ServerInterceptor):
+    """Turns what a servicer raises into a gRPC status, and writes one log line for each call."""
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        """Wrap the method's handler; methods that do not exist stay UNIMPLEMENTED."""
+        handler = continuation(details)
+        if handler is None or not handler.unary_unary:
+            return handler
+        method = details.method.rpartition("/")[2]
+        return grpc.unary_unary_rpc_method_handler(
+            lambda request, context: _answer(method, handler.unary_unary, request, context),
+            handler.request_deserializer,
+            handler.response_serializer,
+        )
+
+
+def _answer(method: str, behaviour: Callable[[Any, Any], Any], request: Any, context: grpc.ServicerContext) -> Any:
+    started = time.monotonic()
+    try:
+        reply = behaviour(request, context)
+    except Exception as error:
+        code = code_of(error)
+        message = "this driver does not have this call" if code is grpc.StatusCode.UNIMPLEMENTED else str(error)
+        if not isinstance(error, (errors.DataCacheError, NotImplementedError)):
+            message = f"unexpected {type(error).__name__}; the plugin's log has the place"
+        _log_call(method, request, code, started, message, error if code is grpc.StatusCode.INTERNAL else None)
+        context.abort(code, message)
+    _log_call(method, request, grpc.StatusCode.OK, started, "", None)
+    return reply
+
+
+def _log_call(method: str, request: Any, code: grpc.StatusCode, started: float, reason: str, fault: BaseException | None) -> None:
+    fields = {
+        "method": method,
+        "volume": getattr(request, "volume_id", "") or getattr(request, "name", "") or "-",
+        "code": code.name,
+        "ms": round((time.monotonic() - started) * 1000, 1),
+    }
+    if reason:
+        fields["reason"] = reason
+    if fault:
+        fields["at"] = _places(fault)
+    log.log(logging.INFO if code is grpc.StatusCode.OK else logging.WARNING, "rpc", extra={"fields": fields})
+
+
+def _places(fault: BaseException) -> str:
+    """Where a fault came from, innermost first. A foreign exception's text is left out: it may quote what it was given."""
+    frames = traceback.extract_tb(fault.__traceback__)
+    return type(fault).__name__ + "".join(f" < {frame.filename}:{frame.lineno}" for frame in reversed(frames))
+
+
+def keep_memory_small() -> None:
+    """Let glibc keep two malloc arenas in place of eight a core: hundreds of threads would hold on to free memory otherwise."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_ARENA_MAX, 2)
+        libc.mallopt(_M_TRIM_THRESHOLD, 256 * 1024)
+
+
+def socket_path(endpoint: str) -> str:
+    """The path in a unix:// endpoint; raises InvalidParameter for any other."""
+    path = endpoint.removeprefix("unix://")
+    if not endpoint.startswith("unix://") or not path.startswith("/"):
+        raise errors.InvalidParameter(f"--endpoint is {endpoint!r}; it is unix:// and an absolute path")
+    return path
+
+
+def claim_socket(endpoint: str) -> str:
+    """Make room for the socket: a stale one is removed, a live one or another kind of file raises AlreadyExists."""
+    path = socket_path(endpoint)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if not os.path.lexists(path):
+        return path
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise errors.AlreadyExists(f"{path} exists and is no socket; remove it or choose another --endpoint")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return path
+        except OSError as error:
+            raise errors.AlreadyExists(f"{path} cannot be looked at ({error.strerror}); stop what listens there") from error
+    raise errors.AlreadyExists(f"another process answers on {path}; stop it or choose another --endpoint")
+
+
+def serve(endpoint: str, threads: int, room: WaitingRoom, register: Callable[[grpc.Server], None]) -> None:
+    """Serve on `endpoint` until SIGTERM or SIGINT, then end all waiting, let running calls finish and return."""
+    path = claim_socket(endpoint)
+    server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), interceptors=[Interceptor()])
+    register(server)
+    mask = os.umask(0o077)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+        server.start()
+    finally:
+        os.umask(mask)
+    log.info("serving", extra={"fields": {"endpoint": endpoint}})
+    _until_told_to_leave()
+    room.close("the plugin is leaving; its successor goes on")
+    server.stop(_LEAVE_SECONDS).wait()
+    log.info("left", extra={"fields": {"endpoint": endpoint}})
+
+
+def _until_told_to_leave() -> None:
+    told = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: told.set())
+    while not told.wait(3600):
+        pass

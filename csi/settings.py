@@ -1,0 +1,53 @@
+"""Command line flags, each of which is also an environment variable DATACACHE_..., and the sizes people write."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from typing import Any
+
+DRIVER_NAME = "datacache.csi.io"
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+
+
+def flag(parser: argparse.ArgumentParser, name: str, *, default: str | None = None, **options: Any) -> None:
+    """Add `name` (such as "--node-id"), whose default is DATACACHE_NODE_ID where that is set; required where neither is."""
+    variable = "DATACACHE_" + name.lstrip("-").replace("-", "_").upper()
+    value = os.environ.get(variable, default)
+    text = options.pop("help", "")
+    parser.add_argument(name, default=value, required=value is None, help=f"{text} [{variable}]", **options)
+
+
+def plugin_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that both plugins have."""
+    flag(parser, "--endpoint", help="the CSI socket, as unix:///run/.../csi.sock")
+    flag(parser, "--driver-name", default=DRIVER_NAME, type=driver_name, help="the CSI driver's name")
+    flag(parser, "--log-format", default="text", choices=("text", "json"), help="log lines for people or for collectors")
+    flag(parser, "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="the least level that is logged")
+    flag(parser, "--rpc-threads", default="512", type=int, help="calls at a time; at most half of them may wait")
+    flag(parser, "--proof-ttl", default="10m", type=duration, help="how long a proof of reading is taken without asking the origin again")
+    flag(parser, "--offline-grace", default="7d", type=duration, help="how long what was proven counts while the origin is unreachable")
+
+
+def driver_name(text: str) -> str:
+    """A CSI driver name: at most 63 characters, letters and digits at its ends, '-', '.' and letters, digits between."""
+    if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no CSI driver name; use a domain name such as {DRIVER_NAME}, at most 63 characters")
+    return text
+
+
+def size(text: str) -> int:
+    """Bytes from a Kubernetes quantity ("500Gi", "2T", "1048576")."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k|M|G|T|Ki|Mi|Gi|Ti|)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 500Gi or 2T")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+def duration(text: str) -> float:
+    """Seconds from "90", "90s", "10m", "24h" or "7d"."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no duration; write it as 90s, 10m, 24h or 7d")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]

@@ -1,0 +1,36 @@
+"""Access modes: a cache is read-only, so writer modes are refused or, where asked, mounted read-only all the same."""
+
+from __future__ import annotations
+
+import enum
+
+from csi.errors import InvalidParameter
+
+
+class AccessMode(enum.Enum):
+    """CSI's access modes by their number."""
+
+    UNKNOWN = 0
+    SINGLE_NODE_WRITER = 1
+    SINGLE_NODE_READER_ONLY = 2
+    MULTI_NODE_READER_ONLY = 3
+    MULTI_NODE_SINGLE_WRITER = 4
+    MULTI_NODE_MULTI_WRITER = 5
+    SINGLE_NODE_SINGLE_WRITER = 6
+    SINGLE_NODE_MULTI_WRITER = 7
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether the mode never writes."""
+        return self in (AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY)
+
+
+def check(mode: AccessMode, downgrade_writers: bool) -> None:
+    """Raise InvalidParameter unless `mode` can be had: any reader mode, and writer modes where the volume downgrades them."""
+    if mode is AccessMode.UNKNOWN:
+        raise InvalidParameter("the access mode is missing; a data cache takes ReadOnlyMany (ROX)")
+    if not mode.reads_only and not downgrade_writers:
+        raise InvalidParameter(
+            f"access mode {mode.name} writes, but a data cache is always read-only; use ReadOnlyMany (ROX) in the PVC, or set the parameter "
+            "writerAccessModes: downgrade in the StorageClass to mount it read-only all the same"
+        )
