@@ -59,7 +59,8 @@ def test_every_message_field_enum_and_service_is_as_published(tmp_path: Path) ->
 
 def test_a_changed_field_number_or_option_would_be_noticed(tmp_path: Path) -> None:
     text = (ROOT / "proto" / "csi.proto").read_text()
-    for before, after in ((" [(csi_secret) = true];", ";"), ("string node_id = 2;", "string node_id = 12;"), ("SINGLE_NODE_WRITER = 1;", "SINGLE_WRITER = 1;")):
+    edits = ((" [(csi_secret) = true];", ";"), ("string node_id = 2;", "string node_id = 12;"), ("SINGLE_NODE_WRITER = 1;", "SINGLE_WRITER = 1;"))
+    for before, after in edits:
         changed = tmp_path / "csi.proto"
         changed.write_text(text.replace(before, after, 1))
         assert facts(compiled(changed, tmp_path)) != facts(compiled(ROOT / "proto" / "csi.proto", tmp_path))
