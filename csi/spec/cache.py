@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 
 REPO_SOURCES = ("HuggingFace/Model", "HuggingFace/DataSet")
@@ -75,6 +76,16 @@ class CacheSpec:
     source: HubSpec | NasSpec
     preserve_ownership: bool = False
 
+    @property
+    def moving(self) -> bool:
+        """Whether the same spec can mean other content tomorrow: all but a commit."""
+        return not (isinstance(self.source, HubSpec) and is_commit(self.source.revision))
+
+    @property
+    def source_moves(self) -> bool:
+        """Whether no pin can hold the source still (a NAS); what it held is then told by the manifest's digest alone."""
+        return isinstance(self.source, NasSpec)
+
     def to_context(self) -> dict[str, str]:
         """The spec as flat string parameters; `csi.spec.parameters.parse` of it gives an equal spec."""
         extra = {"preserveOwnership": "true"} if self.preserve_ownership else {}
@@ -83,6 +94,11 @@ class CacheSpec:
     def canonical(self) -> str:
         """One text for each spec: the key under which answers about it are remembered."""
         return json.dumps(self.to_context(), sort_keys=True)
+
+
+def is_commit(revision: str) -> bool:
+    """Whether `revision` is a full commit id (40 hex digits), which never moves."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
 def join_list(items: tuple[str, ...]) -> str:

@@ -1,0 +1,123 @@
+"""A worker: resolves and fills in a process of its own, so that hub clients, their memory and their faults stay out of the plugins."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import sys
+import threading
+import traceback
+from contextlib import closing
+from pathlib import Path
+from typing import IO, Any
+
+from csi import logs
+from csi.errors import DataCacheError, to_wire
+from csi.images.fill import FillProgress, fill, seal
+from csi.images.layout import lay_out
+from csi.sources.catalog import open_source
+from csi.spec.manifest import Manifest
+from csi.spec.parameters import parse
+from csi.worker.protocol import Request, Resolution
+
+log = logging.getLogger("datacache.worker")
+_NICE = 5
+
+
+class Worker:
+    """Answers requests one after another; events go to `output`."""
+
+    def __init__(self, output: IO[bytes]) -> None:
+        self._output = output
+
+    def serve(self, requests: queue.SimpleQueue[bytes]) -> None:
+        """Answer requests for ever; the process ends when its input does."""
+        while True:
+            self._answer(Request.decode(requests.get()))
+
+    def _answer(self, request: Request) -> None:
+        try:
+            self._say("result", {"pin": self._pin, "resolve": self._resolve, "fill": self._fill}[request.operation](request))
+        except BaseException as error:  # whatever happens is the caller's to hear
+            if not isinstance(error, DataCacheError):
+                places = " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__)))
+                log.error("unexpected %s", type(error).__name__, extra={"fields": {"operation": request.operation, "at": places}})
+            self._say("error", to_wire(error))
+
+    def _say(self, event: str, body: dict[str, Any]) -> None:
+        self._output.write(json.dumps({"event": event, **body}).encode() + b"\n")
+        self._output.flush()
+
+    def _pin(self, request: Request) -> dict[str, Any]:
+        with closing(open_source(parse(request.spec).spec, request.secrets)) as source:
+            return {"spec": source.pin().to_context()}
+
+    def _resolve(self, request: Request) -> dict[str, Any]:
+        with closing(open_source(parse(request.spec).spec, request.secrets)) as source:
+            manifest = source.resolve(source.pin())
+            source.prove(manifest)
+        if request.manifest:
+            with Path(request.manifest).open("xb") as stream:
+                manifest.write(stream)
+        return _resolution(manifest).encode()
+
+    def _fill(self, request: Request) -> dict[str, Any]:
+        with Path(request.manifest).open("rb") as stream:
+            manifest = Manifest.read(stream)
+        partial, image = Path(request.partial), Path(request.image)
+        if not image.exists():
+            with closing(open_source(parse(manifest.access).spec, request.secrets)) as source:
+                fill(
+                    lay_out(manifest),
+                    partial,
+                    Path(request.journal),
+                    lambda: source.reader(manifest),
+                    connections=request.connections,
+                    progress=self._report,
+                )
+            seal(partial, image)
+        return {}
+
+    def _report(self, progress: FillProgress) -> None:
+        self._say(
+            "progress",
+            {
+                "bytes_done": progress.bytes_done,
+                "bytes_total": progress.bytes_total,
+                "bytes_fetched": progress.bytes_fetched,
+                "rate": progress.rate,
+                "seconds_left": progress.seconds_left,
+            },
+        )
+
+
+def _resolution(manifest: Manifest) -> Resolution:
+    files = list(manifest.files)
+    return Resolution(
+        parse(manifest.access).spec,
+        manifest.digest,
+        manifest.content_bytes,
+        lay_out(manifest).size,
+        len(files),
+        sum(not file.verifiable for file in files),
+    )
+
+
+def main() -> None:
+    """Serve requests until standard input ends, then leave at once: the journal makes any moment a good one."""
+    os.nice(_NICE)
+    logs.set_up("json" if os.environ.get("DATACACHE_LOG_FORMAT") == "json" else "text")
+    # Libraries that print must not reach the pipe that carries events.
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=Worker(output).serve, args=(requests,), daemon=True).start()
+    for line in sys.stdin.buffer:
+        requests.put(line)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""What was proven: which credential could read which spec, and what it resolved to.
+
+An answer is filed under HMAC-SHA256(key; credential, spec), with the key in a file of mode 0600, so that neither the
+credential nor a guess at it can be read from the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from csi import durable
+from csi.spec.cache import CacheSpec
+from csi.worker.protocol import Resolution
+
+_FORMAT = 1
+_KEY_BYTES = 32
+
+
+class ProofMemory:
+    """Remembered answers in `folder`, each at most `grace` seconds old; those within `ttl` seconds count as fresh. Thread-safe."""
+
+    def __init__(self, folder: Path, ttl: float, grace: float, clock: Callable[[], float] = time.time) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder, self._ttl, self._grace, self._clock = folder, ttl, grace, clock
+        self._key = self._load_key()
+        self._sweep()
+
+    def remember(self, secrets: Mapping[str, str], spec: CacheSpec, found: Resolution) -> None:
+        """Keep that this credential read `found` when it asked for `spec`."""
+        durable.write_json(self._path(secrets, spec), {"format": _FORMAT, "time": self._clock(), "found": found.encode()})
+
+    def fresh(self, secrets: Mapping[str, str], spec: CacheSpec) -> Resolution | None:
+        """What was proven within the last `ttl` seconds."""
+        return self._recall(secrets, spec, self._ttl)
+
+    def lasting(self, secrets: Mapping[str, str], spec: CacheSpec) -> Resolution | None:
+        """What was proven within the grace: good enough while the origin cannot be asked."""
+        return self._recall(secrets, spec, self._grace)
+
+    def forget(self, secrets: Mapping[str, str], spec: CacheSpec) -> None:
+        """Drop the answer: the origin has refused this credential."""
+        self._path(secrets, spec).unlink(missing_ok=True)
+
+    def _recall(self, secrets: Mapping[str, str], spec: CacheSpec, limit: float) -> Resolution | None:
+        try:
+            kept = durable.read_json(self._path(secrets, spec))
+            if kept["format"] != _FORMAT or not 0 <= self._clock() - kept["time"] < limit:
+                return None
+            return Resolution.decode(kept["found"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
+    def _path(self, secrets: Mapping[str, str], spec: CacheSpec) -> Path:
+        text = json.dumps([sorted(secrets.items()), spec.canonical()])
+        return self._folder / hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+    def _load_key(self) -> bytes:
+        path = self._folder / "key"
+        if not path.exists():
+            durable.write_bytes(path, os.urandom(_KEY_BYTES))
+        return path.read_bytes()
+
+    def _sweep(self) -> None:
+        oldest = self._clock() - self._grace
+        for path in self._folder.iterdir():
+            if path.name != "key" and path.stat().st_mtime < oldest:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,81 @@
+"""What plugin and worker say to each other: one JSON object a line, requests on the worker's input, events on its output.
+
+Secrets travel in requests only. A worker answers a request with any number of progress events and then one result or
+one error; the end of its input orders it to stop at once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from csi.spec.cache import CacheSpec
+from csi.spec.parameters import parse
+
+Operation = Literal["pin", "resolve", "fill"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One order. `spec` is a cache spec as flat parameters; paths are absolute, "" where an operation has no use for them.
+
+    pin: result is the pinned spec. resolve: list, prove and, where `manifest` is given, write the manifest there.
+    fill: read `manifest`, fill `partial` (with its `journal`) over `connections` connections and seal it as `image`.
+    """
+
+    operation: Operation
+    spec: dict[str, str]
+    secrets: dict[str, str]
+    manifest: str = ""
+    partial: str = ""
+    journal: str = ""
+    image: str = ""
+    connections: int = 4
+
+    def encode(self) -> bytes:
+        """The request as one line."""
+        return json.dumps(asdict(self)).encode() + b"\n"
+
+    @staticmethod
+    def decode(line: bytes) -> Request:
+        """The request in one line."""
+        return Request(**json.loads(line))
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a resolve found: the pinned `spec`, the manifest's `digest` and sizes in bytes; `unverifiable` counts files without an origin digest."""
+
+    spec: CacheSpec
+    digest: str
+    content_bytes: int
+    image_bytes: int
+    files: int
+    unverifiable: int
+
+    def encode(self) -> dict[str, Any]:
+        """The resolution as JSON values."""
+        return {**asdict(self), "spec": self.spec.to_context()}
+
+    @staticmethod
+    def decode(wire: Mapping[str, Any]) -> Resolution:
+        """The resolution that `encode` wrote."""
+        return Resolution(**{**wire, "spec": parse(wire["spec"]).spec})
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a fill is: bytes done and in all, those fetched by this worker, bytes per second now, seconds left (None while unknown)."""
+
+    bytes_done: int = 0
+    bytes_total: int = 0
+    bytes_fetched: int = 0
+    rate: float = 0.0
+    seconds_left: float | None = None
+
+    def shown(self) -> str:
+        """The progress for people: MiB done and in all, MiB/s, seconds left."""
+        left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
+        return f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB, {self.rate / 2**20:.0f} MiB/s{left}"

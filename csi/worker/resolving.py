@@ -1,0 +1,137 @@
+"""Resolve and prove on the plugin's side: in a worker, once for all who ask the same, longer than a call may last if need be."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from csi.errors import Busy, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.spec.cache import CacheSpec
+from csi.spec.parameters import parse
+from csi.waiting import Patience, WaitingRoom
+from csi.worker.pool import WorkerPool
+from csi.worker.proofs import ProofMemory
+from csi.worker.protocol import Request, Resolution
+
+log = logging.getLogger("datacache.resolve")
+
+Keep = Callable[[Resolution, Path], None]
+
+
+@dataclass
+class _Pending:
+    """One resolve under way and all who wait for it."""
+
+    waiters: set[Patience] = field(default_factory=set)
+    result: Resolution | None = None
+    error: Exception | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.result is not None or self.error is not None
+
+
+class Resolver:
+    """Resolves specs for one plugin. `scratch` holds manifests on their way to `keep`, who moves them where they belong.
+
+    `ask_moving`: a spec that can move (a branch, a NAS) is asked for anew each time, as one creating a volume expects;
+    otherwise a fresh proof answers for it too, as one mounting a volume expects.
+    """
+
+    def __init__(self, pool: WorkerPool, proofs: ProofMemory, room: WaitingRoom, *, ask_moving: bool, scratch: Path | None = None) -> None:
+        self._pool, self._proofs, self._room, self._ask_moving, self._scratch = pool, proofs, room, ask_moving, scratch
+        self._guard = threading.Lock()
+        self._pending: dict[str, _Pending] = {}
+
+    def resolve(
+        self, key: str, spec: CacheSpec, secrets: Mapping[str, str], patience: Patience, has: Callable[[str], bool] = lambda _: True, keep: Keep | None = None
+    ) -> Resolution:
+        """What `spec` holds, after this credential has read bytes of it.
+
+        `key` is the volume whose call waits. `has` says whether the manifest of a digest is at hand; where it is not, the
+        origin is asked whatever is remembered and `keep` gets the manifest's file. Raises Busy when `patience` ends
+        first (the work goes on and the next call finds it), else the errors of a Source.
+        """
+        if not (self._ask_moving and spec.moving):
+            known = self._proofs.fresh(secrets, spec)
+            if known and has(known.digest):
+                return known
+        name = repr((sorted(secrets.items()), spec.canonical(), keep is None))
+        with self._room.seat(key, patience):
+            return self._await(name, self._join(name, spec, dict(secrets), patience, has, keep), spec, patience)
+
+    def _join(
+        self, name: str, spec: CacheSpec, secrets: dict[str, str], patience: Patience, has: Callable[[str], bool], keep: Keep | None
+    ) -> _Pending:
+        with self._guard:
+            pending = self._pending.get(name)
+            if pending is None:
+                pending = self._pending[name] = _Pending()
+                arguments = (name, pending, spec, secrets, has, keep)
+                threading.Thread(target=self._run, args=arguments, name="resolve", daemon=True).start()
+            pending.waiters.add(patience)
+            return pending
+
+    def _await(self, name: str, pending: _Pending, spec: CacheSpec, patience: Patience) -> Resolution:
+        while not pending.done and not patience.over:
+            patience.sleep()
+        with self._guard:
+            pending.waiters.discard(patience)
+            if pending.done and self._pending.get(name) is pending:
+                del self._pending[name]
+        if pending.error:
+            raise pending.error
+        if pending.result is None:
+            raise Busy(patience.cancelled or f"still resolving {spec.source.shown}; call again, the work goes on")
+        return pending.result
+
+    def _run(self, name: str, pending: _Pending, spec: CacheSpec, secrets: dict[str, str], has: Callable[[str], bool], keep: Keep | None) -> None:
+        result, error = None, None
+        try:
+            result = self._ask(spec, secrets, has, keep)
+        except Exception as raised:
+            error = raised
+        with self._guard:
+            pending.result, pending.error = result, error
+            for patience in pending.waiters:
+                patience.wake()
+            if result and not pending.waiters and self._pending.get(name) is pending:
+                del self._pending[name]
+
+    def _ask(self, spec: CacheSpec, secrets: dict[str, str], has: Callable[[str], bool], keep: Keep | None) -> Resolution:
+        try:
+            pinned = self._pin(spec, secrets)
+            known = None if pinned.source_moves else self._proofs.fresh(secrets, pinned)
+            found = known if known and has(known.digest) else self._resolve(pinned, secrets, keep)
+        except OriginUnavailable as error:
+            known = self._proofs.lasting(secrets, spec)
+            if known is None or not has(known.digest):
+                raise
+            log.warning("origin unreachable, taking what was proven before", extra={"fields": {"source": spec.source.shown, "reason": error}})
+            return known
+        except (Unauthenticated, PermissionDenied, SourceNotFound):
+            self._proofs.forget(secrets, spec)
+            raise
+        for asked in {spec, found.spec}:
+            self._proofs.remember(secrets, asked, found)
+        return found
+
+    def _pin(self, spec: CacheSpec, secrets: dict[str, str]) -> CacheSpec:
+        if not spec.moving or spec.source_moves:
+            return spec
+        return parse(self._pool.call("resolve", Request("pin", spec.to_context(), secrets))["spec"]).spec
+
+    def _resolve(self, pinned: CacheSpec, secrets: dict[str, str], keep: Keep | None) -> Resolution:
+        if keep is None or self._scratch is None:
+            return Resolution.decode(self._pool.call("resolve", Request("resolve", pinned.to_context(), secrets)))
+        manifest = self._scratch / f"manifest-{uuid.uuid4().hex}"
+        try:
+            found = Resolution.decode(self._pool.call("resolve", Request("resolve", pinned.to_context(), secrets, manifest=str(manifest))))
+            keep(found, manifest)
+            return found
+        finally:
+            manifest.unlink(missing_ok=True)
