@@ -61,6 +61,10 @@ class Busy(DataCacheError):
     """Work on this volume goes on; the same call later finds it further on."""
 
 
+class FillStopped(Busy):
+    """A fill was told to stop; what it has written and verified stays, and the next fill goes on from there."""
+
+
 class InvalidToken(Busy):
     """A page token that this controller did not give out (CSI wants ABORTED)."""
 
