@@ -10,6 +10,7 @@ import sys
 import threading
 import traceback
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -77,20 +78,11 @@ class Worker:
                     connections=request.connections,
                     progress=self._report,
                 )
-            seal(partial, image)
+            seal(partial, image, Path(request.journal))
         return {}
 
     def _report(self, progress: FillProgress) -> None:
-        self._say(
-            "progress",
-            {
-                "bytes_done": progress.bytes_done,
-                "bytes_total": progress.bytes_total,
-                "bytes_fetched": progress.bytes_fetched,
-                "rate": progress.rate,
-                "seconds_left": progress.seconds_left,
-            },
-        )
+        self._say("progress", asdict(progress))
 
 
 def _resolution(manifest: Manifest) -> Resolution:
@@ -108,7 +100,7 @@ def _resolution(manifest: Manifest) -> Resolution:
 def main() -> None:
     """Serve requests until standard input ends, then leave at once: the journal makes any moment a good one."""
     os.nice(_NICE)
-    logs.set_up("json" if os.environ.get("DATACACHE_LOG_FORMAT") == "json" else "text")
+    logs.set_up("json" if sys.argv[1:] == ["json"] else "text")
     # Libraries that print must not reach the pipe that carries events.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from csi import run
+from csi import logs, run
 from csi.errors import Busy, DataCacheError, WorkerDied, from_wire
 from csi.worker.protocol import Progress, Request
 
@@ -89,10 +89,10 @@ def _environment() -> dict[str, str]:
 class WorkerPool:
     """At most `lanes[name]` workers at a time for each kind of work. Thread-safe; a warm worker serves any lane."""
 
-    def __init__(self, lanes: dict[str, int], idle_seconds: float = 60.0, command: Sequence[str] = COMMAND) -> None:
+    def __init__(self, lanes: dict[str, int], idle_seconds: float = 60.0, command: Sequence[str] = COMMAND, log_format: logs.Format = "text") -> None:
         self._lanes = {name: threading.BoundedSemaphore(count) for name, count in lanes.items()}
         self._idle_seconds = idle_seconds
-        self._command = tuple(command)
+        self._command = (*command, log_format)
         self._guard = threading.Lock()
         self._idle: list[_Worker] = []
         self._reaper: threading.Timer | None = None

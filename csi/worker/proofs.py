@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from csi import durable
+from csi.errors import DataCacheError
 from csi.spec.cache import CacheSpec
 from csi.worker.protocol import Resolution
 
@@ -49,16 +50,20 @@ class ProofMemory:
 
     def _recall(self, secrets: Mapping[str, str], spec: CacheSpec, limit: float) -> Resolution | None:
         try:
-            kept = durable.read_json(self._path(secrets, spec))
-            if kept["format"] != _FORMAT or not 0 <= self._clock() - kept["time"] < limit:
+            kept = durable.read_json(self._path(secrets, spec), _FORMAT)
+            if not 0 <= self._clock() - kept["time"] < limit:
                 return None
             return Resolution.decode(kept["found"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, DataCacheError, KeyError, TypeError):
             return None
 
-    def _path(self, secrets: Mapping[str, str], spec: CacheSpec) -> Path:
+    def name(self, secrets: Mapping[str, str], spec: CacheSpec) -> str:
+        """The keyed hash of a credential and a spec, 64 hex digits."""
         text = json.dumps([sorted(secrets.items()), spec.canonical()])
-        return self._folder / hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+
+    def _path(self, secrets: Mapping[str, str], spec: CacheSpec) -> Path:
+        return self._folder / self.name(secrets, spec)
 
     def _load_key(self) -> bytes:
         path = self._folder / "key"

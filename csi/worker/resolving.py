@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from csi.worker.protocol import Request, Resolution
 
 log = logging.getLogger("datacache.resolve")
 
+_ERROR_KEPT_SECONDS = 60.0
 Keep = Callable[[Resolution, Path], None]
 
 
@@ -30,9 +32,16 @@ class _Pending:
     result: Resolution | None = None
     error: Exception | None = None
 
+    ended: float = 0.0
+
     @property
     def done(self) -> bool:
-        return self.result is not None or self.error is not None
+        return self.ended > 0
+
+    @property
+    def stale(self) -> bool:
+        """An error nobody came to hear is told to the next caller, but not to one that comes much later."""
+        return self.done and time.monotonic() - self.ended > _ERROR_KEPT_SECONDS
 
 
 class Resolver:
@@ -48,7 +57,13 @@ class Resolver:
         self._pending: dict[str, _Pending] = {}
 
     def resolve(
-        self, key: str, spec: CacheSpec, secrets: Mapping[str, str], patience: Patience, has: Callable[[str], bool] = lambda _: True, keep: Keep | None = None
+        self,
+        key: str,
+        spec: CacheSpec,
+        secrets: Mapping[str, str],
+        patience: Patience,
+        has: Callable[[str], bool] = lambda _: True,
+        keep: Keep | None = None,
     ) -> Resolution:
         """What `spec` holds, after this credential has read bytes of it.
 
@@ -60,7 +75,7 @@ class Resolver:
             known = self._proofs.fresh(secrets, spec)
             if known and has(known.digest):
                 return known
-        name = repr((sorted(secrets.items()), spec.canonical(), keep is None))
+        name = self._proofs.name(secrets, spec)
         with self._room.seat(key, patience):
             return self._await(name, self._join(name, spec, dict(secrets), patience, has, keep), spec, patience)
 
@@ -69,7 +84,7 @@ class Resolver:
     ) -> _Pending:
         with self._guard:
             pending = self._pending.get(name)
-            if pending is None:
+            if pending is None or pending.stale:
                 pending = self._pending[name] = _Pending()
                 arguments = (name, pending, spec, secrets, has, keep)
                 threading.Thread(target=self._run, args=arguments, name="resolve", daemon=True).start()
@@ -96,7 +111,7 @@ class Resolver:
         except Exception as raised:
             error = raised
         with self._guard:
-            pending.result, pending.error = result, error
+            pending.result, pending.error, pending.ended = result, error, time.monotonic()
             for patience in pending.waiters:
                 patience.wake()
             if result and not pending.waiters and self._pending.get(name) is pending:
@@ -106,7 +121,9 @@ class Resolver:
         try:
             pinned = self._pin(spec, secrets)
             known = None if pinned.source_moves else self._proofs.fresh(secrets, pinned)
-            found = known if known and has(known.digest) else self._resolve(pinned, secrets, keep)
+            if known and has(known.digest):
+                return known
+            found = self._resolve(pinned, secrets, keep)
         except OriginUnavailable as error:
             known = self._proofs.lasting(secrets, spec)
             if known is None or not has(known.digest):

@@ -1,0 +1,63 @@
+"""datacache-controller: the controller plugin, put together from its parts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+
+from controller_plugin.servicer import ControllerServicer
+from controller_plugin.volumes import Volumes
+from csi import __version__, logs, rpc, settings
+from csi.errors import DataCacheError
+from csi.identity import IdentityServicer
+from csi.pb import csi_pb2_grpc
+from csi.registry.directory import DirectoryRegistry
+from csi.waiting import WaitingRoom
+from csi.worker.pool import WorkerPool
+from csi.worker.proofs import ProofMemory
+from csi.worker.resolving import Resolver
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of datacache-controller."""
+    flags = argparse.ArgumentParser("datacache-controller", description="The controller plugin of the datacache CSI driver.")
+    flags.add_argument("--version", action="version", version=__version__)
+    settings.plugin_flags(flags)
+    settings.flag(flags, "--registry", type=Path, help="the folder that keeps the volumes")
+    settings.flag(flags, "--resolve-workers", default="2", type=int, help="resolves at a time")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until SIGTERM. Exit status 1, with the reason on standard error, where the plugin cannot start."""
+    options = parser().parse_args(arguments)
+    rpc.keep_memory_small()
+    logs.set_up(options.log_format, options.log_level)
+    try:
+        _serve(options)
+    except DataCacheError as error:
+        sys.exit(f"datacache-controller: {error}")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    room = WaitingRoom(options.rpc_threads // 2)
+    proofs = ProofMemory(options.registry / "proofs", options.proof_ttl, options.offline_grace)
+    pool = WorkerPool({"resolve": options.resolve_workers}, log_format=options.log_format)
+    volumes = Volumes(DirectoryRegistry(options.registry), Resolver(pool, proofs, room, ask_moving=True))
+
+    def register(server: grpc.Server) -> None:
+        csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)
+        csi_pb2_grpc.add_ControllerServicer_to_server(ControllerServicer(volumes, options.driver_name), server)
+
+    try:
+        rpc.serve(options.endpoint, options.rpc_threads, room, register)
+    finally:
+        pool.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""CSI's Controller service: checks the request, calls one method of `Volumes`, builds the reply."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+
+from controller_plugin.volumes import LARGEST_VOLUME, CreateRequest, Volumes
+from csi.errors import InvalidParameter
+from csi.pb import csi_pb2 as pb
+from csi.pb import csi_pb2_grpc
+from csi.registry.volume import VolumeRecord
+from csi.rpc import patience, require
+from csi.spec import access_modes
+from csi.spec.access_modes import AccessMode
+from csi.spec.parameters import parse, parse_mutable
+from csi.spec.performance import Performance
+
+_RPC = pb.ControllerServiceCapability.RPC
+_CAPABILITIES = (
+    _RPC.CREATE_DELETE_VOLUME,
+    _RPC.LIST_VOLUMES,
+    _RPC.GET_CAPACITY,
+    _RPC.GET_VOLUME,
+    _RPC.MODIFY_VOLUME,
+    _RPC.CLONE_VOLUME,
+)
+# external-provisioner gives up after 10 s; the answer must leave before.
+_RESOLVE_SECONDS = 8.0
+
+
+class ControllerServicer(csi_pb2_grpc.ControllerServicer):
+    """The Controller service over `volumes`; every volume can be had on nodes that carry the topology segment `driver_name`/mounts=true."""
+
+    def __init__(self, volumes: Volumes, driver_name: str) -> None:
+        self._volumes = volumes
+        self._topology = pb.Topology(segments={f"{driver_name}/mounts": "true"})
+
+    def ControllerGetCapabilities(
+        self, request: pb.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> pb.ControllerGetCapabilitiesResponse:
+        """What this controller can do."""
+        rpcs = (pb.ControllerServiceCapability(rpc=_RPC(type=kind)) for kind in _CAPABILITIES)
+        return pb.ControllerGetCapabilitiesResponse(capabilities=rpcs)
+
+    def CreateVolume(self, request: pb.CreateVolumeRequest, context: grpc.ServicerContext) -> pb.CreateVolumeResponse:
+        """Resolve and record; nothing is fetched."""
+        require(request, "name", "volume_capabilities")
+        record = self._volumes.create(self._create_request(request), patience(context, _RESOLVE_SECONDS))
+        return pb.CreateVolumeResponse(volume=self._volume(record))
+
+    def _create_request(self, request: pb.CreateVolumeRequest) -> CreateRequest:
+        return CreateRequest(
+            name=request.name,
+            parameters=request.parameters,
+            secrets=request.secrets,
+            modes=modes(request.volume_capabilities),
+            mount_flags=[flag for capability in request.volume_capabilities for flag in capability.mount.mount_flags],
+            mutable=request.mutable_parameters,
+            required_bytes=request.capacity_range.required_bytes,
+            limit_bytes=request.capacity_range.limit_bytes,
+            clone_of=_clone_of(request),
+        )
+
+    def DeleteVolume(self, request: pb.DeleteVolumeRequest, context: grpc.ServicerContext) -> pb.DeleteVolumeResponse:
+        """Forget the volume; an unknown id is no error."""
+        require(request, "volume_id")
+        self._volumes.delete(request.volume_id)
+        return pb.DeleteVolumeResponse()
+
+    def ValidateVolumeCapabilities(
+        self, request: pb.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> pb.ValidateVolumeCapabilitiesResponse:
+        """Confirm the capabilities asked, or say in words why not."""
+        require(request, "volume_id", "volume_capabilities")
+        record = self._volumes.get(request.volume_id)
+        try:
+            for mode in modes(request.volume_capabilities):
+                access_modes.check(mode, record.downgrade_writers)
+            parse_mutable(request.mutable_parameters, record.performance)
+        except InvalidParameter as error:
+            return pb.ValidateVolumeCapabilitiesResponse(message=str(error))
+        confirmed = pb.ValidateVolumeCapabilitiesResponse.Confirmed(
+            volume_context=request.volume_context,
+            volume_capabilities=request.volume_capabilities,
+            parameters=request.parameters,
+            mutable_parameters=request.mutable_parameters,
+        )
+        return pb.ValidateVolumeCapabilitiesResponse(confirmed=confirmed)
+
+    def ListVolumes(self, request: pb.ListVolumesRequest, context: grpc.ServicerContext) -> pb.ListVolumesResponse:
+        """One page of volumes, in the order of their ids."""
+        records, token = self._volumes.page(request.starting_token, request.max_entries)
+        entries = (pb.ListVolumesResponse.Entry(volume=self._volume(record)) for record in records)
+        return pb.ListVolumesResponse(entries=entries, next_token=token)
+
+    def GetCapacity(self, request: pb.GetCapacityRequest, context: grpc.ServicerContext) -> pb.GetCapacityResponse:
+        """The largest volume there can be: a volume costs nothing until a node fills it, and a node that holds the image is free of cost."""
+        if request.parameters:
+            parse(request.parameters)
+        reply = pb.GetCapacityResponse(available_capacity=LARGEST_VOLUME)
+        reply.maximum_volume_size.value = LARGEST_VOLUME
+        reply.minimum_volume_size.value = 0
+        return reply
+
+    def ControllerGetVolume(self, request: pb.ControllerGetVolumeRequest, context: grpc.ServicerContext) -> pb.ControllerGetVolumeResponse:
+        """One volume by its id."""
+        require(request, "volume_id")
+        record = self._volumes.get(request.volume_id)
+        status = pb.ControllerGetVolumeResponse.VolumeStatus()
+        return pb.ControllerGetVolumeResponse(volume=self._volume(record), status=status)
+
+    def ControllerModifyVolume(self, request: pb.ControllerModifyVolumeRequest, context: grpc.ServicerContext) -> pb.ControllerModifyVolumeResponse:
+        """Change performance keys of a live volume."""
+        require(request, "volume_id")
+        parse_mutable(request.mutable_parameters, Performance())
+        self._volumes.modify(request.volume_id, request.mutable_parameters)
+        return pb.ControllerModifyVolumeResponse()
+
+    def _volume(self, record: VolumeRecord) -> pb.Volume:
+        volume = pb.Volume(
+            volume_id=record.id,
+            capacity_bytes=record.capacity_bytes,
+            volume_context=record.to_context(),
+            accessible_topology=[self._topology],
+        )
+        if record.cloned_from:
+            volume.content_source.volume.volume_id = record.cloned_from
+        return volume
+
+
+def modes(capabilities: Iterable[pb.VolumeCapability]) -> list[AccessMode]:
+    """The access mode of each capability; raises InvalidParameter for block access, which read-only file trees do not have."""
+    found = []
+    for capability in capabilities:
+        if capability.HasField("block"):
+            raise InvalidParameter("block access is asked, but a data cache is a file system; use volumeMode: Filesystem in the PVC")
+        found.append(AccessMode(capability.access_mode.mode))
+    return found
+
+
+def _clone_of(request: pb.CreateVolumeRequest) -> str:
+    if not request.HasField("volume_content_source"):
+        return ""
+    source = request.volume_content_source
+    if not source.HasField("volume"):
+        raise InvalidParameter("volume_content_source names a snapshot; this driver clones volumes only")
+    if not source.volume.volume_id:
+        raise InvalidParameter("volume_content_source names no volume id")
+    return source.volume.volume_id
+
+
+

@@ -1,0 +1,185 @@
+"""The life of a volume in the controller: created from parameters, cloned, listed, modified, deleted. No bytes move here."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from csi.errors import AlreadyExists, InvalidParameter, InvalidToken, OutOfRange, SourceChanged, VolumeNotFound
+from csi.locks import KeyedLocks
+from csi.registry.volume import VolumeRecord, VolumeRegistry
+from csi.spec import access_modes
+from csi.spec.access_modes import AccessMode
+from csi.spec.parameters import VolumeParameters, names_a_source, parse, parse_mutable
+from csi.spec.performance import Performance
+from csi.waiting import Patience
+from csi.worker.resolving import Resolver
+
+GIB = 2**30
+# EROFS counts 4 KiB blocks in 32 bits.
+LARGEST_VOLUME = 2**32 * 4096
+_MAX_NAME = 128
+_TOKEN_PREFIX = "after:"
+
+
+@dataclass(frozen=True)
+class CreateRequest:
+    """What CreateVolume asks. Sizes are in bytes, 0 for "not said"; `clone_of` is a volume id or ""; `modes` one for each capability."""
+
+    name: str
+    parameters: Mapping[str, str]
+    secrets: Mapping[str, str] = field(repr=False)
+    modes: Sequence[AccessMode] = ()
+    mount_flags: Sequence[str] = ()
+    mutable: Mapping[str, str] = field(default_factory=dict)
+    required_bytes: int = 0
+    limit_bytes: int = 0
+    clone_of: str = ""
+
+
+class Volumes:
+    """The controller's volumes, kept in `registry`; `resolver` asks origins. Thread-safe."""
+
+    def __init__(self, registry: VolumeRegistry, resolver: Resolver) -> None:
+        self._registry, self._resolver = registry, resolver
+        self._locks = KeyedLocks()
+
+    def create(self, request: CreateRequest, patience: Patience) -> VolumeRecord:
+        """Pin the source and record the volume; the same name and request again give the same record.
+
+        Raises InvalidParameter, AlreadyExists (the name stands for something else), OutOfRange (content over
+        `limit_bytes`), VolumeNotFound (clone of a volume that is not), Busy, and the errors of a Source.
+        """
+        if not request.name or len(request.name) > _MAX_NAME:
+            raise InvalidParameter(f"name has {len(request.name)} characters; it has 1 to {_MAX_NAME}")
+        if 0 < request.limit_bytes < request.required_bytes:
+            raise InvalidParameter(f"limit_bytes {request.limit_bytes} is below required_bytes {request.required_bytes}")
+        volume_id = _id_of(request.name)
+        with self._locks.hold(volume_id):
+            asked = self._parsed(request)
+            known = self._registry.get(volume_id)
+            if known:
+                return _same(known, request, asked)
+            record = self._resolved(volume_id, request, asked, patience)
+            self._registry.put(record)
+            return record
+
+    def _parsed(self, request: CreateRequest) -> VolumeParameters:
+        original = self._original(request.clone_of)
+        if original and not names_a_source(request.parameters):
+            parsed = parse({**original.asked.to_context(), **request.parameters})
+        else:
+            parsed = parse(request.parameters, request.mount_flags)
+        if original and parsed.spec not in (original.asked, original.spec):
+            held = original.spec.source.shown
+            raise InvalidParameter(f"the parameters name {parsed.spec.source.shown}, the volume to clone holds {held}; make them agree")
+        for mode in request.modes:
+            access_modes.check(mode, parsed.downgrade_writers)
+        return replace(parsed, performance=parse_mutable(request.mutable, parsed.performance))
+
+    def _original(self, volume_id: str) -> VolumeRecord | None:
+        return self.get(volume_id) if volume_id else None
+
+    def _resolved(self, volume_id: str, request: CreateRequest, asked: VolumeParameters, patience: Patience) -> VolumeRecord:
+        original = self._original(request.clone_of)
+        spec = original.spec if original else asked.spec
+        found = self._resolver.resolve(volume_id, spec, request.secrets, patience)
+        if original and found.digest != original.digest:
+            raise SourceChanged(f"{spec.source.shown} changed since {original.id} was created, so it cannot be cloned; create a new volume")
+        return VolumeRecord(
+            id=volume_id,
+            name=request.name,
+            asked=asked.spec,
+            spec=found.spec,
+            digest=found.digest,
+            capacity_bytes=_capacity(found.content_bytes, request),
+            content_bytes=found.content_bytes,
+            downgrade_writers=asked.downgrade_writers,
+            cloned_from=request.clone_of,
+            created=time.time(),
+            performance=asked.performance,
+        )
+
+    def get(self, volume_id: str) -> VolumeRecord:
+        """The volume of that id; raises VolumeNotFound."""
+        record = self._registry.get(volume_id)
+        if record is None:
+            raise VolumeNotFound(f"there is no volume {volume_id[:200]!r}")
+        return record
+
+    def delete(self, volume_id: str) -> None:
+        """Forget the volume; nodes that still mount it keep their image. Raises Busy while another call works on it."""
+        with self._locks.hold(volume_id):
+            self._registry.delete(volume_id)
+
+    def modify(self, volume_id: str, mutable: Mapping[str, str]) -> VolumeRecord:
+        """Change the performance keys that `mutable` names, leaving the others; raises InvalidParameter, VolumeNotFound, Busy."""
+        with self._locks.hold(volume_id):
+            record = self.get(volume_id)
+            changed = replace(record, performance=parse_mutable(mutable, record.performance))
+            if changed != record:
+                self._registry.put(changed)
+            return changed
+
+    def page(self, token: str, limit: int) -> tuple[list[VolumeRecord], str]:
+        """One page of all volumes and the token of the next, "" for none; volumes that come and go neither shift nor repeat the others.
+
+        Raises InvalidToken for a token that is none of ours, InvalidParameter for a negative `limit`.
+        """
+        if limit < 0:
+            raise InvalidParameter(f"max_entries is {limit}; it is 0 (no limit) or more")
+        records = self._registry.page(_read_token(token), limit + 1 if limit else 0)
+        if not limit or len(records) <= limit:
+            return records, ""
+        return records[:limit], _write_token(records[limit - 1].id)
+
+
+def _id_of(name: str) -> str:
+    return "dc-" + hashlib.sha256(name.encode()).hexdigest()[:40]
+
+
+def _capacity(content_bytes: int, request: CreateRequest) -> int:
+    """The larger of what was asked and what the content needs, the latter rounded up to 1 GiB where the limit allows."""
+    rounded = max(1, -(-content_bytes // GIB)) * GIB
+    if not request.limit_bytes:
+        return max(rounded, request.required_bytes)
+    if content_bytes > request.limit_bytes:
+        raise OutOfRange(f"the content has {content_bytes} bytes, over the limit of {request.limit_bytes}; raise the limit or narrow the source")
+    return max(min(rounded, request.limit_bytes), request.required_bytes)
+
+
+def _same(known: VolumeRecord, request: CreateRequest, asked: VolumeParameters) -> VolumeRecord:
+    fits = known.capacity_bytes >= request.required_bytes and not 0 < request.limit_bytes < known.capacity_bytes
+    differing = [
+        field
+        for field, same in (
+            ("capacity_range", fits),
+            ("parameters", asked.spec == known.asked and asked.downgrade_writers == known.downgrade_writers),
+            ("volume_content_source", request.clone_of == known.cloned_from),
+            ("mutable_parameters or performance keys", asked.performance in (known.performance, Performance())),
+        )
+        if not same
+    ]
+    if differing:
+        raise AlreadyExists(f"a volume named {request.name!r} exists with other {' and '.join(differing)}; use another name or delete it first")
+    return known
+
+
+def _write_token(volume_id: str) -> str:
+    return base64.urlsafe_b64encode((_TOKEN_PREFIX + volume_id).encode()).decode()
+
+
+def _read_token(token: str) -> str:
+    if not token:
+        return ""
+    try:
+        text = base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        text = ""
+    if not text.startswith(_TOKEN_PREFIX):
+        raise InvalidToken(f"starting_token {token[:80]!r} is not one this controller gave out; start again without it")
+    return text.removeprefix(_TOKEN_PREFIX)

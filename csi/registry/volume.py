@@ -1,0 +1,78 @@
+"""What the cluster knows of a volume, and the Protocol of whoever keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from csi.spec.cache import CacheSpec
+from csi.spec.parameters import VolumeParameters, parse
+from csi.spec.performance import Performance
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """One volume of the controller.
+
+    `asked` is the spec as it was asked for, `spec` the pinned one; `digest` names the manifest (64 hex digits);
+    `capacity_bytes` is what the volume promises, `content_bytes` what it holds; `cloned_from` the id of the volume it
+    was cloned from, "" for none; `created` seconds since 1970.
+    """
+
+    id: str
+    name: str
+    asked: CacheSpec
+    spec: CacheSpec
+    digest: str
+    capacity_bytes: int
+    content_bytes: int
+    downgrade_writers: bool = False
+    cloned_from: str = ""
+    created: float = 0.0
+    performance: Performance = field(default_factory=Performance)
+
+    def to_context(self) -> dict[str, str]:
+        """The volume context that nodes get: flat parameters, no secret."""
+        return VolumeParameters(self.spec, self.performance, self.downgrade_writers, self.digest, self.capacity_bytes).to_context()
+
+    def encode(self) -> dict[str, object]:
+        """The record as JSON values."""
+        own = {key: getattr(self, key) for key in ("id", "name", "content_bytes", "cloned_from", "created")}
+        return {"format": FORMAT, **own, "asked": self.asked.to_context(), "context": self.to_context()}
+
+    @staticmethod
+    def decode(kept: dict[str, object]) -> VolumeRecord:
+        """The record that `encode` wrote; raises ValueError for another format, KeyError or TypeError for a damaged one."""
+        if kept["format"] != FORMAT:
+            raise ValueError(f"format {kept['format']}, this driver reads {FORMAT}")
+        context = parse(kept["context"])  # type: ignore[arg-type]
+        if context.manifest_digest is None or context.capacity_bytes is None:
+            raise ValueError("the digest or the capacity is missing")
+        own = {key: kept[key] for key in ("id", "name", "content_bytes", "cloned_from", "created")}
+        return VolumeRecord(
+            **own,  # type: ignore[arg-type]
+            asked=parse(kept["asked"]).spec,  # type: ignore[arg-type]
+            spec=context.spec,
+            digest=context.manifest_digest,
+            capacity_bytes=context.capacity_bytes,
+            downgrade_writers=context.downgrade_writers,
+            performance=context.performance,
+        )
+
+
+class VolumeRegistry(Protocol):
+    """Keeps volume records. Every change is durable when the method returns. Thread-safe."""
+
+    def get(self, volume_id: str) -> VolumeRecord | None:
+        """The record of `volume_id`, None where there is none; ids of any form may be asked for."""
+
+    def put(self, record: VolumeRecord) -> None:
+        """Add the record, or replace the one of the same id."""
+
+    def delete(self, volume_id: str) -> None:
+        """Remove the record; one that is not there is no error."""
+
+    def page(self, after: str, limit: int) -> list[VolumeRecord]:
+        """At most `limit` records whose ids sort behind `after`, in the order of their ids; `limit` 0 for all."""
