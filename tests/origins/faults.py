@@ -1,0 +1,139 @@
+"""What can go wrong at a local origin on purpose, and what it counted."""
+
+from __future__ import annotations
+
+import fnmatch
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+ACTIONS = ("status", "drop", "stall", "corrupt", "ignore-range")
+
+
+@dataclass
+class Fault:
+    """One thing that goes wrong for requests whose key matches `match` (a shell pattern), `times` times (-1: always).
+
+    Keys are "org/name/path/of/file" for files and "api/<kind>/org/name" for the API. Actions: "status" (answer
+    `status`, with Retry-After `retry_after` if that is not empty), "drop" (reset the connection `after` bytes into the
+    body), "stall" (wait `seconds` at `after`), "corrupt" (flip the file's byte at offset `after`), "ignore-range"
+    (answer 200 and the whole file). `listener` is "hub", "cdn" or "" for both.
+    """
+
+    action: str
+    match: str = "*"
+    times: int = -1
+    after: int = 0
+    seconds: float = 0.0
+    status: int = 503
+    retry_after: str = ""
+    listener: str = ""
+
+
+class Faults:
+    """The faults in force; `latency` (seconds before each answer) and `rate` (bytes/s over all connections) are plain attributes."""
+
+    def __init__(self) -> None:
+        self.latency = 0.0
+        self._bucket: TokenBucket | None = None
+        self._list: list[Fault] = []
+        self._lock = threading.Lock()
+
+    @property
+    def rate(self) -> float | None:
+        return self._bucket.rate if self._bucket else None
+
+    @rate.setter
+    def rate(self, value: float | None) -> None:
+        self._bucket = TokenBucket(value) if value else None
+
+    def pace(self, count: int) -> None:
+        """Wait until `count` more bytes may be sent."""
+        if self._bucket:
+            self._bucket.take(count)
+
+    def add(self, fault: Fault) -> Fault:
+        assert fault.action in ACTIONS, fault.action
+        with self._lock:
+            self._list.append(fault)
+        return fault
+
+    def clear(self) -> None:
+        self.latency, self.rate = 0.0, None
+        with self._lock:
+            self._list.clear()
+
+    def find(self, action: str, key: str, listener: str) -> Fault | None:
+        """The first fault of that kind in force for `key`, if any."""
+        with self._lock:
+            for fault in self._list:
+                if fault.action == action and fault.times and fault.listener in ("", listener) and fnmatch.fnmatchcase(key, fault.match):
+                    return fault
+        return None
+
+    def take(self, action: str, key: str, listener: str) -> Fault | None:
+        """As `find`, and it has happened once."""
+        fault = self.find(action, key, listener)
+        if fault:
+            self.happened(fault)
+        return fault
+
+    def happened(self, fault: Fault) -> None:
+        with self._lock:
+            if fault.times > 0:
+                fault.times -= 1
+
+
+class TokenBucket:
+    """`rate` bytes/s shared by everyone who takes; at most 20 ms worth may be saved up."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+        self._lock = threading.Lock()
+        self._free_at = time.monotonic()
+
+    def take(self, count: int) -> None:
+        with self._lock:
+            start = max(self._free_at, time.monotonic() - 0.02)
+            self._free_at = start + count / self.rate
+            wait = self._free_at - time.monotonic()
+        if wait > 0:
+            time.sleep(wait)
+
+
+@dataclass
+class Counters:
+    """What was asked and sent. `requests` by kind ("info", "tree", "resolve", "cdn", ...), `bytes_sent` by file key,
+    `authorizations` the Authorization values each listener saw, `connections` those open now by listener,
+    `accepted` those ever opened."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    bytes_sent: Counter[str] = field(default_factory=Counter)
+    authorizations: dict[str, set[str]] = field(default_factory=lambda: {"hub": set(), "cdn": set()})
+    connections: Counter[str] = field(default_factory=Counter)
+    accepted: Counter[str] = field(default_factory=Counter)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def asked(self, kind: str, listener: str, authorization: str | None) -> None:
+        with self.lock:
+            self.requests[kind] += 1
+            if authorization:
+                self.authorizations[listener].add(authorization)
+
+    def sent(self, key: str, count: int) -> None:
+        with self.lock:
+            self.bytes_sent[key] += count
+
+    def connected(self, listener: str, change: int) -> None:
+        with self.lock:
+            self.connections[listener] += change
+            self.accepted[listener] += max(change, 0)
+
+    def reset(self) -> None:
+        """Forget requests, bytes and authorizations; connections stay."""
+        with self.lock:
+            self.requests.clear()
+            self.bytes_sent.clear()
+            for seen in self.authorizations.values():
+                seen.clear()
