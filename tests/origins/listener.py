@@ -152,7 +152,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _send_body(self, key: str, content: Content, start: int, end: int) -> None:
         faults, name = self.server.faults, self.server.name
-        drop, stall, corrupt = (faults.find(action, key, name) for action in ("drop", "stall", "corrupt"))
+        drop = faults.find("drop", key, name) or faults.find("reset", key, name)
+        stall, corrupt = (faults.find(action, key, name) for action in ("stall", "corrupt"))
         stops = sorted({start + f.after for f in (drop, stall) if f and start + f.after < end} | {end})
         with _opened(content) as file:
             position = start
@@ -168,9 +169,8 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(stall.seconds)
         if drop and drop.after == sent:
             self.server.faults.happened(drop)
-            # Linger 0: the client meets a reset, not a tidy end.
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
+            if drop.action == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             raise Dropped
 
     def _send_range(self, key: str, content: Content, file: int | None, start: int, end: int, corrupt: Fault | None) -> None:
