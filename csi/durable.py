@@ -1,4 +1,7 @@
-"""Files that are whole or absent, whatever happens in between: temporary name, fsync, rename, fsync of the folder."""
+"""Files that are either whole and on disk, or not there: written beside their place, synced, renamed.
+
+A record is a JSON object with its format version under "format".
+"""
 
 from __future__ import annotations
 
@@ -8,48 +11,70 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from csi.errors import DataCacheError
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Put `data` at `path`, replacing what is there, with permission bits `mode`. Raises OSError."""
-    temporary = path.with_name(f".{path.name[:200]}.{uuid.uuid4().hex}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(descriptor)
-        rename_durably(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def rename_durably(source: Path, target: Path) -> None:
-    """Rename on one file system, replacing `target`, and make the new name survive a power cut. Raises OSError."""
-    os.rename(source, target)
-    sync_folder(target.parent)
+TEMP_SUFFIX = ".tmp"
+"""What the names of unfinished files end in; a start may remove them."""
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Return when the folder's names are on disk; raises OSError."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        os.fsync(fd)
     finally:
-        os.close(descriptor)
+        os.close(fd)
 
 
-def remove_durably(path: Path) -> None:
-    """Remove a file for good; one that is not there is no error."""
-    path.unlink(missing_ok=True)
-    sync_folder(path.parent)
+def sync_file(path: Path) -> None:
+    """Return when the file's bytes are on disk; raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
-def write_json(path: Path, value: Any, mode: int = 0o600) -> None:
-    """Put `value` as JSON at `path`, as `write_bytes` does."""
-    write_bytes(path, json.dumps(value, sort_keys=True, indent=1).encode() + b"\n", mode)
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename and return when both folders are on disk; raises OSError."""
+    source.rename(target)
+    sync_folder(target.parent)
+    if source.parent != target.parent:
+        sync_folder(source.parent)
 
 
-def read_json(path: Path) -> Any:
-    """The JSON value at `path`. Raises FileNotFoundError, or ValueError when it is no JSON."""
-    return json.loads(path.read_bytes())
+def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Put a file of exactly `data` at `path`, replacing what is there; raises OSError and leaves nothing behind then."""
+    temp = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMP_SUFFIX}")
+    try:
+        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(fd, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(fd)
+        rename_durably(temp, path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, record: dict[str, Any], mode: int = 0o600) -> None:
+    """Put `record` at `path` as `write_bytes` does."""
+    write_bytes(path, json.dumps(record, sort_keys=True).encode() + b"\n", mode)
+
+
+def read_json(path: Path, format_version: int | None = None) -> dict[str, Any]:
+    """The record at `path`.
+
+    Raises FileNotFoundError when there is none, DataCacheError when it is damaged or, where `format_version` is given,
+    of another format.
+    """
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataCacheError(f"the record {path} is damaged; remove it") from error
+    if not isinstance(record, dict):
+        raise DataCacheError(f"the record {path} is damaged: it is no JSON object; remove it")
+    if format_version is not None and record.get("format") != format_version:
+        raise DataCacheError(f"the record {path} has format {record.get('format')}, this driver reads {format_version}")
+    return record

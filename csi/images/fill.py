@@ -1,0 +1,166 @@
+"""The fill: a layout's bytes, from a reader to a partial image, each file verified; then the seal.
+
+A few threads read chunks in order, straight into aligned buffers, and write them to their place past the page
+cache; one thread hashes the same buffers in file order; the calling thread syncs, keeps the journal and tells progress.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+from csi.durable import rename_durably, sync_file, sync_folder
+from csi.errors import DataCacheError, FillStopped
+from csi.images.chunks import CHUNK, ChunkPlan, zero_padding
+from csi.images.fetch import PatientReader
+from csi.images.journal import Journal
+from csi.images.layout import Extent, Layout
+from csi.images.partial import PartialImage
+from csi.images.progress import FillProgress, ProgressMeter
+from csi.images.repair import hash_from_disk, refetch
+from csi.images.ring import Job, Ring
+from csi.images.verify import Verifier, check_empty_files
+from csi.spec.access import OpenReader
+from csi.spec.manifest import Entry
+
+CHECKPOINT_CHUNKS = 4
+"""So many chunks done (16 MiB) are synced and put into the journal, ..."""
+CHECKPOINT_SECONDS = 1.0
+"""... or all that are done after this time."""
+AT_RISK_BYTES = 64 * 1024 * 1024
+"""What a kill may cost beside the chunks that are being read."""
+_TICK = 0.1
+
+
+def fill(
+    layout: Layout,
+    partial: Path,
+    journal: Path,
+    open_reader: OpenReader,
+    *,
+    connections: int = 4,
+    progress: Callable[[FillProgress], None] | None = None,
+    should_stop: Callable[[], bool] | None = None,
+) -> None:
+    """Bring the image of `layout` to `partial`, whole, verified and on disk; goes on where `journal` says.
+
+    `connections` readers (at least 1) are opened; memory is about 8 MiB for each and 8 MiB more. `progress` and
+    `should_stop` are called in the calling thread. Raises FillStopped when told to stop, CorruptContent when a file is
+    wrong twice, NoSpace, and what the reader raises; what is done by then stays.
+    """
+    check_empty_files(layout.manifest)
+    with Journal(journal, layout) as log:
+        if log.durable == 0 or not PartialImage.is_whole(partial, layout.size):
+            log.restart()
+            PartialImage.create(partial, layout.size)
+        with PartialImage(partial, layout.size) as image:
+            _Fill(layout, image, log, open_reader, connections).run(ProgressMeter(layout.manifest.content_bytes, progress), should_stop)
+
+
+def seal(partial: Path, final: Path, journal: Path) -> None:
+    """Make the filled `partial` the read-only image `final`, durably, then drop the journal. Done twice, it is done once."""
+    if partial.exists():
+        sync_file(partial)
+        partial.chmod(0o400)
+        rename_durably(partial, final)
+    elif not final.exists():
+        raise DataCacheError(f"there is no partial image {partial} to seal; fill it first")
+    journal.unlink(missing_ok=True)
+    sync_folder(journal.parent)
+
+
+class _Fill:
+    def __init__(self, layout: Layout, image: PartialImage, journal: Journal, open_reader: OpenReader, connections: int) -> None:
+        self._layout, self._image, self._journal, self._open = layout, image, journal, open_reader
+        self._plan = ChunkPlan(layout)
+        self._resumed_at = max(journal.durable, len(layout.metadata))
+        first = self._plan.index_at(self._resumed_at)
+        self._ring = Ring(self._plan, first, 2 * connections + 2, connections + AT_RISK_BYTES // CHUNK)
+        # One more than connections: the hashing thread's own, for files that were wrong.
+        self._readers = [PatientReader(open_reader, self._ring.pause) for _ in range(connections + 1)]
+        self._synced_at = time.monotonic()
+
+    def run(self, meter: ProgressMeter, should_stop: Callable[[], bool] | None) -> None:
+        self._image.write_metadata(self._layout.metadata)
+        threads = [self._thread(self._read, reader) for reader in self._readers[1:]]
+        threads.append(self._thread(self._hash, self._readers[0]))
+        try:
+            self._watch(meter, should_stop)
+        except BaseException as error:
+            self._ring.fail(error)
+            raise
+        finally:
+            for thread in threads:
+                thread.join()
+            self._checkpoint()
+        meter.update(self._ring.content_done, self._fetched(), final=True)
+
+    def _thread(self, work: Callable[[PatientReader], None], reader: PatientReader) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                with reader:
+                    work(reader)
+            except BaseException as error:
+                self._ring.fail(error)
+
+        thread = threading.Thread(target=guarded, name=f"fill {work.__name__}", daemon=True)
+        thread.start()
+        return thread
+
+    def _watch(self, meter: ProgressMeter, should_stop: Callable[[], bool] | None) -> None:
+        finished = False
+        while not finished:
+            finished = self._ring.wait_done(self._plan.index_at(self._journal.durable) + CHECKPOINT_CHUNKS, _TICK)
+            meter.update(self._ring.content_done, self._fetched())
+            if not finished and should_stop is not None and should_stop():
+                raise FillStopped("the fill was told to stop; what is there stays, and the next fill goes on from there")
+            if self._is_due():
+                self._checkpoint()
+
+    def _is_due(self) -> bool:
+        behind = self._plan.offset(self._ring.done) - self._journal.durable
+        return behind >= CHECKPOINT_CHUNKS * CHUNK or time.monotonic() - self._synced_at >= CHECKPOINT_SECONDS
+
+    def _checkpoint(self) -> None:
+        """Sync, then write down, what was done before the sync began."""
+        done = self._ring.done
+        self._synced_at = time.monotonic()
+        if self._plan.offset(done) == self._journal.durable:
+            return
+        self._image.sync()
+        self._journal.append(self._plan.offset(done))
+        self._ring.durable(done)
+
+    def _fetched(self) -> int:
+        return sum(reader.fetched for reader in self._readers)
+
+    def _read(self, reader: PatientReader) -> None:
+        while (job := self._ring.take()) is not None:
+            view = job.view
+            for entry, offset, start, length in job.chunk.pieces:
+                self._ring.check()
+                end = start + length
+                reader.read_into(entry, offset, view[start:end])
+                zero_padding(view, end)
+            self._ring.filled(job)
+            self._image.write(job.chunk.offset, view)
+            self._ring.wrote(job)
+
+    def _hash(self, reader: PatientReader) -> None:
+        verifier = Verifier()
+        straddling = self._plan.straddling(self._resumed_at)
+        if straddling is not None:
+            verifier.go_on(hash_from_disk(self._image, straddling, self._resumed_at, self._ring.check))
+        for job in self._ring.in_order():
+            view = job.view
+            for piece in job.chunk.pieces:
+                if verifier.feed(piece, view[piece.start : piece.start + piece.length]):
+                    self._repair(job, piece.entry, job.chunk.offset + piece.start - piece.offset, reader)
+
+    def _repair(self, job: Job, entry: Entry, at: int, reader: PatientReader) -> None:
+        # The wrong bytes may still be on their way into the file.
+        self._ring.wait_written(job)
+        refetch(self._image, Extent(entry, at), reader, self._ring.check)

@@ -1,0 +1,78 @@
+"""The journal of a fill: how much of a partial image is on disk and verified.
+
+A file of a header, which binds it to one image, and fixed-size records, each the image byte up to which everything
+is durable. A record is appended only after the image was synced, so the last whole one can be believed whatever
+happened since. Format, little endian: header `<8sIIQ32sI` (magic, layout format, chunk bytes, image bytes, manifest
+digest, crc32), record `<QI` (durable bytes, crc32 that continues the header's).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from pathlib import Path
+from types import TracebackType
+
+from csi.images.chunks import CHUNK
+from csi.images.layout import FORMAT, Layout
+
+_MAGIC = b"DCFILL\0\1"
+_header = struct.Struct("<8sIIQ32sI")
+_record = struct.Struct("<QI")
+
+
+class Journal:
+    """The open journal at `path` for `layout`; what is there of another image, or damaged, is dropped. For one thread."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._header = _header_of(layout)
+        self._seed = zlib.crc32(self._header)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        content = path.read_bytes()
+        self.durable = 0
+        """Image bytes, from offset 0 on, that are on disk with every file that ends in them verified."""
+        if content.startswith(self._header):
+            self._recover(content)
+        else:
+            self.restart()
+
+    def append(self, durable: int) -> None:
+        """Record that image bytes up to `durable` are synced. The record itself is not: losing it only costs fetching again."""
+        body = struct.pack("<Q", durable)
+        os.write(self._fd, body + struct.pack("<I", zlib.crc32(body, self._seed)))
+        self.durable = durable
+
+    def restart(self) -> None:
+        """Forget all records, durably: an old record must not come back, after a power cut, beside a new partial image."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        os.write(self._fd, self._header)
+        os.fsync(self._fd)
+        self.durable = 0
+
+    def _recover(self, content: bytes) -> None:
+        at = len(self._header)
+        while at + _record.size <= len(content):
+            durable, crc = _record.unpack_from(content, at)
+            if crc != zlib.crc32(content[at : at + 8], self._seed):
+                break
+            self.durable = durable
+            at += _record.size
+        os.ftruncate(self._fd, at)
+        os.lseek(self._fd, at, os.SEEK_SET)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _header_of(layout: Layout) -> bytes:
+    fields = (_MAGIC, FORMAT, CHUNK, layout.size, bytes.fromhex(layout.manifest.digest))
+    return _header.pack(*fields, zlib.crc32(_header.pack(*fields, 0)))
