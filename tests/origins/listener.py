@@ -76,7 +76,7 @@ class Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
-    timeout = 300
+    # No timeout: a socket with one is non-blocking underneath, which sendfile does not wait for.
     server: Listener
 
     def setup(self) -> None:

@@ -180,6 +180,8 @@ def test_the_program_serves_folders(tmp_path: Path) -> None:
         for base in (tmp_path / "org" / "model", tmp_path / "datasets" / "org" / "data"):
             (base / path).parent.mkdir(parents=True, exist_ok=True)
             (base / path).write_bytes(data)
+    big = os.urandom(40_000_000)
+    (tmp_path / "org" / "model" / "big.bin").write_bytes(big)
     command = [sys.executable, "-m", "tests.origins.hub", "--root", str(tmp_path)]
     program = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -190,6 +192,7 @@ def test_the_program_serves_folders(tmp_path: Path) -> None:
         for kind in ("", "datasets/"):
             name = "org/data" if kind else "org/model"
             assert ask(f"{endpoint}/{kind}{name}/resolve/main/model.safetensors")[2] == FILES["model.safetensors"]
+        assert ask(f"{endpoint}/org/model/resolve/main/big.bin")[2] == big
     finally:
         program.terminate()
         assert program.wait(10) == 0
