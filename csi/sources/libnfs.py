@@ -1,0 +1,274 @@
+"""A binding of libnfs by ctypes: one `Context` is one connection with one mounted export, for one thread at a time.
+
+libnfs 4.0 (libnfs.so.13, Debian 12) and 5.x (libnfs.so.14, Debian 13) have the same functions and structures
+(include/nfsc/libnfs.h); later ones changed the order of arguments and are not taken. The library is loaded with the
+first context. ctypes gives up the interpreter lock for every call. Run as root, libnfs binds a source port below 1024,
+which exports marked `secure` ask for (the tests see it refused by the server without that right).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import math
+import os
+import select
+import stat
+import struct
+import uuid
+from collections.abc import Callable, Sequence
+from ctypes import POINTER, byref, c_char_p, c_int, c_uint64, c_void_p
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+from csi.errors import UnsupportedByNode
+
+READ_BYTES = 1 << 20
+_SONAMES = ("libnfs.so.13", "libnfs.so.14")
+_IN_FLIGHT = 64
+# struct nfsdirent: next, name, inode, type, mode, size, three timevals, uid, gid, nlink, dev, rdev, blksize, blocks, used, three nanoseconds.
+_DIRENT = struct.Struct("@PPQIIQ6l3I5Q3I")
+# struct nfs_stat_64: dev, ino, mode, nlink, uid, gid, rdev, size, blksize, blocks, three times, three nanoseconds, used.
+_STAT = struct.Struct("@10Q3q4Q")
+# ftype3 (RFC 1813, 2.6), which nfs_ftype4 shares (RFC 7530, 2.1).
+_FORMATS = {1: stat.S_IFREG, 2: stat.S_IFDIR, 3: stat.S_IFBLK, 4: stat.S_IFCHR, 5: stat.S_IFLNK, 6: stat.S_IFSOCK, 7: stat.S_IFIFO}
+_CALLBACK = ctypes.CFUNCTYPE(None, c_int, c_void_p, c_void_p, c_void_p)
+_T = TypeVar("_T")
+
+
+class Failure(Exception):
+    """A libnfs call failed: `code` is a positive errno, `text` what libnfs says (it names the NFS status, where there is one)."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class Attributes(NamedTuple):
+    """What a server says of a file: `format` is the S_IFMT part (0: not told), `mode` the 12 permission bits, times in ns, size in bytes."""
+
+    format: int
+    mode: int
+    size: int
+    mtime_ns: int
+    uid: int
+    gid: int
+    file_id: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a context speaks: `version` 3 or 4, TCP ports (0: the portmapper's or the well-known one), AUTH_SYS ids, seconds a call may take."""
+
+    version: int
+    port: int
+    mount_port: int
+    uid: int
+    gid: int
+    timeout: float
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    for name in _SONAMES:
+        try:
+            return _declare(ctypes.CDLL(name))
+        except OSError:
+            continue
+    raise UnsupportedByNode("this node lacks libnfs 4 or 5, which reads NAS sources; install the Debian package libnfs13 (libnfs14 on Debian 13)")
+
+
+def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+    handle, text, status = c_void_p, c_char_p, c_int
+    signatures: dict[str, tuple[object, list[object]]] = {
+        "nfs_init_context": (handle, []),
+        "nfs_destroy_context": (None, [handle]),
+        "nfs_get_error": (text, [handle]),
+        "nfs_get_fd": (status, [handle]),
+        "nfs_which_events": (status, [handle]),
+        "nfs_service": (status, [handle, status]),
+        "nfs_parse_url_incomplete": (handle, [handle, text]),
+        "nfs_destroy_url": (None, [handle]),
+        "nfs_set_uid": (None, [handle, status]),
+        "nfs_set_gid": (None, [handle, status]),
+        "nfs_set_timeout": (None, [handle, status]),
+        "nfs_set_autoreconnect": (None, [handle, status]),
+        "nfs_set_tcp_syncnt": (None, [handle, status]),
+        "nfs_set_dircache": (None, [handle, status]),
+        "nfs4_set_client_name": (None, [handle, text]),
+        "nfs4_set_verifier": (None, [handle, text]),
+        "nfs_mount": (status, [handle, text, text]),
+        "nfs_opendir": (status, [handle, text, POINTER(c_void_p)]),
+        "nfs_readdir": (handle, [handle, handle]),
+        "nfs_closedir": (None, [handle, handle]),
+        "nfs_lstat64_async": (status, [handle, text, _CALLBACK, handle]),
+        "nfs_readlink_async": (status, [handle, text, _CALLBACK, handle]),
+        "nfs_open": (status, [handle, text, status, POINTER(c_void_p)]),
+        "nfs_fstat64": (status, [handle, handle, handle]),
+        "nfs_pread": (status, [handle, handle, c_uint64, c_uint64, handle]),
+        "nfs_close": (status, [handle, handle]),
+    }
+    for name, (result, arguments) in signatures.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+class Context:
+    """One connection. All methods but `close` raise `Failure`; after one that `lost` tells of, only `close` makes sense."""
+
+    def __init__(self, options: Options) -> None:
+        self._lib = _library()
+        self._options = options
+        self._nfs = self._lib.nfs_init_context()
+        if not self._nfs:
+            raise MemoryError("libnfs could not make a context")
+        self._callbacks: list[object] = []
+        self._configure(options)
+
+    def _configure(self, options: Options) -> None:
+        arguments = {"version": options.version, "nfsport": options.port, "mountport": options.mount_port, "auto-traverse-mounts": 0}
+        url = "nfs://server/?" + "&".join(f"{key}={value}" for key, value in arguments.items() if value or "port" not in key)
+        self._lib.nfs_destroy_url(self._lib.nfs_parse_url_incomplete(self._nfs, url.encode()))
+        seconds = max(1, math.ceil(options.timeout))
+        self._lib.nfs_set_timeout(self._nfs, seconds * 1000)
+        # n SYNs wait 2^n - 1 seconds in all.
+        self._lib.nfs_set_tcp_syncnt(self._nfs, max(1, math.ceil(math.log2(seconds + 1))))
+        self._lib.nfs_set_autoreconnect(self._nfs, 0)
+        self._lib.nfs_set_dircache(self._nfs, 0)
+        self._lib.nfs_set_uid(self._nfs, options.uid)
+        self._lib.nfs_set_gid(self._nfs, options.gid)
+        if options.version == 4:
+            # Contexts that share a name or a verifier end each other's leases (NFS4ERR_EXPIRED).
+            self._lib.nfs4_set_client_name(self._nfs, f"datacache {uuid.uuid4()}".encode())
+            self._lib.nfs4_set_verifier(self._nfs, os.urandom(8))
+
+    def mount(self, server: str, export: str) -> None:
+        """Connect and mount `export`; a v3 server may be asked for any folder below an export."""
+        self._check(self._lib.nfs_mount(self._nfs, server.encode(), export.encode()))
+
+    def list_folder(self, path: bytes) -> list[tuple[bytes, Attributes]]:
+        """Names and attributes in the folder, without '.' and '..', in the server's order.
+
+        NFSv3 gives all attributes with the names (READDIRPLUS). libnfs loses the file ids of NFSv4 listings, so `file_id`
+        is 0 there.
+        """
+        folder = c_void_p()
+        self._check(self._lib.nfs_opendir(self._nfs, path, byref(folder)))
+        try:
+            return self._take_folder(folder)
+        finally:
+            self._lib.nfs_closedir(self._nfs, folder)
+
+    def _take_folder(self, folder: c_void_p) -> list[tuple[bytes, Attributes]]:
+        found: list[tuple[bytes, Attributes]] = []
+        has_ids = self._options.version == 3
+        entry = self._lib.nfs_readdir(self._nfs, folder)
+        while entry:
+            fields = _DIRENT.unpack(ctypes.string_at(entry, _DIRENT.size))
+            name = ctypes.string_at(fields[1])
+            if name not in (b".", b".."):
+                found.append((name, _listed(fields, has_ids)))
+            entry = fields[0]
+        return found
+
+    def stat_many(self, paths: Sequence[bytes]) -> list[Attributes]:
+        """The attributes of each path (symlinks themselves), many calls in flight."""
+        return self._many(self._lib.nfs_lstat64_async, paths, _attributes)
+
+    def read_links(self, paths: Sequence[bytes]) -> list[bytes]:
+        """The target of each symlink, many calls in flight."""
+        return self._many(self._lib.nfs_readlink_async, paths, ctypes.string_at)
+
+    def open(self, path: bytes) -> int:
+        """A handle for reading `path`; a symlink there is refused (ELOOP)."""
+        handle = c_void_p()
+        self._check(self._lib.nfs_open(self._nfs, path, os.O_RDONLY | os.O_NOFOLLOW, byref(handle)))
+        return handle.value or 0
+
+    def stat(self, handle: int) -> Attributes:
+        """The attributes of an open file, as the server has them now."""
+        buffer = ctypes.create_string_buffer(_STAT.size)
+        self._check(self._lib.nfs_fstat64(self._nfs, handle, ctypes.addressof(buffer)))
+        return _attributes(ctypes.addressof(buffer))
+
+    def read(self, handle: int, offset: int, buffer: memoryview) -> int:
+        """Read into `buffer` (writable, contiguous) from byte `offset` on; bytes read, fewer only at the end of the file."""
+        if not buffer:
+            return 0
+        anchor = ctypes.c_char.from_buffer(buffer)
+        address, done = ctypes.addressof(anchor), 0
+        while done < len(buffer):
+            count = min(READ_BYTES, len(buffer) - done)
+            got = self._check(self._lib.nfs_pread(self._nfs, handle, offset + done, count, address + done))
+            if got == 0:
+                break
+            done += got
+        return done
+
+    def close_file(self, handle: int) -> None:
+        """Let go of an open file; with NFSv4 the server is told."""
+        self._check(self._lib.nfs_close(self._nfs, handle))
+
+    @property
+    def descriptor(self) -> int:
+        """The TCP socket's descriptor (owned by libnfs)."""
+        return int(self._lib.nfs_get_fd(self._nfs))
+
+    def close(self) -> None:
+        """Drop the connection at once, whatever state it is in."""
+        if self._nfs:
+            self._lib.nfs_destroy_context(self._nfs)
+            self._nfs = None
+            self._callbacks.clear()
+
+    def _check(self, status: int) -> int:
+        if status < 0:
+            text: bytes | None = self._lib.nfs_get_error(self._nfs)
+            raise Failure(-status, (text or b"no reason given").decode(errors="replace"))
+        return status
+
+    def _many(self, call: Callable[..., int], paths: Sequence[bytes], take: Callable[[int], _T]) -> list[_T]:
+        results: dict[int, _T] = {}
+        failures: list[int] = []
+
+        def done(status: int, _nfs: int | None, data: int | None, index: int | None) -> None:
+            if status < 0 or not data:
+                failures.append(status or -errno.EIO)
+            else:
+                results[index or 0] = take(data)
+
+        callback = _CALLBACK(done)
+        # libnfs calls what is in flight once more when the context is destroyed.
+        self._callbacks.append(callback)
+        sent = 0
+        while len(results) < len(paths):
+            while sent < len(paths) and sent - len(results) < _IN_FLIGHT:
+                self._check(call(self._nfs, paths[sent], callback, sent))
+                sent += 1
+            self._serve()
+            if failures:
+                self._check(failures[0])
+        self._callbacks.remove(callback)
+        return [results[index] for index in range(len(paths))]
+
+    def _serve(self) -> None:
+        poll = select.poll()
+        poll.register(self.descriptor, self._lib.nfs_which_events(self._nfs))
+        # libnfs looks for calls that timed out when it is served, so it is served now and then without an event too.
+        events = poll.poll(100)
+        if self._lib.nfs_service(self._nfs, events[0][1] if events else 0) < 0:
+            self._check(-errno.EIO)
+
+
+def _listed(fields: tuple[int, ...], has_id: bool) -> Attributes:
+    mtime_ns = fields[8] * 10**9 + fields[21]
+    return Attributes(_FORMATS.get(fields[3], 0), fields[4] & 0o7777, fields[5], mtime_ns, fields[12], fields[13], fields[2] if has_id else 0)
+
+
+def _attributes(address: int) -> Attributes:
+    fields = _STAT.unpack(ctypes.string_at(address, _STAT.size))
+    mtime_ns = fields[11] * 10**9 + fields[14]
+    return Attributes(stat.S_IFMT(fields[2]), fields[2] & 0o7777, fields[7], mtime_ns, fields[4], fields[5], fields[1])

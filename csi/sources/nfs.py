@@ -1,0 +1,208 @@
+"""NFS as a transport: connections to one folder of a server, what its refusals mean, and how often to try again.
+
+A `Place` is where a spec's folder is found on its server; a `Connection` is one mounted context for one thread, made
+again after a call that timed out or a connection that broke: a server that is dead or hangs costs at most
+timeout x (retries + 1) seconds and then is OriginUnavailable.
+"""
+
+from __future__ import annotations
+
+import errno
+import posixpath
+import re
+import socket
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied, SourceNotFound
+from csi.sources.export_list import exported_folders
+from csi.sources.libnfs import Context, Failure, Options
+from csi.spec.cache import NasSpec
+
+_PORTMAPPER_PORT, _NFS_PORT = 111, 2049
+_REFUSED = (errno.EACCES, errno.EPERM)
+_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_TIMED_OUT = errno.EINTR
+_STATUS = re.compile(r"(?:NFS3|NFS4|MNT3)ERR_\w+|NFS4?ERR_\w+")
+# NFSv4 state that a server forgets (a lease of 90 seconds, a restart): a new connection makes it new.
+_STATE_LOST = {"NFS4ERR_EXPIRED", "NFS4ERR_STALE_CLIENTID", "NFS4ERR_STALE_STATEID", "NFS4ERR_OLD_STATEID", "NFS4ERR_BAD_STATEID"}
+_LATER = {
+    "NFS4ERR_GRACE": "has just started and lets its earlier clients in first (about 90 s)",
+    "NFS4ERR_DELAY": "asks to try again later",
+    "NFS3ERR_JUKEBOX": "asks to try again later",
+}
+_T = TypeVar("_T")
+
+
+def status_name(failure: Failure) -> str:
+    """The NFS or MOUNT status that the server answered with, "" when it answered nothing."""
+    found = _STATUS.search(failure.text)
+    return found.group() if found else ""
+
+
+def lost(failure: Failure) -> bool:
+    """Whether the connection is of no more use: a time-out, a broken socket, forgotten NFSv4 state."""
+    if failure.code in (_TIMED_OUT, errno.EIO, errno.EFAULT):
+        return not status_name(failure)
+    return status_name(failure) in _STATE_LOST
+
+
+class Place:
+    """Where the folder of a spec is on its server: the export to mount and the path below it. Shared by all connections of a source."""
+
+    def __init__(self, spec: NasSpec) -> None:
+        self.spec = spec
+        self.path = posixpath.normpath("/" + spec.path.strip("/"))
+        self._export: str | None = None
+
+    @property
+    def below(self) -> bytes:
+        """The folder's path below the mounted export, "" or starting with '/'; known once a connection was made."""
+        export = self._export or self.path
+        return b"" if export == self.path else self.path[len(export.rstrip("/")) :].encode()
+
+    def connect(self) -> Context:
+        """A context that has this place mounted.
+
+        Raises SourceNotFound, PermissionDenied, OriginUnavailable, or a `Failure` that is `lost`: trying again may help.
+        """
+        self._reach()
+        candidates = [self._export] if self._export else list(self._candidates())
+        for export in candidates:
+            try:
+                context = self._mount(export)
+            except Failure as failure:
+                if lost(failure):
+                    raise
+                if failure.code not in (*_REFUSED, *_MISSING):
+                    raise unavailable(self.spec, failure) from failure
+                refusal = failure
+            else:
+                self._export = export
+                return context
+        raise self._not_mounted(refusal) from refusal
+
+    def _candidates(self) -> Iterator[str]:
+        """NFSv3 mounts exports, and with most servers folders below them: the folder itself is asked for first, then its parents."""
+        path = self.path
+        yield path
+        while self.spec.version == "3" and path != "/":
+            path = posixpath.dirname(path)
+            yield path
+
+    def _mount(self, export: str) -> Context:
+        spec = self.spec
+        context = Context(Options(3 if spec.version == "3" else 4, spec.port, spec.mount_port, spec.uid, spec.gid, spec.timeout))
+        try:
+            context.mount(spec.server, export)
+        except BaseException:
+            context.close()
+            raise
+        return context
+
+    def _reach(self) -> None:
+        """Connect to the ports that will be used: libnfs does not say which of them refused, or that a name has no address."""
+        spec, v3 = self.spec, self.spec.version == "3"
+        ports = {spec.port or (_PORTMAPPER_PORT if v3 else _NFS_PORT)} | ({spec.mount_port or _PORTMAPPER_PORT} if v3 else set())
+        for port in sorted(ports):
+            try:
+                socket.create_connection((spec.server, port), spec.timeout).close()
+            except (OSError, UnicodeError) as error:
+                raise OriginUnavailable(f"{spec.shown}: {_unreachable(spec.server, port, error)}") from error
+
+    def _not_mounted(self, failure: Failure) -> DataCacheError:
+        spec = self.spec
+        listed = self._listed_export()
+        if listed or (spec.version != "3" and failure.code in _REFUSED):
+            return PermissionDenied(
+                f"{spec.shown}: the server does not let this node mount the export {listed or self.path!r} as uid {spec.uid} "
+                f"({status_name(failure) or failure.text}); allow the node's address and sec=sys in the export's access list"
+            )
+        return SourceNotFound(
+            f"{spec.shown}: the server {spec.server} has no export or folder {self.path!r}, or does not show it to this node; "
+            "check `path` against the server's export list"
+        )
+
+    def _listed_export(self) -> str | None:
+        if self.spec.version != "3":
+            return None
+        try:
+            exports = exported_folders(self.spec.server, self.spec.mount_port, self.spec.timeout)
+        except OSError:
+            return None
+        return next((e for e in exports if self.path == e or self.path.startswith(e.rstrip("/") + "/")), None)
+
+
+class Connection:
+    """A mounted context that is made on first use and again when it is lost; for one thread at a time."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._context: Context | None = None
+
+    def attempt(self, work: Callable[[Context], _T]) -> _T:
+        """The result of `work`, begun anew on a new connection: after a time-out as often as the spec's `retries` allow, after a break at least once.
+
+        Raises what `Place.connect` raises, OriginUnavailable, and `Failure` where the server answered and refused.
+        """
+        spec, again = self.place.spec, 0
+        while True:
+            try:
+                return work(self._mounted())
+            except Failure as failure:
+                if not lost(failure):
+                    raise
+                self.close()
+                # Servers drop idle connections and leases: a broken connection says nothing about the next one.
+                if again >= (spec.retries if failure.code == _TIMED_OUT else max(1, spec.retries)):
+                    raise unavailable(spec, failure) from failure
+                again += 1
+
+    def _mounted(self) -> Context:
+        if self._context is None:
+            self._context = self.place.connect()
+        return self._context
+
+    def close(self) -> None:
+        """Drop the connection, with all that is open on it."""
+        if self._context is not None:
+            self._context.close()
+            self._context = None
+
+
+def unavailable(spec: NasSpec, failure: Failure) -> OriginUnavailable:
+    """The error for a server that gave no usable answer."""
+    reason = _LATER.get(status_name(failure))
+    if reason:
+        return OriginUnavailable(f"{spec.shown}: the NFS server {spec.server} {reason}")
+    if failure.code == _TIMED_OUT:
+        return OriginUnavailable(f"{spec.shown}: the NFS server {_address(spec)} did not answer within {spec.timeout:g} s, {spec.retries + 1} times")
+    return OriginUnavailable(f"{spec.shown}: reading from the NFS server {_address(spec)} failed ({failure.text}, {_name(failure.code)})")
+
+
+def refused(spec: NasSpec, failure: Failure, path: bytes) -> DataCacheError:
+    """The error for a folder or file at `path` (below the spec's path) that the server answered for with a failure."""
+    shown = posixpath.join(spec.path, path.decode(errors="backslashreplace").lstrip("/")).rstrip("/") or "/"
+    if failure.code in _REFUSED:
+        return PermissionDenied(
+            f"{spec.shown}: the server does not let uid {spec.uid}, gid {spec.gid} read {shown!r} ({status_name(failure) or failure.text}); "
+            "let that user read it on the server, or set `uid` and `gid` of one who may (an export with root_squash takes uid 0 for nobody)"
+        )
+    if failure.code in _MISSING:
+        return SourceNotFound(f"{spec.shown}: {shown!r} is no folder on the server ({status_name(failure) or failure.text}); check `path`")
+    return unavailable(spec, failure)
+
+
+def _address(spec: NasSpec) -> str:
+    return f"{spec.server}:{spec.port}" if spec.port else spec.server
+
+
+def _name(code: int) -> str:
+    return errno.errorcode.get(code, str(code))
+
+
+def _unreachable(server: str, port: int, error: Exception) -> str:
+    if isinstance(error, (socket.gaierror, UnicodeError)):
+        return f"the name {server!r} has no address; check `server` and the node's DNS"
+    service = "the portmapper, which tells the ports of NFSv3" if port == _PORTMAPPER_PORT else "NFS"
+    return f"{server} does not take connections on port {port} ({service}): {error}; check `server`, `port`, `mountport` and firewalls"
