@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import mmap
 
-from csi.images.chunks import CHUNK
-
 
 class Buffer:
-    """One chunk's worth of page-aligned, writable memory."""
+    """`size` bytes of page-aligned, writable memory, in `view`."""
 
-    def __init__(self) -> None:
-        self._map = mmap.mmap(-1, CHUNK, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    def __init__(self, size: int) -> None:
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self.view = memoryview(self._map)

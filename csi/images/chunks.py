@@ -11,7 +11,7 @@ from csi.images.layout import Extent, Layout
 from csi.spec.manifest import Entry
 
 CHUNK = 4 * 1024 * 1024
-"""Bytes of a chunk, but of the last; a multiple of 4096."""
+"""Bytes of a chunk, but of the last, unless the caller wants another multiple of 4096."""
 
 
 class Piece(NamedTuple):
@@ -44,21 +44,22 @@ class Chunk:
 
 
 class ChunkPlan:
-    """All chunks of a layout, computed when asked for. Chunk `i` begins `i * CHUNK` bytes behind the metadata."""
+    """All chunks of a layout, computed when asked for. Chunk `i` begins `i * chunk_bytes` bytes behind the metadata."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, chunk_bytes: int = CHUNK) -> None:
+        self.chunk_bytes = chunk_bytes
         self._extents = layout.extents
         self._start = len(layout.metadata)
         self._size = layout.size
-        self.count = -(-(self._size - self._start) // CHUNK)
+        self.count = -(-(self._size - self._start) // self.chunk_bytes)
 
     def offset(self, index: int) -> int:
         """The image byte where chunk `index` begins; of `count`, where the image ends."""
-        return min(self._start + index * CHUNK, self._size)
+        return min(self._start + index * self.chunk_bytes, self._size)
 
     def index_at(self, offset: int) -> int:
         """The chunk that begins at image byte `offset` (`count` for the image's end)."""
-        return -(-max(0, offset - self._start) // CHUNK)
+        return -(-max(0, offset - self._start) // self.chunk_bytes)
 
     def chunk(self, index: int) -> Chunk:
         """Chunk `index`, 0 <= index < count."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 from csi.durable import rename_durably, sync_file, sync_folder
@@ -30,8 +29,8 @@ CHECKPOINT_CHUNKS = 4
 """So many chunks done (16 MiB) are synced and put into the journal, ..."""
 CHECKPOINT_SECONDS = 1.0
 """... or all that are done after this time."""
-AT_RISK_BYTES = 64 * 1024 * 1024
-"""What a kill may cost beside the chunks that are being read."""
+AT_RISK_CHUNKS = 16
+"""What a kill may cost beside the chunks that are being read: 64 MiB."""
 _TICK = 0.1
 
 
@@ -42,22 +41,23 @@ def fill(
     open_reader: OpenReader,
     *,
     connections: int = 4,
+    chunk_bytes: int = CHUNK,
     progress: Callable[[FillProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Bring the image of `layout` to `partial`, whole, verified and on disk; goes on where `journal` says.
 
-    `connections` readers (at least 1) are opened; memory is about 8 MiB for each and 8 MiB more. `progress` and
-    `should_stop` are called in the calling thread. Raises FillStopped when told to stop, CorruptContent when a file is
+    `connections` readers (at least 1) are opened; memory is two buffers of `chunk_bytes` (a multiple of 4096) for each
+    and two more. `progress` and `should_stop` are called in the calling thread. Raises FillStopped when told to stop, CorruptContent when a file is
     wrong twice, NoSpace, and what the reader raises; what is done by then stays.
     """
     check_empty_files(layout.manifest)
-    with Journal(journal, layout) as log:
+    with Journal(journal, layout, chunk_bytes) as log:
         if log.durable == 0 or not PartialImage.is_whole(partial, layout.size):
             log.restart()
             PartialImage.create(partial, layout.size)
         with PartialImage(partial, layout.size) as image:
-            _Fill(layout, image, log, open_reader, connections).run(ProgressMeter(layout.manifest.content_bytes, progress), should_stop)
+            _Fill(layout, image, log, open_reader, connections, chunk_bytes).run(ProgressMeter(layout.manifest.content_bytes, progress), should_stop)
 
 
 def seal(partial: Path, final: Path, journal: Path) -> None:
@@ -73,12 +73,12 @@ def seal(partial: Path, final: Path, journal: Path) -> None:
 
 
 class _Fill:
-    def __init__(self, layout: Layout, image: PartialImage, journal: Journal, open_reader: OpenReader, connections: int) -> None:
-        self._layout, self._image, self._journal, self._open = layout, image, journal, open_reader
-        self._plan = ChunkPlan(layout)
+    def __init__(self, layout: Layout, image: PartialImage, journal: Journal, open_reader: OpenReader, connections: int, chunk_bytes: int) -> None:
+        self._layout, self._image, self._journal = layout, image, journal
+        self._plan = ChunkPlan(layout, chunk_bytes)
         self._resumed_at = max(journal.durable, len(layout.metadata))
         first = self._plan.index_at(self._resumed_at)
-        self._ring = Ring(self._plan, first, 2 * connections + 2, connections + AT_RISK_BYTES // CHUNK)
+        self._ring = Ring(self._plan, first, 2 * connections + 2, connections + AT_RISK_CHUNKS)
         # One more than connections: the hashing thread's own, for files that were wrong.
         self._readers = [PatientReader(open_reader, self._ring.pause) for _ in range(connections + 1)]
         self._synced_at = time.monotonic()
@@ -122,7 +122,7 @@ class _Fill:
 
     def _is_due(self) -> bool:
         behind = self._plan.offset(self._ring.done) - self._journal.durable
-        return behind >= CHECKPOINT_CHUNKS * CHUNK or time.monotonic() - self._synced_at >= CHECKPOINT_SECONDS
+        return behind >= CHECKPOINT_CHUNKS * self._plan.chunk_bytes or time.monotonic() - self._synced_at >= CHECKPOINT_SECONDS
 
     def _checkpoint(self) -> None:
         """Sync, then write down, what was done before the sync began."""

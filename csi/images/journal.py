@@ -14,7 +14,6 @@ import zlib
 from pathlib import Path
 from types import TracebackType
 
-from csi.images.chunks import CHUNK
 from csi.images.layout import FORMAT, Layout
 
 _MAGIC = b"DCFILL\0\1"
@@ -25,8 +24,8 @@ _record = struct.Struct("<QI")
 class Journal:
     """The open journal at `path` for `layout`; what is there of another image, or damaged, is dropped. For one thread."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
-        self._header = _header_of(layout)
+    def __init__(self, path: Path, layout: Layout, chunk_bytes: int) -> None:
+        self._header = _header_of(layout, chunk_bytes)
         self._seed = zlib.crc32(self._header)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         content = path.read_bytes()
@@ -73,6 +72,6 @@ class Journal:
         self.close()
 
 
-def _header_of(layout: Layout) -> bytes:
-    fields = (_MAGIC, FORMAT, CHUNK, layout.size, bytes.fromhex(layout.manifest.digest))
+def _header_of(layout: Layout, chunk_bytes: int) -> bytes:
+    fields = (_MAGIC, FORMAT, chunk_bytes, layout.size, bytes.fromhex(layout.manifest.digest))
     return _header.pack(*fields, zlib.crc32(_header.pack(*fields, 0)))

@@ -10,6 +10,8 @@ from types import TracebackType
 from csi.durable import sync_folder
 from csi.errors import DataCacheError, NoSpace
 from csi.images.buffers import Buffer
+from csi.images.chunks import CHUNK
+from csi.images.erofs import aligned
 from csi.images.sizes import human
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -59,7 +61,7 @@ class PartialImage:
 
     def write_metadata(self, metadata: bytes) -> None:
         """Write `metadata` at offset 0, through an aligned buffer. A file system that takes O_DIRECT at open only is found out here."""
-        view = Buffer().view
+        view = Buffer(min(aligned(len(metadata)), CHUNK)).view
         for at in range(0, len(metadata), len(view)):
             part = metadata[at : at + len(view)]
             view[: len(part)] = part

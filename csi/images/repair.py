@@ -42,6 +42,6 @@ def refetch(image: PartialImage, extent: Extent, reader: PatientReader, check: C
 
 def _steps(size: int) -> Iterator[tuple[int, memoryview]]:
     """Offsets that cover `size` bytes, each with the same buffer, as long as the step."""
-    buffer = Buffer().view
+    buffer = Buffer(CHUNK).view
     for offset in range(0, size, CHUNK):
         yield offset, buffer[: min(CHUNK, size - offset)]

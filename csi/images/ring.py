@@ -40,7 +40,7 @@ class Ring:
         self._plan, self._ahead = plan, ahead
         self._next = self._durable = self.done = first
         self.content_done = plan.content_before(plan.offset(first))
-        self._free = [Buffer() for _ in range(min(buffers, plan.count - first))]
+        self._free = [Buffer(plan.chunk_bytes) for _ in range(min(buffers, plan.count - first))]
         self._jobs: dict[int, Job] = {}
         self._changed = threading.Condition()
         self._failed = threading.Event()
