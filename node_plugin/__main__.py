@@ -1,0 +1,87 @@
+"""datacache-node: the node plugin, put together from its parts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from csi.images.store import Store
+
+from csi import __version__, logs, rpc, settings
+from csi.errors import DataCacheError
+from csi.identity import IdentityServicer
+from csi.pb import csi_pb2_grpc
+from csi.waiting import WaitingRoom
+from csi.worker.pool import WorkerPool
+from csi.worker.proofs import ProofMemory
+from csi.worker.resolving import Resolver
+from node_plugin.fills import Fills
+from node_plugin.image_mounts import ImageMounts
+from node_plugin.inline_policy import InlinePolicy, nas_prefix
+from node_plugin.kernel import require_erofs
+from node_plugin.loop import KernelLoops
+from node_plugin.mounts import KernelMounts
+from node_plugin.servicer import NodeServicer
+from node_plugin.volume_records import VolumeRecords
+from node_plugin.volumes import Volumes
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of datacache-node."""
+    flags = argparse.ArgumentParser("datacache-node", description="The node plugin of the datacache CSI driver.")
+    flags.add_argument("--version", action="version", version=__version__)
+    settings.plugin_flags(flags)
+    settings.flag(flags, "--node-id", help="this node's name in the cluster")
+    settings.flag(flags, "--store", default="/var/lib/datacache", type=Path, help="the folder that keeps this node's images")
+    settings.flag(flags, "--store-size", default="", help="the store's budget, such as 500Gi; empty for 85%% of its file system")
+    settings.flag(flags, "--mount-dir", default="", help="where images are mounted, a path propagated to the host; empty for mounts/ in the store")
+    settings.flag(flags, "--registry", default="", help="the folder of the controller's registry, where both plugins run on one machine")
+    settings.flag(flags, "--resolve-workers", default="2", type=int, help="resolves at a time")
+    settings.flag(flags, "--fill-workers", default="2", type=int, help="fills at a time; more wait their turn")
+    settings.flag(flags, "--fill-connections", default="4", type=int, help="connections of one fill to its origin")
+    settings.flag(flags, "--fill-grace", default="5m", type=settings.duration, help="a fill that nobody waited for during this time is stopped")
+    settings.flag(flags, "--read-ahead", default="1Mi", type=settings.size, help="how far the kernel reads ahead in an image")
+    settings.flag(flags, "--allow-inline-nas", default="", help="NAS exports that inline volumes may read: server:/path, comma separated, or *")
+    return flags
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Serve until SIGTERM; mounts stay. Exit status 1, with the reason on standard error, where the plugin cannot start."""
+    options = parser().parse_args(arguments)
+    rpc.keep_memory_small()
+    logs.set_up(options.log_format, options.log_level)
+    try:
+        _serve(options)
+    except DataCacheError as error:
+        sys.exit(f"datacache-node: {error}")
+
+
+def _serve(options: argparse.Namespace) -> None:
+    room = WaitingRoom(options.rpc_threads // 2)
+    store = Store(options.store, settings.size(options.store_size) if options.store_size else None)
+    pool = WorkerPool({"resolve": options.resolve_workers, "fill": options.fill_workers}, log_format=options.log_format)
+    mounts, loops = KernelMounts(), KernelLoops(options.read_ahead)
+    images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
+    fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use)
+    proofs = ProofMemory(options.store / "proofs", options.proof_ttl, options.offline_grace)
+    resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.scratch)
+    policy = InlinePolicy([nas_prefix(text) for text in options.allow_inline_nas.split(",") if text])
+    volumes = Volumes(VolumeRecords(options.store / "volumes"), store, resolver, fills, images, mounts, room, policy)
+    volumes.recover()
+
+    def register(server: grpc.Server) -> None:
+        csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)
+        csi_pb2_grpc.add_NodeServicer_to_server(NodeServicer(volumes, options.node_id, options.driver_name), server)
+
+    try:
+        rpc.serve(options.endpoint, options.rpc_threads, room, register)
+    finally:
+        fills.stop()
+        pool.close()
+
+
+if __name__ == "__main__":
+    main()

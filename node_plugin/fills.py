@@ -1,0 +1,136 @@
+"""Fills in the background: one for each image, begun by the first volume that wants it, waited for by all."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from csi.images.store import Store
+
+from csi.errors import Busy, CorruptContent, DataCacheError, FailedPrecondition, NotFound
+from csi.waiting import Patience, WaitingRoom
+from csi.worker.pool import Call, WorkerPool
+from csi.worker.protocol import Progress, Request
+
+log = logging.getLogger("datacache.fill")
+
+# After these the bytes so far are of no use to a next try.
+_HOPELESS = (CorruptContent, FailedPrecondition, NotFound)
+
+
+@dataclass
+class _Fill:
+    digest: str
+    call: Call = field(default_factory=Call)
+    progress: Progress = field(default_factory=Progress)
+    waiters: set[Patience] = field(default_factory=set)
+    wanted: float = field(default_factory=time.monotonic)
+    error: Exception | None = None
+    done: bool = False
+
+
+class Fills:
+    """The fills of one node. A fill that nobody has waited for during `grace` seconds is stopped; its bytes stay. Thread-safe."""
+
+    def __init__(self, store: Store, pool: WorkerPool, room: WaitingRoom, *, connections: int, grace: float, in_use: Callable[[], set[str]]) -> None:
+        self._store, self._pool, self._room = store, pool, room
+        self._connections, self._grace, self._in_use = connections, grace, in_use
+        self._guard = threading.Lock()
+        self._fills: dict[str, _Fill] = {}
+
+    def wait(self, key: str, digest: str, secrets: Mapping[str, str], patience: Patience) -> None:
+        """Return when the image is sealed, beginning its fill where none runs; its manifest must be in the store.
+
+        `key` is the volume whose call waits. Raises Busy with the progress when `patience` ends first, NoSpace at once
+        when the image cannot fit, and what ended the fill.
+        """
+        if self._store.sealed(digest):
+            return
+        with self._room.seat(key, patience):
+            fill = self._join(digest, secrets, patience)
+            while not fill.done and not patience.over:
+                patience.sleep()
+            self._leave(fill, patience)
+        if fill.error:
+            raise fill.error
+        if not fill.done:
+            raise Busy(patience.cancelled or f"filling the cache: {fill.progress.shown()}; call again, the fill goes on")
+
+    def begin(self, digest: str, secrets: Mapping[str, str]) -> None:
+        """Begin or go on with a fill without waiting for it; raises NoSpace."""
+        self._join(digest, secrets, None)
+
+    def progress(self) -> dict[str, Progress]:
+        """How far each fill under way is, by digest."""
+        with self._guard:
+            return {digest: fill.progress for digest, fill in self._fills.items()}
+
+    def stop(self) -> None:
+        """Stop all fills; their bytes stay."""
+        with self._guard:
+            fills = list(self._fills.values())
+        for fill in fills:
+            fill.call.stop()
+
+    def _join(self, digest: str, secrets: Mapping[str, str], patience: Patience | None) -> _Fill:
+        with self._guard:
+            fill = self._fills.get(digest)
+            if fill is None:
+                self._store.reserve(digest, self._in_use())
+                fill = self._fills[digest] = _Fill(digest)
+                threading.Thread(target=self._run, args=(fill, dict(secrets)), name="fill", daemon=True).start()
+            if patience:
+                fill.waiters.add(patience)
+            return fill
+
+    def _leave(self, fill: _Fill, patience: Patience) -> None:
+        with self._guard:
+            fill.waiters.discard(patience)
+            fill.wanted = time.monotonic()
+
+    def _run(self, fill: _Fill, secrets: dict[str, str]) -> None:
+        started = time.monotonic()
+        try:
+            paths = self._store.paths(fill.digest)
+            request = Request(
+                "fill",
+                {},
+                secrets,
+                manifest=str(paths.manifest),
+                partial=str(paths.partial),
+                journal=str(paths.journal),
+                image=str(paths.image),
+                connections=self._connections,
+            )
+            self._pool.call("fill", request, fill.call, lambda progress: self._heard(fill, progress))
+            self._store.seal(fill.digest)
+            fields = {"image": fill.digest, "bytes": fill.progress.bytes_total, "s": round(time.monotonic() - started, 2)}
+            log.info("image sealed", extra={"fields": fields})
+        except Exception as error:
+            self._failed(fill, error)
+        self._end(fill)
+
+    def _heard(self, fill: _Fill, progress: Progress) -> None:
+        fill.progress = progress
+        with self._guard:
+            unwanted = not fill.waiters and time.monotonic() - fill.wanted > self._grace
+        if unwanted:
+            fill.call.stop()
+
+    def _failed(self, fill: _Fill, error: Exception) -> None:
+        fill.error = error
+        if isinstance(error, _HOPELESS):
+            self._store.remove(fill.digest)
+        text = str(error) if isinstance(error, DataCacheError) else type(error).__name__
+        log.warning("fill ended", extra={"fields": {"image": fill.digest, "progress": fill.progress.shown(), "reason": text}})
+
+    def _end(self, fill: _Fill) -> None:
+        with self._guard:
+            fill.done = True
+            del self._fills[fill.digest]
+            self._store.release(fill.digest)
+            for patience in fill.waiters:
+                patience.wake()

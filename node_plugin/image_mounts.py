@@ -1,0 +1,121 @@
+"""One loop device and one EROFS super block for each (image, limit class), shared by every volume of both."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from threading import Lock
+
+from csi.errors import Busy
+from node_plugin.loop import LoopDevices
+from node_plugin.mounts import Mount, Mounts, at
+
+log = logging.getLogger("datacache.images")
+
+NO_LIMITS = "none"
+_FREE_SECONDS = 2.0
+
+
+class ImageMounts:
+    """The image mounts below `folder` (`folder`/<digest>/<class>), the one place where this node mounts images. Thread-safe."""
+
+    def __init__(self, folder: Path, mounts: Mounts, loops: LoopDevices, ready: Callable[[], None]) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder, self._mounts, self._loops, self._ready = folder.resolve(), mounts, loops, ready
+        self._changing = Lock()
+        self._held: Counter[str] = Counter()
+        self._guard = Lock()
+
+    @contextmanager
+    def hold(self, digest: str) -> Iterator[None]:
+        """Keep the image from being evicted or unmounted for the block, while a volume is on its way to it; a block that fails leaves no mount."""
+        with self._guard:
+            self._held[digest] += 1
+        try:
+            yield
+        except BaseException:
+            self._let_go(digest)
+            self.release(digest)
+            raise
+        self._let_go(digest)
+
+    def _let_go(self, digest: str) -> None:
+        with self._guard:
+            self._held[digest] -= 1
+            if not self._held[digest]:
+                del self._held[digest]
+
+    def in_use(self) -> set[str]:
+        """Digests of the images that are mounted or held."""
+        mounted = {digest for digest, _, _ in self._mounted(self._mounts.table())}
+        with self._guard:
+            return mounted | set(self._held)
+
+    def mount(self, digest: str, image: Path, limit_class: str = NO_LIMITS) -> Path:
+        """The folder where the image is mounted, after mounting it where it is not. Raises UnsupportedByNode, DataCacheError."""
+        target = self._folder / digest / limit_class
+        with self._changing:
+            mount = at(self._mounts.table(), target)
+            if mount and self._loops.holds(mount.source, image):
+                return target
+            if mount:
+                self._mounts.unmount(target)
+            self._ready()
+            target.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with self._loops.attach(image) as device:
+                self._mounts.mount_image(device, target)
+            log.info("image mounted", extra={"fields": {"image": digest, "device": device, "class": limit_class}})
+            return target
+
+    def device(self, digest: str, limit_class: str = NO_LIMITS) -> str | None:
+        """ "major:minor" of the image's super block, None where it is not mounted."""
+        mount = at(self._mounts.table(), self._folder / digest / limit_class)
+        return mount.device if mount else None
+
+    def release(self, digest: str) -> None:
+        """Unmount the image where no volume shows it any more; its loop device frees itself."""
+        with self._changing:
+            with self._guard:
+                if digest in self._held:
+                    return
+            table = self._mounts.table()
+            unused = [m for name, _, m in self._mounted(table) if name == digest and not self._shown_elsewhere(m, table)]
+            gone = [mount.source for mount in unused if self._unmount(digest, mount)]
+        for device in gone:
+            freed = self._loops.wait_free(device, _FREE_SECONDS)
+            log.info("image unmounted", extra={"fields": {"image": digest, "device": device, "freed": freed}})
+
+    def sweep(self) -> None:
+        """Release every image that no volume shows, as a killed plugin may have left one."""
+        for digest in {digest for digest, _, _ in self._mounted(self._mounts.table())}:
+            self.release(digest)
+        for folder in self._folder.iterdir():
+            self._remove_folders(folder)
+
+    def _mounted(self, table: list[Mount]) -> list[tuple[str, str, Mount]]:
+        found = []
+        for mount in table:
+            path = Path(mount.target)
+            if path.parent.parent == self._folder:
+                found.append((path.parent.name, path.name, mount))
+        return found
+
+    def _shown_elsewhere(self, image: Mount, table: list[Mount]) -> bool:
+        return any(mount.device == image.device and mount.target != image.target for mount in table)
+
+    def _unmount(self, digest: str, mount: Mount) -> bool:
+        try:
+            self._mounts.unmount(Path(mount.target))
+        except Busy:
+            return False
+        self._remove_folders(self._folder / digest)
+        return True
+
+    def _remove_folders(self, folder: Path) -> None:
+        # Only empty ones go: a folder that is still a mount point says EBUSY.
+        for path in [*folder.iterdir(), folder]:
+            with suppress(OSError):
+                path.rmdir()

@@ -1,0 +1,44 @@
+"""Where an inline volume may point: its attributes are any pod author's words, so the operator's list decides."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from csi.errors import InvalidParameter, PermissionDenied
+from csi.spec.cache import NasSpec
+from csi.spec.parameters import VolumeParameters
+
+
+class InlinePolicy:
+    """Lets inline volumes read the configured hub, and of NAS exports those below one of `nas_prefixes` ("server:/path", "*" for all)."""
+
+    def __init__(self, nas_prefixes: Sequence[str] = ()) -> None:
+        self._nas = tuple(nas_prefixes)
+
+    def check(self, asked: VolumeParameters) -> None:
+        """Raise PermissionDenied unless the source is listed, InvalidParameter for keys that only a controller writes."""
+        for key, value in (("manifestDigest", asked.manifest_digest), ("capacityBytes", asked.capacity_bytes)):
+            if value is not None:
+                raise InvalidParameter(f"{key} is not for inline volumes; remove it")
+        source = asked.spec.source
+        if isinstance(source, NasSpec) and not any(_below(source, prefix) for prefix in self._nas):
+            raise PermissionDenied(
+                f"inline volumes may not read {source.shown}: it is not on the operator's list; "
+                f"use a StorageClass, or start the node plugin with --allow-inline-nas {source.server}:{source.path}"
+            )
+
+
+def _below(source: NasSpec, prefix: str) -> bool:
+    if prefix == "*":
+        return True
+    server, _, path = prefix.partition(":/")
+    path = "/" + path.strip("/")
+    return source.server.lower() == server.strip("[]").lower() and (path == "/" or source.path == path or source.path.startswith(path + "/"))
+
+
+def nas_prefix(text: str) -> str:
+    """Check one value of --allow-inline-nas."""
+    if text != "*" and ":/" not in text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not server:/path; write it as nas.example.com:/models, or * for all")
+    return text

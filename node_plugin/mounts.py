@@ -1,0 +1,109 @@
+"""The kernel's mount table: what is mounted, and the three changes this driver makes to it."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from csi.errors import Busy, DataCacheError, UnsupportedByNode
+
+# From <linux/mount.h>.
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 32, 4096
+_READ_ONLY = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
+_UMOUNT_NOFOLLOW = 8
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+@dataclass(frozen=True)
+class Mount:
+    """One line of the mount table: where, which device ("major:minor" of the super block), what type, and its options."""
+
+    target: str
+    device: str
+    fs_type: str
+    source: str
+    options: frozenset[str]
+
+
+class Mounts(Protocol):
+    """A mount table. Targets are absolute paths without symlinks."""
+
+    def table(self) -> list[Mount]:
+        """All mounts, oldest first; of several on one target the last one is seen."""
+
+    def mount_image(self, device: str, target: Path) -> None:
+        """Mount the EROFS on block device `device` at the folder `target`, ro,nosuid,nodev. Raises UnsupportedByNode, DataCacheError."""
+
+    def bind(self, source: Path, target: Path) -> None:
+        """Show the folder `source` at the folder `target` too, ro,nosuid,nodev. Raises DataCacheError."""
+
+    def unmount(self, target: Path) -> None:
+        """Take away the topmost mount at `target`; nothing mounted there is no error. Raises Busy while it is in use."""
+
+
+def at(table: list[Mount], target: Path | str) -> Mount | None:
+    """The mount that is seen at `target`."""
+    text = str(target)
+    return next((mount for mount in reversed(table) if mount.target == text), None)
+
+
+class KernelMounts:
+    """The mount table of this process's mount namespace."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+
+    def table(self) -> list[Mount]:
+        """/proc/self/mountinfo, read in one go."""
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+            return [_parsed(line) for line in stream.read().splitlines()]
+
+    def mount_image(self, device: str, target: Path) -> None:
+        """mount(2) of type erofs."""
+        try:
+            self._mount(device, target, "erofs", _READ_ONLY)
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.EINVAL):
+                reason = f"this node's kernel cannot mount the image on {device} as EROFS ({error.strerror})"
+                raise UnsupportedByNode(f"{reason}; it needs Linux 6.1 or newer with EROFS") from error
+            raise DataCacheError(f"mounting {device} at {target} failed: {error.strerror}") from error
+
+    def bind(self, source: Path, target: Path) -> None:
+        """mount(2) with MS_BIND, then again to set the flags that a bind takes over from nowhere else."""
+        try:
+            self._mount(str(source), target, "none", _MS_BIND)
+            self._mount("none", target, "none", _MS_BIND | _MS_REMOUNT | _READ_ONLY)
+        except OSError as error:
+            raise DataCacheError(f"binding {source} to {target} failed: {error.strerror}") from error
+
+    def unmount(self, target: Path) -> None:
+        """umount2(2), never following a symlink."""
+        if self._libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW) == 0:
+            return
+        number = ctypes.get_errno()
+        if number in (errno.EINVAL, errno.ENOENT):
+            return
+        if number == errno.EBUSY:
+            raise Busy(f"{target} is in use by a process on this node; it is unmounted when that has ended")
+        raise DataCacheError(f"unmounting {target} failed: {os.strerror(number)}")
+
+    def _mount(self, source: str, target: Path, fs_type: str, flags: int) -> None:
+        if self._libc.mount(os.fsencode(source), os.fsencode(target), fs_type.encode(), ctypes.c_ulong(flags), None) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+def _parsed(line: str) -> Mount:
+    """One line as proc_pid_mountinfo(5) has it: id, parent, device, root, target, options, ..., '-', type, source, super options."""
+    before, _, after = line.partition(" - ")
+    fields, (fs_type, source, super_options) = before.split(" "), after.split(" ", 2)
+    return Mount(_plain(fields[4]), fields[2], fs_type, _plain(source), frozenset((*fields[5].split(","), *super_options.split(","))))
+
+
+def _plain(text: str) -> str:
+    return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text) if "\\" in text else text

@@ -1,0 +1,284 @@
+"""The life of a volume on a node: staged, published, unpublished, unstaged, looked at.
+
+Every call looks at what is (records, mount table) and moves it toward what is asked. Waiting for resolves and fills
+happens outside the volume's lock, so that taking a volume away ends its waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from csi.images.store import Store
+
+from csi.errors import AlreadyExists, Busy, FailedPrecondition, InvalidParameter, SourceChanged, VolumeNotFound
+from csi.locks import KeyedLocks
+from csi.spec import access_modes
+from csi.spec.access_modes import AccessMode
+from csi.spec.parameters import VolumeParameters, parse
+from csi.waiting import Patience, WaitingRoom
+from csi.worker.protocol import Resolution
+from csi.worker.resolving import Resolver
+from node_plugin.fills import Fills
+from node_plugin.image_mounts import ImageMounts
+from node_plugin.inline_policy import InlinePolicy
+from node_plugin.mounts import Mounts, at
+from node_plugin.volume_records import NodeVolume, Shown, VolumeRecords
+
+log = logging.getLogger("datacache.volumes")
+
+GIB = 2**30
+_KUBERNETES = "csi.storage.k8s.io/"
+_EPHEMERAL = _KUBERNETES + "ephemeral"
+
+
+@dataclass(frozen=True)
+class MountRequest:
+    """What NodeStageVolume and NodePublishVolume ask. `path` is where to, `staging` where from ("" when inline)."""
+
+    volume_id: str
+    path: Path
+    mode: AccessMode
+    context: Mapping[str, str]
+    secrets: Mapping[str, str] = field(repr=False)
+    flags: tuple[str, ...] = ()
+    readonly: bool = False
+    staging: str = ""
+
+    @property
+    def inline(self) -> bool:
+        """Whether the volume lives in a pod's manifest; kubelet sets this key, over whatever the pod's author wrote."""
+        return self.context.get(_EPHEMERAL) == "true"
+
+    @property
+    def own_context(self) -> dict[str, str]:
+        """The context without what Kubernetes adds, which differs from pod to pod."""
+        return {key: value for key, value in self.context.items() if not key.startswith(("csi.storage.k8s.io/", "storage.kubernetes.io/"))}
+
+    @property
+    def shown(self) -> Shown:
+        """How the volume is to be shown at `path`."""
+        return Shown(self.mode.name, self.readonly, self.flags)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A volume's numbers (bytes and inodes) and condition."""
+
+    capacity_bytes: int
+    content_bytes: int
+    inodes: int
+    abnormal: bool
+    message: str
+
+
+class Volumes:
+    """The node's volumes. Thread-safe."""
+
+    def __init__(
+        self,
+        records: VolumeRecords,
+        store: Store,
+        resolver: Resolver,
+        fills: Fills,
+        images: ImageMounts,
+        mounts: Mounts,
+        room: WaitingRoom,
+        inline_policy: InlinePolicy,
+    ) -> None:
+        self._records, self._store, self._resolver, self._fills = records, store, resolver, fills
+        self._images, self._mounts, self._room, self._inline_policy = images, mounts, room, inline_policy
+        self._locks = KeyedLocks()
+
+    def stage(self, request: MountRequest, patience: Patience) -> None:
+        """Show the volume's image at the staging path, filling it first where needed.
+
+        Raises InvalidParameter, AlreadyExists (staged differently), Busy (in work, with progress), NoSpace,
+        SourceChanged, UnsupportedByNode and the errors of a Source.
+        """
+        asked = self._checked(request)
+        if self._is_shown(request, "staged"):
+            return
+        found = self._authorised(request, asked, patience)
+        with self._images.hold(found.digest):
+            self._fills.wait(request.volume_id, found.digest, request.secrets, patience)
+            with self._locks.hold(request.volume_id):
+                _still_wanted(patience)
+                if not self._is_shown(request, "staged"):
+                    known = self._records.get(request.volume_id)
+                    volume = known if known and known.digest == found.digest else _volume(request, asked, found)
+                    self._show_image(request.path, volume.with_staged(str(request.path), request.shown))
+
+    def publish(self, request: MountRequest, patience: Patience) -> None:
+        """Show a staged volume, or an inline one from its source on, at the target path.
+
+        Raises as `stage`; FailedPrecondition when the volume is not staged, or single-writer and published elsewhere.
+        """
+        if self._is_shown(request, "targets"):
+            return
+        if request.inline:
+            self._publish_inline(request, patience)
+            return
+        if not request.staging:
+            raise InvalidParameter("staging_target_path is missing; only inline volumes are published without it")
+        self._checked(request)
+        with self._locks.hold(request.volume_id):
+            self._publish_staged(request)
+
+    def _publish_inline(self, request: MountRequest, patience: Patience) -> None:
+        asked = parse(request.context, request.flags)
+        self._inline_policy.check(asked)
+        found = self._authorised(request, asked, patience)
+        with self._images.hold(found.digest):
+            self._fills.wait(request.volume_id, found.digest, request.secrets, patience)
+            with self._locks.hold(request.volume_id):
+                _still_wanted(patience)
+                if not self._is_shown(request, "targets"):
+                    volume = _volume(request, asked, found)
+                    self._show_image(request.path, volume.with_target(str(request.path), request.shown))
+
+    def _publish_staged(self, request: MountRequest) -> None:
+        volume = self._records.get(request.volume_id)
+        if volume is None or request.staging not in volume.staged or not self._is_mounted(request.staging):
+            raise FailedPrecondition(f"volume {request.volume_id} is not staged at {request.staging}; stage it first")
+        if self._is_shown(request, "targets"):
+            return
+        others = [path for path in volume.targets if path != str(request.path)]
+        if request.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER and others:
+            raise FailedPrecondition(f"volume {request.volume_id} has access mode ReadWriteOncePod and is published at {others[0]} already")
+        self._bind(Path(request.staging), request.path, volume.with_target(str(request.path), request.shown))
+
+    def unpublish(self, volume_id: str, path: Path) -> None:
+        """Take the volume away from the target path and remove it; what is not there is no error. Raises Busy while in use."""
+        self._room.cancel(volume_id, "the volume is being unpublished")
+        with self._locks.hold(volume_id):
+            self._take_away(volume_id, path)
+            _remove_target(path)
+
+    def unstage(self, volume_id: str, path: Path) -> None:
+        """Take the volume away from the staging path, which stays; what is not there is no error. Raises Busy while in use."""
+        self._room.cancel(volume_id, "the volume is being unstaged")
+        with self._locks.hold(volume_id):
+            self._take_away(volume_id, path)
+
+    def stats(self, volume_id: str, path: Path) -> Stats:
+        """The numbers and condition of a volume shown at `path`; raises VolumeNotFound where it is not."""
+        volume = self._records.get(volume_id)
+        if volume is None or str(path) not in volume.paths:
+            raise VolumeNotFound(f"volume {volume_id[:200]!r} is not at {str(path)!r} on this node")
+        if not self._is_mounted(str(path)):
+            lost = f"nothing is mounted at {path} any more; delete the pod to mount it anew"
+            return Stats(volume.capacity_bytes, volume.content_bytes, 0, True, lost)
+        message = f"image {volume.digest[:12]} mounted read-only, no I/O limits"
+        return Stats(volume.capacity_bytes, volume.content_bytes, os.statvfs(path).f_files, False, message)
+
+    def recover(self) -> None:
+        """After a start: forget what is not mounted any more, release what no volume shows, go on with fills that need no secret."""
+        for volume in self._records.all():
+            gone = [path for path in volume.paths if not self._is_mounted(path)]
+            for path in set(gone) & set(volume.targets):
+                with suppress(OSError):
+                    Path(path).rmdir()
+            self._records.put(volume.without(*gone))
+        self._images.sweep()
+        for digest in self._store.resumable():
+            log.info("going on with a fill", extra={"fields": {"image": digest}})
+            self._fills.begin(digest, {})
+
+    def _checked(self, request: MountRequest) -> VolumeParameters:
+        asked = parse(request.context, request.flags)
+        access_modes.check(request.mode, asked.downgrade_writers)
+        return asked
+
+    def _authorised(self, request: MountRequest, asked: VolumeParameters, patience: Patience) -> Resolution:
+        """What the volume holds, once its own credential has read from the origin; its manifest is in the store then."""
+        keep = _Keeper(self._store, private=bool(request.secrets))
+        found = self._resolver.resolve(request.volume_id, asked.spec, request.secrets, patience, self._store.has_manifest, keep)
+        if asked.manifest_digest not in (None, found.digest):
+            raise SourceChanged(
+                f"{asked.spec.source.shown} is not what this volume was created from any more (manifest {found.digest[:12]}, "
+                f"not {asked.manifest_digest and asked.manifest_digest[:12]}); create a new volume to use what it holds now"
+            )
+        return found
+
+    def _is_shown(self, request: MountRequest, kind: str) -> bool:
+        """Whether `request` is fulfilled already; raises AlreadyExists where its path shows the volume in another way."""
+        volume = self._records.get(request.volume_id)
+        shown = volume and getattr(volume, kind).get(str(request.path))
+        if volume is None or shown is None or not self._is_mounted(str(request.path)):
+            return False
+        if shown != request.shown or volume.context != request.own_context:
+            raise AlreadyExists(f"volume {request.volume_id} is at {request.path} already with other arguments; take it away there first")
+        return True
+
+    def _show_image(self, path: Path, volume: NodeVolume) -> None:
+        image = self._images.mount(volume.digest, self._store.paths(volume.digest).image)
+        self._store.touch(volume.digest)
+        self._bind(image, path, volume)
+
+    def _bind(self, source: Path, path: Path, volume: NodeVolume) -> None:
+        """Record that `volume` is shown at `path`, then show it; a failure leaves neither."""
+        self._records.put(volume)
+        try:
+            _make_target(path)
+            self._mounts.bind(source, path)
+        except BaseException:
+            self._mounts.unmount(path)
+            self._records.put(volume.without(str(path)))
+            raise
+
+    def _take_away(self, volume_id: str, path: Path) -> None:
+        while self._is_mounted(str(path)):
+            self._mounts.unmount(path)
+        volume = self._records.get(volume_id)
+        if volume is None:
+            return
+        self._records.put(volume.without(str(path)))
+        if str(path) in volume.paths:
+            self._store.touch(volume.digest)
+            self._images.release(volume.digest)
+
+    def _is_mounted(self, path: str) -> bool:
+        return at(self._mounts.table(), path) is not None
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Moves a resolved manifest into the store."""
+
+    store: Store
+    private: bool
+
+    def __call__(self, found: Resolution, manifest: Path) -> None:
+        self.store.adopt(found.digest, manifest, found.image_bytes, private=self.private)
+
+
+def _volume(request: MountRequest, asked: VolumeParameters, found: Resolution) -> NodeVolume:
+    rounded = max(1, -(-found.content_bytes // GIB)) * GIB
+    capacity = asked.capacity_bytes or rounded
+    return NodeVolume(request.volume_id, found.digest, request.own_context, capacity, found.content_bytes, request.inline)
+
+
+def _still_wanted(patience: Patience) -> None:
+    if patience.cancelled:
+        raise Busy(patience.cancelled)
+
+
+def _make_target(path: Path) -> None:
+    try:
+        path.mkdir(mode=0o750, parents=True, exist_ok=True)
+    except OSError as error:
+        raise FailedPrecondition(f"{path} cannot be made a folder: {error.strerror}; remove what is there") from error
+
+
+def _remove_target(path: Path) -> None:
+    try:
+        path.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise FailedPrecondition(f"{path} cannot be removed: {error.strerror}; it holds something this driver did not put there") from error
