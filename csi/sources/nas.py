@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Self
 
@@ -82,92 +80,65 @@ class NasSource:
         return f"{source.server.lower()}{port} {self._place.path}"
 
 
-@dataclass
-class _OpenFile:
-    """A file open on one context; the handle dies with it."""
-
-    context: Context
-    handle: int
-    entry: Entry
-
-
 class NasReader:
     """Reads files by path over one connection, and sees to it that they are those of the manifest.
 
-    A file's attributes are compared when it is opened for a part, after its last byte, and before it is let go, so no
-    bytes of a changed file go unnoticed.
+    A file's attributes are compared after every read, so no bytes of a changed file are ever handed on.
     """
 
     def __init__(self, connection: Connection, identity: str) -> None:
         self._connection = connection
         self._identity = identity
-        self._files: OrderedDict[str, _OpenFile] = OrderedDict()
+        # Handles by path, least recently used first; they die with the context they were opened on.
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open_on: Context | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for file in self._files.values() if kind is None else ():
-            self._guarded(file.entry, partial(self._let_go, file))
-        self._files.clear()
+        if kind is None:
+            # The data is there and compared; a server that ends now only forgets the handles by itself.
+            with suppress(Failure):
+                while self._open and self._open_on:
+                    self._open_on.close_file(self._open.popitem()[1])
+        self._open.clear()
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of `entry` from `offset` on. Raises what `csi.spec.access.Reader` says."""
-        self._guarded(entry, lambda context: self._read(context, entry, offset, buffer))
+        try:
+            same = self._connection.attempt(lambda context: self._read(context, entry, offset, buffer))
+        except Failure as failure:
+            raise self._refused(entry, failure) from failure
+        if not same:
+            raise self._changed(entry)
 
     def taste(self, entry: Entry) -> None:
         """Open `entry` and read its first byte, where it has one."""
         self.read_into(entry, 0, memoryview(bytearray(min(1, entry.size))))
 
-    def _guarded(self, entry: Entry, work: Callable[[Context], None]) -> None:
-        try:
-            self._connection.attempt(work)
-        except Failure as failure:
-            raise self._refused(entry, failure) from failure
+    def _read(self, context: Context, entry: Entry, offset: int, buffer: memoryview) -> bool:
+        """Whether all of `buffer` was filled from the file that `entry` means."""
+        handle = self._handle(context, entry.path)
+        count = context.read(handle, offset, buffer)
+        same = token(self._identity, context.stat(handle)) == entry.digest
+        if offset + count >= entry.size or not same:
+            context.close_file(self._open.pop(entry.path))
+        return same and count == len(buffer)
 
-    def _read(self, context: Context, entry: Entry, offset: int, buffer: memoryview) -> None:
-        ends = offset + len(buffer) == entry.size
-        file = self._file(context, entry, whole=ends and offset == 0)
-        if context.read(file.handle, offset, buffer) < len(buffer):
-            raise self._changed(entry)
-        if ends:
-            self._let_go(file, context)
-            del self._files[entry.path]
+    def _handle(self, context: Context, path: str) -> int:
+        if self._open_on is not context:
+            self._open.clear()
+            self._open_on = context
+        if path not in self._open:
+            if len(self._open) >= _OPEN_FILES:
+                context.close_file(self._open.popitem(last=False)[1])
+            self._open[path] = context.open(self._path(path))
+        self._open.move_to_end(path)
+        return self._open[path]
 
-    def _file(self, context: Context, entry: Entry, *, whole: bool) -> _OpenFile:
-        file = self._files.get(entry.path)
-        if file is not None and file.context is context:
-            self._files.move_to_end(entry.path)
-            return file
-        self._make_room(context)
-        file = _OpenFile(context, context.open(self._path(entry)), entry)
-        # A file that is read in one go is compared once, after its last byte.
-        if not whole and not self._is_same(file):
-            context.close_file(file.handle)
-            raise self._changed(entry)
-        self._files[entry.path] = file
-        return file
-
-    def _make_room(self, context: Context) -> None:
-        while len(self._files) >= _OPEN_FILES:
-            path, file = next(iter(self._files.items()))
-            self._let_go(file, context)
-            del self._files[path]
-
-    def _let_go(self, file: _OpenFile, context: Context) -> None:
-        """Compare and close; where the handle died with its connection, the file is opened again for it."""
-        if file.context is not context:
-            file = _OpenFile(context, context.open(self._path(file.entry)), file.entry)
-        same = self._is_same(file)
-        context.close_file(file.handle)
-        if not same:
-            raise self._changed(file.entry)
-
-    def _is_same(self, file: _OpenFile) -> bool:
-        return token(self._identity, file.context.stat(file.handle)) == file.entry.digest
-
-    def _path(self, entry: Entry) -> bytes:
-        return self._connection.place.below + b"/" + entry.path.encode()
+    def _path(self, path: str) -> bytes:
+        return self._connection.place.below + b"/" + path.encode()
 
     def _refused(self, entry: Entry, failure: Failure) -> DataCacheError:
         if failure.code in _CHANGED:
