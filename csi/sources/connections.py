@@ -1,0 +1,191 @@
+"""HTTP connections to origins: proxies and trust as the environment says, limits on waiting, failures in words.
+
+The environment is the one curl and the hub clients read: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, and for trust
+REQUESTS_CA_BUNDLE, SSL_CERT_FILE or CURL_CA_BUNDLE (the first that is set).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import urllib3
+from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, ProtocolError, ProxyError
+
+from csi.errors import InvalidParameter, OriginUnavailable
+
+CONNECT_SECONDS = 10.0
+SILENCE_SECONDS = 20.0
+IDLE_SECONDS = 30.0
+_CA_KEYS = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+Site = tuple[str, str, int]
+
+
+class Connections:
+    """Reused connections to any number of sites, for any number of threads; at most `limit` idle ones a site.
+
+    Connections that idled for over IDLE_SECONDS are not used again: origins and firewalls drop them without a word.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._trust = trust()
+        self._managers: dict[str, urllib3.PoolManager] = {}
+        self._guard = threading.Lock()
+        self._used_at = time.monotonic()
+
+    def get(self, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        """The answer to one GET, its body unread, redirects not followed. The caller reads it whole or calls `drop`.
+
+        Raises OriginUnavailable naming the host and what is wrong, never the URL.
+        """
+        try:
+            return self._ask(url, headers)
+        except ProtocolError:
+            # A connection kept from an earlier request may have been closed at the other end; a fresh one tells.
+            return self._ask_once(url, headers)
+
+    def _ask(self, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        try:
+            manager = self._manager(url)
+            timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=SILENCE_SECONDS)
+            return manager.urlopen(
+                "GET", url, headers=headers, redirect=False, retries=False, preload_content=False, decode_content=False, timeout=timeout
+            )
+        except ProtocolError:
+            raise
+        except (HTTPError, OSError, ValueError) as error:
+            raise OriginUnavailable(f"{shown_site(url)}: {in_words(error)}") from error
+
+    def _ask_once(self, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        try:
+            return self._ask(url, headers)
+        except ProtocolError as error:
+            raise OriginUnavailable(f"{shown_site(url)}: {in_words(error)}") from error
+
+    def _manager(self, url: str) -> urllib3.PoolManager:
+        proxy = proxy_for(url)
+        with self._guard:
+            now = time.monotonic()
+            if now - self._used_at > IDLE_SECONDS:
+                for manager in self._managers.values():
+                    manager.clear()
+            self._used_at = now
+            if proxy not in self._managers:
+                self._managers[proxy] = self._new_manager(proxy)
+            return self._managers[proxy]
+
+    def _new_manager(self, proxy: str) -> urllib3.PoolManager:
+        if not proxy:
+            return urllib3.PoolManager(maxsize=self._limit, ssl_context=self._trust)
+        address, login = _split_login(proxy)
+        headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
+        return urllib3.ProxyManager(address, maxsize=self._limit, ssl_context=self._trust, proxy_headers=headers)
+
+    def close(self) -> None:
+        """Close all idle connections; those in use close when they are given back."""
+        with self._guard:
+            for manager in self._managers.values():
+                manager.clear()
+            self._managers.clear()
+
+
+def drop(response: urllib3.BaseHTTPResponse, spare: int = 1 << 16) -> None:
+    """Be done with an answer: its connection is kept if at most `spare` bytes of body are left to read, else closed."""
+    length = response.headers.get("Content-Length", "")
+    if length.isdigit() and int(length) <= spare:
+        try:
+            response.read(spare)
+        except (HTTPError, OSError):
+            response.close()
+        response.release_conn()
+    else:
+        response.close()
+
+
+def trust() -> ssl.SSLContext:
+    """Which certificates are trusted. Raises InvalidParameter when the environment names a bundle that cannot be read."""
+    name = next((key for key in _CA_KEYS if os.environ.get(key)), "")
+    return _trust(name, os.environ.get(name, ""))
+
+
+@functools.lru_cache(maxsize=1)
+def _trust(name: str, path: str) -> ssl.SSLContext:
+    """Kept: reading the certificates takes longer than asking a hub that is near."""
+    if not name:
+        return ssl.create_default_context()
+    try:
+        return ssl.create_default_context(capath=path) if os.path.isdir(path) else ssl.create_default_context(cafile=path)
+    except OSError as error:
+        message = f"{name} names {path!r}, which cannot be read as a bundle of CA certificates; set it right in the plugin's environment"
+        raise InvalidParameter(message) from error
+
+
+def proxy_for(url: str) -> str:
+    """The proxy the environment names for `url`, empty for none."""
+    parts = urlsplit(url)
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
+    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return ""
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def site(url: str) -> Site:
+    """Scheme, host and port of `url`: credentials given for one site must not reach another. Raises OriginUnavailable for no http(s) URL."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    except (ValueError, KeyError) as error:
+        raise OriginUnavailable("the origin answered with an address that is no http or https URL") from error
+    return parts.scheme, (parts.hostname or "").lower(), port
+
+
+def shown_site(url: str) -> str:
+    """Host and port of `url` for a message: no user, no path, no query."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
+def in_words(error: BaseException) -> str:
+    """What went wrong on the way to an origin, without anything that could hold a secret. Looks through to the cause."""
+    chain = list(_causes(error))
+    proxy = "the proxy that the environment names: " if any(isinstance(e, ProxyError) or type(e).__name__ == "ProxyError" for e in chain) else ""
+    return proxy + next((words for words in map(_known, reversed(chain)) if words), "the connection broke")
+
+
+def _known(error: BaseException) -> str:
+    if isinstance(error, (socket.gaierror, NameResolutionError)):
+        return "its name cannot be resolved; check the host name and the node's DNS"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its TLS certificate is not trusted ({error.verify_message}); name its CA in REQUESTS_CA_BUNDLE"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed ({error.reason or 'no reason given'})"
+    if isinstance(error, LocationParseError):
+        return "its address cannot be read"
+    if isinstance(error, TimeoutError) or type(error).__name__.endswith(("TimeoutError", "Timeout")):
+        return f"no answer (waited {CONNECT_SECONDS:.0f} s to connect, {SILENCE_SECONDS:.0f} s for a byte)"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror[0].lower() + error.strerror[1:]
+    return ""
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _split_login(proxy: str) -> tuple[str, str]:
+    """A proxy's URL without its login, and the login as "user:password" (empty for none)."""
+    parts = urlsplit(proxy)
+    login, _, host = parts.netloc.rpartition("@")
+    return urlunsplit((parts.scheme, host, "", "", "")), unquote(login)

@@ -1,0 +1,114 @@
+"""The Hugging Face source against a local hub that speaks what the real client asks."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from huggingface_hub import constants
+
+from csi.errors import DataCacheError, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.sources.huggingface import HuggingFaceSource
+from csi.sources.source import Source
+from csi.spec.cache import CacheSpec, HubSpec
+from tests.conformance.kit import Tree
+from tests.origins.faults import Fault
+from tests.origins.hub import Hub
+from tests.origins.repositories import Repository
+
+TOKEN = "hf_conformance"
+_PROGRAM = """
+from csi.sources.huggingface import HuggingFaceSource as open
+"""
+
+
+class HubKit:
+    """Private repositories of one hub, each place one repository."""
+
+    name = "huggingface"
+    pins_revisions = True
+    verifies = True
+    forbidden: tuple[type[DataCacheError], ...] = (Unauthenticated, SourceNotFound)
+    unreadable: tuple[type[DataCacheError], ...] = (PermissionDenied,)
+    # One of huggingface_hub's client, one for proofs to the hub and one to its other host.
+    idle_connections = 3
+
+    def __init__(self, repo_source: str = "HuggingFace/Model") -> None:
+        self._repo_source = repo_source
+        self._kind = {"HuggingFace/Model": "model", "HuggingFace/DataSet": "dataset"}[repo_source]
+        self.name = repo_source
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        self.hub = Hub(page=7)
+        self.hub.start()
+        self._endpoint = (constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE)
+        constants.ENDPOINT = self.hub.endpoint
+        constants.HUGGINGFACE_CO_URL_TEMPLATE = self.hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = self._endpoint
+        self.hub.stop()
+
+    def missing(self) -> str:
+        return ""
+
+    def place(self, tree: Tree) -> CacheSpec:
+        self._count += 1
+        name = f"org/place-{self._count}"
+        files = {path: data for path, data in tree.items() if isinstance(data, bytes)}
+        self.hub.repo(name, files, kind=self._kind, private=True, tokens={TOKEN}, lfs_over=100_000)
+        return CacheSpec(HubSpec(self._repo_source, name))
+
+    @property
+    def credential(self) -> str | None:
+        return TOKEN
+
+    def open(self, spec: CacheSpec, credential: str | None) -> Source:
+        return HuggingFaceSource(spec, credential)
+
+    def environment(self) -> dict[str, str]:
+        return {"HF_ENDPOINT": self.hub.endpoint, "HF_TOKEN": "hf_of_somebody_else"}
+
+    def program(self) -> str:
+        return _PROGRAM
+
+    def change(self, spec: CacheSpec, path: str, data: bytes) -> None:
+        self._repository(spec).update({path: data}, lfs_over=100_000)
+
+    def remove(self, spec: CacheSpec) -> None:
+        repository = self._repository(spec)
+        del self.hub.repositories[repository.kind, repository.id]
+
+    def forbid(self, spec: CacheSpec) -> None:
+        self._repository(spec).readers.clear()
+
+    def forbid_reading(self, spec: CacheSpec) -> None:
+        self._repository(spec).gated = True
+
+    def corrupt(self, spec: CacheSpec, path: str) -> None:
+        self.hub.faults.add(Fault("corrupt", self._key(spec, path), after=1))
+
+    def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
+        self.hub.faults.add(Fault("drop", self._key(spec, path), times=1, after=after))
+        return True
+
+    def stop(self) -> None:
+        self.hub.stop()
+
+    def start(self) -> None:
+        self.hub.start()
+
+    def bytes_sent(self, spec: CacheSpec, path: str) -> int | None:
+        return self.hub.counters.bytes_sent[self._key(spec, path)]
+
+    def open_connections(self) -> int:
+        return sum(self.hub.counters.connections.values())
+
+    def _repository(self, spec: CacheSpec) -> Repository:
+        assert isinstance(spec.source, HubSpec)
+        return self.hub.repositories[self._kind, spec.source.repo_id]
+
+    def _key(self, spec: CacheSpec, path: str) -> str:
+        return f"{self._repository(spec).id}/{path}"
