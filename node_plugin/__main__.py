@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
-from csi.images.store import Store
 
 from csi import __version__, logs, rpc, settings
 from csi.errors import DataCacheError
 from csi.identity import IdentityServicer
+from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
@@ -67,7 +67,7 @@ def _serve(options: argparse.Namespace) -> None:
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
     fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use)
     proofs = ProofMemory(options.store / "proofs", options.proof_ttl, options.offline_grace)
-    resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.scratch)
+    resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
     policy = InlinePolicy([nas_prefix(text) for text in options.allow_inline_nas.split(",") if text])
     volumes = Volumes(VolumeRecords(options.store / "volumes"), store, resolver, fills, images, mounts, room, policy)
     volumes.recover()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field
 
+from csi.durable import TEMP_SUFFIX
+from csi.errors import Busy, CorruptContent, DataCacheError, SourceChanged, UnsafeContent
 from csi.images.store import Store
-
-from csi.errors import Busy, CorruptContent, DataCacheError, FailedPrecondition, NotFound
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Progress, Request
@@ -18,18 +20,22 @@ from csi.worker.protocol import Progress, Request
 log = logging.getLogger("datacache.fill")
 
 # After these the bytes so far are of no use to a next try.
-_HOPELESS = (CorruptContent, FailedPrecondition, NotFound)
+_HOPELESS = (CorruptContent, SourceChanged, UnsafeContent)
+_REPORT_SECONDS = 0.5
 
 
 @dataclass
 class _Fill:
     digest: str
+    secrets: dict[str, str] = field(repr=False)
+    room: ExitStack = field(default_factory=ExitStack)
     call: Call = field(default_factory=Call)
     progress: Progress = field(default_factory=Progress)
     waiters: set[Patience] = field(default_factory=set)
     wanted: float = field(default_factory=time.monotonic)
     error: Exception | None = None
     done: bool = False
+    reported: float = 0.0
 
 
 class Fills:
@@ -47,17 +53,17 @@ class Fills:
         `key` is the volume whose call waits. Raises Busy with the progress when `patience` ends first, NoSpace at once
         when the image cannot fit, and what ended the fill.
         """
-        if self._store.sealed(digest):
-            return
-        with self._room.seat(key, patience):
-            fill = self._join(digest, secrets, patience)
-            while not fill.done and not patience.over:
-                patience.sleep()
-            self._leave(fill, patience)
-        if fill.error:
-            raise fill.error
-        if not fill.done:
-            raise Busy(patience.cancelled or f"filling the cache: {fill.progress.shown()}; call again, the fill goes on")
+        while not self._store.sealed(digest):
+            with self._room.seat(key, patience):
+                fill = self._join(digest, secrets, patience)
+                while not fill.done and not patience.over:
+                    patience.sleep()
+                self._leave(fill, patience)
+            if not fill.done or patience.cancelled:
+                raise Busy(patience.cancelled or f"filling the cache: {fill.progress.shown()}; call again, the fill goes on")
+            # What ended a fill that another volume's credential began says nothing about this one's.
+            if fill.error and fill.secrets == secrets:
+                raise fill.error
 
     def begin(self, digest: str, secrets: Mapping[str, str]) -> None:
         """Begin or go on with a fill without waiting for it; raises NoSpace."""
@@ -79,9 +85,10 @@ class Fills:
         with self._guard:
             fill = self._fills.get(digest)
             if fill is None:
-                self._store.reserve(digest, self._in_use())
-                fill = self._fills[digest] = _Fill(digest)
-                threading.Thread(target=self._run, args=(fill, dict(secrets)), name="fill", daemon=True).start()
+                fill = _Fill(digest, dict(secrets))
+                fill.room.enter_context(self._store.reserve(digest, self._in_use()))
+                self._fills[digest] = fill
+                threading.Thread(target=self._run, args=(fill,), name="fill", daemon=True).start()
             if patience:
                 fill.waiters.add(patience)
             return fill
@@ -91,14 +98,14 @@ class Fills:
             fill.waiters.discard(patience)
             fill.wanted = time.monotonic()
 
-    def _run(self, fill: _Fill, secrets: dict[str, str]) -> None:
+    def _run(self, fill: _Fill) -> None:
         started = time.monotonic()
         try:
             paths = self._store.paths(fill.digest)
             request = Request(
                 "fill",
                 {},
-                secrets,
+                fill.secrets,
                 manifest=str(paths.manifest),
                 partial=str(paths.partial),
                 journal=str(paths.journal),
@@ -106,7 +113,6 @@ class Fills:
                 connections=self._connections,
             )
             self._pool.call("fill", request, fill.call, lambda progress: self._heard(fill, progress))
-            self._store.seal(fill.digest)
             fields = {"image": fill.digest, "bytes": fill.progress.bytes_total, "s": round(time.monotonic() - started, 2)}
             log.info("image sealed", extra={"fields": fields})
         except Exception as error:
@@ -115,22 +121,36 @@ class Fills:
 
     def _heard(self, fill: _Fill, progress: Progress) -> None:
         fill.progress = progress
+        self._report(fill)
         with self._guard:
             unwanted = not fill.waiters and time.monotonic() - fill.wanted > self._grace
         if unwanted:
             fill.call.stop()
 
+    def _report(self, fill: _Fill) -> None:
+        """Put the progress where `datacache images` reads it; it is worth nothing after a power cut, so nothing is synced."""
+        now = time.monotonic()
+        if now - fill.reported < _REPORT_SECONDS:
+            return
+        fill.reported = now
+        path = self._store.paths(fill.digest).progress
+        with suppress(OSError):
+            temporary = path.with_name(path.name + TEMP_SUFFIX)
+            temporary.write_text(json.dumps(asdict(fill.progress)))
+            temporary.rename(path)
+
     def _failed(self, fill: _Fill, error: Exception) -> None:
         fill.error = error
-        if isinstance(error, _HOPELESS):
-            self._store.remove(fill.digest)
         text = str(error) if isinstance(error, DataCacheError) else type(error).__name__
         log.warning("fill ended", extra={"fields": {"image": fill.digest, "progress": fill.progress.shown(), "reason": text}})
 
     def _end(self, fill: _Fill) -> None:
+        self._store.paths(fill.digest).progress.unlink(missing_ok=True)
         with self._guard:
             fill.done = True
             del self._fills[fill.digest]
-            self._store.release(fill.digest)
+            fill.room.close()
+            if isinstance(fill.error, _HOPELESS):
+                self._store.remove(fill.digest)
             for patience in fill.waiters:
                 patience.wake()

@@ -13,9 +13,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, SourceChanged, VolumeNotFound
+from csi.images.records import State
 from csi.images.store import Store
-
-from csi.errors import AlreadyExists, Busy, FailedPrecondition, InvalidParameter, SourceChanged, VolumeNotFound
 from csi.locks import KeyedLocks
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
@@ -178,6 +178,7 @@ class Volumes:
 
     def recover(self) -> None:
         """After a start: forget what is not mounted any more, release what no volume shows, go on with fills that need no secret."""
+        self._store.sweep()
         for volume in self._records.all():
             gone = [path for path in volume.paths if not self._is_mounted(path)]
             for path in set(gone) & set(volume.targets):
@@ -185,9 +186,16 @@ class Volumes:
                     Path(path).rmdir()
             self._records.put(volume.without(*gone))
         self._images.sweep()
-        for digest in self._store.resumable():
-            log.info("going on with a fill", extra={"fields": {"image": digest}})
+        for image in self._store.images():
+            if image.state is State.PARTIAL and image.paths.journal.exists():
+                self._go_on(image.digest)
+
+    def _go_on(self, digest: str) -> None:
+        log.info("going on with a fill", extra={"fields": {"image": digest}})
+        try:
             self._fills.begin(digest, {})
+        except DataCacheError as error:
+            log.warning("fill not begun", extra={"fields": {"image": digest, "reason": error}})
 
     def _checked(self, request: MountRequest) -> VolumeParameters:
         asked = parse(request.context, request.flags)
@@ -196,14 +204,19 @@ class Volumes:
 
     def _authorised(self, request: MountRequest, asked: VolumeParameters, patience: Patience) -> Resolution:
         """What the volume holds, once its own credential has read from the origin; its manifest is in the store then."""
-        keep = _Keeper(self._store, private=bool(request.secrets))
-        found = self._resolver.resolve(request.volume_id, asked.spec, request.secrets, patience, self._store.has_manifest, keep)
+        found = self._resolver.resolve(request.volume_id, asked.spec, request.secrets, patience, self._has_manifest, self._keep)
         if asked.manifest_digest not in (None, found.digest):
             raise SourceChanged(
                 f"{asked.spec.source.shown} is not what this volume was created from any more (manifest {found.digest[:12]}, "
                 f"not {asked.manifest_digest and asked.manifest_digest[:12]}); create a new volume to use what it holds now"
             )
         return found
+
+    def _has_manifest(self, digest: str) -> bool:
+        return bool(self._store.sealed(digest) or self._store.partial(digest))
+
+    def _keep(self, found: Resolution, manifest: Path) -> None:
+        self._store.adopt_manifest(found.digest, manifest, found.image_bytes)
 
     def _is_shown(self, request: MountRequest, kind: str) -> bool:
         """Whether `request` is fulfilled already; raises AlreadyExists where its path shows the volume in another way."""
@@ -244,17 +257,6 @@ class Volumes:
 
     def _is_mounted(self, path: str) -> bool:
         return at(self._mounts.table(), path) is not None
-
-
-@dataclass(frozen=True)
-class _Keeper:
-    """Moves a resolved manifest into the store."""
-
-    store: Store
-    private: bool
-
-    def __call__(self, found: Resolution, manifest: Path) -> None:
-        self.store.adopt(found.digest, manifest, found.image_bytes, private=self.private)
 
 
 def _volume(request: MountRequest, asked: VolumeParameters, found: Resolution) -> NodeVolume:

@@ -16,8 +16,9 @@ from typing import IO, Any
 
 from csi import logs
 from csi.errors import DataCacheError, to_wire
-from csi.images.fill import FillProgress, fill, seal
+from csi.images.fill import fill, seal
 from csi.images.layout import lay_out
+from csi.images.progress import FillProgress
 from csi.sources.catalog import open_source
 from csi.spec.manifest import Manifest
 from csi.spec.parameters import parse

