@@ -62,8 +62,10 @@ class Store:
                 raise
 
     def close(self) -> None:
-        """Give up the ownership."""
-        os.close(self._lock)
+        """Give up the ownership; a second time changes nothing."""
+        lock, self._lock = self._lock, -1
+        if lock >= 0:
+            os.close(lock)
 
     def __enter__(self) -> Store:
         return self
