@@ -122,7 +122,7 @@ class Context:
     def __init__(self, options: Options) -> None:
         self._lib = _library()
         self._options = options
-        self._nfs = self._lib.nfs_init_context()
+        self._nfs: int | None = self._lib.nfs_init_context()
         if not self._nfs:
             raise MemoryError("libnfs could not make a context")
         self._callbacks: list[object] = []
@@ -147,7 +147,7 @@ class Context:
 
     def mount(self, server: str, export: str) -> None:
         """Connect and mount `export`; a v3 server may be asked for any folder below an export."""
-        self._check(self._lib.nfs_mount(self._nfs, server.encode(), export.encode()))
+        self._check(self._lib.nfs_mount(self._live, server.encode(), export.encode()))
 
     def list_folder(self, path: bytes) -> list[tuple[bytes, Attributes]]:
         """Names and attributes in the folder, without '.' and '..', in the server's order.
@@ -156,16 +156,16 @@ class Context:
         is 0 there.
         """
         folder = c_void_p()
-        self._check(self._lib.nfs_opendir(self._nfs, path, byref(folder)))
+        self._check(self._lib.nfs_opendir(self._live, path, byref(folder)))
         try:
             return self._take_folder(folder)
         finally:
-            self._lib.nfs_closedir(self._nfs, folder)
+            self._lib.nfs_closedir(self._live, folder)
 
     def _take_folder(self, folder: c_void_p) -> list[tuple[bytes, Attributes]]:
         found: list[tuple[bytes, Attributes]] = []
         has_ids = self._options.version == 3
-        entry = self._lib.nfs_readdir(self._nfs, folder)
+        entry = self._lib.nfs_readdir(self._live, folder)
         while entry:
             fields = _DIRENT.unpack(ctypes.string_at(entry, _DIRENT.size))
             name = ctypes.string_at(fields[1])
@@ -185,13 +185,13 @@ class Context:
     def open(self, path: bytes) -> int:
         """A handle for reading `path`; a symlink there is refused (ELOOP)."""
         handle = c_void_p()
-        self._check(self._lib.nfs_open(self._nfs, path, os.O_RDONLY | os.O_NOFOLLOW, byref(handle)))
+        self._check(self._lib.nfs_open(self._live, path, os.O_RDONLY | os.O_NOFOLLOW, byref(handle)))
         return handle.value or 0
 
     def stat(self, handle: int) -> Attributes:
         """The attributes of an open file, as the server has them now."""
         buffer = ctypes.create_string_buffer(_STAT.size)
-        self._check(self._lib.nfs_fstat64(self._nfs, handle, ctypes.addressof(buffer)))
+        self._check(self._lib.nfs_fstat64(self._live, handle, ctypes.addressof(buffer)))
         return _attributes(ctypes.addressof(buffer))
 
     def read(self, handle: int, offset: int, buffer: memoryview) -> int:
@@ -202,7 +202,7 @@ class Context:
         address, done = ctypes.addressof(anchor), 0
         while done < len(buffer):
             count = min(READ_BYTES, len(buffer) - done)
-            got = self._check(self._lib.nfs_pread(self._nfs, handle, offset + done, count, address + done))
+            got = self._check(self._lib.nfs_pread(self._live, handle, offset + done, count, address + done))
             if got == 0:
                 break
             done += got
@@ -210,12 +210,12 @@ class Context:
 
     def close_file(self, handle: int) -> None:
         """Let go of an open file; with NFSv4 the server is told."""
-        self._check(self._lib.nfs_close(self._nfs, handle))
+        self._check(self._lib.nfs_close(self._live, handle))
 
     @property
     def descriptor(self) -> int:
         """The TCP socket's descriptor (owned by libnfs)."""
-        return int(self._lib.nfs_get_fd(self._nfs))
+        return int(self._lib.nfs_get_fd(self._live))
 
     def close(self) -> None:
         """Drop the connection at once, whatever state it is in."""
@@ -224,9 +224,15 @@ class Context:
             self._nfs = None
             self._callbacks.clear()
 
+    @property
+    def _live(self) -> int:
+        # libnfs would crash the process.
+        assert self._nfs, "this context is closed"
+        return self._nfs
+
     def _check(self, status: int) -> int:
         if status < 0:
-            text: bytes | None = self._lib.nfs_get_error(self._nfs)
+            text: bytes | None = self._lib.nfs_get_error(self._live)
             raise Failure(-status, (text or b"no reason given").decode(errors="replace"))
         return status
 
@@ -246,7 +252,7 @@ class Context:
         sent = 0
         while len(results) < len(paths):
             while sent < len(paths) and sent - len(results) < _IN_FLIGHT:
-                self._check(call(self._nfs, paths[sent], callback, sent))
+                self._check(call(self._live, paths[sent], callback, sent))
                 sent += 1
             self._serve()
             if failures:
@@ -256,10 +262,10 @@ class Context:
 
     def _serve(self) -> None:
         poll = select.poll()
-        poll.register(self.descriptor, self._lib.nfs_which_events(self._nfs))
+        poll.register(self.descriptor, self._lib.nfs_which_events(self._live))
         # libnfs looks for calls that timed out when it is served, so it is served now and then without an event too.
         events = poll.poll(100)
-        if self._lib.nfs_service(self._nfs, events[0][1] if events else 0) < 0:
+        if self._lib.nfs_service(self._live, events[0][1] if events else 0) < 0:
             self._check(-errno.EIO)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -97,11 +98,10 @@ class NasReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            # The data is there and compared; a server that ends now only forgets the handles by itself.
-            with suppress(Failure):
-                while self._open and self._open_on:
-                    self._open_on.close_file(self._open.popitem()[1])
+        # What was read is compared already: where this fails, the server will forget the handles by itself.
+        with suppress(Failure):
+            while kind is None and self._open and self._open_on and self._connection.has(self._open_on):
+                self._open_on.close_file(self._open.popitem()[1])
         self._open.clear()
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
@@ -120,11 +120,20 @@ class NasReader:
     def _read(self, context: Context, entry: Entry, offset: int, buffer: memoryview) -> bool:
         """Whether all of `buffer` was filled from the file that `entry` means."""
         handle = self._handle(context, entry.path)
-        count = context.read(handle, offset, buffer)
+        count = self._read_some(context, handle, offset, buffer)
         same = token(self._identity, context.stat(handle)) == entry.digest
         if offset + count >= entry.size or not same:
             context.close_file(self._open.pop(entry.path))
         return same and count == len(buffer)
+
+    def _read_some(self, context: Context, handle: int, offset: int, buffer: memoryview) -> int:
+        try:
+            return context.read(handle, offset, buffer)
+        except Failure as failure:
+            # Reading a folder that took a file's place fails without a reason; its attributes give one.
+            if failure.code == errno.EFAULT and context.stat(handle).format != stat.S_IFREG:
+                return 0
+            raise
 
     def _handle(self, context: Context, path: str) -> int:
         if self._open_on is not context:
@@ -138,7 +147,7 @@ class NasReader:
         return self._open[path]
 
     def _path(self, path: str) -> bytes:
-        return self._connection.place.below + b"/" + path.encode()
+        return self._connection.below + b"/" + path.encode()
 
     def _refused(self, entry: Entry, failure: Failure) -> DataCacheError:
         if failure.code in _CHANGED:

@@ -55,14 +55,13 @@ class Walk:
                     self.samples.setdefault((rights, _rights(attributes)), entry)
 
     def _children(self, folder: str) -> Iterator[tuple[Entry, Attributes]]:
-        place = self._connection.place
+        spec = self._connection.place.spec
         try:
-            # The place knows what is below the export only once it is mounted.
-            listing, targets = self._connection.attempt(lambda context: _read_folder(context, place.below + b"/" + folder.encode()))
+            listing, targets = self._connection.attempt(lambda context: _read_folder(context, self._connection.below + b"/" + folder.encode()))
         except Failure as failure:
-            raise _unreadable(place.spec, failure, folder) from failure
+            raise _unreadable(spec, failure, folder) from failure
         for name, attributes in listing:
-            child = _child(place.spec, folder, name)
+            child = _child(spec, folder, name)
             yield self._entry(child, attributes, targets.get(name)), attributes
 
     def _entry(self, path: str, attributes: Attributes, target: bytes | None) -> Entry:

@@ -24,8 +24,8 @@ _REFUSED = (errno.EACCES, errno.EPERM)
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _TIMED_OUT = errno.EINTR
 _STATUS = re.compile(r"(?:NFS3|NFS4|MNT3)ERR_\w+|NFS4?ERR_\w+")
-# NFSv4 state that a server forgets (a lease of 90 seconds, a restart): a new connection makes it new.
-_STATE_LOST = {"NFS4ERR_EXPIRED", "NFS4ERR_STALE_CLIENTID", "NFS4ERR_STALE_STATEID", "NFS4ERR_OLD_STATEID", "NFS4ERR_BAD_STATEID"}
+# What a server may forget (a lease of 90 seconds, a removed file, a restart): a new connection makes it new, or finds it missing.
+_STATE_LOST = {"NFS3ERR_STALE"} | {f"NFS4ERR_{name}" for name in ("STALE", "EXPIRED", "STALE_CLIENTID", "STALE_STATEID", "OLD_STATEID", "BAD_STATEID")}
 _LATER = {
     "NFS4ERR_GRACE": "has just started and lets its earlier clients in first (about 90 s)",
     "NFS4ERR_DELAY": "asks to try again later",
@@ -42,53 +42,60 @@ def status_name(failure: Failure) -> str:
 
 def lost(failure: Failure) -> bool:
     """Whether the connection is of no more use: a time-out, a broken socket, forgotten NFSv4 state."""
-    if failure.code in (_TIMED_OUT, errno.EIO, errno.EFAULT):
-        return not status_name(failure)
-    return status_name(failure) in _STATE_LOST
+    status = status_name(failure)
+    if not status:
+        return failure.code in (_TIMED_OUT, errno.EIO, errno.EFAULT)
+    return status in _STATE_LOST
 
 
 class Place:
-    """Where the folder of a spec is on its server: the export to mount and the path below it. Shared by all connections of a source."""
+    """Where the folder of a spec is on its server: which export to mount for it is found once for all connections of a source."""
 
     def __init__(self, spec: NasSpec) -> None:
         self.spec = spec
         self.path = posixpath.normpath("/" + spec.path.strip("/"))
         self._export: str | None = None
 
-    @property
-    def below(self) -> bytes:
-        """The folder's path below the mounted export, "" or starting with '/'; known once a connection was made."""
-        export = self._export or self.path
-        return b"" if export == self.path else self.path[len(export.rstrip("/")) :].encode()
-
-    def connect(self) -> Context:
-        """A context that has this place mounted.
+    def connect(self) -> tuple[Context, bytes]:
+        """A context with an export mounted, and the path of this place below it: "" or starting with '/'.
 
         Raises SourceNotFound, PermissionDenied, OriginUnavailable, or a `Failure` that is `lost`: trying again may help.
         """
         self._reach()
-        candidates = [self._export] if self._export else list(self._candidates())
-        for export in candidates:
+        first: Failure | None = None
+        for export in self._candidates():
             try:
                 context = self._mount(export)
             except Failure as failure:
-                if lost(failure):
-                    raise
-                if failure.code not in (*_REFUSED, *_MISSING):
-                    raise unavailable(self.spec, failure) from failure
-                refusal = failure
+                self._give_up_unless_refused(failure)
+                first = first or failure
             else:
                 self._export = export
-                return context
-        raise self._not_mounted(refusal) from refusal
+                return context, self.path[len(export.rstrip("/")) :].encode()
+        assert first
+        raise self._not_mounted(first) from first
 
     def _candidates(self) -> Iterator[str]:
-        """NFSv3 mounts exports, and with most servers folders below them: the folder itself is asked for first, then its parents."""
+        """NFSv3 mounts exports, and with most servers folders below them: what worked before, the folder itself, then its parents."""
         path = self.path
+        if self._export:
+            yield self._export
         yield path
         while self.spec.version == "3" and path != "/":
             path = posixpath.dirname(path)
             yield path
+
+    def _give_up_unless_refused(self, failure: Failure) -> None:
+        # libnfs has no words for a call that the server's RPC layer denies (AUTH_ERROR, RFC 5531).
+        if failure.code == errno.EFAULT and failure.text.endswith("(null)"):
+            raise PermissionDenied(
+                f"{self.spec.shown}: the server {self.spec.server} denies every call of this node; it may want a source port below 1024 "
+                "(this driver has to run as root, without a NAT between) or another security flavour than sec=sys"
+            ) from failure
+        if lost(failure):
+            raise failure
+        if failure.code not in (*_REFUSED, *_MISSING):
+            raise unavailable(self.spec, failure) from failure
 
     def _mount(self, export: str) -> Context:
         spec = self.spec
@@ -134,10 +141,14 @@ class Place:
 
 
 class Connection:
-    """A mounted context that is made on first use and again when it is lost; for one thread at a time."""
+    """A mounted context that is made on first use and again when it is lost; for one thread at a time.
+
+    `below` is the path of the place below the mounted export, valid within `attempt`.
+    """
 
     def __init__(self, place: Place) -> None:
         self.place = place
+        self.below = b""
         self._context: Context | None = None
 
     def attempt(self, work: Callable[[Context], _T]) -> _T:
@@ -158,9 +169,13 @@ class Connection:
                     raise unavailable(spec, failure) from failure
                 again += 1
 
+    def has(self, context: Context | None) -> bool:
+        """Whether `context` is the one in use now; handles of any other are dead."""
+        return context is not None and context is self._context
+
     def _mounted(self) -> Context:
         if self._context is None:
-            self._context = self.place.connect()
+            self._context, self.below = self.place.connect()
         return self._context
 
     def close(self) -> None:

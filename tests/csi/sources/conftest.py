@@ -1,0 +1,34 @@
+"""A real NFS server for the tests of a module, and a fresh folder on it for each test."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.origins.ganesha import Export, Ganesha
+
+
+@pytest.fixture(scope="module")
+def nas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ganesha]:
+    """A server with one export, readable by all."""
+    export = tmp_path_factory.mktemp("export")
+    export.chmod(0o755)
+    with Ganesha([Export(export)]) as server:
+        yield server
+
+
+@pytest.fixture
+def folder(nas: Ganesha, request: pytest.FixtureRequest) -> Path:
+    """An empty folder below the export."""
+    path = nas.exports[0].path / re.sub(r"\W+", "-", request.node.name)
+    path.mkdir()
+    return path
+
+
+@pytest.fixture(params=["3", "4.0"])
+def version(request: pytest.FixtureRequest) -> str:
+    """Each version of NFS that is spoken."""
+    return str(request.param)
