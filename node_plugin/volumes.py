@@ -174,7 +174,7 @@ class Volumes:
             lost = f"nothing is mounted at {path} any more; delete the pod to mount it anew"
             return Stats(volume.capacity_bytes, volume.content_bytes, 0, True, lost)
         message = f"image {volume.digest[:12]} mounted read-only, no I/O limits"
-        return Stats(volume.capacity_bytes, volume.content_bytes, os.statvfs(path).f_files, False, message)
+        return Stats(volume.capacity_bytes, volume.content_bytes, _inodes(path), False, message)
 
     def recover(self) -> None:
         """After a start: forget what is not mounted any more, release what no volume shows, go on with fills that need no secret."""
@@ -284,3 +284,9 @@ def _remove_target(path: Path) -> None:
         return
     except OSError as error:
         raise FailedPrecondition(f"{path} cannot be removed: {error.strerror}; it holds something this driver did not put there") from error
+
+
+def _inodes(path: Path) -> int:
+    # EROFS reports the largest number there is as its inodes, and what is left of that as free.
+    status = os.statvfs(path)
+    return status.f_files - status.f_ffree

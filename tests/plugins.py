@@ -1,0 +1,133 @@
+"""Both programs as separate processes, as a test or benchmark wants them: `with Plugins(folder, hub=...) as plugins`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from csi.errors import DataCacheError
+from datacache.client import PluginClient
+from node_plugin.mounts import KernelMounts
+
+_BIN = Path(sys.executable).parent
+_START_SECONDS = 30.0
+
+
+class Program:
+    """One program under test; its log is kept in a file."""
+
+    def __init__(self, command: list[str], endpoint: str, environment: Mapping[str, str], log: Path) -> None:
+        self.command, self.endpoint, self.environment, self.log = command, endpoint, environment, log
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **extra_environment: str) -> None:
+        """Start it and return when it answers Probe."""
+        with self.log.open("ab") as log:
+            environment = {**os.environ, **self.environment, **extra_environment}
+            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        end = time.monotonic() + _START_SECONDS
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                with PluginClient(self.endpoint, timeout=2) as client:
+                    if client.probe():
+                        return
+            except DataCacheError:
+                time.sleep(0.02)
+        raise AssertionError(f"{self.command[0]} did not start:\n{self.text()[-3000:]}")
+
+    @property
+    def pid(self) -> int:
+        """The process id."""
+        assert self.process
+        return self.process.pid
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        assert self.process
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        assert self.process
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(60)
+
+    def text(self) -> str:
+        """The log so far."""
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def resident_bytes(self) -> int:
+        """Resident memory now."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def children(self) -> list[int]:
+        """Process ids of its workers."""
+        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
+        return [int(word) for task in tasks for word in task.read_text().split()]
+
+
+class Plugins:
+    """Controller and node plugin with folders below `folder`; `environment` is theirs (HF_ENDPOINT and such), extra flags as lists."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, node: list[str] | None = None, controller: list[str] | None = None) -> None:
+        self.folder = folder
+        self.store, self.registry = folder / "store", folder / "registry"
+        environment = environment or {}
+        self.controller = self._program("controller", ["--registry", str(self.registry), *(controller or [])], environment)
+        self.node = self._program("node", ["--node-id", "node-1", "--store", str(self.store), *(node or [])], environment)
+
+    def _program(self, name: str, flags: list[str], environment: Mapping[str, str]) -> Program:
+        endpoint = f"unix://{self.folder}/{name}.sock"
+        command = [str(_BIN / f"datacache-{name}"), "--endpoint", endpoint, *flags]
+        return Program(command, endpoint, environment, self.folder / f"{name}.log")
+
+    def __enter__(self) -> Plugins:
+        self.controller.start()
+        self.node.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for program in (self.node, self.controller):
+            if program.process:
+                program.stop()
+        unmount_below(self.folder)
+
+    def client(self, program: str = "node", timeout: float = 120.0) -> PluginClient:
+        """A client of one of the two ("node" or "controller")."""
+        return PluginClient(getattr(self, program).endpoint, timeout)
+
+    def leftovers(self) -> list[str]:
+        """Mounts, loop devices, volume records and worker processes that are there now."""
+        mounts = [f"mount {mount.target}" for mount in mounts_below(self.folder)]
+        loops = [f"loop {loop}" for loop in loops_below(self.folder)]
+        records = [f"record {path.name}" for path in (self.store / "volumes").glob("*")]
+        return mounts + loops + records
+
+
+def mounts_below(folder: Path) -> list:
+    """The mounts whose targets are below `folder`."""
+    return [mount for mount in KernelMounts().table() if mount.target.startswith(f"{folder}/")]
+
+
+def loops_below(folder: Path) -> Iterator[str]:
+    """Loop devices over files below `folder`."""
+    for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            if backing.read_text().startswith(f"{folder}/"):
+                yield backing.parent.parent.name
+        except OSError:
+            continue
+
+
+def unmount_below(folder: Path) -> None:
+    """Unmount everything below `folder`, newest first: a test that failed must not leave its mounts to the next."""
+    for mount in reversed(mounts_below(folder)):
+        KernelMounts().unmount(Path(mount.target))
