@@ -15,10 +15,10 @@ ACTIONS = ("status", "drop", "reset", "stall", "corrupt", "ignore-range")
 class Fault:
     """One thing that goes wrong for requests whose key matches `match` (a shell pattern), `times` times (-1: always).
 
-    Keys are "org/name/path/of/file" for files and "api/<kind>/org/name" for the API. Actions: "status" (answer
-    `status`, with Retry-After `retry_after` if that is not empty), "drop" (end the connection `after` bytes into the
-    body), "reset" (the same, but the client meets a reset), "stall" (wait `seconds` at `after`), "corrupt" (flip the file's byte at offset `after`), "ignore-range"
-    (answer 200 and the whole file). `listener` is "hub", "cdn" or "" for both.
+    Keys are "org/name/path/of/file" for files and "api/<kind>/org/name" for the API. Actions: "status" (answer `status`,
+    with Retry-After `retry_after` if that is not empty), "drop" (end the connection `after` bytes into the body), "reset"
+    (the same, but the client meets a reset), "stall" (wait `seconds` at `after`), "corrupt" (flip the file's byte at
+    offset `after`), "ignore-range" (answer 200 and the whole file). `listener` is "hub", "cdn" or "" for both.
     """
 
     action: str

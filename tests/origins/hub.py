@@ -58,7 +58,9 @@ class Hub:
         self.stop()
 
     def start(self) -> None:
-        """Listen; after a `stop`, on the same ports."""
+        """Listen, if it does not yet; after a `stop`, on the same ports."""
+        if self._listeners:
+            return
         hub, cdn = (HUB_ADDRESS, self._ports[0]), (CDN_ADDRESS, self._ports[1])
         self._listeners = [
             Listener("hub", hub, HubHandler, self, self.faults, self.counters),

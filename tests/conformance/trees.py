@@ -1,0 +1,57 @@
+"""The tree that the suite puts at an origin, and how to see what a manifest and its readers make of it."""
+
+from __future__ import annotations
+
+import random
+
+from csi.sources.source import Source
+from csi.spec.manifest import Entry, Kind, Manifest
+from tests.conformance.kit import Tree
+
+BIG = "weights/model.safetensors"
+SMALL = "config.json"
+EMPTY = "empty.txt"
+
+
+def tree(seed: int = 0, big: int = 5_000_003) -> Tree:
+    """Files of several sizes (none, one byte, just around a page, `big`), nested folders, names in several scripts, over 30 entries."""
+    rng = random.Random(seed)
+    files: dict[str, bytes | str | None] = {
+        SMALL: b'{"seed": %d}\n' % seed,
+        EMPTY: b"",
+        BIG: rng.randbytes(big),
+        "one": b"1",
+        "a b/%41#?&+.txt": b"a name to be quoted",
+        "\u00fcber/\u65e5\u672c\u8a9e/\U0001f680.txt": b"names in any script",
+        "deep/er/and/deep/er/file": b"x" * 4097,
+        "deep/page": b"y" * 4096,
+    }
+    return files | {f"many/file-{n:03}.txt": b"%d" % n for n in range(30)}
+
+
+def contents(files: Tree) -> dict[str, bytes]:
+    return {path: data for path, data in files.items() if isinstance(data, bytes)}
+
+
+def entry(manifest: Manifest, path: str) -> Entry:
+    return next(e for e in manifest.entries if e.path == path)
+
+
+def read(source: Source, manifest: Manifest, path: str, offset: int = 0, length: int | None = None) -> bytes:
+    """One range of a file over a fresh reader; the rest of the file where `length` is None."""
+    wanted = entry(manifest, path)
+    buffer = bytearray(wanted.size - offset if length is None else length)
+    with source.reader(manifest) as reader:
+        reader.read_into(wanted, offset, memoryview(buffer))
+    return bytes(buffer)
+
+
+def read_all(source: Source, manifest: Manifest) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    with source.reader(manifest) as reader:
+        for e in manifest.entries:
+            if e.kind is Kind.FILE:
+                buffer = bytearray(e.size)
+                reader.read_into(e, 0, memoryview(buffer))
+                found[e.path] = bytes(buffer)
+    return found
