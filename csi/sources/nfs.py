@@ -25,7 +25,7 @@ _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _TIMED_OUT = errno.EINTR
 _STATUS = re.compile(r"(?:NFS3|NFS4|MNT3)ERR_\w+|NFS4?ERR_\w+")
 # What a server may forget (a lease of 90 seconds, a removed file, a restart): a new connection makes it new, or finds it missing.
-_STATE_LOST = {"NFS3ERR_STALE"} | {f"NFS4ERR_{name}" for name in ("STALE", "EXPIRED", "STALE_CLIENTID", "STALE_STATEID", "OLD_STATEID", "BAD_STATEID")}
+_STATE_LOST = {"NFS3ERR_STALE"} | {f"NFS4ERR_{name}" for name in "STALE EXPIRED STALE_CLIENTID STALE_STATEID OLD_STATEID BAD_STATEID".split()}
 _LATER = {
     "NFS4ERR_GRACE": "has just started and lets its earlier clients in first (about 90 s)",
     "NFS4ERR_DELAY": "asks to try again later",

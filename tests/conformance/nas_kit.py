@@ -115,8 +115,9 @@ class NasKit:
         return None
 
     def open_connections(self) -> int:
+        # The clients' ends: ganesha's own sockets are listed with IPv6.
         rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-        return sum(row[3] == _ESTABLISHED and int(row[1].rpartition(":")[2], 16) == self._server.port for row in rows)
+        return sum(row[3] == _ESTABLISHED and int(row[2].rpartition(":")[2], 16) == self._server.port for row in rows)
 
 
 def _folder(spec: CacheSpec) -> Path:

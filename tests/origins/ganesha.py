@@ -136,6 +136,11 @@ class Ganesha:
         return self._process.pid
 
     @property
+    def runs(self) -> bool:
+        """Whether the server was started and not stopped since."""
+        return self._process is not None
+
+    @property
     def log(self) -> str:
         """What the server has logged so far."""
         path = self._folder / "log"
