@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from csi.errors import OriginThrottled, OriginUnavailable
@@ -34,7 +34,7 @@ class PatientReader:
             try:
                 self._connected().read_into(entry, offset, buffer)
             except OriginUnavailable as error:
-                self._disconnect(error)
+                self.renew()
                 if failures == MAX_FAILURES - 1:
                     raise
                 self._pause(_patience(error, failures))
@@ -44,23 +44,21 @@ class PatientReader:
 
     def renew(self) -> None:
         """Let go of the connection; the next read opens a fresh one."""
-        self._disconnect(None)
+        old, self._connection, self._reader = self._connection, ExitStack(), None
+        # A connection that failed may fail to close, and what it read is judged by its digest anyway.
+        with suppress(Exception):
+            old.close()
 
     def _connected(self) -> Reader:
         if self._reader is None:
             self._reader = self._connection.enter_context(self._open())
         return self._reader
 
-    def _disconnect(self, error: BaseException | None) -> None:
-        self._reader = None
-        self._connection.__exit__(type(error) if error else None, error, None)
-        self._connection = ExitStack()
-
     def __enter__(self) -> PatientReader:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._disconnect(error)
+        self.renew()
 
 
 def _patience(error: OriginUnavailable, failures: int) -> float:

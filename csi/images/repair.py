@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 
 from csi.images.buffers import Buffer
 from csi.images.chunks import CHUNK, zero_padding
@@ -17,11 +19,28 @@ def hash_from_disk(image: PartialImage, extent: Extent, until: int, check: Calla
     """The running digest of a file up to image byte `until` (a chunk's begin), from the bytes on disk. `check` raises to stop."""
     running = FileHash(extent.entry)
     if extent.entry.verifiable:
-        for offset, view in _steps(until - extent.offset):
+        for view in _read_ahead(image, extent.offset, until):
             check()
-            image.read(extent.offset + offset, view)
             running.update(view)
     return running
+
+
+def _read_ahead(image: PartialImage, begin: int, end: int) -> Iterator[memoryview]:
+    """The image's bytes from `begin` to `end`, in order; the next are read while the caller has the last."""
+    buffers = cycle([Buffer(CHUNK).view, Buffer(CHUNK).view])
+
+    def read(at: int) -> memoryview:
+        view = next(buffers)[: min(CHUNK, end - at)]
+        image.read(at, view)
+        return view
+
+    with ThreadPoolExecutor(1, "fill read back") as disk:
+        ready = disk.submit(read, begin)
+        for at in range(begin + CHUNK, end + CHUNK, CHUNK):
+            view = ready.result()
+            if at < end:
+                ready = disk.submit(read, at)
+            yield view
 
 
 def refetch(image: PartialImage, extent: Extent, reader: PatientReader, check: Callable[[], None]) -> None:
@@ -29,19 +48,14 @@ def refetch(image: PartialImage, extent: Extent, reader: PatientReader, check: C
     entry = extent.entry
     running = FileHash(entry)
     reader.renew()
-    for offset, view in _steps(aligned(entry.size)):
+    buffer = Buffer(min(aligned(entry.size), CHUNK)).view
+    for offset in range(0, entry.size, CHUNK):
         check()
-        length = min(len(view), entry.size - offset)
+        length = min(CHUNK, entry.size - offset)
+        view = buffer[: aligned(length)]
         reader.read_into(entry, offset, view[:length])
         zero_padding(view, length)
         running.update(view[:length])
         image.write(extent.offset + offset, view)
     if found := running.wrong():
         raise corrupt(entry, found)
-
-
-def _steps(size: int) -> Iterator[tuple[int, memoryview]]:
-    """Offsets that cover `size` bytes, each with the same buffer, as long as the step."""
-    buffer = Buffer(CHUNK).view
-    for offset in range(0, size, CHUNK):
-        yield offset, buffer[: min(CHUNK, size - offset)]

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from csi.images.chunks import CHUNK
 from csi.images.fill import fill, seal
 from csi.images.layout import lay_out
 from csi.images.progress import FillProgress
+from csi.spec.access import Reader
 from csi.spec.manifest import Entry, Kind, Manifest, build
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import compare, content, digest_of, file, fsck, manifests, mounted, write_image
@@ -139,6 +141,18 @@ def test_failing_to_connect_is_a_passing_failure_too(place: Place) -> None:
     place.check()
 
 
+def test_a_connection_that_fails_to_close_does_no_harm(place: Place) -> None:
+    @contextmanager
+    def open_reader() -> Iterator[Reader]:
+        with origin.open() as reader:
+            yield reader
+        raise OriginUnavailable("goodbye lost")
+
+    origin = FakeOrigin()
+    fill(place.layout, place.partial, place.journal, open_reader, chunk_bytes=SMALL)
+    place.check()
+
+
 def test_the_origins_retry_after_is_honoured() -> None:
     pauses: list[float] = []
     errors = [OriginThrottled("slow down", 42.0), OriginThrottled("slow down"), OriginUnavailable("oops")]
@@ -192,6 +206,8 @@ def test_bytes_that_are_wrong_always_name_the_file_and_both_digests(place: Place
     found = digest_of(bytes([data[0] ^ 1]) + data[1:], entry.digest.split(":")[0])
     with pytest.raises(CorruptContent) as caught:
         place.fill(FakeOrigin(fault))
+    extent = next(extent for extent in place.layout.extents if extent.entry.path == path)
+    assert place.durable() < extent.offset + entry.size, "the journal never says that a wrong file is done"
     assert all(text in str(caught.value) for text in (repr(path), entry.digest, found))
 
 

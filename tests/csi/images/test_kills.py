@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,7 +31,8 @@ POINTS = ["write", "wrote", "sync", "synced", "append", "torn", "appended", "rea
 class Run:
     """One image and the kills it went through; every fill is a process of its own."""
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, chunk: int = CHUNK) -> None:
+        self.chunk = chunk
         self.layout: Layout = lay_out(manifest)
         self.folder, self.partial, self.journal = folder, folder / "image.partial", folder / "journal"
         self._logs = 0
@@ -43,12 +45,12 @@ class Run:
         def work() -> None:
             if prepare is not None:
                 prepare()
-            fill(self.layout, self.partial, self.journal, FakeOrigin(log=log).open, connections=CONNECTIONS, chunk_bytes=CHUNK)
+            fill(self.layout, self.partial, self.journal, FakeOrigin(log=log).open, connections=CONNECTIONS, chunk_bytes=self.chunk)
 
         return in_child(work), read_log(log)
 
     def durable(self) -> int:
-        with Journal(self.journal, self.layout, CHUNK) as log:
+        with Journal(self.journal, self.layout, self.chunk) as log:
             return log.durable
 
     def spoil(self, begin: int) -> None:
@@ -155,6 +157,17 @@ def test_the_file_that_a_kill_cut_is_hashed_from_disk_and_goes_on(tmp_path: Path
     run.check_bytes()
 
 
+def test_a_long_cut_file_behind_others_is_hashed_from_disk_in_steps(tmp_path: Path) -> None:
+    run = Run(tmp_path, build([file("a", 5_000), file("big", 21_000_001)], {}), chunk=1 << 20)
+    assert run.fill(die_at("appended", 4))[0] == -signal.SIGKILL
+    durable = run.durable()
+    assert durable > 9_000_000
+    ended, asked = run.fill()
+    assert ended == 0
+    run.check_requests(asked, durable)
+    run.check_bytes()
+
+
 def test_durable_bytes_of_a_cut_file_that_rotted_are_found_by_its_digest(tmp_path: Path) -> None:
     run = Run(tmp_path, build([file("big", 500_000)], {}))
     assert run.fill(die_at("appended", 3))[0] == -signal.SIGKILL
@@ -163,6 +176,35 @@ def test_durable_bytes_of_a_cut_file_that_rotted_are_found_by_its_digest(tmp_pat
         stream.write(bytes(10))
     assert run.fill()[0] == 0
     run.check_bytes()
+
+
+def test_the_journal_speaks_only_of_what_was_written_before_a_sync_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, build([file(f"f{n}", 30_000) for n in range(30)], {}))
+    written: dict[int, int] = {}
+    synced: dict[int, int] = {}
+    claims: list[int] = []
+    write, sync, append = PartialImage.write, PartialImage.sync, Journal.append
+
+    def watched_write(image: PartialImage, offset: int, data: memoryview) -> None:
+        write(image, offset, data)
+        written[offset] = offset + len(data)
+
+    def watched_sync(image: PartialImage) -> None:
+        before = dict(written)
+        sync(image)
+        synced.update(before)
+
+    def watched_append(journal: Journal, durable: int) -> None:
+        at = 0
+        while at < durable:
+            at = synced[at]
+        claims.append(durable)
+        append(journal, durable)
+
+    for owner, name, watched in ((PartialImage, "write", watched_write), (PartialImage, "sync", watched_sync), (Journal, "append", watched_append)):
+        monkeypatch.setattr(owner, name, watched)
+    fill(run.layout, run.partial, run.journal, FakeOrigin(lambda *_: Event().wait(0.001) and None).open, connections=CONNECTIONS, chunk_bytes=CHUNK)
+    assert len(claims) > 5 and claims[-1] == run.layout.size
 
 
 def _journal(tmp_path: Path, layout: Layout, durable: list[int]) -> Path:
