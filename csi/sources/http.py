@@ -220,9 +220,14 @@ def retry_after(headers: Mapping[str, str]) -> float:
 def _next_address(response: urllib3.BaseHTTPResponse, url: str) -> str:
     location = response.headers.get("Location", "")
     drop(response)
+    try:
+        target = urljoin(url, location)
+        site(target)
+    except (ValueError, OriginUnavailable) as error:
+        raise OriginUnavailable(f"{shown_site(url)}: it redirects to an address that is no http or https URL") from error
     if not location:
         raise OriginUnavailable(f"{shown_site(url)}: it redirects to nowhere")
-    return urljoin(url, location)
+    return target
 
 
 def _range_end(response: urllib3.BaseHTTPResponse, url: str, entry: Entry, offset: int, end: int) -> int:

@@ -1,0 +1,410 @@
+"""The ranged HTTP engine against a server that misbehaves on purpose."""
+
+from __future__ import annotations
+
+import base64
+import os
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from csi.errors import (
+    DataCacheError,
+    InvalidParameter,
+    OriginThrottled,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceChanged,
+    SourceNotFound,
+    Unauthenticated,
+)
+from csi.sources import connections
+from csi.sources.connections import Connections
+from csi.sources.http import Addresses, RangeReader, retry_after
+from csi.spec.manifest import Entry, Kind
+
+DATA = bytes(range(256)) * 4096
+FILE = Entry("folder/file.bin", Kind.FILE, size=len(DATA))
+SECRET = {"Authorization": "Bearer very-secret"}
+
+
+class Server(ThreadingHTTPServer):
+    """Answers by path: `behave[path](handler)`; remembers (path, Authorization, Range) of every request."""
+
+    daemon_threads = True
+
+    def __init__(self, address: str = "127.0.0.1", tls: Path | None = None) -> None:
+        super().__init__((address, 0), Answer)
+        self.behave: dict[str, object] = {}
+        self.seen: list[tuple[str, str | None, str | None]] = []
+        self.accepted = 0
+        scheme = "http"
+        if tls:
+            import ssl
+
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls)
+            self.socket = context.wrap_socket(self.socket, server_side=True)
+            scheme = "https"
+        self.url = f"{scheme}://{address}:{self.server_address[1]}"
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        accepted = super().get_request()
+        self.accepted += 1
+        return accepted
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that went away is no news."""
+
+
+class Answer(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.seen.append((self.path, self.headers.get("Authorization"), self.headers.get("Range")))
+        self.server.behave[self.path.partition("?")[0]](self)  # type: ignore[operator]
+
+    def say(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content_Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def span(self) -> tuple[int, int]:
+        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
+        return int(first), int(last) + 1
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def ranged(answer: Answer) -> None:
+    start, end = answer.span()
+    answer.say(206, DATA[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        running.behave["/file"] = ranged
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def other() -> Iterator[Server]:
+    with Server("127.0.0.2") as running:
+        running.behave["/signed"] = ranged
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def pool() -> Iterator[Connections]:
+    made = Connections(4)
+    yield made
+    made.close()
+
+
+def at(url: str) -> Addresses:
+    return Addresses(lambda entry: url, SECRET)
+
+
+def read(reader: RangeReader, offset: int, length: int) -> bytes:
+    buffer = bytearray(length)
+    reader.read_into(FILE, offset, memoryview(buffer))
+    return bytes(buffer)
+
+
+def redirect(location: str) -> object:
+    return lambda answer: answer.say(302, b"over there", Location=location)
+
+
+def test_ranges_come_over_one_connection(server: Server, pool: Connections) -> None:
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        for start in range(0, len(DATA), 100_000):
+            length = min(100_000, len(DATA) - start)
+            assert read(reader, start, length) == DATA[start : start + length]
+    assert server.accepted == 1
+    assert {authorization for _, authorization, _ in server.seen} == {"Bearer very-secret"}
+
+
+def test_a_credential_stays_with_its_host(server: Server, other: Server, pool: Connections) -> None:
+    server.behave["/file"] = redirect(f"{other.url}/signed?sig=1")
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        assert read(reader, 10, 20) == DATA[10:30]
+    assert [authorization for _, authorization, _ in server.seen + other.seen] == ["Bearer very-secret", None]
+
+
+def test_a_credential_follows_on_its_own_host_but_not_to_another_port(server: Server, pool: Connections) -> None:
+    with Server() as neighbour:
+        neighbour.behave["/there"] = ranged
+        server.behave["/file"] = redirect("/elsewhere")
+        server.behave["/elsewhere"] = redirect(f"{neighbour.url}/there")
+        with RangeReader(pool, at(f"{server.url}/file")) as reader:
+            assert read(reader, 0, 5) == DATA[:5]
+        neighbour.shutdown()
+    assert [authorization for _, authorization, _ in server.seen + neighbour.seen] == ["Bearer very-secret", "Bearer very-secret", None]
+
+
+def test_a_signed_address_is_remembered_until_it_fails(server: Server, other: Server, pool: Connections) -> None:
+    server.behave["/file"] = redirect(f"{other.url}/signed?sig=1")
+    addresses = at(f"{server.url}/file")
+    with RangeReader(pool, addresses) as first, RangeReader(pool, addresses) as second:
+        assert [read(reader, n, 3) for n, reader in enumerate((first, second, first))] == [DATA[n : n + 3] for n in range(3)]
+        assert (len(server.seen), len(other.seen)) == (1, 3)
+        for ended in (401, 403, 410):
+            old, new = f"/signed{ended}", f"/renewed{ended}"
+            addresses.signed[FILE.path] = other.url + old
+            other.behave[old] = lambda answer, status=ended: answer.say(status, b"<Expired/>")
+            other.behave[new] = ranged
+            server.behave["/file"] = redirect(other.url + new)
+            assert read(first, 7, 9) == DATA[7:16]
+            assert addresses.signed[FILE.path] == other.url + new
+
+
+def test_a_fresh_signed_address_that_refuses_is_an_error(server: Server, other: Server, pool: Connections) -> None:
+    server.behave["/file"] = redirect(f"{other.url}/signed?Signature=abc")
+    other.behave["/signed"] = lambda answer: answer.say(403)
+    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(PermissionDenied) as error:
+        read(reader, 0, 1)
+    assert "abc" not in str(error.value) and len(server.seen) == 1
+
+
+def test_redirects_end(server: Server, pool: Connections) -> None:
+    server.behave["/file"] = redirect("/file")
+    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(OriginUnavailable, match="redirects"):
+        read(reader, 0, 1)
+    assert len(server.seen) == 6
+
+
+@pytest.mark.parametrize("location", ["file:///etc/passwd", "ftp://127.0.0.1/x", "http://[broken", ""])
+def test_a_redirect_to_no_http_address_is_refused(server: Server, pool: Connections, location: str) -> None:
+    server.behave["/file"] = redirect(location)
+    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(OriginUnavailable):
+        read(reader, 0, 1)
+
+
+def whole(answer: Answer) -> None:
+    answer.say(200, DATA)
+
+
+def chunked(answer: Answer) -> None:
+    answer.send_response(200)
+    answer.send_header("Transfer-Encoding", "chunked")
+    answer.end_headers()
+    for start in range(0, len(DATA), 70_000):
+        part = DATA[start : start + 70_000]
+        answer.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+    answer.wfile.write(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("behaviour", [whole, chunked])
+def test_a_server_without_ranges_is_read_as_one_stream(server: Server, pool: Connections, behaviour: object) -> None:
+    server.behave["/file"] = behaviour
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        for start in range(50_000, len(DATA), 200_000):
+            length = min(100_000, len(DATA) - start)
+            assert read(reader, start, length) == DATA[start : start + length]
+        assert len(server.seen) == 1
+        assert read(reader, len(DATA) - 10, 10) == DATA[-10:]
+        assert read(reader, 5, 10) == DATA[5:15]
+    # The whole file was read to its end once: that connection served the next request.
+    assert server.accepted == 1
+
+
+def test_fewer_bytes_than_asked_for_are_completed(server: Server, pool: Connections) -> None:
+    def short(answer: Answer) -> None:
+        start, end = answer.span()
+        end = min(end, start + 1000)
+        answer.say(206, DATA[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}")
+
+    server.behave["/file"] = short
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        assert read(reader, 500, 2500) == DATA[500:3000]
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [
+        (lambda a: a.say(206, b"12345", Content_Range=f"bytes 3-7/{len(DATA)}"), OriginUnavailable),
+        (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-9/{len(DATA)}"), OriginUnavailable),
+        (lambda a: a.say(206, b"12345"), OriginUnavailable),
+        (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-4/{len(DATA) + 1}"), SourceChanged),
+        (lambda a: a.say(200, DATA + b"+"), SourceChanged),
+        (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-4/{len(DATA)}", Content_Encoding="gzip"), OriginUnavailable),
+        (lambda a: a.say(416, Content_Range="bytes */3"), SourceChanged),
+        (lambda a: a.say(401), Unauthenticated),
+        (lambda a: a.say(403), PermissionDenied),
+        (lambda a: a.say(404, b"<html>"), SourceNotFound),
+        (lambda a: a.say(500), OriginUnavailable),
+        (lambda a: a.say(418), OriginUnavailable),
+    ],
+)
+def test_an_answer_that_does_not_fit_is_told_in_words(server: Server, pool: Connections, behaviour: object, expected: type[DataCacheError]) -> None:
+    server.behave["/file"] = behaviour
+    with RangeReader(pool, at(f"{server.url}/file?token=hidden")) as reader, pytest.raises(expected) as error:
+        read(reader, 0, 5)
+    assert type(error.value) is expected
+    assert FILE.path in str(error.value) and "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_plea_for_patience_carries_its_seconds(server: Server, pool: Connections, status: int) -> None:
+    server.behave["/file"] = lambda answer: answer.say(status, Retry_After="17")
+    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(OriginThrottled) as error:
+        read(reader, 0, 1)
+    assert error.value.retry_after == 17
+
+
+def test_retry_after_may_be_a_date_or_nonsense() -> None:
+    later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
+    assert 90 < retry_after({"Retry-After": later}) <= 100
+    assert [retry_after(headers) for headers in ({}, {"Retry-After": "soon"}, {"Retry-After": "-3"})] == [0, 0, 0]
+
+
+def test_a_body_that_ends_early_is_told_and_the_next_read_is_right(server: Server, pool: Connections) -> None:
+    def cut(answer: Answer) -> None:
+        start, end = answer.span()
+        server.behave["/file"] = ranged
+        answer.say(206, DATA[start : start + 10], Content_Length=str(end - start), Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}")
+        answer.close_connection = True
+
+    server.behave["/file"] = cut
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        with pytest.raises(OriginUnavailable, match="early"):
+            read(reader, 100, 1000)
+        assert read(reader, 100, 1000) == DATA[100:1100]
+
+
+def test_a_server_that_falls_silent_is_given_up(server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.3)
+    go = threading.Event()
+
+    def silent(answer: Answer) -> None:
+        start, end = answer.span()
+        answer.say(206, DATA[start : start + 10], Content_Length=str(end - start), Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}")
+        go.wait(20)
+
+    server.behave["/file"] = silent
+    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(OriginUnavailable, match="no answer"):
+        read(reader, 0, 1000)
+    go.set()
+
+
+def test_a_connection_closed_while_it_idled_costs_no_error(server: Server, pool: Connections) -> None:
+    def last(answer: Answer) -> None:
+        ranged(answer)
+        # Closes without having said so.
+        answer.close_connection = True
+
+    server.behave["/file"] = last
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        assert [read(reader, n, 4) for n in range(5)] == [DATA[n : n + 4] for n in range(5)]
+
+
+def test_a_refused_connection_and_an_unknown_name_are_told_apart(pool: Connections) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with RangeReader(pool, at(f"http://user:pass@127.0.0.1:{port}/x?token=hidden")) as reader, pytest.raises(OriginUnavailable) as refused:
+            read(reader, 0, 1)
+    with RangeReader(pool, at("http://no-such-host.invalid/x")) as reader, pytest.raises(OriginUnavailable, match="name cannot be resolved"):
+        read(reader, 0, 1)
+    assert str(refused.value) == f"127.0.0.1:{port}: connection refused"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
+    folder = tmp_path_factory.mktemp("tls")
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=local -addext subjectAltName=IP:127.0.0.1 -keyout key -out cert"
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    both = folder / "both.pem"
+    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
+    return both
+
+
+@pytest.mark.parametrize("key", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"])
+def test_a_ca_bundle_of_the_environment_is_trusted(certificate: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    with Server(tls=certificate) as server:
+        server.behave["/file"] = ranged
+        with RangeReader(Connections(1), at(f"{server.url}/file")) as reader, pytest.raises(OriginUnavailable, match="certificate is not trusted"):
+            read(reader, 0, 5)
+        monkeypatch.setenv(key, str(certificate.with_name("cert")))
+        pool = Connections(1)
+        with RangeReader(pool, at(f"{server.url}/file")) as reader:
+            assert read(reader, 0, 5) == DATA[:5]
+        pool.close()
+        server.shutdown()
+
+
+def test_a_ca_bundle_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/no/such/bundle.pem")
+    with pytest.raises(InvalidParameter, match="REQUESTS_CA_BUNDLE.*/no/such/bundle.pem"):
+        Connections(1)
+
+
+def forward(answer: Answer) -> None:
+    """As a proxy does for http: the request line has the whole URL."""
+    ranged(answer)
+
+
+def test_a_proxy_of_the_environment_is_used_unless_excepted(server: Server, monkeypatch: pytest.MonkeyPatch, pool: Connections) -> None:
+    with Server() as proxy:
+        target = "http://origin.invalid/file"
+        proxy.behave[target] = forward
+        monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//me:pa%20ss@"))
+        with RangeReader(pool, at(target)) as reader:
+            assert read(reader, 3, 4) == DATA[3:7]
+        assert proxy.seen[0][0] == target
+        monkeypatch.setenv("no_proxy", "origin.invalid,127.0.0.1")
+        with RangeReader(pool, at(f"{server.url}/file")) as reader:
+            assert read(reader, 3, 4) == DATA[3:7]
+        assert (len(proxy.seen), len(server.seen)) == (1, 1)
+        proxy.shutdown()
+
+
+def test_a_proxy_login_is_sent_to_the_proxy(monkeypatch: pytest.MonkeyPatch, pool: Connections) -> None:
+    seen: list[str | None] = []
+
+    def note(answer: Answer) -> None:
+        seen.append(answer.headers.get("Proxy-Authorization"))
+        ranged(answer)
+
+    with Server() as proxy:
+        proxy.behave["http://origin.invalid/file"] = note
+        monkeypatch.setenv("http_proxy", proxy.url.replace("//", "//me:pa%20ss@"))
+        with RangeReader(pool, at("http://origin.invalid/file")) as reader:
+            read(reader, 0, 1)
+        proxy.shutdown()
+    assert seen == ["Basic " + base64.b64encode(b"me:pa ss").decode()]
+
+
+def test_a_proxy_that_is_down_is_named_as_such(monkeypatch: pytest.MonkeyPatch, pool: Connections) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:hidden@127.0.0.1:1")
+    with RangeReader(pool, at("http://origin.invalid/file")) as reader, pytest.raises(OriginUnavailable, match="proxy") as error:
+        read(reader, 0, 1)
+    assert "hidden" not in str(error.value)
+
+
+def test_closing_a_reader_in_the_middle_closes_its_connection(server: Server, pool: Connections) -> None:
+    server.behave["/file"] = whole
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        read(reader, 0, 10)
+    assert os.listdir("/proc/self/fd")
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        read(reader, 0, 10)
+    assert server.accepted == 2
