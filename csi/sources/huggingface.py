@@ -72,7 +72,9 @@ class HuggingFaceSource:
             files = [item for item in tree if isinstance(item, RepoFile)]
             allow, ignore = list(hub.allow_patterns) or None, list(hub.ignore_patterns) or None
             chosen = list(filter_repo_objects(files, allow_patterns=allow, ignore_patterns=ignore, key=lambda file: file.path))
-        if files and not chosen:
+        if not files:
+            raise SourceNotFound(f"{self._host} lists no file in {hub.shown}; check repoId and revision, and that HF_ENDPOINT is a hub")
+        if not chosen:
             raise InvalidParameter(f"allowPatterns and ignorePatterns leave none of the {len(files)} files of {hub.shown}; check allowPatterns")
         return build(map(self._entry, chosen), pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -20,6 +22,17 @@ TOKEN = "hf_conformance"
 _PROGRAM = """
 from csi.sources.huggingface import HuggingFaceSource as open
 """
+
+
+@contextmanager
+def pointed_at(endpoint: str) -> Iterator[None]:
+    """What HF_ENDPOINT does for a process that starts: huggingface_hub of this one talks to `endpoint`."""
+    before = (constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE)
+    constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = endpoint, endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    try:
+        yield
+    finally:
+        constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = before
 
 
 class HubKit:
@@ -42,13 +55,12 @@ class HubKit:
     def __enter__(self) -> Self:
         self.hub = Hub(page=7)
         self.hub.start()
-        self._endpoint = (constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE)
-        constants.ENDPOINT = self.hub.endpoint
-        constants.HUGGINGFACE_CO_URL_TEMPLATE = self.hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        self._pointed = pointed_at(self.hub.endpoint)
+        self._pointed.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = self._endpoint
+        self._pointed.__exit__(kind, error, trace)
         self.hub.stop()
 
     def missing(self) -> str:
