@@ -23,9 +23,12 @@ _PORTMAPPER_PORT, _NFS_PORT = 111, 2049
 _REFUSED = (errno.EACCES, errno.EPERM)
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
 _TIMED_OUT = errno.EINTR
-_STATUS = re.compile(r"(?:NFS3|NFS4|MNT3)ERR_\w+|NFS4?ERR_\w+")
+_STATUS = re.compile(r"(?:NFS3|NFS4|MNT3)ERR_\w+")
 # What a server may forget (a lease of 90 seconds, a removed file, a restart): a new connection makes it new, or finds it missing.
-_STATE_LOST = {"NFS3ERR_STALE"} | {f"NFS4ERR_{name}" for name in "STALE EXPIRED STALE_CLIENTID STALE_STATEID OLD_STATEID BAD_STATEID".split()}
+_STATE_LOST = {
+    *("NFS3ERR_STALE", "NFS4ERR_STALE", "NFS4ERR_EXPIRED", "NFS4ERR_STALE_CLIENTID"),
+    *("NFS4ERR_STALE_STATEID", "NFS4ERR_OLD_STATEID", "NFS4ERR_BAD_STATEID"),
+}
 _LATER = {
     "NFS4ERR_GRACE": "has just started and lets its earlier clients in first (about 90 s)",
     "NFS4ERR_DELAY": "asks to try again later",
