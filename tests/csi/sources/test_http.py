@@ -5,11 +5,9 @@ from __future__ import annotations
 import base64
 import os
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -28,64 +26,11 @@ from csi.sources import connections
 from csi.sources.connections import Connections
 from csi.sources.http import Addresses, RangeReader, retry_after
 from csi.spec.manifest import Entry, Kind
+from tests.origins.scripted import Answer, Server
 
 DATA = bytes(range(256)) * 4096
 FILE = Entry("folder/file.bin", Kind.FILE, size=len(DATA))
 SECRET = {"Authorization": "Bearer very-secret"}
-
-
-class Server(ThreadingHTTPServer):
-    """Answers by path: `behave[path](handler)`; remembers (path, Authorization, Range) of every request."""
-
-    daemon_threads = True
-
-    def __init__(self, address: str = "127.0.0.1", tls: Path | None = None) -> None:
-        super().__init__((address, 0), Answer)
-        self.behave: dict[str, object] = {}
-        self.seen: list[tuple[str, str | None, str | None]] = []
-        self.accepted = 0
-        scheme = "http"
-        if tls:
-            import ssl
-
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(tls)
-            self.socket = context.wrap_socket(self.socket, server_side=True)
-            scheme = "https"
-        self.url = f"{scheme}://{address}:{self.server_address[1]}"
-        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
-
-    def get_request(self) -> tuple[socket.socket, object]:
-        accepted = super().get_request()
-        self.accepted += 1
-        return accepted
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A client that went away is no news."""
-
-
-class Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.seen.append((self.path, self.headers.get("Authorization"), self.headers.get("Range")))
-        self.server.behave[self.path.partition("?")[0]](self)  # type: ignore[operator]
-
-    def say(self, status: int, body: bytes = b"", **headers: str) -> None:
-        self.send_response(status)
-        for name, value in {"Content_Length": str(len(body)), **headers}.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def span(self) -> tuple[int, int]:
-        first, last = self.headers["Range"].removeprefix("bytes=").split("-")
-        return int(first), int(last) + 1
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
 
 
 def ranged(answer: Answer) -> None:
@@ -322,17 +267,6 @@ def test_a_refused_connection_and_an_unknown_name_are_told_apart(pool: Connectio
     with RangeReader(pool, at("http://no-such-host.invalid/x")) as reader, pytest.raises(OriginUnavailable, match="name cannot be resolved"):
         read(reader, 0, 1)
     assert str(refused.value) == f"127.0.0.1:{port}: connection refused"
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A self-signed certificate for 127.0.0.1 with its key, in one file."""
-    folder = tmp_path_factory.mktemp("tls")
-    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=local -addext subjectAltName=IP:127.0.0.1 -keyout key -out cert"
-    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-    both = folder / "both.pem"
-    both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
-    return both
 
 
 @pytest.mark.parametrize("key", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"])

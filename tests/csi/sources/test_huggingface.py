@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 
 from csi.errors import InvalidParameter, OriginThrottled, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.sources import connections, hub_client
@@ -24,6 +24,7 @@ from tests.conformance.hub_kit import pointed_at
 from tests.origins.faults import Fault
 from tests.origins.hub import Hub
 from tests.origins.repositories import Declared
+from tests.origins.scripted import Server
 
 FILES = {
     ".gitattributes": b"*.bin filter=lfs\n",
@@ -311,3 +312,33 @@ def test_a_hub_that_comes_back_is_asked_on_a_fresh_connection(hub: Hub) -> None:
     assert time.monotonic() - started < 10
     hub.start()
     assert resolved(spec()).digest == first.digest
+
+
+def test_a_proxy_of_the_environment_carries_facts_and_bytes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.repo("org/model", FILES)
+    monkeypatch.setenv("http_proxy", hub.endpoint)
+    monkeypatch.setenv("no_proxy", "127.0.0.2")
+    # The hub answers whole URLs as a proxy does; this name leads nowhere without one.
+    with pointed_at("http://hub.invalid"), closing(HuggingFaceSource(spec(), None)) as source:
+        manifest = source.resolve(source.pin())
+        source.prove(manifest)
+        with source.reader(manifest) as reader:
+            for file in manifest.files:
+                buffer = bytearray(file.size)
+                reader.read_into(file, 0, memoryview(buffer))
+                assert buffer == FILES[file.path]
+
+
+def test_a_ca_bundle_of_the_environment_is_trusted_for_facts_too(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    with Server(tls=certificate) as server:
+        server.behave["/api/models/org/model/revision/main"] = lambda answer: answer.say(200, b'{"id": "org/model", "sha": "%s"}' % (b"5" * 40))
+        with pointed_at(server.url):
+            with pytest.raises(OriginUnavailable, match="certificate is not trusted"):
+                pinned(spec())
+            monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.with_name("cert")))
+            # A worker reads its environment once; this process has to be told.
+            close_session()
+            assert pinned(spec()) == "5" * 40
+        server.shutdown()
