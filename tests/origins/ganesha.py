@@ -186,6 +186,9 @@ class Ganesha:
     def pause(self) -> None:
         """Keep the sockets open and answer nothing, as a server that hangs."""
         os.kill(self.pid, signal.SIGSTOP)
+        # The signal returns before the last thread stands.
+        if not wait_until(self._stands, 5.0):
+            raise RuntimeError("nfs-ganesha did not stop at SIGSTOP")
 
     def resume(self) -> None:
         """Undo `pause`."""
@@ -198,6 +201,10 @@ class Ganesha:
         configuration.write_text(_CORE.format(port=self.port, mount_port=self.mount_port, folder=self._folder) + "".join(blocks))
         command = ["ganesha.nfsd", "-F", "-f", str(configuration), "-L", str(self._folder / "log"), "-p", str(self._folder / "pid")]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def _stands(self) -> bool:
+        states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        return set(states) == {"T"}
 
     def _ended(self) -> bool:
         return self._process is None or self._process.poll() is not None

@@ -35,5 +35,5 @@ def wait_until(true: Callable[[], bool], seconds: float) -> bool:
     while time.monotonic() < end:
         if true():
             return True
-        time.sleep(0.05)
+        time.sleep(0.02)
     return False
