@@ -20,6 +20,7 @@ from csi.images import fetch
 from csi.images.chunks import CHUNK
 from csi.images.fill import fill, seal
 from csi.images.layout import lay_out
+from csi.images.partial import PartialImage
 from csi.images.progress import FillProgress
 from csi.spec.access import Reader
 from csi.spec.manifest import Entry, Kind, Manifest, build
@@ -193,6 +194,24 @@ def test_bytes_that_are_wrong_once_are_fetched_once_more(place: Place, path: str
     place.check()
     size = next(e.size for e in MIXED if e.path == path)
     assert origin.bytes == place.layout.manifest.content_bytes + size
+
+
+def test_wrong_bytes_that_are_still_being_written_do_not_end_over_the_right_ones(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong, write = {"big"}, PartialImage.write
+
+    def fault(entry: Entry, offset: int, buffer: memoryview) -> None:
+        if entry.path in wrong and offset + len(buffer) == entry.size:
+            wrong.clear()
+            buffer[0] ^= 1
+
+    def slow_write(image: PartialImage, offset: int, data: memoryview) -> None:
+        if not wrong and len(data) <= SMALL:
+            threading.Event().wait(0.1)
+        write(image, offset, data)
+
+    monkeypatch.setattr(PartialImage, "write", slow_write)
+    place.fill(FakeOrigin(fault), connections=2)
+    place.check()
 
 
 @pytest.mark.parametrize("path", ["a", "big", "c"])

@@ -207,6 +207,26 @@ def test_the_journal_speaks_only_of_what_was_written_before_a_sync_began(tmp_pat
     assert len(claims) > 5 and claims[-1] == run.layout.size
 
 
+def test_a_slow_sync_holds_the_readers_back_so_that_a_kill_stays_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path, build([file("big", 400 * CHUNK)], {}))
+    origin, durable, most = FakeOrigin(), [0], [0]
+    sync, append = PartialImage.sync, Journal.append
+
+    def slow_sync(image: PartialImage) -> None:
+        Event().wait(0.05)
+        most[0] = max(most[0], origin.bytes - durable[0])
+        sync(image)
+
+    def watched_append(journal: Journal, at: int) -> None:
+        durable[0] = at - len(run.layout.metadata)
+        append(journal, at)
+
+    monkeypatch.setattr(PartialImage, "sync", slow_sync)
+    monkeypatch.setattr(Journal, "append", watched_append)
+    fill(run.layout, run.partial, run.journal, origin.open, connections=CONNECTIONS, chunk_bytes=CHUNK)
+    assert most[0] == (CONNECTIONS + AT_RISK_CHUNKS) * CHUNK
+
+
 def _journal(tmp_path: Path, layout: Layout, durable: list[int]) -> Path:
     path = tmp_path / "journal"
     with Journal(path, layout, CHUNK) as log:
