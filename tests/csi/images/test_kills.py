@@ -224,7 +224,7 @@ def test_a_slow_sync_holds_the_readers_back_so_that_a_kill_stays_cheap(tmp_path:
     monkeypatch.setattr(PartialImage, "sync", slow_sync)
     monkeypatch.setattr(Journal, "append", watched_append)
     fill(run.layout, run.partial, run.journal, origin.open, connections=CONNECTIONS, chunk_bytes=CHUNK)
-    assert most[0] == (CONNECTIONS + AT_RISK_CHUNKS) * CHUNK
+    assert 0 < most[0] <= (CONNECTIONS + AT_RISK_CHUNKS) * CHUNK
 
 
 def _journal(tmp_path: Path, layout: Layout, durable: list[int]) -> Path:
