@@ -149,6 +149,3 @@ def _clone_of(request: pb.CreateVolumeRequest) -> str:
     if not source.volume.volume_id:
         raise InvalidParameter("volume_content_source names no volume id")
     return source.volume.volume_id
-
-
-

@@ -46,7 +46,7 @@ def _one_line(text: str) -> str:
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return text if text and not set(text) & set(" \"=\n\r\t") else json.dumps(text, ensure_ascii=False)
+    return text if text and not set(text) & set(' "=\n\r\t') else json.dumps(text, ensure_ascii=False)
 
 
 def set_up(format: Format, level: str = "INFO") -> None:

@@ -142,9 +142,7 @@ def stage(endpoint: str, volume_id: str, staging: Path, context: tuple[str, ...]
 @click.option("--staging", type=click.Path(path_type=Path), help="where the volume is staged; without it the volume is inline")
 @_TOKEN
 @_MODE
-def publish(
-    endpoint: str, volume_id: str, target: Path, context: tuple[str, ...], staging: Path | None, token_file: Path | None, mode: str
-) -> None:
+def publish(endpoint: str, volume_id: str, target: Path, context: tuple[str, ...], staging: Path | None, token_file: Path | None, mode: str) -> None:
     """Show a volume at the TARGET path, as for one pod."""
     inline = {} if staging else {"csi.storage.k8s.io/ephemeral": "true"}
     with PluginClient(endpoint) as client:

@@ -193,8 +193,6 @@ def repo_demo(repo: str, folder: Path, timings: Timings) -> None:
         assert_nothing_left(plugins)
 
 
-
-
 def assert_nothing_left(plugins: Plugins) -> None:
     """Stop both programs and look for mounts, loop devices, records and processes."""
     workers = plugins.node.children() + plugins.controller.children()

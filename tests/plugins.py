@@ -77,7 +77,9 @@ class Program:
 class Plugins:
     """Controller and node plugin with folders below `folder`; `environment` is theirs (HF_ENDPOINT and such), extra flags as lists."""
 
-    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None, node: list[str] | None = None, controller: list[str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, environment: Mapping[str, str] | None = None, node: list[str] | None = None, controller: list[str] | None = None
+    ) -> None:
         self.folder = folder
         self.store, self.registry = folder / "store", folder / "registry"
         environment = environment or {}

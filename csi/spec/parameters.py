@@ -68,7 +68,7 @@ def parse(parameters: Mapping[str, str], mount_flags: Iterable[str] = ()) -> Vol
     source = _SOURCES[_source_kind(values)](values, flags)
     modes = values.get("writerAccessModes", "refuse")
     if modes not in ("refuse", "downgrade"):
-        raise InvalidParameter(f"writerAccessModes is {modes[:40]!r}; it is \"refuse\" (the default) or \"downgrade\"")
+        raise InvalidParameter(f'writerAccessModes is {modes[:40]!r}; it is "refuse" (the default) or "downgrade"')
     capacity = values.get("capacityBytes")
     return VolumeParameters(
         CacheSpec(source, boolean("preserveOwnership", values.get("preserveOwnership", "false"))),

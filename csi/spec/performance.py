@@ -66,5 +66,5 @@ def integer(key: str, text: str, low: int, high: int) -> int:
 def boolean(key: str, text: str) -> bool:
     """`text` as "true" or "false" in any case; raises InvalidParameter naming `key`."""
     if text.lower() not in ("true", "false"):
-        raise InvalidParameter(f"{key} is {text[:40]!r}; it is \"true\" or \"false\"")
+        raise InvalidParameter(f'{key} is {text[:40]!r}; it is "true" or "false"')
     return text.lower() == "true"

@@ -44,8 +44,14 @@ def run_sanity(plugins: Plugins, parameters: Mapping[str, str], secrets: Mapping
 
 
 def _all_secrets(secrets: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
-    kinds = ("CreateVolumeSecret", "DeleteVolumeSecret", "NodeStageVolumeSecret", "NodePublishVolumeSecret", "ControllerValidateVolumeCapabilitiesSecret")
-    return {kind: secrets for kind in kinds} if secrets else {}
+    kinds = (
+        "CreateVolumeSecret",
+        "DeleteVolumeSecret",
+        "NodeStageVolumeSecret",
+        "NodePublishVolumeSecret",
+        "ControllerValidateVolumeCapabilitiesSecret",
+    )
+    return dict.fromkeys(kinds, secrets) if secrets else {}
 
 
 def assert_passed(output: str, plugins: Plugins) -> None:
@@ -73,5 +79,12 @@ def test_csi_sanity_passes_with_a_nas_source(tmp_path: Path) -> None:
     (share / "models" / "weights.bin").write_bytes(b"w" * 2_000_000)
     with Ganesha([Export(share)]) as server, Plugins(tmp_path) as plugins:
         options = f"nolock,proto=tcp,port={server.port},mountport={server.mount_port}"
-        parameters = {"type": "NAS", "server": "127.0.0.1", "path": f"{share}/models", "vers": "3", "options": options, "writerAccessModes": "downgrade"}
+        parameters = {
+            "type": "NAS",
+            "server": "127.0.0.1",
+            "path": f"{share}/models",
+            "vers": "3",
+            "options": options,
+            "writerAccessModes": "downgrade",
+        }
         assert_passed(run_sanity(plugins, parameters, {}, tmp_path), plugins)
