@@ -12,6 +12,7 @@ import grpc
 from controller_plugin.servicer import ControllerServicer
 from controller_plugin.volumes import Volumes
 from csi import __version__, logs, rpc, settings
+from csi.durable import secret_key
 from csi.errors import DataCacheError
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
@@ -44,10 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    registry = DirectoryRegistry(options.registry)
     room = WaitingRoom(options.rpc_threads // 2)
-    proofs = ProofMemory(options.registry / "proofs", options.proof_ttl, options.offline_grace)
+    proofs = ProofMemory(options.registry / "proofs", secret_key(options.registry / "key"), options.proof_ttl, options.offline_grace)
     pool = WorkerPool({"resolve": options.resolve_workers}, log_format=options.log_format)
-    volumes = Volumes(DirectoryRegistry(options.registry), Resolver(pool, proofs, room, ask_moving=True))
+    volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True))
 
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import grpc
 
 from controller_plugin.volumes import LARGEST_VOLUME, CreateRequest, Volumes
-from csi.errors import InvalidParameter
+from csi.errors import InvalidParameter, NoSpace
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
 from csi.registry.volume import VolumeRecord
@@ -47,8 +47,15 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     def CreateVolume(self, request: pb.CreateVolumeRequest, context: grpc.ServicerContext) -> pb.CreateVolumeResponse:
         """Resolve and record; nothing is fetched."""
         require(request, "name", "volume_capabilities")
+        self._check_topology(request.accessibility_requirements)
         record = self._volumes.create(self._create_request(request), patience(context, _RESOLVE_SECONDS))
         return pb.CreateVolumeResponse(volume=self._volume(record))
+
+    def _check_topology(self, asked: pb.TopologyRequirement) -> None:
+        """Raise NoSpace (RESOURCE_EXHAUSTED, as CSI wants it) when none of the topologies asked for is one where images can be mounted."""
+        ((key, value),) = self._topology.segments.items()
+        if asked.requisite and not any(topology.segments.get(key) == value for topology in asked.requisite):
+            raise NoSpace(f"none of the topologies asked for has {key}=true; volumes can be had on nodes that run the node plugin")
 
     def _create_request(self, request: pb.CreateVolumeRequest) -> CreateRequest:
         return CreateRequest(
@@ -78,6 +85,8 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
         try:
             for mode in modes(request.volume_capabilities):
                 access_modes.check(mode, record.downgrade_writers)
+            if request.volume_context and parse(request.volume_context).spec != record.spec:
+                raise InvalidParameter(f"volume_context names another source than {record.spec.source.shown}")
             parse_mutable(request.mutable_parameters, record.performance)
         except InvalidParameter as error:
             return pb.ValidateVolumeCapabilitiesResponse(message=str(error))

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import uuid
 from pathlib import Path
 from typing import Any
 
 from csi.errors import DataCacheError
 
+KEY_BYTES = 32
 TEMP_SUFFIX = ".tmp"
 """What the names of unfinished files end in; a start may remove them."""
 
@@ -56,6 +58,16 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
+
+
+def secret_key(path: Path) -> bytes:
+    """The 32 random bytes kept at `path` with mode 0600, made on first use. Raises OSError, and DataCacheError when the file is damaged."""
+    if not path.exists():
+        write_bytes(path, secrets.token_bytes(KEY_BYTES))
+    key = path.read_bytes()
+    if len(key) != KEY_BYTES:
+        raise DataCacheError(f"the key {path} is damaged; remove it, and credentials are proven again")
+    return key
 
 
 def write_json(path: Path, record: dict[str, Any], mode: int = 0o600) -> None:

@@ -7,8 +7,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from csi.images.progress import FillProgress
 from csi.images.records import ImagePaths, ImageRecord, State, is_digest, read_record
-from csi.worker.protocol import Progress
 
 
 def images_of(store: Path) -> list[tuple[str, str, str, str, str]]:
@@ -17,10 +17,10 @@ def images_of(store: Path) -> list[tuple[str, str, str, str, str]]:
     return [_row(record) for folder in folders if (record := read_record(ImagePaths(folder)))]
 
 
-def progress_of(paths: ImagePaths) -> Progress | None:
+def progress_of(paths: ImagePaths) -> FillProgress | None:
     """How far the fill of an image is, None where none runs."""
     with suppress(FileNotFoundError, ValueError, TypeError):
-        return Progress(**json.loads(paths.progress.read_text()))
+        return FillProgress(**json.loads(paths.progress.read_text()))
     return None
 
 

@@ -66,7 +66,7 @@ def _serve(options: argparse.Namespace) -> None:
     mounts, loops = KernelMounts(), KernelLoops(options.read_ahead)
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
     fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use)
-    proofs = ProofMemory(options.store / "proofs", options.proof_ttl, options.offline_grace)
+    proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
     policy = InlinePolicy([nas_prefix(text) for text in options.allow_inline_nas.split(",") if text])
     volumes = Volumes(VolumeRecords(options.store / "volumes"), store, resolver, fills, images, mounts, room, policy)

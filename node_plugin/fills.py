@@ -12,15 +12,16 @@ from dataclasses import asdict, dataclass, field
 
 from csi.durable import TEMP_SUFFIX
 from csi.errors import Busy, CorruptContent, DataCacheError, SourceChanged, UnsafeContent
+from csi.images.progress import FillProgress
 from csi.images.store import Store
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.pool import Call, WorkerPool
-from csi.worker.protocol import Progress, Request
+from csi.worker.protocol import Request
 
 log = logging.getLogger("datacache.fill")
 
 # After these the bytes so far are of no use to a next try.
-_HOPELESS = (CorruptContent, SourceChanged, UnsafeContent)
+HOPELESS = (CorruptContent, SourceChanged, UnsafeContent)
 _REPORT_SECONDS = 0.5
 
 
@@ -30,7 +31,7 @@ class _Fill:
     secrets: dict[str, str] = field(repr=False)
     room: ExitStack = field(default_factory=ExitStack)
     call: Call = field(default_factory=Call)
-    progress: Progress = field(default_factory=Progress)
+    progress: FillProgress = field(default_factory=FillProgress)
     waiters: set[Patience] = field(default_factory=set)
     wanted: float = field(default_factory=time.monotonic)
     error: Exception | None = None
@@ -69,7 +70,7 @@ class Fills:
         """Begin or go on with a fill without waiting for it; raises NoSpace."""
         self._join(digest, secrets, None)
 
-    def progress(self) -> dict[str, Progress]:
+    def progress(self) -> dict[str, FillProgress]:
         """How far each fill under way is, by digest."""
         with self._guard:
             return {digest: fill.progress for digest, fill in self._fills.items()}
@@ -119,7 +120,7 @@ class Fills:
             self._failed(fill, error)
         self._end(fill)
 
-    def _heard(self, fill: _Fill, progress: Progress) -> None:
+    def _heard(self, fill: _Fill, progress: FillProgress) -> None:
         fill.progress = progress
         self._report(fill)
         with self._guard:
@@ -150,7 +151,13 @@ class Fills:
             fill.done = True
             del self._fills[fill.digest]
             fill.room.close()
-            if isinstance(fill.error, _HOPELESS):
-                self._store.remove(fill.digest)
             for patience in fill.waiters:
                 patience.wake()
+        if isinstance(fill.error, HOPELESS):
+            self.discard(fill.digest)
+
+    def discard(self, digest: str) -> None:
+        """Remove what there is of an image that cannot be finished, unless it is held or being filled."""
+        with suppress(Busy):
+            if self._store.partial(digest):
+                self._store.remove(digest)

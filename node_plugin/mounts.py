@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from csi.errors import Busy, DataCacheError, UnsupportedByNode
+from csi.errors import Busy, DataCacheError, InvalidParameter, UnsupportedByNode
 
 # From <linux/mount.h>.
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 32, 4096
@@ -52,6 +52,18 @@ def at(table: list[Mount], target: Path | str) -> Mount | None:
     return next((mount for mount in reversed(table) if mount.target == text), None)
 
 
+def real(path: Path) -> Path:
+    """`path` as the mount table spells it: no symlinks above its last component. Raises InvalidParameter when it is not absolute."""
+    if not path.is_absolute() or ".." in path.parts:
+        raise InvalidParameter(f"{str(path)[:200]!r} is not an absolute path without '..'")
+    return Path(os.path.realpath(path.parent)) / path.name
+
+
+def image_options(selinux: Path = Path("/sys/fs/selinux/enforce")) -> str:
+    """Mount options of an image: on SELinux hosts the label that containers may read, since a read-only image cannot be relabelled."""
+    return 'context="system_u:object_r:container_file_t:s0"' if selinux.exists() else ""
+
+
 class KernelMounts:
     """The mount table of this process's mount namespace."""
 
@@ -66,7 +78,7 @@ class KernelMounts:
     def mount_image(self, device: str, target: Path) -> None:
         """mount(2) of type erofs."""
         try:
-            self._mount(device, target, "erofs", _READ_ONLY)
+            self._mount(device, target, "erofs", _READ_ONLY, image_options())
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.EINVAL):
                 reason = f"this node's kernel cannot mount the image on {device} as EROFS ({error.strerror})"
@@ -92,8 +104,8 @@ class KernelMounts:
             raise Busy(f"{target} is in use by a process on this node; it is unmounted when that has ended")
         raise DataCacheError(f"unmounting {target} failed: {os.strerror(number)}")
 
-    def _mount(self, source: str, target: Path, fs_type: str, flags: int) -> None:
-        if self._libc.mount(os.fsencode(source), os.fsencode(target), fs_type.encode(), ctypes.c_ulong(flags), None) != 0:
+    def _mount(self, source: str, target: Path, fs_type: str, flags: int, options: str = "") -> None:
+        if self._libc.mount(os.fsencode(source), os.fsencode(target), fs_type.encode(), ctypes.c_ulong(flags), options.encode() or None) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, SourceChanged, VolumeNotFound
+from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NotFound, SourceChanged, VolumeNotFound
 from csi.images.records import State
 from csi.images.store import Store
 from csi.locks import KeyedLocks
@@ -23,10 +23,10 @@ from csi.spec.parameters import VolumeParameters, parse
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.protocol import Resolution
 from csi.worker.resolving import Resolver
-from node_plugin.fills import Fills
+from node_plugin.fills import HOPELESS, Fills
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.inline_policy import InlinePolicy
-from node_plugin.mounts import Mounts, at
+from node_plugin.mounts import Mounts, at, real
 from node_plugin.volume_records import NodeVolume, Shown, VolumeRecords
 
 log = logging.getLogger("datacache.volumes")
@@ -48,6 +48,10 @@ class MountRequest:
     flags: tuple[str, ...] = ()
     readonly: bool = False
     staging: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", real(self.path))
+        object.__setattr__(self, "staging", self.staging and str(real(Path(self.staging))))
 
     @property
     def inline(self) -> bool:
@@ -104,7 +108,7 @@ class Volumes:
         if self._is_shown(request, "staged"):
             return
         found = self._authorised(request, asked, patience)
-        with self._images.hold(found.digest):
+        with self._holding(found.digest):
             self._fills.wait(request.volume_id, found.digest, request.secrets, patience)
             with self._locks.hold(request.volume_id):
                 _still_wanted(patience)
@@ -133,7 +137,7 @@ class Volumes:
         asked = parse(request.context, request.flags)
         self._inline_policy.check(asked)
         found = self._authorised(request, asked, patience)
-        with self._images.hold(found.digest):
+        with self._holding(found.digest):
             self._fills.wait(request.volume_id, found.digest, request.secrets, patience)
             with self._locks.hold(request.volume_id):
                 _still_wanted(patience)
@@ -154,6 +158,7 @@ class Volumes:
 
     def unpublish(self, volume_id: str, path: Path) -> None:
         """Take the volume away from the target path and remove it; what is not there is no error. Raises Busy while in use."""
+        path = real(path)
         self._room.cancel(volume_id, "the volume is being unpublished")
         with self._locks.hold(volume_id):
             self._take_away(volume_id, path)
@@ -161,6 +166,7 @@ class Volumes:
 
     def unstage(self, volume_id: str, path: Path) -> None:
         """Take the volume away from the staging path, which stays; what is not there is no error. Raises Busy while in use."""
+        path = real(path)
         self._room.cancel(volume_id, "the volume is being unstaged")
         with self._locks.hold(volume_id):
             self._take_away(volume_id, path)
@@ -168,6 +174,7 @@ class Volumes:
     def stats(self, volume_id: str, path: Path) -> Stats:
         """The numbers and condition of a volume shown at `path`; raises VolumeNotFound where it is not."""
         volume = self._records.get(volume_id)
+        path = real(path) if path.is_absolute() else path
         if volume is None or str(path) not in volume.paths:
             raise VolumeNotFound(f"volume {volume_id[:200]!r} is not at {str(path)!r} on this node")
         if not self._is_mounted(str(path)):
@@ -211,6 +218,21 @@ class Volumes:
                 f"not {asked.manifest_digest and asked.manifest_digest[:12]}); create a new volume to use what it holds now"
             )
         return found
+
+    @contextmanager
+    def _holding(self, digest: str) -> Iterator[None]:
+        """Keep the image and its mount for the block; an image that turned out wrong is removed when the last who held it lets go."""
+        try:
+            with ExitStack() as held:
+                held.enter_context(self._images.hold(digest))
+                try:
+                    held.enter_context(self._store.hold(digest))
+                except NotFound as error:
+                    raise Busy(f"the image {digest[:12]} was evicted meanwhile; call again to fill it anew") from error
+                yield
+        except HOPELESS:
+            self._fills.discard(digest)
+            raise
 
     def _has_manifest(self, digest: str) -> bool:
         return bool(self._store.sealed(digest) or self._store.partial(digest))

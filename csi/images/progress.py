@@ -18,11 +18,16 @@ class FillProgress:
     `rate` is in bytes a second over the last five seconds, `seconds_left` what that rate makes of the rest (None: no rate yet).
     """
 
-    bytes_done: int
-    bytes_total: int
-    bytes_fetched: int
-    rate: float
-    seconds_left: float | None
+    bytes_done: int = 0
+    bytes_total: int = 0
+    bytes_fetched: int = 0
+    rate: float = 0.0
+    seconds_left: float | None = None
+
+    def shown(self) -> str:
+        """The progress for people: MiB done and in all, MiB/s, seconds left."""
+        left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
+        return f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB, {self.rate / 2**20:.0f} MiB/s{left}"
 
 
 class ProgressMeter:

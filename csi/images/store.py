@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
 import shutil
 import threading
 import uuid
@@ -25,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from csi.durable import TEMP_SUFFIX, read_json, rename_durably, sync_file, sync_folder, write_bytes, write_json
+from csi.durable import TEMP_SUFFIX, read_json, rename_durably, secret_key, sync_file, sync_folder, write_json
 from csi.errors import Busy, DataCacheError, FailedPrecondition, NoSpace, NotFound
 from csi.images.records import ImagePaths, ImageRecord, State, is_digest, read_record, write_facts
 from csi.images.room import Claim, victims
@@ -35,7 +34,6 @@ from csi.spec.manifest import Manifest
 FORMAT = 1
 DEFAULT_SHARE = 0.85
 """The budget's share of the file system where none is given."""
-KEY_BYTES = 32
 
 
 class Store:
@@ -75,14 +73,8 @@ class Store:
 
     def key(self) -> bytes:
         """The store's secret of 32 bytes, made on first use."""
-        path = self._root / "key"
         with self._mutex, self._faults():
-            if not path.exists():
-                write_bytes(path, secrets.token_bytes(KEY_BYTES))
-            key = path.read_bytes()
-        if len(key) != KEY_BYTES:
-            raise DataCacheError(f"the key {path} is damaged; remove it, and credentials are proven again")
-        return key
+            return secret_key(self._root / "key")
 
     def temp_path(self) -> Path:
         """A new name in the store's file system, for what `adopt_manifest` takes; gone after the next start."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from csi import logs, run
 from csi.errors import Busy, DataCacheError, WorkerDied, from_wire
-from csi.worker.protocol import Progress, Request
+from csi.images.progress import FillProgress
+from csi.worker.protocol import Request
 
 COMMAND = (sys.executable, "-P", "-m", "csi.worker")
 _STOP_SECONDS = 5.0
@@ -46,7 +47,7 @@ class _Worker:
         self._process = run.start(command, _environment())
         self.idle_since = 0.0
 
-    def ask(self, request: Request, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+    def ask(self, request: Request, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(request.encode())
@@ -57,7 +58,7 @@ class _Worker:
             event = json.loads(line)
             match event.pop("event"):
                 case "progress":
-                    on_progress(Progress(**event))
+                    on_progress(FillProgress(**event))
                 case "result":
                     return dict(event)
                 case "error":
@@ -98,7 +99,9 @@ class WorkerPool:
         self._reaper: threading.Timer | None = None
         self._closed = False
 
-    def call(self, lane: str, request: Request, call: Call | None = None, on_progress: Callable[[Progress], None] = lambda _: None) -> dict[str, Any]:
+    def call(
+        self, lane: str, request: Request, call: Call | None = None, on_progress: Callable[[FillProgress], None] = lambda _: None
+    ) -> dict[str, Any]:
         """Have a worker carry out `request` and return its result; waits for a place in `lane`.
 
         Raises what the worker raised, WorkerDied when it died twice, Busy when `call` was stopped.
@@ -112,7 +115,7 @@ class WorkerPool:
                     raise Busy("the work was stopped; call again to go on") from None
                 return self._once(request, call, on_progress)
 
-    def _once(self, request: Request, call: Call, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+    def _once(self, request: Request, call: Call, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
         worker = self._take()
         healthy = False
         try:

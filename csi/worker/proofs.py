@@ -1,7 +1,7 @@
 """What was proven: which credential could read which spec, and what it resolved to.
 
-An answer is filed under HMAC-SHA256(key; credential, spec), with the key in a file of mode 0600, so that neither the
-credential nor a guess at it can be read from the folder.
+An answer is filed under HMAC-SHA256(key; credential, spec), so that neither the credential nor a guess at it can be read
+from the folder without the key.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,16 +19,14 @@ from csi.spec.cache import CacheSpec
 from csi.worker.protocol import Resolution
 
 _FORMAT = 1
-_KEY_BYTES = 32
 
 
 class ProofMemory:
     """Remembered answers in `folder`, each at most `grace` seconds old; those within `ttl` seconds count as fresh. Thread-safe."""
 
-    def __init__(self, folder: Path, ttl: float, grace: float, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, folder: Path, key: bytes, ttl: float, grace: float, clock: Callable[[], float] = time.time) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder, self._ttl, self._grace, self._clock = folder, ttl, grace, clock
-        self._key = self._load_key()
+        self._folder, self._key, self._ttl, self._grace, self._clock = folder, key, ttl, grace, clock
         self._sweep()
 
     def remember(self, secrets: Mapping[str, str], spec: CacheSpec, found: Resolution) -> None:
@@ -65,14 +62,8 @@ class ProofMemory:
     def _path(self, secrets: Mapping[str, str], spec: CacheSpec) -> Path:
         return self._folder / self.name(secrets, spec)
 
-    def _load_key(self) -> bytes:
-        path = self._folder / "key"
-        if not path.exists():
-            durable.write_bytes(path, os.urandom(_KEY_BYTES))
-        return path.read_bytes()
-
     def _sweep(self) -> None:
         oldest = self._clock() - self._grace
         for path in self._folder.iterdir():
-            if path.name != "key" and path.stat().st_mtime < oldest:
+            if path.stat().st_mtime < oldest:
                 path.unlink(missing_ok=True)

@@ -63,19 +63,3 @@ class Resolution:
     def decode(wire: Mapping[str, Any]) -> Resolution:
         """The resolution that `encode` wrote."""
         return Resolution(**{**wire, "spec": parse(wire["spec"]).spec})
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a fill is: bytes done and in all, those fetched by this worker, bytes per second now, seconds left (None while unknown)."""
-
-    bytes_done: int = 0
-    bytes_total: int = 0
-    bytes_fetched: int = 0
-    rate: float = 0.0
-    seconds_left: float | None = None
-
-    def shown(self) -> str:
-        """The progress for people: MiB done and in all, MiB/s, seconds left."""
-        left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
-        return f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB, {self.rate / 2**20:.0f} MiB/s{left}"
