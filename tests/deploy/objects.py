@@ -1,0 +1,49 @@
+"""The Kubernetes objects in the repository's YAML, and what each says to the driver."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DRIVER = "datacache.csi.io"
+_BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The parameters that one object gives the driver, with its mount options and access modes."""
+
+    name: str
+    parameters: dict[str, str]
+    flags: list[str]
+    modes: list[str]
+    inline: bool = False
+
+
+def objects() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object: those of `deploy`, then those in the README's blocks; with where it is."""
+    for path in sorted((ROOT / "deploy").rglob("*.yaml")):
+        for thing in yaml.safe_load_all(path.read_text()):
+            yield f"{path.relative_to(ROOT)}:{thing['kind']}/{thing['metadata']['name']}", thing
+    for number, block in enumerate(_BLOCK.findall((ROOT / "README.md").read_text()), 1):
+        for thing in yaml.safe_load_all(block):
+            yield f"README.md:{number}:{thing['kind']}/{thing['metadata']['name']}", thing
+
+
+def asked() -> Iterator[Asked]:
+    """What each object asks of the driver; objects that ask nothing are left out."""
+    for name, thing in objects():
+        if thing["kind"] == "StorageClass":
+            yield Asked(name, thing["parameters"], thing.get("mountOptions", []), [])
+        if thing["kind"] == "PersistentVolume":
+            spec = thing["spec"]
+            yield Asked(name, spec["csi"]["volumeAttributes"], spec.get("mountOptions", []), spec["accessModes"])
+        for volume in thing.get("spec", {}).get("volumes", []) if thing["kind"] == "Pod" else []:
+            if "csi" in volume:
+                yield Asked(name, volume["csi"]["volumeAttributes"], [], [], inline=True)

@@ -1,0 +1,94 @@
+"""What the documents name is there: files, names in files, parameters, flags, make targets."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from controller_plugin.__main__ import parser as controller_flags
+from csi import __version__
+from csi.spec import parameters
+from datacache.__main__ import cli
+from node_plugin.__main__ import parser as node_flags
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+_CODE = re.compile(r"`([^`\n]+)`")
+_PATH = re.compile(
+    r"(?:csi|controller_plugin|node_plugin|datacache|tests|deploy|proto|requirements)/[\w./-]*|[A-Z]+(?:\.md)|setup\.cfg|Makefile|LICENSE"
+)
+# "`file.py` (`Name`, `name`)" or "`file.py` (`name`)": what is in the brackets is said to be in the file.
+_NAMED = re.compile(r"`([\w/]+\.py)`(?:\n|,| )\s*\(?((?:`\w+`(?:, )?)+)\)")
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text()
+
+
+def paths_in(name: str) -> list[str]:
+    return sorted({code for code in _CODE.findall(text(name)) if _PATH.fullmatch(code)})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_path_that_a_document_names_exists(document: str) -> None:
+    assert [path for path in paths_in(document) if not (ROOT / path).exists()] == []
+
+
+def test_the_walks_name_many_files() -> None:
+    assert len(paths_in("ARCHITECTURE.md")) > 30
+
+
+def test_every_name_that_the_walks_put_beside_a_file_is_in_it() -> None:
+    named = [(path, name) for path, names in _NAMED.findall(text("ARCHITECTURE.md")) for name in re.findall(r"\w+", names)]
+    assert len(named) > 20
+    assert [(path, name) for path, name in named if not re.search(rf"\b(def|class) {name}\b", text(path))] == []
+
+
+def test_the_table_of_parameters_has_every_key_and_no_other() -> None:
+    rows = [line.split("|")[1] for line in text("README.md").splitlines() if line.startswith("| `")]
+    shown = {key for row in rows for key in _CODE.findall(row)}
+    assert set(parameters._KNOWN.values()) <= shown
+
+
+def test_every_flag_that_a_document_names_exists() -> None:
+    known = {option for parser in (controller_flags(), node_flags()) for option in parser._option_string_actions}
+    for document in DOCUMENTS[:2]:
+        flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(_CODE.findall(text(document))))) - {"--repo"}
+        assert flags <= known
+
+
+def test_the_readme_names_every_subcommand() -> None:
+    said = re.findall(r"^datacache ([a-z |]+)", text("README.md"), re.MULTILINE)
+    assert set(cli.commands) <= {word for line in said for word in line.replace("|", " ").split()}
+
+
+def test_every_make_target_that_a_document_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", text("Makefile"), re.MULTILINE))
+    for document in DOCUMENTS:
+        assert set(re.findall(r"(?:^|`)make ([a-z]+)", text(document), re.MULTILINE)) <= targets
+
+
+def test_each_flag_of_the_programs_is_explained() -> None:
+    for parser in (controller_flags(), node_flags()):
+        assert [action.dest for action in parser._actions if not action.help and not isinstance(action, argparse._HelpAction)] == []
+
+
+def test_the_changes_name_this_version() -> None:
+    assert f"## {__version__}" in text("CHANGELOG.md")
+
+
+def test_the_licence_is_whole() -> None:
+    licence = text("LICENSE")
+    assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence and len(licence) > 10_000
+
+
+@pytest.mark.parametrize("name", ["requirements/runtime.txt", "requirements/dev.txt", "requirements/model.txt"])
+def test_the_lock_files_name_no_index_and_pin_everything_by_hash(name: str) -> None:
+    lines = text(name).splitlines()
+    assert not [line for line in lines if line.startswith("-") or "://" in line]
+    pinned = [at for at, line in enumerate(lines) if re.match(r"[A-Za-z0-9]", line)]
+    assert pinned
+    assert all("==" in lines[at] and lines[at + 1].strip().startswith("--hash=sha256:") for at in pinned)
