@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NotFound, SourceChanged, VolumeNotFound
+from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NoSpace, NotFound, SourceChanged, VolumeNotFound
 from csi.images.records import State
 from csi.images.store import Store
 from csi.locks import KeyedLocks
@@ -211,8 +211,19 @@ class Volumes:
 
     def _authorised(self, request: MountRequest, asked: VolumeParameters, patience: Patience) -> Resolution:
         """What the volume holds, once its own credential has read from the origin; its manifest is in the store then."""
-        found = self._resolver.resolve(request.volume_id, asked.spec, request.secrets, patience, self._has_manifest, self._keep)
-        if asked.manifest_digest not in (None, found.digest):
+
+        def fits(digest: str) -> bool:
+            return asked.manifest_digest in (None, digest)
+
+        def has(digest: str) -> bool:
+            return fits(digest) and bool(self._store.sealed(digest) or self._store.partial(digest))
+
+        def keep(found: Resolution, manifest: Path) -> None:
+            if fits(found.digest):
+                self._store.adopt_manifest(found.digest, manifest, found.image_bytes)
+
+        found = self._resolver.resolve(request.volume_id, asked.spec, request.secrets, patience, has, keep)
+        if not fits(found.digest):
             raise SourceChanged(
                 f"{asked.spec.source.shown} is not what this volume was created from any more (manifest {found.digest[:12]}, "
                 f"not {asked.manifest_digest and asked.manifest_digest[:12]}); create a new volume to use what it holds now"
@@ -221,7 +232,7 @@ class Volumes:
 
     @contextmanager
     def _holding(self, digest: str) -> Iterator[None]:
-        """Keep the image and its mount for the block; an image that turned out wrong is removed when the last who held it lets go."""
+        """Keep the image and its mount for the block; one that turned out wrong or too large goes when the last who held it lets go."""
         try:
             with ExitStack() as held:
                 held.enter_context(self._images.hold(digest))
@@ -230,15 +241,9 @@ class Volumes:
                 except NotFound as error:
                     raise Busy(f"the image {digest[:12]} was evicted meanwhile; call again to fill it anew") from error
                 yield
-        except HOPELESS:
+        except (*HOPELESS, NoSpace):
             self._fills.discard(digest)
             raise
-
-    def _has_manifest(self, digest: str) -> bool:
-        return bool(self._store.sealed(digest) or self._store.partial(digest))
-
-    def _keep(self, found: Resolution, manifest: Path) -> None:
-        self._store.adopt_manifest(found.digest, manifest, found.image_bytes)
 
     def _is_shown(self, request: MountRequest, kind: str) -> bool:
         """Whether `request` is fulfilled already; raises AlreadyExists where its path shows the volume in another way."""
