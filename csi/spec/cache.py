@@ -104,7 +104,7 @@ def is_commit(revision: str) -> bool:
 def join_list(items: tuple[str, ...]) -> str:
     """Write a list into one parameter: by commas, or by line ends where an item holds a comma itself."""
     if any("," in item for item in items):
-        return "\n".join(items) + "\n"
+        return "\n".join(items) + ("\n" if len(items) == 1 else "")
     return ",".join(items)
 
 

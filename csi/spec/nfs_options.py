@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from csi.errors import InvalidParameter
 from csi.spec.performance import integer
+from csi.spec.shown import shown
 
 # They steer the kernel's client (caching, locking, write-back, mounting); a reader that copies every byte once has no use for them.
 _WITHOUT_EFFECT = frozenset(
@@ -32,7 +33,7 @@ class NfsOptions:
 def version(text: str) -> str:
     """ "3" or "4.0" for an NFS version as users write it; 4.1 and 4.2 are read over 4.0. Raises InvalidParameter."""
     if text not in _VERSIONS:
-        raise InvalidParameter(f"vers is {text[:20]!r}; it is one of {', '.join(_VERSIONS)}")
+        raise InvalidParameter(f"vers is {shown(text)}; it is one of {', '.join(_VERSIONS)}")
     return _VERSIONS[text]
 
 
@@ -55,12 +56,12 @@ def _take(options: NfsOptions, item: str, key: str) -> NfsOptions:
         return _only(options, name, value, ("sys",))
     if name in _WITHOUT_EFFECT:
         return options
-    raise InvalidParameter(f"{key} has the NFS option {item[:60]!r}, which this driver cannot honour; remove it")
+    raise InvalidParameter(f"{key} has the NFS option {shown(item)}, which this driver cannot honour; remove it")
 
 
 def _only(options: NfsOptions, name: str, value: str, allowed: tuple[str, ...]) -> NfsOptions:
     if value.lower() not in allowed:
-        raise InvalidParameter(f"the NFS option {name}={value[:20]} cannot be honoured; use {name}={allowed[0]}")
+        raise InvalidParameter(f"the NFS option {shown(f'{name}={value}')} cannot be honoured; use {name}={allowed[0]}")
     return options
 
 

@@ -15,6 +15,7 @@ from csi.errors import InvalidParameter
 from csi.spec import nfs_options, performance
 from csi.spec.cache import REPO_SOURCES, CacheSpec, HubSpec, NasSpec, split_list
 from csi.spec.performance import Performance, boolean, integer
+from csi.spec.shown import shown
 
 _HUB_KEYS = ("repoSource", "repoId", "revision", "allowPatterns", "ignorePatterns")
 _NAS_KEYS = ("server", "path", "vers", "options", "share", "subDir", "mountOptions", "uid", "gid")
@@ -68,7 +69,7 @@ def parse(parameters: Mapping[str, str], mount_flags: Iterable[str] = ()) -> Vol
     source = _SOURCES[_source_kind(values)](values, flags)
     modes = values.get("writerAccessModes", "refuse")
     if modes not in ("refuse", "downgrade"):
-        raise InvalidParameter(f'writerAccessModes is {modes[:40]!r}; it is "refuse" (the default) or "downgrade"')
+        raise InvalidParameter(f'writerAccessModes is {shown(modes)}; it is "refuse" (the default) or "downgrade"')
     capacity = values.get("capacityBytes")
     return VolumeParameters(
         CacheSpec(source, boolean("preserveOwnership", values.get("preserveOwnership", "false"))),
@@ -101,7 +102,7 @@ def canonical_keys(parameters: Mapping[str, str]) -> dict[str, str]:
             continue
         name = _known(key)
         if name in values:
-            raise InvalidParameter(f"{name} is given twice (as {key!r} too); keep one")
+            raise InvalidParameter(f"{name} is given twice (as {shown(key)} too); keep one")
         values[name] = _checked_value(name, value)
     return values
 
@@ -116,7 +117,7 @@ def _known(key: str) -> str:
         )
     near = difflib.get_close_matches(lower, _KNOWN, 1, 0.6)
     hint = f"; did you mean {_KNOWN[near[0]]}?" if near else f"; known are {', '.join(dict.fromkeys(_KNOWN.values()))}"
-    raise InvalidParameter(f"unknown parameter {key[:80]!r}{hint}")
+    raise InvalidParameter(f"unknown parameter {shown(key, 80)}{hint}")
 
 
 def _checked_value(name: str, value: str) -> str:
@@ -132,12 +133,12 @@ def _source_kind(values: Mapping[str, str]) -> str:
         raise InvalidParameter(f"{hub[0]} and {nas[0]} name two sources (a hub repository and a NAS); keep one")
     given = values.get("type", "").upper()
     if given and given not in _TYPES:
-        raise InvalidParameter(f"type is {values['type'][:40]!r}; it is one of URL (with repoSource and repoId), NAS")
+        raise InvalidParameter(f"type is {shown(values['type'])}; it is one of URL (with repoSource and repoId), NAS")
     kind = _TYPES[given] if given else "hub" if hub else "nas" if nas else ""
     if not kind:
         raise InvalidParameter("no source is named; give repoSource and repoId (a hub repository), or server and path (a NAS)")
     if (kind == "hub" and nas) or (kind == "nas" and hub):
-        raise InvalidParameter(f"type is {values['type']!r}, but {(nas or hub)[0]} belongs to another type; change one of them")
+        raise InvalidParameter(f"type is {shown(values['type'])}, but {(nas or hub)[0]} belongs to another type; change one of them")
     return kind
 
 
@@ -147,15 +148,15 @@ _TYPES = {"URL": "hub", "HUGGINGFACE": "hub", "NAS": "nas"}
 def _hub(values: Mapping[str, str], flags: list[str]) -> HubSpec:
     for flag in flags:
         if flag not in _GENERIC_MOUNT_FLAGS:
-            raise InvalidParameter(f"mountOptions has {flag[:60]!r}, which means nothing for a hub repository; remove it")
+            raise InvalidParameter(f"mountOptions has {shown(flag)}, which means nothing for a hub repository; remove it")
     repo_id = values.get("repoId", "")
     if not repo_id:
         raise InvalidParameter("repoId is missing; give the repository as org/name")
     if not _REPO_ID.fullmatch(repo_id):
-        raise InvalidParameter(f"repoId is {repo_id[:100]!r}; it is org/name of letters, digits, '-', '_' and '.'")
+        raise InvalidParameter(f"repoId is {shown(repo_id, 100)}; it is org/name of letters, digits, '-', '_' and '.'")
     revision = values.get("revision", "") or "main"
     if not _REVISION.fullmatch(revision):
-        raise InvalidParameter(f"revision is {revision[:100]!r}; it is a branch, tag or commit")
+        raise InvalidParameter(f"revision is {shown(revision, 100)}; it is a branch, tag or commit")
     patterns = {key: split_list(values.get(key, "")) for key in ("allowPatterns", "ignorePatterns")}
     return HubSpec(_repo_source(values.get("repoSource", "")), repo_id, revision, patterns["allowPatterns"], patterns["ignorePatterns"])
 
@@ -163,7 +164,7 @@ def _hub(values: Mapping[str, str], flags: list[str]) -> HubSpec:
 def _repo_source(text: str) -> str:
     known = {source.lower(): source for source in REPO_SOURCES}
     if text and text.lower() not in known:
-        raise InvalidParameter(f"repoSource is {text[:60]!r}; it is one of {', '.join(REPO_SOURCES)}")
+        raise InvalidParameter(f"repoSource is {shown(text)}; it is one of {', '.join(REPO_SOURCES)}")
     return known[text.lower()] if text else REPO_SOURCES[0]
 
 
@@ -192,12 +193,14 @@ def _overlay(base: nfs_options.NfsOptions, top: nfs_options.NfsOptions) -> nfs_o
 
 
 def _server_and_path(values: Mapping[str, str]) -> tuple[str, str]:
-    server, colon, rest = values.get("server", "").partition(":/")
+    given = values.get("server", "")
+    server, colon, rest = given.partition(":/")
     path = values.get("path", "") or values.get("share", "") or (colon and "/" + rest)
     if not server:
         raise InvalidParameter("server is missing; give the NAS's host name or address")
-    if not _HOST.fullmatch(server):
-        raise InvalidParameter(f"server is {_no_user_info(server)!r}; it is a host name or address, without scheme, port or user")
+    # With a scheme or a user in it, "host:/path" would split at the wrong place, and a password become part of the path.
+    if not _HOST.fullmatch(server) or "://" in given or "@" in given:
+        raise InvalidParameter(f"server is {shown(given, 100)}; it is a host name or address, without scheme, port or user")
     if values.get("path") and values.get("share"):
         raise InvalidParameter("path and share are both given; they are two spellings of one thing, keep one")
     if not path:
@@ -205,20 +208,18 @@ def _server_and_path(values: Mapping[str, str]) -> tuple[str, str]:
     return server.strip("[]"), _absolute(path, values.get("subDir", ""))
 
 
-def _no_user_info(server: str) -> str:
-    return "<...>@" + server.rpartition("@")[2][:100] if "@" in server else server[:100]
-
-
 def _absolute(path: str, sub_dir: str) -> str:
     parts = [part for part in (path + "/" + sub_dir).split("/") if part]
     if not path.startswith("/") or ".." in parts or "." in parts:
-        raise InvalidParameter(f"path is {path[:100]!r} with subDir {sub_dir[:100]!r}; together they are an absolute path without '.' or '..'")
+        raise InvalidParameter(
+            f"path is {shown(path, 100)} with subDir {shown(sub_dir, 100)}; together they are an absolute path without '.' or '..'"
+        )
     return "/" + "/".join(parts)
 
 
 def _digest(text: str | None) -> str | None:
     if text is not None and not _DIGEST.fullmatch(text):
-        raise InvalidParameter(f"manifestDigest is {text[:80]!r}; it is 64 hex digits that the controller wrote, leave it as it was or remove it")
+        raise InvalidParameter(f"manifestDigest is {shown(text)}; it is 64 hex digits that the controller wrote, leave it as it was or remove it")
     return text
 
 

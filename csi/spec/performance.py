@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from csi.errors import InvalidParameter
+from csi.spec.shown import shown
 
 LEVELS = ("PL0", "PL1", "PL2", "PL3", "AutoPL")
 # The ceiling of an ESSD AutoPL disk with bursting (Alibaba Cloud, "ESSD AutoPL disks").
@@ -48,7 +49,7 @@ class Performance:
 def _level(text: str) -> str:
     known = {level.lower(): level for level in LEVELS}
     if text.lower() not in known:
-        raise InvalidParameter(f"performanceLevel is {text!r}; it is one of {', '.join(LEVELS)}")
+        raise InvalidParameter(f"performanceLevel is {shown(text)}; it is one of {', '.join(LEVELS)}")
     return known[text.lower()]
 
 
@@ -59,12 +60,12 @@ def _iops(text: str) -> int:
 def integer(key: str, text: str, low: int, high: int) -> int:
     """`text` as a decimal integer from `low` to `high`; raises InvalidParameter naming `key` and the range."""
     if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
-        raise InvalidParameter(f"{key} is {text[:40]!r}; it is a whole number from {low} to {high}")
+        raise InvalidParameter(f"{key} is {shown(text)}; it is a whole number from {low} to {high}")
     return int(text)
 
 
 def boolean(key: str, text: str) -> bool:
     """`text` as "true" or "false" in any case; raises InvalidParameter naming `key`."""
     if text.lower() not in ("true", "false"):
-        raise InvalidParameter(f'{key} is {text[:40]!r}; it is "true" or "false"')
+        raise InvalidParameter(f'{key} is {shown(text)}; it is "true" or "false"')
     return text.lower() == "true"
