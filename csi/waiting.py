@@ -47,6 +47,7 @@ class WaitingRoom:
         self._seats = seats
         self._guard = threading.Lock()
         self._seated: set[tuple[str, Patience]] = set()
+        self._present: set[tuple[str, Patience]] = set()
         self._closed = ""
 
     @contextmanager
@@ -64,10 +65,21 @@ class WaitingRoom:
             with self._guard:
                 self._seated.discard((key, patience))
 
-    def cancel(self, key: str, reason: str) -> None:
-        """End the waiting of every call seated under `key`."""
+    @contextmanager
+    def present(self, key: str, patience: Patience) -> Iterator[None]:
+        """For the block, `cancel` reaches the call also on its way from one seat to the next."""
         with self._guard:
-            chosen = [patience for name, patience in self._seated if name == key]
+            self._present.add((key, patience))
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._present.discard((key, patience))
+
+    def cancel(self, key: str, reason: str) -> None:
+        """End the waiting of every call that is seated or present under `key`."""
+        with self._guard:
+            chosen = {patience for name, patience in self._seated | self._present if name == key}
         for patience in chosen:
             patience.cancel(reason)
 

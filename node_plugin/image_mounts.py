@@ -54,6 +54,10 @@ class ImageMounts:
         with self._guard:
             return mounted | set(self._held)
 
+    def check_node(self) -> None:
+        """Raise UnsupportedByNode where this node cannot mount images, before anything is fetched for it."""
+        self._ready()
+
     def mount(self, digest: str, image: Path, limit_class: str = NO_LIMITS) -> Path:
         """The folder where the image is mounted, after mounting it where it is not. Raises UnsupportedByNode, DataCacheError."""
         target = self._folder / digest / limit_class

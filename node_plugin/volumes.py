@@ -107,15 +107,7 @@ class Volumes:
         asked = self._checked(request)
         if self._is_shown(request, "staged"):
             return
-        found = self._authorised(request, asked, patience)
-        with self._holding(found.digest):
-            self._fills.wait(request.volume_id, found.digest, request.secrets, patience)
-            with self._locks.hold(request.volume_id):
-                _still_wanted(patience)
-                if not self._is_shown(request, "staged"):
-                    known = self._records.get(request.volume_id)
-                    volume = known if known and known.digest == found.digest else _volume(request, asked, found)
-                    self._show_image(request.path, volume.with_staged(str(request.path), request.shown))
+        self._bring(request, asked, patience, "staged")
 
     def publish(self, request: MountRequest, patience: Patience) -> None:
         """Show a staged volume, or an inline one from its source on, at the target path.
@@ -136,14 +128,25 @@ class Volumes:
     def _publish_inline(self, request: MountRequest, patience: Patience) -> None:
         asked = parse(request.context, request.flags)
         self._inline_policy.check(asked)
-        found = self._authorised(request, asked, patience)
-        with self._holding(found.digest):
-            self._fills.wait(request.volume_id, found.digest, request.secrets, patience)
-            with self._locks.hold(request.volume_id):
-                _still_wanted(patience)
-                if not self._is_shown(request, "targets"):
-                    volume = _volume(request, asked, found)
-                    self._show_image(request.path, volume.with_target(str(request.path), request.shown))
+        self._bring(request, asked, patience, "targets")
+
+    def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
+        """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""
+        with self._room.present(request.volume_id, patience):
+            self._images.check_node()
+            found = self._authorised(request, asked, patience)
+            with self._holding(found.digest):
+                self._fills.wait(request.volume_id, found.digest, request.secrets, patience)
+                with self._locks.hold(request.volume_id):
+                    _still_wanted(patience)
+                    if not self._is_shown(request, kind):
+                        self._show_image(request.path, self._shown_volume(request, asked, found, kind))
+
+    def _shown_volume(self, request: MountRequest, asked: VolumeParameters, found: Resolution, kind: str) -> NodeVolume:
+        known = self._records.get(request.volume_id)
+        volume = known if known and known.digest == found.digest else _volume(request, asked, found)
+        path = str(request.path)
+        return volume.with_staged(path, request.shown) if kind == "staged" else volume.with_target(path, request.shown)
 
     def _publish_staged(self, request: MountRequest) -> None:
         volume = self._records.get(request.volume_id)
