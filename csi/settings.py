@@ -25,7 +25,7 @@ def plugin_flags(parser: argparse.ArgumentParser) -> None:
     flag(parser, "--driver-name", default=DRIVER_NAME, type=driver_name, help="the CSI driver's name")
     flag(parser, "--log-format", default="text", choices=("text", "json"), help="log lines for people or for collectors")
     flag(parser, "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="the least level that is logged")
-    flag(parser, "--rpc-threads", default="512", type=int, help="calls at a time; at most half of them may wait")
+    flag(parser, "--rpc-threads", default="512", type=count, help="calls at a time; at most half of them may wait")
     flag(parser, "--proof-ttl", default="10m", type=duration, help="how long a proof of reading is taken without asking the origin again")
     flag(parser, "--offline-grace", default="7d", type=duration, help="how long what was proven counts while the origin is unreachable")
 
@@ -43,6 +43,18 @@ def size(text: str) -> int:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 500Gi or 2T")
     return int(float(match[1]) * _UNITS[match[2]])
+
+
+def optional_size(text: str) -> int | None:
+    """As `size`; None for an empty text."""
+    return size(text) if text else None
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no count; write a whole number of at least 1")
+    return int(text)
 
 
 def duration(text: str) -> float:

@@ -20,7 +20,7 @@ from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
 from node_plugin.fills import Fills
 from node_plugin.image_mounts import ImageMounts
-from node_plugin.inline_policy import InlinePolicy, nas_prefix
+from node_plugin.inline_policy import InlinePolicy, nas_prefixes
 from node_plugin.kernel import require_erofs
 from node_plugin.loop import KernelLoops
 from node_plugin.mounts import KernelMounts
@@ -36,15 +36,23 @@ def parser() -> argparse.ArgumentParser:
     settings.plugin_flags(flags)
     settings.flag(flags, "--node-id", help="this node's name in the cluster")
     settings.flag(flags, "--store", default="/var/lib/datacache", type=Path, help="the folder that keeps this node's images")
-    settings.flag(flags, "--store-size", default="", help="the store's budget, such as 500Gi; empty for 85%% of its file system")
+    settings.flag(
+        flags, "--store-size", default="", type=settings.optional_size, help="the store's budget, such as 500Gi; empty for 85%% of its file system"
+    )
     settings.flag(flags, "--mount-dir", default="", help="where images are mounted, a path propagated to the host; empty for mounts/ in the store")
     settings.flag(flags, "--registry", default="", help="the folder of the controller's registry, where both plugins run on one machine")
-    settings.flag(flags, "--resolve-workers", default="2", type=int, help="resolves at a time")
-    settings.flag(flags, "--fill-workers", default="2", type=int, help="fills at a time; more wait their turn")
-    settings.flag(flags, "--fill-connections", default="4", type=int, help="connections of one fill to its origin")
+    settings.flag(flags, "--resolve-workers", default="2", type=settings.count, help="resolves at a time")
+    settings.flag(flags, "--fill-workers", default="2", type=settings.count, help="fills at a time; more wait their turn")
+    settings.flag(flags, "--fill-connections", default="4", type=settings.count, help="connections of one fill to its origin")
     settings.flag(flags, "--fill-grace", default="5m", type=settings.duration, help="a fill that nobody waited for during this time is stopped")
     settings.flag(flags, "--read-ahead", default="1Mi", type=settings.size, help="how far the kernel reads ahead in an image")
-    settings.flag(flags, "--allow-inline-nas", default="", help="NAS exports that inline volumes may read: server:/path, comma separated, or *")
+    settings.flag(
+        flags,
+        "--allow-inline-nas",
+        default="",
+        type=nas_prefixes,
+        help="NAS exports that inline volumes may read: server:/path, comma separated, or *",
+    )
     return flags
 
 
@@ -61,14 +69,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     room = WaitingRoom(options.rpc_threads // 2)
-    store = Store(options.store, settings.size(options.store_size) if options.store_size else None)
+    store = Store(options.store, options.store_size)
     pool = WorkerPool({"resolve": options.resolve_workers, "fill": options.fill_workers}, log_format=options.log_format)
     mounts, loops = KernelMounts(), KernelLoops(options.read_ahead)
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
     fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use)
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
-    policy = InlinePolicy([nas_prefix(text) for text in options.allow_inline_nas.split(",") if text])
+    policy = InlinePolicy(options.allow_inline_nas)
     volumes = Volumes(VolumeRecords(options.store / "volumes"), store, resolver, fills, images, mounts, room, policy)
     volumes.recover()
 

@@ -37,8 +37,10 @@ def _below(source: NasSpec, prefix: str) -> bool:
     return source.server.lower() == server.strip("[]").lower() and (path == "/" or source.path == path or source.path.startswith(path + "/"))
 
 
-def nas_prefix(text: str) -> str:
-    """Check one value of --allow-inline-nas."""
-    if text != "*" and ":/" not in text:
-        raise argparse.ArgumentTypeError(f"{text!r} is not server:/path; write it as nas.example.com:/models, or * for all")
-    return text
+def nas_prefixes(text: str) -> list[str]:
+    """The values of --allow-inline-nas, by commas; raises argparse.ArgumentTypeError naming the one that is neither server:/path nor *."""
+    prefixes = [part.strip() for part in text.split(",") if part.strip()]
+    for prefix in prefixes:
+        if prefix != "*" and (":/" not in prefix or prefix.startswith(":/")):
+            raise argparse.ArgumentTypeError(f"{prefix!r} is not server:/path; write it as nas.example.com:/models, or * for all")
+    return prefixes
