@@ -41,12 +41,13 @@ class JsonFormatter(TextFormatter):
 
 
 def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+    return text if text.isprintable() else json.dumps(text)[1:-1]
 
 
 def _quoted(value: object) -> str:
     text = str(value)
-    return text if text and not set(text) & set(' "=\n\r\t') else json.dumps(text, ensure_ascii=False)
+    # Line ends of every alphabet and terminal codes become escapes: a log must not be written by whoever names a volume.
+    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=not text.isprintable())
 
 
 def set_up(format: Format, level: str = "INFO") -> None:
