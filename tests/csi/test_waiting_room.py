@@ -28,6 +28,6 @@ def test_a_call_that_has_ended_is_not_cancelled() -> None:
 
 def test_being_present_takes_no_seat() -> None:
     room = WaitingRoom(1)
-    with room.present("volume", Patience(60)), room.seat("another", Patience(60)):
-        with pytest.raises(Busy, match="1 calls are waiting already"), room.seat("third", Patience(60)):
-            pass
+    held = room.present("volume", Patience(60)), room.seat("another", Patience(60))
+    with held[0], held[1], pytest.raises(Busy, match="1 calls are waiting already"), room.seat("third", Patience(60)):
+        pass
