@@ -55,6 +55,8 @@ class _Worker:
         except (OSError, ValueError) as error:
             raise WorkerDied("a worker process ended before it took its work") from error
         for line in self._process.stdout:
+            if not line.endswith(b"\n"):
+                break  # it was killed in the middle of saying something
             event = json.loads(line)
             match event.pop("event"):
                 case "progress":
@@ -64,6 +66,10 @@ class _Worker:
                 case "error":
                     raise from_wire(event)
         raise WorkerDied(f"the worker process ended in the middle of its work (exit status {self._process.wait()})")
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
 
     def terminate(self) -> None:
         """End it from another thread than the one that asks, whose file object must not be closed under it."""
@@ -134,8 +140,11 @@ class WorkerPool:
         with self._guard:
             if self._closed:
                 raise Busy("the plugin is leaving; its successor goes on")
-            if self._idle:
-                return self._idle.pop()
+            while self._idle:
+                worker = self._idle.pop()
+                if worker.alive:
+                    return worker
+                worker.stop()
         return _Worker(self._command)
 
     def _give_back(self, worker: _Worker, healthy: bool) -> None:

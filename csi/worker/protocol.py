@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from csi.spec.cache import CacheSpec
@@ -27,7 +27,7 @@ class Request:
 
     operation: Operation
     spec: dict[str, str]
-    secrets: dict[str, str]
+    secrets: dict[str, str] = field(repr=False)
     manifest: str = ""
     partial: str = ""
     journal: str = ""
