@@ -119,8 +119,10 @@ class Resolver:
                 del self._pending[name]
 
     def _ask(self, spec: CacheSpec, secrets: dict[str, str], has: Callable[[str], bool], keep: Keep | None) -> Resolution:
+        asked = {spec}
         try:
             pinned = self._pin(spec, secrets)
+            asked.add(pinned)
             known = None if pinned.source_moves else self._proofs.fresh(secrets, pinned)
             if known and has(known.digest):
                 return known
@@ -132,10 +134,11 @@ class Resolver:
             log.warning("origin unreachable, taking what was proven before", extra={"fields": {"source": spec.source.shown, "reason": error}})
             return known
         except (Unauthenticated, PermissionDenied, SourceNotFound):
-            self._proofs.forget(secrets, spec)
+            for refused in asked:
+                self._proofs.forget(secrets, refused)
             raise
-        for asked in {spec, found.spec}:
-            self._proofs.remember(secrets, asked, found)
+        for proven in asked | {found.spec}:
+            self._proofs.remember(secrets, proven, found)
         return found
 
     def _pin(self, spec: CacheSpec, secrets: dict[str, str]) -> CacheSpec:
