@@ -73,7 +73,7 @@ class KernelMounts:
     def table(self) -> list[Mount]:
         """/proc/self/mountinfo, read in one go."""
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
-            return [_parsed(line) for line in stream.read().splitlines()]
+            return [_parsed(line) for line in stream.read().split("\n") if line]
 
     def mount_image(self, device: str, target: Path) -> None:
         """mount(2) of type erofs."""

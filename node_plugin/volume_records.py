@@ -16,8 +16,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from csi.errors import DataCacheError
-
 _FORMAT = 1
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,180}")
 
@@ -103,7 +101,7 @@ class VolumeRecords:
 
 
 def _read(path: Path) -> NodeVolume | None:
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, DataCacheError):
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return _decoded(json.loads(path.read_text()))
     return None
 

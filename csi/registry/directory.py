@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from csi import durable
-from csi.errors import DataCacheError
+from csi.errors import DataCacheError, InvalidParameter
 from csi.registry.volume import VolumeRecord
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
@@ -32,7 +32,7 @@ class DirectoryRegistry:
             return VolumeRecord.decode(durable.read_json(path))
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, InvalidParameter) as error:
             raise DataCacheError(f"the volume record {path} is damaged ({error}); restore it, or remove it if the volume is gone") from error
 
     def put(self, record: VolumeRecord) -> None:
