@@ -89,6 +89,7 @@ class _Rpcbind:
             return
         self._process = subprocess.Popen(["rpcbind", "-f"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if not wait_until(self._answers, 5.0):
+            self.release()
             raise RuntimeError("rpcbind does not answer on 127.0.0.1:111; is the Debian package rpcbind installed?")
 
     def release(self) -> None:

@@ -3,7 +3,7 @@
 set -eu
 # The library's package is named after its version: libnfs13 on Debian 12, libnfs14 on Debian 13.
 libnfs=$(apt-cache search --names-only "^libnfs1[34]$" 2>/dev/null | cut -d" " -f1 | head -n 1)
-packages="nfs-ganesha nfs-ganesha-vfs rpcbind ${libnfs:-libnfs13} libnfs-utils erofs-utils nginx-light fio curl kmod python3-venv"
+packages="netbase openssl nfs-ganesha nfs-ganesha-vfs rpcbind ${libnfs:-libnfs13} libnfs-utils erofs-utils nginx-light fio curl kmod python3-venv"
 missing=""
 for package in $packages; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'ok installed' || missing="$missing $package"
