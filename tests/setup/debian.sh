@@ -1,6 +1,8 @@
 #!/bin/sh
 # Installs what the tests and the demo need from Debian, unless it is there already. Starts no service.
 set -eu
+# nfs-ganesha reads the mount table here; a minimal Debian lacks the link.
+[ -e /etc/mtab ] || ln -s /proc/self/mounts /etc/mtab
 # The library's package is named after its version: libnfs13 on Debian 12, libnfs14 on Debian 13.
 libnfs=$(apt-cache search --names-only "^libnfs1[34]$" 2>/dev/null | cut -d" " -f1 | head -n 1)
 packages="netbase openssl nfs-ganesha nfs-ganesha-vfs rpcbind ${libnfs:-libnfs13} libnfs-utils erofs-utils nginx-light fio curl kmod python3-venv"
