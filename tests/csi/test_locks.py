@@ -1,0 +1,53 @@
+"""Locks by name that never wait."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from csi.errors import Busy
+from csi.locks import KeyedLocks
+
+
+def test_a_key_that_is_held_is_refused_at_once_and_others_are_not() -> None:
+    locks = KeyedLocks()
+    with locks.hold("a"), locks.hold("b"), pytest.raises(Busy, match="working on a"), locks.hold("a"):
+        pass
+    with locks.hold("a"):
+        pass
+
+
+def test_a_key_is_free_again_after_a_failure() -> None:
+    locks = KeyedLocks()
+    with pytest.raises(ValueError), locks.hold("a"):
+        raise ValueError
+    with locks.hold("a"):
+        pass
+
+
+def test_of_many_threads_one_at_a_time_holds_a_key() -> None:
+    locks, inside, most, refused = KeyedLocks(), 0, 0, 0
+    guard, start = threading.Lock(), threading.Barrier(8)
+
+    def work() -> None:
+        nonlocal inside, most, refused
+        start.wait()
+        for _ in range(200):
+            try:
+                with locks.hold("key"):
+                    with guard:
+                        inside += 1
+                        most = max(most, inside)
+                    with guard:
+                        inside -= 1
+            except Busy:
+                with guard:
+                    refused += 1
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1 and refused < 8 * 200
