@@ -5,7 +5,7 @@ GO := $(shell command -v go 2>/dev/null)
 SANITY := github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.5.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench proto clean system
+.PHONY: help demo test kills lint bench proto clean system
 
 help: ## Show what can be made
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -15,6 +15,9 @@ demo: system $(VENV)/demo ## Set up, then cache, mount and read a real model (RE
 
 test: system $(VENV)/ready $(BIN)/csi-sanity ## Set up, then run all tests
 	$(BIN)/pytest $(ARGS)
+
+kills: system $(VENV)/ready ## Set up, then kill plugin and workers in every state of a 4 GiB volume's life (10 minutes)
+	KILLS_MIB=4096 $(BIN)/pytest -s tests/kernel/test_kills.py
 
 lint: system $(VENV)/ready ## Check style, types, import directions and that csi/pb is not stale
 	$(BIN)/ruff check .
