@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--version", action="version", version=__version__)
     settings.plugin_flags(flags)
     settings.flag(flags, "--registry", type=Path, help="the folder that keeps the volumes")
-    settings.flag(flags, "--resolve-workers", default="2", type=settings.count, help="resolves at a time")
+    settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
     return flags
 
 

@@ -67,7 +67,8 @@ def _show(found: Found, files: bool) -> None:
     for key, value in found.summary(False).items():
         _CONSOLE.print(f"[bold]{key}[/bold]: {_text(value)}", highlight=False)
     if files:
-        table = Table("file", "bytes", "digest", box=None)
+        table = Table("file", "bytes", box=None)
+        table.add_column("digest", overflow="fold")
         for entry in found.manifest.files:
             table.add_row(entry.path, str(entry.size), entry.digest if entry.verifiable else "none (change token)")
         _CONSOLE.print(table)
