@@ -6,6 +6,7 @@ each class is given once, in `csi.rpc`. Errors cross the worker's pipe by class 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 
 
@@ -101,6 +102,14 @@ def _classes(root: type[DataCacheError]) -> Iterator[type[DataCacheError]]:
     yield root
     for child in root.__subclasses__():
         yield from _classes(child)
+
+
+def recognised(error: BaseException) -> BaseException:
+    """`error`, or NoSpace where it is the kernel's word for a full disk, which may come from any write."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" (writing {error.filename})" if error.filename else ""
+        return NoSpace(f"a disk of this machine is full{where}; free or add space on the node")
+    return error
 
 
 def to_wire(error: BaseException) -> dict[str, str]:

@@ -87,7 +87,8 @@ def _answer(method: str, behaviour: Callable[[Any, Any], Any], request: Any, con
     started = time.monotonic()
     try:
         reply = behaviour(request, context)
-    except Exception as error:
+    except Exception as raised:
+        error = errors.recognised(raised)
         code = code_of(error)
         message = "this driver does not have this call" if code is grpc.StatusCode.UNIMPLEMENTED else str(error)
         if not isinstance(error, (errors.DataCacheError, NotImplementedError)):

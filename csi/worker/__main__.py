@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from csi import logs
-from csi.errors import DataCacheError, to_wire
+from csi.errors import DataCacheError, recognised, to_wire
 from csi.images.fill import fill, seal
 from csi.images.layout import lay_out
 from csi.images.progress import FillProgress
@@ -42,7 +42,8 @@ class Worker:
     def _answer(self, request: Request) -> None:
         try:
             self._say("result", {"pin": self._pin, "resolve": self._resolve, "fill": self._fill}[request.operation](request))
-        except BaseException as error:  # whatever happens is the caller's to hear
+        except BaseException as raised:  # whatever happens is the caller's to hear
+            error = recognised(raised)
             if not isinstance(error, DataCacheError):
                 places = " < ".join(f"{f.filename}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__)))
                 log.error("unexpected %s", type(error).__name__, extra={"fields": {"operation": request.operation, "at": places}})

@@ -94,3 +94,8 @@ def unstage(volume_id: str, staging: Path) -> pb.NodeUnstageVolumeRequest:
 def stats(volume_id: str, path: Path) -> pb.NodeGetVolumeStatsRequest:
     """As kubelet asks every minute."""
     return pb.NodeGetVolumeStatsRequest(volume_id=volume_id, volume_path=str(path))
+
+
+def delete(volume_id: str) -> pb.DeleteVolumeRequest:
+    """As external-provisioner asks when a PV goes."""
+    return pb.DeleteVolumeRequest(volume_id=volume_id)
