@@ -7,16 +7,17 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csi import durable
 from csi.errors import DataCacheError
 
-json_values = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+json_values = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=9), max_size=3)
 
 
-@given(st.dictionaries(st.text(), json_values))
+@settings(max_examples=25)
+@given(st.dictionaries(st.text(max_size=9), json_values, max_size=4))
 def test_a_record_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, record: dict) -> None:
     path = tmp_path_factory.mktemp("records") / "record.json"
     durable.write_json(path, record)

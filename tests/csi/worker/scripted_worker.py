@@ -1,0 +1,48 @@
+"""A worker that does what the request's spec says under "do"; started as a program in place of the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+
+def say(event: str, **body: object) -> None:
+    sys.stdout.write(json.dumps({"event": event, **body}) + "\n")
+    sys.stdout.flush()
+
+
+def answer(request: dict) -> None:
+    spec = request["spec"]
+    match spec["do"]:
+        case "answer":
+            say("result", pid=os.getpid(), environment=sorted(os.environ), secrets=sorted(request["secrets"]))
+        case "progress":
+            for done in (1, 2, 3):
+                say("progress", bytes_done=done, bytes_total=3)
+            say("result", pid=os.getpid())
+        case "refuse":
+            say("error", kind="PermissionDenied", message="not for you")
+        case "die":
+            os._exit(3)
+        case "die once":
+            marker = Path(spec["marker"])
+            if not marker.exists():
+                marker.touch()
+                os._exit(3)
+            say("result", pid=os.getpid())
+        case "die in a word":
+            sys.stdout.write('{"event": "res')
+            sys.stdout.flush()
+            os._exit(3)
+        case "wait":
+            say("progress", bytes_done=os.getpid())
+            while not Path(spec["until"]).exists():
+                time.sleep(0.01)
+            say("result", pid=os.getpid())
+
+
+for line in sys.stdin:
+    answer(json.loads(line))

@@ -1,0 +1,198 @@
+"""Worker processes on the plugin's side: warm, reaped, retried once, stopped."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from csi.errors import Busy, DataCacheError, InvalidParameter, PermissionDenied, WorkerDied
+from csi.images.progress import FillProgress
+from csi.spec.cache import CacheSpec, HubSpec
+from csi.worker.pool import Call, WorkerPool
+from csi.worker.protocol import Request
+
+SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def pool() -> Iterator[WorkerPool]:
+    made = WorkerPool({"resolve": 2, "fill": 1}, command=SCRIPTED)
+    yield made
+    made.close()
+
+
+def ask(do: str, secrets: dict[str, str] | None = None, **more: str) -> Request:
+    return Request("resolve", {"do": do, **more}, secrets or {})
+
+
+def alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def in_thread(work: Callable[[], object]) -> queue.SimpleQueue[object]:
+    """What `work` returned or raised, when it has."""
+    answers: queue.SimpleQueue[object] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put(work())
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return answers
+
+
+def test_a_warm_worker_is_used_again_in_any_lane(pool: WorkerPool) -> None:
+    pids = {pool.call(lane, ask("answer"))["pid"] for lane in ("resolve", "fill", "resolve")}
+    assert len(pids) == 1
+
+
+def test_a_lane_has_so_many_workers_at_a_time(pool: WorkerPool, tmp_path: Path) -> None:
+    started: queue.SimpleQueue[FillProgress] = queue.SimpleQueue()
+    ends = [tmp_path / "one", tmp_path / "two"]
+    answers = [in_thread(lambda end=end: pool.call("fill", ask("wait", until=str(end)), on_progress=started.put)) for end in ends]
+    started.get(timeout=20)
+    # The other lane is free, the second call of this one has not begun.
+    assert pool.call("resolve", ask("answer"))["pid"]
+    assert started.empty()
+    for end in ends:
+        end.touch()
+    assert len({answer.get(timeout=20)["pid"] for answer in answers}) == 1  # type: ignore[index]
+
+
+def test_an_idle_worker_is_stopped_after_its_time() -> None:
+    pool = WorkerPool({"resolve": 1}, idle_seconds=0.2, command=SCRIPTED)
+    pid = pool.call("resolve", ask("answer"))["pid"]
+    assert eventually(lambda: not alive(pid))
+    other = pool.call("resolve", ask("answer"))["pid"]
+    assert other != pid
+    pool.close()
+    assert not alive(other)
+
+
+def test_progress_is_heard_before_the_result(pool: WorkerPool) -> None:
+    heard: list[FillProgress] = []
+    pool.call("fill", ask("progress"), on_progress=heard.append)
+    assert heard == [FillProgress(done, 3) for done in (1, 2, 3)]
+
+
+def test_an_error_has_the_class_it_had_in_the_worker_which_stays_warm(pool: WorkerPool) -> None:
+    pid = pool.call("resolve", ask("answer"))["pid"]
+    with pytest.raises(PermissionDenied, match="not for you"):
+        pool.call("resolve", ask("refuse"))
+    assert pool.call("resolve", ask("answer"))["pid"] == pid
+
+
+def test_a_crash_costs_one_retry(pool: WorkerPool, tmp_path: Path) -> None:
+    assert pool.call("resolve", ask("die once", marker=str(tmp_path / "marker")))["pid"]
+
+
+@pytest.mark.parametrize("death", ["die", "die in a word"])
+def test_a_second_crash_is_told(pool: WorkerPool, death: str) -> None:
+    with pytest.raises(WorkerDied, match="exit status 3"):
+        pool.call("resolve", ask(death))
+    assert pool.call("resolve", ask("answer"))
+
+
+def test_workers_that_died_idle_cost_nothing(pool: WorkerPool, tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    started: queue.SimpleQueue[FillProgress] = queue.SimpleQueue()
+    waiting = in_thread(lambda: pool.call("resolve", ask("wait", until=str(end)), on_progress=started.put))
+    started.get(timeout=20)
+    pids = {pool.call("resolve", ask("answer"))["pid"]}
+    end.touch()
+    pids.add(waiting.get(timeout=20)["pid"])  # type: ignore[index]
+    assert len(pids) == 2
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: all(Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z" for pid in pids))
+    with pytest.raises(PermissionDenied):
+        pool.call("resolve", ask("refuse"))
+
+
+def test_a_call_that_is_stopped_ends_its_worker_and_says_busy(pool: WorkerPool, tmp_path: Path) -> None:
+    call, started = Call(), queue.SimpleQueue[FillProgress]()
+    answer = in_thread(lambda: pool.call("fill", ask("wait", until=str(tmp_path / "never")), call, started.put))
+    pid = started.get(timeout=20).bytes_done
+    call.stop()
+    assert isinstance(answer.get(timeout=20), Busy)
+    assert not alive(pid)
+    call.stop()
+    assert pool.call("fill", ask("answer"))["pid"] != pid
+
+
+def test_a_call_that_was_stopped_before_it_began_does_nothing(pool: WorkerPool) -> None:
+    call = Call()
+    call.stop()
+    with pytest.raises(Busy, match="stopped"):
+        pool.call("fill", ask("die"), call)
+
+
+def test_a_closed_pool_has_no_idle_worker_and_starts_none(pool: WorkerPool) -> None:
+    pid = pool.call("resolve", ask("answer"))["pid"]
+    pool.close()
+    assert not alive(pid)
+    with pytest.raises(Busy, match="successor"):
+        pool.call("resolve", ask("answer"))
+
+
+def test_a_secret_is_neither_in_the_arguments_nor_in_the_environment(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_plugin")
+    monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_plugin")
+    answer = pool.call("resolve", ask("answer", {"token": "hf_secret"}))
+    assert answer["secrets"] == ["token"]
+    assert not {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"} & set(answer["environment"])
+    for name in ("cmdline", "environ"):
+        text = Path(f"/proc/{answer['pid']}/{name}").read_bytes()
+        assert b"hf_secret" not in text and b"hf_plugin" not in text
+    assert "hf_secret" not in repr(ask("answer", {"token": "hf_secret"}))
+
+
+def test_the_real_worker_answers_stays_warm_and_tells_its_errors_by_class() -> None:
+    pool = WorkerPool({"resolve": 1})
+    pinned = CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT)).to_context()
+    assert pool.call("resolve", Request("pin", pinned, {}))["spec"] == pinned
+    with pytest.raises(InvalidParameter, match="none of the keys token"):
+        pool.call("resolve", Request("pin", pinned, {"password": "x"}))
+    with pytest.raises(DataCacheError, match="unexpected KeyError in a worker"):
+        pool.call("resolve", Request("boil", pinned, {}))  # type: ignore[arg-type]
+    (worker,) = pool._idle
+    pid = worker._process.pid
+    assert pool.call("resolve", Request("pin", pinned, {}))["spec"] == pinned
+    assert pool._idle[0]._process.pid == pid and os.getpriority(os.PRIO_PROCESS, pid) > 0
+    pool.close()
+    assert not alive(pid)
+
+
+def test_a_worker_ends_with_the_plugin_that_started_it() -> None:
+    script = (
+        "import time; from csi.worker.pool import WorkerPool; from csi.worker.protocol import Request\n"
+        f"pool = WorkerPool({{'resolve': 1}}); spec = {CacheSpec(HubSpec('HuggingFace/Model', 'org/name', COMMIT)).to_context()!r}\n"
+        "pool.call('resolve', Request('pin', spec, {})); print(pool._idle[0]._process.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as plugin:
+        assert plugin.stdout
+        worker = int(plugin.stdout.readline())
+        assert alive(worker)
+        plugin.kill()
+    assert eventually(lambda: not alive(worker))
