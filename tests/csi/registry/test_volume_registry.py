@@ -1,0 +1,200 @@
+"""What every registry of volumes must do; each kind is one entry of `KINDS`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from csi.errors import DataCacheError
+from csi.registry.directory import DirectoryRegistry
+from csi.registry.volume import VolumeRecord, VolumeRegistry
+from csi.spec.cache import CacheSpec, HubSpec, NasSpec
+from csi.spec.performance import Performance
+
+Make = Callable[[Path], VolumeRegistry]
+KINDS: dict[str, Make] = {"directory": DirectoryRegistry}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(params=KINDS.values(), ids=KINDS)
+def make(request: pytest.FixtureRequest) -> Make:
+    """Opens a registry over a folder; a second one over the same folder is the next start of the controller."""
+    return request.param
+
+
+def record(volume_id: str, **more: object) -> VolumeRecord:
+    asked = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main", ("*.json", "a,b"), ()))
+    pinned = CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT, ("*.json", "a,b"), ()))
+    base = {"name": f"pvc-{volume_id}", "asked": asked, "spec": pinned, "digest": "a" * 64, "capacity_bytes": 2**30, "content_bytes": 5}
+    return VolumeRecord(id=volume_id, **{**base, **more})  # type: ignore[arg-type]
+
+
+def ids(records: list[VolumeRecord]) -> list[str]:
+    return [found.id for found in records]
+
+
+def test_a_record_is_found_as_it_was_put_also_after_a_restart(make: Make, tmp_path: Path) -> None:
+    plain = record("dc-1")
+    nas = CacheSpec(NasSpec("nas", "/x", "4.0", 1, 2, 0.5, 9, 3, 4), preserve_ownership=True)
+    full = record("dc-2", asked=nas, spec=nas, downgrade_writers=True, cloned_from="dc-1", created=5.5, performance=Performance("PL1", 7, False))
+    registry = make(tmp_path)
+    for kept in (plain, full):
+        registry.put(kept)
+    for again in (registry, make(tmp_path)):
+        assert [again.get("dc-1"), again.get("dc-2")] == [plain, full]
+        assert again.page("", 0) == [plain, full]
+
+
+def test_putting_again_replaces(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    registry.put(record("dc-1"))
+    registry.put(record("dc-1", performance=Performance(provisioned_iops=9)))
+    assert registry.page("", 0) == [record("dc-1", performance=Performance(provisioned_iops=9))]
+
+
+def test_deleting_is_done_once_and_not_undone_by_a_restart(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    registry.put(record("dc-1"))
+    for _ in range(2):
+        registry.delete("dc-1")
+        assert registry.get("dc-1") is None and registry.page("", 0) == make(tmp_path).page("", 0) == []
+
+
+@pytest.mark.parametrize(
+    "volume_id", ["", ".", "..", "../../etc/passwd", "a/b", "/etc/passwd", "a\0b", "x" * 5000, "fake vol id", "ü", "*", ".hidden"]
+)
+def test_any_text_may_be_asked_for_as_an_id(make: Make, tmp_path: Path, volume_id: str) -> None:
+    registry = make(tmp_path)
+    registry.put(record("dc-1"))
+    assert registry.get(volume_id) is None
+    registry.delete(volume_id)
+    assert ids(registry.page("", 0)) == ["dc-1"]
+
+
+def test_pages_follow_each_other_in_the_order_of_ids(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    for number in (4, 1, 3, 0, 2):
+        registry.put(record(f"dc-{number}"))
+    assert ids(registry.page("", 2)) == ["dc-0", "dc-1"]
+    assert ids(registry.page("dc-1", 2)) == ["dc-2", "dc-3"]
+    assert ids(registry.page("dc-3", 2)) == ["dc-4"]
+    assert registry.page("dc-4", 2) == []
+    assert ids(registry.page("dc-2x", 9)) == ["dc-3", "dc-4"]
+
+
+NUMBERS = st.integers(0, 12)
+
+
+@settings(max_examples=40, deadline=None)
+@pytest.mark.parametrize("kind", KINDS)
+@given(before=st.sets(NUMBERS), churn=st.lists(st.tuples(st.booleans(), NUMBERS), max_size=12), limit=st.integers(1, 4))
+def test_volumes_that_come_and_go_neither_shift_nor_repeat_the_others(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, before: set[int], churn: list[tuple[bool, int]], limit: int
+) -> None:
+    registry = KINDS[kind](tmp_path_factory.mktemp("registry"))
+    name = "dc-{:03}".format
+    for number in before:
+        registry.put(record(name(number)))
+    touched = {name(number) for _, number in churn}
+    seen: list[str] = []
+    changes = iter(churn)
+    while page := registry.page(seen[-1] if seen else "", limit):
+        seen += ids(page)
+        for comes, number in [change for change in [next(changes, None)] if change]:
+            if comes:
+                registry.put(record(name(number)))
+            else:
+                registry.delete(name(number))
+    assert seen == sorted(set(seen))
+    untouched = {name(number) for number in before} - touched
+    assert untouched <= set(seen)
+
+
+def test_many_threads_may_work_at_once(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    failures: list[BaseException] = []
+
+    def work(base: int) -> None:
+        try:
+            for number in range(8):
+                registry.put(record(f"dc-{base}-{number}"))
+                registry.page("", 5)
+                if number % 2:
+                    registry.delete(f"dc-{base}-{number}")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(base,)) for base in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    expected = sorted(f"dc-{base}-{number}" for base in range(6) for number in (0, 2, 4, 6))
+    assert ids(registry.page("", 0)) == ids(make(tmp_path).page("", 0)) == expected
+
+
+def test_a_context_tells_a_node_all_it_needs(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    registry.put(record("dc-1", downgrade_writers=True, performance=Performance("PL0", None, True)))
+    found = registry.get("dc-1")
+    assert found is not None
+    assert found.to_context() == {
+        "type": "URL",
+        "repoSource": "HuggingFace/Model",
+        "repoId": "org/name",
+        "revision": COMMIT,
+        "allowPatterns": "*.json\na,b",
+        "performanceLevel": "PL0",
+        "burstingEnabled": "true",
+        "writerAccessModes": "downgrade",
+        "manifestDigest": "a" * 64,
+        "capacityBytes": str(2**30),
+    }
+
+
+DAMAGE = [
+    b"",
+    b"{",
+    b"[]",
+    b'"text"',
+    b"7",
+    b"{}",
+    b'{"format": 1}',
+    b'{"format": 2}',
+    b'{"format": 1, "id": "dc-1", "context": {}, "asked": {}}',
+    b'{"format": 1, "id": "dc-1", "context": 5, "asked": 5}',
+    b'{"format": 1, "id": "dc-1", "context": {"repoId": 7}, "asked": {}}',
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_told_by_its_path_and_harms_no_other_volume(tmp_path: Path, damage: bytes) -> None:
+    registry = DirectoryRegistry(tmp_path)
+    for volume_id in ("dc-1", "dc-2"):
+        registry.put(record(volume_id))
+    path = tmp_path / "volumes/dc-1.json"
+    path.write_bytes(damage)
+    with pytest.raises(DataCacheError, match=r"volumes/dc-1\.json") as error:
+        registry.get("dc-1")
+    assert type(error.value) is DataCacheError, "no fault of the caller's"
+    assert DirectoryRegistry(tmp_path).get("dc-2") == record("dc-2")
+    registry.delete("dc-1")
+    assert ids(registry.page("", 0)) == ["dc-2"]
+
+
+def test_files_of_a_killed_controller_are_no_volumes(tmp_path: Path) -> None:
+    DirectoryRegistry(tmp_path).put(record("dc-1"))
+    (tmp_path / "volumes/.dc-2.json.0123.tmp").write_bytes(b"{")
+    assert ids(DirectoryRegistry(tmp_path).page("", 0)) == ["dc-1"]
+
+
+def test_only_its_owner_reads_a_registry(tmp_path: Path) -> None:
+    DirectoryRegistry(tmp_path).put(record("dc-1"))
+    assert (tmp_path / "volumes").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "volumes/dc-1.json").stat().st_mode & 0o077 == 0
