@@ -33,6 +33,12 @@ class ProofMemory:
         """Keep that this credential read `found` when it asked for `spec`."""
         durable.write_json(self._path(secrets, spec), {"format": _FORMAT, "time": self._clock(), "found": found.encode()})
 
+    def share(self, secrets: Mapping[str, str], proven: CacheSpec, spec: CacheSpec) -> None:
+        """`spec` means what `proven` does: what this credential proved of the one answers for the other, for as long as that has left. Raises OSError."""
+        kept, path = self._path(secrets, proven).read_bytes(), self._path(secrets, spec)
+        if not path.exists() or path.read_bytes() != kept:
+            durable.write_bytes(path, kept)
+
     def fresh(self, secrets: Mapping[str, str], spec: CacheSpec) -> Resolution | None:
         """What was proven within the last `ttl` seconds."""
         return self._recall(secrets, spec, self._ttl)
@@ -42,8 +48,9 @@ class ProofMemory:
         return self._recall(secrets, spec, self._grace)
 
     def forget(self, secrets: Mapping[str, str], spec: CacheSpec) -> None:
-        """Drop the answer: the origin has refused this credential."""
-        self._path(secrets, spec).unlink(missing_ok=True)
+        """Drop all that this credential has proven of the source, whatever the revision: the origin has refused it."""
+        for path in self._folder.glob(self._family(secrets, spec) + "*"):
+            path.unlink(missing_ok=True)
 
     def _recall(self, secrets: Mapping[str, str], spec: CacheSpec, limit: float) -> Resolution | None:
         try:
@@ -55,9 +62,14 @@ class ProofMemory:
             return None
 
     def name(self, secrets: Mapping[str, str], spec: CacheSpec) -> str:
-        """The keyed hash of a credential and a spec, 64 hex digits."""
-        text = json.dumps([sorted(secrets.items()), spec.canonical()])
-        return hmac.new(self._key, text.encode(), hashlib.sha256).hexdigest()
+        """The keyed hash of a credential and a spec, 64 hex digits; the first half is the same for every revision of the source."""
+        return self._family(secrets, spec) + self._hash(secrets, spec.canonical())
+
+    def _family(self, secrets: Mapping[str, str], spec: CacheSpec) -> str:
+        return self._hash(secrets, spec.source.place)
+
+    def _hash(self, secrets: Mapping[str, str], text: str) -> str:
+        return hmac.new(self._key, json.dumps([sorted(secrets.items()), text]).encode(), hashlib.sha256).hexdigest()[:32]
 
     def _path(self, secrets: Mapping[str, str], spec: CacheSpec) -> Path:
         return self._folder / self.name(secrets, spec)

@@ -125,6 +125,7 @@ class Resolver:
             asked.add(pinned)
             known = None if pinned.source_moves else self._proofs.fresh(secrets, pinned)
             if known and has(known.digest):
+                self._proofs.share(secrets, pinned, spec)
                 return known
             found = self._resolve(pinned, secrets, keep)
         except OriginUnavailable as error:
