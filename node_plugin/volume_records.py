@@ -6,6 +6,7 @@ outlive a reboot, so records need to be whole (they are renamed into place) but 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import re
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 _FORMAT = 1
+# From <linux/fcntl.h> and <linux/fs.h>; a C library without the function renames as ever.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,180}")
 
 
@@ -83,7 +87,7 @@ class VolumeRecords:
             return
         temporary = self._folder / f".{uuid.uuid4().hex}.tmp"
         temporary.write_text(json.dumps({"format": _FORMAT, **asdict(volume)}))
-        temporary.rename(path)
+        _put_in_place(temporary, path)
 
     def all(self) -> Iterator[NodeVolume]:
         """Every readable record; what a killed plugin left half-written is removed on the way."""
@@ -98,6 +102,14 @@ class VolumeRecords:
         plain = _PLAIN_ID.fullmatch(volume_id) and not volume_id.startswith("hashed-")
         name = volume_id if plain else "hashed-" + hashlib.sha256(volume_id.encode()).hexdigest()
         return self._folder / f"{name}.json"
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename, but without what ext4 does when a file is replaced: it writes the new one out first, behind all that a fill has queued."""
+    if _renameat2 is None or _renameat2(_AT_FDCWD, bytes(temporary), _AT_FDCWD, bytes(path), _RENAME_EXCHANGE) != 0:
+        temporary.rename(path)
+    else:
+        temporary.unlink()
 
 
 def _read(path: Path) -> NodeVolume | None:
