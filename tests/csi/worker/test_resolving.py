@@ -11,53 +11,24 @@ import pytest
 
 from csi.errors import Busy, DataCacheError, OriginThrottled, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.spec.cache import CacheSpec, HubSpec, NasSpec
-from csi.spec.parameters import parse
+from csi.spec.manifest import Manifest
 from csi.waiting import Patience, WaitingRoom
 from csi.worker import resolving
 from csi.worker.proofs import ProofMemory
 from csi.worker.protocol import Request, Resolution
 from csi.worker.resolving import Resolver
+from tests.csi.worker.in_process import COMMITS, InProcess
 
-COMMITS = ("a" * 40, "b" * 40)
 MAIN = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main"))
 NAS = CacheSpec(NasSpec("nas", "/models"))
 TOKEN = {"token": "right"}
-
-
-class Origin:
-    """In the place of a WorkerPool: one source that answers at once, holds its answer back, or fails as it is told."""
-
-    def __init__(self) -> None:
-        self.asked: list[Request] = []
-        self.commit = COMMITS[0]
-        self.error: Exception | None = None
-        self.go = threading.Event()
-        self.go.set()
-
-    def call(self, lane: str, request: Request) -> dict:
-        self.asked.append(request)
-        assert self.go.wait(30)
-        if self.error:
-            raise self.error
-        if request.operation == "pin":
-            return {"spec": parse({**request.spec, "revision": self.commit}).spec.to_context()}
-        if request.manifest:
-            Path(request.manifest).write_text(f"manifest of {self.commit}")
-        return self.found(request.spec).encode()
-
-    def found(self, spec: dict[str, str]) -> Resolution:
-        return Resolution(parse(spec).spec, self.commit[0] * 64, 10, 4096, 1, 0)
-
-    @property
-    def operations(self) -> list[str]:
-        return [request.operation for request in self.asked]
 
 
 class Setting:
     """A resolver over one origin, with a clock."""
 
     def __init__(self, folder: Path, ask_moving: bool, seats: int = 9) -> None:
-        self.origin, self.now = Origin(), 2_000_000_000.0
+        self.origin, self.now = InProcess(), time.time()
         self.proofs = ProofMemory(folder / "proofs", b"k" * 32, 600.0, 86400.0, lambda: self.now)
         self.room = WaitingRoom(seats)
         self.scratch = folder / "scratch"
@@ -69,7 +40,8 @@ class Setting:
         return self.resolver.resolve("vol", spec, secrets, Patience(seconds), **more)  # type: ignore[arg-type]
 
     def keep(self, found: Resolution, manifest: Path) -> None:
-        self.kept.append(manifest.read_text())
+        with manifest.open("rb") as stream:
+            self.kept.append(Manifest.read(stream).digest)
 
 
 @pytest.fixture
@@ -131,11 +103,11 @@ def test_another_credential_asks_for_itself(creating: Setting) -> None:
 
 
 def test_a_volume_is_created_from_what_a_branch_is_now_at_the_price_of_one_question(creating: Setting) -> None:
-    creating.resolve()
-    assert creating.resolve().digest == "a" * 64
+    first = creating.resolve()
+    assert creating.resolve() == first
     assert creating.origin.operations == ["pin", "resolve", "pin"]
     creating.origin.commit = COMMITS[1]
-    assert creating.resolve().digest == "b" * 64
+    assert creating.resolve().digest == creating.origin.digest
     assert creating.origin.operations == ["pin", "resolve", "pin", "pin", "resolve"]
 
 
@@ -166,7 +138,7 @@ def test_what_was_proven_of_a_branch_is_proven_of_its_commit(mounting: Setting) 
 def test_a_proof_without_the_manifest_at_hand_asks_again_and_keeps_the_manifest(mounting: Setting) -> None:
     mounting.resolve()
     mounting.resolve(has=lambda digest: False, keep=mounting.keep)
-    assert mounting.kept == [f"manifest of {COMMITS[0]}"]
+    assert mounting.kept == [mounting.origin.digest]
     assert not mounting.scratch.exists()
 
 
@@ -186,7 +158,7 @@ def test_a_call_whose_time_is_over_hears_busy_and_the_next_one_finds_the_work_do
     with pytest.raises(Busy):
         creating.resolve(seconds=0.05)
     creating.origin.go.set()
-    assert creating.resolve().digest == "a" * 64
+    assert creating.resolve().digest == creating.origin.digest
     assert creating.origin.operations.count("resolve") == 1
 
 
@@ -201,7 +173,7 @@ def test_an_error_that_nobody_waited_for_is_told_to_the_next_caller_once(creatin
     with pytest.raises(SourceNotFound):
         creating.resolve()
     assert len(creating.origin.asked) == asked
-    assert creating.resolve().digest == "a" * 64
+    assert creating.resolve().digest == creating.origin.digest
 
 
 def test_an_old_error_is_told_to_nobody(creating: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,7 +185,7 @@ def test_an_old_error_is_told_to_nobody(creating: Setting, monkeypatch: pytest.M
     assert eventually(lambda: any(pending.done for pending in creating.resolver._pending.values()))
     creating.origin.error = None
     monkeypatch.setattr(resolving, "_ERROR_KEPT_SECONDS", -1.0)
-    assert creating.resolve().digest == "a" * 64
+    assert creating.resolve().digest == creating.origin.digest
 
 
 def test_a_cancelled_call_says_why_it_ended(creating: Setting) -> None:

@@ -1,0 +1,97 @@
+"""In the place of a WorkerPool: one scripted source, resolved and filled in this process, held back and made to fail by tests."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from csi.errors import Busy, PermissionDenied
+from csi.images.fill import fill, seal
+from csi.images.layout import lay_out
+from csi.images.progress import FillProgress
+from csi.spec.manifest import Manifest, build
+from csi.spec.parameters import parse
+from csi.worker.pool import Call
+from csi.worker.protocol import Request, Resolution
+from tests.csi.images.origin import FakeOrigin
+from tests.csi.images.trees import file
+
+COMMITS = ("a" * 40, "b" * 40)
+_TICK = 0.005
+
+
+class InProcess:
+    """A source of `files` (path to size) at `commit`. Clear `go` to hold resolves back, `go_fill` to hold fills; set an error to have it raised."""
+
+    def __init__(self, files: Mapping[str, int] | None = None) -> None:
+        self.files = dict(files or {"config.json": 20, "weights/a.bin": 10_000})
+        self.commit = COMMITS[0]
+        self.asked: list[Request] = []
+        self.error: Exception | None = None
+        self.fill_error: Exception | None = None
+        self.readers: set[str] | None = None
+        """The tokens that may read; None for everybody."""
+        self.content_bytes: int | None = None
+        """What the source is said to hold, where it is not what `files` add up to."""
+        self.go, self.go_fill, self.filling = threading.Event(), threading.Event(), threading.Semaphore(0)
+        self.go.set()
+        self.go_fill.set()
+
+    @property
+    def operations(self) -> list[str]:
+        """What was asked, in order."""
+        return [request.operation for request in self.asked]
+
+    def call(
+        self, lane: str, request: Request, call: Call | None = None, on_progress: Callable[[FillProgress], None] = lambda _: None
+    ) -> dict[str, Any]:
+        """As WorkerPool.call."""
+        self.asked.append(request)
+        if request.operation == "fill":
+            return self._fill(request, call or Call(), on_progress)
+        assert self.go.wait(30), "the test never let the resolve go"
+        if self.error:
+            raise self.error
+        self._check(request)
+        return {"spec": self._pinned(request)} if request.operation == "pin" else self._resolve(request)
+
+    @property
+    def digest(self) -> str:
+        """The digest of what the source holds now."""
+        return self._manifest({}).digest
+
+    def _manifest(self, access: dict[str, str]) -> Manifest:
+        return build([file(f"commit-{self.commit[:8]}", 1), *(file(path, size) for path, size in self.files.items())], access)
+
+    def _check(self, request: Request) -> None:
+        if self.readers is not None and request.secrets.get("token") not in self.readers:
+            raise PermissionDenied("this token may not read")
+
+    def _pinned(self, request: Request) -> dict[str, str]:
+        return parse({**request.spec, "revision": self.commit}).spec.to_context()
+
+    def _resolve(self, request: Request) -> dict[str, Any]:
+        manifest = self._manifest(request.spec)
+        if request.manifest:
+            with Path(request.manifest).open("xb") as stream:
+                manifest.write(stream)
+        size = manifest.content_bytes if self.content_bytes is None else self.content_bytes
+        return Resolution(parse(request.spec).spec, manifest.digest, size, lay_out(manifest).size, len(self.files) + 1, 0).encode()
+
+    def _fill(self, request: Request, call: Call, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
+        self.filling.release()
+        while not self.go_fill.wait(_TICK):
+            on_progress(FillProgress(2**20, 5 * 2**20, 2**20, 2.0**20, 4.0))
+            if call.stopped:
+                raise Busy("the work was stopped; call again to go on")
+        if self.fill_error:
+            raise self.fill_error
+        self._check(request)
+        with Path(request.manifest).open("rb") as stream:
+            layout = lay_out(Manifest.read(stream))
+        paths = Path(request.partial), Path(request.journal), Path(request.image)
+        fill(layout, paths[0], paths[1], FakeOrigin().open, connections=1, progress=on_progress)
+        seal(paths[0], paths[2], paths[1])
+        return {}
