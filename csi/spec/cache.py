@@ -27,7 +27,12 @@ class HubSpec:
     @property
     def shown(self) -> str:
         """The source as messages name it."""
-        return f"{self.repo_source} {self.repo_id}@{self.revision}"
+        return f"{self.place}@{self.revision}"
+
+    @property
+    def place(self) -> str:
+        """What a credential opens: the repository, whatever its revision."""
+        return f"{self.repo_source} {self.repo_id}"
 
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec."""
@@ -60,6 +65,11 @@ class NasSpec:
     def shown(self) -> str:
         """The source as messages name it."""
         return f"NAS {self.server}:{self.path}"
+
+    @property
+    def place(self) -> str:
+        """What a credential opens: the folder."""
+        return self.shown
 
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec; the timeout is written as nfs(5)'s deciseconds."""

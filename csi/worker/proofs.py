@@ -34,7 +34,7 @@ class ProofMemory:
         durable.write_json(self._path(secrets, spec), {"format": _FORMAT, "time": self._clock(), "found": found.encode()})
 
     def share(self, secrets: Mapping[str, str], proven: CacheSpec, spec: CacheSpec) -> None:
-        """`spec` means what `proven` does: what this credential proved of the one answers for the other, for as long as that has left. Raises OSError."""
+        """`spec` means what `proven` does: what this credential proved of the one answers for the other as long. Raises OSError."""
         kept, path = self._path(secrets, proven).read_bytes(), self._path(secrets, spec)
         if not path.exists() or path.read_bytes() != kept:
             durable.write_bytes(path, kept)

@@ -108,7 +108,7 @@ def test_a_kernel_without_erofs_is_told_apart_after_modprobe(tmp_path: Path) -> 
 def test_a_volume_on_a_kernel_without_erofs_fails_before_anything_is_fetched(hub: Hub, large: None, tmp_path: Path) -> None:
     """The node plugin in a mount namespace of its own, where /proc/filesystems does not list EROFS."""
     filesystems, folder = tmp_path / "filesystems", tmp_path / "machine"
-    filesystems.write_text("".join(line for line in Path("/proc/filesystems").open() if "erofs" not in line))
+    filesystems.write_text(Path("/proc/filesystems").read_text().replace("erofs", "other"))
     folder.mkdir()
     machine = Machine(folder, {"HF_ENDPOINT": hub.endpoint})
     hide = f'mount --bind "{filesystems}" /proc/filesystems && exec "$@"'
