@@ -102,7 +102,7 @@ def _resolution(manifest: Manifest) -> Resolution:
 
 
 def collect_seldom() -> None:
-    """Have the garbage collector look after 200,000 new objects, not 700: manifests hold no cycles, and looking through them took most of a layout."""
+    """Look for garbage after 200,000 new objects, not 700: manifests hold no cycles, and going through them took most of a layout."""
     gc.set_threshold(_COLLECT_EVERY)
 
 

@@ -11,6 +11,7 @@ import hmac
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from csi import durable
@@ -34,10 +35,12 @@ class ProofMemory:
         durable.write_json(self._path(secrets, spec), {"format": _FORMAT, "time": self._clock(), "found": found.encode()})
 
     def share(self, secrets: Mapping[str, str], proven: CacheSpec, spec: CacheSpec) -> None:
-        """`spec` means what `proven` does: what this credential proved of the one answers for the other as long. Raises OSError."""
-        kept, path = self._path(secrets, proven).read_bytes(), self._path(secrets, spec)
-        if not path.exists() or path.read_bytes() != kept:
-            durable.write_bytes(path, kept)
+        """`spec` means what `proven` does: what this credential proved of the one answers for the other, for as long as it has left."""
+        path = self._path(secrets, spec)
+        with suppress(FileNotFoundError):  # forgotten meanwhile
+            kept = self._path(secrets, proven).read_bytes()
+            if not path.exists() or path.read_bytes() != kept:
+                durable.write_bytes(path, kept)
 
     def fresh(self, secrets: Mapping[str, str], spec: CacheSpec) -> Resolution | None:
         """What was proven within the last `ttl` seconds."""
