@@ -14,7 +14,7 @@ from csi.locks import KeyedLocks
 from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
-from csi.spec.parameters import VolumeParameters, names_a_source, parse, parse_mutable
+from csi.spec.parameters import VolumeParameters, canonical_keys, names_a_source, parse, parse_mutable
 from csi.spec.performance import Performance
 from csi.waiting import Patience
 from csi.worker.resolving import Resolver
@@ -71,7 +71,7 @@ class Volumes:
     def _parsed(self, request: CreateRequest) -> VolumeParameters:
         original = self._original(request.clone_of)
         if original and not names_a_source(request.parameters):
-            parsed = parse({**original.asked.to_context(), **request.parameters})
+            parsed = parse({**original.asked.to_context(), **canonical_keys(request.parameters)})
         else:
             parsed = parse(request.parameters, request.mount_flags)
         if original and parsed.spec not in (original.asked, original.spec):
