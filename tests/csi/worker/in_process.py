@@ -63,7 +63,7 @@ class InProcess:
         return self._manifest({}).digest
 
     def _manifest(self, access: dict[str, str]) -> Manifest:
-        return build([file(f"commit-{self.commit[:8]}", 1), *(file(path, size) for path, size in self.files.items())], access)
+        return build([file(f"at-{access.get('revision', self.commit)[:8]}", 1), *(file(path, size) for path, size in self.files.items())], access)
 
     def _check(self, request: Request) -> None:
         if self.readers is not None and request.secrets.get("token") not in self.readers:
