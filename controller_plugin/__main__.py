@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _serve(options)
     except DataCacheError as error:
         sys.exit(f"datacache-controller: {error}")
+    except OSError as error:
+        sys.exit(f"datacache-controller: {error.filename}: {error.strerror}; check --registry and --endpoint")
 
 
 def _serve(options: argparse.Namespace) -> None:

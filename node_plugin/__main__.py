@@ -65,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _serve(options)
     except DataCacheError as error:
         sys.exit(f"datacache-node: {error}")
+    except OSError as error:
+        sys.exit(f"datacache-node: {error.filename}: {error.strerror}; check --store, --mount-dir and --endpoint")
 
 
 def _serve(options: argparse.Namespace) -> None:
