@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +10,8 @@ import grpc
 
 from controller_plugin.servicer import ControllerServicer
 from controller_plugin.volumes import Volumes
-from csi import __version__, logs, rpc, settings
+from csi import __version__, rpc, settings
 from csi.durable import secret_key
-from csi.errors import DataCacheError
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
 from csi.registry.directory import DirectoryRegistry
@@ -35,15 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM. Exit status 1, with the reason on standard error, where the plugin cannot start."""
-    options = parser().parse_args(arguments)
-    rpc.keep_memory_small()
-    logs.set_up(options.log_format, options.log_level)
-    try:
-        _serve(options)
-    except DataCacheError as error:
-        sys.exit(f"datacache-controller: {error}")
-    except OSError as error:
-        sys.exit(f"datacache-controller: {error.filename}: {error.strerror}; check --registry and --endpoint")
+    rpc.run_plugin(parser(), _serve, arguments)
 
 
 def _serve(options: argparse.Namespace) -> None:

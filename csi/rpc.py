@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import logging
 import os
 import signal
 import socket
 import stat
+import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from csi import errors
+from csi import errors, logs
 from csi.waiting import Patience, WaitingRoom
 
 if TYPE_CHECKING:
@@ -125,6 +127,17 @@ def keep_memory_small() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_ARENA_MAX, 2)
         libc.mallopt(_M_TRIM_THRESHOLD, 256 * 1024)
+
+
+def run_plugin(flags: argparse.ArgumentParser, serve_with: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None) -> None:
+    """A plugin's whole life: flags, memory, logs, then `serve_with`. Exit status 1, with the reason on standard error, where it cannot start."""
+    options = flags.parse_args(arguments)
+    keep_memory_small()
+    logs.set_up(options.log_format, options.log_level)
+    try:
+        serve_with(options)
+    except errors.DataCacheError as error:
+        sys.exit(f"{flags.prog}: {error}")
 
 
 def socket_path(endpoint: str) -> str:

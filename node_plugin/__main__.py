@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
 
-from csi import __version__, logs, rpc, settings
-from csi.errors import DataCacheError
+from csi import __version__, rpc, settings
 from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
@@ -40,7 +38,6 @@ def parser() -> argparse.ArgumentParser:
         flags, "--store-size", default="", type=settings.optional_size, help="the store's budget, such as 500Gi; empty for 85%% of its file system"
     )
     settings.flag(flags, "--mount-dir", default="", help="where images are mounted, a path propagated to the host; empty for mounts/ in the store")
-    settings.flag(flags, "--registry", default="", help="the folder of the controller's registry, where both plugins run on one machine")
     settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
     settings.flag(flags, "--fill-workers", default="2", type=settings.count, help="fills at a time; more wait their turn")
     settings.flag(flags, "--fill-connections", default="4", type=settings.count, help="connections of one fill to its origin")
@@ -58,15 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM; mounts stay. Exit status 1, with the reason on standard error, where the plugin cannot start."""
-    options = parser().parse_args(arguments)
-    rpc.keep_memory_small()
-    logs.set_up(options.log_format, options.log_level)
-    try:
-        _serve(options)
-    except DataCacheError as error:
-        sys.exit(f"datacache-node: {error}")
-    except OSError as error:
-        sys.exit(f"datacache-node: {error.filename}: {error.strerror}; check --store, --mount-dir and --endpoint")
+    rpc.run_plugin(parser(), _serve, arguments)
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -38,15 +39,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
     def NodeStageVolume(self, request: pb.NodeStageVolumeRequest, context: grpc.ServicerContext) -> pb.NodeStageVolumeResponse:
         """Fill the image where needed and mount it at the staging path."""
         require(request, "volume_id", "staging_target_path", "volume_capability")
-        asked = MountRequest(
-            request.volume_id,
-            Path(request.staging_target_path),
-            _mode(request.volume_capability),
-            dict(request.volume_context),
-            dict(request.secrets),
-            tuple(request.volume_capability.mount.mount_flags),
-        )
-        self._volumes.stage(asked, patience(context, _WAIT_SECONDS))
+        self._volumes.stage(_mount_request(request, request.staging_target_path), patience(context, _WAIT_SECONDS))
         return pb.NodeStageVolumeResponse()
 
     def NodeUnstageVolume(self, request: pb.NodeUnstageVolumeRequest, context: grpc.ServicerContext) -> pb.NodeUnstageVolumeResponse:
@@ -58,16 +51,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
     def NodePublishVolume(self, request: pb.NodePublishVolumeRequest, context: grpc.ServicerContext) -> pb.NodePublishVolumeResponse:
         """Show the volume to one pod; an inline volume is resolved and filled here."""
         require(request, "volume_id", "target_path", "volume_capability")
-        asked = MountRequest(
-            request.volume_id,
-            Path(request.target_path),
-            _mode(request.volume_capability),
-            dict(request.volume_context),
-            dict(request.secrets),
-            tuple(request.volume_capability.mount.mount_flags),
-            request.readonly,
-            request.staging_target_path,
-        )
+        asked = replace(_mount_request(request, request.target_path), readonly=request.readonly, staging=request.staging_target_path)
         self._volumes.publish(asked, patience(context, _WAIT_SECONDS))
         return pb.NodePublishVolumeResponse()
 
@@ -89,6 +73,17 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
             ],
             volume_condition=pb.VolumeCondition(abnormal=stats.abnormal, message=stats.message),
         )
+
+
+def _mount_request(request: pb.NodeStageVolumeRequest | pb.NodePublishVolumeRequest, path: str) -> MountRequest:
+    return MountRequest(
+        request.volume_id,
+        Path(path),
+        _mode(request.volume_capability),
+        dict(request.volume_context),
+        dict(request.secrets),
+        tuple(request.volume_capability.mount.mount_flags),
+    )
 
 
 def _mode(capability: pb.VolumeCapability) -> AccessMode:
