@@ -282,7 +282,8 @@ class Volumes:
             return
         self._records.put(volume.without(str(path)))
         if str(path) in volume.paths:
-            self._store.touch(volume.digest)
+            with suppress(NotFound):
+                self._store.touch(volume.digest)
             self._images.release(volume.digest)
 
     def _is_mounted(self, path: str) -> bool:
