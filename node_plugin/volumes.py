@@ -19,6 +19,8 @@ from csi.images.store import Store
 from csi.locks import KeyedLocks
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
+from csi.spec.changes import changes
+from csi.spec.manifest import Manifest
 from csi.spec.parameters import VolumeParameters, parse
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.protocol import Resolution
@@ -224,14 +226,23 @@ class Volumes:
         def keep(found: Resolution, manifest: Path) -> None:
             if fits(found.digest):
                 self._store.adopt_manifest(found.digest, manifest, found.image_bytes)
+            else:
+                changed.append(self._what_changed(asked.manifest_digest, manifest))
 
+        changed: list[str] = []
         found = self._resolver.resolve(request.volume_id, asked.spec, request.secrets, patience, has, keep)
         if not fits(found.digest):
+            what = next(filter(None, changed), "its manifest differs")
             raise SourceChanged(
-                f"{asked.spec.source.shown} is not what this volume was created from any more (manifest {found.digest[:12]}, "
-                f"not {asked.manifest_digest and asked.manifest_digest[:12]}); create a new volume to use what it holds now"
+                f"{asked.spec.source.shown} is not what this volume was created from any more ({what}); create a new volume to use what it holds now"
             )
         return found
+
+    def _what_changed(self, digest: str | None, manifest: Path) -> str:
+        """How the manifest at a path differs from that of a volume; "" where this node does not know the latter."""
+        with suppress(DataCacheError), manifest.open("rb") as stream:
+            return changes(self._store.manifest(digest or ""), Manifest.read(stream))
+        return ""
 
     @contextmanager
     def _holding(self, digest: str) -> Iterator[None]:

@@ -1,0 +1,76 @@
+"""Volumes of a NAS: what changed behind them is said, and inline volumes read only what the operator has listed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.kernel.conftest import Start
+from tests.kernel.requests import OK
+from tests.origins.ganesha import Ganesha
+
+pytestmark = pytest.mark.kernel
+
+CHANGED, DENIED = grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.fixture
+def models(nas: Ganesha, tmp_path: Path) -> Path:
+    """A folder of the export."""
+    folder = nas.exports[0].path / tmp_path.name
+    (folder / "small").mkdir(parents=True)
+    (folder / "weights.bin").write_bytes(b"1" * 10_000)
+    (folder / "small" / "config.json").write_bytes(b"{}")
+    return folder
+
+
+def parameters(nas: Ganesha, folder: Path) -> dict[str, str]:
+    """The folder, as a StorageClass names it."""
+    return {"server": nas.server, "path": str(folder), "options": f"nolock,port={nas.port},mountport={nas.mount_port}"}
+
+
+@pytest.mark.parametrize("cached", [True, False], ids=["image on the node", "no image yet"])
+def test_a_file_that_changed_is_told_and_a_new_volume_picks_it_up(start: Start, nas: Ganesha, models: Path, cached: bool) -> None:
+    machine = start("--proof-ttl", "0s")
+    volume = machine.create("old", parameters(nas, models))
+    if cached:
+        assert machine.stage(volume) == machine.unstage(volume.volume_id) == (OK, "")
+    (models / "weights.bin").write_bytes(b"2" * 10_000)
+
+    code, message = machine.stage(volume)
+    assert code is CHANGED
+    assert f"NAS 127.0.0.1:{models} is not what this volume was created from any more" in message and "create a new volume" in message
+    assert ("'weights.bin' changed" in message) is cached
+    assert machine.mounts() == [] and machine.half_made() == []
+
+    new = machine.create("new", parameters(nas, models))
+    assert (machine.show(new, "pod") / "weights.bin").read_bytes() == b"2" * 10_000
+
+
+def test_a_mounted_volume_keeps_what_it_was_created_from(start: Start, nas: Ganesha, models: Path) -> None:
+    machine = start("--proof-ttl", "0s")
+    volume = machine.create("old", parameters(nas, models))
+    target = machine.show(volume, "pod")
+    (models / "weights.bin").write_bytes(b"2" * 10_000)
+    assert (target / "weights.bin").read_bytes() == b"1" * 10_000
+    assert machine.stage(volume) == machine.publish(volume, "another") == (OK, "")
+
+
+@pytest.mark.parametrize("allowed", ["", "{server}:{models}/small", "{server}:{models}/weights", "other:{models}"])
+def test_an_inline_volume_of_an_unlisted_nas_is_refused(start: Start, nas: Ganesha, models: Path, allowed: str) -> None:
+    machine = start("--allow-inline-nas", allowed.format(server=nas.server, models=models))
+    code, message = machine.inline("pod", parameters(nas, models))
+    assert code is DENIED
+    assert "not on the operator's list" in message and f"--allow-inline-nas {nas.server}:{models}" in message
+    assert machine.images() == [] and machine.half_made() == []
+
+
+@pytest.mark.parametrize("allowed", ["*", "{server}:{models}", "other:/x,{server}:{export}"])
+def test_an_inline_volume_of_a_listed_nas_is_mounted(start: Start, nas: Ganesha, models: Path, allowed: str) -> None:
+    machine = start("--allow-inline-nas", allowed.format(server=nas.server, models=models, export=nas.exports[0].path))
+    assert machine.inline("pod", parameters(nas, models / "small")) == (OK, "")
+    assert (machine.target("pod") / "config.json").read_bytes() == b"{}"
+    assert machine.unpublish("pod") == (OK, "")
+    assert machine.half_made() == []
