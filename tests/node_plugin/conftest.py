@@ -1,0 +1,18 @@
+"""A node over a fake kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.node_plugin.node import Node
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[Node]:
+    """A node whose volumes nobody has touched yet."""
+    made = Node(tmp_path)
+    yield made
+    made.close()

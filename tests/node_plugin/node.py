@@ -1,0 +1,92 @@
+"""A node plugin's volumes over a fake kernel and a scripted source; everything else is real."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from csi.images.store import Store
+from csi.spec.access_modes import AccessMode
+from csi.waiting import Patience, WaitingRoom
+from csi.worker.proofs import ProofMemory
+from csi.worker.resolving import Resolver
+from node_plugin.fills import Fills
+from node_plugin.image_mounts import ImageMounts
+from node_plugin.inline_policy import InlinePolicy
+from node_plugin.volume_records import VolumeRecords
+from node_plugin.volumes import MountRequest, Volumes
+from tests.csi.worker.in_process import InProcess
+from tests.node_plugin.fakes import FakeKernel, FakeLoops, FakeMounts
+
+MIB = 2**20
+HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name", "revision": "a" * 40}
+INLINE = {**HUB, "csi.storage.k8s.io/ephemeral": "true"}
+READER = AccessMode.MULTI_NODE_READER_ONLY
+
+
+class Node:
+    """One start of the plugin over `folder`; a second Node over the same folder is the next start. `source` is shared by name, not by state."""
+
+    def __init__(self, folder: Path, *, budget: int = 100 * MIB, grace: float = 300.0, seats: int = 9, nas: tuple[str, ...] = ()) -> None:
+        self.folder, self.source = folder, InProcess()
+        self.kernel = FakeKernel(folder / "kernel.json")
+        self.mounts, self.loops = FakeMounts(self.kernel), FakeLoops(self.kernel)
+        self.store = Store(folder / "store", budget)
+        self.room = WaitingRoom(seats)
+        self.not_ready: Exception | None = None
+        self.images = ImageMounts(folder / "mounts", self.mounts, self.loops, self._ready)
+        self.fills = Fills(self.store, self.source, self.room, connections=1, grace=grace, in_use=self.images.in_use)  # type: ignore[arg-type]
+        proofs = ProofMemory(folder / "store/proofs", self.store.key(), 600.0, 86400.0)
+        resolver = Resolver(self.source, proofs, self.room, ask_moving=False, scratch=self.store.temp_path)  # type: ignore[arg-type]
+        self.records = VolumeRecords(folder / "store/volumes")
+        self.volumes = Volumes(self.records, self.store, resolver, self.fills, self.images, self.mounts, self.room, InlinePolicy(nas))
+
+    def _ready(self) -> None:
+        if self.not_ready:
+            raise self.not_ready
+
+    def close(self) -> None:
+        """End this start, as a kill would: nothing is undone."""
+        self.store.close()
+
+    def path(self, name: str) -> Path:
+        """A staging or target path."""
+        return self.folder / "kubelet" / name
+
+    def request(self, volume: str, path: str, **more: Any) -> MountRequest:
+        """A request with a reader mode; `staging` is a name, too."""
+        staging = str(self.path(more.pop("staging"))) if "staging" in more else ""
+        return replace(MountRequest(volume, self.path(path), READER, HUB, {}, (), True, staging), **more)
+
+    def stage(self, volume: str = "vol", path: str = "staging", seconds: float = 30, **more: Any) -> None:
+        self.volumes.stage(self.request(volume, path, **more), Patience(seconds))
+
+    def publish(self, volume: str = "vol", path: str = "pod1", seconds: float = 30, **more: Any) -> None:
+        self.volumes.publish(self.request(volume, path, **{"staging": "staging", **more}), Patience(seconds))
+
+    def inline(self, volume: str = "csi-1", path: str = "pod1", seconds: float = 30, **more: Any) -> None:
+        mode = AccessMode.SINGLE_NODE_WRITER
+        self.volumes.publish(self.request(volume, path, **{"context": INLINE, "mode": mode, **more}), Patience(seconds))
+
+    def unpublish(self, volume: str = "vol", path: str = "pod1") -> None:
+        self.volumes.unpublish(volume, self.path(path))
+
+    def unstage(self, volume: str = "vol", path: str = "staging") -> None:
+        self.volumes.unstage(volume, self.path(path))
+
+    @property
+    def shown(self) -> list[str]:
+        """The names of the paths that show a volume, as the kernel says."""
+        below = f"{self.folder}/kubelet/"
+        return sorted(mount.target.removeprefix(below) for mount in self.mounts.table() if mount.target.startswith(below))
+
+    @property
+    def image_mounts(self) -> list[str]:
+        """The digests of the mounted images, once for each mount."""
+        return sorted(Path(mount.target).parent.name for mount in self.mounts.table() if mount.target.startswith(f"{self.folder}/mounts/"))
+
+    @property
+    def left(self) -> list[str]:
+        """Mounts, loop devices and records that are there."""
+        return [*(mount.target for mount in self.mounts.table()), *self.kernel.loops, *(volume.id for volume in self.records.all())]
