@@ -109,12 +109,13 @@ class Manifest:
             header = json.loads(stream.readline())
             rows = [json.loads(line) for line in stream]
             entries = tuple(Entry(r[0], Kind(r[1]), *r[2:]) for r in rows)
-        except (ValueError, TypeError, IndexError) as error:
+            version, digest, access = header["format"], header["digest"], dict(header["access"])
+        except (ValueError, TypeError, LookupError) as error:
             raise DataCacheError("the stored manifest is damaged; remove its image folder so that it is resolved again") from error
-        if header.get("format") != FORMAT:
-            raise DataCacheError(f"the stored manifest has format {header.get('format')}, this driver reads {FORMAT}")
-        manifest = Manifest(entries, header["access"])
-        if manifest.digest != header["digest"]:
+        if version != FORMAT:
+            raise DataCacheError(f"the stored manifest has format {version}, this driver reads {FORMAT}")
+        manifest = Manifest(entries, access)
+        if manifest.digest != digest:
             raise DataCacheError("the stored manifest does not match its digest; remove its image folder so that it is resolved again")
         return manifest
 

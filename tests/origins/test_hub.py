@@ -10,8 +10,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, set_client_factory
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils._http import default_client_factory
 
 from tests.origins.faults import Fault
 from tests.origins.hub import Hub
@@ -25,6 +26,12 @@ FILES = {
     "onnx/deep/er/model.onnx": os.urandom(200_000),
     "data set/\u00fcber 100%.txt": b"a name to be quoted",
 }
+
+
+@pytest.fixture(autouse=True)
+def the_client_of_huggingface_hub_itself() -> None:
+    """A source that ran in this process has given huggingface_hub its own client, which sends tokens to that source's hub alone."""
+    set_client_factory(default_client_factory)
 
 
 def hf(hub: Hub, folder: Path, *arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
