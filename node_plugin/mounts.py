@@ -98,7 +98,7 @@ class KernelMounts:
         if self._libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW) == 0:
             return
         number = ctypes.get_errno()
-        if number in (errno.EINVAL, errno.ENOENT):
+        if number in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
             return
         if number == errno.EBUSY:
             raise Busy(f"{target} is in use by a process on this node; it is unmounted when that has ended")

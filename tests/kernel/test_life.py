@@ -222,3 +222,38 @@ def kill_fills(machine: Machine) -> None:
         if any(path.name == "image.partial" for path in files):
             subprocess.run(["kill", "-KILL", str(worker)], check=False)
     time.sleep(0.05)
+
+
+def test_a_private_fill_that_was_cut_goes_on_when_kubelet_calls_again_with_its_secret(start: Start, hub: Hub, tmp_path: Path) -> None:
+    secret = {"token": "good-s3cr3t"}
+    hub.repo("org/private", {"model.bin": content(tmp_path / "private", SIZE)}, private=True, tokens={secret["token"]})
+    machine = start()
+    hub.faults.rate = 24e6
+    call = machine.inline_soon("pod", {"repoId": "org/private"}, secret)
+    assert until(lambda: sent(hub, "org/private") > SIZE // 2)
+    machine.plugins.node.kill()
+    assert answer_of(call)[0] is grpc.StatusCode.UNAVAILABLE
+    before = sent(hub, "org/private")
+    hub.faults.rate = None
+    machine.restart_node()
+    assert until(lambda: machine.logged("fill ended .*give a token in a Secret"))
+    assert machine.inline("pod", {"repoId": "org/private"}, secret) == (OK, "")
+    # The half that had been synced was not fetched again.
+    assert sent(hub, "org/private") - before < SIZE
+    assert machine.unpublish("pod") == (OK, "")
+    assert machine.half_made() == []
+
+
+def test_a_public_fill_that_was_cut_goes_on_by_itself(start: Start, hub: Hub, repositories: None) -> None:
+    machine = start()
+    hub.faults.rate = 24e6
+    call = machine.inline_soon("pod", SLOW)
+    assert until(lambda: sent(hub, "org/slow") > SIZE // 2)
+    machine.plugins.node.kill()
+    assert answer_of(call)[0] is grpc.StatusCode.UNAVAILABLE
+    before = sent(hub, "org/slow")
+    hub.faults.rate = None
+    machine.restart_node()
+    assert until(machine.sealed)
+    assert sent(hub, "org/slow") - before < SIZE
+    assert until(lambda: machine.half_made() == []) and machine.mounts() == []

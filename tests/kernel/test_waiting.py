@@ -201,3 +201,39 @@ def test_a_caller_that_hangs_up_ends_its_wait(start: Start, hub: Hub, tmp_path: 
     assert until(machine.sealed)
     time.sleep(0.2)
     assert machine.half_made() == []
+
+
+def test_a_resolve_longer_than_the_call_goes_on_and_the_next_call_finds_it(start: Start, hub: Hub) -> None:
+    hub.repo("org/small", {"config.json": b"{}"})
+    machine = start()
+    hub.faults.latency = 1.5
+    request = requests.create("volume", {"repoId": "org/small"})
+    code, message = requests.answer(machine.controller.CreateVolume, request, 3)
+    assert code is ABORTED
+    assert message == "still resolving HuggingFace/Model org/small@main; call again, the work goes on"
+    assert requests.answer(machine.controller.CreateVolume, request)[0] is OK
+    assert hub.counters.requests["tree"] == 1
+
+
+def test_taking_a_volume_away_ends_its_wait_for_a_resolve(start: Start, hub: Hub) -> None:
+    hub.repo("org/small", {"config.json": b"{}"})
+    machine = start()
+    hub.faults.latency = 1.5
+    call = machine.inline_soon("pod", {"repoId": "org/small"})
+    assert until(lambda: hub.counters.accepted["hub"])
+    assert machine.unpublish("pod") == (OK, "")
+    assert answer_of(call, 1) == (ABORTED, "the volume is being unpublished")
+    hub.faults.latency = 0.0
+    assert until(lambda: not fills(machine)) and machine.mounts() == []
+
+
+def test_sigterm_ends_the_wait_for_a_resolve_and_its_worker(start: Start, hub: Hub) -> None:
+    hub.repo("org/small", {"config.json": b"{}"})
+    machine = start()
+    hub.faults.latency = 2.0
+    call = machine.controller.CreateVolume.future(requests.create("volume", {"repoId": "org/small"}), timeout=30)
+    assert until(lambda: hub.counters.accepted["hub"])
+    workers = machine.plugins.controller.children()
+    assert workers and machine.plugins.controller.stop() == 0
+    assert answer_of(call) == (ABORTED, "the plugin is leaving; its successor goes on")
+    assert until(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()])
