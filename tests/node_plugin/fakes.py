@@ -45,17 +45,23 @@ class FakeKernel:
     def __init__(self, file: Path) -> None:
         self._file, self._guard = file, threading.RLock()
         self.step: Callable[[str], None] = lambda _: None
+        self.inside = False
+        """Whether a change is being made, whose own work on files is one step to everybody else."""
 
     @contextmanager
     def changing(self, what: str) -> Iterator[_State]:
         """The state, kept when the block ends without an exception."""
         self.step(f"before {what}")
         with self._guard:
-            state = self.read()
-            yield state
-            temporary = self._file.with_suffix(".tmp")
-            temporary.write_text(json.dumps(asdict(state)))
-            os.replace(temporary, self._file)
+            self.inside = True
+            try:
+                state = self.read()
+                yield state
+                temporary = self._file.with_suffix(".tmp")
+                temporary.write_text(json.dumps(asdict(state)))
+                os.replace(temporary, self._file)
+            finally:
+                self.inside = False
         self.step(f"after {what}")
 
     def read(self) -> _State:
