@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     settings.flag(flags, "--mount-dir", default="", help="where images are mounted, a path propagated to the host; empty for mounts/ in the store")
     settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
     settings.flag(flags, "--fill-workers", default="2", type=settings.count, help="fills at a time; more wait their turn")
-    settings.flag(flags, "--fill-connections", default="4", type=settings.count, help="connections of one fill to its origin")
+    settings.flag(flags, "--fill-connections", default="16", type=settings.count, help="most connections of a fill; a near origin gets fewer")
     settings.flag(flags, "--fill-grace", default="5m", type=settings.duration, help="a fill that nobody waited for during this time is stopped")
     settings.flag(flags, "--read-ahead", default="1Mi", type=settings.size, help="how far the kernel reads ahead in an image")
     settings.flag(

@@ -22,6 +22,7 @@ from csi.images.progress import FillProgress, ProgressMeter
 from csi.images.repair import hash_from_disk, refetch
 from csi.images.ring import Job, Ring
 from csi.images.verify import Verifier, check_empty_files
+from csi.images.widening import Widening
 from csi.spec.access import OpenReader
 from csi.spec.manifest import Entry
 
@@ -47,8 +48,9 @@ def fill(
 ) -> None:
     """Bring the image of `layout` to `partial`, whole, verified and on disk; goes on where `journal` says.
 
-    `connections` readers (at least 1) are opened; memory is two buffers of `chunk_bytes` (a multiple of 4096) for each
-    and two more. `progress` and `should_stop` are called in the calling thread. Raises FillStopped when told to stop, CorruptContent when a file is
+    At most `connections` readers (at least 1) are opened, as many as bring more; memory is one and a half buffers of
+    `chunk_bytes` (a multiple of 4096) for each and four more. `progress` and `should_stop` are called in the calling
+    thread. Raises FillStopped when told to stop, CorruptContent when a file is
     wrong twice, NoSpace, and what the reader raises; what is done by then stays.
     """
     check_empty_files(layout.manifest)
@@ -78,27 +80,39 @@ class _Fill:
         self._plan = ChunkPlan(layout, chunk_bytes)
         self._resumed_at = max(journal.durable, len(layout.metadata))
         first = self._plan.index_at(self._resumed_at)
-        self._ring = Ring(self._plan, first, 2 * connections + 2, connections + AT_RISK_CHUNKS)
+        self._widening = Widening(connections, chunk_bytes)
+        self._ring = Ring(self._plan, first, connections + connections // 2 + 4, self._ahead)
         # One more than connections: the hashing thread's own, for files that were wrong.
         self._readers = [PatientReader(open_reader, self._ring.pause) for _ in range(connections + 1)]
+        self._threads: list[threading.Thread] = []
+        self._started = 0
         self._synced_at = time.monotonic()
 
     def run(self, meter: ProgressMeter, should_stop: Callable[[], bool] | None) -> None:
         self._image.write_metadata(self._layout.metadata)
-        threads = [self._thread(self._read, reader) for reader in self._readers[1:]]
-        threads.append(self._thread(self._hash, self._readers[0]))
+        self._start_readers()
+        self._thread(self._hash, self._readers[0])
         try:
             self._watch(meter, should_stop)
         except BaseException as error:
             self._ring.fail(error)
             raise
         finally:
-            for thread in threads:
+            for thread in self._threads:
                 thread.join()
             self._checkpoint()
         meter.update(self._ring.content_done, self._fetched(), final=True)
 
-    def _thread(self, work: Callable[[PatientReader], None], reader: PatientReader) -> threading.Thread:
+    @property
+    def _ahead(self) -> int:
+        return self._widening.readers + AT_RISK_CHUNKS
+
+    def _start_readers(self) -> None:
+        while self._started < self._widening.readers:
+            self._started += 1
+            self._thread(self._read, self._readers[self._started])
+
+    def _thread(self, work: Callable[[PatientReader], None], reader: PatientReader) -> None:
         def guarded() -> None:
             try:
                 with reader:
@@ -108,17 +122,25 @@ class _Fill:
 
         thread = threading.Thread(target=guarded, name=f"fill {work.__name__}", daemon=True)
         thread.start()
-        return thread
+        self._threads.append(thread)
 
     def _watch(self, meter: ProgressMeter, should_stop: Callable[[], bool] | None) -> None:
         finished = False
         while not finished:
             finished = self._ring.wait_done(self._plan.index_at(self._journal.durable) + CHECKPOINT_CHUNKS, _TICK)
             meter.update(self._ring.content_done, self._fetched())
+            self._widen()
             if not finished and should_stop is not None and should_stop():
                 raise FillStopped("the fill was told to stop; what is there stays, and the next fill goes on from there")
             if self._is_due():
                 self._checkpoint()
+
+    def _widen(self) -> None:
+        before = self._widening.readers
+        self._widening.look(self._fetched())
+        if self._widening.readers != before:
+            self._ring.reach(self._ahead)
+            self._start_readers()
 
     def _is_due(self) -> bool:
         behind = self._plan.offset(self._ring.done) - self._journal.durable
@@ -138,7 +160,8 @@ class _Fill:
         return sum(reader.fetched for reader in self._readers)
 
     def _read(self, reader: PatientReader) -> None:
-        while (job := self._ring.take()) is not None:
+        number = self._readers.index(reader)
+        while number <= self._widening.readers and (job := self._ring.take()) is not None:
             view = job.view
             for entry, offset, start, length in job.chunk.pieces:
                 self._ring.check()

@@ -97,6 +97,12 @@ class Ring:
                 self.done += 1
             self._changed.notify_all()
 
+    def reach(self, ahead: int) -> None:
+        """Change how many chunks may be given out that are not durable yet."""
+        with self._changed:
+            self._ahead = ahead
+            self._changed.notify_all()
+
     def durable(self, index: int) -> None:
         """All chunks before `index` are synced and in the journal."""
         with self._changed:
