@@ -138,6 +138,8 @@ def run_plugin(flags: argparse.ArgumentParser, serve_with: Callable[[argparse.Na
         serve_with(options)
     except errors.DataCacheError as error:
         sys.exit(f"{flags.prog}: {error}")
+    except OSError as error:
+        sys.exit(f"{flags.prog}: {error.filename}: {error.strerror}; check the folders that the flags name")
 
 
 def socket_path(endpoint: str) -> str:
