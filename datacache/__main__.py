@@ -6,21 +6,24 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from csi import __version__
 from csi.errors import DataCacheError
+from csi.pb.csi_pb2 import Volume
 from csi.spec.access_modes import AccessMode
 from datacache.client import PluginClient
 from datacache.images import images_of
 from datacache.resolve import Found, resolve_once
 
-_CONSOLE = Console(soft_wrap=True)
+# Programs that read the output get whole rows; people get rows folded to their window.
+_CONSOLE = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 10_000)
 _ENDPOINT = click.option("--endpoint", envvar="DATACACHE_ENDPOINT", required=True, help="the plugin's socket, as unix:///...")
 _TOKEN = click.option("--token-file", type=click.Path(path_type=Path, exists=True), help="a file that holds the hub's token")
 _MODE = click.option("--mode", type=click.Choice([m.name for m in AccessMode]), default="MULTI_NODE_READER_ONLY", help="CSI access mode")
@@ -65,13 +68,22 @@ def resolve(spec: tuple[str, ...], token_file: Path | None, output: str, files: 
 
 def _show(found: Found, files: bool) -> None:
     for key, value in found.summary(False).items():
-        _CONSOLE.print(f"[bold]{key}[/bold]: {_text(value)}", highlight=False)
+        _CONSOLE.print(f"[bold]{key}[/bold]: {_plain(_text(value))}", highlight=False)
     if files:
-        table = Table("file", "bytes", box=None)
-        table.add_column("digest", overflow="fold")
-        for entry in found.manifest.files:
-            table.add_row(entry.path, str(entry.size), entry.digest if entry.verifiable else "none (change token)")
-        _CONSOLE.print(table)
+        rows = ((entry.path, str(entry.size), entry.digest if entry.verifiable else "none (change token)") for entry in found.manifest.files)
+        _print_table(("file", "bytes", "digest"), rows)
+
+
+def _print_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    table = Table(*(Column(title, overflow="fold") for title in titles), box=None)
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    _CONSOLE.print(table)
+
+
+def _plain(text: str) -> str:
+    """`text` as it is: what a source calls its files must reach neither the terminal nor rich as a command."""
+    return escape(text if text.isprintable() else text.encode("unicode_escape").decode())
 
 
 def _text(value: object) -> str:
@@ -82,23 +94,21 @@ def _text(value: object) -> str:
 @click.argument("store", type=click.Path(path_type=Path, exists=True), envvar="DATACACHE_STORE", default="/var/lib/datacache")
 def images(store: Path) -> None:
     """List the images in a node's STORE, and how far each fill is."""
-    table = Table("image", "state", "size", "progress", "last used", box=None)
-    for row in images_of(store):
-        table.add_row(*row)
-    _CONSOLE.print(table)
+    _print_table(("image", "state", "size", "progress", "last used"), images_of(store))
 
 
 @cli.command()
 @_ENDPOINT
 def volumes(endpoint: str) -> None:
     """List a controller's volumes."""
-    table = Table("volume", "source", "capacity", "manifest", box=None)
     with PluginClient(endpoint) as client:
-        for volume in client.volumes():
-            context = volume.volume_context
-            source = context.get("repoId") or f"{context.get('server')}:{context.get('path')}"
-            table.add_row(volume.volume_id, source, f"{volume.capacity_bytes / 2**30:.0f} GiB", context.get("manifestDigest", "")[:12])
-    _CONSOLE.print(table)
+        _print_table(("volume", "source", "capacity", "manifest"), [_volume_row(volume) for volume in client.volumes()])
+
+
+def _volume_row(volume: Volume) -> tuple[str, ...]:
+    context = volume.volume_context
+    source = context.get("repoId") or f"{context.get('server')}:{context.get('path')}"
+    return volume.volume_id, source, f"{volume.capacity_bytes / 2**30:.0f} GiB", context.get("manifestDigest", "")[:12]
 
 
 @cli.command()
