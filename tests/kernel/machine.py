@@ -35,7 +35,9 @@ class Machine:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.disconnect()
+        workers = self.workers()
         self.plugins.__exit__(kind, error, trace)
+        assert until(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()]), "workers outlive their plugin"
 
     def connect(self) -> None:
         """Open the clients."""
@@ -133,7 +135,12 @@ class Machine:
 
     def workers(self) -> list[int]:
         """Process ids of both programs' workers."""
-        return self.plugins.node.children() + self.plugins.controller.children()
+        programs = (self.plugins.node, self.plugins.controller)
+        return [pid for program in programs if program.process and program.process.poll() is None for pid in program.children()]
+
+    def descriptors(self) -> int:
+        """How many files the node plugin has open."""
+        return len(list(Path(f"/proc/{self.plugins.node.pid}/fd").iterdir()))
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

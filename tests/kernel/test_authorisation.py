@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import grpc
 import pytest
 
 from tests.kernel.conftest import Start
-from tests.kernel.machine import Machine
-from tests.kernel.requests import OK, Answer
+from tests.kernel.machine import MIB, Machine, content, until
+from tests.kernel.requests import OK, Answer, answer_of
 from tests.kernel.traces import leaks
 from tests.origins.hub import Hub
 from tests.origins.repositories import Repository
@@ -132,3 +133,23 @@ def test_after_the_grace_what_was_proven_counts_no_more(start: Start, hub: Hub, 
     refused(machine, machine.inline("pod", PRIVATE, GOOD), UNAVAILABLE, "127.0.0.1")
     hub.start()
     assert machine.inline("pod", PRIVATE, GOOD) == (OK, "")
+
+
+def test_a_fill_whose_token_is_revoked_fails_for_that_token_alone(start: Start, hub: Hub, tmp_path: Path) -> None:
+    size = 64 * MIB
+    hub.repo("org/large", {"model.bin": content(tmp_path / "large", size)}, private=True, tokens={GOOD["token"], SECOND["token"]})
+    machine = start()
+    hub.faults.rate = 24e6
+    first = machine.inline_soon("first", {"repoId": "org/large"}, GOOD)
+    assert until(lambda: hub.counters.bytes_sent["org/large/model.bin"] > size // 4)
+    second = machine.inline_soon("second", {"repoId": "org/large"}, SECOND)
+    assert until(lambda: f"Bearer {SECOND['token']}" in hub.counters.authorizations["hub"])
+    hub.revoke(GOOD["token"])
+    hub.expire_urls()
+
+    code, message = answer_of(first)
+    assert code is WHO and "revoked" in message
+    hub.faults.rate = None
+    assert answer_of(second) == (OK, "")
+    assert machine.unpublish("second") == (OK, "")
+    assert machine.half_made() == [] and leaks(machine, "s3cr3t", message) == []

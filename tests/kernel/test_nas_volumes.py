@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import grpc
@@ -74,3 +75,32 @@ def test_an_inline_volume_of_a_listed_nas_is_mounted(start: Start, nas: Ganesha,
     assert (machine.target("pod") / "config.json").read_bytes() == b"{}"
     assert machine.unpublish("pod") == (OK, "")
     assert machine.half_made() == []
+
+
+def test_a_cached_image_is_not_handed_to_a_user_who_may_not_read(start: Start, nas: Ganesha, models: Path) -> None:
+    owner = 1234
+    for path in (models, models / "small", models / "weights.bin", models / "small" / "config.json"):
+        os.chown(path, owner, owner)
+    (models / "weights.bin").chmod(0o600)
+    machine = start("--allow-inline-nas", "*")
+    asked = parameters(nas, models)
+    assert machine.inline("owner", {**asked, "uid": str(owner), "gid": str(owner)}) == (OK, "")
+    code, message = machine.inline("other", {**asked, "uid": "4321", "gid": "4321"})
+    assert code is DENIED and "uid 4321" in message and "weights.bin" in message
+    assert machine.unpublish("owner") == (OK, "")
+    assert len(machine.sealed()) == 1 and machine.half_made() == []
+
+
+def test_with_the_server_down_only_what_was_proven_mounts(start: Start, nas: Ganesha, models: Path) -> None:
+    machine = start("--proof-ttl", "0s", "--allow-inline-nas", "*")
+    asked = parameters(nas, models)
+    volume = machine.create("volume", asked)
+    assert machine.stage(volume) == machine.unstage(volume.volume_id) == (OK, "")
+    nas.stop()
+    try:
+        code, message = machine.inline("unproven", {**asked, "uid": "1234"})
+        assert code is grpc.StatusCode.UNAVAILABLE and "does not take connections" in message
+        assert (machine.show(volume, "pod") / "weights.bin").read_bytes() == b"1" * 10_000
+        assert machine.inline("inline", asked) == (OK, "")
+    finally:
+        nas.start()
