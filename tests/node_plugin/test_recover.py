@@ -154,7 +154,7 @@ def test_after_a_reboot_no_volume_is_remembered_and_the_images_stay(tmp_path: Pa
 def test_a_fill_that_needs_no_secret_goes_on_by_itself(tmp_path: Path) -> None:
     def child() -> None:
         node = Node(tmp_path)
-        node.source.files = {"big.bin": 40 * 2**20}
+        node.source.files = {"big.bin": 12 * 2**20}
 
         def killed_by_the_journal(event: str, arguments: tuple) -> None:
             if event == "os.rename" and "progress" in str(arguments):
@@ -177,13 +177,13 @@ def test_a_fill_that_needs_no_secret_goes_on_by_itself(tmp_path: Path) -> None:
 def test_a_fill_that_needs_a_secret_goes_on_with_the_next_call(tmp_path: Path) -> None:
     def child() -> None:
         node = Node(tmp_path)
-        node.source.files = {"big.bin": 40 * 2**20}
+        node.source.files = {"big.bin": 12 * 2**20}
         sys.addaudithook(lambda event, arguments: os._exit(_KILLED) if event == "os.rename" and "progress" in str(arguments) else None)
         node.stage(secrets={"token": "right"})
 
     assert in_child(child) == _KILLED
     node = Node(tmp_path)
-    node.source.files, node.source.readers = {"big.bin": 40 * 2**20}, {"right"}
+    node.source.files, node.source.readers = {"big.bin": 12 * 2**20}, {"right"}
     node.volumes.recover()
     while node.fills.progress():
         pass

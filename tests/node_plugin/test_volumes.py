@@ -23,10 +23,9 @@ from csi.errors import (
 )
 from csi.spec.access_modes import AccessMode
 from node_plugin.volumes import GIB
-from tests.node_plugin.node import HUB, INLINE, MIB, Node
+from tests.node_plugin.node import HUB, MIB, Node
 
 DOWNGRADE = {**HUB, "writerAccessModes": "downgrade"}
-NAS = {"server": "nas", "path": "/models", "csi.storage.k8s.io/ephemeral": "true"}
 READERS = (AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY)
 WRITERS = tuple(mode for mode in AccessMode if mode not in READERS and mode is not AccessMode.UNKNOWN)
 PINNED = {**HUB, "manifestDigest": "c" * 64}
@@ -169,37 +168,6 @@ def test_a_publish_never_asks_the_source_and_never_waits(node: Node) -> None:
     node.source.go.clear()
     node.publish(seconds=0)
     assert len(node.source.asked) == asked
-
-
-def test_an_inline_volume_is_one_call_to_bring_and_one_to_take_away(node: Node) -> None:
-    for _ in range(3):
-        node.inline()
-    assert node.shown == ["pod1"]
-    node.unpublish("csi-1")
-    node.unpublish("csi-1")
-    assert node.left == [] and not node.path("pod1").exists()
-
-
-def test_an_inline_volume_may_name_any_repository_but_only_listed_shares(tmp_path: Path, node: Node) -> None:
-    with pytest.raises(PermissionDenied, match="--allow-inline-nas nas:/models"):
-        node.inline(context=NAS)
-    assert node.source.asked == []
-    node.close()
-    listed = Node(tmp_path, nas=("nas:/models",))
-    listed.inline(context=NAS)
-    assert listed.shown == ["pod1"]
-    listed.close()
-
-
-@pytest.mark.parametrize("key", ["manifestDigest", "capacityBytes"])
-def test_an_inline_volume_cannot_claim_what_only_a_controller_writes(node: Node, key: str) -> None:
-    with pytest.raises(InvalidParameter, match=f"{key} is not for inline volumes"):
-        node.inline(context={**INLINE, key: "5" if key == "capacityBytes" else "c" * 64})
-
-
-def test_an_inline_volume_cannot_be_forged_by_another_spelling_of_kubelets_key(node: Node) -> None:
-    with pytest.raises(InvalidParameter, match="unknown parameter"):
-        node.stage(context={**HUB, "CSI.storage.k8s.io/ephemeral": "true"})
 
 
 def test_a_source_that_is_not_what_the_volume_was_created_from_is_refused_and_leaves_nothing(node: Node) -> None:
