@@ -30,7 +30,7 @@ from tests.plugins import Plugins
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(1800)]
 
 MIB = 2**20
-SIZE = int(os.environ.get("KILLS_MIB", "512")) * MIB
+SIZE = int(os.environ.get("KILLS_MIB", "1024")) * MIB
 RATE = 200e6
 KILLS = 5
 # Buffers that may hold bytes read but not yet written, and what may be written but not yet in the journal.
