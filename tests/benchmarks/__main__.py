@@ -1,0 +1,62 @@
+"""`python -m tests.benchmarks [subject...]`: measure and print tables; without a subject, all of them."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.benchmarks.rounds import say, seconds
+from tests.benchmarks.volume import Setting
+
+SUBJECTS = (
+    "create_cached",
+    "layout_time",
+    "read_volume",
+    "fill_from_hub",
+    "fill_far_origin",
+    "fill_from_nas",
+    "readers_nas_or_volume",
+    "publish_latency",
+    "rehash_cost",
+    "idle_memory",
+)
+
+
+def main() -> None:
+    """Run the chosen benchmarks one after the other, each in a scratch folder of its own."""
+    parser = argparse.ArgumentParser("benchmarks", description=__doc__)
+    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"one or more of {', '.join(SUBJECTS)}")
+    parser.add_argument("--gib", type=float, default=4.0, help="size of the repositories")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison")
+    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where to work: the disk that is measured")
+    options = parser.parse_args()
+    unknown = set(options.subjects) - set(SUBJECTS)
+    if unknown:
+        parser.error(f"no such subject: {', '.join(sorted(unknown))}")
+    if os.geteuid():
+        sys.exit("the benchmarks mount and drop caches: run them as root")
+    for subject in options.subjects or SUBJECTS:
+        _run(subject, options)
+
+
+def _run(subject: str, options: argparse.Namespace) -> None:
+    module = importlib.import_module(f"tests.benchmarks.{subject}")
+    folder = Path(tempfile.mkdtemp(prefix=f"datacache-bench-{subject}-", dir=options.dir))
+    say(f"{subject}: {(module.__doc__ or '').splitlines()[0]}")
+    try:
+        tables = []
+        taken = seconds(lambda: tables.extend(module.measure(Setting(options.gib, options.rounds, folder))))
+    finally:
+        shutil.rmtree(folder)
+    for table in tables:
+        print("\n" + table.markdown(), flush=True)
+    say(f"{subject}: {taken:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
