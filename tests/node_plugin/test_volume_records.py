@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from node_plugin.volume_records import NodeVolume, Shown, VolumeRecords
@@ -65,6 +66,7 @@ def test_any_id_is_kept_within_the_folder(tmp_path: Path, records: VolumeRecords
 
 
 @given(st.text(), st.text())
+@example("a/b", "hashed-" + hashlib.sha256(b"a/b").hexdigest())
 def test_two_ids_never_share_a_record(one: str, other: str) -> None:
     paths = VolumeRecords(Path("/tmp"))
     assert (paths._path(one) == paths._path(other)) == (one == other)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,20 +27,6 @@ DOWNGRADE = {**HUB, "writerAccessModes": "downgrade"}
 READERS = (AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY)
 WRITERS = tuple(mode for mode in AccessMode if mode not in READERS and mode is not AccessMode.UNKNOWN)
 PINNED = {**HUB, "manifestDigest": "c" * 64}
-
-
-def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
-    answers: list[object] = []
-
-    def run() -> None:
-        try:
-            answers.append(work())
-        except DataCacheError as error:
-            answers.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, answers
 
 
 def test_staged_published_to_two_pods_and_taken_away_nothing_is_left_but_the_image(node: Node) -> None:
@@ -188,59 +172,6 @@ def test_a_cached_image_is_not_handed_to_a_token_that_may_not_read(node: Node) -
             node.inline(secrets=secrets)
     assert node.shown == ["staging"]
     node.inline(secrets={"token": "right"})
-
-
-def test_a_waiting_call_hears_how_far_the_fill_is_and_the_next_one_finds_it_further(node: Node) -> None:
-    node.source.go_fill.clear()
-    with pytest.raises(Busy, match="1 of 5 MiB, 1 MiB/s, about 4 s left; call again"):
-        while True:
-            try:
-                node.stage(seconds=0.05)
-            except Busy as busy:
-                if "1 of 5" in str(busy):
-                    raise
-    node.source.go_fill.set()
-    node.stage()
-    assert node.shown == ["staging"] and node.source.operations.count("fill") == 1
-
-
-@pytest.mark.parametrize("inline", [True, False])
-def test_taking_a_volume_away_ends_its_waiting_and_leaves_nothing(node: Node, inline: bool) -> None:
-    node.source.go_fill.clear()
-    thread, answers = in_background(node.inline if inline else node.stage)
-    assert node.source.filling.acquire(timeout=20)
-    if inline:
-        node.unpublish("csi-1")
-    else:
-        node.unstage()
-    thread.join(20)
-    assert isinstance(answers[0], Busy) and "being un" in str(answers[0])
-    assert node.left == [] and node.images.in_use() == set()
-    node.source.go_fill.set()
-
-
-def test_a_fill_that_is_waited_for_by_two_volumes_goes_on_when_one_is_taken_away(node: Node) -> None:
-    node.source.go_fill.clear()
-    first, answers1 = in_background(lambda: node.stage("one", "s1"))
-    second, answers2 = in_background(lambda: node.stage("two", "s2"))
-    assert node.source.filling.acquire(timeout=20)
-    while len(node.room._seated) < 2:
-        pass
-    node.unstage("one", "s1")
-    first.join(20)
-    node.source.go_fill.set()
-    second.join(20)
-    assert isinstance(answers1[0], Busy) and answers2 == [None] and node.shown == ["s2"]
-
-
-def test_an_image_is_not_unmounted_under_a_volume_on_its_way_to_it(node: Node) -> None:
-    node.stage("one", "s1")
-    with node.images.hold(node.source.digest):
-        node.unstage("one", "s1")
-        assert len(node.image_mounts) == 1
-    node.stage("two", "s2")
-    node.unstage("two", "s2")
-    assert node.left == []
 
 
 def test_content_that_cannot_fit_is_refused_with_both_numbers_and_leaves_nothing(tmp_path: Path, node: Node) -> None:
