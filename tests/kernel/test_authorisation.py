@@ -136,12 +136,12 @@ def test_after_the_grace_what_was_proven_counts_no_more(start: Start, hub: Hub, 
 
 
 def test_a_fill_whose_token_is_revoked_fails_for_that_token_alone(start: Start, hub: Hub, tmp_path: Path) -> None:
-    size = 64 * MIB
+    size = 192 * MIB
     hub.repo("org/large", {"model.bin": content(tmp_path / "large", size)}, private=True, tokens={GOOD["token"], SECOND["token"]})
-    machine = start()
+    machine = start("--fill-connections", "4")
     hub.faults.rate = 24e6
     first = machine.inline_soon("first", {"repoId": "org/large"}, GOOD)
-    assert until(lambda: hub.counters.bytes_sent["org/large/model.bin"] > size // 4)
+    assert until(lambda: hub.counters.bytes_sent["org/large/model.bin"] > 8 * MIB)
     second = machine.inline_soon("second", {"repoId": "org/large"}, SECOND)
     assert until(lambda: f"Bearer {SECOND['token']}" in hub.counters.authorizations["hub"])
     hub.revoke(GOOD["token"])

@@ -27,7 +27,7 @@ CALLS, IMAGES = 200, 4
 SLOW = 24e6
 # The bounds, in seconds.
 ANSWER_WITHIN, READY_WITHIN = 1.0, 5.0
-# What a stopped fill may have to fetch again: its buffers, and what was not in the journal yet.
+# What a stopped fill over four connections may have to fetch again: its ten buffers, and what was not in the journal yet.
 LOST = (40 + 64) * MIB
 
 
@@ -167,7 +167,7 @@ def test_a_call_that_runs_out_of_time_tells_the_progress(start: Start, hub: Hub,
 def test_a_fill_nobody_waits_for_is_stopped_and_later_goes_on(start: Start, hub: Hub, tmp_path: Path) -> None:
     size = 256 * MIB
     attributes = repository(hub, tmp_path, size=size)
-    machine = start("--fill-grace", "1s")
+    machine = start("--fill-grace", "1s", "--fill-connections", "4")
     hub.faults.rate = 50e6
     assert machine.inline("pod", attributes, timeout=4)[0] is ABORTED
     stopped = until(lambda: machine.logged("fill ended"))
