@@ -54,7 +54,7 @@ class HubSite:
 
 
 @contextmanager
-def hub_site() -> Iterator[HubSite]:
-    """A hub and its nginx, without repositories yet."""
-    with in_memory("hub") as root, Nginx(root) as nginx, Hub(cdn_base=nginx.base) as hub:
+def hub_site(meek: bool = False) -> Iterator[HubSite]:
+    """A hub and its nginx, without repositories yet; `meek`: nginx at the lowest priority, as if it were on another machine."""
+    with in_memory("hub") as root, Nginx(root, meek) as nginx, Hub(cdn_base=nginx.base) as hub:
         yield HubSite(root, hub, nginx)
