@@ -174,11 +174,11 @@ def test_a_call_this_driver_does_not_have_says_so(client: PluginClient) -> None:
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED and error.value.details() == "this driver does not have this call"
 
 
-@pytest.mark.parametrize(("deadline", "over"), [(30.0, False), (1.0, True), (None, False)])
+@pytest.mark.parametrize(("deadline", "over"), [(30.0, False), (0.9, True), (None, False)])
 def test_patience_ends_a_second_before_the_callers_deadline(client: PluginClient, node: Scripted, deadline: float | None, over: bool) -> None:
     seen: list[bool] = []
     node.behaviour = lambda request, context: seen.append(patience(context, 100.0).over)
-    # On a busy machine a call of one second may end before it is heard.
+    # On a busy machine a call of less than a second may end before it is heard.
     for _ in range(20):
         with suppress(grpc.RpcError):
             client.node.NodeUnstageVolume(pb.NodeUnstageVolumeRequest(volume_id="v"), timeout=deadline)
