@@ -137,6 +137,7 @@ class Volumes:
         with self._room.present(request.volume_id, patience):
             self._images.check_node()
             found = self._authorised(request, asked, patience)
+            _still_wanted(patience)
             with self._holding(found.digest):
                 self._fills.wait(request.volume_id, found.digest, request.secrets, patience)
                 with self._locks.hold(request.volume_id):

@@ -184,7 +184,8 @@ class Store:
     def _sweep_image(self, paths: ImagePaths) -> None:
         if paths.folder.name in self._reserved:
             return
-        if read_record(paths) is None:
+        # A manifest without a byte of its image is of a volume that was taken away before the fill; resolving gives it again.
+        if read_record(paths) is None or not (paths.image.exists() or paths.partial.exists()):
             self._discard(paths)
             return
         for leftover in paths.folder.glob(f"*{TEMP_SUFFIX}"):

@@ -224,7 +224,10 @@ def test_taking_a_volume_away_ends_its_wait_for_a_resolve(start: Start, hub: Hub
     assert machine.unpublish("pod") == (OK, "")
     assert answer_of(call, 1) == (ABORTED, "the volume is being unpublished")
     hub.faults.latency = 0.0
-    assert until(lambda: not fills(machine)) and machine.mounts() == []
+    assert until(machine.images) and machine.sealed() == machine.mounts() == []
+    assert machine.plugins.node.stop() == 0
+    machine.restart_node()
+    assert machine.images() == []
 
 
 def test_sigterm_ends_the_wait_for_a_resolve_and_its_worker(start: Start, hub: Hub) -> None:
