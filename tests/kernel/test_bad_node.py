@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from csi.errors import UnsupportedByNode
 from node_plugin.kernel import require_erofs
 from tests.kernel.bad_input import SECRET
 from tests.kernel.conftest import Start
+from tests.kernel.disks import disk
 from tests.kernel.machine import MIB, Machine, content
 from tests.kernel.requests import OK
 from tests.kernel.traces import assert_clean
@@ -35,16 +35,8 @@ def large(hub: Hub, tmp_path: Path) -> None:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 48 MiB, mounted."""
-    image, folder = tmp_path / "disk", tmp_path / "small"
-    folder.mkdir()
-    with image.open("wb") as stream:
-        stream.truncate(48 * MIB)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
-    subprocess.run(["mount", "-o", "loop", str(image), str(folder)], check=True)
-    try:
+    with disk(tmp_path, 48 * MIB) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
 
 
 def on_disk(folder: Path, hub: Hub, *flags: str) -> Machine:

@@ -1,0 +1,28 @@
+"""A file system of its own for a test: nobody else reads from its device, and it is as small as the test wants."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def disk(folder: Path, size: int) -> Iterator[Path]:
+    """An ext4 of `size` bytes over a file in `folder`, mounted below it for the block."""
+    image, target = folder / "disk", folder / "mounted"
+    target.mkdir()
+    with image.open("wb") as stream:
+        stream.truncate(size)
+    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    device = subprocess.run(["losetup", "--find", "--show", "--direct-io=on", str(image)], check=True, capture_output=True, text=True).stdout.strip()
+    try:
+        subprocess.run(["mount", device, str(target)], check=True)
+        try:
+            yield target
+        finally:
+            subprocess.run(["umount", str(target)], check=True)
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+        image.unlink()
