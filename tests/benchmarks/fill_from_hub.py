@@ -40,7 +40,7 @@ def _against_tools(setting: Setting, site: HubSite, repo: str, files: Mapping[st
     size = sum(path.stat().st_size for path in files.values()) / 1e6
     alone: list[float] = []
     hashed: dict[str, list[float]] = {"sha256sum": [], "openssl sha256": []}
-    tuned, environment, flags = _best_hf(setting, site.hub, repo)
+    tuned, environment, flags = _best_hf(setting, site.hub, repo, len(files) > 1)
     measures: Measures = {
         "fill": lambda: fill(setting, site.hub, repo, size, alone),
         "curl": lambda: size / _curl(setting, site, repo, files, size, hashed),
@@ -65,11 +65,11 @@ def _against_tools(setting: Setting, site: HubSite, repo: str, files: Mapping[st
     return table
 
 
-def _best_hf(setting: Setting, hub: Hub, repo: str) -> tuple[str, Mapping[str, str], list[str]]:
+def _best_hf(setting: Setting, hub: Hub, repo: str, many: bool) -> tuple[str, Mapping[str, str], list[str]]:
     """What of hf's settings makes it fastest here, by one try each: its name, environment and flags."""
     fast = {"HF_XET_HIGH_PERFORMANCE": "1"}
     settings: list[tuple[str, Mapping[str, str], list[str]]] = [("high performance", fast, [])]
-    settings += [(f"plain HTTP, {count} workers", _PLAIN, ["--max-workers", str(count)]) for count in (1, 4, 16)]
+    settings += [(f"plain HTTP, {count} worker(s)", _PLAIN, ["--max-workers", str(count)]) for count in ((1, 4, 16) if many else (1,))]
     taken = [(hf(setting, hub, repo, environment, flags), name, environment, flags) for name, environment, flags in settings]
     say("hf download: " + ", ".join(f"{name} {duration:.1f} s" for duration, name, *_ in taken))
     return min(taken, key=lambda found: found[0])[1:]
