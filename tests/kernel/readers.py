@@ -66,11 +66,6 @@ class Pods:
         else:
             (self._reads / "blkio.throttle.read_bps_device").write_text(f"{number} {bytes_per_second}")
 
-    def evicted_bytes(self) -> int:
-        """Bytes these pods have read again because the machine's own memory reclaim had taken them from the page cache."""
-        stats = [dict(line.split() for line in (group / "memory.stat").read_text().splitlines()) for group in self._groups]
-        return sum(int(stat["workingset_refault_file"]) for stat in stats) * os.sysconf("SC_PAGE_SIZE")
-
     def remove(self) -> None:
         """Take the cgroups away; their processes have ended."""
         end = time.monotonic() + 5

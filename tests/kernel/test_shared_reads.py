@@ -16,7 +16,7 @@ from tests.origins.hub import Hub
 pytestmark = pytest.mark.kernel
 
 IMAGE = 1024 * MIB
-PODS, ROUNDS = 16, 3
+PODS, ROUNDS = 16, 4
 POD_MEMORY = 2048 * MIB
 # What an ESSD of level PL1 reads at most. Sixteen copies of a GiB are half a machine's memory bandwidth: without a
 # disk that is slower than that, the time would tell of the two cores of the test machine.
@@ -26,12 +26,11 @@ Runs = dict[int, list["Cold"]]
 
 @dataclass(frozen=True)
 class Cold:
-    """A run that began with nothing in the page cache: bytes read from the loop device and from the store's disk, and evicted meanwhile."""
+    """A run that began with nothing in the page cache: bytes read from the loop device and from the store's disk."""
 
     run: Run
     loop: int
     disk: int
-    evicted: int
 
 
 def two_volumes_in_sixteen_pods(machine: Machine) -> list[Path]:
@@ -44,15 +43,12 @@ def cold_runs(files: list[Path], groups: Pods, devices: list[str], rounds: int) 
     """One reader and sixteen by turns."""
     runs: Runs = {1: [], PODS: []}
 
-    def counts() -> list[int]:
-        return [*map(bytes_read, devices), groups.evicted_bytes()]
-
     for _ in range(rounds):
         for readers, done in runs.items():
             forget_pages(files[0])
-            before = counts()
+            before = [bytes_read(device) for device in devices]
             run = read_at_once(files[:readers], groups)
-            done.append(Cold(run, *(now - old for now, old in zip(counts(), before, strict=True))))
+            done.append(Cold(run, *(now - old for now, old in zip(map(bytes_read, devices), before, strict=True))))
     return runs
 
 
@@ -72,11 +68,10 @@ def test_sixteen_cold_readers_of_two_volumes_read_the_disk_once(hub: Hub, tmp_pa
     show(f"disk of {DISK // MIB} MiB/s", limited)
 
     many = unlimited[PODS] + limited[PODS]
-    for cold in many:
-        assert cold.run.bytes_each == {IMAGE}
-        # What the machine takes from the page cache while it is read has to be read again; a machine with memory to spare takes nothing.
-        assert 0.95 * IMAGE <= cold.loop <= 1.05 * IMAGE + cold.evicted
-        assert cold.disk <= 1.05 * IMAGE + cold.evicted
+    assert all(cold.run.bytes_each == {IMAGE} and cold.loop >= 0.95 * IMAGE for cold in many)
+    # Medians: a machine that reclaims page cache by itself (DAMON does, on some) takes pages from under a reader that lags behind.
+    assert statistics.median(cold.loop for cold in many) <= 1.05 * IMAGE
+    assert statistics.median(cold.disk for cold in many) <= 1.05 * IMAGE
     assert min(cold.run.spread for cold in many) <= 0.1
     assert ratio(limited) <= 1.3
     # The proof of reading takes a byte a volume and program.
@@ -90,8 +85,8 @@ def ratio(runs: Runs) -> float:
 
 def show(title: str, runs: Runs) -> None:
     print(f"\n{title}: time of {PODS} / time of 1 is {ratio(runs):.2f}")
-    print("readers  seconds  started within  of the image: from the loop, from the disk, evicted meanwhile")
+    print("readers  seconds  started within  of the image: from the loop, from the disk")
     for readers, done in runs.items():
         for cold in done:
-            shares = "  ".join(f"{size / IMAGE:.3f}" for size in (cold.loop, cold.disk, cold.evicted))
+            shares = "  ".join(f"{size / IMAGE:.3f}" for size in (cold.loop, cold.disk))
             print(f"{readers:7d}  {cold.run.seconds:7.3f}  {cold.run.spread * 1000:11.1f} ms  {shares}")
