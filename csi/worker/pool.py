@@ -158,7 +158,8 @@ class WorkerPool:
 
     def _watch_idle(self) -> None:
         if self._idle and self._reaper is None:
-            self._reaper = threading.Timer(self._idle_seconds, self._reap)
+            expires = min(worker.idle_since for worker in self._idle) + self._idle_seconds
+            self._reaper = threading.Timer(max(0.0, expires - time.monotonic()), self._reap)
             self._reaper.daemon = True
             self._reaper.start()
 
