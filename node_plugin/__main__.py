@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     settings.flag(flags, "--fill-workers", default="2", type=settings.count, help="fills at a time; more wait their turn")
     settings.flag(flags, "--fill-connections", default="16", type=settings.count, help="most connections of a fill; a near origin gets fewer")
     settings.flag(flags, "--fill-grace", default="5m", type=settings.duration, help="a fill that nobody waited for during this time is stopped")
-    settings.flag(flags, "--read-ahead", default="2Mi", type=settings.size, help="how far the kernel reads ahead in an image")
+    settings.flag(flags, "--read-ahead", default="8Mi", type=settings.size, help="how far the kernel reads ahead in an image")
     settings.flag(
         flags,
         "--allow-inline-nas",
