@@ -8,9 +8,10 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from tests.benchmarks.rounds import say, seconds
+from tests.benchmarks.rounds import say
 from tests.benchmarks.volume import Setting
 
 SUBJECTS = (
@@ -48,14 +49,13 @@ def _run(subject: str, options: argparse.Namespace) -> None:
     module = importlib.import_module(f"tests.benchmarks.{subject}")
     folder = Path(tempfile.mkdtemp(prefix=f"datacache-bench-{subject}-", dir=options.dir))
     say(f"{subject}: {(module.__doc__ or '').splitlines()[0]}")
+    started = time.monotonic()
     try:
-        tables = []
-        taken = seconds(lambda: tables.extend(module.measure(Setting(options.gib, options.rounds, folder))))
+        for table in module.measure(Setting(options.gib, options.rounds, folder)):
+            print("\n" + table.markdown(), flush=True)
     finally:
         shutil.rmtree(folder)
-    for table in tables:
-        print("\n" + table.markdown(), flush=True)
-    say(f"{subject}: {taken:.0f} s")
+    say(f"{subject}: {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.benchmarks.origins import HubSite, hub_site
@@ -22,18 +22,16 @@ _numbers = itertools.count()
 Measures = dict[str, Callable[[], float]]
 
 
-def measure(setting: Setting) -> list[Table]:
+def measure(setting: Setting) -> Iterator[Table]:
     """MB/s (10**6 bytes of content) from the call until the files can be read; everything starts cold, its own start-up included."""
-    tables = []
     with hub_site() as site:
         for shape in ("one", "mix"):
             repo = f"org/{shape}"
             files = site.add(repo, shape, setting.total)
-            tables.append(_against_tools(setting, site, repo, files))
+            yield _against_tools(setting, site, repo, files)
             if shape == "one":
-                tables.append(_limited(setting, repo, files))
+                yield _limited(setting, repo, files)
             shutil.rmtree(site.root / repo)
-    return tables
 
 
 def _against_tools(setting: Setting, site: HubSite, repo: str, files: Mapping[str, Path]) -> Table:

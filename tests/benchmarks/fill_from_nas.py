@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.benchmarks.contents import make
@@ -20,15 +20,13 @@ def nas_parameters(nas: Ganesha, folder: Path, version: str = "3") -> dict[str, 
     return {"server": nas.server, "path": str(folder), "vers": version, "options": options}
 
 
-def measure(setting: Setting) -> list[Table]:
+def measure(setting: Setting) -> Iterator[Table]:
     """MB/s (10**6 bytes) from the call until the files can be read; NFSv3, the server's files in memory."""
-    tables = []
     for shape in ("one", "mix"):
         with in_memory("nas") as folder, Ganesha([Export(folder, attribute_seconds=60)]) as nas:
             say(f"making {setting.gib:g} GiB, {shape}")
             files = make(folder, shape, setting.total)
-            tables.append(_compare(setting, nas, folder, files))
-    return tables
+            yield _compare(setting, nas, folder, files)
 
 
 def _compare(setting: Setting, nas: Ganesha, folder: Path, files: Mapping[str, Path]) -> Table:

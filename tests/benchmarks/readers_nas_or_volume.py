@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -22,14 +22,15 @@ _BLOCK = 4 << 20
 _spawned = multiprocessing.get_context("spawn")
 
 
-def measure(setting: Setting) -> list[Table]:
+def measure(setting: Setting) -> Iterator[Table]:
     """MB/s (10**6 bytes) of all readers together, each of which reads everything once in a process of its own."""
     with in_memory("nas") as folder, Ganesha([Export(folder, attribute_seconds=60)]) as nas, plugins(setting.folder) as running:
         say(f"making {setting.gib:g} GiB")
         files = make(folder, "one", setting.total)
         with staged(running, "volume", nas_parameters(nas, folder)) as volume:
             spec, size = nas.spec(folder, timeout=60), sum(path.stat().st_size for path in files.values()) / 1e6
-            return [_compare(setting, spec, volume.path, size, count) for count in READERS]
+            for count in READERS:
+                yield _compare(setting, spec, volume.path, size, count)
 
 
 def _compare(setting: Setting, spec: NasSpec, mounted: Path, size: float, count: int) -> Table:
