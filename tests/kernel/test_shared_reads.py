@@ -11,6 +11,7 @@ import pytest
 from tests.kernel.disks import disk
 from tests.kernel.machine import MIB, Machine, content
 from tests.kernel.readers import Pods, Run, bytes_read, disk_of, forget_pages, pods, read_at_once
+from tests.kernel.reclaim import no_proactive_reclaim
 from tests.origins.hub import Hub
 
 pytestmark = pytest.mark.kernel
@@ -59,7 +60,7 @@ def test_sixteen_cold_readers_of_two_volumes_read_the_disk_once(hub: Hub, tmp_pa
         loops = [loop for loop in machine.loops() if loop != disk_of(machine.store)]
         assert len(loops) == 1
         assert len({file.stat().st_dev for file in files}) == 1
-        with pods(PODS, POD_MEMORY) as groups:
+        with no_proactive_reclaim(), pods(PODS, POD_MEMORY) as groups:
             devices = [loops[0], disk_of(machine.store)]
             unlimited = cold_runs(files, groups, devices, 1)
             groups.limit_reads(loops[0], DISK)
@@ -69,9 +70,7 @@ def test_sixteen_cold_readers_of_two_volumes_read_the_disk_once(hub: Hub, tmp_pa
 
     many = unlimited[PODS] + limited[PODS]
     assert all(cold.run.bytes_each == {IMAGE} and cold.loop >= 0.95 * IMAGE for cold in many)
-    # Medians: a machine that reclaims page cache by itself (DAMON does, on some) takes pages from under a reader that lags behind.
-    assert statistics.median(cold.loop for cold in many) <= 1.05 * IMAGE
-    assert statistics.median(cold.disk for cold in many) <= 1.05 * IMAGE
+    assert max(max(cold.loop, cold.disk) for cold in many) <= 1.05 * IMAGE
     assert min(cold.run.spread for cold in many) <= 0.1
     assert ratio(limited) <= 1.3
     # The proof of reading takes a byte a volume and program.
