@@ -28,6 +28,7 @@ _REPORT_SECONDS = 0.5
 @dataclass
 class _Fill:
     digest: str
+    access: dict[str, str]
     secrets: dict[str, str] = field(repr=False)
     room: ExitStack = field(default_factory=ExitStack)
     call: Call = field(default_factory=Call)
@@ -48,27 +49,28 @@ class Fills:
         self._guard = threading.Lock()
         self._fills: dict[str, _Fill] = {}
 
-    def wait(self, key: str, digest: str, secrets: Mapping[str, str], patience: Patience) -> None:
+    def wait(self, key: str, digest: str, secrets: Mapping[str, str], patience: Patience, access: Mapping[str, str] | None = None) -> None:
         """Return when the image is sealed, beginning its fill where none runs; its manifest must be in the store.
 
-        `key` is the volume whose call waits. Raises Busy with the progress when `patience` ends first, NoSpace at once
-        when the image cannot fit, and what ended the fill.
+        `key` is the volume whose call waits, `access` its pinned spec: another repository may hold the same image, but what
+        opens the one need not open the other. Without it the manifest in the store says where to read. Raises Busy with the
+        progress when `patience` ends first, NoSpace at once when the image cannot fit, and what ended the fill.
         """
         while not self._store.sealed(digest):
             with self._room.seat(key, patience):
-                fill = self._join(digest, secrets, patience)
+                fill = self._join(digest, access or {}, secrets, patience)
                 while not fill.done and not patience.over:
                     patience.sleep()
                 self._leave(fill, patience)
             if not fill.done or patience.cancelled:
                 raise Busy(patience.cancelled or f"filling the cache: {fill.progress.shown()}; call again, the fill goes on")
-            # What ended a fill that another volume's credential began says nothing about this one's.
-            if fill.error and fill.secrets == secrets:
+            # What ended a fill that another volume began, elsewhere or with another credential, says nothing about this one's.
+            if fill.error and (fill.access, fill.secrets) == (access or {}, secrets):
                 raise fill.error
 
     def begin(self, digest: str, secrets: Mapping[str, str]) -> None:
         """Begin or go on with a fill without waiting for it; raises NoSpace."""
-        self._join(digest, secrets, None)
+        self._join(digest, {}, secrets, None)
 
     def progress(self) -> dict[str, FillProgress]:
         """How far each fill under way is, by digest."""
@@ -82,11 +84,11 @@ class Fills:
         for fill in fills:
             fill.call.stop()
 
-    def _join(self, digest: str, secrets: Mapping[str, str], patience: Patience | None) -> _Fill:
+    def _join(self, digest: str, access: Mapping[str, str], secrets: Mapping[str, str], patience: Patience | None) -> _Fill:
         with self._guard:
             fill = self._fills.get(digest)
             if fill is None:
-                fill = _Fill(digest, dict(secrets))
+                fill = _Fill(digest, dict(access), dict(secrets))
                 fill.room.enter_context(self._store.reserve(digest, self._in_use()))
                 self._fills[digest] = fill
                 threading.Thread(target=self._run, args=(fill,), name="fill", daemon=True).start()
@@ -105,7 +107,7 @@ class Fills:
             paths = self._store.paths(fill.digest)
             request = Request(
                 "fill",
-                {},
+                fill.access,
                 fill.secrets,
                 manifest=str(paths.manifest),
                 partial=str(paths.partial),

@@ -139,7 +139,7 @@ class Volumes:
             found = self._authorised(request, asked, patience)
             _still_wanted(patience)
             with self._holding(found.digest):
-                self._fills.wait(request.volume_id, found.digest, request.secrets, patience)
+                self._fills.wait(request.volume_id, found.digest, request.secrets, patience, found.spec.to_context())
                 with self._locks.hold(request.volume_id):
                     _still_wanted(patience)
                     if not self._is_shown(request, kind):

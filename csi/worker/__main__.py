@@ -11,7 +11,7 @@ import sys
 import threading
 import traceback
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,6 +71,8 @@ class Worker:
     def _fill(self, request: Request) -> dict[str, Any]:
         with Path(request.manifest).open("rb") as stream:
             manifest = Manifest.read(stream)
+        if request.spec and request.spec != manifest.access:
+            manifest = replace(manifest, access=request.spec)
         partial, image = Path(request.partial), Path(request.image)
         if not image.exists():
             with closing(open_source(parse(manifest.access).spec, request.secrets)) as source:

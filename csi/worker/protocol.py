@@ -19,8 +19,9 @@ Operation = Literal["pin", "resolve", "fill"]
 
 @dataclass(frozen=True)
 class Request:
-    """One order. `spec` is a cache spec as flat parameters; paths are absolute, "" where an operation has no use for them.
+    """One order. `spec` is a cache spec as flat parameters; a fill whose `spec` is empty takes the manifest's.
 
+    Paths are absolute, "" where an operation has no use for them.
     pin: result is the pinned spec. resolve: list, prove and, where `manifest` is given, write the manifest there.
     fill: read `manifest`, fill `partial` (with its `journal`) over `connections` connections and seal it as `image`.
     """
