@@ -89,7 +89,7 @@ class Fills:
             fill = self._fills.get(digest)
             if fill is None:
                 fill = _Fill(digest, dict(access), dict(secrets))
-                fill.room.enter_context(self._store.reserve(digest, self._in_use()))
+                fill.room.enter_context(self._store.reserve(digest, self._in_use))
                 self._fills[digest] = fill
                 threading.Thread(target=self._run, args=(fill,), name="fill", daemon=True).start()
             if patience:

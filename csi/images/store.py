@@ -19,7 +19,7 @@ import shutil
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -134,18 +134,19 @@ class Store:
             self._known(digest).paths.used.touch(mode=0o600)
 
     @contextmanager
-    def reserve(self, digest: str, in_use: Container[str] = ()) -> Iterator[ImageRecord]:
+    def reserve(self, digest: str, in_use: Callable[[], Container[str]] = frozenset) -> Iterator[ImageRecord]:
         """Hold room for the whole image while it is filled and sealed.
 
-        Images that are neither `in_use` (mounted; the caller knows) nor being filled go, least recently used first, as
-        far as the budget and the file system need it. Raises NoSpace, and evicts nothing, when that would not do; Busy
+        Images that are neither `in_use` (mounted; the caller knows) nor held nor being filled go, least recently used first,
+        as far as the budget and the file system need it. `in_use` is asked while no hold can begin or end: who holds an
+        image until it is mounted never loses it. Raises NoSpace, and evicts nothing, when that would not do; Busy
         when the image is being filled; NotFound when its manifest was not adopted.
         """
         with self._mutex, self._faults():
             record = self._known(digest)
             if digest in self._reserved:
                 raise Busy(f"the image {digest[:12]} is being filled")
-            for victim in self._victims(record, in_use):
+            for victim in self._victims(record, in_use()):
                 self._discard(self.paths(victim))
             self._reserved[digest] = record.size
         try:

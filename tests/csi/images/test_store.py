@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -165,9 +166,9 @@ def test_mounted_images_stay_and_what_cannot_fit_is_refused_with_both_numbers(st
     mounted = put(store, "mounted", 60 * MIB, 0)
     idle = put(store, "idle", 30 * MIB, 1)
     with pytest.raises(NoSpace, match=r"needs 50\.0 MiB, .* room for 40\.0 MiB: .*budget is 100\.0 MiB, 60\.0 MiB are mounted"):
-        store.reserve(want(store, "new", 50 * MIB), {mounted}).__enter__()
+        store.reserve(want(store, "new", 50 * MIB), lambda: {mounted}).__enter__()
     assert {mounted, idle} <= names(store), "what would not help is not evicted"
-    with store.reserve(want(store, "new", 50 * MIB), set()):
+    with store.reserve(want(store, "new", 50 * MIB)):
         assert idle in names(store) and mounted not in names(store)
 
 
@@ -207,6 +208,29 @@ def test_a_held_image_is_neither_evicted_nor_removed(store: Store) -> None:
         assert held not in names(store)
     with pytest.raises(NotFound), store.hold(held):
         pass
+
+
+def test_what_is_mounted_while_room_is_sought_is_not_evicted(store: Store) -> None:
+    """A volume that holds an image and mounts it cannot slip in between the look at the mounts and the choice of who goes."""
+    slips_in = put(store, "slips in", 60 * MIB, 0)
+    mounted: set[str] = set()
+
+    def mount() -> None:
+        with suppress(NotFound), store.hold(slips_in):
+            mounted.add(slips_in)
+
+    stage = threading.Thread(target=mount)
+
+    def in_use() -> set[str]:
+        seen = set(mounted)
+        stage.start()
+        stage.join(0.3)
+        return seen
+
+    with store.reserve(want(store, "new", 60 * MIB), in_use):
+        pass
+    stage.join()
+    assert (slips_in in mounted) == (slips_in in names(store))
 
 
 def test_the_real_free_space_counts_as_well_as_the_budget(tmp_path: Path) -> None:
