@@ -57,7 +57,13 @@ def patience(context: grpc.ServicerContext, longest: float) -> Patience:
     """How long this call may wait: `longest` seconds, less where the caller's deadline is nearer; over when the caller hangs up."""
     remaining = context.time_remaining()
     waits = Patience(longest if remaining is None else min(longest, max(0.0, remaining - 1.0)))
-    context.add_callback(lambda: waits.cancel("the caller has hung up"))
+
+    def hung_up() -> None:
+        waits.cancel("the caller has hung up")
+
+    # A call whose caller left while it stood in the queue takes no callback any more.
+    if not context.add_callback(hung_up):
+        hung_up()
     return waits
 
 

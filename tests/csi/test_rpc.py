@@ -207,6 +207,25 @@ def test_patience_is_over_when_the_caller_hangs_up(client: PluginClient, node: S
     assert reasons == ["the caller has hung up"]
 
 
+def test_who_hung_up_before_the_call_began_is_not_waited_for(client: PluginClient, node: Scripted) -> None:
+    begun, gone, heard = threading.Event(), threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def late(request: object, context: grpc.ServicerContext) -> None:
+        context.add_callback(gone.set)
+        begun.set()
+        assert gone.wait(10)
+        seen.append(patience(context, 60.0).over)
+        heard.set()
+
+    node.behaviour = late
+    running = client.node.NodeUnstageVolume.future(pb.NodeUnstageVolumeRequest(volume_id="v"), timeout=60)
+    assert begun.wait(10)
+    running.cancel()
+    assert heard.wait(10)
+    assert seen == [True]
+
+
 @pytest.mark.parametrize(
     ("request_", "missing"),
     [
