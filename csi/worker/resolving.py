@@ -84,8 +84,10 @@ class Resolver:
         self, name: str, spec: CacheSpec, secrets: dict[str, str], patience: Patience, has: Callable[[str], bool], keep: Keep | None
     ) -> _Pending:
         with self._guard:
+            # An error that nobody comes back for would stay for ever, and with it what its traceback holds.
+            self._pending = {other: kept for other, kept in self._pending.items() if not kept.stale}
             pending = self._pending.get(name)
-            if pending is None or pending.stale:
+            if pending is None:
                 pending = self._pending[name] = _Pending()
                 arguments = (name, pending, spec, secrets, has, keep)
                 threading.Thread(target=self._run, args=arguments, name="resolve", daemon=True).start()

@@ -63,6 +63,18 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
+def test_errors_that_nobody_came_back_for_are_let_go(creating: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolving, "_ERROR_KEPT_SECONDS", -1.0)
+    creating.origin.error = OriginUnavailable("away")
+    for number in range(5):
+        creating.origin.go.clear()
+        with pytest.raises(Busy):
+            creating.resolve(secrets={"token": str(number)}, seconds=0.05)
+        creating.origin.go.set()
+        assert eventually(lambda: all(pending.done for pending in creating.resolver._pending.values()))
+    assert len(creating.resolver._pending) <= 1
+
+
 def all_at_once(count: int, work: Callable[[], object]) -> list[object]:
     answers: list[object] = []
 
