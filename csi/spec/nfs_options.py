@@ -56,7 +56,8 @@ def _take(options: NfsOptions, item: str, key: str) -> NfsOptions:
         return _only(options, name, value, ("sys",))
     if name in _WITHOUT_EFFECT:
         return options
-    raise InvalidParameter(f"{key} has the NFS option {shown(item)}, which this driver cannot honour; remove it")
+    # Its value may be a secret: CIFS has password=.
+    raise InvalidParameter(f"{key} has the NFS option {shown(name)}, which this driver cannot honour; remove it")
 
 
 def _only(options: NfsOptions, name: str, value: str, allowed: tuple[str, ...]) -> NfsOptions:

@@ -148,7 +148,7 @@ _TYPES = {"URL": "hub", "HUGGINGFACE": "hub", "NAS": "nas"}
 def _hub(values: Mapping[str, str], flags: list[str]) -> HubSpec:
     for flag in flags:
         if flag not in _GENERIC_MOUNT_FLAGS:
-            raise InvalidParameter(f"mountOptions has {shown(flag)}, which means nothing for a hub repository; remove it")
+            raise InvalidParameter(f"mountOptions has {shown(flag.partition('=')[0])}, which means nothing for a hub repository; remove it")
     repo_id = values.get("repoId", "")
     if not repo_id:
         raise InvalidParameter("repoId is missing; give the repository as org/name")

@@ -237,6 +237,15 @@ def test_a_volume_context_parses_to_what_it_was_written_from(volume: VolumeParam
     assert parse(context).to_context() == context
 
 
+@pytest.mark.parametrize(
+    ("values", "flags"),
+    [(NAS | {"options": f"password={SECRET}"}, ()), (NAS, (f"password={SECRET}",)), (HUB, (f"password={SECRET}",))],
+)
+def test_an_unknown_option_is_named_without_its_value(values: dict[str, str], flags: tuple[str, ...]) -> None:
+    message = refusal(values, flags)
+    assert "'password'" in message and SECRET not in message
+
+
 @given(patterns)
 def test_lists_survive_commas_within_items(items: tuple[str, ...]) -> None:
     assert split_list(join_list(items)) == items
