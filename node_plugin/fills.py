@@ -69,7 +69,7 @@ class Fills:
                 raise fill.error
 
     def begin(self, digest: str, secrets: Mapping[str, str]) -> None:
-        """Begin or go on with a fill without waiting for it; raises NoSpace."""
+        """Begin or go on with a fill without waiting for it; no image goes for one that nobody may want. Raises NoSpace."""
         self._join(digest, {}, secrets, None)
 
     def progress(self) -> dict[str, FillProgress]:
@@ -89,12 +89,15 @@ class Fills:
             fill = self._fills.get(digest)
             if fill is None:
                 fill = _Fill(digest, dict(access), dict(secrets))
-                fill.room.enter_context(self._store.reserve(digest, self._in_use))
+                fill.room.enter_context(self._store.reserve(digest, self._in_use if patience else self._all))
                 self._fills[digest] = fill
                 threading.Thread(target=self._run, args=(fill,), name="fill", daemon=True).start()
             if patience:
                 fill.waiters.add(patience)
             return fill
+
+    def _all(self) -> set[str]:
+        return {image.digest for image in self._store.images()}
 
     def _leave(self, fill: _Fill, patience: Patience) -> None:
         with self._guard:

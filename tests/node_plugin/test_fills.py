@@ -178,6 +178,22 @@ def test_what_cannot_fit_is_told_at_once_and_nothing_is_begun(tmp_path: Path, no
     small.close()
 
 
+def test_no_image_goes_for_a_fill_that_nobody_waits_for(tmp_path: Path, node: Node) -> None:
+    node.close()
+    small = Node(tmp_path, budget=3 * MIB)
+    small.source.files = {"a": 2 * MIB}
+    sealed = adopt(small)
+    wait(small, sealed)
+    small.source.files = {"b": 2 * MIB}
+    left = adopt(small)
+    with pytest.raises(NoSpace):
+        small.fills.begin(left, {})
+    assert small.store.sealed(sealed)
+    wait(small, left)
+    assert small.store.sealed(left) and not small.store.sealed(sealed)
+    small.close()
+
+
 def test_a_full_waiting_room_answers_at_once_and_the_fills_go_on(tmp_path: Path, node: Node) -> None:
     node.close()
     full = Node(tmp_path, seats=1)
