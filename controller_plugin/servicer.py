@@ -145,7 +145,7 @@ def modes(capabilities: Iterable[pb.VolumeCapability]) -> list[AccessMode]:
     for capability in capabilities:
         if capability.HasField("block"):
             raise InvalidParameter("block access is asked, but a data cache is a file system; use volumeMode: Filesystem in the PVC")
-        found.append(AccessMode(capability.access_mode.mode))
+        found.append(access_modes.mode_of(capability.access_mode.mode))
     return found
 
 

@@ -53,9 +53,9 @@ def at(table: list[Mount], target: Path | str) -> Mount | None:
 
 
 def real(path: Path) -> Path:
-    """`path` as the mount table spells it: no symlinks above its last component. Raises InvalidParameter when it is not absolute."""
-    if not path.is_absolute() or ".." in path.parts:
-        raise InvalidParameter(f"{str(path)[:200]!r} is not an absolute path without '..'")
+    """`path` as the mount table spells it: no symlinks above its last component. Raises InvalidParameter when it cannot be one."""
+    if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
+        raise InvalidParameter(f"{str(path)[:200]!r} is not an absolute path without '..' and NUL")
     return Path(os.path.realpath(path.parent)) / path.name
 
 

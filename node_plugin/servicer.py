@@ -11,7 +11,7 @@ from csi.errors import InvalidParameter
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
 from csi.rpc import patience, require
-from csi.spec.access_modes import AccessMode
+from csi.spec.access_modes import AccessMode, mode_of
 from node_plugin.volumes import MountRequest, Volumes
 
 _RPC = pb.NodeServiceCapability.RPC
@@ -89,4 +89,4 @@ def _mount_request(request: pb.NodeStageVolumeRequest | pb.NodePublishVolumeRequ
 def _mode(capability: pb.VolumeCapability) -> AccessMode:
     if capability.HasField("block"):
         raise InvalidParameter("block access is asked, but a data cache is a file system; use volumeMode: Filesystem")
-    return AccessMode(capability.access_mode.mode)
+    return mode_of(capability.access_mode.mode)

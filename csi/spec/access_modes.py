@@ -25,6 +25,14 @@ class AccessMode(enum.Enum):
         return self in (AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY)
 
 
+def mode_of(number: int) -> AccessMode:
+    """The mode of CSI's number; raises InvalidParameter for one that CSI 1.12 does not have."""
+    try:
+        return AccessMode(number)
+    except ValueError as error:
+        raise InvalidParameter(f"access mode {number} is none that CSI 1.12 knows; a data cache takes ReadOnlyMany (ROX)") from error
+
+
 def check(mode: AccessMode, downgrade_writers: bool) -> None:
     """Raise InvalidParameter unless `mode` can be had: any reader mode, and writer modes where the volume downgrades them."""
     if mode is AccessMode.UNKNOWN:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi.errors import InvalidParameter
-from csi.spec.access_modes import AccessMode, check
+from csi.spec.access_modes import AccessMode, check, mode_of
 from csi.spec.performance import LEVELS, MAX_IOPS, Performance, boolean, integer
 from csi.spec.shown import shown
 
@@ -32,6 +32,12 @@ def test_a_writer_mode_is_refused_with_the_way_out_unless_it_is_downgraded(mode:
 def test_a_missing_mode_is_never_taken(downgrade: bool) -> None:
     with pytest.raises(InvalidParameter, match="missing"):
         check(AccessMode.UNKNOWN, downgrade)
+
+
+def test_a_mode_of_a_later_csi_is_refused_by_its_number() -> None:
+    assert [mode_of(mode.value) for mode in AccessMode] == list(AccessMode)
+    with pytest.raises(InvalidParameter, match="access mode 99 is none"):
+        mode_of(99)
 
 
 def test_every_level_is_known_in_any_case_and_no_other() -> None:
