@@ -79,6 +79,12 @@ class ImageMounts:
         mount = at(self._mounts.table(), self._folder / digest / limit_class)
         return mount.device if mount else None
 
+    def shown_at(self, path: Path) -> str | None:
+        """The digest of the image that the mount at `path` shows, None where it shows none of them."""
+        table = self._mounts.table()
+        mount = at(table, path)
+        return next((digest for digest, _, image in self._mounted(table) if mount and image.device == mount.device), None)
+
     def release(self, digest: str) -> None:
         """Unmount the image where no volume shows it any more; its loop device frees itself."""
         with self._changing:

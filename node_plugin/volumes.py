@@ -287,16 +287,18 @@ class Volumes:
             raise
 
     def _take_away(self, volume_id: str, path: Path) -> None:
+        # The mount and the record may differ: a volume that was staged anew can have pods that still show what it held before.
+        digests = {self._images.shown_at(path)}
         while self._is_mounted(str(path)):
             self._mounts.unmount(path)
         volume = self._records.get(volume_id)
-        if volume is None:
-            return
-        self._records.put(volume.without(str(path)))
-        if str(path) in volume.paths:
+        if volume and str(path) in volume.paths:
+            digests.add(volume.digest)
+            self._records.put(volume.without(str(path)))
+        for digest in filter(None, digests):
             with suppress(NotFound):
-                self._store.touch(volume.digest)
-            self._images.release(volume.digest)
+                self._store.touch(digest)
+            self._images.release(digest)
 
     def _is_mounted(self, path: str) -> bool:
         return at(self._mounts.table(), path) is not None

@@ -21,6 +21,7 @@ from csi.errors import (
 )
 from csi.spec.access_modes import AccessMode
 from node_plugin.volumes import GIB
+from tests.csi.worker.in_process import COMMITS
 from tests.node_plugin.node import HUB, MIB, Node
 
 DOWNGRADE = {**HUB, "writerAccessModes": "downgrade"}
@@ -226,6 +227,20 @@ def test_unstaging_before_unpublishing_keeps_the_pods_mount(node: Node) -> None:
     assert node.left == []
 
 
+def test_a_pod_that_shows_what_its_volume_held_before_leaves_nothing(node: Node) -> None:
+    """Its staging mount was lost, and staging anew found that the branch had moved."""
+    moving = {**HUB, "revision": "main"}
+    node.stage(context=moving)
+    node.publish(context=moving)
+    node.mounts.unmount(node.path("staging"))
+    node.source.commit = COMMITS[1]
+    node.stage(context=moving, secrets={"token": "that has proven nothing yet"})
+    assert len(node.image_mounts) == 2
+    node.unpublish()
+    node.unstage()
+    assert node.left == []
+
+
 def test_what_was_never_there_is_taken_away_without_an_error(node: Node) -> None:
     node.unpublish("never", "nowhere/deep")
     node.unstage("never/../was", "nowhere")
@@ -248,7 +263,7 @@ def test_a_target_that_holds_something_else_is_left_alone(node: Node) -> None:
 
 
 def test_a_path_must_be_absolute_and_symlinks_above_it_are_followed(node: Node) -> None:
-    for bad in (Path("staging"), Path("/a/../b")):
+    for bad in (Path("staging"), Path("/a/../b"), Path("/a/b\0c")):
         with pytest.raises(InvalidParameter, match="not an absolute path"):
             replace(node.request("vol", "x"), path=bad)
     node.path("real").mkdir(parents=True)
