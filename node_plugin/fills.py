@@ -151,7 +151,9 @@ class Fills:
         log.warning("fill ended", extra={"fields": {"image": fill.digest, "progress": fill.progress.shown(), "reason": text}})
 
     def _end(self, fill: _Fill) -> None:
-        self._store.paths(fill.digest).progress.unlink(missing_ok=True)
+        # A disk that fails here must not leave a fill that never ends.
+        with suppress(OSError):
+            self._store.paths(fill.digest).progress.unlink(missing_ok=True)
         with self._guard:
             fill.done = True
             del self._fills[fill.digest]

@@ -178,6 +178,13 @@ def test_what_cannot_fit_is_told_at_once_and_nothing_is_begun(tmp_path: Path, no
     small.close()
 
 
+def test_a_fill_ends_also_where_its_progress_cannot_be_removed(node: Node) -> None:
+    digest = adopt(node)
+    node.store.paths(digest).progress.mkdir()
+    wait(node, digest, seconds=10)
+    assert node.fills.progress() == {} and node.store.sealed(digest)
+
+
 def test_no_image_goes_for_a_fill_that_nobody_waits_for(tmp_path: Path, node: Node) -> None:
     node.close()
     small = Node(tmp_path, budget=3 * MIB)
