@@ -20,7 +20,7 @@ from node_plugin.fills import Fills
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.inline_policy import InlinePolicy, nas_prefixes
 from node_plugin.kernel import require_erofs
-from node_plugin.loop import KernelLoops
+from node_plugin.loop import KernelLoops, read_ahead_of
 from node_plugin.mounts import KernelMounts
 from node_plugin.servicer import NodeServicer
 from node_plugin.volume_records import VolumeRecords
@@ -42,7 +42,13 @@ def parser() -> argparse.ArgumentParser:
     settings.flag(flags, "--fill-workers", default="2", type=settings.count, help="fills at a time; more wait their turn")
     settings.flag(flags, "--fill-connections", default="16", type=settings.count, help="most connections of a fill; a near origin gets fewer")
     settings.flag(flags, "--fill-grace", default="5m", type=settings.duration, help="a fill that nobody waited for during this time is stopped")
-    settings.flag(flags, "--read-ahead", default="8Mi", type=settings.size, help="how far the kernel reads ahead in an image")
+    settings.flag(
+        flags,
+        "--read-ahead",
+        default="",
+        type=settings.optional_size,
+        help="how far the kernel reads ahead in an image; empty: as on the store's disk",
+    )
     settings.flag(
         flags,
         "--allow-inline-nas",
@@ -62,7 +68,7 @@ def _serve(options: argparse.Namespace) -> None:
     room = WaitingRoom(options.rpc_threads // 2)
     store = Store(options.store, options.store_size)
     pool = WorkerPool({"resolve": options.resolve_workers, "fill": options.fill_workers}, log_format=options.log_format)
-    mounts, loops = KernelMounts(), KernelLoops(options.read_ahead)
+    mounts, loops = KernelMounts(), KernelLoops(options.read_ahead or read_ahead_of(options.store))
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
     fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use)
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)

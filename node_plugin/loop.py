@@ -27,6 +27,7 @@ _BLOCK_SIZE = 4096
 _INFO = struct.Struct("=5Q4I64s64s32s2Q")
 _CONFIG = struct.Struct(f"=2I{_INFO.size}s64x")
 _TRIES = 64
+_LEAST_READ_AHEAD = 2 * 2**20
 
 
 class LoopDevices(Protocol):
@@ -104,6 +105,14 @@ class KernelLoops:
     def wait_free(self, device: str, seconds: float) -> bool:
         """Look again at each uevent of a block device."""
         return self._watch.wait(lambda: _status_of(device) is None, seconds)
+
+
+def read_ahead_of(folder: Path, bdi: Path = Path("/sys/class/bdi")) -> int:
+    """How far, in bytes, the kernel reads ahead on the disk below `folder`: at least 2 MiB, since an image is read through two devices."""
+    number = folder.stat().st_dev
+    setting = bdi / f"{os.major(number)}:{os.minor(number)}" / "read_ahead_kb"
+    own = int(setting.read_text()) * 1024 if setting.exists() else 0
+    return max(own, _LEAST_READ_AHEAD)
 
 
 def _free_device() -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from csi.errors import Busy, DataCacheError, UnsupportedByNode
 from csi.spec.manifest import build
-from node_plugin.loop import KernelLoops, LoopDevices
+from node_plugin.loop import KernelLoops, LoopDevices, read_ahead_of
 from node_plugin.mounts import KernelMounts, Mount, Mounts, at
 from tests.csi.images.trees import file, image_of
 from tests.node_plugin.fakes import FakeKernel, FakeLoops, FakeMounts
@@ -202,3 +202,14 @@ def test_odd_names_come_out_of_the_table_as_they_went_in(kernel: Kernel, image: 
     assert kernel.mounted(tmp_path / "other") is None
     kernel.mounts.unmount(path)
     assert kernel.mounted(path) is None
+
+
+def test_an_image_is_read_ahead_as_far_as_the_disk_of_its_store_but_at_least_2_mib(tmp_path: Path) -> None:
+    number = tmp_path.stat().st_dev
+    disk = tmp_path / f"{os.major(number)}:{os.minor(number)}"
+    assert read_ahead_of(tmp_path, tmp_path) == 2 * 2**20
+    disk.mkdir()
+    (disk / "read_ahead_kb").write_text("128\n")
+    assert read_ahead_of(tmp_path, tmp_path) == 2 * 2**20
+    (disk / "read_ahead_kb").write_text("8192\n")
+    assert read_ahead_of(tmp_path, tmp_path) == 8 * 2**20
