@@ -209,7 +209,7 @@ def passing_fault(status: int, headers: Mapping[str, str], where: str) -> Origin
 def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds of a Retry-After header (RFC 9110, 10.2.3: seconds or a date), 0 where there is none or it cannot be read."""
     value = headers.get("Retry-After", "").strip()
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return float(value)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())

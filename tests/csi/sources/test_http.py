@@ -215,7 +215,8 @@ def test_a_plea_for_patience_carries_its_seconds(server: Server, pool: Connectio
 def test_retry_after_may_be_a_date_or_nonsense() -> None:
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
     assert 90 < retry_after({"Retry-After": later}) <= 100
-    assert [retry_after(headers) for headers in ({}, {"Retry-After": "soon"}, {"Retry-After": "-3"})] == [0, 0, 0]
+    nonsense = ({}, {"Retry-After": "soon"}, {"Retry-After": "-3"}, {"Retry-After": "\u00b2"})
+    assert [retry_after(headers) for headers in nonsense] == [0, 0, 0, 0]
 
 
 def test_a_body_that_ends_early_is_told_and_the_next_read_is_right(server: Server, pool: Connections) -> None:
