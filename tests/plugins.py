@@ -92,8 +92,13 @@ class Plugins:
         return Program(command, endpoint, environment, self.folder / f"{name}.log")
 
     def __enter__(self) -> Plugins:
-        self.controller.start()
-        self.node.start()
+        try:
+            self.controller.start()
+            self.node.start()
+        except BaseException as error:
+            # Who fails to enter is not asked to leave.
+            self.__exit__(type(error), error, error.__traceback__)
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
