@@ -11,12 +11,14 @@ import errno
 import posixpath
 import re
 import socket
+import stat
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import TypeVar
 
-from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied, SourceNotFound
+from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound
 from csi.sources.export_list import exported_folders
-from csi.sources.libnfs import Context, Failure, Options
+from csi.sources.libnfs import Attributes, Context, Failure, Options
 from csi.spec.cache import NasSpec
 
 _PORTMAPPER_PORT, _NFS_PORT = 111, 2049
@@ -58,6 +60,7 @@ class Place:
         self.spec = spec
         self.path = posixpath.normpath("/" + spec.path.strip("/"))
         self._export: str | None = None
+        self._straight = self.path == "/"
 
     def connect(self) -> tuple[Context, bytes]:
         """A context with an export mounted, and the path of this place below it: "" or starting with '/'.
@@ -74,6 +77,7 @@ class Place:
                 first = first or failure
             else:
                 self._export = export
+                self._refuse_symlinks(context)
                 return context, self.path[len(export.rstrip("/")) :].encode()
         assert first
         raise self._not_mounted(first) from first
@@ -87,6 +91,54 @@ class Place:
         while self.spec.version == "3" and path != "/":
             path = posixpath.dirname(path)
             yield path
+
+    def _refuse_symlinks(self, mounted: Context) -> None:
+        """Raise InvalidParameter when the path goes through a symlink, closing `mounted`: whoever may name a folder could reach any other by one.
+
+        The components are looked at from the highest folder that can be mounted; where only the path itself can, it is an
+        export, and the server's administrator chose its components.
+        """
+        try:
+            for top in () if self._straight else self._tops():
+                if self._looked_at(top):
+                    break
+        except BaseException:
+            mounted.close()
+            raise
+        self._straight = True
+
+    def _tops(self) -> Iterator[str]:
+        """NFSv4 always has a root; with NFSv3 any folder above the path may be the export."""
+        yield "/"
+        parts = self.path.strip("/").split("/")
+        for count in range(1, len(parts) if self.spec.version == "3" else 1):
+            yield "/" + "/".join(parts[:count])
+
+    def _looked_at(self, top: str) -> bool:
+        try:
+            context = self._mount(top)
+        except Failure as failure:
+            self._give_up_unless_refused(failure)
+            if self.spec.version != "3":
+                raise self._not_mounted(failure) from failure
+            return False
+        parts = self.path[len(top.rstrip("/")) :].strip("/").split("/")
+        below = ["/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        with closing(context):
+            for path, found in zip(below, self._stats(context, below), strict=False):
+                if found.format == stat.S_IFLNK:
+                    through = top.rstrip("/") + path
+                    raise InvalidParameter(f"path is {self.path!r}, and {through!r} on the server is a symlink; give the folder it points to")
+        return True
+
+    def _stats(self, context: Context, paths: list[str]) -> list[Attributes]:
+        try:
+            return context.stat_many([path.encode() for path in paths])
+        except Failure as failure:
+            self._give_up_unless_refused(failure)
+            if failure.code in _MISSING:
+                return []  # whoever reads the path next is told
+            raise self._not_mounted(failure) from failure
 
     def _give_up_unless_refused(self, failure: Failure) -> None:
         # libnfs has no words for a call that the server's RPC layer denies (AUTH_ERROR, RFC 5531).

@@ -299,3 +299,10 @@ def test_a_token_that_was_never_given_out_is_refused(controller: Controller, tok
 def test_a_negative_page_size_is_refused(controller: Controller) -> None:
     with pytest.raises(InvalidParameter, match="max_entries is -1"):
         controller.volumes.page("", -1)
+
+
+@pytest.mark.parametrize("sizes", [{"required_bytes": 2**62}, {"required_bytes": -1}, {"limit_bytes": -1}])
+def test_a_size_that_no_volume_can_have_is_out_of_range(controller: Controller, sizes: dict[str, int]) -> None:
+    with pytest.raises(OutOfRange, match="16 TiB"):
+        controller.create(**sizes)
+    assert controller.volumes.page("", 0) == ([], "")

@@ -34,7 +34,7 @@ SIZE = int(os.environ.get("KILLS_MIB", "1024")) * MIB
 RATE = 200e6
 KILLS = 5
 # Buffers that may hold bytes read but not yet written, and what may be written but not yet in the journal.
-IN_FLIGHT = 10 * 4 * MIB
+IN_FLIGHT = 16 * 4 * MIB
 AT_RISK = 64 * MIB
 
 AT_THE_START = ("allocate begins", "allocate done", "metadata done")
