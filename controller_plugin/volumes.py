@@ -57,8 +57,8 @@ class Volumes:
         if not request.name or len(request.name) > _MAX_NAME:
             raise InvalidParameter(f"name has {len(request.name)} characters; it has 1 to {_MAX_NAME}")
         if not 0 <= request.required_bytes <= LARGEST_VOLUME or request.limit_bytes < 0:
-            asked = f"required_bytes {request.required_bytes} and limit_bytes {request.limit_bytes}"
-            raise OutOfRange(f"{asked} are asked for; sizes are 0 to {LARGEST_VOLUME} bytes (16 TiB)")
+            sizes = f"required_bytes {request.required_bytes} and limit_bytes {request.limit_bytes}"
+            raise OutOfRange(f"{sizes} are asked for; sizes are 0 to {LARGEST_VOLUME} bytes (16 TiB)")
         if 0 < request.limit_bytes < request.required_bytes:
             raise InvalidParameter(f"limit_bytes {request.limit_bytes} is below required_bytes {request.required_bytes}")
         volume_id = _id_of(request.name)
