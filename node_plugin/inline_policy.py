@@ -22,8 +22,6 @@ class InlinePolicy:
             if value is not None:
                 raise InvalidParameter(f"{key} is not for inline volumes; remove it")
         source = asked.spec.source
-        if isinstance(source, NasSpec) and (source.uid or source.gid):
-            raise InvalidParameter("uid and gid are not for inline volumes, since a pod's author could read as anybody; remove them")
         if isinstance(source, NasSpec) and not any(_below(source, prefix) for prefix in self._nas):
             raise PermissionDenied(
                 f"inline volumes may not read {source.shown}: it is not on the operator's list; "

@@ -58,8 +58,3 @@ def test_the_operators_list_is_read_by_commas() -> None:
     for bad in ("nas", "/models", ":/x", "a:/x,b"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not server:/path"):
             nas_prefixes(bad)
-
-
-def test_an_inline_volume_may_not_choose_whom_it_reads_as() -> None:
-    with pytest.raises(InvalidParameter, match="uid and gid"):
-        InlinePolicy(["*"]).check(parse({"server": "nas", "path": "/models", "uid": "1234"}))
