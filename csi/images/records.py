@@ -90,6 +90,11 @@ def write_facts(paths: ImagePaths, digest: str, size: int) -> None:
 
 def read_record(paths: ImagePaths) -> ImageRecord | None:
     """The image in a folder, or None when there is nothing usable: no manifest, or a partial image without its facts."""
+    # A worker may seal the image while its files are looked at one by one; it does so once.
+    return _read(paths) or _read(paths)
+
+
+def _read(paths: ImagePaths) -> ImageRecord | None:
     try:
         last_used = max(paths.manifest.stat().st_mtime, paths.used.stat().st_mtime if paths.used.exists() else 0.0)
         if paths.image.exists():
