@@ -1,0 +1,5 @@
+"""One store for every test of images that asks for it."""
+
+from tests.csi.images.stores import store
+
+__all__ = ["store"]

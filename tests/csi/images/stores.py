@@ -1,0 +1,63 @@
+"""What the tests of the store share: a store of 100 MiB and images in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from csi.images.layout import lay_out
+from csi.images.records import State
+from csi.images.store import Store
+from csi.spec.manifest import Manifest, build
+from tests.csi.images.trees import file
+
+MIB = 1024 * 1024
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store(tmp_path / "store", 100 * MIB) as opened:
+        yield opened
+
+
+def manifest_of(name: str, size: int = 10_000) -> Manifest:
+    return build([file(name, size)], {"source": name})
+
+
+def adopt(store: Store, manifest: Manifest) -> str:
+    temp = store.temp_path()
+    with temp.open("wb") as stream:
+        manifest.write(stream)
+    store.adopt_manifest(manifest.digest, temp, lay_out(manifest).size)
+    assert not temp.exists()
+    return manifest.digest
+
+
+def put(store: Store, name: str, size: int, used: float, state: State = State.SEALED) -> str:
+    """An image of `size` bytes that was last used `used` seconds after 2033, without the cost of real content."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    temp = store.temp_path()
+    temp.write_bytes(b"manifest")
+    paths = store.adopt_manifest(digest, temp, size).paths
+    file_path = paths.image if state is State.SEALED else paths.partial
+    with file_path.open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, size)
+    store.touch(digest)
+    os.utime(paths.used, (2 * 10**9 + used,) * 2)
+    return digest
+
+
+def want(store: Store, name: str, size: int) -> str:
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    temp = store.temp_path()
+    temp.write_bytes(b"manifest")
+    store.adopt_manifest(digest, temp, size)
+    return digest
+
+
+def names(store: Store) -> set[str]:
+    return {record.digest for record in store.images()}
