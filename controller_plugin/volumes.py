@@ -15,11 +15,10 @@ from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.parameters import VolumeParameters, canonical_keys, names_a_source, parse, parse_mutable
-from csi.spec.performance import Performance
+from csi.spec.performance import Performance, whole_gib
 from csi.waiting import Patience
 from csi.worker.resolving import Resolver
 
-GIB = 2**30
 # EROFS counts 4 KiB blocks in 32 bits.
 LARGEST_VOLUME = 2**32 * 4096
 _MAX_NAME = 128
@@ -147,7 +146,7 @@ def _id_of(name: str) -> str:
 
 def _capacity(content_bytes: int, request: CreateRequest) -> int:
     """The larger of what was asked and what the content needs, the latter rounded up to 1 GiB where the limit allows."""
-    rounded = max(1, -(-content_bytes // GIB)) * GIB
+    rounded = whole_gib(content_bytes)
     if not request.limit_bytes:
         return max(rounded, request.required_bytes)
     if content_bytes > request.limit_bytes:

@@ -21,7 +21,8 @@ from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.changes import changes
 from csi.spec.manifest import Manifest
-from csi.spec.parameters import VolumeParameters, parse
+from csi.spec.parameters import FOREIGN_PREFIXES, VolumeParameters, parse
+from csi.spec.performance import whole_gib
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.protocol import Resolution
 from csi.worker.resolving import Resolver
@@ -33,9 +34,7 @@ from node_plugin.volume_records import NodeVolume, Shown, VolumeRecords
 
 log = logging.getLogger("datacache.volumes")
 
-GIB = 2**30
-_KUBERNETES = "csi.storage.k8s.io/"
-_EPHEMERAL = _KUBERNETES + "ephemeral"
+_EPHEMERAL = "csi.storage.k8s.io/ephemeral"
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class MountRequest:
     @property
     def own_context(self) -> dict[str, str]:
         """The context without what Kubernetes adds, which differs from pod to pod."""
-        return {key: value for key, value in self.context.items() if not key.startswith(("csi.storage.k8s.io/", "storage.kubernetes.io/"))}
+        return {key: value for key, value in self.context.items() if not key.startswith(FOREIGN_PREFIXES)}
 
     @property
     def shown(self) -> Shown:
@@ -305,8 +304,7 @@ class Volumes:
 
 
 def _volume(request: MountRequest, asked: VolumeParameters, found: Resolution) -> NodeVolume:
-    rounded = max(1, -(-found.content_bytes // GIB)) * GIB
-    capacity = asked.capacity_bytes or rounded
+    capacity = asked.capacity_bytes or whole_gib(found.content_bytes)
     return NodeVolume(request.volume_id, found.digest, request.own_context, capacity, found.content_bytes, request.inline)
 
 

@@ -23,7 +23,7 @@ _VOLUME_KEYS = ("type", "preserveOwnership", "writerAccessModes", "manifestDiges
 _KNOWN = {key.lower(): key for key in (*_HUB_KEYS, *_NAS_KEYS, *_VOLUME_KEYS)} | {"bursting": "burstingEnabled"}
 _SECRET_KEYS = frozenset(("accesstoken", "token", "hftoken", "hf_token", "password", "secretkey", "akid", "aksecret", "otheropts", "securitytoken"))
 # Kubernetes adds these to parameters and contexts by itself.
-_FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
+FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 _MAX_VALUE = 4096
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?\]?")
@@ -98,7 +98,7 @@ def canonical_keys(parameters: Mapping[str, str]) -> dict[str, str]:
     """`parameters` with every key in its canonical spelling, values trimmed, Kubernetes' own keys left out."""
     values: dict[str, str] = {}
     for key, value in parameters.items():
-        if key.startswith(_FOREIGN_PREFIXES):
+        if key.startswith(FOREIGN_PREFIXES):
             continue
         name = _known(key)
         if name in values:

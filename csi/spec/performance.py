@@ -11,7 +11,13 @@ from csi.spec.shown import shown
 LEVELS = ("PL0", "PL1", "PL2", "PL3", "AutoPL")
 # The ceiling of an ESSD AutoPL disk with bursting (Alibaba Cloud, "ESSD AutoPL disks").
 MAX_IOPS = 1_000_000
+GIB = 2**30
 KEYS = ("performanceLevel", "provisionedIops", "burstingEnabled")
+
+
+def whole_gib(content_bytes: int) -> int:
+    """The bytes of the smallest disk that holds the content: whole GiB, at least one, as the ESSD formulae count."""
+    return max(1, -(-content_bytes // GIB)) * GIB
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from controller_plugin.volumes import GIB, CreateRequest, Volumes
+from controller_plugin.volumes import CreateRequest, Volumes
 from csi.errors import (
     AlreadyExists,
     Busy,
@@ -22,7 +22,7 @@ from csi.errors import (
 )
 from csi.registry.directory import DirectoryRegistry
 from csi.spec.access_modes import AccessMode
-from csi.spec.performance import Performance
+from csi.spec.performance import GIB, Performance
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver

@@ -20,7 +20,7 @@ from csi.errors import (
     VolumeNotFound,
 )
 from csi.spec.access_modes import AccessMode
-from node_plugin.volumes import GIB
+from csi.spec.performance import GIB
 from tests.csi.worker.in_process import COMMITS
 from tests.node_plugin.node import HUB, MIB, Node
 
