@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -113,8 +113,8 @@ class Machine:
 
     def half_made(self) -> list[str]:
         """What only unfinished work leaves: whatever an image has before it is sealed, unfinished files, records, mounts, loops."""
-        partial = [path for folder in self.images() for path in folder.iterdir() if not (folder / "image").exists()]
-        unfinished = [path for folder in (self.store, self.plugins.registry) for path in folder.rglob("*.tmp")]
+        partial = [path for path in files_below(self.store / "images") if not (path.parent / "image").exists()]
+        unfinished = [path for folder in (self.store, self.plugins.registry) for path in files_below(folder) if path.suffix == ".tmp"]
         return [str(path.relative_to(self.folder)) for path in (*partial, *unfinished)] + self.plugins.leftovers()
 
     def loops(self) -> list[str]:
@@ -141,6 +141,12 @@ class Machine:
     def descriptors(self) -> int:
         """How many files the node plugin has open."""
         return len(list(Path(f"/proc/{self.plugins.node.pid}/fd").iterdir()))
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files below `folder`; unlike Path.rglob not disturbed by folders that are removed meanwhile."""
+    for root, _, names in os.walk(folder):
+        yield from (Path(root, name) for name in names)
 
 
 def json_lines(text: str) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.kernel.machine import Machine
+from tests.kernel.machine import Machine, files_below, until
 
 _TRACE = ("Traceback", 'File "', "line ")
 
@@ -12,8 +12,8 @@ _TRACE = ("Traceback", 'File "', "line ")
 def leaks(machine: Machine, secret: str, *messages: str) -> list[str]:
     """Messages, files (logs among them) and command lines that hold the secret."""
     found = [f"message: {message}" for message in messages if secret in message]
-    files = (path for path in machine.folder.rglob("*") if path.is_file() and not path.is_symlink())
-    found += [str(path) for path in files if secret.encode() in path.read_bytes() or secret in path.name]
+    files = (path for path in files_below(machine.folder) if path.is_file() and not path.is_symlink())
+    found += [str(path) for path in files if secret.encode() in _read(path) or secret in path.name]
     return found + [str(path) for path in Path("/proc").glob("[0-9]*/cmdline") if secret.encode() in _read(path)]
 
 
@@ -31,7 +31,8 @@ def stack_traces(machine: Machine, *messages: str) -> list[str]:
 
 
 def assert_clean(machine: Machine, secret: str, *messages: str) -> None:
-    """Nothing half-made, no place in the code, no secret."""
+    """Nothing half-made, no place in the code, no secret. Files go a moment after the answer: whoever lets go of an image last removes it."""
+    until(lambda: not machine.half_made(), 5)
     assert machine.half_made() == []
     assert list((machine.plugins.registry / "volumes").iterdir()) == []
     assert not [target for target in (machine.folder / "pods").glob("*/mount") if target.exists()]
