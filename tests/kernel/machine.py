@@ -112,7 +112,14 @@ class Machine:
         return sorted((self.store / "images").glob("*/image"))
 
     def half_made(self) -> list[str]:
-        """What only unfinished work leaves: whatever an image has before it is sealed, unfinished files, records, mounts, loops."""
+        """What only unfinished work leaves: whatever an image has before it is sealed, unfinished files, records, mounts, loops.
+
+        Whoever lets go of an image last removes it, a moment after the answer: so what is still there after some seconds counts.
+        """
+        until(lambda: not self._half_made(), 5)
+        return self._half_made()
+
+    def _half_made(self) -> list[str]:
         partial = [path for path in files_below(self.store / "images") if not (path.parent / "image").exists()]
         unfinished = [path for folder in (self.store, self.plugins.registry) for path in files_below(folder) if path.suffix == ".tmp"]
         return [str(path.relative_to(self.folder)) for path in (*partial, *unfinished)] + self.plugins.leftovers()

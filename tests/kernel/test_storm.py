@@ -13,7 +13,7 @@ import pytest
 
 from tests.kernel import requests
 from tests.kernel.conftest import Start
-from tests.kernel.machine import MIB, Machine, content, until
+from tests.kernel.machine import MIB, Machine, content
 from tests.kernel.requests import OK, Answer, answer_of
 from tests.origins.hub import Hub
 from tests.plugins import mounts_below
@@ -55,7 +55,7 @@ def test_pods_that_come_and_go_at_once_leave_nothing_and_disturb_nobody(machine:
         open_files.append(machine.descriptors())
     assert len(wanted) == 1
     assert open_files[1] <= open_files[0] + 2
-    assert until(lambda: machine.half_made() == []), machine.half_made()
+    assert machine.half_made() == []
     assert len(machine.sealed()) == 1
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.kernel.machine import Machine, files_below, until
+from tests.kernel.machine import Machine, files_below
 
 _TRACE = ("Traceback", 'File "', "line ")
 
@@ -31,8 +31,7 @@ def stack_traces(machine: Machine, *messages: str) -> list[str]:
 
 
 def assert_clean(machine: Machine, secret: str, *messages: str) -> None:
-    """Nothing half-made, no place in the code, no secret. Files go a moment after the answer: whoever lets go of an image last removes it."""
-    until(lambda: not machine.half_made(), 5)
+    """Nothing half-made, no place in the code, no secret."""
     assert machine.half_made() == []
     assert list((machine.plugins.registry / "volumes").iterdir()) == []
     assert not [target for target in (machine.folder / "pods").glob("*/mount") if target.exists()]
