@@ -1,0 +1,102 @@
+"""Word from the kernel of what is made, removed and written in folders, so that nobody has to poll for it (inotify)."""
+
+from __future__ import annotations
+
+import os
+import select
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from types import TracebackType
+
+from inotify_simple import Event, INotify, flags
+
+_MASKS = {flags.CREATE: "made", flags.MOVED_TO: "made", flags.DELETE: "gone", flags.MOVED_FROM: "gone", flags.MODIFY: "written"}
+_ASKED = flags.CREATE | flags.MOVED_TO | flags.DELETE | flags.MOVED_FROM | flags.MODIFY | flags.ONLYDIR
+
+
+class Kind(Enum):
+    """What happened: MADE and GONE to an entry (also by renames), WRITTEN to a file; LOST says that events were dropped, so look at everything."""
+
+    MADE = "made"
+    GONE = "gone"
+    WRITTEN = "written"
+    LOST = "lost"
+
+
+@dataclass(frozen=True)
+class FileEvent:
+    """`kind` happened to the entry `name` of the watched `folder`; both are empty for LOST."""
+
+    kind: Kind
+    folder: Path = Path()
+    name: str = ""
+
+    @property
+    def path(self) -> Path:
+        """The entry's path."""
+        return self.folder / self.name
+
+
+class FileEvents:
+    """The events of any number of folders. One thread watches and waits; `wake` may be called from others."""
+
+    def __init__(self) -> None:
+        self._inotify = INotify(nonblocking=True)
+        self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._folders: dict[int, Path] = {}
+        self._numbers: dict[Path, int] = {}
+        self._poll = select.poll()
+        for descriptor in (self._inotify.fileno(), self._wakeup):
+            self._poll.register(descriptor, select.POLLIN)
+
+    def __enter__(self) -> FileEvents:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def watch(self, folder: Path) -> bool:
+        """From now on report what happens in `folder`; False where it is not there. A folder that is watched already may be asked again."""
+        try:
+            number = self._inotify.add_watch(folder, _ASKED)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        self._folders[number], self._numbers[folder] = folder, number
+        return True
+
+    def forget(self, folder: Path) -> None:
+        """Report nothing more of `folder`; one that is not watched is no error."""
+        number = self._numbers.pop(folder, None)
+        if number is not None:
+            self._folders.pop(number, None)
+            with suppress(OSError):  # the kernel drops a watch with its folder
+                self._inotify.rm_watch(number)
+
+    def wait(self, seconds: float | None = None) -> list[FileEvent]:
+        """What happened, once something did; an empty list after `wake` or `seconds`."""
+        ready = {descriptor for descriptor, _ in self._poll.poll(None if seconds is None else max(0, seconds) * 1000)}
+        if self._wakeup in ready:
+            os.eventfd_read(self._wakeup)
+        if self._inotify.fileno() not in ready:
+            return []
+        return [event for raw in self._inotify.read(timeout=0) if (event := self._named(raw))]
+
+    def _named(self, raw: Event) -> FileEvent | None:
+        if raw.mask & flags.Q_OVERFLOW:
+            return FileEvent(Kind.LOST)
+        folder = self._folders.get(raw.wd)
+        kind = next((kind for mask, kind in _MASKS.items() if raw.mask & mask), None)
+        if folder is None or kind is None:
+            return None
+        return FileEvent(Kind(kind), folder, raw.name)
+
+    def wake(self) -> None:
+        """Let `wait` return."""
+        os.eventfd_write(self._wakeup, 1)
+
+    def close(self) -> None:
+        """Forget everything; nobody may be waiting."""
+        self._inotify.close()
+        os.close(self._wakeup)

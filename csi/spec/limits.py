@@ -1,0 +1,61 @@
+"""What reads are let through: rates and, above them, bursts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# The size up to which ESSD counts a read as one I/O (Alibaba Cloud, "ESSD AutoPL disks": provisioned throughput = 16 KB x IOPS / 1024).
+IO_SIZE = 16 * 2**10
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Reads a second: `iops` in I/Os as the kernel counts them, `bytes_per_second` in bytes; None where there is no limit."""
+
+    iops: int | None = None
+    bytes_per_second: int | None = None
+
+    def __add__(self, other: Rate) -> Rate:
+        return Rate(_sum(self.iops, other.iops), _sum(self.bytes_per_second, other.bytes_per_second))
+
+    def __str__(self) -> str:
+        words = [] if self.iops is None else [f"{self.iops} IOPS"]
+        if self.bytes_per_second is not None:
+            words.append(f"{self.bytes_per_second / 2**20:.4g} MiB/s")
+        return " and ".join(words) or "no limit"
+
+
+UNLIMITED = Rate()
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one volume may read in one pod.
+
+    `sustained` is what it may always do. `burst`, where there is one, is the cap while it bursts: with `credit` (in
+    I/Os) as long as credit lasts, without (None) at any time, and then I/O above `sustained` is metered. `notes` say in
+    words what was lowered to fit the volume's size.
+    """
+
+    sustained: Rate
+    burst: Rate | None = None
+    credit: int | None = None
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: Limits) -> Limits:
+        burst = (self.burst or self.sustained) + (other.burst or other.sustained) if self.burst or other.burst else None
+        return Limits(self.sustained + other.sustained, burst, _both(self.credit, other.credit), tuple(dict.fromkeys(self.notes + other.notes)))
+
+    def __str__(self) -> str:
+        if self.burst is None:
+            return str(self.sustained)
+        how = "bursting at any time, metered" if self.credit is None else f"bursting on a credit of {self.credit} I/Os"
+        return f"{self.sustained}, {how}, to {self.burst}"
+
+
+def _sum(first: int | None, second: int | None) -> int | None:
+    return None if first is None or second is None else first + second
+
+
+def _both(first: int | None, second: int | None) -> int | None:
+    return None if first is None and second is None else (first or 0) + (second or 0)
