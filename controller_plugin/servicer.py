@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import grpc
 
-from controller_plugin.volumes import LARGEST_VOLUME, CreateRequest, Volumes
+from controller_plugin.volumes import CreateRequest, Volumes
 from csi.errors import InvalidParameter, NoSpace
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
@@ -14,8 +14,7 @@ from csi.registry.volume import VolumeRecord
 from csi.rpc import patience, require
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
-from csi.spec.parameters import parse, parse_mutable
-from csi.spec.performance import Performance
+from csi.spec.parameters import LARGEST_VOLUME, check_mutable, parse, parse_mutable
 
 _RPC = pb.ControllerServiceCapability.RPC
 _CAPABILITIES = (
@@ -123,7 +122,7 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     def ControllerModifyVolume(self, request: pb.ControllerModifyVolumeRequest, context: grpc.ServicerContext) -> pb.ControllerModifyVolumeResponse:
         """Change performance keys of a live volume."""
         require(request, "volume_id")
-        parse_mutable(request.mutable_parameters, Performance())
+        check_mutable(request.mutable_parameters)
         self._volumes.modify(request.volume_id, request.mutable_parameters)
         return pb.ControllerModifyVolumeResponse()
 

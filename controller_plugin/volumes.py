@@ -14,13 +14,11 @@ from csi.locks import KeyedLocks
 from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
-from csi.spec.parameters import VolumeParameters, canonical_keys, names_a_source, parse, parse_mutable
+from csi.spec.parameters import LARGEST_VOLUME, VolumeParameters, canonical_keys, names_a_source, parse, parse_mutable
 from csi.spec.performance import Performance, whole_gib
 from csi.waiting import Patience
 from csi.worker.resolving import Resolver
 
-# EROFS counts 4 KiB blocks in 32 bits.
-LARGEST_VOLUME = 2**32 * 4096
 _MAX_NAME = 128
 _TOKEN_PREFIX = "after:"
 

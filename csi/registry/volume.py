@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from csi.spec.cache import CacheSpec
-from csi.spec.parameters import VolumeParameters, parse
+from csi.spec.parameters import VolumeParameters, parse_kept
 from csi.spec.performance import Performance
 
 FORMAT = 1
@@ -47,13 +47,13 @@ class VolumeRecord:
         """The record that `encode` wrote; raises ValueError for another format, KeyError or TypeError for a damaged one."""
         if kept["format"] != FORMAT:
             raise ValueError(f"format {kept['format']}, this driver reads {FORMAT}")
-        context = parse(kept["context"])  # type: ignore[arg-type]
+        context = parse_kept(kept["context"])  # type: ignore[arg-type]
         if context.manifest_digest is None or context.capacity_bytes is None:
             raise ValueError("the digest or the capacity is missing")
         own = {key: kept[key] for key in ("id", "name", "content_bytes", "cloned_from", "created")}
         return VolumeRecord(
             **own,  # type: ignore[arg-type]
-            asked=parse(kept["asked"]).spec,  # type: ignore[arg-type]
+            asked=parse_kept(kept["asked"]).spec,  # type: ignore[arg-type]
             spec=context.spec,
             digest=context.manifest_digest,
             capacity_bytes=context.capacity_bytes,

@@ -14,17 +14,27 @@ from dataclasses import dataclass
 from csi.errors import InvalidParameter
 from csi.spec import nfs_options, performance
 from csi.spec.cache import REPO_SOURCES, CacheSpec, HubSpec, NasSpec, split_list
-from csi.spec.performance import Performance, boolean, integer
+from csi.spec.performance import GIB, Performance, boolean, integer, quantity, whole_gib
 from csi.spec.shown import shown
 
 _HUB_KEYS = ("repoSource", "repoId", "revision", "allowPatterns", "ignorePatterns")
 _NAS_KEYS = ("server", "path", "vers", "options", "share", "subDir", "mountOptions", "uid", "gid")
-_VOLUME_KEYS = ("type", "preserveOwnership", "writerAccessModes", "manifestDigest", "capacityBytes", *performance.KEYS)
-_KNOWN = {key.lower(): key for key in (*_HUB_KEYS, *_NAS_KEYS, *_VOLUME_KEYS)} | {"bursting": "burstingEnabled"}
+_VOLUME_KEYS = ("type", "preserveOwnership", "writerAccessModes", "size", "manifestDigest", "capacityBytes", *performance.KEYS)
+# Other spellings: short ones, and the annotations of ECI pods.
+_ALIASES = {
+    "pl": "performanceLevel",
+    "bursting": "burstingEnabled",
+    "k8s.aliyun.com/eci-data-cache-pl": "performanceLevel",
+    "k8s.aliyun.com/eci-data-cache-provisionediops": "provisionedIops",
+    "k8s.aliyun.com/eci-data-cache-burstingenabled": "burstingEnabled",
+}
+_KNOWN = {key.lower(): key for key in (*_HUB_KEYS, *_NAS_KEYS, *_VOLUME_KEYS)} | _ALIASES
 _SECRET_KEYS = frozenset(("accesstoken", "token", "hftoken", "hf_token", "password", "secretkey", "akid", "aksecret", "otheropts", "securitytoken"))
 # Kubernetes adds these to parameters and contexts by itself.
 FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
 _MAX_VALUE = 4096
+# EROFS counts 4 KiB blocks in 32 bits.
+LARGEST_VOLUME = 2**32 * 4096
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?\]?")
 _REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
@@ -38,7 +48,8 @@ class VolumeParameters:
     """What one set of flat parameters asks for.
 
     `downgrade_writers`: writer access modes are accepted and mounted read-only all the same. `manifest_digest` (64
-    hex digits) and `capacity_bytes` are set in the contexts that a controller wrote, None elsewhere.
+    hex digits) and `capacity_bytes` are set in the contexts that a controller wrote, None elsewhere. `size_bytes`
+    (whole GiB) is the least capacity of a volume without a claim, None where it was not said.
     """
 
     spec: CacheSpec
@@ -46,6 +57,7 @@ class VolumeParameters:
     downgrade_writers: bool = False
     manifest_digest: str | None = None
     capacity_bytes: int | None = None
+    size_bytes: int | None = None
 
     def to_context(self) -> dict[str, str]:
         """The volume context: flat parameters that parse to an equal object."""
@@ -56,6 +68,8 @@ class VolumeParameters:
             extra["manifestDigest"] = self.manifest_digest
         if self.capacity_bytes is not None:
             extra["capacityBytes"] = str(self.capacity_bytes)
+        if self.size_bytes is not None:
+            extra["size"] = f"{self.size_bytes // GIB}Gi"
         return extra
 
 
@@ -64,6 +78,13 @@ def parse(parameters: Mapping[str, str], mount_flags: Iterable[str] = ()) -> Vol
 
     Raises InvalidParameter that names the key, what is wrong with its value and what would be right.
     """
+    asked = parse_kept(parameters, mount_flags)
+    asked.performance.check()
+    return asked
+
+
+def parse_kept(parameters: Mapping[str, str], mount_flags: Iterable[str] = ()) -> VolumeParameters:
+    """As `parse`, for what was accepted once: performance keys need not agree, as 0.1.0 did not ask it of them."""
     values = canonical_keys(parameters)
     flags = [flag for item in mount_flags for flag in item.split(",") if flag]
     source = _SOURCES[_source_kind(values)](values, flags)
@@ -77,16 +98,28 @@ def parse(parameters: Mapping[str, str], mount_flags: Iterable[str] = ()) -> Vol
         modes == "downgrade",
         _digest(values.get("manifestDigest")),
         None if capacity is None else integer("capacityBytes", capacity, 0, 2**62),
+        _size(values.get("size", "")),
     )
 
 
 def parse_mutable(parameters: Mapping[str, str], base: Performance) -> Performance:
-    """`base` changed by mutable parameters (VolumeAttributesClass); only performance keys are known there."""
+    """`base` changed by mutable parameters (VolumeAttributesClass); raises InvalidParameter as `check_mutable`, and where the keys disagree then."""
+    changed = base.changed(_mutable(parameters))
+    changed.check()
+    return changed
+
+
+def check_mutable(parameters: Mapping[str, str]) -> None:
+    """Raise InvalidParameter for mutable parameters that fit no volume: only performance keys are known there, each with values of its own."""
+    Performance().changed(_mutable(parameters))
+
+
+def _mutable(parameters: Mapping[str, str]) -> dict[str, str]:
     values = canonical_keys(parameters)
     for key in values:
         if key not in performance.KEYS:
             raise InvalidParameter(f"{key} cannot be changed on a volume; only {', '.join(performance.KEYS)} can")
-    return base.changed(values)
+    return values
 
 
 def names_a_source(parameters: Mapping[str, str]) -> bool:
@@ -221,6 +254,11 @@ def _digest(text: str | None) -> str | None:
     if text is not None and not _DIGEST.fullmatch(text):
         raise InvalidParameter(f"manifestDigest is {shown(text)}; it is 64 hex digits that the controller wrote, leave it as it was or remove it")
     return text
+
+
+def _size(text: str) -> int | None:
+    """Bytes in whole GiB; a bare number is GiB, as in ECI."""
+    return whole_gib(quantity("size", text, 1, LARGEST_VOLUME, "Gi")) if text else None
 
 
 _SOURCES: dict[str, Callable[[Mapping[str, str], list[str]], HubSpec | NasSpec]] = {"hub": _hub, "nas": _nas}

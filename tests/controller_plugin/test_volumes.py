@@ -245,10 +245,10 @@ def test_a_clone_takes_keys_of_its_own_in_any_case(controller: Controller) -> No
 
 
 def test_modifying_changes_the_keys_it_names_and_keeps_the_others(controller: Controller) -> None:
-    made = controller.create(mutable={"performanceLevel": "PL1", "provisionedIops": "100"})
+    made = controller.create(mutable={"performanceLevel": "AutoPL", "provisionedIops": "100"})
     assert controller.volumes.modify(made.id, {}).performance == made.performance
     changed = controller.volumes.modify(made.id, {"burstingEnabled": "true", "provisionedIops": "200"})
-    assert changed.performance == Performance("PL1", 200, True) and controller.volumes.get(made.id) == changed
+    assert changed.performance == Performance("AutoPL", 200, True) and controller.volumes.get(made.id) == changed
     for bad in ({"repoId": "x"}, {"provisionedIops": "many"}, {"unknown": "x"}):
         with pytest.raises(InvalidParameter):
             controller.volumes.modify(made.id, bad)

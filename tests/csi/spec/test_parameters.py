@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from csi.errors import InvalidParameter
 from csi.spec import parameters
 from csi.spec.cache import REPO_SOURCES, CacheSpec, HubSpec, NasSpec, is_commit, join_list, split_list
+from csi.spec.limits import IO_SIZE
 from csi.spec.parameters import VolumeParameters, canonical_keys, names_a_source, parse, parse_mutable
-from csi.spec.performance import LEVELS, Performance
+from csi.spec.performance import GIB, LEVELS, Performance
 
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 NAS = {"server": "nas.example.com", "path": "/share"}
@@ -178,9 +179,9 @@ def test_keys_that_kubernetes_adds_are_passed_over() -> None:
 
 
 def test_mutable_parameters_change_what_they_name_and_keep_the_rest() -> None:
-    base = Performance("PL1", 500, True)
+    base = Performance("AutoPL", 500, True)
     assert parse_mutable({}, base) == base
-    assert parse_mutable({"PROVISIONEDIOPS": "2000"}, base) == Performance("PL1", 2000, True)
+    assert parse_mutable({"PROVISIONEDIOPS": "2000"}, base) == Performance("AutoPL", 2000, True)
     assert parse_mutable({"bursting": "False", "performanceLevel": "autopl"}, base) == Performance("AutoPL", 500, False)
     with pytest.raises(InvalidParameter, match="repoId cannot be changed"):
         parse_mutable({"repoId": "a/b"}, base)
@@ -218,7 +219,14 @@ shares = st.builds(
     st.integers(0, 2**32 - 2),
     st.integers(0, 2**32 - 2),
 )
-performances = st.builds(Performance, st.none() | st.sampled_from(LEVELS), st.none() | st.integers(1, 1_000_000), st.none() | st.booleans())
+counts = st.integers(1, 10**6)
+performances = (
+    st.just(Performance())
+    | st.builds(Performance, st.none() | st.just("AutoPL"), st.none() | counts, st.none() | st.booleans())
+    | st.builds(Performance, st.sampled_from(LEVELS), bursting=st.none() | st.just(False), burst_iops=counts, burst_credit=counts)
+    | st.builds(Performance, read_iops=counts, read_bandwidth=st.none() | st.integers(IO_SIZE, 2**50))
+    | st.builds(Performance, read_iops=st.integers(1, 5), burst_iops=st.integers(6, 10**9), burst_credit=st.integers(1, 10**12))
+)
 volumes = st.builds(
     VolumeParameters,
     st.builds(CacheSpec, hubs | shares, st.booleans()),
@@ -226,6 +234,7 @@ volumes = st.builds(
     st.booleans(),
     st.none() | st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
     st.none() | st.integers(0, 2**62),
+    st.none() | st.integers(1, 2**14).map(lambda gib: gib * GIB),
 )
 
 
