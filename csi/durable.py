@@ -5,6 +5,7 @@ A record is a JSON object with its format version under "format".
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
@@ -17,6 +18,9 @@ from csi.errors import DataCacheError
 KEY_BYTES = 32
 TEMP_SUFFIX = ".tmp"
 """What the names of unfinished files end in; a start may remove them."""
+# From <linux/fcntl.h> and <linux/fs.h>; a C library without the function renames as ever.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+_renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
 
 
 def sync_folder(folder: Path) -> None:
@@ -58,6 +62,17 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put a file of exactly `text` at `path`: whole at any time, but not on disk yet when this returns; raises OSError."""
+    temp = path.with_name(f".{uuid.uuid4().hex}{TEMP_SUFFIX}")
+    temp.write_text(text)
+    # A plain rename over a file makes ext4 write the new one out first, behind all that a fill has queued.
+    if _renameat2 is None or _renameat2(_AT_FDCWD, bytes(temp), _AT_FDCWD, bytes(path), _RENAME_EXCHANGE) != 0:
+        temp.rename(path)
+    else:
+        temp.unlink()
 
 
 def secret_key(path: Path) -> bytes:

@@ -6,21 +6,18 @@ outlive a reboot, so records need to be whole (they are renamed into place) but 
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from csi import durable
+
 _FORMAT = 1
-# From <linux/fcntl.h> and <linux/fs.h>; a C library without the function renames as ever.
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-_renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,180}")
 
 
@@ -85,9 +82,7 @@ class VolumeRecords:
         if not volume.paths:
             path.unlink(missing_ok=True)
             return
-        temporary = self._folder / f".{uuid.uuid4().hex}.tmp"
-        temporary.write_text(json.dumps({"format": _FORMAT, **asdict(volume)}))
-        _put_in_place(temporary, path)
+        durable.replace_text(path, json.dumps({"format": _FORMAT, **asdict(volume)}))
 
     def all(self) -> Iterator[NodeVolume]:
         """Every readable record; what a killed plugin left half-written is removed on the way."""
@@ -102,14 +97,6 @@ class VolumeRecords:
         plain = _PLAIN_ID.fullmatch(volume_id) and not volume_id.startswith("hashed-")
         name = volume_id if plain else "hashed-" + hashlib.sha256(volume_id.encode()).hexdigest()
         return self._folder / f"{name}.json"
-
-
-def _put_in_place(temporary: Path, path: Path) -> None:
-    """Rename, but without what ext4 does when a file is replaced: it writes the new one out first, behind all that a fill has queued."""
-    if _renameat2 is None or _renameat2(_AT_FDCWD, bytes(temporary), _AT_FDCWD, bytes(path), _RENAME_EXCHANGE) != 0:
-        temporary.rename(path)
-    else:
-        temporary.unlink()
 
 
 def _read(path: Path) -> NodeVolume | None:

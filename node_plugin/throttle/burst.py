@@ -1,0 +1,89 @@
+"""What bursting costs: I/O above the sustained limit, taken from a credit or only metered. Pure; time comes from the caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from csi.spec.limits import IO_SIZE, Limits, Rate
+from node_plugin.throttle.hierarchy import Count
+
+# An empty credit opens the burst again when it allows one this long: every change of a limit lets some I/O through.
+_LEAST_BURST_SECONDS = 0.2
+# I/O that came too late to be stopped is a debt of at most this long a burst: where each container holds the limit by itself, it would grow for ever.
+_MOST_DEBT_SECONDS = 1.0
+# A credit that the next look would find used up within this time counts as used up.
+_NOTHING_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Burst:
+    """`credit` in I/Os left (None where limits have none; below 0 after I/O that the last look came too late for), `open` whether the burst cap is
+    the limit, `metered` the I/Os above the sustained limit so far.
+    """
+
+    credit: float | None = None
+    open: bool = False
+    metered: float = 0.0
+
+    @staticmethod
+    def begin(limits: Limits) -> Burst:
+        """A full credit."""
+        return Burst(limits.credit, limits.burst is not None)
+
+    def under(self, limits: Limits) -> Burst:
+        """The same burst when its limits change: a credit that was not there before is full, one that was keeps what it has."""
+        if limits.credit is None:
+            return replace(self, credit=None, open=limits.burst is not None)
+        if self.credit is None:
+            return replace(Burst.begin(limits), metered=self.metered)
+        return replace(self, credit=min(self.credit, limits.credit))
+
+    def after(self, limits: Limits, used: Count, seconds: float) -> Burst:
+        """The burst `seconds` later, when `used` was read meanwhile."""
+        if limits.burst is None:
+            return self
+        above = excess(limits.sustained, used, seconds)
+        metered = self.metered + max(0.0, above)
+        if limits.credit is None or self.credit is None:
+            return replace(self, metered=metered)
+        credit = max(min(limits.credit, self.credit - above), -most_drain(limits) * _MOST_DEBT_SECONDS)
+        return Burst(credit, self._stays_open(limits, credit), metered)
+
+    def _stays_open(self, limits: Limits, credit: float) -> bool:
+        drain = most_drain(limits)
+        if self.open:
+            return credit > drain * _NOTHING_SECONDS
+        return credit >= min(limits.credit or 0, drain * _LEAST_BURST_SECONDS)
+
+    def at_rest(self, limits: Limits | None) -> bool:
+        """Whether time without reads changes nothing."""
+        return limits is None or limits.credit is None or self.credit == limits.credit
+
+    def rate(self, limits: Limits) -> Rate:
+        """The limit in force."""
+        return limits.burst if limits.burst and self.open else limits.sustained
+
+    def look_again(self, limits: Limits) -> float:
+        """Seconds in which an open credit cannot be used up, since the burst cap holds; infinite without a credit."""
+        if self.credit is None or not self.open:
+            return float("inf")
+        return max(self.credit / most_drain(limits), _NOTHING_SECONDS)
+
+
+def excess(sustained: Rate, used: Count, seconds: float) -> float:
+    """I/Os by which `used` is above (below 0: under) the sustained limit; bytes count as I/Os of 16 KiB, as ESSD counts them."""
+    over = [] if sustained.iops is None else [used.ios - sustained.iops * seconds]
+    if sustained.bytes_per_second is not None:
+        over.append((used.bytes - sustained.bytes_per_second * seconds) / IO_SIZE)
+    return max(over, default=0.0)
+
+
+def most_drain(limits: Limits) -> float:
+    """I/Os a second that a burst takes from the credit at most; at least 1."""
+    burst, sustained = limits.burst or limits.sustained, limits.sustained
+    drains = [1.0]
+    if burst.iops is not None and sustained.iops is not None:
+        drains.append(float(burst.iops - sustained.iops))
+    if burst.bytes_per_second is not None and sustained.bytes_per_second is not None:
+        drains.append((burst.bytes_per_second - sustained.bytes_per_second) / IO_SIZE)
+    return max(drains)

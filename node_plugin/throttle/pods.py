@@ -1,0 +1,85 @@
+"""Where kubelet keeps the cgroup of a pod, with either cgroup driver, at any depth.
+
+cgroupfs: `kubepods/[burstable|besteffort/]pod<uid>`; systemd: `kubepods.slice/[kubepods-burstable.slice/]
+kubepods-burstable-pod<uid with underscores>.slice`, each name with its parent's as prefix (kubelet, pkg/kubelet/cm).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+_KUBEPODS = re.compile(r"(?:.*-)?kubepods(?:\.slice)?")
+_QOS = re.compile(r"burstable|besteffort|guaranteed|.*kubepods-(?:burstable|besteffort|guaranteed)\.slice")
+_UID = re.compile(r"[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*")
+_TARGET = re.compile(r"/pods/([^/]+)/volumes/")
+# kubelet in a container of a container runtime that is in a slice of its own: /docker.slice/docker-<id>.scope/kubelet/kubepods.
+_DEPTH = 6
+
+
+def pod_uid(target: Path, said: str = "") -> str:
+    """The uid of the pod that a target path is for, else `said`; "" for none and for what is no uid: it becomes part of a path."""
+    found = _TARGET.search(str(target))
+    uid = found[1] if found else said
+    return uid if _UID.fullmatch(uid) and len(uid) <= 64 else ""
+
+
+class PodCgroups:
+    """Looks for the cgroups of pods below `root`."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._parents: list[Path] = []
+
+    def find(self, uid: str) -> Path | None:
+        """The folder of the pod's cgroup below the folders of kubelet that are known, None where it is not there (yet)."""
+        return next((path for parent in self._parents if (path := _pod_folder(parent, uid)).is_dir()), None)
+
+    def look_around(self) -> None:
+        """Learn kubelet's folders anew."""
+        self._parents = [folder for kubepods in _kubepods(self._root, _DEPTH) for folder in (kubepods, *_qos_folders(kubepods))]
+
+    @property
+    def parents(self) -> list[Path]:
+        """The known folders that hold pods' cgroups."""
+        return self._parents
+
+    def places_to_watch(self) -> set[Path]:
+        """The folders in which a pod's cgroup, or a folder on the way to it, may appear."""
+        return {folder for parent in self._parents for folder in (parent, *parent.parents) if folder.is_relative_to(self._root)} | {self._root}
+
+
+def _pod_folder(parent: Path, uid: str) -> Path:
+    if parent.name.endswith(".slice"):
+        return parent / f"{parent.name.removesuffix('.slice')}-pod{uid.replace('-', '_')}.slice"
+    return parent / f"pod{uid}"
+
+
+def _kubepods(folder: Path, depth: int) -> Iterator[Path]:
+    for child in folders_in(folder):
+        if _KUBEPODS.fullmatch(child.name):
+            yield child
+        elif depth > 1:
+            yield from _kubepods(child, depth - 1)
+
+
+def _qos_folders(kubepods: Path) -> list[Path]:
+    return [child for child in folders_in(kubepods) if _QOS.fullmatch(child.name)]
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders directly in `folder`, by name; none where it is gone."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
+def tree(folder: Path) -> Iterator[Path]:
+    """`folder` and every folder below it."""
+    yield folder
+    for child in folders_in(folder):
+        yield from tree(child)

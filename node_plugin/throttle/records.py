@@ -1,0 +1,107 @@
+"""What a node remembers of its throttles between two lives of the plugin: one small file for each (pod, device).
+
+The kernel holds the limits themselves; a record says whose they are, so that none is left behind, and what is left of a
+burst credit. Cgroups do not outlive a reboot, so records need to be whole but not to survive a power cut.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from csi import durable
+from csi.spec.limits import Limits, Rate
+from node_plugin.throttle.burst import Burst
+from node_plugin.throttle.hierarchy import Count
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """A volume's claim on the device, made by its publishing at a target."""
+
+    volume: str
+    limits: Limits
+
+
+@dataclass(frozen=True)
+class GroupRecord:
+    """The claims (by target path) of the pod `pod` (its uid) on `device` ("major:minor") and the state of their burst.
+
+    `counts` are what each cgroup (by its path below the hierarchy's root) had read at the time `at` (seconds since the boot `boot`).
+    """
+
+    pod: str
+    device: str
+    claims: Mapping[str, Claimed] = field(default_factory=dict)
+    burst: Burst = field(default_factory=Burst)
+    counts: Mapping[str, Count] = field(default_factory=dict)
+    at: float = 0.0
+    boot: str = ""
+
+    @property
+    def limits(self) -> Limits:
+        """The sum of the claims, of which there is at least one."""
+        first, *more = (claim.limits for claim in self.claims.values())
+        return sum(more, first)
+
+
+class GroupRecords:
+    """The records in `folder`, one file a group."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+
+    def get(self, pod: str, device: str) -> GroupRecord | None:
+        """The record of a group; None where there is none, or only a damaged one."""
+        return _read(self._path(pod, device))
+
+    def put(self, record: GroupRecord) -> None:
+        """Write the record; one without claims is removed."""
+        path = self._path(record.pod, record.device)
+        if record.claims:
+            durable.replace_text(path, json.dumps({"format": _FORMAT, **asdict(record)}))
+        else:
+            path.unlink(missing_ok=True)
+
+    def all(self) -> Iterator[GroupRecord]:
+        """Every readable record; what is none is removed on the way."""
+        for path in sorted(self._folder.iterdir()):
+            record = _read(path)
+            if record:
+                yield record
+            else:
+                path.unlink(missing_ok=True)
+
+    def _path(self, pod: str, device: str) -> Path:
+        return self._folder / f"{pod}.{device.replace(':', '-')}.json"
+
+
+def read_records(folder: Path) -> list[GroupRecord]:
+    """The readable records in `folder`, by name; the folder is only read, whoever owns it."""
+    return [record for path in sorted(folder.glob("*.json")) if (record := _read(path))]
+
+
+def _read(path: Path) -> GroupRecord | None:
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return _decoded(json.loads(path.read_text()))
+    return None
+
+
+def _decoded(kept: dict[str, Any]) -> GroupRecord:
+    if kept.pop("format") != _FORMAT:
+        raise ValueError("another format")
+    claims = {target: Claimed(claim["volume"], _limits(claim["limits"])) for target, claim in kept.pop("claims").items()}
+    counts = {path: Count(**count) for path, count in kept.pop("counts").items()}
+    return GroupRecord(**{**kept, "claims": claims, "counts": counts, "burst": Burst(**kept["burst"])})
+
+
+def _limits(kept: dict[str, Any]) -> Limits:
+    burst = None if kept["burst"] is None else Rate(**kept["burst"])
+    return Limits(Rate(**kept["sustained"]), burst, kept["credit"], tuple(kept["notes"]))

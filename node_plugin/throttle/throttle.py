@@ -1,0 +1,216 @@
+"""Limits on what pods read from volumes: from before a pod's containers start until the volume is taken away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from csi.errors import DataCacheError, UnsupportedByNode
+from csi.spec.limits import Limits, Rate
+from node_plugin.throttle.burst import Burst
+from node_plugin.throttle.diskstats import reads_by_device
+from node_plugin.throttle.group import Claim, Group
+from node_plugin.throttle.hierarchy import Hierarchy
+from node_plugin.throttle.keeper import Keeper, Reads
+from node_plugin.throttle.records import GroupRecord, GroupRecords
+
+log = logging.getLogger("datacache.throttle")
+
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+NO_POD = "no pod is known for the path: neither does it hold pods/<uid>/volumes, nor does the context name csi.storage.k8s.io/pod.uid"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The volume `volume` at the path `target`, in the pod `pod` (its uid, "" where none is known), read from `device` ("major:minor").
+
+    `ask` gives its limits at any time, None for none; it may raise InvalidParameter.
+    """
+
+    volume: str
+    target: str
+    pod: str
+    device: str
+    ask: Callable[[], Limits | None]
+
+
+@dataclass(frozen=True)
+class Held:
+    """What holds for a volume at a path.
+
+    `limits` are its own; `rate`, `together` and `burst` those of its pod on that device; `problem` is why none is in
+    force, "" where one is; `each_container` whether each container of the pod holds the limit by itself.
+    """
+
+    volume: str
+    limits: Limits
+    rate: Rate
+    together: Limits | None
+    burst: Burst
+    problem: str = ""
+    each_container: bool = False
+
+
+def boot_seconds() -> float:
+    """Seconds since boot, suspended time included."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+class Throttle:
+    """The limits of this node's volumes. Thread-safe.
+
+    `hierarchy` is what can throttle, or the error that says why nothing can; `required` refuses volumes whose limits cannot be held.
+    """
+
+    def __init__(
+        self,
+        hierarchy: Hierarchy | UnsupportedByNode,
+        records: GroupRecords,
+        required: bool = False,
+        reads: Reads = reads_by_device,
+        now: Callable[[], float] = boot_seconds,
+    ) -> None:
+        self._records, self._required, self._now = records, required, now
+        self._boot = _BOOT_ID.read_text().strip()
+        self._guard = threading.RLock()
+        self._groups: dict[tuple[str, str], Group] = {}
+        self._targets: dict[str, Group] = {}
+        self._missing = str(hierarchy) if isinstance(hierarchy, UnsupportedByNode) else ""
+        self._keeper = (
+            None if isinstance(hierarchy, UnsupportedByNode) else Keeper(hierarchy, self._groups.values(), self._guard, reads, now, self._save)
+        )
+
+    def hold(self, *wanted: Wanted) -> None:
+        """Put the limits of all of `wanted` in force, at once; what is held already is renewed.
+
+        Raises UnsupportedByNode, holding none of them, where limits are required and known to be impossible; what `ask` raises.
+        """
+        with self._guard:
+            try:
+                groups = {id(group): group for group in map(self._claim, wanted)}
+                for group in groups.values():
+                    self._settle(group)
+                self._refuse([group for group in groups.values() if group.limits])
+            except DataCacheError:
+                self.release(*(one.target for one in wanted))
+                raise
+
+    def _claim(self, wanted: Wanted) -> Group:
+        limits = wanted.ask()
+        key = (wanted.pod, wanted.device)
+        if self._targets.get(wanted.target) not in (None, self._groups.get(key)):
+            self.release(wanted.target)
+        group = self._groups.get(key) or self._begun(*key)
+        group.claims[wanted.target] = Claim(wanted.volume, wanted.ask, limits)
+        self._targets[wanted.target] = group
+        return group
+
+    def _begun(self, pod: str, device: str) -> Group:
+        group = self._groups[pod, device] = Group(pod, device)
+        known = self._records.get(pod, device) if pod else None
+        if known and known.boot == self._boot and self._keeper:
+            group.restore(known, self._keeper.hierarchy.root)
+        return group
+
+    def _settle(self, group: Group) -> None:
+        changed = group.settle(self._now())
+        if group.limits or changed:
+            self._enforce(group)
+        if changed:
+            fields = {"pod": group.pod, "device": group.device, "volumes": sorted(claim.volume for claim in group.claims.values())}
+            log.info("limits", extra={"fields": {**fields, "limits": group.limits or "none", "in force": not group.problem, "reason": group.problem}})
+
+    def _enforce(self, group: Group) -> None:
+        """The record first: what a killed plugin leaves in the kernel must be known to the next."""
+        if self._keeper is None or not group.pod:
+            group.problem = self._missing or NO_POD
+            return
+        if group.limits:
+            self._save(group)
+        self._keeper.apply(group)
+        self._save(group)
+
+    def _save(self, group: Group) -> None:
+        if self._keeper and group.pod:
+            group.saved = self._now()
+            self._records.put(group.record(self._keeper.hierarchy.root, self._boot))
+
+    def _refuse(self, groups: list[Group]) -> None:
+        for group in groups:
+            if self._required and group.problem and not group.waits:
+                advice = "remove its performance keys, or --require-throttle from the node plugin"
+                raise UnsupportedByNode(f"the volume's limits cannot be held: {group.problem}; {advice}")
+
+    def release(self, *targets: str) -> None:
+        """Take the limits of what was shown at `targets` out of force; one that holds nothing is no error."""
+        with self._guard:
+            for target in targets:
+                group = self._targets.pop(target, None)
+                if group is None:
+                    continue
+                claim = group.claims.pop(target)
+                self._say_metered(claim, group)
+                self._settle(group)
+                if not group.claims:
+                    del self._groups[group.pod, group.device]
+
+    def _say_metered(self, claim: Claim, group: Group) -> None:
+        if group.burst.metered >= 1:
+            fields = {"volume": claim.volume, "pod": group.pod, "device": group.device, "ios": round(group.burst.metered)}
+            log.info("burst I/O metered", extra={"fields": fields})
+
+    def renew(self, volume: str) -> None:
+        """Ask for the limits of a volume again, wherever it is shown; limits that cannot be had leave the old ones in force."""
+        with self._guard:
+            for group in list(self._groups.values()):
+                claims = [claim for claim in group.claims.values() if claim.volume == volume]
+                try:
+                    for claim in claims:
+                        claim.renew()
+                except DataCacheError as error:
+                    log.warning("limits not renewed", extra={"fields": {"volume": volume, "reason": error}})
+                if claims:
+                    self._settle(group)
+
+    def held(self, target: str) -> Held | None:
+        """What holds for the volume at `target`, None for one without limits."""
+        with self._guard:
+            group = self._targets.get(target)
+            return _held(group, group.claims[target], self._keeper) if group else None
+
+    def all_held(self) -> list[Held]:
+        """What holds for every volume with limits at every path."""
+        with self._guard:
+            groups = list(self._groups.values())
+            return [held for group in groups for claim in group.claims.values() if (held := _held(group, claim, self._keeper))]
+
+    def sweep(self) -> None:
+        """Take out of force what a former life of the plugin left, of pods that show no volume with limits any more."""
+        with self._guard:
+            for record in list(self._records.all()):
+                if (record.pod, record.device) not in self._groups:
+                    self._clear(record)
+
+    def _clear(self, record: GroupRecord) -> None:
+        if self._keeper and record.boot == self._boot:
+            self._keeper.apply(Group(record.pod, record.device))
+        self._records.put(GroupRecord(record.pod, record.device))
+
+    def close(self) -> None:
+        """Stop keeping; limits stay in force."""
+        if self._keeper:
+            self._keeper.close()
+
+
+def _held(group: Group, claim: Claim, keeper: Keeper | None) -> Held | None:
+    if claim.limits is None:
+        return None
+    each = keeper is not None and keeper.hierarchy.flat
+    problem = group.problem
+    if not problem and group.limits is None:
+        problem = "the pod shows another volume without limits from the same device; it gets one of its own when it is staged anew"
+    return Held(claim.volume, claim.limits, group.rate, group.limits, group.burst, problem, each)

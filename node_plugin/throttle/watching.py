@@ -1,0 +1,79 @@
+"""Which cgroup folders are watched, and for whom: so that a limit is there as soon as a container is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from csi.file_events import FileEvent, FileEvents, Kind
+from node_plugin.throttle.hierarchy import Hierarchy
+from node_plugin.throttle.pods import PodCgroups, tree
+
+
+class CgroupWatch:
+    """Tells which pods a file event is about. Used by one thread."""
+
+    def __init__(self, hierarchy: Hierarchy, pods: PodCgroups, events: FileEvents) -> None:
+        self._hierarchy, self._pods, self._events = hierarchy, pods, events
+        self._pod_of: dict[Path, str] = {}
+        self._places: set[Path] = set()
+        self.missing: set[str] = set()
+        """The pods whose cgroup has not appeared yet."""
+
+    def follow(self, uid: str) -> None:
+        """Watch the pod's cgroups, or the folders where they may appear. Looking at them after this misses nothing."""
+        folder = self._pods.find(uid)
+        if folder is None:
+            self._pods.look_around()
+            folder = self._pods.find(uid)
+        self._watch_places(self._pods.places_to_watch())
+        if folder is None:
+            self.missing.add(uid)
+            return
+        self.missing.discard(uid)
+        for place in tree(folder) if self._hierarchy.flat else [folder]:
+            if place not in self._pod_of and self._events.watch(place):
+                self._pod_of[place] = uid
+
+    def _watch_places(self, places: set[Path]) -> None:
+        for place in places - self._places:
+            if self._events.watch(place):
+                self._places.add(place)
+
+    def leave(self, uid: str) -> None:
+        """Watch the pod no more."""
+        self.missing.discard(uid)
+        for place in [place for place, pod in self._pod_of.items() if pod == uid]:
+            self._forget(place)
+
+    def _forget(self, place: Path) -> None:
+        self._events.forget(place)
+        self._pod_of.pop(place, None)
+        self._places.discard(place)
+
+    def concerned(self, events: list[FileEvent], followed: set[str]) -> set[str]:
+        """The pods among `followed` to look at because of these events."""
+        found: set[str] = set()
+        for event in events:
+            found |= self._concerned(event, followed)
+        return found & followed
+
+    def _concerned(self, event: FileEvent, followed: set[str]) -> set[str]:
+        if event.kind is Kind.LOST:
+            return followed
+        if event.kind is Kind.GONE:
+            gone = self._pod_of.get(event.path)
+            self._forget(event.path)
+            return {gone} if gone else set()
+        pod = self._pod_of.get(event.folder)
+        if event.kind is Kind.WRITTEN:
+            return ({pod} if pod else followed) if event.name in self._hierarchy.watched else set()
+        if pod:
+            return {pod}
+        return self._appeared(event)
+
+    def _appeared(self, event: FileEvent) -> set[str]:
+        """Something new among or above kubelet's folders: the pods that are missing may be there now, or below it soon."""
+        if self.missing and event.folder not in self._pods.parents:
+            self._watch_places(set(tree(event.path)))
+            self._pods.look_around()
+        return set(self.missing)
