@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import re
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from csi import durable
 from csi.errors import DataCacheError, InvalidParameter
+from csi.file_events import FileEvents, Kind
 from csi.registry.volume import VolumeRecord
+
+log = logging.getLogger("datacache.registry")
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 
@@ -21,7 +27,10 @@ class DirectoryRegistry:
         self._folder = folder / "volumes"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._guard = threading.Lock()
-        self._ids = sorted(path.name.removesuffix(".json") for path in self._folder.glob("[!.]*.json"))
+        self._ids = sorted(self._kept())
+
+    def _kept(self) -> set[str]:
+        return {path.name.removesuffix(".json") for path in self._folder.glob("[!.]*.json")}
 
     def get(self, volume_id: str) -> VolumeRecord | None:
         """The record of `volume_id`; raises DataCacheError when its file is damaged."""
@@ -60,3 +69,41 @@ class DirectoryRegistry:
             start = bisect.bisect_right(self._ids, after) if after else 0
             chosen = self._ids[start : start + limit] if limit else self._ids[start:]
         return [record for record in map(self.get, chosen) if record]
+
+    @contextmanager
+    def watch(self, changed: Callable[[str], None]) -> Iterator[None]:
+        """See VolumeRegistry; raises DataCacheError where the folder is gone."""
+        with FileEvents() as events:
+            if not events.watch(self._folder):
+                raise DataCacheError(f"the registry's folder {self._folder} is gone; start the program again")
+            ended = threading.Event()
+            teller = threading.Thread(target=self._tell, args=(events, ended, changed), name="registry-watch", daemon=True)
+            teller.start()
+            try:
+                yield
+            finally:
+                ended.set()
+                events.wake()
+                teller.join()
+
+    def _tell(self, events: FileEvents, ended: threading.Event, changed: Callable[[str], None]) -> None:
+        known = self._kept()
+        while not ended.is_set():
+            heard = events.wait()
+            ids = [event.name.removesuffix(".json") for event in heard if event.kind is not Kind.WRITTEN and event.name.endswith(".json")]
+            known.update(ids)
+            if any(event.kind is Kind.LOST for event in heard):
+                known |= self._kept()
+                ids = sorted(known)
+            for volume_id in dict.fromkeys(ids):
+                if not ended.is_set():
+                    _call(changed, volume_id)
+
+
+def _call(changed: Callable[[str], None], volume_id: str) -> None:
+    try:
+        changed(volume_id)
+    except Exception as error:
+        # A foreign exception's text is not vetted for secrets.
+        reason = error if isinstance(error, DataCacheError) else type(error).__name__
+        log.error("a volume's change was not taken in", extra={"fields": {"volume": volume_id, "reason": reason}})

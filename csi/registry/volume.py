@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -76,3 +78,10 @@ class VolumeRegistry(Protocol):
 
     def page(self, after: str, limit: int) -> list[VolumeRecord]:
         """At most `limit` records whose ids sort behind `after`, in the order of their ids; `limit` 0 for all."""
+
+    def watch(self, changed: Callable[[str], None]) -> AbstractContextManager[None]:
+        """Within the block, call `changed(volume_id)` from a thread of its own soon after a record was put or deleted, by whichever process.
+
+        It may be called more often than that, and for several changes of a record at once; when the block has ended it is not
+        called any more. What `changed` raises is logged. What was put before the block is for the caller to read.
+        """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -156,6 +157,115 @@ def test_a_context_tells_a_node_all_it_needs(make: Make, tmp_path: Path) -> None
         "manifestDigest": "a" * 64,
         "capacityBytes": str(2**30),
     }
+
+
+class Told:
+    """What a watcher was called with; `next` waits for it, `fault` is raised once by the call."""
+
+    def __init__(self) -> None:
+        self.calls: queue.Queue[str] = queue.Queue()
+        self.threads: set[int] = set()
+        self.fault: Exception | None = None
+
+    def __call__(self, volume_id: str) -> None:
+        self.threads.add(threading.get_ident())
+        self.calls.put(volume_id)
+        fault, self.fault = self.fault, None
+        if fault:
+            raise fault
+
+    def until(self, volume_id: str) -> set[str]:
+        """All that was told until `volume_id` was; raises queue.Empty after half a minute of silence."""
+        told = {self.calls.get(timeout=30)}
+        while volume_id not in told:
+            told.add(self.calls.get(timeout=30))
+        return told
+
+    @property
+    def silent(self) -> bool:
+        return self.calls.empty()
+
+
+def test_a_watcher_is_told_of_what_another_puts_replaces_and_deletes(make: Make, tmp_path: Path) -> None:
+    registry, other, told = make(tmp_path), make(tmp_path), Told()
+    with registry.watch(told):
+        for writer in (other, registry):
+            writer.put(record("dc-1"))
+            told.until("dc-1")
+            writer.put(record("dc-1", performance=Performance(read_iops=9)))
+            told.until("dc-1")
+            assert registry.get("dc-1") == record("dc-1", performance=Performance(read_iops=9))
+            writer.delete("dc-1")
+            told.until("dc-1")
+            assert registry.get("dc-1") is None
+    assert threading.get_ident() not in told.threads
+
+
+def test_a_watcher_is_told_by_the_id_of_what_changed_and_of_nothing_else(make: Make, tmp_path: Path) -> None:
+    registry, told = make(tmp_path), Told()
+    registry.put(record("dc-0"))
+    with registry.watch(told):
+        make(tmp_path).put(record("dc-1"))
+        make(tmp_path).put(record("dc-2"))
+        assert told.until("dc-2") == {"dc-1", "dc-2"}
+    assert told.silent
+    make(tmp_path).put(record("dc-3"))
+    assert told.silent, "the block has ended"
+
+
+def test_several_watch_one_registry(make: Make, tmp_path: Path) -> None:
+    first, second = Told(), Told()
+    with make(tmp_path).watch(first), make(tmp_path).watch(second):
+        make(tmp_path).put(record("dc-1"))
+        first.until("dc-1")
+        second.until("dc-1")
+
+
+def test_a_watcher_that_fails_is_told_of_the_next_change_all_the_same(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    registry, told = make(tmp_path), Told()
+    told.fault = RuntimeError("s3cr3t")
+    with registry.watch(told):
+        for volume_id in ("dc-1", "dc-2"):
+            registry.put(record(volume_id))
+            told.until(volume_id)
+    logged = [getattr(line, "fields", {}) for line in caplog.records]
+    assert logged == [{"volume": "dc-1", "reason": "RuntimeError"}] and "s3cr3t" not in caplog.text
+
+
+def test_a_watcher_whose_events_were_lost_is_told_of_every_volume(tmp_path: Path) -> None:
+    """A watcher that is held up longer than the kernel keeps events for it is then told of what is there and of what it knew."""
+    most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
+    registry, told, held = DirectoryRegistry(tmp_path), Told(), threading.Event()
+    for volume_id in ("dc-gone", "dc-kept"):
+        registry.put(record(volume_id))
+
+    def slow(volume_id: str) -> None:
+        told(volume_id)
+        assert held.wait(60)
+
+    with registry.watch(slow):
+        registry.put(record("dc-first"))
+        told.until("dc-first")
+        for number in range(most // 2 + 2):
+            (tmp_path / "volumes" / f"{number % 2}").mkdir()
+            (tmp_path / "volumes" / f"{number % 2}").rmdir()
+        registry.delete("dc-gone")
+        registry.put(record("dc-new"))
+        held.set()
+        assert [told.calls.get(timeout=30) for _ in range(4)] == ["dc-first", "dc-gone", "dc-kept", "dc-new"]
+
+
+def test_a_registry_whose_folder_is_gone_cannot_be_watched(tmp_path: Path) -> None:
+    registry = DirectoryRegistry(tmp_path)
+    (tmp_path / "volumes").rmdir()
+    with pytest.raises(DataCacheError, match="is gone"), registry.watch(Told()):
+        pass
+
+
+def test_a_record_of_0_1_0_whose_performance_keys_disagree_is_still_read(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    registry.put(record("dc-1", performance=Performance("PL1", 7, True)))
+    assert registry.page("", 0) == [record("dc-1", performance=Performance("PL1", 7, True))]
 
 
 DAMAGE = [
