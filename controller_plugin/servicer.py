@@ -14,7 +14,8 @@ from csi.registry.volume import VolumeRecord
 from csi.rpc import patience, require
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
-from csi.spec.parameters import LARGEST_VOLUME, check_mutable, parse, parse_mutable
+from csi.spec.parameters import LARGEST_VOLUME, canonical_keys, check_mutable, parse, parse_mutable
+from csi.spec.performance import Performance, limits
 
 _RPC = pb.ControllerServiceCapability.RPC
 _CAPABILITIES = (
@@ -82,11 +83,7 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
         require(request, "volume_id", "volume_capabilities")
         record = self._volumes.get(request.volume_id)
         try:
-            for mode in modes(request.volume_capabilities):
-                access_modes.check(mode, record.downgrade_writers)
-            if request.volume_context and parse(request.volume_context).spec != record.spec:
-                raise InvalidParameter(f"volume_context names another source than {record.spec.source.shown}")
-            parse_mutable(request.mutable_parameters, record.performance)
+            _check_asked(request, record)
         except InvalidParameter as error:
             return pb.ValidateVolumeCapabilitiesResponse(message=str(error))
         confirmed = pb.ValidateVolumeCapabilitiesResponse.Confirmed(
@@ -136,6 +133,17 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
         if record.cloned_from:
             volume.content_source.volume.volume_id = record.cloned_from
         return volume
+
+
+def _check_asked(request: pb.ValidateVolumeCapabilitiesRequest, record: VolumeRecord) -> None:
+    """Raise InvalidParameter, saying why, where the volume is not what the request takes it for or cannot become it."""
+    for mode in modes(request.volume_capabilities):
+        access_modes.check(mode, record.downgrade_writers)
+    if request.volume_context and parse(request.volume_context).spec != record.spec:
+        raise InvalidParameter(f"volume_context names another source than {record.spec.source.shown}")
+    for words in (request.volume_context, request.parameters):
+        limits(Performance().changed(canonical_keys(words)), record.capacity_bytes)
+    limits(parse_mutable(request.mutable_parameters, record.performance), record.capacity_bytes)
 
 
 def modes(capabilities: Iterable[pb.VolumeCapability]) -> list[AccessMode]:

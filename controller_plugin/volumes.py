@@ -15,7 +15,7 @@ from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.parameters import LARGEST_VOLUME, VolumeParameters, canonical_keys, names_a_source, parse, parse_mutable
-from csi.spec.performance import Performance, whole_gib
+from csi.spec.performance import Performance, limits, whole_gib
 from csi.waiting import Patience
 from csi.worker.resolving import Resolver
 
@@ -49,7 +49,8 @@ class Volumes:
         """Pin the source and record the volume; the same name and request again give the same record.
 
         Raises InvalidParameter, AlreadyExists (the name stands for something else), OutOfRange (content over
-        `limit_bytes`), VolumeNotFound (clone of a volume that is not), Busy, and the errors of a Source.
+        `limit_bytes`), VolumeNotFound (clone of a volume that is not), Busy, and the errors of a Source. Performance
+        keys out of the range of the capacity that the volume gets are InvalidParameter.
         """
         if not request.name or len(request.name) > _MAX_NAME:
             raise InvalidParameter(f"name has {len(request.name)} characters; it has 1 to {_MAX_NAME}")
@@ -77,6 +78,8 @@ class Volumes:
         if original and parsed.spec not in (original.asked, original.spec):
             held = original.spec.source.shown
             raise InvalidParameter(f"the parameters name {parsed.spec.source.shown}, the volume to clone holds {held}; make them agree")
+        if parsed.size_bytes is not None:
+            raise InvalidParameter("size is for volumes without a claim; remove it and ask for the size in the PVC (spec.resources.requests.storage)")
         for mode in request.modes:
             access_modes.check(mode, parsed.downgrade_writers)
         return replace(parsed, performance=parse_mutable(request.mutable, parsed.performance))
@@ -90,13 +93,15 @@ class Volumes:
         found = self._resolver.resolve(volume_id, spec, request.secrets, patience)
         if original and found.digest != original.digest:
             raise SourceChanged(f"{spec.source.shown} changed since {original.id} was created, so it cannot be cloned; create a new volume")
+        capacity = _capacity(found.content_bytes, request)
+        limits(asked.performance, capacity)
         return VolumeRecord(
             id=volume_id,
             name=request.name,
             asked=asked.spec,
             spec=found.spec,
             digest=found.digest,
-            capacity_bytes=_capacity(found.content_bytes, request),
+            capacity_bytes=capacity,
             content_bytes=found.content_bytes,
             downgrade_writers=asked.downgrade_writers,
             cloned_from=request.clone_of,
@@ -117,10 +122,16 @@ class Volumes:
             self._registry.delete(volume_id)
 
     def modify(self, volume_id: str, mutable: Mapping[str, str]) -> VolumeRecord:
-        """Change the performance keys that `mutable` names, leaving the others; raises InvalidParameter, VolumeNotFound, Busy."""
+        """Change the performance keys that `mutable` names, leaving the others.
+
+        Raises InvalidParameter (also for what the volume's size does not have), VolumeNotFound, Busy.
+        """
         with self._locks.hold(volume_id):
             record = self.get(volume_id)
+            if not mutable:
+                return record
             changed = replace(record, performance=parse_mutable(mutable, record.performance))
+            limits(changed.performance, changed.capacity_bytes)
             if changed != record:
                 self._registry.put(changed)
             return changed

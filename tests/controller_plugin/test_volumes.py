@@ -32,6 +32,7 @@ HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 NAS = {"server": "nas", "path": "/models"}
 READER, WRITER = AccessMode.MULTI_NODE_READER_ONLY, AccessMode.SINGLE_NODE_WRITER
 BASE = CreateRequest("pvc-1", HUB, {}, (READER,))
+LARGE = replace(BASE, required_bytes=20 * GIB)
 
 
 class Controller:
@@ -104,10 +105,10 @@ def test_a_name_that_stands_for_something_else_is_refused_naming_what_differs(co
 
 
 def test_a_volume_that_was_modified_is_still_found_by_the_request_that_made_it(controller: Controller) -> None:
-    made = controller.create(mutable={"provisionedIops": "100"})
+    made = controller.create(LARGE, mutable={"provisionedIops": "100"})
     changed = controller.volumes.modify(made.id, {"provisionedIops": "200"})
-    assert controller.create() == changed
-    assert controller.create(mutable={"provisionedIops": "200"}) == changed
+    assert controller.create(LARGE) == changed
+    assert controller.create(LARGE, mutable={"provisionedIops": "200"}) == changed
 
 
 @pytest.mark.parametrize(
@@ -240,12 +241,12 @@ def test_a_clone_and_a_plain_volume_of_one_name_differ(controller: Controller) -
 
 def test_a_clone_takes_keys_of_its_own_in_any_case(controller: Controller) -> None:
     original = controller.create(parameters=NAS | {"preserveOwnership": "true"})
-    clone = controller.create(name="clone", parameters={"PRESERVEOWNERSHIP": "true", "provisionediops": "7"}, clone_of=original.id)
-    assert (clone.spec, clone.performance) == (original.spec, Performance(provisioned_iops=7))
+    clone = controller.create(name="clone", parameters={"PRESERVEOWNERSHIP": "true", "readiops": "7"}, clone_of=original.id)
+    assert (clone.spec, clone.performance) == (original.spec, Performance(read_iops=7))
 
 
 def test_modifying_changes_the_keys_it_names_and_keeps_the_others(controller: Controller) -> None:
-    made = controller.create(mutable={"performanceLevel": "AutoPL", "provisionedIops": "100"})
+    made = controller.create(LARGE, mutable={"performanceLevel": "AutoPL", "provisionedIops": "100"})
     assert controller.volumes.modify(made.id, {}).performance == made.performance
     changed = controller.volumes.modify(made.id, {"burstingEnabled": "true", "provisionedIops": "200"})
     assert changed.performance == Performance("AutoPL", 200, True) and controller.volumes.get(made.id) == changed
