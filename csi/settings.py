@@ -50,6 +50,13 @@ def optional_size(text: str) -> int | None:
     return size(text) if text else None
 
 
+def boolean(text: str) -> bool:
+    """Whether `text` is "true"; the only other word is "false"."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return text.lower() == "true"
+
+
 def count(text: str) -> int:
     """A whole number of at least 1."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):

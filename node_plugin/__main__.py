@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import grpc
 
 from csi import __version__, rpc, settings
+from csi.errors import UnsupportedByNode
 from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
+from csi.registry.directory import DirectoryRegistry
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
 from csi.worker.proofs import ProofMemory
@@ -23,6 +26,11 @@ from node_plugin.kernel import require_erofs
 from node_plugin.loop import KernelLoops, read_ahead_of
 from node_plugin.mounts import KernelMounts
 from node_plugin.servicer import NodeServicer
+from node_plugin.throttle.detect import hierarchy_at
+from node_plugin.throttle.hierarchy import Hierarchy
+from node_plugin.throttle.records import GroupRecords
+from node_plugin.throttle.throttle import Throttle
+from node_plugin.volume_limits import VolumeLimits
 from node_plugin.volume_records import VolumeRecords
 from node_plugin.volumes import Volumes
 
@@ -56,6 +64,17 @@ def parser() -> argparse.ArgumentParser:
         type=nas_prefixes,
         help="NAS exports that inline volumes may read: server:/path, comma separated, or *",
     )
+    settings.flag(flags, "--registry", default="", help="the controller's registry, to learn of changed performance: its folder; empty for none")
+    settings.flag(flags, "--cgroup-root", default="/sys/fs/cgroup", type=Path, help="where the node's cgroups are mounted")
+    settings.flag(
+        flags,
+        "--require-throttle",
+        default="false",
+        type=settings.boolean,
+        nargs="?",
+        const=True,
+        help="refuse volumes with limits where limits cannot be held",
+    )
     return flags
 
 
@@ -74,18 +93,30 @@ def _serve(options: argparse.Namespace) -> None:
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
     policy = InlinePolicy(options.allow_inline_nas)
-    volumes = Volumes(VolumeRecords(options.store / "volumes"), store, resolver, fills, images, mounts, room, policy)
-    volumes.recover()
+    registry = DirectoryRegistry(Path(options.registry)) if options.registry else None
+    throttle = Throttle(_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles"), options.require_throttle)
+    limits = VolumeLimits(registry)
+    volumes = Volumes(VolumeRecords(options.store / "volumes"), store, resolver, fills, images, mounts, room, policy, limits, throttle)
 
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)
         csi_pb2_grpc.add_NodeServicer_to_server(NodeServicer(volumes, options.node_id, options.driver_name), server)
 
     try:
-        rpc.serve(options.endpoint, options.rpc_threads, room, register)
+        with registry.watch(volumes.renew_limits) if registry else nullcontext():
+            volumes.recover()
+            rpc.serve(options.endpoint, options.rpc_threads, room, register)
     finally:
         fills.stop()
         pool.close()
+        throttle.close()
+
+
+def _hierarchy(root: Path) -> Hierarchy | UnsupportedByNode:
+    try:
+        return hierarchy_at(root)
+    except UnsupportedByNode as error:
+        return error
 
 
 if __name__ == "__main__":

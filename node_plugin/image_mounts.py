@@ -15,7 +15,6 @@ from node_plugin.mounts import Mount, Mounts, at
 
 log = logging.getLogger("datacache.images")
 
-NO_LIMITS = "none"
 _FREE_SECONDS = 2.0
 
 
@@ -58,8 +57,11 @@ class ImageMounts:
         """Raise UnsupportedByNode where this node cannot mount images, before anything is fetched for it."""
         self._ready()
 
-    def mount(self, digest: str, image: Path, limit_class: str = NO_LIMITS) -> Path:
-        """The folder where the image is mounted, after mounting it where it is not. Raises UnsupportedByNode, DataCacheError."""
+    def mount(self, digest: str, image: Path, limit_class: str, read_ahead: int | None = None) -> Path:
+        """The folder where the image is mounted for a limit class, after mounting it where it is not. Raises UnsupportedByNode, DataCacheError.
+
+        `read_ahead` is how far the kernel reads ahead there, in bytes; None for the loop devices' default.
+        """
         target = self._folder / digest / limit_class
         with self._changing:
             mount = at(self._mounts.table(), target)
@@ -69,14 +71,14 @@ class ImageMounts:
                 self._mounts.unmount(target)
             self._ready()
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._loops.attach(image) as device:
+            with self._loops.attach(image, read_ahead) as device:
                 self._mounts.mount_image(device, target)
             log.info("image mounted", extra={"fields": {"image": digest, "device": device, "class": limit_class}})
             return target
 
-    def device(self, digest: str, limit_class: str = NO_LIMITS) -> str | None:
-        """ "major:minor" of the image's super block, None where it is not mounted."""
-        mount = at(self._mounts.table(), self._folder / digest / limit_class)
+    def device_at(self, path: Path) -> str | None:
+        """ "major:minor" of what is mounted at `path`, None where nothing is."""
+        mount = at(self._mounts.table(), path)
         return mount.device if mount else None
 
     def shown_at(self, path: Path) -> str | None:

@@ -33,8 +33,10 @@ _LEAST_READ_AHEAD = 2 * 2**20
 class LoopDevices(Protocol):
     """Makes image files block devices."""
 
-    def attach(self, image: Path) -> AbstractContextManager[str]:
+    def attach(self, image: Path, read_ahead: int | None = None) -> AbstractContextManager[str]:
         """A fresh read-only device over `image`, for the block; it frees itself unless something (a mount) holds it by then.
+
+        `read_ahead` is how far the kernel reads ahead on it, in bytes; None for these devices' default.
 
         Gives the device's path, such as /dev/loop7. Raises UnsupportedByNode when the node has no loop devices,
         DataCacheError when the kernel refuses.
@@ -48,18 +50,18 @@ class LoopDevices(Protocol):
 
 
 class KernelLoops:
-    """This machine's loop devices. `read_ahead_bytes` is how far the kernel reads ahead on each."""
+    """This machine's loop devices. `read_ahead_bytes` is how far the kernel reads ahead where nothing else is asked."""
 
     def __init__(self, read_ahead_bytes: int) -> None:
         self._read_ahead = read_ahead_bytes
         self._watch = BlockEvents()
 
     @contextmanager
-    def attach(self, image: Path) -> Iterator[str]:
+    def attach(self, image: Path, read_ahead: int | None = None) -> Iterator[str]:
         """LOOP_CONFIGURE with read-only, direct I/O and autoclear, so that a plugin killed before the mount leaves no device behind."""
         backing = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            device, path = self._configured(backing, image)
+            device, path = self._configured(backing, image, read_ahead or self._read_ahead)
         finally:
             os.close(backing)
         try:
@@ -67,7 +69,7 @@ class KernelLoops:
         finally:
             os.close(device)
 
-    def _configured(self, backing: int, image: Path) -> tuple[int, str]:
+    def _configured(self, backing: int, image: Path, read_ahead: int) -> tuple[int, str]:
         info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, _READ_ONLY | _AUTOCLEAR | _DIRECT_IO, os.fsencode(image)[-63:], b"", b"", 0, 0)
         config = _CONFIG.pack(backing, _BLOCK_SIZE, info)
         for _ in range(_TRIES):
@@ -75,24 +77,13 @@ class KernelLoops:
             device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 fcntl.ioctl(device, _LOOP_CONFIGURE, config)
-                self._tune(device, path)
+                _tune(device, path, read_ahead)
                 return device, path
             except OSError as error:
                 os.close(device)
                 if error.errno != errno.EBUSY:
                     raise DataCacheError(f"the kernel refuses {image} as a loop device: {error.strerror}") from error
         raise DataCacheError(f"no loop device could be had in {_TRIES} tries; something else takes them all")
-
-    def _tune(self, device: int, path: str) -> None:
-        if not _status(device)[8] & _DIRECT_IO:
-            try:
-                fcntl.ioctl(device, _LOOP_SET_DIRECT_IO, 1)
-            except OSError:
-                log.warning("no direct I/O: the store's disk does not take it in 4 KiB blocks; reads are slower", extra={"fields": {"device": path}})
-        try:
-            fcntl.ioctl(device, _BLKRASET, self._read_ahead // 512)
-        except OSError as error:
-            log.warning("read-ahead not set", extra={"fields": {"device": path, "reason": error.strerror}})
 
     def holds(self, device: str, image: Path) -> bool:
         """LOOP_GET_STATUS64 against stat(2)."""
@@ -113,6 +104,18 @@ def read_ahead_of(folder: Path, bdi: Path = Path("/sys/class/bdi")) -> int:
     setting = bdi / f"{os.major(number)}:{os.minor(number)}" / "read_ahead_kb"
     own = int(setting.read_text()) * 1024 if setting.exists() else 0
     return max(own, _LEAST_READ_AHEAD)
+
+
+def _tune(device: int, path: str, read_ahead: int) -> None:
+    if not _status(device)[8] & _DIRECT_IO:
+        try:
+            fcntl.ioctl(device, _LOOP_SET_DIRECT_IO, 1)
+        except OSError:
+            log.warning("no direct I/O: the store's disk does not take it in 4 KiB blocks; reads are slower", extra={"fields": {"device": path}})
+    try:
+        fcntl.ioctl(device, _BLKRASET, read_ahead // 512)
+    except OSError as error:
+        log.warning("read-ahead not set", extra={"fields": {"device": path, "reason": error.strerror}})
 
 
 def _free_device() -> str:

@@ -18,23 +18,30 @@ from typing import Any
 from csi import durable
 
 _FORMAT = 1
+NO_LIMITS = "none"
+"""The limit class of volumes without limits."""
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,180}")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """How a volume is shown at one path: the CSI access mode's name, whether read-only was asked, and the caller's mount flags."""
+    """How a volume is shown at one path: the CSI access mode's name, whether read-only was asked, and the caller's mount flags.
+
+    `pod` is the uid of the pod whose path it is, "" for none known; it is no part of how.
+    """
 
     mode: str
     readonly: bool = True
     flags: tuple[str, ...] = ()
+    pod: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)
 class NodeVolume:
     """A volume on this node. `context` holds its parameters without Kubernetes' own keys; `staged` and `targets` map paths to how they show it.
 
-    `capacity_bytes` and `content_bytes` are what its stats say; `inline` marks volumes that live and die with their pod.
+    `capacity_bytes` and `content_bytes` are what its stats say; `inline` marks volumes that live and die with their pod;
+    `limit_class` names the device, among those of its image, that it is read from.
     """
 
     id: str
@@ -45,6 +52,7 @@ class NodeVolume:
     inline: bool = False
     staged: Mapping[str, Shown] = field(default_factory=dict)
     targets: Mapping[str, Shown] = field(default_factory=dict)
+    limit_class: str = NO_LIMITS
 
     def with_staged(self, path: str, shown: Shown) -> NodeVolume:
         """This volume, staged at `path` too."""
@@ -113,4 +121,4 @@ def _decoded(kept: dict[str, Any]) -> NodeVolume:
 
 
 def _shown(kept: dict[str, Any]) -> dict[str, Shown]:
-    return {path: Shown(s["mode"], s["readonly"], tuple(s["flags"])) for path, s in kept.items()}
+    return {path: Shown(s["mode"], s["readonly"], tuple(s["flags"]), s.get("pod", "")) for path, s in kept.items()}

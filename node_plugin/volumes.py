@@ -10,7 +10,8 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NoSpace, NotFound, SourceChanged, VolumeNotFound
@@ -30,11 +31,14 @@ from node_plugin.fills import HOPELESS, Fills
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.inline_policy import InlinePolicy
 from node_plugin.mounts import Mounts, at, real
+from node_plugin.throttle.pods import pod_uid
+from node_plugin.throttle.throttle import Throttle, Wanted
+from node_plugin.volume_limits import VolumeLimits, in_words, limit_class, read_ahead
 from node_plugin.volume_records import NodeVolume, Shown, VolumeRecords
 
 log = logging.getLogger("datacache.volumes")
 
-_EPHEMERAL = "csi.storage.k8s.io/ephemeral"
+_EPHEMERAL, _POD_UID = "csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/pod.uid"
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class MountRequest:
     @property
     def shown(self) -> Shown:
         """How the volume is to be shown at `path`."""
-        return Shown(self.mode.name, self.readonly, self.flags)
+        return Shown(self.mode.name, self.readonly, self.flags, pod_uid(self.path, self.context.get(_POD_UID, "")))
 
 
 @dataclass(frozen=True)
@@ -94,9 +98,12 @@ class Volumes:
         mounts: Mounts,
         room: WaitingRoom,
         inline_policy: InlinePolicy,
+        limits: VolumeLimits,
+        throttle: Throttle,
     ) -> None:
         self._records, self._store, self._resolver, self._fills = records, store, resolver, fills
         self._images, self._mounts, self._room, self._inline_policy = images, mounts, room, inline_policy
+        self._limits, self._throttle = limits, throttle
         self._locks = KeyedLocks()
 
     def stage(self, request: MountRequest, patience: Patience) -> None:
@@ -146,9 +153,14 @@ class Volumes:
 
     def _shown_volume(self, request: MountRequest, asked: VolumeParameters, found: Resolution, kind: str) -> NodeVolume:
         known = self._records.get(request.volume_id)
-        volume = known if known and known.digest == found.digest else _volume(request, asked, found)
+        volume = known if known and known.digest == found.digest else self._volume(request, asked, found)
         path = str(request.path)
         return volume.with_staged(path, request.shown) if kind == "staged" else volume.with_target(path, request.shown)
+
+    def _volume(self, request: MountRequest, asked: VolumeParameters, found: Resolution) -> NodeVolume:
+        capacity = asked.capacity_bytes or max(asked.size_bytes or 0, whole_gib(found.content_bytes))
+        volume = NodeVolume(request.volume_id, found.digest, request.own_context, capacity, found.content_bytes, request.inline)
+        return replace(volume, limit_class=limit_class(volume, self._limits.of(volume)))
 
     def _publish_staged(self, request: MountRequest) -> None:
         volume = self._records.get(request.volume_id)
@@ -185,8 +197,17 @@ class Volumes:
         if not self._is_mounted(str(path)):
             lost = f"nothing is mounted at {path} any more; delete the pod to mount it anew"
             return Stats(volume.capacity_bytes, volume.content_bytes, 0, True, lost)
-        message = f"image {volume.digest[:12]} mounted read-only, no I/O limits"
+        message = f"image {volume.digest[:12]} mounted read-only, {self._limits_in_words(volume, str(path))}"
         return Stats(volume.capacity_bytes, volume.content_bytes, _inodes(path), False, message)
+
+    def _limits_in_words(self, volume: NodeVolume, path: str) -> str:
+        if path in volume.targets:
+            return in_words(self._throttle.held(path))
+        return f"in each pod: {self._limits.of(volume) or 'no I/O limits'}"
+
+    def renew_limits(self, volume_id: str) -> None:
+        """Put a volume's limits in force as they are now, wherever it is shown."""
+        self._throttle.renew(volume_id)
 
     def recover(self) -> None:
         """After a start: forget what is not mounted any more, release what no volume shows, go on with fills that need no secret."""
@@ -197,6 +218,7 @@ class Volumes:
                 with suppress(OSError):
                     Path(path).rmdir()
             self._records.put(volume.without(*gone))
+        self._throttle.resume([self._wanted(volume, path, Path(path)) for volume in self._records.all() for path in volume.targets])
         self._images.sweep()
         for image in self._store.images():
             if image.state is State.PARTIAL and image.paths.journal.exists():
@@ -270,26 +292,35 @@ class Volumes:
         return True
 
     def _show_image(self, path: Path, volume: NodeVolume) -> None:
-        image = self._images.mount(volume.digest, self._store.paths(volume.digest).image)
+        limits = self._limits.of(volume)
+        image = self._images.mount(volume.digest, self._store.paths(volume.digest).image, volume.limit_class, read_ahead(limits))
         self._store.touch(volume.digest)
         self._bind(image, path, volume)
 
     def _bind(self, source: Path, path: Path, volume: NodeVolume) -> None:
-        """Record that `volume` is shown at `path`, then show it; a failure leaves neither."""
+        """Record that `volume` is shown at `path`, hold its limits there, then show it; a failure leaves none of it."""
         self._records.put(volume)
         try:
+            if str(path) in volume.targets:
+                self._throttle.hold(self._wanted(volume, str(path), source))
             _make_target(path)
             self._mounts.bind(source, path)
         except BaseException:
             self._mounts.unmount(path)
+            self._throttle.release(str(path))
             self._records.put(volume.without(str(path)))
             raise
+
+    def _wanted(self, volume: NodeVolume, target: str, source: Path) -> Wanted:
+        pod = pod_uid(Path(target), volume.targets[target].pod)
+        return Wanted(volume.id, target, pod, self._images.device_at(source) or "", partial(self._limits.of, volume))
 
     def _take_away(self, volume_id: str, path: Path) -> None:
         # The mount and the record may differ: a volume that was staged anew can have pods that still show what it held before.
         digests = {self._images.shown_at(path)}
         while self._is_mounted(str(path)):
             self._mounts.unmount(path)
+        self._throttle.release(str(path))
         volume = self._records.get(volume_id)
         if volume and str(path) in volume.paths:
             digests.add(volume.digest)
@@ -301,11 +332,6 @@ class Volumes:
 
     def _is_mounted(self, path: str) -> bool:
         return at(self._mounts.table(), path) is not None
-
-
-def _volume(request: MountRequest, asked: VolumeParameters, found: Resolution) -> NodeVolume:
-    capacity = asked.capacity_bytes or whole_gib(found.content_bytes)
-    return NodeVolume(request.volume_id, found.digest, request.own_context, capacity, found.content_bytes, request.inline)
 
 
 def _still_wanted(patience: Patience) -> None:

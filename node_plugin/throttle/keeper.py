@@ -118,7 +118,9 @@ class Keeper:
             self._save(group)
 
     def close(self) -> None:
-        """End the thread; limits stay in force."""
+        """End the thread, if it runs; limits stay in force."""
+        if self._closing:
+            return
         self._closing = True
         self._events.wake()
         self._thread.join()

@@ -73,7 +73,7 @@ class GroupRecords:
     def all(self) -> Iterator[GroupRecord]:
         """Every readable record; what is none is removed on the way."""
         for path in sorted(self._folder.iterdir()):
-            record = _read(path)
+            record = _read(path) if path.suffix == ".json" else None
             if record:
                 yield record
             else:

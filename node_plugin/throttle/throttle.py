@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,20 +84,33 @@ class Throttle:
             None if isinstance(hierarchy, UnsupportedByNode) else Keeper(hierarchy, self._groups.values(), self._guard, reads, now, self._save)
         )
 
-    def hold(self, *wanted: Wanted) -> None:
-        """Put the limits of all of `wanted` in force, at once; what is held already is renewed.
+    def hold(self, wanted: Wanted) -> None:
+        """Put the limits of a volume in force where it is shown; what is held there already is renewed.
 
-        Raises UnsupportedByNode, holding none of them, where limits are required and known to be impossible; what `ask` raises.
+        Raises UnsupportedByNode, holding nothing, where limits are required and known to be impossible; what `ask` raises.
         """
         with self._guard:
             try:
-                groups = {id(group): group for group in map(self._claim, wanted)}
-                for group in groups.values():
-                    self._settle(group)
-                self._refuse([group for group in groups.values() if group.limits])
+                group = self._claim(wanted)
+                self._settle(group)
+                self._refuse(group)
             except DataCacheError:
-                self.release(*(one.target for one in wanted))
+                self.release(wanted.target)
                 raise
+
+    def resume(self, wanted: Iterable[Wanted]) -> None:
+        """Hold all that is shown at a start of the plugin; limits of pods that show no volume any more go."""
+        with self._guard:
+            groups = []
+            for one in wanted:
+                try:
+                    groups.append(self._claim(one))
+                except DataCacheError as error:
+                    log.warning("limits not known", extra={"fields": {"volume": one.volume, "reason": error}})
+            # Only when all its volumes are there is the sum of a pod what it was.
+            for group in {id(group): group for group in groups}.values():
+                self._settle(group)
+            self._sweep()
 
     def _claim(self, wanted: Wanted) -> Group:
         limits = wanted.ask()
@@ -139,11 +152,10 @@ class Throttle:
             group.saved = self._now()
             self._records.put(group.record(self._keeper.hierarchy.root, self._boot))
 
-    def _refuse(self, groups: list[Group]) -> None:
-        for group in groups:
-            if self._required and group.problem and not group.waits:
-                advice = "remove its performance keys, or --require-throttle from the node plugin"
-                raise UnsupportedByNode(f"the volume's limits cannot be held: {group.problem}; {advice}")
+    def _refuse(self, group: Group) -> None:
+        if self._required and group.limits and group.problem and not group.waits:
+            advice = "remove its performance keys, or --require-throttle from the node plugin"
+            raise UnsupportedByNode(f"the volume's limits cannot be held: {group.problem}; {advice}")
 
     def release(self, *targets: str) -> None:
         """Take the limits of what was shown at `targets` out of force; one that holds nothing is no error."""
@@ -185,17 +197,15 @@ class Throttle:
     def all_held(self) -> list[Held]:
         """What holds for every volume with limits at every path."""
         with self._guard:
-            groups = list(self._groups.values())
-            return [held for group in groups for claim in group.claims.values() if (held := _held(group, claim, self._keeper))]
+            return [held for target in self._targets if (held := self.held(target))]
 
-    def sweep(self) -> None:
-        """Take out of force what a former life of the plugin left, of pods that show no volume with limits any more."""
-        with self._guard:
-            for record in list(self._records.all()):
-                if (record.pod, record.device) not in self._groups:
-                    self._clear(record)
+    def _sweep(self) -> None:
+        for record in list(self._records.all()):
+            if (record.pod, record.device) not in self._groups:
+                self._clear(record)
 
     def _clear(self, record: GroupRecord) -> None:
+        """Take a limit out of force that a killed plugin left."""
         if self._keeper and record.boot == self._boot:
             self._keeper.apply(Group(record.pod, record.device))
         self._records.put(GroupRecord(record.pod, record.device))

@@ -148,7 +148,7 @@ class FakeLoops:
         self._kernel = kernel
 
     @contextmanager
-    def attach(self, image: Path) -> Iterator[str]:
+    def attach(self, image: Path, read_ahead: int | None = None) -> Iterator[str]:
         status = image.stat()
         with self._kernel.changing("attach") as state:
             device = f"/dev/loop{1000 + state.made}"

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from csi.errors import UnsupportedByNode
 from csi.images.store import Store
+from csi.registry.directory import DirectoryRegistry
 from csi.spec.access_modes import AccessMode
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.proofs import ProofMemory
@@ -14,9 +16,13 @@ from csi.worker.resolving import Resolver
 from node_plugin.fills import Fills
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.inline_policy import InlinePolicy
+from node_plugin.throttle.records import GroupRecords
+from node_plugin.throttle.throttle import Throttle
+from node_plugin.volume_limits import VolumeLimits
 from node_plugin.volume_records import VolumeRecords
 from node_plugin.volumes import MountRequest, Volumes
 from tests.csi.worker.in_process import InProcess
+from tests.node_plugin.fake_cgroups import FakeHierarchy
 from tests.node_plugin.fakes import FakeKernel, FakeLoops, FakeMounts
 
 MIB = 2**20
@@ -28,7 +34,17 @@ READER = AccessMode.MULTI_NODE_READER_ONLY
 class Node:
     """One start of the plugin over `folder`; a second Node over the same folder is the next start. `source` is shared by name, not by state."""
 
-    def __init__(self, folder: Path, *, budget: int = 100 * MIB, grace: float = 300.0, seats: int = 9, nas: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        budget: int = 100 * MIB,
+        grace: float = 300.0,
+        seats: int = 9,
+        nas: tuple[str, ...] = (),
+        unthrottled: bool = False,
+        require_throttle: bool = False,
+    ) -> None:
         self.folder, self.source = folder, InProcess()
         self.kernel = FakeKernel(folder / "kernel.json")
         self.mounts, self.loops = FakeMounts(self.kernel), FakeLoops(self.kernel)
@@ -40,7 +56,12 @@ class Node:
         proofs = ProofMemory(folder / "store/proofs", self.store.key(), 600.0, 86400.0)
         resolver = Resolver(self.source, proofs, self.room, ask_moving=False, scratch=self.store.temp_path)  # type: ignore[arg-type]
         self.records = VolumeRecords(folder / "store/volumes")
-        self.volumes = Volumes(self.records, self.store, resolver, self.fills, self.images, self.mounts, self.room, InlinePolicy(nas))
+        self.cgroups = FakeHierarchy(folder / "cgroups")
+        self.registry = DirectoryRegistry(folder / "registry")
+        throttles = GroupRecords(folder / "store/throttles")
+        self.throttle = Throttle(UnsupportedByNode("no cgroups here") if unthrottled else self.cgroups, throttles, require_throttle)
+        parts = (self.records, self.store, resolver, self.fills, self.images, self.mounts, self.room, InlinePolicy(nas))
+        self.volumes = Volumes(*parts, VolumeLimits(self.registry), self.throttle)
 
     def _ready(self) -> None:
         if self.not_ready:
@@ -48,6 +69,7 @@ class Node:
 
     def close(self) -> None:
         """End this start, as a kill would: nothing is undone."""
+        self.throttle.close()
         self.store.close()
 
     def path(self, name: str) -> Path:

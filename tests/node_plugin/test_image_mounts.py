@@ -49,7 +49,7 @@ def place(tmp_path: Path) -> Place:
 def test_an_image_is_mounted_once_however_often_it_is_asked_for(place: Place) -> None:
     assert place.mount() == place.mount() == place.folder / "mounts" / ONE / "none"
     assert len(place.kernel.loops) == 1 and place.asked_ready == 1
-    assert place.images.device(ONE) == "7:1000" and place.images.device(TWO) is None
+    assert place.images.device_at(place.mount()) == "7:1000" and place.images.device_at(place.folder) is None
 
 
 def test_many_threads_at_once_mount_it_once(place: Place) -> None:
@@ -62,9 +62,9 @@ def test_many_threads_at_once_mount_it_once(place: Place) -> None:
 
 
 def test_each_limit_class_has_a_device_of_its_own(place: Place) -> None:
-    assert place.mount() != place.mount(limit_class="vol-1")
+    free, limited = place.mount(), place.mount(limit_class="vol-1")
     assert len(place.kernel.loops) == 2
-    assert place.images.device(ONE) != place.images.device(ONE, "vol-1")
+    assert place.images.device_at(free) != place.images.device_at(limited)
     place.images.release(ONE)
     assert place.kernel.loops == []
 
@@ -141,7 +141,7 @@ def test_a_node_that_cannot_mount_is_told_and_holds_no_device(place: Place, tmp_
         raise UnsupportedByNode("no EROFS")
 
     images = ImageMounts(tmp_path / "mounts", place.mounts, place.loops, never)
-    for attempt in (images.check_node, lambda: images.mount(ONE, place.files[ONE])):
+    for attempt in (images.check_node, lambda: images.mount(ONE, place.files[ONE], "none")):
         with pytest.raises(UnsupportedByNode):
             attempt()
     place.files[TWO].write_bytes(bytes(8192))
