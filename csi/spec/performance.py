@@ -213,7 +213,7 @@ def quantity(key: str, text: str, low: int, high: int, unit: str = "") -> int:
     Raises InvalidParameter naming `key` and the range.
     """
     try:
-        number = settings.size(text + unit if text.isdigit() else text) if len(text) < 20 else -1
+        number = settings.size(text + unit if text[-1:].isdigit() else text) if len(text) < 20 else -1
     except argparse.ArgumentTypeError:
         number = -1
     if not low <= number <= high:

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from csi.errors import InvalidParameter
 from csi.spec import parameters
 from csi.spec.cache import REPO_SOURCES, CacheSpec, HubSpec, NasSpec, is_commit, join_list, split_list
-from csi.spec.limits import IO_SIZE
-from csi.spec.parameters import VolumeParameters, canonical_keys, names_a_source, parse, parse_mutable
-from csi.spec.performance import GIB, LEVELS, Performance
+from csi.spec.parameters import VolumeParameters, canonical_keys, check_mutable, names_a_source, parse, parse_kept, parse_mutable
+from csi.spec.performance import GIB, Performance
+from tests.csi.spec.performances import performances
 
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 NAS = {"server": "nas.example.com", "path": "/share"}
@@ -86,7 +86,15 @@ def test_one_key_in_two_spellings_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("repoID_", "repoId"), ("repo_source", "repoSource"), ("revison", "revision"), ("sever", "server"), ("sub-dir", "subDir"), ("flavour", None)],
+    [
+        ("repoID_", "repoId"),
+        ("readbandwith", "readBandwidth"),
+        ("repo_source", "repoSource"),
+        ("revison", "revision"),
+        ("sever", "server"),
+        ("sub-dir", "subDir"),
+        ("flavour", None),
+    ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(wrong: str, right: str | None) -> None:
     message = refusal(HUB | {wrong: SECRET})
@@ -144,6 +152,16 @@ def test_what_a_url_carries_in_secret_is_not_repeated(values: dict[str, str]) ->
         (HUB | {"manifestDigest": "../x"}, "manifestDigest is"),
         (HUB | {"capacityBytes": "-1"}, "capacityBytes is '-1'"),
         (HUB | {"capacityBytes": "9" * 30}, "capacityBytes is"),
+        (HUB | {"size": "0"}, "size is '0'"),
+        (HUB | {"size": "-5Gi"}, "size is '-5Gi'"),
+        (HUB | {"size": "20GB"}, "size is '20GB'"),
+        (HUB | {"size": "٣"}, "a bare number is in Gi"),
+        (HUB | {"size": "21474836480"}, "a bare number is in Gi"),
+        (HUB | {"size": "16385Gi"}, "to 17592186044416 bytes"),
+        (HUB | {"size": "9" * 400}, "size is '999"),
+        (HUB | {"performanceLevel": "PL1", "provisionedIops": "5"}, "provisionedIops is for AutoPL"),
+        (HUB | {"readIops": "5", "pl": "PL1"}, "readIops is for volumes without a performance level"),
+        (NAS | {"burstIops": "5"}, "burstIops is given without burstCredit"),
         (HUB | {"revision": "x\0y"}, "holds a NUL"),
         (HUB | {"allowPatterns": "x" * 5000}, "over 4096 characters"),
         ({"path": "/x"}, "server is missing"),
@@ -189,6 +207,54 @@ def test_mutable_parameters_change_what_they_name_and_keep_the_rest() -> None:
         parse_mutable({"provisionedIop": "1"}, base)
 
 
+SPELLINGS = [
+    ("performanceLevel", "PL1", ("pl", "PL", "performancelevel", "k8s.aliyun.com/eci-data-cache-pl")),
+    ("provisionedIops", "2000", ("provisionedIOPS", "k8s.aliyun.com/eci-data-cache-provisionedIops")),
+    ("burstingEnabled", "true", ("bursting", "Bursting", "k8s.aliyun.com/eci-data-cache-burstingEnabled")),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "others"), SPELLINGS)
+def test_a_performance_key_has_the_spellings_of_eci_too_and_is_given_in_one_of_them(key: str, text: str, others: tuple[str, ...]) -> None:
+    for other in others:
+        assert parse(HUB | {other: text}) == parse(HUB | {key: text})
+        assert parse_mutable({other: text}, Performance()) == parse_mutable({key: text}, Performance())
+        assert f"{key} is given twice" in refusal(HUB | {key: text, other: text})
+    assert list(parse(HUB | {others[-1]: text}).performance.to_context()) == [key]
+
+
+@pytest.mark.parametrize(("text", "gib"), [("20", 20), ("20Gi", 20), ("500Mi", 1), ("21G", 20), ("1.5", 2), ("16384", 16384), ("16Ti", 16384)])
+def test_a_size_is_a_quantity_or_a_number_of_gib_in_whole_gib(text: str, gib: int) -> None:
+    assert parse(HUB | {"size": text}).size_bytes == gib * GIB
+    assert parse(HUB | {"size": text}).to_context()["size"] == f"{gib}Gi"
+
+
+def test_no_size_is_said_by_leaving_it_out_or_empty() -> None:
+    assert parse(HUB | {"size": ""}).size_bytes is parse(HUB).size_bytes is None
+
+
+def test_mutable_parameters_have_to_fit_a_volume_not_each_other() -> None:
+    check_mutable({"burstCredit": "5"})
+    check_mutable({"performanceLevel": "PL1", "readIops": ""})
+    for wrong in ({"size": "5"}, {"repoId": "a/b"}, {"readIops": "many"}, {"readiop": "5"}):
+        with pytest.raises(InvalidParameter):
+            check_mutable(wrong)
+
+
+def test_mutable_parameters_that_contradict_what_the_volume_has_are_refused_and_may_remove_it() -> None:
+    base = Performance("PL1")
+    with pytest.raises(InvalidParameter, match="provisionedIops is for AutoPL, performanceLevel is PL1.*an empty value removes"):
+        parse_mutable({"provisionedIops": "5"}, base)
+    assert parse_mutable({"provisionedIops": "5", "pl": ""}, base) == Performance(provisioned_iops=5)
+    assert parse_mutable({"performanceLevel": ""}, base) == Performance()
+
+
+def test_what_was_kept_by_0_1_0_is_read_though_its_keys_disagree() -> None:
+    kept = HUB | {"performanceLevel": "PL1", "provisionedIops": "5"}
+    assert parse_kept(kept).performance == Performance("PL1", 5)
+    assert "provisionedIops is for AutoPL" in refusal(kept)
+
+
 def test_a_clone_names_no_source_and_others_do() -> None:
     assert not names_a_source({"writerAccessModes": "downgrade", "provisionedIops": "1", "csi.storage.k8s.io/pvc/name": "x"})
     assert names_a_source({"REPOID": "a/b"}) and names_a_source({"Server": "x"}) and names_a_source({"type": "NAS"})
@@ -218,14 +284,6 @@ shares = st.builds(
     st.integers(0, 100),
     st.integers(0, 2**32 - 2),
     st.integers(0, 2**32 - 2),
-)
-counts = st.integers(1, 10**6)
-performances = (
-    st.just(Performance())
-    | st.builds(Performance, st.none() | st.just("AutoPL"), st.none() | counts, st.none() | st.booleans())
-    | st.builds(Performance, st.sampled_from(LEVELS), bursting=st.none() | st.just(False), burst_iops=counts, burst_credit=counts)
-    | st.builds(Performance, read_iops=counts, read_bandwidth=st.none() | st.integers(IO_SIZE, 2**50))
-    | st.builds(Performance, read_iops=st.integers(1, 5), burst_iops=st.integers(6, 10**9), burst_credit=st.integers(1, 10**12))
 )
 volumes = st.builds(
     VolumeParameters,
