@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _SECTOR = 512
 _ROOT = Path("/sys/fs/cgroup")
@@ -106,6 +107,12 @@ def read_at_once(files: Sequence[Path], groups: Pods) -> Run:
 def _start(file: Path, joins: list[str]) -> subprocess.Popen[str]:
     command = [sys.executable, "-I", "-S", "-c", _READER, str(file), *joins]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def in_cgroup(cgroup: Path, command: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command as a process of `cgroup` from its first instruction on; raises CalledProcessError when it fails."""
+    joined = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
+    return subprocess.run(joined, check=True, text=True, **more)
 
 
 def forget_pages(file: Path) -> None:
