@@ -75,16 +75,25 @@ class Program:
 
 
 class Plugins:
-    """Controller and node plugin with folders below `folder`; `environment` is theirs (HF_ENDPOINT and such), extra flags as lists."""
+    """Controller and node plugin with folders below `folder`; `environment` is theirs (HF_ENDPOINT and such), extra flags as lists.
+
+    With `shared_registry` the node plugin watches the controller's registry, as it does for limits that change.
+    """
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str] | None = None, node: list[str] | None = None, controller: list[str] | None = None
+        self,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        node: list[str] | None = None,
+        controller: list[str] | None = None,
+        shared_registry: bool = False,
     ) -> None:
         self.folder = folder
         self.store, self.registry = folder / "store", folder / "registry"
-        environment = environment or {}
-        self.controller = self._program("controller", ["--registry", str(self.registry), *(controller or [])], environment)
-        self.node = self._program("node", ["--node-id", "node-1", "--store", str(self.store), *(node or [])], environment)
+        environment, registry = environment or {}, ["--registry", str(self.registry)]
+        self.controller = self._program("controller", [*registry, *(controller or [])], environment)
+        node = [*(registry if shared_registry else []), *(node or [])]
+        self.node = self._program("node", ["--node-id", "node-1", "--store", str(self.store), *node], environment)
 
     def _program(self, name: str, flags: list[str], environment: Mapping[str, str]) -> Program:
         endpoint = f"unix://{self.folder}/{name}.sock"

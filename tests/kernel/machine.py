@@ -17,16 +17,22 @@ from tests.kernel.requests import OK, Answer, Words
 from tests.plugins import Plugins, loops_below, mounts_below
 
 MIB = 2**20
+Place = str | Path
 
 
 class Machine:
     """Both programs with their folders below `folder`; calls return (code, message)."""
 
     def __init__(
-        self, folder: Path, environment: Mapping[str, str] | None = None, node: list[str] | None = None, controller: list[str] | None = None
+        self,
+        folder: Path,
+        environment: Mapping[str, str] | None = None,
+        node: list[str] | None = None,
+        controller: list[str] | None = None,
+        shared_registry: bool = False,
     ) -> None:
         self.folder = folder
-        self.plugins = Plugins(folder, environment, node, controller)
+        self.plugins = Plugins(folder, environment, node, controller, shared_registry)
 
     def __enter__(self) -> Machine:
         self.plugins.__enter__()
@@ -60,9 +66,9 @@ class Machine:
         """The node's store."""
         return self.plugins.store
 
-    def target(self, pod: str) -> Path:
-        """Where a pod's volume is published."""
-        return self.folder / "pods" / pod / "mount"
+    def target(self, pod: Place) -> Path:
+        """Where a pod's volume is published: a place of its name, or just where the test says."""
+        return pod if isinstance(pod, Path) else self.folder / "pods" / pod / "mount"
 
     def staging(self, volume_id: str) -> Path:
         """Where a volume is staged."""
@@ -76,32 +82,41 @@ class Machine:
         """Stage a volume at its place."""
         return requests.answer(self.node.NodeStageVolume, requests.stage(volume, self.staging(volume.volume_id), secrets, **more))
 
-    def publish(self, volume: pb.Volume, pod: str, **more: Any) -> Answer:
+    def publish(self, volume: pb.Volume, pod: Place, **more: Any) -> Answer:
         """Publish a staged volume to a pod."""
         request = requests.publish(volume, self.staging(volume.volume_id), self.target(pod), **more)
         return requests.answer(self.node.NodePublishVolume, request)
 
-    def inline(self, pod: str, attributes: Words, secrets: Words | None = None, timeout: float = 60.0) -> Answer:
+    def inline(self, pod: Place, attributes: Words, secrets: Words | None = None, timeout: float = 60.0) -> Answer:
         """Publish a pod's inline volume."""
-        return requests.answer(self.node.NodePublishVolume, requests.inline(pod, self.target(pod), attributes, secrets), timeout)
+        return requests.answer(self.node.NodePublishVolume, requests.inline(str(pod), self.target(pod), attributes, secrets), timeout)
 
-    def inline_soon(self, pod: str, attributes: Words, secrets: Words | None = None, timeout: float = 120.0) -> Any:
+    def inline_soon(self, pod: Place, attributes: Words, secrets: Words | None = None, timeout: float = 120.0) -> Any:
         """The same without waiting: the call's future."""
-        return self.node.NodePublishVolume.future(requests.inline(pod, self.target(pod), attributes, secrets), timeout=timeout)
+        return self.node.NodePublishVolume.future(requests.inline(str(pod), self.target(pod), attributes, secrets), timeout=timeout)
 
-    def unpublish(self, pod: str, volume_id: str = "") -> Answer:
+    def unpublish(self, pod: Place, volume_id: str = "") -> Answer:
         """Take a volume (a pod's own inline one by default) from a pod."""
-        return requests.answer(self.node.NodeUnpublishVolume, requests.unpublish(volume_id or requests.inline_id(pod), self.target(pod)))
+        return requests.answer(self.node.NodeUnpublishVolume, requests.unpublish(volume_id or requests.inline_id(str(pod)), self.target(pod)))
 
     def unstage(self, volume_id: str) -> Answer:
         """Unstage a volume."""
         return requests.answer(self.node.NodeUnstageVolume, requests.unstage(volume_id, self.staging(volume_id)))
 
-    def show(self, volume: pb.Volume, pod: str, secrets: Words | None = None) -> Path:
+    def show(self, volume: pb.Volume, pod: Place, secrets: Words | None = None) -> Path:
         """Stage and publish; the pod's path."""
         assert self.stage(volume, secrets) == (OK, "")
         assert self.publish(volume, pod) == (OK, "")
         return self.target(pod)
+
+    def condition(self, pod: Place, volume_id: str = "") -> pb.VolumeCondition:
+        """What kubelet is told of a published volume (a pod's own inline one by default)."""
+        request = requests.stats(volume_id or requests.inline_id(str(pod)), self.target(pod))
+        return self.node.NodeGetVolumeStats(request, timeout=30).volume_condition
+
+    def modify(self, volume: pb.Volume, parameters: Words) -> None:
+        """Change a live volume; fails the test when that is refused."""
+        self.controller.ControllerModifyVolume(requests.modify(volume.volume_id, parameters), timeout=30)
 
     def images(self) -> list[Path]:
         """The folders of the store's images."""

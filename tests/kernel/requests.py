@@ -96,6 +96,11 @@ def stats(volume_id: str, path: Path) -> pb.NodeGetVolumeStatsRequest:
     return pb.NodeGetVolumeStatsRequest(volume_id=volume_id, volume_path=str(path))
 
 
+def modify(volume_id: str, parameters: Words) -> pb.ControllerModifyVolumeRequest:
+    """As external-resizer asks when a PVC gets another VolumeAttributesClass."""
+    return pb.ControllerModifyVolumeRequest(volume_id=volume_id, mutable_parameters=parameters)
+
+
 def delete(volume_id: str) -> pb.DeleteVolumeRequest:
     """As external-provisioner asks when a PV goes."""
     return pb.DeleteVolumeRequest(volume_id=volume_id)

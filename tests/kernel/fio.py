@@ -1,0 +1,99 @@
+"""fio in a container: what a pod's reads reach, and when each of them was answered."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.kernel.kubelet import Container
+
+
+@dataclass(frozen=True)
+class Job:
+    """One way of reading; `flags` are fio's."""
+
+    name: str
+    flags: tuple[str, ...]
+
+
+def direct(size: str, depth: int = 8) -> Job:
+    """Random O_DIRECT reads of `size` ("4k"), `depth` at a time."""
+    return Job(f"direct {size}", ("--direct=1", "--ioengine=libaio", f"--iodepth={depth}", "--rw=randread", f"--bs={size}"))
+
+
+# MAPPED faults single pages in, in random order, none twice before a whole file is read: a page that is there already is no I/O.
+# (With several processes on one file fio's mmap engine would overlook their offsets; so a file each.)
+DIRECT_4K, DIRECT_16K = direct("4k"), direct("16k")
+MAPPED = Job("mmap 4k", ("--ioengine=mmap", "--rw=randread", "--bs=4k"))
+SEQUENTIAL = Job("sequential 1m", ("--direct=1", "--ioengine=libaio", "--iodepth=4", "--rw=read", "--bs=1m"))
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run of `seconds` read: I/Os and bytes; `moments` are the seconds (from its begin, whole ms) at which each I/O ended, where asked for."""
+
+    seconds: float
+    ios: int
+    bytes: int
+    moments: Sequence[float] = field(default=(), repr=False)
+
+    @property
+    def iops(self) -> float:
+        """I/Os a second."""
+        return self.ios / self.seconds
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes a second."""
+        return self.bytes / self.seconds
+
+    def between(self, begin: float, end: float) -> float:
+        """I/Os a second in a part of the run."""
+        return sum(begin <= moment < end for moment in self.moments) / (end - begin)
+
+    def series(self, width: float = 0.5) -> list[int]:
+        """I/Os a second in each whole `width` seconds of the run."""
+        counts = [0] * int(self.seconds / width)
+        for moment in self.moments:
+            if (number := int(moment / width)) < len(counts):
+                counts[number] += 1
+        return [round(count / width) for count in counts]
+
+
+class Fio:
+    """One fio for `seconds`, started in `container`, a process of it for each of `files`; with `log`, the moment of every I/O is kept."""
+
+    def __init__(self, container: Container, files: Path | Sequence[Path], job: Job, seconds: float, log: bool = False) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="datacache-fio-")
+        self._log = log
+        argv = ["fio", "--readonly", "--time_based", f"--runtime={round(seconds * 1000)}ms", "--group_reporting", *job.flags]
+        argv += [f"--output={self._folder.name}/json", "--output-format=json"]
+        if log:
+            argv += [f"--write_lat_log={self._folder.name}/log", "--per_job_logs=0", "--disable_clat=1", "--disable_slat=1"]
+        for number, file in enumerate([files] if isinstance(files, Path) else files):
+            argv += [f"--name=reader{number}", f"--filename={file}"]
+        self.process = container.start(argv, cwd=self._folder.name, stderr=subprocess.PIPE)
+
+    def wait(self) -> Result:
+        """Its result; fails the test where fio failed."""
+        _, errors = self.process.communicate()
+        with self._folder:
+            output = Path(self._folder.name, "json")
+            assert self.process.returncode == 0, f"fio ended with {self.process.returncode}: {errors}\n{output.exists() and output.read_text()}"
+            read = json.loads(output.read_text())["jobs"][0]["read"]
+            moments = _moments(Path(self._folder.name, "log_lat.log")) if self._log else ()
+        return Result(read["runtime"] / 1000, read["total_ios"], read["io_bytes"], moments)
+
+
+def run(container: Container, files: Path | Sequence[Path], job: Job, seconds: float, log: bool = False) -> Result:
+    """One run to its end."""
+    return Fio(container, files, job, seconds, log).wait()
+
+
+def _moments(log: Path) -> list[float]:
+    """fio's log: a line an I/O, the first word of which is the millisecond of its end ("Log File Formats" in fio's manual)."""
+    return [int(line.split(",", 1)[0]) / 1000 for line in log.read_text().splitlines()]
