@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import base64
 import threading
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from controller_plugin.volumes import CreateRequest, Volumes
 from csi.errors import (
     AlreadyExists,
     Busy,
@@ -20,37 +17,12 @@ from csi.errors import (
     SourceChanged,
     VolumeNotFound,
 )
-from csi.registry.directory import DirectoryRegistry
 from csi.spec.access_modes import AccessMode
 from csi.spec.performance import GIB, Performance
-from csi.waiting import Patience, WaitingRoom
-from csi.worker.proofs import ProofMemory
-from csi.worker.resolving import Resolver
-from tests.csi.worker.in_process import COMMITS, InProcess
+from tests.controller_plugin.controller import HUB, LARGE, READER, WRITER, Controller
+from tests.csi.worker.in_process import COMMITS
 
-HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 NAS = {"server": "nas", "path": "/models"}
-READER, WRITER = AccessMode.MULTI_NODE_READER_ONLY, AccessMode.SINGLE_NODE_WRITER
-BASE = CreateRequest("pvc-1", HUB, {}, (READER,))
-LARGE = replace(BASE, required_bytes=20 * GIB)
-
-
-class Controller:
-    """The controller's volumes over a real registry and a scripted source."""
-
-    def __init__(self, folder: Path) -> None:
-        self.source = InProcess()
-        self.registry = DirectoryRegistry(folder)
-        proofs = ProofMemory(folder / "proofs", b"k" * 32, 600.0, 86400.0)
-        self.volumes = Volumes(self.registry, Resolver(self.source, proofs, WaitingRoom(9), ask_moving=True))  # type: ignore[arg-type]
-
-    def create(self, request: CreateRequest = BASE, seconds: float = 30, **changes: object):  # noqa: ANN201
-        return self.volumes.create(replace(request, **changes), Patience(seconds))  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def controller(tmp_path: Path) -> Controller:
-    return Controller(tmp_path)
 
 
 def test_a_volume_is_pinned_recorded_and_says_all_a_node_needs(controller: Controller) -> None:

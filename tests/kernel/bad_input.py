@@ -26,7 +26,7 @@ NAS = {"server": "127.0.0.1", "path": "{export}/models", "options": "port={port}
 
 @dataclass(frozen=True)
 class Case:
-    """`ways` are the calls that must refuse it: CreateVolume, NodePublishVolume of an inline volume."""
+    """`ways` are the calls that must refuse it: CreateVolume (of `gib` GiB), NodePublishVolume of an inline volume."""
 
     name: str
     parameters: Mapping[str, str]
@@ -34,6 +34,7 @@ class Case:
     words: tuple[str, ...]
     secrets: Mapping[str, str] = field(default_factory=dict)
     ways: tuple[str, ...] = ("create", "inline")
+    gib: int = 0
 
 
 def token(name: str) -> dict[str, str]:
@@ -71,6 +72,9 @@ VALUES = (
     Case("performanceLevel", {**HUB, "performanceLevel": "PL9"}, INVALID, ("performanceLevel is 'PL9'", "PL1")),
     Case("provisionedIops", {**HUB, "provisionedIops": "many"}, INVALID, ("provisionedIops is 'many'", "from 1 to")),
     Case("burstingEnabled", {**HUB, "burstingEnabled": "1"}, INVALID, ("burstingEnabled is '1'", "true")),
+    Case("readIops", {**HUB, "readIops": "0"}, INVALID, ("readIops is '0'", "from 1 to")),
+    Case("readBandwidth without a unit", {**HUB, "readBandwidth": "500"}, INVALID, ("readBandwidth is '500'", "500Mi")),
+    Case("size", {**HUB, "size": "large"}, INVALID, ("size is 'large'", "bare number is in Gi")),
     Case("patterns that leave nothing", {**HUB, "allowPatterns": "*.gguf"}, INVALID, ("leave none of the 1 files", "allowPatterns")),
     Case("server with a user", {**NAS, "server": f"me:{SECRET}@nas"}, INVALID, ("server is", "without scheme, port or user")),
     Case("server with a scheme", {**NAS, "server": "nfs://nas"}, INVALID, ("server is 'nfs://nas'", "host name or address")),
@@ -84,6 +88,21 @@ VALUES = (
     Case("port", {**NAS, "options": "port=70000"}, INVALID, ("port is '70000'", "65535")),
     Case("uid", {**NAS, "uid": "root"}, INVALID, ("uid is 'root'", "whole number")),
     Case("Secret without a token", HUB, INVALID, ("none of the keys", "`token`"), {"password": SECRET}),
+)
+
+PERFORMANCE = (
+    Case(
+        "level and provisioned IOPS", {**HUB, "pl": "PL1", "provisionedIops": "5"}, INVALID, ("is for AutoPL", "performanceLevel is PL1", "keep one")
+    ),
+    Case("ceiling and level", {**HUB, "readIops": "5", "pl": "PL1"}, INVALID, ("readIops is for volumes without", "performanceLevel", "keep one")),
+    Case("burst without credit", {**HUB, "readIops": "5", "burstIops": "9"}, INVALID, ("burstIops", "without burstCredit", "give both or none")),
+    Case("burst below the limit", {**HUB, "readIops": "5", "burstIops": "4", "burstCredit": "1"}, INVALID, ("more than readIops, which is 5",)),
+    Case("the article's 35000", {**HUB, "provisionedIops": "35000"}, INVALID, ("is 35000", "1 to 17000 for 20 GiB"), ways=("create",), gib=20),
+    Case("more than 50,000", {**NAS, "provisionedIOPS": "50001"}, INVALID, ("1 to 50000 for 2000 GiB",), ways=("create",), gib=2000),
+    Case("too small for any", {**HUB, "provisionedIops": "1"}, INVALID, ("1 GiB have none", "4 GiB or more"), ways=("create",)),
+    Case("too small to burst", {**HUB, "bursting": "true"}, INVALID, ("3 GiB cannot burst", "4 GiB or more"), ways=("create",), gib=3),
+    Case("too small for PL3", {**HUB, "pl": "PL3"}, INVALID, ("1260 GiB have one of PL0, PL1, PL2, AutoPL", "1261"), ways=("create",), gib=1260),
+    Case("size of a claim", {**HUB, "size": "20Gi"}, INVALID, ("size is for volumes without a claim", "PVC"), ways=("create",)),
 )
 
 HUBS = (
@@ -111,4 +130,4 @@ SERVERS = (
     Case("special file", {**NAS, "path": "{export}/special"}, FAILED, ("'pipe' is a fifo", "remove it on the server")),
 )
 
-CASES = (*KEYS, *VALUES, *HUBS, *SERVERS)
+CASES = (*KEYS, *VALUES, *PERFORMANCE, *HUBS, *SERVERS)

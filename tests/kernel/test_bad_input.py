@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from csi.pb import csi_pb2 as pb
 from csi.spec.access_modes import AccessMode
+from csi.spec.performance import GIB
 from datacache.client import capability
 from tests.kernel import requests
 from tests.kernel.bad_input import CASES, FAILED, HUB, INVALID, SECRET, UNAVAILABLE, Case, token
@@ -41,10 +43,11 @@ class World:
     def filled_in(self, parameters: Words) -> dict[str, str]:
         return {key: value.format(**self.values) for key, value in parameters.items()}
 
-    def ask(self, way: str, parameters: Words, secrets: Words) -> Answer:
+    def ask(self, way: str, parameters: Words, secrets: Words, gib: int = 0) -> Answer:
         name = f"{way}{next(self.numbers)}"
         if way == "create":
-            return requests.answer(self.machine.controller.CreateVolume, requests.create(name, parameters, secrets))
+            request = requests.create(name, parameters, secrets, capacity_range={"required_bytes": gib * GIB})
+            return requests.answer(self.machine.controller.CreateVolume, request)
         return self.machine.inline(name, parameters, secrets)
 
 
@@ -84,7 +87,7 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_what_is_wrong_is_said_and_nothing_stays(world: World, case: Case) -> None:
     for way in case.ways:
-        code, message = world.ask(way, world.filled_in(case.parameters), case.secrets)
+        code, message = world.ask(way, world.filled_in(case.parameters), case.secrets, case.gib)
         assert (code, [word for word in case.words if word not in message]) == (case.code, []), message
         assert_clean(world.machine, SECRET, message)
 
@@ -108,6 +111,25 @@ def test_content_over_the_limit_is_refused_with_both_numbers(world: World) -> No
     code, message = requests.answer(world.machine.controller.CreateVolume, request)
     assert code.name == "OUT_OF_RANGE"
     assert "3000000" in message and "2000000" in message and "raise the limit" in message
+    assert_clean(world.machine, SECRET, message)
+
+
+TOO_MUCH = [
+    ({"provisionedIops": "35000"}, "1 to 17000 for 20 GiB"),
+    ({"performanceLevel": "PL1"}, "provisionedIops is for AutoPL"),
+    ({"size": "40"}, "size cannot be changed"),
+]
+
+
+@pytest.mark.parametrize(("keys", "words"), TOO_MUCH)
+def test_a_live_volume_gets_nothing_that_its_size_does_not_have(world: World, keys: Words, words: str) -> None:
+    controller = world.machine.controller
+    volume = world.machine.create("modified", {**HUB, "provisionedIops": "1000"}, capacity_range={"required_bytes": 20 * GIB})
+    request = pb.ControllerModifyVolumeRequest(volume_id=volume.volume_id, mutable_parameters=keys)
+    code, message = requests.answer(controller.ControllerModifyVolume, request)
+    assert code is INVALID and words in message
+    assert controller.ControllerGetVolume(pb.ControllerGetVolumeRequest(volume_id=volume.volume_id)).volume == volume
+    assert requests.answer(controller.DeleteVolume, requests.delete(volume.volume_id)) == (OK, "")
     assert_clean(world.machine, SECRET, message)
 
 

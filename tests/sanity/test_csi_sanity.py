@@ -36,7 +36,7 @@ def run_sanity(plugins: Plugins, parameters: Mapping[str, str], secrets: Mapping
         f"-csi.testvolumeparameters={folder}/parameters.yaml",
         f"-csi.testvolumemutableparameters={folder}/mutable.yaml",
         f"-csi.secrets={folder}/secrets.yaml",
-        f"-csi.testvolumesize={2**30}",
+        f"-csi.testvolumesize={8 * 2**30}",
         "-ginkgo.no-color",
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)

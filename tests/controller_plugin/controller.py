@@ -1,0 +1,36 @@
+"""The controller's volumes over a real registry and a scripted source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from controller_plugin.volumes import CreateRequest, Volumes
+from csi.registry.directory import DirectoryRegistry
+from csi.registry.volume import VolumeRecord
+from csi.spec.access_modes import AccessMode
+from csi.spec.performance import GIB
+from csi.waiting import Patience, WaitingRoom
+from csi.worker.proofs import ProofMemory
+from csi.worker.resolving import Resolver
+from tests.csi.worker.in_process import InProcess
+
+HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
+READER, WRITER = AccessMode.MULTI_NODE_READER_ONLY, AccessMode.SINGLE_NODE_WRITER
+BASE = CreateRequest("pvc-1", HUB, {}, (READER,))
+LARGE = replace(BASE, required_bytes=20 * GIB)
+
+
+class Controller:
+    """`volumes` with all that they stand on in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.source = InProcess()
+        self.registry = DirectoryRegistry(folder)
+        proofs = ProofMemory(folder / "proofs", b"k" * 32, 600.0, 86400.0)
+        self.volumes = Volumes(self.registry, Resolver(self.source, proofs, WaitingRoom(9), ask_moving=True))  # type: ignore[arg-type]
+
+    def create(self, request: CreateRequest = BASE, seconds: float = 30, **changes: object) -> VolumeRecord:
+        """A volume as `request` has it, with `changes` to it."""
+        return self.volumes.create(replace(request, **changes), Patience(seconds))  # type: ignore[arg-type]
