@@ -13,6 +13,7 @@ from pathlib import Path
 
 _KUBEPODS = re.compile(r"(?:.*-)?kubepods(?:\.slice)?")
 _QOS = re.compile(r"burstable|besteffort|guaranteed|.*kubepods-(?:burstable|besteffort|guaranteed)\.slice")
+_POD = re.compile(r"(?:.*-)?pod")
 _UID = re.compile(r"[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*")
 _TARGET = re.compile(r"/pods/([^/]+)/volumes/")
 # kubelet in a container of a container runtime that is in a slice of its own: /docker.slice/docker-<id>.scope/kubelet/kubepods.
@@ -41,14 +42,14 @@ class PodCgroups:
         """Learn kubelet's folders anew."""
         self._parents = [folder for kubepods in _kubepods(self._root, _DEPTH) for folder in (kubepods, *_qos_folders(kubepods))]
 
-    @property
-    def parents(self) -> list[Path]:
-        """The known folders that hold pods' cgroups."""
-        return self._parents
-
     def places_to_watch(self) -> set[Path]:
         """The folders in which a pod's cgroup, or a folder on the way to it, may appear."""
         return {folder for parent in self._parents for folder in (parent, *parent.parents) if folder.is_relative_to(self._root)} | {self._root}
+
+
+def is_pod_folder(name: str) -> bool:
+    """Whether a folder of that name is a pod's, not one on the way to pods'."""
+    return _POD.match(name) is not None
 
 
 def _pod_folder(parent: Path, uid: str) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from csi.file_events import FileEvent, FileEvents, Kind
 from node_plugin.throttle.hierarchy import Hierarchy
-from node_plugin.throttle.pods import PodCgroups, tree
+from node_plugin.throttle.pods import PodCgroups, is_pod_folder, tree
 
 
 class CgroupWatch:
@@ -21,11 +22,11 @@ class CgroupWatch:
 
     def follow(self, uid: str) -> None:
         """Watch the pod's cgroups, or the folders where they may appear. Looking at them after this misses nothing."""
+        self._watch_places(self._pods.places_to_watch())
         folder = self._pods.find(uid)
         if folder is None:
-            self._pods.look_around()
+            self._look_around()
             folder = self._pods.find(uid)
-        self._watch_places(self._pods.places_to_watch())
         if folder is None:
             self.missing.add(uid)
             return
@@ -34,10 +35,17 @@ class CgroupWatch:
             if place not in self._pod_of and self._events.watch(place):
                 self._pod_of[place] = uid
 
-    def _watch_places(self, places: set[Path]) -> None:
-        for place in places - self._places:
-            if self._events.watch(place):
-                self._places.add(place)
+    def _look_around(self) -> None:
+        """Learn kubelet's folders, and look again once they are watched: one may have been made meanwhile."""
+        self._pods.look_around()
+        while self._watch_places(self._pods.places_to_watch()):
+            self._pods.look_around()
+
+    def _watch_places(self, places: Iterable[Path]) -> bool:
+        """Watch those that are not; whether there were any. Each is watched before the next is taken."""
+        new = [place for place in places if place not in self._places and self._events.watch(place)]
+        self._places.update(new)
+        return bool(new)
 
     def leave(self, uid: str) -> None:
         """Watch the pod no more."""
@@ -73,7 +81,7 @@ class CgroupWatch:
 
     def _appeared(self, event: FileEvent) -> set[str]:
         """Something new among or above kubelet's folders: the pods that are missing may be there now, or below it soon."""
-        if self.missing and event.folder not in self._pods.parents:
-            self._watch_places(set(tree(event.path)))
-            self._pods.look_around()
+        if self.missing and not is_pod_folder(event.name):
+            self._watch_places(tree(event.path))
+            self._look_around()
         return set(self.missing)

@@ -1,0 +1,333 @@
+"""Limits in force over fake cgroups in real folders, with real file events: now, late, changed, taken away, after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from csi.errors import InvalidParameter, UnsupportedByNode
+from csi.spec.limits import UNLIMITED, Limits, Rate
+from node_plugin.throttle.records import GroupRecords
+from node_plugin.throttle.throttle import Throttle, Wanted
+from tests.kernel.machine import until
+from tests.node_plugin.fake_cgroups import FakeHierarchy
+
+UID, OTHER_UID, DEVICE = "1111-2222", "3333-4444", "7:3"
+SLOW, FAST = Limits(Rate(500, 8_192_000)), Limits(Rate(5000, 81_920_000))
+CREDIT = Limits(Rate(500, 8_192_000), Rate(3000, 49_152_000), 6000)
+METERED = Limits(Rate(500, 8_192_000), Rate(3000, 49_152_000))
+
+
+class Place:
+    """A hierarchy, and lives of the plugin over it. `disk` is what /proc/diskstats would say, `clock` the time."""
+
+    def __init__(self, folder: Path, flat: bool) -> None:
+        self.folder, self.cgroups = folder, FakeHierarchy(folder / "cgroups", flat)
+        self.disk, self.clock = 0, 1000.0
+        self.throttle = self.start()
+
+    def start(self, required: bool = False) -> Throttle:
+        """The next life of the plugin."""
+        records = GroupRecords(self.folder / "throttles")
+        return Throttle(self.cgroups, records, required, lambda devices: dict.fromkeys(devices, (self.disk, 0)), lambda: self.clock)
+
+    def kill(self) -> None:
+        self.throttle.close()
+        self.throttle = self.start()
+
+    def pod(self, uid: str = UID) -> Path:
+        return self.cgroups.root / f"kubepods/burstable/pod{uid}"
+
+    def container(self, name: str = "c1", uid: str = UID) -> Path:
+        """A container's cgroup, made."""
+        path = self.pod(uid) / name
+        path.mkdir(parents=True)
+        return path
+
+    def hold(self, limits: Limits | None, target: str = "/t1", uid: str = UID, volume: str = "vol") -> None:
+        self.throttle.hold(self.wanted(lambda: limits, target, uid, volume))
+
+    def wanted(self, ask: Callable[[], Limits | None], target: str = "/t1", uid: str = UID, volume: str = "vol") -> Wanted:
+        return Wanted(volume, target, uid, DEVICE, ask)
+
+    def rate(self, cgroup: Path) -> Rate:
+        return self.cgroups.rate(cgroup, DEVICE)
+
+    def read(self, cgroup: Path, ios: int) -> None:
+        self.cgroups.read(cgroup, DEVICE, ios)
+        self.disk += ios
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    made = Place(tmp_path, True)
+    yield made
+    made.throttle.close()
+
+
+@pytest.fixture
+def unified(tmp_path: Path) -> Iterator[Place]:
+    """Cgroups of version 2."""
+    made = Place(tmp_path, False)
+    yield made
+    made.throttle.close()
+
+
+def test_a_limit_is_in_force_on_the_pod_and_each_container_before_hold_returns(place: Place) -> None:
+    first, second = place.container("c1"), place.container("c2")
+    nested = first / "inner"
+    nested.mkdir()
+    place.hold(SLOW)
+    assert [place.rate(cgroup) for cgroup in (place.pod(), first, second, nested)] == [SLOW.sustained] * 4
+
+
+def test_on_version_2_the_limit_is_on_the_pod_alone(unified: Place) -> None:
+    container = unified.container()
+    unified.hold(SLOW)
+    assert unified.rate(unified.pod()) == SLOW.sustained and unified.rate(container) == UNLIMITED
+
+
+def test_a_pod_that_appears_late_gets_its_limit(place: Place) -> None:
+    place.hold(SLOW)
+    held = place.throttle.held("/t1")
+    assert held and "not there yet" in held.problem
+    container = place.container()
+    assert until(lambda: place.rate(container) == SLOW.sustained)
+    assert until(lambda: not place.throttle.held("/t1").problem)
+
+
+@pytest.mark.parametrize("above", ["", "docker/0123/kubelet/"])
+def test_a_pod_whose_kubelet_appears_late_gets_its_limit(place: Place, above: str) -> None:
+    place.hold(SLOW)
+    place.hold(FAST, "/t2", OTHER_UID)
+    for uid, limits in ((UID, SLOW), (OTHER_UID, FAST)):
+        pod = place.cgroups.root / f"{above}kubepods/besteffort/pod{uid}"
+        pod.mkdir(parents=True)
+        assert until(lambda pod=pod, limits=limits: place.rate(pod) == limits.sustained)
+
+
+def test_a_container_that_comes_later_or_again_gets_its_limit(place: Place) -> None:
+    place.container("c1")
+    place.hold(SLOW)
+    later = place.container("c2")
+    assert until(lambda: place.rate(later) == SLOW.sustained)
+    for name in ("throttle.json", ""):
+        (later / name).unlink() if name else later.rmdir()
+    again = place.container("c2")
+    assert until(lambda: place.rate(again) == SLOW.sustained)
+
+
+def test_a_limit_that_somebody_takes_away_is_put_back(unified: Place) -> None:
+    unified.container()
+    unified.hold(SLOW)
+    assert until(lambda: unified.throttle.held("/t1"))
+    until(lambda: False, 0.2)
+    unified.cgroups.limit(unified.pod(), DEVICE, UNLIMITED)
+    assert until(lambda: unified.rate(unified.pod()) == SLOW.sustained)
+
+
+def test_two_volumes_of_a_pod_on_one_device_have_the_sum(place: Place) -> None:
+    container = place.container()
+    place.hold(SLOW, "/t1", volume="one")
+    place.hold(SLOW, "/t2", volume="two")
+    assert place.rate(container) == Rate(1000, 16_384_000)
+    held = place.throttle.held("/t1")
+    assert held and held.limits == SLOW and held.rate == Rate(1000, 16_384_000)
+    place.throttle.release("/t1")
+    assert place.rate(container) == SLOW.sustained
+
+
+def test_a_volume_without_limits_beside_one_with_them_frees_both_and_says_so(place: Place) -> None:
+    container = place.container()
+    place.hold(SLOW, "/t1", volume="one")
+    place.hold(None, "/t2", volume="two")
+    assert place.rate(container) == UNLIMITED
+    held = place.throttle.held("/t1")
+    assert held and "another volume without limits" in held.problem
+    place.throttle.release("/t2")
+    assert place.rate(container) == SLOW.sustained
+
+
+def test_pods_on_one_device_have_each_their_own(place: Place) -> None:
+    slow, fast = place.container(uid=UID), place.container(uid=OTHER_UID)
+    place.hold(SLOW, "/t1", UID)
+    place.hold(FAST, "/t2", OTHER_UID)
+    assert place.rate(slow) == SLOW.sustained and place.rate(fast) == FAST.sustained
+    place.throttle.release("/t2")
+    assert place.rate(slow) == SLOW.sustained and place.rate(fast) == UNLIMITED
+
+
+def test_what_is_released_leaves_nothing_behind(place: Place) -> None:
+    container = place.container()
+    place.hold(CREDIT)
+    place.throttle.release("/t1")
+    place.throttle.release("/t1")
+    assert place.rate(container) == place.rate(place.pod()) == UNLIMITED
+    assert place.throttle.held("/t1") is None and place.throttle.all_held() == []
+    assert list((place.folder / "throttles").iterdir()) == []
+    later = place.container("c2")
+    until(lambda: False, 0.2)
+    assert place.rate(later) == UNLIMITED
+
+
+def test_holding_again_writes_nothing(place: Place) -> None:
+    place.container()
+    place.hold(SLOW)
+    writes = place.cgroups.writes
+    place.hold(SLOW)
+    assert place.cgroups.writes == writes
+
+
+def test_changed_limits_are_in_force_after_renew(place: Place) -> None:
+    container, now = place.container(), [SLOW]
+    place.throttle.hold(place.wanted(lambda: now[0]))
+    for limits, rate in ((FAST, FAST.sustained), (None, UNLIMITED), (CREDIT, CREDIT.burst), (SLOW, SLOW.sustained)):
+        now[0] = limits
+        place.throttle.renew("vol")
+        assert place.rate(container) == rate
+    place.throttle.renew("unknown")
+
+
+def test_limits_that_cannot_be_had_leave_the_old_ones(place: Place) -> None:
+    container, refuse = place.container(), [False]
+
+    def ask() -> Limits:
+        if refuse[0]:
+            raise InvalidParameter("damaged")
+        return SLOW
+
+    place.throttle.hold(place.wanted(ask))
+    refuse[0] = True
+    place.throttle.renew("vol")
+    assert place.rate(container) == SLOW.sustained
+    with pytest.raises(InvalidParameter):
+        place.throttle.hold(place.wanted(ask, "/t2"))
+    assert place.throttle.held("/t2") is None
+
+
+def test_a_credit_that_is_used_up_leaves_the_sustained_limit(place: Place) -> None:
+    container = place.container()
+    place.hold(CREDIT)
+    assert place.rate(container) == CREDIT.burst
+    place.read(container, 7500)
+    place.clock += 2.5
+    assert until(lambda: place.rate(container) == CREDIT.sustained)
+    place.clock += 10
+    assert until(lambda: place.rate(container) == CREDIT.burst)
+
+
+def test_what_all_containers_of_a_pod_read_is_charged_and_what_was_read_before_is_not(place: Place) -> None:
+    first = place.container("c1")
+    place.cgroups.read(first, DEVICE, 1_000_000)
+    place.hold(METERED)
+    second = place.container("c2")
+    assert until(lambda: place.rate(second) == METERED.burst)
+    place.read(first, 1000)
+    place.read(second, 500)
+    assert until(lambda: place.throttle.held("/t1").burst.metered == 1500)
+
+
+def test_a_container_that_ended_takes_nothing_back(place: Place) -> None:
+    container = place.container()
+    place.hold(METERED)
+    place.read(container, 1000)
+    assert until(lambda: place.throttle.held("/t1").burst.metered == 1000)
+    (container / "throttle.json").unlink()
+    container.rmdir()
+    other = place.container("c2")
+    until(lambda: False, 0.2)
+    place.read(other, 10)
+    assert until(lambda: place.throttle.held("/t1").burst.metered == 1010)
+
+
+def test_a_killed_plugin_finds_limits_and_credit_as_they_are(place: Place) -> None:
+    container = place.container()
+    place.hold(CREDIT)
+    place.read(container, 3500)
+    place.clock += 1
+    assert until(lambda: place.throttle.held("/t1").burst.credit == 3000)
+    place.kill()
+    writes = place.cgroups.writes
+    place.cgroups.read(container, DEVICE, 2000)
+    place.clock += 2
+    place.throttle.resume([place.wanted(lambda: CREDIT)])
+    assert until(lambda: place.throttle.held("/t1").burst.credit == 2000)
+    assert place.cgroups.writes == writes and place.rate(container) == CREDIT.burst
+
+
+def test_a_credit_used_up_while_the_plugin_was_gone_is_used_up(place: Place) -> None:
+    container = place.container()
+    place.hold(CREDIT)
+    place.kill()
+    place.cgroups.read(container, DEVICE, 30_000)
+    place.clock += 10
+    place.throttle.resume([place.wanted(lambda: CREDIT)])
+    assert until(lambda: place.rate(container) == CREDIT.sustained)
+
+
+def test_a_killed_plugin_s_sum_is_never_lowered_or_lifted_on_the_way(place: Place) -> None:
+    place.container()
+    for target in ("/t1", "/t2"):
+        place.hold(SLOW, target)
+    place.kill()
+    writes = place.cgroups.writes
+    place.throttle.resume([place.wanted(lambda: SLOW, target) for target in ("/t1", "/t2")])
+    assert place.cgroups.writes == writes
+
+
+def test_what_a_killed_plugin_left_in_a_cgroup_that_lives_on_is_removed(place: Place) -> None:
+    container, other = place.container(), place.container(uid=OTHER_UID)
+    place.hold(SLOW)
+    place.hold(FAST, "/t2", OTHER_UID)
+    place.kill()
+    place.throttle.resume([place.wanted(lambda: FAST, "/t2", OTHER_UID)])
+    assert place.rate(container) == UNLIMITED and place.rate(other) == FAST.sustained
+    assert len(list((place.folder / "throttles").iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["", "{", '{"format": 9}', "[]"])
+def test_a_damaged_record_costs_the_credit_s_past_and_nothing_else(place: Place, damage: str) -> None:
+    container = place.container()
+    place.hold(CREDIT)
+    (record,) = (place.folder / "throttles").iterdir()
+    place.throttle.close()
+    record.write_text(damage)
+    place.throttle = place.start()
+    place.throttle.resume([place.wanted(lambda: CREDIT)])
+    assert place.rate(container) == CREDIT.burst
+
+
+@pytest.mark.parametrize("uid", ["", UID])
+def test_limits_that_cannot_be_held_are_said_or_refused(place: Place, uid: str) -> None:
+    place.container()
+    place.cgroups.refusal = "the kernel refuses"
+    place.hold(SLOW, uid=uid)
+    held = place.throttle.held("/t1")
+    assert held and ("the kernel refuses" if uid else "no pod is known") in held.problem
+    place.throttle.close()
+    place.throttle = place.start(required=True)
+    with pytest.raises(UnsupportedByNode, match="cannot be held"):
+        place.hold(SLOW, uid=uid)
+    assert place.throttle.all_held() == []
+    place.hold(None, uid=uid)
+
+
+def test_a_pod_that_is_not_there_yet_is_no_reason_to_refuse(place: Place) -> None:
+    place.throttle.close()
+    place.throttle = place.start(required=True)
+    place.hold(SLOW)
+    container = place.container()
+    assert until(lambda: place.rate(container) == SLOW.sustained)
+
+
+def test_a_node_without_cgroups_works_and_says_why_there_are_no_limits(tmp_path: Path) -> None:
+    throttle = Throttle(UnsupportedByNode("no cgroups here"), GroupRecords(tmp_path / "throttles"))
+    wanted = Wanted("vol", "/t1", UID, DEVICE, lambda: SLOW)
+    throttle.resume([wanted])
+    throttle.hold(wanted)
+    held = throttle.held("/t1")
+    assert held and held.problem == "no cgroups here"
+    throttle.release("/t1")
+    throttle.close()
