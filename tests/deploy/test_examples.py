@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from csi.settings import DRIVER_NAME
+from csi.settings import DRIVER_NAME, size
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
-from csi.spec.parameters import parse
+from csi.spec.parameters import parse, parse_mutable
+from csi.spec.performance import Performance, limits
 from node_plugin.inline_policy import InlinePolicy
 from tests.deploy.objects import DRIVER, Asked, asked, objects
 
@@ -25,6 +26,30 @@ def test_the_parameters_of_an_example_parse(example: Asked) -> None:
         InlinePolicy(["nas.example.com:/share/models"]).check(parsed)
 
 
+def deployed(kind: str) -> list[dict]:
+    return [thing for _, thing in OBJECTS if thing["kind"] == kind]
+
+
+def test_each_claim_has_the_size_that_its_classes_need() -> None:
+    """Those of the claim, and every class of attributes that it can be changed to."""
+    classes = {thing["metadata"]["name"]: parse(thing["parameters"]).performance for thing in deployed("StorageClass")}
+    changes = [thing["parameters"] for thing in deployed("VolumeAttributesClass")]
+    claims = [thing["spec"] for thing in deployed("PersistentVolumeClaim") if thing["spec"]["storageClassName"]]
+    limited = [claim for claim in claims if classes[claim["storageClassName"]] != Performance()]
+    assert changes and limited
+    for claim in claims:
+        given, capacity = classes[claim["storageClassName"]], size(claim["resources"]["requests"]["storage"])
+        limits(given, capacity)
+        for change in changes if claim in limited else []:
+            limits(parse_mutable(change, given), capacity)
+
+
+def test_an_inline_example_has_limits_that_nothing_lowers() -> None:
+    inline = [parse(example.parameters) for example in ASKED if example.inline]
+    limited = [found for asks in inline if (found := limits(asks.performance, asks.size_bytes or 0, clamp=True))]
+    assert limited and not [found.notes for found in limited if found.notes]
+
+
 def test_the_examples_show_every_kind_of_volume_with_every_source() -> None:
     shown = {(example.name.split(":")[-1].split("/")[0], type(parse(example.parameters).spec.source).__name__) for example in ASKED}
     assert shown == {(kind, source) for kind in ("StorageClass", "PersistentVolume", "Pod") for source in ("HubSpec", "NasSpec")}
@@ -34,7 +59,11 @@ def test_the_examples_show_every_kind_of_volume_with_every_source() -> None:
 def test_an_example_names_this_driver(name: str, thing: dict) -> None:
     assert DRIVER == DRIVER_NAME
     spec = thing.get("spec", {})
-    drivers = {"StorageClass": [thing.get("provisioner")], "PersistentVolume": [spec.get("csi", {}).get("driver")]}
+    drivers = {
+        "StorageClass": [thing.get("provisioner")],
+        "VolumeAttributesClass": [thing.get("driverName")],
+        "PersistentVolume": [spec.get("csi", {}).get("driver")],
+    }
     inline = [volume["csi"]["driver"] for volume in spec.get("volumes", []) if "csi" in volume] if thing["kind"] == "Pod" else []
     assert set(drivers.get(thing["kind"], inline)) <= {DRIVER}
 
@@ -50,6 +79,8 @@ def test_claims_and_secrets_that_examples_name_exist() -> None:
             wanted |= {("Secret", v["csi"]["nodePublishSecretRef"]["name"]) for v in spec["volumes"] if "nodePublishSecretRef" in v.get("csi", {})}
         if thing["kind"] == "PersistentVolumeClaim" and spec["storageClassName"]:
             wanted.add(("StorageClass", spec["storageClassName"]))
+        if thing["kind"] == "PersistentVolumeClaim" and "volumeAttributesClassName" in spec:
+            wanted.add(("VolumeAttributesClass", spec["volumeAttributesClassName"]))
         if thing["kind"] == "PersistentVolumeClaim" and "volumeName" in spec:
             wanted.add(("PersistentVolume", spec["volumeName"]))
         if thing["kind"] == "StorageClass":
