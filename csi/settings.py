@@ -70,3 +70,11 @@ def duration(text: str) -> float:
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; write it as 90s, 10m, 24h or 7d")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def optional_address(text: str) -> tuple[str, int] | None:
+    """Host and port from "127.0.0.1:9808", "[::1]:9808" or ":9808" (every address); None for an empty text."""
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*):([0-9]{1,5})", text)
+    if text and not (match and 0 <= int(match[2]) < 65536):
+        raise argparse.ArgumentTypeError(f"{text!r} is no address; write it as 127.0.0.1:9808")
+    return (match[1].strip("[]") or "::", int(match[2])) if match else None

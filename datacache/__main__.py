@@ -6,11 +6,14 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
 from rich.table import Column, Table
 
@@ -21,6 +24,7 @@ from csi.spec.access_modes import AccessMode
 from datacache.client import PluginClient
 from datacache.images import images_of
 from datacache.resolve import Found, resolve_once
+from datacache.top import TITLES, Node, Watch, hierarchy_or_none
 
 # Programs that read the output get whole rows; people get rows folded to their window.
 _CONSOLE = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 10_000)
@@ -75,10 +79,14 @@ def _show(found: Found, files: bool) -> None:
 
 
 def _print_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
+    _CONSOLE.print(_table(titles, rows))
+
+
+def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
     table = Table(*(Column(title, overflow="fold") for title in titles), box=None)
     for row in rows:
         table.add_row(*map(_plain, row))
-    _CONSOLE.print(table)
+    return table
 
 
 def _plain(text: str) -> str:
@@ -95,6 +103,29 @@ def _text(value: object) -> str:
 def images(store: Path) -> None:
     """List the images in a node's STORE, and how far each fill is."""
     _print_table(("image", "state", "size", "progress", "last used"), images_of(store))
+
+
+@cli.command()
+@click.argument("store", type=click.Path(path_type=Path, exists=True), envvar="DATACACHE_STORE", default="/var/lib/datacache")
+@click.option("--cgroup-root", type=click.Path(path_type=Path), envvar="DATACACHE_CGROUP_ROOT", default="/sys/fs/cgroup", help="where cgroups are")
+@click.option("--interval", type=float, default=1.0, help="seconds between two looks")
+@click.option("--once", is_flag=True, help="look once, as when the output is no terminal")
+@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs (then one look)")
+def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str) -> None:
+    """Show each volume's limits on the node that has STORE, what it reads now, and its burst credit, until Ctrl-C."""
+    watch = Watch(Node(store, hierarchy_or_none(cgroup_root)))
+    if output == "json" or once or not sys.stdout.isatty():
+        time.sleep(interval)
+        readings = watch.look()
+        if output == "json":
+            click.echo(json.dumps([reading.facts() for reading in readings], indent=1))
+        else:
+            _print_table(TITLES, [reading.words() for reading in readings])
+        return
+    with suppress(KeyboardInterrupt), Live(console=_CONSOLE, auto_refresh=False) as live:
+        while True:
+            time.sleep(interval)
+            live.update(_table(TITLES, [reading.words() for reading in watch.look()]), refresh=True)
 
 
 @cli.command()

@@ -107,6 +107,11 @@ class VolumeRecords:
         return self._folder / f"{name}.json"
 
 
+def read_volumes(folder: Path) -> list[NodeVolume]:
+    """The readable records in `folder`, by name; the folder is only read, whoever owns it."""
+    return [volume for path in sorted(folder.glob("[!.]*.json")) if (volume := _read(path))]
+
+
 def _read(path: Path) -> NodeVolume | None:
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return _decoded(json.loads(path.read_text()))

@@ -40,13 +40,15 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Held:
-    """What holds for a volume at a path.
+    """What holds for a volume at a path of the pod `pod` (its uid), read from `device`.
 
     `limits` are its own; `rate`, `together` and `burst` those of its pod on that device; `problem` is why none is in
     force, "" where one is; `each_container` whether each container of the pod holds the limit by itself.
     """
 
     volume: str
+    pod: str
+    device: str
     limits: Limits
     rate: Rate
     together: Limits | None
@@ -223,4 +225,4 @@ def _held(group: Group, claim: Claim, keeper: Keeper | None) -> Held | None:
     problem = group.problem
     if not problem and group.limits is None:
         problem = "the pod shows another volume without limits from the same device; it gets one of its own when it is staged anew"
-    return Held(claim.volume, claim.limits, group.rate, group.limits, group.burst, problem, each)
+    return Held(claim.volume, group.pod, group.device, claim.limits, group.rate, group.limits, group.burst, problem, each)
