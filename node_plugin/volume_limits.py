@@ -6,10 +6,10 @@ import hashlib
 import logging
 
 from csi.errors import DataCacheError
-from csi.registry.volume import VolumeRegistry
+from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec.limits import Limits
 from csi.spec.parameters import parse
-from csi.spec.performance import Performance, limits
+from csi.spec.performance import limits
 from node_plugin.throttle.throttle import Held
 from node_plugin.volume_records import NO_LIMITS, NodeVolume
 
@@ -28,18 +28,17 @@ class VolumeLimits:
 
     def of(self, volume: NodeVolume) -> Limits | None:
         """The volume's limits now, None for none. What its size does not have is lowered for an inline volume, InvalidParameter for others."""
-        return limits(self._performance(volume), volume.capacity_bytes, clamp=volume.inline)
+        record = None if volume.inline else self._record(volume.id)
+        if record:
+            return limits(record.performance, record.capacity_bytes)
+        return limits(parse(volume.context).performance, volume.capacity_bytes, clamp=volume.inline)
 
-    def _performance(self, volume: NodeVolume) -> Performance:
-        if self._registry and not volume.inline:
-            try:
-                record = self._registry.get(volume.id)
-            except DataCacheError as error:
-                log.warning("registry not readable, limits are those of the volume context", extra={"fields": {"volume": volume.id, "reason": error}})
-            else:
-                if record:
-                    return record.performance
-        return parse(volume.context).performance
+    def _record(self, volume_id: str) -> VolumeRecord | None:
+        try:
+            return self._registry.get(volume_id) if self._registry else None
+        except DataCacheError as error:
+            log.warning("registry not readable, limits are those of the volume context", extra={"fields": {"volume": volume_id, "reason": error}})
+            return None
 
 
 def limit_class(volume: NodeVolume, given: Limits | None) -> str:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
-from csi.errors import UnsupportedByNode
 from csi.spec.limits import Rate
-from node_plugin.throttle.hierarchy import Count, lines_of
+from node_plugin.throttle.hierarchy import Count, lines_of, write_to
 
 _IOPS, _BYTES = "blkio.throttle.read_iops_device", "blkio.throttle.read_bps_device"
 _IOS_DONE, _BYTES_DONE = "blkio.throttle.io_serviced", "blkio.throttle.io_service_bytes"
@@ -52,10 +50,4 @@ def _done(file: Path, device: str) -> int:
 def _write(file: Path, device: str, value: int) -> bool:
     if _read(file, device) == value:
         return False
-    try:
-        file.write_text(f"{device} {value}")
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV) and not file.exists():
-            return False
-        raise UnsupportedByNode(f"the kernel refuses the limit {device} {value} in {file}: {error.strerror}") from error
-    return True
+    return write_to(file, f"{device} {value}")

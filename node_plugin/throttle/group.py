@@ -121,11 +121,12 @@ class Group:
         used = Count()
         for place, before in list(self.counts.items()):
             now = hierarchy.count(place, self.device)
-            if now.ios < before.ios or (now == Count() and not place.exists()):
+            if now == Count() and not place.exists():
                 del self.counts[place]
-            else:
-                self.counts[place] = now
-                used += now - before
+                continue
+            self.counts[place] = now
+            # Less than before: another cgroup of that name.
+            used += now - before if now.ios >= before.ios else now
         return used
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from csi.errors import UnsupportedByNode
 from csi.spec.limits import Rate
 
 
@@ -47,6 +50,22 @@ class Hierarchy(Protocol):
 
     def count(self, cgroup: Path, device: str) -> Count:
         """What was read; counting begins with the first limit on the device."""
+
+
+def write_to(file: Path, text: str) -> bool:
+    """Write to a cgroup file; False where the cgroup is gone. Raises UnsupportedByNode with what the kernel says."""
+    try:
+        # Without O_CREAT: with it, a file that is not there is "permission denied".
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV) and not file.parent.exists():
+            return False
+        raise UnsupportedByNode(f"the kernel refuses {text!r} in {file}: {error.strerror}") from error
+    return True
 
 
 def lines_of(file: Path) -> list[list[str]]:

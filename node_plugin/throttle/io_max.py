@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
 from csi.spec.limits import Rate
-from node_plugin.throttle.hierarchy import Count, lines_of
+from node_plugin.throttle.hierarchy import Count, lines_of, write_to
 
 _LIMITS, _ENABLED, _DONE = "io.max", "cgroup.subtree_control", "io.stat"
 
@@ -30,10 +29,11 @@ class IoMax:
 
     def limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
         """One line "major:minor rbps=... riops=..."; "max" removes a limit, others of the line stay."""
-        if self.rate(cgroup, device) == rate:
+        wanted = Rate(_possible(rate.iops), _possible(rate.bytes_per_second))
+        if self.rate(cgroup, device) == wanted:
             return False
-        words = f"rbps={_word(rate.bytes_per_second)} riops={_word(rate.iops)}"
-        return _write(cgroup / _LIMITS, f"{device} {words}")
+        words = f"rbps={_word(wanted.bytes_per_second)} riops={_word(wanted.iops)}"
+        return write_to(cgroup / _LIMITS, f"{device} {words}")
 
     def rate(self, cgroup: Path, device: str) -> Rate:
         """From io.max."""
@@ -50,7 +50,7 @@ def _enable(cgroup: Path) -> None:
     file = cgroup / _ENABLED
     if any("io" in words for words in lines_of(file)):
         return
-    _write(file, "+io")
+    write_to(file, "+io")
 
 
 def _fields(file: Path, device: str) -> dict[str, str]:
@@ -60,19 +60,14 @@ def _fields(file: Path, device: str) -> dict[str, str]:
     return {}
 
 
+def _possible(limit: int | None) -> int | None:
+    """The kernel refuses limits of 1 (block/blk-throttle.c, tg_set_limit)."""
+    return None if limit is None else max(2, limit)
+
+
 def _word(limit: int | None) -> str:
     return "max" if limit is None else str(limit)
 
 
 def _number(word: str | None) -> int | None:
     return None if word in (None, "max") else int(word)
-
-
-def _write(file: Path, text: str) -> bool:
-    try:
-        file.write_text(text)
-    except OSError as error:
-        if error.errno in (errno.ENOENT, errno.ENODEV) and not file.parent.exists():
-            return False
-        raise UnsupportedByNode(f"the kernel refuses {text!r} in {file}: {error.strerror}") from error
-    return True

@@ -15,6 +15,8 @@ from node_plugin.throttle.watching import CgroupWatch
 log = logging.getLogger("datacache.throttle")
 
 _BUSY_SECONDS, _IDLE_SECONDS, _SAVE_SECONDS = 0.25, 0.5, 1.0
+# systemd may withdraw the controller io from a cgroup between two writes of ours, and no event tells when it is done.
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.1, 60.0
 Reads = Callable[[Collection[str]], Mapping[str, tuple[int, int]]]
 
 
@@ -40,6 +42,7 @@ class Keeper:
         self._watch = CgroupWatch(hierarchy, self._pods, self._events)
         self._followed: set[str] = set()
         self._seen: Mapping[str, tuple[int, int]] = {}
+        self._retry = _FIRST_RETRY_SECONDS
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="throttle", daemon=True)
         self._thread.start()
@@ -71,9 +74,18 @@ class Keeper:
 
     def _work(self, events: list[FileEvent]) -> float | None:
         self._follow_wanted()
-        for pod in self._watch.concerned(events, self._followed):
+        refused = {group.pod for group in self._groups if group.pod and group.problem and not group.waits}
+        for pod in self._watch.concerned(events, self._followed) | (refused & self._followed):
             self._keep(pod)
-        return self._look()
+        return _soonest(self._look(), self._retry_pause())
+
+    def _retry_pause(self) -> float | None:
+        """Seconds until what the kernel refused is tried again, longer each time; None where nothing was."""
+        if not any(group.pod and group.limits and group.problem and not group.waits for group in self._groups):
+            self._retry = _FIRST_RETRY_SECONDS
+            return None
+        pause, self._retry = self._retry, min(2 * self._retry, _LAST_RETRY_SECONDS)
+        return pause
 
     def _follow_wanted(self) -> None:
         wanted = {group.pod for group in self._groups if group.pod and group.limits}
@@ -106,8 +118,8 @@ class Keeper:
             busy |= not idle
             self._charge(group, now, idle)
         self._seen = seen
-        soonest = min(group.burst.look_again(group.limits) for group in bursting if group.limits)
-        return min(soonest, _BUSY_SECONDS if busy else _IDLE_SECONDS)
+        first = min(group.burst.look_again(group.limits) for group in bursting if group.limits)
+        return min(first, _BUSY_SECONDS if busy else _IDLE_SECONDS)
 
     def _charge(self, group: Group, now: float, idle: bool) -> None:
         before = group.burst
@@ -125,3 +137,7 @@ class Keeper:
         self._events.wake()
         self._thread.join()
         self._events.close()
+
+
+def _soonest(*pauses: float | None) -> float | None:
+    return min((pause for pause in pauses if pause is not None), default=None)

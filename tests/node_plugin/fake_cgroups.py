@@ -42,6 +42,10 @@ class FakeHierarchy:
         kept = _state(cgroup)["limits"].get(device)
         return Rate(**kept) if kept else UNLIMITED
 
+    def limited(self, cgroup: Path) -> list[str]:
+        """The devices that the cgroup has a limit for."""
+        return [device for device in _state(cgroup)["limits"] if self.rate(cgroup, device) != UNLIMITED]
+
     def count(self, cgroup: Path, device: str) -> Count:
         kept = _state(cgroup)["counts"].get(device)
         return Count(**kept) if kept else Count()

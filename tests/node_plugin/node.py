@@ -16,6 +16,7 @@ from csi.worker.resolving import Resolver
 from node_plugin.fills import Fills
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.inline_policy import InlinePolicy
+from node_plugin.throttle.pods import tree
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
 from node_plugin.volume_limits import VolumeLimits
@@ -112,3 +113,9 @@ class Node:
     def left(self) -> list[str]:
         """Mounts, loop devices and records that are there."""
         return [*(mount.target for mount in self.mounts.table()), *self.kernel.loops, *(volume.id for volume in self.records.all())]
+
+    @property
+    def limits_left(self) -> list[str]:
+        """Devices that any cgroup still has a limit for, and the plugin's records of limits."""
+        devices = {device for place in tree(self.cgroups.root) for device in self.cgroups.limited(place)}
+        return [*sorted(devices), *(path.name for path in (self.folder / "store/throttles").iterdir())]

@@ -14,7 +14,7 @@ import pytest
 
 from csi.errors import DataCacheError
 from tests.csi.images.origin import in_child
-from tests.node_plugin.node import Node
+from tests.node_plugin.node import INLINE, Node
 
 _KILLED = 9
 _CHANGES = frozenset(("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod"))
@@ -38,6 +38,14 @@ def nothing(node: Node) -> None:
     pass
 
 
+LIMITS = {"readIops": "500", "burstIops": "3000", "burstCredit": "6000", "csi.storage.k8s.io/pod.uid": "1111"}
+
+
+def limited(node: Node) -> None:
+    (node.cgroups.root / "kubepods/pod1111").mkdir(parents=True, exist_ok=True)
+    node.inline(context={**INLINE, **LIMITS})
+
+
 def take_away(node: Node) -> None:
     """What kubelet does with volumes it does not want any more, whatever it knows of them."""
     node.unpublish()
@@ -52,6 +60,8 @@ SCENARIOS: dict[str, tuple[Work, Work]] = {
     "an inline publish": (nothing, inline),
     "an unpublish": (published, lambda node: node.unpublish()),
     "the last unpublish of an inline volume": (inline, lambda node: node.unpublish("csi-1")),
+    "an inline publish with limits": (nothing, limited),
+    "the unpublish of a volume with limits": (limited, lambda node: node.unpublish("csi-1")),
     "an unstage": (staged, lambda node: node.unstage()),
     "an unstage before the unpublish": (published, lambda node: node.unstage()),
 }
@@ -108,7 +118,7 @@ def test_whatever_a_kill_leaves_the_next_start_is_sound_and_goes_on(tmp_path: Pa
             assert "is not staged" in str(error), error
         assert_sound(node)
         take_away(node)
-        assert node.left == [], f"after a kill at change {number}"
+        assert node.left == [] and node.limits_left == [], f"after a kill at change {number}"
         assert not node.path("pod1").exists()
         assert not [image for image in node.store.images() if node.store.sealed(image.digest) and image.paths.journal.exists()]
         node.close()
