@@ -51,15 +51,15 @@ class Keeper:
         """Put the group's limit in force where its pod's cgroup is there; from now on the thread does so whenever a cgroup appears."""
         if self._pods.find(group.pod) is None:
             self._pods.look_around()
-        if not self._applied(group) and group.limits:
-            group.problem, group.waits = f"the pod's cgroup is not there yet below {self.hierarchy.root}", True
+        self._enforce(group)
         self._events.wake()
 
-    def _applied(self, group: Group) -> bool:
+    def _enforce(self, group: Group) -> None:
         folder = self._pods.find(group.pod)
         if folder:
             group.apply(self.hierarchy, folder)
-        return folder is not None
+        elif group.limits:
+            group.problem, group.waits = f"the pod's cgroup is not there below {self.hierarchy.root}", True
 
     def _run(self) -> None:
         pause: float | None = None
@@ -101,7 +101,7 @@ class Keeper:
         for group in self._groups:
             if group.pod == pod and group.limits:
                 missing = bool(group.problem)
-                self._applied(group)
+                self._enforce(group)
                 if missing and not group.problem:
                     log.info("limit in force", extra={"fields": {"pod": pod, "device": group.device, "limit": group.rate}})
 
@@ -124,7 +124,7 @@ class Keeper:
     def _charge(self, group: Group, now: float, idle: bool) -> None:
         before = group.burst
         if group.look(self.hierarchy, now, idle):
-            self._applied(group)
+            self._enforce(group)
             self._save(group)
         elif group.burst != before and now - group.saved >= _SAVE_SECONDS:
             self._save(group)

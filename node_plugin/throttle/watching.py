@@ -58,6 +58,11 @@ class CgroupWatch:
         self._pod_of.pop(place, None)
         self._places.discard(place)
 
+    def _forget_all(self) -> None:
+        """A folder may have gone and come again unheard, and then nothing more is heard of it."""
+        for place in [*self._pod_of, *self._places]:
+            self._forget(place)
+
     def concerned(self, events: list[FileEvent], followed: set[str]) -> set[str]:
         """The pods among `followed` to look at because of these events."""
         found: set[str] = set()
@@ -67,6 +72,7 @@ class CgroupWatch:
 
     def _concerned(self, event: FileEvent, followed: set[str]) -> set[str]:
         if event.kind is Kind.LOST:
+            self._forget_all()
             return followed
         if event.kind is Kind.GONE:
             gone = self._pod_of.get(event.path)

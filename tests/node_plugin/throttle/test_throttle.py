@@ -92,7 +92,7 @@ def test_on_version_2_the_limit_is_on_the_pod_alone(unified: Place) -> None:
 def test_a_pod_that_appears_late_gets_its_limit(place: Place) -> None:
     place.hold(SLOW)
     held = place.throttle.held("/t1")
-    assert held and "not there yet" in held.problem
+    assert held and "not there" in held.problem
     container = place.container()
     assert until(lambda: place.rate(container) == SLOW.sustained)
     assert until(lambda: not place.throttle.held("/t1").problem)
@@ -117,6 +117,17 @@ def test_a_container_that_comes_later_or_again_gets_its_limit(place: Place) -> N
         (later / name).unlink() if name else later.rmdir()
     again = place.container("c2")
     assert until(lambda: place.rate(again) == SLOW.sustained)
+
+
+def test_a_pod_s_cgroup_that_goes_and_comes_again_gets_its_limit(place: Place) -> None:
+    container = place.container()
+    place.hold(SLOW)
+    until(lambda: False, 0.1)
+    for path in (*container.glob("*"), container, *place.pod().glob("*.json"), place.pod()):
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert until(lambda: "not there" in place.throttle.held("/t1").problem)
+    container = place.container()
+    assert until(lambda: place.rate(container) == SLOW.sustained) and until(lambda: not place.throttle.held("/t1").problem)
 
 
 def test_a_limit_that_somebody_takes_away_is_put_back(unified: Place) -> None:
