@@ -76,6 +76,12 @@ class ImageMounts:
             log.info("image mounted", extra={"fields": {"image": digest, "device": device, "class": limit_class}})
             return target
 
+    def read_ahead(self, digest: str, limit_class: str, size: int | None) -> None:
+        """Read ahead `size` bytes from now on where the image is mounted for a limit class; None for the loop devices' default."""
+        mount = at(self._mounts.table(), self._folder / digest / limit_class)
+        if mount:
+            self._loops.read_ahead(mount.source, size)
+
     def device_at(self, path: Path) -> str | None:
         """ "major:minor" of what is mounted at `path`, None where nothing is."""
         mount = at(self._mounts.table(), path)

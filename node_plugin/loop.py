@@ -42,6 +42,9 @@ class LoopDevices(Protocol):
         DataCacheError when the kernel refuses.
         """
 
+    def read_ahead(self, device: str, size: int | None) -> None:
+        """Read ahead `size` bytes on `device` from now on; None for these devices' default."""
+
     def holds(self, device: str, image: Path) -> bool:
         """Whether `device` is a loop device over the very file `image` (device and inode: names are cut at 64 bytes)."""
 
@@ -85,6 +88,17 @@ class KernelLoops:
                     raise DataCacheError(f"the kernel refuses {image} as a loop device: {error.strerror}") from error
         raise DataCacheError(f"no loop device could be had in {_TRIES} tries; something else takes them all")
 
+    def read_ahead(self, device: str, size: int | None) -> None:
+        """BLKRASET; a device that is gone, or does not take it, is left as it is."""
+        try:
+            descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            _read_ahead(descriptor, device, size or self._read_ahead)
+        finally:
+            os.close(descriptor)
+
     def holds(self, device: str, image: Path) -> bool:
         """LOOP_GET_STATUS64 against stat(2)."""
         try:
@@ -112,8 +126,12 @@ def _tune(device: int, path: str, read_ahead: int) -> None:
             fcntl.ioctl(device, _LOOP_SET_DIRECT_IO, 1)
         except OSError:
             log.warning("no direct I/O: the store's disk does not take it in 4 KiB blocks; reads are slower", extra={"fields": {"device": path}})
+    _read_ahead(device, path, read_ahead)
+
+
+def _read_ahead(device: int, path: str, size: int) -> None:
     try:
-        fcntl.ioctl(device, _BLKRASET, read_ahead // 512)
+        fcntl.ioctl(device, _BLKRASET, size // 512)
     except OSError as error:
         log.warning("read-ahead not set", extra={"fields": {"device": path, "reason": error.strerror}})
 

@@ -34,7 +34,7 @@ from node_plugin.mounts import Mounts, at, real
 from node_plugin.throttle.pods import pod_uid
 from node_plugin.throttle.throttle import Throttle, Wanted
 from node_plugin.volume_limits import VolumeLimits, in_words, limit_class, read_ahead
-from node_plugin.volume_records import NodeVolume, Shown, VolumeRecords
+from node_plugin.volume_records import NO_LIMITS, NodeVolume, Shown, VolumeRecords
 
 log = logging.getLogger("datacache.volumes")
 
@@ -208,6 +208,10 @@ class Volumes:
     def renew_limits(self, volume_id: str) -> None:
         """Put a volume's limits in force as they are now, wherever it is shown."""
         self._throttle.renew(volume_id)
+        volume = self._records.get(volume_id)
+        if volume and volume.limit_class != NO_LIMITS:
+            with suppress(DataCacheError):  # the throttle has said so already
+                self._images.read_ahead(volume.digest, volume.limit_class, read_ahead(self._limits.of(volume)))
 
     def recover(self) -> None:
         """After a start: forget what is not mounted any more, release what no volume shows, go on with fills that need no secret."""

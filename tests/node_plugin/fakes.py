@@ -29,6 +29,7 @@ class _Loop:
     image: list[int]
     path: str
     holder: int
+    read_ahead: int | None = None
 
 
 @dataclass
@@ -153,12 +154,17 @@ class FakeLoops:
         with self._kernel.changing("attach") as state:
             device = f"/dev/loop{1000 + state.made}"
             state.made += 1
-            state.loops[device] = _Loop([status.st_dev, status.st_ino], str(image), os.getpid())
+            state.loops[device] = _Loop([status.st_dev, status.st_ino], str(image), os.getpid(), read_ahead)
         try:
             yield device
         finally:
             with self._kernel.changing("close") as state:
                 state.loops[device].holder = 0
+
+    def read_ahead(self, device: str, size: int | None) -> None:
+        with self._kernel.changing("read ahead") as state:
+            if device in state.loops:
+                state.loops[device].read_ahead = size
 
     def holds(self, device: str, image: Path) -> bool:
         loop = self._kernel.read().loops.get(device)

@@ -213,3 +213,15 @@ def test_an_image_is_read_ahead_as_far_as_the_disk_of_its_store_but_at_least_2_m
     assert read_ahead_of(tmp_path, tmp_path) == 2 * 2**20
     (disk / "read_ahead_kb").write_text("8192\n")
     assert read_ahead_of(tmp_path, tmp_path) == 8 * 2**20
+
+
+@pytest.mark.kernel
+def test_a_device_is_read_ahead_as_far_as_was_asked_at_first_and_later(image: Path) -> None:
+    loops = KernelLoops(1 << 20)
+    with loops.attach(image, 128 * 1024) as device:
+        setting = Path(f"/sys/block/{Path(device).name}/queue/read_ahead_kb")
+        assert setting.read_text() == "128\n"
+        for asked, kib in ((512 * 1024, 512), (None, 1024)):
+            loops.read_ahead(device, asked)
+            assert setting.read_text() == f"{kib}\n"
+    loops.read_ahead("/dev/absent", None)

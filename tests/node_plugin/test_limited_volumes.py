@@ -143,6 +143,8 @@ def test_changed_performance_is_in_force_without_a_new_mount(node: Node) -> None
         node.volumes.renew_limits("vol")
         assert rate(node, target()).iops == iops
     assert node.mounts.table() == table
+    (loop,) = node.kernel.read().loops.values()
+    assert loop.read_ahead == 128 * 1024
     node.unpublish(path=target())
     node.unstage()
     assert node.left == []
