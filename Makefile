@@ -5,16 +5,19 @@ GO := $(shell command -v go 2>/dev/null)
 SANITY := github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.5.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test kills lint bench proto clean system
+.PHONY: help demo test test-guest kills lint bench proto clean system guest
 
 help: ## Show what can be made
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 demo: system $(VENV)/demo ## Set up, then cache, mount and read a real model (REPO=org/name: from the hub of HF_ENDPOINT)
 	$(BIN)/python -m tests.demo $(if $(REPO),--repo $(REPO))
 
 test: system $(VENV)/ready $(BIN)/csi-sanity ## Set up, then run all tests
 	$(BIN)/pytest $(ARGS)
+
+test-guest: system guest $(VENV)/ready ## Set up, then run what needs systemd and cgroup v2, in an emulated Debian guest
+	$(BIN)/python -m tests.guest $(ARGS)
 
 kills: system $(VENV)/ready ## Set up, then kill plugin and workers in every state of a 4 GiB volume's life (10 minutes)
 	KILLS_MIB=4096 $(BIN)/pytest -s tests/kernel/test_kills.py
@@ -33,11 +36,14 @@ proto: system $(VENV)/ready ## Generate csi/pb from proto/csi.proto
 	$(BIN)/python proto/generate.py
 
 clean: ## Remove what the other targets made
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 system:
 	@sh tests/setup/debian.sh
+
+guest:
+	@sh tests/setup/guest.sh
 
 $(VENV)/ready: requirements/dev.txt setup.cfg pyproject.toml | system
 	$(PYTHON) -m venv $(VENV)
