@@ -1,4 +1,5 @@
-"""`make demo`: the main job on a real model, from a local hub and from a real NFS server, to bytes read in two pods' paths.
+"""`make demo`: the main job on a real model, from a local hub and from a real NFS server, to bytes read in two pods' paths;
+then what pods read from volumes that were bought to perform differently.
 
 With `--repo org/name` the same against the hub of HF_ENDPOINT.
 """
@@ -28,6 +29,7 @@ from csi.images.records import ImagePaths
 from datacache.client import PluginClient
 from datacache.images import progress_of
 from datacache.resolve import resolve_once
+from tests import demo_performance
 from tests.origins.ganesha import Export, Ganesha
 from tests.origins.hub import Hub
 from tests.plugins import Plugins
@@ -170,7 +172,7 @@ def local_demo(folder: Path, timings: Timings) -> None:
     files = {str(path.relative_to(model)): path for path in model.rglob("*") if path.is_file()}
     expected = {name: digest_of(path) for name, path in files.items()}
     size = sum(path.stat().st_size for path in files.values())
-    with Hub() as hub, Ganesha([Export(model)]) as nas, Plugins(folder, {"HF_ENDPOINT": hub.endpoint}) as plugins:
+    with Hub() as hub, Ganesha([Export(model)]) as nas, Plugins(folder, {"HF_ENDPOINT": hub.endpoint}, shared_registry=True) as plugins:
         hub.repo("sentence-transformers/all-MiniLM-L6-v2", files)
         hub_parameters = {"repoSource": "HuggingFace/Model", "repoId": "sentence-transformers/all-MiniLM-L6-v2"}
         options = f"nolock,proto=tcp,port={nas.port},mountport={nas.mount_port}"
@@ -178,6 +180,9 @@ def local_demo(folder: Path, timings: Timings) -> None:
         for job in (Job("hub", hub_parameters, expected, size), Job("nas", nas_parameters, expected, size)):
             CONSOLE.rule(f"{job.name}: {size / 1e6:.0f} MB in {len(files)} files")
             run(job, plugins, timings)
+        CONSOLE.rule("performance: the model from the hub, as volumes of 20 GiB with limits")
+        with timings.step("performance: the whole part"):
+            demo_performance.run(plugins, hub_parameters, CONSOLE)
         assert_nothing_left(plugins)
 
 
