@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from csi.spec.limits import IO_SIZE, Limits, Rate
 from node_plugin.throttle.hierarchy import Count
+from node_plugin.throttle.meter import Meter, excess
 
 # An empty credit opens the burst again when it allows one this long: every change of a limit lets some I/O through.
 _LEAST_BURST_SECONDS = 0.2
@@ -18,12 +19,12 @@ _NOTHING_SECONDS = 0.02
 @dataclass(frozen=True)
 class Burst:
     """`credit` in I/Os left (None where limits have none; below 0 after I/O that the last look came too late for), `open` whether the burst cap is
-    the limit, `metered` the I/Os above the sustained limit so far.
+    the limit, `meter` the I/Os above the sustained limit so far.
     """
 
     credit: float | None = None
     open: bool = False
-    metered: float = 0.0
+    meter: Meter = Meter()
 
     @staticmethod
     def begin(limits: Limits) -> Burst:
@@ -35,19 +36,19 @@ class Burst:
         if limits.credit is None:
             return replace(self, credit=None, open=limits.burst is not None)
         if self.credit is None:
-            return replace(Burst.begin(limits), metered=self.metered)
+            return replace(Burst.begin(limits), meter=self.meter)
         return replace(self, credit=min(self.credit, limits.credit))
 
     def after(self, limits: Limits, used: Count, seconds: float) -> Burst:
         """The burst `seconds` later, when `used` was read meanwhile."""
         if limits.burst is None:
             return self
-        above = excess(limits.sustained, used, seconds)
-        metered = self.metered + max(0.0, above)
+        meter = self.meter.after(limits.sustained, used, seconds)
         if limits.credit is None or self.credit is None:
-            return replace(self, metered=metered)
+            return replace(self, meter=meter)
+        above = excess(limits.sustained, used, seconds)
         credit = max(min(limits.credit, self.credit - above), -most_drain(limits) * _MOST_DEBT_SECONDS)
-        return Burst(credit, self._stays_open(limits, credit), metered)
+        return Burst(credit, self._stays_open(limits, credit), meter)
 
     def _stays_open(self, limits: Limits, credit: float) -> bool:
         drain = most_drain(limits)
@@ -55,9 +56,14 @@ class Burst:
             return credit > drain * _NOTHING_SECONDS
         return credit >= min(limits.credit or 0, drain * _LEAST_BURST_SECONDS)
 
+    @property
+    def metered(self) -> float:
+        """I/Os above the sustained limit, up to the look before the last."""
+        return self.meter.total
+
     def at_rest(self, limits: Limits | None) -> bool:
         """Whether time without reads changes nothing."""
-        return limits is None or limits.credit is None or self.credit == limits.credit
+        return limits is None or (self.meter.at_rest and (limits.credit is None or self.credit == limits.credit))
 
     def rate(self, limits: Limits) -> Rate:
         """The limit in force."""
@@ -68,14 +74,6 @@ class Burst:
         if self.credit is None or not self.open:
             return float("inf")
         return max(self.credit / most_drain(limits), _NOTHING_SECONDS)
-
-
-def excess(sustained: Rate, used: Count, seconds: float) -> float:
-    """I/Os by which `used` is above (below 0: under) the sustained limit; bytes count as I/Os of 16 KiB, as ESSD counts them."""
-    over = [] if sustained.iops is None else [used.ios - sustained.iops * seconds]
-    if sustained.bytes_per_second is not None:
-        over.append((used.bytes - sustained.bytes_per_second * seconds) / IO_SIZE)
-    return max(over, default=0.0)
 
 
 def most_drain(limits: Limits) -> float:

@@ -129,6 +129,12 @@ class Keeper:
         elif group.burst != before and now - group.saved >= _SAVE_SECONDS:
             self._save(group)
 
+    def charge(self, group: Group) -> None:
+        """Charge all that the group has read to its burst, when it ends."""
+        now = self._now()
+        for idle in (False, True):
+            group.look(self.hierarchy, now, idle)
+
     def close(self) -> None:
         """End the thread, if it runs; limits stay in force."""
         if self._closing:

@@ -17,6 +17,7 @@ from csi import durable
 from csi.spec.limits import Limits, Rate
 from node_plugin.throttle.burst import Burst
 from node_plugin.throttle.hierarchy import Count
+from node_plugin.throttle.meter import Meter
 
 _FORMAT = 1
 
@@ -99,7 +100,12 @@ def _decoded(kept: dict[str, Any]) -> GroupRecord:
         raise ValueError("another format")
     claims = {target: Claimed(claim["volume"], _limits(claim["limits"])) for target, claim in kept.pop("claims").items()}
     counts = {path: Count(**count) for path, count in kept.pop("counts").items()}
-    return GroupRecord(**{**kept, "claims": claims, "counts": counts, "burst": Burst(**kept["burst"])})
+    return GroupRecord(**{**kept, "claims": claims, "counts": counts, "burst": _burst(kept["burst"])})
+
+
+def _burst(kept: dict[str, Any]) -> Burst:
+    meter = kept["meter"]
+    return Burst(kept["credit"], kept["open"], Meter(**{**meter, "used": Count(**meter["used"])}))
 
 
 def _limits(kept: dict[str, Any]) -> Limits:

@@ -173,6 +173,8 @@ class Throttle:
                     del self._groups[group.pod, group.device]
 
     def _say_metered(self, claim: Claim, group: Group) -> None:
+        if self._keeper and group.bursts:
+            self._keeper.charge(group)
         if group.burst.metered >= 1:
             fields = {"volume": claim.volume, "pod": group.pod, "device": group.device, "ios": round(group.burst.metered)}
             log.info("burst I/O metered", extra={"fields": fields})

@@ -13,6 +13,7 @@ from datacache.__main__ import cli
 from datacache.top import TITLES, Node, Reading, Watch, hierarchy_or_none
 from node_plugin.throttle.burst import Burst
 from node_plugin.throttle.hierarchy import Count
+from node_plugin.throttle.meter import Meter
 from node_plugin.throttle.records import Claimed, GroupRecord, GroupRecords
 from node_plugin.volume_records import NodeVolume, Shown, VolumeRecords
 from tests.node_plugin.fake_cgroups import FakeHierarchy
@@ -32,7 +33,7 @@ class Place:
 
     def limited(self, *targets: str) -> None:
         claims = {target: Claimed(f"volume{target}", CREDIT) for target in targets}
-        self.throttles.put(GroupRecord(UID, DEVICE, claims, Burst(1234.4, True, 766.0)))
+        self.throttles.put(GroupRecord(UID, DEVICE, claims, Burst(1234.4, True, Meter(766.0))))
         for target in targets:
             self.publish(target)
         self.cgroups.limit(self.pod, DEVICE, CREDIT.burst or Rate())

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi.spec.limits import IO_SIZE, Limits, Rate
-from node_plugin.throttle.burst import Burst, excess
+from node_plugin.throttle.burst import Burst
 from node_plugin.throttle.hierarchy import Count
+from node_plugin.throttle.meter import excess
 
 TICK = 0.25
 
@@ -81,9 +82,32 @@ def test_a_demand_below_the_sustained_limit_never_changes_the_limit() -> None:
     assert running.changes == 0 and running.burst.metered == 0
 
 
+@pytest.mark.parametrize("start", [0.5, 0.6, 0.9])
+@pytest.mark.parametrize("lasts", [2.0, 3.05, 3.2])
+@pytest.mark.parametrize("sustained", [1000, 4000])
+def test_what_is_metered_does_not_depend_on_when_the_counters_were_looked_at(start: float, lasts: float, sustained: int) -> None:
+    given, speed = limits(sustained, 5000, None), 5000
+    looks = [0.0, 0.5, *(1 + TICK * number for number in range(16)), 5.5, 6.0]
+    done = [int(speed * min(max(look - start, 0), lasts)) for look in looks]
+    burst = Burst.begin(given)
+    for number in range(1, len(looks)):
+        ios = done[number] - done[number - 1]
+        burst = burst.after(given, Count(ios, ios * 4096), looks[number] - looks[number - 1])
+    assert burst.metered == pytest.approx((speed - sustained) * lasts, rel=0.02)
+
+
+def test_a_burst_shorter_than_a_look_is_metered_in_favour_of_the_reader() -> None:
+    given = limits(1000, 5000, None)
+    burst = Burst.begin(given)
+    for ios in (0, 1500, 0, 0, 200, 0, 0):
+        burst = burst.after(given, Count(ios, 0), 0.5)
+    assert burst.metered == 1000
+
+
 def test_without_a_credit_the_burst_stays_open_and_what_is_above_is_metered() -> None:
     running = disk(1000, 5000, None)
     assert running.run(10) == pytest.approx(50_000, rel=0.01)
+    running.run(1, demand=0)
     assert running.burst.metered == pytest.approx(40_000, rel=0.01)
     assert running.burst.open and running.changes == 0
 
