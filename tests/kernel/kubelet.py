@@ -11,10 +11,12 @@ from __future__ import annotations
 import itertools
 import os
 import secrets
+import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -65,11 +67,11 @@ class Kubelet:
         remove(self.root)
 
     def pod(self, qos: Qos = Qos.BURSTABLE, driver: Driver = Driver.CGROUPFS, uid: str = "", cgroup: bool = True) -> Pod:
-        """A pod; without `cgroup` its cgroup is to be made later, by its first container or `make`."""
+        """A pod; without `cgroup` its own cgroup is to be made later, by its first container or `make`."""
         made = Pod(self.root, self._folder, uid or str(uuid.uuid4()), qos, driver)
         self.pods.append(made)
-        if cgroup:
-            made.make()
+        # Those above it are there from the start of kubelet on.
+        _make(made.path if cgroup else made.path.parent)
         return made
 
     def ruled(self, device: str) -> list[Path]:
@@ -90,7 +92,7 @@ class Pod:
         return self._folder / "pods" / self.uid / "volumes" / "kubernetes.io~csi" / volume / "mount"
 
     def make(self) -> None:
-        """Make the pod's cgroup, and those above it as kubelet does at its start."""
+        """Make the pod's cgroup."""
         _make(self.path)
 
     def add_container(self) -> Container:
@@ -146,9 +148,16 @@ class Container:
         return limit_of(self.path.parent if V2 else self.path, device)
 
     def end(self) -> None:
-        """Kill what was started here, and wait."""
-        for process in self._processes:
-            process.kill()
+        """Kill every process of the container, as a runtime does, and wait; one that waits for a limited read ends behind it."""
+        end = time.monotonic() + 30
+        while pids := _pids(self.path):
+            assert time.monotonic() < end, f"processes {pids} in {self.path} do not end"
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            for process in self._processes:
+                process.poll()
+            time.sleep(0.01)
         for process in self._processes:
             process.wait()
 
@@ -159,6 +168,17 @@ def limit_of(group: Path, device: str) -> Rate:
         words = dict(word.split("=") for word in _line(group / "io.max", device))
         return Rate(_number(words.get("riops", "max")), _number(words.get("rbps", "max")))
     return Rate(*(_number(next(iter(_line(group / name, device)), "max")) for name in _RULE_FILES))
+
+
+def limit(group: Path, device: str, rate: Rate) -> None:
+    """Limit reads of one cgroup, as a runtime or an administrator may."""
+    values = rate.iops, rate.bytes_per_second
+    if V2:
+        riops, rbps = ("max" if value is None else value for value in values)
+        (group / "io.max").write_text(f"{device} riops={riops} rbps={rbps}")
+    else:
+        for name, value in zip(_RULE_FILES, values, strict=True):
+            (group / name).write_text(f"{device} {value or 0}")
 
 
 def ruled(root: Path, device: str) -> list[Path]:
@@ -183,6 +203,11 @@ def _make(path: Path) -> None:
     for folder in reversed([path, *path.parents]):
         if ROOT in folder.parents:
             folder.mkdir(exist_ok=True)
+
+
+def _pids(group: Path) -> list[int]:
+    file = group / "cgroup.procs"
+    return [int(word) for word in file.read_text().split()] if file.exists() else []
 
 
 def _deepest_first(root: Path) -> Iterator[Path]:

@@ -1,0 +1,88 @@
+"""A limit slows the pod that has it, and nobody else; and nothing that is in memory already."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from csi.spec.limits import Rate
+from tests.kernel.kubelet import V2, Container, Kubelet, limit
+from tests.kernel.machine import MIB
+from tests.kernel.readers import forget_pages
+from tests.kernel.reclaim import no_proactive_reclaim
+from tests.kernel.throttle.volumes import IOPS, Shown, Volumes, plain, reads
+from tests.kernel.throttle.walkers import KINDS, for_ever, once
+
+pytestmark = pytest.mark.kernel
+
+# So slow that whoever has to wait for one of its pages notices.
+CRAWL, ROUNDS = 50, 3
+# What an ESSD of level PL0 gives at most. Faster than that, the time would tell of who else uses this machine.
+DISK = Rate(None, 180 * MIB)
+_AGAIN = """
+import os, sys, time
+file, buffer = os.open(sys.argv[1], os.O_RDONLY), bytearray(int(sys.argv[2]))
+for _ in range(int(sys.argv[3]) + 1):
+    began = time.monotonic()
+    os.preadv(file, [buffer], 0)
+    print(time.monotonic() - began)
+"""
+
+
+def test_an_unlimited_reader_keeps_its_speed_beside_limited_readers_of_the_same_cold_file(volumes: Volumes, kubelet: Kubelet) -> None:
+    free, crawling = kubelet.pod(), kubelet.pod()
+    unlimited, limited = free.add_container(), crawling.add_container()
+    ours, theirs = volumes.inline(free, {}), volumes.inline(crawling, plain(CRAWL))
+    kept: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    with no_proactive_reclaim(), disk_of_its_own(free.path if V2 else unlimited.path, ours.device):
+        for _ in range(ROUNDS):
+            for kind, ratios in kept.items():
+                alone = cold(unlimited, kind, ours)
+                readers = for_ever(limited, theirs.target, theirs.file)
+                beside = cold(unlimited, kind, ours)
+                assert [reader.poll() for reader in readers] == [None] * len(KINDS)
+                limited.end()
+                ratios.append(alone / beside)
+    print(f"\nspeed beside three readers limited to {CRAWL} IOPS over speed alone, on a disk of {DISK}:")
+    for kind, ratios in kept.items():
+        print(f"{kind:>10}: {statistics.median(ratios):.2f} of {[round(ratio, 2) for ratio in ratios]}")
+    assert min(statistics.median(kept[kind]) for kind in ("buffered", "mmap")) >= 0.9
+    # Three hundred folders are walked in so little time that it says less; waiting for the others would take tenfold.
+    assert statistics.median(kept["find"]) >= 0.5
+
+
+@contextmanager
+def disk_of_its_own(group: Path, device: str) -> Iterator[None]:
+    """A device that is as fast as `DISK`, to one who has it alone."""
+    limit(group, device, DISK)
+    try:
+        yield
+    finally:
+        limit(group, device, Rate())
+
+
+def cold(container: Container, kind: str, shown: Shown) -> float:
+    """Seconds of a reader that finds nothing of the image in memory, beginning a moment after the others: their pages are locked by then."""
+    # Names and inodes, then the pages of metadata and data.
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    for file in (shown.file, Path("/dev", Path("/sys/dev/block", shown.device).resolve().name)):
+        forget_pages(file)
+    time.sleep(0.2)
+    return once(container, kind, shown.target, shown.file)
+
+
+def test_what_is_in_the_page_cache_is_read_at_the_speed_of_memory(volumes: Volumes, kubelet: Kubelet) -> None:
+    pod, iops = kubelet.pod(), IOPS[0]
+    container = pod.add_container()
+    shown = volumes.inline(pod, plain(iops))
+    rate = reads(iops).bytes_per_second or 0
+    size = rate // 2
+    first, *again = map(float, container.run(["python3", "-I", "-S", "-c", _AGAIN, str(shown.file), str(size), "20"]).split())
+    print(f"\nfirst {size / first / 2**20:.1f} MiB/s, again {size / statistics.median(again) / 2**20:.0f} MiB/s, limit {rate / 2**20:.1f} MiB/s")
+    assert size / first <= rate * 1.2
+    assert size / statistics.median(again) >= 20 * rate
