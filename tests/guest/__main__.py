@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -39,7 +40,11 @@ def main(arguments: list[str]) -> int:
         print(f"guest: CANNOT RUN: {why}", file=sys.stderr)
         return 1
     CACHE.mkdir(parents=True, exist_ok=True)
-    system = root.ready(CACHE)
+    try:
+        system = root.ready(CACHE)
+    except subprocess.CalledProcessError as error:
+        print(f"guest: CANNOT RUN: its root file system was not built (status {error.returncode})", file=sys.stderr)
+        return 1
     with tempfile.TemporaryDirectory(prefix="run-", dir=CACHE) as name:
         reports = machine.Reports(Path(name))
         disk = payload.write(reports.folder, TREE, Path(sys.prefix), arguments or SELECTION, sys.stdout.isatty())

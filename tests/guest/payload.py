@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from tests.guest import ext4
+
 _ROOM = 512 * 2**20
 _PYTHON = re.compile(r"python[\d.]*")
 # pytest's output and its exit status leave on serial lines of their own; the first one is the console's.
@@ -41,9 +43,7 @@ def write(folder: Path, tree: Path, venv: Path, arguments: Sequence[str], colour
     places = {"tree": shlex.quote(str(tree)), "venv": shlex.quote(str(venv)), "arguments": shlex.join(arguments)}
     (stage / "start").write_text(_START.format(**places, colours=int(colours), columns=shutil.get_terminal_size().columns))
     disk = folder / "payload.img"
-    with disk.open("wb") as stream:
-        stream.truncate(_size(stage) + _ROOM)
-    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", str(stage), str(disk)], check=True)
+    ext4.write(stage, disk, _ROOM)
     return disk
 
 
@@ -67,8 +67,3 @@ def link_venv(venv: Path, target: Path) -> None:
         else:
             os.link(program, target / "bin" / program.name, follow_symlinks=False)
     (target / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = false\n")
-
-
-def _size(folder: Path) -> int:
-    blocks = int(subprocess.run(["du", "-sk", str(folder)], check=True, capture_output=True, text=True).stdout.split()[0])
-    return blocks * 1024 * 5 // 4

@@ -11,16 +11,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.guest import ext4
+
 SUITE, PYTHON = "bookworm", (3, 11)
 # What the plugins and their tests use, and what makes a Debian that boots.
-PACKAGES = tuple("dbus erofs-utils fio iproute2 kmod libnfs13 linux-image-amd64 netbase openssl python3 systemd systemd-sysv udev".split())
+PACKAGES = tuple("dbus erofs-utils fio iproute2 kmod libnfs13 linux-image-amd64 netbase openssl procps python3 systemd systemd-sysv udev".split())
 _MODULES = "/usr/lib/modules/*/kernel"
 _LEFT_OUT = tuple(
     "/usr/share/doc/* /usr/share/man/* /usr/share/locale/*".split()
     + [f"{_MODULES}/{what}/*" for what in "sound drivers/gpu drivers/media drivers/infiniband drivers/net/ethernet drivers/net/wireless".split()]
 )
 _OVERLAY = Path(__file__).with_name("overlay")
-_SIZE = "6G"
+_ROOM = 4 * 2**30
+# mmdebstrap mounts /sys and more in what it builds: whoever removes what a killed one left must not meet them, or processes that go on.
+_APART = "unshare --mount --pid --fork --kill-child --mount-proc".split()
 
 
 @dataclass(frozen=True)
@@ -48,32 +52,34 @@ class Root:
 def ready(cache: Path) -> Root:
     """The root in the folder `cache`, built first unless it is there; older ones are removed. Raises CalledProcessError."""
     root = Root(cache / f"root-{_key()}")
-    with _alone(cache):
+    with _alone(cache) as lock:
         if not root.folder.exists():
             for old in cache.glob("root-*"):
                 shutil.rmtree(old)
             print("guest: building its root file system, which takes a minute and is kept", flush=True)
-            _build(root)
+            _build(root, lock)
     return root
 
 
-def _build(root: Root) -> None:
+def _build(root: Root, lock: int) -> None:
     work = root.folder.with_name(root.folder.name + ".partial")
     files = work / "files"
     work.mkdir()
     excluded = [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
     hook = f'--setup-hook=cp -r --preserve=mode {_OVERLAY}/. "$1"'
-    _run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *excluded, hook, SUITE, str(files), *_mirrors())
+    what = ["--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *excluded, hook, SUITE, str(files), *_mirrors()]
+    # It holds the lock by itself, should this process be killed.
+    subprocess.run([*_APART, "mmdebstrap", *what], check=True, pass_fds=[lock])
     for kept, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd", "initrd.img-*")):
         next((files / "boot").glob(pattern)).rename(work / kept)
-    _run("mkfs.ext4", "-q", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", str(files), str(work / "disk"), _SIZE)
+    ext4.write(files, work / "disk", _ROOM)
     shutil.rmtree(files)
     work.rename(root.folder)
 
 
 def _key() -> str:
     """Changes with the packages, the kernel that apt offers, and everything else that the root is made from."""
-    made_from = [Path(__file__), *sorted(path for path in _OVERLAY.rglob("*") if path.is_file())]
+    made_from = [Path(__file__), Path(ext4.__file__), *sorted(path for path in _OVERLAY.rglob("*") if path.is_file())]
     offered = subprocess.run(["apt-cache", "policy", "linux-image-amd64"], capture_output=True, text=True).stdout
     candidate = [line.strip() for line in offered.splitlines() if "Candidate:" in line]
     return hashlib.sha256(repr([candidate, *(path.read_bytes() for path in made_from)]).encode()).hexdigest()[:12]
@@ -86,15 +92,11 @@ def _mirrors() -> list[str]:
     return sorted({line for line in known if line.split()[2].startswith(SUITE)})
 
 
-def _run(*argv: str) -> None:
-    subprocess.run(argv, check=True)
-
-
 @contextmanager
-def _alone(cache: Path) -> Iterator[None]:
-    """Nobody else builds in `cache` for the block; what was left half-built is removed."""
+def _alone(cache: Path) -> Iterator[int]:
+    """Nobody else builds in `cache` for the block, which gets the lock's descriptor; what was left half-built is removed."""
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for half in cache.glob("*.partial"):
             shutil.rmtree(half)
-        yield
+        yield lock.fileno()
