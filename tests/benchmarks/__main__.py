@@ -25,6 +25,12 @@ SUBJECTS = (
     "publish_latency",
     "rehash_cost",
     "idle_memory",
+    "throttle_rates",
+    "throttle_bursts",
+    "throttle_neighbours",
+    "throttle_starts",
+    "throttle_restart",
+    "throttle_idle",
 )
 
 

@@ -17,8 +17,9 @@ from tests.kernel.kubelet import Container, Kubelet, Pod
 from tests.kernel.machine import MIB, Machine
 from tests.kernel.requests import OK, Words, inline_id
 
-IOPS = [int(word) for word in os.environ.get("THROTTLE_IOPS", "500,2000").split(",")]
-PAIR = [int(word) for word in os.environ.get("THROTTLE_PAIR", "500,5000").split(",")]
+_SLOW = "IN_TEST_GUEST" in os.environ
+IOPS = [int(word) for word in os.environ.get("THROTTLE_IOPS", "300,1000" if _SLOW else "500,2000").split(",")]
+PAIR = [int(word) for word in os.environ.get("THROTTLE_PAIR", "300,1000" if _SLOW else "500,5000").split(",")]
 SECONDS = float(os.environ.get("THROTTLE_SECONDS", "4"))
 SIZE = 192 * MIB
 MODEL = {"repoId": "org/model"}
