@@ -67,12 +67,13 @@ def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Put a file of exactly `text` at `path`: whole at any time, but not on disk yet when this returns; raises OSError."""
     temp = path.with_name(f".{uuid.uuid4().hex}{TEMP_SUFFIX}")
-    temp.write_text(text)
-    # A plain rename over a file makes ext4 write the new one out first, behind all that a fill has queued.
-    if _renameat2 is None or _renameat2(_AT_FDCWD, bytes(temp), _AT_FDCWD, bytes(path), _RENAME_EXCHANGE) != 0:
-        temp.rename(path)
-    else:
-        temp.unlink()
+    try:
+        temp.write_text(text)
+        # A plain rename over a file makes ext4 write the new one out first, behind all that a fill has queued.
+        if _renameat2 is None or _renameat2(_AT_FDCWD, bytes(temp), _AT_FDCWD, bytes(path), _RENAME_EXCHANGE) != 0:
+            temp.rename(path)
+    finally:
+        temp.unlink(missing_ok=True)
 
 
 def secret_key(path: Path) -> bytes:

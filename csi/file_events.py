@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from contextlib import suppress
@@ -11,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 
 from inotify_simple import Event, INotify, flags
+
+from csi.errors import UnsupportedByNode
 
 _MASKS = {flags.CREATE: "made", flags.MOVED_TO: "made", flags.DELETE: "gone", flags.MOVED_FROM: "gone", flags.MODIFY: "written"}
 _ASKED = flags.CREATE | flags.MOVED_TO | flags.DELETE | flags.MOVED_FROM | flags.MODIFY | flags.ONLYDIR
@@ -40,10 +43,18 @@ class FileEvent:
 
 
 class FileEvents:
-    """The events of any number of folders. One thread watches and waits; `wake` may be called from others."""
+    """The events of any number of folders. One thread watches and waits; `wake` may be called from others.
+
+    Raises UnsupportedByNode where the machine has no inotify instance left.
+    """
 
     def __init__(self) -> None:
-        self._inotify = INotify(nonblocking=True)
+        try:
+            self._inotify = INotify(nonblocking=True)
+        except OSError as error:
+            raise UnsupportedByNode(
+                f"no inotify instance could be had ({os.strerror(error.errno or 0)}); raise fs.inotify.max_user_instances"
+            ) from error
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._folders: dict[int, Path] = {}
         self._numbers: dict[Path, int] = {}
@@ -58,13 +69,27 @@ class FileEvents:
         self.close()
 
     def watch(self, folder: Path) -> bool:
-        """From now on report what happens in `folder`; False where it is not there. A folder that is watched already may be asked again."""
+        """From now on report what happens in `folder`; False where it is not there. A folder that is watched already may be asked again.
+
+        Raises UnsupportedByNode where the machine has no inotify watch left.
+        """
         try:
             number = self._inotify.add_watch(folder, _ASKED)
         except (FileNotFoundError, NotADirectoryError):
             return False
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            raise UnsupportedByNode("no inotify watch could be had; raise fs.inotify.max_user_watches") from error
+        self._forget_number(folder, number)
         self._folders[number], self._numbers[folder] = folder, number
         return True
+
+    def _forget_number(self, folder: Path, new: int) -> None:
+        """A folder that went and came again has another number."""
+        old = self._numbers.get(folder)
+        if old is not None and old != new:
+            self._folders.pop(old, None)
 
     def forget(self, folder: Path) -> None:
         """Report nothing more of `folder`; one that is not watched is no error."""

@@ -1,4 +1,4 @@
-"""Locks by name that never wait: who finds one taken is told so."""
+"""Locks by name that do not wait unless told to: who finds one taken is told so."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ class KeyedLocks:
 
     def __init__(self) -> None:
         self._held: set[str] = set()
-        self._guard = threading.Lock()
+        self._guard = threading.Condition()
 
     @contextmanager
-    def hold(self, key: str) -> Iterator[None]:
-        """Hold `key` for the block; raises Busy at once when another thread holds it."""
+    def hold(self, key: str, seconds: float = 0.0) -> Iterator[None]:
+        """Hold `key` for the block; raises Busy when another thread holds it for `seconds` more."""
         with self._guard:
-            if key in self._held:
+            if not self._guard.wait_for(lambda: key not in self._held, seconds):
                 raise Busy(f"another call is working on {key}; call again when it is done")
             self._held.add(key)
         try:
@@ -28,3 +28,4 @@ class KeyedLocks:
         finally:
             with self._guard:
                 self._held.discard(key)
+                self._guard.notify_all()

@@ -108,7 +108,9 @@ def images(store: Path) -> None:
 @cli.command()
 @click.argument("store", type=click.Path(path_type=Path, exists=True), envvar="DATACACHE_STORE", default="/var/lib/datacache")
 @click.option("--cgroup-root", type=click.Path(path_type=Path), envvar="DATACACHE_CGROUP_ROOT", default="/sys/fs/cgroup", help="where cgroups are")
-@click.option("--interval", type=float, default=2.0, help="seconds between two looks; the kernel lets reads through in batches of 100 ms")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.1), default=2.0, help="seconds between two looks; the kernel lets reads through in batches of 100 ms"
+)
 @click.option("--once", is_flag=True, help="look once, as when the output is no terminal")
 @click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs (then one look)")
 def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str) -> None:

@@ -68,11 +68,11 @@ class Node:
         return {row.target: row for record in records for row in self._rows_of(record, pods)}
 
     def _rows_of(self, record: GroupRecord, pods: PodCgroups | None) -> list[Row]:
-        folder = pods.find(record.pod) if pods else None
         in_force, count = Rate(), Count()
-        if folder and self._hierarchy:
-            in_force = self._hierarchy.rate(folder, record.device)
-            count = sum((self._hierarchy.count(place, record.device) for place in places(self._hierarchy, folder)), Count())
+        if pods and self._hierarchy:
+            for folder in pods.find(record.pod):
+                in_force = self._hierarchy.rate(folder, record.device)
+                count = sum((self._hierarchy.count(place, record.device) for place in places(self._hierarchy, folder)), count)
         pod, device, burst = record.pod, record.device, record.burst
         return [Row(claim.volume, pod, target, device, count, claim.limits, in_force, burst) for target, claim in record.claims.items()]
 

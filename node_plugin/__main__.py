@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from contextlib import nullcontext
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import grpc
@@ -33,6 +34,8 @@ from node_plugin.throttle.throttle import Throttle
 from node_plugin.volume_limits import VolumeLimits
 from node_plugin.volume_records import VolumeRecords
 from node_plugin.volumes import Volumes
+
+log = logging.getLogger("datacache.node")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -116,13 +119,24 @@ def _serve(options: argparse.Namespace) -> None:
         csi_pb2_grpc.add_NodeServicer_to_server(NodeServicer(volumes, options.node_id, options.driver_name), server)
 
     try:
-        with registry.watch(volumes.renew_limits) if registry else nullcontext():
+        with _watching(registry, volumes):
             volumes.recover()
             rpc.serve(options.endpoint, options.rpc_threads, room, register)
     finally:
         fills.stop()
         pool.close()
         throttle.close()
+
+
+@contextmanager
+def _watching(registry: DirectoryRegistry | None, volumes: Volumes) -> Iterator[None]:
+    """Hear of changed performance for the block; where that cannot be, a volume's next publishing finds it."""
+    with ExitStack() as watch:
+        try:
+            watch.enter_context(registry.watch(volumes.renew_limits) if registry else nullcontext())
+        except UnsupportedByNode as error:
+            log.warning("changed performance is not heard of", extra={"fields": {"reason": error}})
+        yield
 
 
 def _hierarchy(root: Path) -> Hierarchy | UnsupportedByNode:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
+from dataclasses import asdict, replace
 
 from csi.errors import DataCacheError
 from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec.limits import Limits
-from csi.spec.parameters import parse
-from csi.spec.performance import limits
+from csi.spec.parameters import parse_kept
+from csi.spec.performance import Performance, limits
 from node_plugin.throttle.throttle import Held
 from node_plugin.volume_records import NO_LIMITS, NodeVolume
 
@@ -26,29 +28,35 @@ class VolumeLimits:
     def __init__(self, registry: VolumeRegistry | None = None) -> None:
         self._registry = registry
 
-    def of(self, volume: NodeVolume) -> Limits | None:
-        """The volume's limits now, None for none. What its size does not have is lowered for an inline volume, InvalidParameter for others."""
+    def known(self, volume: NodeVolume) -> NodeVolume:
+        """The volume with what the registry says of its performance now; as it was where that says nothing, or cannot be read."""
         record = None if volume.inline else self._record(volume.id)
-        if record:
-            return limits(record.performance, record.capacity_bytes)
-        return limits(parse(volume.context).performance, volume.capacity_bytes, clamp=volume.inline)
+        return replace(volume, performance=record.performance.to_context(), capacity_bytes=record.capacity_bytes) if record else volume
 
     def _record(self, volume_id: str) -> VolumeRecord | None:
         try:
             return self._registry.get(volume_id) if self._registry else None
-        except DataCacheError as error:
-            log.warning("registry not readable, limits are those of the volume context", extra={"fields": {"volume": volume_id, "reason": error}})
+        except (DataCacheError, OSError) as error:
+            log.warning("registry not readable, limits are those known before", extra={"fields": {"volume": volume_id, "reason": error}})
             return None
 
 
-def limit_class(volume: NodeVolume, given: Limits | None) -> str:
+def limits_of(volume: NodeVolume) -> Limits | None:
+    """The volume's limits, None for none. What its size does not have is lowered for an inline volume, InvalidParameter for others."""
+    kept = volume.performance
+    performance = parse_kept(volume.context).performance if kept is None else Performance().changed(kept)
+    return limits(performance, volume.capacity_bytes, clamp=volume.inline)
+
+
+def limit_class(volume: NodeVolume) -> str:
     """The name of its device among those of its image: one for all without limits, one for inline volumes of equal limits.
 
-    A persistent volume's limits can change, so it has one of its own.
+    A persistent volume's limits can change, so it has one of its own. Raises as `limits_of`.
     """
+    given = limits_of(volume)
     if given is None:
         return NO_LIMITS
-    what, of = ("limits", str(given)) if volume.inline else ("volume", volume.id)
+    what, of = ("limits", json.dumps(asdict(replace(given, notes=())))) if volume.inline else ("volume", volume.id)
     return f"{what}-{hashlib.sha256(of.encode()).hexdigest()[:16]}"
 
 

@@ -41,7 +41,8 @@ class NodeVolume:
     """A volume on this node. `context` holds its parameters without Kubernetes' own keys; `staged` and `targets` map paths to how they show it.
 
     `capacity_bytes` and `content_bytes` are what its stats say; `inline` marks volumes that live and die with their pod;
-    `limit_class` names the device, among those of its image, that it is read from.
+    `limit_class` names the device, among those of its image, that it is read from; `performance` are its performance keys
+    as the registry had them last, None for those of the context.
     """
 
     id: str
@@ -53,6 +54,7 @@ class NodeVolume:
     staged: Mapping[str, Shown] = field(default_factory=dict)
     targets: Mapping[str, Shown] = field(default_factory=dict)
     limit_class: str = NO_LIMITS
+    performance: Mapping[str, str] | None = None
 
     def with_staged(self, path: str, shown: Shown) -> NodeVolume:
         """This volume, staged at `path` too."""

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NoSpace, NotFound, SourceChanged, VolumeNotFound
@@ -21,8 +20,9 @@ from csi.locks import KeyedLocks
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.changes import changes
+from csi.spec.limits import Limits
 from csi.spec.manifest import Manifest
-from csi.spec.parameters import FOREIGN_PREFIXES, VolumeParameters, parse
+from csi.spec.parameters import FOREIGN_PREFIXES, VolumeParameters, parse, parse_kept
 from csi.spec.performance import whole_gib
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.protocol import Resolution
@@ -33,11 +33,13 @@ from node_plugin.inline_policy import InlinePolicy
 from node_plugin.mounts import Mounts, at, real
 from node_plugin.throttle.pods import pod_uid
 from node_plugin.throttle.throttle import Throttle, Wanted
-from node_plugin.volume_limits import VolumeLimits, in_words, limit_class, read_ahead
+from node_plugin.volume_limits import VolumeLimits, in_words, limit_class, limits_of, read_ahead
 from node_plugin.volume_records import NO_LIMITS, NodeVolume, Shown, VolumeRecords
 
 log = logging.getLogger("datacache.volumes")
 
+# Changes of a volume are short; only its waiting, which holds no lock, is long.
+_BUSY_SECONDS = 5.0
 _EPHEMERAL, _POD_UID = "csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/pod.uid"
 
 
@@ -160,7 +162,8 @@ class Volumes:
     def _volume(self, request: MountRequest, asked: VolumeParameters, found: Resolution) -> NodeVolume:
         capacity = asked.capacity_bytes or max(asked.size_bytes or 0, whole_gib(found.content_bytes))
         volume = NodeVolume(request.volume_id, found.digest, request.own_context, capacity, found.content_bytes, request.inline)
-        return replace(volume, limit_class=limit_class(volume, self._limits.of(volume)))
+        volume = self._limits.known(volume)
+        return replace(volume, limit_class=limit_class(volume))
 
     def _publish_staged(self, request: MountRequest) -> None:
         volume = self._records.get(request.volume_id)
@@ -171,7 +174,7 @@ class Volumes:
         others = [path for path in volume.targets if path != str(request.path)]
         if request.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER and others:
             raise FailedPrecondition(f"volume {request.volume_id} has access mode ReadWriteOncePod and is published at {others[0]} already")
-        self._bind(Path(request.staging), request.path, volume.with_target(str(request.path), request.shown))
+        self._bind(Path(request.staging), request.path, self._limits.known(volume).with_target(str(request.path), request.shown))
 
     def unpublish(self, volume_id: str, path: Path) -> None:
         """Take the volume away from the target path and remove it; what is not there is no error. Raises Busy while in use."""
@@ -203,15 +206,26 @@ class Volumes:
     def _limits_in_words(self, volume: NodeVolume, path: str) -> str:
         if path in volume.targets:
             return in_words(self._throttle.held(path))
-        return f"in each pod: {self._limits.of(volume) or 'no I/O limits'}"
+        try:
+            return f"in each pod: {limits_of(volume) or 'no I/O limits'}"
+        except InvalidParameter as error:
+            return f"no limits can be had: {error}"
 
     def renew_limits(self, volume_id: str) -> None:
-        """Put a volume's limits in force as they are now, wherever it is shown."""
-        self._throttle.renew(volume_id)
+        """Put a volume's limits in force as the registry has them now, wherever it is shown. Raises InvalidParameter, Busy."""
         volume = self._records.get(volume_id)
-        if volume and volume.limit_class != NO_LIMITS:
-            with suppress(DataCacheError):  # the throttle has said so already
-                self._images.read_ahead(volume.digest, volume.limit_class, read_ahead(self._limits.of(volume)))
+        if volume is None:
+            return
+        with self._locks.hold(volume_id, _BUSY_SECONDS):
+            volume = self._records.get(volume_id)
+            known = volume and self._limits.known(volume)
+            if known is None or known == volume:
+                return
+            limits = limits_of(known)
+            self._records.put(known)
+            self._throttle.renew(volume_id, limits)
+            if known.limit_class != NO_LIMITS:
+                self._images.read_ahead(known.digest, known.limit_class, read_ahead(limits))
 
     def recover(self) -> None:
         """After a start: forget what is not mounted any more, release what no volume shows, go on with fills that need no secret."""
@@ -222,7 +236,7 @@ class Volumes:
                 with suppress(OSError):
                     Path(path).rmdir()
             self._records.put(volume.without(*gone))
-        self._throttle.resume([self._wanted(volume, path, Path(path)) for volume in self._records.all() for path in volume.targets])
+        self._throttle.resume([wanted for volume in self._records.all() for wanted in self._still_wanted(self._limits.known(volume))])
         self._images.sweep()
         for image in self._store.images():
             if image.state is State.PARTIAL and image.paths.journal.exists():
@@ -236,7 +250,7 @@ class Volumes:
             log.warning("fill not begun", extra={"fields": {"image": digest, "reason": error}})
 
     def _checked(self, request: MountRequest) -> VolumeParameters:
-        asked = parse(request.context, request.flags)
+        asked = parse_kept(request.context, request.flags)
         access_modes.check(request.mode, asked.downgrade_writers)
         return asked
 
@@ -296,8 +310,8 @@ class Volumes:
         return True
 
     def _show_image(self, path: Path, volume: NodeVolume) -> None:
-        limits = self._limits.of(volume)
-        image = self._images.mount(volume.digest, self._store.paths(volume.digest).image, volume.limit_class, read_ahead(limits))
+        ahead = read_ahead(limits_of(volume))
+        image = self._images.mount(volume.digest, self._store.paths(volume.digest).image, volume.limit_class, ahead)
         self._store.touch(volume.digest)
         self._bind(image, path, volume)
 
@@ -306,7 +320,7 @@ class Volumes:
         self._records.put(volume)
         try:
             if str(path) in volume.targets:
-                self._throttle.hold(self._wanted(volume, str(path), source))
+                self._throttle.hold(self._wanted(volume, str(path), source, limits_of(volume)))
             _make_target(path)
             self._mounts.bind(source, path)
         except BaseException:
@@ -315,9 +329,20 @@ class Volumes:
             self._records.put(volume.without(str(path)))
             raise
 
-    def _wanted(self, volume: NodeVolume, target: str, source: Path) -> Wanted:
+    def _wanted(self, volume: NodeVolume, target: str, source: Path, limits: Limits | None, unknown: bool = False) -> Wanted:
         pod = pod_uid(Path(target), volume.targets[target].pod)
-        return Wanted(volume.id, target, pod, self._images.device_at(source) or "", partial(self._limits.of, volume))
+        return Wanted(volume.id, target, pod, self._images.device_at(source) or "", limits, unknown)
+
+    def _still_wanted(self, volume: NodeVolume) -> list[Wanted]:
+        """What a start of the plugin finds in force: limits that cannot be had any more stay as they are."""
+        limits, unknown = None, False
+        try:
+            limits = limits_of(volume)
+        except InvalidParameter as error:
+            unknown = True
+            log.warning("limits stay as they were", extra={"fields": {"volume": volume.id, "reason": error}})
+        self._records.put(volume)
+        return [self._wanted(volume, path, Path(path), limits, unknown) for path in volume.targets]
 
     def _take_away(self, volume_id: str, path: Path) -> None:
         # The mount and the record may differ: a volume that was staged anew can have pods that still show what it held before.

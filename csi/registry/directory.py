@@ -98,6 +98,7 @@ class DirectoryRegistry:
             for volume_id in dict.fromkeys(ids):
                 if not ended.is_set():
                     _call(changed, volume_id)
+            known.difference_update(event.name.removesuffix(".json") for event in heard if event.kind is Kind.GONE)
 
 
 def _call(changed: Callable[[str], None], volume_id: str) -> None:

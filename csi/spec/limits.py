@@ -21,7 +21,7 @@ class Rate:
     def __str__(self) -> str:
         words = [] if self.iops is None else [f"{self.iops} IOPS"]
         if self.bytes_per_second is not None:
-            words.append(f"{self.bytes_per_second / 2**20:.4g} MiB/s")
+            words.append(f"{_size(self.bytes_per_second)}/s")
         return " and ".join(words) or "no limit"
 
 
@@ -51,6 +51,11 @@ class Limits:
             return str(self.sustained)
         how = "bursting at any time, metered" if self.credit is None else f"bursting on a credit of {self.credit} I/Os"
         return f"{self.sustained}, {how}, to {self.burst}"
+
+
+def _size(number: int) -> str:
+    unit, name = (2**20, "MiB") if number >= 2**20 else (2**10, "KiB")
+    return f"{number / unit:.3f}".rstrip("0").rstrip(".") + f" {name}"
 
 
 def _sum(first: int | None, second: int | None) -> int | None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from csi.spec.limits import Rate
-from node_plugin.throttle.hierarchy import Count, lines_of, write_to
+from node_plugin.throttle.hierarchy import Count, holdable, lines_of, write_to
 
 _IOPS, _BYTES = "blkio.throttle.read_iops_device", "blkio.throttle.read_bps_device"
 _IOS_DONE, _BYTES_DONE = "blkio.throttle.io_serviced", "blkio.throttle.io_service_bytes"
-# The kernel keeps a limit in I/Os as an unsigned int.
-_MOST_IOPS = 2**32 - 1
 
 
 class Blkio:
@@ -27,7 +25,7 @@ class Blkio:
 
     def limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
         """One line "major:minor number" for each of both files; 0 removes it."""
-        iops = _write(cgroup / _IOPS, device, min(rate.iops or 0, _MOST_IOPS))
+        iops = _write(cgroup / _IOPS, device, holdable(rate.iops) or 0)
         return _write(cgroup / _BYTES, device, rate.bytes_per_second or 0) or iops
 
     def rate(self, cgroup: Path, device: str) -> Rate:

@@ -29,15 +29,22 @@ class Burst:
     @staticmethod
     def begin(limits: Limits) -> Burst:
         """A full credit."""
-        return Burst(limits.credit, limits.burst is not None)
+        burst = Burst(limits.credit)
+        return replace(burst, open=limits.burst is not None and (limits.credit is None or burst._stays_open(limits, limits.credit)))
 
     def under(self, limits: Limits) -> Burst:
         """The same burst when its limits change: a credit that was not there before is full, one that was keeps what it has."""
+        if limits.burst is None:
+            return replace(self, credit=None, open=False)
         if limits.credit is None:
-            return replace(self, credit=None, open=limits.burst is not None)
+            return replace(self, credit=None, open=True)
         if self.credit is None:
             return replace(Burst.begin(limits), meter=self.meter)
         return replace(self, credit=min(self.credit, limits.credit))
+
+    def reduced(self, limits: Limits, share: float) -> Burst:
+        """The same burst when a volume leaves and `limits` are those of the others, who have a `share` (0 to 1) of what is left."""
+        return replace(self, credit=None if self.credit is None else min(self.credit * share, limits.credit or 0))
 
     def after(self, limits: Limits, used: Count, seconds: float) -> Burst:
         """The burst `seconds` later, when `used` was read meanwhile."""
@@ -52,9 +59,13 @@ class Burst:
 
     def _stays_open(self, limits: Limits, credit: float) -> bool:
         drain = most_drain(limits)
-        if self.open:
-            return credit > drain * _NOTHING_SECONDS
-        return credit >= min(limits.credit or 0, drain * _LEAST_BURST_SECONDS)
+        if credit <= drain * _NOTHING_SECONDS:
+            return False
+        return self.open or credit >= min(limits.credit or 0, drain * _LEAST_BURST_SECONDS)
+
+    def joined(self, limits: Limits, credit: int) -> Burst:
+        """The same burst when a volume with a full `credit` joins and `limits` are those of both."""
+        return replace(self, credit=None if self.credit is None else min(self.credit + credit, limits.credit or 0))
 
     @property
     def metered(self) -> float:

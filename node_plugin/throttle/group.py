@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -12,21 +12,17 @@ from csi.errors import UnsupportedByNode
 from csi.spec.limits import UNLIMITED, Limits, Rate
 from node_plugin.throttle.burst import Burst
 from node_plugin.throttle.hierarchy import Count, Hierarchy
+from node_plugin.throttle.meter import Meter
 from node_plugin.throttle.pods import tree
 from node_plugin.throttle.records import Claimed, GroupRecord
 
 
 @dataclass
 class Claim:
-    """A volume's claim; `ask` gives its limits as they are now, `limits` are those in use."""
+    """A volume's claim to its limits, None for none."""
 
     volume: str
-    ask: Callable[[], Limits | None]
     limits: Limits | None = None
-
-    def renew(self) -> None:
-        """Ask for the limits again; whatever `ask` raises leaves them as they were."""
-        self.limits = self.ask()
 
 
 @dataclass
@@ -59,8 +55,11 @@ class Group:
         counts = {str(path.relative_to(root)): count for path, count in self.counts.items()}
         return GroupRecord(self.pod, self.device, claims if self.limits else {}, self.burst, counts, self.at, boot)
 
-    def settle(self, now: float) -> bool:
-        """Take the sum of the claims as the limits; whether it changed. A claim without limits frees them all: the kernel cannot tell them apart."""
+    def settle(self, now: float, joined: Limits | None = None, left: bool = False) -> bool:
+        """Take the sum of the claims as the limits; whether it changed. A claim without limits frees them all: the kernel cannot tell them apart.
+
+        `joined` are the limits of a new claim, which brings its full credit; one that `left` takes its share of what is left.
+        """
         wanted = [claim.limits for claim in self.claims.values()]
         given = [limits for limits in wanted if limits]
         limits = reduce(add, given) if given and len(given) == len(wanted) else None
@@ -68,12 +67,20 @@ class Group:
             return False
         if limits is None:
             self.burst, self.counts = Burst(), {}
-        elif self.limits is None:
-            self.burst, self.at = Burst.begin(limits), now
+        elif not self.bursts:
+            self.burst, self.counts, self.at = replace(Burst.begin(limits), meter=Meter(self.burst.metered)), {}, now
         else:
-            self.burst = self.burst.under(limits)
+            self.burst = self._changed(limits, joined, left)
         self.limits = limits
         return True
+
+    def _changed(self, limits: Limits, joined: Limits | None, left: bool) -> Burst:
+        before = self.limits.credit if self.limits else None
+        if joined and joined.credit:
+            return self.burst.joined(limits, joined.credit)
+        if left and before and limits.credit:
+            return self.burst.reduced(limits, limits.credit / before)
+        return self.burst.under(limits)
 
     @property
     def rate(self) -> Rate:
@@ -85,24 +92,30 @@ class Group:
         """Whether somebody has to look at the counters."""
         return self.limits is not None and self.limits.burst is not None
 
-    def apply(self, hierarchy: Hierarchy, pod: Path) -> None:
-        """Put the rate in force in the pod's cgroup folder `pod`; sets `problem` where the kernel refuses."""
+    def apply(self, hierarchy: Hierarchy, folders: list[Path]) -> None:
+        """Put the rate in force in the pod's cgroup `folders`; sets `problem` where the kernel refuses, and goes on with the others."""
+        self._count_from_here(hierarchy, folders)
+        problems = [problem for folder in folders for problem in self._refused(hierarchy, folder)]
+        self.problem, self.waits = next(iter(problems), ""), False
+
+    def _refused(self, hierarchy: Hierarchy, folder: Path) -> Iterator[str]:
         try:
             if self.limits:
-                hierarchy.prepare(pod)
-            self._count_from_here(hierarchy, pod)
-            for place in places(hierarchy, pod):
-                hierarchy.limit(place, self.device, self.rate)
-            self.problem, self.waits = "", False
+                hierarchy.prepare(folder)
         except UnsupportedByNode as error:
-            self.problem, self.waits = str(error), False
+            yield str(error)
+        for place in places(hierarchy, folder):
+            try:
+                hierarchy.limit(place, self.device, self.rate)
+            except UnsupportedByNode as error:
+                yield str(error)
 
-    def _count_from_here(self, hierarchy: Hierarchy, pod: Path) -> None:
+    def _count_from_here(self, hierarchy: Hierarchy, folders: list[Path]) -> None:
         """Note what was read before the limit; of a cgroup that came later everything counts."""
         if not self.bursts:
             return
         later = bool(self.counts)
-        for place in places(hierarchy, pod):
+        for place in (place for folder in folders for place in places(hierarchy, folder)):
             self.counts.setdefault(place, Count() if later else hierarchy.count(place, self.device))
 
     def look(self, hierarchy: Hierarchy, now: float, idle: bool) -> bool:

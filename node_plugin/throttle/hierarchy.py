@@ -11,6 +11,8 @@ from typing import Protocol
 from csi.errors import UnsupportedByNode
 from csi.spec.limits import Rate
 
+_NO_IOPS_LIMIT = 2**32 - 1
+
 
 @dataclass(frozen=True)
 class Count:
@@ -50,6 +52,11 @@ class Hierarchy(Protocol):
 
     def count(self, cgroup: Path, device: str) -> Count:
         """What was read; counting begins with the first limit on the device."""
+
+
+def holdable(iops: int | None) -> int | None:
+    """A limit in I/Os as the kernel can hold it: an unsigned int whose largest value means none."""
+    return None if iops is None or iops >= _NO_IOPS_LIMIT else iops
 
 
 def write_to(file: Path, text: str) -> bool:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from csi.errors import UnsupportedByNode
 from csi.spec.limits import Rate
-from node_plugin.throttle.hierarchy import Count, lines_of, write_to
+from node_plugin.throttle.hierarchy import Count, holdable, lines_of, write_to
 
 _LIMITS, _ENABLED, _DONE = "io.max", "cgroup.subtree_control", "io.stat"
 
@@ -29,7 +29,7 @@ class IoMax:
 
     def limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
         """One line "major:minor rbps=... riops=..."; "max" removes a limit, others of the line stay."""
-        wanted = Rate(_possible(rate.iops), _possible(rate.bytes_per_second))
+        wanted = Rate(_possible(holdable(rate.iops)), _possible(rate.bytes_per_second))
         if self.rate(cgroup, device) == wanted:
             return False
         words = f"rbps={_word(wanted.bytes_per_second)} riops={_word(wanted.iops)}"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 
+from csi.errors import UnsupportedByNode
 from csi.file_events import FileEvent, FileEvents
 from node_plugin.throttle.group import Group
 from node_plugin.throttle.hierarchy import Hierarchy
@@ -16,7 +18,7 @@ log = logging.getLogger("datacache.throttle")
 
 _BUSY_SECONDS, _IDLE_SECONDS, _SAVE_SECONDS = 0.25, 0.5, 1.0
 # systemd may withdraw the controller io from a cgroup between two writes of ours, and no event tells when it is done.
-_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.1, 60.0
+_FIRST_RETRY_SECONDS, _LAST_RETRY_SECONDS = 0.1, 10.0
 Reads = Callable[[Collection[str]], Mapping[str, tuple[int, int]]]
 
 
@@ -42,22 +44,23 @@ class Keeper:
         self._watch = CgroupWatch(hierarchy, self._pods, self._events)
         self._followed: set[str] = set()
         self._seen: Mapping[str, tuple[int, int]] = {}
-        self._retry = _FIRST_RETRY_SECONDS
+        self._unheard: set[str] = set()
+        self._retry = _Retry()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="throttle", daemon=True)
         self._thread.start()
 
     def apply(self, group: Group) -> None:
         """Put the group's limit in force where its pod's cgroup is there; from now on the thread does so whenever a cgroup appears."""
-        if self._pods.find(group.pod) is None:
+        if not self._pods.find(group.pod):
             self._pods.look_around()
         self._enforce(group)
         self._events.wake()
 
     def _enforce(self, group: Group) -> None:
-        folder = self._pods.find(group.pod)
-        if folder:
-            group.apply(self.hierarchy, folder)
+        folders = self._pods.find(group.pod)
+        if folders:
+            group.apply(self.hierarchy, folders)
         elif group.limits:
             group.problem, group.waits = f"the pod's cgroup is not there below {self.hierarchy.root}", True
 
@@ -70,34 +73,42 @@ class Keeper:
                     pause = self._work(events)
                 except Exception:
                     log.exception("keeping limits failed; it is tried again")
-                    pause = _IDLE_SECONDS
+                    pause = _LAST_RETRY_SECONDS
 
     def _work(self, events: list[FileEvent]) -> float | None:
         self._follow_wanted()
-        refused = {group.pod for group in self._groups if group.pod and group.problem and not group.waits}
-        for pod in self._watch.concerned(events, self._followed) | (refused & self._followed):
+        concerned = self._watch.concerned(events, self._followed)
+        if concerned:
+            self._retry.soon()
+        for pod in concerned | (self._unwell() if self._retry.due() else set()):
             self._keep(pod)
-        return _soonest(self._look(), self._retry_pause())
+        return _soonest(self._look(), self._retry.pause(bool(self._unwell())))
 
-    def _retry_pause(self) -> float | None:
-        """Seconds until what the kernel refused is tried again, longer each time; None where nothing was."""
-        if not any(group.pod and group.limits and group.problem and not group.waits for group in self._groups):
-            self._retry = _FIRST_RETRY_SECONDS
-            return None
-        pause, self._retry = self._retry, min(2 * self._retry, _LAST_RETRY_SECONDS)
-        return pause
+    def _unwell(self) -> set[str]:
+        """The pods whose limits are not in force, or whose new containers nobody would tell of."""
+        troubled = {group.pod for group in self._groups if group.limits and group.problem}
+        return (troubled | self._unheard) & self._followed
 
     def _follow_wanted(self) -> None:
         wanted = {group.pod for group in self._groups if group.pod and group.limits}
         for pod in self._followed - wanted:
             self._watch.leave(pod)
+            self._unheard.discard(pod)
         new, self._followed = wanted - self._followed, wanted
+        if new:
+            self._retry.soon()
         for pod in new:
             self._keep(pod)
 
     def _keep(self, pod: str) -> None:
         """Watch first, look then: what appears in between is seen twice, never missed."""
-        self._watch.follow(pod)
+        try:
+            self._watch.follow(pod)
+            self._unheard.discard(pod)
+        except UnsupportedByNode as error:
+            if pod not in self._unheard:
+                log.warning("new containers of a pod are looked for now and then only", extra={"fields": {"pod": pod, "reason": error}})
+            self._unheard.add(pod)
         for group in self._groups:
             if group.pod == pod and group.limits:
                 missing = bool(group.problem)
@@ -143,6 +154,36 @@ class Keeper:
         self._events.wake()
         self._thread.join()
         self._events.close()
+
+
+class _Retry:
+    """When to try again what failed: soon at first, then less and less often."""
+
+    def __init__(self) -> None:
+        self._pause = _FIRST_RETRY_SECONDS
+        self._at: float | None = None
+
+    def soon(self) -> None:
+        """Something has changed: start over."""
+        self._pause = _FIRST_RETRY_SECONDS
+        if self._at is not None:
+            self._at = min(self._at, time.monotonic() + self._pause)
+
+    def due(self) -> bool:
+        """Whether it is time to try; if so, the next time is further off."""
+        if self._at is None or time.monotonic() < self._at:
+            return False
+        self._at, self._pause = None, min(2 * self._pause, _LAST_RETRY_SECONDS)
+        return True
+
+    def pause(self, needed: bool) -> float | None:
+        """Seconds until it is time; None where nothing `needed` it."""
+        if not needed:
+            self._at, self._pause = None, _FIRST_RETRY_SECONDS
+            return None
+        if self._at is None:
+            self._at = time.monotonic() + self._pause
+        return max(0.0, self._at - time.monotonic())
 
 
 def _soonest(*pauses: float | None) -> float | None:

@@ -15,15 +15,16 @@ _KUBEPODS = re.compile(r"(?:.*-)?kubepods(?:\.slice)?")
 _QOS = re.compile(r"burstable|besteffort|guaranteed|.*kubepods-(?:burstable|besteffort|guaranteed)\.slice")
 _POD = re.compile(r"(?:.*-)?pod")
 _UID = re.compile(r"[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*")
-_TARGET = re.compile(r"/pods/([^/]+)/volumes/")
+# A kubelet in a pod keeps its pods below a volume of that one: the last is the innermost.
+_TARGET = re.compile(r"/pods/([^/]+)(?=/volumes/)")
 # kubelet in a container of a container runtime that is in a slice of its own: /docker.slice/docker-<id>.scope/kubelet/kubepods.
 _DEPTH = 6
 
 
 def pod_uid(target: Path, said: str = "") -> str:
     """The uid of the pod that a target path is for, else `said`; "" for none and for what is no uid: it becomes part of a path."""
-    found = _TARGET.search(str(target))
-    uid = found[1] if found else said
+    found = _TARGET.findall(str(target))
+    uid = found[-1] if found else said
     return uid if _UID.fullmatch(uid) and len(uid) <= 64 else ""
 
 
@@ -34,9 +35,12 @@ class PodCgroups:
         self._root = root
         self._parents: list[Path] = []
 
-    def find(self, uid: str) -> Path | None:
-        """The folder of the pod's cgroup below the folders of kubelet that are known, None where it is not there (yet)."""
-        return next((path for parent in self._parents if (path := _pod_folder(parent, uid)).is_dir()), None)
+    def find(self, uid: str) -> list[Path]:
+        """The folders of the pod's cgroup below the folders of kubelet that are known: none where it is not there (yet).
+
+        More than one where another cgroup driver or class has left an empty one behind.
+        """
+        return [path for parent in self._parents if (path := _pod_folder(parent, uid)).is_dir()]
 
     def look_around(self) -> None:
         """Learn kubelet's folders anew."""

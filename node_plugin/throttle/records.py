@@ -78,7 +78,8 @@ class GroupRecords:
             if record:
                 yield record
             else:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     def _path(self, pod: str, device: str) -> Path:
         return self._folder / f"{pod}.{device.replace(':', '-')}.json"
@@ -90,7 +91,7 @@ def read_records(folder: Path) -> list[GroupRecord]:
 
 
 def _read(path: Path) -> GroupRecord | None:
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         return _decoded(json.loads(path.read_text()))
     return None
 
@@ -99,15 +100,28 @@ def _decoded(kept: dict[str, Any]) -> GroupRecord:
     if kept.pop("format") != _FORMAT:
         raise ValueError("another format")
     claims = {target: Claimed(claim["volume"], _limits(claim["limits"])) for target, claim in kept.pop("claims").items()}
-    counts = {path: Count(**count) for path, count in kept.pop("counts").items()}
-    return GroupRecord(**{**kept, "claims": claims, "counts": counts, "burst": _burst(kept["burst"])})
+    counts = {str(path): _count(count) for path, count in kept.pop("counts").items()}
+    return GroupRecord(str(kept["pod"]), str(kept["device"]), claims, _burst(kept["burst"]), counts, float(kept["at"]), str(kept["boot"]))
+
+
+def _count(kept: dict[str, Any]) -> Count:
+    return Count(int(kept["ios"]), int(kept["bytes"]))
 
 
 def _burst(kept: dict[str, Any]) -> Burst:
     meter = kept["meter"]
-    return Burst(kept["credit"], kept["open"], Meter(**{**meter, "used": Count(**meter["used"])}))
+    credit = None if kept["credit"] is None else float(kept["credit"])
+    return Burst(credit, bool(kept["open"]), Meter(float(meter["total"]), _count(meter["used"]), float(meter["seconds"]), float(meter["before"])))
 
 
 def _limits(kept: dict[str, Any]) -> Limits:
-    burst = None if kept["burst"] is None else Rate(**kept["burst"])
-    return Limits(Rate(**kept["sustained"]), burst, kept["credit"], tuple(kept["notes"]))
+    burst = None if kept["burst"] is None else _rate(kept["burst"])
+    return Limits(_rate(kept["sustained"]), burst, _number(kept["credit"]), tuple(map(str, kept["notes"])))
+
+
+def _rate(kept: dict[str, Any]) -> Rate:
+    return Rate(_number(kept["iops"]), _number(kept["bytes_per_second"]))
+
+
+def _number(kept: Any) -> int | None:
+    return None if kept is None else int(kept)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi.errors import DataCacheError, UnsupportedByNode
+from csi.errors import UnsupportedByNode
 from csi.spec.limits import Limits, Rate
 from node_plugin.throttle.burst import Burst
 from node_plugin.throttle.diskstats import reads_by_device
@@ -28,14 +28,15 @@ NO_POD = "no pod is known for the path: neither does it hold pods/<uid>/volumes,
 class Wanted:
     """The volume `volume` at the path `target`, in the pod `pod` (its uid, "" where none is known), read from `device` ("major:minor").
 
-    `ask` gives its limits at any time, None for none; it may raise InvalidParameter.
+    `limits` are None for none; at a start of the plugin, `unknown` limits are those that its former life held.
     """
 
     volume: str
     target: str
     pod: str
     device: str
-    ask: Callable[[], Limits | None]
+    limits: Limits | None
+    unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -81,63 +82,69 @@ class Throttle:
         self._guard = threading.RLock()
         self._groups: dict[tuple[str, str], Group] = {}
         self._targets: dict[str, Group] = {}
+        self._unsaved = False
         self._missing = str(hierarchy) if isinstance(hierarchy, UnsupportedByNode) else ""
-        self._keeper = (
-            None if isinstance(hierarchy, UnsupportedByNode) else Keeper(hierarchy, self._groups.values(), self._guard, reads, now, self._save)
-        )
+        self._keeper: Keeper | None = None
+        if not isinstance(hierarchy, UnsupportedByNode):
+            try:
+                self._keeper = Keeper(hierarchy, self._groups.values(), self._guard, reads, now, self._save)
+            except UnsupportedByNode as error:
+                self._missing = str(error)
+        if self._missing:
+            log.warning("no limits on this node", extra={"fields": {"reason": self._missing}})
 
     def hold(self, wanted: Wanted) -> None:
         """Put the limits of a volume in force where it is shown; what is held there already is renewed.
 
-        Raises UnsupportedByNode, holding nothing, where limits are required and known to be impossible; what `ask` raises.
+        Raises UnsupportedByNode, holding nothing, where limits are required and known to be impossible.
         """
         with self._guard:
+            group, joined = self._claim(wanted)
+            self._settle(group, joined)
             try:
-                group = self._claim(wanted)
-                self._settle(group)
-                self._refuse(group)
-            except DataCacheError:
+                self._refuse(group, wanted.limits)
+            except UnsupportedByNode:
                 self.release(wanted.target)
                 raise
 
     def resume(self, wanted: Iterable[Wanted]) -> None:
         """Hold all that is shown at a start of the plugin; limits of pods that show no volume any more go."""
         with self._guard:
-            groups = []
-            for one in wanted:
-                try:
-                    groups.append(self._claim(one))
-                except DataCacheError as error:
-                    log.warning("limits not known", extra={"fields": {"volume": one.volume, "reason": error}})
             # Only when all its volumes are there is the sum of a pod what it was.
-            for group in {id(group): group for group in groups}.values():
+            for group in {id(group): group for group, _ in map(self._claim, wanted)}.values():
                 self._settle(group)
             self._sweep()
 
-    def _claim(self, wanted: Wanted) -> Group:
-        limits = wanted.ask()
-        key = (wanted.pod, wanted.device)
+    def _claim(self, wanted: Wanted) -> tuple[Group, Limits | None]:
+        """The group that the volume belongs to, and its limits where it is new there."""
+        # Pods that nobody knows have nothing in common.
+        key = (wanted.pod, wanted.device) if wanted.pod else ("", wanted.target)
         if self._targets.get(wanted.target) not in (None, self._groups.get(key)):
             self.release(wanted.target)
-        group = self._groups.get(key) or self._begun(*key)
-        group.claims[wanted.target] = Claim(wanted.volume, wanted.ask, limits)
+        known = self._records.get(*key) if wanted.pod else None
+        group = self._groups.get(key) or self._begun(key, wanted, known)
+        limits = wanted.limits
+        if wanted.unknown and known and wanted.target in known.claims:
+            limits = known.claims[wanted.target].limits
+        joined = limits if wanted.target not in group.claims else None
+        group.claims[wanted.target] = Claim(wanted.volume, limits)
         self._targets[wanted.target] = group
-        return group
+        return group, joined
 
-    def _begun(self, pod: str, device: str) -> Group:
-        group = self._groups[pod, device] = Group(pod, device)
-        known = self._records.get(pod, device) if pod else None
+    def _begun(self, key: tuple[str, str], wanted: Wanted, known: GroupRecord | None) -> Group:
+        group = self._groups[key] = Group(wanted.pod, wanted.device)
         if known and known.boot == self._boot and self._keeper:
             group.restore(known, self._keeper.hierarchy.root)
         return group
 
-    def _settle(self, group: Group) -> None:
-        changed = group.settle(self._now())
+    def _settle(self, group: Group, joined: Limits | None = None, left: bool = False) -> None:
+        changed = group.settle(self._now(), joined, left)
         if group.limits or changed:
             self._enforce(group)
         if changed:
             fields = {"pod": group.pod, "device": group.device, "volumes": sorted(claim.volume for claim in group.claims.values())}
-            log.info("limits", extra={"fields": {**fields, "limits": group.limits or "none", "in force": not group.problem, "reason": group.problem}})
+            said = {"limits": group.limits or "none", "notes": "; ".join(group.limits.notes) if group.limits else ""}
+            log.info("limits", extra={"fields": {**fields, **said, "in force": not group.problem, "reason": group.problem}})
 
     def _enforce(self, group: Group) -> None:
         """The record first: what a killed plugin leaves in the kernel must be known to the next."""
@@ -150,14 +157,26 @@ class Throttle:
         self._save(group)
 
     def _save(self, group: Group) -> None:
-        if self._keeper and group.pod:
-            group.saved = self._now()
+        """Record the group; a store that takes no file must not keep a limit from being in force."""
+        if self._keeper is None or not group.pod:
+            return
+        group.saved = self._now()
+        try:
             self._records.put(group.record(self._keeper.hierarchy.root, self._boot))
+        except OSError as error:
+            if not self._unsaved:
+                log.error(
+                    "limits cannot be recorded; burst credits begin anew when the plugin restarts", extra={"fields": {"reason": error.strerror}}
+                )
+            self._unsaved = True
+        else:
+            self._unsaved = False
 
-    def _refuse(self, group: Group) -> None:
-        if self._required and group.limits and group.problem and not group.waits:
+    def _refuse(self, group: Group, limits: Limits | None) -> None:
+        problem = _problem(group)
+        if self._required and limits and problem and not group.waits:
             advice = "remove its performance keys, or --require-throttle from the node plugin"
-            raise UnsupportedByNode(f"the volume's limits cannot be held: {group.problem}; {advice}")
+            raise UnsupportedByNode(f"the volume's limits cannot be held: {problem}; {advice}")
 
     def release(self, *targets: str) -> None:
         """Take the limits of what was shown at `targets` out of force; one that holds nothing is no error."""
@@ -168,9 +187,9 @@ class Throttle:
                     continue
                 claim = group.claims.pop(target)
                 self._say_metered(claim, group)
-                self._settle(group)
+                self._settle(group, left=True)
                 if not group.claims:
-                    del self._groups[group.pod, group.device]
+                    del self._groups[(group.pod, group.device) if group.pod else ("", target)]
 
     def _say_metered(self, claim: Claim, group: Group) -> None:
         if self._keeper and group.bursts:
@@ -179,16 +198,13 @@ class Throttle:
             fields = {"volume": claim.volume, "pod": group.pod, "device": group.device, "ios": round(group.burst.metered)}
             log.info("burst I/O metered", extra={"fields": fields})
 
-    def renew(self, volume: str) -> None:
-        """Ask for the limits of a volume again, wherever it is shown; limits that cannot be had leave the old ones in force."""
+    def renew(self, volume: str, limits: Limits | None) -> None:
+        """Put other limits of a volume in force, wherever it is shown."""
         with self._guard:
             for group in list(self._groups.values()):
                 claims = [claim for claim in group.claims.values() if claim.volume == volume]
-                try:
-                    for claim in claims:
-                        claim.renew()
-                except DataCacheError as error:
-                    log.warning("limits not renewed", extra={"fields": {"volume": volume, "reason": error}})
+                for claim in claims:
+                    claim.limits = limits
                 if claims:
                     self._settle(group)
 
@@ -224,7 +240,11 @@ def _held(group: Group, claim: Claim, keeper: Keeper | None) -> Held | None:
     if claim.limits is None:
         return None
     each = keeper is not None and keeper.hierarchy.flat
-    problem = group.problem
-    if not problem and group.limits is None:
-        problem = "the pod shows another volume without limits from the same device; it gets one of its own when it is staged anew"
+    problem = _problem(group)
     return Held(claim.volume, group.pod, group.device, claim.limits, group.rate, group.limits, group.burst, problem, each)
+
+
+def _problem(group: Group) -> str:
+    if not group.problem and group.limits is None:
+        return "the pod shows another volume without limits from the same device; it gets one of its own when it is staged anew"
+    return group.problem

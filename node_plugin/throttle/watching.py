@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
+from csi.errors import UnsupportedByNode
 from csi.file_events import FileEvent, FileEvents, Kind
 from node_plugin.throttle.hierarchy import Hierarchy
 from node_plugin.throttle.pods import PodCgroups, is_pod_folder, tree
@@ -21,19 +23,21 @@ class CgroupWatch:
         """The pods whose cgroup has not appeared yet."""
 
     def follow(self, uid: str) -> None:
-        """Watch the pod's cgroups, or the folders where they may appear. Looking at them after this misses nothing."""
+        """Watch the pod's cgroups, or the folders where they may appear. Looking at them after this misses nothing.
+
+        Raises UnsupportedByNode where the machine has no watch left for it.
+        """
+        self.missing.add(uid)
         self._watch_places(self._pods.places_to_watch())
-        folder = self._pods.find(uid)
-        if folder is None:
+        folders = self._pods.find(uid)
+        if not folders:
             self._look_around()
-            folder = self._pods.find(uid)
-        if folder is None:
-            self.missing.add(uid)
-            return
-        self.missing.discard(uid)
-        for place in tree(folder) if self._hierarchy.flat else [folder]:
-            if place not in self._pod_of and self._events.watch(place):
-                self._pod_of[place] = uid
+            folders = self._pods.find(uid)
+        for folder in folders:
+            self.missing.discard(uid)
+            for place in tree(folder) if self._hierarchy.flat else [folder]:
+                if place not in self._pod_of and self._events.watch(place):
+                    self._pod_of[place] = uid
 
     def _look_around(self) -> None:
         """Learn kubelet's folders, and look again once they are watched: one may have been made meanwhile."""
@@ -43,9 +47,12 @@ class CgroupWatch:
 
     def _watch_places(self, places: Iterable[Path]) -> bool:
         """Watch those that are not; whether there were any. Each is watched before the next is taken."""
-        new = [place for place in places if place not in self._places and self._events.watch(place)]
-        self._places.update(new)
-        return bool(new)
+        new = False
+        for place in places:
+            if place not in self._places and self._events.watch(place):
+                self._places.add(place)
+                new = True
+        return new
 
     def leave(self, uid: str) -> None:
         """Watch the pod no more."""
@@ -88,6 +95,6 @@ class CgroupWatch:
     def _appeared(self, event: FileEvent) -> set[str]:
         """Something new among or above kubelet's folders: the pods that are missing may be there now, or below it soon."""
         if self.missing and not is_pod_folder(event.name):
-            self._watch_places(tree(event.path))
-            self._look_around()
+            with suppress(UnsupportedByNode):  # whoever is missing is followed now, and told so then
+                self._watch_places(tree(event.path))
         return set(self.missing)

@@ -99,7 +99,7 @@ def test_a_node_without_cgroups_shows_its_volumes_all_the_same(place: Place, tmp
 
 def test_the_command_prints_a_table_or_json_and_ends_where_nobody_watches(place: Place, tmp_path: Path) -> None:
     place.limited("/t1")
-    arguments = ["top", str(place.store), "--cgroup-root", str(tmp_path), "--interval", "0.01"]
+    arguments = ["top", str(place.store), "--cgroup-root", str(tmp_path), "--interval", "0.1"]
     text = CliRunner().invoke(cli, arguments)
     assert text.exit_code == 0 and "volume/t1" in text.output and "bursting on a credit of 6000" in text.output
     found = json.loads(CliRunner().invoke(cli, [*arguments, "-o", "json"]).output)

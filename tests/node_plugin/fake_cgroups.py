@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ class FakeHierarchy:
     def __init__(self, root: Path, flat: bool = True) -> None:
         self.root, self.flat = root, flat
         self.writes = 0
+        self._guard = threading.Lock()
         self.refusal = ""
         root.mkdir(parents=True, exist_ok=True)
 
@@ -30,13 +32,14 @@ class FakeHierarchy:
             raise UnsupportedByNode(self.refusal)
 
     def limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
-        if not cgroup.exists() or self.rate(cgroup, device) == rate:
-            return False
-        state = _state(cgroup)
-        state["limits"][device] = asdict(rate)
-        _keep(cgroup, state)
-        self.writes += 1
-        return True
+        with self._guard:
+            if not cgroup.exists() or self.rate(cgroup, device) == rate:
+                return False
+            state = _state(cgroup)
+            state["limits"][device] = asdict(rate)
+            _keep(cgroup, state)
+            self.writes += 1
+            return True
 
     def rate(self, cgroup: Path, device: str) -> Rate:
         kept = _state(cgroup)["limits"].get(device)
@@ -52,9 +55,10 @@ class FakeHierarchy:
 
     def read(self, cgroup: Path, device: str, ios: int, size: int = 4096) -> None:
         """Have a process of the cgroup read."""
-        state = _state(cgroup)
-        state["counts"][device] = asdict(self.count(cgroup, device) + Count(ios, ios * size))
-        _keep(cgroup, state)
+        with self._guard:
+            state = _state(cgroup)
+            state["counts"][device] = asdict(self.count(cgroup, device) + Count(ios, ios * size))
+            _keep(cgroup, state)
 
 
 def _state(cgroup: Path) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def test_inline_volumes_of_one_class_in_one_pod_have_the_sum(node: Node) -> None
     for number in (1, 2):
         node.inline(f"csi-{number}", target(volume=str(number)), context=INLINE_SLOW)
     assert rate(node, target(volume="1")) == Rate(1000, 16_384_000)
-    assert "1000 IOPS and 15.62 MiB/s together" in message(node, target(volume="1"), "csi-1")
+    assert "1000 IOPS and 15.625 MiB/s together" in message(node, target(volume="1"), "csi-1")
     node.unpublish("csi-1", target(volume="1"))
     assert rate(node, target(volume="2")) == SLOW_RATE
 
@@ -164,13 +164,54 @@ def test_a_volume_that_gets_limits_later_says_what_it_shares(node: Node) -> None
     assert rate(node, target(volume="vol")).iops == 700
 
 
-def test_a_damaged_registry_leaves_the_context_s_limits(node: Node) -> None:
+@pytest.mark.parametrize("lost", ["damaged", "deleted"])
+def test_a_volume_that_the_registry_lost_keeps_the_limits_it_had(tmp_path: Path, lost: str) -> None:
+    node = Node(tmp_path)
+    pod(node)
+    register(node, "vol", {"readIops": "700"})
+    node.stage(context=HUB)
+    node.publish(path=target(), context=HUB)
+    if lost == "damaged":
+        (node.folder / "registry/volumes/vol.json").write_text("{")
+    else:
+        node.registry.delete("vol")
+    node.volumes.renew_limits("vol")
+    assert rate(node, target()).iops == 700
+    node.close()
+    again = Node(tmp_path)
+    again.volumes.recover()
+    assert rate(again, target()).iops == 700 and again.cgroups.writes == 0
+    pod(again, OTHER_UID)
+    again.publish(path=target(OTHER_UID), context=HUB)
+    assert rate(again, target(OTHER_UID), OTHER_UID).iops == 700
+    again.close()
+
+
+def test_a_registry_that_cannot_be_read_from_the_start_leaves_the_context_s_limits(node: Node) -> None:
     pod(node)
     register(node, "vol", {"readIops": "700"})
     (node.folder / "registry/volumes/vol.json").write_text("{")
     node.stage(context=SLOW)
     node.publish(path=target(), context=SLOW)
     assert rate(node, target()) == SLOW_RATE
+
+
+def test_performance_that_a_size_does_not_have_any_more_leaves_what_is_in_force(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    pod(node)
+    register(node, "vol", {"readIops": "700"})
+    node.stage(context=SLOW)
+    node.publish(path=target(), context=SLOW)
+    register(node, "vol", {"performanceLevel": "PL3"})
+    with pytest.raises(InvalidParameter, match="PL3 needs 1261 GiB"):
+        node.volumes.renew_limits("vol")
+    assert rate(node, target()).iops == 700
+    node.close()
+    again = Node(tmp_path)
+    again.volumes.recover()
+    assert rate(again, target()).iops == 700 and again.cgroups.writes == 0
+    assert "no limits can be had: performanceLevel is PL3" in message(again, "staging")
+    again.close()
 
 
 def test_a_node_that_cannot_throttle_works_and_says_so(tmp_path: Path) -> None:

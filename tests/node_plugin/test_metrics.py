@@ -32,7 +32,7 @@ class Place:
         self.port = metrics.serve("127.0.0.1", 0, self.throttle)
 
     def hold(self, volume: str, limits: Limits, pod: str = UID) -> None:
-        self.throttle.hold(Wanted(volume, f"/{volume}", pod, DEVICE, lambda: limits))
+        self.throttle.hold(Wanted(volume, f"/{volume}", pod, DEVICE, limits))
 
     def samples(self) -> dict[str, list[tuple[dict[str, str], float]]]:
         """Name to (labels, value)."""

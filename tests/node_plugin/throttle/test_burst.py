@@ -76,6 +76,13 @@ def test_no_demand_gets_more_than_the_sustained_limit_and_the_credit(phases: lis
     assert running.burst.credit is not None and running.burst.credit <= 6000
 
 
+@given(st.integers(1, 2000), st.floats(0, 600))
+def test_no_credit_however_small_makes_the_limit_flutter(credit: int, demand: float) -> None:
+    running = disk(500, 5000, credit)
+    running.run(20, demand)
+    assert running.changes <= 2
+
+
 def test_a_demand_below_the_sustained_limit_never_changes_the_limit() -> None:
     running = disk()
     running.run(60, demand=499)

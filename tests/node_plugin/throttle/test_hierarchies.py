@@ -95,6 +95,15 @@ def test_a_limit_is_replaced_or_removed(place: Place, new: Rate) -> None:
     assert place.hierarchy.rate(cgroup, place.devices[0]) == new
 
 
+def test_more_iops_than_the_kernel_can_hold_are_no_limit_and_written_once(place: Place) -> None:
+    cgroup = limited(place)
+    for iops in (2**32 - 1, 5 * 10**9):
+        place.hierarchy.limit(cgroup, place.devices[0], Rate(iops, 2**44))
+        assert not place.hierarchy.limit(cgroup, place.devices[0], Rate(iops, 2**44))
+    assert place.hierarchy.limit(cgroup, place.devices[0], Rate(2**32 - 2, 2**44))
+    assert not place.hierarchy.limit(cgroup, place.devices[0], Rate(2**32 - 2, 2**44))
+
+
 def test_devices_are_limited_each_by_itself(place: Place) -> None:
     cgroup = limited(place)
     for device, rate in zip(place.devices, (RATE, OTHER), strict=True):

@@ -23,7 +23,7 @@ PLACES = [
 ]
 
 
-def found(root: Path, uid: str = UID) -> Path | None:
+def found(root: Path, uid: str = UID) -> list[Path]:
     pods = PodCgroups(root)
     pods.look_around()
     return pods.find(uid)
@@ -34,19 +34,19 @@ def test_a_pod_is_found_with_each_driver_class_and_nesting(tmp_path: Path, place
     (tmp_path / "system.slice/ssh.service").mkdir(parents=True)
     (tmp_path / place).mkdir(parents=True)
     (tmp_path / place).with_name((tmp_path / place).name.replace("0ab1", "0ab2")).mkdir()
-    assert found(tmp_path) == tmp_path / place
+    assert found(tmp_path) == [tmp_path / place]
 
 
 def test_a_static_pod_s_uid_has_no_dashes(tmp_path: Path) -> None:
     uid = "0123456789abcdef0123456789abcdef"
     (tmp_path / f"kubepods/burstable/pod{uid}").mkdir(parents=True)
-    assert found(tmp_path, uid) is not None
+    assert len(found(tmp_path, uid)) == 1
 
 
 def test_a_pod_that_is_not_there_yet_is_none(tmp_path: Path) -> None:
     (tmp_path / "kubepods/burstable").mkdir(parents=True)
-    assert found(tmp_path) is None
-    assert found(tmp_path / "absent") is None
+    assert found(tmp_path) == []
+    assert found(tmp_path / "absent") == []
 
 
 def test_the_folders_on_the_way_are_to_be_watched(tmp_path: Path) -> None:
@@ -63,6 +63,7 @@ def test_the_folders_on_the_way_are_to_be_watched(tmp_path: Path) -> None:
     [
         (f"/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/model/mount", "", UID),
         (f"/var/lib/kubelet/pods/{UID}/volumes/kubernetes.io~csi/model/mount", "another-pod", UID),
+        (f"/var/lib/kubelet/pods/outer/volumes/empty/kubelet/pods/{UID}/volumes/model/mount", "", UID),
         ("/mnt/model", UID, UID),
         ("/mnt/model", "", ""),
         ("/mnt/model", "../../system.slice/x", ""),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from csi.errors import InvalidParameter, UnsupportedByNode
+from csi import durable
+from csi.errors import UnsupportedByNode
+from csi.file_events import FileEvents
 from csi.spec.limits import UNLIMITED, Limits, Rate
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle, Wanted
@@ -47,10 +49,10 @@ class Place:
         return path
 
     def hold(self, limits: Limits | None, target: str = "/t1", uid: str = UID, volume: str = "vol") -> None:
-        self.throttle.hold(self.wanted(lambda: limits, target, uid, volume))
+        self.throttle.hold(self.wanted(limits, target, uid, volume))
 
-    def wanted(self, ask: Callable[[], Limits | None], target: str = "/t1", uid: str = UID, volume: str = "vol") -> Wanted:
-        return Wanted(volume, target, uid, DEVICE, ask)
+    def wanted(self, limits: Limits | None, target: str = "/t1", uid: str = UID, volume: str = "vol", unknown: bool = False) -> Wanted:
+        return Wanted(volume, target, uid, DEVICE, limits, unknown)
 
     def rate(self, cgroup: Path) -> Rate:
         return self.cgroups.rate(cgroup, DEVICE)
@@ -192,30 +194,162 @@ def test_holding_again_writes_nothing(place: Place) -> None:
 
 
 def test_changed_limits_are_in_force_after_renew(place: Place) -> None:
-    container, now = place.container(), [SLOW]
-    place.throttle.hold(place.wanted(lambda: now[0]))
+    container = place.container()
+    place.hold(SLOW)
     for limits, rate in ((FAST, FAST.sustained), (None, UNLIMITED), (CREDIT, CREDIT.burst), (SLOW, SLOW.sustained)):
-        now[0] = limits
-        place.throttle.renew("vol")
+        place.throttle.renew("vol", limits)
         assert place.rate(container) == rate
-    place.throttle.renew("unknown")
-
-
-def test_limits_that_cannot_be_had_leave_the_old_ones(place: Place) -> None:
-    container, refuse = place.container(), [False]
-
-    def ask() -> Limits:
-        if refuse[0]:
-            raise InvalidParameter("damaged")
-        return SLOW
-
-    place.throttle.hold(place.wanted(ask))
-    refuse[0] = True
-    place.throttle.renew("vol")
+    place.throttle.renew("unknown", FAST)
     assert place.rate(container) == SLOW.sustained
-    with pytest.raises(InvalidParameter):
-        place.throttle.hold(place.wanted(ask, "/t2"))
+
+
+def test_limits_that_are_unknown_at_a_start_stay_as_they_were(place: Place) -> None:
+    container = place.container()
+    place.hold(SLOW, "/t1", volume="one")
+    place.hold(SLOW, "/t2", volume="two")
+    place.kill()
+    writes = place.cgroups.writes
+    place.throttle.resume([place.wanted(None, "/t1", volume="one", unknown=True), place.wanted(SLOW, "/t2", volume="two")])
+    assert place.rate(container) == Rate(1000, 16_384_000) and place.cgroups.writes == writes
+    held = place.throttle.held("/t1")
+    assert held and held.limits == SLOW
+
+
+def test_two_fresh_volumes_have_the_credit_of_both_and_who_leaves_takes_a_share(place: Place) -> None:
+    container = place.container()
+    for target in ("/t1", "/t2"):
+        place.hold(CREDIT, target)
+    assert place.throttle.held("/t1").burst.credit == 12_000
+    place.read(container, 9000)
+    place.clock += 1
+    assert until(lambda: place.throttle.held("/t1").burst.credit == 4000)
+    place.throttle.release("/t2")
+    assert place.throttle.held("/t1").burst.credit == 2000
+    place.throttle.renew("vol", Limits(CREDIT.sustained, CREDIT.burst, 10_000))
+    assert place.throttle.held("/t1").burst.credit == 2000
+
+
+@pytest.mark.parametrize("bursting", [METERED, CREDIT])
+def test_what_is_read_while_there_is_no_burst_is_charged_to_none(place: Place, bursting: Limits) -> None:
+    container = place.container()
+    place.hold(bursting)
+    place.throttle.renew("vol", FAST)
+    until(lambda: False, 0.1)
+    place.read(container, 60_000)
+    place.clock += 12
+    place.throttle.renew("vol", bursting)
+    until(lambda: False, 1.2)
+    held = place.throttle.held("/t1")
+    assert held and held.burst.metered == 0 and held.rate == bursting.burst and held.burst.credit == bursting.credit
+
+
+def test_a_leftover_cgroup_of_the_same_pod_hides_no_other(place: Place) -> None:
+    leftover = place.cgroups.root / f"kubepods/besteffort/pod{UID}"
+    leftover.mkdir(parents=True)
+    container = place.container()
+    place.hold(SLOW)
+    assert place.rate(container) == SLOW.sustained
+    later = place.container("c2")
+    assert until(lambda: place.rate(later) == SLOW.sustained)
+
+
+def test_a_kubelet_below_a_folder_that_was_there_before_is_found(place: Place) -> None:
+    (place.cgroups.root / "docker/0123").mkdir(parents=True)
+    place.hold(SLOW)
+    until(lambda: False, 0.1)
+    pod = place.cgroups.root / f"docker/0123/kubelet/kubepods/burstable/pod{UID}"
+    pod.mkdir(parents=True)
+    assert until(lambda: place.rate(pod) == SLOW.sustained)
+
+
+def test_what_the_kernel_refused_is_tried_again_however_often_it_was_asked_meanwhile(place: Place) -> None:
+    container = place.container()
+    place.cgroups.refusal = "the kernel refuses"
+    place.hold(SLOW)
+    for _ in range(14):
+        place.throttle.renew("vol", SLOW)
+    place.cgroups.refusal = ""
+    assert until(lambda: place.rate(container) == SLOW.sustained, 5)
+    assert until(lambda: not place.throttle.held("/t1").problem)
+
+
+def test_a_machine_without_watches_left_limits_new_containers_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = place.container()
+
+    def none_left(events: FileEvents, folder: Path) -> bool:
+        raise UnsupportedByNode("no inotify watch could be had")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FileEvents, "watch", none_left)
+        place.hold(SLOW)
+        place.hold(FAST, "/t2", OTHER_UID)
+        assert place.rate(container) == SLOW.sustained
+        later = place.container("c2")
+        assert until(lambda: place.rate(later) == SLOW.sustained)
+    until(lambda: False, 0.5)
+    for number in range(3, 6):
+        more = place.container(f"c{number}")
+        assert until(lambda more=more: place.rate(more) == SLOW.sustained)
+
+
+def test_a_machine_without_inotify_has_no_limits_and_says_why(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.throttle.close()
+
+    def none_left(events: FileEvents) -> None:
+        raise UnsupportedByNode("no inotify instance could be had; raise fs.inotify.max_user_instances")
+
+    monkeypatch.setattr(FileEvents, "__init__", none_left)
+    place.throttle = place.start()
+    place.hold(SLOW)
+    held = place.throttle.held("/t1")
+    assert held and "max_user_instances" in held.problem
+
+
+def test_a_store_without_room_keeps_no_limit_from_being_in_force(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    container = place.container()
+    place.hold(SLOW, "/t1")
+
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(durable, "replace_text", full)
+    place.hold(SLOW, "/t2")
+    assert place.rate(container) == Rate(1000, 16_384_000)
+    place.throttle.release("/t2")
+    assert place.rate(container) == SLOW.sustained
+    place.throttle.release("/t1")
+    assert place.rate(container) == UNLIMITED
+
+
+def test_more_iops_than_the_kernel_can_hold_are_written_once(place: Place) -> None:
+    container = place.container()
+    huge = Limits(Rate(10**9, 2**44))
+    for number in range(5):
+        place.hold(huge, f"/t{number}")
+    until(lambda: False, 0.2)
+    writes = place.cgroups.writes
+    until(lambda: False, 0.5)
+    assert place.cgroups.writes == writes
+    assert place.rate(container) == Rate(5 * 10**9, 5 * 2**44)
+
+
+def test_required_limits_refuse_a_volume_beside_one_without_limits(place: Place) -> None:
+    place.container()
+    place.throttle.close()
+    place.throttle = place.start(required=True)
+    place.hold(None, "/t1")
+    with pytest.raises(UnsupportedByNode, match="another volume without limits"):
+        place.hold(SLOW, "/t2")
     assert place.throttle.held("/t2") is None
+
+
+def test_pods_that_nobody_knows_have_nothing_in_common(place: Place) -> None:
+    for target in ("/t1", "/t2"):
+        place.hold(SLOW, target, uid="")
+    held = place.throttle.held("/t1")
+    assert held and held.together == SLOW
+    place.throttle.release("/t1", "/t2")
+    assert place.throttle.all_held() == []
 
 
 def test_a_credit_that_is_used_up_leaves_the_sustained_limit(place: Place) -> None:
@@ -263,7 +397,7 @@ def test_a_killed_plugin_finds_limits_and_credit_as_they_are(place: Place) -> No
     writes = place.cgroups.writes
     place.cgroups.read(container, DEVICE, 2000)
     place.clock += 2
-    place.throttle.resume([place.wanted(lambda: CREDIT)])
+    place.throttle.resume([place.wanted(CREDIT)])
     assert until(lambda: place.throttle.held("/t1").burst.credit == 2000)
     assert place.cgroups.writes == writes and place.rate(container) == CREDIT.burst
 
@@ -274,7 +408,7 @@ def test_a_credit_used_up_while_the_plugin_was_gone_is_used_up(place: Place) -> 
     place.kill()
     place.cgroups.read(container, DEVICE, 30_000)
     place.clock += 10
-    place.throttle.resume([place.wanted(lambda: CREDIT)])
+    place.throttle.resume([place.wanted(CREDIT)])
     assert until(lambda: place.rate(container) == CREDIT.sustained)
 
 
@@ -284,7 +418,7 @@ def test_a_killed_plugin_s_sum_is_never_lowered_or_lifted_on_the_way(place: Plac
         place.hold(SLOW, target)
     place.kill()
     writes = place.cgroups.writes
-    place.throttle.resume([place.wanted(lambda: SLOW, target) for target in ("/t1", "/t2")])
+    place.throttle.resume([place.wanted(SLOW, target) for target in ("/t1", "/t2")])
     assert place.cgroups.writes == writes
 
 
@@ -293,20 +427,21 @@ def test_what_a_killed_plugin_left_in_a_cgroup_that_lives_on_is_removed(place: P
     place.hold(SLOW)
     place.hold(FAST, "/t2", OTHER_UID)
     place.kill()
-    place.throttle.resume([place.wanted(lambda: FAST, "/t2", OTHER_UID)])
+    place.throttle.resume([place.wanted(FAST, "/t2", OTHER_UID)])
     assert place.rate(container) == UNLIMITED and place.rate(other) == FAST.sustained
     assert len(list((place.folder / "throttles").iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", ["", "{", '{"format": 9}', "[]"])
+@pytest.mark.parametrize("damage", ["", "{", '{"format": 9}', "[]", "wrong type"])
 def test_a_damaged_record_costs_the_credit_s_past_and_nothing_else(place: Place, damage: str) -> None:
     container = place.container()
     place.hold(CREDIT)
     (record,) = (place.folder / "throttles").iterdir()
     place.throttle.close()
-    record.write_text(damage)
+    record.write_text(damage if damage != "wrong type" else record.read_text().replace('"credit": 6000', '"credit": "much"'))
+    (place.folder / "throttles/folder").mkdir()
     place.throttle = place.start()
-    place.throttle.resume([place.wanted(lambda: CREDIT)])
+    place.throttle.resume([place.wanted(CREDIT)])
     assert place.rate(container) == CREDIT.burst
 
 
@@ -335,7 +470,7 @@ def test_a_pod_that_is_not_there_yet_is_no_reason_to_refuse(place: Place) -> Non
 
 def test_a_node_without_cgroups_works_and_says_why_there_are_no_limits(tmp_path: Path) -> None:
     throttle = Throttle(UnsupportedByNode("no cgroups here"), GroupRecords(tmp_path / "throttles"))
-    wanted = Wanted("vol", "/t1", UID, DEVICE, lambda: SLOW)
+    wanted = Wanted("vol", "/t1", UID, DEVICE, SLOW)
     throttle.resume([wanted])
     throttle.hold(wanted)
     held = throttle.held("/t1")
