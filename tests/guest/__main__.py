@@ -7,10 +7,10 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from tests.guest import machine, payload, root
+from tests.guest.cache import run_folder
 
 TREE = Path(__file__).parents[2]
 CACHE = TREE / ".cache" / "guest"
@@ -45,9 +45,9 @@ def main(arguments: list[str]) -> int:
     except subprocess.CalledProcessError as error:
         print(f"guest: CANNOT RUN: its root file system was not built (status {error.returncode})", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory(prefix="run-", dir=CACHE) as name:
-        reports = machine.Reports(Path(name))
-        disk = payload.write(reports.folder, TREE, Path(sys.prefix), arguments or SELECTION, sys.stdout.isatty())
+    with run_folder(CACHE) as folder:
+        reports = machine.Reports(folder)
+        disk = payload.write(folder, TREE, Path(sys.prefix), arguments or SELECTION, sys.stdout.isatty())
         print("guest: booting", flush=True)
         return machine.run(machine.command(system, disk, reports), reports, _LIMIT_SECONDS)
 

@@ -15,6 +15,8 @@ from tests.guest.root import Root
 
 _FAILED = 1
 _TAIL_LINES = 60
+# The guest ends with this process, however that ends.
+_ENDING = "setpriv --pdeathsig KILL --"
 # Without a KVM that runs an unmodified kernel: emulation, a thread a processor.
 _QEMU = "qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nodefaults -display none -no-reboot"
 _MASKED = "e2scrub_reap.service getty@tty1.service serial-getty@ttyS0.service systemd-binfmt.service apt-daily.timer dpkg-db-backup.timer"
@@ -56,7 +58,7 @@ def command(root: Root, payload: Path, reports: Reports) -> list[str]:
     boot = ["-kernel", str(root.kernel), "-initrd", str(root.initrd), "-append", _KERNEL]
     disks = [word for disk in (root.disk, payload) for word in ("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe,snapshot=on")]
     lines = [word for place in (reports.console, "/dev/stdout", reports.status) for word in ("-serial", f"file:{place}")]
-    return [*_QEMU.split(), *boot, *disks, *lines]
+    return [*_ENDING.split(), *_QEMU.split(), *boot, *disks, *lines]
 
 
 def run(argv: list[str], reports: Reports, limit_seconds: float) -> int:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.guest import ext4
+from tests.guest.cache import alone
 
 SUITE, PYTHON = "bookworm", (3, 11)
 # What the plugins and their tests use, and what makes a Debian that boots.
@@ -52,7 +50,7 @@ class Root:
 def ready(cache: Path) -> Root:
     """The root in the folder `cache`, built first unless it is there; older ones are removed. Raises CalledProcessError."""
     root = Root(cache / f"root-{_key()}")
-    with _alone(cache) as lock:
+    with alone(cache) as lock:
         if not root.folder.exists():
             for old in cache.glob("root-*"):
                 shutil.rmtree(old)
@@ -90,13 +88,3 @@ def _mirrors() -> list[str]:
     wanted = ["Origin: Debian", "Created-By: Packages", "--format=deb $(SITE) $(RELEASE) $(COMPONENT)"]
     known = subprocess.run(["apt-get", "indextargets", *wanted], capture_output=True, text=True).stdout.splitlines()
     return sorted({line for line in known if line.split()[2].startswith(SUITE)})
-
-
-@contextmanager
-def _alone(cache: Path) -> Iterator[int]:
-    """Nobody else builds in `cache` for the block, which gets the lock's descriptor; what was left half-built is removed."""
-    with (cache / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for half in cache.glob("*.partial"):
-            shutil.rmtree(half)
-        yield lock.fileno()

@@ -36,10 +36,10 @@ class SystemdPod:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for container in self.containers:
-            container.end()
         systemctl("stop", *(container.path.name for container in self.containers), *reversed(self.slices))
         assert until(lambda: not self.path.exists())
+        for container in self.containers:
+            container.end()
 
     def add_container(self) -> Container:
         """A scope in the pod's slice, which a sleeping process keeps."""
