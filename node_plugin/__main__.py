@@ -67,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
         type=nas_prefixes,
         help="NAS exports that inline volumes may read: server:/path, comma separated, or *",
     )
+    _limit_flags(flags)
+    return flags
+
+
+def _limit_flags(flags: argparse.ArgumentParser) -> None:
     settings.flag(flags, "--registry", default="", help="the controller's registry, to learn of changed performance: its folder; empty for none")
     settings.flag(flags, "--cgroup-root", default="/sys/fs/cgroup", type=Path, help="where the node's cgroups are mounted")
     settings.flag(
@@ -85,7 +90,6 @@ def parser() -> argparse.ArgumentParser:
         type=settings.optional_address,
         help="where Prometheus reads limits and burst I/O, as 127.0.0.1:9808; empty for nowhere",
     )
-    return flags
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

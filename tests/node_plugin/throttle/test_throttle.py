@@ -1,80 +1,12 @@
-"""Limits in force over fake cgroups in real folders, with real file events: now, late, changed, taken away, after a kill."""
+"""Limits in force over fake cgroups in real folders, with real file events: now, late, changed, taken away."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
-from csi import durable
-from csi.errors import UnsupportedByNode
-from csi.file_events import FileEvents
 from csi.spec.limits import UNLIMITED, Limits, Rate
-from node_plugin.throttle.records import GroupRecords
-from node_plugin.throttle.throttle import Throttle, Wanted
 from tests.kernel.machine import until
-from tests.node_plugin.fake_cgroups import FakeHierarchy
-
-UID, OTHER_UID, DEVICE = "1111-2222", "3333-4444", "7:3"
-SLOW, FAST = Limits(Rate(500, 8_192_000)), Limits(Rate(5000, 81_920_000))
-CREDIT = Limits(Rate(500, 8_192_000), Rate(3000, 49_152_000), 6000)
-METERED = Limits(Rate(500, 8_192_000), Rate(3000, 49_152_000))
-
-
-class Place:
-    """A hierarchy, and lives of the plugin over it. `disk` is what /proc/diskstats would say, `clock` the time."""
-
-    def __init__(self, folder: Path, flat: bool) -> None:
-        self.folder, self.cgroups = folder, FakeHierarchy(folder / "cgroups", flat)
-        self.disk, self.clock = 0, 1000.0
-        self.throttle = self.start()
-
-    def start(self, required: bool = False) -> Throttle:
-        """The next life of the plugin."""
-        records = GroupRecords(self.folder / "throttles")
-        return Throttle(self.cgroups, records, required, lambda devices: dict.fromkeys(devices, (self.disk, 0)), lambda: self.clock)
-
-    def kill(self) -> None:
-        self.throttle.close()
-        self.throttle = self.start()
-
-    def pod(self, uid: str = UID) -> Path:
-        return self.cgroups.root / f"kubepods/burstable/pod{uid}"
-
-    def container(self, name: str = "c1", uid: str = UID) -> Path:
-        """A container's cgroup, made."""
-        path = self.pod(uid) / name
-        path.mkdir(parents=True)
-        return path
-
-    def hold(self, limits: Limits | None, target: str = "/t1", uid: str = UID, volume: str = "vol") -> None:
-        self.throttle.hold(self.wanted(limits, target, uid, volume))
-
-    def wanted(self, limits: Limits | None, target: str = "/t1", uid: str = UID, volume: str = "vol", unknown: bool = False) -> Wanted:
-        return Wanted(volume, target, uid, DEVICE, limits, unknown)
-
-    def rate(self, cgroup: Path) -> Rate:
-        return self.cgroups.rate(cgroup, DEVICE)
-
-    def read(self, cgroup: Path, ios: int) -> None:
-        self.cgroups.read(cgroup, DEVICE, ios)
-        self.disk += ios
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    made = Place(tmp_path, True)
-    yield made
-    made.throttle.close()
-
-
-@pytest.fixture
-def unified(tmp_path: Path) -> Iterator[Place]:
-    """Cgroups of version 2."""
-    made = Place(tmp_path, False)
-    yield made
-    made.throttle.close()
+from tests.node_plugin.throttle.place import CREDIT, DEVICE, FAST, METERED, OTHER_UID, SLOW, UID, Place
 
 
 def test_a_limit_is_in_force_on_the_pod_and_each_container_before_hold_returns(place: Place) -> None:
@@ -203,18 +135,6 @@ def test_changed_limits_are_in_force_after_renew(place: Place) -> None:
     assert place.rate(container) == SLOW.sustained
 
 
-def test_limits_that_are_unknown_at_a_start_stay_as_they_were(place: Place) -> None:
-    container = place.container()
-    place.hold(SLOW, "/t1", volume="one")
-    place.hold(SLOW, "/t2", volume="two")
-    place.kill()
-    writes = place.cgroups.writes
-    place.throttle.resume([place.wanted(None, "/t1", volume="one", unknown=True), place.wanted(SLOW, "/t2", volume="two")])
-    assert place.rate(container) == Rate(1000, 16_384_000) and place.cgroups.writes == writes
-    held = place.throttle.held("/t1")
-    assert held and held.limits == SLOW
-
-
 def test_two_fresh_volumes_have_the_credit_of_both_and_who_leaves_takes_a_share(place: Place) -> None:
     container = place.container()
     for target in ("/t1", "/t2"):
@@ -262,65 +182,6 @@ def test_a_kubelet_below_a_folder_that_was_there_before_is_found(place: Place) -
     assert until(lambda: place.rate(pod) == SLOW.sustained)
 
 
-def test_what_the_kernel_refused_is_tried_again_however_often_it_was_asked_meanwhile(place: Place) -> None:
-    container = place.container()
-    place.cgroups.refusal = "the kernel refuses"
-    place.hold(SLOW)
-    for _ in range(14):
-        place.throttle.renew("vol", SLOW)
-    place.cgroups.refusal = ""
-    assert until(lambda: place.rate(container) == SLOW.sustained, 5)
-    assert until(lambda: not place.throttle.held("/t1").problem)
-
-
-def test_a_machine_without_watches_left_limits_new_containers_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    container = place.container()
-
-    def none_left(events: FileEvents, folder: Path) -> bool:
-        raise UnsupportedByNode("no inotify watch could be had")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(FileEvents, "watch", none_left)
-        place.hold(SLOW)
-        place.hold(FAST, "/t2", OTHER_UID)
-        assert place.rate(container) == SLOW.sustained
-        later = place.container("c2")
-        assert until(lambda: place.rate(later) == SLOW.sustained)
-    until(lambda: False, 0.5)
-    for number in range(3, 6):
-        more = place.container(f"c{number}")
-        assert until(lambda more=more: place.rate(more) == SLOW.sustained)
-
-
-def test_a_machine_without_inotify_has_no_limits_and_says_why(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    place.throttle.close()
-
-    def none_left(events: FileEvents) -> None:
-        raise UnsupportedByNode("no inotify instance could be had; raise fs.inotify.max_user_instances")
-
-    monkeypatch.setattr(FileEvents, "__init__", none_left)
-    place.throttle = place.start()
-    place.hold(SLOW)
-    held = place.throttle.held("/t1")
-    assert held and "max_user_instances" in held.problem
-
-
-def test_a_store_without_room_keeps_no_limit_from_being_in_force(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    container = place.container()
-    place.hold(SLOW, "/t1")
-
-    def full(path: Path, text: str) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(durable, "replace_text", full)
-    place.hold(SLOW, "/t2")
-    assert place.rate(container) == Rate(1000, 16_384_000)
-    place.throttle.release("/t2")
-    assert place.rate(container) == SLOW.sustained
-    place.throttle.release("/t1")
-    assert place.rate(container) == UNLIMITED
-
-
 def test_more_iops_than_the_kernel_can_hold_are_written_once(place: Place) -> None:
     container = place.container()
     huge = Limits(Rate(10**9, 2**44))
@@ -331,25 +192,6 @@ def test_more_iops_than_the_kernel_can_hold_are_written_once(place: Place) -> No
     until(lambda: False, 0.5)
     assert place.cgroups.writes == writes
     assert place.rate(container) == Rate(5 * 10**9, 5 * 2**44)
-
-
-def test_required_limits_refuse_a_volume_beside_one_without_limits(place: Place) -> None:
-    place.container()
-    place.throttle.close()
-    place.throttle = place.start(required=True)
-    place.hold(None, "/t1")
-    with pytest.raises(UnsupportedByNode, match="another volume without limits"):
-        place.hold(SLOW, "/t2")
-    assert place.throttle.held("/t2") is None
-
-
-def test_pods_that_nobody_knows_have_nothing_in_common(place: Place) -> None:
-    for target in ("/t1", "/t2"):
-        place.hold(SLOW, target, uid="")
-    held = place.throttle.held("/t1")
-    assert held and held.together == SLOW
-    place.throttle.release("/t1", "/t2")
-    assert place.throttle.all_held() == []
 
 
 def test_a_credit_that_is_used_up_leaves_the_sustained_limit(place: Place) -> None:
@@ -385,95 +227,3 @@ def test_a_container_that_ended_takes_nothing_back(place: Place) -> None:
     until(lambda: False, 0.2)
     place.read(other, 10)
     assert until(lambda: place.throttle.held("/t1").burst.metered == 1010)
-
-
-def test_a_killed_plugin_finds_limits_and_credit_as_they_are(place: Place) -> None:
-    container = place.container()
-    place.hold(CREDIT)
-    place.read(container, 3500)
-    place.clock += 1
-    assert until(lambda: place.throttle.held("/t1").burst.credit == 3000)
-    place.kill()
-    writes = place.cgroups.writes
-    place.cgroups.read(container, DEVICE, 2000)
-    place.clock += 2
-    place.throttle.resume([place.wanted(CREDIT)])
-    assert until(lambda: place.throttle.held("/t1").burst.credit == 2000)
-    assert place.cgroups.writes == writes and place.rate(container) == CREDIT.burst
-
-
-def test_a_credit_used_up_while_the_plugin_was_gone_is_used_up(place: Place) -> None:
-    container = place.container()
-    place.hold(CREDIT)
-    place.kill()
-    place.cgroups.read(container, DEVICE, 30_000)
-    place.clock += 10
-    place.throttle.resume([place.wanted(CREDIT)])
-    assert until(lambda: place.rate(container) == CREDIT.sustained)
-
-
-def test_a_killed_plugin_s_sum_is_never_lowered_or_lifted_on_the_way(place: Place) -> None:
-    place.container()
-    for target in ("/t1", "/t2"):
-        place.hold(SLOW, target)
-    place.kill()
-    writes = place.cgroups.writes
-    place.throttle.resume([place.wanted(SLOW, target) for target in ("/t1", "/t2")])
-    assert place.cgroups.writes == writes
-
-
-def test_what_a_killed_plugin_left_in_a_cgroup_that_lives_on_is_removed(place: Place) -> None:
-    container, other = place.container(), place.container(uid=OTHER_UID)
-    place.hold(SLOW)
-    place.hold(FAST, "/t2", OTHER_UID)
-    place.kill()
-    place.throttle.resume([place.wanted(FAST, "/t2", OTHER_UID)])
-    assert place.rate(container) == UNLIMITED and place.rate(other) == FAST.sustained
-    assert len(list((place.folder / "throttles").iterdir())) == 1
-
-
-@pytest.mark.parametrize("damage", ["", "{", '{"format": 9}', "[]", "wrong type"])
-def test_a_damaged_record_costs_the_credit_s_past_and_nothing_else(place: Place, damage: str) -> None:
-    container = place.container()
-    place.hold(CREDIT)
-    (record,) = (place.folder / "throttles").iterdir()
-    place.throttle.close()
-    record.write_text(damage if damage != "wrong type" else record.read_text().replace('"credit": 6000', '"credit": "much"'))
-    (place.folder / "throttles/folder").mkdir()
-    place.throttle = place.start()
-    place.throttle.resume([place.wanted(CREDIT)])
-    assert place.rate(container) == CREDIT.burst
-
-
-@pytest.mark.parametrize("uid", ["", UID])
-def test_limits_that_cannot_be_held_are_said_or_refused(place: Place, uid: str) -> None:
-    place.container()
-    place.cgroups.refusal = "the kernel refuses"
-    place.hold(SLOW, uid=uid)
-    held = place.throttle.held("/t1")
-    assert held and ("the kernel refuses" if uid else "no pod is known") in held.problem
-    place.throttle.close()
-    place.throttle = place.start(required=True)
-    with pytest.raises(UnsupportedByNode, match="cannot be held"):
-        place.hold(SLOW, uid=uid)
-    assert place.throttle.all_held() == []
-    place.hold(None, uid=uid)
-
-
-def test_a_pod_that_is_not_there_yet_is_no_reason_to_refuse(place: Place) -> None:
-    place.throttle.close()
-    place.throttle = place.start(required=True)
-    place.hold(SLOW)
-    container = place.container()
-    assert until(lambda: place.rate(container) == SLOW.sustained)
-
-
-def test_a_node_without_cgroups_works_and_says_why_there_are_no_limits(tmp_path: Path) -> None:
-    throttle = Throttle(UnsupportedByNode("no cgroups here"), GroupRecords(tmp_path / "throttles"))
-    wanted = Wanted("vol", "/t1", UID, DEVICE, SLOW)
-    throttle.resume([wanted])
-    throttle.hold(wanted)
-    held = throttle.held("/t1")
-    assert held and held.problem == "no cgroups here"
-    throttle.release("/t1")
-    throttle.close()
