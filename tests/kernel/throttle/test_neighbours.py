@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from csi.spec.limits import Rate
-from tests.kernel.kubelet import V2, Container, Kubelet, limit
-from tests.kernel.machine import MIB
-from tests.kernel.readers import forget_pages
+from tests.kernel.kubelet import Kubelet
 from tests.kernel.reclaim import no_proactive_reclaim
-from tests.kernel.throttle.volumes import IOPS, Shown, Volumes, plain, reads
-from tests.kernel.throttle.walkers import KINDS, for_ever, once
+from tests.kernel.throttle.volumes import IOPS, Volumes, plain, reads
+from tests.kernel.throttle.walkers import DISK, KINDS, disk_of_its_own, for_ever, once_cold
 
 pytestmark = pytest.mark.kernel
 
 # So slow that whoever has to wait for one of its pages notices.
 CRAWL, ROUNDS = 50, 3
-# What an ESSD of level PL0 gives at most. Faster than that, the time would tell of who else uses this machine.
-DISK = Rate(None, 180 * MIB)
 _AGAIN = """
 import os, sys, time
 file, buffer = os.open(sys.argv[1], os.O_RDONLY), bytearray(int(sys.argv[2]))
@@ -39,12 +30,12 @@ def test_an_unlimited_reader_keeps_its_speed_beside_limited_readers_of_the_same_
     unlimited, limited = free.add_container(), crawling.add_container()
     ours, theirs = volumes.inline(free, {}), volumes.inline(crawling, plain(CRAWL))
     kept: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    with no_proactive_reclaim(), disk_of_its_own(free.path if V2 else unlimited.path, ours.device):
+    with no_proactive_reclaim(), disk_of_its_own(free, unlimited, ours.device):
         for _ in range(ROUNDS):
             for kind, ratios in kept.items():
-                alone = cold(unlimited, kind, ours)
+                alone = once_cold(unlimited, kind, ours.target, ours.file)
                 readers = for_ever(limited, theirs.target, theirs.file)
-                beside = cold(unlimited, kind, ours)
+                beside = once_cold(unlimited, kind, ours.target, ours.file)
                 assert [reader.poll() for reader in readers] == [None] * len(KINDS)
                 limited.end()
                 ratios.append(alone / beside)
@@ -54,26 +45,6 @@ def test_an_unlimited_reader_keeps_its_speed_beside_limited_readers_of_the_same_
     assert min(statistics.median(kept[kind]) for kind in ("buffered", "mmap")) >= 0.9
     # Three hundred folders are walked in so little time that it says less; waiting for the others would take tenfold.
     assert statistics.median(kept["find"]) >= 0.5
-
-
-@contextmanager
-def disk_of_its_own(group: Path, device: str) -> Iterator[None]:
-    """A device that is as fast as `DISK`, to one who has it alone."""
-    limit(group, device, DISK)
-    try:
-        yield
-    finally:
-        limit(group, device, Rate())
-
-
-def cold(container: Container, kind: str, shown: Shown) -> float:
-    """Seconds of a reader that finds nothing of the image in memory, beginning a moment after the others: their pages are locked by then."""
-    # Names and inodes, then the pages of metadata and data.
-    Path("/proc/sys/vm/drop_caches").write_text("2")
-    for file in (shown.file, Path("/dev", Path("/sys/dev/block", shown.device).resolve().name)):
-        forget_pages(file)
-    time.sleep(0.2)
-    return once(container, kind, shown.target, shown.file)
 
 
 def test_what_is_in_the_page_cache_is_read_at_the_speed_of_memory(volumes: Volumes, kubelet: Kubelet) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.kernel.kubelet import Container
+from csi.spec.limits import Rate
+from tests.kernel.kubelet import V2, Container, Pod, limit
+from tests.kernel.machine import MIB
+from tests.kernel.readers import disk_of, forget_pages
 
 # Each prints the seconds that it took; the first argument is a path, a second one makes it go on for ever.
 _AROUND = """
@@ -36,12 +42,35 @@ import subprocess
 def work(path):
     subprocess.run(["find", path, "-type", "f", "-size", "+1"], check=True, stdout=subprocess.DEVNULL)
 """
+# What an ESSD of level PL0 gives at most. Faster than that, the time would tell of who else uses this machine.
+DISK = Rate(None, 180 * MIB)
 KINDS = {"buffered": _BUFFERED, "mmap": _MAPPED, "find": _WALK}
 
 
 def once(container: Container, kind: str, target: Path, file: Path) -> float:
     """Seconds of one reader of `file`, or of a walk through all below `target`; its own start-up is not counted."""
     return float(container.run(_argv(kind, target, file)))
+
+
+def once_cold(container: Container, kind: str, target: Path, file: Path) -> float:
+    """The same of one that finds nothing of the image in memory, a moment after all others have begun: their pages are locked by then."""
+    # Names and inodes, then the pages of data and of metadata.
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    for path in (file, Path("/dev", disk_of(target))):
+        forget_pages(path)
+    time.sleep(0.3)
+    return once(container, kind, target, file)
+
+
+@contextmanager
+def disk_of_its_own(pod: Pod, container: Container, device: str) -> Iterator[None]:
+    """For the block the container, alone in its pod, reads from a device that is as fast as `DISK`."""
+    group = pod.path if V2 else container.path
+    limit(group, device, DISK)
+    try:
+        yield
+    finally:
+        limit(group, device, Rate())
 
 
 def for_ever(container: Container, target: Path, file: Path) -> list[subprocess.Popen[str]]:
