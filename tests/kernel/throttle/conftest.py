@@ -9,7 +9,7 @@ import pytest
 
 from tests.kernel.kubelet import Kubelet
 from tests.kernel.machine import Machine, content
-from tests.kernel.throttle.volumes import SIZE, Volumes
+from tests.kernel.throttle.volumes import SIZES, Volumes
 from tests.origins.hub import Hub
 
 FOLDERS = 300
@@ -17,13 +17,14 @@ FOLDERS = 300
 
 @pytest.fixture(scope="package")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """A hub with one model: a large file, and folders enough that a walk through them is many reads."""
-    file = content(tmp_path_factory.mktemp("model") / "model.bin", SIZE)
+    """A hub with one model: large files, and folders enough that a walk through them is many reads."""
+    folder = tmp_path_factory.mktemp("model")
+    files = {name: content(folder / name, size) for name, size in SIZES.items()}
     notes = {f"notes/{number:03}/a-note-with-a-name.json": b"{}" for number in range(FOLDERS)}
     with Hub() as hub:
-        hub.repo("org/model", {"model.bin": file, **notes})
+        hub.repo("org/model", {**files, **notes})
         yield hub
-    file.unlink()
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="package")

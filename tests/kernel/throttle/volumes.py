@@ -21,7 +21,8 @@ _SLOW = "IN_TEST_GUEST" in os.environ
 IOPS = [int(word) for word in os.environ.get("THROTTLE_IOPS", "300,1000" if _SLOW else "500,2000").split(",")]
 PAIR = [int(word) for word in os.environ.get("THROTTLE_PAIR", "300,1000" if _SLOW else "500,5000").split(",")]
 SECONDS = float(os.environ.get("THROTTLE_SECONDS", "4"))
-SIZE = 192 * MIB
+# Bytes of the files of the model: faults come one at a time of each reader, and several readers need a file each.
+SIZES = {"model.bin": 192 * MIB, "second.bin": 24 * MIB, "third.bin": 24 * MIB}
 MODEL = {"repoId": "org/model"}
 _METERED = re.compile(r"metered burst I/O: (\d+)")
 _CREDIT = re.compile(r"burst credit left: (\d+) of \d+ I/Os")
@@ -48,8 +49,13 @@ class Shown:
 
     @property
     def file(self) -> Path:
-        """The large file in it."""
+        """The largest file in it."""
         return self.target / "model.bin"
+
+    @property
+    def files(self) -> list[Path]:
+        """All the large ones."""
+        return [self.target / name for name in SIZES]
 
     @property
     def device(self) -> str:
