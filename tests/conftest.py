@@ -7,6 +7,9 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+# The modules that tests share say what was not equal, too.
+pytest.register_assert_rewrite("tests.kernel", "tests.guest", "tests.plugins")
+
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
