@@ -38,8 +38,8 @@ from node_plugin.volume_records import NO_LIMITS, NodeVolume, Shown, VolumeRecor
 
 log = logging.getLogger("datacache.volumes")
 
-# Changes of a volume are short; only its waiting, which holds no lock, is long.
-_BUSY_SECONDS = 5.0
+# Whoever changes a volume is done in milliseconds (what takes long holds no lock); kubelet would wait longer before it calls again.
+_LOCK_SECONDS, _RENEW_SECONDS = 1.0, 5.0
 _EPHEMERAL, _POD_UID = "csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/pod.uid"
 
 
@@ -132,7 +132,7 @@ class Volumes:
         if not request.staging:
             raise InvalidParameter("staging_target_path is missing; only inline volumes are published without it")
         self._checked(request)
-        with self._locks.hold(request.volume_id):
+        with self._locks.hold(request.volume_id, _LOCK_SECONDS):
             self._publish_staged(request)
 
     def _publish_inline(self, request: MountRequest, patience: Patience) -> None:
@@ -148,7 +148,7 @@ class Volumes:
             _still_wanted(patience)
             with self._holding(found.digest):
                 self._fills.wait(request.volume_id, found.digest, request.secrets, patience, found.spec.to_context())
-                with self._locks.hold(request.volume_id):
+                with self._locks.hold(request.volume_id, _LOCK_SECONDS):
                     _still_wanted(patience)
                     if not self._is_shown(request, kind):
                         self._show_image(request.path, self._shown_volume(request, asked, found, kind))
@@ -180,7 +180,7 @@ class Volumes:
         """Take the volume away from the target path and remove it; what is not there is no error. Raises Busy while in use."""
         path = real(path)
         self._room.cancel(volume_id, "the volume is being unpublished")
-        with self._locks.hold(volume_id):
+        with self._locks.hold(volume_id, _LOCK_SECONDS):
             self._take_away(volume_id, path)
             _remove_target(path)
 
@@ -188,7 +188,7 @@ class Volumes:
         """Take the volume away from the staging path, which stays; what is not there is no error. Raises Busy while in use."""
         path = real(path)
         self._room.cancel(volume_id, "the volume is being unstaged")
-        with self._locks.hold(volume_id):
+        with self._locks.hold(volume_id, _LOCK_SECONDS):
             self._take_away(volume_id, path)
 
     def stats(self, volume_id: str, path: Path) -> Stats:
@@ -216,7 +216,7 @@ class Volumes:
         volume = self._records.get(volume_id)
         if volume is None:
             return
-        with self._locks.hold(volume_id, _BUSY_SECONDS):
+        with self._locks.hold(volume_id, _RENEW_SECONDS):
             volume = self._records.get(volume_id)
             known = volume and self._limits.known(volume)
             if known is None or known == volume:

@@ -51,3 +51,25 @@ def test_of_many_threads_one_at_a_time_holds_a_key() -> None:
     for thread in threads:
         thread.join()
     assert most == 1 and refused < 8 * 200
+
+
+def test_who_may_wait_gets_the_lock_when_it_is_free() -> None:
+    locks, held, got = KeyedLocks(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with locks.hold("a"):
+            held.set()
+            got.wait(0.2)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    with locks.hold("a", 30):
+        got.set()
+    holder.join()
+
+
+def test_who_waits_in_vain_is_told() -> None:
+    locks = KeyedLocks()
+    with locks.hold("a"), pytest.raises(Busy), locks.hold("a", 0.05):
+        pass
