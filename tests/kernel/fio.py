@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -62,6 +63,15 @@ class Result:
             if (number := int(moment / width)) < len(counts):
                 counts[number] += 1
         return [round(count / width) for count in counts]
+
+    def undisturbed(self, begin: float = 0.0, end: float = math.inf) -> float:
+        """I/Os a second in the best quarter of the half seconds from `begin` to `end`: whatever else the machine does only lowers the others."""
+        inside = [iops for number, iops in enumerate(self.series()) if begin <= number / 2 and number / 2 + 0.5 <= end]
+        return sorted(inside)[-max(1, len(inside) // 4)]
+
+    def held_at(self, iops: float, tolerance: float) -> bool:
+        """Whether it read no faster than `iops` a second in whole, and that fast where nothing disturbed it."""
+        return self.iops <= iops * (1 + tolerance) and self.undisturbed() >= iops * (1 - tolerance)
 
 
 class Fio:

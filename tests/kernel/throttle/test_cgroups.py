@@ -80,7 +80,8 @@ def test_what_a_container_reads_before_its_limit_is_there_is_little(volumes: Vol
         container, early = EarlyReader(shown.file, SECONDS / 2).read_from_the_start_of(pod, shown.device, reads(LIMIT))
         extra = max(0.0, early.ahead(LIMIT))
         print(f"{what}: limited after {early.limited * 1000:.1f} ms, {extra:.0f} I/Os ahead of {LIMIT} IOPS, then {early.after(0.2):.1f} IOPS")
-        assert early.after(0.2) <= LIMIT * 1.05
+        # The kernel answers in batches of a tenth of a second.
+        assert early.after(0.2) <= LIMIT * 1.1
         container.end()
 
 

@@ -58,13 +58,12 @@ def test_a_reader_runs_at_the_new_limit(volumes: Volumes, kubelet: Kubelet) -> N
     container = pod.add_container()
     volume = volumes.make(plain(LIMIT))
     shown = volumes.show(volume, pod)
-    # A reader that goes on through all changes; what follows reads beside its limits.
     for limit in (LIMIT // 2, 2 * LIMIT):
         volumes.machine.modify(volume, plain(limit))
         assert changes(container, shown, reads(limit))
-        result = fio.run(container, shown.file, DIRECT_4K, 2.0)
+        result = fio.run(container, shown.file, DIRECT_4K, 2.0, log=True)
         print(f"\nchanged to {limit} IOPS: {result.iops:.1f}")
-        assert result.iops == pytest.approx(limit, rel=0.05)
+        assert result.held_at(limit, 0.05)
 
 
 def test_a_change_while_the_node_plugin_was_dead_is_found_when_it_is_back(machine: Machine, volumes: Volumes, kubelet: Kubelet) -> None:

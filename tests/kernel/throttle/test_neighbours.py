@@ -8,7 +8,7 @@ import pytest
 
 from tests.kernel.kubelet import Kubelet
 from tests.kernel.reclaim import no_proactive_reclaim
-from tests.kernel.throttle.volumes import IOPS, Volumes, plain, reads
+from tests.kernel.throttle.volumes import IOPS, SLOW, Volumes, plain, reads
 from tests.kernel.throttle.walkers import DISK, KINDS, disk_of_its_own, for_ever, once_cold
 
 pytestmark = pytest.mark.kernel
@@ -29,22 +29,30 @@ def test_an_unlimited_reader_keeps_its_speed_beside_limited_readers_of_the_same_
     free, crawling = kubelet.pod(), kubelet.pod()
     unlimited, limited = free.add_container(), crawling.add_container()
     ours, theirs = volumes.inline(free, {}), volumes.inline(crawling, plain(CRAWL))
-    kept: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    # As large as is read in about a second.
+    mine, other = (one.files[1] if SLOW else one.file for one in (ours, theirs))
+    alone: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    beside: dict[str, list[float]] = {kind: [] for kind in KINDS}
     with no_proactive_reclaim(), disk_of_its_own(free, unlimited, ours.device):
         for _ in range(ROUNDS):
-            for kind, ratios in kept.items():
-                alone = once_cold(unlimited, kind, ours.target, ours.file)
-                readers = for_ever(limited, theirs.target, theirs.file)
-                beside = once_cold(unlimited, kind, ours.target, ours.file)
+            for kind in KINDS:
+                alone[kind].append(once_cold(unlimited, kind, ours.target, mine))
+                readers = for_ever(limited, theirs.target, other)
+                beside[kind].append(once_cold(unlimited, kind, ours.target, mine))
                 assert [reader.poll() for reader in readers] == [None] * len(KINDS)
                 limited.end()
-                ratios.append(alone / beside)
+    # Whatever else the machine does only adds to the time; having to wait would add to every single one.
+    kept = {kind: min(alone[kind]) / min(beside[kind]) for kind in KINDS}
     print(f"\nspeed beside three readers limited to {CRAWL} IOPS over speed alone, on a disk of {DISK}:")
-    for kind, ratios in kept.items():
-        print(f"{kind:>10}: {statistics.median(ratios):.2f} of {[round(ratio, 2) for ratio in ratios]}")
-    assert min(statistics.median(kept[kind]) for kind in ("buffered", "mmap")) >= 0.9
+    for kind, share in kept.items():
+        print(f"{kind:>10}: {share:.2f}, seconds alone {rounded(alone[kind])}, beside {rounded(beside[kind])}")
+    assert min(kept["buffered"], kept["mmap"]) >= 0.9
     # Three hundred folders are walked in so little time that it says less; waiting for the others would take tenfold.
-    assert statistics.median(kept["find"]) >= 0.5
+    assert kept["find"] >= 0.5
+
+
+def rounded(values: list[float]) -> list[float]:
+    return [round(value, 3) for value in values]
 
 
 def test_what_is_in_the_page_cache_is_read_at_the_speed_of_memory(volumes: Volumes, kubelet: Kubelet) -> None:

@@ -17,9 +17,9 @@ from tests.kernel.kubelet import Container, Kubelet, Pod
 from tests.kernel.machine import MIB, Machine
 from tests.kernel.requests import OK, Words, inline_id
 
-_SLOW = "IN_TEST_GUEST" in os.environ
-IOPS = [int(word) for word in os.environ.get("THROTTLE_IOPS", "300,1000" if _SLOW else "500,2000").split(",")]
-PAIR = [int(word) for word in os.environ.get("THROTTLE_PAIR", "300,1000" if _SLOW else "500,5000").split(",")]
+SLOW = "IN_TEST_GUEST" in os.environ
+IOPS = [int(word) for word in os.environ.get("THROTTLE_IOPS", "300,1000" if SLOW else "500,2000").split(",")]
+PAIR = [int(word) for word in os.environ.get("THROTTLE_PAIR", "300,1000" if SLOW else "500,5000").split(",")]
 SECONDS = float(os.environ.get("THROTTLE_SECONDS", "4"))
 # Bytes of the files of the model: faults come one at a time of each reader, and several readers need a file each.
 SIZES = {"model.bin": 192 * MIB, "second.bin": 24 * MIB, "third.bin": 24 * MIB}
