@@ -103,8 +103,8 @@ def test_a_kill_during_a_burst_lifts_no_limit_and_the_credit_goes_on(machine: Ma
         result = reader.wait()
     show(f"killed and back after {again:.2f} s (before: {restarting:.2f} s); limits seen {len(seen)} times: {sorted(map(str, set(seen)))}", result)
     assert set(seen) == {reads(BURST), reads(SUSTAINED)}
-    # A change of the limit lets some I/O through; without one it would be tens of thousands.
-    assert max(result.series()) <= BURST * 1.25
+    # A change of the limit lets some I/O through (in the guest half as much again, for half a second); without one it would be thousands.
+    assert max(result.series()) <= BURST * 1.6
     assert result.ios == pytest.approx(SUSTAINED * result.seconds + credit_of(seconds) - credit_left(shown.message), rel=0.05)
 
 
