@@ -40,8 +40,8 @@ def test_credit_gives_the_burst_then_the_sustained_limit_and_another_burst_after
     assert container.limit(shown.device) == reads(BURST)
     first = fio.run(container, shown.file, DIRECT_4K, 2 * BURST_SECONDS, log=True)
     show("from full credit", first)
-    assert first.undisturbed(0.5, BURST_SECONDS - 0.5) == pytest.approx(BURST, rel=0.03)
-    assert first.undisturbed(BURST_SECONDS + 1, first.seconds) == pytest.approx(SUSTAINED, rel=0.05)
+    assert first.undisturbed(0.5, BURST_SECONDS - 0.5) >= BURST * 0.97 and first.between(0.0, BURST_SECONDS) <= BURST * 1.05
+    assert first.undisturbed(BURST_SECONDS + 1, first.seconds) >= SUSTAINED * 0.95
     left = credit_left(shown.message)
     assert first.ios == pytest.approx(SUSTAINED * first.seconds + credit_of(BURST_SECONDS) - left, rel=0.05)
     assert container.limit(shown.device) == reads(SUSTAINED)
@@ -52,7 +52,7 @@ def test_credit_gives_the_burst_then_the_sustained_limit_and_another_burst_after
     second = fio.run(container, shown.file, DIRECT_4K, 3.0, log=True)
     rested = time.monotonic() - began - second.seconds
     show(f"after {rested:.1f} s of rest", second)
-    assert second.undisturbed(0.0, 1.0) == pytest.approx(BURST, rel=0.05)
+    assert second.undisturbed(0.0, 1.0) >= BURST * 0.95
     assert second.ios == pytest.approx(SUSTAINED * (second.seconds + rested) + left - credit_left(shown.message), rel=0.05)
 
 
@@ -102,7 +102,7 @@ def test_a_kill_during_a_burst_lifts_no_limit_and_the_credit_goes_on(machine: Ma
         again = restart(machine)
         result = reader.wait()
     show(f"killed and back after {again:.2f} s (before: {restarting:.2f} s); limits seen {len(seen)} times: {sorted(map(str, set(seen)))}", result)
-    assert set(seen) == {reads(BURST), reads(SUSTAINED)}
+    assert reads(BURST) in seen and set(seen) <= {reads(BURST), reads(SUSTAINED)}
     # A change of the limit lets some I/O through (in the guest half as much again, for half a second); without one it would be thousands.
     assert max(result.series()) <= BURST * 1.6
     assert result.ios == pytest.approx(SUSTAINED * result.seconds + credit_of(seconds) - credit_left(shown.message), rel=0.05)
