@@ -230,13 +230,16 @@ class Volumes:
     def recover(self) -> None:
         """After a start: forget what is not mounted any more, release what no volume shows, go on with fills that need no secret."""
         self._store.sweep()
+        wanted: list[Wanted] = []
         for volume in self._records.all():
             gone = [path for path in volume.paths if not self._is_mounted(path)]
             for path in set(gone) & set(volume.targets):
                 with suppress(OSError):
                     Path(path).rmdir()
-            self._records.put(volume.without(*gone))
-        self._throttle.resume([wanted for volume in self._records.all() for wanted in self._still_wanted(self._limits.known(volume))])
+            left = self._limits.known(volume.without(*gone))
+            self._records.put(left)
+            wanted += self._still_wanted(left) if left.paths else []
+        self._throttle.resume(wanted)
         self._images.sweep()
         for image in self._store.images():
             if image.state is State.PARTIAL and image.paths.journal.exists():
@@ -341,7 +344,6 @@ class Volumes:
         except InvalidParameter as error:
             unknown = True
             log.warning("limits stay as they were", extra={"fields": {"volume": volume.id, "reason": error}})
-        self._records.put(volume)
         return [self._wanted(volume, path, Path(path), limits, unknown) for path in volume.targets]
 
     def _take_away(self, volume_id: str, path: Path) -> None:

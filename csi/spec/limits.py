@@ -53,6 +53,11 @@ class Limits:
         return f"{self.sustained}, {how}, to {self.burst}"
 
 
+def together(first: Limits, *more: Limits) -> Limits:
+    """The sum of limits."""
+    return sum(more, first)
+
+
 def _size(number: int) -> str:
     unit, name = (2**20, "MiB") if number >= 2**20 else (2**10, "KiB")
     return f"{number / unit:.3f}".rstrip("0").rstrip(".") + f" {name}"

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from operator import add
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
-from csi.spec.limits import UNLIMITED, Limits, Rate
+from csi.spec.limits import UNLIMITED, Limits, Rate, together
 from node_plugin.throttle.burst import Burst
 from node_plugin.throttle.hierarchy import Count, Hierarchy
 from node_plugin.throttle.meter import Meter
@@ -62,7 +60,7 @@ class Group:
         """
         wanted = [claim.limits for claim in self.claims.values()]
         given = [limits for limits in wanted if limits]
-        limits = reduce(add, given) if given and len(given) == len(wanted) else None
+        limits = together(*given) if given and len(given) == len(wanted) else None
         if limits == self.limits:
             return False
         if limits is None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from csi import durable
-from csi.spec.limits import Limits, Rate
+from csi.spec.limits import Limits, Rate, together
 from node_plugin.throttle.burst import Burst
 from node_plugin.throttle.hierarchy import Count
 from node_plugin.throttle.meter import Meter
@@ -48,8 +48,7 @@ class GroupRecord:
     @property
     def limits(self) -> Limits:
         """The sum of the claims, of which there is at least one."""
-        first, *more = (claim.limits for claim in self.claims.values())
-        return sum(more, first)
+        return together(*(claim.limits for claim in self.claims.values()))
 
 
 class GroupRecords:

@@ -121,8 +121,9 @@ class Throttle:
         key = (wanted.pod, wanted.device) if wanted.pod else ("", wanted.target)
         if self._targets.get(wanted.target) not in (None, self._groups.get(key)):
             self.release(wanted.target)
-        known = self._records.get(*key) if wanted.pod else None
-        group = self._groups.get(key) or self._begun(key, wanted, known)
+        group = self._groups.get(key)
+        known = self._records.get(*key) if wanted.pod and (group is None or wanted.unknown) else None
+        group = group or self._begun(key, wanted, known)
         limits = wanted.limits
         if wanted.unknown and known and wanted.target in known.claims:
             limits = known.claims[wanted.target].limits
@@ -154,7 +155,8 @@ class Throttle:
         if group.limits:
             self._save(group)
         self._keeper.apply(group)
-        self._save(group)
+        if group.bursts or not group.limits:  # what was read before the limit is known now, or there is nothing to remember
+            self._save(group)
 
     def _save(self, group: Group) -> None:
         """Record the group; a store that takes no file must not keep a limit from being in force."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -54,18 +55,20 @@ def test_of_many_threads_one_at_a_time_holds_a_key() -> None:
 
 
 def test_who_may_wait_gets_the_lock_when_it_is_free() -> None:
-    locks, held, got = KeyedLocks(), threading.Event(), threading.Event()
+    locks, held = KeyedLocks(), threading.Event()
+    released: list[bool] = []
 
     def hold() -> None:
         with locks.hold("a"):
             held.set()
-            got.wait(0.2)
+            time.sleep(0.1)
+            released.append(True)
 
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait()
     with locks.hold("a", 30):
-        got.set()
+        assert released
     holder.join()
 
 
