@@ -1,52 +1,87 @@
 """Ranged reads over HTTP: byte ranges of files straight into the caller's buffers, over reused connections.
 
-What a file's address is, and what is sent along, is the caller's: see `Addresses`. This module follows redirects, keeps
-credentials from other hosts, remembers signed addresses until they fail, and checks that what comes is what was asked.
+What a file's address is, what is sent along, and what tells that the file is still the one that was listed, is the
+caller's: see `Addresses`. This module follows redirects, keeps credentials from other hosts, remembers signed addresses until
+they fail, and checks that what comes is what was asked.
 """
 
 from __future__ import annotations
 
-import email.utils
 import http.client
-import re
-import time
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import urljoin
 
 import urllib3
 
-from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, PermissionDenied, SourceChanged, SourceNotFound, Unauthenticated
+from csi.errors import DataCacheError, OriginUnavailable, SourceChanged
+from csi.sources.answers import changed, check_whole, failure, range_end
 from csi.sources.connections import Connections, drop, in_words, shown_site, site
 from csi.spec.manifest import Entry
 
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
-# A signed address that ended: S3 and CDNs say 403, some hubs 401, some 410.
-_ENDED = (401, 403, 410)
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
+# A signed address that ended: S3 and CDNs say 403, S3 says 400 of a session's token, some hubs 401, some 410.
+_ENDED = (400, 401, 403, 410, *_REDIRECTS)
+_REMEMBERED = 1024
 _SKIP = 1 << 18
 
 Refusal = Callable[[int, Mapping[str, str]], DataCacheError | None]
+Headers = Callable[[Entry], Mapping[str, str]]
+Judge = Callable[[Entry, Mapping[str, str]], bool]
 
 
 class _Body(Protocol):
     def readinto(self, buffer: memoryview, /) -> int: ...
 
 
+class Address(NamedTuple):
+    """Where a file's bytes came from; `at_home` on the site of its first address, the one that credentials go to."""
+
+    url: str
+    at_home: bool
+
+
 @dataclass
 class Addresses:
     """Where files are: `url_of` gives the first address, `headers` (a credential among them) go to that address's site only.
 
-    `refusal` may turn an error status and its headers into an error in the source's own words. Addresses that
-    redirects led to are shared by all readers of one source.
+    `refusal` may turn an error status of that site, and its headers, into an error in the source's own words. With
+    `signs`, `url_of` signs addresses that end: each is used until it is refused, then it is asked for a new one, once.
+    `conditions` are headers of one file (If-Match) that go along to every host; an answer 412 is SourceChanged. `unchanged` is asked
+    with the headers of every answer that has bytes; False is SourceChanged, in the middle of a file too.
+    What was signed, and where redirects led to, is shared by all readers of one source.
     """
 
     url_of: Callable[[Entry], str]
     headers: Mapping[str, str] = field(default_factory=dict)
     refusal: Refusal = lambda status, headers: None
-    signed: dict[str, str] = field(default_factory=dict)
+    signs: bool = False
+    conditions: Headers = lambda entry: {}
+    unchanged: Judge = lambda entry, headers: True
+    _known: dict[str, Address] = field(default_factory=dict, init=False, repr=False)
+    _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+
+    def known(self, entry: Entry) -> Address | None:
+        """What `remember` was told last, of the last files that were read."""
+        return self._known.get(entry.path)
+
+    def remember(self, entry: Entry, address: Address) -> None:
+        """The file's bytes came from `address`: the next range may ask there."""
+        with self._guard:
+            self._known.pop(entry.path, None)
+            self._known[entry.path] = address
+            # Files are read one after the other: what is behind would only take memory, in a source of many files.
+            if len(self._known) > _REMEMBERED:
+                del self._known[next(iter(self._known))]
+
+    def forget(self, entry: Entry, address: Address) -> None:
+        """`address` is refused now; a newer one that another reader found stays."""
+        with self._guard:
+            if self._known.get(entry.path) == address:
+                del self._known[entry.path]
 
 
 class RangeReader:
@@ -107,41 +142,45 @@ class RangeReader:
 
     def _request(self, entry: Entry, offset: int, end: int) -> _Stream:
         """A new answer for bytes `offset` to `end` of `entry`, checked; through the remembered address, if it still works."""
-        ranged = {"Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
-        known = self._addresses.signed.get(entry.path)
+        asked = {**self._addresses.conditions(entry), "Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
+        known = self._addresses.known(entry)
         if known is not None:
-            response = self._connections.get(known, ranged)
+            response = self._get(known, asked)
             if response.status not in _ENDED:
                 return self._checked(response, known, entry, offset, end)
             drop(response)
-            self._addresses.signed.pop(entry.path, None)
-        response, url = self._follow(entry, ranged)
-        return self._checked(response, url, entry, offset, end)
+            self._addresses.forget(entry, known)
+        response, address = self._follow(entry, asked)
+        return self._checked(response, address, entry, offset, end)
 
-    def _follow(self, entry: Entry, ranged: Mapping[str, str]) -> tuple[urllib3.BaseHTTPResponse, str]:
-        """Ask the first address and go where it sends; returns the last answer and its address."""
-        url = self._addresses.url_of(entry)
-        home = site(url)
+    def _get(self, address: Address, asked: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+        return self._connections.get(address.url, {**self._addresses.headers, **asked} if address.at_home else asked)
+
+    def _follow(self, entry: Entry, asked: Mapping[str, str]) -> tuple[urllib3.BaseHTTPResponse, Address]:
+        """Ask the first address and go where it sends; returns the last answer and where it is from."""
+        address = Address(self._addresses.url_of(entry), True)
+        home = site(address.url)
         for _ in range(MAX_REDIRECTS + 1):
-            at_home = site(url) == home
-            response = self._connections.get(url, {**self._addresses.headers, **ranged} if at_home else ranged)
+            response = self._get(address, asked)
             if response.status not in _REDIRECTS:
-                if not at_home and response.status in (200, 206):
-                    self._addresses.signed[entry.path] = url
-                return response, url
-            url = _next_address(response, url)
-        raise OriginUnavailable(f"{shown_site(url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}")
+                if response.status in (200, 206) and (self._addresses.signs or not address.at_home):
+                    self._addresses.remember(entry, address)
+                return response, address
+            url = _next_address(response, address.url)
+            address = Address(url, site(url) == home)
+        raise OriginUnavailable(f"{shown_site(address.url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}")
 
-    def _checked(self, response: urllib3.BaseHTTPResponse, url: str, entry: Entry, offset: int, end: int) -> _Stream:
+    def _checked(self, response: urllib3.BaseHTTPResponse, address: Address, entry: Entry, offset: int, end: int) -> _Stream:
         try:
+            if response.status not in (200, 206):
+                refusal = self._addresses.refusal(response.status, response.headers) if address.at_home else None
+                raise refusal or failure(response.status, response.headers, address.url, entry)
+            if not self._addresses.unchanged(entry, response.headers):
+                raise changed(entry, address.url)
             if response.status == 206:
-                return _Stream(response, url, entry, offset, _range_end(response, url, entry, offset, end))
-            if response.status == 200:
-                _check_whole(response, url, entry)
-                return _Stream(response, url, entry, 0, entry.size)
-            at_home = site(url) == site(self._addresses.url_of(entry))
-            refusal = self._addresses.refusal(response.status, response.headers) if at_home else None
-            raise refusal or failure(response.status, response.headers, url, entry)
+                return _Stream(response, address.url, entry, offset, range_end(response.headers, address.url, entry, offset, end))
+            check_whole(response.headers, address.url, entry)
+            return _Stream(response, address.url, entry, 0, entry.size)
         except DataCacheError:
             drop(response)
             raise
@@ -184,39 +223,6 @@ class _Stream:
             self.response.release_conn()
 
 
-def failure(status: int, headers: Mapping[str, str], url: str, entry: Entry) -> DataCacheError:
-    """An error status in the words of `csi.errors`."""
-    where = f"{shown_site(url)} answered {status} for {entry.path!r}"
-    if status == 401:
-        return Unauthenticated(f"{where}: it wants a credential, or refuses the one it was given")
-    if status == 403:
-        return PermissionDenied(f"{where}: this credential may not read it")
-    if status in (404, 410):
-        return SourceNotFound(f"{where}: it is not there any more")
-    if status == 416:
-        return SourceChanged(f"{where}: the file is shorter than it was when it was listed ({entry.size} bytes)")
-    return passing_fault(status, headers, where)
-
-
-def passing_fault(status: int, headers: Mapping[str, str], where: str) -> OriginUnavailable:
-    """OriginThrottled for 429 and 503, OriginUnavailable for the rest; `where` begins the message."""
-    if status in (429, 503):
-        wait = retry_after(headers)
-        return OriginThrottled(f"{where}: it asks for patience" + (f" ({wait:.0f} s)" if wait else ""), wait)
-    return OriginUnavailable(f"{where}: an answer that cannot be used; trying again may help")
-
-
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds of a Retry-After header (RFC 9110, 10.2.3: seconds or a date), 0 where there is none or it cannot be read."""
-    value = headers.get("Retry-After", "").strip()
-    if value.isascii() and value.isdigit():
-        return float(value)
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
-        return 0.0
-
-
 def _next_address(response: urllib3.BaseHTTPResponse, url: str) -> str:
     location = response.headers.get("Location", "")
     drop(response)
@@ -228,26 +234,3 @@ def _next_address(response: urllib3.BaseHTTPResponse, url: str) -> str:
     if not location:
         raise OriginUnavailable(f"{shown_site(url)}: it redirects to nowhere")
     return target
-
-
-def _range_end(response: urllib3.BaseHTTPResponse, url: str, entry: Entry, offset: int, end: int) -> int:
-    """The end of the range that came; fewer bytes than asked for are fine, another place or another file is not."""
-    match = _CONTENT_RANGE.match(response.headers.get("Content-Range", ""))
-    _check_encoding(response, url, entry)
-    if match is None or int(match[1]) != offset or not offset < int(match[2]) + 1 <= end:
-        raise OriginUnavailable(f"{shown_site(url)}: it sent another range of {entry.path!r} than was asked for (bytes {offset} to {end - 1})")
-    if match[3] not in ("*", str(entry.size)):
-        raise SourceChanged(f"{entry.path!r} has {match[3]} bytes now, it had {entry.size} when it was listed")
-    return int(match[2]) + 1
-
-
-def _check_whole(response: urllib3.BaseHTTPResponse, url: str, entry: Entry) -> None:
-    _check_encoding(response, url, entry)
-    length = response.headers.get("Content-Length", "")
-    if length and length != str(entry.size):
-        raise SourceChanged(f"{entry.path!r} has {length} bytes now, it had {entry.size} when it was listed")
-
-
-def _check_encoding(response: urllib3.BaseHTTPResponse, url: str, entry: Entry) -> None:
-    if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise OriginUnavailable(f"{shown_site(url)}: it sends {entry.path!r} compressed, which was not asked for; check the proxies on the way")

@@ -23,8 +23,9 @@ from csi.errors import (
     Unauthenticated,
 )
 from csi.sources import connections
+from csi.sources.answers import retry_after
 from csi.sources.connections import Connections
-from csi.sources.http import Addresses, RangeReader, retry_after
+from csi.sources.http import Address, Addresses, RangeReader
 from csi.spec.manifest import Entry, Kind
 from tests.origins.scripted import Answer, Server
 
@@ -108,14 +109,93 @@ def test_a_signed_address_is_remembered_until_it_fails(server: Server, other: Se
     with RangeReader(pool, addresses) as first, RangeReader(pool, addresses) as second:
         assert [read(reader, n, 3) for n, reader in enumerate((first, second, first))] == [DATA[n : n + 3] for n in range(3)]
         assert (len(server.seen), len(other.seen)) == (1, 3)
-        for ended in (401, 403, 410):
+        for ended in (400, 401, 403, 410):
             old, new = f"/signed{ended}", f"/renewed{ended}"
-            addresses.signed[FILE.path] = other.url + old
+            addresses.remember(FILE, Address(other.url + old, False))
             other.behave[old] = lambda answer, status=ended: answer.say(status, b"<Expired/>")
             other.behave[new] = ranged
             server.behave["/file"] = redirect(other.url + new)
             assert read(first, 7, 9) == DATA[7:16]
-            assert addresses.signed[FILE.path] == other.url + new
+            assert addresses.known(FILE) == (other.url + new, False)
+
+
+@pytest.fixture
+def signing(server: Server) -> Addresses:
+    """Addresses that the source signs itself, each with a number of its own."""
+    numbers = iter(range(10**6))
+    return Addresses(lambda entry: f"{server.url}/file?sig={next(numbers)}", SECRET, signs=True)
+
+
+def asked_for(server: Server) -> list[str]:
+    return [path.partition("?")[2] for path, _, _ in server.seen]
+
+
+@pytest.mark.parametrize("ended", [400, 401, 403])
+def test_an_address_that_the_source_signed_is_signed_anew_when_it_ends(server: Server, pool: Connections, signing: Addresses, ended: int) -> None:
+    valid = {"sig=0"}
+    server.behave["/file"] = lambda a: ranged(a) if asked_for(server)[-1] in valid else a.say(ended, b"<Code>ExpiredToken</Code>")
+    with RangeReader(pool, signing) as first, RangeReader(pool, signing) as second:
+        assert read(first, 0, 5) + read(second, 5, 5) == DATA[:10]
+        valid.clear()
+        valid.add("sig=1")
+        assert read(first, 10, 5) + read(second, 15, 5) == DATA[10:20]
+    assert asked_for(server) == ["sig=0", "sig=0", "sig=0", "sig=1", "sig=1"]
+
+
+def test_an_address_that_is_refused_right_after_it_was_signed_is_an_error(server: Server, pool: Connections, signing: Addresses) -> None:
+    with RangeReader(pool, signing) as reader:
+        server.behave["/file"] = ranged
+        read(reader, 0, 5)
+        server.behave["/file"] = lambda answer: answer.say(403)
+        with pytest.raises(PermissionDenied):
+            read(reader, 5, 5)
+    assert asked_for(server) == ["sig=0", "sig=0", "sig=1"]
+
+
+def test_only_the_last_files_addresses_are_remembered(pool: Connections) -> None:
+    addresses = at("http://origin.invalid/")
+    entries = [Entry(f"{n}", Kind.FILE, size=1) for n in range(5000)]
+    for entry in entries:
+        addresses.remember(entry, Address(f"http://origin.invalid/{entry.path}", False))
+    assert addresses.known(entries[0]) is None and addresses.known(entries[-1]) == ("http://origin.invalid/4999", False)
+    assert sum(addresses.known(entry) is not None for entry in entries) < 2000
+
+
+def test_a_condition_goes_to_every_host_and_its_failure_is_a_change(server: Server, other: Server, pool: Connections) -> None:
+    seen: list[str | None] = []
+
+    def conditional(answer: Answer) -> None:
+        seen.append(answer.headers.get("If-Match"))
+        answer.say(412) if len(seen) > 3 else ranged(answer)
+
+    server.behave["/file"] = lambda answer: (seen.append(answer.headers.get("If-Match")), redirect(f"{other.url}/signed?sig=hidden")(answer))
+    other.behave["/signed"] = conditional
+    addresses = Addresses(lambda entry: f"{server.url}/file", SECRET, conditions=lambda entry: {"If-Match": f'"{entry.size}"'})
+    with RangeReader(pool, addresses) as reader:
+        assert read(reader, 0, 5) + read(reader, 5, 5) == DATA[:10]
+        with pytest.raises(SourceChanged, match=f"{FILE.path}.* has changed since it was listed") as error:
+            read(reader, 10, 5)
+    assert set(seen) == {f'"{len(DATA)}"'} and "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_file_that_changes_between_two_ranges_is_caught(server: Server, pool: Connections, ranges: bool) -> None:
+    etag = ['"1"']
+
+    def tagged(answer: Answer) -> None:
+        start, end = answer.span()
+        if ranges:
+            answer.say(206, DATA[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}", ETag=etag[0])
+        else:
+            answer.say(200, DATA, ETag=etag[0])
+
+    server.behave["/file"] = tagged
+    addresses = Addresses(lambda entry: f"{server.url}/file", unchanged=lambda entry, headers: headers.get("etag") == '"1"')
+    with RangeReader(pool, addresses) as reader:
+        assert read(reader, 500, 10) == DATA[500:510]
+        etag[0] = '"2"'
+        with pytest.raises(SourceChanged, match=FILE.path):
+            read(reader, 0, 10)
 
 
 def test_a_fresh_signed_address_that_refuses_is_an_error(server: Server, other: Server, pool: Connections) -> None:
@@ -188,6 +268,7 @@ def test_fewer_bytes_than_asked_for_are_completed(server: Server, pool: Connecti
         (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-4/{len(DATA) + 1}"), SourceChanged),
         (lambda a: a.say(200, DATA + b"+"), SourceChanged),
         (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-4/{len(DATA)}", Content_Encoding="gzip"), OriginUnavailable),
+        (lambda a: a.say(412), SourceChanged),
         (lambda a: a.say(416, Content_Range="bytes */3"), SourceChanged),
         (lambda a: a.say(401), Unauthenticated),
         (lambda a: a.say(403), PermissionDenied),
