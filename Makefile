@@ -5,7 +5,7 @@ GO := $(shell command -v go 2>/dev/null)
 SANITY := github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.5.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-guest kills lint bench proto clean system guest
+.PHONY: help demo test test-guest kills lint bench proto docs clean system guest
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -22,18 +22,22 @@ test-guest: system guest $(VENV)/ready ## Set up, then run what needs systemd an
 kills: system $(VENV)/ready ## Set up, then kill plugin and workers in every state of a 4 GiB volume's life (10 minutes)
 	KILLS_MIB=4096 $(BIN)/pytest -s tests/kernel/test_kills.py
 
-lint: system $(VENV)/ready ## Check style, types, import directions and that csi/pb is not stale
+lint: system $(VENV)/ready ## Check style, types, import directions and that csi/pb and docs are not stale
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python docs/generate.py --check
 
 bench: system $(VENV)/demo ## Set up, then measure; prints ratios, each beside the baseline of the same run
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 proto: system $(VENV)/ready ## Generate csi/pb from proto/csi.proto
 	$(BIN)/python proto/generate.py
+
+docs: system $(VENV)/ready ## Generate docs/parameters.md from the code
+	$(BIN)/python docs/generate.py
 
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

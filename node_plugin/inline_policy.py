@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from csi.errors import InvalidParameter, PermissionDenied
-from csi.spec.cache import NasSpec
-from csi.spec.parameters import VolumeParameters
+from csi.errors import PermissionDenied
+from csi.spec.nas import NasSpec
+from csi.spec.parameters import VolumeParameters, check_inline
 
 
 class InlinePolicy:
@@ -18,9 +18,7 @@ class InlinePolicy:
 
     def check(self, asked: VolumeParameters) -> None:
         """Raise PermissionDenied unless the source is listed, InvalidParameter for keys that only a controller writes."""
-        for key, value in (("manifestDigest", asked.manifest_digest), ("capacityBytes", asked.capacity_bytes)):
-            if value is not None:
-                raise InvalidParameter(f"{key} is not for inline volumes; remove it")
+        check_inline(asked.to_context())
         source = asked.spec.source
         if isinstance(source, NasSpec) and not any(_below(source, prefix) for prefix in self._nas):
             raise PermissionDenied(

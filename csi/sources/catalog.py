@@ -6,9 +6,10 @@ from collections.abc import Mapping
 
 from csi.errors import InvalidParameter
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec, HubSpec
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec
 
-TOKEN_KEYS = ("token", "accessToken", "HF_TOKEN")
+TOKEN_KEYS = ("token", "accessToken", "HF_TOKEN", "MODELSCOPE_API_TOKEN")
 
 
 def open_source(spec: CacheSpec, secrets: Mapping[str, str]) -> Source:
@@ -26,7 +27,7 @@ def open_source(spec: CacheSpec, secrets: Mapping[str, str]) -> Source:
 
 
 def token(secrets: Mapping[str, str]) -> str | None:
-    """The hub token in a Secret (keys `token`, `accessToken` or `HF_TOKEN`), None where no Secret was given."""
+    """The hub token in a Secret (one of TOKEN_KEYS), None where no Secret was given."""
     found = next((secrets[key].strip() for key in TOKEN_KEYS if secrets.get(key, "").strip()), None)
     if secrets and found is None:
         raise InvalidParameter(f"the Secret of this volume has none of the keys {', '.join(TOKEN_KEYS)}; put the hub's token under `token`")

@@ -23,7 +23,8 @@ from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, Perm
 from csi.sources.connections import Connections, shown_site, site
 from csi.sources.http import Addresses, RangeReader
 from csi.sources.hub_client import HubClient
-from csi.spec.cache import CacheSpec, HubSpec, is_commit
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec, is_commit
 from csi.spec.manifest import Entry, Kind, Manifest, build
 
 _KINDS = {"HuggingFace/Model": "model", "HuggingFace/DataSet": "dataset"}

@@ -14,8 +14,9 @@ from csi.errors import DataCacheError, InvalidParameter, SourceChanged
 from csi.sources.libnfs import Context, Failure
 from csi.sources.nas_tree import Walk, token
 from csi.sources.nfs import Connection, Place, refused
-from csi.spec.cache import CacheSpec, NasSpec
+from csi.spec.cache import CacheSpec
 from csi.spec.manifest import Entry, Manifest, build
+from csi.spec.nas import NasSpec
 
 _OPEN_FILES = 4
 _CHANGED = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)

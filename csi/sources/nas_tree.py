@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from csi.errors import DataCacheError, OriginUnavailable, UnsafeContent
 from csi.sources.libnfs import Attributes, Context, Failure
 from csi.sources.nfs import Connection, refused
-from csi.spec.cache import NasSpec
 from csi.spec.manifest import Entry, Kind
+from csi.spec.nas import NasSpec
 
 _SPECIAL = {stat.S_IFIFO: "a fifo", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
 _LAST_MTIME_NS = (1 << 63) - 1

@@ -19,7 +19,7 @@ from typing import TypeVar
 from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound
 from csi.sources.export_list import exported_folders
 from csi.sources.libnfs import Attributes, Context, Failure, Options
-from csi.spec.cache import NasSpec
+from csi.spec.nas import NasSpec
 
 _PORTMAPPER_PORT, _NFS_PORT = 111, 2049
 _REFUSED = (errno.EACCES, errno.EPERM)

@@ -1,46 +1,48 @@
 """Flat parameters (StorageClass, inline volume, static PV, volume context) -> what they ask for.
 
-Keys are case-insensitive; each source's own ecosystem spells them. Unknown keys are refused with the nearest known
-one; keys that carry a credential are refused and pointed to Secrets, and their values never appear in a message.
+Keys are case-insensitive; each source's own ecosystem spells them (`csi.spec.dialects`). Unknown keys are refused with the
+nearest known one; keys that carry a credential are refused and pointed to Secrets, and their values never appear in a message.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from csi.errors import InvalidParameter
-from csi.spec import nfs_options, performance
-from csi.spec.cache import REPO_SOURCES, CacheSpec, HubSpec, NasSpec, split_list
+from csi.errors import InvalidParameter, PermissionDenied
+from csi.spec import performance
+from csi.spec.cache import CacheSpec
+from csi.spec.dialects import TYPE, secret_names, source_key_table, source_keys, source_of
+from csi.spec.keys import Key, Setter
 from csi.spec.performance import GIB, Performance, boolean, integer, quantity, whole_gib
 from csi.spec.shown import shown
+from csi.spec.spelling import FOREIGN_PREFIXES as FOREIGN_PREFIXES
+from csi.spec.spelling import Spelling
 
-_HUB_KEYS = ("repoSource", "repoId", "revision", "allowPatterns", "ignorePatterns")
-_NAS_KEYS = ("server", "path", "vers", "options", "share", "subDir", "mountOptions", "uid", "gid")
-_VOLUME_KEYS = ("type", "preserveOwnership", "writerAccessModes", "size", "manifestDigest", "capacityBytes", *performance.KEYS)
-# Other spellings: short ones, and the annotations of ECI pods.
-_ALIASES = {
-    "pl": "performanceLevel",
-    "bursting": "burstingEnabled",
-    "k8s.aliyun.com/eci-data-cache-pl": "performanceLevel",
-    "k8s.aliyun.com/eci-data-cache-provisionediops": "provisionedIops",
-    "k8s.aliyun.com/eci-data-cache-burstingenabled": "burstingEnabled",
-}
-_KNOWN = {key.lower(): key for key in (*_HUB_KEYS, *_NAS_KEYS, *_VOLUME_KEYS)} | _ALIASES
-_SECRET_KEYS = frozenset(("accesstoken", "token", "hftoken", "hf_token", "password", "secretkey", "akid", "aksecret", "otheropts", "securitytoken"))
-# Kubernetes adds these to parameters and contexts by itself.
-FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
-_MAX_VALUE = 4096
+VOLUME_KEYS = (
+    TYPE,
+    Key("preserveOwnership", "`true` keeps uid, gid and mode; else files are root's, readable by all, execute bits kept", "`false`"),
+    Key(
+        "writerAccessModes",
+        "`refuse`, or `downgrade`: accept ReadWriteOnce and the like, and mount read-only all the same",
+        "`refuse`; inline volumes are always downgraded",
+    ),
+    Key("bandwidthLimit", "the most bytes per second that a fill fetches, as `500Mi`", "no limit"),
+    Key("egressProfile", "the operator's network that fetches go through (`--egress-profile`)", "the node's own", Setter.ADMINISTRATOR),
+    Key("size", "the volume's least size, as `20Gi` (a bare number is GiB); a claim asks for storage instead", "the content's", Setter.VOLUME),
+    Key("manifestDigest", "what the source held when the volume was created", "", Setter.CONTROLLER),
+    Key("capacityBytes", "the volume's capacity", "", Setter.CONTROLLER),
+)
+KEYS: dict[str, Key] = source_key_table() | {key.name: key for key in (*VOLUME_KEYS, *performance.KEY_TABLE)}
+"""Every key there is, by its canonical name; of one that several sources have (`path`), one source's."""
+SPELLING = Spelling(KEYS.values(), secret_names())
 # EROFS counts 4 KiB blocks in 32 bits.
 LARGEST_VOLUME = 2**32 * 4096
 
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?\]?")
-_REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
-_REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[^\x00-\x20~^:?*\[\\\x7f/][^\x00-\x20~^:?*\[\\\x7f]{0,254}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-_GENERIC_MOUNT_FLAGS = frozenset(("ro", "noatime", "nodiratime", "relatime", "nosuid", "nodev"))
+_PROFILE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+_LEAST_BANDWIDTH = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,13 @@ def parse_kept(parameters: Mapping[str, str], mount_flags: Iterable[str] = ()) -
     """As `parse`, for what was accepted once: performance keys need not agree, as 0.1.0 did not ask it of them."""
     values = canonical_keys(parameters)
     flags = [flag for item in mount_flags for flag in item.split(",") if flag]
-    source = _SOURCES[_source_kind(values)](values, flags)
+    source = source_of(values, flags)
     modes = values.get("writerAccessModes", "refuse")
     if modes not in ("refuse", "downgrade"):
         raise InvalidParameter(f'writerAccessModes is {shown(modes)}; it is "refuse" (the default) or "downgrade"')
     capacity = values.get("capacityBytes")
     return VolumeParameters(
-        CacheSpec(source, boolean("preserveOwnership", values.get("preserveOwnership", "false"))),
+        CacheSpec(source, boolean("preserveOwnership", values.get("preserveOwnership", "false")), *_way(values)),
         Performance().changed(values),
         modes == "downgrade",
         _digest(values.get("manifestDigest")),
@@ -124,130 +126,21 @@ def _mutable(parameters: Mapping[str, str]) -> dict[str, str]:
 
 def names_a_source(parameters: Mapping[str, str]) -> bool:
     """Whether any key in `parameters` says where data lives (a clone needs none)."""
-    return any(_KNOWN.get(key.lower()) in (*_HUB_KEYS, *_NAS_KEYS, "type") for key in parameters)
+    return any(SPELLING.name_of(key) in source_keys() | {TYPE.name} for key in parameters)
+
+
+def check_inline(parameters: Mapping[str, str]) -> None:
+    """Raise PermissionDenied for a key that is an administrator's to set, InvalidParameter for one that only a controller writes."""
+    for name in canonical_keys(parameters):
+        if KEYS[name].setter is Setter.CONTROLLER:
+            raise InvalidParameter(f"{name} is not for inline volumes; remove it")
+        if KEYS[name].setter is Setter.ADMINISTRATOR:
+            raise PermissionDenied(f"{name} is not for inline volumes: only an administrator may set it; remove it, or use a StorageClass")
 
 
 def canonical_keys(parameters: Mapping[str, str]) -> dict[str, str]:
-    """`parameters` with every key in its canonical spelling, values trimmed, Kubernetes' own keys left out."""
-    values: dict[str, str] = {}
-    for key, value in parameters.items():
-        if key.startswith(FOREIGN_PREFIXES):
-            continue
-        name = _known(key)
-        if name in values:
-            raise InvalidParameter(f"{name} is given twice (as {shown(key)} too); keep one")
-        values[name] = _checked_value(name, value)
-    return values
-
-
-def _known(key: str) -> str:
-    lower = key.lower()
-    if lower in _KNOWN:
-        return _KNOWN[lower]
-    if lower in _SECRET_KEYS:
-        raise InvalidParameter(
-            f"{key} is a credential and does not belong into parameters or volume attributes; put it into a Secret (key `token`) and name that Secret"
-        )
-    near = difflib.get_close_matches(lower, _KNOWN, 1, 0.6)
-    hint = f"; did you mean {_KNOWN[near[0]]}?" if near else f"; known are {', '.join(dict.fromkeys(_KNOWN.values()))}"
-    raise InvalidParameter(f"unknown parameter {shown(key, 80)}{hint}")
-
-
-def _checked_value(name: str, value: str) -> str:
-    if len(value) > _MAX_VALUE or "\0" in value:
-        raise InvalidParameter(f"{name} is over {_MAX_VALUE} characters or holds a NUL; shorten it")
-    return value.strip() if name not in ("allowPatterns", "ignorePatterns") else value
-
-
-def _source_kind(values: Mapping[str, str]) -> str:
-    hub = sorted(values.keys() & set(_HUB_KEYS))
-    nas = sorted(values.keys() & set(_NAS_KEYS))
-    if hub and nas:
-        raise InvalidParameter(f"{hub[0]} and {nas[0]} name two sources (a hub repository and a NAS); keep one")
-    given = values.get("type", "").upper()
-    if given and given not in _TYPES:
-        raise InvalidParameter(f"type is {shown(values['type'])}; it is one of URL (with repoSource and repoId), NAS")
-    kind = _TYPES[given] if given else "hub" if hub else "nas" if nas else ""
-    if not kind:
-        raise InvalidParameter("no source is named; give repoSource and repoId (a hub repository), or server and path (a NAS)")
-    if (kind == "hub" and nas) or (kind == "nas" and hub):
-        raise InvalidParameter(f"type is {shown(values['type'])}, but {(nas or hub)[0]} belongs to another type; change one of them")
-    return kind
-
-
-_TYPES = {"URL": "hub", "HUGGINGFACE": "hub", "NAS": "nas"}
-
-
-def _hub(values: Mapping[str, str], flags: list[str]) -> HubSpec:
-    for flag in flags:
-        if flag not in _GENERIC_MOUNT_FLAGS:
-            raise InvalidParameter(f"mountOptions has {shown(flag.partition('=')[0])}, which means nothing for a hub repository; remove it")
-    repo_id = values.get("repoId", "")
-    if not repo_id:
-        raise InvalidParameter("repoId is missing; give the repository as org/name")
-    if not _REPO_ID.fullmatch(repo_id):
-        raise InvalidParameter(f"repoId is {shown(repo_id, 100)}; it is org/name of letters, digits, '-', '_' and '.'")
-    revision = values.get("revision", "") or "main"
-    if not _REVISION.fullmatch(revision):
-        raise InvalidParameter(f"revision is {shown(revision, 100)}; it is a branch, tag or commit")
-    patterns = {key: split_list(values.get(key, "")) for key in ("allowPatterns", "ignorePatterns")}
-    return HubSpec(_repo_source(values.get("repoSource", "")), repo_id, revision, patterns["allowPatterns"], patterns["ignorePatterns"])
-
-
-def _repo_source(text: str) -> str:
-    known = {source.lower(): source for source in REPO_SOURCES}
-    if text and text.lower() not in known:
-        raise InvalidParameter(f"repoSource is {shown(text)}; it is one of {', '.join(REPO_SOURCES)}")
-    return known[text.lower()] if text else REPO_SOURCES[0]
-
-
-def _nas(values: Mapping[str, str], flags: list[str]) -> NasSpec:
-    server, path = _server_and_path(values)
-    options = nfs_options.NfsOptions()
-    for key, text in (("mountOptions", ",".join(flags)), ("mountOptions", values.get("mountOptions", "")), ("options", values.get("options", ""))):
-        options = _overlay(options, nfs_options.parse(text, key))
-    version = nfs_options.version(values["vers"]) if values.get("vers") else options.version or "3"
-    return NasSpec(
-        server=server,
-        path=path,
-        version=version,
-        port=options.port or 0,
-        mount_port=options.mount_port or 0,
-        timeout=60.0 if options.timeout is None else options.timeout,
-        retries=2 if options.retries is None else options.retries,
-        uid=integer("uid", values.get("uid", "0"), 0, 2**32 - 2),
-        gid=integer("gid", values.get("gid", "0"), 0, 2**32 - 2),
-    )
-
-
-def _overlay(base: nfs_options.NfsOptions, top: nfs_options.NfsOptions) -> nfs_options.NfsOptions:
-    chosen = {key: value for key in base.__dataclass_fields__ if (value := getattr(top, key)) is not None}
-    return nfs_options.NfsOptions(**{**base.__dict__, **chosen})
-
-
-def _server_and_path(values: Mapping[str, str]) -> tuple[str, str]:
-    given = values.get("server", "")
-    server, colon, rest = given.partition(":/")
-    path = values.get("path", "") or values.get("share", "") or (colon and "/" + rest)
-    if not server:
-        raise InvalidParameter("server is missing; give the NAS's host name or address")
-    # With a scheme or a user in it, "host:/path" would split at the wrong place, and a password become part of the path.
-    if not _HOST.fullmatch(server) or "://" in given or "@" in given:
-        raise InvalidParameter(f"server is {shown(given, 100)}; it is a host name or address, without scheme, port or user")
-    if values.get("path") and values.get("share"):
-        raise InvalidParameter("path and share are both given; they are two spellings of one thing, keep one")
-    if not path:
-        raise InvalidParameter("path is missing; give the export (and folder) on the NAS, such as /share/models")
-    return server.strip("[]"), _absolute(path, values.get("subDir", ""))
-
-
-def _absolute(path: str, sub_dir: str) -> str:
-    parts = [part for part in (path + "/" + sub_dir).split("/") if part]
-    if not path.startswith("/") or ".." in parts or "." in parts:
-        raise InvalidParameter(
-            f"path is {shown(path, 100)} with subDir {shown(sub_dir, 100)}; together they are an absolute path without '.' or '..'"
-        )
-    return "/" + "/".join(parts)
+    """`parameters` with every key in its canonical spelling, values trimmed, Kubernetes' own keys left out; raises InvalidParameter."""
+    return SPELLING.canonical(parameters)
 
 
 def _digest(text: str | None) -> str | None:
@@ -261,4 +154,8 @@ def _size(text: str) -> int | None:
     return whole_gib(quantity("size", text, 1, LARGEST_VOLUME, "Gi")) if text else None
 
 
-_SOURCES: dict[str, Callable[[Mapping[str, str], list[str]], HubSpec | NasSpec]] = {"hub": _hub, "nas": _nas}
+def _way(values: Mapping[str, str]) -> tuple[str, int | None]:
+    profile, limit = values.get("egressProfile", ""), values.get("bandwidthLimit", "")
+    if profile and not _PROFILE.fullmatch(profile):
+        raise InvalidParameter(f"egressProfile is {shown(profile)}; it is the name of one of the operator's networks")
+    return profile, quantity("bandwidthLimit", limit, _LEAST_BANDWIDTH, performance.MAX_BANDWIDTH) if limit else None

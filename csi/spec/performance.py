@@ -10,6 +10,7 @@ from functools import partial
 from csi import settings
 from csi.errors import InvalidParameter
 from csi.spec import essd
+from csi.spec.keys import Key
 from csi.spec.limits import IO_SIZE, Limits, Rate
 from csi.spec.shown import shown
 
@@ -232,3 +233,22 @@ _FIELDS: dict[str, tuple[str, Callable[[str, str], object]]] = {
     "burstCredit": ("burst_credit", partial(integer, low=1, high=MAX_CREDIT)),
 }
 KEYS = tuple(_FIELDS)
+KEY_TABLE = (
+    Key(
+        "performanceLevel",
+        "`PL0` to `PL3`, `AutoPL`: reads as an Alibaba Cloud ESSD of the volume's size",
+        "`AutoPL` with the next two, else no limit",
+        aliases=("pl", "k8s.aliyun.com/eci-data-cache-pl"),
+    ),
+    Key("provisionedIops", "I/Os per second on top of the baseline of `AutoPL`", "none", aliases=("k8s.aliyun.com/eci-data-cache-provisionediops",)),
+    Key(
+        "burstingEnabled",
+        "`true` or `false`: `AutoPL` may burst at any time",
+        "`false`",
+        aliases=("bursting", "k8s.aliyun.com/eci-data-cache-burstingenabled"),
+    ),
+    Key("readIops", "a plain ceiling, in I/Os per second", "none"),
+    Key("readBandwidth", "a plain ceiling, in bytes per second, as `500Mi`", "`readIops` x 16 KiB"),
+    Key("burstIops", "the I/Os per second while a burst credit lasts", "none"),
+    Key("burstCredit", "the burst credit, in I/Os", "none"),
+)

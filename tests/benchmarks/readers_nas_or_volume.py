@@ -8,7 +8,8 @@ from contextlib import closing
 from pathlib import Path
 
 from csi.sources.nas import NasSource
-from csi.spec.cache import CacheSpec, NasSpec
+from csi.spec.cache import CacheSpec
+from csi.spec.nas import NasSpec
 from tests.benchmarks.contents import make
 from tests.benchmarks.fill_from_nas import nas_parameters
 from tests.benchmarks.origins import in_memory

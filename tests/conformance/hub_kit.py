@@ -12,7 +12,8 @@ from huggingface_hub import constants
 from csi.errors import DataCacheError, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.sources.huggingface import HuggingFaceSource
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec, HubSpec
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec
 from tests.conformance.kit import Tree
 from tests.origins.faults import Fault
 from tests.origins.hub import Hub

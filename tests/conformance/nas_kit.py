@@ -12,7 +12,8 @@ from typing import Self
 from csi.errors import DataCacheError, PermissionDenied
 from csi.sources.nas import NasSource
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec, NasSpec
+from csi.spec.cache import CacheSpec
+from csi.spec.nas import NasSpec
 from tests.conformance.kit import Tree
 from tests.origins.ganesha import Export, Ganesha
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,15 @@ import pytest
 from controller_plugin.__main__ import parser as controller_flags
 from csi import __version__
 from csi.spec import parameters
+from csi.spec.keys import Setter
 from datacache.__main__ import cli
 from node_plugin.__main__ import parser as node_flags
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/parameters.md")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(
-    r"(?:csi|controller_plugin|node_plugin|datacache|tests|deploy|proto|requirements)/[\w./-]*|[A-Z]+(?:\.md)|setup\.cfg|Makefile|LICENSE"
+    r"(?:csi|controller_plugin|node_plugin|datacache|tests|deploy|docs|proto|requirements)/[\w./-]*|[A-Z]+(?:\.md)|setup\.cfg|Makefile|LICENSE"
 )
 # "`file.py` (`Name`, `name`)" or "`file.py` (`name`)": what is in the brackets is said to be in the file.
 _NAMED = re.compile(r"`([\w/]+\.py)`(?:\n|,| )\s*\(?((?:`\w+`(?:, )?)+)\)")
@@ -47,10 +50,16 @@ def test_every_name_that_the_walks_put_beside_a_file_is_in_it() -> None:
     assert [(path, name) for path, name in named if not re.search(rf"\b(def|class) {name}\b", text(path))] == []
 
 
-def test_the_table_of_parameters_has_every_key_and_no_other() -> None:
-    rows = [line.split("|")[1] for line in text("README.md").splitlines() if line.startswith("| `")]
-    shown = {key for row in rows for key in _CODE.findall(row)}
-    assert set(parameters._KNOWN.values()) <= shown
+def test_the_document_of_parameters_is_what_the_code_would_make() -> None:
+    done = subprocess.run([sys.executable, ROOT / "docs/generate.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_document_of_parameters_has_every_key_and_says_who_may_set_it() -> None:
+    rows = [line.split("|") for line in text("docs/parameters.md").splitlines() if line.startswith("| `") and line.count("|") == 6]
+    shown = {key: row[4].strip() for row in rows for key in _CODE.findall(row[1])}
+    assert parameters.KEYS.keys() <= shown.keys()
+    assert set(shown.values()) == {setter.value for setter in Setter}
 
 
 def test_every_flag_that_a_document_names_exists() -> None:

@@ -6,6 +6,8 @@ import fnmatch
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 ACTIONS = ("status", "drop", "reset", "stall", "corrupt", "ignore-range")
@@ -103,6 +105,13 @@ class TokenBucket:
 
 
 @dataclass
+class Sent:
+    """How many bytes a send took."""
+
+    count: int
+
+
+@dataclass
 class Counters:
     """What was asked and sent. `requests` by kind ("info", "tree", "resolve", "cdn", ...), `bytes_sent` by file key,
     `authorizations` the Authorization values each listener saw, `connections` those open now by listener,
@@ -124,6 +133,19 @@ class Counters:
     def sent(self, key: str, count: int) -> None:
         with self.lock:
             self.bytes_sent[key] += count
+
+    @contextmanager
+    def sending(self, key: str, count: int) -> Iterator[Sent]:
+        """Count before the receiver can look; what was not sent in the end (the block says how much was, or fails) is taken back."""
+        sent = Sent(count)
+        self.sent(key, count)
+        try:
+            yield sent
+        except BaseException:
+            sent.count = 0
+            raise
+        finally:
+            self.sent(key, sent.count - count)
 
     def connected(self, listener: str, change: int) -> None:
         with self.lock:

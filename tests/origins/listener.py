@@ -179,17 +179,17 @@ class Handler(BaseHTTPRequestHandler):
         while start < end:
             count = min(step, end - start)
             self.server.faults.pace(count)
-            if corrupt and start <= corrupt.after < start + count:
-                self.server.faults.happened(corrupt)
-                data = bytearray(_read(content, file, start, count))
-                data[corrupt.after - start] ^= 0xFF
-                self.connection.sendall(data)
-            elif file is not None:
-                count = os.sendfile(self.connection.fileno(), file, start, count)
-            else:
-                self.connection.sendall(_read(content, None, start, count))
-            self.server.counters.sent(key, count)
-            start += count
+            with self.server.counters.sending(key, count) as sent:
+                if corrupt and start <= corrupt.after < start + count:
+                    self.server.faults.happened(corrupt)
+                    data = bytearray(_read(content, file, start, count))
+                    data[corrupt.after - start] ^= 0xFF
+                    self.connection.sendall(data)
+                elif file is not None:
+                    sent.count = os.sendfile(self.connection.fileno(), file, start, count)
+                else:
+                    self.connection.sendall(_read(content, None, start, count))
+            start += sent.count
 
 
 @contextlib.contextmanager

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from csi.errors import DataCacheError
 from csi.registry.directory import DirectoryRegistry
 from csi.registry.volume import VolumeRecord, VolumeRegistry
-from csi.spec.cache import CacheSpec, HubSpec, NasSpec
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec
+from csi.spec.nas import NasSpec
 from csi.spec.performance import Performance
 
 Make = Callable[[Path], VolumeRegistry]

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from csi.sources.nas import NasSource
-from csi.spec.cache import CacheSpec, NasSpec
+from csi.spec.cache import CacheSpec
 from csi.spec.manifest import Entry, Manifest
+from csi.spec.nas import NasSpec
 
 
 @contextmanager

@@ -18,8 +18,10 @@ from huggingface_hub import close_session, constants
 from csi.errors import InvalidParameter, OriginThrottled, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.sources import connections, hub_client
 from csi.sources.huggingface import HuggingFaceSource
-from csi.spec.cache import CacheSpec, HubSpec, NasSpec
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec
 from csi.spec.manifest import Manifest
+from csi.spec.nas import NasSpec
 from tests.conformance.hub_kit import pointed_at
 from tests.kernel.machine import until
 from tests.origins.faults import Fault

@@ -15,8 +15,8 @@ import pytest
 from csi.errors import OriginUnavailable, SourceChanged, UnsupportedByNode
 from csi.sources import libnfs
 from csi.sources.nas import NasReader
-from csi.spec.cache import NasSpec
 from csi.spec.manifest import Entry
+from csi.spec.nas import NasSpec
 from tests.csi.sources.nas_origin import contents, opened, resolved, write
 from tests.origins.ganesha import Export, Ganesha
 from tests.origins.onc_rpc import free_port

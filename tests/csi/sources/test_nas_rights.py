@@ -14,7 +14,7 @@ import pytest
 
 from csi.errors import PermissionDenied, SourceNotFound
 from csi.sources.libnfs import Context, Options
-from csi.spec.cache import NasSpec
+from csi.spec.nas import NasSpec
 from tests.csi.sources.nas_origin import contents, opened, resolved, write
 from tests.origins.ganesha import Export, Ganesha
 
@@ -101,7 +101,7 @@ def test_exports_that_want_a_low_source_port_are_read(guarded: Ganesha, version:
 def test_such_exports_refuse_a_client_that_may_not_bind_one(guarded: Ganesha, version: str) -> None:
     """The counter-proof: without the capability the same read is refused, so the server does look at the port."""
     spec = guarded.spec(guarded.exports[1].path, version)
-    program = f"from csi.spec.cache import NasSpec; from tests.csi.sources.nas_origin import contents; contents({spec!r})"
+    program = f"from csi.spec.nas import NasSpec; from tests.csi.sources.nas_origin import contents; contents({spec!r})"
     command = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service", sys.executable, "-c", program]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode != 0

@@ -8,10 +8,14 @@ from hypothesis import strategies as st
 
 from csi.errors import InvalidParameter
 from csi.spec import parameters
-from csi.spec.cache import REPO_SOURCES, CacheSpec, HubSpec, NasSpec, is_commit, join_list, split_list
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec, is_commit
+from csi.spec.lists import join_list, split_list
+from csi.spec.nas import NasSpec
 from csi.spec.parameters import VolumeParameters, canonical_keys, check_mutable, names_a_source, parse, parse_kept, parse_mutable
 from csi.spec.performance import GIB, Performance
 from tests.csi.spec.performances import performances
+from tests.csi.spec.specs import cache_specs, patterns
 
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 NAS = {"server": "nas.example.com", "path": "/share"}
@@ -103,7 +107,7 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(wrong: str, right:
     assert SECRET not in message
 
 
-@pytest.mark.parametrize("key", sorted(parameters._SECRET_KEYS) + ["accessToken", "HF_TOKEN", "AkSecret", "otherOpts"])
+@pytest.mark.parametrize("key", sorted(parameters.SPELLING.secret_names) + ["accessToken", "HF_TOKEN", "AkSecret"])
 def test_a_credential_is_refused_pointed_to_secrets_and_never_repeated(key: str) -> None:
     message = refusal(HUB | {key: SECRET})
     assert "Secret" in message and key in message and SECRET not in message
@@ -135,11 +139,15 @@ def test_what_a_url_carries_in_secret_is_not_repeated(values: dict[str, str]) ->
         ({}, "no source is named"),
         ({"type": "URL"}, "repoId is missing"),
         ({"repoSource": "HuggingFace/Model"}, "repoId is missing"),
-        ({"type": "OSS"}, "type is 'OSS'"),
+        ({"type": "OSS"}, "url is missing"),
+        ({"type": "FTP"}, "type is 'FTP'"),
         ({"type": "NAS", "repoId": "a/b"}, "repoId belongs to another type"),
         ({"type": "URL", **NAS}, "belongs to another type"),
         (HUB | NAS, "name two sources"),
-        (HUB | {"repoSource": "ModelScope/Model"}, "repoSource is 'ModelScope/Model'"),
+        (HUB | {"repoSource": "GitHub/Model"}, "repoSource is 'GitHub/Model'"),
+        (HUB | {"type": "HuggingFace", "repoSource": "ModelScope/Model"}, "repoSource is 'ModelScope/Model'"),
+        (HUB | {"bandwidthLimit": "1"}, "bandwidthLimit is '1'"),
+        (HUB | {"egressProfile": "../x"}, "egressProfile is"),
         (HUB | {"repoId": "a/b/c"}, "repoId is 'a/b/c'"),
         (HUB | {"repoId": "../b"}, "repoId is"),
         (HUB | {"repoId": "a/b\nc"}, "repoId is"),
@@ -164,7 +172,8 @@ def test_what_a_url_carries_in_secret_is_not_repeated(values: dict[str, str]) ->
         (NAS | {"burstIops": "5"}, "burstIops is given without burstCredit"),
         (HUB | {"revision": "x\0y"}, "holds a NUL"),
         (HUB | {"allowPatterns": "x" * 5000}, "over 4096 characters"),
-        ({"path": "/x"}, "server is missing"),
+        ({"path": "/x"}, "path may belong to a NAS or an OSS bucket or an S3 bucket; give type"),
+        ({"type": "NAS", "path": "/x"}, "server is missing"),
         ({"server": "nas"}, "path is missing"),
         (NAS | {"share": "/y"}, "path and share"),
         (NAS | {"path": "share"}, "absolute path"),
@@ -267,27 +276,9 @@ def test_only_a_full_commit_stands_still() -> None:
     assert parse(NAS).spec.source_moves and not parse(HUB).spec.source_moves
 
 
-names = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_]{0,20}", fullmatch=True)
-pattern_text = st.text(st.characters(blacklist_categories=("Cs", "Cc", "Zs", "Zl", "Zp")), min_size=1, max_size=20)
-patterns = st.lists(pattern_text, max_size=4).map(tuple)
-hubs = st.builds(HubSpec, st.sampled_from(REPO_SOURCES), st.builds("{}/{}".format, names, names), names, patterns, patterns)
-folders = st.lists(names, min_size=1, max_size=4).map(lambda parts: "/" + "/".join(parts))
-ports = st.integers(0, 65535)
-shares = st.builds(
-    NasSpec,
-    st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True),
-    folders,
-    st.sampled_from(["3", "4.0"]),
-    ports,
-    ports,
-    st.integers(1, 36000).map(lambda tenths: tenths / 10),
-    st.integers(0, 100),
-    st.integers(0, 2**32 - 2),
-    st.integers(0, 2**32 - 2),
-)
 volumes = st.builds(
     VolumeParameters,
-    st.builds(CacheSpec, hubs | shares, st.booleans()),
+    cache_specs,
     performances,
     st.booleans(),
     st.none() | st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
@@ -325,7 +316,7 @@ def test_a_list_that_was_read_is_written_no_longer_and_reads_the_same(text: str)
     assert len(join_list(items)) <= len(text)
 
 
-@given(st.dictionaries(st.sampled_from(sorted(parameters._KNOWN.values())) | st.text(max_size=12), st.text(max_size=40), max_size=6))
+@given(st.dictionaries(st.sampled_from(sorted(parameters.KEYS)) | st.text(max_size=12), st.text(max_size=40), max_size=6))
 def test_any_input_parses_or_is_refused_in_words(values: dict[str, str]) -> None:
     try:
         parsed = parse(values)

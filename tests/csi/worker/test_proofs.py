@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from csi.spec.cache import CacheSpec, HubSpec, NasSpec
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec
+from csi.spec.nas import NasSpec
 from csi.worker.proofs import ProofMemory
 from csi.worker.protocol import Resolution
 

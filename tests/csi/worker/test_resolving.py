@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from csi.errors import Busy, DataCacheError, OriginThrottled, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
-from csi.spec.cache import CacheSpec, HubSpec, NasSpec
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec
 from csi.spec.manifest import Manifest
+from csi.spec.nas import NasSpec
 from csi.waiting import Patience, WaitingRoom
 from csi.worker import resolving
 from csi.worker.proofs import ProofMemory

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from csi.spec.cache import CacheSpec, HubSpec
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec
 from csi.spec.parameters import parse
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.proofs import ProofMemory

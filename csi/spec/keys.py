@@ -1,0 +1,87 @@
+"""What a key is: the one table from which parsing, refusals, the inline policy and docs/parameters.md are made."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Setter(enum.StrEnum):
+    """Who may set a key; the value is what documents say."""
+
+    ANYONE = "StorageClass, PV, inline"
+    ADMINISTRATOR = "StorageClass, PV"
+    VOLUME = "inline, PV"
+    CONTROLLER = "the controller"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A parameter in its canonical spelling. `default` is in words, "required" where there is none; `aliases` are other spellings."""
+
+    name: str
+    meaning: str
+    default: str = ""
+    setter: Setter = Setter.ANYONE
+    aliases: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SecretKey:
+    """A key of a Kubernetes Secret that a source reads; refused, by this name, among parameters."""
+
+    name: str
+    meaning: str
+
+
+class SourceSpec(Protocol):
+    """Where data lives, in one form whatever dialect it was written in; a frozen dataclass that holds no secret."""
+
+    @property
+    def shown(self) -> str:
+        """The source as messages name it."""
+
+    @property
+    def place(self) -> str:
+        """What a credential opens: the source, whatever its revision. Files are copied between images of one place only."""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the same spec means the same content for ever (a commit)."""
+
+    @property
+    def source_moves(self) -> bool:
+        """Whether no pin can hold the source still; what it held is then told by the manifest's digest alone."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What the writer of the spec has a node connect to, as "host" or "host:port"; empty where the operator named it (a hub)."""
+
+    def to_context(self) -> dict[str, str]:
+        """The flat parameters that parse to this spec."""
+
+
+Parse = Callable[[Mapping[str, str], Sequence[str]], SourceSpec]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One way to name a source.
+
+    `types` are the values of `type` that mean it (upper case), `what` names it in messages, `keys` are its own. `parse`
+    reads values (canonical keys) and mount flags, and raises InvalidParameter. `secrets` are what it reads of a Secret.
+    """
+
+    name: str
+    what: str
+    types: tuple[str, ...]
+    keys: tuple[Key, ...]
+    parse: Parse
+    secrets: tuple[SecretKey, ...] = ()
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of its keys."""
+        return frozenset(key.name for key in self.keys)

@@ -1,0 +1,38 @@
+"""`otherOpts` of Alibaba's OSS CSI driver: ossfs options, which steer a FUSE mount that this driver does not make."""
+
+from __future__ import annotations
+
+import shlex
+
+from csi.errors import InvalidParameter
+from csi.spec.shown import shown
+
+# ossfs(1): caching, logging, timeouts and permissions of its own mount.
+_WITHOUT_EFFECT = frozenset(
+    "allow_other umask mp_umask uid gid ro nonempty max_stat_cache_size stat_cache_expire enable_noobj_cache noobj_cache_expire use_cache del_cache "
+    "ensure_diskfree connect_timeout readwrite_timeout retries multipart_size parallel_count multireq_max max_dirty_data dbglevel curldbg logfile "
+    "noxattr noshallowcopy notsup_compat_dir listobjectsv2 sigv1 sigv4 region direct_read direct_read_chunk_size direct_read_prefetch_chunks "
+    "direct_read_prefetch_limit direct_read_backward_chunks readdir_optimize readdir_check_size symlink_in_meta complement_stat mime big_writes "
+    "attr_timeout entry_timeout negative_timeout kernel_cache auto_cache".split()
+)
+_CREDENTIALS = frozenset("passwd_file akid aksecret ak sk access_key access_key_id access_key_secret security_token sts_token ahbe_conf".split())
+
+
+def check_options(text: str) -> None:
+    """Return when every option of `text` ("-o a -o b=1,c") can be passed over; raises InvalidParameter naming one that cannot, never its value."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InvalidParameter("otherOpts has a quote that is not closed; write it as -o name=value -o name") from error
+    for word in words:
+        if word == "-o":
+            continue
+        for option in word.removeprefix("-o").lstrip("-").split(","):
+            _check(option.partition("=")[0].strip().lower())
+
+
+def _check(name: str) -> None:
+    if name in _CREDENTIALS or "secret" in name or "token" in name or "passw" in name:
+        raise InvalidParameter(f"otherOpts has {shown(name)}, a credential; put akId and akSecret into a Secret and name that Secret")
+    if name and name not in _WITHOUT_EFFECT:
+        raise InvalidParameter(f"otherOpts has {shown(name)}, which this driver cannot honour; remove it")

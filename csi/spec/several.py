@@ -1,0 +1,100 @@
+"""Several sources in one volume, each in a top folder of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from csi.errors import InvalidParameter
+from csi.spec.keys import Dialect, Key, SecretKey, SourceSpec
+from csi.spec.mount_flags import refuse_flags
+from csi.spec.shown import shown
+
+MOST_SOURCES = 64
+_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+
+
+@dataclass(frozen=True)
+class SeveralSpec:
+    """Sources by the top folder that shows them, ordered by folder."""
+
+    parts: tuple[tuple[str, SourceSpec], ...]
+
+    @property
+    def shown(self) -> str:
+        """The source as messages name it."""
+        return "several sources (" + ", ".join(f"{folder}: {source.shown}" for folder, source in self.parts) + ")"
+
+    @property
+    def place(self) -> str:
+        """What the credentials open."""
+        return "several " + json.dumps([[folder, source.place] for folder, source in self.parts])
+
+    @property
+    def pinned(self) -> bool:
+        """Whether all of them are."""
+        return all(source.pinned for _, source in self.parts)
+
+    @property
+    def source_moves(self) -> bool:
+        """Whether one of them cannot be pinned."""
+        return any(source.source_moves for _, source in self.parts)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Those of all."""
+        return tuple(dict.fromkeys(address for _, source in self.parts for address in source.addresses))
+
+    def to_context(self) -> dict[str, str]:
+        """The flat parameters that parse to this spec."""
+        parts = [{"folder": folder, **source.to_context()} for folder, source in self.parts]
+        return {"type": "Several", "sources": json.dumps(parts, separators=(",", ":"))}
+
+
+def several(parse_source: Callable[[Mapping[str, str], Sequence[str]], SourceSpec]) -> Dialect:
+    """The dialect of volumes with several sources; `parse_source` reads one of them from its own parameters."""
+
+    def parse(values: Mapping[str, str], flags: Sequence[str]) -> SeveralSpec:
+        refuse_flags(flags, "several sources; give a NAS its options within sources")
+        parts: dict[str, SourceSpec] = {}
+        for number, item in enumerate(_items(values.get("sources", ""))):
+            folder = item.pop("folder", "")
+            if not _FOLDER.fullmatch(folder) or folder in parts:
+                raise InvalidParameter(
+                    f"sources[{number}].folder is {shown(folder)}; give each source a folder of its own, of letters, digits, '.', '_', '-'"
+                )
+            try:
+                parts[folder] = parse_source(item, ())
+            except InvalidParameter as error:
+                raise InvalidParameter(f"sources[{number}] ({folder}): {error}") from error
+        return SeveralSpec(tuple(sorted(parts.items())))
+
+    key = Key(
+        "sources",
+        'a JSON list; each item is a source\'s own keys and its `folder`, as `[{"folder": "base", "repoId": "org/name"}, ...]`',
+        "required",
+    )
+    secret = SecretKey("FOLDER.KEY", "a source's own keys, each behind its folder and a dot, as `base.token`; no other source gets it")
+    return Dialect("several", "several sources", ("SEVERAL",), (key,), parse, (secret,))
+
+
+def _items(text: str) -> list[dict[str, str]]:
+    try:
+        items = json.loads(text or "[]")
+    except (ValueError, RecursionError) as error:
+        raise InvalidParameter('sources is no JSON; write it as [{"folder": "base", "repoId": "org/name"}, ...]') from error
+    if not isinstance(items, list) or not 1 <= len(items) <= MOST_SOURCES:
+        raise InvalidParameter(f"sources is a JSON list of 1 to {MOST_SOURCES} objects")
+    return [_flat(number, item) for number, item in enumerate(items)]
+
+
+def _flat(number: int, item: Any) -> dict[str, str]:
+    if not isinstance(item, dict):
+        raise InvalidParameter(f"sources[{number}] is no JSON object of a source's keys")
+    if any(not isinstance(value, str | int | bool) for value in item.values()):
+        raise InvalidParameter(f"sources[{number}] has a value that is no text; write lists as one text, by commas")
+    flat = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in item.items()}
+    return {"folder" if key.lower() == "folder" else key: value for key, value in flat.items()}

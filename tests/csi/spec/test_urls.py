@@ -1,0 +1,76 @@
+"""Plain files: their URLs, names and sums, and what must not be in a URL."""
+
+from __future__ import annotations
+
+import pytest
+
+from csi.errors import InvalidParameter
+from csi.spec.parameters import parse
+from csi.spec.url import UrlFile, UrlSpec
+
+SUM = "0123456789abcdef" * 4
+SECRET = "verySecret123"
+
+
+def source(values: dict[str, str]) -> UrlSpec:
+    found = parse(values).spec.source
+    assert isinstance(found, UrlSpec)
+    return found
+
+
+def refusal(values: dict[str, str]) -> str:
+    with pytest.raises(InvalidParameter) as error:
+        parse(values)
+    return str(error.value)
+
+
+def test_one_url_or_several_by_commas_or_lines() -> None:
+    one, two = UrlFile("https://a.example/x/one.bin"), UrlFile("http://b.example:8080/two.bin?v=2")
+    assert source({"url": one.url}) == source({"type": "URL", "url": f" {one.url} "}) == UrlSpec((one,))
+    assert source({"url": f"{one.url}, {two.url}"}) == source({"url": f"{one.url}\n{two.url}\n"}) == UrlSpec((one, two))
+    assert source({"url": f"{one.url},{two.url}"}).addresses == ("a.example", "b.example:8080")
+
+
+def test_a_file_has_the_name_of_its_url() -> None:
+    assert source({"url": "https://a.example/x/%C3%BC%20b.bin?x=y#part"}).files[0].name == "ü b.bin"
+
+
+def test_each_url_may_have_its_sum() -> None:
+    url = "https://a.example/one,https://a.example/two"
+    assert [file.sha256 for file in source({"url": url, "sha256": f"-,sha256:{SUM.upper()}"}).files] == ["", SUM]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"type": "URL", "url": ""}, "url is missing"),
+        ({"url": "nohost"}, "url is 'nohost'"),
+        ({"url": "file:///etc/passwd"}, "url is"),
+        ({"url": "https://a.example/"}, "ends in no file name"),
+        ({"url": "https://a.example/x/%2e%2e"}, "ends in no file name"),
+        ({"url": "https://a.example/a%2Fb"}, "ends in no file name"),
+        ({"url": "https://a.example/x,https://b.example/x"}, "two files 'x'"),
+        ({"url": "https://a.example/x", "sha256": "12"}, "sha256 is '12'"),
+        ({"url": "https://a.example/x", "sha256": f"{SUM},{SUM}"}, "sha256 has 2 values for 1 URLs"),
+        ({"url": "https://a .example/x"}, "url is"),
+        ({"url": "https://a.example/x", "repoId": "a/b"}, "repoId"),
+        ({"url": "\n".join(f"https://a.example/{n}" for n in range(1001))}, "at most 1000"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_key(values: dict[str, str], words: str) -> None:
+    assert words in refusal(values)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://user:{SECRET}@a.example/x",
+        f"https://a.example/x?X-Amz-Signature={SECRET}",
+        f"https://a.example/x?a=1&Signature={SECRET}",
+        f"https://a.example/x?access_token={SECRET}",
+        f"https://a.example/x?sig={SECRET}",
+    ],
+)
+def test_a_login_or_a_signature_in_a_url_is_refused_and_never_repeated(url: str) -> None:
+    message = refusal({"url": url})
+    assert "credential" in message and SECRET not in message
