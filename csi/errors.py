@@ -58,6 +58,18 @@ class OriginThrottled(OriginUnavailable):
         self.retry_after = retry_after
 
 
+class OriginTimedOut(OriginUnavailable):
+    """No byte came for as long as one waits."""
+
+
+class OriginUntrusted(OriginUnavailable):
+    """The origin's TLS certificate is not trusted: trying again does not help, until somebody changes what is trusted."""
+
+
+class RangesIgnored(OriginUnavailable):
+    """The origin sends whole files where a part was asked for; trying again helps where files are read in order, by one reader."""
+
+
 class Busy(DataCacheError):
     """Work on this volume goes on; the same call later finds it further on."""
 

@@ -2,45 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
 from contextlib import ExitStack, suppress
 from types import TracebackType
 
-from csi.errors import OriginThrottled, OriginUnavailable
+from csi.errors import OriginThrottled, OriginUnavailable, OriginUntrusted, RangesIgnored
+from csi.images.flow import Flow
 from csi.spec.access import OpenReader, Reader
 from csi.spec.manifest import Entry
 
 MAX_FAILURES = 8
+"""How often one range is asked for: so many failures in a row end the fill."""
 FIRST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
-LONGEST_RETRY_AFTER = 600.0
 
 
 class PatientReader:
-    """One connection that is replaced when it fails. For one thread, as a context.
+    """One connection that is replaced when it fails, and asks when it is its turn in `flow`. For one thread, as a context.
 
-    `pause(seconds)` waits, and raises when the fill is to stop. `fetched` counts the bytes that arrived.
+    `fetched` counts the bytes that arrived. `rank` is the index of the chunk that is read: lower ones are first.
     """
 
-    def __init__(self, open_reader: OpenReader, pause: Callable[[float], None]) -> None:
-        self._open, self._pause = open_reader, pause
+    def __init__(self, open_reader: OpenReader, flow: Flow) -> None:
+        self._open, self._flow = open_reader, flow
         self._connection = ExitStack()
         self._reader: Reader | None = None
         self.fetched = 0
+        self.rank = -1
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
-        """As `Reader.read_into`; OriginUnavailable is raised only after MAX_FAILURES in a row."""
+        """As `Reader.read_into`; OriginUnavailable is raised only after MAX_FAILURES in a row, but OriginUntrusted at once."""
         for failures in range(MAX_FAILURES):
             try:
-                self._connected().read_into(entry, offset, buffer)
+                with self._flow.turn(self.rank):
+                    self._connected().read_into(entry, offset, buffer)
             except OriginUnavailable as error:
                 self.renew()
-                if failures == MAX_FAILURES - 1:
+                if failures == MAX_FAILURES - 1 or isinstance(error, OriginUntrusted):
                     raise
-                self._pause(_patience(error, failures))
+                self._sit_out(error, failures)
             else:
                 self.fetched += len(buffer)
                 return
+
+    def _sit_out(self, error: OriginUnavailable, failures: int) -> None:
+        """Wait after `failures` earlier ones in a row; what the origin asks for, all readers of the fill wait."""
+        wait = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**failures)
+        if isinstance(error, RangesIgnored):
+            self._flow.one_by_one()
+        elif isinstance(error, OriginThrottled):
+            self._flow.hold(max(wait, error.retry_after))
+        else:
+            self._flow.pause(wait * random.uniform(0.5, 1))
 
     def renew(self) -> None:
         """Let go of the connection; the next read opens a fresh one."""
@@ -59,11 +72,3 @@ class PatientReader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.renew()
-
-
-def _patience(error: OriginUnavailable, failures: int) -> float:
-    """Seconds to wait after the given number of earlier failures in a row."""
-    wait = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**failures)
-    if isinstance(error, OriginThrottled):
-        wait = max(wait, min(error.retry_after, LONGEST_RETRY_AFTER))
-    return wait

@@ -15,6 +15,7 @@ from csi.durable import rename_durably, sync_file, sync_folder
 from csi.errors import DataCacheError, FillStopped
 from csi.images.chunks import CHUNK, ChunkPlan, zero_padding
 from csi.images.fetch import PatientReader
+from csi.images.flow import Flow
 from csi.images.journal import Journal
 from csi.images.layout import Extent, Layout
 from csi.images.partial import PartialImage
@@ -80,39 +81,39 @@ class _Fill:
         self._plan = ChunkPlan(layout, chunk_bytes)
         self._resumed_at = max(journal.durable, len(layout.metadata))
         first = self._plan.index_at(self._resumed_at)
-        self._widening = Widening(connections, chunk_bytes)
-        self._ring = Ring(self._plan, first, connections + connections // 2 + 4, self._ahead)
+        widening = Widening(connections, chunk_bytes)
+        self._ring = Ring(self._plan, first, connections + connections // 2 + 4, widening.readers + AT_RISK_CHUNKS)
+        self._flow = Flow(widening, self._ring.pause)
         # One more than connections: the hashing thread's own, for files that were wrong.
-        self._readers = [PatientReader(open_reader, self._ring.pause) for _ in range(connections + 1)]
-        self._threads: list[threading.Thread] = []
-        self._started = 0
+        self._readers = [PatientReader(open_reader, self._flow) for _ in range(connections + 1)]
+        self._threads: dict[int, threading.Thread] = {}
+        self._resting: set[int] = set()
         self._synced_at = time.monotonic()
 
     def run(self, meter: ProgressMeter, should_stop: Callable[[], bool] | None) -> None:
         self._image.write_metadata(self._layout.metadata)
         self._start_readers()
-        self._thread(self._hash, self._readers[0])
+        self._thread(self._hash, 0)
         try:
             self._watch(meter, should_stop)
         except BaseException as error:
             self._ring.fail(error)
             raise
         finally:
-            for thread in self._threads:
+            for thread in self._threads.values():
                 thread.join()
             self._checkpoint()
         meter.update(self._ring.content_done, self._fetched(), final=True)
 
-    @property
-    def _ahead(self) -> int:
-        return self._widening.readers + AT_RISK_CHUNKS
-
     def _start_readers(self) -> None:
-        while self._started < self._widening.readers:
-            self._started += 1
-            self._thread(self._read, self._readers[self._started])
+        for number in range(1, self._flow.readers + 1):
+            if number not in self._threads or (number in self._resting and not self._threads[number].is_alive()):
+                self._resting.discard(number)
+                self._thread(self._read, number)
 
-    def _thread(self, work: Callable[[PatientReader], None], reader: PatientReader) -> None:
+    def _thread(self, work: Callable[[PatientReader], None], number: int) -> None:
+        reader = self._readers[number]
+
         def guarded() -> None:
             try:
                 with reader:
@@ -122,7 +123,7 @@ class _Fill:
 
         thread = threading.Thread(target=guarded, name=f"fill {work.__name__}", daemon=True)
         thread.start()
-        self._threads.append(thread)
+        self._threads[number] = thread
 
     def _watch(self, meter: ProgressMeter, should_stop: Callable[[], bool] | None) -> None:
         finished = False
@@ -136,11 +137,9 @@ class _Fill:
                 self._checkpoint()
 
     def _widen(self) -> None:
-        before = self._widening.readers
-        self._widening.look(self._fetched())
-        if self._widening.readers != before:
-            self._ring.reach(self._ahead)
-            self._start_readers()
+        self._flow.look(self._fetched())
+        self._ring.reach(self._flow.readers + AT_RISK_CHUNKS)
+        self._start_readers()
 
     def _is_due(self) -> bool:
         behind = self._plan.offset(self._ring.done) - self._journal.durable
@@ -161,8 +160,12 @@ class _Fill:
 
     def _read(self, reader: PatientReader) -> None:
         number = self._readers.index(reader)
-        while number <= self._widening.readers and (job := self._ring.take()) is not None:
+        while number <= self._flow.readers:
+            job = self._ring.take()
+            if job is None:
+                return
             view = job.view
+            reader.rank = job.chunk.index
             for entry, offset, start, length in job.chunk.pieces:
                 self._ring.check()
                 end = start + length
@@ -171,6 +174,7 @@ class _Fill:
             self._ring.filled(job)
             self._image.write(job.chunk.offset, view)
             self._ring.wrote(job)
+        self._resting.add(number)
 
     def _hash(self, reader: PatientReader) -> None:
         verifier = Verifier()

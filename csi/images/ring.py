@@ -100,8 +100,9 @@ class Ring:
     def reach(self, ahead: int) -> None:
         """Change how many chunks may be given out that are not durable yet."""
         with self._changed:
-            self._ahead = ahead
-            self._changed.notify_all()
+            if ahead != self._ahead:
+                self._ahead = ahead
+                self._changed.notify_all()
 
     def durable(self, index: int) -> None:
         """All chunks before `index` are synced and in the journal."""

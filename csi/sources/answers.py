@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 
 from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, PermissionDenied, SourceChanged, SourceNotFound, Unauthenticated
+from csi.sources.allowance import renewal
 from csi.sources.connections import shown_site
 from csi.spec.manifest import Entry
 
@@ -39,7 +40,7 @@ def changed(entry: Entry, url: str) -> SourceChanged:
 def passing_fault(status: int, headers: Mapping[str, str], where: str) -> OriginUnavailable:
     """OriginThrottled for 429 and 503, OriginUnavailable for the rest; `where` begins the message."""
     if status in (429, 503):
-        wait = retry_after(headers)
+        wait = retry_after(headers) or renewal(headers)
         return OriginThrottled(f"{where}: it asks for patience" + (f" ({wait:.0f} s)" if wait else ""), wait)
     return OriginUnavailable(f"{where}: an answer that cannot be used; trying again may help")
 

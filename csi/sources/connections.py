@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, ProtocolError, ProxyError
 
-from csi.errors import InvalidParameter, OriginUnavailable
+from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, OriginUntrusted
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 20.0
@@ -46,7 +46,7 @@ class Connections:
     def get(self, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         """The answer to one GET, its body unread, redirects not followed. The caller reads it whole or calls `drop`.
 
-        Raises OriginUnavailable naming the host and what is wrong, never the URL.
+        Raises what `unreachable` makes of a failure: it names the host and what is wrong, never the URL.
         """
         try:
             return self._ask(url, headers)
@@ -64,13 +64,13 @@ class Connections:
         except ProtocolError:
             raise
         except (HTTPError, OSError, ValueError) as error:
-            raise OriginUnavailable(f"{shown_site(url)}: {in_words(error)}") from error
+            raise unreachable(error, shown_site(url)) from error
 
     def _ask_once(self, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         try:
             return self._ask(url, headers)
         except ProtocolError as error:
-            raise OriginUnavailable(f"{shown_site(url)}: {in_words(error)}") from error
+            raise unreachable(error, shown_site(url)) from error
 
     def _manager(self, url: str) -> urllib3.PoolManager:
         proxy = proxy_for(url)
@@ -155,6 +155,21 @@ def shown_site(url: str) -> str:
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
+def unreachable(error: BaseException, where: str, more: str = "") -> OriginUnavailable:
+    """A failure on the way to `where` (host and port): OriginUntrusted, OriginTimedOut or plain OriginUnavailable, in words, then `more`."""
+    chain = list(_causes(error))
+    kind = OriginUnavailable
+    if any(isinstance(e, ssl.SSLCertVerificationError) for e in chain):
+        kind = OriginUntrusted
+    elif any(map(_timed_out, chain)):
+        kind = OriginTimedOut
+    return kind(f"{where}: {in_words(error)}{more}")
+
+
+def _timed_out(error: BaseException) -> bool:
+    return isinstance(error, TimeoutError) or type(error).__name__.endswith(("TimeoutError", "Timeout"))
+
+
 def in_words(error: BaseException) -> str:
     """What went wrong on the way to an origin, without anything that could hold a secret. Looks through to the cause."""
     chain = list(_causes(error))
@@ -171,7 +186,7 @@ def _known(error: BaseException) -> str:
         return f"TLS failed ({error.reason or 'no reason given'})"
     if isinstance(error, LocationParseError):
         return "its address cannot be read"
-    if isinstance(error, TimeoutError) or type(error).__name__.endswith(("TimeoutError", "Timeout")):
+    if _timed_out(error):
         return f"no answer (waited {CONNECT_SECONDS:.0f} s to connect, {SILENCE_SECONDS:.0f} s for a byte)"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]

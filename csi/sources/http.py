@@ -17,8 +17,9 @@ from urllib.parse import urljoin
 import urllib3
 
 from csi.errors import DataCacheError, OriginUnavailable, SourceChanged
+from csi.sources.allowance import Allowances
 from csi.sources.answers import changed, check_whole, failure, range_end
-from csi.sources.connections import Connections, drop, in_words, shown_site, site
+from csi.sources.connections import Connections, drop, shown_site, site, unreachable
 from csi.spec.manifest import Entry
 
 MAX_REDIRECTS = 5
@@ -52,7 +53,7 @@ class Addresses:
     `signs`, `url_of` signs addresses that end: each is used until it is refused, then it is asked for a new one, once.
     `conditions` are headers of one file (If-Match) that go along to every host; an answer 412 is SourceChanged. `unchanged` is asked
     with the headers of every answer that has bytes; False is SourceChanged, in the middle of a file too.
-    What was signed, and where redirects led to, is shared by all readers of one source.
+    What was signed, where redirects led to and what each site allows is shared by all readers of one source.
     """
 
     url_of: Callable[[Entry], str]
@@ -61,6 +62,7 @@ class Addresses:
     signs: bool = False
     conditions: Headers = lambda entry: {}
     unchanged: Judge = lambda entry, headers: True
+    allowances: Allowances = field(default_factory=Allowances, init=False, repr=False)
     _known: dict[str, Address] = field(default_factory=dict, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -154,7 +156,11 @@ class RangeReader:
         return self._checked(response, address, entry, offset, end)
 
     def _get(self, address: Address, asked: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
-        return self._connections.get(address.url, {**self._addresses.headers, **asked} if address.at_home else asked)
+        allowed = self._addresses.allowances
+        allowed.check(address.url)
+        response = self._connections.get(address.url, {**self._addresses.headers, **asked} if address.at_home else asked)
+        allowed.note(address.url, response.headers)
+        return response
 
     def _follow(self, entry: Entry, asked: Mapping[str, str]) -> tuple[urllib3.BaseHTTPResponse, Address]:
         """Ask the first address and go where it sends; returns the last answer and where it is from."""
@@ -204,7 +210,7 @@ class _Stream:
         try:
             count = self._body.readinto(buffer[: self.end - self.position])
         except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
-            raise OriginUnavailable(f"{self._site}: {in_words(error)} (in {self.entry.path!r} at byte {self.position})") from error
+            raise unreachable(error, self._site, f" (in {self.entry.path!r} at byte {self.position})") from error
         if not count:
             raise OriginUnavailable(f"{self._site}: the connection ended early (in {self.entry.path!r} at byte {self.position})")
         self.position += count

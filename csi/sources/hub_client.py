@@ -12,7 +12,7 @@ import httpx2
 
 from csi.errors import OriginUnavailable
 from csi.sources.answers import passing_fault
-from csi.sources.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, in_words, shown_site, site, trust
+from csi.sources.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, shown_site, site, trust, unreachable
 from csi.sources.http import MAX_REDIRECTS
 
 _TIMEOUT = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
@@ -38,7 +38,7 @@ class HubClient(httpx2.Client):
         try:
             response = self._send_twice(request, options)
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise OriginUnavailable(f"{shown_site(url)}: {in_words(error)}") from error
+            raise unreachable(error, shown_site(url)) from error
         except httpx2.TooManyRedirects as error:
             raise OriginUnavailable(f"{shown_site(url)}: more than {MAX_REDIRECTS} redirects") from error
         if response.status_code in (408, 429) or response.status_code >= 500:

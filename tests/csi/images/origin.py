@@ -19,7 +19,7 @@ Fault = Callable[[Entry, int, memoryview], None]
 
 
 class FakeOrigin:
-    """Readers share its state. `asked` counts the requests of each path, `opened` and `closed` the connections.
+    """Readers share its state. `asked` counts the requests of each path, `opened` and `closed` the connections, `most_open` those at once.
 
     With `log`, every request is also appended to that file before it is answered: "offset length path", so that a
     killed process leaves its counters behind.
@@ -29,7 +29,7 @@ class FakeOrigin:
         self.fault, self.log = fault, log
         self.asked: Counter[str] = Counter()
         self.bytes = 0
-        self.opened = self.closed = 0
+        self.opened = self.closed = self.most_open = 0
         self.lock = threading.Lock()
         self._content: dict[str, bytes] = {}
 
@@ -37,6 +37,7 @@ class FakeOrigin:
     def open(self) -> Iterator[Reader]:
         with self.lock:
             self.opened += 1
+            self.most_open = max(self.most_open, self.opened - self.closed)
         try:
             yield _Connection(self)
         finally:

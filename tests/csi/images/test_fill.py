@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from csi.errors import CorruptContent, DataCacheError, FillStopped, NoSpace, OriginThrottled, OriginUnavailable, PermissionDenied
+from csi.errors import CorruptContent, DataCacheError, FillStopped, NoSpace, OriginThrottled, OriginUnavailable, OriginUntrusted, PermissionDenied
 from csi.images import fetch
 from csi.images.chunks import CHUNK
 from csi.images.fill import fill, seal
@@ -129,6 +129,16 @@ def test_an_origin_that_stays_away_ends_the_fill_after_bounded_tries(place: Plac
     place.check()
 
 
+def test_a_certificate_that_is_not_trusted_is_not_asked_again(place: Place) -> None:
+    def fault(entry: Entry, offset: int, buffer: memoryview) -> None:
+        raise OriginUntrusted("no CA of ours")
+
+    origin = FakeOrigin(fault)
+    with pytest.raises(OriginUntrusted):
+        place.fill(origin, connections=1)
+    assert sum(origin.asked.values()) == 1
+
+
 def test_failing_to_connect_is_a_passing_failure_too(place: Place) -> None:
     origin, left = FakeOrigin(), [3]
 
@@ -152,20 +162,6 @@ def test_a_connection_that_fails_to_close_does_no_harm(place: Place) -> None:
     origin = FakeOrigin()
     fill(place.layout, place.partial, place.journal, open_reader, chunk_bytes=SMALL)
     place.check()
-
-
-def test_the_origins_retry_after_is_honoured() -> None:
-    pauses: list[float] = []
-    errors = [OriginThrottled("slow down", 42.0), OriginThrottled("slow down"), OriginUnavailable("oops")]
-
-    def fault(entry: Entry, offset: int, buffer: memoryview) -> None:
-        if errors:
-            raise errors.pop(0)
-
-    with fetch.PatientReader(FakeOrigin(fault).open, pauses.append) as reader:
-        reader.read_into(file("a", 5), 0, memoryview(bytearray(5)))
-    assert pauses[0] == 42.0 and pauses[1] < pauses[2] < 1
-    assert reader.fetched == 5
 
 
 @pytest.mark.parametrize("error", [PermissionDenied("not yours"), RuntimeError("a fault of the reader")])

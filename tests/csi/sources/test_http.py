@@ -16,7 +16,9 @@ from csi.errors import (
     DataCacheError,
     InvalidParameter,
     OriginThrottled,
+    OriginTimedOut,
     OriginUnavailable,
+    OriginUntrusted,
     PermissionDenied,
     SourceChanged,
     SourceNotFound,
@@ -293,6 +295,22 @@ def test_a_plea_for_patience_carries_its_seconds(server: Server, pool: Connectio
     assert error.value.retry_after == 17
 
 
+def test_a_used_up_allowance_spares_the_origin_requests_it_would_refuse(server: Server, pool: Connections) -> None:
+    def last(answer: Answer) -> None:
+        start, end = answer.span()
+        answer.say(206, DATA[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}", RateLimit='"resolvers";r=0;t=40')
+
+    server.behave["/file"] = last
+    addresses = at(f"{server.url}/file")
+    with RangeReader(pool, addresses) as first, RangeReader(pool, addresses) as second:
+        assert read(first, 0, 5) == DATA[:5]
+        for reader in (first, second):
+            with pytest.raises(OriginThrottled) as error:
+                read(reader, 5, 5)
+            assert 39 < error.value.retry_after <= 40
+    assert len(server.seen) == 1
+
+
 def test_retry_after_may_be_a_date_or_nonsense() -> None:
     later = time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 100))
     assert 90 < retry_after({"Retry-After": later}) <= 100
@@ -324,7 +342,7 @@ def test_a_server_that_falls_silent_is_given_up(server: Server, pool: Connection
         go.wait(20)
 
     server.behave["/file"] = silent
-    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(OriginUnavailable, match="no answer"):
+    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(OriginTimedOut, match="no answer"):
         read(reader, 0, 1000)
     go.set()
 
@@ -357,7 +375,7 @@ def test_a_ca_bundle_of_the_environment_is_trusted(certificate: Path, monkeypatc
         monkeypatch.delenv(name, raising=False)
     with Server(tls=certificate) as server:
         server.behave["/file"] = ranged
-        with RangeReader(Connections(1), at(f"{server.url}/file")) as reader, pytest.raises(OriginUnavailable, match="certificate is not trusted"):
+        with RangeReader(Connections(1), at(f"{server.url}/file")) as reader, pytest.raises(OriginUntrusted, match="certificate is not trusted"):
             read(reader, 0, 5)
         monkeypatch.setenv(key, str(certificate.with_name("cert")))
         pool = Connections(1)
