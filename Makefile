@@ -3,6 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 GO := $(shell command -v go 2>/dev/null)
 SANITY := github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.5.0
+OBJECTS := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-guest kills lint bench proto docs clean system guest
@@ -13,7 +14,7 @@ help: ## Show what can be made
 demo: system $(VENV)/demo ## Set up, then cache, mount and read a real model (REPO=org/name: from the hub of HF_ENDPOINT)
 	$(BIN)/python -m tests.demo $(if $(REPO),--repo $(REPO))
 
-test: system $(VENV)/ready $(BIN)/csi-sanity ## Set up, then run all tests
+test: system $(VENV)/ready $(BIN)/csi-sanity $(BIN)/versitygw ## Set up, then run all tests
 	$(BIN)/pytest $(ARGS)
 
 test-guest: system guest $(VENV)/ready ## Set up, then run what needs systemd and cgroup v2, in an emulated Debian guest
@@ -65,4 +66,11 @@ ifneq ($(GO),)
 	GOBIN=$(CURDIR)/$(BIN) $(GO) install $(SANITY)
 else
 	@echo "Go is not installed: csi-sanity and the comparison with the published csi.proto will not run"
+endif
+
+$(BIN)/versitygw: | $(VENV)/ready
+ifneq ($(GO),)
+	GOBIN=$(CURDIR)/$(BIN) $(GO) install $(OBJECTS)
+else
+	@echo "Go is not installed: the S3 server (versitygw) is not built, and what needs it will not run"
 endif

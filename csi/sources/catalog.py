@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from csi.errors import InvalidParameter
 from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
 from csi.spec.hub import HubSpec
+from csi.spec.nas import NasSpec
+from csi.spec.objects import ObjectSpec
+
+if TYPE_CHECKING:
+    from csi.sources.object_store import AccessKey
 
 TOKEN_KEYS = ("token", "accessToken", "HF_TOKEN", "MODELSCOPE_API_TOKEN")
+_ACCESS_KEYS = {"OSS": ("akId", "akSecret", "securityToken"), "S3": ("accessKeyId", "secretAccessKey", "sessionToken")}
 
 
 def open_source(spec: CacheSpec, secrets: Mapping[str, str]) -> Source:
@@ -17,13 +25,20 @@ def open_source(spec: CacheSpec, secrets: Mapping[str, str]) -> Source:
 
     Raises InvalidParameter when a Secret was given that holds none of the keys this source reads.
     """
-    if isinstance(spec.source, HubSpec):
-        from csi.sources.huggingface import HuggingFaceSource
+    match spec.source:
+        case HubSpec():
+            from csi.sources.huggingface import HuggingFaceSource
 
-        return HuggingFaceSource(spec, token(secrets))
-    from csi.sources.nas import NasSource
+            return HuggingFaceSource(spec, token(secrets))
+        case NasSpec():
+            from csi.sources.nas import NasSource
 
-    return NasSource(spec)
+            return NasSource(spec)
+        case ObjectSpec():
+            from csi.sources.objects import ObjectSource
+
+            return ObjectSource(spec, access_key(spec.source, secrets))
+    raise InvalidParameter(f"{spec.source.shown}: this driver has no source of that kind")
 
 
 def token(secrets: Mapping[str, str]) -> str | None:
@@ -32,3 +47,21 @@ def token(secrets: Mapping[str, str]) -> str | None:
     if secrets and found is None:
         raise InvalidParameter(f"the Secret of this volume has none of the keys {', '.join(TOKEN_KEYS)}; put the hub's token under `token`")
     return found
+
+
+def access_key(store: ObjectSpec, secrets: Mapping[str, str]) -> Callable[[], AccessKey] | None:
+    """What gives the access key of an object store: the Secret, else the instance's role; None (as anybody) where neither is named."""
+    from csi.sources.object_store import AccessKey
+
+    names = _ACCESS_KEYS[store.store]
+    values = [secrets.get(name, "").strip() for name in names]
+    if values[0] and values[1]:
+        key = AccessKey(values[0], values[1], values[2])
+        return lambda: key
+    if secrets:
+        raise InvalidParameter(f"the Secret of this volume has not both {names[0]} and {names[1]}; put the access key under these")
+    if store.ram_role:
+        from csi.sources.ram_role import role_key
+
+        return functools.partial(role_key, store.ram_role)
+    return None

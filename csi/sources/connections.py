@@ -24,7 +24,7 @@ from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, Orig
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 20.0
 IDLE_SECONDS = 30.0
-_CA_KEYS = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
+CA_KEYS = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 Site = tuple[str, str, int]
@@ -114,7 +114,7 @@ def drop(response: urllib3.BaseHTTPResponse, spare: int = 1 << 16) -> None:
 
 def trust() -> ssl.SSLContext:
     """Which certificates are trusted. Raises InvalidParameter when the environment names a bundle that cannot be read."""
-    name = next((key for key in _CA_KEYS if os.environ.get(key)), "")
+    name = next((key for key in CA_KEYS if os.environ.get(key)), "")
     return _trust(name, os.environ.get(name, ""))
 
 

@@ -17,6 +17,15 @@ from csi.worker.protocol import Request
 
 COMMAND = (sys.executable, "-P", "-m", "csi.worker")
 _STOP_SECONDS = 5.0
+_CREDENTIALS = (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "MODELSCOPE_API_TOKEN",
+    "AWS_",
+    "OSS_",
+    "ALIBABA_CLOUD_ACCESS_KEY",
+    "ALIBABA_CLOUD_SECURITY_TOKEN",
+)
 
 
 class Call:
@@ -90,7 +99,8 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    return {key: value for key, value in os.environ.items() if not key.startswith(("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"))}
+    """Without credentials that are of the machine, not of a volume."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(_CREDENTIALS)}
 
 
 class WorkerPool:

@@ -15,6 +15,8 @@ KITS = (
     ("tests.conformance.hub_kit", "HubKit", ("HuggingFace/DataSet",)),
     ("tests.conformance.nas_kit", "NasKit", ("3",)),
     ("tests.conformance.nas_kit", "NasKit", ("4.0",)),
+    ("tests.conformance.objects_kit", "ObjectsKit", ("S3",)),
+    ("tests.conformance.objects_kit", "ObjectsKit", ("OSS",)),
 )
 
 

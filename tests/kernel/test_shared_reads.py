@@ -16,12 +16,12 @@ from tests.origins.hub import Hub
 
 pytestmark = pytest.mark.kernel
 
-IMAGE = 1024 * MIB
+IMAGE = 512 * MIB
 PODS, ROUNDS = 16, 4
 POD_MEMORY = 2048 * MIB
-# What an ESSD of level PL1 reads at most. Sixteen copies of a GiB are half a machine's memory bandwidth: without a
-# disk that is slower than that, the time would tell of the two cores of the test machine.
-DISK = 350 * MIB
+# What an ESSD of level PL0 reads at most. Sixteen copies of an image are half a machine's memory bandwidth: without a
+# disk that is much slower than that, the time would tell of the two cores of the test machine.
+DISK = 180 * MIB
 Runs = dict[int, list["Cold"]]
 
 

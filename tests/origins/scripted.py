@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by path: `behave[path](handler)`; remembers (path, Authorization, Range) of every request."""
+    """Answers by path: `behave[path](handler)` (`behave["PUT path"]`); remembers (path, Authorization, Range) of every request."""
 
     daemon_threads = True
 
@@ -45,6 +45,10 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.seen.append((self.path, self.headers.get("Authorization"), self.headers.get("Range")))
         self.server.behave[self.path.partition("?")[0]](self)  # type: ignore[operator]
+
+    def do_PUT(self) -> None:
+        self.server.seen.append((self.path, self.headers.get("Authorization"), None))
+        self.server.behave[f"PUT {self.path}"](self)  # type: ignore[operator]
 
     def say(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)

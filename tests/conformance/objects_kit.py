@@ -1,0 +1,122 @@
+"""OSS and S3 against a real S3 server: each place is a folder of a bucket of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from csi.errors import DataCacheError, PermissionDenied
+from csi.sources.object_store import AccessKey
+from csi.sources.objects import ObjectSource
+from csi.sources.source import Source
+from csi.spec.cache import CacheSpec
+from csi.spec.objects import ObjectSpec
+from tests.conformance.kit import Tree
+from tests.origins import versitygw
+from tests.origins.versitygw import READER_ID, READER_SECRET, ObjectServer
+
+FOLDER = "models/a b"
+_ESTABLISHED = "01"
+_PROGRAM = """
+from csi.sources.object_store import AccessKey
+from csi.sources.objects import ObjectSource
+
+def open(spec, credential):
+    identity, _, secret = credential.partition(":")
+    return ObjectSource(spec, lambda: AccessKey(identity, secret))
+"""
+
+
+class ObjectsKit:
+    """Buckets of one server, written as `store` ("OSS" or "S3")."""
+
+    pins_revisions = False
+    verifies = False
+    forbidden: tuple[type[DataCacheError], ...] = (PermissionDenied,)
+    unreadable: tuple[type[DataCacheError], ...] = (PermissionDenied,)
+    idle_connections = 0
+
+    def __init__(self, store: str = "S3") -> None:
+        self.name = self._store = store
+
+    def __enter__(self) -> Self:
+        self.server = ObjectServer()
+        self.server.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.server.__exit__(kind, error, trace)
+
+    def missing(self) -> str:
+        return versitygw.missing()
+
+    def place(self, tree: Tree) -> CacheSpec:
+        objects = {f"{FOLDER}/{path}": data for path, data in tree.items() if isinstance(data, bytes)}
+        bucket = self.server.bucket(objects | {"models/elsewhere": b"not of this place"})
+        return CacheSpec(ObjectSpec(self._store, self.server.endpoint, bucket, FOLDER, path_style=True))
+
+    @property
+    def credential(self) -> str | None:
+        return f"{READER_ID}:{READER_SECRET}"
+
+    def open(self, spec: CacheSpec, credential: str | None) -> Source:
+        return ObjectSource(spec, key_of(credential))
+
+    def environment(self) -> dict[str, str]:
+        return {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "else", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}
+
+    def program(self) -> str:
+        return _PROGRAM
+
+    def change(self, spec: CacheSpec, path: str, data: bytes) -> None:
+        self.server.put(_bucket(spec), {f"{FOLDER}/{path}": data})
+
+    def remove(self, spec: CacheSpec) -> None:
+        self.server.remove(_bucket(spec))
+
+    def forbid(self, spec: CacheSpec) -> None:
+        self.server.allow(_bucket(spec))
+
+    def forbid_reading(self, spec: CacheSpec) -> None:
+        self.server.allow(_bucket(spec), "s3:ListBucket")
+
+    def corrupt(self, spec: CacheSpec, path: str) -> None:
+        file = self.server.root / _bucket(spec) / FOLDER / path
+        times = file.stat()
+        with file.open("r+b") as stream:
+            first = stream.read(1)
+            stream.seek(0)
+            stream.write(bytes([first[0] ^ 0xFF]))
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
+        return False
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def start(self) -> None:
+        self.server.start()
+
+    def bytes_sent(self, spec: CacheSpec, path: str) -> int | None:
+        return None
+
+    def open_connections(self) -> int:
+        rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        return sum(row[3] == _ESTABLISHED and int(row[2].rpartition(":")[2], 16) == self.server.port for row in rows)
+
+
+def key_of(credential: str | None) -> Callable[[], AccessKey] | None:
+    """What a source is given for "id:secret"; None for None."""
+    if credential is None:
+        return None
+    identity, _, secret = credential.partition(":")
+    return lambda: AccessKey(identity, secret)
+
+
+def _bucket(spec: CacheSpec) -> str:
+    assert isinstance(spec.source, ObjectSpec)
+    return spec.source.bucket
