@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -42,28 +44,51 @@ class Chunk:
         """Bytes of files in the chunk, without what pads them."""
         return sum(piece.length for piece in self.pieces)
 
+    @property
+    def spans(self) -> list[tuple[int, int]]:
+        """The whole blocks that the pieces take, as begin and end in the chunk: all that may be written, since files between them are copied."""
+        spans: list[tuple[int, int]] = []
+        for piece in self.pieces:
+            end = aligned(piece.start + piece.length)
+            begin = spans.pop()[0] if spans and spans[-1][1] == piece.start else piece.start
+            spans.append((begin, end))
+        return spans
+
 
 class ChunkPlan:
-    """All chunks of a layout, computed when asked for. Chunk `i` begins `i * chunk_bytes` bytes behind the metadata."""
+    """The chunks of a layout that hold bytes to fetch, computed when asked for.
 
-    def __init__(self, layout: Layout, chunk_bytes: int = CHUNK) -> None:
+    Chunks begin a multiple of `chunk_bytes` behind the metadata. Files that begin at an image byte in `copied` are left out.
+    """
+
+    def __init__(self, layout: Layout, chunk_bytes: int = CHUNK, copied: Container[int] = ()) -> None:
         self.chunk_bytes = chunk_bytes
-        self._extents = layout.extents
+        self._extents = tuple(extent for extent in layout.extents if extent.offset not in copied) if copied else layout.extents
         self._start = len(layout.metadata)
         self._size = layout.size
-        self.count = -(-(self._size - self._start) // self.chunk_bytes)
+        everything = range(-(-(self._size - self._start) // self.chunk_bytes))
+        self._numbers: Sequence[int] = everything if self._extents is layout.extents else self._numbers_of(self._extents)
+        self.count = len(self._numbers)
+
+    def _numbers_of(self, extents: Iterable[Extent]) -> Sequence[int]:
+        numbers = array("Q")
+        for extent in extents:
+            first, last = ((extent.offset + at - self._start) // self.chunk_bytes for at in (0, extent.entry.size - 1))
+            numbers.extend(range(max(first, numbers[-1] + 1) if numbers else first, last + 1))
+        return numbers
 
     def offset(self, index: int) -> int:
         """The image byte where chunk `index` begins; of `count`, where the image ends."""
-        return min(self._start + index * self.chunk_bytes, self._size)
+        return self._start + self._numbers[index] * self.chunk_bytes if index < self.count else self._size
 
     def index_at(self, offset: int) -> int:
-        """The chunk that begins at image byte `offset` (`count` for the image's end)."""
-        return -(-max(0, offset - self._start) // self.chunk_bytes)
+        """The first chunk that begins at image byte `offset` or behind it (`count` for the image's end)."""
+        return bisect_left(self._numbers, -(-max(0, offset - self._start) // self.chunk_bytes))
 
     def chunk(self, index: int) -> Chunk:
         """Chunk `index`, 0 <= index < count."""
-        begin, end = self.offset(index), self.offset(index + 1)
+        begin = self.offset(index)
+        end = min(begin + self.chunk_bytes, self._size)
         pieces = []
         at = self._extent_at(begin)
         while at < len(self._extents) and self._extents[at].offset < end:

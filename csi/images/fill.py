@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from csi.durable import rename_durably, sync_file, sync_folder
@@ -20,8 +20,10 @@ from csi.images.journal import Journal
 from csi.images.layout import Extent, Layout
 from csi.images.partial import PartialImage
 from csi.images.progress import FillProgress, ProgressMeter
+from csi.images.records import ImagePaths
 from csi.images.repair import hash_from_disk, refetch
 from csi.images.ring import Job, Ring
+from csi.images.shared import begin
 from csi.images.verify import Verifier, check_empty_files
 from csi.images.widening import Widening
 from csi.spec.access import OpenReader
@@ -44,23 +46,30 @@ def fill(
     *,
     connections: int = 4,
     chunk_bytes: int = CHUNK,
+    donors: Sequence[ImagePaths] = (),
     progress: Callable[[FillProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Bring the image of `layout` to `partial`, whole, verified and on disk; goes on where `journal` says.
 
+    Files that an image of `donors` (sealed, of the same source, held by the caller) has by the same digest are copied from it.
     At most `connections` readers (at least 1) are opened, as many as bring more; memory is one and a half buffers of
     `chunk_bytes` (a multiple of 4096) for each and four more. `progress` and `should_stop` are called in the calling
     thread. Raises FillStopped when told to stop, CorruptContent when a file is
     wrong twice, NoSpace, and what the reader raises; what is done by then stays.
     """
     check_empty_files(layout.manifest)
+    meter = ProgressMeter(layout.manifest.content_bytes, progress)
+
+    def check() -> None:
+        if should_stop is not None and should_stop():
+            raise FillStopped("the fill was told to stop; what is there stays, and the next fill goes on from there")
+
     with Journal(journal, layout, chunk_bytes) as log:
-        if log.durable == 0 or not PartialImage.is_whole(partial, layout.size):
-            log.restart()
-            PartialImage.create(partial, layout.size)
+        copied = begin(layout, partial, log, donors, lambda done, copied: meter.update(done, 0, copied), check)
         with PartialImage(partial, layout.size) as image:
-            _Fill(layout, image, log, open_reader, connections, chunk_bytes).run(ProgressMeter(layout.manifest.content_bytes, progress), should_stop)
+            plan = ChunkPlan(layout, chunk_bytes, log.copied)
+            _Fill(layout, plan, image, log, open_reader, connections, copied).run(meter, check)
 
 
 def seal(partial: Path, final: Path, journal: Path) -> None:
@@ -76,12 +85,13 @@ def seal(partial: Path, final: Path, journal: Path) -> None:
 
 
 class _Fill:
-    def __init__(self, layout: Layout, image: PartialImage, journal: Journal, open_reader: OpenReader, connections: int, chunk_bytes: int) -> None:
-        self._layout, self._image, self._journal = layout, image, journal
-        self._plan = ChunkPlan(layout, chunk_bytes)
+    def __init__(
+        self, layout: Layout, plan: ChunkPlan, image: PartialImage, journal: Journal, open_reader: OpenReader, connections: int, copied: int
+    ) -> None:
+        self._layout, self._plan, self._image, self._journal, self._copied = layout, plan, image, journal, copied
         self._resumed_at = max(journal.durable, len(layout.metadata))
         first = self._plan.index_at(self._resumed_at)
-        widening = Widening(connections, chunk_bytes)
+        widening = Widening(connections, plan.chunk_bytes)
         self._ring = Ring(self._plan, first, connections + connections // 2 + 4, widening.readers + AT_RISK_CHUNKS)
         self._flow = Flow(widening, self._ring.pause)
         # One more than connections: the hashing thread's own, for files that were wrong.
@@ -90,12 +100,12 @@ class _Fill:
         self._resting: set[int] = set()
         self._synced_at = time.monotonic()
 
-    def run(self, meter: ProgressMeter, should_stop: Callable[[], bool] | None) -> None:
+    def run(self, meter: ProgressMeter, check: Callable[[], None]) -> None:
         self._image.write_metadata(self._layout.metadata)
         self._start_readers()
         self._thread(self._hash, 0)
         try:
-            self._watch(meter, should_stop)
+            self._watch(meter, check)
         except BaseException as error:
             self._ring.fail(error)
             raise
@@ -103,7 +113,10 @@ class _Fill:
             for thread in self._threads.values():
                 thread.join()
             self._checkpoint()
-        meter.update(self._ring.content_done, self._fetched(), final=True)
+        self._tell(meter, final=True)
+
+    def _tell(self, meter: ProgressMeter, final: bool = False) -> None:
+        meter.update(self._copied + self._ring.content_done, self._fetched(), self._copied, final=final)
 
     def _start_readers(self) -> None:
         for number in range(1, self._flow.readers + 1):
@@ -125,14 +138,14 @@ class _Fill:
         thread.start()
         self._threads[number] = thread
 
-    def _watch(self, meter: ProgressMeter, should_stop: Callable[[], bool] | None) -> None:
+    def _watch(self, meter: ProgressMeter, check: Callable[[], None]) -> None:
         finished = False
         while not finished:
             finished = self._ring.wait_done(self._plan.index_at(self._journal.durable) + CHECKPOINT_CHUNKS, _TICK)
-            meter.update(self._ring.content_done, self._fetched())
+            self._tell(meter)
             self._widen()
-            if not finished and should_stop is not None and should_stop():
-                raise FillStopped("the fill was told to stop; what is there stays, and the next fill goes on from there")
+            if not finished:
+                check()
             if self._is_due():
                 self._checkpoint()
 
@@ -142,8 +155,8 @@ class _Fill:
         self._start_readers()
 
     def _is_due(self) -> bool:
-        behind = self._plan.offset(self._ring.done) - self._journal.durable
-        return behind >= CHECKPOINT_CHUNKS * self._plan.chunk_bytes or time.monotonic() - self._synced_at >= CHECKPOINT_SECONDS
+        behind = self._ring.done - self._plan.index_at(self._journal.durable)
+        return behind >= CHECKPOINT_CHUNKS or time.monotonic() - self._synced_at >= CHECKPOINT_SECONDS
 
     def _checkpoint(self) -> None:
         """Sync, then write down, what was done before the sync began."""
@@ -172,7 +185,8 @@ class _Fill:
                 reader.read_into(entry, offset, view[start:end])
                 zero_padding(view, end)
             self._ring.filled(job)
-            self._image.write(job.chunk.offset, view)
+            for start, end in job.chunk.spans:
+                self._image.write(job.chunk.offset + start, view[start:end])
             self._ring.wrote(job)
         self._resting.add(number)
 

@@ -1,9 +1,10 @@
 """The journal of a fill: how much of a partial image is on disk and verified.
 
-A file of a header, which binds it to one image, and fixed-size records, each the image byte up to which everything
-is durable. A record is appended only after the image was synced, so the last whole one can be believed whatever
-happened since. Format, little endian: header `<8sIIQ32sI` (magic, layout format, chunk bytes, image bytes, manifest
-digest, crc32), record `<QI` (durable bytes, crc32 that continues the header's).
+A file of a header, which binds it to one image, and fixed-size records, each either the image byte up to which everything
+is durable, or where a file begins that was copied from another image and is durable by itself. A record is appended
+only after the image was synced, so all whole ones can be believed whatever happened since. Format, little endian: header
+`<8sIIQ32sI` (magic, layout format, chunk bytes, image bytes, manifest digest, crc32), record `<QI` (durable bytes or, with
+the highest bit set, a copied file's first byte; crc32 that continues the header's).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +21,7 @@ from csi.images.layout import FORMAT, Layout
 _MAGIC = b"DCFILL\0\1"
 _header = struct.Struct("<8sIIQ32sI")
 _record = struct.Struct("<QI")
+_COPIED = 1 << 63
 
 
 class Journal:
@@ -31,6 +34,8 @@ class Journal:
         content = path.read_bytes()
         self.durable = 0
         """Image bytes, from offset 0 on, that are on disk with every file that ends in them verified."""
+        self.copied: set[int] = set()
+        """Where the files begin that were copied whole from other images and are on disk."""
         if content.startswith(self._header):
             self._recover(content)
         else:
@@ -38,9 +43,23 @@ class Journal:
 
     def append(self, durable: int) -> None:
         """Record that image bytes up to `durable` are synced. The record itself is not: losing it only costs fetching again."""
-        body = struct.pack("<Q", durable)
-        os.write(self._fd, body + struct.pack("<I", zlib.crc32(body, self._seed)))
+        os.write(self._fd, self._packed(durable))
         self.durable = durable
+
+    def append_copied(self, offsets: Iterable[int]) -> None:
+        """Record that the files that begin at these image bytes were copied and synced."""
+        fresh = sorted(set(offsets) - self.copied)
+        os.write(self._fd, b"".join(self._packed(_COPIED | offset) for offset in fresh))
+        self.copied.update(fresh)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of the image is on disk."""
+        return self.durable > 0 or bool(self.copied)
+
+    def _packed(self, value: int) -> bytes:
+        body = struct.pack("<Q", value)
+        return body + struct.pack("<I", zlib.crc32(body, self._seed))
 
     def restart(self) -> None:
         """Forget all records, durably: an old record must not come back, after a power cut, beside a new partial image."""
@@ -49,14 +68,18 @@ class Journal:
         os.write(self._fd, self._header)
         os.fsync(self._fd)
         self.durable = 0
+        self.copied.clear()
 
     def _recover(self, content: bytes) -> None:
         at = len(self._header)
         while at + _record.size <= len(content):
-            durable, crc = _record.unpack_from(content, at)
+            value, crc = _record.unpack_from(content, at)
             if crc != zlib.crc32(content[at : at + 8], self._seed):
                 break
-            self.durable = durable
+            if value & _COPIED:
+                self.copied.add(value ^ _COPIED)
+            else:
+                self.durable = value
             at += _record.size
         os.ftruncate(self._fd, at)
         os.lseek(self._fd, at, os.SEEK_SET)

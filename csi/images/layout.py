@@ -2,12 +2,14 @@
 
 An image is an uncompressed EROFS file system. Its metadata comes first (super block, inodes with short symlinks
 and folders behind them, then the blocks of long ones), then each file as one run of 4 KiB-aligned bytes, in the
-manifest's order. Nothing here reads or writes a file, so two nodes compute the same image independently.
+manifest's order. Nothing else decides it, so two nodes compute the same image independently.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from csi.errors import OutOfRange
 from csi.images import erofs
@@ -58,6 +60,12 @@ class _Node:
     inline: bool = False
     names: list[tuple[bytes, _Node]] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
+
+
+def is_laid_out(image: Path, layout: Layout) -> bool:
+    """Whether the file at `image` is one of `layout`: as long, and beginning with its metadata. Raises OSError."""
+    with image.open("rb") as stream:
+        return os.fstat(stream.fileno()).st_size == layout.size and stream.read(len(layout.metadata)) == layout.metadata
 
 
 def lay_out(manifest: Manifest) -> Layout:

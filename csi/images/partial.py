@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
@@ -15,6 +16,8 @@ from csi.images.erofs import aligned
 from csi.images.sizes import human
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+Range = tuple[int, int]
+"""Bytes of an image: from the first on, up to, but without, the second."""
 _NO_ALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -29,13 +32,14 @@ class PartialImage:
         self._fd, self._direct = _open(path)
 
     @staticmethod
-    def create(path: Path, size: int) -> None:
-        """Make a new, fully allocated file of mode 0600 in the place of whatever is there."""
+    def create(path: Path, size: int, ranges: Iterable[Range] | None = None) -> None:
+        """Make a new file of mode 0600 in the place of whatever is there, with `ranges` of it allocated (None: the whole)."""
         path.unlink(missing_ok=True)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
-                _allocate(fd, size)
+                os.ftruncate(fd, size)
+                _allocate(fd, ((0, size),) if ranges is None else ranges)
                 os.fsync(fd)
             finally:
                 os.close(fd)
@@ -43,7 +47,19 @@ class PartialImage:
         except OSError as error:
             # What was allocated before the file system was full would keep the room from everyone.
             path.unlink(missing_ok=True)
-            raise _fault(error, path, size) from error
+            raise fault(error, path, size) from error
+
+    @staticmethod
+    def allocate(path: Path, size: int, ranges: Iterable[Range]) -> None:
+        """Allocate what is not yet of these ranges of the file; what is there stays as it is."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _allocate(fd, ranges)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise fault(error, path, size) from error
 
     @staticmethod
     def is_whole(path: Path, size: int) -> bool:
@@ -57,7 +73,7 @@ class PartialImage:
                 done = os.pwrite(self._fd, data, offset)
                 offset, data = offset + done, data[done:]
         except OSError as error:
-            raise _fault(error, self._path, self._size) from error
+            raise fault(error, self._path, self._size) from error
 
     def write_metadata(self, metadata: bytes) -> None:
         """Write `metadata` at offset 0, through an aligned buffer. A file system that takes O_DIRECT at open only is found out here."""
@@ -83,14 +99,14 @@ class PartialImage:
                     raise DataCacheError(f"the partial image {self._path} ends early; remove it so that it is filled again")
                 offset, into = offset + done, into[done:]
         except OSError as error:
-            raise _fault(error, self._path, self._size) from error
+            raise fault(error, self._path, self._size) from error
 
     def sync(self) -> None:
         """Return when all that was written before is on disk."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            raise _fault(error, self._path, self._size) from error
+            raise fault(error, self._path, self._size) from error
         if not self._direct:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -111,16 +127,17 @@ def _open(path: Path) -> tuple[int, bool]:
         return os.open(path, flags), False
 
 
-def _allocate(fd: int, size: int) -> None:
+def _allocate(fd: int, ranges: Iterable[Range]) -> None:
     try:
-        os.posix_fallocate(fd, 0, size)
+        for begin, end in ranges:
+            os.posix_fallocate(fd, begin, end - begin)
     except OSError as error:
         if error.errno not in _NO_ALLOCATE:
             raise
-        os.ftruncate(fd, size)
 
 
-def _fault(error: OSError, path: Path, size: int) -> DataCacheError:
+def fault(error: OSError, path: Path, size: int) -> DataCacheError:
+    """What an OSError about the image at `path`, which needs `size` bytes, means."""
     if error.errno in _NO_SPACE:
         free = os.statvfs(path.parent)
         there = human(free.f_bavail * free.f_frsize)

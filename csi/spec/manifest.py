@@ -103,6 +103,14 @@ class Manifest:
             stream.write(_dump(entry.canonical()))
 
     @staticmethod
+    def read_access(stream: IO[bytes]) -> dict[str, str]:
+        """The access half of what `write` wrote, without reading the content; raises DataCacheError when it is damaged."""
+        try:
+            return dict(json.loads(stream.readline())["access"])
+        except (ValueError, TypeError, LookupError) as error:
+            raise DataCacheError("the stored manifest is damaged; remove its image folder so that it is resolved again") from error
+
+    @staticmethod
     def read(stream: IO[bytes]) -> Manifest:
         """Read what `write` wrote; raises DataCacheError when it is of another format, cut or changed."""
         try:

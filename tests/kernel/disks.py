@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Options for tests: ext4 without blocks for root alone; XFS wants 300 MiB, btrfs is fine with 110.
+_MAKE = {"ext4": ["mkfs.ext4", "-q", "-m", "0"], "xfs": ["mkfs.xfs", "-q"], "btrfs": ["mkfs.btrfs", "-q"]}
+
 
 @contextmanager
-def disk(folder: Path, size: int) -> Iterator[Path]:
-    """An ext4 of `size` bytes over a file in `folder`, mounted below it for the block."""
+def disk(folder: Path, size: int, kind: str = "ext4") -> Iterator[Path]:
+    """A file system of `size` bytes over a file in `folder`, mounted below it for the block; `kind` is ext4, xfs or btrfs."""
     image, target = folder / "disk", folder / "mounted"
     target.mkdir()
     with image.open("wb") as stream:
         stream.truncate(size)
-    subprocess.run(["mkfs.ext4", "-q", "-m", "0", str(image)], check=True)
+    subprocess.run([*_MAKE[kind], str(image)], check=True)
     device = subprocess.run(["losetup", "--find", "--show", "--direct-io=on", str(image)], check=True, capture_output=True, text=True).stdout.strip()
     try:
         subprocess.run(["mount", device, str(target)], check=True)

@@ -6,7 +6,7 @@ import ast
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,17 +21,19 @@ Fault = Callable[[Entry, int, memoryview], None]
 class FakeOrigin:
     """Readers share its state. `asked` counts the requests of each path, `opened` and `closed` the connections, `most_open` those at once.
 
+    `contents` are the files whose bytes are not `content(path, size)`.
+
     With `log`, every request is also appended to that file before it is answered: "offset length path", so that a
     killed process leaves its counters behind.
     """
 
-    def __init__(self, fault: Fault | None = None, log: Path | None = None) -> None:
+    def __init__(self, fault: Fault | None = None, log: Path | None = None, contents: Mapping[str, bytes] | None = None) -> None:
         self.fault, self.log = fault, log
         self.asked: Counter[str] = Counter()
         self.bytes = 0
         self.opened = self.closed = self.most_open = 0
         self.lock = threading.Lock()
-        self._content: dict[str, bytes] = {}
+        self._content: dict[str, bytes] = dict(contents or {})
 
     @contextmanager
     def open(self) -> Iterator[Reader]:
