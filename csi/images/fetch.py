@@ -37,6 +37,9 @@ class PatientReader:
                 with self._flow.turn(self.rank):
                     self._connected().read_into(entry, offset, buffer)
             except OriginUnavailable as error:
+                if isinstance(error, RangesIgnored):
+                    # Before the connection goes: only what others read after that is in order.
+                    self._flow.one_by_one()
                 self.renew()
                 if failures == MAX_FAILURES - 1 or isinstance(error, OriginUntrusted):
                     raise
@@ -48,11 +51,9 @@ class PatientReader:
     def _sit_out(self, error: OriginUnavailable, failures: int) -> None:
         """Wait after `failures` earlier ones in a row; what the origin asks for, all readers of the fill wait."""
         wait = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**failures)
-        if isinstance(error, RangesIgnored):
-            self._flow.one_by_one()
-        elif isinstance(error, OriginThrottled):
+        if isinstance(error, OriginThrottled):
             self._flow.hold(max(wait, error.retry_after))
-        else:
+        elif not isinstance(error, RangesIgnored):
             self._flow.pause(wait * random.uniform(0.5, 1))
 
     def renew(self) -> None:

@@ -20,6 +20,7 @@ import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, ProtocolError, ProxyError
 
 from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, OriginUntrusted
+from csi.sources.tempo import Tempo
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 20.0
@@ -33,11 +34,13 @@ Site = tuple[str, str, int]
 class Connections:
     """Reused connections to any number of sites, for any number of threads; at most `limit` idle ones a site.
 
+    `tempo` is what they usually give.
     Connections that idled for over IDLE_SECONDS are not used again: origins and firewalls drop them without a word.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
+        self.tempo = Tempo()
         self._trust = trust()
         self._managers: dict[str, urllib3.PoolManager] = {}
         self._guard = threading.Lock()

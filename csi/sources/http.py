@@ -7,19 +7,19 @@ they fail, and checks that what comes is what was asked.
 
 from __future__ import annotations
 
-import http.client
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 from urllib.parse import urljoin
 
 import urllib3
 
-from csi.errors import DataCacheError, OriginUnavailable, SourceChanged
+from csi.errors import DataCacheError, OriginUnavailable, RangesIgnored, SourceChanged
 from csi.sources.allowance import Allowances
 from csi.sources.answers import changed, check_whole, failure, range_end
-from csi.sources.connections import Connections, drop, shown_site, site, unreachable
+from csi.sources.connections import Connections, drop, shown_site, site
+from csi.sources.streams import SharedStreams, Stream
 from csi.spec.manifest import Entry
 
 MAX_REDIRECTS = 5
@@ -28,14 +28,12 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _ENDED = (400, 401, 403, 410, *_REDIRECTS)
 _REMEMBERED = 1024
 _SKIP = 1 << 18
+# Some mirrors send small files whole whatever is asked for: what is read in vain then is less than what reading in order would cost.
+_SMALL = 4 << 20
 
 Refusal = Callable[[int, Mapping[str, str]], DataCacheError | None]
 Headers = Callable[[Entry], Mapping[str, str]]
 Judge = Callable[[Entry, Mapping[str, str]], bool]
-
-
-class _Body(Protocol):
-    def readinto(self, buffer: memoryview, /) -> int: ...
 
 
 class Address(NamedTuple):
@@ -53,7 +51,8 @@ class Addresses:
     `signs`, `url_of` signs addresses that end: each is used until it is refused, then it is asked for a new one, once.
     `conditions` are headers of one file (If-Match) that go along to every host; an answer 412 is SourceChanged. `unchanged` is asked
     with the headers of every answer that has bytes; False is SourceChanged, in the middle of a file too.
-    What was signed, where redirects led to and what each site allows is shared by all readers of one source.
+    What was signed, where redirects led to and what each site allows is shared by all readers of one source. `in_order` is set
+    once the origin sent a large file whole where a part was asked for: then one stream is read on from reader to reader.
     """
 
     url_of: Callable[[Entry], str]
@@ -63,6 +62,8 @@ class Addresses:
     conditions: Headers = lambda entry: {}
     unchanged: Judge = lambda entry, headers: True
     allowances: Allowances = field(default_factory=Allowances, init=False, repr=False)
+    in_order: bool = field(default=False, init=False)
+    streams: SharedStreams = field(default_factory=SharedStreams, init=False, repr=False)
     _known: dict[str, Address] = field(default_factory=dict, init=False, repr=False)
     _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
@@ -87,22 +88,29 @@ class Addresses:
 
 
 class RangeReader:
-    """Reads ranges of files; for one thread at a time. Implements `csi.spec.access.Reader`."""
+    """Reads ranges of files; for one thread at a time, as a context. Implements `csi.spec.access.Reader`."""
 
     def __init__(self, connections: Connections, addresses: Addresses) -> None:
         self._connections, self._addresses = connections, addresses
-        self._stream: _Stream | None = None
+        self._stream: Stream | None = None
+        self._ignored = False
 
     def __enter__(self) -> RangeReader:
+        self._addresses.streams.joined()
         return self
 
     def __exit__(self, *_: object) -> None:
+        # Not before: who heard of it from this reader reads in order by now.
+        self._addresses.in_order |= self._ignored
+        self._pass_on()
         self._close_stream()
+        self._addresses.streams.left()
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
         """Fill the whole of `buffer` with the bytes of `entry` from byte `offset` on; see `Reader.read_into`.
 
         A read beyond the end of the file is SourceChanged without a request. OriginThrottled has the origin's Retry-After.
+        RangesIgnored is raised once, where a large file came whole: from then on reads should be in order.
         """
         if offset + len(buffer) > entry.size:
             raise SourceChanged(f"{entry.path!r} has {entry.size} bytes; {len(buffer)} from byte {offset} on were asked for")
@@ -110,39 +118,54 @@ class RangeReader:
         while done < len(buffer):
             stream = self._stream_at(entry, offset + done, offset + len(buffer))
             done += self._read(stream, buffer[done:])
+        self._pass_on()
 
-    def _stream_at(self, entry: Entry, offset: int, end: int) -> _Stream:
+    def _stream_at(self, entry: Entry, offset: int, end: int) -> Stream:
         """An open answer whose next byte is `offset` of `entry`: the one at hand where it goes on, else a new request."""
+        if self._stream is not None and self._stream.position != offset:
+            # Another reader may have left one that is further.
+            self._pass_on()
         stream = self._stream
         if stream is None or not stream.reaches(entry, offset):
             self._close_stream()
-            self._stream = stream = self._request(entry, offset, end)
+            self._stream = stream = self._addresses.streams.take(entry, offset) or self._request(entry, offset, end)
         if stream.position < offset:
             self._skip(stream, offset)
         return stream
 
-    def _skip(self, stream: _Stream, offset: int) -> None:
+    def _skip(self, stream: Stream, offset: int) -> None:
+        if stream.whole and not self._is_in_order(stream.entry):
+            self._ignored = True
+            raise RangesIgnored(f"the origin sends all of {stream.entry.path!r} where a part was asked for; its files are read in order from now on")
         scratch = memoryview(bytearray(_SKIP))
         while stream.position < offset:
             self._read(stream, scratch[: offset - stream.position])
 
-    def _read(self, stream: _Stream, buffer: memoryview) -> int:
+    def _is_in_order(self, entry: Entry) -> bool:
+        return entry.size <= _SMALL or self._addresses.in_order or self._ignored
+
+    def _read(self, stream: Stream, buffer: memoryview) -> int:
         try:
             count = stream.read(buffer)
-        except OriginUnavailable:
+            if stream.position == stream.end:
+                self._stream = None
+                stream.finish()
+        except DataCacheError:
             self._close_stream()
             raise
-        if stream.position == stream.end:
-            stream.finish()
-            self._stream = None
         return count
+
+    def _pass_on(self) -> None:
+        if self._stream is not None and self._stream.whole and self._addresses.in_order:
+            self._addresses.streams.put(self._stream)
+            self._stream = None
 
     def _close_stream(self) -> None:
         if self._stream is not None:
-            self._stream.response.close()
+            self._stream.close()
             self._stream = None
 
-    def _request(self, entry: Entry, offset: int, end: int) -> _Stream:
+    def _request(self, entry: Entry, offset: int, end: int) -> Stream:
         """A new answer for bytes `offset` to `end` of `entry`, checked; through the remembered address, if it still works."""
         asked = {**self._addresses.conditions(entry), "Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
         known = self._addresses.known(entry)
@@ -176,7 +199,7 @@ class RangeReader:
             address = Address(url, site(url) == home)
         raise OriginUnavailable(f"{shown_site(address.url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}")
 
-    def _checked(self, response: urllib3.BaseHTTPResponse, address: Address, entry: Entry, offset: int, end: int) -> _Stream:
+    def _checked(self, response: urllib3.BaseHTTPResponse, address: Address, entry: Entry, offset: int, end: int) -> Stream:
         try:
             if response.status not in (200, 206):
                 refusal = self._addresses.refusal(response.status, response.headers) if address.at_home else None
@@ -184,49 +207,13 @@ class RangeReader:
             if not self._addresses.unchanged(entry, response.headers):
                 raise changed(entry, address.url)
             if response.status == 206:
-                return _Stream(response, address.url, entry, offset, range_end(response.headers, address.url, entry, offset, end))
+                end = range_end(response.headers, address.url, entry, offset, end)
+                return Stream(response, address.url, entry, offset, end, self._connections.tempo)
             check_whole(response.headers, address.url, entry)
-            return _Stream(response, address.url, entry, 0, entry.size)
+            return Stream(response, address.url, entry, 0, entry.size, self._connections.tempo, whole=True)
         except DataCacheError:
             drop(response)
             raise
-
-
-class _Stream:
-    """An open answer: `response` holds bytes `position` to `end` of `entry`."""
-
-    def __init__(self, response: urllib3.BaseHTTPResponse, url: str, entry: Entry, position: int, end: int) -> None:
-        self.response, self.entry, self.position, self.end = response, entry, position, end
-        self._site = shown_site(url)
-        # urllib3's own readinto copies; the http.client body below it writes into the buffer itself (a fifth less CPU).
-        body = getattr(response, "_fp", None)
-        self._body: _Body = body if isinstance(body, http.client.HTTPResponse) else response
-
-    def reaches(self, entry: Entry, offset: int) -> bool:
-        return entry == self.entry and self.position <= offset < self.end
-
-    def read(self, buffer: memoryview) -> int:
-        """At least one byte into `buffer`; raises OriginUnavailable when the answer ends early or nothing comes."""
-        try:
-            count = self._body.readinto(buffer[: self.end - self.position])
-        except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError) as error:
-            raise unreachable(error, self._site, f" (in {self.entry.path!r} at byte {self.position})") from error
-        if not count:
-            raise OriginUnavailable(f"{self._site}: the connection ended early (in {self.entry.path!r} at byte {self.position})")
-        self.position += count
-        return count
-
-    def finish(self) -> None:
-        """All bytes that count were read: the connection is free for the next request, unless more than that was sent."""
-        try:
-            # Lets http.client see the end of a chunked body.
-            more = self._body.readinto(memoryview(bytearray(1)))
-        except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError):
-            more = 1
-        if more:
-            self.response.close()
-        else:
-            self.response.release_conn()
 
 
 def _next_address(response: urllib3.BaseHTTPResponse, url: str) -> str:
