@@ -17,11 +17,12 @@ class FileHash:
     """The running digest of one file; an entry whose origin gave no digest is taken as it comes."""
 
     def __init__(self, entry: Entry) -> None:
-        self._entry = entry
         self._hash: _Hash | None = None
-        if entry.digest.startswith("sha256:"):
+        self._form, _, rest = entry.digest.partition(":")
+        self._expected = rest.partition(" ")[0]
+        if self._form in ("sha256", "claimed"):
             self._hash = hashlib.sha256()
-        elif entry.digest.startswith("git:"):
+        elif self._form == "git":
             # git-hash-object: sha1 of "blob <size>\0" and the bytes.
             self._hash = hashlib.sha1(b"blob %d\0" % entry.size, usedforsecurity=False)
 
@@ -34,9 +35,8 @@ class FileHash:
         """After the last byte: None when the digest is right, else the digest found."""
         if self._hash is None:
             return None
-        form, _, expected = self._entry.digest.partition(":")
         found = self._hash.hexdigest()
-        return None if found == expected else f"{form}:{found}"
+        return None if found == self._expected else f"{self._form}:{found}"
 
 
 class Verifier:
@@ -66,6 +66,11 @@ def check_empty_files(manifest: Manifest) -> None:
 
 def corrupt(entry: Entry, found: str) -> CorruptContent:
     """The error for a file whose bytes are not those of its digest."""
+    if entry.digest.startswith("claimed:"):
+        return CorruptContent(
+            f"{entry.path!r} has the sha256 {found.removeprefix('claimed:')}, not {entry.digest[len('claimed:') :].partition(' ')[0]}; "
+            "check sha256, and whether the file has changed"
+        )
     return CorruptContent(
         f"the origin sent wrong bytes for {entry.path!r}: expected {entry.digest}, found {found}; "
         "check the origin or the mirror in front of it, then create the cache again"

@@ -12,6 +12,8 @@ from csi.spec.cache import CacheSpec
 from csi.spec.hub import HubSpec
 from csi.spec.nas import NasSpec
 from csi.spec.objects import ObjectSpec
+from csi.spec.several import SeveralSpec
+from csi.spec.url import UrlSpec
 
 if TYPE_CHECKING:
     from csi.sources.object_store import AccessKey
@@ -38,6 +40,14 @@ def open_source(spec: CacheSpec, secrets: Mapping[str, str]) -> Source:
             from csi.sources.objects import ObjectSource
 
             return ObjectSource(spec, access_key(spec.source, secrets))
+        case UrlSpec():
+            from csi.sources.url import UrlSource
+
+            return UrlSource(spec, token(secrets))
+        case SeveralSpec():
+            from csi.sources.several import SeveralSource
+
+            return SeveralSource(spec, secrets, open_source)
     raise InvalidParameter(f"{spec.source.shown}: this driver has no source of that kind")
 
 

@@ -120,6 +120,10 @@ class RangeReader:
             done += self._read(stream, buffer[done:])
         self._pass_on()
 
+    def ask(self, entry: Entry, headers: Mapping[str, str]) -> tuple[urllib3.BaseHTTPResponse, Address]:
+        """The last answer to a GET of `entry`, redirects followed, whatever its status, and where it is from; the caller reads or drops its body."""
+        return self._follow(entry, headers)
+
     def _stream_at(self, entry: Entry, offset: int, end: int) -> Stream:
         """An open answer whose next byte is `offset` of `entry`: the one at hand where it goes on, else a new request."""
         if self._stream is not None and self._stream.position != offset:

@@ -45,6 +45,8 @@ class Entry:
     file), `mode` the permission bits (12 bits), `mtime_ns` nanoseconds since 1970. `digest` says what a file's
     bytes are: "sha256:<hex>", "git:<hex>" (git blob id, sha1) or, where the origin gives neither,
     "token:<text>": origin identity and change token, which cannot be verified but never meets another origin's.
+    "claimed:<sha256 hex> <text>" is such a token with a sha256 that is not the origin's word: it is verified, but two
+    files are one only if the tokens are equal too, so that nobody gets another's file by naming its sum.
     `target` is a symlink's text.
     """
 
@@ -60,8 +62,8 @@ class Entry:
 
     @property
     def verifiable(self) -> bool:
-        """Whether the origin gave a digest that the bytes can be checked against."""
-        return self.digest.startswith(("sha256:", "git:"))
+        """Whether there is a digest that the bytes can be checked against."""
+        return self.digest.startswith(("sha256:", "git:", "claimed:"))
 
     def canonical(self) -> list[str | int]:
         """The entry as the JSON array that is digested and stored."""

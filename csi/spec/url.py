@@ -16,24 +16,31 @@ from csi.spec.shown import shown
 
 MOST_FILES = 1000
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+_NAMED = re.compile(r"(?!https?://)(.+?)=(https?://.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class UrlFile:
-    """One file: its URL, and the sha256 that the user expects of its bytes (64 hex digits, "" for none)."""
+    """One file: its URL, the sha256 that the user expects of its bytes (64 hex digits, "" for none), and its path where that was given."""
 
     url: str
     sha256: str = ""
+    given_path: str = ""
 
     @property
-    def name(self) -> str:
-        """The file's name in the volume: the last part of the URL's path."""
-        return unquote(urlsplit(self.url).path.rpartition("/")[2])
+    def path(self) -> str:
+        """The file's path in the volume: the one given, else the last part of the URL's path."""
+        return self.given_path or unquote(urlsplit(self.url).path.rpartition("/")[2])
+
+    @property
+    def written(self) -> str:
+        """The file as an item of `url`."""
+        return f"{self.given_path}={self.url}" if self.given_path else self.url
 
 
 @dataclass(frozen=True)
 class UrlSpec:
-    """Files of HTTP servers, each at the top of the volume."""
+    """Files of HTTP servers."""
 
     files: tuple[UrlFile, ...]
 
@@ -41,7 +48,7 @@ class UrlSpec:
     def shown(self) -> str:
         """The source as messages name it: hosts and names, no query."""
         more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
-        return f"URL {self.addresses[0]} {self.files[0].name!r}{more}"
+        return f"URL {self.addresses[0]} {self.files[0].path!r}{more}"
 
     @property
     def place(self) -> str:
@@ -65,7 +72,7 @@ class UrlSpec:
 
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec."""
-        context = {"type": "URL", "url": join_list(tuple(file.url for file in self.files))}
+        context = {"type": "URL", "url": join_list(tuple(file.written for file in self.files))}
         # "-" keeps the place of a file without one.
         sums = tuple(file.sha256 or "-" for file in self.files)
         return context | ({"sha256": ",".join(sums)} if any(file.sha256 for file in self.files) else {})
@@ -78,14 +85,15 @@ def _parse(values: Mapping[str, str], flags: Sequence[str]) -> UrlSpec:
         raise InvalidParameter("url is missing; give one http:// or https:// URL, or several by commas or one a line")
     if len(urls) > MOST_FILES:
         raise InvalidParameter(f"url has {len(urls)} URLs; at most {MOST_FILES} make a volume")
-    files = tuple(UrlFile(_plain(url), sha256) for url, sha256 in zip(urls, _sums(values.get("sha256", ""), len(urls)), strict=True))
-    _check_names(files)
+    files = tuple(_file(url, sha256) for url, sha256 in zip(urls, _sums(values.get("sha256", ""), len(urls)), strict=True))
+    _check_paths(files)
     return UrlSpec(files)
 
 
-def _plain(text: str) -> str:
-    url = http_url("url", text)
-    return url._replace(fragment="").geturl()
+def _file(text: str, sha256: str) -> UrlFile:
+    named = _NAMED.fullmatch(text)
+    url = http_url("url", named[2] if named else text)
+    return UrlFile(url._replace(fragment="").geturl(), sha256, named[1] if named else "")
 
 
 def _sums(text: str, count: int) -> list[str]:
@@ -100,14 +108,14 @@ def _sums(text: str, count: int) -> list[str]:
     return sums
 
 
-def _check_names(files: Sequence[UrlFile]) -> None:
+def _check_paths(files: Sequence[UrlFile]) -> None:
     seen: set[str] = set()
     for file in files:
-        if not file.name or file.name in (".", "..") or "/" in file.name or "\0" in file.name:
-            raise InvalidParameter(f"url {shown(file.url, 100)} ends in no file name; give the URL of a file")
-        if file.name in seen:
-            raise InvalidParameter(f"url names two files {shown(file.name, 100)}; give them folders of their own with sources")
-        seen.add(file.name)
+        if any(part in ("", ".", "..") for part in file.path.split("/")) or ("/" in file.path and not file.given_path) or "\0" in file.path:
+            raise InvalidParameter(f"url {shown(file.url, 100)} ends in no file name; give the URL of a file, or its path as path=URL")
+        if file.path in seen:
+            raise InvalidParameter(f"url names two files {shown(file.path, 100)}; give them paths of their own as path=URL")
+        seen.add(file.path)
 
 
 DIALECT = Dialect(
@@ -115,7 +123,12 @@ DIALECT = Dialect(
     "a URL",
     ("URL",),
     (
-        Key("url", "the file's http(s) URL, or several by commas or one a line; without login and signature", "required"),
+        Key(
+            "url",
+            "the file's http(s) URL, or several by commas or one a line; without login and signature; "
+            "`path=URL` gives a file another path in the volume",
+            "required",
+        ),
         Key("sha256", "what the file's bytes must be: 64 hex digits, one for each URL, `-` for none", "not checked"),
     ),
     _parse,

@@ -17,6 +17,7 @@ KITS = (
     ("tests.conformance.nas_kit", "NasKit", ("4.0",)),
     ("tests.conformance.objects_kit", "ObjectsKit", ("S3",)),
     ("tests.conformance.objects_kit", "ObjectsKit", ("OSS",)),
+    ("tests.conformance.url_kit", "UrlKit", ("URL",)),
 )
 
 

@@ -40,6 +40,7 @@ class HubKit:
     """Private repositories of one hub, each place one repository."""
 
     name = "huggingface"
+    lists_by_reading = False
     pins_revisions = True
     verifies = True
     forbidden: tuple[type[DataCacheError], ...] = (Unauthenticated, SourceNotFound)

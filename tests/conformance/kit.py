@@ -31,6 +31,8 @@ class Kit(Protocol):
     # What an origin without the right to list, without the right to read, and without the thing answers with.
     forbidden: tuple[type[DataCacheError], ...]
     unreadable: tuple[type[DataCacheError], ...]
+    # There is no listing apart from reading (a URL): who may not read is refused when the source is resolved.
+    lists_by_reading: bool
     # Connections that may stay open, idle, after every source of the process is closed.
     idle_connections: int
 

@@ -30,6 +30,7 @@ def open(spec, credential):
 class NasKit:
     """One export over NFS `version` ("3" or "4.0")."""
 
+    lists_by_reading = False
     pins_revisions = False
     verifies = False
     forbidden: tuple[type[DataCacheError], ...] = (PermissionDenied,)

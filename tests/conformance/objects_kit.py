@@ -33,6 +33,7 @@ def open(spec, credential):
 class ObjectsKit:
     """Buckets of one server, written as `store` ("OSS" or "S3")."""
 
+    lists_by_reading = False
     pins_revisions = False
     verifies = False
     forbidden: tuple[type[DataCacheError], ...] = (PermissionDenied,)

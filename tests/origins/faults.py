@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -119,7 +119,7 @@ class Counters:
 
     requests: Counter[str] = field(default_factory=Counter)
     bytes_sent: Counter[str] = field(default_factory=Counter)
-    authorizations: dict[str, set[str]] = field(default_factory=lambda: {"hub": set(), "cdn": set()})
+    authorizations: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     connections: Counter[str] = field(default_factory=Counter)
     accepted: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -127,8 +127,9 @@ class Counters:
     def asked(self, kind: str, listener: str, authorization: str | None) -> None:
         with self.lock:
             self.requests[kind] += 1
+            seen = self.authorizations[listener]
             if authorization:
-                self.authorizations[listener].add(authorization)
+                seen.add(authorization)
 
     def sent(self, key: str, count: int) -> None:
         with self.lock:

@@ -38,7 +38,13 @@ oss = st.builds(ObjectSpec, st.just("OSS"), endpoints, buckets, prefixes, region
 s3 = st.builds(ObjectSpec, st.just("S3"), endpoints, buckets, prefixes, regions, st.booleans())
 sums = st.just("") | st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 url_lists = st.lists(st.tuples(hosts, names, sums), min_size=1, max_size=4, unique_by=lambda parts: parts[1])
-urls = url_lists.map(lambda parts: UrlSpec(tuple(UrlFile(f"https://{host}/a,b/{name}?v=1", sum_) for host, name, sum_ in parts)))
+
+
+def _url_spec(parts: list[tuple[str, str, str]]) -> UrlSpec:
+    return UrlSpec(tuple(UrlFile(f"https://{host}/a,b/{name}?v=1", sum_, f"in/{name}" if sum_ else "") for host, name, sum_ in parts))
+
+
+urls = url_lists.map(_url_spec)
 single = st.one_of(hubs, shares, oss, s3, urls)
 several = st.dictionaries(names, single, min_size=1, max_size=3).map(lambda parts: SeveralSpec(tuple(sorted(parts.items()))))
 limits = st.none() | st.integers(1 << 16, 1 << 40)

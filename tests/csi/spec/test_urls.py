@@ -32,7 +32,12 @@ def test_one_url_or_several_by_commas_or_lines() -> None:
 
 
 def test_a_file_has_the_name_of_its_url() -> None:
-    assert source({"url": "https://a.example/x/%C3%BC%20b.bin?x=y#part"}).files[0].name == "ü b.bin"
+    assert source({"url": "https://a.example/x/%C3%BC%20b.bin?x=y#part"}).files[0].path == "ü b.bin"
+
+
+def test_a_file_may_be_given_a_path_of_its_own() -> None:
+    one, two = source({"url": "a/b=c/x.bin=https://a.example/x?y=http://z/,https://a.example/x"}).files
+    assert (one.path, one.url, two.path) == ("a/b=c/x.bin", "https://a.example/x?y=http://z/", "x")
 
 
 def test_each_url_may_have_its_sum() -> None:
@@ -50,6 +55,8 @@ def test_each_url_may_have_its_sum() -> None:
         ({"url": "https://a.example/x/%2e%2e"}, "ends in no file name"),
         ({"url": "https://a.example/a%2Fb"}, "ends in no file name"),
         ({"url": "https://a.example/x,https://b.example/x"}, "two files 'x'"),
+        ({"url": "../x=https://a.example/x"}, "ends in no file name"),
+        ({"url": "/x=https://a.example/x"}, "ends in no file name"),
         ({"url": "https://a.example/x", "sha256": "12"}, "sha256 is '12'"),
         ({"url": "https://a.example/x", "sha256": f"{SUM},{SUM}"}, "sha256 has 2 values for 1 URLs"),
         ({"url": "https://a .example/x"}, "url is"),

@@ -1,0 +1,130 @@
+"""Several sources as one: each below a top folder, by its own rules and with its own credential."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+
+from csi.errors import DataCacheError, InvalidParameter, OriginThrottled
+from csi.sources.source import Source
+from csi.spec.access import Reader
+from csi.spec.cache import CacheSpec
+from csi.spec.manifest import Entry, Manifest, build
+from csi.spec.parameters import parse
+from csi.spec.several import SeveralSpec
+
+Open = Callable[[CacheSpec, Mapping[str, str]], Source]
+
+
+class SeveralSource:
+    """Asks each of its sources for its part. Implements `csi.sources.source.Source`; errors name the folder."""
+
+    def __init__(self, spec: CacheSpec, secrets: Mapping[str, str], open_source: Open) -> None:
+        """`secrets` are those of all sources, each behind its folder and a dot. Raises InvalidParameter for one that is no source's."""
+        if not isinstance(spec.source, SeveralSpec):
+            raise InvalidParameter(f"{spec.source.shown} is one source, not several")
+        self._spec = spec
+        own = _shared_out([folder for folder, _ in spec.source.parts], secrets)
+        if secrets and not any(own.values()):
+            folders = ", ".join(own)
+            raise InvalidParameter(f"the Secret of this volume has no key of one of its sources; write FOLDER.KEY with one of the folders {folders}")
+        self._sources: dict[str, Source] = {}
+        self._split: tuple[Manifest, dict[str, Manifest]] | None = None
+        try:
+            for folder, source in spec.source.parts:
+                with _in(folder):
+                    self._sources[folder] = open_source(CacheSpec(source, spec.preserve_ownership), own[folder])
+        except BaseException:
+            self.close()
+            raise
+
+    def pin(self) -> CacheSpec:
+        """The spec with every revision pinned that can be."""
+        return replace(self._spec, source=SeveralSpec(tuple((folder, spec.source) for folder, spec in self._pinned().items())))
+
+    def resolve(self, pinned: CacheSpec) -> Manifest:
+        """List every source; what one may not hold alone, it may not hold here."""
+        assert isinstance(pinned.source, SeveralSpec)
+        entries: list[Entry] = []
+        for folder, source in pinned.source.parts:
+            with _in(folder):
+                part = self._sources[folder].resolve(CacheSpec(source, pinned.preserve_ownership))
+            entries += (replace(entry, path=f"{folder}/{entry.path}") for entry in part.entries)
+        return build(entries, pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
+
+    def prove(self, manifest: Manifest) -> None:
+        """Prove every source with its own credential."""
+        parts = self._parts(manifest)
+        for folder, source in self._sources.items():
+            with _in(folder):
+                source.prove(parts[folder])
+
+    @contextmanager
+    def reader(self, manifest: Manifest) -> Iterator[Reader]:
+        """A reader that asks the folder's own source; the connections to each are made on the first read."""
+        with ExitStack() as opened:
+            yield _SeveralReader(self._sources, self._parts(manifest), opened)
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        for source in self._sources.values():
+            source.close()
+
+    def _parts(self, manifest: Manifest) -> dict[str, Manifest]:
+        if self._split is None or self._split[0] is not manifest:
+            self._split = (manifest, _parts(manifest))
+        return self._split[1]
+
+    def _pinned(self) -> dict[str, CacheSpec]:
+        found = {}
+        for folder, source in self._sources.items():
+            with _in(folder):
+                found[folder] = source.pin()
+        return found
+
+
+class _SeveralReader:
+    def __init__(self, sources: Mapping[str, Source], parts: Mapping[str, Manifest], opened: ExitStack) -> None:
+        self._sources, self._parts, self._opened = sources, parts, opened
+        self._readers: dict[str, Reader] = {}
+
+    def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
+        folder, _, path = entry.path.partition("/")
+        with _in(folder):
+            if folder not in self._readers:
+                self._readers[folder] = self._opened.enter_context(self._sources[folder].reader(self._parts[folder]))
+            self._readers[folder].read_into(replace(entry, path=path), offset, buffer)
+
+
+def _parts(manifest: Manifest) -> dict[str, Manifest]:
+    """The manifest of each source alone."""
+    spec = parse(manifest.access).spec
+    assert isinstance(spec.source, SeveralSpec)
+    entries: dict[str, list[Entry]] = {folder: [] for folder, _ in spec.source.parts}
+    for entry in manifest.entries:
+        folder, _, path = entry.path.partition("/")
+        if path:
+            entries[folder].append(replace(entry, path=path))
+    access = {folder: CacheSpec(source, spec.preserve_ownership).to_context() for folder, source in spec.source.parts}
+    return {folder: Manifest(tuple(found), access[folder]) for folder, found in entries.items()}
+
+
+def _shared_out(folders: list[str], secrets: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Each folder's own keys, without the folder; a key goes to the longest folder that it begins with."""
+    own: dict[str, dict[str, str]] = {folder: {} for folder in folders}
+    for key, value in secrets.items():
+        folder = max((folder for folder in folders if key.startswith(f"{folder}.")), key=len, default=None)
+        if folder is not None:
+            own[folder][key.removeprefix(f"{folder}.")] = value
+    return own
+
+
+@contextmanager
+def _in(folder: str) -> Iterator[None]:
+    try:
+        yield
+    except OriginThrottled as error:
+        raise OriginThrottled(f"{folder}: {error}", error.retry_after) from error
+    except DataCacheError as error:
+        raise type(error)(f"{folder}: {error}") from error

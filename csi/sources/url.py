@@ -1,0 +1,149 @@
+"""Plain files by URL as a source: what they are is told by the headers of a GET of their first byte, or by reading them whole."""
+
+from __future__ import annotations
+
+import email.utils
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import urllib3
+
+from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.sources.answers import failure
+from csi.sources.connections import Connections, drop, in_words, shown_site
+from csi.sources.http import Addresses, RangeReader
+from csi.spec.cache import CacheSpec
+from csi.spec.manifest import DEFAULT_MTIME_NS, Entry, Kind, Manifest, build
+from csi.spec.url import UrlFile, UrlSpec
+
+_FILL_CONNECTIONS = 16
+_ASKED_AT_ONCE = 8
+_PIECE = 1 << 20
+_FIRST_BYTE = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
+_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)$")
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What tells one state of a file from another; `sha256` where it took reading the file whole to learn its size."""
+
+    size: int
+    etag: str
+    modified: str
+    sha256: str = ""
+
+
+class UrlSource:
+    """Files of HTTP servers, read with `token` as a bearer's (None: as anybody). Implements `csi.sources.source.Source`."""
+
+    def __init__(self, spec: CacheSpec, token: str | None) -> None:
+        """Raises InvalidParameter when `spec` is of another source, or one token would go to several hosts."""
+        if not isinstance(spec.source, UrlSpec):
+            raise InvalidParameter(f"{spec.source.shown} is no URL")
+        if token and len(spec.source.addresses) > 1:
+            raise InvalidParameter("url names several hosts, and the Secret has one accessToken; name them in sources, each with a token of its own")
+        self._spec, self._files, self._token = spec, {file.path: file for file in spec.source.files}, token
+        self._connections = Connections(_FILL_CONNECTIONS)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._addresses = Addresses(lambda entry: self._files[entry.path].url, headers, self._refusal, unchanged=_unchanged)
+
+    def pin(self) -> CacheSpec:
+        """The spec itself: a file at a URL has no revisions."""
+        return self._spec
+
+    def resolve(self, pinned: CacheSpec) -> Manifest:
+        """Ask for the first byte of each file; one whose server tells no length is read whole, which tells its sha256 too."""
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as threads:
+            entries = list(threads.map(self._entry, self._files.values()))
+        return build(entries, pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
+
+    def prove(self, manifest: Manifest) -> None:
+        """Read one byte of each file that has one."""
+        with self.reader(manifest) as reader:
+            for entry in manifest.files:
+                if entry.size:
+                    reader.read_into(entry, 0, memoryview(bytearray(1)))
+
+    def reader(self, manifest: Manifest) -> RangeReader:
+        """A reader of the files; all readers of this source share what redirects led to."""
+        return RangeReader(self._connections, self._addresses)
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._connections.close()
+
+    def _entry(self, file: UrlFile) -> Entry:
+        facts = self._facts(file)
+        identity = json.dumps([file.url, facts.etag, facts.modified, facts.size])
+        sha256 = file.sha256 or facts.sha256
+        digest = f"claimed:{sha256} {identity}" if sha256 else f"token:url {identity}"
+        return Entry(file.path, Kind.FILE, size=facts.size, mtime_ns=_mtime(facts.modified), digest=digest)
+
+    def _facts(self, file: UrlFile) -> _Facts:
+        asked = Entry(file.path, Kind.FILE)
+        with RangeReader(self._connections, self._addresses) as reader:
+            answer, address = reader.ask(asked, _FIRST_BYTE)
+        try:
+            if answer.status not in (200, 206, 416):
+                refusal = self._refusal(answer.status, answer.headers) if address.at_home else None
+                raise refusal or failure(answer.status, answer.headers, address.url, asked)
+            size, sha256 = _size(answer), ""
+            if size is None:
+                size, sha256 = _read_whole(answer, address.url)
+            return _Facts(size, answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", ""), sha256)
+        finally:
+            drop(answer)
+
+    def _refusal(self, status: int, headers: Mapping[str, str]) -> DataCacheError | None:
+        what = self._spec.source.shown
+        if status == 401:
+            hint = "it refuses the token: put a valid one in" if self._token else "it wants one: put it in"
+            return Unauthenticated(f"{what}: {hint} the Secret (key `accessToken`)")
+        if status == 403:
+            return PermissionDenied(f"{what}: its server lets this volume not read it; check the token's rights, or that the address has not ended")
+        return SourceNotFound(f"{what} is not there; check url") if status in (404, 410) else None
+
+
+def _size(answer: urllib3.BaseHTTPResponse) -> int | None:
+    """The file's size by the headers; None where they do not tell."""
+    if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+        return None
+    total = _TOTAL.match(answer.headers.get("Content-Range", ""))
+    if total and answer.status in (206, 416):
+        return int(total[1])
+    length = answer.headers.get("Content-Length", "")
+    return int(length) if answer.status == 200 and length.isascii() and length.isdigit() else None
+
+
+def _read_whole(answer: urllib3.BaseHTTPResponse, url: str) -> tuple[int, str]:
+    """Bytes and sha256 of what comes; raises OriginUnavailable where that cannot be taken as the file."""
+    if answer.status != 200 or answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise OriginUnavailable(f"{shown_site(url)}: it tells no length of the file, or sends it compressed, which was not asked for")
+    size, sha = 0, hashlib.sha256()
+    try:
+        while piece := answer.read(_PIECE):
+            size += len(piece)
+            sha.update(piece)
+    except (OSError, urllib3.exceptions.HTTPError) as error:
+        raise OriginUnavailable(f"{shown_site(url)}: {in_words(error)} (while reading a file whose length it does not tell)") from error
+    return size, sha.hexdigest()
+
+
+def _mtime(modified: str) -> int:
+    """Nanoseconds since 1970 of a Last-Modified header; the default where there is none."""
+    try:
+        return int(email.utils.parsedate_to_datetime(modified).timestamp()) * 10**9
+    except (TypeError, ValueError):
+        return DEFAULT_MTIME_NS
+
+
+def _unchanged(entry: Entry, headers: Mapping[str, str]) -> bool:
+    """By the ETag, else by the time, where the answer has them. An ETag in an answer, and none at the time of listing, says nothing."""
+    _, etag, modified, _ = json.loads(entry.digest.partition(" ")[2])
+    if etag and headers.get("ETag"):
+        return bool(etag == headers["ETag"])
+    return not modified or headers.get("Last-Modified", modified) == modified

@@ -1,0 +1,108 @@
+"""Plain URLs against a local web server: each place is a folder of it, for bearers of one token."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+from urllib.parse import quote, unquote, urlsplit
+
+from csi.errors import DataCacheError, PermissionDenied
+from csi.sources.source import Source
+from csi.sources.url import UrlSource
+from csi.spec.cache import CacheSpec
+from csi.spec.url import UrlFile, UrlSpec
+from tests.conformance.kit import Tree
+from tests.origins.faults import Fault
+from tests.origins.web import Site, WebServer
+
+TOKEN = "url_conformance"
+_PROGRAM = """
+from csi.sources.url import UrlSource as open
+"""
+
+
+class UrlKit:
+    """Files of one server."""
+
+    lists_by_reading = True
+    pins_revisions = False
+    verifies = False
+    forbidden: tuple[type[DataCacheError], ...] = (PermissionDenied,)
+    unreadable: tuple[type[DataCacheError], ...] = (PermissionDenied,)
+    idle_connections = 0
+
+    def __init__(self, name: str = "URL") -> None:
+        self.name = name
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        self.web = WebServer()
+        self.web.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.web.stop()
+
+    def missing(self) -> str:
+        return ""
+
+    def place(self, tree: Tree) -> CacheSpec:
+        self._count += 1
+        folder = f"/place-{self._count}/"
+        files = {path: data for path, data in tree.items() if isinstance(data, bytes)}
+        self.web.files |= {folder + path: data for path, data in files.items()}
+        self.web.sites[folder] = Site({TOKEN})
+        return CacheSpec(UrlSpec(tuple(UrlFile(f"{self.web.url}{quote(folder + path)}", given_path=path) for path in sorted(files))))
+
+    @property
+    def credential(self) -> str | None:
+        return TOKEN
+
+    def open(self, spec: CacheSpec, credential: str | None) -> Source:
+        return UrlSource(spec, credential)
+
+    def environment(self) -> dict[str, str]:
+        return {}
+
+    def program(self) -> str:
+        return _PROGRAM
+
+    def change(self, spec: CacheSpec, path: str, data: bytes) -> None:
+        self.web.files[f"/{self.key(spec, path)}"] = data
+
+    def remove(self, spec: CacheSpec) -> None:
+        folder = _folder(spec)
+        self.web.files = {path: data for path, data in self.web.files.items() if not path.startswith(folder)}
+
+    def forbid(self, spec: CacheSpec) -> None:
+        self.web.sites[_folder(spec)].closed = True
+
+    forbid_reading = forbid
+
+    def corrupt(self, spec: CacheSpec, path: str) -> None:
+        self.web.faults.add(Fault("corrupt", self.key(spec, path), after=1))
+
+    def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
+        self.web.faults.add(Fault("drop", self.key(spec, path), times=1, after=after))
+        return True
+
+    def stop(self) -> None:
+        self.web.stop()
+
+    def start(self) -> None:
+        self.web.start()
+
+    def bytes_sent(self, spec: CacheSpec, path: str) -> int | None:
+        return self.web.counters.bytes_sent[self.key(spec, path)]
+
+    def open_connections(self) -> int:
+        return sum(self.web.counters.connections.values())
+
+    def key(self, spec: CacheSpec, path: str) -> str:
+        """What faults and counters call a file."""
+        return _folder(spec).lstrip("/") + path
+
+
+def _folder(spec: CacheSpec) -> str:
+    assert isinstance(spec.source, UrlSpec)
+    return "/" + unquote(urlsplit(spec.source.files[0].url).path).split("/")[1] + "/"

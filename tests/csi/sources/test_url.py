@@ -1,0 +1,179 @@
+"""Plain URLs: servers of every kind, sums, tokens that stay with their host."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from csi.errors import CorruptContent, DataCacheError, InvalidParameter, OriginUnavailable, SourceChanged, SourceNotFound, Unauthenticated
+from csi.images.fill import fill
+from csi.images.layout import lay_out
+from csi.sources.catalog import open_source
+from csi.sources.url import UrlSource
+from csi.spec.cache import CacheSpec
+from csi.spec.manifest import DEFAULT_MTIME_NS, Manifest
+from csi.spec.parameters import parse
+from tests.conformance.trees import entry, read
+from tests.origins.scripted import Answer, Server
+
+DATA = bytes(range(256)) * 4000
+SUM = hashlib.sha256(DATA).hexdigest()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[Server]:
+    with Server("127.0.0.2") as running:
+        yield running
+        running.shutdown()
+
+
+def url(parameters: dict[str, str], token: str | None = None) -> UrlSource:
+    return UrlSource(parse(parameters).spec, token)
+
+
+def resolved(subject: UrlSource) -> Manifest:
+    return subject.resolve(subject.pin())
+
+
+def failing(subject: UrlSource) -> DataCacheError:
+    with closing(subject), pytest.raises(DataCacheError) as error:
+        resolved(subject)
+    return error.value
+
+
+def whole(handler: Answer, **headers: str) -> None:
+    handler.say(200, DATA, **headers)
+
+
+def ranged(handler: Answer, **headers: str) -> None:
+    first, end = handler.span()
+    handler.say(206, DATA[first:end], Content_Range=f"bytes {first}-{end - 1}/{len(DATA)}", **headers)
+
+
+def without_length(handler: Answer) -> None:
+    """As HTTP/1.0 servers and scripts answer: the end of the connection is the end of the file."""
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    handler.wfile.write(DATA)
+    handler.close_connection = True
+
+
+def chunked(handler: Answer) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    for at in range(0, len(DATA), 100_000):
+        piece = DATA[at : at + 100_000]
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+    handler.wfile.write(b"0\r\n\r\n")
+
+
+@pytest.mark.parametrize("kind", [ranged, whole, without_length, chunked])
+def test_a_file_comes_whole_from_a_server_of_any_kind(server: Server, tmp_path: Path, kind: object) -> None:
+    server.behave["/x/data.bin"] = kind
+    with closing(url({"url": f"{server.url}/x/data.bin"})) as subject:
+        manifest = resolved(subject)
+        subject.prove(manifest)
+        layout = lay_out(manifest)
+        fill(layout, tmp_path / "image", tmp_path / "journal", lambda: subject.reader(manifest), connections=2, chunk_bytes=1 << 18)
+    assert [(e.path, e.size) for e in manifest.files] == [("data.bin", len(DATA))]
+    at = layout.extents[0].offset
+    assert (tmp_path / "image").read_bytes()[at : at + len(DATA)] == DATA
+
+
+def test_a_file_whose_length_is_not_told_is_held_to_the_sum_it_had(server: Server) -> None:
+    server.behave["/data.bin"] = without_length
+    with closing(url({"url": f"{server.url}/data.bin"})) as subject:
+        assert entry(resolved(subject), "data.bin").digest.startswith(f"claimed:{SUM} ")
+
+
+def test_an_empty_file_is_one(server: Server) -> None:
+    server.behave["/416"] = lambda handler: handler.say(416, Content_Range="bytes */0")
+    server.behave["/200"] = lambda handler: handler.say(200)
+    with closing(url({"url": f"{server.url}/416,{server.url}/200"})) as subject:
+        assert {e.path: e.size for e in resolved(subject).files} == {"416": 0, "200": 0}
+
+
+def test_the_time_is_the_servers(server: Server) -> None:
+    server.behave["/a"] = lambda handler: ranged(handler, Last_Modified="Tue, 14 Nov 2023 22:13:20 GMT")
+    server.behave["/b"] = lambda handler: ranged(handler, Last_Modified="yesterday")
+    with closing(url({"url": f"{server.url}/a,{server.url}/b"})) as subject:
+        assert [e.mtime_ns for e in resolved(subject).files] == [1_700_000_000 * 10**9, DEFAULT_MTIME_NS]
+
+
+def test_a_sum_that_the_user_gave_is_checked(server: Server, tmp_path: Path) -> None:
+    server.behave["/data.bin"] = ranged
+    for number, (given, right) in enumerate(((SUM, True), ("0" * 64, False))):
+        with closing(url({"url": f"{server.url}/data.bin", "sha256": given})) as subject:
+            manifest = resolved(subject)
+            arguments = (lay_out(manifest), tmp_path / f"image{number}", tmp_path / f"journal{number}", lambda m=manifest: subject.reader(m))
+            if right:
+                fill(*arguments)
+            else:
+                with pytest.raises(CorruptContent, match=f"'data.bin' has the sha256 {SUM}, not 000.*check sha256"):
+                    fill(*arguments)
+
+
+def test_naming_the_sum_of_another_file_makes_no_volume_of_it(server: Server, elsewhere: Server) -> None:
+    digests = set()
+    for origin in (server, elsewhere):
+        origin.behave["/data.bin"] = ranged
+        with closing(url({"url": f"{origin.url}/data.bin", "sha256": SUM})) as subject:
+            digests.add(resolved(subject).digest)
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [({"ETag": '"1"'}, {"ETag": '"2"'}), ({"Last_Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}, {})])
+def test_a_file_that_changes_between_two_ranges_is_caught(server: Server, before: dict[str, str], after: dict[str, str]) -> None:
+    server.behave["/data.bin"] = lambda handler: ranged(handler, **before)
+    with closing(url({"url": f"{server.url}/data.bin"})) as subject:
+        manifest = resolved(subject)
+        assert read(subject, manifest, "data.bin", 0, 1000) == DATA[:1000]
+        changed = after or {"Last_Modified": "Wed, 15 Nov 2023 22:13:20 GMT"}
+        server.behave["/data.bin"] = lambda handler: ranged(handler, **changed)
+        with pytest.raises(SourceChanged, match="data.bin"):
+            read(subject, manifest, "data.bin", 1000, 1000)
+
+
+def test_the_token_goes_to_the_host_of_the_url_and_not_where_that_sends(server: Server, elsewhere: Server) -> None:
+    server.behave["/data.bin"] = lambda handler: handler.say(302, Location=f"{elsewhere.url}/signed")
+    elsewhere.behave["/signed"] = ranged
+    with closing(url({"url": f"{server.url}/data.bin"}, "secretToken")) as subject:
+        manifest = resolved(subject)
+        assert read(subject, manifest, "data.bin") == DATA
+    assert {seen[1] for seen in server.seen} == {"Bearer secretToken"}
+    assert {seen[1] for seen in elsewhere.seen} == {None}
+
+
+def test_one_token_is_not_shown_to_several_hosts(server: Server, elsewhere: Server) -> None:
+    with pytest.raises(InvalidParameter, match="several hosts.*name them in sources"):
+        url({"url": f"{server.url}/a,{elsewhere.url}/b"}, "secretToken")
+
+
+def test_each_refusal_is_said_in_its_own_words(server: Server) -> None:
+    def say(status: int, token: str | None = None, body: bytes = b"", **headers: str) -> DataCacheError:
+        server.behave["/data.bin"] = lambda handler: handler.say(status, body, **headers)
+        error = failing(url({"url": f"{server.url}/data.bin"}, token))
+        assert "secretToken" not in str(error) and "data.bin" in str(error) or isinstance(error, OriginUnavailable)
+        return error
+
+    assert isinstance(say(401), Unauthenticated) and "wants one" in str(say(401))
+    assert "refuses the token" in str(say(401, "secretToken"))
+    assert isinstance(say(404), SourceNotFound)
+    assert isinstance(say(500), OriginUnavailable)
+    assert "compressed" in str(say(200, body=b"x", Content_Encoding="gzip"))
+    gone = CacheSpec(parse({"url": "http://127.0.0.1:1/x"}).spec.source)
+    with closing(open_source(gone, {})) as subject, pytest.raises(OriginUnavailable, match="127.0.0.1:1"):
+        subject.resolve(subject.pin())
