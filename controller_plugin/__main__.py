@@ -40,7 +40,7 @@ def _serve(options: argparse.Namespace) -> None:
     registry = DirectoryRegistry(options.registry)
     room = WaitingRoom(options.rpc_threads // 2)
     proofs = ProofMemory(options.registry / "proofs", secret_key(options.registry / "key"), options.proof_ttl, options.offline_grace)
-    pool = WorkerPool({"resolve": options.resolve_workers}, log_format=options.log_format)
+    pool = WorkerPool({"resolve": options.resolve_workers}, log_format=options.log_format, profiles=options.egress_profile)
     volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True))
 
     def register(server: grpc.Server) -> None:

@@ -7,6 +7,8 @@ import os
 import re
 from typing import Any
 
+from csi.egress.profile import egress_profiles
+
 DRIVER_NAME = "datacache.csi.io"
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
@@ -26,8 +28,24 @@ def plugin_flags(parser: argparse.ArgumentParser) -> None:
     flag(parser, "--log-format", default="text", choices=("text", "json"), help="log lines for people or for collectors")
     flag(parser, "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="the least level that is logged")
     flag(parser, "--rpc-threads", default="512", type=count, help="calls at a time; at most half of them may wait")
+    flag(
+        parser,
+        "--egress-profile",
+        default="",
+        type=egress_profiles,
+        action=_Merged,
+        help="a network that fetches may go through, as NAME=netns:/run/netns/NAME,rate:500mbit; may be given again, or several by ';'",
+    )
     flag(parser, "--proof-ttl", default="10m", type=duration, help="how long a proof of reading is taken without asking the origin again")
     flag(parser, "--offline-grace", default="7d", type=duration, help="how long what was proven counts while the origin is unreachable")
+
+
+class _Merged(argparse.Action):
+    """A flag that may be given again; what the environment says counts only where it is not given at all."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:
+        known = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, values if isinstance(known, str) else known | values)
 
 
 def driver_name(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from csi.spec.manifest import Manifest
@@ -40,7 +40,8 @@ class Found:
 
 def resolve_once(parameters: Mapping[str, str], secrets: Mapping[str, str], scratch: Path) -> Found:
     """Resolve and prove `parameters`; `scratch` is a folder for the manifest. Raises the errors of the parser and of a Source."""
-    spec = parse(parameters).spec
+    # Which networks there are is a plugin's to know.
+    spec = replace(parse(parameters).spec, egress_profile="")
     path = scratch / "manifest"
     with closing(WorkerPool({"resolve": 1})) as pool:
         answer = pool.call("resolve", Request("resolve", spec.to_context(), dict(secrets), manifest=str(path)))

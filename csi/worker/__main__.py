@@ -19,6 +19,7 @@ from csi import logs
 from csi.errors import DataCacheError, recognised, to_wire
 from csi.images.fill import fill, seal
 from csi.images.layout import lay_out
+from csi.images.pace import paced
 from csi.images.progress import FillProgress
 from csi.sources.catalog import open_source
 from csi.spec.manifest import Manifest
@@ -31,10 +32,10 @@ _COLLECT_EVERY = 200_000
 
 
 class Worker:
-    """Answers requests one after another; events go to `output`."""
+    """Answers requests one after another; events go to `output`. `rate` is the most bytes per second of a fill (None: no limit)."""
 
-    def __init__(self, output: IO[bytes]) -> None:
-        self._output = output
+    def __init__(self, output: IO[bytes], rate: int | None = None, broken: DataCacheError | None = None) -> None:
+        self._output, self._rate, self._broken = output, rate, broken
 
     def serve(self, requests: queue.SimpleQueue[bytes]) -> None:
         """Answer requests for ever; the process ends when its input does."""
@@ -43,6 +44,8 @@ class Worker:
 
     def _answer(self, request: Request) -> None:
         try:
+            if self._broken:
+                raise self._broken
             self._say("result", {"pin": self._pin, "resolve": self._resolve, "fill": self._fill}[request.operation](request))
         except BaseException as raised:  # whatever happens is the caller's to hear
             error = recognised(raised)
@@ -80,12 +83,16 @@ class Worker:
                     lay_out(manifest),
                     partial,
                     Path(request.journal),
-                    lambda: source.reader(manifest),
+                    paced(lambda: source.reader(manifest), self._limit(manifest)),
                     connections=request.connections,
                     progress=self._report,
                 )
             seal(partial, image, Path(request.journal))
         return {}
+
+    def _limit(self, manifest: Manifest) -> int | None:
+        limits = [limit for limit in (parse(manifest.access).spec.bandwidth_limit, self._rate) if limit]
+        return min(limits, default=None)
 
     def _report(self, progress: FillProgress) -> None:
         self._say("progress", asdict(progress))
@@ -108,16 +115,34 @@ def collect_seldom() -> None:
     gc.set_threshold(_COLLECT_EVERY)
 
 
+def _enter(netns: str, rate: int) -> DataCacheError | None:
+    """Move into a network namespace and shape it; why that did not work is for each request to say."""
+    from csi.egress import network  # 14 MB that only those pay who have profiles
+
+    try:
+        network.enter(netns)
+        if rate:
+            network.shape(rate)
+    except DataCacheError as error:
+        return error
+    return None
+
+
 def main() -> None:
-    """Serve requests until standard input ends, then leave at once: the journal makes any moment a good one."""
+    """Serve requests until standard input ends, then leave at once: the journal makes any moment a good one.
+
+    Arguments: the log's format, the path of a network namespace ("" for none) and bits per second (0 for no limit).
+    """
+    log_format, netns, rate = sys.argv[1], sys.argv[2], int(sys.argv[3])
     os.nice(_NICE)
     collect_seldom()
-    logs.set_up("json" if sys.argv[1:] == ["json"] else "text")
+    logs.set_up("json" if log_format == "json" else "text")
+    broken = _enter(netns, rate) if netns else None
     # Libraries that print must not reach the pipe that carries events.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=Worker(output).serve, args=(requests,), daemon=True).start()
+    threading.Thread(target=Worker(output, None if netns or not rate else rate // 8, broken).serve, args=(requests,), daemon=True).start()
     for line in sys.stdin.buffer:
         requests.put(line)
     os._exit(0)

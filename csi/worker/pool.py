@@ -7,10 +7,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from csi import logs, run
+from csi.egress.profile import EgressProfile, profile_of
 from csi.errors import Busy, DataCacheError, WorkerDied, from_wire
 from csi.images.progress import FillProgress
 from csi.worker.protocol import Request
@@ -52,8 +54,9 @@ class Call:
 
 
 class _Worker:
-    def __init__(self, command: Sequence[str]) -> None:
-        self._process = run.start(command, _environment())
+    def __init__(self, command: Sequence[str], profile: EgressProfile) -> None:
+        self._process = run.start([*command, profile.netns, str(profile.rate or 0)], _environment())
+        self.profile = profile
         self.idle_since = 0.0
 
     def ask(self, request: Request, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
@@ -104,12 +107,20 @@ def _environment() -> dict[str, str]:
 
 
 class WorkerPool:
-    """At most `lanes[name]` workers at a time for each kind of work. Thread-safe; a warm worker serves any lane."""
+    """At most `lanes[name]` workers at a time for each kind of work. Thread-safe; a warm worker serves any lane, in one egress profile."""
 
-    def __init__(self, lanes: dict[str, int], idle_seconds: float = 60.0, command: Sequence[str] = COMMAND, log_format: logs.Format = "text") -> None:
+    def __init__(
+        self,
+        lanes: dict[str, int],
+        idle_seconds: float = 60.0,
+        command: Sequence[str] = COMMAND,
+        log_format: logs.Format = "text",
+        profiles: Mapping[str, EgressProfile] = MappingProxyType({}),
+    ) -> None:
         self._lanes = {name: threading.BoundedSemaphore(count) for name, count in lanes.items()}
         self._idle_seconds = idle_seconds
         self._command = (*command, log_format)
+        self._profiles = profiles
         self._guard = threading.Lock()
         self._idle: list[_Worker] = []
         self._reaper: threading.Timer | None = None
@@ -120,19 +131,21 @@ class WorkerPool:
     ) -> dict[str, Any]:
         """Have a worker carry out `request` and return its result; waits for a place in `lane`.
 
-        Raises what the worker raised, WorkerDied when it died twice, Busy when `call` was stopped.
+        Raises what the worker raised, WorkerDied when it died twice, Busy when `call` was stopped, FailedPrecondition
+        for an egress profile that there is not.
         """
+        profile = profile_of(self._profiles, request.profile)
         call = call or Call()
         with self._lanes[lane]:
             try:
-                return self._once(request, call, on_progress)
+                return self._once(request, profile, call, on_progress)
             except WorkerDied:
                 if call.stopped or self._closed:
                     raise Busy("the work was stopped; call again to go on") from None
-                return self._once(request, call, on_progress)
+                return self._once(request, profile, call, on_progress)
 
-    def _once(self, request: Request, call: Call, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
-        worker = self._take()
+    def _once(self, request: Request, profile: EgressProfile, call: Call, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
+        worker = self._take(profile)
         healthy = False
         try:
             call.hand_to(worker)
@@ -146,16 +159,16 @@ class WorkerPool:
             call.hand_to(None)
             self._give_back(worker, healthy)
 
-    def _take(self) -> _Worker:
+    def _take(self, profile: EgressProfile) -> _Worker:
         with self._guard:
             if self._closed:
                 raise Busy("the plugin is leaving; its successor goes on")
-            while self._idle:
-                worker = self._idle.pop()
+            for worker in [idle for idle in reversed(self._idle) if idle.profile == profile]:
+                self._idle.remove(worker)
                 if worker.alive:
                     return worker
                 worker.stop()
-        return _Worker(self._command)
+        return _Worker(self._command, profile)
 
     def _give_back(self, worker: _Worker, healthy: bool) -> None:
         with self._guard:

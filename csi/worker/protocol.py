@@ -35,6 +35,11 @@ class Request:
     image: str = ""
     connections: int = 4
 
+    @property
+    def profile(self) -> str:
+        """The egress profile that all of it goes through, "" for none."""
+        return self.spec.get("egressProfile", "")
+
     def encode(self) -> bytes:
         """The request as one line."""
         return json.dumps(asdict(self)).encode() + b"\n"

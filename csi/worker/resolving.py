@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from csi.errors import Busy, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
@@ -150,11 +150,12 @@ class Resolver:
         return parse(self._pool.call("resolve", Request("pin", spec.to_context(), secrets))["spec"]).spec
 
     def _resolve(self, pinned: CacheSpec, secrets: dict[str, str], keep: Keep | None) -> Resolution:
+        request = Request("resolve", pinned.to_context(), secrets)
         if keep is None or self._scratch is None:
-            return Resolution.decode(self._pool.call("resolve", Request("resolve", pinned.to_context(), secrets)))
+            return Resolution.decode(self._pool.call("resolve", request))
         manifest = self._scratch()
         try:
-            found = Resolution.decode(self._pool.call("resolve", Request("resolve", pinned.to_context(), secrets, manifest=str(manifest))))
+            found = Resolution.decode(self._pool.call("resolve", replace(request, manifest=str(manifest))))
             keep(found, manifest)
             return found
         finally:

@@ -29,7 +29,7 @@ _TRIES = 4
 
 _CORE = """
 NFS_CORE_PARAM {{
-  NFS_Port = {port}; MNT_Port = {mount_port}; Bind_addr = 127.0.0.1; Protocols = 3, 4;
+  NFS_Port = {port}; MNT_Port = {mount_port}; Bind_addr = {server}; Protocols = 3, 4;
   Enable_NLM = false; Enable_RQUOTA = false; Enable_UDP = false;
 }}
 NFS_KRB5 {{ Active_krb5 = false; }}
@@ -107,10 +107,8 @@ _rpcbind = _Rpcbind()
 class Ganesha:
     """A ganesha server; `server`, `port` and `mount_port` say where it is. Entering starts it, leaving removes every trace."""
 
-    server = "127.0.0.1"
-
-    def __init__(self, exports: list[Export], *, port: int = 0, mount_port: int = 0) -> None:
-        self.exports = exports
+    def __init__(self, exports: list[Export], *, port: int = 0, mount_port: int = 0, server: str = "127.0.0.1") -> None:
+        self.exports, self.server = exports, server
         self.port = port or free_port()
         self.mount_port = mount_port or free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -199,7 +197,7 @@ class Ganesha:
     def _spawn(self) -> None:
         blocks = [export.configuration(number) for number, export in enumerate(self.exports, 1)]
         configuration = self._folder / "ganesha.conf"
-        configuration.write_text(_CORE.format(port=self.port, mount_port=self.mount_port, folder=self._folder) + "".join(blocks))
+        configuration.write_text(_CORE.format(server=self.server, port=self.port, mount_port=self.mount_port, folder=self._folder) + "".join(blocks))
         command = ["ganesha.nfsd", "-F", "-f", str(configuration), "-L", str(self._folder / "log"), "-p", str(self._folder / "pid")]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

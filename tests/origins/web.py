@@ -28,6 +28,7 @@ class WebHandler(Handler):
 
     def answer(self) -> None:
         web: WebServer = self.server.owner
+        web.clients.add(self.client_address[0])
         path = unquote(self.path.partition("?")[0])
         key = path.lstrip("/")
         given = self.headers.get("Authorization")
@@ -44,9 +45,10 @@ class WebHandler(Handler):
 
 
 class WebServer:
-    """The server; a file's ETag is its content's, its time is when it was put there."""
+    """The server; a file's ETag is its content's. `clients` are the addresses that asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = ADDRESS) -> None:
+        self.address, self.clients = address, set[str]()
         self.files: dict[str, Content] = {}
         self.sites: dict[str, Site] = {}
         self.faults, self.counters = Faults(), Counters()
@@ -63,7 +65,7 @@ class WebServer:
     def start(self) -> None:
         """Listen, if it does not yet; after a `stop`, on the same port."""
         if self._listener is None:
-            self._listener = Listener("web", (ADDRESS, self.port), WebHandler, self, self.faults, self.counters)
+            self._listener = Listener("web", (self.address, self.port), WebHandler, self, self.faults, self.counters)
             self.port = self._listener.port
 
     def stop(self) -> None:
@@ -74,7 +76,7 @@ class WebServer:
 
     @property
     def url(self) -> str:
-        return f"http://{ADDRESS}:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def told(self, path: str) -> dict[str, str]:
         """The headers that tell one state of a file from another."""

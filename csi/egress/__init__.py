@@ -1,0 +1,1 @@
+"""Egress profiles: the operator's networks that fetches go through."""
