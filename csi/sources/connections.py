@@ -20,6 +20,8 @@ import urllib3
 from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, ProtocolError, ProxyError
 
 from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, OriginUntrusted
+from csi.sources.checked import guard
+from csi.sources.destinations import Destinations, Reach
 from csi.sources.tempo import Tempo
 
 CONNECT_SECONDS = 10.0
@@ -34,32 +36,34 @@ Site = tuple[str, str, int]
 class Connections:
     """Reused connections to any number of sites, for any number of threads; at most `limit` idle ones a site.
 
-    `tempo` is what they usually give.
+    `destinations` says where they may go, whatever names resolve to (behind a proxy: where addresses are written as such). `tempo` is what
+    they usually give.
     Connections that idled for over IDLE_SECONDS are not used again: origins and firewalls drop them without a word.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, destinations: Destinations | None = None) -> None:
+        self._limit, self._destinations = limit, destinations or Destinations()
         self.tempo = Tempo()
         self._trust = trust()
-        self._managers: dict[str, urllib3.PoolManager] = {}
+        self._managers: dict[tuple[str, Reach], urllib3.PoolManager] = {}
         self._guard = threading.Lock()
         self._used_at = time.monotonic()
 
-    def get(self, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    def get(self, url: str, headers: Mapping[str, str], home: Site | None = None) -> urllib3.BaseHTTPResponse:
         """The answer to one GET, its body unread, redirects not followed. The caller reads it whole or calls `drop`.
 
-        Raises what `unreachable` makes of a failure: it names the host and what is wrong, never the URL.
+        `home` is the site that redirected here, where one did. Raises PermissionDenied for where requests may not go, and what
+        `unreachable` makes of a failure: it names the host and what is wrong, never the URL.
         """
         try:
-            return self._ask(url, headers)
+            return self._ask(url, headers, home)
         except ProtocolError:
             # A connection kept from an earlier request may have been closed at the other end; a fresh one tells.
-            return self._ask_once(url, headers)
+            return self._ask_once(url, headers, home)
 
-    def _ask(self, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    def _ask(self, url: str, headers: Mapping[str, str], home: Site | None) -> urllib3.BaseHTTPResponse:
         try:
-            manager = self._manager(url)
+            manager = self._manager(url, home)
             timeout = urllib3.Timeout(connect=CONNECT_SECONDS, read=SILENCE_SECONDS)
             return manager.urlopen(
                 "GET", url, headers=headers, redirect=False, retries=False, preload_content=False, decode_content=False, timeout=timeout
@@ -69,27 +73,33 @@ class Connections:
         except (HTTPError, OSError, ValueError) as error:
             raise unreachable(error, shown_site(url)) from error
 
-    def _ask_once(self, url: str, headers: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    def _ask_once(self, url: str, headers: Mapping[str, str], home: Site | None) -> urllib3.BaseHTTPResponse:
         try:
-            return self._ask(url, headers)
+            return self._ask(url, headers, home)
         except ProtocolError as error:
             raise unreachable(error, shown_site(url)) from error
 
-    def _manager(self, url: str) -> urllib3.PoolManager:
-        proxy = proxy_for(url)
+    def _manager(self, url: str, home: Site | None) -> urllib3.PoolManager:
+        """Connections that were made to what one address may reach are not used for another that may reach less."""
+        there = site(url)
+        farthest = self._destinations.farthest(None if home in (None, there) else home[1])
+        key = proxy_for(url), farthest
+        if key[0]:
+            self._destinations.check_literal(*there[1:], farthest)
         with self._guard:
             now = time.monotonic()
             if now - self._used_at > IDLE_SECONDS:
                 for manager in self._managers.values():
                     manager.clear()
             self._used_at = now
-            if proxy not in self._managers:
-                self._managers[proxy] = self._new_manager(proxy)
-            return self._managers[proxy]
+            if key not in self._managers:
+                self._managers[key] = self._new_manager(*key)
+            return self._managers[key]
 
-    def _new_manager(self, proxy: str) -> urllib3.PoolManager:
+    def _new_manager(self, proxy: str, farthest: Reach) -> urllib3.PoolManager:
         if not proxy:
-            return urllib3.PoolManager(maxsize=self._limit, ssl_context=self._trust)
+            manager = urllib3.PoolManager(maxsize=self._limit, ssl_context=self._trust)
+            return guard(manager, self._destinations, farthest)
         address, login = _split_login(proxy)
         headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
         return urllib3.ProxyManager(address, maxsize=self._limit, ssl_context=self._trust, proxy_headers=headers)

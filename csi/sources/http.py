@@ -15,10 +15,10 @@ from urllib.parse import urljoin
 
 import urllib3
 
-from csi.errors import DataCacheError, OriginUnavailable, RangesIgnored, SourceChanged
+from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied, RangesIgnored, SourceChanged
 from csi.sources.allowance import Allowances
 from csi.sources.answers import changed, check_whole, failure, range_end
-from csi.sources.connections import Connections, drop, shown_site, site
+from csi.sources.connections import Connections, Site, drop, shown_site, site
 from csi.sources.streams import SharedStreams, Stream
 from csi.spec.manifest import Entry
 
@@ -37,10 +37,15 @@ Judge = Callable[[Entry, Mapping[str, str]], bool]
 
 
 class Address(NamedTuple):
-    """Where a file's bytes came from; `at_home` on the site of its first address, the one that credentials go to."""
+    """Where a file's bytes came from; `home` is the site of its first address, the one that credentials go to."""
 
     url: str
-    at_home: bool
+    home: Site
+
+    @property
+    def at_home(self) -> bool:
+        """Whether this is on that site."""
+        return site(self.url) == self.home
 
 
 @dataclass
@@ -185,22 +190,21 @@ class RangeReader:
     def _get(self, address: Address, asked: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
         allowed = self._addresses.allowances
         allowed.check(address.url)
-        response = self._connections.get(address.url, {**self._addresses.headers, **asked} if address.at_home else asked)
+        response = self._connections.get(address.url, {**self._addresses.headers, **asked} if address.at_home else asked, address.home)
         allowed.note(address.url, response.headers)
         return response
 
     def _follow(self, entry: Entry, asked: Mapping[str, str]) -> tuple[urllib3.BaseHTTPResponse, Address]:
         """Ask the first address and go where it sends; returns the last answer and where it is from."""
-        address = Address(self._addresses.url_of(entry), True)
-        home = site(address.url)
+        url = self._addresses.url_of(entry)
+        address = Address(url, site(url))
         for _ in range(MAX_REDIRECTS + 1):
             response = self._get(address, asked)
             if response.status not in _REDIRECTS:
                 if response.status in (200, 206) and (self._addresses.signs or not address.at_home):
                     self._addresses.remember(entry, address)
                 return response, address
-            url = _next_address(response, address.url)
-            address = Address(url, site(url) == home)
+            address = address._replace(url=_next_address(response, address.url))
         raise OriginUnavailable(f"{shown_site(address.url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}")
 
     def _checked(self, response: urllib3.BaseHTTPResponse, address: Address, entry: Entry, offset: int, end: int) -> Stream:
@@ -225,9 +229,11 @@ def _next_address(response: urllib3.BaseHTTPResponse, url: str) -> str:
     drop(response)
     try:
         target = urljoin(url, location)
-        site(target)
+        scheme = site(target)[0]
     except (ValueError, OriginUnavailable) as error:
         raise OriginUnavailable(f"{shown_site(url)}: it redirects to an address that is no http or https URL") from error
     if not location:
         raise OriginUnavailable(f"{shown_site(url)}: it redirects to nowhere")
+    if site(url)[0] == "https" and scheme != "https":
+        raise PermissionDenied(f"{shown_site(url)} redirects from https to {scheme} ({shown_site(target)}), where anybody could change what comes")
     return target

@@ -10,9 +10,10 @@ from typing import Any
 
 import httpx2
 
-from csi.errors import OriginUnavailable
+from csi.errors import OriginUnavailable, PermissionDenied
 from csi.sources.answers import passing_fault
-from csi.sources.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, shown_site, site, trust, unreachable
+from csi.sources.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, proxy_for, shown_site, site, trust, unreachable
+from csi.sources.destinations import Destinations, resolved
 from csi.sources.http import MAX_REDIRECTS
 
 _TIMEOUT = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
@@ -22,11 +23,32 @@ _STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)
 
 
 class HubClient(httpx2.Client):
-    """`home` is the hub's site; Authorization goes nowhere else."""
+    """`home` is the hub's site; Authorization goes nowhere else, and requests only where `destinations` lets them.
 
-    def __init__(self, home: Site) -> None:
-        super().__init__(verify=trust(), follow_redirects=True, max_redirects=MAX_REDIRECTS, limits=_LIMITS)
-        self._home = home
+    Each hop is judged by the addresses of its host before it is taken; the hub's answers are facts, and their bytes go through the engine,
+    which connects to what it judged.
+    """
+
+    def __init__(self, home: Site, destinations: Destinations | None = None) -> None:
+        hooks = {"request": [self._check]}
+        super().__init__(verify=trust(), follow_redirects=True, max_redirects=MAX_REDIRECTS, limits=_LIMITS, event_hooks=hooks)
+        self._home, self._destinations = home, destinations or Destinations()
+
+    def _check(self, request: httpx2.Request) -> None:
+        scheme, host, port = there = site(str(request.url))
+        if there == self._home and self._destinations.trusted:
+            return
+        if self._home[0] == "https" and scheme != "https":
+            raise PermissionDenied(f"{self._home[1]} redirects from https to {scheme} ({host}), where anybody could change what comes")
+        farthest = self._destinations.farthest(None if there == self._home else self._home[1])
+        if proxy_for(str(request.url)):
+            self._destinations.check_literal(host, port, farthest)
+            return
+        try:
+            addresses = resolved(host, port)
+        except (OSError, UnicodeError) as error:
+            raise unreachable(error, shown_site(str(request.url))) from error
+        self._destinations.check(host, port, addresses, farthest)
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """As httpx2.Client.send; raises OriginUnavailable and OriginThrottled for what may pass."""

@@ -27,13 +27,14 @@ from csi.errors import (
 )
 from csi.sources import connections, http, tempo
 from csi.sources.answers import retry_after
-from csi.sources.connections import Connections
+from csi.sources.connections import Connections, site
 from csi.sources.http import Address, Addresses, RangeReader
 from csi.spec.manifest import Entry, Kind
 from tests.origins.scripted import Answer, Server
 
 DATA = bytes(range(256)) * 4096
 FILE = Entry("folder/file.bin", Kind.FILE, size=len(DATA))
+ORIGIN = ("http", "origin.invalid", 80)
 SECRET = {"Authorization": "Bearer very-secret"}
 
 
@@ -114,12 +115,12 @@ def test_a_signed_address_is_remembered_until_it_fails(server: Server, other: Se
         assert (len(server.seen), len(other.seen)) == (1, 3)
         for ended in (400, 401, 403, 410):
             old, new = f"/signed{ended}", f"/renewed{ended}"
-            addresses.remember(FILE, Address(other.url + old, False))
+            addresses.remember(FILE, Address(other.url + old, site(server.url)))
             other.behave[old] = lambda answer, status=ended: answer.say(status, b"<Expired/>")
             other.behave[new] = ranged
             server.behave["/file"] = redirect(other.url + new)
             assert read(first, 7, 9) == DATA[7:16]
-            assert addresses.known(FILE) == (other.url + new, False)
+            assert addresses.known(FILE) == (other.url + new, site(server.url))
 
 
 @pytest.fixture
@@ -159,8 +160,8 @@ def test_only_the_last_files_addresses_are_remembered(pool: Connections) -> None
     addresses = at("http://origin.invalid/")
     entries = [Entry(f"{n}", Kind.FILE, size=1) for n in range(5000)]
     for entry in entries:
-        addresses.remember(entry, Address(f"http://origin.invalid/{entry.path}", False))
-    assert addresses.known(entries[0]) is None and addresses.known(entries[-1]) == ("http://origin.invalid/4999", False)
+        addresses.remember(entry, Address(f"http://origin.invalid/{entry.path}", ORIGIN))
+    assert addresses.known(entries[0]) is None and addresses.known(entries[-1]) == ("http://origin.invalid/4999", ORIGIN)
     assert sum(addresses.known(entry) is not None for entry in entries) < 2000
 
 

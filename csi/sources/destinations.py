@@ -1,0 +1,201 @@
+"""Where a request may point: which addresses an origin, and what it redirects to, may have.
+
+An address that an administrator named may be any. Nobody else's word, no redirect among them, leads a node to its own
+services, to its neighbours or to a cloud's metadata service, unless the operator lists that destination (--allow-origins). Names are
+judged by the addresses they resolve to, at the moment of connecting: see `csi.sources.checked`. Behind a proxy it is the proxy
+that resolves names; only addresses that are written as such are judged here then.
+"""
+
+from __future__ import annotations
+
+import functools
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from csi.errors import InvalidParameter, PermissionDenied
+
+_Ip = ipaddress.IPv4Address | ipaddress.IPv6Address
+_Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
+# RFC 6052, 2.1: an IPv4 address in the last 32 bits.
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# RFC 4291, 2.5.5.1: deprecated, and still read as IPv4 by some.
+_COMPATIBLE = ipaddress.ip_network("::/96")
+# Services of a cloud for its own machines that no range tells from others: Alibaba, Azure, Oracle, AWS over IPv6.
+_METADATA = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254")))
+
+# RFC 4291, 2.4, and what IANA has given out of it.
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+# RFC 1122, 3.2.1.3: "this host on this network".
+_THIS_HOST = ipaddress.ip_network("0.0.0.0/8")
+_BROADCAST = ipaddress.ip_address("255.255.255.255")
+
+
+class Reach(IntEnum):
+    """From where an address can be reached; the higher, the nearer to the node."""
+
+    PUBLIC = 0
+    PRIVATE = 1
+    LOOPBACK = 2
+    LINK_LOCAL = 3
+    NOWHERE = 4
+
+
+_WORDS = {
+    Reach.PRIVATE: "an address of a private network",
+    Reach.LOOPBACK: "the node itself",
+    Reach.LINK_LOCAL: "an address of the link or of a cloud's metadata service",
+    Reach.NOWHERE: "no address of a host",
+}
+
+
+def reach(address: str) -> Reach:
+    """Where the numeric `address` can be reached from; IPv4 addresses inside IPv6 ones (mapped, NAT64, 6to4) count as themselves."""
+    ip = _unwrapped(ipaddress.ip_address(address.partition("%")[0]))
+    if ip in _METADATA or ip.is_link_local:
+        return Reach.LINK_LOCAL
+    # To connect to the unspecified address is to connect to oneself.
+    if ip.is_loopback or ip.is_unspecified or ip in _THIS_HOST:
+        return Reach.LOOPBACK
+    if ip.is_multicast or ip == _BROADCAST:
+        return Reach.NOWHERE
+    public = ip.is_global and (ip.version == 4 or ip in _GLOBAL_UNICAST)
+    return Reach.PUBLIC if public else Reach.PRIVATE
+
+
+def _unwrapped(ip: _Ip) -> _Ip:
+    if isinstance(ip, ipaddress.IPv4Address):
+        return ip
+    inner = ip.ipv4_mapped or ip.sixtofour
+    if inner is None and (ip in _NAT64 or (ip in _COMPATIBLE and int(ip) > 1)):
+        inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return inner or ip
+
+
+class _Rule(NamedTuple):
+    """One destination that the operator lists: a network, or a name that may begin with "*."; `port` None for all."""
+
+    network: _Network | None
+    name: str
+    port: int | None
+
+    def lets(self, host: str, port: int, address: str) -> bool:
+        if self.port not in (None, port):
+            return False
+        if self.network is not None:
+            ip = ipaddress.ip_address(address.partition("%")[0])
+            return ip in self.network or _unwrapped(ip) in self.network
+        return host.endswith(self.name[1:]) if self.name.startswith("*.") else host == self.name
+
+
+@functools.lru_cache(maxsize=256)
+def _rule(text: str) -> _Rule:
+    if network := _network(text):
+        return _Rule(network, "", None)
+    try:
+        parts = urlsplit(f"//{text.lower()}")
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", None
+    is_plain = text.lower() in (host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}")
+    if is_plain and (network := _network(host)):
+        return _Rule(network, "", port)
+    if not is_plain or not _NAME.fullmatch(host):
+        raise InvalidParameter(f"{text!r} is no destination; write a host, host:port, *.domain, an address or a network (10.0.0.0/8)")
+    return _Rule(None, host, port)
+
+
+def _network(text: str) -> _Network | None:
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return None
+
+
+def destinations(text: str) -> tuple[str, ...]:
+    """The value of --allow-origins, by commas. Raises InvalidParameter naming the one that is no host, host:port, *.domain or network."""
+    found = tuple(item.strip() for item in text.split(",") if item.strip())
+    for item in found:
+        _rule(item)
+    return found
+
+
+@dataclass(frozen=True)
+class Destinations:
+    """`allowed` as the operator listed them (see `destinations`); `trusted` where the first address is an administrator's word."""
+
+    allowed: tuple[str, ...] = ()
+    trusted: bool = True
+
+    def farthest(self, home: str | None) -> Reach:
+        """The nearest reach that is allowed unlisted: of a first address (`home` None), or of what the host `home` redirects to.
+
+        What a redirect leads to is nothing that cannot be reached from where the origin itself is: from a mirror on the
+        loopback to the loopback, from a private network to a private network, and never to a link.
+        """
+        if home is None:
+            return Reach.NOWHERE if self.trusted else Reach.PUBLIC
+        if not self.trusted:
+            return Reach.PUBLIC
+        own = min(map(reach, _resolved_or_none(home)), default=Reach.PUBLIC)
+        return own if own <= Reach.LOOPBACK else Reach.PUBLIC
+
+    def check(self, host: str, port: int, addresses: Iterable[str], farthest: Reach) -> list[str]:
+        """Those of `addresses`, which `host` has, that may be connected to; raises PermissionDenied when none may."""
+        host = host.strip("[]").rstrip(".").lower()
+        refused, found = "", []
+        for address in addresses:
+            if reach(address) <= farthest or any(_rule(item).lets(host, port, address) for item in self.allowed):
+                found.append(address)
+            else:
+                refused = address
+        if not found:
+            where = f"{host}:{port} is {refused}, {_WORDS[reach(refused)]}" if refused else f"{host}:{port} has no address"
+            raise PermissionDenied(f"{where}, which may not be asked here; if it should be, start the plugin with --allow-origins {host}")
+        return found
+
+    def check_literal(self, host: str, port: int, farthest: Reach) -> None:
+        """As `check` for a host that is written as an address, in any spelling, or as localhost; other names pass."""
+        addresses = literal(host)
+        if addresses:
+            self.check(host, port, addresses, farthest)
+
+
+def literal(host: str) -> list[str]:
+    """The address that `host` spells (127.1 and 0x7f000001 too), nothing for a name."""
+    host = host.strip("[]").rstrip(".").lower()
+    if host == "localhost" or host.endswith(".localhost"):
+        return ["127.0.0.1"]
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        pass
+    try:
+        return [socket.inet_ntoa(socket.inet_aton(host))]
+    except (OSError, UnicodeError):
+        return []
+
+
+def resolved(host: str, port: int) -> list[str]:
+    """The numeric addresses of `host`, in the resolver's order. Raises socket.gaierror, or UnicodeError for what can be no name."""
+    found = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(item[4][0]) for item in found))
+
+
+@functools.lru_cache(maxsize=64)
+def _home(host: str) -> tuple[str, ...]:
+    return tuple(resolved(host, 0))
+
+
+def _resolved_or_none(host: str) -> tuple[str, ...]:
+    """Kept: it is asked for with every redirect, and gives a redirect no more than its origin could have given itself."""
+    try:
+        return _home(host)
+    except (OSError, UnicodeError):
+        return ()
