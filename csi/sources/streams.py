@@ -14,7 +14,6 @@ from csi.sources.tempo import Meter, Tempo
 from csi.spec.manifest import Entry
 
 _COPIED = 1 << 16
-_SPARE = 2
 _BROKEN = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 
@@ -93,7 +92,8 @@ class Stream:
 class SharedStreams:
     """Answers that hold whole files, passed on from reader to reader: what one has read up to, the next goes on from.
 
-    At most _SPARE are kept, those that are furthest, and none once the last of the readers that `joined` has `left`.
+    One a file is kept, that which is furthest, of at most two files (the second is one that is read again), and none once the
+    last of the readers that `joined` has `left`: what nobody takes only fills buffers.
     """
 
     def __init__(self) -> None:
@@ -110,13 +110,16 @@ class SharedStreams:
         """One reader fewer."""
         with self._guard:
             self._readers -= 1
-            self._keep(_SPARE if self._readers else 0)
+            if not self._readers:
+                self._close(self._streams)
 
     def put(self, stream: Stream) -> None:
         """Leave an answer for the next reader of its file."""
         with self._guard:
-            self._streams.append(stream)
-            self._keep(_SPARE)
+            same = sorted((other for other in (*self._streams, stream) if other.entry == stream.entry), key=_position)
+            others = [other for other in self._streams if other.entry != stream.entry]
+            self._close([*same[:-1], *others[:-1]])
+            self._streams = [*others[-1:], same[-1]]
 
     def take(self, entry: Entry, offset: int) -> Stream | None:
         """Of the answers that were left and in which byte `offset` of `entry` is still to come, the one that is furthest."""
@@ -126,10 +129,10 @@ class SharedStreams:
                 self._streams.remove(found)
             return found
 
-    def _keep(self, most: int) -> None:
-        self._streams.sort(key=_position, reverse=True)
-        while len(self._streams) > most:
-            self._streams.pop().close()
+    def _close(self, streams: list[Stream]) -> None:
+        for stream in streams:
+            stream.close()
+        self._streams = [stream for stream in self._streams if stream not in streams]
 
 
 def _position(stream: Stream) -> int:

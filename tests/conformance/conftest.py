@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conformance.kit import Kit
+from tests.conformance.kit import FaultyKit, Kit
 
 # "module:class(argument)" of each kit; imported when its turn comes, so that one that cannot be imported is one that fails.
 KITS = (
@@ -21,10 +21,35 @@ KITS = (
 )
 
 
-@pytest.fixture(scope="module", params=KITS, ids=lambda kit: f"{kit[1]}-{kit[2][0].replace('/', '-')}")
+# Those whose origins speak HTTP and fail as they are told.
+FAULTY_KITS = (
+    ("tests.conformance.hub_kit", "HubKit", ("HuggingFace/Model",)),
+    ("tests.conformance.url_kit", "UrlKit", ("URL",)),
+    ("tests.conformance.objects_kit", "FaultyObjectsKit", ("S3",)),
+)
+
+
+def name_of(kit: tuple[str, str, tuple[str, ...]]) -> str:
+    """How a kit is called in the names of tests."""
+    return f"{kit[1]}-{kit[2][0].replace('/', '-')}"
+
+
+@pytest.fixture(scope="module", params=KITS, ids=name_of)
 def origin(request: pytest.FixtureRequest) -> Iterator[Kit]:
     """A running origin, shared by the tests of one module."""
-    module, name, arguments = request.param
+    yield from _running(request.param)
+
+
+@pytest.fixture(scope="module", params=FAULTY_KITS, ids=name_of)
+def faulty(request: pytest.FixtureRequest) -> Iterator[FaultyKit]:
+    """A running origin that fails as it is told."""
+    for kit in _running(request.param):
+        assert isinstance(kit, FaultyKit)
+        yield kit
+
+
+def _running(chosen: tuple[str, str, tuple[str, ...]]) -> Iterator[Kit]:
+    module, name, arguments = chosen
     kit: Kit = getattr(importlib.import_module(module), name)(*arguments)
     if why := kit.missing():
         pytest.skip(f"the conformance suite was not run against {kit.name}: {why}")

@@ -15,7 +15,7 @@ from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
 from csi.spec.hub import HubSpec
 from tests.conformance.kit import Tree
-from tests.origins.faults import Fault
+from tests.origins.faults import Counters, Fault, Faults
 from tests.origins.hub import Hub
 from tests.origins.repositories import Repository
 
@@ -102,10 +102,10 @@ class HubKit:
         self._repository(spec).gated = True
 
     def corrupt(self, spec: CacheSpec, path: str) -> None:
-        self.hub.faults.add(Fault("corrupt", self._key(spec, path), after=1))
+        self.hub.faults.add(Fault("corrupt", self.key(spec, path), after=1))
 
     def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
-        self.hub.faults.add(Fault("drop", self._key(spec, path), times=1, after=after))
+        self.hub.faults.add(Fault("drop", self.key(spec, path), times=1, after=after))
         return True
 
     def stop(self) -> None:
@@ -115,14 +115,26 @@ class HubKit:
         self.hub.start()
 
     def bytes_sent(self, spec: CacheSpec, path: str) -> int | None:
-        return self.hub.counters.bytes_sent[self._key(spec, path)]
+        return self.hub.counters.bytes_sent[self.key(spec, path)]
 
     def open_connections(self) -> int:
         return sum(self.hub.counters.connections.values())
+
+    @property
+    def faults(self) -> Faults:
+        return self.hub.faults
+
+    @property
+    def counters(self) -> Counters:
+        return self.hub.counters
+
+    def expire(self) -> bool:
+        self.hub.expire_urls()
+        return True
 
     def _repository(self, spec: CacheSpec) -> Repository:
         assert isinstance(spec.source, HubSpec)
         return self.hub.repositories[self._kind, spec.source.repo_id]
 
-    def _key(self, spec: CacheSpec, path: str) -> str:
+    def key(self, spec: CacheSpec, path: str) -> str:
         return f"{self._repository(spec).id}/{path}"

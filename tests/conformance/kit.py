@@ -8,11 +8,12 @@ effect when it returns.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 from csi.errors import DataCacheError
 from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
+from tests.origins.faults import Counters, Faults
 
 # A tree as kits take it: relative path -> bytes of the file. `None` is an empty folder (a kit whose origin knows no
 # empty folders leaves it out); text is a symlink's target (a kit whose origin knows no symlinks leaves it out).
@@ -88,3 +89,22 @@ class Kit(Protocol):
 
     def open_connections(self) -> int:
         """TCP connections of this process that the origin holds open now."""
+
+
+@runtime_checkable
+class FaultyKit(Kit, Protocol):
+    """A kit whose origin speaks HTTP and fails as it is told: `test_faults` is for these."""
+
+    @property
+    def faults(self) -> Faults:
+        """The faults of the origin."""
+
+    @property
+    def counters(self) -> Counters:
+        """What the origin counted."""
+
+    def key(self, spec: CacheSpec, path: str) -> str:
+        """What faults and counters call a file."""
+
+    def expire(self) -> bool:
+        """Every signed address that was given out so far is refused from now on; False where none is signed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,8 @@ from csi.spec.cache import CacheSpec
 from csi.spec.objects import ObjectSpec
 from tests.conformance.kit import Tree
 from tests.origins import versitygw
+from tests.origins.fault_proxy import FaultProxy
+from tests.origins.faults import Counters, Faults
 from tests.origins.versitygw import READER_ID, READER_SECRET, ObjectServer
 
 FOLDER = "models/a b"
@@ -108,6 +111,40 @@ class ObjectsKit:
     def open_connections(self) -> int:
         rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
         return sum(row[3] == _ESTABLISHED and int(row[2].rpartition(":")[2], 16) == self.server.port for row in rows)
+
+
+class FaultyObjectsKit(ObjectsKit):
+    """The same behind a proxy that fails as it is told."""
+
+    def __enter__(self) -> Self:
+        super().__enter__()
+        self.proxy = FaultProxy((versitygw.ADDRESS, self.server.port))
+        self.proxy.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.proxy.stop()
+        super().__exit__(kind, error, trace)
+
+    def place(self, tree: Tree) -> CacheSpec:
+        spec = super().place(tree)
+        assert isinstance(spec.source, ObjectSpec)
+        return replace(spec, source=replace(spec.source, endpoint=self.proxy.url))
+
+    @property
+    def faults(self) -> Faults:
+        return self.proxy.faults
+
+    @property
+    def counters(self) -> Counters:
+        return self.proxy.counters
+
+    def key(self, spec: CacheSpec, path: str) -> str:
+        return f"{_bucket(spec)}/{FOLDER}/{path}"
+
+    def expire(self) -> bool:
+        self.proxy.expire()
+        return True
 
 
 def key_of(credential: str | None) -> Callable[[], AccessKey] | None:

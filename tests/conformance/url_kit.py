@@ -12,7 +12,7 @@ from csi.sources.url import UrlSource
 from csi.spec.cache import CacheSpec
 from csi.spec.url import UrlFile, UrlSpec
 from tests.conformance.kit import Tree
-from tests.origins.faults import Fault
+from tests.origins.faults import Counters, Fault, Faults
 from tests.origins.web import Site, WebServer
 
 TOKEN = "url_conformance"
@@ -97,6 +97,17 @@ class UrlKit:
 
     def open_connections(self) -> int:
         return sum(self.web.counters.connections.values())
+
+    @property
+    def faults(self) -> Faults:
+        return self.web.faults
+
+    @property
+    def counters(self) -> Counters:
+        return self.web.counters
+
+    def expire(self) -> bool:
+        return False
 
     def key(self, spec: CacheSpec, path: str) -> str:
         """What faults and counters call a file."""

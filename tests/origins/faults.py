@@ -10,17 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-ACTIONS = ("status", "drop", "reset", "stall", "corrupt", "ignore-range")
+ACTIONS = ("status", "drop", "reset", "stall", "trickle", "truncate", "corrupt", "wrong-length", "ignore-range", "no-length", "redirect-loop")
 
 
 @dataclass
 class Fault:
-    """One thing that goes wrong for requests whose key matches `match` (a shell pattern), `times` times (-1: always).
+    """One thing that goes wrong for requests whose key matches `match` (a shell pattern), `times` times (-1: always); `count` is how often it did.
 
     Keys are "org/name/path/of/file" for files and "api/<kind>/org/name" for the API. Actions: "status" (answer `status`,
     with Retry-After `retry_after` if that is not empty), "drop" (end the connection `after` bytes into the body), "reset"
-    (the same, but the client meets a reset), "stall" (wait `seconds` at `after`), "corrupt" (flip the file's byte at
-    offset `after`), "ignore-range" (answer 200 and the whole file). `listener` is "hub", "cdn" or "" for both.
+    (the same, but the client meets a reset), "stall" (wait `seconds` at `after`), "trickle" (from `after` on, a byte every
+    `seconds`), "truncate" (a body of `after` bytes, with that length), "corrupt" (flip the file's byte at offset `after`),
+    "wrong-length" (say that the file has a byte more), "ignore-range" (answer 200 and the whole file), "no-length" (a chunked
+    body), "redirect-loop" (redirect to the same address). `listener` is "hub", "cdn" or "" for both.
     """
 
     action: str
@@ -31,6 +33,7 @@ class Fault:
     status: int = 503
     retry_after: str = ""
     listener: str = ""
+    count: int = 0
 
 
 class Faults:
@@ -77,14 +80,16 @@ class Faults:
     def take(self, action: str, key: str, listener: str) -> Fault | None:
         """As `find`, and it has happened once."""
         fault = self.find(action, key, listener)
-        if fault:
-            self.happened(fault)
-        return fault
+        return fault if fault and self.happens(fault) else None
 
-    def happened(self, fault: Fault) -> None:
+    def happens(self, fault: Fault) -> bool:
+        """Whether it is still to happen; it has happened once more then."""
         with self._lock:
-            if fault.times > 0:
-                fault.times -= 1
+            if not fault.times:
+                return False
+            fault.count += 1
+            fault.times -= fault.times > 0
+            return True
 
 
 class TokenBucket:

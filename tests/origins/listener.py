@@ -12,6 +12,7 @@ import struct
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,14 @@ from tests.origins.repositories import Content, Declared, size_of
 _CHUNK = 4 << 20
 _ZEROS = bytes(1 << 20)
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)$")
+
+
+@dataclass(frozen=True)
+class Part:
+    """`data` are the bytes of a file from byte `at` on."""
+
+    data: bytes
+    at: int
 
 
 class Dropped(Exception):
@@ -123,16 +132,41 @@ class Handler(BaseHTTPRequestHandler):
     def send_content(self, key: str, content: Content, headers: Mapping[str, str]) -> None:
         """The file, or the range of it that is asked for: 200, 206 or 416."""
         size = size_of(content)
-        span = None if self.server.faults.find("ignore-range", key, self.server.name) else self._span(size)
+        span = None if self.ignores_range(key) else self._span(size)
         if span is not None and span[0] >= span[1]:
             self.send_small(b"", 416, {"Content-Range": f"bytes */{size}"})
-            return
+        elif not self.redirected_on_purpose(key):
+            self.send_part(key, content, span, size, {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers})
+
+    def ignores_range(self, key: str) -> bool:
+        """Whether a Range header is not to be looked at; it happened then."""
+        return "Range" in self.headers and self.server.faults.take("ignore-range", key, self.server.name) is not None
+
+    def redirected_on_purpose(self, key: str) -> bool:
+        """Answer with a redirect to the same address, if that fault is in force for `key`."""
+        if self.server.faults.take("redirect-loop", key, self.server.name) is None:
+            return False
+        self.send_small(b"", 302, {"Location": self.path})
+        return True
+
+    def send_part(self, key: str, content: Content | Part, span: tuple[int, int] | None, size: int, headers: Mapping[str, str]) -> None:
+        """Bytes `span` of a file of `size` bytes as 206, or all of them as 200, with the faults of bodies and their lengths."""
+        faults, name = self.server.faults, self.server.name
         start, end = span or (0, size)
-        extra = {"Content-Range": f"bytes {start}-{end - 1}/{size}"} if span else {}
-        plain = {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "Content-Length": str(end - start)}
-        self._head(206 if span else 200, {**plain, **headers, **extra})
-        if self.command != "HEAD":
-            self._send_body(key, content, start, end)
+        wrong, cut = faults.take("wrong-length", key, name), faults.take("truncate", key, name)
+        sent = min(end, start + cut.after) if cut else end
+        chunked = faults.take("no-length", key, name) is not None
+        length = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(sent - start + bool(wrong and not span))}
+        extra = {"Content-Range": f"bytes {start}-{end - 1}/{size + bool(wrong)}"} if span else {}
+        self.close_connection |= wrong is not None
+        self._head(206 if span else 200, {**headers, **length, **extra})
+        if self.command == "HEAD":
+            return
+        if chunked and sent > start:
+            self.wfile.write(b"%x\r\n" % (sent - start))
+        self._send_body(key, content, start, sent)
+        if chunked:
+            self.wfile.write(b"\r\n0\r\n\r\n" if sent > start else b"0\r\n\r\n")
 
     def _head(self, status: int, headers: Mapping[str, str]) -> None:
         self.send_response(status)
@@ -150,38 +184,44 @@ class Handler(BaseHTTPRequestHandler):
             return max(0, size - int(last)), size
         return int(first), min(size, int(last) + 1) if last else size
 
-    def _send_body(self, key: str, content: Content, start: int, end: int) -> None:
+    def _send_body(self, key: str, content: Content | Part, start: int, end: int) -> None:
         faults, name = self.server.faults, self.server.name
-        drop = faults.find("drop", key, name) or faults.find("reset", key, name)
-        stall, corrupt = (faults.find(action, key, name) for action in ("stall", "corrupt"))
-        stops = sorted({start + f.after for f in (drop, stall) if f and start + f.after < end} | {end})
+        kinds = ("drop", "reset", "stall", "trickle")
+        here = [f for f in (faults.find(kind, key, name) for kind in kinds) if f and start + f.after < end]
+        corrupt = faults.find("corrupt", key, name)
         with _opened(content) as file:
             position = start
-            for stop in stops:
+            for stop in sorted({start + f.after for f in here} | {end}):
                 self._send_range(key, content, file, position, stop, corrupt)
                 position = stop
-                if stop < end:
-                    self._interrupt(drop, stall, position - start)
+                for fault in here:
+                    if stop == start + fault.after and self.server.faults.happens(fault):
+                        self._interrupt(fault)
+                        if fault.action == "trickle":
+                            self._trickle(key, content, file, position, end, fault.seconds)
+                            return
 
-    def _interrupt(self, drop: Fault | None, stall: Fault | None, sent: int) -> None:
-        if stall and stall.after == sent:
-            self.server.faults.happened(stall)
-            time.sleep(stall.seconds)
-        if drop and drop.after == sent:
-            self.server.faults.happened(drop)
-            if drop.action == "reset":
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    def _interrupt(self, fault: Fault) -> None:
+        if fault.action == "stall":
+            time.sleep(fault.seconds)
+        if fault.action == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if fault.action in ("drop", "reset"):
             raise Dropped
 
-    def _send_range(self, key: str, content: Content, file: int | None, start: int, end: int, corrupt: Fault | None) -> None:
+    def _trickle(self, key: str, content: Content | Part, file: int | None, start: int, end: int, seconds: float) -> None:
+        for position in range(start, end):
+            self._send_range(key, content, file, position, position + 1, None)
+            time.sleep(seconds)
+
+    def _send_range(self, key: str, content: Content | Part, file: int | None, start: int, end: int, corrupt: Fault | None) -> None:
         rate = self.server.faults.rate
         step = max(4096, min(_CHUNK, int(rate / 50))) if rate else _CHUNK
         while start < end:
             count = min(step, end - start)
             self.server.faults.pace(count)
             with self.server.counters.sending(key, count) as sent:
-                if corrupt and start <= corrupt.after < start + count:
-                    self.server.faults.happened(corrupt)
+                if corrupt and start <= corrupt.after < start + count and self.server.faults.happens(corrupt):
                     data = bytearray(_read(content, file, start, count))
                     data[corrupt.after - start] ^= 0xFF
                     self.connection.sendall(data)
@@ -193,7 +233,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def _opened(content: Content) -> Any:
+def _opened(content: Content | Part) -> Any:
     if not isinstance(content, Path):
         yield None
         return
@@ -204,9 +244,11 @@ def _opened(content: Content) -> Any:
         os.close(descriptor)
 
 
-def _read(content: Content, file: int | None, start: int, count: int) -> bytes | memoryview:
+def _read(content: Content | Part, file: int | None, start: int, count: int) -> bytes | memoryview:
     if file is not None:
         return os.pread(file, count, start)
+    if isinstance(content, Part):
+        return memoryview(content.data)[start - content.at : start - content.at + count]
     if isinstance(content, Declared):
         return memoryview(_ZEROS * (count // len(_ZEROS) + 1))[:count]
     assert isinstance(content, bytes)
