@@ -9,14 +9,18 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from csi.durable import TEMP_SUFFIX
 from csi.errors import Busy, CorruptContent, DataCacheError, SourceChanged, UnsafeContent
+from csi.images.donors import reserve
+from csi.images.places import place_of
 from csi.images.progress import FillProgress
 from csi.images.store import Store
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Request
+from node_plugin.vouching import Vouching
 
 log = logging.getLogger("datacache.fill")
 
@@ -30,6 +34,8 @@ class _Fill:
     digest: str
     access: dict[str, str]
     secrets: dict[str, str] = field(repr=False)
+    place: str
+    donors: list[Path] = field(default_factory=list)
     room: ExitStack = field(default_factory=ExitStack)
     call: Call = field(default_factory=Call)
     progress: FillProgress = field(default_factory=FillProgress)
@@ -46,15 +52,17 @@ class Fills:
     def __init__(self, store: Store, pool: WorkerPool, room: WaitingRoom, *, connections: int, grace: float, in_use: Callable[[], set[str]]) -> None:
         self._store, self._pool, self._room = store, pool, room
         self._connections, self._grace, self._in_use = connections, grace, in_use
+        self._vouching = Vouching(store, pool, room, connections)
         self._guard = threading.Lock()
         self._fills: dict[str, _Fill] = {}
 
     def wait(self, key: str, digest: str, secrets: Mapping[str, str], patience: Patience, access: Mapping[str, str] | None = None) -> None:
-        """Return when the image is sealed, beginning its fill where none runs; its manifest must be in the store.
+        """Return when the image is sealed, beginning its fill where none runs, and known to be what this volume's place holds.
 
-        `key` is the volume whose call waits, `access` its pinned spec: another repository may hold the same image, but what
-        opens the one need not open the other. Without it the manifest in the store says where to read. Raises Busy with the
-        progress when `patience` ends first, NoSpace at once when the image cannot fit, and what ended the fill.
+        Its manifest must be in the store. `key` is the volume whose call waits, `access` its pinned spec: another repository may
+        hold the same image, but what opens the one need not open the other. Without it the manifest in the store says where to
+        read. Raises Busy with the progress when `patience` ends first, NoSpace at once when the image cannot fit, what ended the
+        fill, and what `Vouching.wait` raises where the bytes came from another place.
         """
         while not self._store.sealed(digest):
             with self._room.seat(key, patience):
@@ -67,6 +75,7 @@ class Fills:
             # What ended a fill that another volume began, elsewhere or with another credential, says nothing about this one's.
             if fill.error and (fill.access, fill.secrets) == (access or {}, secrets):
                 raise fill.error
+        self._vouching.wait(key, digest, secrets, patience, access or self._store.access(digest))
 
     def begin(self, digest: str, secrets: Mapping[str, str]) -> None:
         """Begin or go on with a fill without waiting for it; no image goes for one that nobody may want. Raises NoSpace."""
@@ -78,7 +87,8 @@ class Fills:
             return {digest: fill.progress for digest, fill in self._fills.items()}
 
     def stop(self) -> None:
-        """Stop all fills; their bytes stay."""
+        """Stop all fills, whose bytes stay, and comparisons."""
+        self._vouching.stop()
         with self._guard:
             fills = list(self._fills.values())
         for fill in fills:
@@ -88,8 +98,9 @@ class Fills:
         with self._guard:
             fill = self._fills.get(digest)
             if fill is None:
-                fill = _Fill(digest, dict(access), dict(secrets))
-                fill.room.enter_context(self._store.reserve(digest, self._in_use if patience else self._all))
+                fill = _Fill(digest, dict(access), dict(secrets), place_of(access or self._store.access(digest)))
+                in_use = self._in_use if patience else self._all
+                fill.donors = fill.room.enter_context(reserve(self._store, digest, fill.place, in_use))
                 self._fills[digest] = fill
                 threading.Thread(target=self._run, args=(fill,), name="fill", daemon=True).start()
             if patience:
@@ -117,9 +128,16 @@ class Fills:
                 journal=str(paths.journal),
                 image=str(paths.image),
                 connections=self._connections,
+                donors=tuple(map(str, fill.donors)),
             )
+            self._store.note_fill(fill.digest, fill.place)
             self._pool.call("fill", request, fill.call, lambda progress: self._heard(fill, progress))
-            fields = {"image": fill.digest, "bytes": fill.progress.bytes_total, "s": round(time.monotonic() - started, 2)}
+            fields = {
+                "image": fill.digest,
+                "bytes": fill.progress.bytes_total,
+                "copied": fill.progress.bytes_copied,
+                "s": round(time.monotonic() - started, 2),
+            }
             log.info("image sealed", extra={"fields": fields})
         except Exception as error:
             self._failed(fill, error)

@@ -53,6 +53,11 @@ class ImagePaths:
         return self.folder / "facts.json"
 
     @property
+    def places(self) -> Path:
+        """The record of where its bytes are known to come from."""
+        return self.folder / "places.json"
+
+    @property
     def progress(self) -> Path:
         """How far a running fill is, for whoever wants to see; gone with the fill."""
         return self.folder / "progress.json"

@@ -3,7 +3,7 @@
     root/format                what wrote this store
     root/lock                  held by the one process that owns it
     root/key                   32 random bytes, for keyed hashes
-    root/images/<digest>/      manifest, image or image.partial and journal, facts.json, used
+    root/images/<digest>/      manifest, image or image.partial and journal, facts.json, places.json, used
     root/tmp/                  what is on its way in or out; emptied at every start
 
 What an image is follows from which of its files are there, so a process killed at any point leaves nothing to repair but
@@ -26,6 +26,7 @@ from types import TracebackType
 
 from csi.durable import TEMP_SUFFIX, read_json, rename_durably, secret_key, sync_file, sync_folder, write_json
 from csi.errors import Busy, DataCacheError, FailedPrecondition, NoSpace, NotFound
+from csi.images import places
 from csi.images.records import ImagePaths, ImageRecord, State, is_digest, read_record, write_facts
 from csi.images.room import Claim, victims
 from csi.images.sizes import human
@@ -113,6 +114,27 @@ class Store:
                 return Manifest.read(stream)
         except FileNotFoundError as error:
             raise NotFound(f"the manifest {path} is missing; remove the image so that it is resolved again") from error
+
+    def access(self, digest: str) -> dict[str, str]:
+        """The pinned spec that the image's manifest came from, as flat parameters; raises as `manifest`."""
+        path = self._known(digest).paths.manifest
+        with self._faults(), path.open("rb") as stream:
+            return Manifest.read_access(stream)
+
+    def places(self, digest: str) -> tuple[str, ...]:
+        """The places (`csi.images.places`) known to hold the bytes of a sealed image; none when there is no such image."""
+        with self._faults():
+            return places.places(self.paths(digest)) if self.sealed(digest) else ()
+
+    def note_fill(self, digest: str, place: str) -> None:
+        """A fill of the image is going to read from `place`; to be said before it does."""
+        with self._mutex, self._faults():
+            places.note_fill(self._known(digest).paths, place)
+
+    def note_vouched(self, digest: str, place: str) -> None:
+        """The bytes of `place` were found to be those of the sealed image; raises NotFound when it is gone."""
+        with self._mutex, self._faults():
+            places.note_vouched(self._known(digest).paths, place)
 
     def sealed(self, digest: str) -> ImageRecord | None:
         """The image, if it can be mounted."""

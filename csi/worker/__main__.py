@@ -21,6 +21,8 @@ from csi.images.fill import fill, seal
 from csi.images.layout import lay_out
 from csi.images.pace import paced
 from csi.images.progress import FillProgress
+from csi.images.records import ImagePaths
+from csi.images.vouching import vouch
 from csi.sources.catalog import open_source
 from csi.spec.manifest import Manifest
 from csi.spec.parameters import parse
@@ -36,6 +38,7 @@ class Worker:
 
     def __init__(self, output: IO[bytes], rate: int | None = None, broken: DataCacheError | None = None) -> None:
         self._output, self._rate, self._broken = output, rate, broken
+        self._operations = {"pin": self._pin, "resolve": self._resolve, "fill": self._fill, "vouch": self._vouch}
 
     def serve(self, requests: queue.SimpleQueue[bytes]) -> None:
         """Answer requests for ever; the process ends when its input does."""
@@ -46,7 +49,7 @@ class Worker:
         try:
             if self._broken:
                 raise self._broken
-            self._say("result", {"pin": self._pin, "resolve": self._resolve, "fill": self._fill}[request.operation](request))
+            self._say("result", self._operations[request.operation](request))
         except BaseException as raised:  # whatever happens is the caller's to hear
             error = recognised(raised)
             if not isinstance(error, DataCacheError):
@@ -72,10 +75,7 @@ class Worker:
         return _resolution(manifest).encode()
 
     def _fill(self, request: Request) -> dict[str, Any]:
-        with Path(request.manifest).open("rb") as stream:
-            manifest = Manifest.read(stream)
-        if request.spec and request.spec != manifest.access:
-            manifest = replace(manifest, access=request.spec)
+        manifest = _manifest(request)
         partial, image = Path(request.partial), Path(request.image)
         if not image.exists():
             with closing(open_source(parse(manifest.access).spec, request.secrets)) as source:
@@ -85,6 +85,7 @@ class Worker:
                     Path(request.journal),
                     paced(lambda: source.reader(manifest), self._limit(manifest)),
                     connections=request.connections,
+                    donors=[ImagePaths(Path(folder)) for folder in request.donors],
                     progress=self._report,
                 )
             seal(partial, image, Path(request.journal))
@@ -94,8 +95,23 @@ class Worker:
         limits = [limit for limit in (parse(manifest.access).spec.bandwidth_limit, self._rate) if limit]
         return min(limits, default=None)
 
+    def _vouch(self, request: Request) -> dict[str, Any]:
+        manifest = _manifest(request)
+        with closing(open_source(parse(manifest.access).spec, request.secrets)) as source:
+            seed, connections = bytes.fromhex(request.seed), request.connections
+            open_reader = paced(lambda: source.reader(manifest), self._limit(manifest))
+            vouch(lay_out(manifest), Path(request.image), open_reader, seed, connections=connections)
+        return {}
+
     def _report(self, progress: FillProgress) -> None:
         self._say("progress", asdict(progress))
+
+
+def _manifest(request: Request) -> Manifest:
+    """The manifest of a request, read as its spec says."""
+    with Path(request.manifest).open("rb") as stream:
+        manifest = Manifest.read(stream)
+    return replace(manifest, access=request.spec) if request.spec and request.spec != manifest.access else manifest
 
 
 def _resolution(manifest: Manifest) -> Resolution:

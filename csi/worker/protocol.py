@@ -14,16 +14,18 @@ from typing import Any, Literal
 from csi.spec.cache import CacheSpec
 from csi.spec.parameters import parse
 
-Operation = Literal["pin", "resolve", "fill"]
+Operation = Literal["pin", "resolve", "fill", "vouch"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One order. `spec` is a cache spec as flat parameters; a fill whose `spec` is empty takes the manifest's.
+    """One order. `spec` is a cache spec as flat parameters; a fill or vouch whose `spec` is empty takes the manifest's.
 
     Paths are absolute, "" where an operation has no use for them.
     pin: result is the pinned spec. resolve: list, prove and, where `manifest` is given, write the manifest there.
-    fill: read `manifest`, fill `partial` (with its `journal`) over `connections` connections and seal it as `image`.
+    fill: read `manifest`, fill `partial` (with its `journal`) over `connections` connections and seal it as `image`; copy what
+    the images in the folders `donors` hold of it. vouch: compare the sealed `image` of `manifest` with the source at ranges
+    that `seed` (hex) decides.
     """
 
     operation: Operation
@@ -34,6 +36,8 @@ class Request:
     journal: str = ""
     image: str = ""
     connections: int = 4
+    donors: tuple[str, ...] = ()
+    seed: str = field(default="", repr=False)
 
     @property
     def profile(self) -> str:

@@ -87,10 +87,13 @@ def _kill(victim: str) -> None:
 def arm_worker(knife: Knife, worker: ModuleType) -> None:
     """The points of fill and seal."""
     from csi.images import fill
+    from csi.images.copying import Copier
     from csi.images.journal import Journal
     from csi.images.partial import PartialImage
 
     knife.around(PartialImage, "create", "allocate", before=True, after=True)
+    knife.around(Copier, "_step", "copy", before=True, after=True)
+    knife.around(Copier, "sync", "copy sync", after=True)
     knife.around(PartialImage, "write_metadata", "metadata", after=True)
     knife.around(PartialImage, "write", "chunk", before=True, after=True)
     knife.around(PartialImage, "sync", "sync", after=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import grpc
@@ -104,3 +105,23 @@ def test_with_the_server_down_only_what_was_proven_mounts(start: Start, nas: Gan
         assert machine.inline("inline", asked) == (OK, "")
     finally:
         nas.start()
+
+
+def test_what_one_identity_has_read_is_no_source_for_another(start: Start, nas: Ganesha, models: Path) -> None:
+    """The image of a whole tree is compared first, and files of one identity's image are not copied into another's."""
+    machine = start("--proof-ttl", "0s")
+
+    def copied(name: str, uid: str) -> list[int]:
+        """Show what the folder holds now as `uid` reads it; the bytes that each fill so far had from other images."""
+        assert machine.stage(machine.create(name, {**parameters(nas, models), "uid": uid})) == (OK, "")
+        return [int(number) for line in machine.logged("image sealed") for number in re.findall(r"copied=(\d+)", line)]
+
+    assert copied("first", "1000") == [0]
+    assert not machine.logged("image vouched for")
+    assert copied("second", "2000") == [0] and len(machine.logged("image vouched for")) == 1
+    (models / "one.bin").write_bytes(b"3" * 5000)
+    assert copied("third", "3000") == [0, 0]
+    assert copied("fourth", "3000") == [0, 0]
+    (models / "two.bin").write_bytes(b"4" * 5000)
+    assert copied("fifth", "3000") == [0, 0, 15_002]
+    assert (machine.staging(machine.create("fifth", {**parameters(nas, models), "uid": "3000"}).volume_id) / "one.bin").read_bytes() == b"3" * 5000

@@ -11,6 +11,8 @@ from csi.errors import Busy, PermissionDenied
 from csi.images.fill import fill, seal
 from csi.images.layout import lay_out
 from csi.images.progress import FillProgress
+from csi.images.records import ImagePaths
+from csi.images.vouching import vouch
 from csi.spec.manifest import Manifest, build
 from csi.spec.parameters import parse
 from csi.worker.pool import Call
@@ -23,7 +25,10 @@ _TICK = 0.005
 
 
 class InProcess:
-    """A source of `files` (path to size) at `commit`. Clear `go` to hold resolves back, `go_fill` to hold fills; set an error to have it raised."""
+    """A source of `files` (path to size) at `commit`.
+
+    Clear `go` to hold resolves back, `go_fill` fills, `go_vouch` comparisons; set an error to have it raised.
+    """
 
     def __init__(self, files: Mapping[str, int] | None = None) -> None:
         self.files = dict(files or {"config.json": 20, "weights/a.bin": 10_000})
@@ -35,6 +40,9 @@ class InProcess:
         """The tokens that may read; None for everybody."""
         self.content_bytes: int | None = None
         """What the source is said to hold, where it is not what `files` add up to."""
+        self.origin = FakeOrigin()
+        self.go_vouch = threading.Event()
+        self.go_vouch.set()
         self.go, self.go_fill, self.filling = threading.Event(), threading.Event(), threading.Semaphore(0)
         self.go.set()
         self.go_fill.set()
@@ -51,6 +59,8 @@ class InProcess:
         self.asked.append(request)
         if request.operation == "fill":
             return self._fill(request, call or Call(), on_progress)
+        if request.operation == "vouch":
+            return self._vouch(request, call or Call())
         assert self.go.wait(30), "the test never let the resolve go"
         if self.error:
             raise self.error
@@ -92,6 +102,17 @@ class InProcess:
         with Path(request.manifest).open("rb") as stream:
             layout = lay_out(Manifest.read(stream))
         paths = Path(request.partial), Path(request.journal), Path(request.image)
-        fill(layout, paths[0], paths[1], FakeOrigin().open, connections=1, progress=on_progress)
+        donors = [ImagePaths(Path(folder)) for folder in request.donors]
+        fill(layout, paths[0], paths[1], self.origin.open, connections=1, donors=donors, progress=on_progress)
         seal(paths[0], paths[2], paths[1])
+        return {}
+
+    def _vouch(self, request: Request, call: Call) -> dict[str, Any]:
+        while not self.go_vouch.wait(_TICK):
+            if call.stopped:
+                raise Busy("the work was stopped; call again to go on")
+        self._check(request)
+        with Path(request.manifest).open("rb") as stream:
+            layout = lay_out(Manifest.read(stream))
+        vouch(layout, Path(request.image), self.origin.open, bytes.fromhex(request.seed), connections=1)
         return {}

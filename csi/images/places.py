@@ -1,0 +1,74 @@
+"""From which places the bytes of an image are known to come.
+
+A listing that claims a digest proves nothing: whoever writes a pointer to another tenant's file would have that file's
+image. So an image keeps, beside its manifest, in `places.json`: `filled`, the places that its fill has read from, and
+`vouched`, those whose bytes were compared with the image since. A fill that read from one place alone has had every byte
+from there; where several gave a part each, none of them is known to hold the rest. A place is the sha256 of what a
+credential opens (`place` of a source's spec) and of the network that it is reached through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from csi.durable import read_json, write_json
+from csi.errors import DataCacheError
+from csi.images.records import ImagePaths
+from csi.spec.manifest import Manifest
+from csi.spec.parameters import parse
+
+FORMAT = 1
+MOST_VOUCHED = 256
+"""An image remembers so many places beside the first; one that was forgotten is compared again."""
+_UNKNOWN = "unknown"
+
+
+def place_of(access: Mapping[str, str]) -> str:
+    """The place that a pinned spec, as flat parameters, reads from, as 64 hex digits; raises InvalidParameter."""
+    spec = parse(access).spec
+    # In another network the same address may be another's.
+    return hashlib.sha256(f"{spec.egress_profile}\n{spec.source.place}".encode()).hexdigest()
+
+
+def places(paths: ImagePaths) -> tuple[str, ...]:
+    """The places known to hold a sealed image, the last vouched first; none where the record is damaged."""
+    filled, vouched = _read(paths)
+    return (*reversed(vouched), *(filled if len(filled) == 1 else ()))
+
+
+def note_fill(paths: ImagePaths, place: str) -> None:
+    """Write down, durably, that a fill is going to read from `place`, before it does; raises OSError."""
+    filled, _ = _read(paths) if paths.partial.exists() else ((), ())
+    # More than two tell no more than two.
+    _write(paths, tuple(dict.fromkeys((*filled, place)))[:2], ())
+
+
+def note_vouched(paths: ImagePaths, place: str) -> None:
+    """Write down, durably, that the bytes of `place` are those of the sealed image; raises OSError."""
+    filled, vouched = _read(paths)
+    kept = tuple(other for other in vouched if other != place)
+    _write(paths, filled, (*kept, place)[-MOST_VOUCHED:])
+
+
+def _read(paths: ImagePaths) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    try:
+        record = read_json(paths.places, FORMAT)
+        return tuple(map(str, record["filled"])), tuple(map(str, record["vouched"]))
+    except FileNotFoundError:
+        return (_place_of_manifest(paths),), ()
+    except (DataCacheError, KeyError, TypeError):
+        return (_UNKNOWN, _UNKNOWN), ()
+
+
+def _place_of_manifest(paths: ImagePaths) -> str:
+    """Images of version 0.1.0 have no record; they were filled from where their manifest says, or a place that proved as much."""
+    try:
+        with paths.manifest.open("rb") as stream:
+            return place_of(Manifest.read_access(stream))
+    except (OSError, DataCacheError):
+        return _UNKNOWN
+
+
+def _write(paths: ImagePaths, filled: tuple[str, ...], vouched: tuple[str, ...]) -> None:
+    write_json(paths.places, {"format": FORMAT, "filled": list(filled), "vouched": list(vouched)})
