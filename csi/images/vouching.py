@@ -72,7 +72,7 @@ class _Comparison:
     """All readers take their probes from one line; the first error ends them."""
 
     def __init__(self, image: int, line: Iterator[Probe], open_reader: OpenReader, connections: int) -> None:
-        self._image, self._line = image, line
+        self._image, self._line = image, enumerate(line)
         self._guard = threading.Lock()
         self._ended = threading.Event()
         self._error: BaseException | None = None
@@ -101,15 +101,17 @@ class _Comparison:
 
     def _compare(self, reader: PatientReader) -> None:
         found = memoryview(bytearray(RANGE))
-        while (probe := self._next()) is not None and not self._ended.is_set():
+        # An origin that ignores ranges is asked in this order, so that it sends each file once.
+        while (probe := self._next(reader)) is not None and not self._ended.is_set():
             part = found[: probe.length]
             reader.read_into(probe.extent.entry, probe.offset, part)
             if part != os.pread(self._image, probe.length, probe.extent.offset + probe.offset):
                 raise _differs(probe.extent.entry)
 
-    def _next(self) -> Probe | None:
+    def _next(self, reader: PatientReader) -> Probe | None:
         with self._guard:
-            return next(self._line, None)
+            reader.rank, probe = next(self._line, (0, None))
+            return probe
 
     def _pause(self, seconds: float) -> None:
         self._ended.wait(seconds)

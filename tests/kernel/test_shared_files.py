@@ -16,6 +16,7 @@ from tests.kernel.disks import disk
 from tests.kernel.knife import read_orders, write_orders
 from tests.kernel.machine import MIB, Machine, content, until
 from tests.kernel.requests import OK, answer_of
+from tests.origins.faults import Fault
 from tests.origins.hub import Hub
 from tests.origins.repositories import Declared, Repository
 
@@ -170,5 +171,17 @@ def test_a_rightful_second_repository_shares_the_image_for_a_few_bytes(start: St
     assert machine.unpublish("second") == (OK, "")
     assert machine.inline("second", {"repoId": "org/copy"}) == (OK, "")
     assert sent(hub, "org/copy") == 0 and len(machine.sealed()) == 1
+    for pod in ("owner", "second"):
+        assert machine.unpublish(pod) == (OK, "")
+
+
+def test_an_origin_that_ignores_ranges_can_be_compared_with_too(start: Start, hub: Hub, private: Repository) -> None:
+    machine = start()
+    assert machine.inline("owner", {"repoId": "org/private"}, OWNER) == (OK, "")
+    hub.repo("org/copy", {path: file.content for path, file in private.at("main").files.items()})  # type: ignore[union-attr]
+    hub.faults.add(Fault("ignore-range", "org/copy/*"))
+    assert machine.inline("second", {"repoId": "org/copy"}) == (OK, "")
+    assert sent(hub, "org/copy") < 4 * 5 * MIB, "it sends a file whole for a byte of it, but not for each range"
+    assert len(machine.sealed()) == 1
     for pod in ("owner", "second"):
         assert machine.unpublish(pod) == (OK, "")

@@ -56,6 +56,7 @@ def test_a_revision_that_shares_most_bytes_fetches_the_rest_and_takes_no_room_tw
     assert set(b.origin.asked) == {"shards/3.bin", "new/config.json"}
     last = seen[-1]
     assert (last.bytes_done, last.bytes_fetched, last.bytes_copied) == (total, rest, total - rest)
+    assert f"({(total - rest) / MIB:.0f} MiB from other images)" in last.shown()
     assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
     taken, own = used(place("a")) - before, b.layout.size if kind in COPYING else len(b.layout.metadata) + rest
     assert own <= taken + MIB and taken <= own + 4 * MIB, (taken, own)
