@@ -9,11 +9,13 @@ import time
 import urllib3
 
 from csi.errors import OriginUnavailable, SourceChanged
+from csi.sources import tempo
 from csi.sources.connections import shown_site, unreachable
 from csi.sources.tempo import Meter, Tempo
 from csi.spec.manifest import Entry
 
 _COPIED = 1 << 16
+_LOOKS = 8
 _BROKEN = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 
@@ -21,10 +23,10 @@ class Stream:
     """An open answer: `response` holds bytes `position` to `end` of `entry`; `whole` where it is the answer of an origin that was asked for less."""
 
     def __init__(
-        self, response: urllib3.BaseHTTPResponse, url: str, entry: Entry, position: int, end: int, tempo: Tempo, whole: bool = False
+        self, response: urllib3.BaseHTTPResponse, url: str, entry: Entry, position: int, end: int, usual: Tempo, whole: bool = False
     ) -> None:
         self.entry, self.position, self.end, self.whole = entry, position, end, whole
-        self._response, self._site, self._meter = response, shown_site(url), Meter(tempo)
+        self._response, self._site, self._meter = response, shown_site(url), Meter(usual)
         # urllib3's own reads copy; below them is the http.client body, whose file reads into the buffer itself (a fifth less CPU).
         body = getattr(response, "_fp", None)
         self._body = body if isinstance(body, http.client.HTTPResponse) else None
@@ -34,34 +36,47 @@ class Stream:
         return entry == self.entry and self.position <= offset < self.end
 
     def read(self, buffer: memoryview) -> int:
-        """At least one byte into `buffer`, as many as are there.
+        """At least one byte into `buffer`, all of it where they come fast.
 
         Raises OriginUnavailable when the answer ends early or trickles, OriginTimedOut when nothing comes.
         """
-        began = time.monotonic()
+        began, before = time.monotonic(), self.position
+        view = buffer[: self.end - self.position]
         try:
-            count = self._receive(buffer[: self.end - self.position])
+            self._receive_plain(view, began) if self._is_plain else self._receive(view)
         except _BROKEN as error:
             raise unreachable(error, self._site, f" (in {self.entry.path!r} at byte {self.position})") from error
+        count = self.position - before
         if not count:
             raise self._unavailable("the connection ended early")
-        self.position += count
         if self._meter.trickles(count, time.monotonic() - began):
             raise self._unavailable("the connection gives far less than others do, a fresh one may give more")
         return count
 
-    def _receive(self, view: memoryview) -> int:
-        """What one receive from the socket gives: one that waited for the whole of `view` would not see a trickle."""
+    @property
+    def _is_plain(self) -> bool:
+        return self._body is not None and not self._body.chunked and self._body.length is not None and self._body.fp is not None
+
+    def _receive_plain(self, view: memoryview, began: float) -> None:
+        """All of `view`, or what comes in a part of a window: one receive that waited for all of it would not see a trickle."""
         body = self._body
-        if body is None or body.chunked or body.fp is None:
-            data = body.read1(min(len(view), _COPIED)) if body is not None else self._response.read(min(len(view), _COPIED))
-            view[: len(data)] = data
-            return len(data)
-        if body.length is None:
-            return body.fp.readinto1(view)
-        count = body.fp.readinto1(view[: body.length])
-        body.length -= count
-        return count
+        assert body is not None and body.length is not None
+        view, receive, enough = view[: body.length], body.fp.readinto1, began + tempo.WINDOW_SECONDS / _LOOKS
+        while view:
+            count = receive(view)
+            if not count:
+                return
+            body.length -= count
+            self.position += count
+            view = view[count:]
+            if time.monotonic() >= enough:
+                return
+
+    def _receive(self, view: memoryview) -> None:
+        """What one receive gives of a body that is chunked or ends with the connection."""
+        data = (self._body or self._response).read1(min(len(view), _COPIED))
+        view[: len(data)] = data
+        self.position += len(data)
 
     def _unavailable(self, what: str) -> OriginUnavailable:
         return OriginUnavailable(f"{self._site}: {what} (in {self.entry.path!r} at byte {self.position})")
