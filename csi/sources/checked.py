@@ -7,6 +7,7 @@ stay those of the name.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -15,17 +16,19 @@ from urllib3.util.connection import create_connection
 
 from csi.sources.destinations import Destinations, Reach, resolved
 
+Connect = Callable[[HTTPConnection], socket.socket]
 
-def guard(manager: urllib3.PoolManager, destinations: Destinations, farthest: Reach) -> urllib3.PoolManager:
-    """Make all connections of `manager` (no proxy's) to what `destinations` allows, and return it. Connecting raises PermissionDenied then."""
+
+def guard(manager: urllib3.PoolManager, connect: Connect) -> urllib3.PoolManager:
+    """Let all connections of `manager` (no proxy's) be made by `connect`, and return it."""
 
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
-            return _connect(self, destinations, farthest)
+            return connect(self)
 
     class Secure(HTTPSConnection):
         def _new_conn(self) -> socket.socket:
-            return _connect(self, destinations, farthest)
+            return connect(self)
 
     class PlainPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Plain
@@ -37,8 +40,11 @@ def guard(manager: urllib3.PoolManager, destinations: Destinations, farthest: Re
     return manager
 
 
-def _connect(connection: HTTPConnection, destinations: Destinations, farthest: Reach) -> socket.socket:
-    """A socket to the first of the host's allowed addresses that answers; fails as urllib3's own connections do."""
+def connect(connection: HTTPConnection, destinations: Destinations, farthest: Reach) -> socket.socket:
+    """A socket to the first of the host's allowed addresses that answers.
+
+    Raises PermissionDenied when none is allowed; fails as urllib3's own connections do else.
+    """
     try:
         addresses = resolved(connection.host, connection.port)
     except socket.gaierror as error:

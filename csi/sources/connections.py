@@ -17,10 +17,11 @@ from collections.abc import Iterator, Mapping
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, ProtocolError, ProxyError
 
 from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, OriginUntrusted
-from csi.sources.checked import guard
+from csi.sources.checked import connect, guard
 from csi.sources.destinations import Destinations, Reach
 from csi.sources.tempo import Tempo
 
@@ -47,6 +48,7 @@ class Connections:
         self._trust = trust()
         self._managers: dict[tuple[str, Reach], urllib3.PoolManager] = {}
         self._routes: dict[tuple[Site, Site | None], tuple[str, Reach]] = {}
+        self._asking = threading.local()
         self._guard = threading.Lock()
         self._used_at = time.monotonic()
 
@@ -56,9 +58,12 @@ class Connections:
         `home` is the site that redirected here, where one did. Raises PermissionDenied for where requests may not go, and what
         `unreachable` makes of a failure: it names the host and what is wrong, never the URL.
         """
+        self._asking.afresh = False
         try:
             return self._ask(url, headers, home)
-        except ProtocolError:
+        except ProtocolError as error:
+            if self._asking.afresh:
+                raise unreachable(error, shown_site(url)) from error
             # A connection kept from an earlier request may have been closed at the other end; a fresh one tells.
             return self._ask_once(url, headers, home)
 
@@ -97,7 +102,8 @@ class Connections:
         """The proxy, and what may be reached. Remembered: to go through the environment takes a quarter of the time of a small file."""
         route = self._routes.get((there, home))
         if route is None:
-            farthest = self._destinations.farthest(None if home in (None, there) else home[1])
+            away = home if home != there else None
+            farthest = self._destinations.farthest(away and away[1], away is not None and is_proxied(away))
             route = proxy_for(url), farthest
             if route[0]:
                 self._destinations.check_literal(*there[1:], farthest)
@@ -107,10 +113,14 @@ class Connections:
     def _new_manager(self, proxy: str, farthest: Reach) -> urllib3.PoolManager:
         if not proxy:
             manager = urllib3.PoolManager(maxsize=self._limit, ssl_context=self._trust)
-            return guard(manager, self._destinations, farthest)
+            return guard(manager, functools.partial(self._connect, farthest))
         address, login = _split_login(proxy)
         headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
         return urllib3.ProxyManager(address, maxsize=self._limit, ssl_context=self._trust, proxy_headers=headers)
+
+    def _connect(self, farthest: Reach, connection: HTTPConnection) -> socket.socket:
+        self._asking.afresh = True
+        return connect(connection, self._destinations, farthest)
 
     def close(self) -> None:
         """Close all idle connections; those in use close when they are given back."""
@@ -159,6 +169,11 @@ def proxy_for(url: str) -> str:
     if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
         return ""
     return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def is_proxied(there: Site) -> bool:
+    """Whether a proxy asks this site."""
+    return bool(proxy_for("{}://{}:{}/".format(*there)))
 
 
 @functools.lru_cache(maxsize=256)

@@ -133,8 +133,9 @@ class Destinations:
     allowed: tuple[str, ...] = ()
     trusted: bool = True
 
-    def farthest(self, home: str | None) -> Reach:
+    def farthest(self, home: str | None, proxied: bool = False) -> Reach:
         """The nearest reach that is allowed unlisted: of a first address (`home` None), or of what the host `home` redirects to.
+        `proxied` where a proxy asks that host: its name is not resolved here then. Raises socket.gaierror as `resolved` does.
 
         What a redirect leads to is nothing that cannot be reached from where the origin itself is: from a mirror on the
         loopback to the loopback, from a private network to a private network, and never to a link.
@@ -143,7 +144,7 @@ class Destinations:
             return Reach.NOWHERE if self.trusted else Reach.PUBLIC
         if not self.trusted:
             return Reach.PUBLIC
-        own = min(map(reach, _resolved_or_none(home)), default=Reach.PUBLIC)
+        own = min(map(reach, literal(home) if proxied else _home(home)), default=Reach.PUBLIC)
         return own if own <= Reach.LOOPBACK else Reach.PUBLIC
 
     def check(self, host: str, port: int, addresses: Iterable[str], farthest: Reach) -> list[str]:
@@ -190,12 +191,5 @@ def resolved(host: str, port: int) -> list[str]:
 
 @functools.lru_cache(maxsize=64)
 def _home(host: str) -> tuple[str, ...]:
-    return tuple(resolved(host, 0))
-
-
-def _resolved_or_none(host: str) -> tuple[str, ...]:
     """Kept: it is asked for with every redirect, and gives a redirect no more than its origin could have given itself."""
-    try:
-        return _home(host)
-    except (OSError, UnicodeError):
-        return ()
+    return tuple(resolved(host, 0))

@@ -179,7 +179,7 @@ class RangeReader:
         asked = {**self._addresses.conditions(entry), "Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
         known = self._addresses.known(entry)
         if known is not None:
-            response = self._get(known, asked)
+            response = self._get(known, asked, entry)
             if response.status not in _ENDED:
                 return self._checked(response, known, entry, offset, end)
             drop(response)
@@ -187,10 +187,14 @@ class RangeReader:
         response, address = self._follow(entry, asked)
         return self._checked(response, address, entry, offset, end)
 
-    def _get(self, address: Address, asked: Mapping[str, str]) -> urllib3.BaseHTTPResponse:
+    def _get(self, address: Address, asked: Mapping[str, str], entry: Entry) -> urllib3.BaseHTTPResponse:
         allowed = self._addresses.allowances
         allowed.check(address.url)
-        response = self._connections.get(address.url, {**self._addresses.headers, **asked} if address.at_home else asked, address.home)
+        headers = {**self._addresses.headers, **asked} if address.at_home else asked
+        try:
+            response = self._connections.get(address.url, headers, address.home)
+        except OriginUnavailable as error:
+            raise type(error)(f"{error} (asked for {entry.path!r})") from error
         allowed.note(address.url, response.headers)
         return response
 
@@ -199,7 +203,7 @@ class RangeReader:
         url = self._addresses.url_of(entry)
         address = Address(url, site(url))
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._get(address, asked)
+            response = self._get(address, asked, entry)
             if response.status not in _REDIRECTS:
                 if response.status in (200, 206) and (self._addresses.signs or not address.at_home):
                     self._addresses.remember(entry, address)

@@ -12,7 +12,7 @@ import httpx2
 
 from csi.errors import OriginUnavailable, PermissionDenied
 from csi.sources.answers import passing_fault
-from csi.sources.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, proxy_for, shown_site, site, trust, unreachable
+from csi.sources.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, is_proxied, shown_site, site, trust, unreachable
 from csi.sources.destinations import Destinations, resolved
 from csi.sources.http import MAX_REDIRECTS
 
@@ -35,20 +35,22 @@ class HubClient(httpx2.Client):
         self._home, self._destinations = home, destinations or Destinations()
 
     def _check(self, request: httpx2.Request) -> None:
-        scheme, host, port = there = site(str(request.url))
+        scheme, host, _ = there = site(str(request.url))
         if there == self._home and self._destinations.trusted:
             return
         if self._home[0] == "https" and scheme != "https":
             raise PermissionDenied(f"{self._home[1]} redirects from https to {scheme} ({host}), where anybody could change what comes")
-        farthest = self._destinations.farthest(None if there == self._home else self._home[1])
-        if proxy_for(str(request.url)):
-            self._destinations.check_literal(host, port, farthest)
-            return
         try:
-            addresses = resolved(host, port)
+            self._check_addresses(there)
         except (OSError, UnicodeError) as error:
             raise unreachable(error, shown_site(str(request.url))) from error
-        self._destinations.check(host, port, addresses, farthest)
+
+    def _check_addresses(self, there: Site) -> None:
+        farthest = self._destinations.farthest(None if there == self._home else self._home[1], is_proxied(self._home))
+        if is_proxied(there):
+            self._destinations.check_literal(*there[1:], farthest)
+        else:
+            self._destinations.check(*there[1:], resolved(*there[1:]), farthest)
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """As httpx2.Client.send; raises OriginUnavailable and OriginThrottled for what may pass."""

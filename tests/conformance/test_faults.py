@@ -119,6 +119,7 @@ PASSING = [
     Fault("status", status=429, times=3),
     Fault("status", status=500, times=MAX_FAILURES - 1),
     Fault("status", status=503, times=MAX_FAILURES - 1),
+    Fault("hang-up", times=MAX_FAILURES - 1),
     Fault("reset", after=1000, times=MAX_FAILURES - 1),
     Fault("drop", after=1000, times=MAX_FAILURES - 1),
     Fault("stall", after=1000, seconds=2, times=2),
@@ -139,6 +140,8 @@ LASTING = [
     (Fault("status", status=429), OriginThrottled, MAX_FAILURES),
     (Fault("status", status=500), OriginUnavailable, MAX_FAILURES),
     (Fault("status", status=503), OriginThrottled, MAX_FAILURES),
+    # One more: that a connection which was kept has ended is no failure.
+    (Fault("hang-up"), OriginUnavailable, MAX_FAILURES + 1),
     (Fault("reset", after=1000), OriginUnavailable, MAX_FAILURES),
     (Fault("drop", after=1000), OriginUnavailable, MAX_FAILURES),
     (Fault("stall", after=1000, seconds=1), OriginUnavailable, MAX_FAILURES),

@@ -114,7 +114,9 @@ class Handler(BaseHTTPRequestHandler):
         """Tests read counters, not logs."""
 
     def refused_on_purpose(self, key: str) -> bool:
-        """Answer with the status fault that is in force for `key`, if any."""
+        """Answer with the status fault that is in force for `key`, if any; raises Dropped where there is to be no answer."""
+        if self.server.faults.take("hang-up", key, self.server.name):
+            raise Dropped
         fault = self.server.faults.take("status", key, self.server.name)
         if fault:
             extra = {"Retry-After": fault.retry_after} if fault.retry_after else {}

@@ -203,12 +203,19 @@ def test_a_mirror_on_the_loopback_may_redirect_on_the_loopback_but_never_to_a_li
         ("10.0.0.1", Reach.PRIVATE),
         ("127.0.0.1", Reach.LOOPBACK),
         (METADATA, Reach.PUBLIC),
-        ("no-such.invalid", Reach.PUBLIC),
     ],
 )
 def test_a_redirect_leads_no_nearer_than_its_origin_is(home: str, farthest: Reach) -> None:
     assert Destinations().farthest(home) is farthest
     assert Destinations(trusted=False).farthest(home) is Reach.PUBLIC
+
+
+def test_an_origin_whose_name_cannot_be_resolved_for_a_moment_is_not_taken_for_another() -> None:
+    with pytest.raises(socket.gaierror):
+        Destinations().farthest("no-such.invalid")
+    # A proxy knows names that are not known here: then nothing near is allowed.
+    assert Destinations().farthest("no-such.invalid", proxied=True) is Reach.PUBLIC
+    assert Destinations().farthest("127.0.0.1", proxied=True) is Reach.LOOPBACK
 
 
 def test_a_connection_that_one_might_make_is_not_lent_to_another(server: Server, names: dict[str, list[str]]) -> None:

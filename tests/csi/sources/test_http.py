@@ -471,7 +471,7 @@ def test_a_refused_connection_and_an_unknown_name_are_told_apart(pool: Connectio
             read(reader, 0, 1)
     with RangeReader(pool, at("http://no-such-host.invalid/x")) as reader, pytest.raises(OriginUnavailable, match="name cannot be resolved"):
         read(reader, 0, 1)
-    assert str(refused.value) == f"127.0.0.1:{port}: connection refused"
+    assert str(refused.value) == f"127.0.0.1:{port}: connection refused (asked for {FILE.path!r})"
 
 
 @pytest.mark.parametrize("key", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"])
