@@ -30,12 +30,12 @@ ACTIONS = (
 class Fault:
     """One thing that goes wrong for requests whose key matches `match` (a shell pattern), `times` times (-1: always); `count` is how often it did.
 
-    Keys are "org/name/path/of/file" for files and "api/<kind>/org/name" for the API. Actions: "status" (answer `status`,
-    with Retry-After `retry_after` if that is not empty), "hang-up" (end the connection in place of an answer), "drop" (end
-    the connection `after` bytes into the body), "reset" (the same, but the client meets a reset), "stall" (wait `seconds` at `after`), "trickle" (from `after` on, a byte every
-    `seconds`), "truncate" (a body of `after` bytes, with that length), "corrupt" (flip the file's byte at offset `after`),
-    "wrong-length" (say that the file has a byte more), "ignore-range" (answer 200 and the whole file), "no-length" (a chunked
-    body), "redirect-loop" (redirect to the same address). `listener` is "hub", "cdn" or "" for both.
+    Keys are "org/name/path/of/file" for files and "api/<kind>/org/name" for the API. `listener` is "hub", "cdn" or "" for all. Actions:
+    "status" (answer `status`, with Retry-After `retry_after` if that is not empty), "hang-up" (end the connection in place of an answer),
+    "drop" (end the connection `after` bytes into the body), "reset" (the same, but the client meets a reset), "stall" (wait `seconds` at
+    `after`), "trickle" (from `after` on, a byte every `seconds`), "truncate" (a body of `after` bytes, with that length), "corrupt" (flip
+    the file's byte at offset `after`), "wrong-length" (say that the file has a byte more), "ignore-range" (answer 200 and the whole
+    file), "no-length" (a chunked body), "redirect-loop" (redirect to the same address).
     """
 
     action: str
