@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -17,18 +19,27 @@ from urllib3.util.connection import create_connection
 from csi.sources.destinations import Destinations, Reach, resolved
 
 Connect = Callable[[HTTPConnection], socket.socket]
+Limit = Callable[[socket.socket], AbstractContextManager[None]]
 
 
-def guard(manager: urllib3.PoolManager, connect: Connect) -> urllib3.PoolManager:
-    """Let all connections of `manager` (no proxy's) be made by `connect`, and return it."""
+def guard(manager: urllib3.PoolManager, connect: Connect, head: Limit) -> urllib3.PoolManager:
+    """Let all connections of `manager` be made by `connect`, and wait for the heads of their answers within `head`; returns `manager`."""
 
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
             return connect(self)
 
+        def getresponse(self) -> Any:
+            with head(self.sock):
+                return super().getresponse()
+
     class Secure(HTTPSConnection):
         def _new_conn(self) -> socket.socket:
             return connect(self)
+
+        def getresponse(self) -> Any:
+            with head(self.sock):
+                return super().getresponse()
 
     class PlainPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Plain
@@ -38,6 +49,11 @@ def guard(manager: urllib3.PoolManager, connect: Connect) -> urllib3.PoolManager
 
     manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
     return manager
+
+
+def unchecked(connection: HTTPConnection) -> socket.socket:
+    """A socket to a proxy, as urllib3 makes it."""
+    return HTTPConnection._new_conn(connection)
 
 
 def connect(connection: HTTPConnection, destinations: Destinations, farthest: Reach) -> socket.socket:

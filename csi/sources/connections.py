@@ -14,6 +14,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
@@ -21,15 +22,20 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, ProtocolError, ProxyError
 
 from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, OriginUntrusted
-from csi.sources.checked import connect, guard
+from csi.sources.checked import connect, guard, unchecked
+from csi.sources.deadlines import Deadlines
 from csi.sources.destinations import Destinations, Reach
 from csi.sources.tempo import Tempo
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 20.0
+HEAD_SILENCES = 2
 IDLE_SECONDS = 30.0
 CA_KEYS = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+# Of the process, since each has a thread.
+_DEADLINES = Deadlines()
 
 Site = tuple[str, str, int]
 
@@ -111,16 +117,20 @@ class Connections:
         return route
 
     def _new_manager(self, proxy: str, farthest: Reach) -> urllib3.PoolManager:
+        connect = functools.partial(self._connect, None if proxy else farthest)
         if not proxy:
-            manager = urllib3.PoolManager(maxsize=self._limit, ssl_context=self._trust)
-            return guard(manager, functools.partial(self._connect, farthest))
+            return guard(urllib3.PoolManager(maxsize=self._limit, ssl_context=self._trust), connect, self._head)
         address, login = _split_login(proxy)
         headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
-        return urllib3.ProxyManager(address, maxsize=self._limit, ssl_context=self._trust, proxy_headers=headers)
+        return guard(urllib3.ProxyManager(address, maxsize=self._limit, ssl_context=self._trust, proxy_headers=headers), connect, self._head)
 
-    def _connect(self, farthest: Reach, connection: HTTPConnection) -> socket.socket:
+    def _connect(self, farthest: Reach | None, connection: HTTPConnection) -> socket.socket:
+        """`farthest` None for a proxy, which may be anywhere: the environment names it."""
         self._asking.afresh = True
-        return connect(connection, self._destinations, farthest)
+        return unchecked(connection) if farthest is None else connect(connection, self._destinations, farthest)
+
+    def _head(self, connection: socket.socket) -> AbstractContextManager[None]:
+        return _DEADLINES.limit(connection, HEAD_SILENCES * SILENCE_SECONDS)
 
     def close(self) -> None:
         """Close all idle connections; those in use close when they are given back."""

@@ -25,7 +25,7 @@ from csi.errors import (
     SourceNotFound,
     Unauthenticated,
 )
-from csi.sources import connections, http, tempo
+from csi.sources import connections, deadlines, http, tempo
 from csi.sources.answers import retry_after
 from csi.sources.connections import Connections, site
 from csi.sources.http import Address, Addresses, RangeReader
@@ -375,6 +375,34 @@ def test_a_connection_that_trickles_is_given_up(server: Server, pool: Connection
         with pytest.raises(OriginUnavailable, match="far less than others"):
             read(reader, 0, 5000)
         assert read(reader, 0, 5000) == DATA[:5000]
+
+
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_head_that_comes_byte_by_byte_is_given_up(server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch, secure: bool) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.with_name("cert")))
+    monkeypatch.setattr(deadlines, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(connections, "HEAD_SILENCES", 0.01)
+    ended = threading.Event()
+
+    def drip(answer: Answer) -> None:
+        try:
+            for byte in b"HTTP/1.1 200 OK" + b" " * 10_000:
+                answer.wfile.write(bytes([byte]))
+                time.sleep(0.01)
+        except OSError:
+            answer.close_connection = True
+            ended.set()
+
+    with Server(tls=certificate if secure else None) as slow:
+        slow.behave["/file"] = drip
+        with RangeReader(Connections(1), at(f"{slow.url}/file")) as reader:
+            with pytest.raises(OriginTimedOut, match=FILE.path):
+                read(reader, 0, 10)
+            assert ended.wait(10)
+            slow.behave["/file"] = ranged
+            assert read(reader, 0, 10) == DATA[:10]
+        assert slow.accepted == 2
+        slow.shutdown()
 
 
 def test_slow_is_what_is_far_slower_than_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
