@@ -35,7 +35,10 @@ SEQUENTIAL = Job("sequential 1m", ("--direct=1", "--ioengine=libaio", "--iodepth
 
 @dataclass(frozen=True)
 class Result:
-    """What a run of `seconds` read: I/Os and bytes; `moments` are the seconds (from its begin, whole ms) at which each I/O ended, where asked for."""
+    """What a run of `seconds` read: I/Os and bytes; `moments` are the seconds (whole ms) at which each I/O ended, where asked for.
+
+    They count from its begin; of a run that keeps to the clock, from 1970.
+    """
 
     seconds: float
     ios: int
@@ -75,15 +78,24 @@ class Result:
 
 
 class Fio:
-    """One fio for `seconds`, started in `container`, a process of it for each of `files`; with `log`, the moment of every I/O is kept."""
+    """One fio for `seconds`, started in `container`, a process of it for each of `files`; with `log`, the moment of every I/O is kept.
 
-    def __init__(self, container: Container, files: Path | Sequence[Path], job: Job, seconds: float, log: bool = False) -> None:
+    `clock`: by the machine's clock, so that several runs can be judged `together`.
+    """
+
+    def __init__(self, container: Container, files: Path | Sequence[Path], job: Job, seconds: float, log: bool = False, clock: bool = False) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="datacache-fio-")
         self._log = log
         argv = ["fio", "--readonly", "--time_based", f"--runtime={round(seconds * 1000)}ms", "--group_reporting", *job.flags]
         argv += [f"--output={self._folder.name}/json", "--output-format=json"]
         if log:
-            argv += [f"--write_lat_log={self._folder.name}/log", "--per_job_logs=0", "--disable_clat=1", "--disable_slat=1"]
+            argv += [
+                f"--write_lat_log={self._folder.name}/log",
+                "--per_job_logs=0",
+                "--disable_clat=1",
+                "--disable_slat=1",
+                f"--log_unix_epoch={int(clock)}",
+            ]
         for number, file in enumerate([files] if isinstance(files, Path) else files):
             argv += [f"--name=reader{number}", f"--filename={file}"]
         self.process = container.start(argv, cwd=self._folder.name, stderr=subprocess.PIPE)
@@ -97,6 +109,13 @@ class Fio:
             read = json.loads(output.read_text())["jobs"][0]["read"]
             moments = _moments(Path(self._folder.name, "log_lat.log")) if self._log else ()
         return Result(read["runtime"] / 1000, read["total_ios"], read["io_bytes"], moments)
+
+
+def together(results: Sequence[Result]) -> Result:
+    """What runs that kept to the clock read as one, while all of them ran: each begins when its fio is ready."""
+    begin, end = max(min(result.moments) for result in results), min(max(result.moments) for result in results)
+    moments = sorted(moment - begin for result in results for moment in result.moments if begin <= moment < end)
+    return Result(end - begin, len(moments), 0, moments)
 
 
 def run(container: Container, files: Path | Sequence[Path], job: Job, seconds: float, log: bool = False) -> Result:
