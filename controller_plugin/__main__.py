@@ -15,6 +15,7 @@ from csi.durable import secret_key
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
 from csi.registry.directory import DirectoryRegistry
+from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
 from csi.worker.proofs import ProofMemory
@@ -27,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--version", action="version", version=__version__)
     settings.plugin_flags(flags)
     settings.flag(flags, "--registry", type=Path, help="the folder that keeps the volumes")
+    settings.flag(flags, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
     settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
     return flags
 
@@ -40,7 +42,9 @@ def _serve(options: argparse.Namespace) -> None:
     registry = DirectoryRegistry(options.registry)
     room = WaitingRoom(options.rpc_threads // 2)
     proofs = ProofMemory(options.registry / "proofs", secret_key(options.registry / "key"), options.proof_ttl, options.offline_grace)
-    pool = WorkerPool({"resolve": options.resolve_workers}, log_format=options.log_format, profiles=options.egress_profile)
+    pool = WorkerPool(
+        {"resolve": options.resolve_workers}, log_format=options.log_format, profiles=options.egress_profile, allowed=options.allow_origins
+    )
     volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True))
 
     def register(server: grpc.Server) -> None:

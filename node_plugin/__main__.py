@@ -16,6 +16,7 @@ from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
 from csi.registry.directory import DirectoryRegistry
+from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
 from csi.worker.proofs import ProofMemory
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
         flags, "--store-size", default="", type=settings.optional_size, help="the store's budget, such as 500Gi; empty for 85%% of its file system"
     )
     settings.flag(flags, "--mount-dir", default="", help="where images are mounted, a path propagated to the host; empty for mounts/ in the store")
+    settings.flag(flags, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
     settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
     settings.flag(flags, "--fill-workers", default="2", type=settings.count, help="fills at a time; more wait their turn")
     settings.flag(flags, "--fill-connections", default="16", type=settings.count, help="most connections of a fill; a near origin gets fewer")
@@ -101,13 +103,13 @@ def _serve(options: argparse.Namespace) -> None:
     room = WaitingRoom(options.rpc_threads // 2)
     store = Store(options.store, options.store_size)
     lanes = {"resolve": options.resolve_workers, "fill": options.fill_workers, "vouch": options.fill_workers}
-    pool = WorkerPool(lanes, log_format=options.log_format, profiles=options.egress_profile)
+    pool = WorkerPool(lanes, log_format=options.log_format, profiles=options.egress_profile, allowed=options.allow_origins)
     mounts, loops = KernelMounts(), KernelLoops(options.read_ahead or read_ahead_of(options.store))
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
     fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use)
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
-    policy = InlinePolicy(options.allow_inline_nas)
+    policy = InlinePolicy(options.allow_inline_nas, options.allow_origins)
     registry = DirectoryRegistry(Path(options.registry)) if options.registry else None
     throttle = Throttle(_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles"), options.require_throttle)
     limits = VolumeLimits(registry)

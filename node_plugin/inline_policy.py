@@ -3,28 +3,53 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from csi.errors import PermissionDenied
+from csi.sources.destinations import is_listed
+from csi.spec.keys import SourceSpec
 from csi.spec.nas import NasSpec
 from csi.spec.parameters import VolumeParameters, check_inline
+from csi.spec.several import SeveralSpec
 
 
 class InlinePolicy:
-    """Lets inline volumes read the configured hub, and of NAS exports those below one of `nas_prefixes` ("server:/path", "*" for all)."""
+    """Lets inline volumes read the configured hubs, of NAS exports those below one of `nas_prefixes` ("server:/path", "*" for all), and
+    of other hosts those among `origins` (see `csi.sources.destinations.destinations`)."""
 
-    def __init__(self, nas_prefixes: Sequence[str] = ()) -> None:
-        self._nas = tuple(nas_prefixes)
+    def __init__(self, nas_prefixes: Sequence[str] = (), origins: Sequence[str] = ()) -> None:
+        self._nas, self._origins = tuple(nas_prefixes), tuple(origins)
 
     def check(self, asked: VolumeParameters) -> None:
-        """Raise PermissionDenied unless the source is listed, InvalidParameter for keys that only a controller writes."""
+        """Raise PermissionDenied unless all sources are listed, or for an administrator's key; InvalidParameter for a key of the driver's own."""
         check_inline(asked.to_context())
-        source = asked.spec.source
-        if isinstance(source, NasSpec) and not any(_below(source, prefix) for prefix in self._nas):
+        for source in _each(asked.spec.source):
+            if isinstance(source, NasSpec):
+                self._check_nas(source)
+            else:
+                self._check_hosts(source)
+
+    def _check_nas(self, source: NasSpec) -> None:
+        if not any(_below(source, prefix) for prefix in self._nas):
             raise PermissionDenied(
                 f"inline volumes may not read {source.shown}: it is not on the operator's list; "
                 f"use a StorageClass, or start the node plugin with --allow-inline-nas {source.server}:{source.path}"
             )
+
+    def _check_hosts(self, source: SourceSpec) -> None:
+        for address in source.addresses:
+            if not is_listed(self._origins, address):
+                raise PermissionDenied(
+                    f"inline volumes may not read {source.shown}: {address} is not on the operator's list; "
+                    f"use a StorageClass, or start the node plugin with --allow-origins {address}"
+                )
+
+
+def _each(source: SourceSpec) -> Iterator[SourceSpec]:
+    if isinstance(source, SeveralSpec):
+        yield from (part for _, part in source.parts)
+    else:
+        yield source
 
 
 def _below(source: NasSpec, prefix: str) -> bool:

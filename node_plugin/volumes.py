@@ -138,7 +138,7 @@ class Volumes:
     def _publish_inline(self, request: MountRequest, patience: Patience) -> None:
         asked = parse(request.context, request.flags)
         self._inline_policy.check(asked)
-        self._bring(request, asked, patience, "targets")
+        self._bring(request, replace(asked, spec=replace(asked.spec, of_pod=True)), patience, "targets")
 
     def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""

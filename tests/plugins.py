@@ -17,6 +17,8 @@ from node_plugin.mounts import KernelMounts
 
 _BIN = Path(sys.executable).parent
 _START_SECONDS = 30.0
+# The tests' origins, and where they redirect to, are addresses of this machine.
+LOOPBACK = {"DATACACHE_ALLOW_ORIGINS": "127.0.0.0/8"}
 
 
 class Program:
@@ -29,7 +31,7 @@ class Program:
     def start(self, **extra_environment: str) -> None:
         """Start it and return when it answers Probe."""
         with self.log.open("ab") as log:
-            environment = {**os.environ, **self.environment, **extra_environment}
+            environment = {**os.environ, **LOOPBACK, **self.environment, **extra_environment}
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end and self.process.poll() is None:

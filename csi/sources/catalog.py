@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from csi.errors import InvalidParameter
+from csi.sources.destinations import Destinations
 from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
 from csi.spec.hub import HubSpec
@@ -22,16 +23,17 @@ TOKEN_KEYS = ("token", "accessToken", "HF_TOKEN", "MODELSCOPE_API_TOKEN")
 _ACCESS_KEYS = {"OSS": ("akId", "akSecret", "securityToken"), "S3": ("accessKeyId", "secretAccessKey", "sessionToken")}
 
 
-def open_source(spec: CacheSpec, secrets: Mapping[str, str]) -> Source:
-    """The source that `spec` names, with the credential found in `secrets`.
+def open_source(spec: CacheSpec, secrets: Mapping[str, str], allowed: Sequence[str] = ()) -> Source:
+    """The source that `spec` names, with the credential found in `secrets`; `allowed` are the operator's destinations.
 
     Raises InvalidParameter when a Secret was given that holds none of the keys this source reads.
     """
+    where = Destinations(tuple(allowed), trusted=not spec.of_pod)
     match spec.source:
         case HubSpec():
             from csi.sources.huggingface import HuggingFaceSource
 
-            return HuggingFaceSource(spec, token(secrets))
+            return HuggingFaceSource(spec, token(secrets), where)
         case NasSpec():
             from csi.sources.nas import NasSource
 
@@ -39,15 +41,15 @@ def open_source(spec: CacheSpec, secrets: Mapping[str, str]) -> Source:
         case ObjectSpec():
             from csi.sources.objects import ObjectSource
 
-            return ObjectSource(spec, access_key(spec.source, secrets))
+            return ObjectSource(spec, access_key(spec.source, secrets), where)
         case UrlSpec():
             from csi.sources.url import UrlSource
 
-            return UrlSource(spec, token(secrets))
+            return UrlSource(spec, token(secrets), where)
         case SeveralSpec():
             from csi.sources.several import SeveralSource
 
-            return SeveralSource(spec, secrets, open_source)
+            return SeveralSource(spec, secrets, lambda part, own: open_source(part, own, allowed))
     raise InvalidParameter(f"{spec.source.shown}: this driver has no source of that kind")
 
 

@@ -8,6 +8,7 @@ that resolves names; only addresses that are written as such are judged here the
 
 from __future__ import annotations
 
+import argparse
 import functools
 import ipaddress
 import re
@@ -35,6 +36,12 @@ _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 # RFC 1122, 3.2.1.3: "this host on this network".
 _THIS_HOST = ipaddress.ip_network("0.0.0.0/8")
 _BROADCAST = ipaddress.ip_address("255.255.255.255")
+
+
+ORIGINS_HELP = (
+    "hosts and networks, by commas (host, host:port, *.domain, 10.0.0.0/8), that inline volumes may name and that origins may redirect to "
+    "though they are private, loopback or link-local"
+)
 
 
 class Reach(IntEnum):
@@ -86,12 +93,18 @@ class _Rule(NamedTuple):
     port: int | None
 
     def lets(self, host: str, port: int, address: str) -> bool:
-        if self.port not in (None, port):
-            return False
+        return self.port in (None, port) and (self.lets_name(host) or self.lets_address(address))
+
+    def lets_name(self, host: str) -> bool:
         if self.network is not None:
-            ip = ipaddress.ip_address(address.partition("%")[0])
-            return ip in self.network or _unwrapped(ip) in self.network
+            return False
         return host.endswith(self.name[1:]) if self.name.startswith("*.") else host == self.name
+
+    def lets_address(self, address: str) -> bool:
+        if self.network is None:
+            return False
+        ip = ipaddress.ip_address(address.partition("%")[0])
+        return ip in self.network or _unwrapped(ip) in self.network
 
 
 @functools.lru_cache(maxsize=256)
@@ -119,11 +132,33 @@ def _network(text: str) -> _Network | None:
 
 
 def destinations(text: str) -> tuple[str, ...]:
-    """The value of --allow-origins, by commas. Raises InvalidParameter naming the one that is no host, host:port, *.domain or network."""
+    """The value of --allow-origins, by commas. Raises argparse.ArgumentTypeError naming the one that is no host, host:port, *.domain or network."""
     found = tuple(item.strip() for item in text.split(",") if item.strip())
-    for item in found:
-        _rule(item)
+    try:
+        for item in found:
+            _rule(item)
+    except InvalidParameter as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
     return found
+
+
+def is_destination(text: str) -> bool:
+    """Whether `text` can be on the operator's list."""
+    try:
+        _rule(text)
+    except InvalidParameter:
+        return False
+    return True
+
+
+def is_listed(allowed: Iterable[str], address: str) -> bool:
+    """Whether "host" or "host:port" is on the operator's list as it is written, without asking what the name resolves to."""
+    parts = urlsplit(f"//{address.lower()}")
+    host = parts.hostname or ""
+    numeric = next(iter(literal(host)), "")
+    rules = (_rule(item) for item in allowed)
+    ports = {None, parts.port} if parts.port else {None, 80, 443}
+    return any(rule.port in ports and (rule.lets_name(host) or bool(numeric and rule.lets_address(numeric))) for rule in rules)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects  # type:
 from csi import __version__
 from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.sources.connections import Connections, shown_site, site
+from csi.sources.destinations import Destinations, is_destination
 from csi.sources.http import Addresses, RangeReader
 from csi.sources.hub_client import HubClient
 from csi.spec.cache import CacheSpec
@@ -41,18 +42,19 @@ constants.HF_HUB_DISABLE_TELEMETRY = True
 class HuggingFaceSource:
     """One repository of the hub, read with `token` (None: as anybody). Implements `csi.sources.source.Source`."""
 
-    def __init__(self, spec: CacheSpec, token: str | None) -> None:
+    def __init__(self, spec: CacheSpec, token: str | None, where: Destinations | None = None) -> None:
         """Raises InvalidParameter when `spec` is of another source."""
         if not isinstance(spec.source, HubSpec) or spec.source.repo_source not in _KINDS:
             raise InvalidParameter(f"repoSource must be one of {', '.join(_KINDS)}, this is {spec.source.shown}")
         self._spec, self._hub, self._token = spec, spec.source, token
         self._kind = _KINDS[spec.source.repo_source]
         self._endpoint = constants.ENDPOINT
-        _use_endpoint(self._endpoint)
+        self._where = _with_hub(where or Destinations(), self._endpoint)
+        _use_endpoint(self._endpoint, self._where)
         self._api = HfApi(endpoint=self._endpoint, token=token or False, library_name=_AGENT, library_version=__version__)
         self._headers: dict[str, str] = build_hf_headers(token=token or False, library_name=_AGENT, library_version=__version__)
         self._addresses: dict[str, Addresses] = {}
-        self._connections = Connections(_FILL_CONNECTIONS)
+        self._connections = Connections(_FILL_CONNECTIONS, self._where)
 
     def pin(self) -> CacheSpec:
         """The spec at the commit that its revision means now; no request when it is a commit already."""
@@ -85,7 +87,7 @@ class HuggingFaceSource:
             self._check_permission()
             smallest = min((file for file in manifest.files if file.size), key=lambda file: file.size, default=None)
             if smallest is not None:
-                with RangeReader(_warm_connections(), self._addresses_at(manifest)) as reader:
+                with RangeReader(_warm_connections(self._where), self._addresses_at(manifest)) as reader:
                     reader.read_into(smallest, 0, memoryview(bytearray(1)))
 
     def reader(self, manifest: Manifest) -> RangeReader:
@@ -168,17 +170,23 @@ class HuggingFaceSource:
         return f"{site(self._endpoint)[0]}://{self._host}/{folder}{self._hub.repo_id}"
 
 
+def _with_hub(where: Destinations, endpoint: str) -> Destinations:
+    """The hub is the operator's word, whoever names a repository of it; where it redirects to is not."""
+    host = shown_site(endpoint)
+    return where if where.trusted or not is_destination(host) else replace(where, allowed=(*where.allowed, host))
+
+
 @functools.lru_cache(maxsize=1)
-def _use_endpoint(endpoint: str) -> None:
+def _use_endpoint(endpoint: str, where: Destinations) -> None:
     """Give huggingface_hub a client for this endpoint; kept, with its connections, from one source of the process to the next."""
     try:
         home = site(endpoint)
     except OriginUnavailable as error:
         raise InvalidParameter("HF_ENDPOINT in the plugin's environment is no http or https URL; set it to the hub's address") from error
-    huggingface_hub.set_client_factory(functools.partial(HubClient, home))
+    huggingface_hub.set_client_factory(functools.partial(HubClient, home, where))
 
 
-@functools.lru_cache(maxsize=1)
-def _warm_connections() -> Connections:
+@functools.lru_cache(maxsize=2)
+def _warm_connections(where: Destinations) -> Connections:
     """For the few bytes of proofs, from one source of the process to the next."""
-    return Connections(_WARM_CONNECTIONS)
+    return Connections(_WARM_CONNECTIONS, where)

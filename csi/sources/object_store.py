@@ -66,7 +66,7 @@ class ObjectStore:
         with self.explained():
             self._store = S3Store(
                 spec.bucket,
-                endpoint=self._base if spec.path_style is False else spec.endpoint,
+                endpoint=self.base if spec.path_style is False else spec.endpoint,
                 region=spec.region or "us-east-1",
                 virtual_hosted_style_request=not spec.path_style,
                 client_options=_client_options(spec.endpoint),
@@ -85,7 +85,7 @@ class ObjectStore:
     def address(self, key: str) -> str:
         """Where an object's bytes are for SIGNED_SECONDS; for a bucket that is read as anybody, for ever."""
         if self._anonymous:
-            return f"{self._base}/{quote(key)}" if not self._spec.path_style else f"{self._spec.endpoint}/{self._spec.bucket}/{quote(key)}"
+            return f"{self.base}/{quote(key)}" if not self._spec.path_style else f"{self._spec.endpoint}/{self._spec.bucket}/{quote(key)}"
         with self.explained():
             return str(obstore.sign(self._store, "GET", key, datetime.timedelta(seconds=SIGNED_SECONDS)))
 
@@ -102,7 +102,7 @@ class ObjectStore:
             raise self._in_words(str(error)) from error
 
     @property
-    def _base(self) -> str:
+    def base(self) -> str:
         """The bucket's own host."""
         where = urlsplit(self._spec.endpoint)
         return f"{where.scheme}://{self._spec.bucket}.{where.netloc}"

@@ -5,9 +5,12 @@ from __future__ import annotations
 import email.utils
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from urllib.parse import urlsplit
 
 from csi.errors import InvalidParameter, SourceNotFound, UnsafeContent
 from csi.sources.connections import Connections
+from csi.sources.destinations import Destinations
 from csi.sources.http import Addresses, RangeReader
 from csi.sources.object_store import AccessKey, Listed, ObjectStore
 from csi.spec.cache import CacheSpec
@@ -20,13 +23,13 @@ _FILL_CONNECTIONS = 16
 class ObjectSource:
     """The objects below a folder of a bucket. Implements `csi.sources.source.Source`."""
 
-    def __init__(self, spec: CacheSpec, credential: Callable[[], AccessKey] | None) -> None:
+    def __init__(self, spec: CacheSpec, credential: Callable[[], AccessKey] | None, where: Destinations | None = None) -> None:
         """`credential` gives the access key to read with; None reads as anybody. Raises InvalidParameter when `spec` is of another source."""
         if not isinstance(spec.source, ObjectSpec):
             raise InvalidParameter(f"{spec.source.shown} is no object store")
         self._spec, self._bucket = spec, spec.source
         self._store = ObjectStore(spec.source, credential)
-        self._connections = Connections(_FILL_CONNECTIONS)
+        self._connections = Connections(_FILL_CONNECTIONS, self._with_bucket(where or Destinations()))
         self._addresses = Addresses(
             lambda entry: self._store.address(self._key(entry)),
             refusal=lambda status, headers: self._store.refusal(status) if status in (401, 403, 404) else None,
@@ -34,6 +37,11 @@ class ObjectSource:
             conditions=_conditions,
             unchanged=_unchanged,
         )
+
+    def _with_bucket(self, where: Destinations) -> Destinations:
+        """Who may name the endpoint (the operator's list says so) may name a bucket that is a name below it."""
+        below = [] if where.trusted or self._bucket.path_style else [urlsplit(self._store.base).netloc]
+        return replace(where, allowed=(*where.allowed, *below))
 
     def pin(self) -> CacheSpec:
         """The spec itself: a bucket has no revisions. What it held is told by the manifest's digest alone."""

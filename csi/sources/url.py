@@ -15,6 +15,7 @@ import urllib3
 from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.sources.answers import failure
 from csi.sources.connections import Connections, drop, in_words, shown_site
+from csi.sources.destinations import Destinations
 from csi.sources.http import Addresses, RangeReader
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import DEFAULT_MTIME_NS, Entry, Kind, Manifest, build
@@ -40,14 +41,14 @@ class _Facts:
 class UrlSource:
     """Files of HTTP servers, read with `token` as a bearer's (None: as anybody). Implements `csi.sources.source.Source`."""
 
-    def __init__(self, spec: CacheSpec, token: str | None) -> None:
+    def __init__(self, spec: CacheSpec, token: str | None, where: Destinations | None = None) -> None:
         """Raises InvalidParameter when `spec` is of another source, or one token would go to several hosts."""
         if not isinstance(spec.source, UrlSpec):
             raise InvalidParameter(f"{spec.source.shown} is no URL")
         if token and len(spec.source.addresses) > 1:
             raise InvalidParameter("url names several hosts, and the Secret has one accessToken; name them in sources, each with a token of its own")
         self._spec, self._files, self._token = spec, {file.path: file for file in spec.source.files}, token
-        self._connections = Connections(_FILL_CONNECTIONS)
+        self._connections = Connections(_FILL_CONNECTIONS, where)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._addresses = Addresses(lambda entry: self._files[entry.path].url, headers, self._refusal, unchanged=_unchanged)
 

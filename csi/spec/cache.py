@@ -12,6 +12,7 @@ from csi.spec.keys import SourceSpec
 class CacheSpec:
     """A source, how its files look in the image (`preserve_ownership`: keep uid, gid and mode), and the way they come.
 
+    `of_pod`: a pod's author named the source, not an administrator, so less may be reached (`csi.sources.destinations`).
     `egress_profile` names one of the operator's networks ("" for the node's own), `bandwidth_limit` is in bytes per
     second (None: as fast as it goes).
     """
@@ -20,6 +21,7 @@ class CacheSpec:
     preserve_ownership: bool = False
     egress_profile: str = ""
     bandwidth_limit: int | None = None
+    of_pod: bool = False
 
     @property
     def moving(self) -> bool:
@@ -38,6 +40,8 @@ class CacheSpec:
             extra["egressProfile"] = self.egress_profile
         if self.bandwidth_limit is not None:
             extra["bandwidthLimit"] = str(self.bandwidth_limit)
+        if self.of_pod:
+            extra["namedBy"] = "pod"
         return self.source.to_context() | extra
 
     def canonical(self) -> str:

@@ -61,7 +61,7 @@ class ObjectSpec:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The endpoint's host; with the bucket in the host name, that too."""
+        """The endpoint's host."""
         return addresses((self.endpoint,))
 
     def to_context(self) -> dict[str, str]:

@@ -31,6 +31,7 @@ VOLUME_KEYS = (
     Key("bandwidthLimit", "the most bytes per second that a fill fetches, as `500Mi`", "no limit"),
     Key("egressProfile", "the operator's network that fetches go through (`--egress-profile`)", "the node's own", Setter.ADMINISTRATOR),
     Key("size", "the volume's least size, as `20Gi` (a bare number is GiB); a claim asks for storage instead", "the content's", Setter.VOLUME),
+    Key("namedBy", "`pod`: the source is the word of a pod's author", "", Setter.CONTROLLER),
     Key("manifestDigest", "what the source held when the volume was created", "", Setter.CONTROLLER),
     Key("capacityBytes", "the volume's capacity", "", Setter.CONTROLLER),
 )
@@ -154,8 +155,12 @@ def _size(text: str) -> int | None:
     return whole_gib(quantity("size", text, 1, LARGEST_VOLUME, "Gi")) if text else None
 
 
-def _way(values: Mapping[str, str]) -> tuple[str, int | None]:
+def _way(values: Mapping[str, str]) -> tuple[str, int | None, bool]:
+    named_by = values.get("namedBy", "")
+    if named_by not in ("", "pod"):
+        raise InvalidParameter(f"namedBy is {shown(named_by)}; the driver writes it, remove it")
     profile, limit = values.get("egressProfile", ""), values.get("bandwidthLimit", "")
     if profile and not _PROFILE.fullmatch(profile):
         raise InvalidParameter(f"egressProfile is {shown(profile)}; it is the name of one of the operator's networks")
-    return profile, quantity("bandwidthLimit", limit, _LEAST_BANDWIDTH, performance.MAX_BANDWIDTH) if limit else None
+    rate = quantity("bandwidthLimit", limit, _LEAST_BANDWIDTH, performance.MAX_BANDWIDTH) if limit else None
+    return profile, rate, named_by == "pod"

@@ -62,11 +62,11 @@ class Worker:
         self._output.flush()
 
     def _pin(self, request: Request) -> dict[str, Any]:
-        with closing(open_source(parse(request.spec).spec, request.secrets)) as source:
+        with closing(open_source(parse(request.spec).spec, request.secrets, request.allowed)) as source:
             return {"spec": source.pin().to_context()}
 
     def _resolve(self, request: Request) -> dict[str, Any]:
-        with closing(open_source(parse(request.spec).spec, request.secrets)) as source:
+        with closing(open_source(parse(request.spec).spec, request.secrets, request.allowed)) as source:
             manifest = source.resolve(source.pin())
             source.prove(manifest)
         if request.manifest:
@@ -78,7 +78,7 @@ class Worker:
         manifest = _manifest(request)
         partial, image = Path(request.partial), Path(request.image)
         if not image.exists():
-            with closing(open_source(parse(manifest.access).spec, request.secrets)) as source:
+            with closing(open_source(parse(manifest.access).spec, request.secrets, request.allowed)) as source:
                 fill(
                     lay_out(manifest),
                     partial,
@@ -97,7 +97,7 @@ class Worker:
 
     def _vouch(self, request: Request) -> dict[str, Any]:
         manifest = _manifest(request)
-        with closing(open_source(parse(manifest.access).spec, request.secrets)) as source:
+        with closing(open_source(parse(manifest.access).spec, request.secrets, request.allowed)) as source:
             seed, connections = bytes.fromhex(request.seed), request.connections
             open_reader = paced(lambda: source.reader(manifest), self._limit(manifest))
             vouch(lay_out(manifest), Path(request.image), open_reader, seed, connections=connections)

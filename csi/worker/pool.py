@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -116,11 +117,12 @@ class WorkerPool:
         command: Sequence[str] = COMMAND,
         log_format: logs.Format = "text",
         profiles: Mapping[str, EgressProfile] = MappingProxyType({}),
+        allowed: Sequence[str] = (),
     ) -> None:
         self._lanes = {name: threading.BoundedSemaphore(count) for name, count in lanes.items()}
         self._idle_seconds = idle_seconds
         self._command = (*command, log_format)
-        self._profiles = profiles
+        self._profiles, self._allowed = profiles, tuple(allowed)
         self._guard = threading.Lock()
         self._idle: list[_Worker] = []
         self._reaper: threading.Timer | None = None
@@ -135,6 +137,7 @@ class WorkerPool:
         for an egress profile that there is not.
         """
         profile = profile_of(self._profiles, request.profile)
+        request = replace(request, allowed=self._allowed)
         call = call or Call()
         with self._lanes[lane]:
             try:

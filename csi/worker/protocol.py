@@ -21,6 +21,7 @@ Operation = Literal["pin", "resolve", "fill", "vouch"]
 class Request:
     """One order. `spec` is a cache spec as flat parameters; a fill or vouch whose `spec` is empty takes the manifest's.
 
+    `allowed` are the operator's destinations (`csi.sources.destinations`), put in by the pool.
     Paths are absolute, "" where an operation has no use for them.
     pin: result is the pinned spec. resolve: list, prove and, where `manifest` is given, write the manifest there.
     fill: read `manifest`, fill `partial` (with its `journal`) over `connections` connections and seal it as `image`; copy what
@@ -36,6 +37,7 @@ class Request:
     journal: str = ""
     image: str = ""
     connections: int = 4
+    allowed: tuple[str, ...] = ()
     donors: tuple[str, ...] = ()
     seed: str = field(default="", repr=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from csi.errors import InvalidParameter, OriginUnavailable, PermissionDenied
+from csi.errors import OriginUnavailable, PermissionDenied
 from csi.sources.connections import Connections, site
 from csi.sources.destinations import Destinations, Reach, destinations, literal, reach
 from csi.sources.http import Addresses, RangeReader
@@ -270,7 +271,7 @@ def test_the_hubs_facts_may_come_from_a_neighbour_of_a_trusted_hub(server: Serve
 
 @pytest.mark.parametrize("text", ["http://host", "a b", "10.0.0.0/33", "host/path", "*", "me@host", "host:port", "*.*.com", "-x"])
 def test_what_is_no_destination_is_named(text: str) -> None:
-    with pytest.raises(InvalidParameter) as error:
+    with pytest.raises(argparse.ArgumentTypeError) as error:
         destinations(f"fine.example,{text}")
     assert repr(text) in str(error.value)
 

@@ -1,0 +1,119 @@
+"""A run over every source at debug level: what was secret is in no log, error, file, context, environment or command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+
+from tests.kernel import requests
+from tests.kernel.machine import Machine
+from tests.kernel.requests import OK
+from tests.kernel.traces import leaks
+from tests.origins import versitygw
+from tests.origins.faults import Fault
+from tests.origins.hub import Hub
+from tests.origins.versitygw import READER_ID, READER_SECRET, ObjectServer
+from tests.origins.web import Site, WebServer
+
+pytestmark = pytest.mark.kernel
+HUB, WEB, WRONG = "hf_s3cr3tOfTheHub", "s3cr3tOfTheWeb", "s3cr3tThatIsWrong"
+DATA = b"data" * 50_000
+
+
+@dataclass(frozen=True)
+class Case:
+    """A source, the Secret that opens it, and the same with wrong values."""
+
+    name: str
+    parameters: dict[str, str]
+    secrets: dict[str, str] = field(repr=False)
+
+    @property
+    def wrong(self) -> dict[str, str]:
+        return {key: value if value == READER_ID else WRONG for key, value in self.secrets.items()}
+
+
+@dataclass(frozen=True)
+class Origins:
+    hub: Hub
+    web: WebServer
+    cases: list[Case]
+
+
+@pytest.fixture
+def origins(hub: Hub) -> Iterator[Origins]:
+    with ExitStack() as stack:
+        hub.repo("org/private", {"config.json": b"{}", "model.safetensors": DATA}, private=True, tokens={HUB}, lfs_over=1000)
+        web = stack.enter_context(WebServer())
+        web.files["/data.bin"], web.sites["/"] = DATA, Site({WEB})
+        cases = [
+            Case("hub", {"repoId": "org/private"}, {"token": HUB}),
+            Case("url", {"url": f"{web.url}/data.bin"}, {"accessToken": WEB}),
+        ]
+        if why := versitygw.missing():
+            print(f"object stores were left out: {why}")
+        else:
+            cases += _buckets(stack.enter_context(ObjectServer()))
+        yield Origins(hub, web, [*cases, _several(cases)])
+
+
+def _buckets(server: ObjectServer) -> list[Case]:
+    where = {"bucket": server.bucket({"data.bin": DATA}), "pathStyle": "true"}
+    return [
+        Case("s3", {"type": "S3", "endpoint": server.endpoint, **where}, {"accessKeyId": READER_ID, "secretAccessKey": READER_SECRET}),
+        Case("oss", {"type": "OSS", "url": server.endpoint, **where}, {"akId": READER_ID, "akSecret": READER_SECRET}),
+    ]
+
+
+def _several(cases: list[Case]) -> Case:
+    parts = [{"folder": case.name, **case.parameters} for case in cases]
+    secrets = {f"{case.name}.{key}": value for case in cases for key, value in case.secrets.items()}
+    return Case("several", {"sources": json.dumps(parts)}, secrets)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_no_secret_of_any_source_is_found_anywhere(origins: Origins, tmp_path: Path, log_format: str) -> None:
+    flags = ["--log-level", "DEBUG", "--log-format", log_format, "--proof-ttl", "0s"]
+    with Machine(tmp_path, {"HF_ENDPOINT": origins.hub.endpoint}, flags, flags) as machine:
+        said = [text for case in origins.cases for text in _lead(machine, origins, case)]
+        assert len(said) > 4 * len(origins.cases)
+        # The workers are warm still: their environments and command lines are looked at too.
+        assert machine.workers()
+        for secret in (HUB, WEB, READER_SECRET, WRONG, "Signature=", "X-Amz-Credential"):
+            assert leaks(machine, secret, *said) == []
+
+
+def _lead(machine: Machine, origins: Origins, case: Case) -> list[str]:
+    """Lead a case through success and failures; what was said and given back on the way."""
+    said: list[str] = []
+    for secrets in (case.wrong, {}):
+        code, message = requests.answer(machine.controller.CreateVolume, requests.create(case.name, case.parameters, secrets))
+        assert code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT), message
+        said.append(message)
+    volume = machine.create(case.name, case.parameters, case.secrets)
+    said += [str(volume), *_failing_stages(machine, origins, case, volume)]
+    assert machine.stage(volume, case.secrets) == (OK, "")
+    assert machine.publish(volume, case.name) == (OK, "")
+    code, message = machine.inline(f"inline-{case.name}", case.parameters, case.wrong)
+    assert code is not OK
+    assert machine.inline(f"inline-{case.name}", case.parameters, case.secrets) == (OK, "")
+    return [*said, message, str(machine.condition(case.name, volume.volume_id)), str(machine.condition(f"inline-{case.name}"))]
+
+
+def _failing_stages(machine: Machine, origins: Origins, case: Case, volume: object) -> Iterator[str]:
+    for faults in (origins.hub.faults, origins.web.faults):
+        faults.add(Fault("status", "*", status=403))
+    for secrets in (case.secrets, case.wrong):
+        code, message = machine.stage(volume, secrets)  # type: ignore[arg-type]
+        # versitygw has no faults: there only the wrong key is refused.
+        assert code is not OK or case.name in ("s3", "oss")
+        yield message
+    machine.unstage(volume.volume_id)  # type: ignore[attr-defined]
+    for faults in (origins.hub.faults, origins.web.faults):
+        faults.clear()
