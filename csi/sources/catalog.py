@@ -30,6 +30,10 @@ def open_source(spec: CacheSpec, secrets: Mapping[str, str], allowed: Sequence[s
     """
     where = Destinations(tuple(allowed), trusted=not spec.of_pod)
     match spec.source:
+        case HubSpec(hub="ModelScope"):
+            from csi.sources.modelscope import ModelScopeSource
+
+            return ModelScopeSource(spec, token(secrets), where)
         case HubSpec():
             from csi.sources.huggingface import HuggingFaceSource
 

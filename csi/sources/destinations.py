@@ -14,7 +14,7 @@ import ipaddress
 import re
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -167,6 +167,10 @@ class Destinations:
 
     allowed: tuple[str, ...] = ()
     trusted: bool = True
+
+    def with_operators(self, host: str) -> Destinations:
+        """These and `host` ("host" or "host:port"), a hub that the operator chose, whoever names a repository of it."""
+        return self if self.trusted or not is_destination(host) else replace(self, allowed=(*self.allowed, host))
 
     def farthest(self, home: str | None, proxied: bool = False) -> Reach:
         """The nearest reach that is allowed unlisted: of a first address (`home` None), or of what the host `home` redirects to.

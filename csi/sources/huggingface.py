@@ -21,7 +21,7 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects  # type:
 from csi import __version__
 from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.sources.connections import Connections, shown_site, site
-from csi.sources.destinations import Destinations, is_destination
+from csi.sources.destinations import Destinations
 from csi.sources.http import Addresses, RangeReader
 from csi.sources.hub_client import HubClient
 from csi.spec.cache import CacheSpec
@@ -49,7 +49,7 @@ class HuggingFaceSource:
         self._spec, self._hub, self._token = spec, spec.source, token
         self._kind = _KINDS[spec.source.repo_source]
         self._endpoint = constants.ENDPOINT
-        self._where = _with_hub(where or Destinations(), self._endpoint)
+        self._where = (where or Destinations()).with_operators(shown_site(self._endpoint))
         _use_endpoint(self._endpoint, self._where)
         self._api = HfApi(endpoint=self._endpoint, token=token or False, library_name=_AGENT, library_version=__version__)
         self._headers: dict[str, str] = build_hf_headers(token=token or False, library_name=_AGENT, library_version=__version__)
@@ -168,12 +168,6 @@ class HuggingFaceSource:
     def _page(self) -> str:
         folder = "datasets/" if self._kind == "dataset" else ""
         return f"{site(self._endpoint)[0]}://{self._host}/{folder}{self._hub.repo_id}"
-
-
-def _with_hub(where: Destinations, endpoint: str) -> Destinations:
-    """The hub is the operator's word, whoever names a repository of it; where it redirects to is not."""
-    host = shown_site(endpoint)
-    return where if where.trusted or not is_destination(host) else replace(where, allowed=(*where.allowed, host))
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,6 +18,8 @@ KITS = (
     ("tests.conformance.objects_kit", "ObjectsKit", ("S3",)),
     ("tests.conformance.objects_kit", "ObjectsKit", ("OSS",)),
     ("tests.conformance.url_kit", "UrlKit", ("URL",)),
+    ("tests.conformance.modelscope_kit", "ModelScopeKit", ("ModelScope/Model",)),
+    ("tests.conformance.modelscope_kit", "ModelScopeKit", ("ModelScope/DataSet",)),
 )
 
 
@@ -26,6 +28,7 @@ FAULTY_KITS = (
     ("tests.conformance.hub_kit", "HubKit", ("HuggingFace/Model",)),
     ("tests.conformance.url_kit", "UrlKit", ("URL",)),
     ("tests.conformance.objects_kit", "FaultyObjectsKit", ("S3",)),
+    ("tests.conformance.modelscope_kit", "ModelScopeKit", ("ModelScope/Model",)),
 )
 
 

@@ -23,7 +23,7 @@ def test_the_parameters_of_an_example_parse(example: Asked) -> None:
     for mode in example.modes:
         access_modes.check({"ReadOnlyMany": AccessMode.MULTI_NODE_READER_ONLY}[mode], parsed.downgrade_writers)
     if example.inline:
-        InlinePolicy(["nas.example.com:/share/models"]).check(parsed)
+        InlinePolicy(["nas.example.com:/share/models"], ["files.example.com"]).check(parsed)
 
 
 def deployed(kind: str) -> list[dict]:

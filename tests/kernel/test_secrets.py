@@ -18,10 +18,12 @@ from tests.kernel.traces import leaks
 from tests.origins import versitygw
 from tests.origins.faults import Fault
 from tests.origins.hub import Hub
+from tests.origins.modelscope import ModelScopeHub
 from tests.origins.versitygw import READER_ID, READER_SECRET, ObjectServer
 from tests.origins.web import Site, WebServer
 
 pytestmark = pytest.mark.kernel
+MODELSCOPE = "ms_s3cr3tOfModelScope"
 HUB, WEB, WRONG = "hf_s3cr3tOfTheHub", "s3cr3tOfTheWeb", "s3cr3tThatIsWrong"
 DATA = b"data" * 50_000
 
@@ -42,6 +44,7 @@ class Case:
 @dataclass(frozen=True)
 class Origins:
     hub: Hub
+    modelscope: ModelScopeHub
     web: WebServer
     cases: list[Case]
 
@@ -50,17 +53,20 @@ class Origins:
 def origins(hub: Hub) -> Iterator[Origins]:
     with ExitStack() as stack:
         hub.repo("org/private", {"config.json": b"{}", "model.safetensors": DATA}, private=True, tokens={HUB}, lfs_over=1000)
+        modelscope = stack.enter_context(ModelScopeHub(redirect_over=1000))
+        modelscope.repo("org/private", {"config.json": b"{}", "model.safetensors": DATA}, private=True, tokens={MODELSCOPE})
         web = stack.enter_context(WebServer())
         web.files["/data.bin"], web.sites["/"] = DATA, Site({WEB})
         cases = [
             Case("hub", {"repoId": "org/private"}, {"token": HUB}),
+            Case("modelscope", {"repoSource": "ModelScope/Model", "repoId": "org/private"}, {"token": MODELSCOPE}),
             Case("url", {"url": f"{web.url}/data.bin"}, {"accessToken": WEB}),
         ]
         if why := versitygw.missing():
             print(f"object stores were left out: {why}")
         else:
             cases += _buckets(stack.enter_context(ObjectServer()))
-        yield Origins(hub, web, [*cases, _several(cases)])
+        yield Origins(hub, modelscope, web, [*cases, _several(cases)])
 
 
 def _buckets(server: ObjectServer) -> list[Case]:
@@ -80,12 +86,13 @@ def _several(cases: list[Case]) -> Case:
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_no_secret_of_any_source_is_found_anywhere(origins: Origins, tmp_path: Path, log_format: str) -> None:
     flags = ["--log-level", "DEBUG", "--log-format", log_format, "--proof-ttl", "0s"]
-    with Machine(tmp_path, {"HF_ENDPOINT": origins.hub.endpoint}, flags, flags) as machine:
+    endpoints = {"HF_ENDPOINT": origins.hub.endpoint, "MODELSCOPE_ENDPOINT": origins.modelscope.endpoint}
+    with Machine(tmp_path, endpoints, flags, flags) as machine:
         said = [text for case in origins.cases for text in _lead(machine, origins, case)]
         assert len(said) > 4 * len(origins.cases)
         # The workers are warm still: their environments and command lines are looked at too.
         assert machine.workers()
-        for secret in (HUB, WEB, READER_SECRET, WRONG, "Signature=", "X-Amz-Credential"):
+        for secret in (HUB, MODELSCOPE, WEB, READER_SECRET, WRONG, "Signature=", "X-Amz-Credential"):
             assert leaks(machine, secret, *said) == []
 
 
@@ -107,7 +114,7 @@ def _lead(machine: Machine, origins: Origins, case: Case) -> list[str]:
 
 
 def _failing_stages(machine: Machine, origins: Origins, case: Case, volume: object) -> Iterator[str]:
-    for faults in (origins.hub.faults, origins.web.faults):
+    for faults in (origins.hub.faults, origins.modelscope.faults, origins.web.faults):
         faults.add(Fault("status", "*", status=403))
     for secrets in (case.secrets, case.wrong):
         code, message = machine.stage(volume, secrets)  # type: ignore[arg-type]
@@ -115,5 +122,5 @@ def _failing_stages(machine: Machine, origins: Origins, case: Case, volume: obje
         assert code is not OK or case.name in ("s3", "oss")
         yield message
     machine.unstage(volume.volume_id)  # type: ignore[attr-defined]
-    for faults in (origins.hub.faults, origins.web.faults):
+    for faults in (origins.hub.faults, origins.modelscope.faults, origins.web.faults):
         faults.clear()

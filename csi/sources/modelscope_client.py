@@ -1,0 +1,151 @@
+"""The SDK of ModelScope as this driver uses it: lists a repository, whole or not at all, and says where its files are.
+
+No token but the one given is ever sent: what `modelscope login` left on a disk, and what a ~/.netrc holds, is a person's. Its
+redirects are judged by the address before they are followed. Its messages hold URLs, so the errors here are our own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urljoin
+
+# Read when the SDK is imported. Passing faults are the caller's to hear of: the SDK would sit out minutes.
+os.environ.setdefault("MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS", "2")
+os.environ["NETRC"] = "/dev/null"
+
+import requests  # noqa: E402
+from modelscope_hub import HubApi, HubConfig  # noqa: E402
+from modelscope_hub.constants import REPO_FILES_TRUNCATION_LIMIT  # noqa: E402
+from modelscope_hub.errors import APIError, HubError, RateLimitError  # noqa: E402
+
+from csi import __version__  # noqa: E402
+from csi.errors import DataCacheError, InvalidParameter, OriginThrottled, OriginUnavailable  # noqa: E402
+from csi.sources.connections import is_proxied, shown_site, site, unreachable  # noqa: E402
+from csi.sources.destinations import Destinations, resolved  # noqa: E402
+
+# What the SDK asks of datasets at once; the hub's own bound is 500.
+_PAGE = 200
+
+
+def configured_endpoint() -> str:
+    """The hub's address, as the environment says (MODELSCOPE_ENDPOINT), else the public one. Raises InvalidParameter for no http or https URL."""
+    endpoint = str(HubConfig(token="").endpoint)
+    try:
+        site(endpoint)
+    except OriginUnavailable as error:
+        raise InvalidParameter("MODELSCOPE_ENDPOINT in the plugin's environment is no http or https URL; set it to the hub's address") from error
+    return endpoint
+
+
+class HubRefusal(Exception):
+    """The hub answered with an error `status`; what that means is the source's to say."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+class ModelScopeClient:
+    """One repository of the hub at `endpoint`: `kind` is "model" or "dataset". For one thread."""
+
+    def __init__(self, endpoint: str, kind: str, repo_id: str, token: str | None, where: Destinations) -> None:
+        self._kind, self._repo_id, self._where = kind, repo_id, where
+        self._home = site(endpoint)
+        # An empty token is none; None would be what the SDK finds on the disk.
+        api = HubApi(HubConfig(endpoint=endpoint, token=token or ""), user_agent=f"datacache-csi/{__version__}")
+        self._client: Any = api.legacy
+        for session in (self._client._session, self._client._read_session):
+            session.hooks["response"].append(self._judge_redirect)
+
+    def listing(self, revision: str) -> list[dict[str, Any]]:
+        """Every entry of the tree ("Path", "Type", "Size", "Sha256", ...). Raises HubRefusal, and OriginUnavailable for one that was cut short."""
+        with self._explained():
+            entries = self._dataset(revision) if self._kind == "dataset" else self._model(revision)
+        _check_whole(entries, shown_site(self._client.endpoint), self._repo_id)
+        return entries
+
+    def address(self, path: str, revision: str) -> str:
+        """Where a file's bytes are."""
+        return str(self._client.get_download_url(self._repo_id, self._kind, path, revision))
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._client._session.close()
+        self._client._read_session.close()
+
+    def _model(self, revision: str) -> list[dict[str, Any]]:
+        entries = list(self._client.list_repo_files(self._repo_id, self._kind, revision))
+        if getattr(self._client._read_state, "listing_incomplete", False):
+            raise self._cut("it lists no folder with more direct entries")
+        return entries
+
+    def _dataset(self, revision: str) -> list[dict[str, Any]]:
+        entries: list[dict[str, Any]] = []
+        for page, files, error in self._client.iter_dataset_file_pages(self._repo_id, revision, page_size=_PAGE):
+            if isinstance(error, HubError):
+                raise error
+            if error is not None:
+                raise self._cut(f"page {page} did not come")
+            entries += files
+        return entries
+
+    def _cut(self, why: str) -> OriginUnavailable:
+        return OriginUnavailable(f"{shown_site(self._client.endpoint)} cut the listing of {self._repo_id} short ({why}); narrow it, or try again")
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        host = shown_site(self._client.endpoint)
+        try:
+            yield
+        except RateLimitError as error:
+            wait = float(getattr(error, "retry_after", 0) or 0)
+            raise OriginThrottled(f"{host} asks for patience" + (f" ({wait:.0f} s)" if wait else ""), wait) from error
+        except APIError as error:
+            status = error.status_code or 0
+            if status in (400, 401, 403, 404):
+                raise HubRefusal(status) from error
+            raise OriginUnavailable(f"{host} answered {status or 'with an error'} for {self._repo_id}; trying again may help") from error
+        except (requests.JSONDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise OriginUnavailable(f"{host} does not answer as ModelScope does; check MODELSCOPE_ENDPOINT and the proxies on the way") from error
+        except (HubError, requests.RequestException, OSError) as error:
+            cause = _own(error)
+            raise cause or unreachable(error, host) from error
+
+    def _judge_redirect(self, response: requests.Response, *_: Any, **__: Any) -> None:
+        if not response.is_redirect:
+            return
+        there = site(urljoin(response.url, response.headers["location"]))
+        if there == self._home:
+            return
+        farthest = self._where.farthest(self._home[1], is_proxied(self._home))
+        if is_proxied(there):
+            self._where.check_literal(*there[1:], farthest)
+        else:
+            self._where.check(*there[1:], resolved(*there[1:]), farthest)
+
+
+def _own(error: BaseException | None) -> DataCacheError | None:
+    """Our own error, where one is among the causes: that of a redirect that may not be followed."""
+    while error is not None and not isinstance(error, DataCacheError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _check_whole(entries: list[dict[str, Any]], host: str, repo_id: str) -> None:
+    """Raise OriginUnavailable where the hub left something out: it cuts a folder at a number of entries, and git knows no empty folders."""
+    paths = {str(entry.get("Path") or "") for entry in entries}
+    children = Counter(path.rpartition("/")[0] for path in paths)
+    full = next((folder for folder, count in children.items() if count >= REPO_FILES_TRUNCATION_LIMIT), None)
+    empty = next((str(e["Path"]) for e in entries if e.get("Type") == "tree" and not children.get(str(e.get("Path")))), None)
+    if full is not None:
+        why = f"the folder {full or '/'!r} has {REPO_FILES_TRUNCATION_LIMIT} entries or more, and it tells no more of them"
+    elif empty is not None:
+        why = f"it lists the folder {empty!r}, and nothing in it"
+    else:
+        return
+    raise OriginUnavailable(f"{host} cut the listing of {repo_id} short: {why}; a volume of half a repository is not made")
