@@ -22,6 +22,7 @@ LOST = grpc.StatusCode.DATA_LOSS
 
 HUB = {"repoId": "org/open"}
 NAS = {"server": "127.0.0.1", "path": "{export}/models", "options": "port={port},mountport={mountport},timeo=20,retrans=0"}
+OSS = {"bucket": "models", "url": "oss.example"}
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,16 @@ KEYS = (
     Case("one key twice", {**HUB, "REPOID": "org/open"}, INVALID, ("given twice",)),
     Case("token among parameters", {**HUB, "token": SECRET}, INVALID, ("token is a credential", "Secret")),
     Case("accessToken among parameters", {**HUB, "accessToken": SECRET}, INVALID, ("accessToken is a credential", "Secret")),
-    Case("otherOpts among parameters", {**NAS, "otherOpts": f"-o passwd={SECRET}"}, INVALID, ("otherOpts is a credential", "Secret")),
+    Case("a credential in otherOpts", {**OSS, "otherOpts": f"-o passwd={SECRET}"}, INVALID, ("otherOpts has 'passwd', a credential", "Secret")),
+    Case("a signed URL", {"url": f"https://files.example/x?Signature={SECRET}"}, INVALID, ("url carries a credential", "Secret")),
+    Case("a key of a store among parameters", {**OSS, "akSecret": SECRET}, INVALID, ("akSecret is a credential", "Secret")),
+    Case("several sources that are no list", {"sources": "no list"}, INVALID, ("sources is no JSON", "repoId")),
     Case("no source", {"type": "URL"}, INVALID, ("repoId is missing", "org/name")),
     Case("nothing at all", {}, INVALID, ("no source is named", "repoId", "server and path")),
     Case("repoId missing", {"repoSource": "HuggingFace/Model"}, INVALID, ("repoId is missing", "org/name")),
     Case("two sources", {**HUB, "server": "nas"}, INVALID, ("two sources", "keep one")),
     Case("type of another source", {**HUB, "type": "NAS"}, INVALID, ("repoId belongs to another type",)),
-    Case("server missing", {"path": "/models"}, INVALID, ("server is missing", "host name or address")),
+    Case("server missing", {"type": "NAS", "path": "/models"}, INVALID, ("server is missing", "host name or address")),
     Case("path missing", {"server": "nas"}, INVALID, ("path is missing", "/share/models")),
     Case("path and share", {**NAS, "share": "/models"}, INVALID, ("path and share", "keep one")),
 )
