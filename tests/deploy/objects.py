@@ -17,13 +17,14 @@ _BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class Asked:
-    """The parameters that one object gives the driver, with its mount options and access modes."""
+    """The parameters that one object gives the driver, with its mount options and access modes, and the name of its Secret."""
 
     name: str
     parameters: dict[str, str]
     flags: list[str]
     modes: list[str]
     inline: bool = False
+    secret: str = ""
 
 
 def objects() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -40,10 +41,22 @@ def asked() -> Iterator[Asked]:
     """What each object asks of the driver; objects that ask nothing are left out."""
     for name, thing in objects():
         if thing["kind"] == "StorageClass":
-            yield Asked(name, thing["parameters"], thing.get("mountOptions", []), [])
+            secret = thing["parameters"].get("csi.storage.k8s.io/node-stage-secret-name", "")
+            yield Asked(name, thing["parameters"], thing.get("mountOptions", []), [], secret=secret)
         if thing["kind"] == "PersistentVolume":
             spec = thing["spec"]
-            yield Asked(name, spec["csi"]["volumeAttributes"], spec.get("mountOptions", []), spec["accessModes"])
+            yield Asked(
+                name,
+                spec["csi"]["volumeAttributes"],
+                spec.get("mountOptions", []),
+                spec["accessModes"],
+                secret=_named(spec["csi"], "nodeStageSecretRef"),
+            )
         for volume in thing.get("spec", {}).get("volumes", []) if thing["kind"] == "Pod" else []:
             if "csi" in volume:
-                yield Asked(name, volume["csi"]["volumeAttributes"], [], [], inline=True)
+                secret = _named(volume["csi"], "nodePublishSecretRef")
+                yield Asked(name, volume["csi"]["volumeAttributes"], [], [], inline=True, secret=secret)
+
+
+def _named(source: dict[str, Any], key: str) -> str:
+    return source.get(key, {}).get("name", "")
