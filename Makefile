@@ -31,7 +31,7 @@ lint: system $(VENV)/ready ## Check style, types, import directions and that csi
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python docs/generate.py --check
 
-bench: system $(VENV)/demo ## Set up, then measure; prints ratios, each beside the baseline of the same run
+bench: system $(VENV)/demo $(BIN)/versitygw $(BIN)/s5cmd ## Set up, then measure; prints ratios, each beside the baseline of the same run
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 proto: system $(VENV)/ready ## Generate csi/pb from proto/csi.proto
@@ -66,6 +66,14 @@ ifneq ($(GO),)
 	GOBIN=$(CURDIR)/$(BIN) $(GO) install $(SANITY)
 else
 	@echo "Go is not installed: csi-sanity and the comparison with the published csi.proto will not run"
+endif
+
+# What an S3 fill is measured against.
+$(BIN)/s5cmd: | $(VENV)/ready
+ifneq ($(GO),)
+	cd tests/setup/s5cmd && $(GO) build -o $(CURDIR)/$(BIN)/s5cmd github.com/peak/s5cmd/v2
+else
+	@echo "Go is not installed: s5cmd is not built, and fills from S3 are not measured"
 endif
 
 $(BIN)/versitygw: | $(VENV)/ready

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi.errors import Busy
+from csi.pb import csi_pb2 as pb
 from datacache.client import PluginClient
 from tests.plugins import Plugins
 
@@ -57,20 +58,29 @@ class Staged:
     fill_seconds: float
 
 
-def stage(running: Plugins, node: PluginClient, name: str, parameters: Mapping[str, str]) -> Staged:
+def stage(running: Plugins, node: PluginClient, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None = None) -> Staged:
     """Create a volume and stage it, calling again while its fill goes on, as kubelet does."""
     with running.client("controller") as controller:
-        volume = controller.create(name, parameters)
+        volume = _created(controller, name, parameters, secrets)
     path, context = running.folder / f"{name}-staging", dict(volume.volume_context)
     path.mkdir(exist_ok=True)
     started = time.monotonic()
     while True:
         try:
-            node.stage(volume.volume_id, str(path), context)
+            node.stage(volume.volume_id, str(path), context, secrets=secrets or {})
             break
         except Busy:
             continue
     return Staged(volume.volume_id, path, context, time.monotonic() - started, _fill_seconds(running, context["manifestDigest"]))
+
+
+def _created(controller: PluginClient, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None) -> pb.Volume:
+    """The volume, asked for again while its source is resolved, as external-provisioner does."""
+    while True:
+        try:
+            return controller.create(name, parameters, secrets)
+        except Busy:
+            continue
 
 
 def _fill_seconds(running: Plugins, digest: str) -> float:
@@ -79,10 +89,10 @@ def _fill_seconds(running: Plugins, digest: str) -> float:
 
 
 @contextmanager
-def staged(running: Plugins, name: str, parameters: Mapping[str, str]) -> Iterator[Staged]:
+def staged(running: Plugins, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None = None) -> Iterator[Staged]:
     """A staged volume, taken away afterwards; its image stays in the store."""
     with running.client("node") as node, running.client("controller") as controller:
-        volume = stage(running, node, name, parameters)
+        volume = stage(running, node, name, parameters, secrets)
         try:
             yield volume
         finally:

@@ -134,13 +134,14 @@ class StoreHandler(Handler):
 
 
 class ModelScopeHub:
-    """The hub (`endpoint`); files of `redirect_over` bytes and more come from a second host. `limit` entries of a model are listed at once."""
+    """The hub (`endpoint`); files of `redirect_over` bytes and more come from a second host, or (`store_base`)
+    from an nginx whose root holds org/name/... `limit` entries of a model are listed at once."""
 
-    def __init__(self, *, redirect_over: int = 100_000, limit: int = LIMIT) -> None:
+    def __init__(self, *, redirect_over: int = 100_000, limit: int = LIMIT, store_base: str = "") -> None:
         self.repositories: dict[tuple[str, str], ModelScopeRepository] = {}
         self.tokens: set[str] = set()
         self.faults, self.counters = Faults(), Counters()
-        self.redirect_over, self.limit, self.signing_key = redirect_over, limit, b"first"
+        self.redirect_over, self.limit, self.store_base, self.signing_key = redirect_over, limit, store_base, b"first"
         self._listeners: list[Listener] = []
         self._ports = (0, 0)
         self._digests: dict[int, tuple[Content, str]] = {}
@@ -186,6 +187,8 @@ class ModelScopeHub:
 
     def signed(self, repository: ModelScopeRepository, path: str) -> str:
         """Where the bytes of a large file are."""
+        if self.store_base:
+            return f"{self.store_base}/{quote(repository.id)}/{quote(path)}"
         target = f"/{repository.kind}/{quote(repository.id, safe='')}/{quote(path)}"
         expires = f"{time.time() + 3600:.3f}"
         return f"http://{STORE_ADDRESS}:{self._ports[1]}{target}?Expires={expires}&Signature={signature(self.signing_key, target, expires)}"

@@ -31,10 +31,10 @@ def missing() -> str:
 
 
 class ObjectServer:
-    """The server; `reader` (READER_ID, READER_SECRET) is a user who may read what a bucket's policy lets them."""
+    """The server, its buckets on disk or in `memory`; `reader` (READER_ID, READER_SECRET) is a user who may read what a bucket's policy lets them."""
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="versitygw-"))
+    def __init__(self, memory: bool = False) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="versitygw-", dir="/dev/shm" if memory else None))
         self.root = self._folder / "root"
         for name in ("root", "iam"):
             (self._folder / name).mkdir()
