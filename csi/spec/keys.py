@@ -63,6 +63,20 @@ class SourceSpec(Protocol):
         """The flat parameters that parse to this spec."""
 
 
+class ChangesInPlace:
+    """What specs have in common whose files are replaced where they are: a NAS's, a bucket's, a URL's."""
+
+    @property
+    def pinned(self) -> bool:
+        """Never: the same spec means other files tomorrow."""
+        return False
+
+    @property
+    def source_moves(self) -> bool:
+        """Always: there is no revision to hold."""
+        return True
+
+
 Parse = Callable[[Mapping[str, str], Sequence[str]], SourceSpec]
 
 

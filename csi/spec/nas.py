@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from csi.errors import InvalidParameter
 from csi.spec import nfs_options
-from csi.spec.keys import Dialect, Key
+from csi.spec.keys import ChangesInPlace, Dialect, Key
 from csi.spec.performance import integer
 from csi.spec.shown import shown
 
@@ -16,7 +16,7 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-
 
 
 @dataclass(frozen=True)
-class NasSpec:
+class NasSpec(ChangesInPlace):
     """A folder of an NFS export.
 
     `server` is a host name or address, `path` the absolute path on the server (export and sub-folder together),
@@ -44,16 +44,6 @@ class NasSpec:
     def place(self) -> str:
         """What an identity opens: the folder, read as that uid and gid."""
         return f"{self.shown} as {self.uid}:{self.gid}"
-
-    @property
-    def pinned(self) -> bool:
-        """Never: files on a NAS change in place."""
-        return False
-
-    @property
-    def source_moves(self) -> bool:
-        """Always."""
-        return True
 
     @property
     def addresses(self) -> tuple[str, ...]:

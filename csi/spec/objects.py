@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from csi.errors import InvalidParameter
 from csi.spec.endpoints import addresses, endpoint, has_subdomains
-from csi.spec.keys import Dialect, Key, SecretKey, Setter
+from csi.spec.keys import ChangesInPlace, Dialect, Key, SecretKey, Setter
 from csi.spec.mount_flags import refuse_flags
 from csi.spec.ossfs_options import check_options
 from csi.spec.performance import boolean
@@ -23,7 +23,7 @@ _CLOUDS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com")
 
 
 @dataclass(frozen=True)
-class ObjectSpec:
+class ObjectSpec(ChangesInPlace):
     """The objects of a bucket below a prefix.
 
     `store` is "OSS" or "S3" (which keys and Secrets it was written with; both are read over the S3 protocol), `endpoint`
@@ -48,16 +48,6 @@ class ObjectSpec:
     def place(self) -> str:
         """What a credential opens: the folder of the bucket."""
         return f"{self.store} {self.endpoint} {self.bucket}/{self.prefix}"
-
-    @property
-    def pinned(self) -> bool:
-        """Never: objects are replaced in place."""
-        return False
-
-    @property
-    def source_moves(self) -> bool:
-        """Always."""
-        return True
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 
 from csi.errors import InvalidParameter
 from csi.spec.endpoints import addresses, http_url
-from csi.spec.keys import Dialect, Key, SecretKey
+from csi.spec.keys import ChangesInPlace, Dialect, Key, SecretKey
 from csi.spec.lists import join_list, split_list
 from csi.spec.mount_flags import refuse_flags
 from csi.spec.shown import shown
@@ -39,7 +39,7 @@ class UrlFile:
 
 
 @dataclass(frozen=True)
-class UrlSpec:
+class UrlSpec(ChangesInPlace):
     """Files of HTTP servers."""
 
     files: tuple[UrlFile, ...]
@@ -54,16 +54,6 @@ class UrlSpec:
     def place(self) -> str:
         """What a credential opens: these files."""
         return "URL " + " ".join(file.url for file in self.files)
-
-    @property
-    def pinned(self) -> bool:
-        """Never: a file at a URL is replaced in place."""
-        return False
-
-    @property
-    def source_moves(self) -> bool:
-        """Always."""
-        return True
 
     @property
     def addresses(self) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ from csi.sources.huggingface import HuggingFaceSource
 from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
 from csi.spec.hub import HubSpec
+from tests.conformance.http_kit import HttpKit
 from tests.conformance.kit import Tree
-from tests.origins.faults import Counters, Fault, Faults
 from tests.origins.hub import Hub
 from tests.origins.repositories import Repository
 
@@ -36,7 +36,7 @@ def pointed_at(endpoint: str) -> Iterator[None]:
         constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = before
 
 
-class HubKit:
+class HubKit(HttpKit):
     """Private repositories of one hub, each place one repository."""
 
     name = "huggingface"
@@ -55,7 +55,7 @@ class HubKit:
         self._count = 0
 
     def __enter__(self) -> Self:
-        self.hub = Hub(page=7)
+        self.origin = self.hub = Hub(page=7)
         self.hub.start()
         self._pointed = pointed_at(self.hub.endpoint)
         self._pointed.__enter__()
@@ -64,9 +64,6 @@ class HubKit:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._pointed.__exit__(kind, error, trace)
         self.hub.stop()
-
-    def missing(self) -> str:
-        return ""
 
     def place(self, tree: Tree) -> CacheSpec:
         self._count += 1
@@ -100,33 +97,6 @@ class HubKit:
 
     def forbid_reading(self, spec: CacheSpec) -> None:
         self._repository(spec).gated = True
-
-    def corrupt(self, spec: CacheSpec, path: str) -> None:
-        self.hub.faults.add(Fault("corrupt", self.key(spec, path), after=1))
-
-    def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
-        self.hub.faults.add(Fault("drop", self.key(spec, path), times=1, after=after))
-        return True
-
-    def stop(self) -> None:
-        self.hub.stop()
-
-    def start(self) -> None:
-        self.hub.start()
-
-    def bytes_sent(self, spec: CacheSpec, path: str) -> int | None:
-        return self.hub.counters.bytes_sent[self.key(spec, path)]
-
-    def open_connections(self) -> int:
-        return sum(self.hub.counters.connections.values())
-
-    @property
-    def faults(self) -> Faults:
-        return self.hub.faults
-
-    @property
-    def counters(self) -> Counters:
-        return self.hub.counters
 
     def expire(self) -> bool:
         self.hub.expire_urls()

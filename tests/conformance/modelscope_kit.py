@@ -11,8 +11,8 @@ from csi.sources.modelscope import ModelScopeSource
 from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
 from csi.spec.hub import HubSpec
+from tests.conformance.http_kit import HttpKit
 from tests.conformance.kit import Tree
-from tests.origins.faults import Counters, Fault, Faults
 from tests.origins.modelscope import ModelScopeHub, ModelScopeRepository
 
 TOKEN = "ms_conformance"
@@ -21,7 +21,7 @@ from csi.sources.modelscope import ModelScopeSource as open
 """
 
 
-class ModelScopeKit:
+class ModelScopeKit(HttpKit):
     """Private repositories of one hub, each place one repository."""
 
     lists_by_reading = False
@@ -37,7 +37,7 @@ class ModelScopeKit:
         self._count = 0
 
     def __enter__(self) -> Self:
-        self.hub = ModelScopeHub()
+        self.origin = self.hub = ModelScopeHub()
         self.hub.start()
         self._before = os.environ.get("MODELSCOPE_ENDPOINT")
         os.environ["MODELSCOPE_ENDPOINT"] = self.hub.endpoint
@@ -48,9 +48,6 @@ class ModelScopeKit:
         if self._before is not None:
             os.environ["MODELSCOPE_ENDPOINT"] = self._before
         self.hub.stop()
-
-    def missing(self) -> str:
-        return ""
 
     def place(self, tree: Tree) -> CacheSpec:
         self._count += 1
@@ -84,33 +81,6 @@ class ModelScopeKit:
 
     def forbid_reading(self, spec: CacheSpec) -> None:
         self._repository(spec).unreadable = True
-
-    def corrupt(self, spec: CacheSpec, path: str) -> None:
-        self.hub.faults.add(Fault("corrupt", self.key(spec, path), after=1))
-
-    def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
-        self.hub.faults.add(Fault("drop", self.key(spec, path), times=1, after=after))
-        return True
-
-    def stop(self) -> None:
-        self.hub.stop()
-
-    def start(self) -> None:
-        self.hub.start()
-
-    def bytes_sent(self, spec: CacheSpec, path: str) -> int | None:
-        return self.hub.counters.bytes_sent[self.key(spec, path)]
-
-    def open_connections(self) -> int:
-        return sum(self.hub.counters.connections.values())
-
-    @property
-    def faults(self) -> Faults:
-        return self.hub.faults
-
-    @property
-    def counters(self) -> Counters:
-        return self.hub.counters
 
     def key(self, spec: CacheSpec, path: str) -> str:
         return f"{self._repository(spec).id}/{path}"

@@ -15,6 +15,7 @@ from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
 from csi.spec.nas import NasSpec
 from tests.conformance.kit import Tree
+from tests.conformance.trees import spoil
 from tests.origins.ganesha import Export, Ganesha
 
 USER = 1234
@@ -95,13 +96,7 @@ class NasKit:
                 path.chmod(0o600)
 
     def corrupt(self, spec: CacheSpec, path: str) -> None:
-        file = _folder(spec) / path
-        times = file.stat()
-        with file.open("r+b") as stream:
-            first = stream.read(1)
-            stream.seek(0)
-            stream.write(bytes([first[0] ^ 0xFF]))
-        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        spoil(_folder(spec) / path)
 
     def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
         return False

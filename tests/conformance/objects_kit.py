@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
 from csi.spec.objects import ObjectSpec
 from tests.conformance.kit import Tree
+from tests.conformance.trees import spoil
 from tests.origins import versitygw
 from tests.origins.fault_proxy import FaultProxy
 from tests.origins.faults import Counters, Faults
@@ -88,13 +88,7 @@ class ObjectsKit:
         self.server.allow(_bucket(spec), "s3:ListBucket")
 
     def corrupt(self, spec: CacheSpec, path: str) -> None:
-        file = self.server.root / _bucket(spec) / FOLDER / path
-        times = file.stat()
-        with file.open("r+b") as stream:
-            first = stream.read(1)
-            stream.seek(0)
-            stream.write(bytes([first[0] ^ 0xFF]))
-        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        spoil(self.server.root / _bucket(spec) / FOLDER / path)
 
     def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
         return False

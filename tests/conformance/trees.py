@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
 
 from csi.sources.source import Source
 from csi.spec.manifest import Entry, Kind, Manifest
@@ -55,3 +57,13 @@ def read_all(source: Source, manifest: Manifest) -> dict[str, bytes]:
                 reader.read_into(e, 0, memoryview(buffer))
                 found[e.path] = bytes(buffer)
     return found
+
+
+def spoil(file: Path) -> None:
+    """Other bytes of the same length and the same times in a file."""
+    times = file.stat()
+    with file.open("r+b") as stream:
+        first = stream.read(1)
+        stream.seek(0)
+        stream.write(bytes([first[0] ^ 0xFF]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))

@@ -11,8 +11,8 @@ from csi.sources.source import Source
 from csi.sources.url import UrlSource
 from csi.spec.cache import CacheSpec
 from csi.spec.url import UrlFile, UrlSpec
+from tests.conformance.http_kit import HttpKit
 from tests.conformance.kit import Tree
-from tests.origins.faults import Counters, Fault, Faults
 from tests.origins.web import Site, WebServer
 
 TOKEN = "url_conformance"
@@ -21,7 +21,7 @@ from csi.sources.url import UrlSource as open
 """
 
 
-class UrlKit:
+class UrlKit(HttpKit):
     """Files of one server."""
 
     lists_by_reading = True
@@ -36,15 +36,12 @@ class UrlKit:
         self._count = 0
 
     def __enter__(self) -> Self:
-        self.web = WebServer()
+        self.origin = self.web = WebServer()
         self.web.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.web.stop()
-
-    def missing(self) -> str:
-        return ""
 
     def place(self, tree: Tree) -> CacheSpec:
         self._count += 1
@@ -78,33 +75,6 @@ class UrlKit:
         self.web.sites[_folder(spec)].closed = True
 
     forbid_reading = forbid
-
-    def corrupt(self, spec: CacheSpec, path: str) -> None:
-        self.web.faults.add(Fault("corrupt", self.key(spec, path), after=1))
-
-    def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
-        self.web.faults.add(Fault("drop", self.key(spec, path), times=1, after=after))
-        return True
-
-    def stop(self) -> None:
-        self.web.stop()
-
-    def start(self) -> None:
-        self.web.start()
-
-    def bytes_sent(self, spec: CacheSpec, path: str) -> int | None:
-        return self.web.counters.bytes_sent[self.key(spec, path)]
-
-    def open_connections(self) -> int:
-        return sum(self.web.counters.connections.values())
-
-    @property
-    def faults(self) -> Faults:
-        return self.web.faults
-
-    @property
-    def counters(self) -> Counters:
-        return self.web.counters
 
     def expire(self) -> bool:
         return False

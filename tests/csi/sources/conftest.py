@@ -1,4 +1,4 @@
-"""A real NFS server for the tests of a module, and a fresh folder on it for each test."""
+"""A real NFS server for the tests of a module, a fresh folder on it for each test, and HTTP servers that the tests script."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from csi.sources.connections import Connections
+from tests.csi.sources.http_origin import ranged
 from tests.origins.ganesha import Export, Ganesha
+from tests.origins.scripted import Server
 
 
 @pytest.fixture(scope="module")
@@ -44,3 +47,26 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     both = folder / "both.pem"
     both.write_bytes((folder / "key").read_bytes() + (folder / "cert").read_bytes())
     return both
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as running:
+        running.behave["/file"] = ranged
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def other() -> Iterator[Server]:
+    with Server("127.0.0.2") as running:
+        running.behave["/signed"] = ranged
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture
+def pool() -> Iterator[Connections]:
+    made = Connections(4)
+    yield made
+    made.close()

@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import socket
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,68 +14,19 @@ from csi.errors import (
     DataCacheError,
     InvalidParameter,
     OriginThrottled,
-    OriginTimedOut,
     OriginUnavailable,
     OriginUntrusted,
     PermissionDenied,
-    RangesIgnored,
     SourceChanged,
     SourceNotFound,
     Unauthenticated,
 )
-from csi.sources import connections, deadlines, http, tempo
 from csi.sources.answers import retry_after
 from csi.sources.connections import Connections, site
 from csi.sources.http import Address, Addresses, RangeReader
 from csi.spec.manifest import Entry, Kind
+from tests.csi.sources.http_origin import DATA, FILE, ORIGIN, SECRET, at, chunked, ranged, read, redirect, whole
 from tests.origins.scripted import Answer, Server
-
-DATA = bytes(range(256)) * 4096
-FILE = Entry("folder/file.bin", Kind.FILE, size=len(DATA))
-ORIGIN = ("http", "origin.invalid", 80)
-SECRET = {"Authorization": "Bearer very-secret"}
-
-
-def ranged(answer: Answer) -> None:
-    start, end = answer.span()
-    answer.say(206, DATA[start:end], Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}")
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        running.behave["/file"] = ranged
-        yield running
-        running.shutdown()
-
-
-@pytest.fixture
-def other() -> Iterator[Server]:
-    with Server("127.0.0.2") as running:
-        running.behave["/signed"] = ranged
-        yield running
-        running.shutdown()
-
-
-@pytest.fixture
-def pool() -> Iterator[Connections]:
-    made = Connections(4)
-    yield made
-    made.close()
-
-
-def at(url: str) -> Addresses:
-    return Addresses(lambda entry: url, SECRET)
-
-
-def read(reader: RangeReader, offset: int, length: int) -> bytes:
-    buffer = bytearray(length)
-    reader.read_into(FILE, offset, memoryview(buffer))
-    return bytes(buffer)
-
-
-def redirect(location: str) -> object:
-    return lambda answer: answer.say(302, b"over there", Location=location)
 
 
 def test_ranges_come_over_one_connection(server: Server, pool: Connections) -> None:
@@ -224,20 +173,6 @@ def test_a_redirect_to_no_http_address_is_refused(server: Server, pool: Connecti
         read(reader, 0, 1)
 
 
-def whole(answer: Answer) -> None:
-    answer.say(200, DATA)
-
-
-def chunked(answer: Answer) -> None:
-    answer.send_response(200)
-    answer.send_header("Transfer-Encoding", "chunked")
-    answer.end_headers()
-    for start in range(0, len(DATA), 70_000):
-        part = DATA[start : start + 70_000]
-        answer.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-    answer.wfile.write(b"0\r\n\r\n")
-
-
 @pytest.mark.parametrize("behaviour", [whole, chunked])
 def test_a_server_without_ranges_is_read_as_one_stream(server: Server, pool: Connections, behaviour: object) -> None:
     server.behave["/file"] = behaviour
@@ -332,152 +267,6 @@ def test_a_body_that_ends_early_is_told_and_the_next_read_is_right(server: Serve
         with pytest.raises(OriginUnavailable, match="early"):
             read(reader, 100, 1000)
         assert read(reader, 100, 1000) == DATA[100:1100]
-
-
-def test_a_server_that_falls_silent_is_given_up(server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.3)
-    go = threading.Event()
-
-    def silent(answer: Answer) -> None:
-        start, end = answer.span()
-        answer.say(206, DATA[start : start + 10], Content_Length=str(end - start), Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}")
-        go.wait(20)
-
-    server.behave["/file"] = silent
-    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(OriginTimedOut, match="no answer"):
-        read(reader, 0, 1000)
-    go.set()
-
-
-def dripping(server: Server, pause: float, then: object = ranged, chunks: bool = False) -> object:
-    """The first answer comes byte by byte, one each `pause` seconds; the next ones are `then`."""
-
-    def drip(answer: Answer) -> None:
-        start, end = answer.span()
-        server.behave["/file"] = then
-        answer.send_response(206)
-        answer.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(DATA)}")
-        answer.send_header(*("Transfer-Encoding", "chunked") if chunks else ("Content-Length", str(end - start)))
-        answer.end_headers()
-        for at in range(start, end):
-            one = DATA[at : at + 1]
-            answer.wfile.write(b"1\r\n%s\r\n" % one if chunks else one)
-            time.sleep(pause)
-
-    return drip
-
-
-@pytest.mark.parametrize("chunks", [False, True])
-def test_a_connection_that_trickles_is_given_up(server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch, chunks: bool) -> None:
-    monkeypatch.setattr(tempo, "WINDOW_SECONDS", 0.3)
-    server.behave["/file"] = dripping(server, 0.02, chunks=chunks)
-    with RangeReader(pool, at(f"{server.url}/file")) as reader:
-        with pytest.raises(OriginUnavailable, match="far less than others"):
-            read(reader, 0, 5000)
-        assert read(reader, 0, 5000) == DATA[:5000]
-
-
-@pytest.mark.parametrize("secure", [False, True])
-def test_a_head_that_comes_byte_by_byte_is_given_up(server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch, secure: bool) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.with_name("cert")))
-    monkeypatch.setattr(deadlines, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(connections, "HEAD_SILENCES", 0.01)
-    ended = threading.Event()
-
-    def drip(answer: Answer) -> None:
-        try:
-            for byte in b"HTTP/1.1 200 OK" + b" " * 10_000:
-                answer.wfile.write(bytes([byte]))
-                time.sleep(0.01)
-        except OSError:
-            answer.close_connection = True
-            ended.set()
-
-    with Server(tls=certificate if secure else None) as slow:
-        slow.behave["/file"] = drip
-        with RangeReader(Connections(1), at(f"{slow.url}/file")) as reader:
-            with pytest.raises(OriginTimedOut, match=FILE.path):
-                read(reader, 0, 10)
-            assert ended.wait(10)
-            slow.behave["/file"] = ranged
-            assert read(reader, 0, 10) == DATA[:10]
-        assert slow.accepted == 2
-        slow.shutdown()
-
-
-def test_slow_is_what_is_far_slower_than_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempo, "WINDOW_SECONDS", 10.0)
-    usual = tempo.Tempo()
-    first, slow, fair = tempo.Meter(usual), tempo.Meter(usual), tempo.Meter(usual)
-    assert not first.trickles(10_000_000, 10.0)
-    assert slow.trickles(400_000, 10.0) and not fair.trickles(1_000_000, 10.0)
-    for _ in range(100):
-        tempo.Meter(usual).trickles(400_000, 10.0)
-    # Where all have become that slow, it is the usual.
-    assert not tempo.Meter(usual).trickles(400_000, 10.0)
-
-
-def test_time_that_nobody_reads_is_not_held_against_a_connection(monkeypatch: pytest.MonkeyPatch, server: Server, pool: Connections) -> None:
-    monkeypatch.setattr(tempo, "WINDOW_SECONDS", 0.1)
-    server.behave["/file"] = whole
-    with RangeReader(pool, at(f"{server.url}/file")) as reader:
-        for start in range(0, 50, 10):
-            assert read(reader, start, 10) == DATA[start : start + 10]
-            time.sleep(0.1)
-    assert len(server.seen) == 1
-
-
-@pytest.fixture
-def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file counts as a large one."""
-    monkeypatch.setattr(http, "_SMALL", 1000)
-
-
-@pytest.mark.parametrize("behaviour", [whole, chunked])
-def test_readers_of_a_server_without_ranges_pass_one_stream_on(server: Server, pool: Connections, large: None, behaviour: object) -> None:
-    server.behave["/file"] = behaviour
-    addresses = at(f"{server.url}/file")
-    with RangeReader(pool, addresses) as first:
-        assert read(first, 0, 100) == DATA[:100]
-        with RangeReader(pool, addresses) as second, pytest.raises(RangesIgnored, match="in order"):
-            read(second, 100, 100)
-        assert len(server.seen) == 2
-        with RangeReader(pool, addresses) as third:
-            # In order: each goes on where the other stopped, whoever has the stream.
-            for start in range(100, len(DATA), 100_000):
-                length = min(100_000, len(DATA) - start)
-                assert read((first, third)[start // 100_000 % 2], start, length) == DATA[start : start + length]
-    assert len(server.seen) <= 3
-
-
-def test_streams_that_are_passed_on_are_closed_with_the_last_reader(server: Server, pool: Connections, large: None) -> None:
-    ended = threading.Event()
-
-    def endless(answer: Answer) -> None:
-        try:
-            whole(answer)
-            while True:
-                answer.wfile.write(bytes(100_000))
-        except OSError:
-            ended.set()
-
-    server.behave["/file"] = endless
-    addresses = at(f"{server.url}/file")
-    with RangeReader(pool, addresses) as reader, pytest.raises(RangesIgnored):
-        read(reader, 100, 100)
-    assert ended.wait(10)
-
-
-def test_a_whole_file_that_goes_on_where_it_should_end_has_changed(server: Server, pool: Connections) -> None:
-    def longer(answer: Answer) -> None:
-        answer.send_response(200)
-        answer.end_headers()
-        answer.wfile.write(DATA + b"more")
-        answer.close_connection = True
-
-    server.behave["/file"] = longer
-    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(SourceChanged, match=f"more than {len(DATA)} bytes"):
-        read(reader, 0, len(DATA))
 
 
 def test_a_connection_closed_while_it_idled_costs_no_error(server: Server, pool: Connections) -> None:
