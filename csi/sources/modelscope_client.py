@@ -7,6 +7,7 @@ redirects are judged by the address before they are followed. Its messages hold 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +28,12 @@ from csi import __version__  # noqa: E402
 from csi.errors import DataCacheError, InvalidParameter, OriginThrottled, OriginUnavailable  # noqa: E402
 from csi.sources.connections import is_proxied, shown_site, site, unreachable  # noqa: E402
 from csi.sources.destinations import Destinations, resolved  # noqa: E402
+
+# It writes lines of its own form to standard error; what matters of them is in the errors here.
+_log = logging.getLogger("modelscope_hub")
+_log.handlers.clear()
+_log.propagate = True
+_log.setLevel(logging.ERROR)
 
 # What the SDK asks of datasets at once; the hub's own bound is 500.
 _PAGE = 200
@@ -59,7 +66,8 @@ class ModelScopeClient:
         # An empty token is none; None would be what the SDK finds on the disk.
         api = HubApi(HubConfig(endpoint=endpoint, token=token or ""), user_agent=f"datacache-csi/{__version__}")
         self._client: Any = api.legacy
-        for session in (self._client._session, self._client._read_session):
+        self._sessions: tuple[Any, ...] = (self._client._session, self._client._read_session)
+        for session in self._sessions:
             session.hooks["response"].append(self._judge_redirect)
 
     def listing(self, revision: str) -> list[dict[str, Any]]:
@@ -75,8 +83,13 @@ class ModelScopeClient:
 
     def close(self) -> None:
         """Let go of all connections."""
-        self._client._session.close()
-        self._client._read_session.close()
+        for session in self._sessions:
+            for adapter in session.adapters.values():
+                # To close a session only drops its pools: an error that is still told keeps their connections open.
+                pools = adapter.poolmanager.pools
+                for pool in filter(None, map(pools.get, pools.keys())):
+                    pool.close()
+            session.close()
 
     def _model(self, revision: str) -> list[dict[str, Any]]:
         entries = list(self._client.list_repo_files(self._repo_id, self._kind, revision))

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SIGNED_SECONDS = 3600
 _PAGE = 1000
-_IDLE_SECONDS = 5
+_IDLE_SECONDS = 2
 _STATUS = re.compile(r"status code: (\d{3})")
 _CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 _BAD_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired", "InvalidSecurityToken")
