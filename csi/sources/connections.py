@@ -98,7 +98,7 @@ class Connections:
             now = time.monotonic()
             if now - self._used_at > IDLE_SECONDS:
                 for manager in self._managers.values():
-                    manager.clear()
+                    _let_go(manager)
             self._used_at = now
             if key not in self._managers:
                 self._managers[key] = self._new_manager(*key)
@@ -136,8 +136,15 @@ class Connections:
         """Close all idle connections; those in use close when they are given back."""
         with self._guard:
             for manager in self._managers.values():
-                manager.clear()
+                _let_go(manager)
             self._managers.clear()
+
+
+def _let_go(manager: urllib3.PoolManager) -> None:
+    """Close its idle connections now: urllib3's `clear` leaves that to the garbage collector, and an error's traceback can keep them for long."""
+    for pool in filter(None, map(manager.pools.get, manager.pools.keys())):
+        pool.close()
+    manager.clear()
 
 
 def drop(response: urllib3.BaseHTTPResponse, spare: int = 1 << 16) -> None:
