@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from csi.errors import PermissionDenied
 from csi.sources.destinations import is_listed
+from csi.spec.cache import CacheSpec
 from csi.spec.keys import SourceSpec
 from csi.spec.nas import NasSpec
 from csi.spec.parameters import VolumeParameters, check_inline
@@ -43,6 +45,11 @@ class InlinePolicy:
                     f"inline volumes may not read {source.shown}: {address} is not on the operator's list; "
                     f"use a StorageClass, or start the node plugin with --allow-origins {address}"
                 )
+
+
+def named_by_pod(spec: CacheSpec) -> CacheSpec:
+    """`spec` as a pod author's word. A NAS stays as it is: nothing redirects there, so what an administrator's volume proved counts for it too."""
+    return spec if isinstance(spec.source, NasSpec) else replace(spec, of_pod=True)
 
 
 def _each(source: SourceSpec) -> Iterator[SourceSpec]:

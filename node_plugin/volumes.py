@@ -29,7 +29,7 @@ from csi.worker.protocol import Resolution
 from csi.worker.resolving import Resolver
 from node_plugin.fills import HOPELESS, Fills
 from node_plugin.image_mounts import ImageMounts
-from node_plugin.inline_policy import InlinePolicy
+from node_plugin.inline_policy import InlinePolicy, named_by_pod
 from node_plugin.mounts import Mounts, at, real
 from node_plugin.throttle.pods import pod_uid
 from node_plugin.throttle.throttle import Throttle, Wanted
@@ -138,7 +138,7 @@ class Volumes:
     def _publish_inline(self, request: MountRequest, patience: Patience) -> None:
         asked = parse(request.context, request.flags)
         self._inline_policy.check(asked)
-        self._bring(request, replace(asked, spec=replace(asked.spec, of_pod=True)), patience, "targets")
+        self._bring(request, replace(asked, spec=named_by_pod(asked.spec)), patience, "targets")
 
     def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""
