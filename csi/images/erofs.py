@@ -64,10 +64,10 @@ def aligned(size: int) -> int:
     return blocks(size) * BLOCK
 
 
-def super_block(inodes: int, image_blocks: int, uuid: bytes) -> bytes:
-    """The 128 bytes at SUPER_OFFSET, with a zero checksum: `seal_super_block` sets it. `uuid` is 16 bytes."""
+def super_block(inodes: int, image_blocks: int, uuid: bytes, root: int) -> bytes:
+    """The 128 bytes at SUPER_OFFSET, with a zero checksum: `seal_super_block` sets it. `uuid` is 16 bytes, `root` the byte of the root's inode."""
     return _super.pack(
-        _MAGIC, 0, _COMPAT_CHECKSUM | _COMPAT_MTIME, BLOCK_BITS, 0, FIRST_INODE >> _NID_SHIFT, inodes,
+        _MAGIC, 0, _COMPAT_CHECKSUM | _COMPAT_MTIME, BLOCK_BITS, 0, root >> _NID_SHIFT, inodes,
         0, 0, image_blocks, 0, 0, uuid, b"", 0, 0, 0, 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
 

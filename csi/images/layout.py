@@ -16,7 +16,7 @@ from csi.images import erofs
 from csi.images.erofs import BLOCK, INODE_SIZE
 from csi.spec.manifest import Entry, Kind, Manifest
 
-FORMAT = 1
+FORMAT = 2
 """Goes up when the same manifest would give other bytes; a partial image of another format starts again."""
 
 _TYPES = {
@@ -79,7 +79,7 @@ def lay_out(manifest: Manifest) -> Layout:
     if image_blocks > erofs.MAX_BLOCKS:
         raise OutOfRange(f"the content needs an image of {image_blocks * BLOCK} bytes; one image holds at most {erofs.MAX_BLOCKS * BLOCK}")
     metadata = bytearray(data_block * BLOCK)
-    sb = erofs.super_block(len(nodes), image_blocks, bytes.fromhex(manifest.digest[:32]))
+    sb = erofs.super_block(len(nodes), image_blocks, bytes.fromhex(manifest.digest[:32]), nodes[0].at)
     metadata[erofs.SUPER_OFFSET : erofs.FIRST_INODE] = sb
     for number, node in enumerate(nodes, 1):
         _write(metadata, node, number)

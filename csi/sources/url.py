@@ -49,6 +49,7 @@ class UrlSource:
             raise InvalidParameter("url names several hosts, and the Secret has one accessToken; name them in sources, each with a token of its own")
         self._spec, self._files, self._token = spec, {file.path: file for file in spec.source.files}, token
         self._connections = Connections(_FILL_CONNECTIONS, where)
+        self._read: frozenset[Entry] = frozenset()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._addresses = Addresses(lambda entry: self._files[entry.path].url, headers, self._refusal, unchanged=_unchanged)
 
@@ -60,13 +61,15 @@ class UrlSource:
         """Ask for the first byte of each file; one whose server tells no length is read whole, which tells its sha256 too."""
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as threads:
             entries = list(threads.map(self._entry, self._files.values()))
-        return build(entries, pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
+        manifest = build(entries, pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
+        self._read = frozenset(manifest.files)
+        return manifest
 
     def prove(self, manifest: Manifest) -> None:
-        """Read one byte of each file that has one."""
+        """Read one byte of each file that has one; this source's own `resolve` has done so."""
         with self.reader(manifest) as reader:
             for entry in manifest.files:
-                if entry.size:
+                if entry.size and entry not in self._read:
                     reader.read_into(entry, 0, memoryview(bytearray(1)))
 
     def reader(self, manifest: Manifest) -> RangeReader:

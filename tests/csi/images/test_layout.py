@@ -63,6 +63,12 @@ def test_folders_just_around_the_size_that_fits_behind_an_inode(tmp_path: Path) 
     check(build(entries, {}), tmp_path)
 
 
+@pytest.mark.parametrize("count", [*range(76, 128, 4), 86, 87, 88, 89])
+def test_a_top_folder_of_any_size_is_found(tmp_path: Path, count: int) -> None:
+    # An entry takes 33 bytes: from some 85 files on, the root and what is behind its inode do not fit behind the super block any more.
+    check(build([file(f"model-{n:05}-of-00150.st", 1) for n in range(count)], {}), tmp_path)
+
+
 def test_names_that_sort_differently_as_text_and_as_bytes(tmp_path: Path) -> None:
     names = ["!", "#", "-", ".-", "...", ".a", "..a", "0", "a", "a!", "a-b", "a.b", "\uffff", "\U00010000", "\x7f", "\x01"]
     entries = [file(name, 1) for name in names]
