@@ -50,7 +50,7 @@ class Layout:
 
 @dataclass(slots=True)
 class _Node:
-    """An entry on its way into the image; `at` is its inode's byte, `names` (a folder's) are sorted bytes with their nodes."""
+    """An entry on its way into the image; `at` is its inode's byte."""
 
     entry: Entry
     size: int = 0
@@ -58,6 +58,12 @@ class _Node:
     block: int = erofs.NO_BLOCK
     nlink: int = 1
     inline: bool = False
+
+
+@dataclass(slots=True)
+class _Folder(_Node):
+    """A folder; `names` are sorted bytes with their nodes, `ends` where each block of them ends."""
+
     names: list[tuple[bytes, _Node]] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)
 
@@ -83,6 +89,7 @@ def lay_out(manifest: Manifest) -> Layout:
     metadata[erofs.SUPER_OFFSET : erofs.FIRST_INODE] = sb
     for number, node in enumerate(nodes, 1):
         _write(metadata, node, number)
+    _part(nodes)
     erofs.seal_super_block(metadata)
     return Layout(manifest, image_blocks * BLOCK, bytes(metadata), tuple(extents))
 
@@ -90,10 +97,12 @@ def lay_out(manifest: Manifest) -> Layout:
 def _tree(manifest: Manifest) -> list[_Node]:
     """All nodes, the root first, then in the manifest's order (a folder before what is in it)."""
     root = _folder(Entry("", Kind.DIRECTORY, mode=0o555), None)
-    folders, nodes = {"": root}, [root]
+    folders: dict[str, _Folder] = {"": root}
+    nodes: list[_Node] = [root]
     for entry in manifest.entries:
         parent_path, _, name = entry.path.rpartition("/")
         parent = folders[parent_path]
+        node: _Node
         if entry.kind is Kind.DIRECTORY:
             node = folders[entry.path] = _folder(entry, parent)
             parent.nlink += 1
@@ -104,18 +113,24 @@ def _tree(manifest: Manifest) -> list[_Node]:
     return nodes
 
 
-def _folder(entry: Entry, parent: _Node | None) -> _Node:
-    node = _Node(entry, nlink=2)
+def _folder(entry: Entry, parent: _Folder | None) -> _Folder:
+    node = _Folder(entry, nlink=2)
     node.names = [(b".", node), (b"..", parent or node)]
     return node
 
 
+def _part(nodes: list[_Node]) -> None:
+    """Folders and what is in them name each other: nodes would stay in memory, 300 bytes a file, until garbage is looked for."""
+    for node in nodes:
+        if isinstance(node, _Folder):
+            node.names.clear()
+
+
 def _measure(node: _Node) -> None:
     """Set what of a folder or symlink follows from its own content: its size, and whether it stands behind its inode."""
-    kind = node.entry.kind
-    if kind is Kind.FILE:
+    if node.entry.kind is Kind.FILE:
         return
-    if kind is Kind.SYMLINK:
+    if not isinstance(node, _Folder):
         node.size = len(_target(node.entry))
     else:
         # Names can sort before '.', so the manifest's order is not enough.
@@ -173,11 +188,11 @@ def _write(metadata: bytearray, node: _Node, number: int) -> None:
     if entry.kind is Kind.FILE:
         return
     at = node.at + INODE_SIZE if node.inline else node.block * BLOCK
-    content = _target(entry) if entry.kind is Kind.SYMLINK else _directory(node)
+    content = _directory(node) if isinstance(node, _Folder) else _target(entry)
     metadata[at : at + len(content)] = content
 
 
-def _directory(node: _Node) -> bytes:
+def _directory(node: _Folder) -> bytes:
     names = [(name, child.at, _TYPES[child.entry.kind][0]) for name, child in node.names]
     starts = [0, *node.ends[:-1]]
     parts = [erofs.directory_block(names[start:end]) for start, end in zip(starts, node.ends, strict=True)]

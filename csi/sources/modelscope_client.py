@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urljoin
@@ -70,12 +70,20 @@ class ModelScopeClient:
         for session in self._sessions:
             session.hooks["response"].append(self._judge_redirect)
 
-    def listing(self, revision: str) -> list[dict[str, Any]]:
-        """Every entry of the tree ("Path", "Type", "Size", "Sha256", ...). Raises HubRefusal, and OriginUnavailable for one that was cut short."""
+    def listing(self, revision: str) -> Iterator[dict[str, Any]]:
+        """Every entry of the tree ("Path", "Type", "Size", "Sha256", ...), once. Raises HubRefusal, and OriginUnavailable where it was cut short.
+
+        Of a dataset one page is held at a time; of a model the SDK holds the listing, and of that what was not taken yet.
+        """
+        whole = Wholeness()
         with self._explained():
-            entries = self._dataset(revision) if self._kind == "dataset" else self._model(revision)
-        _check_whole(entries, shown_site(self._client.endpoint), self._repo_id)
-        return entries
+            for entry in self._dataset(revision) if self._kind == "dataset" else self._model(revision):
+                whole.add(entry)
+                yield entry
+        if why := whole.lacks():
+            raise OriginUnavailable(
+                f"{shown_site(self._client.endpoint)} cut the listing of {self._repo_id} short: {why}; a volume of half a repository is not made"
+            )
 
     def address(self, path: str, revision: str) -> str:
         """Where a file's bytes are."""
@@ -91,21 +99,20 @@ class ModelScopeClient:
                     pool.close()
             session.close()
 
-    def _model(self, revision: str) -> list[dict[str, Any]]:
+    def _model(self, revision: str) -> Iterator[dict[str, Any]]:
         entries = list(self._client.list_repo_files(self._repo_id, self._kind, revision))
         if getattr(self._client._read_state, "listing_incomplete", False):
             raise self._cut("it lists no folder with more direct entries")
-        return entries
+        while entries:
+            yield entries.pop()
 
-    def _dataset(self, revision: str) -> list[dict[str, Any]]:
-        entries: list[dict[str, Any]] = []
+    def _dataset(self, revision: str) -> Iterator[dict[str, Any]]:
         for page, files, error in self._client.iter_dataset_file_pages(self._repo_id, revision, page_size=_PAGE):
             if isinstance(error, HubError):
                 raise error
             if error is not None:
                 raise self._cut(f"page {page} did not come")
-            entries += files
-        return entries
+            yield from files
 
     def _cut(self, why: str) -> OriginUnavailable:
         return OriginUnavailable(f"{shown_site(self._client.endpoint)} cut the listing of {self._repo_id} short ({why}); narrow it, or try again")
@@ -149,16 +156,26 @@ def _own(error: BaseException | None) -> DataCacheError | None:
     return error
 
 
-def _check_whole(entries: list[dict[str, Any]], host: str, repo_id: str) -> None:
-    """Raise OriginUnavailable where the hub left something out: it cuts a folder at a number of entries, and git knows no empty folders."""
-    paths = {str(entry.get("Path") or "") for entry in entries}
-    children = Counter(path.rpartition("/")[0] for path in paths)
-    full = next((folder for folder, count in children.items() if count >= REPO_FILES_TRUNCATION_LIMIT), None)
-    empty = next((str(e["Path"]) for e in entries if e.get("Type") == "tree" and not children.get(str(e.get("Path")))), None)
-    if full is not None:
-        why = f"the folder {full or '/'!r} has {REPO_FILES_TRUNCATION_LIMIT} entries or more, and it tells no more of them"
-    elif empty is not None:
-        why = f"it lists the folder {empty!r}, and nothing in it"
-    else:
-        return
-    raise OriginUnavailable(f"{host} cut the listing of {repo_id} short: {why}; a volume of half a repository is not made")
+class Wholeness:
+    """Tells of a listing that went by whether the hub left something out: it cuts a folder at a number of entries, and git knows no empty folders."""
+
+    def __init__(self) -> None:
+        self._children: Counter[str] = Counter()
+        self._folders: set[str] = set()
+
+    def add(self, entry: Mapping[str, Any]) -> None:
+        """One entry of the listing."""
+        path = str(entry.get("Path") or "")
+        if entry.get("Type") == "tree":
+            if path in self._folders:
+                return
+            self._folders.add(path)
+        self._children[path.rpartition("/")[0]] += 1
+
+    def lacks(self) -> str:
+        """What is missing, in words; empty when all is there."""
+        full = next((folder for folder, count in self._children.items() if count >= REPO_FILES_TRUNCATION_LIMIT), None)
+        if full is not None:
+            return f"the folder {full or '/'!r} has {REPO_FILES_TRUNCATION_LIMIT} entries or more, and it tells no more of them"
+        empty = next((folder for folder in self._folders if not self._children.get(folder)), None)
+        return "" if empty is None else f"it lists the folder {empty!r}, and nothing in it"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -49,12 +49,10 @@ class ObjectSource:
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
         """List the folder. Raises SourceNotFound for an empty or missing one, UnsafeContent for keys that no file system can show."""
-        listed = list(self._store.list())
-        folders = {key.rpartition("/")[0] for key in (item.key for item in listed) if "/" in key}
-        entries = list(map(self._entry, _files(listed, _with_parents(folders))))
-        if not entries:
+        manifest = build(map(self._entry, _files(self._store.list())), pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
+        if not manifest.entries:
             raise SourceNotFound(f"{self._bucket.shown} has no objects; check bucket and path")
-        return build(entries, pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
+        return manifest
 
     def prove(self, manifest: Manifest) -> None:
         """List a page, whose refusal says why, then read one byte of the smallest object that has one."""
@@ -84,13 +82,24 @@ class ObjectSource:
         return f"{self._bucket.prefix}/{entry.path}".lstrip("/")
 
 
-def _files(listed: list[Listed], folders: set[str]) -> Iterator[Listed]:
-    """Without the empty objects that consoles put where a folder is."""
-    return (item for item in listed if item.size or item.key not in folders)
+def _files(listed: Iterable[Listed]) -> Iterator[Listed]:
+    """Without the empty objects that consoles put where a folder is. Of what went by, the empty ones and the folders are kept."""
+    empty: list[Listed] = []
+    folders: set[str] = set()
+    for item in listed:
+        _add_parents(folders, item.key)
+        if item.size:
+            yield item
+        else:
+            empty.append(item)
+    yield from (item for item in empty if item.key not in folders)
 
 
-def _with_parents(folders: set[str]) -> set[str]:
-    return {"/".join(parts[:count]) for parts in (folder.split("/") for folder in folders) for count in range(1, len(parts) + 1)}
+def _add_parents(folders: set[str], key: str) -> None:
+    folder = key.rpartition("/")[0]
+    while folder and folder not in folders:
+        folders.add(folder)
+        folder = folder.rpartition("/")[0]
 
 
 def _etag(entry: Entry) -> str:

@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class Counted(Iterator[T]):
+    """Passes `items` on one by one, keeping none; `count` is how many there were so far."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items, self.count = iter(items), 0
+
+    def __next__(self) -> T:
+        item = next(self._items)
+        self.count += 1
+        return item
 
 
 def is_chosen(path: str, allow: Sequence[str], ignore: Sequence[str]) -> bool:

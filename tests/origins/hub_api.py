@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import hmac
 import re
@@ -110,7 +111,7 @@ class HubHandler(Handler):
             self.send_json(_info(repository, self._commit(repository, unquote(rest) or "main"), query.get("blobs", "").lower() == "true"))
 
     def _tree(self, hub: Hub, repository: Repository, commit: Commit, revision: str, folder: str, query: dict[str, str]) -> None:
-        rows = list(_rows(commit, folder.strip("/"), query.get("recursive", "").lower() == "true"))
+        rows = _all_rows(commit, folder.strip("/"), query.get("recursive", "").lower() == "true")
         if folder and not rows:
             raise Refused(404, "EntryNotFound", f"{folder} does not exist on {revision}")
         most = min(hub.page, EXPANDED_PAGE) if query.get("expand", "").lower() == "true" else hub.page
@@ -189,6 +190,12 @@ def _info(repository: Repository, commit: Commit, blobs: bool) -> dict[str, Any]
 def _blob(file: StoredFile) -> dict[str, Any]:
     lfs = {"lfs": {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}} if file.sha256 else {}
     return {"size": file.size, "blobId": file.oid, **lfs}
+
+
+@functools.lru_cache(maxsize=2)
+def _all_rows(commit: Commit, folder: str, recursive: bool) -> list[dict[str, Any]]:
+    """The rows of every page, made once: a tree of 100,000 files has 100 pages."""
+    return list(_rows(commit, folder, recursive))
 
 
 def _rows(commit: Commit, folder: str, recursive: bool) -> Iterator[dict[str, Any]]:

@@ -97,7 +97,7 @@ class HubHandler(Handler):
         return repository
 
     def _listing(self, hub: ModelScopeHub, kind: str, files: Mapping[str, Content], query: dict[str, str]) -> dict[str, Any]:
-        rows = list(hub.rows(files, query.get("Root", "").strip("/"), query.get("Recursive", "").lower() == "true"))
+        rows = hub.rows(files, query.get("Root", "").strip("/"), query.get("Recursive", "").lower() == "true")
         if kind == "dataset":
             size, number = int(query.get("PageSize", "100")), int(query.get("PageNumber", "1"))
             return {"Files": rows[(number - 1) * size : number * size], "TotalCount": len(rows)}
@@ -145,6 +145,7 @@ class ModelScopeHub:
         self._listeners: list[Listener] = []
         self._ports = (0, 0)
         self._digests: dict[int, tuple[Content, str]] = {}
+        self._listed: tuple[Mapping[str, Content], str, bool, list[dict[str, Any]]] = ({}, "", False, [])
 
     def __enter__(self) -> Self:
         self.start()
@@ -193,8 +194,14 @@ class ModelScopeHub:
         expires = f"{time.time() + 3600:.3f}"
         return f"http://{STORE_ADDRESS}:{self._ports[1]}{target}?Expires={expires}&Signature={signature(self.signing_key, target, expires)}"
 
-    def rows(self, files: Mapping[str, Content], root: str, recursive: bool) -> Iterable[dict[str, Any]]:
-        """Entries below `root`: folders first, then files, as the hub lists them."""
+    def rows(self, files: Mapping[str, Content], root: str, recursive: bool) -> list[dict[str, Any]]:
+        """Entries below `root`: folders first, then files, as the hub lists them; made once for all pages."""
+        known = self._listed
+        if known[0] is not files or known[1:3] != (root, recursive):
+            known = self._listed = (files, root, recursive, list(self._rows(files, root, recursive)))
+        return known[3]
+
+    def _rows(self, files: Mapping[str, Content], root: str, recursive: bool) -> Iterable[dict[str, Any]]:
         below = sorted(path for path in files if not root or path.startswith(root + "/"))
         start = len(root) + 1 if root else 0
         folders = {path[: at + start] for path in below for at, letter in enumerate(path[start:]) if letter == "/"}

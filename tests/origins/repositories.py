@@ -42,7 +42,7 @@ class StoredFile:
         return len(_pointer(self.sha256, self.size))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Commit:
     sha: str
     files: dict[str, StoredFile]
