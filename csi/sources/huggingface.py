@@ -92,9 +92,9 @@ class HuggingFaceSource:
 
     def prove(self, manifest: Manifest) -> None:
         """The hub's permission check, then one byte of the smallest file that has one."""
+        smallest = min((file for file in manifest.files if file.size), key=lambda file: file.size, default=None)
         with self._explained():
-            self._check_permission()
-            smallest = min((file for file in manifest.files if file.size), key=lambda file: file.size, default=None)
+            self._check_permission((404,) if smallest is None else (401, 404))
             if smallest is not None:
                 with RangeReader(_warm_connections(self._where), self._addresses_at(manifest)) as reader:
                     reader.read_into(smallest, 0, memoryview(bytearray(1)))
@@ -118,12 +118,12 @@ class HuggingFaceSource:
             raise OriginUnavailable(f"{self._host} lists {file.path!r} of {self._hub.shown} without a usable size and digest")
         return Entry(file.path, Kind.FILE, size=size, digest=digest)
 
-    def _check_permission(self) -> None:
+    def _check_permission(self, unknown: tuple[int, ...]) -> None:
         try:
             self._api.auth_check(self._hub.repo_id, repo_type=self._kind)
         except HfHubHTTPError as error:
-            # Mirrors that do not know this call answer a bare 404; the byte that is read next decides there.
-            if error.response.status_code != 404 or error.response.headers.get("X-Error-Code"):
+            # Mirrors that do not know this call answer with one of these and no code; the byte that is read next decides there.
+            if error.response.status_code not in unknown or error.response.headers.get("X-Error-Code"):
                 raise
 
     def _addresses_at(self, manifest: Manifest) -> Addresses:

@@ -90,6 +90,7 @@ class Hub:
         kind: str = "model",
         private: bool = False,
         gated: bool = False,
+        xet: bool = False,
         tokens: Iterable[str] = (),
         granted: Iterable[str] = (),
         lfs_over: int = LFS_OVER,
@@ -97,7 +98,7 @@ class Hub:
     ) -> Repository:
         """A new repository with one commit on main. `tokens` may see it, `granted` may also read it when gated; both become valid tokens."""
         readers, granted = set(tokens) | set(granted), set(granted)
-        repository = Repository(kind, name, private, gated, readers, granted)
+        repository = Repository(kind, name, private, gated, xet, readers, granted)
         repository.commit(files, lfs_over=lfs_over, digests=digests)
         self.repositories[kind, name] = repository
         self.tokens.update({token: f"user{len(self.tokens) + n}" for n, token in enumerate(sorted(readers))})

@@ -94,7 +94,8 @@ class HubHandler(Handler):
             raise Refused(403 if known else 401, "GatedRepo", f"Access to {repository.kind} {repository.id} is restricted.")
 
     def _api(self, hub: Hub, kind: str, name: str, call: str, rest: str, query: dict[str, str]) -> None:
-        what = {"": "info", "revision": "info"}.get(call, call)
+        blobs = query.get("blobs", "").lower() == "true"
+        what = {"": "info", "revision": "info"}.get(call, call) + ("-with-blobs" if blobs else "")
         self._asked(what)
         if self.refused_on_purpose(f"api/{what}/{name}"):
             return
@@ -108,10 +109,10 @@ class HubHandler(Handler):
             revision, _, folder = rest.partition("/")
             self._tree(hub, repository, self._commit(repository, unquote(revision)), revision, unquote(folder), query)
         else:
-            self.send_json(_info(repository, self._commit(repository, unquote(rest) or "main"), query.get("blobs", "").lower() == "true"))
+            self.send_json(_info(repository, self._commit(repository, unquote(rest) or "main"), blobs))
 
     def _tree(self, hub: Hub, repository: Repository, commit: Commit, revision: str, folder: str, query: dict[str, str]) -> None:
-        rows = _all_rows(commit, folder.strip("/"), query.get("recursive", "").lower() == "true")
+        rows = _all_rows(commit, repository.xet, folder.strip("/"), query.get("recursive", "").lower() == "true")
         if folder and not rows:
             raise Refused(404, "EntryNotFound", f"{folder} does not exist on {revision}")
         most = min(hub.page, EXPANDED_PAGE) if query.get("expand", "").lower() == "true" else hub.page
@@ -146,6 +147,9 @@ class HubHandler(Handler):
     def _redirect_to_cdn(self, hub: Hub, repository: Repository, path: str, file: StoredFile, headers: dict[str, str]) -> None:
         location = hub.signed(repository, path, file.sha256)
         linked = {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.sha256}"', "ETag": f'"{file.sha256}"', "Location": location}
+        if repository.xet:
+            token = f"{hub.endpoint}/api/{repository.kind}s/{repository.id}/xet-read-token/{headers['X-Repo-Commit']}"
+            linked |= {"X-Xet-Hash": file.xet_hash, "X-Xet-Refresh-Route": token, "Link": f'<{token}>; rel="xet-auth"'}
         self.send_small(f"Found. Redirecting to {location}".encode(), 302, {**headers, **linked, "Accept-Ranges": "bytes"})
 
 
@@ -193,12 +197,12 @@ def _blob(file: StoredFile) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=2)
-def _all_rows(commit: Commit, folder: str, recursive: bool) -> list[dict[str, Any]]:
+def _all_rows(commit: Commit, xet: bool, folder: str, recursive: bool) -> list[dict[str, Any]]:
     """The rows of every page, made once: a tree of 100,000 files has 100 pages."""
-    return list(_rows(commit, folder, recursive))
+    return list(_rows(commit, xet, folder, recursive))
 
 
-def _rows(commit: Commit, folder: str, recursive: bool) -> Iterator[dict[str, Any]]:
+def _rows(commit: Commit, xet: bool, folder: str, recursive: bool) -> Iterator[dict[str, Any]]:
     """The entries below `folder`, folders before what they hold."""
     seen: set[str] = set()
     prefix = f"{folder}/" if folder else ""
@@ -212,9 +216,10 @@ def _rows(commit: Commit, folder: str, recursive: bool) -> Iterator[dict[str, An
                 seen.add(parent)
                 yield {"type": "directory", "oid": hashlib.sha1(f"{commit.sha} {parent}".encode()).hexdigest(), "size": 0, "path": parent}
         if recursive or not parents:
-            yield _row(path, file)
+            yield _row(path, file, xet)
 
 
-def _row(path: str, file: StoredFile) -> dict[str, Any]:
+def _row(path: str, file: StoredFile, xet: bool) -> dict[str, Any]:
     lfs = {"lfs": {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer_size}} if file.sha256 else {}
-    return {"type": "file", "oid": file.oid, "size": file.size, "path": path, **lfs}
+    stored = {"xetHash": file.xet_hash} if xet and file.sha256 else {}
+    return {"type": "file", "oid": file.oid, "size": file.size, "path": path, **lfs, **stored}

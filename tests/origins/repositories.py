@@ -38,6 +38,11 @@ class StoredFile:
         return self.sha256 or self.oid
 
     @property
+    def xet_hash(self) -> str:
+        """64 hex digits that only look like Xet's: there is no such store here."""
+        return hashlib.sha256(f"xet {self.sha256}".encode()).hexdigest()
+
+    @property
     def pointer_size(self) -> int:
         return len(_pointer(self.sha256, self.size))
 
@@ -50,12 +55,16 @@ class Commit:
 
 @dataclass
 class Repository:
-    """`kind` is "model" or "dataset". `readers` may see a private one, `granted` may read a gated one's files (both: tokens)."""
+    """`kind` is "model" or "dataset". `readers` may see a private one, `granted` may read a gated one's files (both: tokens).
+
+    With `xet` its large files are also named by their hash in Xet's store, as the public hub does by now.
+    """
 
     kind: str
     id: str
     private: bool = False
     gated: bool = False
+    xet: bool = False
     readers: set[str] = field(default_factory=set)
     granted: set[str] = field(default_factory=set)
     commits: dict[str, Commit] = field(default_factory=dict)

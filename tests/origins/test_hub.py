@@ -10,8 +10,9 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, set_client_factory
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, set_client_factory
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import default_client_factory
 
 from tests.origins.faults import Fault
@@ -34,8 +35,8 @@ def the_client_of_huggingface_hub_itself() -> None:
     set_client_factory(default_client_factory)
 
 
-def hf(hub: Hub, folder: Path, *arguments: str, token: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
+def hf(hub: Hub, folder: Path, *arguments: str, token: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_TELEMETRY": "1", **more}
     if token:
         environment["HF_TOKEN"] = token
     command = [str(HF), "download", *arguments, "--local-dir", str(folder / "out")]
@@ -65,6 +66,21 @@ def test_hf_download_gets_a_dataset_at_a_revision(tmp_path: Path) -> None:
         repository.tag("v1")
         repository.commit({"other.txt": b"later"})
         done = hf(hub, tmp_path, "org/data", "--repo-type", "dataset", "--revision", "v1")
+        assert done.returncode == 0, done.stderr
+        assert fetched(tmp_path) == FILES
+
+
+def test_files_in_xet_are_told_as_the_client_knows_them_and_downloaded_without_it(tmp_path: Path) -> None:
+    with Hub() as hub:
+        repository = hub.repo("org/model", FILES, xet=True)
+        stored = repository.commits[repository.branches["main"]].files["model.safetensors"]
+        api = HfApi(endpoint=hub.endpoint, token=False)
+        listed = {item.path: item.xet_hash for item in api.list_repo_tree("org/model", recursive=True) if isinstance(item, RepoFile)}
+        assert listed == {path: stored.xet_hash if path == "model.safetensors" else listed[path] for path in FILES}
+        assert listed["config.json"] is None and listed["onnx/deep/er/model.onnx"]
+        told = get_hf_file_metadata(hf_hub_url("org/model", "model.safetensors", endpoint=hub.endpoint), token=False).xet_file_data
+        assert told is not None and told.file_hash == stored.xet_hash
+        done = hf(hub, tmp_path, "org/model", HF_HUB_DISABLE_XET="1")
         assert done.returncode == 0, done.stderr
         assert fetched(tmp_path) == FILES
 

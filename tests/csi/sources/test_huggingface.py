@@ -23,6 +23,7 @@ from csi.spec.hub import HubSpec
 from csi.spec.manifest import Manifest
 from csi.spec.nas import NasSpec
 from tests.conformance.hub_kit import pointed_at
+from tests.conformance.trees import read, read_all
 from tests.kernel.machine import until
 from tests.origins.faults import Fault
 from tests.origins.hub import Hub
@@ -160,6 +161,48 @@ def test_a_repository_of_empty_files_is_proved_by_the_permission_check(hub: Hub)
         source.prove(manifest)
     with closing(HuggingFaceSource(spec(), "hf_out")) as source, pytest.raises(PermissionDenied):
         source.prove(manifest)
+
+
+def test_files_in_xet_are_as_those_in_lfs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their sha256, over the redirect, in ranges: no client of Xet's is there, and no token for its store is asked for."""
+    monkeypatch.setitem(sys.modules, "hf_xet", None)
+    hub.repo("org/lfs", FILES)
+    hub.repo("org/xet", FILES, xet=True)
+    lfs = resolved(spec("org/lfs"))
+    hub.counters.reset()
+    with closing(HuggingFaceSource(spec("org/xet"), None)) as source:
+        manifest = source.resolve(source.pin())
+        source.prove(manifest)
+        assert manifest.digest == lfs.digest
+        assert read(source, manifest, "model.safetensors", 100_000, 70_000) == FILES["model.safetensors"][100_000:170_000]
+        assert read_all(source, manifest) == FILES
+    assert set(hub.counters.requests) == {"info", "tree", "auth-check", "resolve", "cdn"}
+
+
+@pytest.mark.parametrize("status", [401, 404])
+def test_a_mirror_that_knows_the_plainest_calls_only_is_enough(hub: Hub, status: int) -> None:
+    """No permission check, no facts of files in a repository's, no ranges, no host of its own for large files."""
+    hub.repo("org/model", FILES)
+    hub.redirects = False
+    for call in ("auth-check", "info-with-blobs"):
+        hub.faults.add(Fault("status", f"api/{call}/*", status=status))
+    hub.faults.add(Fault("ignore-range", "org/model/*"))
+    with closing(HuggingFaceSource(spec(), None)) as source:
+        manifest = source.resolve(source.pin())
+        source.prove(manifest)
+        assert read_all(source, manifest) == FILES
+    assert set(hub.counters.requests) == {"info", "tree", "auth-check", "resolve"}
+
+
+def test_a_mirror_that_refuses_the_permission_check_and_the_bytes_is_refused(hub: Hub) -> None:
+    hub.repo("org/model", {**FILES, "small": b"1"})
+    hub.repo("org/empty", {"empty": b""})
+    hub.faults.add(Fault("status", "api/auth-check/*", status=401))
+    hub.faults.add(Fault("status", "org/model/small", status=401))
+    for name in ("org/model", "org/empty"):
+        manifest = resolved(spec(name))
+        with closing(HuggingFaceSource(spec(name), None)) as source, pytest.raises(Unauthenticated, match=name):
+            source.prove(manifest)
 
 
 @pytest.mark.parametrize("status", [404, 501])
