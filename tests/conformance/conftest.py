@@ -15,6 +15,8 @@ KITS = (
     ("tests.conformance.hub_kit", "HubKit", ("HuggingFace/DataSet",)),
     ("tests.conformance.nas_kit", "NasKit", ("3",)),
     ("tests.conformance.nas_kit", "NasKit", ("4.0",)),
+    ("tests.conformance.nas_kit", "NasKit", ("3", "guarded")),
+    ("tests.conformance.nas_kit", "NasKit", ("4.0", "guarded")),
     ("tests.conformance.objects_kit", "ObjectsKit", ("S3",)),
     ("tests.conformance.objects_kit", "ObjectsKit", ("OSS",)),
     ("tests.conformance.url_kit", "UrlKit", ("URL",)),
@@ -34,7 +36,7 @@ FAULTY_KITS = (
 
 def name_of(kit: tuple[str, str, tuple[str, ...]]) -> str:
     """How a kit is called in the names of tests."""
-    return f"{kit[1]}-{kit[2][0].replace('/', '-')}"
+    return "-".join((kit[1], *kit[2])).replace("/", "-")
 
 
 @pytest.fixture(scope="module", params=KITS, ids=name_of)

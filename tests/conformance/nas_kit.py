@@ -29,7 +29,11 @@ def open(spec, credential):
 
 
 class NasKit:
-    """One export over NFS `version` ("3" or "4.0")."""
+    """One export over NFS `version` ("3" or "4.0").
+
+    A "guarded" `export` wants a source port below 1024 and makes root nobody, and its files are their owner's alone: who may read them
+    is the uid of the spec, and neither root nor anybody else.
+    """
 
     lists_by_reading = False
     pins_revisions = False
@@ -38,15 +42,16 @@ class NasKit:
     unreadable: tuple[type[DataCacheError], ...] = (PermissionDenied,)
     idle_connections = 0
 
-    def __init__(self, version: str = "3") -> None:
-        self.name = f"NAS v{version}"
-        self._version = version
+    def __init__(self, version: str = "3", export: str = "open") -> None:
+        self.name = f"NAS v{version}, {export} export"
+        self._version, self._guarded = version, export == "guarded"
         self._count = 0
 
     def __enter__(self) -> Self:
         self._export = Path(tempfile.mkdtemp(prefix="nas-kit-"))
         self._export.chmod(0o755)
-        self._server = Ganesha([Export(self._export)])
+        squash = "Root_Squash" if self._guarded else "No_Root_Squash"
+        self._server = Ganesha([Export(self._export, squash=squash, privileged_port=self._guarded)])
         self._server.__enter__()
         return self
 
@@ -66,6 +71,8 @@ class NasKit:
         folder.mkdir()
         for path, data in tree.items():
             _put(folder / path, data)
+        if self._guarded:
+            _give(folder)
         return CacheSpec(self._server.spec(folder, self._version, timeout=10, uid=USER, gid=USER))
 
     @property
@@ -88,12 +95,12 @@ class NasKit:
         shutil.rmtree(_folder(spec))
 
     def forbid(self, spec: CacheSpec) -> None:
-        _folder(spec).chmod(0o700)
+        _lock(_folder(spec), 0o700)
 
     def forbid_reading(self, spec: CacheSpec) -> None:
         for path in _folder(spec).rglob("*"):
             if path.is_file():
-                path.chmod(0o600)
+                _lock(path, 0o600)
 
     def corrupt(self, spec: CacheSpec, path: str) -> None:
         spoil(_folder(spec) / path)
@@ -120,6 +127,20 @@ class NasKit:
 def _folder(spec: CacheSpec) -> Path:
     assert isinstance(spec.source, NasSpec)
     return Path(spec.source.path)
+
+
+def _lock(path: Path, mode: int) -> None:
+    """For root alone."""
+    os.chown(path, 0, 0)
+    path.chmod(mode)
+
+
+def _give(folder: Path) -> None:
+    """All of it to USER, for nobody else."""
+    for path in (folder, *folder.rglob("*")):
+        os.lchown(path, USER, USER)
+        if not path.is_symlink():
+            path.chmod(0o700 if path.is_dir() else 0o400)
 
 
 def _put(path: Path, data: bytes | str | None) -> None:
