@@ -21,6 +21,7 @@ DIRENT_SIZE = 12
 PLAIN, INLINE = 0, 2
 TYPE_FILE, TYPE_DIRECTORY, TYPE_SYMLINK = 1, 2, 7
 IFREG, IFDIR, IFLNK = 0o100000, 0o040000, 0o120000
+_IFMT = 0o170000
 
 _MAGIC = 0xE0F5E1E2
 _COMPAT_CHECKSUM, _COMPAT_MTIME = 0x1, 0x2
@@ -75,6 +76,19 @@ def super_block(inodes: int, image_blocks: int, uuid: bytes, root: int) -> bytes
 def seal_super_block(metadata: bytearray) -> None:
     """Put the checksum over the rest of the first block, from SUPER_OFFSET on, into the super block."""
     struct.pack_into("<I", metadata, SUPER_OFFSET + 4, crc32c(bytes(metadata[SUPER_OFFSET:BLOCK])))
+
+
+def root_of(first_block: bytes) -> int | None:
+    """The byte of the root's inode, as the super block in the first BLOCK of an image says; None where there is no super block."""
+    if len(first_block) < BLOCK:
+        return None
+    magic, _, _, _, _, root, *_ = _super.unpack_from(first_block, SUPER_OFFSET)
+    return root << _NID_SHIFT if magic == _MAGIC else None
+
+
+def is_folder(inode: bytes) -> bool:
+    """Whether these INODE_SIZE bytes are a folder's inode."""
+    return len(inode) == INODE_SIZE and _inode.unpack(inode)[2] & _IFMT == IFDIR
 
 
 def write_inode(

@@ -74,6 +74,19 @@ def is_laid_out(image: Path, layout: Layout) -> bool:
         return os.fstat(stream.fileno()).st_size == layout.size and stream.read(len(layout.metadata)) == layout.metadata
 
 
+def has_root(image: Path) -> bool:
+    """Whether the super block of the file at `image` leads to a folder, without which no kernel mounts it. Raises OSError.
+
+    Format 1 named the wrong place where the root did not fit behind the super block; all its other images are as format 2 has them.
+    """
+    with image.open("rb") as stream:
+        root = erofs.root_of(stream.read(BLOCK))
+        if root is None:
+            return False
+        stream.seek(root)
+        return erofs.is_folder(stream.read(INODE_SIZE))
+
+
 def lay_out(manifest: Manifest) -> Layout:
     """The layout of `manifest`; raises OutOfRange when the image would be over 16 TiB (32-bit block numbers)."""
     nodes = _tree(manifest)

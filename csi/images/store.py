@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import shutil
 import threading
@@ -27,10 +28,13 @@ from types import TracebackType
 from csi.durable import TEMP_SUFFIX, read_json, rename_durably, secret_key, sync_file, sync_folder, write_json
 from csi.errors import Busy, DataCacheError, FailedPrecondition, NoSpace, NotFound
 from csi.images import places
+from csi.images.layout import has_root
 from csi.images.records import ImagePaths, ImageRecord, State, is_digest, read_record, write_facts
 from csi.images.room import Claim, victims
 from csi.images.sizes import human
 from csi.spec.manifest import Manifest
+
+log = logging.getLogger("datacache.store")
 
 FORMAT = 1
 DEFAULT_SHARE = 0.85
@@ -197,7 +201,10 @@ class Store:
             self._discard(self.paths(digest))
 
     def sweep(self) -> None:
-        """Remove what a killed process left: everything in `tmp`, folders without an image, files of a finished fill."""
+        """Remove what a killed process left: everything in `tmp`, folders without an image, files of a finished fill.
+
+        A sealed image that cannot be mounted goes too, so that it is resolved and filled anew.
+        """
         with self._mutex, self._faults():
             for path in [*self._temp.iterdir(), *self._root.glob(f"*{TEMP_SUFFIX}")]:
                 _delete(path)
@@ -209,6 +216,10 @@ class Store:
             return
         # A manifest without a byte of its image is of a volume that was taken away before the fill; resolving gives it again.
         if read_record(paths) is None or not (paths.image.exists() or paths.partial.exists()):
+            self._discard(paths)
+            return
+        if paths.image.exists() and not has_root(paths.image):
+            log.warning("an image that no kernel mounts is removed", extra={"fields": {"image": paths.folder.name}})
             self._discard(paths)
             return
         for leftover in paths.folder.glob(f"*{TEMP_SUFFIX}"):

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from csi.errors import DataCacheError
+from csi.images.layout import has_root
 from tests.csi.images.origin import in_child
+from tests.csi.images.stores import as_format_1
 from tests.node_plugin.node import INLINE, Node
 
 _KILLED = 9
@@ -218,3 +220,21 @@ def test_what_was_mounted_over_another_image_file_is_not_taken_for_it(tmp_path: 
     node.unstage("other", "staging2")
     assert node.left == []
     node.close()
+
+
+def test_a_start_does_not_use_an_image_whose_root_is_not_found(tmp_path: Path) -> None:
+    """Version 0.1.0 sealed such images (layout format 1); they are filled anew."""
+    node = Node(tmp_path)
+    node.source.files = {f"model-{n:05}-of-00150.st": 1 for n in range(100)}
+    node.stage()
+    node.unstage()
+    [image] = node.store.images()
+    as_format_1(image.paths.image)
+    node.close()
+    again = Node(tmp_path)
+    again.source.files = node.source.files
+    again.volumes.recover()
+    assert again.store.images() == []
+    again.stage()
+    assert "fill" in again.source.operations and has_root(image.paths.image)
+    again.close()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from csi.images import erofs
 from csi.images.layout import lay_out
 from csi.images.records import State
 from csi.images.store import Store
@@ -37,6 +39,21 @@ def adopt(store: Store, manifest: Manifest) -> str:
     return manifest.digest
 
 
+_METADATA = lay_out(manifest_of("any")).metadata
+
+
+def as_format_1(image: Path) -> None:
+    """Give the image the super block of layout format 1, which took the root to stand right behind it."""
+    first = bytearray(image.read_bytes()[: erofs.BLOCK])
+    struct.pack_into("<H", first, erofs.SUPER_OFFSET + 14, erofs.FIRST_INODE >> 5)
+    struct.pack_into("<I", first, erofs.SUPER_OFFSET + 4, 0)
+    erofs.seal_super_block(first)
+    image.chmod(0o600)
+    with image.open("r+b") as stream:
+        stream.write(first)
+    image.chmod(0o400)
+
+
 def put(store: Store, name: str, size: int, used: float, state: State = State.SEALED) -> str:
     """An image of `size` bytes that was last used `used` seconds after 2033, without the cost of real content."""
     digest = hashlib.sha256(name.encode()).hexdigest()
@@ -45,6 +62,7 @@ def put(store: Store, name: str, size: int, used: float, state: State = State.SE
     paths = store.adopt_manifest(digest, temp, size).paths
     file_path = paths.image if state is State.SEALED else paths.partial
     with file_path.open("wb") as stream:
+        stream.write(_METADATA)
         os.posix_fallocate(stream.fileno(), 0, size)
     store.touch(digest)
     os.utime(paths.used, (2 * 10**9 + used,) * 2)

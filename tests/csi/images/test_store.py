@@ -21,8 +21,10 @@ from csi.images.layout import lay_out
 from csi.images.records import State
 from csi.images.room import Claim, victims
 from csi.images.store import Store
+from csi.spec.manifest import build
 from tests.csi.images.origin import FakeOrigin, in_child
-from tests.csi.images.stores import MIB, adopt, manifest_of, names, put
+from tests.csi.images.stores import MIB, adopt, as_format_1, manifest_of, names, put
+from tests.csi.images.trees import file
 
 
 def test_an_image_goes_from_manifest_to_partial_to_sealed(store: Store) -> None:
@@ -114,6 +116,20 @@ def test_a_sweep_removes_leftovers_and_keeps_images(store: Store, tmp_path: Path
     assert {path.name for path in (root / "images").iterdir()} == {sealed, partial}
     assert list((root / "tmp").iterdir()) == [] and not (root / ".key.1.tmp").exists()
     assert {path.name for path in store.paths(sealed).folder.iterdir()} == {"manifest", "image", "facts.json", "used"}
+
+
+@pytest.mark.parametrize("files", [1, 100])
+def test_a_sweep_keeps_images_of_layout_format_1_unless_their_root_is_not_found(store: Store, files: int) -> None:
+    manifest = build([file(f"model-{n:05}-of-00150.st", 1) for n in range(files)], {})
+    digest = adopt(store, manifest)
+    with store.reserve(digest) as record:
+        fill(lay_out(manifest), record.paths.partial, record.paths.journal, FakeOrigin().open)
+        seal(record.paths.partial, record.paths.image, record.paths.journal)
+    store.sweep()
+    assert store.sealed(digest)
+    as_format_1(record.paths.image)
+    store.sweep()
+    assert names(store) == ({digest} if files == 1 else set())
 
 
 def _kill_at(count: int) -> None:
