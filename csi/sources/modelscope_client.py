@@ -75,7 +75,8 @@ class ModelScopeClient:
 
         Of a dataset one page is held at a time; of a model the SDK holds the listing, and of that what was not taken yet.
         """
-        whole = Wholeness()
+        # The pages of a dataset have no such bound.
+        whole = Wholeness(None if self._kind == "dataset" else REPO_FILES_TRUNCATION_LIMIT)
         with self._explained():
             for entry in self._dataset(revision) if self._kind == "dataset" else self._model(revision):
                 whole.add(entry)
@@ -157,9 +158,10 @@ def _own(error: BaseException | None) -> DataCacheError | None:
 
 
 class Wholeness:
-    """Tells of a listing that went by whether the hub left something out: it cuts a folder at a number of entries, and git knows no empty folders."""
+    """Tells of a listing that went by whether the hub left something out: it cuts a folder at `most` entries, and git knows no empty folders."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None) -> None:
+        self._most = most
         self._children: Counter[str] = Counter()
         self._folders: set[str] = set()
 
@@ -174,8 +176,8 @@ class Wholeness:
 
     def lacks(self) -> str:
         """What is missing, in words; empty when all is there."""
-        full = next((folder for folder, count in self._children.items() if count >= REPO_FILES_TRUNCATION_LIMIT), None)
+        full = next((folder for folder, count in self._children.items() if self._most and count >= self._most), None)
         if full is not None:
-            return f"the folder {full or '/'!r} has {REPO_FILES_TRUNCATION_LIMIT} entries or more, and it tells no more of them"
+            return f"the folder {full or '/'!r} has {self._most} entries or more, and it tells no more of them"
         empty = next((folder for folder in self._folders if not self._children.get(folder)), None)
         return "" if empty is None else f"it lists the folder {empty!r}, and nothing in it"

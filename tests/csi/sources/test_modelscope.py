@@ -86,6 +86,11 @@ def test_a_folder_that_the_hub_cuts_is_refused(hub: ModelScopeHub) -> None:
     assert isinstance(error, OriginUnavailable) and "cut the listing of org/name short" in str(error)
 
 
+def test_a_folder_of_a_dataset_may_have_any_number_of_files(hub: ModelScopeHub) -> None:
+    hub.repo("org/name", {f"{number:05}.jpg": b"" for number in range(3001)}, kind="dataset")
+    assert len(paths(source("DataSet"))) == 3001
+
+
 def test_a_repository_that_is_larger_than_one_answer_is_walked(hub: ModelScopeHub) -> None:
     hub.repo("org/name", {f"{folder}/{number:05}": b"" for folder in ("a", "b", "c") for number in range(1500)})
     assert len(paths(source())) == 4500
