@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +19,8 @@ from node_plugin.mounts import KernelMounts
 _BIN = Path(sys.executable).parent
 _START_SECONDS = 30.0
 # The tests' origins, and where they redirect to, are addresses of this machine.
-LOOPBACK = {"DATACACHE_ALLOW_ORIGINS": "127.0.0.0/8"}
+LOOPBACK = {"DATACACHE_ALLOW_ORIGINS": "127.0.0.0/8", "PYTHONFAULTHANDLER": "1"}
+_STOP_SECONDS = 60.0
 
 
 class Program:
@@ -56,11 +58,16 @@ class Program:
         self.process.wait()
 
     def stop(self) -> int:
-        """SIGTERM, and the exit status."""
+        """SIGTERM, and the exit status. Who does not leave is made to say what its threads do."""
         assert self.process
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(60)
+        try:
+            return self.process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)
+            self.process.wait()
+            raise AssertionError(f"{self.command[0]} did not leave:\n{self.text()[-8000:]}") from None
 
     def text(self) -> str:
         """The log so far."""
@@ -72,8 +79,7 @@ class Program:
 
     def children(self) -> list[int]:
         """Process ids of its workers."""
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/children")
-        return [int(word) for task in tasks for word in task.read_text().split()]
+        return children_of(self.pid)
 
 
 class Plugins:
@@ -122,12 +128,28 @@ class Plugins:
         """A client of one of the two ("node" or "controller")."""
         return PluginClient(getattr(self, program).endpoint, timeout)
 
+    def processes(self) -> list[int]:
+        """Process ids of both programs and of all that descends from them; not of what else runs on the machine."""
+        found = [program.pid for program in (self.controller, self.node) if program.process and program.process.poll() is None]
+        for pid in found:
+            found += children_of(pid)
+        return found
+
     def leftovers(self) -> list[str]:
         """Mounts, loop devices, volume records and worker processes that are there now."""
         mounts = [f"mount {mount.target}" for mount in mounts_below(self.folder)]
         loops = [f"loop {loop}" for loop in loops_below(self.folder)]
         records = [f"record {path.name}" for path in (self.store / "volumes").glob("*")]
         return mounts + loops + records
+
+
+def children_of(pid: int) -> list[int]:
+    """Process ids of the children of a process; none when it is gone."""
+    children: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            children += map(int, task.read_text().split())
+    return children
 
 
 def mounts_below(folder: Path) -> list:

@@ -17,6 +17,7 @@ from csi.sources.connections import shown_site, site
 
 _ITEM = re.compile(r";\s*([rt])\s*=\s*(\d+)")
 _MEMBER = re.compile(r"\b(remaining|reset)\s*=\s*(\d+)")
+_TELLING = ("RateLimit", "RateLimit-Remaining", "X-RateLimit-Remaining")
 # X-RateLimit-Reset is a time of day with some origins, seconds with others.
 _MOMENT = 1_000_000_000
 
@@ -30,6 +31,8 @@ class Allowance(NamedTuple):
 
 def allowances(headers: Mapping[str, str]) -> list[Allowance]:
     """Every allowance that the headers tell of; what cannot be read is left out."""
+    if not any(map(headers.get, _TELLING)):
+        return []
     value = headers.get("RateLimit", "")
     found = [dict(_ITEM.findall(item)) for item in value.split(",")]
     if named := dict(_MEMBER.findall(value)):

@@ -25,7 +25,8 @@ from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, Orig
 from csi.sources.checked import connect, guard, unchecked
 from csi.sources.deadlines import Deadlines
 from csi.sources.destinations import Destinations, Reach
-from csi.sources.tempo import Tempo
+from csi.sources.small_answers import Patience, SmallAnswer, SmallAnswers
+from csi.sources.tempo import FLOOR, Tempo
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 20.0
@@ -53,6 +54,7 @@ class Connections:
         self.tempo = Tempo()
         self._trust = trust()
         self._managers: dict[tuple[str, Reach], urllib3.PoolManager] = {}
+        self._small: dict[Reach, SmallAnswers] = {}
         self._routes: dict[tuple[Site, Site | None], tuple[str, Reach]] = {}
         self._asking = threading.local()
         self._guard = threading.Lock()
@@ -72,6 +74,26 @@ class Connections:
                 raise unreachable(error, shown_site(url)) from error
             # A connection kept from an earlier request may have been closed at the other end; a fresh one tells.
             return self._ask_once(url, headers, home)
+
+    def get_small(self, url: str, headers: Mapping[str, str], home: Site | None, wanted: int) -> SmallAnswer | None:
+        """As `get`, with a body of at most `wanted` bytes that is here already; None where only `get` can ask, or can say what is wrong."""
+        there = site(url)
+        try:
+            proxy, farthest = self._route(url, there, home)
+            return None if proxy else self._small_answers(farthest).get(url, there[1], headers, wanted)
+        except OSError as error:
+            raise unreachable(error, shown_site(url)) from error
+
+    def _small_answers(self, farthest: Reach) -> SmallAnswers:
+        with self._guard:
+            if farthest not in self._small:
+
+                def check(host: str, port: int, address: str) -> None:
+                    self._destinations.check(host, port, [address], farthest)
+
+                patience = Patience(CONNECT_SECONDS, SILENCE_SECONDS, IDLE_SECONDS, FLOOR)
+                self._small[farthest] = SmallAnswers(self._limit, check, _bundle(), patience)
+            return self._small[farthest]
 
     def _ask(self, url: str, headers: Mapping[str, str], home: Site | None) -> urllib3.BaseHTTPResponse:
         try:
@@ -138,6 +160,9 @@ class Connections:
             for manager in self._managers.values():
                 _let_go(manager)
             self._managers.clear()
+            small, self._small = self._small, {}
+        for answers in small.values():
+            answers.close()
 
 
 def _let_go(manager: urllib3.PoolManager) -> None:
@@ -147,7 +172,7 @@ def _let_go(manager: urllib3.PoolManager) -> None:
     manager.clear()
 
 
-def drop(response: urllib3.BaseHTTPResponse, spare: int = 1 << 16) -> None:
+def drop(response: urllib3.BaseHTTPResponse | SmallAnswer, spare: int = 1 << 16) -> None:
     """Be done with an answer: its connection is kept if at most `spare` bytes of body are left to read, else closed."""
     length = response.headers.get("Content-Length", "")
     if length.isdigit() and int(length) <= spare:
@@ -193,9 +218,19 @@ def is_proxied(there: Site) -> bool:
     return bool(proxy_for("{}://{}:{}/".format(*there)))
 
 
-@functools.lru_cache(maxsize=256)
 def site(url: str) -> Site:
     """Scheme, host and port of `url`: credentials given for one site must not reach another. Raises OriginUnavailable for no http(s) URL."""
+    return _site(_without_path(url))
+
+
+def _without_path(url: str) -> str:
+    """`url` up to its path: of a million files of one site, one thing to remember."""
+    end = url.find("/", len("https://"))
+    return url if end < 0 else url[:end]
+
+
+@functools.lru_cache(maxsize=256)
+def _site(url: str) -> Site:
     try:
         parts = urlsplit(url)
         port = parts.port or _DEFAULT_PORTS[parts.scheme]
@@ -206,7 +241,7 @@ def site(url: str) -> Site:
 
 def shown_site(url: str) -> str:
     """Host and port of `url` for a message: no user, no path, no query."""
-    return urlsplit(url).netloc.rpartition("@")[2]
+    return urlsplit(_without_path(url)).netloc.rpartition("@")[2]
 
 
 def unreachable(error: BaseException, where: str, more: str = "") -> OriginUnavailable:
@@ -251,6 +286,10 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _bundle() -> str:
+    return next((os.environ[key] for key in CA_KEYS if os.environ.get(key)), "")
 
 
 def _split_login(proxy: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied, Rang
 from csi.sources.allowance import Allowances
 from csi.sources.answers import changed, check_whole, failure, range_end
 from csi.sources.connections import Connections, Site, drop, shown_site, site
+from csi.sources.small_answers import LARGEST, SmallAnswer
 from csi.sources.streams import SharedStreams, Stream
 from csi.spec.manifest import Entry
 
@@ -34,6 +35,7 @@ _SMALL = 4 << 20
 Refusal = Callable[[int, Mapping[str, str]], DataCacheError | None]
 Headers = Callable[[Entry], Mapping[str, str]]
 Judge = Callable[[Entry, Mapping[str, str]], bool]
+Answer = urllib3.BaseHTTPResponse | SmallAnswer
 
 
 class Address(NamedTuple):
@@ -125,9 +127,9 @@ class RangeReader:
             done += self._read(stream, buffer[done:])
         self._pass_on()
 
-    def ask(self, entry: Entry, headers: Mapping[str, str]) -> tuple[urllib3.BaseHTTPResponse, Address]:
+    def ask(self, entry: Entry, headers: Mapping[str, str]) -> tuple[Answer, Address]:
         """The last answer to a GET of `entry`, redirects followed, whatever its status, and where it is from; the caller reads or drops its body."""
-        return self._follow(entry, headers)
+        return self._follow(entry, headers, 0)
 
     def _stream_at(self, entry: Entry, offset: int, end: int) -> Stream:
         """An open answer whose next byte is `offset` of `entry`: the one at hand where it goes on, else a new request."""
@@ -178,32 +180,35 @@ class RangeReader:
         """A new answer for bytes `offset` to `end` of `entry`, checked; through the remembered address, if it still works."""
         asked = {**self._addresses.conditions(entry), "Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
         known = self._addresses.known(entry)
+        wanted = entry.size if end - offset == entry.size <= LARGEST else 0
         if known is not None:
-            response = self._get(known, asked, entry)
+            response = self._get(known, asked, entry, wanted)
             if response.status not in _ENDED:
                 return self._checked(response, known, entry, offset, end)
             drop(response)
             self._addresses.forget(entry, known)
-        response, address = self._follow(entry, asked)
+        response, address = self._follow(entry, asked, wanted)
         return self._checked(response, address, entry, offset, end)
 
-    def _get(self, address: Address, asked: Mapping[str, str], entry: Entry) -> urllib3.BaseHTTPResponse:
+    def _get(self, address: Address, asked: Mapping[str, str], entry: Entry, wanted: int) -> Answer:
+        """`wanted` is the size of a small file that is asked for whole, else 0."""
         allowed = self._addresses.allowances
         allowed.check(address.url)
         headers = {**self._addresses.headers, **asked} if address.at_home else asked
         try:
-            response = self._connections.get(address.url, headers, address.home)
+            response: Answer | None = self._connections.get_small(address.url, headers, address.home, wanted) if wanted else None
+            response = response or self._connections.get(address.url, headers, address.home)
         except OriginUnavailable as error:
             raise type(error)(f"{error} (asked for {entry.path!r})") from error
         allowed.note(address.url, response.headers)
         return response
 
-    def _follow(self, entry: Entry, asked: Mapping[str, str]) -> tuple[urllib3.BaseHTTPResponse, Address]:
+    def _follow(self, entry: Entry, asked: Mapping[str, str], wanted: int) -> tuple[Answer, Address]:
         """Ask the first address and go where it sends; returns the last answer and where it is from."""
         url = self._addresses.url_of(entry)
         address = Address(url, site(url))
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._get(address, asked, entry)
+            response = self._get(address, asked, entry, wanted)
             if response.status not in _REDIRECTS:
                 if response.status in (200, 206) and (self._addresses.signs or not address.at_home):
                     self._addresses.remember(entry, address)
@@ -211,7 +216,7 @@ class RangeReader:
             address = address._replace(url=_next_address(response, address.url))
         raise OriginUnavailable(f"{shown_site(address.url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}")
 
-    def _checked(self, response: urllib3.BaseHTTPResponse, address: Address, entry: Entry, offset: int, end: int) -> Stream:
+    def _checked(self, response: Answer, address: Address, entry: Entry, offset: int, end: int) -> Stream:
         try:
             if response.status not in (200, 206):
                 refusal = self._addresses.refusal(response.status, response.headers) if address.at_home else None
@@ -228,7 +233,7 @@ class RangeReader:
             raise
 
 
-def _next_address(response: urllib3.BaseHTTPResponse, url: str) -> str:
+def _next_address(response: Answer, url: str) -> str:
     location = response.headers.get("Location", "")
     drop(response)
     try:

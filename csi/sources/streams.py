@@ -11,6 +11,7 @@ import urllib3
 from csi.errors import OriginUnavailable, SourceChanged
 from csi.sources import tempo
 from csi.sources.connections import shown_site, unreachable
+from csi.sources.small_answers import SmallAnswer
 from csi.sources.tempo import Meter, Tempo
 from csi.spec.manifest import Entry
 
@@ -23,7 +24,7 @@ class Stream:
     """An open answer: `response` holds bytes `position` to `end` of `entry`; `whole` where it is the answer of an origin that was asked for less."""
 
     def __init__(
-        self, response: urllib3.BaseHTTPResponse, url: str, entry: Entry, position: int, end: int, usual: Tempo, whole: bool = False
+        self, response: urllib3.BaseHTTPResponse | SmallAnswer, url: str, entry: Entry, position: int, end: int, usual: Tempo, whole: bool = False
     ) -> None:
         self.entry, self.position, self.end, self.whole = entry, position, end, whole
         self._response, self._site, self._meter = response, shown_site(url), Meter(usual)
@@ -89,14 +90,14 @@ class Stream:
         self._meter.end()
         try:
             # Lets http.client see the end of the body.
-            more = self._body.readinto(bytearray(1)) if self._body is not None else 1
+            more = len((self._body or self._response).read(1))
         except _BROKEN:
             more = 1
         if not more:
             self._response.release_conn()
             return
         self.close()
-        if self.whole and self._body is not None and self.end == self.entry.size:
+        if self.whole and self.end == self.entry.size:
             raise SourceChanged(f"{self.entry.path!r} has more than {self.end} bytes now, which it had when it was listed")
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, Perm
 from csi.sources.answers import failure
 from csi.sources.connections import Connections, drop, in_words, shown_site
 from csi.sources.destinations import Destinations
-from csi.sources.http import Addresses, RangeReader
+from csi.sources.http import Addresses, Answer, RangeReader
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import DEFAULT_MTIME_NS, Entry, Kind, Manifest, build
 from csi.spec.url import UrlFile, UrlSpec
@@ -112,7 +112,7 @@ class UrlSource:
         return SourceNotFound(f"{what} is not there; check url") if status in (404, 410) else None
 
 
-def _size(answer: urllib3.BaseHTTPResponse) -> int | None:
+def _size(answer: Answer) -> int | None:
     """The file's size by the headers; None where they do not tell."""
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
         return None
@@ -123,7 +123,7 @@ def _size(answer: urllib3.BaseHTTPResponse) -> int | None:
     return int(length) if answer.status == 200 and length.isascii() and length.isdigit() else None
 
 
-def _read_whole(answer: urllib3.BaseHTTPResponse, url: str) -> tuple[int, str]:
+def _read_whole(answer: Answer, url: str) -> tuple[int, str]:
     """Bytes and sha256 of what comes; raises OriginUnavailable where that cannot be taken as the file."""
     if answer.status != 200 or answer.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise OriginUnavailable(f"{shown_site(url)}: it tells no length of the file, or sends it compressed, which was not asked for")

@@ -10,12 +10,12 @@ _TRACE = ("Traceback", 'File "', "line ")
 
 
 def leaks(machine: Machine, secret: str, *messages: str) -> list[str]:
-    """Messages, files (logs among them), command lines and environments that hold the secret."""
+    """Messages, files (logs among them), command lines and environments of the programs and their descendants that hold the secret."""
     found = [f"message: {message}" for message in messages if secret in message]
     files = (path for path in files_below(machine.folder) if path.is_file() and not path.is_symlink())
     found += [str(path) for path in files if secret.encode() in _read(path) or secret in path.name]
-    processes = (path for name in ("cmdline", "environ") for path in Path("/proc").glob(f"[0-9]*/{name}"))
-    return found + [str(path) for path in processes if secret.encode() in _read(path)]
+    processes = (Path(f"/proc/{pid}/{name}") for pid in machine.plugins.processes() for name in ("cmdline", "environ"))
+    return found + [f"{path}: {secret}" for path in processes if secret.encode() in _read(path)]
 
 
 def _read(path: Path) -> bytes:
