@@ -127,9 +127,12 @@ class RangeReader:
             done += self._read(stream, buffer[done:])
         self._pass_on()
 
-    def ask(self, entry: Entry, headers: Mapping[str, str]) -> tuple[Answer, Address]:
-        """The last answer to a GET of `entry`, redirects followed, whatever its status, and where it is from; the caller reads or drops its body."""
-        return self._follow(entry, headers, 0)
+    def ask(self, entry: Entry, headers: Mapping[str, str], wanted: int = 0) -> tuple[Answer, Address]:
+        """The last answer to a GET of `entry`, redirects followed, whatever its status, and where it is from; the caller reads or drops its body.
+
+        Of the body come at most `wanted` bytes and one more, or all where that is 0.
+        """
+        return self._follow(entry, headers, wanted)
 
     def _stream_at(self, entry: Entry, offset: int, end: int) -> Stream:
         """An open answer whose next byte is `offset` of `entry`: the one at hand where it goes on, else a new request."""
@@ -191,7 +194,7 @@ class RangeReader:
         return self._checked(response, address, entry, offset, end)
 
     def _get(self, address: Address, asked: Mapping[str, str], entry: Entry, wanted: int) -> Answer:
-        """`wanted` is the size of a small file that is asked for whole, else 0."""
+        """`wanted` is how many bytes of body there should be where they are few, else 0."""
         allowed = self._addresses.allowances
         allowed.check(address.url)
         headers = {**self._addresses.headers, **asked} if address.at_home else asked

@@ -7,6 +7,7 @@ proxy is used, and nothing is read of what a user may have set for curl.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import socket
 import ssl
@@ -85,7 +86,7 @@ class SmallAnswer:
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds to connect, seconds with less than `floor` bytes a second, and seconds for which an idle connection is kept."""
+    """Seconds to connect, seconds (whole ones: curl counts so) with less than `floor` bytes a second, and seconds an idle connection is kept."""
 
     connect: float
     silence: float
@@ -218,7 +219,7 @@ def _waits(patience: Patience) -> list[tuple[int, Any]]:
     return [
         (pycurl.CONNECTTIMEOUT_MS, int(patience.connect * 1000)),
         (pycurl.LOW_SPEED_LIMIT, int(patience.floor)),
-        (pycurl.LOW_SPEED_TIME, int(patience.silence)),
+        (pycurl.LOW_SPEED_TIME, math.ceil(patience.silence)),
         (pycurl.MAXAGE_CONN, int(patience.idle)),
     ]
 

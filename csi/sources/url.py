@@ -90,7 +90,10 @@ class UrlSource:
     def _facts(self, file: UrlFile) -> _Facts:
         asked = Entry(file.path, Kind.FILE)
         with RangeReader(self._connections, self._addresses) as reader:
-            answer, address = reader.ask(asked, _FIRST_BYTE)
+            answer, address = reader.ask(asked, _FIRST_BYTE, wanted=1)
+            if answer.status == 200 and _size(answer) is None:
+                # All of it has to be read.
+                answer, address = reader.ask(asked, _FIRST_BYTE)
         try:
             if answer.status not in (200, 206, 416):
                 refusal = self._refusal(answer.status, answer.headers) if address.at_home else None
