@@ -23,9 +23,10 @@ class InlinePolicy:
         self._nas, self._origins = tuple(nas_prefixes), tuple(origins)
 
     def check(self, asked: VolumeParameters) -> None:
-        """Raise PermissionDenied unless all sources are listed, or for an administrator's key; InvalidParameter for a key of the driver's own."""
+        """Raise PermissionDenied unless every source is listed and has no key of an administrator's; InvalidParameter for a key of the driver's."""
         check_inline(asked.to_context())
         for source in _each(asked.spec.source):
+            check_inline(source.to_context())
             if isinstance(source, NasSpec):
                 self._check_nas(source)
             else:

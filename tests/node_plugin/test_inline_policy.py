@@ -8,7 +8,9 @@ import json
 import pytest
 
 from csi.errors import InvalidParameter, PermissionDenied
-from csi.spec.parameters import parse
+from csi.spec.dialects import DIALECTS
+from csi.spec.keys import Setter
+from csi.spec.parameters import KEYS, VOLUME_KEYS, VolumeParameters, parse
 from node_plugin.inline_policy import InlinePolicy, nas_prefixes
 
 HUB = {"repoId": "org/name"}
@@ -82,11 +84,46 @@ def test_several_sources_are_each_looked_at() -> None:
         InlinePolicy(origins=["nas"]).check(parse({"sources": parts}))
 
 
-@pytest.mark.parametrize("key", ["egressProfile", "ramRole"])
-def test_what_only_an_administrator_may_set_is_refused(key: str) -> None:
-    oss = {"bucket": "models", "url": "oss.example.com", key: "x"}
-    with pytest.raises(PermissionDenied, match=f"{key} is not for inline volumes: only an administrator"):
-        InlinePolicy(origins=["oss.example.com"]).check(parse(oss))
+ADMINISTRATORS = [
+    (dialect.name, name)
+    for dialect in DIALECTS
+    for key in (*dialect.keys, *VOLUME_KEYS)
+    for name in (key.name, *key.aliases)
+    if key.setter is Setter.ADMINISTRATOR
+]
+PLAIN = {
+    "hub": HUB,
+    "nas": {"server": "nas", "path": "/x"},
+    "oss": {"type": "OSS", "bucket": "models", "url": "store.example.com"},
+    "s3": S3,
+    "url": {"url": "https://store.example.com/a"},
+    "several": {"sources": json.dumps([{"folder": "a", **HUB}])},
+}
+
+
+def lenient() -> InlinePolicy:
+    return InlinePolicy(["*"], ["store.example.com"])
+
+
+@pytest.mark.parametrize(("dialect", "key"), ADMINISTRATORS)
+def test_what_only_an_administrator_may_set_is_refused(dialect: str, key: str) -> None:
+    lenient().check(parse(PLAIN[dialect]))
+    with pytest.raises(PermissionDenied, match="is not for inline volumes: only an administrator"):
+        lenient().check(parse({**PLAIN[dialect], key: "x"}))
+
+
+@pytest.mark.parametrize(("dialect", "key"), [item for item in ADMINISTRATORS if item[0] != "several"])
+def test_nor_may_it_stand_within_one_of_several_sources(dialect: str, key: str) -> None:
+    def nested(**more: str) -> VolumeParameters:
+        return parse({"sources": json.dumps([{"folder": "a", **HUB}, {"folder": "b", **PLAIN[dialect], **more}])})
+
+    lenient().check(nested())
+    with pytest.raises((PermissionDenied, InvalidParameter), match=r"only an administrator|\(b\): unknown parameter"):
+        lenient().check(nested(**{key: "x"}))
+
+
+def test_a_key_that_several_sources_have_is_set_by_the_same_people_in_all_of_them() -> None:
+    assert all(KEYS[key.name].setter is key.setter for dialect in DIALECTS for key in dialect.keys)
 
 
 @pytest.mark.parametrize(("key", "value"), [("manifestDigest", "a" * 64), ("capacityBytes", "0"), ("namedBy", "pod")])
