@@ -7,6 +7,7 @@ REQUESTS_CA_BUNDLE, SSL_CERT_FILE or CURL_CA_BUNDLE (the first that is set).
 from __future__ import annotations
 
 import functools
+import ipaddress
 import os
 import socket
 import ssl
@@ -46,7 +47,7 @@ class Connections:
 
     `destinations` says where they may go, whatever names resolve to (behind a proxy: where addresses are written as such). `tempo` is what
     they usually give.
-    Connections that idled for over IDLE_SECONDS are not used again: origins and firewalls drop them without a word.
+    After IDLE_SECONDS in which nothing was asked no connection is used again: origins and firewalls drop them without a word.
     """
 
     def __init__(self, limit: int, destinations: Destinations | None = None) -> None:
@@ -55,6 +56,7 @@ class Connections:
         self._trust = trust()
         self._managers: dict[tuple[str, Reach], urllib3.PoolManager] = {}
         self._small: dict[Reach, SmallAnswers] = {}
+        self._trusted: set[Site] = set()
         self._routes: dict[tuple[Site, Site | None], tuple[str, Reach]] = {}
         self._asking = threading.local()
         self._guard = threading.Lock()
@@ -68,16 +70,24 @@ class Connections:
         """
         self._asking.afresh = False
         try:
-            return self._ask(url, headers, home)
+            answer = self._ask(url, headers, home)
         except ProtocolError as error:
             if self._asking.afresh:
                 raise unreachable(error, shown_site(url)) from error
             # A connection kept from an earlier request may have been closed at the other end; a fresh one tells.
-            return self._ask_once(url, headers, home)
+            answer = self._ask_once(url, headers, home)
+        self._trusted.add(site(url))
+        return answer
 
     def get_small(self, url: str, headers: Mapping[str, str], home: Site | None, wanted: int) -> SmallAnswer | None:
-        """As `get`, with a body of at most `wanted` bytes that is here already; None where only `get` can ask, or can say what is wrong."""
+        """As `get`, with a body of at most `wanted` bytes that is here already; None where only `get` can ask, or can say what is wrong.
+
+        The first answer of a site with TLS is left to `get`: its look at certificates is the stricter one (names in the subject alone count
+        for libcurl), and it comes before a credential is sent.
+        """
         there = site(url)
+        if there[0] == "https" and there not in self._trusted:
+            return None
         try:
             proxy, farthest = self._route(url, there, home)
             return None if proxy else self._small_answers(farthest).get(url, there[1], headers, wanted)
@@ -208,9 +218,25 @@ def proxy_for(url: str) -> str:
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]):
+    if not proxy or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2]) or _in_networks(parts.hostname or "", proxies.get("no", "")):
         return ""
     return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _in_networks(host: str, no_proxy: str) -> bool:
+    """Whether `host` is an address of one of the networks in NO_PROXY: clusters write those, Python's own look knows names only."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return any(address in network for network in map(_network, no_proxy.split(",")) if network is not None)
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    try:
+        return ipaddress.ip_network(text.strip(), strict=False)
+    except ValueError:
+        return None
 
 
 def is_proxied(there: Site) -> bool:

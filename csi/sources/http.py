@@ -8,14 +8,15 @@ they fail, and checks that what comes is what was asked.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urljoin
 
 import urllib3
 
-from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied, RangesIgnored, SourceChanged
+from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, PermissionDenied, RangesIgnored, SourceChanged
 from csi.sources.allowance import Allowances
 from csi.sources.answers import changed, check_whole, failure, range_end
 from csi.sources.connections import Connections, Site, drop, shown_site, site
@@ -185,13 +186,24 @@ class RangeReader:
         known = self._addresses.known(entry)
         wanted = entry.size if end - offset == entry.size <= LARGEST else 0
         if known is not None:
-            response = self._get(known, asked, entry, wanted)
-            if response.status not in _ENDED:
-                return self._checked(response, known, entry, offset, end)
+            with self._forgotten_when_dead(entry, known):
+                response = self._get(known, asked, entry, wanted)
+                if response.status not in _ENDED:
+                    return self._checked(response, known, entry, offset, end)
             drop(response)
             self._addresses.forget(entry, known)
         response, address = self._follow(entry, asked, wanted)
         return self._checked(response, address, entry, offset, end)
+
+    @contextmanager
+    def _forgotten_when_dead(self, entry: Entry, address: Address) -> Iterator[None]:
+        """Where a remembered address gives no answer, or one of a server in trouble, the next try asks the first one, which may lead elsewhere by then."""
+        try:
+            yield
+        except OriginUnavailable as error:
+            if not isinstance(error, OriginThrottled):
+                self._addresses.forget(entry, address)
+            raise
 
     def _get(self, address: Address, asked: Mapping[str, str], entry: Entry, wanted: int) -> Answer:
         """`wanted` is how many bytes of body there should be where they are few, else 0."""

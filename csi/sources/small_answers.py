@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import math
 import os
+import re
 import socket
 import ssl
 import threading
@@ -36,10 +37,12 @@ _TRANSPORT = (
     (pycurl.PROXY, ""),
     (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
     (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
-    (pycurl.PATH_AS_IS, 1),
+    (pycurl.SSL_OPTIONS, pycurl.SSLOPT_NO_PARTIALCHAIN),
     (pycurl.BUFFERSIZE, 1 << 18),
     (pycurl.USERAGENT, "datacache-csi"),
 )
+# Without "@": curl would make a login of what stands before it.
+_PLAIN_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]+")
 _ENDED_EARLY = (pycurl.E_PARTIAL_FILE, pycurl.E_GOT_NOTHING)
 
 
@@ -190,8 +193,8 @@ class _Handle:
 
 
 def _is_plain(url: str, headers: Mapping[str, str]) -> bool:
-    """Whether curl sends these as they are, and nothing else (it would make a login of what stands before an @)."""
-    return not set(url) & {" ", "@"} and all(text.isascii() and text.isprintable() and text for text in (url, *headers.values()))
+    """Whether curl sends these as they are, and nothing else."""
+    return _PLAIN_URL.fullmatch(url) is not None and all(text.isascii() and text.isprintable() and text for text in headers.values())
 
 
 def _broken(code: int, words: str) -> OSError:
@@ -201,7 +204,9 @@ def _broken(code: int, words: str) -> OSError:
         return _tls_failed(words.rpartition(":")[2].strip(), untrusted=code == pycurl.E_PEER_FAILED_VERIFICATION)
     if code in _ENDED_EARLY:
         return ConnectionError(errno.ECONNRESET, "the connection ended early")
-    return ConnectionError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+    if code in (pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR):
+        return ConnectionError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+    return ConnectionError("no answer that can be read")
 
 
 def _tls_failed(words: str, untrusted: bool) -> ssl.SSLError:

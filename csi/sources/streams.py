@@ -27,7 +27,9 @@ class Stream:
         self, response: urllib3.BaseHTTPResponse | SmallAnswer, url: str, entry: Entry, position: int, end: int, usual: Tempo, whole: bool = False
     ) -> None:
         self.entry, self.position, self.end, self.whole = entry, position, end, whole
-        self._response, self._site, self._meter = response, shown_site(url), Meter(usual)
+        self._response, self._site = response, shown_site(url)
+        # What is here already says nothing of what a connection usually gives.
+        self._meter = Meter(Tempo() if isinstance(response, SmallAnswer) else usual)
         # urllib3's own reads copy; below them is the http.client body, whose file reads into the buffer itself (a fifth less CPU).
         body = getattr(response, "_fp", None)
         self._body = body if isinstance(body, http.client.HTTPResponse) else None

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
-from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied, SourceChanged
-from csi.sources.connections import Connections, site
+from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, OriginUntrusted, PermissionDenied, SourceChanged
+from csi.sources.connections import Connections, proxy_for, site
 from csi.sources.destinations import Destinations
 from csi.sources.http import Addresses, RangeReader
 from csi.sources.small_answers import LARGEST, Patience, SmallAnswers
+from csi.sources.tempo import FLOOR
 from csi.spec.manifest import Entry, Kind
 from tests.csi.sources.http_origin import at, redirect
 from tests.origins.scripted import Answer, Server
@@ -180,3 +182,76 @@ def test_a_site_is_told_by_what_stands_before_the_path() -> None:
     assert site("https://h/a/b?c") == site("https://H") == ("https", "h", 443)
     assert site("http://h:81?x=/y") == ("http", "h", 81)
     assert site("http://user:pw@h/") == ("http", "h", 80)
+
+
+def test_small_files_of_a_site_with_tls_come_over_one_connection_once_it_is_trusted(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, pool: Connections
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.with_name("cert")))
+    with Server(tls=certificate) as server:
+        server.behave["/small"] = five
+        connections = Connections(2)
+        assert [read(connections, at(f"{server.url}/small")) for _ in range(20)] == [b"12345"] * 20
+        connections.close()
+        server.shutdown()
+    assert server.accepted == 2
+
+
+def test_a_certificate_that_names_its_host_in_the_subject_alone_gets_no_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -keyout key -out cert"
+    subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
+    both = tmp_path / "both.pem"
+    both.write_bytes((tmp_path / "key").read_bytes() + (tmp_path / "cert").read_bytes())
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "cert"))
+    with Server(tls=both) as server:
+        server.behave["/small"] = five
+        with pytest.raises(OriginUntrusted):
+            read(Connections(2), at(f"{server.url}/small"))
+        server.shutdown()
+    assert server.seen == []
+
+
+def test_what_came_at_once_does_not_count_for_what_connections_usually_give(server: Server, pool: Connections) -> None:
+    data = bytes(LARGEST)
+    server.behave["/small"] = lambda answer: answer.say(206, data, Content_Range=f"bytes 0-{LARGEST - 1}/{LARGEST}")
+    for _ in range(5):
+        read(pool, at(f"{server.url}/small"), Entry("small.bin", Kind.FILE, size=LARGEST))
+    assert pool.tempo.least == FLOOR
+
+
+@pytest.mark.parametrize("status", [0, 500, 503])
+def test_where_a_redirect_led_to_is_forgotten_when_it_is_dead_but_not_when_it_asks_for_patience(
+    server: Server, pool: Connections, status: int
+) -> None:
+    """A status of 0: nothing answers there."""
+    with Server("127.0.0.2") as first, Server("127.0.0.2") as second:
+        first.behave["/x"] = second.behave["/x"] = five
+        addresses = at(f"{server.url}/small")
+        server.behave["/small"] = redirect(f"{first.url}/x")
+        assert read(pool, addresses) == b"12345"
+        server.behave["/small"] = redirect(f"{second.url}/x")
+        if status:
+            first.behave["/x"] = lambda answer: answer.say(status)
+        else:
+            pool.close()
+            first.shutdown()
+            first.server_close()
+        with pytest.raises(OriginUnavailable):
+            read(pool, addresses)
+        asked = len(server.seen)
+        if status == 503:
+            with pytest.raises(OriginThrottled):
+                read(pool, addresses)
+        else:
+            assert read(pool, addresses) == b"12345"
+        assert len(server.seen) == asked + (status != 503)
+        for running in (first, second) if status else (second,):
+            running.shutdown()
+
+
+@pytest.mark.parametrize(("no_proxy", "proxied"), [("10.0.0.0/8, 192.0.2.0/24", False), ("10.0.0.0/8", True), ("fd00::/8,192.0.2.1", False)])
+def test_networks_in_no_proxy_are_asked_without_one(monkeypatch: pytest.MonkeyPatch, no_proxy: str, proxied: bool) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", no_proxy)
+    assert bool(proxy_for("http://192.0.2.1:8080/x")) == proxied
+    assert proxy_for("http://origin.invalid/")
