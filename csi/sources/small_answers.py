@@ -50,12 +50,12 @@ class Headers(dict[str, str]):
     """The headers of an answer, asked for in any case; those that came more than once are one, with commas."""
 
     def __init__(self, lines: Sequence[bytes]) -> None:
-        super().__init__()
-        for line in lines:
-            name, colon, value = line.decode("iso-8859-1").partition(":")
-            if colon:
-                key, value = name.lower(), value.strip()
-                self[key] = f"{self[key]}, {value}" if key in self else value
+        found: dict[str, str] = {}
+        for line in b"".join(lines).decode("iso-8859-1").replace("\r\n", "\n").split("\n"):
+            name, _, value = line.partition(":")
+            name, value = name.lower(), value.strip()
+            found[name] = f"{found[name]}, {value}" if name in found else value
+        super().__init__(found)
 
     def __getitem__(self, key: str) -> str:
         return super().__getitem__(key.lower())

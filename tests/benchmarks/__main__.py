@@ -24,6 +24,7 @@ SUBJECTS = (
     "fill_from_modelscope",
     "fill_from_s3",
     "fill_from_url",
+    "fill_at_a_limit",
     "readers_nas_or_volume",
     "publish_latency",
     "rehash_cost",

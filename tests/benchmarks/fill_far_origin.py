@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.benchmarks.contents import make
-from tests.benchmarks.fill_from_hub import fill, hf
+from tests.benchmarks.fill_from_hub import fill_of, hf
 from tests.benchmarks.origins import in_memory
 from tests.benchmarks.rounds import interleaved, say
 from tests.benchmarks.table import Series, Table
@@ -27,8 +27,8 @@ def _compare(setting: Setting, hub: Hub, size: float) -> Table:
     alone: list[float] = []
     few: list[float] = []
     measures = {
-        "fill": lambda: fill(setting, hub, "org/far", size, alone),
-        "fill, 4 connections": lambda: fill(setting, hub, "org/far", size, few, ["--fill-connections", "4"]),
+        "fill": lambda: fill_of(setting, hub, "org/far", size, alone),
+        "fill, 4 connections": lambda: fill_of(setting, hub, "org/far", size, few, ["--fill-connections", "4"]),
         "hf": lambda: size / hf(setting, hub, "org/far", {}, []),
     }
     figures = interleaved(setting.rounds, measures)

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tests.benchmarks.contents import make
 from tests.benchmarks.origins import in_memory
-from tests.benchmarks.rounds import command, interleaved, say, seconds
-from tests.benchmarks.table import Series, Table, at_least
-from tests.benchmarks.volume import Setting, plugins, staged
+from tests.benchmarks.race import Race, Tool
+from tests.benchmarks.rounds import say
+from tests.benchmarks.table import Table, at_least
+from tests.benchmarks.volume import Setting
 from tests.origins.ganesha import Export, Ganesha
 
 
@@ -21,42 +21,24 @@ def nas_parameters(nas: Ganesha, folder: Path, version: str = "3") -> dict[str, 
 
 
 def measure(setting: Setting) -> Iterator[Table]:
-    """MB/s (10**6 bytes) from the call until the files can be read; NFSv3, the server's files in memory."""
-    for shape in ("one", "mix"):
+    """NFSv3, the server's files in memory; nfs-cp copies one file a run, so many files take many runs, some of them at once."""
+    for shape in ("one", "mix", "small"):
         with in_memory("nas") as folder, Ganesha([Export(folder, attribute_seconds=60)]) as nas:
-            say(f"making {setting.gib:g} GiB, {shape}")
-            files = make(folder, shape, setting.total)
-            yield _compare(setting, nas, folder, files)
+            say(f"making files, {shape}")
+            yield _race(setting, nas, folder, make(folder, shape, setting.total))
 
 
-def _compare(setting: Setting, nas: Ganesha, folder: Path, files: Mapping[str, Path]) -> Table:
-    size = sum(path.stat().st_size for path in files.values()) / 1e6
-    alone: list[float] = []
-    measures = {"fill": lambda: _fill(setting, nas, folder, size, alone), "nfs-cp": lambda: size / _nfs_cp(setting, nas, files)}
-    figures = interleaved(setting.rounds, measures)
-    table = Table(f"Fill from a NAS (NFSv3), {len(files)} file(s), {size / 1e3:.1f} GB", "MB/s")
-    table.row("nfs-cp", figures["nfs-cp"])
-    table.compare("NodeStage, from call to mount", figures["fill"], [("nfs-cp", figures["nfs-cp"], at_least(2))])
-    table.compare("  its worker alone, to the seal", Series(tuple(alone)), [("nfs-cp", figures["nfs-cp"], None)])
-    if len(files) > 1:
-        table.notes.append("nfs-cp copies one file a run: a run for each file, one after the other")
-    return table
+def _race(setting: Setting, nas: Ganesha, folder: Path, files: Mapping[str, Path]) -> Table:
+    at_once = (1,) if len(files) == 1 else (1, 4) if len(files) < 1000 else (8,)
+    tools = {
+        f"nfs-cp, {count} at once": Tool(lambda target, count=count: _nfs_cp(nas, files, target, count), goal=at_least(2.0)) for count in at_once
+    }
+    return Race("Fill from a NAS (NFSv3)", files, nas_parameters(nas, folder), tools).run(setting)
 
 
-def _fill(setting: Setting, nas: Ganesha, folder: Path, size: float, alone: list[float]) -> float:
-    with plugins(setting.folder) as running:
-        os.sync()
-        with staged(running, "volume", nas_parameters(nas, folder)) as volume:
-            alone.append(size / volume.fill_seconds)
-            return size / volume.seconds
-
-
-def _nfs_cp(setting: Setting, nas: Ganesha, files: Mapping[str, Path]) -> float:
-    target = setting.folder / "copied"
-    os.sync()
-    taken = 0.0
-    for path in files.values():
-        url = f"nfs://{nas.server}{path}?version=3&nfsport={nas.port}&mountport={nas.mount_port}"
-        taken += seconds(lambda url=url: command(["nfs-cp", url, str(target)]))
-        target.unlink()
-    return taken
+def _nfs_cp(nas: Ganesha, files: Mapping[str, Path], target: Path, at_once: int) -> list[str]:
+    """Into one folder, under numbers: making folders is no part of it."""
+    pairs = target / "pairs"
+    where = f"?version=3&nfsport={nas.port}&mountport={nas.mount_port}"
+    pairs.write_text("".join(f"nfs://{nas.server}{path}{where}\n{target}/{number}\n" for number, path in enumerate(files.values())))
+    return ["xargs", "-a", str(pairs), "-d", "\n", "-n", "2", "-P", str(at_once), "nfs-cp"]

@@ -6,7 +6,8 @@ import itertools
 import os
 import resource
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,22 +60,53 @@ class Race:
         return table
 
     def _fill(self, setting: Setting, size: int, alone: list[float], cpu: list[float]) -> float:
-        with plugins(setting.folder, self.environment) as running:
-            os.sync()
-            with staged(running, "volume", self.parameters, self.secrets) as volume:
-                alone.append(size / 1e6 / volume.fill_seconds)
-                cpu.append(_cpu_of(running) / size * 2**30)
-                return size / 1e6 / volume.seconds
+        done = fill(setting, self.parameters, self.environment, self.secrets)
+        alone.append(size / 1e6 / done.fill_seconds)
+        cpu.append(done.cpu_seconds / size * 2**30)
+        return size / 1e6 / done.seconds
 
     def _tool(self, setting: Setting, tool: Tool, size: int, cpu: list[float]) -> float:
-        folder = setting.folder / f"target-{next(_numbers)}"
-        folder.mkdir()
+        with new_target(setting) as folder:
+            argv, environment = tool.argv(folder), tool.environment(folder)
+            os.sync()
+            before = _children()
+            taken = seconds(lambda: command(argv, environment))
+            cpu.append((_children() - before) / size * 2**30)
+            return size / 1e6 / taken
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What NodeStage took with fresh programs and an empty store, its worker's part of that, and the CPU time of the node plugin and its workers."""
+
+    seconds: float
+    fill_seconds: float
+    cpu_seconds: float
+
+
+def fill(
+    setting: Setting,
+    parameters: Mapping[str, str],
+    environment: Mapping[str, str],
+    secrets: Mapping[str, str] | None = None,
+    node: list[str] | None = None,
+) -> Filled:
+    """One cold fill, taken away again. `node` are further flags of the node plugin."""
+    with plugins(setting.folder, environment, node) as running:
         os.sync()
-        before = _children()
-        taken = seconds(lambda: command(tool.argv(folder), tool.environment(folder)))
-        cpu.append((_children() - before) / size * 2**30)
+        with staged(running, "volume", parameters, secrets) as volume:
+            return Filled(volume.seconds, volume.fill_seconds, _cpu_of(running))
+
+
+@contextmanager
+def new_target(setting: Setting) -> Iterator[Path]:
+    """An empty folder on the disk that is measured, for the time of one fetch."""
+    folder = setting.folder / f"target-{next(_numbers)}"
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
         shutil.rmtree(folder)
-        return size / 1e6 / taken
 
 
 def _children() -> float:
