@@ -21,8 +21,9 @@ A StorageClass has them as `parameters`, a static PV and an inline volume as `vo
 is refused, with the nearest known one named. "Who may set it": a StorageClass and a PV are an administrator's words, an inline volume is a
 pod author's; what an administrator alone may set is refused in an inline volume.
 
-None of these keys is secret: a credential among them is refused and pointed to a Secret. What a source reads from its Secret stands in a
-table of its own; those values are all secret, and are never written into a volume, a log, an error or a file.
+None of these keys is secret: a key that is a credential is refused and pointed to a Secret, and so is a URL with a login or with a parameter
+that is named as signatures, keys and tokens are. What a source reads from its Secret stands in a table of its own; those values are all
+secret, and are never written into a volume, a log, an error or a file.
 """
 _FORMS = {
     "hub": "A repository: Hugging Face or ModelScope",
@@ -43,7 +44,18 @@ def document() -> str:
         parts += [f"## {_FORMS[dialect.name]}\n", f"`type`: {types}.\n", _table(dialect.keys)]
         if dialect.secrets:
             parts += ["In its Secret:\n", _secrets(dialect.secrets)]
+        if dialect.name == "several":
+            parts += [_within()]
     return "\n".join(parts)
+
+
+def _within() -> str:
+    """Who may set the keys of the sources within `sources`."""
+    refused = dict.fromkeys(f"`{key.name}`" for dialect in DIALECTS for key in dialect.keys if key.setter is Setter.ADMINISTRATOR)
+    return (
+        "Within `sources` a source has the keys of its own table, and whom that table names may set them: "
+        f"in an inline volume,\nall but {', '.join(refused)}. The keys of every volume and of performance stand beside `sources`.\n"
+    )
 
 
 def _table(keys: Iterable[Key]) -> str:

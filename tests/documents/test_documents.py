@@ -13,6 +13,7 @@ import pytest
 from controller_plugin.__main__ import parser as controller_flags
 from csi import __version__
 from csi.spec import parameters
+from csi.spec.dialects import source_key_table
 from csi.spec.keys import Setter
 from datacache.__main__ import cli
 from node_plugin.__main__ import parser as node_flags
@@ -60,6 +61,12 @@ def test_the_document_of_parameters_has_every_key_and_says_who_may_set_it() -> N
     shown = {key: row[4].strip() for row in rows for key in _CODE.findall(row[1])}
     assert parameters.KEYS.keys() <= shown.keys()
     assert set(shown.values()) == {setter.value for setter in Setter}
+
+
+def test_the_document_of_parameters_says_who_may_set_the_keys_within_sources() -> None:
+    refused = [key.name for key in source_key_table().values() if key.setter is Setter.ADMINISTRATOR]
+    said = text("docs/parameters.md").partition("Within `sources`")[2]
+    assert refused and f"in an inline volume,\nall but {', '.join(f'`{name}`' for name in refused)}." in said
 
 
 def test_every_flag_that_a_document_names_exists() -> None:

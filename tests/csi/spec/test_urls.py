@@ -68,16 +68,51 @@ def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_key(values: d
     assert words in refusal(values)
 
 
+SIGNED = [
+    "X-Amz-Signature={}",
+    "a=1&Signature={}",
+    "a=1;Signature={}",
+    "access_token={}",
+    "accessToken={}",
+    "sig={}",
+    "q-sign-algorithm=sha1&q-ak={}",
+    "q-signature={}",
+    "X-Tos-Signature={}",
+    "x-oss-signature={}",
+    "OSSAccessKeyId={}",
+    "AWSAccessKeyId={}",
+    "sign={}&t=123",
+    "key={}",
+    "api_key={}",
+    "access_key={}",
+    "ak={}",
+    "jwt={}",
+    "hmac={}",
+    "pwd={}",
+    "password={}",
+    "code={}",
+    "auth={}",
+    "auth_key=1-2-{}",
+    "hdnts=exp=1~acl=/*~hmac={}",
+    "edge=exp=1~hmac={}",
+    "md5={}&expires=1700000000",
+    "verify=1700-{}",
+    "%73ig={}",
+    "next=https%3A%2F%2Fb.example%2Fx%3FX-Amz-Signature%3D{}",
+]
+
+
 @pytest.mark.parametrize(
-    "url",
-    [
-        f"https://user:{SECRET}@a.example/x",
-        f"https://a.example/x?X-Amz-Signature={SECRET}",
-        f"https://a.example/x?a=1&Signature={SECRET}",
-        f"https://a.example/x?access_token={SECRET}",
-        f"https://a.example/x?sig={SECRET}",
-    ],
+    "url", [f"https://user:{SECRET}@a.example/x", f"https://a.example/x#token={SECRET}", *(f"https://a.example/x?{q.format(SECRET)}" for q in SIGNED)]
 )
 def test_a_login_or_a_signature_in_a_url_is_refused_and_never_repeated(url: str) -> None:
     message = refusal({"url": url})
     assert "credential" in message and SECRET not in message
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["author=x", "authority=x", "keyword=x", "monkey=1", "design=x", "tokenizer=x", "codec=x", "v=sig", "passage=2", "versionId=abc&dl=1", "a;b"],
+)
+def test_what_only_resembles_a_credential_is_a_part_of_the_address(query: str) -> None:
+    assert source({"url": f"https://a.example/x?{query}"}).files[0].url.endswith(f"?{query}")
