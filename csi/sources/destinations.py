@@ -188,17 +188,24 @@ class Destinations:
 
     def check(self, host: str, port: int, addresses: Iterable[str], farthest: Reach) -> list[str]:
         """Those of `addresses`, which `host` has, that may be connected to; raises PermissionDenied when none may."""
-        host = host.strip("[]").rstrip(".").lower()
-        refused, found = "", []
-        for address in addresses:
-            if reach(address) <= farthest or any(_rule(item).lets(host, port, address) for item in self.allowed):
-                found.append(address)
-            else:
-                refused = address
+        found, refused = self._parted(host, port, addresses, farthest)
         if not found:
-            where = f"{host}:{port} is {refused}, {_WORDS[reach(refused)]}" if refused else f"{host}:{port} has no address"
-            raise PermissionDenied(f"{where}, which may not be asked here; if it should be, start the plugin with --allow-origins {host}")
+            raise _refusal(host, port, refused)
         return found
+
+    def check_all(self, host: str, port: int, addresses: Iterable[str], farthest: Reach) -> None:
+        """As `check`, for a client that chooses among `addresses` itself: raises PermissionDenied when there is one that may not be connected to."""
+        found, refused = self._parted(host, port, addresses, farthest)
+        if refused or not found:
+            raise _refusal(host, port, refused)
+
+    def _parted(self, host: str, port: int, addresses: Iterable[str], farthest: Reach) -> tuple[list[str], list[str]]:
+        name = _plain(host)
+        found, refused = list[str](), list[str]()
+        for address in addresses:
+            allowed = reach(address) <= farthest or any(_rule(item).lets(name, port, address) for item in self.allowed)
+            (found if allowed else refused).append(address)
+        return found, refused
 
     def check_literal(self, host: str, port: int, farthest: Reach) -> None:
         """As `check` for a host that is written as an address, in any spelling, or as localhost; other names pass."""
@@ -207,9 +214,19 @@ class Destinations:
             self.check(host, port, addresses, farthest)
 
 
+def _refusal(host: str, port: int, refused: list[str]) -> PermissionDenied:
+    host = _plain(host)
+    where = f"{host}:{port} is {refused[-1]}, {_WORDS[reach(refused[-1])]}" if refused else f"{host}:{port} has no address"
+    return PermissionDenied(f"{where}, which may not be asked here; if it should be, start the plugin with --allow-origins {host}")
+
+
+def _plain(host: str) -> str:
+    return host.strip("[]").rstrip(".").lower()
+
+
 def literal(host: str) -> list[str]:
     """The address that `host` spells (127.1 and 0x7f000001 too), nothing for a name."""
-    host = host.strip("[]").rstrip(".").lower()
+    host = _plain(host)
     if host == "localhost" or host.endswith(".localhost"):
         return ["127.0.0.1"]
     try:

@@ -10,10 +10,11 @@ from typing import Any
 
 import httpx2
 
-from csi.errors import OriginUnavailable, PermissionDenied
+from csi.errors import OriginUnavailable
 from csi.sources.answers import passing_fault
-from csi.sources.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, is_proxied, shown_site, site, trust, unreachable
-from csi.sources.destinations import Destinations, resolved
+from csi.sources.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, shown_site, site, trust, unreachable
+from csi.sources.destinations import Destinations
+from csi.sources.hops import check_hop
 from csi.sources.http import MAX_REDIRECTS
 
 _TIMEOUT = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
@@ -35,22 +36,7 @@ class HubClient(httpx2.Client):
         self._home, self._destinations = home, destinations or Destinations()
 
     def _check(self, request: httpx2.Request) -> None:
-        scheme, host, _ = there = site(str(request.url))
-        if there == self._home and self._destinations.trusted:
-            return
-        if self._home[0] == "https" and scheme != "https":
-            raise PermissionDenied(f"{self._home[1]} redirects from https to {scheme} ({host}), where anybody could change what comes")
-        try:
-            self._check_addresses(there)
-        except (OSError, UnicodeError) as error:
-            raise unreachable(error, shown_site(str(request.url))) from error
-
-    def _check_addresses(self, there: Site) -> None:
-        farthest = self._destinations.farthest(None if there == self._home else self._home[1], is_proxied(self._home))
-        if is_proxied(there):
-            self._destinations.check_literal(*there[1:], farthest)
-        else:
-            self._destinations.check(*there[1:], resolved(*there[1:]), farthest)
+        check_hop(self._destinations, self._home, site(str(request.url)))
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """As httpx2.Client.send; raises OriginUnavailable and OriginThrottled for what may pass."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import ssl
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +27,9 @@ from modelscope_hub.errors import APIError, HubError, RateLimitError  # noqa: E4
 
 from csi import __version__  # noqa: E402
 from csi.errors import DataCacheError, InvalidParameter, OriginThrottled, OriginUnavailable  # noqa: E402
-from csi.sources.connections import is_proxied, shown_site, site, unreachable  # noqa: E402
-from csi.sources.destinations import Destinations, resolved  # noqa: E402
+from csi.sources.connections import CA_KEYS, shown_site, site, trust, unreachable  # noqa: E402
+from csi.sources.destinations import Destinations  # noqa: E402
+from csi.sources.hops import check_hop  # noqa: E402
 
 # It writes lines of its own form to standard error; what matters of them is in the errors here.
 _log = logging.getLogger("modelscope_hub")
@@ -63,12 +65,15 @@ class ModelScopeClient:
     def __init__(self, endpoint: str, kind: str, repo_id: str, token: str | None, where: Destinations) -> None:
         self._kind, self._repo_id, self._where = kind, repo_id, where
         self._home = site(endpoint)
+        # What it raises is better said at once than by the SDK.
+        trust()
         # An empty token is none; None would be what the SDK finds on the disk.
         api = HubApi(HubConfig(endpoint=endpoint, token=token or ""), user_agent=f"datacache-csi/{__version__}")
         self._client: Any = api.legacy
         self._sessions: tuple[Any, ...] = (self._client._session, self._client._read_session)
         for session in self._sessions:
             session.hooks["response"].append(self._judge_redirect)
+            _trusting(session)
 
     def listing(self, revision: str) -> Iterator[dict[str, Any]]:
         """Every entry of the tree ("Path", "Type", "Size", "Sha256", ...), once. Raises HubRefusal, and OriginUnavailable where it was cut short.
@@ -140,14 +145,19 @@ class ModelScopeClient:
     def _judge_redirect(self, response: requests.Response, *_: Any, **__: Any) -> None:
         if not response.is_redirect:
             return
-        there = site(urljoin(response.url, response.headers["location"]))
-        if there == self._home:
-            return
-        farthest = self._where.farthest(self._home[1], is_proxied(self._home))
-        if is_proxied(there):
-            self._where.check_literal(*there[1:], farthest)
-        else:
-            self._where.check(*there[1:], resolved(*there[1:]), farthest)
+        check_hop(self._where, self._home, site(urljoin(response.url, response.headers["location"])))
+
+
+def _trusting(session: Any) -> None:
+    """Have `session` trust what our own connections trust; the SDK's library reads other variables, in another order."""
+    system = ssl.get_default_verify_paths()
+    bundle = next((os.environ[key] for key in CA_KEYS if os.environ.get(key)), system.cafile or system.capath or True)
+    merge = session.merge_environment_settings
+
+    def merged(url: str, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+        return merge(url, proxies, stream, bundle if verify in (None, True) else verify, cert)
+
+    session.merge_environment_settings = merged
 
 
 def _own(error: BaseException | None) -> DataCacheError | None:

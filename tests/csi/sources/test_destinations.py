@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import httpx2
@@ -15,6 +16,9 @@ from csi.sources.connections import Connections, site
 from csi.sources.destinations import Destinations, Reach, destinations, literal, reach
 from csi.sources.http import Addresses, RangeReader
 from csi.sources.hub_client import HubClient
+from csi.sources.modelscope import ModelScopeSource
+from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec
 from csi.spec.manifest import Entry, Kind
 from tests.origins.scripted import Answer, Server
 
@@ -229,6 +233,30 @@ def test_a_connection_that_one_might_make_is_not_lent_to_another(server: Server,
     assert server.accepted == 1
 
 
+@pytest.fixture
+def mixed(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A name with two addresses: 127.0.0.1 and 127.0.0.2."""
+    real = socket.getaddrinfo
+
+    def resolve(host: str, *more: object, **options: object) -> list[object]:
+        hosts = ("127.0.0.1", "127.0.0.2") if host == "mixed.test" else (host,)
+        return [found for one in hosts for found in real(one, *more, **options)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    return "mixed.test"
+
+
+def test_a_client_that_chooses_among_addresses_itself_may_ask_none_of_a_name_with_one_that_is_refused(server: Server, mixed: str) -> None:
+    url, policy = server.url.replace("127.0.0.1", mixed) + "/file", Destinations(("127.0.0.1",), trusted=False)
+    with HubClient(site(server.url), policy) as client, pytest.raises(PermissionDenied, match="mixed.test.* is 127.0.0.2"):
+        client.get(url)
+    assert server.accepted == 0
+    # The engine connects to what it judged, so it takes the one that it may.
+    assert read(policy, url) == b"data"
+    with HubClient(site(server.url), Destinations(("127.0.0.0/30",), trusted=False)) as client:
+        assert client.get(url).content == b"data"
+
+
 def test_https_is_not_left(certificate: Path, monkeypatch: pytest.MonkeyPatch, server: Server) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.with_name("cert")))
     with Server(tls=certificate) as secure:
@@ -237,6 +265,11 @@ def test_https_is_not_left(certificate: Path, monkeypatch: pytest.MonkeyPatch, s
             read(Destinations(), f"{secure.url}/file")
         with HubClient(site(secure.url)) as client, pytest.raises(PermissionDenied, match="from https to http"):
             client.get(f"{secure.url}/file")
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", secure.url)
+        secure.behave["/api/v1/models/org/name/repo/files"] = redirects_to(f"{server.url}/file")
+        model = ModelScopeSource(CacheSpec(HubSpec("ModelScope/Model", "org/name", "master")), None)
+        with closing(model), pytest.raises(PermissionDenied, match="from https to http"):
+            model.resolve(model.pin())
         secure.shutdown()
     assert server.accepted == 0
 

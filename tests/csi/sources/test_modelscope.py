@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -15,11 +16,13 @@ from csi.errors import (
     InvalidParameter,
     OriginThrottled,
     OriginUnavailable,
+    OriginUntrusted,
     PermissionDenied,
     SourceNotFound,
     Unauthenticated,
 )
 from csi.sources.catalog import open_source
+from csi.sources.connections import CA_KEYS
 from csi.sources.destinations import Destinations
 from csi.sources.modelscope import ModelScopeSource
 from csi.spec.cache import CacheSpec
@@ -169,6 +172,35 @@ def test_a_listing_is_not_led_to_where_a_pod_may_not_go(scripted: Server) -> Non
         assert isinstance(failing(source(where=Destinations(trusted=False))), PermissionDenied)
         assert inner.seen == []
         inner.shutdown()
+
+
+def test_a_listing_is_not_led_to_a_name_with_an_address_that_may_not_be_asked(scripted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = socket.getaddrinfo
+    hosts = {"mixed.test": ("127.0.0.1", "127.0.0.2")}
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *more, **options: [one for h in hosts.get(host, (host,)) for one in real(h, *more, **options)]
+    )
+    to = scripted.url.replace("127.0.0.1", "mixed.test")
+    scripted.behave["/x"] = lambda handler: handler.say(200, _wrapped({"Files": []}))
+    scripted.behave["/api/v1/models/org/name/repo/files"] = lambda handler: handler.say(302, Location=f"{to}/x")
+    error = failing(source(where=Destinations(("127.0.0.1",), trusted=False)))
+    assert isinstance(error, PermissionDenied) and "127.0.0.2" in str(error)
+    assert [path for path, _, _ in scripted.seen if path == "/x"] == []
+
+
+def test_a_listing_is_trusted_by_the_bundle_that_its_bytes_are(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"Path": "config.json", "Type": "blob", "Size": 2, "Sha256": DIGEST}]
+    for key in CA_KEYS:
+        monkeypatch.delenv(key, raising=False)
+    with Server(tls=certificate) as secure:
+        monkeypatch.setenv("MODELSCOPE_ENDPOINT", secure.url)
+        secure.behave["/api/v1/models/org/name/repo/files"] = lambda handler: handler.say(200, _wrapped({"Files": rows}))
+        assert isinstance(failing(source()), OriginUntrusted)
+        for key in CA_KEYS:
+            with monkeypatch.context() as environment:
+                environment.setenv(key, str(certificate.with_name("cert")))
+                assert paths(source()) == ["config.json"]
+        secure.shutdown()
 
 
 def test_what_is_no_hub_is_named(scripted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
