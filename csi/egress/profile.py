@@ -14,6 +14,8 @@ _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(k|m|g|t)?bit", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _LEAST_RATE = 10_000
+# tbf(8) counts bytes per second in 32 bits.
+_MOST_RATE = 34_000_000_000
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _profile(item: str, rest: str) -> EgressProfile:
 
 def _rate(item: str, text: str) -> int:
     match = _RATE.fullmatch(text)
-    rate = int(float(match[1]) * _UNITS[(match[2] or "").lower()]) if match else 0
-    if rate < _LEAST_RATE:
-        raise argparse.ArgumentTypeError(f"{item!r}: rate is {text!r}; write it as 500mbit or 1gbit, at least 10kbit")
-    return rate
+    rate = float(match[1]) * _UNITS[(match[2] or "").lower()] if match else 0.0
+    if not _LEAST_RATE <= rate <= _MOST_RATE:
+        raise argparse.ArgumentTypeError(f"{item!r}: rate is {text!r}; write it as 500mbit or 1gbit, 10kbit to 34gbit")
+    return int(rate)

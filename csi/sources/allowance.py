@@ -20,6 +20,7 @@ _MEMBER = re.compile(r"\b(remaining|reset)\s*=\s*(\d+)")
 _TELLING = ("RateLimit", "RateLimit-Remaining", "X-RateLimit-Remaining")
 # X-RateLimit-Reset is a time of day with some origins, seconds with others.
 _MOMENT = 1_000_000_000
+_MOST_DIGITS = 20
 
 
 class Allowance(NamedTuple):
@@ -75,4 +76,4 @@ def _seconds(value: int) -> float:
 
 
 def _is_number(value: str | None) -> bool:
-    return value is not None and value.isascii() and value.isdigit()
+    return value is not None and value.isascii() and value.isdigit() and len(value) < _MOST_DIGITS

@@ -12,7 +12,8 @@ from csi.sources.allowance import renewal
 from csi.sources.connections import shown_site
 from csi.spec.manifest import Entry
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)$")
+# Nineteen digits hold every size there is; Python refuses to read thousands of them.
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)$")
 
 
 def failure(status: int, headers: Mapping[str, str], url: str, entry: Entry) -> DataCacheError:

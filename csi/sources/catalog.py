@@ -58,11 +58,21 @@ def open_source(spec: CacheSpec, secrets: Mapping[str, str], allowed: Sequence[s
 
 
 def token(secrets: Mapping[str, str]) -> str | None:
-    """The hub token in a Secret (one of TOKEN_KEYS), None where no Secret was given."""
-    found = next((secrets[key].strip() for key in TOKEN_KEYS if secrets.get(key, "").strip()), None)
+    """The hub token in a Secret (one of TOKEN_KEYS), None where no Secret was given. Raises InvalidParameter for none or one that can be none."""
+    found = next((key for key in TOKEN_KEYS if secrets.get(key, "").strip()), None)
     if secrets and found is None:
         raise InvalidParameter(f"the Secret of this volume has none of the keys {', '.join(TOKEN_KEYS)}; put the hub's token under `token`")
-    return found
+    return None if found is None else _credential(secrets, found)
+
+
+def _credential(secrets: Mapping[str, str], key: str) -> str:
+    """The value of `key` ("" where there is none), which goes into a header. Raises InvalidParameter, without it, for what cannot."""
+    value = secrets.get(key, "").strip()
+    if not (value.isascii() and value.isprintable()):
+        raise InvalidParameter(
+            f"the Secret's `{key}` holds a line end or another character that no credential has (they are printable ASCII); put it in again, alone"
+        )
+    return value
 
 
 def access_key(store: ObjectSpec, secrets: Mapping[str, str]) -> Callable[[], AccessKey] | None:
@@ -70,7 +80,7 @@ def access_key(store: ObjectSpec, secrets: Mapping[str, str]) -> Callable[[], Ac
     from csi.sources.object_store import AccessKey
 
     names = _ACCESS_KEYS[store.store]
-    values = [secrets.get(name, "").strip() for name in names]
+    values = [_credential(secrets, name) for name in names]
     if values[0] and values[1]:
         key = AccessKey(values[0], values[1], values[2])
         return lambda: key

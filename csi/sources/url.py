@@ -25,7 +25,9 @@ _FILL_CONNECTIONS = 16
 _ASKED_AT_ONCE = 8
 _PIECE = 1 << 20
 _FIRST_BYTE = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
-_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)$")
+_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d{1,19})$")
+
+_LENGTH = re.compile(r"[0-9]{1,19}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def _size(answer: Answer) -> int | None:
     if total and answer.status in (206, 416):
         return int(total[1])
     length = answer.headers.get("Content-Length", "")
-    return int(length) if answer.status == 200 and length.isascii() and length.isdigit() else None
+    return int(length) if answer.status == 200 and _LENGTH.fullmatch(length) else None
 
 
 def _read_whole(answer: Answer, url: str) -> tuple[int, str]:

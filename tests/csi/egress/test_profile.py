@@ -14,17 +14,30 @@ BASE = ["--endpoint", "unix:///x", "--registry", "/x"]
 
 
 def test_a_profile_has_a_namespace_a_rate_or_both() -> None:
-    found = egress_profiles("a=netns:/run/netns/a,rate:500mbit; b=rate:1.5Gbit\nc=netns:/proc/1/ns/net")
+    found = egress_profiles("a=netns:/run/netns/a,rate:500mbit; b=rate:1.5Gbit\nc=netns:/proc/1/ns/net;d=rate:34gbit")
     assert found == {
         "a": EgressProfile("/run/netns/a", 500_000_000),
         "b": EgressProfile("", 1_500_000_000),
         "c": EgressProfile("/proc/1/ns/net"),
+        "d": EgressProfile("", 34_000_000_000),
     }
 
 
 @pytest.mark.parametrize(
     "text",
-    ["a", "=rate:1mbit", "a=", "a=rate", "a=rate:fast", "a=rate:1mbit,rate:2mbit", "a=netns:run/x", "a=rate:1bit", "a=rate:1mbit;a=rate:2mbit"],
+    [
+        "a",
+        "=rate:1mbit",
+        "a=",
+        "a=rate",
+        "a=rate:fast",
+        "a=rate:1mbit,rate:2mbit",
+        "a=netns:run/x",
+        "a=rate:1bit",
+        "a=rate:40gbit",
+        "a=rate:" + "9" * 400 + "tbit",
+        "a=rate:1mbit;a=rate:2mbit",
+    ],
 )
 def test_what_is_no_profile_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match=r"NAME=netns:PATH|netns:PATH nor|absolute path|500mbit"):

@@ -21,6 +21,7 @@ from csi.sources.answers import passing_fault
         ({"X-RateLimit-Remaining": "4", "X-RateLimit-Reset": "12"}, [(4, 12)]),
         ({"RateLimit": '"api";r=many;t=30', "X-RateLimit-Reset": "12", "RateLimit-Remaining": "\u00b2"}, []),
         ({"RateLimit-Policy": '"fixed window";"api";q=500;w=300'}, []),
+        ({"RateLimit": f'"api";r=0;t={"9" * 5000}', "RateLimit-Remaining": "9" * 5000, "RateLimit-Reset": "1"}, []),
         ({}, []),
     ],
 )

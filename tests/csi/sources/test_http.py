@@ -204,6 +204,8 @@ def test_fewer_bytes_than_asked_for_are_completed(server: Server, pool: Connecti
         (lambda a: a.say(206, b"12345", Content_Range=f"bytes 3-7/{len(DATA)}"), OriginUnavailable),
         (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-9/{len(DATA)}"), OriginUnavailable),
         (lambda a: a.say(206, b"12345"), OriginUnavailable),
+        (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-{'4' * 5000}/*"), OriginUnavailable),
+        (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-4/{'4' * 5000}"), OriginUnavailable),
         (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-4/{len(DATA) + 1}"), SourceChanged),
         (lambda a: a.say(200, DATA + b"+"), SourceChanged),
         (lambda a: a.say(206, b"12345", Content_Range=f"bytes 0-4/{len(DATA)}", Content_Encoding="gzip"), OriginUnavailable),

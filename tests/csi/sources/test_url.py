@@ -106,6 +106,11 @@ def test_an_empty_file_is_one(server: Server) -> None:
         assert {e.path: e.size for e in resolved(subject).files} == {"416": 0, "200": 0}
 
 
+def test_a_length_that_no_file_has_is_none(server: Server) -> None:
+    server.behave["/x"] = lambda handler: handler.say(206, DATA[:1], Content_Range=f"bytes 0-0/{'9' * 5000}")
+    assert isinstance(failing(url({"url": f"{server.url}/x"})), OriginUnavailable)
+
+
 def test_the_time_is_the_servers(server: Server) -> None:
     server.behave["/a"] = lambda handler: ranged(handler, Last_Modified="Tue, 14 Nov 2023 22:13:20 GMT")
     server.behave["/b"] = lambda handler: ranged(handler, Last_Modified="yesterday")
