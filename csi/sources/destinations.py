@@ -28,8 +28,8 @@ _NAME = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 # RFC 4291, 2.5.5.1: deprecated, and still read as IPv4 by some.
 _COMPATIBLE = ipaddress.ip_network("::/96")
-# Services of a cloud for its own machines that no range tells from others: Alibaba, Azure, Oracle, AWS over IPv6.
-_METADATA = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254")))
+# Services of a cloud for its own machines that no range tells from others: Alibaba, Azure, Oracle, AWS and Google over IPv6.
+_METADATA = frozenset(map(ipaddress.ip_address, ("100.100.100.200", "168.63.129.16", "192.0.0.192", "fd00:ec2::254", "fd20:ce::254")))
 
 # RFC 4291, 2.4, and what IANA has given out of it.
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")

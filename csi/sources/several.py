@@ -10,10 +10,12 @@ from csi.errors import DataCacheError, InvalidParameter, OriginThrottled
 from csi.sources.source import Source
 from csi.spec.access import Reader
 from csi.spec.cache import CacheSpec
+from csi.spec.dialects import secret_names
 from csi.spec.manifest import Entry, Manifest, build
 from csi.spec.parameters import parse
 from csi.spec.several import SeveralSpec
 
+_CREDENTIALS = frozenset(name.lower() for name in secret_names())
 Open = Callable[[CacheSpec, Mapping[str, str]], Source]
 
 
@@ -111,12 +113,20 @@ def _parts(manifest: Manifest) -> dict[str, Manifest]:
 
 
 def _shared_out(folders: list[str], secrets: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Each folder's own keys, without the folder; a key goes to the longest folder that it begins with."""
+    """Each folder's own keys, without the folder; a key goes to the longest folder that it begins with.
+
+    Raises InvalidParameter for a credential of no folder: its source would be read as anybody.
+    """
     own: dict[str, dict[str, str]] = {folder: {} for folder in folders}
     for key, value in secrets.items():
-        folder = max((folder for folder in folders if key.startswith(f"{folder}.")), key=len, default=None)
-        if folder is not None:
-            own[folder][key.removeprefix(f"{folder}.")] = value
+        folder = max((folder for folder in folders if key.startswith(f"{folder}.")), key=len, default="")
+        name = key.removeprefix(f"{folder}.") if folder else key
+        if name.rpartition(".")[2].lower() in _CREDENTIALS and (not folder or "." in name):
+            raise InvalidParameter(
+                f"the Secret's `{key}` is of no source of this volume; write FOLDER.KEY with one of the folders {', '.join(folders)}, or remove it"
+            )
+        if folder:
+            own[folder][name] = value
     return own
 
 

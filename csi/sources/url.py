@@ -14,7 +14,7 @@ import urllib3
 
 from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.sources.answers import failure
-from csi.sources.connections import Connections, drop, in_words, shown_site
+from csi.sources.connections import Connections, drop, in_words, shown_site, site
 from csi.sources.destinations import Destinations
 from csi.sources.http import Addresses, Answer, RangeReader
 from csi.spec.cache import CacheSpec
@@ -47,8 +47,10 @@ class UrlSource:
         """Raises InvalidParameter when `spec` is of another source, or one token would go to several hosts."""
         if not isinstance(spec.source, UrlSpec):
             raise InvalidParameter(f"{spec.source.shown} is no URL")
-        if token and len(spec.source.addresses) > 1:
-            raise InvalidParameter("url names several hosts, and the Secret has one accessToken; name them in sources, each with a token of its own")
+        if token and len({site(file.url) for file in spec.source.files}) > 1:
+            raise InvalidParameter(
+                "url names several hosts, or http and https of one, and the Secret has one accessToken; name them in sources, each with its own token"
+            )
         self._spec, self._files, self._token = spec, {file.path: file for file in spec.source.files}, token
         self._connections = Connections(_FILL_CONNECTIONS, where)
         self._read: frozenset[Entry] = frozenset()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,18 +78,30 @@ def several(parse_source: Callable[[Mapping[str, str], Sequence[str]], SourceSpe
         'a JSON list; each item is a source\'s own keys and its `folder`, as `[{"folder": "base", "repoId": "org/name"}, ...]`',
         "required",
     )
-    secret = SecretKey("FOLDER.KEY", "a source's own keys, each behind its folder and a dot, as `base.token`; no other source gets it")
+    secret = SecretKey(
+        "FOLDER.KEY",
+        "its keys behind its folder and a dot, as `base.token`; no other source gets them, and those of no folder are refused",
+    )
     return Dialect("several", "several sources", ("SEVERAL",), (key,), parse, (secret,))
 
 
 def _items(text: str) -> list[dict[str, str]]:
     try:
-        items = json.loads(text or "[]")
+        items = json.loads(text or "[]", object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
         raise InvalidParameter('sources is no JSON; write it as [{"folder": "base", "repoId": "org/name"}, ...]') from error
     if not isinstance(items, list) or not 1 <= len(items) <= MOST_SOURCES:
         raise InvalidParameter(f"sources is a JSON list of 1 to {MOST_SOURCES} objects")
     return [_flat(number, item) for number, item in enumerate(items)]
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object, unless it has a key twice, in whatever case: what others read of it would depend on the reader."""
+    keys = Counter(key.lower() for key, _ in pairs)
+    for key, _ in pairs:
+        if keys[key.lower()] > 1:
+            raise InvalidParameter(f"sources has an object with {shown(key)} twice; keep one")
+    return dict(pairs)
 
 
 def _flat(number: int, item: Any) -> dict[str, str]:

@@ -104,6 +104,7 @@ def redirects_to(location: str) -> Callable[[Answer], None]:
         ("100.100.100.200", Reach.LINK_LOCAL),
         ("168.63.129.16", Reach.LINK_LOCAL),
         ("fd00:ec2::254", Reach.LINK_LOCAL),
+        ("fd20:ce::254", Reach.LINK_LOCAL),
         ("224.0.0.1", Reach.NOWHERE),
         ("ff02::1", Reach.NOWHERE),
         ("255.255.255.255", Reach.NOWHERE),

@@ -102,6 +102,13 @@ def test_a_secret_without_folders_is_no_use_and_says_how_to_write_it(web: WebSer
         opened(web, {"token": "hf_model"})
 
 
+@pytest.mark.parametrize("key", ["modell.token", "Model.token", "model.v2.token", "gone.sessionToken", "token", "accessToken"])
+def test_a_credential_of_no_source_is_refused_so_that_none_is_read_as_anybody(web: WebServer, key: str) -> None:
+    with pytest.raises(InvalidParameter, match=f"the Secret's `{key}` is of no source of this volume; .* data, extra, model,"):
+        opened(web, {**SECRETS, key: "verySecret123"})
+    opened(web, {**SECRETS, "tls.crt": "another's"}).close()
+
+
 def test_an_error_says_which_source_it_is_about(hub: Hub, web: WebServer) -> None:
     with closing(opened(web)) as subject:
         manifest = subject.resolve(subject.pin())

@@ -167,6 +167,12 @@ def test_one_token_is_not_shown_to_several_hosts(server: Server, elsewhere: Serv
         url({"url": f"{server.url}/a,{elsewhere.url}/b"}, "secretToken")
 
 
+def test_one_token_is_not_shown_to_https_and_http_of_one_host() -> None:
+    with pytest.raises(InvalidParameter, match="http and https of one.*name them in sources"):
+        url({"url": "https://files.example/a,http://files.example/b"}, "secretToken")
+    url({"url": "https://files.example/a,https://FILES.example:443/b"}, "secretToken").close()
+
+
 def test_each_refusal_is_said_in_its_own_words(server: Server) -> None:
     def say(status: int, token: str | None = None, body: bytes = b"", **headers: str) -> DataCacheError:
         server.behave["/data.bin"] = lambda handler: handler.say(status, body, **headers)
