@@ -197,7 +197,7 @@ class RangeReader:
 
     @contextmanager
     def _forgotten_when_dead(self, entry: Entry, address: Address) -> Iterator[None]:
-        """Where a remembered address gives no answer, or one of a server in trouble, the next try asks the first one, which may lead elsewhere by then."""
+        """Where a remembered address gives no answer, or a bad one, the next try asks the first address, which may lead elsewhere by then."""
         try:
             yield
         except OriginUnavailable as error:
