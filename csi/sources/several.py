@@ -36,7 +36,7 @@ class SeveralSource:
         try:
             for folder, source in spec.source.parts:
                 with _in(folder):
-                    self._sources[folder] = open_source(CacheSpec(source, spec.preserve_ownership, of_pod=spec.of_pod), own[folder])
+                    self._sources[folder] = open_source(replace(spec, source=source, egress_profile=""), own[folder])
         except BaseException:
             self.close()
             raise

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import email.utils
-import hashlib
 import json
 import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import urllib3
-
-from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.errors import DataCacheError, InvalidParameter, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.pace import Pace
 from csi.sources.answers import failure
-from csi.sources.connections import Connections, drop, in_words, shown_site, site
+from csi.sources.connections import Connections, drop, site
 from csi.sources.destinations import Destinations
 from csi.sources.http import Addresses, Answer, RangeReader
+from csi.sources.whole import read_whole
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import DEFAULT_MTIME_NS, Entry, Kind, Manifest, build
 from csi.spec.url import UrlFile, UrlSpec
 
 _FILL_CONNECTIONS = 16
 _ASKED_AT_ONCE = 8
-_PIECE = 1 << 20
-_FIRST_BYTE = {"Range": "bytes=0-0", "Accept-Encoding": "identity"}
-_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d{1,19})$")
-
+_ALL = {"Accept-Encoding": "identity"}
+_FIRST_BYTE = {"Range": "bytes=0-0", **_ALL}
 _LENGTH = re.compile(r"[0-9]{1,19}")
+_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d{1,19})$")
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class UrlSource:
             )
         self._spec, self._files, self._token = spec, {file.path: file for file in spec.source.files}, token
         self._connections = Connections(_FILL_CONNECTIONS, where)
+        self._wait = Pace(spec.bandwidth_limit).take if spec.bandwidth_limit else lambda count: None
         self._read: frozenset[Entry] = frozenset()
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         self._addresses = Addresses(lambda entry: self._files[entry.path].url, headers, self._refusal, unchanged=_unchanged)
@@ -62,7 +61,11 @@ class UrlSource:
         return self._spec
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """Ask for the first byte of each file; one whose server tells no length is read whole, which tells its sha256 too."""
+        """Ask for the first byte of each file.
+
+        One whose server tells no length, or nothing by which a change could be seen (ETag, Last-Modified, a sha256 in the spec), is
+        read whole, which tells its sha256 too.
+        """
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as threads:
             entries = list(threads.map(self._entry, self._files.values()))
         manifest = build(entries, pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
@@ -95,16 +98,17 @@ class UrlSource:
         asked = Entry(file.path, Kind.FILE)
         with RangeReader(self._connections, self._addresses) as reader:
             answer, address = reader.ask(asked, _FIRST_BYTE, wanted=1)
-            if answer.status == 200 and _size(answer) is None:
-                # All of it has to be read.
-                answer, address = reader.ask(asked, _FIRST_BYTE)
+            whole = answer.status in (200, 206) and (_size(answer) is None or not (file.sha256 or _tells_changes(answer)))
+            if whole:
+                drop(answer)
+                answer, address = reader.ask(asked, _ALL)
         try:
             if answer.status not in (200, 206, 416):
                 refusal = self._refusal(answer.status, answer.headers) if address.at_home else None
                 raise refusal or failure(answer.status, answer.headers, address.url, asked)
             size, sha256 = _size(answer), ""
-            if size is None:
-                size, sha256 = _read_whole(answer, address.url)
+            if whole or size is None:
+                size, sha256 = read_whole(answer, address.url, self._wait, self._connections.tempo)
             return _Facts(size, answer.headers.get("ETag", ""), answer.headers.get("Last-Modified", ""), sha256)
         finally:
             drop(answer)
@@ -119,6 +123,10 @@ class UrlSource:
         return SourceNotFound(f"{what} is not there; check url") if status in (404, 410) else None
 
 
+def _tells_changes(answer: Answer) -> bool:
+    return bool(answer.headers.get("ETag") or answer.headers.get("Last-Modified"))
+
+
 def _size(answer: Answer) -> int | None:
     """The file's size by the headers; None where they do not tell."""
     if answer.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -126,22 +134,8 @@ def _size(answer: Answer) -> int | None:
     total = _TOTAL.match(answer.headers.get("Content-Range", ""))
     if total and answer.status in (206, 416):
         return int(total[1])
-    length = answer.headers.get("Content-Length", "")
-    return int(length) if answer.status == 200 and _LENGTH.fullmatch(length) else None
-
-
-def _read_whole(answer: Answer, url: str) -> tuple[int, str]:
-    """Bytes and sha256 of what comes; raises OriginUnavailable where that cannot be taken as the file."""
-    if answer.status != 200 or answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise OriginUnavailable(f"{shown_site(url)}: it tells no length of the file, or sends it compressed, which was not asked for")
-    size, sha = 0, hashlib.sha256()
-    try:
-        while piece := answer.read(_PIECE):
-            size += len(piece)
-            sha.update(piece)
-    except (OSError, urllib3.exceptions.HTTPError) as error:
-        raise OriginUnavailable(f"{shown_site(url)}: {in_words(error)} (while reading a file whose length it does not tell)") from error
-    return size, sha.hexdigest()
+    length = _LENGTH.fullmatch(answer.headers.get("Content-Length", ""))
+    return int(length[0]) if answer.status == 200 and length else None
 
 
 def _mtime(modified: str) -> int:
@@ -153,8 +147,10 @@ def _mtime(modified: str) -> int:
 
 
 def _unchanged(entry: Entry, headers: Mapping[str, str]) -> bool:
-    """By the ETag, else by the time, where the answer has them. An ETag in an answer, and none at the time of listing, says nothing."""
+    """By the ETag, else by the time; what the listing had not says nothing. False where the listing had one and the answer has neither."""
     _, etag, modified, _ = json.loads(entry.digest.partition(" ")[2])
     if etag and headers.get("ETag"):
         return bool(etag == headers["ETag"])
-    return not modified or headers.get("Last-Modified", modified) == modified
+    if modified and headers.get("Last-Modified"):
+        return bool(modified == headers["Last-Modified"])
+    return not (etag or modified)

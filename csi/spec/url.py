@@ -119,7 +119,11 @@ DIALECT = Dialect(
             "`path=URL` gives a file another path in the volume",
             "required",
         ),
-        Key("sha256", "what the file's bytes must be: 64 hex digits, one for each URL, `-` for none", "not checked"),
+        Key(
+            "sha256",
+            "what the file's bytes must be: 64 hex digits, one for each URL, `-` for none",
+            "not checked; learnt by reading the file where its server tells no length, or no ETag and no time",
+        ),
     ),
     _parse,
     (

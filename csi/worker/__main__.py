@@ -24,6 +24,7 @@ from csi.images.progress import FillProgress
 from csi.images.records import ImagePaths
 from csi.images.vouching import vouch
 from csi.sources.catalog import open_source
+from csi.spec.cache import CacheSpec
 from csi.spec.manifest import Manifest
 from csi.spec.parameters import parse
 from csi.worker.protocol import Request, Resolution
@@ -34,7 +35,7 @@ _COLLECT_EVERY = 200_000
 
 
 class Worker:
-    """Answers requests one after another; events go to `output`. `rate` is the most bytes per second of a fill (None: no limit)."""
+    """Answers requests one after another; events go to `output`. `rate` is the most bytes of files per second (None: no limit)."""
 
     def __init__(self, output: IO[bytes], rate: int | None = None, broken: DataCacheError | None = None) -> None:
         self._output, self._rate, self._broken = output, rate, broken
@@ -66,8 +67,10 @@ class Worker:
             return {"spec": source.pin().to_context()}
 
     def _resolve(self, request: Request) -> dict[str, Any]:
-        with closing(open_source(parse(request.spec).spec, request.secrets, request.allowed)) as source:
-            manifest = source.resolve(source.pin())
+        spec = parse(request.spec).spec
+        # A source may have to read files whole to know them: no faster than a fill may.
+        with closing(open_source(replace(spec, bandwidth_limit=self._limit(spec)), request.secrets, request.allowed)) as source:
+            manifest = source.resolve(replace(source.pin(), bandwidth_limit=spec.bandwidth_limit))
             source.prove(manifest)
         if request.manifest:
             with Path(request.manifest).open("xb") as stream:
@@ -76,14 +79,15 @@ class Worker:
 
     def _fill(self, request: Request) -> dict[str, Any]:
         manifest = _manifest(request)
+        spec = parse(manifest.access).spec
         partial, image = Path(request.partial), Path(request.image)
         if not image.exists():
-            with closing(open_source(parse(manifest.access).spec, request.secrets, request.allowed)) as source:
+            with closing(open_source(spec, request.secrets, request.allowed)) as source:
                 fill(
                     lay_out(manifest),
                     partial,
                     Path(request.journal),
-                    paced(lambda: source.reader(manifest), self._limit(manifest)),
+                    paced(lambda: source.reader(manifest), self._limit(spec)),
                     connections=request.connections,
                     donors=[ImagePaths(Path(folder)) for folder in request.donors],
                     progress=self._report,
@@ -91,15 +95,15 @@ class Worker:
             seal(partial, image, Path(request.journal))
         return {}
 
-    def _limit(self, manifest: Manifest) -> int | None:
-        limits = [limit for limit in (parse(manifest.access).spec.bandwidth_limit, self._rate) if limit]
-        return min(limits, default=None)
+    def _limit(self, spec: CacheSpec) -> int | None:
+        return min((limit for limit in (spec.bandwidth_limit, self._rate) if limit), default=None)
 
     def _vouch(self, request: Request) -> dict[str, Any]:
         manifest = _manifest(request)
-        with closing(open_source(parse(manifest.access).spec, request.secrets, request.allowed)) as source:
+        spec = parse(manifest.access).spec
+        with closing(open_source(spec, request.secrets, request.allowed)) as source:
             seed, connections = bytes.fromhex(request.seed), request.connections
-            open_reader = paced(lambda: source.reader(manifest), self._limit(manifest))
+            open_reader = paced(lambda: source.reader(manifest), self._limit(spec))
             vouch(lay_out(manifest), Path(request.image), open_reader, seed, connections=connections)
         return {}
 

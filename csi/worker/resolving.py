@@ -13,13 +13,15 @@ from csi.errors import Busy, OriginUnavailable, PermissionDenied, SourceNotFound
 from csi.spec.cache import CacheSpec
 from csi.spec.parameters import parse
 from csi.waiting import Patience, WaitingRoom
-from csi.worker.pool import WorkerPool
+from csi.worker.pool import Call, WorkerPool
 from csi.worker.proofs import ProofMemory
 from csi.worker.protocol import Request, Resolution
 
 log = logging.getLogger("datacache.resolve")
 
 _ERROR_KEPT_SECONDS = 60.0
+# external-provisioner comes back within five minutes, kubelet within two and a half.
+_GRACE_SECONDS = 600.0
 Keep = Callable[[Resolution, Path], None]
 
 
@@ -28,6 +30,8 @@ class _Pending:
     """One resolve under way and all who wait for it."""
 
     waiters: set[Patience] = field(default_factory=set)
+    call: Call = field(default_factory=Call)
+    unwanted: threading.Timer | None = None
     result: Resolution | None = None
     error: Exception | None = None
 
@@ -45,6 +49,8 @@ class _Pending:
 
 class Resolver:
     """Resolves specs for one plugin. `scratch` names new files for manifests on their way to `keep`, who moves them where they belong.
+
+    A resolve that nobody has waited for during ten minutes is stopped: there are origins that never end.
 
     `ask_moving`: a spec that can move (a branch, a NAS) is asked for anew each time, as one creating a volume expects;
     otherwise a fresh proof answers for it too, as one mounting a volume expects.
@@ -92,6 +98,8 @@ class Resolver:
                 arguments = (name, pending, spec, secrets, has, keep)
                 threading.Thread(target=self._run, args=arguments, name="resolve", daemon=True).start()
             pending.waiters.add(patience)
+            if pending.unwanted:
+                pending.unwanted.cancel()
             return pending
 
     def _await(self, name: str, pending: _Pending, spec: CacheSpec, patience: Patience) -> Resolution:
@@ -101,35 +109,50 @@ class Resolver:
             pending.waiters.discard(patience)
             if pending.done and self._pending.get(name) is pending:
                 del self._pending[name]
+            if not pending.done and not pending.waiters:
+                pending.unwanted = self._stop_later(pending)
         if pending.error:
             raise pending.error
         if pending.result is None:
             raise Busy(patience.cancelled or f"still resolving {spec.source.shown}; call again, the work goes on")
         return pending.result
 
+    def _stop_later(self, pending: _Pending) -> threading.Timer:
+        timer = threading.Timer(_GRACE_SECONDS, self._stop, (pending,))
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _stop(self, pending: _Pending) -> None:
+        with self._guard:
+            if not pending.waiters:
+                pending.call.stop()
+
     def _run(self, name: str, pending: _Pending, spec: CacheSpec, secrets: dict[str, str], has: Callable[[str], bool], keep: Keep | None) -> None:
         result, error = None, None
         try:
-            result = self._ask(spec, secrets, has, keep)
+            result = self._ask(pending.call, spec, secrets, has, keep)
         except Exception as raised:
             error = raised
         with self._guard:
             pending.result, pending.error, pending.ended = result, error, time.monotonic()
+            if pending.unwanted:
+                pending.unwanted.cancel()
             for patience in pending.waiters:
                 patience.wake()
-            if result and not pending.waiters and self._pending.get(name) is pending:
+            if (result or pending.call.stopped) and not pending.waiters and self._pending.get(name) is pending:
                 del self._pending[name]
 
-    def _ask(self, spec: CacheSpec, secrets: dict[str, str], has: Callable[[str], bool], keep: Keep | None) -> Resolution:
+    def _ask(self, call: Call, spec: CacheSpec, secrets: dict[str, str], has: Callable[[str], bool], keep: Keep | None) -> Resolution:
         asked = {spec}
         try:
-            pinned = self._pin(spec, secrets)
+            pinned = self._pin(call, spec, secrets)
             asked.add(pinned)
             known = None if pinned.source_moves else self._proofs.fresh(secrets, pinned)
             if known and has(known.digest):
                 self._proofs.share(secrets, pinned, spec)
                 return known
-            found = self._resolve(pinned, secrets, keep)
+            found = self._resolve(call, pinned, secrets, keep)
         except OriginUnavailable as error:
             known = self._proofs.lasting(secrets, spec)
             if known is None or not has(known.digest):
@@ -144,18 +167,18 @@ class Resolver:
             self._proofs.remember(secrets, proven, found)
         return found
 
-    def _pin(self, spec: CacheSpec, secrets: dict[str, str]) -> CacheSpec:
+    def _pin(self, call: Call, spec: CacheSpec, secrets: dict[str, str]) -> CacheSpec:
         if not spec.moving or spec.source_moves:
             return spec
-        return parse(self._pool.call("resolve", Request("pin", spec.to_context(), secrets))["spec"]).spec
+        return parse(self._pool.call("resolve", Request("pin", spec.to_context(), secrets), call)["spec"]).spec
 
-    def _resolve(self, pinned: CacheSpec, secrets: dict[str, str], keep: Keep | None) -> Resolution:
+    def _resolve(self, call: Call, pinned: CacheSpec, secrets: dict[str, str], keep: Keep | None) -> Resolution:
         request = Request("resolve", pinned.to_context(), secrets)
         if keep is None or self._scratch is None:
-            return Resolution.decode(self._pool.call("resolve", request))
+            return Resolution.decode(self._pool.call("resolve", request, call))
         manifest = self._scratch()
         try:
-            found = Resolution.decode(self._pool.call("resolve", replace(request, manifest=str(manifest))))
+            found = Resolution.decode(self._pool.call("resolve", replace(request, manifest=str(manifest)), call))
             keep(found, manifest)
             return found
         finally:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from csi.images.pace import Pace
+from csi.pace import Pace
 
 
 class Clock:

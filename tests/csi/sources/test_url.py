@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
+import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
 
-from csi.errors import CorruptContent, DataCacheError, InvalidParameter, OriginUnavailable, SourceChanged, SourceNotFound, Unauthenticated
+from csi.errors import (
+    CorruptContent,
+    DataCacheError,
+    InvalidParameter,
+    OriginUnavailable,
+    OutOfRange,
+    SourceChanged,
+    SourceNotFound,
+    Unauthenticated,
+)
 from csi.images.fill import fill
 from csi.images.layout import lay_out
+from csi.sources import tempo
+from csi.sources import whole as whole_files
 from csi.sources.catalog import open_source
 from csi.sources.url import UrlSource
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import DEFAULT_MTIME_NS, Manifest
 from csi.spec.parameters import parse
+from csi.worker.__main__ import Worker
+from csi.worker.protocol import Request
 from tests.conformance.trees import entry, read
 from tests.origins.scripted import Answer, Server
 
@@ -57,6 +73,9 @@ def whole(handler: Answer, **headers: str) -> None:
 
 
 def ranged(handler: Answer, **headers: str) -> None:
+    if not handler.headers["Range"]:
+        whole(handler, **headers)
+        return
     first, end = handler.span()
     handler.say(206, DATA[first:end], Content_Range=f"bytes {first}-{end - 1}/{len(DATA)}", **headers)
 
@@ -97,6 +116,79 @@ def test_a_file_whose_length_is_not_told_is_held_to_the_sum_it_had(server: Serve
     server.behave["/data.bin"] = without_length
     with closing(url({"url": f"{server.url}/data.bin"})) as subject:
         assert entry(resolved(subject), "data.bin").digest.startswith(f"claimed:{SUM} ")
+
+
+def test_a_file_that_changes_without_a_sign_is_not_taken_for_one(server: Server, tmp_path: Path) -> None:
+    """No ETag, no Last-Modified, the same size: only the sum that was taken when it was resolved tells."""
+    size, served = 1 << 20, 0
+
+    def changing(handler: Answer) -> None:
+        nonlocal served
+        first, end = handler.span() if handler.headers["Range"] else (0, size)
+        served += end - first
+        body = (b"A" if served <= size + size // 2 else b"B") * (end - first)
+        handler.say(206 if handler.headers["Range"] else 200, body, Content_Range=f"bytes {first}-{end - 1}/{size}")
+
+    server.behave["/data.bin"] = changing
+    with closing(url({"url": f"{server.url}/data.bin"})) as subject:
+        manifest = resolved(subject)
+        with pytest.raises(CorruptContent, match="data.bin"):
+            fill(lay_out(manifest), tmp_path / "i", tmp_path / "j", lambda: subject.reader(manifest), connections=1, chunk_bytes=size // 4)
+
+
+def test_a_file_that_tells_no_changes_is_read_whole_unless_its_sum_is_given(server: Server) -> None:
+    server.behave["/data.bin"] = ranged
+    for given, asked in (({}, ["bytes=0-0", None]), ({"sha256": SUM}, ["bytes=0-0"])):
+        server.seen.clear()
+        with closing(url({"url": f"{server.url}/data.bin"} | given)) as subject:
+            assert entry(resolved(subject), "data.bin").digest.startswith(f"claimed:{SUM} ")
+        assert [seen[2] for seen in server.seen] == asked
+
+
+def endless(handler: Answer) -> None:
+    handler.send_response(200)
+    handler.send_header("Connection", "close")
+    handler.end_headers()
+    with suppress(OSError):
+        while True:
+            handler.wfile.write(bytes(1 << 16))
+    handler.close_connection = True
+
+
+def test_a_file_that_does_not_end_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(whole_files, "LARGEST_VOLUME", 1 << 20)
+    server.behave["/data.bin"] = endless
+    error = failing(url({"url": f"{server.url}/data.bin"}))
+    assert isinstance(error, OutOfRange) and f"more than {1 << 20} bytes" in str(error)
+
+
+@pytest.mark.parametrize(("rate", "parameters"), [(None, {"bandwidthLimit": "4Mi"}), (4 << 20, {}), (4 << 20, {"bandwidthLimit": "1Gi"})])
+def test_a_file_is_read_whole_no_faster_than_it_may_be(server: Server, rate: int | None, parameters: dict[str, str]) -> None:
+    server.behave["/data.bin"] = without_length
+    alone = {"url": f"{server.url}/data.bin"}
+    for named in (alone, {"sources": json.dumps([{"folder": "a", **alone}])}):
+        spec = parse(named | parameters).spec
+        began = time.monotonic()
+        Worker(io.BytesIO(), rate)._resolve(Request("resolve", spec.to_context(), {}))
+        assert time.monotonic() - began >= 0.7 * len(DATA) / (4 << 20)
+
+
+def test_a_file_that_trickles_while_it_is_read_whole_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempo, "WINDOW_SECONDS", 0.2)
+
+    def drip(handler: Answer) -> None:
+        handler.send_response(200)
+        handler.send_header("Connection", "close")
+        handler.end_headers()
+        with suppress(OSError):
+            for _ in range(1000):
+                handler.wfile.write(b"x")
+                time.sleep(0.01)
+        handler.close_connection = True
+
+    server.behave["/data.bin"] = drip
+    error = failing(url({"url": f"{server.url}/data.bin"}))
+    assert isinstance(error, OriginUnavailable) and "far less than others" in str(error)
 
 
 def test_an_empty_file_is_one(server: Server) -> None:
@@ -140,14 +232,22 @@ def test_naming_the_sum_of_another_file_makes_no_volume_of_it(server: Server, el
     assert len(digests) == 2
 
 
-@pytest.mark.parametrize(("before", "after"), [({"ETag": '"1"'}, {"ETag": '"2"'}), ({"Last_Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}, {})])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"ETag": '"1"'}, {"ETag": '"2"'}),
+        ({"Last_Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}, {"Last_Modified": "Wed, 15 Nov 2023 22:13:20 GMT"}),
+        ({"ETag": '"1"'}, {}),
+        ({"Last_Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}, {}),
+        ({"ETag": '"1"'}, {"Last_Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}),
+    ],
+)
 def test_a_file_that_changes_between_two_ranges_is_caught(server: Server, before: dict[str, str], after: dict[str, str]) -> None:
     server.behave["/data.bin"] = lambda handler: ranged(handler, **before)
     with closing(url({"url": f"{server.url}/data.bin"})) as subject:
         manifest = resolved(subject)
         assert read(subject, manifest, "data.bin", 0, 1000) == DATA[:1000]
-        changed = after or {"Last_Modified": "Wed, 15 Nov 2023 22:13:20 GMT"}
-        server.behave["/data.bin"] = lambda handler: ranged(handler, **changed)
+        server.behave["/data.bin"] = lambda handler: ranged(handler, **after)
         with pytest.raises(SourceChanged, match="data.bin"):
             read(subject, manifest, "data.bin", 1000, 1000)
 

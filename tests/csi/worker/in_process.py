@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -61,11 +62,18 @@ class InProcess:
             return self._fill(request, call or Call(), on_progress)
         if request.operation == "vouch":
             return self._vouch(request, call or Call())
-        assert self.go.wait(30), "the test never let the resolve go"
+        self._wait(call or Call())
         if self.error:
             raise self.error
         self._check(request)
         return {"spec": self._pinned(request)} if request.operation == "pin" else self._resolve(request)
+
+    def _wait(self, call: Call) -> None:
+        end = time.monotonic() + 30
+        while not self.go.wait(_TICK):
+            assert time.monotonic() < end, "the test never let the resolve go"
+            if call.stopped:
+                raise Busy("the work was stopped; call again to go on")
 
     @property
     def digest(self) -> str:

@@ -16,6 +16,7 @@ from csi.spec.manifest import Manifest
 from csi.spec.nas import NasSpec
 from csi.waiting import Patience, WaitingRoom
 from csi.worker import resolving
+from csi.worker.pool import Call
 from csi.worker.proofs import ProofMemory
 from csi.worker.protocol import Request, Resolution
 from csi.worker.resolving import Resolver
@@ -202,6 +203,26 @@ def test_an_old_error_is_told_to_nobody(creating: Setting, monkeypatch: pytest.M
     assert creating.resolve().digest == creating.origin.digest
 
 
+def test_a_resolve_that_nobody_comes_back_for_is_stopped_and_the_next_call_begins_anew(creating: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolving, "_GRACE_SECONDS", 0.05)
+    creating.origin.go.clear()
+    with pytest.raises(Busy, match="still resolving"):
+        creating.resolve(seconds=0.05)
+    assert eventually(lambda: not creating.resolver._pending)
+    creating.origin.go.set()
+    assert creating.resolve().digest == creating.origin.digest
+
+
+def test_a_resolve_that_somebody_waits_for_goes_on(creating: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resolving, "_GRACE_SECONDS", 0.2)
+    creating.origin.go.clear()
+    with pytest.raises(Busy):
+        creating.resolve(seconds=0.01)
+    threading.Timer(0.5, creating.origin.go.set).start()
+    assert creating.resolve().digest == creating.origin.digest
+    assert creating.origin.operations == ["pin", "resolve"]
+
+
 def test_a_cancelled_call_says_why_it_ended(creating: Setting) -> None:
     creating.origin.go.clear()
     threading.Timer(0.1, lambda: creating.room.cancel("vol", "the volume is being unpublished")).start()
@@ -239,8 +260,8 @@ def test_a_refusal_forgets_what_was_proven_of_branch_and_commit(mounting: Settin
     mounting.now += 600
     real_call = mounting.origin.call
 
-    def refused_after_pin(lane: str, request: Request) -> dict:
-        answer = real_call(lane, request)
+    def refused_after_pin(lane: str, request: Request, call: Call) -> dict:
+        answer = real_call(lane, request, call)
         if request.operation == "resolve":
             raise refusal("the token was revoked")
         return answer

@@ -34,7 +34,7 @@ class Pool:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def call(self, lane: str, request: Request) -> dict:
+    def call(self, lane: str, request: Request, call: object) -> dict:
         self.asked.append(request.operation)
         return {"spec": parse({**request.spec, "revision": COMMIT}).spec.to_context()} if request.operation == "pin" else FOUND.encode()
 

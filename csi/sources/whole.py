@@ -1,0 +1,47 @@
+"""A file that has to be read whole to be known: its size and its sha256, read no faster than it may be, and not for ever."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+
+import urllib3
+
+from csi.errors import OriginUnavailable, OutOfRange
+from csi.sources.connections import shown_site, unreachable
+from csi.sources.http import Answer
+from csi.sources.tempo import Meter, Tempo
+from csi.spec.parameters import LARGEST_VOLUME
+
+_PIECE = 1 << 16
+
+
+def read_whole(answer: Answer, url: str, wait: Callable[[int], None], usual: Tempo) -> tuple[int, str]:
+    """Bytes and sha256 of what comes. `wait` returns when so many bytes more may be read; `usual` is what other connections give.
+
+    Raises OriginUnavailable where that cannot be taken as the file or trickles, OutOfRange where it ends not before the largest volume is full.
+    """
+    where = shown_site(url)
+    if answer.status != 200 or answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise OriginUnavailable(f"{where}: it tells no length of the file, or sends it compressed, which was not asked for")
+    size, sha, meter, while_doing = 0, hashlib.sha256(), Meter(usual), " (while reading a file whole, to know what it is)"
+    while piece := _next(answer, where, while_doing, meter):
+        size += len(piece)
+        sha.update(piece)
+        if size > LARGEST_VOLUME:
+            raise OutOfRange(f"{where}: a file has more than {LARGEST_VOLUME} bytes, and a volume can have no more; check url")
+        wait(len(piece))
+    meter.end()
+    return size, sha.hexdigest()
+
+
+def _next(answer: Answer, where: str, while_doing: str, meter: Meter) -> bytes | memoryview:
+    began = time.monotonic()
+    try:
+        piece = answer.read1(_PIECE)
+    except (OSError, urllib3.exceptions.HTTPError) as error:
+        raise unreachable(error, where, while_doing) from error
+    if meter.trickles(len(piece), time.monotonic() - began):
+        raise OriginUnavailable(f"{where}: the connection gives far less than others do{while_doing}")
+    return piece
