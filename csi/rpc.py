@@ -10,7 +10,6 @@ import signal
 import socket
 import stat
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -195,8 +194,12 @@ def serve(endpoint: str, threads: int, room: WaitingRoom, register: Callable[[gr
 
 
 def _until_told_to_leave() -> None:
-    told = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: told.set())
-    while not told.wait(3600):
-        pass
+    told, teller = socket.socketpair()
+    with told, teller:
+        # Whichever thread the signal meets: an event would be set by the main thread's own handler, which waits for it.
+        teller.setblocking(False)
+        signal.set_wakeup_fd(teller.fileno())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        told.recv(1)
+        signal.set_wakeup_fd(-1)
