@@ -18,11 +18,14 @@ class Pace:
         self._guard = threading.Lock()
         self._free_at = clock()
 
-    def take(self, count: int) -> None:
-        """Return when `count` more bytes may be read."""
+    def take(self, count: int, *others: Pace) -> None:
+        """Return when `count` more bytes may be read, by this pace and by `others`."""
+        wait = max(pace._reserve(count) for pace in (self, *others))
+        if wait > 0:
+            self._sleep(wait)
+
+    def _reserve(self, count: int) -> float:
         with self._guard:
             start = max(self._free_at, self._clock() - _SAVED_SECONDS)
             self._free_at = start + count / self._rate
-            wait = self._free_at - self._clock()
-        if wait > 0:
-            self._sleep(wait)
+            return self._free_at - self._clock()

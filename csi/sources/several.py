@@ -11,6 +11,7 @@ from csi.sources.source import Source
 from csi.spec.access import Reader
 from csi.spec.cache import CacheSpec
 from csi.spec.dialects import secret_names
+from csi.spec.keys import SourceSpec
 from csi.spec.manifest import Entry, Manifest, build
 from csi.spec.parameters import parse
 from csi.spec.several import SeveralSpec
@@ -26,7 +27,7 @@ class SeveralSource:
         """`secrets` are those of all sources, each behind its folder and a dot. Raises InvalidParameter for one that is no source's."""
         if not isinstance(spec.source, SeveralSpec):
             raise InvalidParameter(f"{spec.source.shown} is one source, not several")
-        self._spec = spec
+        self._spec, self._several = spec, spec.source
         own = _shared_out([folder for folder, _ in spec.source.parts], secrets)
         if secrets and not any(own.values()):
             folders = ", ".join(own)
@@ -36,14 +37,19 @@ class SeveralSource:
         try:
             for folder, source in spec.source.parts:
                 with _in(folder):
-                    self._sources[folder] = open_source(replace(spec, source=source, egress_profile=""), own[folder])
+                    self._sources[folder] = open_source(self._alone(folder, source), own[folder])
         except BaseException:
             self.close()
             raise
 
+    def _alone(self, folder: str, source: SourceSpec) -> CacheSpec:
+        limits = (dict(self._several.limits).get(folder), self._spec.bandwidth_limit)
+        limit = min((limit for limit in limits if limit), default=None)
+        return replace(self._spec, source=source, egress_profile="", bandwidth_limit=limit)
+
     def pin(self) -> CacheSpec:
         """The spec with every revision pinned that can be."""
-        return replace(self._spec, source=SeveralSpec(tuple((folder, spec.source) for folder, spec in self._pinned().items())))
+        return replace(self._spec, source=replace(self._several, parts=tuple((folder, spec.source) for folder, spec in self._pinned().items())))
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
         """List every source; what one may not hold alone, it may not hold here."""

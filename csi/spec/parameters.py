@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from csi.errors import InvalidParameter, PermissionDenied
 from csi.spec import performance
+from csi.spec.bandwidth import bandwidth_limit
 from csi.spec.cache import CacheSpec
 from csi.spec.dialects import TYPE, secret_names, source_key_table, source_keys, source_of
 from csi.spec.keys import Key, Setter
@@ -28,7 +29,7 @@ VOLUME_KEYS = (
         "`refuse`, or `downgrade`: accept ReadWriteOnce and the like, and mount read-only all the same",
         "`refuse`; inline volumes are always downgraded",
     ),
-    Key("bandwidthLimit", "the most bytes per second that a fill fetches, as `500Mi`", "no limit"),
+    Key("bandwidthLimit", "the most bytes per second that a fill fetches, as `500Mi`; in an item of `sources`, from that source", "no limit"),
     Key("egressProfile", "the operator's network that fetches go through (`--egress-profile`)", "the node's own", Setter.ADMINISTRATOR),
     Key("size", "the volume's least size, as `20Gi` (a bare number is GiB); a claim asks for storage instead", "the content's", Setter.VOLUME),
     Key("namedBy", "`pod`: the source is the word of a pod's author", "", Setter.CONTROLLER),
@@ -43,7 +44,6 @@ LARGEST_VOLUME = 2**32 * 4096
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PROFILE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_LEAST_BANDWIDTH = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,7 @@ def _way(values: Mapping[str, str]) -> tuple[str, int | None, bool]:
     named_by = values.get("namedBy", "")
     if named_by not in ("", "pod"):
         raise InvalidParameter(f"namedBy is {shown(named_by)}; the driver writes it, remove it")
-    profile, limit = values.get("egressProfile", ""), values.get("bandwidthLimit", "")
+    profile = values.get("egressProfile", "")
     if profile and not _PROFILE.fullmatch(profile):
         raise InvalidParameter(f"egressProfile is {shown(profile)}; it is the name of one of the operator's networks")
-    rate = quantity("bandwidthLimit", limit, _LEAST_BANDWIDTH, performance.MAX_BANDWIDTH) if limit else None
-    return profile, rate, named_by == "pod"
+    return profile, bandwidth_limit(values.get("bandwidthLimit", "")), named_by == "pod"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from csi.errors import InvalidParameter
+from csi.spec.bandwidth import bandwidth_limit
 from csi.spec.keys import Dialect, Key, SecretKey, SourceSpec
 from csi.spec.mount_flags import refuse_flags
 from csi.spec.shown import shown
@@ -17,12 +18,19 @@ from csi.spec.shown import shown
 MOST_SOURCES = 64
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
+# What an item has beside its source's own keys.
+_OWN = {"folder": "folder", "bandwidthlimit": "bandwidthLimit"}
+
 
 @dataclass(frozen=True)
 class SeveralSpec:
-    """Sources by the top folder that shows them, ordered by folder."""
+    """Sources by the top folder that shows them, ordered by folder.
+
+    `limits` are the bytes per second that a fill may fetch of the sources that have such a limit of their own, ordered by folder.
+    """
 
     parts: tuple[tuple[str, SourceSpec], ...]
+    limits: tuple[tuple[str, int], ...] = ()
 
     @property
     def shown(self) -> str:
@@ -51,7 +59,8 @@ class SeveralSpec:
 
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec."""
-        parts = [{"folder": folder, **source.to_context()} for folder, source in self.parts]
+        limits = {folder: {"bandwidthLimit": str(limit)} for folder, limit in self.limits}
+        parts = [{"folder": folder, **source.to_context(), **limits.get(folder, {})} for folder, source in self.parts]
         return {"type": "Several", "sources": json.dumps(parts, separators=(",", ":"))}
 
 
@@ -61,6 +70,7 @@ def several(parse_source: Callable[[Mapping[str, str], Sequence[str]], SourceSpe
     def parse(values: Mapping[str, str], flags: Sequence[str]) -> SeveralSpec:
         refuse_flags(flags, "several sources; give a NAS its options within sources")
         parts: dict[str, SourceSpec] = {}
+        limits: dict[str, int] = {}
         for number, item in enumerate(_items(values.get("sources", ""))):
             folder = item.pop("folder", "")
             if not _FOLDER.fullmatch(folder) or folder in parts:
@@ -68,19 +78,21 @@ def several(parse_source: Callable[[Mapping[str, str], Sequence[str]], SourceSpe
                     f"sources[{number}].folder is {shown(folder)}; give each source a folder of its own, of letters, digits, '.', '_', '-'"
                 )
             try:
+                if limit := bandwidth_limit(item.pop("bandwidthLimit", "")):
+                    limits[folder] = limit
                 parts[folder] = parse_source(item, ())
             except InvalidParameter as error:
                 raise InvalidParameter(f"sources[{number}] ({folder}): {error}") from error
-        return SeveralSpec(tuple(sorted(parts.items())))
+        return SeveralSpec(tuple(sorted(parts.items())), tuple(sorted(limits.items())))
 
     key = Key(
         "sources",
-        'a JSON list; each item is a source\'s own keys and its `folder`, as `[{"folder": "base", "repoId": "org/name"}, ...]`',
+        'a JSON list; each item has a source\'s keys, its `folder`, maybe `bandwidthLimit`, as `[{"folder": "base", "repoId": "org/name"}, ...]`',
         "required",
     )
     secret = SecretKey(
         "FOLDER.KEY",
-        "its keys behind its folder and a dot, as `base.token`; no other source gets them, and those of no folder are refused",
+        "a source's keys behind its folder and a dot, as `base.token`; no other source gets them, and those of no folder are refused",
     )
     return Dialect("several", "several sources", ("SEVERAL",), (key,), parse, (secret,))
 
@@ -110,4 +122,4 @@ def _flat(number: int, item: Any) -> dict[str, str]:
     if any(not isinstance(value, str | int | bool) for value in item.values()):
         raise InvalidParameter(f"sources[{number}] has a value that is no text; write lists as one text, by commas")
     flat = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in item.items()}
-    return {"folder" if key.lower() == "folder" else key: value for key, value in flat.items()}
+    return {_OWN.get(key.lower(), key): value for key, value in flat.items()}

@@ -24,9 +24,12 @@ from csi.images.progress import FillProgress
 from csi.images.records import ImagePaths
 from csi.images.vouching import vouch
 from csi.sources.catalog import open_source
+from csi.sources.source import Source
+from csi.spec.access import OpenReader
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import Manifest
 from csi.spec.parameters import parse
+from csi.spec.several import SeveralSpec
 from csi.worker.protocol import Request, Resolution
 
 log = logging.getLogger("datacache.worker")
@@ -87,7 +90,7 @@ class Worker:
                     lay_out(manifest),
                     partial,
                     Path(request.journal),
-                    paced(lambda: source.reader(manifest), self._limit(spec)),
+                    self._paced(source, spec, manifest),
                     connections=request.connections,
                     donors=[ImagePaths(Path(folder)) for folder in request.donors],
                     progress=self._report,
@@ -98,13 +101,16 @@ class Worker:
     def _limit(self, spec: CacheSpec) -> int | None:
         return min((limit for limit in (spec.bandwidth_limit, self._rate) if limit), default=None)
 
+    def _paced(self, source: Source, spec: CacheSpec, manifest: Manifest) -> OpenReader:
+        folders = dict(spec.source.limits) if isinstance(spec.source, SeveralSpec) else {}
+        return paced(lambda: source.reader(manifest), self._limit(spec), folders)
+
     def _vouch(self, request: Request) -> dict[str, Any]:
         manifest = _manifest(request)
         spec = parse(manifest.access).spec
         with closing(open_source(spec, request.secrets, request.allowed)) as source:
             seed, connections = bytes.fromhex(request.seed), request.connections
-            open_reader = paced(lambda: source.reader(manifest), self._limit(spec))
-            vouch(lay_out(manifest), Path(request.image), open_reader, seed, connections=connections)
+            vouch(lay_out(manifest), Path(request.image), self._paced(source, spec, manifest), seed, connections=connections)
         return {}
 
     def _report(self, progress: FillProgress) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 import threading
@@ -101,15 +102,18 @@ def test_nfs_goes_through_the_profiles_network_at_its_rate(machine: Machine, net
     shutil.rmtree(export)
 
 
-@pytest.mark.parametrize("limit", [{"bandwidthLimit": "6Mi"}, {"egressProfile": "slow"}])
-def test_a_limit_holds_without_a_network_of_its_own(tmp_path: Path, limit: dict[str, str]) -> None:
+def test_a_limit_holds_without_a_network_of_its_own(tmp_path: Path) -> None:
     flags = ["--egress-profile=slow=rate:48mbit"]
     with WebServer() as web, Machine(tmp_path, node=flags, controller=flags) as machine:
-        web.files["/data.bin"] = content(tmp_path / "data.bin", SIZE // 2)
-        volume = machine.create("limited", {"url": f"{web.url}/data.bin"} | limit)
-        begun = time.monotonic()
-        machine.show(volume, "limited")
-        assert time.monotonic() - begun >= 0.9 * (SIZE // 2) / (6 * MIB)
+        data = content(tmp_path / "data.bin", SIZE // 4)
+        urls = [f"{web.url}/{number}.bin" for number in range(3)]
+        web.files.update({f"/{number}.bin": data for number in range(3)})
+        one_of_many = {"sources": json.dumps([{"folder": "slow", "url": urls[2], "bandwidthLimit": "6Mi"}])}
+        for number, limited in enumerate(({"url": urls[0], "bandwidthLimit": "6Mi"}, {"url": urls[1], "egressProfile": "slow"}, one_of_many)):
+            volume = machine.create(f"limited{number}", limited)
+            begun = time.monotonic()
+            machine.show(volume, f"limited{number}")
+            assert time.monotonic() - begun >= 0.9 * (SIZE // 4) / (6 * MIB), limited
 
 
 def test_a_profile_that_is_not_known_or_whose_network_is_gone_is_said(machine: Machine, networks: list[Network]) -> None:

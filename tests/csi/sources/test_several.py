@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +14,9 @@ from csi.errors import InvalidParameter, OriginUnavailable, SourceChanged, Sourc
 from csi.images.fill import fill
 from csi.images.layout import lay_out
 from csi.sources.catalog import open_source
+from csi.sources.several import SeveralSource
 from csi.sources.source import Source
+from csi.spec.cache import CacheSpec
 from csi.spec.hub import is_commit
 from csi.spec.manifest import Kind
 from csi.spec.parameters import parse
@@ -107,6 +109,21 @@ def test_a_credential_of_no_source_is_refused_so_that_none_is_read_as_anybody(we
     with pytest.raises(InvalidParameter, match=f"the Secret's `{key}` is of no source of this volume; .* data, extra, model,"):
         opened(web, {**SECRETS, key: "verySecret123"})
     opened(web, {**SECRETS, "tls.crt": "another's"}).close()
+
+
+def test_each_source_is_read_at_the_lower_of_its_limit_and_the_volumes() -> None:
+    limits = {"a": "1Mi", "b": "9Mi", "c": ""}
+    parts = [{"folder": folder, "repoId": "org/name", "bandwidthLimit": limit} for folder, limit in limits.items()]
+    seen: list[int | None] = []
+
+    def opening(spec: CacheSpec, secrets: Mapping[str, str]) -> Source:
+        seen.append(spec.bandwidth_limit)
+        return open_source(spec, secrets)
+
+    for more, expected in (({}, [1 << 20, 9 << 20, None]), ({"bandwidthLimit": "5Mi"}, [1 << 20, 5 << 20, 5 << 20])):
+        seen.clear()
+        SeveralSource(parse({"sources": json.dumps(parts), **more}).spec, {}, opening).close()
+        assert seen == expected
 
 
 def test_an_error_says_which_source_it_is_about(hub: Hub, web: WebServer) -> None:

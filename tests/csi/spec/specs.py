@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from csi.spec.cache import CacheSpec
 from csi.spec.hub import REPO_SOURCES, HubSpec
+from csi.spec.keys import SourceSpec
 from csi.spec.nas import NasSpec
 from csi.spec.objects import ObjectSpec
 from csi.spec.several import SeveralSpec
@@ -46,7 +47,15 @@ def _url_spec(parts: list[tuple[str, str, str]]) -> UrlSpec:
 
 urls = url_lists.map(_url_spec)
 single = st.one_of(hubs, shares, oss, s3, urls)
-several = st.dictionaries(names, single, min_size=1, max_size=3).map(lambda parts: SeveralSpec(tuple(sorted(parts.items()))))
 limits = st.none() | st.integers(1 << 16, 1 << 40)
+
+
+def _several_spec(parts: dict[str, tuple[SourceSpec, int | None]]) -> SeveralSpec:
+    ordered = sorted(parts.items())
+    own = tuple((folder, limit) for folder, (_, limit) in ordered if limit)
+    return SeveralSpec(tuple((folder, source) for folder, (source, _) in ordered), own)
+
+
+several = st.dictionaries(names, st.tuples(single, limits), min_size=1, max_size=3).map(_several_spec)
 profiles = st.just("") | st.from_regex(r"[a-z0-9]{1,12}", fullmatch=True)
 cache_specs = st.builds(CacheSpec, single | several, st.booleans(), profiles, limits, st.booleans())

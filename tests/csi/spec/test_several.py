@@ -29,6 +29,13 @@ def test_each_source_is_written_in_its_own_keys_in_any_case() -> None:
     assert found.moving and found.source_moves and found.source.addresses == ("nas",)
 
 
+def test_a_source_may_have_a_limit_of_its_own() -> None:
+    found = parse({"sources": json.dumps([{**NAS, "BandwidthLimit": "5Mi"}, HUB]), "bandwidthLimit": "9Mi"}).spec
+    assert isinstance(found.source, SeveralSpec)
+    assert (found.bandwidth_limit, found.source.limits) == (9 << 20, (("extra", 5 << 20),))
+    assert "sources[0] (base): bandwidthLimit is '1'" in refusal([{**HUB, "bandwidthLimit": 1}])
+
+
 def test_the_order_of_the_list_means_nothing() -> None:
     assert parse({"sources": json.dumps([NAS, HUB])}) == parse({"sources": json.dumps([HUB, NAS])})
 
