@@ -12,6 +12,9 @@ import pytest
 
 from controller_plugin.__main__ import parser as controller_flags
 from csi import __version__
+from csi.images.fetch import FIRST_PAUSE, LONGEST_PAUSE, MAX_FAILURES
+from csi.images.flow import LONGEST_RETRY_AFTER
+from csi.sources.http import MAX_REDIRECTS
 from csi.spec import parameters
 from csi.spec.dialects import source_key_table
 from csi.spec.keys import Setter
@@ -43,6 +46,18 @@ def test_every_path_that_a_document_names_exists(document: str) -> None:
 
 def test_the_walks_name_many_files() -> None:
     assert len(paths_in("ARCHITECTURE.md")) > 30
+
+
+def test_the_walks_name_every_module_that_reads_a_source() -> None:
+    modules = {f"csi/sources/{path.name}" for path in (ROOT / "csi/sources").glob("*.py")} - {"csi/sources/__init__.py"}
+    assert sorted(modules - set(paths_in("ARCHITECTURE.md"))) == []
+
+
+def test_the_readme_says_how_often_an_origin_is_asked() -> None:
+    said = " ".join(text("README.md").split())
+    assert f"asked for {MAX_FAILURES} times at most" in said
+    assert f"pause that grows from {FIRST_PAUSE:g} to {LONGEST_PAUSE:g} seconds" in said and f"{LONGEST_RETRY_AFTER:g} seconds at most" in said
+    assert f"{MAX_REDIRECTS} redirects at most, so it is {MAX_REDIRECTS + 1} requests" in said
 
 
 def test_every_name_that_the_walks_put_beside_a_file_is_in_it() -> None:
