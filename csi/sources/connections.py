@@ -26,7 +26,7 @@ from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, Orig
 from csi.sources.checked import connect, guard, unchecked
 from csi.sources.deadlines import Deadlines
 from csi.sources.destinations import Destinations, Reach
-from csi.sources.small_answers import Patience, SmallAnswer, SmallAnswers
+from csi.sources.small_answers import Patience, SigningKey, SmallAnswer, SmallAnswers
 from csi.sources.tempo import FLOOR, Tempo
 
 CONNECT_SECONDS = 10.0
@@ -55,8 +55,8 @@ class Connections:
         self.tempo = Tempo()
         self._trust = trust()
         self._managers: dict[tuple[str, Reach], urllib3.PoolManager] = {}
-        self._small: dict[Reach, SmallAnswers] = {}
         self._trusted: set[Site] = set()
+        self._small: dict[tuple[str, Reach], SmallAnswers] = {}
         self._routes: dict[tuple[Site, Site | None], tuple[str, Reach]] = {}
         self._asking = threading.local()
         self._guard = threading.Lock()
@@ -90,20 +90,40 @@ class Connections:
             return None
         try:
             proxy, farthest = self._route(url, there, home)
-            return None if proxy else self._small_answers(farthest).get(url, there[1], headers, wanted)
+            return None if proxy else self._small_answers(proxy, farthest).get(url, there[1], headers, wanted)
         except OSError as error:
             raise unreachable(error, shown_site(url)) from error
 
-    def _small_answers(self, farthest: Reach) -> SmallAnswers:
+    def get_signed(self, url: str, headers: Mapping[str, str], wanted: int, key: SigningKey | None) -> SmallAnswer:
+        """As `get`, signed with `key` (None as anybody), through the proxy too, with a body of at most `wanted` bytes that is here already.
+
+        As with `get_small` a stream looks at certificates first, which asks for `url` without its query and unsigned.
+        """
+        there = site(url)
+        plain = url.partition("?")[0]
+        if there[0] == "https" and there not in self._trusted:
+            drop(self.get(plain, {}))
+        try:
+            answer = self._small_answers(*self._route(url, there, None)).get(url, there[1], headers, wanted, key)
+        except OSError as error:
+            raise unreachable(error, shown_site(url)) from error
+        if answer is None:
+            # Nothing was sent; a stream says what is wrong.
+            drop(self.get(plain, {}))
+            raise OriginUnavailable(f"{shown_site(url)}: no connection came about; trying again may help")
+        return answer
+
+    def _small_answers(self, proxy: str, farthest: Reach) -> SmallAnswers:
         with self._guard:
-            if farthest not in self._small:
+            if (proxy, farthest) not in self._small:
 
                 def check(host: str, port: int, address: str) -> None:
-                    self._destinations.check(host, port, [address], farthest)
+                    if not proxy:
+                        self._destinations.check(host, port, [address], farthest)
 
                 patience = Patience(CONNECT_SECONDS, SILENCE_SECONDS, IDLE_SECONDS, FLOOR)
-                self._small[farthest] = SmallAnswers(self._limit, check, _bundle(), patience)
-            return self._small[farthest]
+                self._small[proxy, farthest] = SmallAnswers(self._limit, check, _bundle(), patience, proxy)
+            return self._small[proxy, farthest]
 
     def _ask(self, url: str, headers: Mapping[str, str], home: Site | None) -> urllib3.BaseHTTPResponse:
         try:

@@ -1,6 +1,6 @@
-"""The client of object stores: lists a folder of a bucket and signs addresses, over obstore. Bytes go through `csi.sources.http`.
+"""A bucket and the key that reads it: signed addresses, by obstore, and what the store's refusals mean. Asks nobody anything.
 
-Nothing is taken from the environment but proxies and trust: keys and endpoints there (AWS_...) are a person's, not a volume's.
+Nothing is taken from the environment: keys and endpoints there (AWS_...) are a person's, not a volume's.
 """
 
 from __future__ import annotations
@@ -8,30 +8,31 @@ from __future__ import annotations
 import datetime
 import os
 import re
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated, UnsafeContent
+from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.sources.answers import passing_fault
-from csi.sources.connections import CA_KEYS, CONNECT_SECONDS, SILENCE_SECONDS, proxy_for
+from csi.sources.small_answers import SigningKey
 from csi.spec.objects import ObjectSpec
 
 if TYPE_CHECKING:
-    from obstore.store import ClientConfig
+    from obstore.store import S3Config
 
 SIGNED_SECONDS = 3600
-_PAGE = 1000
-_IDLE_SECONDS = 2
-_STATUS = re.compile(r"status code: (\d{3})")
-_CODE = re.compile(r"<Code>(\w{1,64})</Code>")
+_ENDING = datetime.timedelta(minutes=5)
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+_CODE = re.compile(rb"<Code>(\w{1,64})</Code>")
+_REGION = re.compile(r"[a-z0-9-]{1,64}")
 _BAD_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired", "InvalidSecurityToken")
 
 
@@ -45,61 +46,70 @@ class AccessKey:
     expires: datetime.datetime | None = None
 
 
-@dataclass(frozen=True)
-class Listed:
-    """An object as its bucket lists it; `etag` is "" where the store gives none."""
-
-    key: str
-    size: int
-    mtime_ns: int
-    etag: str
-
-
 class ObjectStore:
-    """One bucket folder; `credential` is asked for a key whenever the last one ends, None reads as anybody. Thread-safe."""
+    """One bucket folder; `credential` is asked for a key whenever the last one ends, None reads as anybody. Makes no request. Thread-safe."""
 
     def __init__(self, spec: ObjectSpec, credential: Callable[[], AccessKey] | None) -> None:
-        self._spec = spec
-        self._anonymous = credential is None
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            del os.environ[name]
-        with self.explained():
-            self._store = S3Store(
-                spec.bucket,
-                endpoint=self.base if spec.path_style is False else spec.endpoint,
-                region=spec.region or "us-east-1",
-                virtual_hosted_style_request=not spec.path_style,
-                client_options=_client_options(spec.endpoint),
-                retry_config={"max_retries": 2, "retry_timeout": datetime.timedelta(seconds=30)},
-                **({"credential_provider": _provider(credential)} if credential else {"skip_signature": True}),
-            )
-
-    def list(self) -> Iterator[Listed]:
-        """Every object of the folder, a page of a thousand at a time."""
-        prefix = self._spec.prefix + "/" if self._spec.prefix else None
-        with self.explained():
-            for page in self._store.list(prefix, chunk_size=_PAGE):
-                for item in page:
-                    yield _listed(item)
+        self._spec, self._credential = spec, credential
+        self._key: AccessKey | None = None
+        self._signer: S3Store | None = None
+        self._guard = threading.Lock()
 
     def address(self, key: str) -> str:
         """Where an object's bytes are for SIGNED_SECONDS; for a bucket that is read as anybody, for ever."""
-        if self._anonymous:
-            return f"{self.base}/{quote(key)}" if not self._spec.path_style else f"{self._spec.endpoint}/{self._spec.bucket}/{quote(key)}"
-        with self.explained():
-            return str(obstore.sign(self._store, "GET", key, datetime.timedelta(seconds=SIGNED_SECONDS)))
+        if self._credential is None:
+            return f"{self.listed_at.rstrip('/')}/{quote(key)}"
+        with self._explained():
+            return str(obstore.sign(self._current()[1], "GET", key, datetime.timedelta(seconds=SIGNED_SECONDS)))
 
-    def close(self) -> None:
-        """Let go of its connections; the store cannot be asked any more."""
-        del self._store
+    def signing(self) -> tuple[SigningKey | None, dict[str, str]]:
+        """With what requests to the bucket itself are signed, and the headers that go along; None and none as anybody."""
+        if self._credential is None:
+            return None, {}
+        key = self._current()[0]
+        headers = {"x-amz-security-token": key.token} if key.token else {}
+        return SigningKey(key.id, key.secret, self._region), headers
+
+    def _current(self) -> tuple[AccessKey, S3Store]:
+        with self._guard:
+            if self._key is None or self._signer is None or _ends(self._key):
+                assert self._credential
+                self._key = self._checked(self._credential())
+                with self._explained():
+                    self._signer = self._new_signer(self._key)
+            return self._key, self._signer
+
+    def _checked(self, key: AccessKey) -> AccessKey:
+        if not all(text.isascii() and text.isprintable() for text in (key.id, key.secret, key.token)):
+            raise InvalidParameter(f"the access key for {self._spec.shown} has a line end or another character that no access key has; write it anew")
+        return key
+
+    def _new_signer(self, key: AccessKey) -> S3Store:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            del os.environ[name]
+        config: S3Config = {"access_key_id": key.id, "secret_access_key": key.secret}
+        if key.token:
+            config["session_token"] = key.token
+        return S3Store(
+            self._spec.bucket,
+            config=config,
+            endpoint=self._spec.endpoint if self._spec.path_style else self.base,
+            region=self._region,
+            virtual_hosted_style_request=not self._spec.path_style,
+            client_options={"allow_http": True},
+        )
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Errors of obstore as those of `csi.errors`; its own texts hold addresses and answers."""
+    def _explained(self) -> Iterator[None]:
+        """Errors of obstore as those of `csi.errors`; its own texts hold addresses."""
         try:
             yield
         except BaseError as error:
-            raise self._in_words(str(error)) from error
+            raise InvalidParameter(f"{self._spec.shown}: no address in it can be signed; check bucket, path, endpoint and region") from error
+
+    @property
+    def _region(self) -> str:
+        return self._spec.region or "us-east-1"
 
     @property
     def base(self) -> str:
@@ -108,60 +118,51 @@ class ObjectStore:
         return f"{where.scheme}://{self._spec.bucket}.{where.netloc}"
 
     @property
+    def listed_at(self) -> str:
+        """The bucket's own URL."""
+        return f"{self._spec.endpoint}/{self._spec.bucket}" if self._spec.path_style else f"{self.base}/"
+
+    @property
+    def prefix(self) -> str:
+        """What the keys of the folder begin with: "" or a name that ends with '/'."""
+        return self._spec.prefix + "/" if self._spec.prefix else ""
+
+    @property
+    def shown(self) -> str:
+        """The folder as messages name it."""
+        return self._spec.shown
+
+    @property
     def host(self) -> str:
         """The endpoint's host, for messages."""
         return urlsplit(self._spec.endpoint).netloc
 
-    def _in_words(self, text: str) -> DataCacheError:
-        status, code = _STATUS.search(text), _CODE.search(text)
-        if status is None and "path" in text.lower() and ("segment" in text or "parse" in text.lower()):
-            return UnsafeContent(
-                f"{self._spec.shown} has an object whose key is no path of a file system (an empty, '.' or '..' part); rename it there"
-            )
-        if status is None:
-            return OriginUnavailable(f"{self.host}: it cannot be reached or answers as no object store does; check the endpoint and the network")
-        return self.refusal(int(status[1]), code[1] if code else "")
-
-    def refusal(self, status: int, code: str = "") -> DataCacheError:
-        """What an error answer of the store means, by its status and S3's error code where there is one."""
-        what, where = self._spec.shown, self.host
+    def refusal(self, status: int, body: bytes = b"", headers: Mapping[str, str] = _NO_HEADERS) -> DataCacheError:
+        """What an error answer of the store means, by its status and S3's error code where `body` has one."""
+        what, where, found = self._spec.shown, self.host, _CODE.search(body)
+        code = found[1].decode() if found else ""
         if code in _BAD_KEYS or status == 401:
             return Unauthenticated(f"{where} refuses the access key for {what} ({code or status}): it is wrong, revoked or expired; check the Secret")
-        if status == 403 and self._anonymous:
+        if status == 403 and self._credential is None:
             return Unauthenticated(f"{what} may not be read by anybody; name a Secret that holds an access key")
         if status == 403:
             return PermissionDenied(f"{where} does not let this access key read {what}; give it the rights to list the bucket and read its objects")
         if status == 404:
             return SourceNotFound(f"{what} does not exist; check bucket, path and the endpoint")
-        if status in (301, 307, 400):
+        if 300 <= status < 400:
+            return OriginUnavailable(
+                f"{where} does not serve {what} but sends elsewhere ({code or status}), where no access key is taken; "
+                f"check endpoint and region, bucket and pathStyle{_other_region(headers)}"
+            )
+        if status == 400:
             return OriginUnavailable(f"{where} does not serve {what} ({code or status}); check endpoint, region, bucket and pathStyle")
-        return passing_fault(status, {}, f"{where} answered {status} for {what}")
+        return passing_fault(status, headers, f"{where} answered {status} for {what}")
 
 
-def _listed(item: Any) -> Listed:
-    moved = item["last_modified"]
-    return Listed(item["path"], item["size"], int(moved.timestamp()) * 10**9 + moved.microsecond * 1000, item["e_tag"] or "")
+def _ends(key: AccessKey) -> bool:
+    return key.expires is not None and key.expires - datetime.datetime.now(datetime.UTC) < _ENDING
 
 
-def _provider(credential: Callable[[], AccessKey]) -> Callable[[], dict[str, Any]]:
-    def provide() -> dict[str, Any]:
-        key = credential()
-        return {"access_key_id": key.id, "secret_access_key": key.secret, "token": key.token or None, "expires_at": key.expires}
-
-    return provide
-
-
-def _client_options(endpoint: str) -> ClientConfig:
-    options: ClientConfig = {
-        "allow_http": True,
-        "connect_timeout": datetime.timedelta(seconds=CONNECT_SECONDS),
-        "timeout": datetime.timedelta(seconds=2 * SILENCE_SECONDS),
-        # Idle connections outlive the store that used them.
-        "pool_idle_timeout": datetime.timedelta(seconds=_IDLE_SECONDS),
-    }
-    if proxy := proxy_for(endpoint):
-        options["proxy_url"] = proxy
-    bundle = next((os.environ[key] for key in CA_KEYS if os.environ.get(key)), "")
-    if bundle and Path(bundle).is_file():
-        options["root_certificate"] = Path(bundle).read_bytes()
-    return options
+def _other_region(headers: Mapping[str, str]) -> str:
+    region = headers.get("x-amz-bucket-region", "")
+    return f" (the bucket's region is {region})" if _REGION.fullmatch(region) else ""

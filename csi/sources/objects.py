@@ -1,23 +1,27 @@
-"""OSS and S3 as sources: facts and signed addresses from the store's own client, bytes through the ranged HTTP engine."""
+"""OSS and S3 as sources: listings and bytes through our own HTTP engine, signed addresses from the store's client."""
 
 from __future__ import annotations
 
 import email.utils
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from urllib.parse import urlsplit
 
-from csi.errors import InvalidParameter, SourceNotFound, UnsafeContent
+from csi.errors import InvalidParameter, OriginUnavailable, SourceNotFound, UnsafeContent
+from csi.sources.bucket_listing import BucketListing
+from csi.sources.bucket_page import Listed
 from csi.sources.connections import Connections
 from csi.sources.destinations import Destinations
 from csi.sources.http import Addresses, RangeReader
-from csi.sources.object_store import AccessKey, Listed, ObjectStore
+from csi.sources.object_store import AccessKey, ObjectStore
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import Entry, Kind, Manifest, build
 from csi.spec.objects import ObjectSpec
 
 _FILL_CONNECTIONS = 16
+_FOLDER_MODE = 0o555
+# obstore signs no key that has one.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class ObjectSource:
@@ -29,7 +33,8 @@ class ObjectSource:
             raise InvalidParameter(f"{spec.source.shown} is no object store")
         self._spec, self._bucket = spec, spec.source
         self._store = ObjectStore(spec.source, credential)
-        self._connections = Connections(_FILL_CONNECTIONS, self._with_bucket(where or Destinations()))
+        self._connections = Connections(_FILL_CONNECTIONS, where)
+        self._listing = BucketListing(self._store, self._connections)
         self._addresses = Addresses(
             lambda entry: self._store.address(self._key(entry)),
             refusal=lambda status, headers: self._store.refusal(status) if status in (401, 403, 404) else None,
@@ -38,25 +43,20 @@ class ObjectSource:
             unchanged=_unchanged,
         )
 
-    def _with_bucket(self, where: Destinations) -> Destinations:
-        """Who may name the endpoint (the operator's list says so) may name a bucket that is a name below it."""
-        below = [] if where.trusted or self._bucket.path_style else [urlsplit(self._store.base).netloc]
-        return replace(where, allowed=(*where.allowed, *below))
-
     def pin(self) -> CacheSpec:
         """The spec itself: a bucket has no revisions. What it held is told by the manifest's digest alone."""
         return self._spec
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
         """List the folder. Raises SourceNotFound for an empty or missing one, UnsafeContent for keys that no file system can show."""
-        manifest = build(map(self._entry, _files(self._store.list())), pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
+        manifest = build(self._entries(), pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
         if not manifest.entries:
             raise SourceNotFound(f"{self._bucket.shown} has no objects; check bucket and path")
         return manifest
 
     def prove(self, manifest: Manifest) -> None:
         """List a page, whose refusal says why, then read one byte of the smallest object that has one."""
-        next(self._store.list(), None)
+        next(self._listing.objects(), None)
         smallest = min((file for file in manifest.files if file.size), key=lambda file: file.size, default=None)
         if smallest is not None:
             with self.reader(manifest) as reader:
@@ -69,26 +69,42 @@ class ObjectSource:
     def close(self) -> None:
         """Let go of all connections."""
         self._connections.close()
-        self._store.close()
 
-    def _entry(self, item: Listed) -> Entry:
-        prefix = self._bucket.prefix + "/" if self._bucket.prefix else ""
-        if not item.key.startswith(prefix):
+    def _entries(self) -> Iterator[Entry]:
+        for item in _contents(self._listing.objects()):
+            path = self._path(item.key)
+            if not item.key.endswith("/"):
+                yield self._file(path, item)
+            elif item.size:
+                raise UnsafeContent(f"{self._bucket.shown} has an object {path!r} with {item.size} bytes, whose key is a folder's; rename it there")
+            elif path:
+                yield Entry(path.removesuffix("/"), Kind.DIRECTORY, mode=_FOLDER_MODE)
+
+    def _path(self, key: str) -> str:
+        prefix = self._store.prefix
+        if not key.startswith(prefix):
             raise UnsafeContent(f"{self._bucket.shown} lists an object outside of it; check that the endpoint is an object store")
+        if _CONTROL.search(key):
+            raise UnsafeContent(f"{self._bucket.shown} has an object {key[:200]!r}, whose key holds a control character; rename it there")
+        return key.removeprefix(prefix)
+
+    def _file(self, path: str, item: Listed) -> Entry:
         identity = json.dumps([self._bucket.endpoint, self._bucket.bucket, item.key, item.etag, item.size, item.mtime_ns])
-        return Entry(item.key.removeprefix(prefix), Kind.FILE, size=item.size, mtime_ns=item.mtime_ns, digest=f"token:object {identity}")
+        return Entry(path, Kind.FILE, size=item.size, mtime_ns=item.mtime_ns, digest=f"token:object {identity}")
 
     def _key(self, entry: Entry) -> str:
         return f"{self._bucket.prefix}/{entry.path}".lstrip("/")
 
 
-def _files(listed: Iterable[Listed]) -> Iterator[Listed]:
-    """Without the empty objects that consoles put where a folder is. Of what went by, the empty ones and the folders are kept."""
+def _contents(listed: Iterable[Listed]) -> Iterator[Listed]:
+    """Without the empty objects that some tools put where a folder is, but for those that consoles do, which say so ("folder/").
+    Of what went by, the empty ones and the folders are kept.
+    """
     empty: list[Listed] = []
     folders: set[str] = set()
     for item in listed:
         _add_parents(folders, item.key)
-        if item.size:
+        if item.size or item.key.endswith("/"):
             yield item
         else:
             empty.append(item)
@@ -116,4 +132,7 @@ def _unchanged(entry: Entry, headers: Mapping[str, str]) -> bool:
     if etag and now:
         return etag.removeprefix("W/").strip('"') == now.removeprefix("W/").strip('"')
     moved = headers.get("Last-Modified", "")
-    return not moved or int(email.utils.parsedate_to_datetime(moved).timestamp()) == entry.mtime_ns // 10**9
+    try:
+        return not moved or int(email.utils.parsedate_to_datetime(moved).timestamp()) == entry.mtime_ns // 10**9
+    except (ValueError, OverflowError) as error:
+        raise OriginUnavailable(f"the store answered for {entry.path!r} with a Last-Modified that is no time; check the endpoint") from error

@@ -17,8 +17,17 @@ from csi.sources.object_store import AccessKey
 
 _ADDRESS = "http://100.100.100.200"
 _SECONDS = 10.0
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """An answer that sends elsewhere is an error as others are: the token, and the key, are of this service alone."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
 # No proxy: the service is the instance's own.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
 
 
 def role_key(role: str) -> AccessKey:
@@ -27,8 +36,9 @@ def role_key(role: str) -> AccessKey:
     try:
         text = _ask(f"{base}meta-data/ram/security-credentials/{role}", {"X-aliyun-ecs-metadata-token": token} if (token := _token(base)) else {})
         told = json.loads(text)
-        ends = datetime.datetime.fromisoformat(told["Expiration"].replace("Z", "+00:00"))
-        return AccessKey(told["AccessKeyId"], told["AccessKeySecret"], told["SecurityToken"], ends)
+        ends = datetime.datetime.fromisoformat(told["Expiration"])
+        ends = ends if ends.tzinfo else ends.replace(tzinfo=datetime.UTC)
+        return AccessKey(str(told["AccessKeyId"]), str(told["AccessKeySecret"]), str(told["SecurityToken"]), ends)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):
             raise PermissionDenied(f"ramRole {role}: this node's instance has no such RAM role; attach it, or name a Secret") from error

@@ -1,7 +1,7 @@
 """Small answers over HTTP, fetched whole by libcurl: for a fifth of the time that setting up a stream takes.
 
 Where connections may lead is judged as for streams: each address in the moment of connecting. Redirects are not followed, no
-proxy is used, and nothing is read of what a user may have set for curl.
+proxy is used but the one that is named, and nothing is read of what a user may have set for curl.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ LARGEST = 1 << 20
 _NOTHING_SENT = (
     pycurl.E_URL_MALFORMAT,
     pycurl.E_COULDNT_RESOLVE_HOST,
+    pycurl.E_COULDNT_RESOLVE_PROXY,
     pycurl.E_COULDNT_CONNECT,
     pycurl.E_SSL_CACERT_BADFILE,
 )
 _TRANSPORT = (
     (pycurl.NOSIGNAL, 1),
-    (pycurl.PROXY, ""),
+    (pycurl.NOPROXY, ""),
     (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
     (pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1),
     (pycurl.SSL_OPTIONS, pycurl.SSLOPT_NO_PARTIALCHAIN),
@@ -43,6 +44,7 @@ _TRANSPORT = (
 )
 # Without "@": curl would make a login of what stands before it.
 _PLAIN_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]+")
+_OF_PROXY = {pycurl.CAINFO: pycurl.PROXY_CAINFO, pycurl.CAPATH: pycurl.PROXY_CAPATH}
 _ENDED_EARLY = (pycurl.E_PARTIAL_FILE, pycurl.E_GOT_NOTHING)
 
 
@@ -97,33 +99,44 @@ class Patience:
     floor: float
 
 
+@dataclass(frozen=True)
+class SigningKey:
+    """What requests to an object store are signed with (AWS Signature Version 4, service "s3")."""
+
+    id: str
+    secret: str = field(repr=False)
+    region: str
+
+
 class SmallAnswers:
     """Asks over connections of its own, for any number of threads; at most `limit` are kept.
 
     `check(host, port, address)` raises PermissionDenied where the numeric address may not be connected to; `bundle` is the file or
-    folder of the CA certificates that are trusted, empty for the system's.
+    folder of the CA certificates that are trusted, empty for the system's; `proxy` the URL of the proxy that asks, empty for none.
     """
 
-    def __init__(self, limit: int, check: Callable[[str, int, str], object], bundle: str, patience: Patience) -> None:
-        self._limit, self._check, self._bundle, self._patience = limit, check, bundle, patience
+    def __init__(self, limit: int, check: Callable[[str, int, str], object], bundle: str, patience: Patience, proxy: str = "") -> None:
+        self._limit, self._check = limit, check
+        trusted = _trusted(bundle)
+        self._options = [*_TRANSPORT, *_waits(patience), *trusted, (pycurl.PROXY, proxy), *((_OF_PROXY[option], path) for option, path in trusted)]
         self._kept: list[_Handle] = []
         self._guard = threading.Lock()
 
-    def get(self, url: str, host: str, headers: Mapping[str, str], wanted: int) -> SmallAnswer | None:
+    def get(self, url: str, host: str, headers: Mapping[str, str], wanted: int, key: SigningKey | None = None) -> SmallAnswer | None:
         """The answer to one GET of `url`, a site of `host`, with a body of at most `wanted` bytes; None when nothing could be sent.
 
-        Raises TimeoutError and other OSErrors when the answer did not come whole.
+        With `key` it is signed, all `headers` too. Raises TimeoutError and other OSErrors when the answer did not come whole.
         """
         if not _is_plain(url, headers):
             return None
         with self._handle() as handle:
-            return handle.get(url, host, headers, wanted)
+            return handle.get(url, host, headers, wanted, key)
 
     @contextmanager
     def _handle(self) -> Iterator[_Handle]:
         with self._guard:
             handle = self._kept.pop() if self._kept else None
-        handle = handle or _Handle(self._check, self._bundle, self._patience)
+        handle = handle or _Handle(self._check, self._options)
         try:
             yield handle
         finally:
@@ -145,17 +158,36 @@ class SmallAnswers:
 class _Handle:
     """One connection. For one thread at a time."""
 
-    def __init__(self, check: Callable[[str, int, str], object], bundle: str, patience: Patience) -> None:
+    def __init__(self, check: Callable[[str, int, str], object], options: Sequence[tuple[int, Any]]) -> None:
         self._check, self._host, self._wanted = check, "", 0
         self._body, self._head = bytearray(), list[bytes]()
-        self._curl = curl = pycurl.Curl()
-        for option, value in (*_TRANSPORT, *_waits(patience), *_trusted(bundle)):
-            curl.setopt(option, value)
-        curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
-        curl.setopt(pycurl.HEADERFUNCTION, self._take_head)
-        curl.setopt(pycurl.WRITEFUNCTION, self._take_body)
+        self._curl, self._options = pycurl.Curl(), options
+        self._set_up()
 
-    def get(self, url: str, host: str, headers: Mapping[str, str], wanted: int) -> SmallAnswer | None:
+    def _set_up(self) -> None:
+        """As a new one, but for its connection."""
+        self._curl.reset()
+        for option, value in self._options:
+            self._curl.setopt(option, value)
+        self._curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
+        self._curl.setopt(pycurl.HEADERFUNCTION, self._take_head)
+        self._curl.setopt(pycurl.WRITEFUNCTION, self._take_body)
+
+    def get(self, url: str, host: str, headers: Mapping[str, str], wanted: int, key: SigningKey | None) -> SmallAnswer | None:
+        if key is None:
+            return self._get(url, host, headers, wanted)
+        try:
+            self._sign(key)
+            return self._get(url, host, headers, wanted)
+        finally:
+            self._set_up()
+
+    def _sign(self, key: SigningKey) -> None:
+        options = ((pycurl.AWS_SIGV4, f"aws:amz:{key.region}:s3"), (pycurl.USERNAME, key.id), (pycurl.PASSWORD, key.secret))
+        for option, value in options:
+            self._curl.setopt(option, value)
+
+    def _get(self, url: str, host: str, headers: Mapping[str, str], wanted: int) -> SmallAnswer | None:
         self._host, self._wanted, self._body = host, wanted, bytearray()
         self._curl.setopt(pycurl.URL, url)
         self._curl.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()])

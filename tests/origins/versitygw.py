@@ -19,6 +19,8 @@ from obstore.store import S3Store
 from tests.origins.onc_rpc import wait_until
 
 ADDRESS = "127.0.0.1"
+DOMAIN = "s3.example"
+"""Buckets are names below it too, for who reaches the server by such a name."""
 ROOT_ID, ROOT_SECRET = "rootid", "rootsecret"
 READER_ID, READER_SECRET = "readerid", "readersecret"
 PROGRAM = shutil.which("versitygw", path=str(Path(sys.executable).parent)) or shutil.which("versitygw") or ""
@@ -59,7 +61,7 @@ class ObjectServer:
         """Start, or start again on the same port, and wait until it answers."""
         if self._process:
             return
-        environment = {"ROOT_ACCESS_KEY": ROOT_ID, "ROOT_SECRET_KEY": ROOT_SECRET, "PATH": "/usr/bin:/bin"}
+        environment = {"ROOT_ACCESS_KEY": ROOT_ID, "ROOT_SECRET_KEY": ROOT_SECRET, "VGW_VIRTUAL_DOMAIN": DOMAIN, "PATH": "/usr/bin:/bin"}
         argv = [PROGRAM, "--port", f"{ADDRESS}:{self.port}", "--admin-port", f"{ADDRESS}:{self._admin_port}", "--keep-alive", "--quiet"]
         argv += ["--iam-dir", str(self._folder / "iam"), "posix", str(self.root)]
         with (self._folder / "log").open("ab") as log:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -14,8 +15,10 @@ from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
 from csi.spec.hub import HubSpec
 from tests.conformance.hub_kit import pointed_at
+from tests.csi.sources.bucket_origin import listing, told
 from tests.origins.hub import Hub
 from tests.origins.modelscope import ModelScopeHub
+from tests.origins.scripted import Answer, Server
 
 FEW, MANY = 1_000, 4_000
 # An entry with a path of 40 bytes and a sha256 is 350 bytes; ordering and checking takes 150 more for a moment. What
@@ -37,6 +40,20 @@ def modelscope(stack: ExitStack, patch: pytest.MonkeyPatch, files: dict[str, byt
     patch.setenv("MODELSCOPE_ENDPOINT", hub.endpoint)
     hub.repo("org/name", files, kind="dataset")
     return ModelScopeSource(CacheSpec(HubSpec("ModelScope/DataSet", "org/name", "master")), None)
+
+
+def bucket(stack: ExitStack, _: pytest.MonkeyPatch, files: dict[str, bytes]) -> Source:
+    server = stack.enter_context(Server())
+    stack.callback(server.shutdown)
+    keys = sorted(files)
+
+    def page(answer: Answer) -> None:
+        first = int(parse_qs(urlsplit(answer.path).query).get("continuation-token", ["0"])[0])
+        last = first + 1000
+        answer.say(200, listing(*keys[first:last], more=str(last) if last < len(keys) else ""))
+
+    server.behave["/bucket"] = page
+    return told(server)
 
 
 @pytest.fixture
@@ -62,7 +79,7 @@ def peak(opening: Opening, patch: pytest.MonkeyPatch, count: int) -> int:
 
 
 @pytest.mark.usefixtures("traced")
-@pytest.mark.parametrize("opening", [hugging_face, modelscope])
+@pytest.mark.parametrize("opening", [hugging_face, modelscope, bucket])
 def test_a_file_of_a_long_listing_costs_little_more_than_its_entry(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
     more = peak(opening, monkeypatch, MANY) - peak(opening, monkeypatch, FEW)
     print(f"{opening.__name__}: {more / (MANY - FEW):.0f} bytes a file")

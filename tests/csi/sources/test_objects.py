@@ -27,11 +27,10 @@ from csi.spec.cache import CacheSpec
 from csi.spec.manifest import Kind
 from csi.spec.objects import ObjectSpec
 from tests.conformance.trees import entry, read
+from tests.csi.sources.bucket_origin import KEY, failing, listing, told
 from tests.origins import versitygw
 from tests.origins.scripted import Answer, Server
 from tests.origins.versitygw import READER_ID, READER_SECRET, ObjectServer
-
-KEY = AccessKey("keyid", "keySecret123")
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +49,6 @@ def source(server: ObjectServer, bucket: str, prefix: str = "", key: Callable[[]
     return ObjectSource(CacheSpec(ObjectSpec("S3", server.endpoint, bucket, prefix, path_style=True)), key)
 
 
-def failing(subject: ObjectSource) -> DataCacheError:
-    with closing(subject), pytest.raises(DataCacheError) as error:
-        subject.resolve(subject.pin())
-    assert "keySecret123" not in str(error.value) and READER_SECRET not in str(error.value) and "<Error>" not in str(error.value)
-    return error.value
-
-
 def test_a_bucket_that_is_open_to_all_is_read_without_a_secret(server: ObjectServer) -> None:
     bucket = server.bucket({"a b/ü%.bin": b"content"}, anonymous=True)
     with closing(source(server, bucket, key=None)) as subject:
@@ -68,7 +60,8 @@ def test_a_bucket_that_is_open_to_all_is_read_without_a_secret(server: ObjectSer
 def test_each_refusal_is_said_in_its_own_words(server: ObjectServer) -> None:
     bucket = server.bucket({"one": b"1"})
     for key, kind, words in (
-        (lambda: KEY, Unauthenticated, "InvalidAccessKeyId"),
+        (lambda: replace(KEY, token=""), Unauthenticated, "InvalidAccessKeyId"),
+        (lambda: KEY, Unauthenticated, "InvalidToken"),
         (lambda: AccessKey(READER_ID, "wrong"), Unauthenticated, "SignatureDoesNotMatch"),
         (None, Unauthenticated, "may not be read by anybody; name a Secret"),
     ):
@@ -97,15 +90,6 @@ def test_the_same_bytes_in_two_buckets_are_two_contents(server: ObjectServer) ->
     assert len(digests) == 2
 
 
-def listing(*keys: str, more: str = "") -> bytes:
-    items = "".join(
-        f"<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.678Z</LastModified><Size>{size}</Size><ETag>&quot;e&quot;</ETag></Contents>"
-        for key, size in ((key, 0 if key.endswith("/") or key == "empty" else 1) for key in keys)
-    )
-    token = f"<NextContinuationToken>{more}</NextContinuationToken>" if more else ""
-    return f"<ListBucketResult><IsTruncated>{str(bool(more)).lower()}</IsTruncated>{token}{items}</ListBucketResult>".encode()
-
-
 @pytest.fixture
 def scripted() -> Iterator[Server]:
     with Server() as running:
@@ -113,18 +97,40 @@ def scripted() -> Iterator[Server]:
         running.shutdown()
 
 
-def told(scripted: Server, key: Callable[[], AccessKey] | None = None) -> ObjectSource:
-    return ObjectSource(CacheSpec(ObjectSpec("OSS", scripted.url, "bucket", "", path_style=True)), key)
-
-
 def test_what_consoles_put_where_a_folder_is_counts_as_the_folder(scripted: Server) -> None:
-    scripted.behave["/bucket"] = lambda handler: handler.say(200, listing("dir/", "dir/deep/", "dir/deep/file", "empty"))
+    keys = ("dir/", "dir/deep/", "dir/deep/file", "empty", "other", "other/file", "void/")
+    sizes = {"other": 0}
+    scripted.behave["/bucket"] = lambda handler: handler.say(200, listing(*keys, **sizes))
     with closing(told(scripted)) as subject:
-        found = {e.path: e.kind for e in subject.resolve(subject.pin()).entries}
-    assert found == {"dir": Kind.DIRECTORY, "dir/deep": Kind.DIRECTORY, "dir/deep/file": Kind.FILE, "empty": Kind.FILE}
+        manifest = subject.resolve(subject.pin())
+    folders = {"dir", "dir/deep", "other", "void"}
+    assert {e.path for e in manifest.entries if e.kind is Kind.DIRECTORY} == folders
+    assert {e.path for e in manifest.files} == {"dir/deep/file", "empty", "other/file"}
 
 
-@pytest.mark.parametrize("key", ["a//b", "x/../y", "./z"])
+def test_a_folder_is_the_same_whether_or_not_a_console_put_something_there(scripted: Server) -> None:
+    digests = set()
+    for keys in (("dir/file",), ("dir/", "dir/file"), ("dir", "dir/file")):
+        scripted.behave["/bucket"] = lambda handler, keys=keys: handler.say(200, listing(*keys, dir=0))
+        with closing(told(scripted)) as subject:
+            digests.add(subject.resolve(subject.pin()).digest)
+    assert len(digests) == 1
+
+
+def test_the_listed_folders_own_object_is_no_part_of_it(scripted: Server) -> None:
+    scripted.behave["/bucket"] = lambda handler: handler.say(200, listing("data/", "data/file"))
+    spec = ObjectSpec("OSS", scripted.url, "bucket", "data", path_style=True)
+    with closing(ObjectSource(CacheSpec(spec), None)) as subject:
+        assert [e.path for e in subject.resolve(subject.pin()).entries] == ["file"]
+
+
+def test_bytes_under_a_folders_key_are_not_left_out_without_a_word(scripted: Server) -> None:
+    scripted.behave["/bucket"] = lambda handler: handler.say(200, listing("dir/", **{"dir/": 5}))
+    error = failing(told(scripted))
+    assert isinstance(error, UnsafeContent) and "'dir/' with 5 bytes" in str(error)
+
+
+@pytest.mark.parametrize("key", ["a//b", "x/../y", "./z", "/a", "a//", "tab&#9;"])
 def test_a_key_that_is_no_path_is_refused(scripted: Server, key: str) -> None:
     scripted.behave["/bucket"] = lambda handler: handler.say(200, listing("fine", key))
     assert isinstance(failing(told(scripted)), UnsafeContent)
@@ -173,6 +179,22 @@ def test_a_signed_address_that_ended_is_signed_anew(scripted: Server) -> None:
     assert len(asked) == 3 and all("X-Amz-Signature=" in path for path in asked)
 
 
+def test_a_time_that_is_none_is_the_stores_fault(scripted: Server) -> None:
+    scripted.behave["/bucket"] = lambda handler: handler.say(200, listing("file").replace(b"<ETag>&quot;e&quot;</ETag>", b""))
+    scripted.behave["/bucket/file"] = lambda handler: handler.say(206, b"1", Content_Range="bytes 0-0/1", Last_Modified="yesterday")
+    with closing(told(scripted)) as subject:
+        manifest = subject.resolve(subject.pin())
+        with pytest.raises(OriginUnavailable, match="'file' with a Last-Modified that is no time"):
+            subject.prove(manifest)
+
+
+@pytest.mark.parametrize("key", [AccessKey("id\nX-Other: 1", "secret"), AccessKey("id", "secret", "tok\u2028en"), AccessKey("id", "s\xe9")])
+def test_a_key_that_can_be_none_is_refused_before_anybody_is_asked(scripted: Server, key: AccessKey) -> None:
+    error = failing(told(scripted, lambda: key))
+    assert isinstance(error, InvalidParameter) and "that no access key has" in str(error)
+    assert scripted.accepted == 0
+
+
 def role_service(scripted: Server, hardened: bool) -> None:
     expires = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     key = {"AccessKeyId": "STS.id", "AccessKeySecret": "roleSecret", "SecurityToken": "roleToken", "Expiration": expires, "Code": "Success"}
@@ -200,6 +222,36 @@ def test_the_instances_role_gives_the_key_where_no_secret_does(scripted: Server,
     missing = access_key(replace(spec, ram_role="other"), {})
     with pytest.raises(PermissionDenied, match="no such RAM role"):
         assert missing and missing()
+
+
+def test_the_metadata_service_leads_nowhere_else(scripted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    role_service(scripted, hardened=True)
+    with Server("127.0.0.2") as elsewhere:
+        path = "/latest/meta-data/ram/security-credentials/reader"
+        elsewhere.behave[path] = scripted.behave[path]
+        scripted.behave[path] = lambda handler: handler.say(302, Location=elsewhere.url + path)
+        monkeypatch.setenv("ALIBABA_CLOUD_ECS_METADATA", scripted.url)
+        key = access_key(ObjectSpec("OSS", scripted.url, "bucket", path_style=True, ram_role="reader"), {})
+        with pytest.raises(OriginUnavailable, match="answered 302"):
+            assert key and key()
+        assert elsewhere.accepted == 0
+        elsewhere.shutdown()
+
+
+def test_a_key_that_ends_soon_is_asked_for_anew_and_another_is_not(scripted: Server) -> None:
+    scripted.behave["/bucket"] = lambda handler: handler.say(200, listing("file"))
+    now = datetime.datetime.now(datetime.UTC)
+    asked = dict.fromkeys((1, 60), 0)
+
+    def key(minutes: int) -> AccessKey:
+        asked[minutes] += 1
+        return AccessKey("id", "secret", "token", now + datetime.timedelta(minutes=minutes))
+
+    for minutes in asked:
+        with closing(told(scripted, lambda minutes=minutes: key(minutes))) as subject:
+            for _ in range(3):
+                subject.resolve(subject.pin())
+    assert asked == {1: 3, 60: 1}
 
 
 def test_without_a_metadata_service_a_role_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
