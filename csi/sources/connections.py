@@ -36,6 +36,8 @@ IDLE_SECONDS = 30.0
 CA_KEYS = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+# Python refuses to read numbers of thousands of digits.
+_DIGITS = 20
 # Of the process, since each has a thread.
 _DEADLINES = Deadlines()
 
@@ -205,7 +207,7 @@ def _let_go(manager: urllib3.PoolManager) -> None:
 def drop(response: urllib3.BaseHTTPResponse | SmallAnswer, spare: int = 1 << 16) -> None:
     """Be done with an answer: its connection is kept if at most `spare` bytes of body are left to read, else closed."""
     length = response.headers.get("Content-Length", "")
-    if length.isdigit() and int(length) <= spare:
+    if length.isdigit() and len(length) < _DIGITS and int(length) <= spare:
         try:
             response.read(spare)
         except (HTTPError, OSError):

@@ -37,7 +37,8 @@ class HubSite:
         """A repository of the given shape and size (`contents.sizes_of`); returns its files."""
         say(f"making {repo}: {total / 2**30:.3g} GiB, {shape}")
         files = make(self.root / repo, shape, total)
-        self.hub.repo(repo, files, digests=self.root / ".hub-digests")
+        # What remembers digests is read anew for each: worth it for large files only.
+        self.hub.repo(repo, files, digests=self.root / ".hub-digests" if len(files) < 1000 else None)
         return files
 
     def add_copy(self, repo: str, original: dict[str, Path]) -> None:

@@ -366,3 +366,10 @@ def test_closing_a_reader_in_the_middle_closes_its_connection(server: Server, po
     with RangeReader(pool, at(f"{server.url}/file")) as reader:
         read(reader, 0, 10)
     assert server.accepted == 2
+
+
+def test_a_length_of_thousands_of_digits_is_no_failure_of_ours(server: Server, pool: Connections) -> None:
+    server.behave["/file"] = lambda answer: answer.say(404, b"", Content_Length="9" * 5000)
+    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(DataCacheError) as error:
+        read(reader, 0, 10)
+    assert isinstance(error.value, SourceNotFound)
