@@ -43,7 +43,11 @@ def _serve(options: argparse.Namespace) -> None:
     room = WaitingRoom(options.rpc_threads // 2)
     proofs = ProofMemory(options.registry / "proofs", secret_key(options.registry / "key"), options.proof_ttl, options.offline_grace)
     pool = WorkerPool(
-        {"resolve": options.resolve_workers}, log_format=options.log_format, profiles=options.egress_profile, allowed=options.allow_origins
+        {"resolve": options.resolve_workers},
+        log_format=options.log_format,
+        log_level=options.log_level,
+        profiles=options.egress_profile,
+        allowed=options.allow_origins,
     )
     volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True))
 

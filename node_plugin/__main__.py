@@ -103,7 +103,9 @@ def _serve(options: argparse.Namespace) -> None:
     room = WaitingRoom(options.rpc_threads // 2)
     store = Store(options.store, options.store_size)
     lanes = {"resolve": options.resolve_workers, "fill": options.fill_workers, "vouch": options.fill_workers}
-    pool = WorkerPool(lanes, log_format=options.log_format, profiles=options.egress_profile, allowed=options.allow_origins)
+    pool = WorkerPool(
+        lanes, log_format=options.log_format, log_level=options.log_level, profiles=options.egress_profile, allowed=options.allow_origins
+    )
     mounts, loops = KernelMounts(), KernelLoops(options.read_ahead or read_ahead_of(options.store))
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
     fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use)

@@ -9,6 +9,7 @@ import os
 import queue
 import sys
 import threading
+import time
 import traceback
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -53,7 +54,10 @@ class Worker:
         try:
             if self._broken:
                 raise self._broken
-            self._say("result", self._operations[request.operation](request))
+            began = time.monotonic()
+            result = self._operations[request.operation](request)
+            log.debug("done", extra={"fields": {"operation": request.operation, "s": round(time.monotonic() - began, 3)}})
+            self._say("result", result)
         except BaseException as raised:  # whatever happens is the caller's to hear
             error = recognised(raised)
             if not isinstance(error, DataCacheError):
@@ -157,12 +161,12 @@ def _enter(netns: str, rate: int) -> DataCacheError | None:
 def main() -> None:
     """Serve requests until standard input ends, then leave at once: the journal makes any moment a good one.
 
-    Arguments: the log's format, the path of a network namespace ("" for none) and bits per second (0 for no limit).
+    Arguments: the log's format and level, the path of a network namespace ("" for none) and bits per second (0 for no limit).
     """
-    log_format, netns, rate = sys.argv[1], sys.argv[2], int(sys.argv[3])
+    log_format, log_level, netns, rate = *sys.argv[1:4], int(sys.argv[4])
     os.nice(_NICE)
     collect_seldom()
-    logs.set_up("json" if log_format == "json" else "text")
+    logs.set_up("json" if log_format == "json" else "text", log_level)
     broken = _enter(netns, rate) if netns else None
     # Libraries that print must not reach the pipe that carries events.
     output = os.fdopen(os.dup(1), "wb")

@@ -116,12 +116,13 @@ class WorkerPool:
         idle_seconds: float = 60.0,
         command: Sequence[str] = COMMAND,
         log_format: logs.Format = "text",
+        log_level: str = "INFO",
         profiles: Mapping[str, EgressProfile] = MappingProxyType({}),
         allowed: Sequence[str] = (),
     ) -> None:
         self._lanes = {name: threading.BoundedSemaphore(count) for name, count in lanes.items()}
         self._idle_seconds = idle_seconds
-        self._command = (*command, log_format)
+        self._command = (*command, log_format, log_level)
         self._profiles, self._allowed = profiles, tuple(allowed)
         self._guard = threading.Lock()
         self._idle: list[_Worker] = []

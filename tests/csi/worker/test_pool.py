@@ -185,6 +185,15 @@ def test_the_real_worker_answers_stays_warm_and_tells_its_errors_by_class() -> N
     assert not alive(pid)
 
 
+@pytest.mark.parametrize(("level", "says"), [("DEBUG", True), ("INFO", False)])
+def test_a_worker_logs_from_the_plugins_level_on(capfd: pytest.CaptureFixture[str], level: str, says: bool) -> None:
+    pool = WorkerPool({"resolve": 1}, log_level=level)
+    pool.call("resolve", Request("pin", CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT)).to_context(), {"token": "hf_secret"}))
+    pool.close()
+    said = capfd.readouterr().err
+    assert ("DEBUG done operation=pin" in said) is says and "hf_secret" not in said
+
+
 def test_a_worker_ends_with_the_plugin_that_started_it() -> None:
     script = (
         "import time; from csi.worker.pool import WorkerPool; from csi.worker.protocol import Request\n"
