@@ -28,7 +28,7 @@ KITS = (
 # Those whose origins speak HTTP and fail as they are told.
 FAULTY_KITS = (
     ("tests.conformance.hub_kit", "HubKit", ("HuggingFace/Model",)),
-    ("tests.conformance.url_kit", "UrlKit", ("URL",)),
+    ("tests.conformance.url_kit", "UrlKit", ("URL with sha256",)),
     ("tests.conformance.objects_kit", "FaultyObjectsKit", ("S3",)),
     ("tests.conformance.modelscope_kit", "ModelScopeKit", ("ModelScope/Model",)),
 )
@@ -36,7 +36,7 @@ FAULTY_KITS = (
 
 def name_of(kit: tuple[str, str, tuple[str, ...]]) -> str:
     """How a kit is called in the names of tests."""
-    return "-".join((kit[1], *kit[2])).replace("/", "-")
+    return "-".join((kit[1], *kit[2])).replace("/", "-").replace(" ", "-")
 
 
 @pytest.fixture(scope="module", params=KITS, ids=name_of)
@@ -45,9 +45,9 @@ def origin(request: pytest.FixtureRequest) -> Iterator[Kit]:
     yield from _running(request.param)
 
 
-@pytest.fixture(scope="module", params=FAULTY_KITS, ids=name_of)
+@pytest.fixture(scope="module")
 def faulty(request: pytest.FixtureRequest) -> Iterator[FaultyKit]:
-    """A running origin that fails as it is told."""
+    """A running origin that fails as it is told; which one is `test_faults`' to say."""
     for kit in _running(request.param):
         assert isinstance(kit, FaultyKit)
         yield kit

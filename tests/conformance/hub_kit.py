@@ -9,7 +9,7 @@ from typing import Self
 
 from huggingface_hub import constants
 
-from csi.errors import DataCacheError, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.errors import DataCacheError, PermissionDenied, SourceChanged, SourceNotFound, Unauthenticated
 from csi.sources.huggingface import HuggingFaceSource
 from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
@@ -45,6 +45,7 @@ class HubKit(HttpKit):
     verifies = True
     forbidden: tuple[type[DataCacheError], ...] = (Unauthenticated, SourceNotFound)
     unreadable: tuple[type[DataCacheError], ...] = (PermissionDenied,)
+    changed: type[DataCacheError] = SourceChanged
     # One of huggingface_hub's client, one for proofs to the hub and one to its other host.
     idle_connections = 3
 

@@ -95,6 +95,9 @@ class Kit(Protocol):
 class FaultyKit(Kit, Protocol):
     """A kit whose origin speaks HTTP and fails as it is told: `test_faults` is for these."""
 
+    # What a fill ends with when a file changed on the way, where the pinned spec goes on meaning the old bytes no more.
+    changed: type[DataCacheError]
+
     @property
     def faults(self) -> Faults:
         """The faults of the origin."""

@@ -6,7 +6,7 @@ import os
 from types import TracebackType
 from typing import Self
 
-from csi.errors import DataCacheError, PermissionDenied
+from csi.errors import CorruptContent, DataCacheError, PermissionDenied
 from csi.sources.modelscope import ModelScopeSource
 from csi.sources.source import Source
 from csi.spec.cache import CacheSpec
@@ -29,6 +29,8 @@ class ModelScopeKit(HttpKit):
     verifies = True
     forbidden: tuple[type[DataCacheError], ...] = (PermissionDenied,)
     unreadable: tuple[type[DataCacheError], ...] = (PermissionDenied,)
+    # Nothing but the digest tells one state of a file from another.
+    changed: type[DataCacheError] = CorruptContent
     idle_connections = 0
 
     def __init__(self, repo_source: str = "ModelScope/Model") -> None:

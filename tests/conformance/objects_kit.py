@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from csi.errors import DataCacheError, PermissionDenied
+from csi.errors import DataCacheError, PermissionDenied, SourceChanged
 from csi.sources.object_store import AccessKey
 from csi.sources.objects import ObjectSource
 from csi.sources.source import Source
@@ -109,6 +109,8 @@ class ObjectsKit:
 
 class FaultyObjectsKit(ObjectsKit):
     """The same behind a proxy that fails as it is told."""
+
+    changed: type[DataCacheError] = SourceChanged
 
     def __enter__(self) -> Self:
         super().__enter__()

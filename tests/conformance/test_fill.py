@@ -109,11 +109,13 @@ def test_a_fill_that_was_stopped_fetches_the_rest_only(origin: Kit, place: Cache
         assert after - before <= 40_000_001 + (2 + 16 + 4) * (1 << 20)
 
 
-def test_wrong_bytes_are_caught(origin: Kit, place: CacheSpec, tmp_path: Path) -> None:
+def test_wrong_bytes_are_caught_where_a_digest_tells(origin: Kit, place: CacheSpec, tmp_path: Path) -> None:
     manifest = resolved(origin, place)
     origin.corrupt(place, BIG)
+    assert trees.entry(manifest, BIG).verifiable is origin.verifies
     if origin.verifies:
         with pytest.raises(CorruptContent, match=BIG):
             run(origin, place, manifest, tmp_path)
     else:
-        assert not trees.entry(manifest, BIG).verifiable
+        # The origin's word is all there is; this shows that the bytes were wrong.
+        assert in_image(run(origin, place, manifest, tmp_path), tmp_path)[BIG] != trees.contents(FILES)[BIG]

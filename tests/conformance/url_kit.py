@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
-from csi.errors import DataCacheError, PermissionDenied
+from csi.errors import DataCacheError, PermissionDenied, SourceChanged
 from csi.sources.source import Source
 from csi.sources.url import UrlSource
 from csi.spec.cache import CacheSpec
@@ -22,17 +23,18 @@ from csi.sources.url import UrlSource as open
 
 
 class UrlKit(HttpKit):
-    """Files of one server."""
+    """Files of one server; "URL with sha256" names the sum of each."""
 
     lists_by_reading = True
     pins_revisions = False
-    verifies = False
     forbidden: tuple[type[DataCacheError], ...] = (PermissionDenied,)
     unreadable: tuple[type[DataCacheError], ...] = (PermissionDenied,)
+    changed: type[DataCacheError] = SourceChanged
     idle_connections = 0
 
     def __init__(self, name: str = "URL") -> None:
         self.name = name
+        self.verifies = "sha256" in name
         self._count = 0
 
     def __enter__(self) -> Self:
@@ -49,7 +51,8 @@ class UrlKit(HttpKit):
         files = {path: data for path, data in tree.items() if isinstance(data, bytes)}
         self.web.files |= {folder + path: data for path, data in files.items()}
         self.web.sites[folder] = Site({TOKEN})
-        return CacheSpec(UrlSpec(tuple(UrlFile(f"{self.web.url}{quote(folder + path)}", given_path=path) for path in sorted(files))))
+        sums = {path: hashlib.sha256(data).hexdigest() if self.verifies else "" for path, data in files.items()}
+        return CacheSpec(UrlSpec(tuple(UrlFile(f"{self.web.url}{quote(folder + path)}", sums[path], path) for path in sorted(files))))
 
     @property
     def credential(self) -> str | None:

@@ -25,6 +25,7 @@ class _ProxyHandler(Handler):
         key = unquote(self.path.partition("?")[0]).lstrip("/")
         self.server.counters.asked(self.command.lower(), self.server.name, self.headers.get("Authorization"))
         if self._has_expired():
+            self.server.counters.ended()
             self.send_small(
                 b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>", 403, {"Content-Type": "application/xml"}
             )

@@ -149,6 +149,11 @@ class Counters:
             if authorization:
                 seen.add(authorization)
 
+    def ended(self) -> None:
+        """A signed address was refused because it had ended: "ended" in `requests`."""
+        with self.lock:
+            self.requests["ended"] += 1
+
     def sent(self, key: str, count: int) -> None:
         with self.lock:
             self.bytes_sent[key] += count

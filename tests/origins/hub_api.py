@@ -168,6 +168,7 @@ class CdnHandler(Handler):
             return
         fits = hmac.compare_digest(query.get("Signature", ""), signature(hub.signing_key, url.path, query.get("Expires", "")))
         if repository is None or not fits or float(query["Expires"]) < time.time():
+            self.server.counters.ended()
             self.send_small(b"<Error><Code>AccessDenied</Code></Error>", 403, {"Content-Type": "application/xml"})
             return
         file = next(c.files[path] for c in repository.commits.values() if path in c.files and c.files[path].sha256 == query["Content"])

@@ -127,6 +127,7 @@ class StoreHandler(Handler):
         self.server.counters.asked("store", "store", self.headers.get("Authorization"))
         kind, name, path = (unquote(part) for part in url.path.lstrip("/").split("/", 2))
         if query.get("Signature") != signature(hub.signing_key, url.path, query["Expires"]) or float(query["Expires"]) < time.time():
+            self.server.counters.ended()
             self.send_json({"Code": "AccessDenied"}, 403)
         elif not self.refused_on_purpose(f"{name}/{path}"):
             files = hub.repositories[kind, name].revisions["master"]
