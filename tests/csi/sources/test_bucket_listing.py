@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import socket
+import socketserver
 import subprocess
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -236,6 +241,58 @@ def test_a_certificate_is_trusted_from_a_file_or_a_folder_and_refused_in_words(
         for bundle in (certificate, tmp_path):
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
             assert paths(ObjectSource(spec, lambda: KEY)) == ["file"]
+        secure.shutdown()
+
+
+class Tunnel(socketserver.StreamRequestHandler):
+    """A proxy's CONNECT, to `server.target` whatever is asked for; `server.asked` are the requests with their headers."""
+
+    server: TunnelServer
+
+    def handle(self) -> None:
+        head = list(iter(lambda: self.rfile.readline().decode().strip(), ""))
+        self.server.asked.append(head)
+        with socket.create_connection(self.server.target) as there:
+            self.wfile.write(b"HTTP/1.1 200 Connected\r\n\r\n")
+            back = threading.Thread(target=self._pass, args=(there, self.connection))
+            back.start()
+            self._pass(self.connection, there)
+            back.join()
+
+    @staticmethod
+    def _pass(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                sink.sendall(data)
+        with contextlib.suppress(OSError):
+            sink.shutdown(socket.SHUT_WR)
+
+
+class TunnelServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+
+    def __init__(self, target: tuple[str, int]) -> None:
+        super().__init__(("127.0.0.1", 0), Tunnel)
+        self.target, self.asked = target, list[list[str]]()
+        threading.Thread(target=self.serve_forever, args=(0.02,), daemon=True).start()
+
+
+def test_a_store_with_tls_is_listed_and_read_through_a_proxy_that_never_sees_the_key(
+    certificate: Path, unproxied: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+    with Server(tls=certificate) as secure, TunnelServer(("127.0.0.1", secure.server_address[1])) as proxy:
+        secure.behave["/bucket"] = lambda handler: handler.say(200, listing("file"))
+        secure.behave["/bucket/file"] = lambda handler: handler.say(206, b"1", Content_Range="bytes 0-0/1", ETag='"e"')
+        monkeypatch.setenv("https_proxy", f"http://me:p%40ss@127.0.0.1:{proxy.server_address[1]}")
+        with closing(told(secure, lambda: KEY)) as subject:
+            subject.prove(subject.resolve(subject.pin()))
+        login = f"proxy-authorization: basic {base64.b64encode(b'me:p@ss').decode().lower()}"
+        assert len(proxy.asked) >= 2 and all(head[0].startswith("CONNECT ") and login in map(str.lower, head) for head in proxy.asked)
+        assert KEY.token not in str(proxy.asked) and "AWS4" not in str(proxy.asked)
+        # A look at the certificate, two pages, a byte.
+        assert [bool(given) for _, given, _ in secure.seen] == [False, True, True, False]
+        proxy.shutdown()
         secure.shutdown()
 
 
