@@ -86,20 +86,21 @@ def test_http_goes_through_the_profiles_network_at_its_rate(machine: Machine, ne
 
 
 def test_nfs_goes_through_the_profiles_network_at_its_rate(machine: Machine, networks: list[Network]) -> None:
-    one, rate = networks[0], RATES[0]
-    export = Path(tempfile.mkdtemp(prefix="datacache-egress-"))
-    export.chmod(0o755)
-    file = content(export / "data.bin", SIZE)
-    # The server itself lets nobody else in.
-    with Ganesha([Export(export, clients=one.address)], server=one.host) as nas, Meter(one) as meter:
-        parameters = {"server": one.host, "path": str(export), "options": f"port={nas.port},mountport={nas.mount_port},timeo=100"}
-        volume = machine.create("nfs", parameters | {"egressProfile": "net0"})
-        shown = machine.show(volume, "nfs")
-        assert (shown / "data.bin").read_bytes() == file.read_bytes()
-    print(f"NFS at {rate / 1e6:.0f} Mbit/s: {meter.rate() / 1e6:.1f}")
-    assert meter.rate() == pytest.approx(rate, rel=0.1)
-    _take_away(machine, volume.volume_id, "nfs")
-    shutil.rmtree(export)
+    for number, (one, rate) in enumerate(zip(networks, RATES, strict=True)):
+        with tempfile.TemporaryDirectory(prefix="datacache-egress-") as folder:
+            export = Path(folder)
+            export.chmod(0o755)
+            # Of another length each: an image that is there already would not be fetched.
+            file = content(export / "data.bin", SIZE + number)
+            # The server itself lets nobody else in.
+            with Ganesha([Export(export, clients=one.address)], server=one.host) as nas, Meter(one) as meter:
+                parameters = {"server": one.host, "path": folder, "options": f"port={nas.port},mountport={nas.mount_port},timeo=100"}
+                volume = machine.create(f"nfs{number}", parameters | {"egressProfile": f"net{number}"})
+                shown = machine.show(volume, f"nfs{number}")
+                assert (shown / "data.bin").read_bytes() == file.read_bytes()
+        print(f"NFS at {rate / 1e6:.0f} Mbit/s: {meter.rate() / 1e6:.1f}")
+        assert meter.rate() == pytest.approx(rate, rel=0.1)
+        _take_away(machine, volume.volume_id, f"nfs{number}")
 
 
 def test_a_limit_holds_without_a_network_of_its_own(tmp_path: Path) -> None:
