@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import functools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -119,7 +120,13 @@ def _add_parents(folders: set[str], key: str) -> None:
 
 
 def _etag(entry: Entry) -> str:
-    return str(json.loads(entry.digest.removeprefix("token:object "))[3])
+    return _etag_of(entry.digest)
+
+
+@functools.lru_cache(maxsize=64)
+def _etag_of(digest: str) -> str:
+    """Kept: it is asked for before and after each request."""
+    return str(json.loads(digest.removeprefix("token:object "))[3])
 
 
 def _conditions(entry: Entry) -> Mapping[str, str]:
