@@ -22,6 +22,7 @@ KITS = (
     ("tests.conformance.url_kit", "UrlKit", ("URL",)),
     ("tests.conformance.modelscope_kit", "ModelScopeKit", ("ModelScope/Model",)),
     ("tests.conformance.modelscope_kit", "ModelScopeKit", ("ModelScope/DataSet",)),
+    ("tests.conformance.several_kit", "SeveralKit", ()),
 )
 
 

@@ -24,6 +24,7 @@ class HttpKit(ABC):
     """The half of `FaultyKit` that `origin` answers; whoever makes the kit sets that when it is entered."""
 
     origin: Origin
+    top_files = True
 
     @abstractmethod
     def key(self, spec: CacheSpec, path: str) -> str:

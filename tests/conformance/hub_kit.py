@@ -40,6 +40,7 @@ class HubKit(HttpKit):
     """Private repositories of one hub, each place one repository."""
 
     name = "huggingface"
+    token = TOKEN
     lists_by_reading = False
     pins_revisions = True
     verifies = True
@@ -70,12 +71,12 @@ class HubKit(HttpKit):
         self._count += 1
         name = f"org/place-{self._count}"
         files = {path: data for path, data in tree.items() if isinstance(data, bytes)}
-        self.hub.repo(name, files, kind=self._kind, private=True, tokens={TOKEN}, lfs_over=100_000)
+        self.hub.repo(name, files, kind=self._kind, private=True, tokens={self.token}, lfs_over=100_000)
         return CacheSpec(HubSpec(self._repo_source, name))
 
     @property
     def credential(self) -> str | None:
-        return TOKEN
+        return self.token
 
     def open(self, spec: CacheSpec, credential: str | None) -> Source:
         return HuggingFaceSource(spec, credential)

@@ -34,6 +34,8 @@ class Kit(Protocol):
     unreadable: tuple[type[DataCacheError], ...]
     # There is no listing apart from reading (a URL): who may not read is refused when the source is resolved.
     lists_by_reading: bool
+    # A place may have files that are in no folder.
+    top_files: bool
     # Connections that may stay open, idle, after every source of the process is closed.
     idle_connections: int
 

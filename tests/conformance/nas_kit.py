@@ -35,6 +35,7 @@ class NasKit:
     is the uid of the spec, and neither root nor anybody else.
     """
 
+    top_files = True
     lists_by_reading = False
     pins_revisions = False
     verifies = False

@@ -36,6 +36,7 @@ def open(spec, credential):
 class ObjectsKit:
     """Buckets of one server, written as `store` ("OSS" or "S3")."""
 
+    top_files = True
     lists_by_reading = False
     pins_revisions = False
     verifies = False

@@ -20,12 +20,15 @@ from tests.conformance import trees
 from tests.conformance.kit import Kit, Tree
 from tests.conformance.trees import BIG
 
-FILES = trees.tree(seed=7, big=40_000_001)
+
+@pytest.fixture
+def files(origin: Kit) -> Tree:
+    return trees.tree(seed=7, big=40_000_001, top=origin.top_files)
 
 
 @pytest.fixture
-def place(origin: Kit) -> CacheSpec:
-    return origin.place(FILES)
+def place(origin: Kit, files: Tree) -> CacheSpec:
+    return origin.place(files)
 
 
 def resolved(origin: Kit, spec: CacheSpec) -> Manifest:
@@ -90,26 +93,26 @@ def in_image(layout: Layout, folder: Path) -> Tree:
         return found
 
 
-def test_the_image_holds_the_origins_bytes(origin: Kit, place: CacheSpec, tmp_path: Path) -> None:
+def test_the_image_holds_the_origins_bytes(origin: Kit, place: CacheSpec, files: Tree, tmp_path: Path) -> None:
     layout = run(origin, place, resolved(origin, place), tmp_path)
-    expected = {path: data for path, data in trees.contents(FILES).items() if data}
+    expected = {path: data for path, data in trees.contents(files).items() if data}
     assert {path: data for path, data in in_image(layout, tmp_path).items() if data} == expected
 
 
-def test_a_fill_that_was_stopped_fetches_the_rest_only(origin: Kit, place: CacheSpec, tmp_path: Path) -> None:
+def test_a_fill_that_was_stopped_fetches_the_rest_only(origin: Kit, place: CacheSpec, files: Tree, tmp_path: Path) -> None:
     manifest = resolved(origin, place)
     before = origin.bytes_sent(place, BIG)
     with pytest.raises(FillStopped):
         run(origin, place, manifest, tmp_path, stop_after=20_000_000)
     layout = run(origin, place, manifest, tmp_path)
-    assert in_image(layout, tmp_path)[BIG] == trees.contents(FILES)[BIG]
+    assert in_image(layout, tmp_path)[BIG] == trees.contents(files)[BIG]
     after = origin.bytes_sent(place, BIG)
     if before is not None and after is not None:
         # Two readers' chunks were on their way, and up to 16 done ones not yet in the journal.
         assert after - before <= 40_000_001 + (2 + 16 + 4) * (1 << 20)
 
 
-def test_wrong_bytes_are_caught_where_a_digest_tells(origin: Kit, place: CacheSpec, tmp_path: Path) -> None:
+def test_wrong_bytes_are_caught_where_a_digest_tells(origin: Kit, place: CacheSpec, files: Tree, tmp_path: Path) -> None:
     manifest = resolved(origin, place)
     origin.corrupt(place, BIG)
     assert trees.entry(manifest, BIG).verifiable is origin.verifies
@@ -118,4 +121,4 @@ def test_wrong_bytes_are_caught_where_a_digest_tells(origin: Kit, place: CacheSp
             run(origin, place, manifest, tmp_path)
     else:
         # The origin's word is all there is; this shows that the bytes were wrong.
-        assert in_image(run(origin, place, manifest, tmp_path), tmp_path)[BIG] != trees.contents(FILES)[BIG]
+        assert in_image(run(origin, place, manifest, tmp_path), tmp_path)[BIG] != trees.contents(files)[BIG]

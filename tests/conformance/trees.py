@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from pathlib import Path
@@ -11,24 +12,33 @@ from csi.spec.manifest import Entry, Kind, Manifest
 from tests.conformance.kit import Tree
 
 BIG = "weights/model.safetensors"
-SMALL = "config.json"
-EMPTY = "empty.txt"
+SMALL = "meta/config.json"
+EMPTY = "meta/empty.txt"
+ONE = "meta/one"
 
 
-def tree(seed: int = 0, big: int = 5_000_003) -> Tree:
-    """Files of several sizes (none, one byte, just around a page, `big`), nested folders, names in several scripts, over 30 entries."""
-    rng = random.Random(seed)
+@functools.lru_cache(maxsize=2)
+def _random(seed: int, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+def tree(seed: int = 0, big: int = 5_000_003, top: bool = True) -> Tree:
+    """Files of several sizes (none, one byte, just around a page, `big`), nested folders, names in several scripts, over 30 entries.
+
+    With `top`, files in no folder too.
+    """
     files: dict[str, bytes | str | None] = {
         SMALL: b'{"seed": %d}\n' % seed,
         EMPTY: b"",
-        BIG: rng.randbytes(big),
-        "one": b"1",
-        "a b/%41#?&+.txt": b"a name to be quoted",
-        "\u00fcber/\u65e5\u672c\u8a9e/\U0001f680.txt": b"names in any script",
+        BIG: _random(seed, big),
+        ONE: b"1",
+        "names/a b/%41#?&+.txt": b"a name to be quoted",
+        "names/\u00fcber/\u65e5\u672c\u8a9e/\U0001f680.txt": b"names in any script",
         "deep/er/and/deep/er/file": b"x" * 4097,
         "deep/page": b"y" * 4096,
     }
-    return files | {f"many/file-{n:03}.txt": b"%d" % n for n in range(30)}
+    at_the_top: Tree = {"config.json": b"{}", "a b%41.txt": b"at the top", "none.txt": b""} if top else {}
+    return files | at_the_top | {f"many/file-{n:03}.txt": b"%d" % n for n in range(30)}
 
 
 def contents(files: Tree) -> dict[str, bytes]:

@@ -25,6 +25,7 @@ from csi.sources.url import UrlSource as open
 class UrlKit(HttpKit):
     """Files of one server; "URL with sha256" names the sum of each."""
 
+    token = TOKEN
     lists_by_reading = True
     pins_revisions = False
     forbidden: tuple[type[DataCacheError], ...] = (PermissionDenied,)
@@ -50,13 +51,13 @@ class UrlKit(HttpKit):
         folder = f"/place-{self._count}/"
         files = {path: data for path, data in tree.items() if isinstance(data, bytes)}
         self.web.files |= {folder + path: data for path, data in files.items()}
-        self.web.sites[folder] = Site({TOKEN})
+        self.web.sites[folder] = Site({self.token})
         sums = {path: hashlib.sha256(data).hexdigest() if self.verifies else "" for path, data in files.items()}
         return CacheSpec(UrlSpec(tuple(UrlFile(f"{self.web.url}{quote(folder + path)}", sums[path], path) for path in sorted(files))))
 
     @property
     def credential(self) -> str | None:
-        return TOKEN
+        return self.token
 
     def open(self, spec: CacheSpec, credential: str | None) -> Source:
         return UrlSource(spec, credential)
