@@ -29,7 +29,7 @@ def machine(folder: Path, hub: str, *origins: str) -> Iterator[Machine]:
 def serve(server: Server) -> None:
     def answer(handler: object) -> None:
         first, end = handler.span()  # type: ignore[attr-defined]
-        handler.say(206, DATA[first:end], Content_Range=f"bytes {first}-{end - 1}/{len(DATA)}")  # type: ignore[attr-defined]
+        handler.say(206, DATA[first:end], Content_Range=f"bytes {first}-{end - 1}/{len(DATA)}", ETag='"1"')  # type: ignore[attr-defined]
 
     server.behave["/data.bin"] = answer
 
