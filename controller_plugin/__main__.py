@@ -14,12 +14,14 @@ from csi import __version__, rpc, settings
 from csi.durable import secret_key
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
-from csi.registry.directory import DirectoryRegistry
+from csi.registry.opening import HELP, KUBERNETES, open_registry
 from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
 from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
+
+STATE_DIR = "/var/lib/datacache-controller"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -27,7 +29,13 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser("datacache-controller", description="The controller plugin of the datacache CSI driver.")
     flags.add_argument("--version", action="version", version=__version__)
     settings.plugin_flags(flags)
-    settings.flag(flags, "--registry", type=Path, help="the folder that keeps the volumes")
+    settings.flag(flags, "--registry", help=f"what keeps the volumes: {HELP}")
+    settings.flag(
+        flags,
+        "--state-dir",
+        default="",
+        help=f"where proofs of reading are remembered, which may get lost; empty for the registry's folder, with kubernetes for {STATE_DIR}",
+    )
     settings.flag(flags, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
     settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
     return flags
@@ -39,9 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    registry = DirectoryRegistry(options.registry)
+    registry = open_registry(options.registry)
     room = WaitingRoom(options.rpc_threads // 2)
-    proofs = ProofMemory(options.registry / "proofs", secret_key(options.registry / "key"), options.proof_ttl, options.offline_grace)
+    state = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
+    proofs = ProofMemory(state / "proofs", secret_key(state / "key"), options.proof_ttl, options.offline_grace)
     pool = WorkerPool(
         {"resolve": options.resolve_workers},
         log_format=options.log_format,
@@ -56,7 +65,8 @@ def _serve(options: argparse.Namespace) -> None:
         csi_pb2_grpc.add_ControllerServicer_to_server(ControllerServicer(volumes, options.driver_name), server)
 
     try:
-        rpc.serve(options.endpoint, options.rpc_threads, room, register)
+        with registry.tended(f"{options.driver_name.lower()}-controller"):
+            rpc.serve(options.endpoint, options.rpc_threads, room, register)
     finally:
         pool.close()
 

@@ -46,7 +46,7 @@ class Volumes:
         self._locks = KeyedLocks()
 
     def create(self, request: CreateRequest, patience: Patience) -> VolumeRecord:
-        """Pin the source and record the volume; the same name and request again give the same record.
+        """Pin the source and record the volume; the same name and request again give the same record, whichever replica made it.
 
         Raises InvalidParameter, AlreadyExists (the name stands for something else), OutOfRange (content over
         `limit_bytes`), VolumeNotFound (clone of a volume that is not), Busy, and the errors of a Source. Performance
@@ -66,8 +66,8 @@ class Volumes:
             if known:
                 return _same(known, request, asked)
             record = self._resolved(volume_id, request, asked, patience)
-            self._registry.put(record)
-            return record
+            kept = self._registry.add(record)
+            return record if kept == record else _same(kept, request, asked)
 
     def _parsed(self, request: CreateRequest) -> VolumeParameters:
         original = self._original(request.clone_of)
@@ -111,10 +111,7 @@ class Volumes:
 
     def get(self, volume_id: str) -> VolumeRecord:
         """The volume of that id; raises VolumeNotFound."""
-        record = self._registry.get(volume_id)
-        if record is None:
-            raise VolumeNotFound(f"there is no volume {volume_id[:200]!r}")
-        return record
+        return _found(self._registry.get(volume_id), volume_id)
 
     def delete(self, volume_id: str) -> None:
         """Forget the volume; nodes that still mount it keep their image. Raises Busy while another call works on it."""
@@ -126,15 +123,15 @@ class Volumes:
 
         Raises InvalidParameter (also for what the volume's size does not have), VolumeNotFound, Busy.
         """
-        with self._locks.hold(volume_id):
-            record = self.get(volume_id)
-            if not mutable:
-                return record
+
+        def how(record: VolumeRecord) -> VolumeRecord:
             changed = replace(record, performance=parse_mutable(mutable, record.performance))
             limits(changed.performance, changed.capacity_bytes)
-            if changed != record:
-                self._registry.put(changed)
             return changed
+
+        with self._locks.hold(volume_id):
+            changed = self._registry.change(volume_id, how) if mutable else self._registry.get(volume_id)
+            return _found(changed, volume_id)
 
     def page(self, token: str, limit: int) -> tuple[list[VolumeRecord], str]:
         """One page of all volumes and the token of the next, "" for none; volumes that come and go neither shift nor repeat the others.
@@ -147,6 +144,12 @@ class Volumes:
         if not limit or len(records) <= limit:
             return records, ""
         return records[:limit], _write_token(records[limit - 1].id)
+
+
+def _found(record: VolumeRecord | None, volume_id: str) -> VolumeRecord:
+    if record is None:
+        raise VolumeNotFound(f"there is no volume {volume_id[:200]!r}")
+    return record
 
 
 def _id_of(name: str) -> str:

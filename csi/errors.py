@@ -102,6 +102,18 @@ class UnsupportedByNode(FailedPrecondition):
     """The node's kernel or system lacks something the driver needs."""
 
 
+class ClusterUnavailable(DataCacheError):
+    """The Kubernetes API server cannot be reached or answers with a passing fault; trying again may help."""
+
+
+class ClusterForbids(FailedPrecondition):
+    """The Kubernetes API server does not let this program do that; the message names the right that is missing."""
+
+
+class ClusterConflict(Busy):
+    """An object of the cluster was changed by somebody else meanwhile; the same call later finds what it is now."""
+
+
 class CorruptContent(DataCacheError):
     """The origin sent other bytes than its own digest says."""
 

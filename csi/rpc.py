@@ -37,6 +37,7 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.PermissionDenied: grpc.StatusCode.PERMISSION_DENIED,
     errors.OriginUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.WorkerDied: grpc.StatusCode.UNAVAILABLE,
+    errors.ClusterUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Busy: grpc.StatusCode.ABORTED,
     errors.NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,

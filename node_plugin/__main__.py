@@ -15,7 +15,8 @@ from csi.errors import UnsupportedByNode
 from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
-from csi.registry.directory import DirectoryRegistry
+from csi.registry.opening import HELP, open_registry
+from csi.registry.volume import Interest, VolumeRegistry
 from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _limit_flags(flags: argparse.ArgumentParser) -> None:
-    settings.flag(flags, "--registry", default="", help="the controller's registry, to learn of changed performance: its folder; empty for none")
+    settings.flag(flags, "--registry", default="", help=f"the controller's registry, to learn of changed performance: {HELP}; empty for none")
     settings.flag(flags, "--cgroup-root", default="/sys/fs/cgroup", type=Path, help="where the node's cgroups are mounted")
     settings.flag(
         flags,
@@ -112,10 +113,10 @@ def _serve(options: argparse.Namespace) -> None:
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
     policy = InlinePolicy(options.allow_inline_nas, options.allow_origins)
-    registry = DirectoryRegistry(Path(options.registry)) if options.registry else None
+    registry, shown = open_registry(options.registry) if options.registry else None, Interest()
     throttle = Throttle(_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles"), options.require_throttle)
     limits = VolumeLimits(registry)
-    volumes = Volumes(VolumeRecords(options.store / "volumes"), store, resolver, fills, images, mounts, room, policy, limits, throttle)
+    volumes = Volumes(VolumeRecords(options.store / "volumes", shown), store, resolver, fills, images, mounts, room, policy, limits, throttle)
 
     if options.metrics_address:
         from node_plugin import metrics  # 5 MB that only those pay who ask for it
@@ -128,7 +129,7 @@ def _serve(options: argparse.Namespace) -> None:
         csi_pb2_grpc.add_NodeServicer_to_server(NodeServicer(volumes, options.node_id, options.driver_name), server)
 
     try:
-        with _watching(registry, volumes):
+        with _watching(registry, volumes, shown):
             volumes.recover()
             rpc.serve(options.endpoint, options.rpc_threads, room, register)
     finally:
@@ -138,11 +139,11 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 @contextmanager
-def _watching(registry: DirectoryRegistry | None, volumes: Volumes) -> Iterator[None]:
-    """Hear of changed performance for the block; where that cannot be, a volume's next publishing finds it."""
+def _watching(registry: VolumeRegistry | None, volumes: Volumes, shown: Interest) -> Iterator[None]:
+    """Hear of changed performance of the volumes shown here for the block; where that cannot be, a volume's next publishing finds it."""
     with ExitStack() as watch:
         try:
-            watch.enter_context(registry.watch(volumes.renew_limits) if registry else nullcontext())
+            watch.enter_context(registry.watch(volumes.renew_limits, shown) if registry else nullcontext())
         except UnsupportedByNode as error:
             log.warning("changed performance is not heard of", extra={"fields": {"reason": error}})
         yield

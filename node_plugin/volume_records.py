@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from csi import durable
+from csi.registry.volume import Interest
 
 _FORMAT = 1
 NO_LIMITS = "none"
@@ -76,11 +77,11 @@ class NodeVolume:
 
 
 class VolumeRecords:
-    """The records in `folder`, one file a volume."""
+    """The records in `folder`, one file a volume. `shown` has the ids of those that this start has put and that the controller made."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, shown: Interest | None = None) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder = folder
+        self._folder, self._shown = folder, shown or Interest()
 
     def get(self, volume_id: str) -> NodeVolume | None:
         """The record of a volume; None where there is none, or only a damaged one."""
@@ -91,8 +92,11 @@ class VolumeRecords:
         path = self._path(volume.id)
         if not volume.paths:
             path.unlink(missing_ok=True)
+            self._shown.discard(volume.id)
             return
         durable.replace_text(path, json.dumps({"format": _FORMAT, **asdict(volume)}))
+        if not volume.inline:
+            self._shown.add(volume.id)
 
     def all(self) -> Iterator[NodeVolume]:
         """Every readable record; what a killed plugin left half-written is removed on the way."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import logging
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -13,9 +12,8 @@ from pathlib import Path
 from csi import durable
 from csi.errors import DataCacheError, InvalidParameter
 from csi.file_events import FileEvents, Kind
-from csi.registry.volume import VolumeRecord
-
-log = logging.getLogger("datacache.registry")
+from csi.registry.telling import tell
+from csi.registry.volume import Interest, VolumeRecord
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 
@@ -26,7 +24,7 @@ class DirectoryRegistry:
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "volumes"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._guard = threading.Lock()
+        self._guard, self._writing = threading.Lock(), threading.RLock()
         self._ids = sorted(self._kept())
 
     def _kept(self) -> set[str]:
@@ -46,22 +44,41 @@ class DirectoryRegistry:
 
     def put(self, record: VolumeRecord) -> None:
         """Add or replace a record, durably."""
-        durable.write_json(self._folder / f"{record.id}.json", record.encode())
+        with self._writing:
+            durable.write_json(self._folder / f"{record.id}.json", record.encode())
+            self._list(record.id, True)
+
+    def _list(self, volume_id: str, there: bool) -> None:
         with self._guard:
-            at = bisect.bisect_left(self._ids, record.id)
-            if self._ids[at : at + 1] != [record.id]:
-                self._ids.insert(at, record.id)
+            at = bisect.bisect_left(self._ids, volume_id)
+            if (self._ids[at : at + 1] == [volume_id]) != there:
+                self._ids[at : at + (not there)] = [volume_id] if there else []
+
+    def add(self, record: VolumeRecord) -> VolumeRecord:
+        """See VolumeRegistry; one process at a time writes to a folder."""
+        with self._writing:
+            kept = self.get(record.id)
+            if kept is None:
+                self.put(record)
+            return kept or record
+
+    def change(self, volume_id: str, how: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord | None:
+        """See VolumeRegistry; one process at a time writes to a folder."""
+        with self._writing:
+            record = self.get(volume_id)
+            changed = how(record) if record else None
+            if changed and changed != record:
+                self.put(changed)
+            return changed
 
     def delete(self, volume_id: str) -> None:
         """Remove a record, durably; one that is not there is no error."""
         if not _ID.fullmatch(volume_id):
             return
-        (self._folder / f"{volume_id}.json").unlink(missing_ok=True)
-        durable.sync_folder(self._folder)
-        with self._guard:
-            at = bisect.bisect_left(self._ids, volume_id)
-            if self._ids[at : at + 1] == [volume_id]:
-                del self._ids[at]
+        with self._writing:
+            (self._folder / f"{volume_id}.json").unlink(missing_ok=True)
+            durable.sync_folder(self._folder)
+            self._list(volume_id, False)
 
     def page(self, after: str, limit: int) -> list[VolumeRecord]:
         """At most `limit` records behind the id `after`, in order; records deleted meanwhile are left out."""
@@ -71,22 +88,26 @@ class DirectoryRegistry:
         return [record for record in map(self.get, chosen) if record]
 
     @contextmanager
-    def watch(self, changed: Callable[[str], None]) -> Iterator[None]:
+    def watch(self, changed: Callable[[str], None], only: Interest | None = None) -> Iterator[None]:
         """See VolumeRegistry; raises DataCacheError where the folder is gone."""
         with FileEvents() as events:
             if not events.watch(self._folder):
                 raise DataCacheError(f"the registry's folder {self._folder} is gone; start the program again")
             ended = threading.Event()
-            teller = threading.Thread(target=self._tell, args=(events, ended, changed), name="registry-watch", daemon=True)
-            teller.start()
-            try:
-                yield
-            finally:
-                ended.set()
-                events.wake()
-                teller.join()
+            wanted = only.ids() if only is not None else frozenset()
+            teller = threading.Thread(target=self._tell, args=(events, ended, changed, only, wanted), name="registry-watch", daemon=True)
+            with (only or Interest()).heard(events.wake):
+                teller.start()
+                try:
+                    yield
+                finally:
+                    ended.set()
+                    events.wake()
+                    teller.join()
 
-    def _tell(self, events: FileEvents, ended: threading.Event, changed: Callable[[str], None]) -> None:
+    def _tell(
+        self, events: FileEvents, ended: threading.Event, changed: Callable[[str], None], only: Interest | None, wanted: frozenset[str]
+    ) -> None:
         known = self._kept()
         while not ended.is_set():
             heard = events.wait()
@@ -95,16 +116,15 @@ class DirectoryRegistry:
             if any(event.kind is Kind.LOST for event in heard):
                 known |= self._kept()
                 ids = sorted(known)
+            if only is not None:
+                now = only.ids()
+                ids, wanted = [*(i for i in ids if i in now), *sorted(now - wanted)], now
             for volume_id in dict.fromkeys(ids):
                 if not ended.is_set():
-                    _call(changed, volume_id)
+                    tell(changed, volume_id)
             known.difference_update(event.name.removesuffix(".json") for event in heard if event.kind is Kind.GONE)
 
-
-def _call(changed: Callable[[str], None], volume_id: str) -> None:
-    try:
-        changed(volume_id)
-    except Exception as error:
-        # A foreign exception's text is not vetted for secrets.
-        reason = error if isinstance(error, DataCacheError) else type(error).__name__
-        log.error("a volume's change was not taken in", extra={"fields": {"volume": volume_id, "reason": reason}})
+    @contextmanager
+    def tended(self, name: str) -> Iterator[None]:
+        """Nothing has to be done."""
+        yield

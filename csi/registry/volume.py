@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -64,24 +65,82 @@ class VolumeRecord:
         )
 
 
+class Interest:
+    """The ids that a watcher wants to be told of, which may change while it watches. Thread-safe."""
+
+    def __init__(self, ids: Iterable[str] = ()) -> None:
+        self._guard = threading.Lock()
+        self._ids = frozenset(ids)
+        self._listeners: list[Callable[[], None]] = []
+
+    def __contains__(self, volume_id: str) -> bool:
+        return volume_id in self._ids
+
+    def ids(self) -> frozenset[str]:
+        """All of them."""
+        return self._ids
+
+    def add(self, volume_id: str) -> None:
+        """Want to be told of one more, which is told at once, since what changed before was not."""
+        self._become(lambda ids: ids | {volume_id})
+
+    def discard(self, volume_id: str) -> None:
+        """Want to be told of one less; one that is not wanted is no error."""
+        self._become(lambda ids: ids - {volume_id})
+
+    def _become(self, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
+        with self._guard:
+            old, self._ids = self._ids, change(self._ids)
+            listeners = list(self._listeners) if self._ids != old else []
+        for listener in listeners:
+            listener()
+
+    @contextmanager
+    def heard(self, listener: Callable[[], None]) -> Iterator[None]:
+        """For the block, call `listener` after each change."""
+        with self._guard:
+            self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._listeners.remove(listener)
+
+
 class VolumeRegistry(Protocol):
     """Keeps volume records. Every change is durable when the method returns. Thread-safe."""
 
     def get(self, volume_id: str) -> VolumeRecord | None:
         """The record of `volume_id`, None where there is none; ids of any form may be asked for."""
 
+    def add(self, record: VolumeRecord) -> VolumeRecord:
+        """Add the record where there is none of its id; the record that is kept then. Of all who add at once, in all processes, one does."""
+
     def put(self, record: VolumeRecord) -> None:
         """Add the record, or replace the one of the same id."""
+
+    def change(self, volume_id: str, how: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord | None:
+        """Replace a record by `how(record)` and return that; None, and nothing added, where there is none. No change of another's is lost.
+
+        `how` changes the performance alone. It may be called again, for a record that somebody else changed meanwhile; what it raises is raised.
+        """
 
     def delete(self, volume_id: str) -> None:
         """Remove the record; one that is not there is no error."""
 
     def page(self, after: str, limit: int) -> list[VolumeRecord]:
-        """At most `limit` records whose ids sort behind `after`, in the order of their ids; `limit` 0 for all."""
+        """At most `limit` records that stand behind `after`, which need not be there; `limit` 0 for all.
 
-    def watch(self, changed: Callable[[str], None]) -> AbstractContextManager[None]:
+        Every id has its place for ever: ids that are DNS subdomains in their order, others where the registry files them.
+        """
+
+    def watch(self, changed: Callable[[str], None], only: Interest | None = None) -> AbstractContextManager[None]:
         """Within the block, call `changed(volume_id)` from a thread of its own soon after a record was put or deleted, by whichever process.
 
-        It may be called more often than that, and for several changes of a record at once; when the block has ended it is not
-        called any more. What `changed` raises is logged. What was put before the block is for the caller to read.
+        With `only`, for those ids alone, and for each that is added to them. It may be called more often than that, and for several
+        changes of a record at once; when the block has ended it is not called any more. What `changed` raises is logged. What was put
+        before the block is for the caller to read.
         """
+
+    def tended(self, name: str) -> AbstractContextManager[None]:
+        """For the block, do what one process at a time has to do for the registry; `name` is that of what decides which one."""

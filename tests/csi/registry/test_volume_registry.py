@@ -1,10 +1,9 @@
-"""What every registry of volumes must do; each kind is one entry of `KINDS`."""
+"""What every registry of volumes must do; the kinds are in conftest.py."""
 
 from __future__ import annotations
 
-import queue
 import threading
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,28 +12,11 @@ from hypothesis import strategies as st
 
 from csi.errors import DataCacheError
 from csi.registry.directory import DirectoryRegistry
-from csi.registry.volume import VolumeRecord, VolumeRegistry
+from csi.registry.volume import Interest, VolumeRecord
 from csi.spec.cache import CacheSpec
-from csi.spec.hub import HubSpec
 from csi.spec.nas import NasSpec
 from csi.spec.performance import Performance
-
-Make = Callable[[Path], VolumeRegistry]
-KINDS: dict[str, Make] = {"directory": DirectoryRegistry}
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-@pytest.fixture(params=KINDS.values(), ids=KINDS)
-def make(request: pytest.FixtureRequest) -> Make:
-    """Opens a registry over a folder; a second one over the same folder is the next start of the controller."""
-    return request.param
-
-
-def record(volume_id: str, **more: object) -> VolumeRecord:
-    asked = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main", ("*.json", "a,b"), ()))
-    pinned = CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT, ("*.json", "a,b"), ()))
-    base = {"name": f"pvc-{volume_id}", "asked": asked, "spec": pinned, "digest": "a" * 64, "capacity_bytes": 2**30, "content_bytes": 5}
-    return VolumeRecord(id=volume_id, **{**base, **more})  # type: ignore[arg-type]
+from tests.csi.registry.kinds import COMMIT, Make, Told, record
 
 
 def ids(records: list[VolumeRecord]) -> list[str]:
@@ -44,7 +26,7 @@ def ids(records: list[VolumeRecord]) -> list[str]:
 def test_a_record_is_found_as_it_was_put_also_after_a_restart(make: Make, tmp_path: Path) -> None:
     plain = record("dc-1")
     nas = CacheSpec(NasSpec("nas", "/x", "4.0", 1, 2, 0.5, 9, 3, 4), preserve_ownership=True)
-    full = record("dc-2", asked=nas, spec=nas, downgrade_writers=True, cloned_from="dc-1", created=5.5, performance=Performance("PL1", 7, False))
+    full = record("dc-2", asked=nas, spec=nas, downgrade_writers=True, cloned_from="dc-1", created=5.5, performance=Performance("AutoPL", 7, False))
     registry = make(tmp_path)
     for kept in (plain, full):
         registry.put(kept)
@@ -94,12 +76,11 @@ NUMBERS = st.integers(0, 12)
 
 
 @settings(max_examples=40, deadline=None)
-@pytest.mark.parametrize("kind", KINDS)
 @given(before=st.sets(NUMBERS), churn=st.lists(st.tuples(st.booleans(), NUMBERS), max_size=12), limit=st.integers(1, 4))
 def test_volumes_that_come_and_go_neither_shift_nor_repeat_the_others(
-    tmp_path_factory: pytest.TempPathFactory, kind: str, before: set[int], churn: list[tuple[bool, int]], limit: int
+    tmp_path_factory: pytest.TempPathFactory, make: Make, before: set[int], churn: list[tuple[bool, int]], limit: int
 ) -> None:
-    registry = KINDS[kind](tmp_path_factory.mktemp("registry"))
+    registry = make(tmp_path_factory.mktemp("registry"))
     name = "dc-{:03}".format
     for number in before:
         registry.put(record(name(number)))
@@ -144,7 +125,7 @@ def test_many_threads_may_work_at_once(make: Make, tmp_path: Path) -> None:
 
 def test_a_context_tells_a_node_all_it_needs(make: Make, tmp_path: Path) -> None:
     registry = make(tmp_path)
-    registry.put(record("dc-1", downgrade_writers=True, performance=Performance("PL0", None, True)))
+    registry.put(record("dc-1", downgrade_writers=True, performance=Performance("AutoPL", None, True)))
     found = registry.get("dc-1")
     assert found is not None
     assert found.to_context() == {
@@ -153,39 +134,12 @@ def test_a_context_tells_a_node_all_it_needs(make: Make, tmp_path: Path) -> None
         "repoId": "org/name",
         "revision": COMMIT,
         "allowPatterns": "*.json\na,b",
-        "performanceLevel": "PL0",
+        "performanceLevel": "AutoPL",
         "burstingEnabled": "true",
         "writerAccessModes": "downgrade",
         "manifestDigest": "a" * 64,
         "capacityBytes": str(2**30),
     }
-
-
-class Told:
-    """What a watcher was called with; `next` waits for it, `fault` is raised once by the call."""
-
-    def __init__(self) -> None:
-        self.calls: queue.Queue[str] = queue.Queue()
-        self.threads: set[int] = set()
-        self.fault: Exception | None = None
-
-    def __call__(self, volume_id: str) -> None:
-        self.threads.add(threading.get_ident())
-        self.calls.put(volume_id)
-        fault, self.fault = self.fault, None
-        if fault:
-            raise fault
-
-    def until(self, volume_id: str) -> set[str]:
-        """All that was told until `volume_id` was; raises queue.Empty after half a minute of silence."""
-        told = {self.calls.get(timeout=30)}
-        while volume_id not in told:
-            told.add(self.calls.get(timeout=30))
-        return told
-
-    @property
-    def silent(self) -> bool:
-        return self.calls.empty()
 
 
 def test_a_watcher_is_told_of_what_another_puts_replaces_and_deletes(make: Make, tmp_path: Path) -> None:
@@ -234,6 +188,109 @@ def test_a_watcher_that_fails_is_told_of_the_next_change_all_the_same(make: Make
     assert logged == [{"volume": "dc-1", "reason": "RuntimeError"}] and "s3cr3t" not in caplog.text
 
 
+def test_a_watcher_of_some_volumes_is_told_of_no_other(make: Make, tmp_path: Path) -> None:
+    registry, other, told, wanted = make(tmp_path), make(tmp_path), Told(), Interest(["dc-2"])
+    for volume_id in ("dc-1", "dc-2"):
+        registry.put(record(volume_id))
+    with registry.watch(told, wanted):
+        for volume_id in ("dc-1", "dc-2", "dc-3"):
+            other.put(record(volume_id, performance=Performance(read_iops=9)))
+        assert told.until("dc-2") == {"dc-2"}
+        other.delete("dc-1")
+        other.delete("dc-2")
+        assert told.until("dc-2") == {"dc-2"}
+    assert told.silent
+
+
+def test_what_a_watcher_wants_later_is_told_at_once_and_from_then_on(make: Make, tmp_path: Path) -> None:
+    registry, other, told, wanted = make(tmp_path), make(tmp_path), Told(), Interest()
+    registry.put(record("dc-1"))
+    with registry.watch(told, wanted):
+        other.put(record("dc-1", performance=Performance(read_iops=8)))
+        wanted.add("dc-1")
+        told.until("dc-1")
+        other.put(record("dc-1", performance=Performance(read_iops=9)))
+        told.until("dc-1")
+
+
+def test_what_a_watcher_does_not_want_any_more_is_not_told(make: Make, tmp_path: Path) -> None:
+    registry, other, told, wanted = make(tmp_path), make(tmp_path), Told(), Interest(["dc-1", "dc-2"])
+    for volume_id in ("dc-1", "dc-2"):
+        registry.put(record(volume_id))
+    with registry.watch(told, wanted):
+        wanted.discard("dc-1")
+        for volume_id in ("dc-1", "dc-2"):
+            other.put(record(volume_id, performance=Performance(read_iops=9)))
+        assert told.until("dc-2") == {"dc-2"}
+    assert told.silent
+
+
+def test_of_all_who_add_a_volume_at_once_one_does_and_all_learn_which(make: Make, tmp_path: Path) -> None:
+    registries, kept, gate = [make(tmp_path)] * 3, [], threading.Barrier(6)
+
+    def add(number: int) -> None:
+        mine = record("dc-1", digest=f"{number:064x}", created=1.5 + number)
+        gate.wait(30)
+        kept.append(registries[number % 3].add(mine))
+
+    threads = [threading.Thread(target=add, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(kept) == 6 and set(map(repr, kept)) == {repr(registries[0].get("dc-1"))}
+
+
+def test_adding_leaves_what_is_there(make: Make, tmp_path: Path) -> None:
+    registry, first, second = make(tmp_path), record("dc-1", created=1.0), record("dc-1", created=2.0, digest="b" * 64)
+    assert registry.add(first) == first
+    assert registry.add(second) == first == registry.get("dc-1")
+
+
+def test_a_change_is_made_of_what_is_there(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    registry.put(record("dc-1", performance=Performance(read_iops=5, read_bandwidth=2**20)))
+    wanted = record("dc-1", performance=Performance(read_iops=6))
+    assert registry.change("dc-1", lambda found: replace(found, performance=Performance(read_iops=(found.performance.read_iops or 0) + 1))) == wanted
+    assert make(tmp_path).get("dc-1") == wanted, "a key that was left out is gone"
+    assert registry.change("dc-1", lambda found: found) == wanted
+
+
+def test_a_change_that_fails_changes_nothing_and_one_of_nothing_adds_nothing(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    registry.put(record("dc-1"))
+
+    def refuse(found: VolumeRecord) -> VolumeRecord:
+        raise DataCacheError(f"not {found.id}")
+
+    with pytest.raises(DataCacheError, match="not dc-1"):
+        registry.change("dc-1", refuse)
+    assert registry.change("dc-2", refuse) is None
+    assert registry.page("", 0) == [record("dc-1")]
+
+
+def test_no_change_of_several_at_once_is_lost(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    registry.put(record("dc-1", performance=Performance(read_iops=1)))
+
+    def one_more(found: VolumeRecord) -> VolumeRecord:
+        return replace(found, performance=Performance(read_iops=(found.performance.read_iops or 0) + 1))
+
+    threads = [threading.Thread(target=registry.change, args=("dc-1", one_more)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert registry.get("dc-1") == record("dc-1", performance=Performance(read_iops=5))
+
+
+def test_nothing_has_to_be_done_for_the_block_of_tending(make: Make, tmp_path: Path) -> None:
+    registry = make(tmp_path)
+    with registry.tended("tender"), registry.tended("tender"):
+        registry.put(record("dc-1"))
+    assert registry.get("dc-1") == record("dc-1")
+
+
 def test_a_watcher_whose_events_were_lost_is_told_of_every_volume(tmp_path: Path) -> None:
     """A watcher that is held up longer than the kernel keeps events for it is then told of what is there and of what it knew."""
     most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
@@ -264,8 +321,9 @@ def test_a_registry_whose_folder_is_gone_cannot_be_watched(tmp_path: Path) -> No
         pass
 
 
-def test_a_record_of_0_1_0_whose_performance_keys_disagree_is_still_read(make: Make, tmp_path: Path) -> None:
-    registry = make(tmp_path)
+def test_a_record_of_0_1_0_whose_performance_keys_disagree_is_still_read(tmp_path: Path) -> None:
+    """In a folder: 0.1.0 kept none in a cluster, and there the schema refuses them."""
+    registry = DirectoryRegistry(tmp_path)
     registry.put(record("dc-1", performance=Performance("PL1", 7, True)))
     assert registry.page("", 0) == [record("dc-1", performance=Performance("PL1", 7, True))]
 

@@ -1,0 +1,20 @@
+"""How a registry tells its watchers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from csi.errors import DataCacheError
+
+log = logging.getLogger("datacache.registry")
+
+
+def tell(changed: Callable[[str], None], volume_id: str) -> None:
+    """Call `changed(volume_id)`; what it raises is logged."""
+    try:
+        changed(volume_id)
+    except Exception as error:
+        # A foreign exception's text is not vetted for secrets.
+        reason = error if isinstance(error, DataCacheError) else type(error).__name__
+        log.error("a volume's change was not taken in", extra={"fields": {"volume": volume_id, "reason": reason}})

@@ -1,0 +1,34 @@
+"""Both kinds of registry; the one in a cluster on a real API server, started once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from csi.registry.directory import DirectoryRegistry
+from tests.apiserver import NOT_RUN, ApiServer, programs
+from tests.csi.registry.kinds import InCluster, Make, empty
+
+STRANGER, NODE = "stranger", "node-plugin"
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[ApiServer]:
+    if programs() is None:
+        pytest.skip(NOT_RUN)
+    with ApiServer([STRANGER, NODE]) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster(api_server: ApiServer) -> ApiServer:
+    """The API server, with no volume."""
+    empty(api_server)
+    return api_server
+
+
+@pytest.fixture(scope="session", params=["directory", "kubernetes"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Opens a registry over a folder; a second one over the same folder is the next start of the controller, or another replica."""
+    return DirectoryRegistry if request.param == "directory" else InCluster(request.getfixturevalue("api_server"))
