@@ -22,7 +22,7 @@ from csi.errors import DataCacheError
 from tests.origins.onc_rpc import free_port
 
 CRDS = Path(__file__).parents[1] / "deploy/crds"
-ADMIN = "admin"
+ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
 NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test-cluster builds them, with Go)"
 _PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
 _START_SECONDS, _STOP_SECONDS = 60.0, 20.0
@@ -115,7 +115,9 @@ class ApiServer:
 
     def stop(self) -> None:
         """Kill the API server; etcd stays."""
-        _end(self._processes.pop())
+        process = self._processes.pop()
+        process.kill()
+        process.wait()
 
     def _is_ready(self) -> bool:
         try:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.apiserver import NODE, NOT_RUN, STRANGER, ApiServer, programs
 
 # The modules that tests share say what was not equal, too.
 pytest.register_assert_rewrite("tests.kernel", "tests.guest", "tests.plugins")
@@ -14,6 +17,15 @@ settings.register_profile("unhurried", deadline=None, suppress_health_check=[Hea
 settings.load_profile("unhurried")
 
 _NOT_RUN = pytest.StashKey[int]()
+
+
+@pytest.fixture(scope="session")
+def api_server() -> Iterator[ApiServer]:
+    """One API server with the CRDs for all tests, and whatever other tests left in it."""
+    if programs() is None:
+        pytest.skip(NOT_RUN)
+    with ApiServer([STRANGER, NODE]) as cluster:
+        yield cluster
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -185,8 +185,11 @@ def _object(status: int, data: bytes, retry_after: str) -> dict[str, Any]:
 def refusal(code: int, status: Mapping[str, Any], retry_after: str = "") -> DataCacheError:
     """The error that a Kubernetes Status (meta/v1) means; `code` is the HTTP status."""
     message, details = str(status.get("message", ""))[:2000], status.get("details") or {}
-    if code == 404 and not details.get("name"):
-        return FailedPrecondition("the Kubernetes API server does not know this kind of object; apply deploy/crds and try again")
+    if (code == 404 and not details.get("name")) or "field not declared in schema" in message:
+        known = message if details or code != 404 else "it does not know this kind of object"
+        return FailedPrecondition(
+            f"the CRDs of the Kubernetes API server are missing or older than this driver ({known}); apply deploy/crds and try again"
+        )
     if code in (401, 403):
         return ClusterForbids(
             f"the Kubernetes API server refuses this: {message or 'who asks is not known'}; give the service account this right (RBAC)"

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from csi.registry.directory import DirectoryRegistry
-from tests.apiserver import NOT_RUN, ApiServer, programs
+from tests.apiserver import ApiServer
 from tests.csi.registry.kinds import InCluster, Make, empty
-
-STRANGER, NODE = "stranger", "node-plugin"
-
-
-@pytest.fixture(scope="session")
-def api_server() -> Iterator[ApiServer]:
-    if programs() is None:
-        pytest.skip(NOT_RUN)
-    with ApiServer([STRANGER, NODE]) as cluster:
-        yield cluster
 
 
 @pytest.fixture

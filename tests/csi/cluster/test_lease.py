@@ -1,0 +1,95 @@
+"""One of several replicas leads: on a real API server."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from csi.cluster.lease import Lease, leading
+from csi.errors import ClusterUnavailable
+from tests.apiserver import ApiServer
+from tests.origins.onc_rpc import wait_until
+
+
+class Replicas:
+    """Who leads now; `most` is how many ever did at once."""
+
+    def __init__(self, cluster: ApiServer) -> None:
+        self.cluster, self.name = cluster, f"lease-{uuid.uuid4().hex[:8]}"
+        self.leaders: list[str] = []
+        self.most, self._guard = 0, threading.Lock()
+
+    @contextmanager
+    def lead(self, who: str) -> Iterator[None]:
+        with self._guard:
+            self.leaders.append(who)
+            self.most = max(self.most, len(self.leaders))
+        try:
+            yield
+        finally:
+            with self._guard:
+                self.leaders.remove(who)
+
+    def lease(self, who: str, held_seconds: int = 45) -> Lease:
+        return Lease(self.cluster.client(), self.name, who, held_seconds)
+
+    @contextmanager
+    def runs(self, who: str) -> Iterator[None]:
+        with leading(self.lease(who), lambda: self.lead(who), renew_seconds=0.2, sure_seconds=5.0):
+            yield
+
+
+@pytest.fixture
+def replicas(api_server: ApiServer) -> Replicas:
+    return Replicas(api_server)
+
+
+def test_of_several_replicas_one_leads_and_when_it_leaves_another_does(replicas: Replicas) -> None:
+    with ExitStack() as others:
+        with replicas.runs("a"):
+            assert wait_until(lambda: replicas.leaders == ["a"], 20)
+            for who in ("b", "c"):
+                others.enter_context(replicas.runs(who))
+        assert wait_until(lambda: len(replicas.leaders) == 1, 20) and replicas.leaders != ["a"]
+    assert (replicas.leaders, replicas.most) == ([], 1)
+    assert replicas.cluster.kubectl("get", "lease", replicas.name, "-o", "jsonpath={.spec.holderIdentity}") == ""
+
+
+def test_a_lease_is_held_by_one_and_counted(replicas: Replicas) -> None:
+    a, b = replicas.lease("a"), replicas.lease("b")
+    assert [a.hold(), b.hold(), a.hold()] == [True, False, True]
+    a.let_go()
+    assert [b.hold(), a.hold()] == [True, False]
+    assert replicas.cluster.kubectl("get", "lease", replicas.name, "-o", "jsonpath={.spec.holderIdentity} {.spec.leaseTransitions}") == "b 1"
+
+
+def test_a_lease_of_who_died_is_taken_once_it_has_not_changed_for_its_time(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [1000.0]
+    monkeypatch.setattr("csi.cluster.lease.time.monotonic", lambda: clock[0])
+    dead, next_one = replicas.lease("dead", 30), replicas.lease("next")
+    assert dead.hold() and not next_one.hold()
+    clock[0] += 29
+    assert not next_one.hold()
+    assert dead.hold()
+    clock[0] += 29
+    assert not next_one.hold(), "it was renewed meanwhile"
+    clock[0] += 31
+    assert next_one.hold()
+    assert not dead.hold()
+
+
+def test_who_cannot_renew_its_lease_stops_leading(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+    with replicas.runs("a"):
+        assert wait_until(lambda: replicas.leaders == ["a"], 20)
+        with monkeypatch.context() as broken:
+            broken.setattr("csi.cluster.lease.Lease.hold", _unavailable)
+            assert wait_until(lambda: replicas.leaders == [], 40)
+        assert wait_until(lambda: replicas.leaders == ["a"], 20)
+
+
+def _unavailable(lease: Lease) -> bool:
+    raise ClusterUnavailable("away")

@@ -1,0 +1,158 @@
+"""The custom resources, on a real API server: what is no volume is refused, in words that help."""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import Any
+
+import pytest
+import yaml
+
+from csi.registry.cache_volume import encode
+from csi.registry.volume import VolumeRecord
+from csi.spec.cache import CacheSpec
+from csi.spec.nas import NasSpec
+from csi.spec.parameters import SPELLING
+from csi.spec.performance import KEYS, LEVELS, Performance
+from csi.spec.url import MOST_FILES
+from tests.apiserver import CRDS, ApiServer
+
+NAS = CacheSpec(NasSpec("nas.example.com", "/models"))
+RECORD = VolumeRecord("dc-1", "pvc-1", NAS, NAS, "a" * 64, 2**30, 5, created=1.5, performance=Performance("AutoPL", 7, True))
+VALID = encode(RECORD)
+
+
+def changed(*path: str, to: object) -> dict[str, Any]:
+    """VALID with another value at `path`, None for none."""
+    thing = copy.deepcopy(VALID)
+    part = thing
+    for key in path[:-1]:
+        part = part[key]
+    if to is None:
+        del part[path[-1]]
+    else:
+        part[path[-1]] = to
+    return thing
+
+
+def refusal(cluster: ApiServer, thing: dict[str, Any]) -> str:
+    """What kubectl says when the server is asked, in a dry run, to take `thing`; "" where it would."""
+    try:
+        cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", "-", stdin=thing)
+    except AssertionError as error:
+        return str(error)
+    return ""
+
+
+def performance(**keys: object) -> dict[str, Any]:
+    return changed("spec", "performance", to=keys)
+
+
+REFUSED = {
+    "a name of another volume": (changed("metadata", "name", to="other"), "metadata.name has to be the volumeID"),
+    "no source": (changed("spec", "parameters", to=None), "spec.parameters: Required value"),
+    "no parameter": (changed("spec", "parameters", to={}), "spec.parameters in body should have at least 1 properties"),
+    "too many parameters": (changed("spec", "parameters", to={f"k{n}": "" for n in range(65)}), "must have at most 64 items"),
+    "a value that is too long": (changed("spec", "parameters", "path", to="x" * 262145), "may not be more than 262144"),
+    "a key that is too long": (changed("spec", "parameters", "k" * 129, to=""), "more than 128 characters; docs/parameters.md has all keys"),
+    "a credential": (changed("spec", "parameters", "accessToken", to="s3cr3t"), "is a credential; put it into a Secret"),
+    "a credential of the pinned source": (changed("spec", "pinned", "parameters", "AKSECRET", to="s3cr3t"), "is a credential; put it into a Secret"),
+    "a digest that is none": (changed("spec", "pinned", "manifestDigest", to="A" * 64), "has to be a sha256 in 64 lower-case hex digits"),
+    "no digest": (changed("spec", "pinned", "manifestDigest", to=None), "spec.pinned.manifestDigest: Required value"),
+    "content below nothing": (changed("spec", "pinned", "contentBytes", to=-1), "should be greater than or equal to 0"),
+    "content over capacity": (changed("spec", "pinned", "contentBytes", to=2**31), "capacityBytes has to be at least pinned.contentBytes"),
+    "a capacity that no image has": (changed("spec", "capacityBytes", to=2**45), "should be less than or equal to 17592186044416"),
+    "access modes of no kind": (changed("spec", "writerAccessModes", to="allow"), 'supported values: "refuse", "downgrade"'),
+    "a time that is none": (changed("spec", "created", to="yesterday"), "must be of type date-time"),
+    "a time elsewhere": (changed("spec", "created", to="2026-01-31T12:00:00+01:00"), "created has to be a time in UTC"),
+    "a clone of itself": (changed("spec", "clonedFrom", to="dc-1"), "clonedFrom names the volume itself"),
+    "no id": (changed("spec", "volumeID", to=""), "spec.volumeID in body should be at least 1 chars long"),
+    "an id that is too long": (changed("spec", "volumeID", to="x" * 1025), "may not be more than 1024"),
+    "an unknown key": (changed("spec", "flavour", to="vanilla"), 'unknown field "spec.flavour"'),
+    "no performance key": (performance(), "spec.performance in body should have at least 1 properties"),
+    "an unknown level": (performance(performanceLevel="PL9"), 'supported values: "PL0", "PL1", "PL2", "PL3", "AutoPL"'),
+    "provisioned with a level": (performance(performanceLevel="PL1", provisionedIops=7), "provisionedIops is for AutoPL"),
+    "bursting with a level": (performance(performanceLevel="PL1", burstingEnabled=True), "burstingEnabled is for AutoPL"),
+    "a ceiling with a level": (
+        performance(performanceLevel="PL1", readIops=7),
+        "readIops and readBandwidth are for volumes without performanceLevel",
+    ),
+    "a ceiling with bursting": (performance(burstingEnabled=False, readBandwidth=2**20), "readIops and readBandwidth are for volumes without"),
+    "a burst without credit": (performance(readIops=5, burstIops=7), "burstIops and burstCredit go together"),
+    "a credit without a burst": (performance(readIops=5, burstCredit=7), "burstIops and burstCredit go together"),
+    "two ways of bursting": (performance(burstingEnabled=True, burstIops=7, burstCredit=7), "keep one way of bursting"),
+    "a burst above nothing": (performance(readBandwidth=2**20, burstIops=7, burstCredit=7), "burstIops needs a limit to burst above"),
+    "a burst below its limit": (performance(readIops=9, burstIops=7, burstCredit=7), "burstIops has to be more than readIops"),
+    "bandwidth below one I/O": (performance(readBandwidth=1), "should be greater than or equal to 16384"),
+}
+
+
+def test_every_crd_passes_a_dry_run(api_server: ApiServer) -> None:
+    assert "(server dry run)" in api_server.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(CRDS))
+
+
+@pytest.mark.parametrize("thing", [VALID, performance(readIops=5, burstIops=7, burstCredit=7), changed("spec", "performance", to=None)])
+def test_a_volume_is_taken(api_server: ApiServer, thing: dict[str, Any]) -> None:
+    assert refusal(api_server, thing) == ""
+
+
+@pytest.mark.parametrize(("thing", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_is_no_volume_is_refused_in_words_that_help(api_server: ApiServer, thing: dict[str, Any], words: str) -> None:
+    said = refusal(api_server, thing)
+    assert words in said and "s3cr3t" not in said
+
+
+@pytest.mark.parametrize(
+    ("thing", "words"),
+    [
+        (changed("spec", "name", to="pvc-2"), "volumeID and name cannot change"),
+        (changed("spec", "created", to="2026-01-31T12:00:00Z"), "created cannot change: this volume exists already"),
+        (changed("spec", "capacityBytes", to=2**31), "capacityBytes cannot change"),
+        (changed("spec", "clonedFrom", to="dc-0"), "clonedFrom cannot change"),
+        (changed("spec", "pinned", "manifestDigest", to="b" * 64), "manifestDigest and contentBytes cannot change"),
+        (changed("spec", "pinned", "contentBytes", to=6), "manifestDigest and contentBytes cannot change"),
+        (performance(readIops=9), ""),
+    ],
+    ids=["name", "created", "capacity", "clone", "digest", "content", "performance"],
+)
+def test_of_a_volume_that_is_there_performance_alone_changes(api_server: ApiServer, thing: dict[str, Any], words: str) -> None:
+    api_server.kubectl("apply", "-f", "-", stdin=VALID)
+    said = refusal(api_server, thing)
+    api_server.kubectl("delete", "dcv", "dc-1")
+    assert words in said if words else said == ""
+
+
+def test_the_largest_parameters_that_the_driver_takes_fit(api_server: ApiServer) -> None:
+    urls = "\n".join(f"https://files.example.com/{number:04}/{'x' * 210}" for number in range(MOST_FILES))
+    parameters = {"type": "URL", "url": urls, "sha256": ",".join(["a" * 64] * MOST_FILES)}
+    thing = changed("spec", "parameters", to=parameters)
+    thing["spec"]["pinned"]["parameters"] = parameters
+    # kubectl's client-side apply would write all of it into an annotation once more.
+    assert "dc-1" in api_server.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=thing)
+
+
+def schema() -> dict[str, Any]:
+    (crd,) = yaml.safe_load_all((CRDS / "cachevolumes.yaml").read_text())
+    return crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
+
+
+def test_the_schema_knows_the_keys_that_the_code_knows() -> None:
+    spec = schema()["spec"]["properties"]
+    assert tuple(spec["performance"]["properties"]) == KEYS
+    assert tuple(spec["performance"]["properties"]["performanceLevel"]["enum"]) == LEVELS
+    rule = spec["parameters"]["x-kubernetes-validations"][0]["rule"]
+    named = json.loads(rule[rule.index("[") : rule.index("]") + 1].replace("'", '"'))
+    assert set(named) == SPELLING.secret_names
+
+
+def test_every_text_list_and_map_has_a_bound() -> None:
+    def unbound(part: dict[str, Any], path: str) -> list[str]:
+        keys = {"string": ("maxLength", "enum", "format"), "array": ("maxItems",)}.get(part.get("type", ""), ())
+        found = [path] if keys and not any(key in part for key in keys) else []
+        if "additionalProperties" in part:
+            found += [path] if "maxProperties" not in part else unbound(part["additionalProperties"], f"{path}.*")
+        below = {**part.get("properties", {}), **({"[]": part["items"]} if "items" in part else {})}
+        return found + [name for key, value in below.items() for name in unbound(value, f"{path}.{key}")]
+
+    assert unbound({"properties": {key: schema()[key] for key in ("spec", "status")}}, "") == []
