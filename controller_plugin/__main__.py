@@ -50,6 +50,7 @@ def _serve(options: argparse.Namespace) -> None:
     registry = open_registry(options.registry)
     room = WaitingRoom(options.rpc_threads // 2)
     state = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
     proofs = ProofMemory(state / "proofs", secret_key(state / "key"), options.proof_ttl, options.offline_grace)
     pool = WorkerPool(
         {"resolve": options.resolve_workers},

@@ -85,7 +85,8 @@ class Program:
 class Plugins:
     """Controller and node plugin with folders below `folder`; `environment` is theirs (HF_ENDPOINT and such), extra flags as lists.
 
-    With `shared_registry` the node plugin watches the controller's registry, as it does for limits that change.
+    With `shared_registry` the node plugin watches the controller's registry, as it does for limits that change; with `kubeconfig` that is
+    the cluster which this file names, in place of a folder.
     """
 
     def __init__(
@@ -95,12 +96,15 @@ class Plugins:
         node: list[str] | None = None,
         controller: list[str] | None = None,
         shared_registry: bool = False,
+        kubeconfig: Path | None = None,
     ) -> None:
         self.folder = folder
         self.store, self.registry = folder / "store", folder / "registry"
-        environment, registry = environment or {}, ["--registry", str(self.registry)]
-        self.controller = self._program("controller", [*registry, *(controller or [])], environment)
-        node = [*(registry if shared_registry else []), *(node or [])]
+        environment, registry = {**(environment or {})}, ["--registry", "kubernetes" if kubeconfig else str(self.registry)]
+        if kubeconfig:
+            environment["KUBECONFIG"] = str(kubeconfig)
+        self.controller = self._program("controller", [*registry, "--state-dir", str(self.registry), *(controller or [])], environment)
+        node = [*(registry if shared_registry or kubeconfig else []), *(node or [])]
         self.node = self._program("node", ["--node-id", "node-1", "--store", str(self.store), *node], environment)
 
     def _program(self, name: str, flags: list[str], environment: Mapping[str, str]) -> Program:

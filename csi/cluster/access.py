@@ -7,7 +7,7 @@ kubeconfig Files".
 from __future__ import annotations
 
 import base64
-import binascii
+import json
 import os
 import ssl
 import time
@@ -95,18 +95,29 @@ def find(environment: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACC
 
 def kubeconfig(path: Path) -> Access:
     """The current context of a kubeconfig file; raises InvalidParameter for one that cannot be used, naming the file and the place."""
-    import yaml  # 3 MB that no pod pays
-
     try:
-        file = yaml.safe_load(path.read_bytes())
+        file = _parsed(path.read_text())
         context = _named(file, "contexts", "context", file["current-context"])
         cluster = _named(file, "clusters", "cluster", context["cluster"])
         user = _named(file, "users", "user", context["user"])
         return _of_kubeconfig(path, context, cluster, user)
     except OSError as error:
         raise InvalidParameter(f"KUBECONFIG {path} cannot be read: {error.strerror}; name one file") from error
-    except (yaml.YAMLError, KeyError, TypeError, StopIteration, binascii.Error, UnicodeDecodeError):
+    except (KeyError, TypeError, StopIteration, ValueError):
         raise InvalidParameter(f"KUBECONFIG {path} is no kubeconfig file with a current-context, its cluster and its user") from None
+
+
+def _parsed(text: str) -> Any:
+    """Raises ValueError where it is neither JSON nor YAML."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        import yaml  # 3 MB that neither a pod nor JSON pays
+
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError("no YAML") from None
 
 
 def _of_kubeconfig(path: Path, context: Mapping[str, Any], cluster: Mapping[str, Any], user: Mapping[str, Any]) -> Access:

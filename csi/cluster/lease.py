@@ -58,7 +58,7 @@ class Lease:
         version, now = lease["metadata"]["resourceVersion"], time.monotonic()
         if version != self._seen:
             self._seen, self._changed = version, now
-        return now - self._changed > lease["spec"].get("leaseDurationSeconds", self._seconds)
+        return now - self._changed > int(lease["spec"].get("leaseDurationSeconds", self._seconds))
 
     def _fresh(self, lease: dict[str, Any] | None) -> dict[str, Any]:
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -103,7 +103,7 @@ def status(thing: Mapping[str, Any], now: float) -> dict[str, Any]:
     except DataCacheError as error:
         condition = {"type": "Resolved", "status": "False", "reason": "Unreadable", "message": str(error)}
     generation = thing["metadata"]["generation"]
-    old = next(iter(thing.get("status", {}).get("conditions", [])), {})
+    old: dict[str, Any] = next(iter(thing.get("status", {}).get("conditions", [])), {})
     since = old["lastTransitionTime"] if old.get("status") == condition["status"] else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     condition = {**condition, "message": condition["message"][:4096], "lastTransitionTime": since, "observedGeneration": generation}
     return {**shown, "observedGeneration": generation, "conditions": [condition]}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from csi.errors import Busy
 from datacache.client import PluginClient
+from tests.apiserver import NOT_RUN, ApiServer, programs
 from tests.benchmarks.rounds import say
 from tests.benchmarks.table import Series, Table, at_most
 from tests.benchmarks.volume import Setting, Staged, hub_parameters, plugins, stage
@@ -23,20 +24,30 @@ _GOAL = at_most(64, " MB")
 
 
 def measure(setting: Setting) -> list[Table]:
-    """Resident megabytes (10**6 bytes, VmRSS); the volumes stay published while the programs idle."""
-    with Hub() as hub, plugins(setting.folder, {"HF_ENDPOINT": hub.endpoint}) as running:
+    """Resident megabytes (10**6 bytes, VmRSS); the volumes stay published while the programs idle. Then the same with a cluster for a registry."""
+    tables = [_measured(setting, "a folder for a registry", None)]
+    if programs() is None:
+        say(NOT_RUN)
+        return tables
+    with ApiServer() as cluster:
+        return [*tables, _measured(setting, "a cluster for a registry", cluster.kubeconfig())]
+
+
+def _measured(setting: Setting, what: str, kubeconfig: Path | None) -> Table:
+    with Hub() as hub, plugins(setting.folder, {"HF_ENDPOINT": hub.endpoint}, kubeconfig=kubeconfig) as running:
         for number in range(CREATES):
             hub.repo(f"org/small-{number}", {"config.json": b"{}", "weights.bin": os.urandom(2**20)})
         started = {name: program.resident_bytes() for name, program in _programs(running)}
         _work(running)
         say(f"idle for {IDLE_SECONDS} s")
         time.sleep(IDLE_SECONDS)
-        table = Table(f"Idle resident memory, {IDLE_SECONDS} s after {CREATES} creates, {FILLS} fills, {PUBLISHED} published volumes", "MB", 1)
+        after = f"{IDLE_SECONDS} s after {CREATES} creates, {FILLS} fills, {PUBLISHED} published volumes"
+        table = Table(f"Idle resident memory with {what}, {after}", "MB", 1)
         for name, program in _programs(running):
             table.row(f"{name}, just started", Series((started[name] / 1e6,)))
             table.row(f"{name}, after work, idle", Series((program.resident_bytes() / 1e6,)), _GOAL)
             table.notes.append(f"{name}: {_shares(program)}, {_threads(program)} threads, {len(program.children())} worker processes left")
-    return [table]
+    return table
 
 
 def _programs(running: Plugins) -> list[tuple[str, Program]]:

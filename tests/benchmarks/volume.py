@@ -37,11 +37,13 @@ def hub_parameters(repo: str) -> dict[str, str]:
 
 
 @contextmanager
-def plugins(folder: Path, environment: Mapping[str, str] | None = None, node: list[str] | None = None) -> Iterator[Plugins]:
+def plugins(
+    folder: Path, environment: Mapping[str, str] | None = None, node: list[str] | None = None, kubeconfig: Path | None = None
+) -> Iterator[Plugins]:
     """Both programs with fresh folders below `folder`, which are removed afterwards."""
     place = Path(tempfile.mkdtemp(prefix="plugins-", dir=folder))
     try:
-        with Plugins(place, environment, node=["--log-format", "json", *(node or [])]) as running:
+        with Plugins(place, environment, node=["--log-format", "json", *(node or [])], kubeconfig=kubeconfig) as running:
             yield running
     finally:
         shutil.rmtree(place)

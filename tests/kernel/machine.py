@@ -30,9 +30,10 @@ class Machine:
         node: list[str] | None = None,
         controller: list[str] | None = None,
         shared_registry: bool = False,
+        kubeconfig: Path | None = None,
     ) -> None:
         self.folder = folder
-        self.plugins = Plugins(folder, environment, node, controller, shared_registry)
+        self.plugins = Plugins(folder, environment, node, controller, shared_registry, kubeconfig)
 
     def __enter__(self) -> Machine:
         self.plugins.__enter__()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.apiserver import ApiServer
 from tests.origins.ganesha import Export, Ganesha
 from tests.origins.hub import Hub
 from tests.plugins import Plugins
@@ -88,3 +89,13 @@ def test_csi_sanity_passes_with_a_nas_source(tmp_path: Path) -> None:
             "writerAccessModes": "downgrade",
         }
         assert_passed(run_sanity(plugins, parameters, {}, tmp_path), plugins)
+
+
+@pytest.mark.kernel
+def test_csi_sanity_passes_with_a_cluster_for_a_registry(api_server: ApiServer, tmp_path: Path) -> None:
+    with Hub() as hub:
+        hub.repo("org/tiny", files={"config.json": b"{}", "model.safetensors": b"\0" * 3_000_000})
+        with Plugins(tmp_path, {"HF_ENDPOINT": hub.endpoint}, kubeconfig=api_server.kubeconfig()) as plugins:
+            parameters = {"repoId": "org/tiny", "writerAccessModes": "downgrade"}
+            assert_passed(run_sanity(plugins, parameters, {}, tmp_path), plugins)
+    assert api_server.kubectl("get", "dcv", "-o", "name") == ""

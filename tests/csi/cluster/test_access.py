@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from csi.cluster.access import Token, find, kubeconfig
 from csi.errors import FailedPrecondition, InvalidParameter
@@ -69,6 +70,19 @@ def test_a_kubeconfig_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
     assert (access.server, access.namespace, access.ca) == ("https://api.example.com:6443", "models", "PEM")
     assert Token(access).now() == "of-the-file"
     assert kubeconfig(config(tmp_path)).token == "s3cr3t"
+
+
+@pytest.mark.parametrize("text", ["", "{", "- a: [", "just words", "\x00"])
+def test_a_file_that_is_no_kubeconfig_says_so(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config").write_text(text)
+    with pytest.raises(InvalidParameter, match="no kubeconfig"):
+        kubeconfig(tmp_path / "config")
+
+
+def test_a_kubeconfig_may_be_yaml(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    path.write_text(yaml.safe_dump(json.loads(path.read_text())))
+    assert kubeconfig(path).server == "https://api.example.com:6443"
 
 
 @pytest.mark.parametrize(

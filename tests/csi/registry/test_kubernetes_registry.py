@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import ExitStack
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from csi.spec.performance import Performance
 from tests import apiserver
 from tests.apiserver import NODE, STRANGER
 from tests.csi.registry.kinds import VOLUMES, Told, record
+from tests.csi.registry.rights import CONTROLLER_RIGHTS, NODE_RIGHTS, grant
 from tests.origins.onc_rpc import free_port, wait_until
 
 NAS = CacheSpec(NasSpec("nas.example.com", "/models"))
@@ -228,31 +230,57 @@ def test_a_status_wakes_no_watcher(cluster: apiserver.ApiServer) -> None:
 
 
 def test_a_node_plugin_needs_no_right_to_write(cluster: apiserver.ApiServer) -> None:
-    rules = [{"apiGroups": ["datacache.csi.io"], "resources": ["cachevolumes"], "verbs": ["get", "list", "watch"]}]
-    kind = {"apiVersion": "rbac.authorization.k8s.io/v1"}
-    role = {**kind, "kind": "ClusterRole", "metadata": {"name": NODE}, "rules": rules}
-    who = {"kind": "User", "name": NODE, "apiGroup": "rbac.authorization.k8s.io"}
-    to = {"kind": "ClusterRole", "name": NODE, "apiGroup": "rbac.authorization.k8s.io"}
-    binding = {**kind, "kind": "ClusterRoleBinding", "metadata": {"name": NODE}, "subjects": [who], "roleRef": to}
-    cluster.kubectl("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": [role, binding]})
+    grant(cluster, NODE, NODE_RIGHTS)
     registry, node, told = KubernetesRegistry(cluster.client()), KubernetesRegistry(cluster.client(NODE)), Told()
-    assert wait_until(lambda: _may(node), 30)
+    assert wait_until(lambda: not forbidden(lambda: node.get("dc-1")), 30)
     registry.put(record("dc-1"))
-    with ExitStack() as watching:
-        watching.enter_context(node.watch(told, Interest(["dc-1"])))
+    with node.watch(told, Interest(["dc-1"])):
         registry.put(record("dc-1", performance=Performance(read_iops=9)))
         told.until("dc-1")
     assert node.get("dc-1") == record("dc-1", performance=Performance(read_iops=9))
-    with pytest.raises(ClusterForbids, match="cannot patch"):
-        node.put(record("dc-1"))
+    assert "cannot patch" in forbidden(lambda: node.put(record("dc-1")))
 
 
-def _may(node: KubernetesRegistry) -> bool:
+def forbidden(call: Callable[[], object]) -> str:
+    """What the server says when it forbids the call, "" where it does not."""
     try:
-        node.get("dc-1")
-    except ClusterForbids:
-        return False
-    return True
+        call()
+    except ClusterForbids as error:
+        return str(error)
+    return ""
+
+
+def controller_life(cluster: apiserver.ApiServer, registry: KubernetesRegistry, caplog: pytest.LogCaptureFixture) -> str:
+    """All that a controller does with its registry; what was forbidden of it, "" for nothing."""
+    caplog.clear()
+    name = f"life-{uuid.uuid4().hex[:8]}"
+
+    def logged() -> str:
+        return "".join(str(getattr(line, "fields", "")) for line in caplog.records if "cannot" in str(getattr(line, "fields", "")))
+
+    def live() -> None:
+        registry.add(record("dc-1"))
+        registry.change("dc-1", lambda found: record("dc-1", performance=Performance(read_iops=9)))
+        registry.page("", 0)
+        with registry.tended(name):
+            wait_until(lambda: bool(said(cluster, "dc-1") or logged()), 30)
+        registry.delete("dc-1")
+
+    return forbidden(live) or logged()
+
+
+def test_a_controller_needs_each_of_its_rights_and_no_other(cluster: apiserver.ApiServer, caplog: pytest.LogCaptureFixture) -> None:
+    registry = KubernetesRegistry(cluster.client(STRANGER))
+    grant(cluster, STRANGER, CONTROLLER_RIGHTS)
+    assert wait_until(lambda: not controller_life(cluster, registry, caplog), 60)
+    for missing in CONTROLLER_RIGHTS:
+        if missing[1:] == ("cachevolumes", "watch"):
+            continue  # the first list is told without it, and so the only status here
+        cluster.client().call("DELETE", VOLUMES)
+        grant(cluster, STRANGER, [right for right in CONTROLLER_RIGHTS if right != missing])
+        wanted = f"cannot {missing[2]} resource"
+        assert wait_until(lambda wanted=wanted: wanted in controller_life(cluster, registry, caplog), 30), missing  # type: ignore[misc]
+    grant(cluster, STRANGER, [])
 
 
 def test_what_a_newer_driver_wrote_is_refused_where_the_crd_is_older(cluster: apiserver.ApiServer) -> None:

@@ -1,0 +1,35 @@
+"""The least rights that each program needs of the cluster for its registry, as rules of roles."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from tests.apiserver import ApiServer
+
+Rule = tuple[str, str, str]
+_GROUP, _RBAC = "datacache.csi.io", "rbac.authorization.k8s.io"
+NODE_RIGHTS: list[Rule] = [(_GROUP, "cachevolumes", verb) for verb in ("get", "list", "watch")]
+CONTROLLER_RIGHTS: list[Rule] = [
+    *NODE_RIGHTS,
+    # Server-side apply is a patch, which needs "create" too where the object is not there.
+    *((_GROUP, "cachevolumes", verb) for verb in ("create", "patch", "delete")),
+    (_GROUP, "cachevolumes/status", "patch"),
+    # In the controller's own namespace alone.
+    *(("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")),
+]
+_names = itertools.count(1)
+
+
+def grant(cluster: ApiServer, user: str, rights: list[Rule]) -> None:
+    """Give `user` these rights and no other, from a moment later on."""
+    name = f"{user}-{next(_names)}"
+    rules = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]} for group, resource, verb in rights]
+    subject, role = {"kind": "User", "name": user, "apiGroup": _RBAC}, {"kind": "ClusterRole", "name": name, "apiGroup": _RBAC}
+    cluster.kubectl("delete", "clusterrolebinding,clusterrole", "-l", f"test/user={user}")
+    items = [_object("ClusterRole", user, name, rules=rules), _object("ClusterRoleBinding", user, name, subjects=[subject], roleRef=role)]
+    cluster.kubectl("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": items})
+
+
+def _object(kind: str, user: str, name: str, **more: Any) -> dict[str, Any]:
+    return {"apiVersion": f"{_RBAC}/v1", "kind": kind, "metadata": {"name": name, "labels": {"test/user": user}}, **more}
