@@ -28,6 +28,8 @@ METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 _CONNECT_SECONDS = 3.0
+# Each holds the buffers of TLS, and a storm of pods asks from a hundred threads; watches take theirs from these, too.
+_CONNECTIONS = 4
 # Nodes call while pods wait for their volumes: one call finds out that nobody answers, those right behind it do not try.
 _DOWN_SECONDS = 2.0
 _LONGEST_LINE = 8 * 2**20
@@ -46,7 +48,7 @@ class Expired(DataCacheError):
 
 
 class ApiServer:
-    """One API server. Thread-safe; connections are kept, at most four."""
+    """One API server. Thread-safe; there are at most four connections."""
 
     def __init__(self, access: Access) -> None:
         self.access = access
@@ -108,7 +110,7 @@ class ApiServer:
         timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=seconds)
 
         def send() -> urllib3.BaseHTTPResponse:
-            return self._pool().urlopen(method, url, data, headers, retries=False, redirect=False, timeout=timeout, preload_content=preload)
+            return self._pool().urlopen(method, url, data, headers, retries=False, redirect=False, timeout=timeout, preload_content=preload, pool_timeout=seconds)
 
         try:
             with suppress(ProtocolError):  # a kept connection that the server has closed
@@ -123,7 +125,7 @@ class ApiServer:
         with self._guard:
             if self._connections is None:
                 tls = {"ssl_context": self.access.tls()} if self.access.server.startswith("https://") else {}
-                self._connections = urllib3.connection_from_url(self.access.server, maxsize=4, socket_options=_SOCKET, **tls)
+                self._connections = urllib3.connection_from_url(self.access.server, maxsize=_CONNECTIONS, block=True, socket_options=_SOCKET, **tls)
             return self._connections
 
     def lost(self) -> None:
