@@ -29,7 +29,7 @@ METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v
 
 _CONNECT_SECONDS = 3.0
 # Each holds the buffers of TLS, and a storm of pods asks from a hundred threads; watches take theirs from these, too.
-_CONNECTIONS = 4
+_CONNECTIONS, _TURN_SECONDS = 4, 10
 # Nodes call while pods wait for their volumes: one call finds out that nobody answers, those right behind it do not try.
 _DOWN_SECONDS = 2.0
 _LONGEST_LINE = 8 * 2**20
@@ -43,8 +43,8 @@ _SOCKET = [
 ]
 
 
-class Expired(DataCacheError):
-    """The resource version or continue token is too old for the server (410): list again."""
+class Expired(ClusterUnavailable):
+    """The resource version or continue token is too old for the server (410); a new list helps."""
 
 
 class ApiServer:
@@ -110,7 +110,9 @@ class ApiServer:
         timeout = urllib3.Timeout(connect=_CONNECT_SECONDS, read=seconds)
 
         def send() -> urllib3.BaseHTTPResponse:
-            return self._pool().urlopen(method, url, data, headers, retries=False, redirect=False, timeout=timeout, preload_content=preload, pool_timeout=seconds)
+            return self._pool().urlopen(
+                method, url, data, headers, retries=False, redirect=False, timeout=timeout, preload_content=preload, pool_timeout=_TURN_SECONDS
+            )
 
         try:
             with suppress(ProtocolError):  # a kept connection that the server has closed

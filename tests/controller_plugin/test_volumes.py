@@ -40,6 +40,18 @@ def test_the_same_name_and_request_is_the_same_volume_without_asking_again(contr
     assert controller.create() == first and len(controller.source.asked) == asked
 
 
+def test_a_volume_that_another_replica_made_meanwhile_is_the_answer(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither replica saw the other's, and the revision moved between the two."""
+    first = controller.create()
+    controller.source.commit = COMMITS[1]
+    with monkeypatch.context() as early:
+        early.setattr(controller.volumes._registry, "get", lambda volume_id: None)
+        early.setattr(controller.volumes._registry, "add", lambda record: first)
+        assert controller.create() == first
+        with pytest.raises(AlreadyExists, match="parameters"):
+            controller.create(parameters=HUB | {"repoId": "org/other"})
+
+
 SAME = [
     {"parameters": {key.upper(): value for key, value in HUB.items()}},
     {"parameters": HUB | {"revision": "main", "type": "URL"}},

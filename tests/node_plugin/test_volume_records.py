@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from csi.registry.volume import Interest
 from node_plugin.volume_records import NodeVolume, Shown, VolumeRecords
 
 SHOWN = Shown("MULTI_NODE_READER_ONLY", False, ("ro", "vers=3"))
@@ -45,6 +46,19 @@ def test_a_volume_is_found_as_it_was_put_also_by_the_next_start(tmp_path: Path, 
     for again in (records, VolumeRecords(tmp_path / "volumes")):
         assert again.get("vol-1") == VOLUME and again.get("csi-1") == inline
         assert list(again.all()) == [inline, VOLUME]
+
+
+def test_the_volumes_that_the_controller_made_are_named_while_they_are_shown(tmp_path: Path) -> None:
+    """They are those whose changes a node wants to be told of; inline volumes are known to nobody else."""
+    shown = Interest()
+    records = VolumeRecords(tmp_path / "volumes", shown)
+    records.put(NodeVolume("csi-1", "b" * 64, {}, 1, 1, inline=True).with_target("/u", SHOWN))
+    records.put(VOLUME)
+    assert shown.ids() == {"vol-1"}
+    records.put(VOLUME.without("/t"))
+    assert shown.ids() == {"vol-1"}
+    records.put(VOLUME.without("/t", "/s"))
+    assert shown.ids() == set()
 
 
 def test_a_volume_that_is_shown_nowhere_is_forgotten(tmp_path: Path, records: VolumeRecords) -> None:
