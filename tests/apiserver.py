@@ -19,9 +19,11 @@ from types import TracebackType
 from csi.cluster.access import Access
 from csi.cluster.api_server import ApiServer as Client
 from csi.errors import DataCacheError
+from csi.registry.cache_volume import GROUP, PLURAL, VERSION
 from tests.origins.onc_rpc import free_port
 
 CRDS = Path(__file__).parents[1] / "deploy/crds"
+VOLUMES = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
 NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test-cluster builds them, with Go)"
 _PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
@@ -141,6 +143,10 @@ class ApiServer:
     def client(self, user: str = ADMIN) -> Client:
         """A client of its own for `user`."""
         return Client(self.access(user))
+
+    def forget_volumes(self) -> None:
+        """Delete every CacheVolume."""
+        self.client().call("DELETE", VOLUMES)
 
     def kubeconfig(self, user: str = ADMIN) -> Path:
         """A kubeconfig file of `user`."""

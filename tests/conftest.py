@@ -24,8 +24,15 @@ def api_server() -> Iterator[ApiServer]:
     """One API server with the CRDs for all tests, and whatever other tests left in it."""
     if programs() is None:
         pytest.skip(NOT_RUN)
-    with ApiServer([STRANGER, NODE]) as cluster:
-        yield cluster
+    with ApiServer([STRANGER, NODE]) as server:
+        yield server
+
+
+@pytest.fixture
+def cluster(api_server: ApiServer) -> ApiServer:
+    """The API server, with no volume."""
+    api_server.forget_volumes()
+    return api_server
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -88,18 +88,18 @@ REFUSED = {
 }
 
 
-def test_every_crd_passes_a_dry_run(api_server: ApiServer) -> None:
-    assert "(server dry run)" in api_server.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(CRDS))
+def test_every_crd_passes_a_dry_run(cluster: ApiServer) -> None:
+    assert "(server dry run)" in cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(CRDS))
 
 
 @pytest.mark.parametrize("thing", [VALID, performance(readIops=5, burstIops=7, burstCredit=7), changed("spec", "performance", to=None)])
-def test_a_volume_is_taken(api_server: ApiServer, thing: dict[str, Any]) -> None:
-    assert refusal(api_server, thing) == ""
+def test_a_volume_is_taken(cluster: ApiServer, thing: dict[str, Any]) -> None:
+    assert refusal(cluster, thing) == ""
 
 
 @pytest.mark.parametrize(("thing", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_volume_is_refused_in_words_that_help(api_server: ApiServer, thing: dict[str, Any], words: str) -> None:
-    said = refusal(api_server, thing)
+def test_what_is_no_volume_is_refused_in_words_that_help(cluster: ApiServer, thing: dict[str, Any], words: str) -> None:
+    said = refusal(cluster, thing)
     assert words in said and "s3cr3t" not in said
 
 
@@ -116,20 +116,19 @@ def test_what_is_no_volume_is_refused_in_words_that_help(api_server: ApiServer, 
     ],
     ids=["name", "created", "capacity", "clone", "digest", "content", "performance"],
 )
-def test_of_a_volume_that_is_there_performance_alone_changes(api_server: ApiServer, thing: dict[str, Any], words: str) -> None:
-    api_server.kubectl("apply", "-f", "-", stdin=VALID)
-    said = refusal(api_server, thing)
-    api_server.kubectl("delete", "dcv", "dc-1")
+def test_of_a_volume_that_is_there_performance_alone_changes(cluster: ApiServer, thing: dict[str, Any], words: str) -> None:
+    cluster.kubectl("apply", "-f", "-", stdin=VALID)
+    said = refusal(cluster, thing)
     assert words in said if words else said == ""
 
 
-def test_the_largest_parameters_that_the_driver_takes_fit(api_server: ApiServer) -> None:
+def test_the_largest_parameters_that_the_driver_takes_fit(cluster: ApiServer) -> None:
     urls = "\n".join(f"https://files.example.com/{number:04}/{'x' * 210}" for number in range(MOST_FILES))
     parameters = {"type": "URL", "url": urls, "sha256": ",".join(["a" * 64] * MOST_FILES)}
     thing = changed("spec", "parameters", to=parameters)
     thing["spec"]["pinned"]["parameters"] = parameters
     # kubectl's client-side apply would write all of it into an annotation once more.
-    assert "dc-1" in api_server.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=thing)
+    assert "dc-1" in cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=thing)
 
 
 def schema() -> dict[str, Any]:

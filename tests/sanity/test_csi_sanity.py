@@ -92,10 +92,10 @@ def test_csi_sanity_passes_with_a_nas_source(tmp_path: Path) -> None:
 
 
 @pytest.mark.kernel
-def test_csi_sanity_passes_with_a_cluster_for_a_registry(api_server: ApiServer, tmp_path: Path) -> None:
+def test_csi_sanity_passes_with_a_cluster_for_a_registry(cluster: ApiServer, tmp_path: Path) -> None:
     with Hub() as hub:
         hub.repo("org/tiny", files={"config.json": b"{}", "model.safetensors": b"\0" * 3_000_000})
-        with Plugins(tmp_path, {"HF_ENDPOINT": hub.endpoint}, kubeconfig=api_server.kubeconfig()) as plugins:
+        with Plugins(tmp_path, {"HF_ENDPOINT": hub.endpoint}, kubeconfig=cluster.kubeconfig()) as plugins:
             parameters = {"repoId": "org/tiny", "writerAccessModes": "downgrade"}
             assert_passed(run_sanity(plugins, parameters, {}, tmp_path), plugins)
-    assert api_server.kubectl("get", "dcv", "-o", "name") == ""
+    assert cluster.kubectl("get", "dcv", "-o", "name") == ""

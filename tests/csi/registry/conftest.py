@@ -5,15 +5,7 @@ from __future__ import annotations
 import pytest
 
 from csi.registry.directory import DirectoryRegistry
-from tests.apiserver import ApiServer
-from tests.csi.registry.kinds import InCluster, Make, empty
-
-
-@pytest.fixture
-def cluster(api_server: ApiServer) -> ApiServer:
-    """The API server, with no volume."""
-    empty(api_server)
-    return api_server
+from tests.csi.registry.kinds import InCluster, Make
 
 
 @pytest.fixture(scope="session", params=["directory", "kubernetes"])

@@ -7,7 +7,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from csi.registry.cache_volume import GROUP, PLURAL, VERSION
 from csi.registry.kubernetes import KubernetesRegistry
 from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec.cache import CacheSpec
@@ -16,7 +15,6 @@ from tests.apiserver import ApiServer
 
 Make = Callable[[Path], VolumeRegistry]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-VOLUMES = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 
 
 class InCluster:
@@ -29,13 +27,8 @@ class InCluster:
         """The registry that `folder` stands for."""
         if folder != self._folder:
             self._folder = folder
-            empty(self._cluster)
+            self._cluster.forget_volumes()
         return KubernetesRegistry(self._cluster.client())
-
-
-def empty(cluster: ApiServer) -> None:
-    """Delete all volumes of the cluster."""
-    cluster.client().call("DELETE", VOLUMES)
 
 
 def record(volume_id: str, **more: object) -> VolumeRecord:

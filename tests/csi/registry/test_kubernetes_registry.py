@@ -24,8 +24,8 @@ from csi.spec.cache import CacheSpec
 from csi.spec.nas import NasSpec
 from csi.spec.performance import Performance
 from tests import apiserver
-from tests.apiserver import NODE, STRANGER
-from tests.csi.registry.kinds import VOLUMES, Told, record
+from tests.apiserver import NODE, STRANGER, VOLUMES
+from tests.csi.registry.kinds import Told, record
 from tests.csi.registry.rights import CONTROLLER_RIGHTS, NODE_RIGHTS, grant
 from tests.origins.onc_rpc import free_port, wait_until
 
@@ -276,7 +276,7 @@ def test_a_controller_needs_each_of_its_rights_and_no_other(cluster: apiserver.A
     for missing in CONTROLLER_RIGHTS:
         if missing[1:] == ("cachevolumes", "watch"):
             continue  # the first list is told without it, and so the only status here
-        cluster.client().call("DELETE", VOLUMES)
+        cluster.forget_volumes()
         grant(cluster, STRANGER, [right for right in CONTROLLER_RIGHTS if right != missing])
         wanted = f"cannot {missing[2]} resource"
         assert wait_until(lambda wanted=wanted: wanted in controller_life(cluster, registry, caplog), 30), missing  # type: ignore[misc]
