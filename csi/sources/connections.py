@@ -26,7 +26,7 @@ from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, Orig
 from csi.sources.checked import connect, guard, unchecked
 from csi.sources.deadlines import Deadlines
 from csi.sources.destinations import Destinations, Reach
-from csi.sources.small_answers import Patience, SigningKey, SmallAnswer, SmallAnswers
+from csi.sources.small_answers import Patience, Request, SigningKey, SmallAnswer, SmallAnswers
 from csi.sources.tempo import FLOOR, Tempo
 
 CONNECT_SECONDS = 10.0
@@ -87,14 +87,19 @@ class Connections:
         The first answer of a site with TLS is left to `get`: its look at certificates is the stricter one (names in the subject alone count
         for libcurl), and it comes before a credential is sent.
         """
+        try:
+            answers = self.small_answers(url, home)
+            return answers.get(Request(url, site(url)[1], headers, wanted)) if answers else None
+        except OSError as error:
+            raise unreachable(error, shown_site(url)) from error
+
+    def small_answers(self, url: str, home: Site | None) -> SmallAnswers | None:
+        """Who gives small answers of the site of `url`, for `home` as in `get`; None where only `get` can ask: see `get_small`."""
         there = site(url)
         if there[0] == "https" and there not in self._trusted:
             return None
-        try:
-            proxy, farthest = self._route(url, there, home)
-            return None if proxy else self._small_answers(proxy, farthest).get(url, there[1], headers, wanted)
-        except OSError as error:
-            raise unreachable(error, shown_site(url)) from error
+        proxy, farthest = self._route(url, there, home)
+        return None if proxy else self._small_answers(proxy, farthest)
 
     def get_signed(self, url: str, headers: Mapping[str, str], wanted: int, key: SigningKey | None) -> SmallAnswer:
         """As `get`, signed with `key` (None as anybody), through the proxy too, with a body of at most `wanted` bytes that is here already.
@@ -106,7 +111,7 @@ class Connections:
         if there[0] == "https" and there not in self._trusted:
             drop(self.get(plain, {}))
         try:
-            answer = self._small_answers(*self._route(url, there, None)).get(url, there[1], headers, wanted, key)
+            answer = self._small_answers(*self._route(url, there, None)).get(Request(url, there[1], headers, wanted), key)
         except OSError as error:
             raise unreachable(error, shown_site(url)) from error
         if answer is None:

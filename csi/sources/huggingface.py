@@ -20,9 +20,10 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects  # type:
 
 from csi import __version__
 from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.sources.addresses import Addresses
 from csi.sources.connections import Connections, shown_site, site
 from csi.sources.destinations import Destinations
-from csi.sources.http import Addresses, RangeReader
+from csi.sources.http import RangeReader
 from csi.sources.hub_client import HubClient
 from csi.sources.patterns import Counted
 from csi.spec.cache import CacheSpec

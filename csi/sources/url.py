@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from csi.errors import DataCacheError, InvalidParameter, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.pace import Pace
+from csi.sources.addresses import Addresses, Answer
 from csi.sources.answers import failure
 from csi.sources.connections import Connections, drop, site
 from csi.sources.destinations import Destinations
-from csi.sources.http import Addresses, Answer, RangeReader
+from csi.sources.http import RangeReader
 from csi.sources.whole import read_whole
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import DEFAULT_MTIME_NS, Entry, Kind, Manifest, build

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import urllib3
 
 from csi.errors import OriginUnavailable, OutOfRange
+from csi.sources.addresses import Answer
 from csi.sources.connections import shown_site, unreachable
-from csi.sources.http import Answer
 from csi.sources.tempo import Meter, Tempo
 from csi.spec.parameters import LARGEST_VOLUME
 
