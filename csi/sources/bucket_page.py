@@ -12,6 +12,8 @@ from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
+from csi.spec.digits import whole_number
+
 _ROOT = "ListBucketResult"
 _OBJECT = [_ROOT, "Contents"]
 _DEEPEST = 16
@@ -95,10 +97,10 @@ class _Reading:
 
 
 def _listed(fields: dict[str, str]) -> Listed:
-    key, size = fields.get("Key", ""), fields.get("Size", "").strip()
-    if not key or not size.isascii() or not size.isdigit() or len(size) > 19 or int(size) > _LARGEST_SIZE:
+    key, size = fields.get("Key", ""), whole_number(fields.get("Size", "").strip())
+    if not key or size is None or size > _LARGEST_SIZE:
         raise ValueError("an object without a key or a size")
-    return Listed(key, int(size), _nanoseconds(fields.get("LastModified", "").strip()), fields.get("ETag", ""))
+    return Listed(key, size, _nanoseconds(fields.get("LastModified", "").strip()), fields.get("ETag", ""))
 
 
 def _nanoseconds(text: str) -> int:

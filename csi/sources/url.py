@@ -18,6 +18,7 @@ from csi.sources.destinations import Destinations
 from csi.sources.http import RangeReader
 from csi.sources.whole import read_whole
 from csi.spec.cache import CacheSpec
+from csi.spec.digits import whole_number
 from csi.spec.manifest import DEFAULT_MTIME_NS, Entry, Kind, Manifest, build
 from csi.spec.url import UrlFile, UrlSpec
 
@@ -25,8 +26,7 @@ _FILL_CONNECTIONS = 16
 _ASKED_AT_ONCE = 8
 _ALL = {"Accept-Encoding": "identity"}
 _FIRST_BYTE = {"Range": "bytes=0-0", **_ALL}
-_LENGTH = re.compile(r"[0-9]{1,19}")
-_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d{1,19})$")
+_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)$")
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,8 @@ def _size(answer: Answer) -> int | None:
         return None
     total = _TOTAL.match(answer.headers.get("Content-Range", ""))
     if total and answer.status in (206, 416):
-        return int(total[1])
-    length = _LENGTH.fullmatch(answer.headers.get("Content-Length", ""))
-    return int(length[0]) if answer.status == 200 and length else None
+        return whole_number(total[1])
+    return whole_number(answer.headers.get("Content-Length")) if answer.status == 200 else None
 
 
 def _mtime(modified: str) -> int:
