@@ -31,7 +31,7 @@ Answer = urllib3.BaseHTTPResponse | SmallAnswer
 
 
 class Address(NamedTuple):
-    """Where a file's bytes came from; `home` is the site of its first address, the one that credentials go to."""
+    """Where a file's bytes came from; `home` is the site that credentials go to: that of its first address, or of who named that."""
 
     url: str
     home: Site
@@ -48,6 +48,8 @@ class Addresses:
 
     `refusal` may turn an error status of that site, and its headers, into an error in the source's own words. With
     `signs`, `url_of` signs addresses that end: each is used until it is refused, then it is asked for a new one, once.
+    `home` is set where another site's word is all there is for the first addresses: only that site gets `headers`, and all others are
+    judged as what it redirects to.
     `conditions` are headers of one file (If-Match) that go along to every host; an answer 412 is SourceChanged. `unchanged` is asked
     with the headers of every answer that has bytes; False is SourceChanged, in the middle of a file too.
     What was signed, where redirects led to and what each site allows is shared by all readers of one source. `in_order` is set
@@ -60,6 +62,7 @@ class Addresses:
     signs: bool = False
     conditions: Headers = lambda entry: {}
     unchanged: Judge = lambda entry, headers: True
+    home: Site | None = None
     allowances: Allowances = field(default_factory=Allowances, init=False, repr=False)
     in_order: bool = field(default=False, init=False)
     streams: SharedStreams = field(default_factory=SharedStreams, init=False, repr=False)
@@ -88,7 +91,7 @@ class Addresses:
     def first(self, entry: Entry) -> Address:
         """Where to ask for the file, unless it is known better."""
         url = self.url_of(entry)
-        return Address(url, site(url))
+        return Address(url, self.home or site(url))
 
     def asked(self, address: Address, headers: Mapping[str, str]) -> Mapping[str, str]:
         """`headers` and, at home, what goes along there."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
+from csi.sources.plain_xml import plain_parser
 from csi.spec.digits import whole_number
 
 _ROOT = "ListBucketResult"
@@ -41,10 +42,7 @@ class Page:
 def parse_page(body: bytes) -> Page:
     """The page that `body` holds; raises ValueError (with no word of the body) for what is none, and for a document type of its own."""
     reading = _Reading()
-    parser = expat.ParserCreate("utf-8")
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = reading.refuse
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = reading.start, reading.end, reading.text
+    parser = plain_parser(reading)
     try:
         parser.Parse(body, True)
     except expat.ExpatError as error:
@@ -63,11 +61,7 @@ class _Reading:
         self._of_object: dict[str, str] = {}
         self._objects: list[Listed] = []
 
-    def refuse(self, *_: object) -> None:
-        # Entities could make gigabytes out of kilobytes.
-        raise ValueError("a document type of its own")
-
-    def start(self, name: str, _: object) -> None:
+    def start(self, name: str, _: dict[str, str]) -> None:
         self._where.append(name.rpartition(":")[2])
         self._text.clear()
         if self._where[0] != _ROOT or len(self._where) > _DEEPEST:
