@@ -87,7 +87,7 @@ class UrlSource:
         files = iter(self._files.values())
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as threads:
             while some := list(itertools.islice(files, _IN_LINE)):
-                yield from map(self._checked, threads.map(self._entry, some))
+                yield from threads.map(self._entry, some)
 
     def _listed(self, document: Document) -> Iterator[Entry]:
         """Those files that need not be asked for; the others are in `_files` then."""
@@ -131,7 +131,7 @@ class UrlSource:
         self._connections.close()
 
     def _entry(self, file: UrlFile) -> Entry:
-        return _made(file, self._facts(file))
+        return self._checked(_made(file, self._facts(file)))
 
     def _url(self, entry: Entry) -> str:
         """Asked for before it is resolved, an entry has a file; a document's, read in another process, has its URL in its digest."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tracemalloc
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -42,6 +43,7 @@ SUM = hashlib.sha256(DATA).hexdigest()
 SPACE = 'xmlns="urn:ietf:params:xml:ns:metalink"'
 ADDRESS = "http://files.example/models/all.meta4"
 SECRET = "verySecret123"
+TOLD = f'<size>{len(DATA)}</size><hash type="sha-256">{SUM}</hash>'
 URL = "<url>http://files.example/a</url>"
 
 
@@ -232,8 +234,7 @@ def test_files_that_are_told_are_not_asked_for_one_by_one(server: Server, elsewh
 def test_a_file_of_which_something_is_not_told_is_asked_for(server: Server) -> None:
     for name in ("size", "sum", "none", "both"):
         server.behave[f"/{name}"] = lambda handler: ranged(handler, ETag='"1"')
-    told = {"size": f"<size>{len(DATA)}</size>", "sum": f'<hash type="sha-256">{SUM}</hash>', "none": ""}
-    told["both"] = told["size"] + told["sum"]
+    told = {"size": f"<size>{len(DATA)}</size>", "sum": f'<hash type="sha-256">{SUM}</hash>', "none": "", "both": TOLD}
     body = document(*(file(name, f"<url>{name}</url>{inside}") for name, inside in told.items()))
     with closing(source(server, body)) as subject:
         manifest = resolved(subject)
@@ -300,6 +301,19 @@ def test_the_token_stays_behind_where_the_document_is_redirected(server: Server,
     with closing(UrlSource(CacheSpec(UrlSpec(metalink=f"{server.url}/all.meta4")), SECRET)) as subject:
         assert read(subject, resolved(subject), "a") == DATA
     assert {seen[1] for seen in elsewhere.seen} == {None} and [seen[0] for seen in server.seen] == ["/all.meta4"]
+
+
+def test_a_document_may_be_one_of_several_sources(server: Server, elsewhere: Server) -> None:
+    elsewhere.behave |= {"/told": ranged, "/asked": lambda handler: ranged(handler, ETag='"1"')}
+    body = document(*(file(f"deep/{name}", f"<url>{elsewhere.url}/{name}</url>{inside}") for name, inside in (("told", TOLD), ("asked", ""))))
+    server.behave["/all.meta4"] = lambda handler: handler.say(200, body)
+    spec = parse({"sources": json.dumps([{"folder": "base", "metalink": f"{server.url}/all.meta4"}])}).spec
+    with closing(open_source(spec, {"base.token": SECRET})) as subject:
+        manifest = subject.resolve(subject.pin())
+        subject.prove(manifest)
+    with closing(open_source(parse(manifest.access).spec, {"base.token": SECRET})) as subject:
+        assert read(subject, manifest, "base/deep/told") == read(subject, manifest, "base/deep/asked") == DATA
+    assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"} and {seen[1] for seen in elsewhere.seen} == {None}
 
 
 def test_who_may_not_read_the_document_proves_nothing_by_its_files(server: Server, elsewhere: Server) -> None:
