@@ -295,6 +295,26 @@ def test_the_token_goes_to_the_documents_site_alone(server: Server, elsewhere: S
     assert {seen[1] for seen in elsewhere.seen} == {None}
 
 
+def test_small_files_that_are_filled_in_one_go_show_the_token_to_the_documents_site_alone(server: Server, elsewhere: Server, tmp_path: Path) -> None:
+    named = {f"{n:02}.bin": (f"{(server, elsewhere)[n % 2].url}/{n}", DATA) for n in range(20)}
+    for n in range(20):
+        server.behave[f"/{n}"] = elsewhere.behave[f"/{n}"] = ranged
+    with closing(source(server, metalink(named), SECRET)) as subject:
+        manifest = resolved(subject)
+        fill(lay_out(manifest), tmp_path / "image", tmp_path / "journal", lambda: subject.reader(manifest))
+    assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"} and len(server.seen) == 11
+    assert {seen[1] for seen in elsewhere.seen} == {None} and len(elsewhere.seen) == 10
+
+
+def test_an_inline_volume_is_filled_from_no_private_address(server: Server, elsewhere: Server, tmp_path: Path) -> None:
+    elsewhere.behave["/a"] = ranged
+    with closing(of_pod(server, metalink({"a": (f"{elsewhere.url}/a", DATA)}))) as subject:
+        manifest = resolved(subject)
+        with pytest.raises(PermissionDenied, match="may not be asked here"):
+            fill(lay_out(manifest), tmp_path / "image", tmp_path / "journal", lambda: subject.reader(manifest))
+    assert not elsewhere.seen
+
+
 def test_the_token_stays_behind_where_the_document_is_redirected(server: Server, elsewhere: Server) -> None:
     server.behave |= {"/all.meta4": lambda handler: handler.say(302, Location=f"{elsewhere.url}/other/all.meta4"), "/a": ranged}
     elsewhere.behave |= {"/other/all.meta4": lambda handler: handler.say(200, document(file("a", "<url>a</url>"))), "/other/a": ranged}
