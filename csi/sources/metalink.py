@@ -21,6 +21,7 @@ from csi.sources.connections import Connections, Site, drop, shown_site, site
 from csi.sources.http import RangeReader
 from csi.sources.plain_xml import plain_parser
 from csi.sources.whole import pieces
+from csi.spec.digits import whole_number
 from csi.spec.endpoints import http_url
 from csi.spec.manifest import Entry, Kind, check_path
 from csi.spec.shown import shown
@@ -38,7 +39,6 @@ _ROOT = f"{_SPACE} metalink"
 _FILE = [_ROOT, f"{_SPACE} file"]
 _SIZE, _HASH, _URL = (f"{_SPACE} {name}" for name in ("size", "hash", "url"))
 _WORST_PRIORITY = 999_999
-_NUMBER = re.compile(r"[0-9]{1,19}")
 _PRIORITY = re.compile(r"[1-9][0-9]{0,5}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _ALL = {"Accept-Encoding": "identity"}
@@ -227,11 +227,12 @@ class _Reading:
         return file
 
     def _take_size(self, file: _File, text: str) -> None:
-        if not _NUMBER.fullmatch(text):
+        size = whole_number(text)
+        if size is None:
             raise self._bad(f"its size is {shown(text)}; it is the number of its bytes")
-        if file.size not in (None, int(text)):
+        if file.size not in (None, size):
             raise self._bad("it has two sizes; keep the right one")
-        file.size = int(text)
+        file.size = size
 
     def _take_hash(self, file: _File, text: str) -> None:
         if self._attributes.get("type", "").lower() != "sha-256":
