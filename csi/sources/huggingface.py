@@ -41,6 +41,11 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
+def endpoint() -> str:
+    """The address of the hub that HF_ENDPOINT names, else of the public one."""
+    return constants.ENDPOINT
+
+
 class HuggingFaceSource:
     """One repository of the hub, read with `token` (None: as anybody). Implements `csi.sources.source.Source`."""
 
@@ -50,7 +55,7 @@ class HuggingFaceSource:
             raise InvalidParameter(f"repoSource must be one of {', '.join(_KINDS)}, this is {spec.source.shown}")
         self._spec, self._hub, self._token = spec, spec.source, token
         self._kind = _KINDS[spec.source.repo_source]
-        self._endpoint = constants.ENDPOINT
+        self._endpoint = endpoint()
         self._where = (where or Destinations()).with_operators(shown_site(self._endpoint))
         _use_endpoint(self._endpoint, self._where)
         self._api = HfApi(endpoint=self._endpoint, token=token or False, library_name=_AGENT, library_version=__version__)
