@@ -10,7 +10,7 @@ import grpc
 
 from controller_plugin.servicer import ControllerServicer
 from controller_plugin.volumes import Volumes
-from csi import __version__, rpc, settings
+from csi import __version__, health, rpc, settings
 from csi.durable import secret_key
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
@@ -67,7 +67,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     try:
         with registry.tended(f"{options.driver_name.lower()}-controller"):
-            rpc.serve(options.endpoint, options.rpc_threads, room, register)
+            rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: health.answering(options.health_address, options.endpoint))
     finally:
         pool.close()
 

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -156,14 +157,13 @@ def socket_path(endpoint: str) -> str:
     return path
 
 
-def claim_socket(endpoint: str) -> str:
+def claim_socket(path: str) -> str:
     """Make room for the socket: a stale one is removed, a live one or another kind of file raises AlreadyExists."""
-    path = socket_path(endpoint)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not os.path.lexists(path):
         return path
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise errors.AlreadyExists(f"{path} exists and is no socket; remove it or choose another --endpoint")
+        raise errors.AlreadyExists(f"{path} exists and is no socket; remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(2)
         try:
@@ -173,25 +173,43 @@ def claim_socket(endpoint: str) -> str:
             return path
         except OSError as error:
             raise errors.AlreadyExists(f"{path} cannot be looked at ({error.strerror}); stop what listens there") from error
-    raise errors.AlreadyExists(f"another process answers on {path}; stop it or choose another --endpoint")
+    raise errors.AlreadyExists(f"another process answers on {path}; stop it or choose another path")
 
 
-def serve(endpoint: str, threads: int, room: WaitingRoom, register: Callable[[grpc.Server], None]) -> None:
-    """Serve on `endpoint` until SIGTERM or SIGINT, then end all waiting, let running calls finish and return."""
-    path = claim_socket(endpoint)
+def serve(
+    endpoint: str,
+    threads: int,
+    room: WaitingRoom,
+    register: Callable[[grpc.Server], None],
+    meanwhile: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> None:
+    """Serve on `endpoint` until SIGTERM or SIGINT, then end all waiting, let running calls finish and return.
+
+    `meanwhile` is entered when calls are answered, and left before that ends.
+    """
+    server = listening(socket_path(endpoint), threads, register)
+    try:
+        with meanwhile():
+            log.info("serving", extra={"fields": {"endpoint": endpoint}})
+            _until_told_to_leave()
+    finally:
+        room.close("the plugin is leaving; its successor goes on")
+        server.stop(_LEAVE_SECONDS).wait()
+    log.info("left", extra={"fields": {"endpoint": endpoint}})
+
+
+def listening(path: str, threads: int, register: Callable[[grpc.Server], None]) -> grpc.Server:
+    """A server that answers on the socket `path`, which only root may open. Raises AlreadyExists where somebody else does."""
     server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), interceptors=[Interceptor()])
     register(server)
+    claim_socket(path)
     mask = os.umask(0o077)
     try:
         server.add_insecure_port(f"unix:{path}")
         server.start()
     finally:
         os.umask(mask)
-    log.info("serving", extra={"fields": {"endpoint": endpoint}})
-    _until_told_to_leave()
-    room.close("the plugin is leaving; its successor goes on")
-    server.stop(_LEAVE_SECONDS).wait()
-    log.info("left", extra={"fields": {"endpoint": endpoint}})
+    return server
 
 
 def _until_told_to_leave() -> None:

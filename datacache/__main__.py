@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -128,6 +129,29 @@ def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str
         while True:
             time.sleep(interval)
             live.update(_table(TITLES, [reading.words() for reading in watch.look()]), refresh=True)
+
+
+@cli.command()
+@click.argument("store", type=click.Path(path_type=Path), envvar="DATACACHE_STORE", default="/var/lib/datacache")
+@click.option("--mount-dir", type=click.Path(path_type=Path), envvar="DATACACHE_MOUNT_DIR", help="where images are mounted; empty: in the store")
+@click.option("--cgroup-root", type=click.Path(path_type=Path), envvar="DATACACHE_CGROUP_ROOT", default="/sys/fs/cgroup", help="where cgroups are")
+@click.option("--hub", envvar="HF_ENDPOINT", help="the address of the hub that has to be reached; empty: the public one")
+@click.option("--endpoint", envvar="DATACACHE_ENDPOINT", default="", help="the node plugin's socket, as unix:///...; empty: it is not asked")
+@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs")
+def doctor(store: Path, mount_dir: Path | None, cgroup_root: Path, hub: str | None, endpoint: str, output: str) -> None:
+    """Try on this node what the node plugin with STORE will need, and say what is wrong and how to put it right.
+
+    Exit status 1 where volumes would fail.
+    """
+    from datacache import doctor as of_node  # loads what reads over HTTP, which no other command but resolve needs
+
+    node = of_node.Node(store, mount_dir or store / "mounts", cgroup_root, hub or of_node.public_hub(), endpoint)
+    findings = list(of_node.examine(node))
+    if output == "json":
+        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+    else:
+        _print_table(("check", "verdict", "what", "fix"), [(finding.check, finding.verdict, finding.what, finding.fix) for finding in findings])
+    sys.exit(any(finding.verdict is of_node.Verdict.FAULT for finding in findings))
 
 
 @cli.command()

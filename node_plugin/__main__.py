@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from csi import __version__, rpc, settings
+from csi import __version__, health, rpc, settings
 from csi.errors import UnsupportedByNode
 from csi.identity import IdentityServicer
 from csi.images.store import Store
@@ -28,6 +28,7 @@ from node_plugin.inline_policy import InlinePolicy, nas_prefixes
 from node_plugin.kernel import require_erofs
 from node_plugin.loop import KernelLoops, read_ahead_of
 from node_plugin.mounts import KernelMounts
+from node_plugin.registration import registered
 from node_plugin.servicer import NodeServicer
 from node_plugin.throttle.detect import hierarchy_at
 from node_plugin.throttle.hierarchy import Hierarchy
@@ -70,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
         type=nas_prefixes,
         help="NAS exports that inline volumes may read: server:/path, comma separated, or *",
     )
+    settings.flag(
+        flags,
+        "--plugins-registry",
+        default="",
+        help="kubelet's folder of plugins, such as /var/lib/kubelet/plugins_registry, to be found by it; empty where a sidecar registers the driver",
+    )
+    settings.flag(flags, "--host-endpoint", default="", help="the CSI socket's path as kubelet sees it; empty: as in --endpoint")
     _limit_flags(flags)
     return flags
 
@@ -131,11 +139,22 @@ def _serve(options: argparse.Namespace) -> None:
     try:
         with _watching(registry, volumes, shown):
             volumes.recover()
-            rpc.serve(options.endpoint, options.rpc_threads, room, register)
+            rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options))
     finally:
         fills.stop()
         pool.close()
         throttle.close()
+
+
+@contextmanager
+def _meanwhile(options: argparse.Namespace) -> Iterator[None]:
+    """What others are told while calls are answered."""
+    host_endpoint = options.host_endpoint or rpc.socket_path(options.endpoint)
+    with ExitStack() as told:
+        told.enter_context(health.answering(options.health_address, options.endpoint))
+        if options.plugins_registry:
+            told.enter_context(registered(options.plugins_registry, options.driver_name, host_endpoint))
+        yield
 
 
 @contextmanager

@@ -21,13 +21,14 @@ _OCTAL = re.compile(r"\\([0-7]{3})")
 
 @dataclass(frozen=True)
 class Mount:
-    """One line of the mount table: where, which device ("major:minor" of the super block), what type, and its options."""
+    """One line of the mount table: where, which device ("major:minor" of the super block), what type, its options, whether mounts on it propagate."""
 
     target: str
     device: str
     fs_type: str
     source: str
     options: frozenset[str]
+    shared: bool = False
 
 
 class Mounts(Protocol):
@@ -50,6 +51,12 @@ def at(table: list[Mount], target: Path | str) -> Mount | None:
     """The mount that is seen at `target`."""
     text = str(target)
     return next((mount for mount in reversed(table) if mount.target == text), None)
+
+
+def mounted_below(path: Path) -> Mount:
+    """The mount that shows the existing `path`, in this process's mount namespace."""
+    table, real_path = KernelMounts().table(), Path(os.path.realpath(path))
+    return next(mount for folder in (real_path, *real_path.parents) if (mount := at(table, folder)))
 
 
 def real(path: Path) -> Path:
@@ -114,7 +121,8 @@ def _parsed(line: str) -> Mount:
     """One line as proc_pid_mountinfo(5) has it: id, parent, device, root, target, options, ..., '-', type, source, super options."""
     before, _, after = line.partition(" - ")
     fields, (fs_type, source, super_options) = before.split(" "), after.split(" ", 2)
-    return Mount(_plain(fields[4]), fields[2], fs_type, _plain(source), frozenset((*fields[5].split(","), *super_options.split(","))))
+    options = frozenset((*fields[5].split(","), *super_options.split(",")))
+    return Mount(_plain(fields[4]), fields[2], fs_type, _plain(source), options, any(field.startswith("shared:") for field in fields[6:]))
 
 
 def _plain(text: str) -> str:

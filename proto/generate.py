@@ -1,6 +1,6 @@
-"""Make csi/pb from proto/csi.proto, or (`--check`) tell whether csi/pb is what it would make.
+"""Make csi/pb from proto/*.proto, or (`--check`) tell whether csi/pb is what it would make.
 
-The output depends on csi.proto and on the pinned grpcio-tools and mypy-protobuf alone.
+The output depends on those files and on the pinned grpcio-tools and mypy-protobuf alone.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path("csi/pb")
-MADE = ("csi_pb2.py", "csi_pb2.pyi", "csi_pb2_grpc.py", "csi_pb2_grpc.pyi")
+INTERFACES = ("csi", "registration")
+MADE = tuple(f"{name}{suffix}" for name in INTERFACES for suffix in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi"))
 
 
 def generate(out: Path) -> None:
-    """Write the four files to `out`/csi/pb; raises SystemExit when protoc fails (it has said why)."""
+    """Write the files to `out`/csi/pb; raises SystemExit when protoc fails (it has said why)."""
     scripts = Path(sysconfig.get_path("scripts"))
     arguments = [
         "protoc",
-        # A virtual path: the file in proto/ is known as csi/pb/csi.proto, so the code imports `csi.pb`.
+        # A virtual path: a file in proto/ is known as csi/pb/csi.proto, so the code imports `csi.pb`.
         f"-I{PACKAGE}={ROOT / 'proto'}",
         f"-I{importlib.resources.files('grpc_tools') / '_proto'}",
         *(f"--plugin=protoc-gen-{name}={scripts / f'protoc-gen-{name}'}" for name in ("mypy", "mypy_grpc")),
         *(f"--{kind}_out={out}" for kind in ("python", "grpc_python")),
         f"--mypy_out=quiet,generate_concrete_servicer_stubs:{out}",
         f"--mypy_grpc_out=quiet,only_sync,generate_concrete_servicer_stubs:{out}",
-        f"{PACKAGE}/csi.proto",
+        *(f"{PACKAGE}/{name}.proto" for name in INTERFACES),
     ]
     if protoc.main(arguments):
-        raise SystemExit("proto/csi.proto did not compile")
+        raise SystemExit("proto/*.proto did not compile")
 
 
 def stale() -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from types import TracebackType
 
 from csi.errors import OriginThrottled, OriginUnavailable, OriginUntrusted, RangesIgnored
 from csi.images.flow import Flow
-from csi.spec.access import OpenReader, Reader
+from csi.spec.access import ManyReader, OpenReader, Reader
 from csi.spec.manifest import Entry
 
 MAX_FAILURES = 8
@@ -34,19 +35,49 @@ class PatientReader:
         """As `Reader.read_into`; OriginUnavailable is raised only after MAX_FAILURES in a row, but OriginUntrusted at once."""
         for failures in range(MAX_FAILURES):
             try:
-                with self._flow.turn(self.rank):
+                with self._flow.turns(self.rank):
                     self._connected().read_into(entry, offset, buffer)
             except OriginUnavailable as error:
-                if isinstance(error, RangesIgnored):
-                    # Before the connection goes: only what others read after that is in order.
-                    self._flow.one_by_one()
-                self.renew()
-                if failures == MAX_FAILURES - 1 or isinstance(error, OriginUntrusted):
-                    raise
-                self._sit_out(error, failures)
+                self._bear(error, failures)
             else:
                 self.fetched += len(buffer)
                 return
+
+    def read_many(self, files: Sequence[tuple[Entry, memoryview]]) -> None:
+        """As `read_into` for files of at most SMALL_FILE bytes, each whole, in one go where the reader can."""
+        wanted, failures = list(files), 0
+        while True:
+            before = len(wanted)
+            try:
+                self._read_many(wanted)
+                break
+            except OriginUnavailable as error:
+                # What came meanwhile ends a row.
+                failures = failures if len(wanted) == before else 0
+                self._bear(error, failures)
+                failures += 1
+        for entry, buffer in wanted:
+            self.read_into(entry, 0, buffer)
+
+    def _read_many(self, wanted: list[tuple[Entry, memoryview]]) -> None:
+        unread = _bytes(wanted)
+        try:
+            with self._flow.turns(self.rank, len(wanted)) as at_once:
+                reader = self._connected()
+                if isinstance(reader, ManyReader):
+                    reader.read_many(wanted, at_once)
+        finally:
+            self.fetched += unread - _bytes(wanted)
+
+    def _bear(self, error: OriginUnavailable, failures: int) -> None:
+        """Get ready to ask again after `failures` earlier ones in a row, or raise."""
+        if isinstance(error, RangesIgnored):
+            # Before the connection goes: only what others read after that is in order.
+            self._flow.one_by_one()
+        self.renew()
+        if failures == MAX_FAILURES - 1 or isinstance(error, OriginUntrusted):
+            raise error
+        self._sit_out(error, failures)
 
     def _sit_out(self, error: OriginUnavailable, failures: int) -> None:
         """Wait after `failures` earlier ones in a row; what the origin asks for, all readers of the fill wait."""
@@ -73,3 +104,7 @@ class PatientReader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.renew()
+
+
+def _bytes(wanted: Sequence[tuple[Entry, memoryview]]) -> int:
+    return sum(entry.size for entry, _ in wanted)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from csi.durable import rename_durably, sync_file, sync_folder
 from csi.errors import DataCacheError, FillStopped
-from csi.images.chunks import CHUNK, ChunkPlan, zero_padding
+from csi.images.chunks import CHUNK, ChunkPlan, Piece, zero_padding
 from csi.images.fetch import PatientReader
 from csi.images.flow import Flow
 from csi.images.journal import Journal
@@ -26,7 +26,7 @@ from csi.images.ring import Job, Ring
 from csi.images.shared import begin
 from csi.images.verify import Verifier, check_empty_files
 from csi.images.widening import Widening
-from csi.spec.access import OpenReader
+from csi.spec.access import SMALL_FILE, OpenReader
 from csi.spec.manifest import Entry
 
 CHECKPOINT_CHUNKS = 4
@@ -179,16 +179,21 @@ class _Fill:
                 return
             view = job.view
             reader.rank = job.chunk.index
-            for entry, offset, start, length in job.chunk.pieces:
-                self._ring.check()
-                end = start + length
-                reader.read_into(entry, offset, view[start:end])
-                zero_padding(view, end)
+            self._read_pieces(reader, job.chunk.pieces, view)
             self._ring.filled(job)
             for start, end in job.chunk.spans:
                 self._image.write(job.chunk.offset + start, view[start:end])
             self._ring.wrote(job)
         self._resting.add(number)
+
+    def _read_pieces(self, reader: PatientReader, pieces: Sequence[Piece], view: memoryview) -> None:
+        reader.read_many([(piece.entry, view[piece.start : piece.start + piece.length]) for piece in pieces if _is_small(piece)])
+        for piece in pieces:
+            self._ring.check()
+            end = piece.start + piece.length
+            if not _is_small(piece):
+                reader.read_into(piece.entry, piece.offset, view[piece.start : end])
+            zero_padding(view, end)
 
     def _hash(self, reader: PatientReader) -> None:
         verifier = Verifier()
@@ -205,3 +210,8 @@ class _Fill:
         # The wrong bytes may still be on their way into the file.
         self._ring.wait_written(job)
         refetch(self._image, Extent(entry, at), reader, self._ring.check)
+
+
+def _is_small(piece: Piece) -> bool:
+    """Whether this is a whole file that may be asked for with others."""
+    return piece.length == piece.entry.size <= SMALL_FILE

@@ -43,20 +43,21 @@ class Flow:
             self._changed.notify_all()
 
     @contextmanager
-    def turn(self, rank: int) -> Iterator[None]:
-        """For the time of one read. Where more wait than may ask, the lowest `rank` (a chunk's index) is first.
+    def turns(self, rank: int, most: int = 1) -> Iterator[int]:
+        """For the time of as many reads at once as it gives, from 1 to `most`.
 
+        Where more wait than may ask, the lowest `rank` (a chunk's index) is first.
         An OriginThrottled or OriginTimedOut that leaves it halves the readers, once for all that asked at that time.
         """
-        begun = self._enter((rank, threading.get_ident()))
+        begun, count = self._enter((rank, threading.get_ident()), most)
         try:
-            yield
+            yield count
         except (OriginThrottled, OriginTimedOut):
             self._slow_down(begun)
             raise
         finally:
             with self._changed:
-                self._asking -= 1
+                self._asking -= count
                 self._changed.notify_all()
 
     def hold(self, seconds: float) -> None:
@@ -70,7 +71,7 @@ class Flow:
         with self._changed:
             self._widening.one_by_one()
 
-    def _enter(self, ticket: tuple[int, int]) -> float:
+    def _enter(self, ticket: tuple[int, int], most: int) -> tuple[float, int]:
         with self._changed:
             self._waiting.append(ticket)
             try:
@@ -80,8 +81,9 @@ class Flow:
             finally:
                 self._waiting.remove(ticket)
                 self._changed.notify_all()
-            self._asking += 1
-            return time.monotonic()
+            count = max(1, min(most, self.readers - self._asking))
+            self._asking += count
+            return time.monotonic(), count
 
     def _must_wait(self, ticket: tuple[int, int]) -> float:
         left = self._until - time.monotonic()

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 from csi.errors import OriginThrottled
 from csi.sources.connections import shown_site, site
+from csi.spec.digits import whole_number
 
 _ITEM = re.compile(r";\s*([rt])\s*=\s*(\d+)")
 _MEMBER = re.compile(r"\b(remaining|reset)\s*=\s*(\d+)")
 _TELLING = ("RateLimit", "RateLimit-Remaining", "X-RateLimit-Remaining")
 # X-RateLimit-Reset is a time of day with some origins, seconds with others.
 _MOMENT = 1_000_000_000
-_MOST_DIGITS = 20
 
 
 class Allowance(NamedTuple):
@@ -39,7 +39,8 @@ def allowances(headers: Mapping[str, str]) -> list[Allowance]:
     if named := dict(_MEMBER.findall(value)):
         found.append({"r": named.get("remaining", ""), "t": named.get("reset", "")})
     found += [{"r": headers.get(f"{x}RateLimit-Remaining", ""), "t": headers.get(f"{x}RateLimit-Reset", "")} for x in ("", "X-")]
-    return [Allowance(int(one["r"]), _seconds(int(one["t"]))) for one in found if _is_number(one.get("r")) and _is_number(one.get("t"))]
+    numbers = ((whole_number(one.get("r")), whole_number(one.get("t"))) for one in found)
+    return [Allowance(remaining, _seconds(reset)) for remaining, reset in numbers if remaining is not None and reset is not None]
 
 
 def renewal(headers: Mapping[str, str]) -> float:
@@ -73,7 +74,3 @@ class Allowances:
 
 def _seconds(value: int) -> float:
     return max(0.0, value - time.time()) if value >= _MOMENT else float(value)
-
-
-def _is_number(value: str | None) -> bool:
-    return value is not None and value.isascii() and value.isdigit() and len(value) < _MOST_DIGITS

@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, PermissionDenied, SourceChanged, SourceNotFound, Unauthenticated
 from csi.sources.allowance import renewal
 from csi.sources.connections import shown_site
+from csi.spec.digits import MOST_DIGITS
 from csi.spec.manifest import Entry
 
-# Nineteen digits hold every size there is; Python refuses to read thousands of them.
-_CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)$")
+_CONTENT_RANGE = re.compile(rf"bytes (\d{{1,{MOST_DIGITS}}})-(\d{{1,{MOST_DIGITS}}})/(\d{{1,{MOST_DIGITS}}}|\*)$")
 
 
 def failure(status: int, headers: Mapping[str, str], url: str, entry: Entry) -> DataCacheError:

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
+from csi.sources.plain_xml import plain_parser
+from csi.spec.digits import whole_number
+
 _ROOT = "ListBucketResult"
 _OBJECT = [_ROOT, "Contents"]
 _DEEPEST = 16
@@ -39,10 +42,7 @@ class Page:
 def parse_page(body: bytes) -> Page:
     """The page that `body` holds; raises ValueError (with no word of the body) for what is none, and for a document type of its own."""
     reading = _Reading()
-    parser = expat.ParserCreate("utf-8")
-    parser.buffer_text = True
-    parser.StartDoctypeDeclHandler = reading.refuse
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = reading.start, reading.end, reading.text
+    parser = plain_parser(reading)
     try:
         parser.Parse(body, True)
     except expat.ExpatError as error:
@@ -61,11 +61,7 @@ class _Reading:
         self._of_object: dict[str, str] = {}
         self._objects: list[Listed] = []
 
-    def refuse(self, *_: object) -> None:
-        # Entities could make gigabytes out of kilobytes.
-        raise ValueError("a document type of its own")
-
-    def start(self, name: str, _: object) -> None:
+    def start(self, name: str, _: dict[str, str]) -> None:
         self._where.append(name.rpartition(":")[2])
         self._text.clear()
         if self._where[0] != _ROOT or len(self._where) > _DEEPEST:
@@ -95,10 +91,10 @@ class _Reading:
 
 
 def _listed(fields: dict[str, str]) -> Listed:
-    key, size = fields.get("Key", ""), fields.get("Size", "").strip()
-    if not key or not size.isascii() or not size.isdigit() or len(size) > 19 or int(size) > _LARGEST_SIZE:
+    key, size = fields.get("Key", ""), whole_number(fields.get("Size", "").strip())
+    if not key or size is None or size > _LARGEST_SIZE:
         raise ValueError("an object without a key or a size")
-    return Listed(key, int(size), _nanoseconds(fields.get("LastModified", "").strip()), fields.get("ETag", ""))
+    return Listed(key, size, _nanoseconds(fields.get("LastModified", "").strip()), fields.get("ETag", ""))
 
 
 def _nanoseconds(text: str) -> int:

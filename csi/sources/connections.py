@@ -26,8 +26,9 @@ from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, Orig
 from csi.sources.checked import connect, guard, unchecked
 from csi.sources.deadlines import Deadlines
 from csi.sources.destinations import Destinations, Reach
-from csi.sources.small_answers import Patience, SigningKey, SmallAnswer, SmallAnswers
+from csi.sources.small_answers import Patience, Request, SigningKey, SmallAnswer, SmallAnswers
 from csi.sources.tempo import FLOOR, Tempo
+from csi.spec.digits import whole_number
 
 CONNECT_SECONDS = 10.0
 SILENCE_SECONDS = 20.0
@@ -36,8 +37,6 @@ IDLE_SECONDS = 30.0
 CA_KEYS = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Python refuses to read numbers of thousands of digits.
-_DIGITS = 20
 # Of the process, since each has a thread.
 _DEADLINES = Deadlines()
 
@@ -87,14 +86,19 @@ class Connections:
         The first answer of a site with TLS is left to `get`: its look at certificates is the stricter one (names in the subject alone count
         for libcurl), and it comes before a credential is sent.
         """
+        try:
+            answers = self.small_answers(url, home)
+            return answers.get(Request(url, site(url)[1], headers, wanted)) if answers else None
+        except OSError as error:
+            raise unreachable(error, shown_site(url)) from error
+
+    def small_answers(self, url: str, home: Site | None) -> SmallAnswers | None:
+        """Who gives small answers of the site of `url`, for `home` as in `get`; None where only `get` can ask: see `get_small`."""
         there = site(url)
         if there[0] == "https" and there not in self._trusted:
             return None
-        try:
-            proxy, farthest = self._route(url, there, home)
-            return None if proxy else self._small_answers(proxy, farthest).get(url, there[1], headers, wanted)
-        except OSError as error:
-            raise unreachable(error, shown_site(url)) from error
+        proxy, farthest = self._route(url, there, home)
+        return None if proxy else self._small_answers(proxy, farthest)
 
     def get_signed(self, url: str, headers: Mapping[str, str], wanted: int, key: SigningKey | None) -> SmallAnswer:
         """As `get`, signed with `key` (None as anybody), through the proxy too, with a body of at most `wanted` bytes that is here already.
@@ -106,7 +110,7 @@ class Connections:
         if there[0] == "https" and there not in self._trusted:
             drop(self.get(plain, {}))
         try:
-            answer = self._small_answers(*self._route(url, there, None)).get(url, there[1], headers, wanted, key)
+            answer = self._small_answers(*self._route(url, there, None)).get(Request(url, there[1], headers, wanted), key)
         except OSError as error:
             raise unreachable(error, shown_site(url)) from error
         if answer is None:
@@ -124,7 +128,7 @@ class Connections:
                         self._destinations.check(host, port, [address], farthest)
 
                 patience = Patience(CONNECT_SECONDS, SILENCE_SECONDS, IDLE_SECONDS, FLOOR)
-                self._small[proxy, farthest] = SmallAnswers(self._limit, check, _bundle(), patience, proxy)
+                self._small[proxy, farthest] = SmallAnswers(self._limit, check, _bundle()[1], patience, proxy)
             return self._small[proxy, farthest]
 
     def _ask(self, url: str, headers: Mapping[str, str], home: Site | None) -> urllib3.BaseHTTPResponse:
@@ -206,8 +210,8 @@ def _let_go(manager: urllib3.PoolManager) -> None:
 
 def drop(response: urllib3.BaseHTTPResponse | SmallAnswer, spare: int = 1 << 16) -> None:
     """Be done with an answer: its connection is kept if at most `spare` bytes of body are left to read, else closed."""
-    length = response.headers.get("Content-Length", "")
-    if length.isdigit() and len(length) < _DIGITS and int(length) <= spare:
+    length = whole_number(response.headers.get("Content-Length"))
+    if length is not None and length <= spare:
         try:
             response.read(spare)
         except (HTTPError, OSError):
@@ -219,8 +223,7 @@ def drop(response: urllib3.BaseHTTPResponse | SmallAnswer, spare: int = 1 << 16)
 
 def trust() -> ssl.SSLContext:
     """Which certificates are trusted. Raises InvalidParameter when the environment names a bundle that cannot be read."""
-    name = next((key for key in CA_KEYS if os.environ.get(key)), "")
-    return _trust(name, os.environ.get(name, ""))
+    return _trust(*_bundle())
 
 
 @functools.lru_cache(maxsize=1)
@@ -336,8 +339,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _bundle() -> str:
-    return next((os.environ[key] for key in CA_KEYS if os.environ.get(key)), "")
+def _bundle() -> tuple[str, str]:
+    """The variable that names the certificates to trust, and their file or folder; empty for the system's."""
+    return next(((key, os.environ[key]) for key in CA_KEYS if os.environ.get(key)), ("", ""))
 
 
 def _split_login(proxy: str) -> tuple[str, str]:

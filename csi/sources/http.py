@@ -7,92 +7,20 @@ they fail, and checks that what comes is what was asked.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import NamedTuple
-from urllib.parse import urljoin
 
-import urllib3
-
-from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, PermissionDenied, RangesIgnored, SourceChanged
-from csi.sources.allowance import Allowances
-from csi.sources.answers import changed, check_whole, failure, range_end
-from csi.sources.connections import Connections, Site, drop, shown_site, site
-from csi.sources.small_answers import LARGEST, SmallAnswer
-from csi.sources.streams import SharedStreams, Stream
+from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, RangesIgnored, SourceChanged
+from csi.sources.addresses import ENDED, MAX_REDIRECTS, REDIRECTS, Address, Addresses, Answer, next_address
+from csi.sources.connections import Connections, drop, shown_site
+from csi.sources.many_files import ManyFiles
+from csi.sources.small_answers import LARGEST
+from csi.sources.streams import Stream
 from csi.spec.manifest import Entry
 
-MAX_REDIRECTS = 5
-_REDIRECTS = (301, 302, 303, 307, 308)
-# A signed address that ended: S3 and CDNs say 403, S3 says 400 of a session's token, some hubs 401, some 410.
-_ENDED = (400, 401, 403, 410, *_REDIRECTS)
-_REMEMBERED = 1024
 _SKIP = 1 << 18
 # Some mirrors send small files whole whatever is asked for: what is read in vain then is less than what reading in order would cost.
 _SMALL = 4 << 20
-
-Refusal = Callable[[int, Mapping[str, str]], DataCacheError | None]
-Headers = Callable[[Entry], Mapping[str, str]]
-Judge = Callable[[Entry, Mapping[str, str]], bool]
-Answer = urllib3.BaseHTTPResponse | SmallAnswer
-
-
-class Address(NamedTuple):
-    """Where a file's bytes came from; `home` is the site of its first address, the one that credentials go to."""
-
-    url: str
-    home: Site
-
-    @property
-    def at_home(self) -> bool:
-        """Whether this is on that site."""
-        return site(self.url) == self.home
-
-
-@dataclass
-class Addresses:
-    """Where files are: `url_of` gives the first address, `headers` (a credential among them) go to that address's site only.
-
-    `refusal` may turn an error status of that site, and its headers, into an error in the source's own words. With
-    `signs`, `url_of` signs addresses that end: each is used until it is refused, then it is asked for a new one, once.
-    `conditions` are headers of one file (If-Match) that go along to every host; an answer 412 is SourceChanged. `unchanged` is asked
-    with the headers of every answer that has bytes; False is SourceChanged, in the middle of a file too.
-    What was signed, where redirects led to and what each site allows is shared by all readers of one source. `in_order` is set
-    once the origin sent a large file whole where a part was asked for: then one stream is read on from reader to reader.
-    """
-
-    url_of: Callable[[Entry], str]
-    headers: Mapping[str, str] = field(default_factory=dict)
-    refusal: Refusal = lambda status, headers: None
-    signs: bool = False
-    conditions: Headers = lambda entry: {}
-    unchanged: Judge = lambda entry, headers: True
-    allowances: Allowances = field(default_factory=Allowances, init=False, repr=False)
-    in_order: bool = field(default=False, init=False)
-    streams: SharedStreams = field(default_factory=SharedStreams, init=False, repr=False)
-    _known: dict[str, Address] = field(default_factory=dict, init=False, repr=False)
-    _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
-
-    def known(self, entry: Entry) -> Address | None:
-        """What `remember` was told last, of the last files that were read."""
-        return self._known.get(entry.path)
-
-    def remember(self, entry: Entry, address: Address) -> None:
-        """The file's bytes came from `address`: the next range may ask there."""
-        with self._guard:
-            self._known.pop(entry.path, None)
-            self._known[entry.path] = address
-            # Files are read one after the other: what is behind would only take memory, in a source of many files.
-            if len(self._known) > _REMEMBERED:
-                del self._known[next(iter(self._known))]
-
-    def forget(self, entry: Entry, address: Address) -> None:
-        """`address` is refused now; a newer one that another reader found stays."""
-        with self._guard:
-            if self._known.get(entry.path) == address:
-                del self._known[entry.path]
 
 
 class RangeReader:
@@ -134,6 +62,10 @@ class RangeReader:
         Of the body come at most `wanted` bytes and one more, or all where that is 0.
         """
         return self._follow(entry, headers, wanted)
+
+    def read_many(self, wanted: list[tuple[Entry, memoryview]], at_once: int) -> None:
+        """See `csi.spec.access.ManyReader`. A site's first answer over TLS, and all of one behind a proxy, are left to `read_into`."""
+        ManyFiles(self._connections, self._addresses, at_once).read(wanted)
 
     def _stream_at(self, entry: Entry, offset: int, end: int) -> Stream:
         """An open answer whose next byte is `offset` of `entry`: the one at hand where it goes on, else a new request."""
@@ -182,17 +114,21 @@ class RangeReader:
 
     def _request(self, entry: Entry, offset: int, end: int) -> Stream:
         """A new answer for bytes `offset` to `end` of `entry`, checked; through the remembered address, if it still works."""
-        asked = {**self._addresses.conditions(entry), "Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
+        asked = self._addresses.range_of(entry, offset, end)
         known = self._addresses.known(entry)
         wanted = entry.size if end - offset == entry.size <= LARGEST else 0
         if known is not None:
             with self._forgotten_when_dead(entry, known):
                 response = self._get(known, asked, entry, wanted)
-                if response.status not in _ENDED:
+                if response.status not in ENDED:
                     return self._checked(response, known, entry, offset, end)
             drop(response)
             self._addresses.forget(entry, known)
         response, address = self._follow(entry, asked, wanted)
+        if self._addresses.may_have_ended(address, response.status) and known is None:
+            # It may have ended between being given out and being asked.
+            drop(response)
+            response, address = self._follow(entry, asked, wanted)
         return self._checked(response, address, entry, offset, end)
 
     @contextmanager
@@ -209,7 +145,7 @@ class RangeReader:
         """`wanted` is how many bytes of body there should be where they are few, else 0."""
         allowed = self._addresses.allowances
         allowed.check(address.url)
-        headers = {**self._addresses.headers, **asked} if address.at_home else asked
+        headers = self._addresses.asked(address, asked)
         try:
             response: Answer | None = self._connections.get_small(address.url, headers, address.home, wanted) if wanted else None
             response = response or self._connections.get(address.url, headers, address.home)
@@ -220,44 +156,20 @@ class RangeReader:
 
     def _follow(self, entry: Entry, asked: Mapping[str, str], wanted: int) -> tuple[Answer, Address]:
         """Ask the first address and go where it sends; returns the last answer and where it is from."""
-        url = self._addresses.url_of(entry)
-        address = Address(url, site(url))
+        address = self._addresses.first(entry)
         for _ in range(MAX_REDIRECTS + 1):
             response = self._get(address, asked, entry, wanted)
-            if response.status not in _REDIRECTS:
+            if response.status not in REDIRECTS:
                 if response.status in (200, 206) and (self._addresses.signs or not address.at_home):
                     self._addresses.remember(entry, address)
                 return response, address
-            address = address._replace(url=_next_address(response, address.url))
+            address = next_address(response, address)
         raise OriginUnavailable(f"{shown_site(address.url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}")
 
     def _checked(self, response: Answer, address: Address, entry: Entry, offset: int, end: int) -> Stream:
         try:
-            if response.status not in (200, 206):
-                refusal = self._addresses.refusal(response.status, response.headers) if address.at_home else None
-                raise refusal or failure(response.status, response.headers, address.url, entry)
-            if not self._addresses.unchanged(entry, response.headers):
-                raise changed(entry, address.url)
-            if response.status == 206:
-                end = range_end(response.headers, address.url, entry, offset, end)
-                return Stream(response, address.url, entry, offset, end, self._connections.tempo)
-            check_whole(response.headers, address.url, entry)
-            return Stream(response, address.url, entry, 0, entry.size, self._connections.tempo, whole=True)
+            start, end = self._addresses.span(response, address, entry, offset, end)
+            return Stream(response, address.url, entry, start, end, self._connections.tempo, whole=response.status == 200)
         except DataCacheError:
             drop(response)
             raise
-
-
-def _next_address(response: Answer, url: str) -> str:
-    location = response.headers.get("Location", "")
-    drop(response)
-    try:
-        target = urljoin(url, location)
-        scheme = site(target)[0]
-    except (ValueError, OriginUnavailable) as error:
-        raise OriginUnavailable(f"{shown_site(url)}: it redirects to an address that is no http or https URL") from error
-    if not location:
-        raise OriginUnavailable(f"{shown_site(url)}: it redirects to nowhere")
-    if site(url)[0] == "https" and scheme != "https":
-        raise PermissionDenied(f"{shown_site(url)} redirects from https to {scheme} ({shown_site(target)}), where anybody could change what comes")
-    return target

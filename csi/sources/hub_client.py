@@ -11,11 +11,11 @@ from typing import Any
 import httpx2
 
 from csi.errors import OriginUnavailable
+from csi.sources.addresses import MAX_REDIRECTS
 from csi.sources.answers import passing_fault
 from csi.sources.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, shown_site, site, trust, unreachable
 from csi.sources.destinations import Destinations
 from csi.sources.hops import check_hop
-from csi.sources.http import MAX_REDIRECTS
 
 _TIMEOUT = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
 _LIMITS = httpx2.Limits(max_keepalive_connections=2, keepalive_expiry=IDLE_SECONDS)

@@ -20,9 +20,10 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects  # type:
 
 from csi import __version__
 from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.sources.addresses import Addresses
 from csi.sources.connections import Connections, shown_site, site
 from csi.sources.destinations import Destinations
-from csi.sources.http import Addresses, RangeReader
+from csi.sources.http import RangeReader
 from csi.sources.hub_client import HubClient
 from csi.sources.patterns import Counted
 from csi.spec.cache import CacheSpec
@@ -40,6 +41,11 @@ _DIGEST = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
+def endpoint() -> str:
+    """The address of the hub that HF_ENDPOINT names, else of the public one."""
+    return constants.ENDPOINT
+
+
 class HuggingFaceSource:
     """One repository of the hub, read with `token` (None: as anybody). Implements `csi.sources.source.Source`."""
 
@@ -49,7 +55,7 @@ class HuggingFaceSource:
             raise InvalidParameter(f"repoSource must be one of {', '.join(_KINDS)}, this is {spec.source.shown}")
         self._spec, self._hub, self._token = spec, spec.source, token
         self._kind = _KINDS[spec.source.repo_source]
-        self._endpoint = constants.ENDPOINT
+        self._endpoint = endpoint()
         self._where = (where or Destinations()).with_operators(shown_site(self._endpoint))
         _use_endpoint(self._endpoint, self._where)
         self._api = HfApi(endpoint=self._endpoint, token=token or False, library_name=_AGENT, library_version=__version__)

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.sources.addresses import Addresses
 from csi.sources.connections import Connections, shown_site
 from csi.sources.destinations import Destinations
-from csi.sources.http import Addresses, RangeReader
+from csi.sources.http import RangeReader
 from csi.sources.modelscope_client import HubRefusal, ModelScopeClient, configured_endpoint
 from csi.sources.patterns import Counted, is_chosen
 from csi.spec.cache import CacheSpec

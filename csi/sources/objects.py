@@ -9,11 +9,12 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from csi.errors import InvalidParameter, OriginUnavailable, SourceNotFound, UnsafeContent
+from csi.sources.addresses import Addresses
 from csi.sources.bucket_listing import BucketListing
 from csi.sources.bucket_page import Listed
 from csi.sources.connections import Connections
 from csi.sources.destinations import Destinations
-from csi.sources.http import Addresses, RangeReader
+from csi.sources.http import RangeReader
 from csi.sources.object_store import AccessKey, ObjectStore
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import Entry, Kind, Manifest, build

@@ -13,18 +13,22 @@ import re
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pycurl
 
 from csi.errors import PermissionDenied
+from csi.spec.access import SMALL_FILE
 
-LARGEST = 1 << 20
+LARGEST = SMALL_FILE
 """Bytes of the largest file that is asked for in this way."""
+_LOOK_SECONDS = 1.0
+_NAP_SECONDS = 0.005
 # Nothing was sent then: a stream, which is tried instead, says what is wrong and costs the origin no second request.
 _NOTHING_SENT = (
     pycurl.E_URL_MALFORMAT,
@@ -108,6 +112,19 @@ class SigningKey:
     region: str
 
 
+class Request(NamedTuple):
+    """One GET of `url`, a site of `host`, for a body of at most `wanted` bytes."""
+
+    url: str
+    host: str
+    headers: Mapping[str, str]
+    wanted: int
+
+
+Outcome = SmallAnswer | OSError | None
+"""An answer, why none came whole, or None where nothing could be sent."""
+
+
 class SmallAnswers:
     """Asks over connections of its own, for any number of threads; at most `limit` are kept.
 
@@ -120,17 +137,40 @@ class SmallAnswers:
         trusted = _trusted(bundle)
         self._options = [*_TRANSPORT, *_waits(patience), *trusted, (pycurl.PROXY, proxy), *((_OF_PROXY[option], path) for option, path in trusted)]
         self._kept: list[_Handle] = []
+        self._kept_many: list[_Many] = []
         self._guard = threading.Lock()
 
-    def get(self, url: str, host: str, headers: Mapping[str, str], wanted: int, key: SigningKey | None = None) -> SmallAnswer | None:
-        """The answer to one GET of `url`, a site of `host`, with a body of at most `wanted` bytes; None when nothing could be sent.
+    def get(self, request: Request, key: SigningKey | None = None) -> SmallAnswer | None:
+        """The answer; None when nothing could be sent.
 
-        With `key` it is signed, all `headers` too. Raises TimeoutError and other OSErrors when the answer did not come whole.
+        With `key` the request is signed, all its headers too. Raises TimeoutError and other OSErrors when the answer did not come whole.
         """
-        if not _is_plain(url, headers):
+        if not _is_plain(request):
             return None
         with self._handle() as handle:
-            return handle.get(url, host, headers, wanted, key)
+            outcome = handle.get(request, key)
+        if isinstance(outcome, OSError):
+            raise outcome
+        return outcome
+
+    def get_many(self, requests: Iterator[Request], at_once: int) -> Iterator[tuple[int, Outcome]]:
+        """What came of each request, as soon as it is there, with its number: the first is 0.
+
+        At most `at_once` are under way; the next one is taken from `requests` when one of them ended. A caller that wants no more ends
+        `requests` and hears of those that are under way.
+        """
+        with self._guard:
+            many = self._kept_many.pop() if self._kept_many else None
+        many = many or _Many(lambda: _Handle(self._check, self._options))
+        try:
+            yield from many.answers(requests, at_once)
+        finally:
+            with self._guard:
+                keep = self._limit > 0
+                if keep:
+                    self._kept_many.append(many)
+            if not keep:
+                many.close()
 
     @contextmanager
     def _handle(self) -> Iterator[_Handle]:
@@ -150,59 +190,68 @@ class SmallAnswers:
     def close(self) -> None:
         """Close the connections that nobody uses now, and keep no others."""
         with self._guard:
-            kept, self._kept, self._limit = self._kept, [], 0
+            kept: list[_Handle | _Many] = [*self._kept, *self._kept_many]
+            self._kept, self._kept_many, self._limit = [], [], 0
         for handle in kept:
             handle.close()
 
 
 class _Handle:
-    """One connection. For one thread at a time."""
+    """One connection, or `curl` for one among those of a `_Many`. For one thread at a time."""
 
     def __init__(self, check: Callable[[str, int, str], object], options: Sequence[tuple[int, Any]]) -> None:
         self._check, self._host, self._wanted = check, "", 0
         self._body, self._head = bytearray(), list[bytes]()
-        self._curl, self._options = pycurl.Curl(), options
+        self.curl, self._options = pycurl.Curl(), options
         self._set_up()
 
     def _set_up(self) -> None:
         """As a new one, but for its connection."""
-        self._curl.reset()
+        self.curl.reset()
         for option, value in self._options:
-            self._curl.setopt(option, value)
-        self._curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
-        self._curl.setopt(pycurl.HEADERFUNCTION, self._take_head)
-        self._curl.setopt(pycurl.WRITEFUNCTION, self._take_body)
+            self.curl.setopt(option, value)
+        self.curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
+        self.curl.setopt(pycurl.HEADERFUNCTION, self._take_head)
+        self.curl.setopt(pycurl.WRITEFUNCTION, self._take_body)
 
-    def get(self, url: str, host: str, headers: Mapping[str, str], wanted: int, key: SigningKey | None) -> SmallAnswer | None:
+    def get(self, request: Request, key: SigningKey | None) -> Outcome:
         if key is None:
-            return self._get(url, host, headers, wanted)
+            return self._get(request)
         try:
             self._sign(key)
-            return self._get(url, host, headers, wanted)
+            return self._get(request)
         finally:
             self._set_up()
 
     def _sign(self, key: SigningKey) -> None:
         options = ((pycurl.AWS_SIGV4, f"aws:amz:{key.region}:s3"), (pycurl.USERNAME, key.id), (pycurl.PASSWORD, key.secret))
         for option, value in options:
-            self._curl.setopt(option, value)
+            self.curl.setopt(option, value)
 
-    def _get(self, url: str, host: str, headers: Mapping[str, str], wanted: int) -> SmallAnswer | None:
-        self._host, self._wanted, self._body = host, wanted, bytearray()
-        self._curl.setopt(pycurl.URL, url)
-        self._curl.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in headers.items()])
+    def _get(self, request: Request) -> Outcome:
+        self.prepare(request)
         try:
-            self._curl.perform()
+            self.curl.perform()
         except pycurl.error as error:
-            code = int(error.args[0])
-            if code in _NOTHING_SENT:
-                return None
-            if code != pycurl.E_WRITE_ERROR:
-                raise _broken(code, str(error.args[-1])) from None
-        return SmallAnswer(self._curl.getinfo(pycurl.RESPONSE_CODE), Headers(self._head), memoryview(self._body))
+            return self.outcome(int(error.args[0]), str(error.args[-1]))
+        return self.outcome()
+
+    def prepare(self, request: Request) -> None:
+        """Be ready to ask."""
+        self._host, self._wanted, self._body = request.host, request.wanted, bytearray()
+        self.curl.setopt(pycurl.URL, request.url)
+        self.curl.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in request.headers.items()])
+
+    def outcome(self, code: int = pycurl.E_OK, words: str = "") -> Outcome:
+        """What came of the request by libcurl's error code, with its own words for that."""
+        if code in _NOTHING_SENT:
+            return None
+        if code not in (pycurl.E_OK, pycurl.E_WRITE_ERROR):
+            return _broken(code, words)
+        return SmallAnswer(self.curl.getinfo(pycurl.RESPONSE_CODE), Headers(self._head), memoryview(self._body))
 
     def close(self) -> None:
-        self._curl.close()
+        self.curl.close()
 
     def _open(self, purpose: int, address: Any) -> Any:
         try:
@@ -224,9 +273,64 @@ class _Handle:
         return len(data) if len(data) <= room else 0
 
 
-def _is_plain(url: str, headers: Mapping[str, str]) -> bool:
+class _Many:
+    """Handles whose connections are one pool. For one thread at a time."""
+
+    def __init__(self, new: Callable[[], _Handle]) -> None:
+        self._new, self._multi = new, pycurl.CurlMulti()
+        self._idle: list[_Handle] = []
+        self._busy: dict[pycurl.Curl, tuple[int, _Handle]] = {}
+
+    def answers(self, requests: Iterator[Request], at_once: int) -> Iterator[tuple[int, Outcome]]:
+        numbered = enumerate(requests)
+        try:
+            while True:
+                yield from self._start(numbered, at_once)
+                if not self._busy:
+                    return
+                self._multi.perform()
+                yield from self._ended()
+        finally:
+            for curl in list(self._busy):
+                self._free(curl)
+
+    def _start(self, numbered: Iterator[tuple[int, Request]], at_once: int) -> Iterator[tuple[int, Outcome]]:
+        while len(self._busy) < at_once:
+            number, request = next(numbered, (0, None))
+            if request is None:
+                return
+            if not _is_plain(request):
+                yield number, None
+                continue
+            handle = self._idle.pop() if self._idle else self._new()
+            handle.prepare(request)
+            self._busy[handle.curl] = number, handle
+            self._multi.add_handle(handle.curl)
+
+    def _ended(self) -> Iterator[tuple[int, Outcome]]:
+        _, whole, failed = self._multi.info_read(len(self._busy))
+        for curl, code, words in (*((curl, pycurl.E_OK, "") for curl in whole), *failed):
+            number, handle = self._free(curl)
+            yield number, handle.outcome(code, words)
+        if not (whole or failed) and self._multi.select(_LOOK_SECONDS) < 0:
+            # No descriptor to wait for: a name is being looked up.
+            time.sleep(_NAP_SECONDS)
+
+    def _free(self, curl: pycurl.Curl) -> tuple[int, _Handle]:
+        number, handle = self._busy.pop(curl)
+        self._multi.remove_handle(curl)
+        self._idle.append(handle)
+        return number, handle
+
+    def close(self) -> None:
+        for handle in self._idle:
+            handle.close()
+        self._multi.close()
+
+
+def _is_plain(request: Request) -> bool:
     """Whether curl sends these as they are, and nothing else."""
-    return _PLAIN_URL.fullmatch(url) is not None and all(text.isascii() and text.isprintable() and text for text in headers.values())
+    return _PLAIN_URL.fullmatch(request.url) is not None and all(text.isascii() and text.isprintable() and text for text in request.headers.values())
 
 
 def _broken(code: int, words: str) -> OSError:

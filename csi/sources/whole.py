@@ -1,16 +1,16 @@
-"""A file that has to be read whole to be known: its size and its sha256, read no faster than it may be, and not for ever."""
+"""Files that are read whole, no faster than they may be, and not for ever: to know their size and sha256, or because they are documents."""
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import urllib3
 
 from csi.errors import OriginUnavailable, OutOfRange
+from csi.sources.addresses import Answer
 from csi.sources.connections import shown_site, unreachable
-from csi.sources.http import Answer
 from csi.sources.tempo import Meter, Tempo
 from csi.spec.parameters import LARGEST_VOLUME
 
@@ -22,18 +22,24 @@ def read_whole(answer: Answer, url: str, wait: Callable[[int], None], usual: Tem
 
     Raises OriginUnavailable where that cannot be taken as the file or trickles, OutOfRange where it ends not before the largest volume is full.
     """
-    where = shown_site(url)
-    if answer.status != 200 or answer.headers.get("Content-Encoding", "identity").lower() != "identity":
-        raise OriginUnavailable(f"{where}: it tells no length of the file, or sends it compressed, which was not asked for")
-    size, sha, meter, while_doing = 0, hashlib.sha256(), Meter(usual), " (while reading a file whole, to know what it is)"
-    while piece := _next(answer, where, while_doing, meter):
+    size, sha = 0, hashlib.sha256()
+    for piece in pieces(answer, url, wait, usual, " (while reading a file whole, to know what it is)"):
         size += len(piece)
         sha.update(piece)
         if size > LARGEST_VOLUME:
-            raise OutOfRange(f"{where}: a file has more than {LARGEST_VOLUME} bytes, and a volume can have no more; check url")
+            raise OutOfRange(f"{shown_site(url)}: a file has more than {LARGEST_VOLUME} bytes, and a volume can have no more; check url")
+    return size, sha.hexdigest()
+
+
+def pieces(answer: Answer, url: str, wait: Callable[[int], None], usual: Tempo, while_doing: str) -> Iterator[bytes | memoryview]:
+    """The body as it comes, in pieces of at most 64 KiB; otherwise as `read_whole`. `while_doing` ends messages."""
+    where, meter = shown_site(url), Meter(usual)
+    if answer.status != 200 or answer.headers.get("Content-Encoding", "identity").lower() != "identity":
+        raise OriginUnavailable(f"{where}: it tells no length of the file, or sends it compressed, which was not asked for{while_doing}")
+    while piece := _next(answer, where, while_doing, meter):
+        yield piece
         wait(len(piece))
     meter.end()
-    return size, sha.hexdigest()
 
 
 def _next(answer: Answer, where: str, while_doing: str, meter: Meter) -> bytes | memoryview:

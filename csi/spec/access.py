@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from csi.spec.manifest import Entry
 
@@ -17,6 +17,22 @@ class Reader(Protocol):
 
         Raises OriginUnavailable (trying again may help; what was in the buffer is not to be used), Unauthenticated,
         PermissionDenied, SourceNotFound, or SourceChanged when the file is not the one in the manifest any more.
+        """
+
+
+SMALL_FILE = 1 << 20
+"""Bytes of the largest file that a `ManyReader` is asked for."""
+
+
+@runtime_checkable
+class ManyReader(Reader, Protocol):
+    """A reader that is faster when it may ask for many small files in one go."""
+
+    def read_many(self, wanted: list[tuple[Entry, memoryview]], at_once: int) -> None:
+        """Fill buffers that are as long as their whole files, none empty or above SMALL_FILE, `at_once` requests at a time.
+
+        What was read is taken out of `wanted`; what is left there is for `read_into` to read. Raises as that does, when those that were
+        under way ended.
         """
 
 

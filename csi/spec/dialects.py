@@ -62,7 +62,8 @@ def dialect_of(values: Mapping[str, str], dialects: Sequence[Dialect] = DIALECTS
     if len(telling) > 1 and not (values.get("type") and not given):
         if not given:
             raise InvalidParameter(
-                "no source is named; give repoId (a hub repository), server and path (a NAS), bucket (an object store), url (plain files) or sources"
+                "no source is named; "
+                "give repoId (a hub repository), server and path (a NAS), bucket (an object store), url or metalink (plain files) or sources"
             )
         raise InvalidParameter(f"{given[0]} may belong to {' or '.join(d.what for d in telling)}; give type, one of {', '.join(TYPES)}")
     return telling[0]
@@ -78,7 +79,7 @@ def _typed(text: str, dialects: Sequence[Dialect]) -> list[Dialect]:
 
 
 def _required(dialect: Dialect) -> set[str]:
-    return {key.name for key in dialect.keys if key.default == "required" and key.name != "path"}
+    return {key.name for key in dialect.keys if key.default.startswith("required") and key.name != "path"}
 
 
 def _mixed(values: Mapping[str, str], given: Sequence[str], typed: Sequence[Dialect], dialects: Sequence[Dialect]) -> InvalidParameter:

@@ -19,7 +19,7 @@ class Setter(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Key:
-    """A parameter in its canonical spelling. `default` is in words, "required" where there is none; `aliases` are other spellings."""
+    """A parameter in its canonical spelling. `default` is in words, beginning with "required" where there is none; `aliases` are other spellings."""
 
     name: str
     meaning: str

@@ -140,7 +140,7 @@ def build(entries: Iterable[Entry], access: dict[str, str], *, preserve_ownershi
     """
     by_path: dict[str, Entry] = {}
     for entry in entries:
-        _check_path(entry.path)
+        check_path(entry.path)
         if entry.kind is Kind.SYMLINK:
             _check_target(entry)
         if entry.path in by_path:
@@ -159,7 +159,8 @@ def _dump(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True).encode() + b"\n"
 
 
-def _check_path(path: str) -> None:
+def check_path(path: str) -> None:
+    """Raise UnsafeContent, naming `path`, unless it can be that of an `Entry`: relative, UTF-8, with plain names of bounded length."""
     shown = repr(path[:200])
     try:
         encoded = path.encode()

@@ -1,4 +1,4 @@
-"""Plain files by their URLs."""
+"""Plain files by their URLs, or by that of a Metalink document (RFC 5854) that names them."""
 
 from __future__ import annotations
 
@@ -40,28 +40,35 @@ class UrlFile:
 
 @dataclass(frozen=True)
 class UrlSpec(ChangesInPlace):
-    """Files of HTTP servers."""
+    """Files of HTTP servers: `files`, or those that the document at `metalink` names ("" for none; then there are no `files`)."""
 
-    files: tuple[UrlFile, ...]
+    files: tuple[UrlFile, ...] = ()
+    metalink: str = ""
 
     @property
     def shown(self) -> str:
         """The source as messages name it: hosts and names, no query."""
+        if self.metalink:
+            return f"Metalink {self.addresses[0]} {UrlFile(self.metalink).path!r}"
         more = f" and {len(self.files) - 1} more" if len(self.files) > 1 else ""
         return f"URL {self.addresses[0]} {self.files[0].path!r}{more}"
 
     @property
     def place(self) -> str:
-        """What a credential opens: these files."""
+        """What a credential opens: these files, or what the document names."""
+        if self.metalink:
+            return f"Metalink {self.metalink}"
         return "URL " + " ".join(file.url for file in self.files)
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The hosts of the URLs."""
-        return addresses(file.url for file in self.files)
+        """The hosts of the URLs; of a document its own, since what it names is that host's word."""
+        return addresses([self.metalink] if self.metalink else (file.url for file in self.files))
 
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec."""
+        if self.metalink:
+            return {"type": "URL", "metalink": self.metalink}
         context = {"type": "URL", "url": join_list(tuple(file.written for file in self.files))}
         # "-" keeps the place of a file without one.
         sums = tuple(file.sha256 or "-" for file in self.files)
@@ -70,14 +77,25 @@ class UrlSpec(ChangesInPlace):
 
 def _parse(values: Mapping[str, str], flags: Sequence[str]) -> UrlSpec:
     refuse_flags(flags, "a URL")
+    if values.get("metalink"):
+        return _metalink(values)
     urls = split_list(values.get("url", ""))
     if not urls:
-        raise InvalidParameter("url is missing; give one http:// or https:// URL, or several by commas or one a line")
+        raise InvalidParameter(
+            "url is missing; give one http:// or https:// URL, or several by commas or one a line, or as metalink the URL of a Metalink document"
+        )
     if len(urls) > MOST_FILES:
-        raise InvalidParameter(f"url has {len(urls)} URLs; at most {MOST_FILES} make a volume")
+        raise InvalidParameter(f"url has {len(urls)} URLs; at most {MOST_FILES} make a volume; a Metalink document (key metalink) can name more")
     files = tuple(_file(url, sha256) for url, sha256 in zip(urls, _sums(values.get("sha256", ""), len(urls)), strict=True))
     _check_paths(files)
     return UrlSpec(files)
+
+
+def _metalink(values: Mapping[str, str]) -> UrlSpec:
+    for key, instead in (("url", "keep one of them"), ("sha256", "the document has the sums of its files; remove sha256, or give url")):
+        if values.get(key):
+            raise InvalidParameter(f"metalink and {key} are both given; {instead}")
+    return UrlSpec(metalink=http_url("metalink", values["metalink"])._replace(fragment="").geturl())
 
 
 def _file(text: str, sha256: str) -> UrlFile:
@@ -117,17 +135,23 @@ DIALECT = Dialect(
             "url",
             "the file's http(s) URL, or several by commas or one a line; without login and signature; "
             "`path=URL` gives a file another path in the volume",
-            "required",
+            "required, or `metalink`",
+        ),
+        Key(
+            "metalink",
+            "in place of `url`, the http(s) URL of a Metalink 4 document (RFC 5854), without login and signature, that names up to 100,000 files; "
+            "those with `size` and a `sha-256` hash are not asked for one by one",
+            "none",
         ),
         Key(
             "sha256",
-            "what the file's bytes must be: 64 hex digits, one for each URL, `-` for none",
+            "what the file's bytes must be: 64 hex digits, one for each URL, `-` for none; only with `url`",
             "not checked; learnt by reading the file where its server tells no length, or no ETag and no time",
         ),
     ),
     _parse,
     (
-        SecretKey("accessToken", "sent as `Authorization: Bearer` to the host of the URL"),
+        SecretKey("accessToken", "sent as `Authorization: Bearer` to the host of the URL or of the Metalink document, and no other"),
         SecretKey("token", "the same"),
     ),
 )

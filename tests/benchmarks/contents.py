@@ -12,10 +12,10 @@ _BLOCK = 16 * MIB
 def sizes_of(shape: str, total: int) -> dict[str, int]:
     """Paths and bytes of a repository of about `total` bytes: "one" file, or a "mix" of three shards, 24 middling and 200 small files.
 
-    Of "small" (20,000 of 16 KiB, by the hundred in a folder) and a "thousand" of them, whatever `total`.
+    Of "small", 20,000 of 16 KiB, by the hundred in a folder, whatever `total`.
     """
-    if shape in ("small", "thousand"):
-        return {f"{n // 100:03}/{n:05}.bin": 16 << 10 for n in range(20_000 if shape == "small" else 1000)}
+    if shape == "small":
+        return {f"{n // 100:03}/{n:05}.bin": 16 << 10 for n in range(20_000)}
     if shape == "one":
         return {"model.safetensors": total}
     small = {f"notes/{n % 10}/{n:03}.json": 4096 + 601 * n for n in range(200)}

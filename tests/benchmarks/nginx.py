@@ -28,7 +28,7 @@ class Nginx:
     """Serves the files below `root`; `base` is its address. With `meek` it takes only the CPU that nobody else wants."""
 
     def __init__(self, root: Path, meek: bool = False) -> None:
-        self._root, self._port, self._meek = root, free_port(), meek
+        self.root, self._port, self._meek = root, free_port(), meek
         self._folder = Path()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -39,7 +39,7 @@ class Nginx:
     def __enter__(self) -> Self:
         self._folder = Path(tempfile.mkdtemp(prefix="nginx-"))
         path = self._folder / "nginx.conf"
-        path.write_text(_CONFIGURATION.format(folder=self._folder, root=self._root, port=self._port))
+        path.write_text(_CONFIGURATION.format(folder=self._folder, root=self.root, port=self._port))
         command = [
             *(["nice", "-n", "19"] if self._meek else []),
             "nginx",

@@ -20,6 +20,7 @@ KITS = (
     ("tests.conformance.objects_kit", "ObjectsKit", ("S3",)),
     ("tests.conformance.objects_kit", "ObjectsKit", ("OSS",)),
     ("tests.conformance.url_kit", "UrlKit", ("URL",)),
+    ("tests.conformance.url_kit", "MetalinkKit", ("URL by metalink",)),
     ("tests.conformance.modelscope_kit", "ModelScopeKit", ("ModelScope/Model",)),
     ("tests.conformance.modelscope_kit", "ModelScopeKit", ("ModelScope/DataSet",)),
     ("tests.conformance.several_kit", "SeveralKit", ()),
@@ -30,6 +31,7 @@ KITS = (
 FAULTY_KITS = (
     ("tests.conformance.hub_kit", "HubKit", ("HuggingFace/Model",)),
     ("tests.conformance.url_kit", "UrlKit", ("URL with sha256",)),
+    ("tests.conformance.url_kit", "MetalinkKit", ("URL by metalink",)),
     ("tests.conformance.objects_kit", "FaultyObjectsKit", ("S3",)),
     ("tests.conformance.modelscope_kit", "ModelScopeKit", ("ModelScope/Model",)),
 )

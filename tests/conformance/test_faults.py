@@ -20,8 +20,8 @@ from csi.images.fetch import MAX_FAILURES
 from csi.images.fill import fill
 from csi.images.layout import lay_out
 from csi.sources import connections, tempo
+from csi.sources.addresses import MAX_REDIRECTS
 from csi.sources.connections import Connections, Site
-from csi.sources.http import MAX_REDIRECTS
 from csi.sources.small_answers import SmallAnswer
 from csi.spec.access import Reader
 from csi.spec.cache import CacheSpec

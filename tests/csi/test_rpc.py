@@ -71,7 +71,7 @@ def client(tmp_path: Path, node: Scripted) -> Iterator[PluginClient]:
     server = grpc.server(ThreadPoolExecutor(4), interceptors=[Interceptor()])
     csi_pb2_grpc.add_NodeServicer_to_server(node, server)
     csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer("datacache.csi.io"), server)
-    server.add_insecure_port(f"unix:{claim_socket(endpoint)}")
+    server.add_insecure_port(f"unix:{claim_socket(rpc.socket_path(endpoint))}")
     server.start()
     with PluginClient(endpoint, timeout=10) as plugin:
         yield plugin
@@ -242,7 +242,7 @@ def test_the_first_missing_field_is_named(request_: pb.NodeStageVolumeRequest, m
 
 
 def test_the_folder_of_the_socket_is_made(tmp_path: Path) -> None:
-    assert claim_socket(f"unix://{tmp_path}/a/b/csi.sock") == f"{tmp_path}/a/b/csi.sock"
+    assert claim_socket(f"{tmp_path}/a/b/csi.sock") == f"{tmp_path}/a/b/csi.sock"
     assert (tmp_path / "a/b").is_dir()
 
 
@@ -251,7 +251,7 @@ def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert path.exists()
-    claim_socket(f"unix://{path}")
+    claim_socket(str(path))
     assert not path.exists()
 
 
@@ -261,7 +261,7 @@ def test_a_live_socket_is_refused_and_left_alone(tmp_path: Path) -> None:
         live.bind(str(path))
         live.listen()
         with pytest.raises(AlreadyExists, match="another process answers"):
-            claim_socket(f"unix://{path}")
+            claim_socket(str(path))
         assert path.exists()
 
 
@@ -270,7 +270,7 @@ def test_what_is_no_socket_is_refused_and_left_alone(tmp_path: Path, make: Calla
     path = tmp_path / "csi.sock"
     make(path)
     with pytest.raises(AlreadyExists, match="is no socket"):
-        claim_socket(f"unix://{path}")
+        claim_socket(str(path))
     assert os.path.lexists(path)
 
 

@@ -14,7 +14,7 @@ from controller_plugin.__main__ import parser as controller_flags
 from csi import __version__
 from csi.images.fetch import FIRST_PAUSE, LONGEST_PAUSE, MAX_FAILURES
 from csi.images.flow import LONGEST_RETRY_AFTER
-from csi.sources.http import MAX_REDIRECTS
+from csi.sources.addresses import MAX_REDIRECTS
 from csi.spec import parameters
 from csi.spec.dialects import source_key_table
 from csi.spec.keys import Setter

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from csi.pb import csi_pb2 as pb
+from tests.conformance.url_kit import metalink
 from tests.deploy.objects import ROOT, Asked, asked
 from tests.kernel.machine import Machine
 from tests.kernel.requests import OK
@@ -82,9 +83,17 @@ class Relocated:
         return {**written, "bucket": bucket, "url" if "url" in written else "endpoint": self.objects.endpoint}
 
     def _urls(self, written: dict[str, str]) -> dict[str, str]:
+        if "metalink" in written:
+            return {**written, "metalink": self._document(written["metalink"])}
         for path in re.findall(r"https://[^/\s]+(/\S+)", written["url"]):
             self.web.files[path] = FILES["model.safetensors"]
         return {**written, "url": re.sub(r"https://[^/\s]+", self.web.url, written["url"])}
+
+    def _document(self, url: str) -> str:
+        folder, name = re.sub(r"https://[^/]+", "", url).rsplit("/", 1)
+        self.web.files |= {f"{folder}/{path}": data for path, data in FILES.items()}
+        self.web.files[f"{folder}/{name}"] = metalink({path: (f"{self.web.url}{folder}/{path}", data) for path, data in FILES.items()})
+        return f"{self.web.url}{folder}/{name}"
 
 
 def _secrets() -> Iterator[tuple[str, list[str]]]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
+import urllib.request
 from pathlib import Path
 
 import pytest
 
+from csi.pb import registration_pb2 as registration
 from tests.kernel import requests
 from tests.kernel.conftest import Start
 from tests.kernel.machine import Machine, json_lines
 from tests.kernel.requests import OK
+from tests.node_plugin.test_registration import asked_by_kubelet
 from tests.origins.hub import Hub
 
 pytestmark = pytest.mark.kernel
@@ -47,6 +51,19 @@ def test_a_socket_that_a_killed_plugin_left_is_replaced(start: Start) -> None:
     assert Path(machine.plugins.node.endpoint.removeprefix("unix://")).is_socket()
     machine.restart_node()
     assert machine.inline("pod", MODEL) == (OK, "")
+
+
+def test_kubelet_finds_the_driver_and_its_health_until_it_leaves(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "registry").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    machine = start("--plugins-registry", str(tmp_path / "registry"), "--health-address", address, "--host-endpoint", "/host/csi.sock")
+    info = asked_by_kubelet(tmp_path / "registry", registration.RegistrationStatus(plugin_registered=True))
+    assert info.endpoint == "/host/csi.sock"
+    with urllib.request.urlopen(f"http://{address}/healthz", timeout=30) as answer:
+        assert answer.read() == b"ok"
+    assert machine.plugins.node.stop() == 0
+    assert list((tmp_path / "registry").iterdir()) == []
 
 
 @pytest.mark.parametrize("program", ["node", "controller"])

@@ -11,8 +11,10 @@ import pytest
 
 from csi.sources.connections import Connections
 from tests.csi.sources.http_origin import ranged
+from tests.origins import versitygw
 from tests.origins.ganesha import Export, Ganesha
 from tests.origins.scripted import Server
+from tests.origins.versitygw import ObjectServer
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +24,15 @@ def nas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ganesha]:
     export.chmod(0o755)
     with Ganesha([Export(export)]) as server:
         yield server
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[ObjectServer]:
+    """A real S3 server."""
+    if why := versitygw.missing():
+        pytest.skip(f"no real S3 server was asked: {why}")
+    with ObjectServer() as running:
+        yield running
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from csi.sources.http import Addresses, RangeReader
+from csi.sources.addresses import Addresses
+from csi.sources.http import RangeReader
 from csi.spec.manifest import Entry, Kind
 from tests.origins.scripted import Answer
 

@@ -8,7 +8,6 @@ import socket
 import socketserver
 import subprocess
 import threading
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -30,14 +29,6 @@ from tests.origins.scripted import Answer, Server
 from tests.origins.versitygw import READER_ID, READER_SECRET, ObjectServer
 
 ODD = ("a b/x y", "a+b/c+d", "p%41/q%2Fr", "ü/ö~-_.x", "s=1&t/u?v#w", "(!*')/z", "back\\sl", "q\"<>&'", "@at/:col;semi,$", "{br}/[x]|^`", "日本/本")
-
-
-@pytest.fixture(scope="module")
-def store() -> Iterator[ObjectServer]:
-    if why := versitygw.missing():
-        pytest.skip(f"nothing was listed by a real S3 server: {why}")
-    with ObjectServer() as running:
-        yield running
 
 
 @pytest.fixture

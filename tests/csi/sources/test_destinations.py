@@ -12,9 +12,10 @@ import httpx2
 import pytest
 
 from csi.errors import OriginUnavailable, PermissionDenied
+from csi.sources.addresses import Addresses
 from csi.sources.connections import Connections, site
 from csi.sources.destinations import Destinations, Reach, destinations, literal, reach
-from csi.sources.http import Addresses, RangeReader
+from csi.sources.http import RangeReader
 from csi.sources.hub_client import HubClient
 from csi.sources.modelscope import ModelScopeSource
 from csi.spec.cache import CacheSpec

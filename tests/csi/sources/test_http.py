@@ -21,9 +21,10 @@ from csi.errors import (
     SourceNotFound,
     Unauthenticated,
 )
+from csi.sources.addresses import Address, Addresses
 from csi.sources.answers import retry_after
 from csi.sources.connections import Connections, site
-from csi.sources.http import Address, Addresses, RangeReader
+from csi.sources.http import RangeReader
 from csi.spec.manifest import Entry, Kind
 from tests.csi.sources.http_origin import DATA, FILE, ORIGIN, SECRET, at, chunked, ranged, read, redirect, whole
 from tests.origins.scripted import Answer, Server
@@ -156,7 +157,16 @@ def test_a_fresh_signed_address_that_refuses_is_an_error(server: Server, other: 
     other.behave["/signed"] = lambda answer: answer.say(403)
     with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(PermissionDenied) as error:
         read(reader, 0, 1)
-    assert "abc" not in str(error.value) and len(server.seen) == 1
+    assert "abc" not in str(error.value) and len(server.seen) == 2
+
+
+def test_an_address_that_ended_before_it_was_asked_is_asked_for_once_more(server: Server, other: Server, pool: Connections) -> None:
+    """As where a signing key is changed just between the redirect and the request that follows it."""
+    ways = iter([lambda answer: answer.say(403), ranged])
+    server.behave["/file"] = redirect(f"{other.url}/signed")
+    other.behave["/signed"] = lambda answer: next(ways)(answer)
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        assert read(reader, 0, 10) == DATA[:10]
 
 
 def test_redirects_end(server: Server, pool: Connections) -> None:

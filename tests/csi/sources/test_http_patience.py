@@ -15,8 +15,9 @@ from csi.images import fetch
 from csi.images.fetch import MAX_FAILURES, PatientReader
 from csi.images.flow import Flow
 from csi.images.widening import Widening
+from csi.sources.addresses import Addresses
 from csi.sources.connections import Connections
-from csi.sources.http import Addresses, RangeReader
+from csi.sources.http import RangeReader
 from csi.spec.manifest import Entry, Kind
 from tests.origins.scripted import Answer, Server
 

@@ -28,64 +28,55 @@ from csi.spec.manifest import Kind
 from csi.spec.objects import ObjectSpec
 from tests.conformance.trees import entry, read
 from tests.csi.sources.bucket_origin import KEY, failing, listing, told
-from tests.origins import versitygw
 from tests.origins.scripted import Answer, Server
 from tests.origins.versitygw import READER_ID, READER_SECRET, ObjectServer
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[ObjectServer]:
-    if why := versitygw.missing():
-        pytest.skip(f"nothing was read from a real S3 server: {why}")
-    with ObjectServer() as running:
-        yield running
 
 
 def reader() -> AccessKey:
     return AccessKey(READER_ID, READER_SECRET)
 
 
-def source(server: ObjectServer, bucket: str, prefix: str = "", key: Callable[[], AccessKey] | None = reader) -> ObjectSource:
-    return ObjectSource(CacheSpec(ObjectSpec("S3", server.endpoint, bucket, prefix, path_style=True)), key)
+def source(store: ObjectServer, bucket: str, prefix: str = "", key: Callable[[], AccessKey] | None = reader) -> ObjectSource:
+    return ObjectSource(CacheSpec(ObjectSpec("S3", store.endpoint, bucket, prefix, path_style=True)), key)
 
 
-def test_a_bucket_that_is_open_to_all_is_read_without_a_secret(server: ObjectServer) -> None:
-    bucket = server.bucket({"a b/ü%.bin": b"content"}, anonymous=True)
-    with closing(source(server, bucket, key=None)) as subject:
+def test_a_bucket_that_is_open_to_all_is_read_without_a_secret(store: ObjectServer) -> None:
+    bucket = store.bucket({"a b/ü%.bin": b"content"}, anonymous=True)
+    with closing(source(store, bucket, key=None)) as subject:
         manifest = subject.resolve(subject.pin())
         subject.prove(manifest)
         assert read(subject, manifest, "a b/ü%.bin") == b"content"
 
 
-def test_each_refusal_is_said_in_its_own_words(server: ObjectServer) -> None:
-    bucket = server.bucket({"one": b"1"})
+def test_each_refusal_is_said_in_its_own_words(store: ObjectServer) -> None:
+    bucket = store.bucket({"one": b"1"})
     for key, kind, words in (
         (lambda: replace(KEY, token=""), Unauthenticated, "InvalidAccessKeyId"),
         (lambda: KEY, Unauthenticated, "InvalidToken"),
         (lambda: AccessKey(READER_ID, "wrong"), Unauthenticated, "SignatureDoesNotMatch"),
         (None, Unauthenticated, "may not be read by anybody; name a Secret"),
     ):
-        error = failing(source(server, bucket, key=key))
+        error = failing(source(store, bucket, key=key))
         assert type(error) is kind and words in str(error)
-    assert isinstance(failing(source(server, "no-such-bucket")), SourceNotFound)
-    assert "has no objects" in str(failing(source(server, bucket, "elsewhere")))
+    assert isinstance(failing(source(store, "no-such-bucket")), SourceNotFound)
+    assert "has no objects" in str(failing(source(store, bucket, "elsewhere")))
 
 
-def test_an_object_that_is_replaced_between_two_ranges_is_caught_and_not_mixed_in(server: ObjectServer) -> None:
-    bucket = server.bucket({"big": b"a" * 3_000_000})
-    with closing(source(server, bucket)) as subject:
+def test_an_object_that_is_replaced_between_two_ranges_is_caught_and_not_mixed_in(store: ObjectServer) -> None:
+    bucket = store.bucket({"big": b"a" * 3_000_000})
+    with closing(source(store, bucket)) as subject:
         manifest = subject.resolve(subject.pin())
         with subject.reader(manifest) as ranges:
             ranges.read_into(entry(manifest, "big"), 0, memoryview(bytearray(1_000_000)))
-            server.put(bucket, {"big": b"b" * 3_000_000})
+            store.put(bucket, {"big": b"b" * 3_000_000})
             with pytest.raises(SourceChanged, match="'big'.*has changed since it was listed"):
                 ranges.read_into(entry(manifest, "big"), 1_000_000, memoryview(bytearray(1_000_000)))
 
 
-def test_the_same_bytes_in_two_buckets_are_two_contents(server: ObjectServer) -> None:
+def test_the_same_bytes_in_two_buckets_are_two_contents(store: ObjectServer) -> None:
     digests = set()
-    for bucket in (server.bucket({"one": b"1"}), server.bucket({"one": b"1"})):
-        with closing(source(server, bucket)) as subject:
+    for bucket in (store.bucket({"one": b"1"}), store.bucket({"one": b"1"})):
+        with closing(source(store, bucket)) as subject:
             digests.add(subject.resolve(subject.pin()).digest)
     assert len(digests) == 2
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, OriginUntrusted, PermissionDenied, SourceChanged
+from csi.sources.addresses import Addresses
 from csi.sources.connections import Connections, proxy_for, site
 from csi.sources.destinations import Destinations
-from csi.sources.http import Addresses, RangeReader
-from csi.sources.small_answers import LARGEST, Patience, SmallAnswers
+from csi.sources.http import RangeReader
+from csi.sources.small_answers import LARGEST, Patience, Request, SmallAnswers
 from csi.sources.tempo import FLOOR
 from csi.spec.manifest import Entry, Kind
 from tests.csi.sources.http_origin import at, redirect
@@ -28,7 +29,25 @@ def five(answer: Answer) -> None:
     answer.say(206, b"12345", Content_Range="bytes 0-4/5")
 
 
+@pytest.fixture(autouse=True, params=["alone", "with others"])
+def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test is run for files that are asked for alone and for those that are asked for in one go with others."""
+    monkeypatch.setitem(_ASKED, "how", request.param)
+
+
+_ASKED = {"how": "alone"}
+
+
 def read(connections: Connections, addresses: Addresses, entry: Entry = SMALL) -> bytes:
+    buffer = bytearray(entry.size)
+    wanted = [(entry, memoryview(buffer))]
+    if _ASKED["how"] == "with others" and entry.size <= LARGEST:
+        with RangeReader(connections, addresses) as reader:
+            reader.read_many(wanted, 4)
+    return bytes(buffer) if not wanted else read_alone(connections, addresses, entry)
+
+
+def read_alone(connections: Connections, addresses: Addresses, entry: Entry = SMALL) -> bytes:
     buffer = bytearray(entry.size)
     with RangeReader(connections, addresses) as reader:
         reader.read_into(entry, 0, memoryview(buffer))
@@ -78,7 +97,7 @@ def test_a_redirect_to_where_requests_may_not_go_is_refused(server: Server, othe
     connections = Connections(2, Destinations(("127.0.0.1",), trusted=False))
     with pytest.raises(PermissionDenied, match=r"127\.0\.0\.2"):
         read(connections, at(f"{server.url}/small"))
-    assert server.accepted == 1 and other.accepted == 0
+    assert len(server.seen) <= 2 and other.accepted == 0
 
 
 def test_a_connection_made_for_one_reach_is_not_used_for_another(server: Server) -> None:
@@ -130,7 +149,7 @@ def test_an_answer_that_stalls_or_trickles_is_cut(server: Server) -> None:
     try:
         for path in ("/stalls", "/trickles"):
             with pytest.raises(TimeoutError):
-                answers().get(f"{server.url}{path}", "127.0.0.1", {}, 1000)
+                answers().get(Request(f"{server.url}{path}", "127.0.0.1", {}, 1000))
     finally:
         ended.set()
 
@@ -166,7 +185,7 @@ def test_one_that_is_slow_to_connect_to_is_given_up() -> None:
             waiting[-1].connect_ex(("127.0.0.1", port))
         time.sleep(0.1)
         with pytest.raises(TimeoutError):
-            answers().get(f"http://127.0.0.1:{port}/", "127.0.0.1", {}, 5)
+            answers().get(Request(f"http://127.0.0.1:{port}/", "127.0.0.1", {}, 5))
         for one in waiting:
             one.close()
 
@@ -228,7 +247,7 @@ def test_where_a_redirect_led_to_is_forgotten_when_it_is_dead_but_not_when_it_as
         first.behave["/x"] = second.behave["/x"] = five
         addresses = at(f"{server.url}/small")
         server.behave["/small"] = redirect(f"{first.url}/x")
-        assert read(pool, addresses) == b"12345"
+        assert read_alone(pool, addresses) == b"12345"
         server.behave["/small"] = redirect(f"{second.url}/x")
         if status:
             first.behave["/x"] = lambda answer: answer.say(status)
@@ -237,13 +256,13 @@ def test_where_a_redirect_led_to_is_forgotten_when_it_is_dead_but_not_when_it_as
             first.shutdown()
             first.server_close()
         with pytest.raises(OriginUnavailable):
-            read(pool, addresses)
+            read_alone(pool, addresses)
         asked = len(server.seen)
         if status == 503:
             with pytest.raises(OriginThrottled):
-                read(pool, addresses)
+                read_alone(pool, addresses)
         else:
-            assert read(pool, addresses) == b"12345"
+            assert read_alone(pool, addresses) == b"12345"
         assert len(server.seen) == asked + (status != 503)
         for running in (first, second) if status else (second,):
             running.shutdown()

@@ -45,9 +45,25 @@ def test_each_url_may_have_its_sum() -> None:
     assert [file.sha256 for file in source({"url": url, "sha256": f"-,sha256:{SUM.upper()}"}).files] == ["", SUM]
 
 
+def test_a_metalink_document_stands_for_the_urls() -> None:
+    spec = UrlSpec(metalink="https://a.example:8443/x/all.meta4?v=2")
+    for written in ({"metalink": f" {spec.metalink}#part "}, {"TYPE": "url", "MetaLink": spec.metalink}):
+        assert source(written) == spec
+    assert source(spec.to_context()) == spec and parse(parse({"metalink": spec.metalink}).to_context()).spec.source == spec
+    assert spec.addresses == ("a.example:8443",) and spec.shown == "Metalink a.example:8443 'all.meta4'"
+    assert spec.place != source({"url": spec.metalink}).place and spec != source({"url": spec.metalink}) and spec.source_moves
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [
+        ({"metalink": "https://a.example/x", "url": "https://a.example/y"}, "metalink and url are both given; keep one"),
+        ({"metalink": "https://a.example/x", "sha256": SUM}, "metalink and sha256 are both given; the document has the sums"),
+        ({"metalink": "a.example/x"}, "metalink is 'a.example/x'; it is an http"),
+        ({"metalink": "https://a.example/x,https://b.example/x y"}, "metalink is"),
+        ({"metalink": "https://a.example/x", "repoId": "a/b"}, "repoId"),
+        ({"metalink": "https://a.example/x", "type": "OSS"}, "metalink belongs to another type"),
+        ({"type": "URL", "metalink": ""}, "or as metalink"),
         ({"type": "URL", "url": ""}, "url is missing"),
         ({"url": "nohost"}, "url is 'nohost'"),
         ({"url": "file:///etc/passwd"}, "url is"),
@@ -106,8 +122,9 @@ SIGNED = [
     "url", [f"https://user:{SECRET}@a.example/x", f"https://a.example/x#token={SECRET}", *(f"https://a.example/x?{q.format(SECRET)}" for q in SIGNED)]
 )
 def test_a_login_or_a_signature_in_a_url_is_refused_and_never_repeated(url: str) -> None:
-    message = refusal({"url": url})
-    assert "credential" in message and SECRET not in message
+    for key in ("url", "metalink"):
+        message = refusal({key: url})
+        assert f"{key} carries a credential" in message and SECRET not in message
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,269 @@
+"""What is wrong with a node, and what to do about it: each check tries the very thing that the node plugin will need."""
+
+from __future__ import annotations
+
+import email.utils
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from csi.errors import DataCacheError, UnsupportedByNode
+from csi.images.layout import Layout, lay_out
+from csi.images.partial import PartialImage
+from csi.sources.connections import Connections, drop
+from csi.spec.manifest import Entry, Kind, build
+from datacache.client import PluginClient
+from node_plugin.kernel import require_erofs
+from node_plugin.loop import KernelLoops, read_ahead_of
+from node_plugin.mounts import KernelMounts, mounted_below
+from node_plugin.throttle.detect import hierarchy_at
+
+MIB = 2**20
+_LOST_WITH_THE_CONTAINER = ("overlay", "tmpfs", "ramfs", "devtmpfs")
+_REMOTE = ("nfs", "nfs4", "cifs", "smb3", "ceph", "fuse", "9p")
+_LEAST_FREE = 1024 * MIB
+_LEAST_SHARE = 0.05
+_TRIED = 4 * MIB
+# S3 takes signatures that are at most 15 minutes old; certificates of a day fail sooner.
+_CLOCK_WRONG, _CLOCK_OFF = 300.0, 30.0
+_CONTENT = b"datacache doctor\n"
+_PROBE_SECONDS = 10.0
+
+
+class Verdict(StrEnum):
+    """How bad it is: FAULT means that volumes fail, WARNING that something they promise does not hold."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; `fix` is "" where there is nothing to do."""
+
+    check: str
+    verdict: Verdict
+    what: str
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What is looked at: the folders and flags of the node plugin, the hub's address, and the plugin's unix:// endpoint ("" for none)."""
+
+    store: Path
+    mount_dir: Path
+    cgroup_root: Path
+    hub: str
+    endpoint: str = ""
+
+
+def public_hub() -> str:
+    """The address of the hub that is asked where the environment names none."""
+    from csi.sources.huggingface import endpoint  # the hub's client takes a second to load
+
+    return endpoint()
+
+
+def examine(node: Node) -> Iterator[Finding]:
+    """All findings about `node`, as they are found. Takes up to a minute where the hub does not answer; must be run as root."""
+    if os.geteuid():
+        yield Finding("root", Verdict.FAULT, "this program does not run as root, so it cannot try what the plugin does", "run it as root")
+        return
+    for check in (erofs, loop_devices, image, propagation, cgroups, disk):
+        yield check(node)
+    yield from hub_and_clock(node)
+    if node.endpoint:
+        yield plugin(node)
+
+
+def erofs(node: Node) -> Finding:
+    """Whether the kernel can mount images."""
+
+    def known() -> str:
+        require_erofs()
+        return "the kernel has EROFS"
+
+    return _tried("erofs", Verdict.FAULT, known)
+
+
+def loop_devices(node: Node) -> Finding:
+    """Whether a file can be a block device."""
+
+    def attach() -> str:
+        with _scratch(node) as folder, _loops(node).attach(_file(folder, bytes(_TRIED))) as device:
+            return f"{device} was had and given back"
+
+    return _tried("loop devices", Verdict.FAULT, attach)
+
+
+def image(node: Node) -> Finding:
+    """Whether an image can be mounted, read and unmounted."""
+
+    def mount_and_read() -> str:
+        layout = _tiny()
+        with _scratch(node) as folder, _loops(node).attach(_file(folder, _bytes_of(layout))) as device, _mounted(device, folder) as target:
+            read = (target / "file").read_bytes()
+        if read != _CONTENT:
+            raise UnsupportedByNode("an image was mounted, and other bytes were read than were written; check the disk and the kernel's log")
+        return "a small one was mounted and read"
+
+    return _tried("mounting an image", Verdict.FAULT, mount_and_read)
+
+
+def propagation(node: Node) -> Finding:
+    """Whether what is mounted here is seen by kubelet and the pods' containers."""
+    below = mounted_below(_existing(node.mount_dir))
+    if below.shared:
+        return Finding("propagation", Verdict.OK, f"{below.target} is shared")
+    what = f"{node.mount_dir} is on {below.target}, whose mounts are private to this mount namespace: kubelet and pods may not see images"
+    fix = "mount kubelet's folder into the plugin's container with mountPropagation Bidirectional; on the host, `mount --make-rshared /`"
+    return Finding("propagation", Verdict.FAULT, what, fix)
+
+
+def cgroups(node: Node) -> Finding:
+    """Whether limits can be held."""
+    try:
+        hierarchy = hierarchy_at(node.cgroup_root)
+    except UnsupportedByNode as error:
+        what, _, advice = str(error).partition("; ")
+        return Finding(
+            "cgroups", Verdict.WARNING, f"no limit is held: {what}", advice or "mount the node's /sys/fs/cgroup into the plugin's container"
+        )
+    return Finding("cgroups", Verdict.OK, f"limits are held by {type(hierarchy).__name__} at {node.cgroup_root}")
+
+
+def disk(node: Node) -> Finding:
+    """Whether the store's file system lasts, has room, and takes what a fill writes."""
+    folder = _existing(node.store)
+    kind, room = mounted_below(folder).fs_type, os.statvfs(folder)
+    free, size = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+    if kind in _LOST_WITH_THE_CONTAINER:
+        what = f"the store {node.store} is on {kind}: images are gone with the container or the node's next start, or take its memory"
+        return Finding("disk", Verdict.FAULT, what, "give --store a folder of the host's own disk (hostPath)")
+    if kind in _REMOTE or kind.startswith("fuse."):
+        what = f"the store {node.store} is on {kind}, which is another machine's"
+        return Finding("disk", Verdict.WARNING, what, "give --store a folder of a local disk")
+    if free < max(_LEAST_FREE, _LEAST_SHARE * size):
+        what = f"the store {node.store} has {free // MIB} MiB free of {size // MIB}"
+        return Finding("disk", Verdict.FAULT, what, "add disk space, remove what is not an image, or give --store another disk")
+
+    def write() -> str:
+        _write(node)
+        return f"{kind}, {free // MIB} MiB free of {size // MIB}"
+
+    return _tried("disk", Verdict.FAULT, write)
+
+
+def hub_and_clock(node: Node) -> Iterator[Finding]:
+    """Whether the hub answers, and whether it means the same time."""
+    try:
+        connections = Connections(1)
+        answer = connections.get(f"{node.hub.rstrip('/')}/", {"Accept-Encoding": "identity"})
+    except DataCacheError as error:
+        yield Finding("hub", Verdict.FAULT, str(error), "check DNS, HTTPS_PROXY and NO_PROXY, the firewall, HF_ENDPOINT and REQUESTS_CA_BUNDLE")
+        yield Finding("clock", Verdict.WARNING, "not compared with the hub's, which does not answer", "reach the hub first")
+        return
+    status, date = answer.status, answer.headers.get("Date", "")
+    drop(answer)
+    connections.close()
+    if status >= 500:
+        yield Finding("hub", Verdict.FAULT, f"{node.hub} answers with status {status}", "wait for it, or name another in HF_ENDPOINT")
+    else:
+        yield Finding("hub", Verdict.OK, f"{node.hub} answers")
+    yield clock(date)
+
+
+def clock(date: str) -> Finding:
+    """How far this node's clock is from a Date header (RFC 9110, 6.6.1)."""
+    try:
+        off = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+    except ValueError:
+        return Finding("clock", Verdict.WARNING, "not compared with the hub's, which tells no time", "compare it with another")
+    if abs(off) < _CLOCK_OFF:
+        return Finding("clock", Verdict.OK, "as the hub's")
+    verdict = Verdict.FAULT if abs(off) >= _CLOCK_WRONG else Verdict.WARNING
+    what = f"this node's clock is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the hub's: signatures and certificates are judged by it"
+    return Finding("clock", verdict, what, "keep the node's clock by NTP")
+
+
+def plugin(node: Node) -> Finding:
+    """Whether the plugin answers."""
+
+    def probe() -> str:
+        with PluginClient(node.endpoint, timeout=_PROBE_SECONDS) as client:
+            client.probe()
+        return f"{node.endpoint} answers"
+
+    fix = "look at its log (kubectl logs), and whether --endpoint is the plugin's"
+    return _tried("plugin", Verdict.FAULT, probe, fix)
+
+
+def _tried(check: str, verdict: Verdict, attempt: Callable[[], str], fix: str = "") -> Finding:
+    """OK with what `attempt` says; where no `fix` is given, what it raises has one behind a semicolon."""
+    try:
+        return Finding(check, Verdict.OK, attempt())
+    except DataCacheError as error:
+        what, _, advice = (str(error), "", fix) if fix else str(error).partition("; ")
+        return Finding(check, verdict, what, advice or "look at the kernel's log (dmesg)")
+    except OSError as error:
+        return Finding(check, verdict, f"{error.filename or 'the kernel'}: {error.strerror}", fix or "look at the kernel's log (dmesg)")
+
+
+@contextmanager
+def _scratch(node: Node) -> Iterator[Path]:
+    """A folder on the store's disk, gone with the block."""
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=_existing(node.store)) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _mounted(device: str, folder: Path) -> Iterator[Path]:
+    target, mounts = folder / "mounted", KernelMounts()
+    target.mkdir()
+    mounts.mount_image(device, target)
+    try:
+        yield target
+    finally:
+        mounts.unmount(target)
+
+
+def _loops(node: Node) -> KernelLoops:
+    return KernelLoops(read_ahead_of(_existing(node.store)))
+
+
+def _tiny() -> Layout:
+    return lay_out(build([Entry("file", Kind.FILE, size=len(_CONTENT), digest="token:doctor")], {}))
+
+
+def _bytes_of(layout: Layout) -> bytes:
+    data = bytearray(layout.size)
+    data[: len(layout.metadata)] = layout.metadata
+    for extent in layout.extents:
+        data[extent.offset : extent.offset + extent.entry.size] = _CONTENT
+    return bytes(data)
+
+
+def _file(folder: Path, data: bytes) -> Path:
+    path = folder / "image"
+    path.write_bytes(data)
+    return path
+
+
+def _write(node: Node) -> None:
+    with _scratch(node) as folder:
+        PartialImage.create(folder / "partial", _TRIED)
+        with PartialImage(folder / "partial", _TRIED) as partial:
+            partial.write_metadata(bytes(_TRIED))
+            partial.sync()
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that is there: the plugin makes the rest."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
