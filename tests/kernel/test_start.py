@@ -14,7 +14,7 @@ import pytest
 from csi.pb import registration_pb2 as registration
 from tests.kernel import requests
 from tests.kernel.conftest import Start
-from tests.kernel.machine import Machine, json_lines
+from tests.kernel.machine import Machine, json_lines, until
 from tests.kernel.requests import OK
 from tests.node_plugin.test_registration import asked_by_kubelet
 from tests.origins.hub import Hub
@@ -58,6 +58,7 @@ def test_kubelet_finds_the_driver_and_its_health_until_it_leaves(start: Start, t
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     machine = start("--plugins-registry", str(tmp_path / "registry"), "--health-address", address, "--host-endpoint", "/host/csi.sock")
+    assert until((tmp_path / "registry/datacache.csi.io-reg.sock").is_socket)
     info = asked_by_kubelet(tmp_path / "registry", registration.RegistrationStatus(plugin_registered=True))
     assert info.endpoint == "/host/csi.sock"
     with urllib.request.urlopen(f"http://{address}/healthz", timeout=30) as answer:
