@@ -1,0 +1,88 @@
+"""Nodes of the lab are nodes: pods run on them, are reached, and do not outlive them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.cluster.kubectl import Object, condition
+from tests.cluster.lab import Lab
+from tests.cluster.node import Node
+from tests.cluster.pods import applied, pod
+
+pytestmark = pytest.mark.cluster
+
+SLEEP = ["sleep", "3600"]
+
+
+def status(container: Object) -> Object:
+    return dict(container["status"]["containerStatuses"][0]["state"])
+
+
+def test_the_node_is_ready_and_is_no_other_machine(lab: Lab) -> None:
+    node = lab.kubectl.get("node", "node-1")
+    assert condition(node, "Ready") == "True"
+    assert {"type": "InternalIP", "address": lab.plane.network.node(1)} in node["status"]["addresses"]
+
+
+def test_a_pod_runs_and_says_what_it_is_asked(lab: Lab) -> None:
+    with applied(lab.kubectl, pod("talks", ["sh", "-c", "echo started; exec sleep 3600"])):
+        found = lab.kubectl.wait_running("talks")
+        assert found["spec"]["nodeName"] == "node-1"
+        assert lab.kubectl.logs("talks") == "started\n"
+        assert lab.kubectl.exec("talks", ["hostname"]) == "talks\n"
+        cgroups = lab.kubectl.exec("talks", ["cat", "/proc/self/cgroup"])
+        assert f":blkio:/kubepods/besteffort/pod{found['metadata']['uid']}/" in cgroups
+
+
+def test_a_pod_that_the_scheduler_cannot_place_says_why(lab: Lab) -> None:
+    with applied(lab.kubectl, pod("nowhere", nodeSelector={"no": "such"})):
+        found = lab.kubectl.wait("pod", "nowhere", lambda found: condition(found, "PodScheduled") == "False")
+        assert "didn't match Pod's node affinity/selector" in json.dumps(found["status"])
+
+
+def test_a_pod_reaches_this_machine_and_the_api_server(lab: Lab) -> None:
+    with applied(lab.kubectl, pod("asks", SLEEP)):
+        lab.kubectl.wait_running("asks")
+        lab.kubectl.exec("asks", ["ping", "-c", "1", lab.outside])
+        lab.kubectl.exec("asks", ["sh", "-c", "nc -z $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT"])
+
+
+def test_a_container_has_the_seccomp_profile_it_asks_for(lab: Lab) -> None:
+    with applied(lab.kubectl, pod("confined", SLEEP, securityContext={"seccompProfile": {"type": "RuntimeDefault"}})):
+        lab.kubectl.wait_running("confined")
+        assert "Seccomp:\t2" in lab.kubectl.exec("confined", ["cat", "/proc/1/status"])
+
+
+def test_who_asked_what_is_in_the_audit_log(lab: Lab) -> None:
+    with applied(lab.kubectl, pod("audited", SLEEP)):
+        lab.kubectl.wait_running("audited")
+    events = [json.loads(line) for line in lab.plane.audit_log.read_text().splitlines() if '"audited"' in line]
+    asked = {(event["user"]["username"], event["verb"], event["objectRef"].get("subresource", "")) for event in events}
+    assert {("admin", "patch", ""), ("system:kube-scheduler", "create", "binding"), ("system:node:node-1", "patch", "status")} <= asked
+
+
+def test_pods_of_two_nodes_reach_each_other(lab: Lab, second_node: Node) -> None:
+    assert condition(lab.kubectl.get("node", second_node.name), "Ready") == "True"
+    first, second = (pod(f"on-{node.name}", SLEEP, node=node.name) for node in lab.nodes[:2])
+    with applied(lab.kubectl, first, second):
+        addresses = [lab.kubectl.wait_running(one["metadata"]["name"])["status"]["podIP"] for one in (first, second)]
+        lab.kubectl.exec("on-node-1", ["ping", "-c", "1", addresses[1]])
+        lab.kubectl.exec("on-node-2", ["ping", "-c", "1", addresses[0]])
+
+
+def test_a_node_that_was_switched_off_comes_back_with_its_disk_and_its_pods(lab: Lab, second_node: Node) -> None:
+    kept = second_node.root / "var/lib/kept"
+    kept.write_text("on disk")
+    (second_node.root / "run/forgotten").touch()
+    with applied(lab.kubectl, pod("returns", SLEEP, node=second_node.name)):
+        before = status(lab.kubectl.wait_running("returns"))["running"]["startedAt"]
+        second_node.stop()
+        lab.kubectl.wait("node", second_node.name, lambda node: condition(node, "Ready") == "Unknown")
+        second_node.start()
+        second_node.wait_ready(lab.kubectl)
+        assert (second_node.root / "var/lib/kept").read_text() == "on disk"
+        assert not (second_node.root / "run/forgotten").exists()
+        lab.kubectl.wait("pod", "returns", lambda found: status(found).get("running", {"startedAt": before})["startedAt"] != before)
+        lab.kubectl.exec("returns", ["true"])
