@@ -6,7 +6,7 @@ SANITY := github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.5.0
 OBJECTS := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-guest kills lint bench proto docs clean system guest
+.PHONY: help demo test test-guest test-cluster kills lint bench proto docs clean system guest cluster
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -19,6 +19,9 @@ test: system $(VENV)/ready $(BIN)/csi-sanity $(BIN)/versitygw ## Set up, then ru
 
 test-guest: system guest $(VENV)/ready ## Set up, then run what needs systemd and cgroup v2, in an emulated Debian guest
 	$(BIN)/python -m tests.guest $(ARGS)
+
+test-cluster: system cluster $(VENV)/ready ## Set up, then run what needs a real Kubernetes, in namespaces of its own
+	IN_TEST_CLUSTER=1 $(BIN)/pytest $(if $(ARGS),$(ARGS),tests/cluster)
 
 kills: system $(VENV)/ready ## Set up, then kill plugin and workers in every state of a 4 GiB volume's life (10 minutes)
 	KILLS_MIB=4096 $(BIN)/pytest -s tests/kernel/test_kills.py
@@ -49,6 +52,10 @@ system:
 
 guest:
 	@sh tests/setup/guest.sh
+
+cluster:
+	@sh tests/setup/cluster.sh
+	@sh tests/setup/cluster/programs.sh >/dev/null
 
 $(VENV)/ready: requirements/dev.txt setup.cfg pyproject.toml | system
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""For all tests: no example of hypothesis fails for being slow, since a busy machine is no fault of the code; what needs the guest or a cluster is left to it."""
+"""For all tests: no example of hypothesis fails for being slow, since a busy machine is no fault of the code; some tests are left to others."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Authority:
     def certify(self, name: str, subject: str, addresses: Sequence[str] = ()) -> None:
         """A key and a certificate for `subject` (as /O=x/CN=y), valid for these IP addresses."""
         more = ["-addext", "subjectAltName=" + ",".join(f"IP:{address}" for address in addresses)] if addresses else []
-        signed = ["-CA", self.certificate("ca"), "-CAkey", self.key("ca")]
+        signed: list[str | Path] = ["-CA", self.certificate("ca"), "-CAkey", self.key("ca")]
         _openssl("req", "-x509", *_KEY, *signed, "-subj", subject, *more, "-keyout", self.key(name), "-out", self.certificate(name))
 
     def signing_key(self, name: str) -> None:

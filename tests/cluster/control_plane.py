@@ -96,6 +96,7 @@ class ControlPlane:
             "secure-port": 443,
             "advertise-address": self.network.control,
             "endpoint-reconciler-type": "none",
+            "allow-privileged": "true",
             "service-cluster-ip-range": network.SERVICES,
             "tls-cert-file": certificate("apiserver"),
             "tls-private-key-file": key("apiserver"),
@@ -126,5 +127,6 @@ class ControlPlane:
 
 def _etcd(folder: Path) -> list[str]:
     peers = "http://127.0.0.1:2380"
-    places = [f"--listen-client-urls={_ETCD}", f"--advertise-client-urls={_ETCD}", f"--listen-peer-urls={peers}"]
-    return [f"--data-dir={folder / 'etcd'}", *places, f"--initial-advertise-peer-urls={peers}", f"--initial-cluster=default={peers}", "--unsafe-no-fsync"]
+    clients = [f"--listen-client-urls={_ETCD}", f"--advertise-client-urls={_ETCD}"]
+    members = [f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}", f"--initial-cluster=default={peers}"]
+    return [f"--data-dir={folder / 'etcd'}", *clients, *members, "--unsafe-no-fsync"]

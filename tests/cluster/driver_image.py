@@ -87,10 +87,12 @@ class _Build:
     def driver(self, tree: Path, archive: Archive) -> None:
         if not self.base.storage.exists():
             self._base()
+        self._buildah(self.base.storage, "rm", "--all")  # Those of a build that was killed.
         network = ["-v", f"{_CERTIFICATES}:/run/certificates.crt:ro", "--build-arg", "PIP_CERT=/run/certificates.crt"]
         network += ["-v", f"{_APT}:{_APT}:ro"]
         network += ["--build-arg", "PIP_INDEX_URL"] if "PIP_INDEX_URL" in os.environ else []
-        self._buildah(self.base.storage, "bud", "--quiet", "--layers", "--pull-never", *network, "-f", str(DOCKERFILE), "-t", archive.name, ".", cwd=tree)
+        how = ["--quiet", "--layers", "--pull-never", *network]
+        self._buildah(self.base.storage, "bud", *how, "-f", str(DOCKERFILE), "-t", archive.name, ".", cwd=tree)
         half = archive.path.with_suffix(".half")
         half.unlink(missing_ok=True)
         self._buildah(self.base.storage, "push", "--quiet", archive.name, f"docker-archive:{half}:{archive.name}")
@@ -115,7 +117,8 @@ class _Build:
         half.rename(self.base.storage)
 
     def _buildah(self, storage: Path, *words: str, cwd: Path | None = None) -> str:
-        places = ["--root", str(storage), "--runroot", str(self.folder / "run"), "--storage-driver", "overlay", "--registries-conf", "/dev/null"]
+        places = ["--root", str(storage), "--runroot", str(self.folder / "run.partial")]
+        places += ["--storage-driver", "overlay", "--registries-conf", "/dev/null"]
         environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
         done = subprocess.run([*_APART, "buildah", *places, *words], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
         done.check_returncode()

@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +16,7 @@ from tests.cluster.cgroups import Groups, hierarchies
 
 _START_SECONDS = 20.0
 _STOP_SECONDS = 30.0
+_PAUSE_SECONDS = 0.2
 _UNSHARED = "unshare --net --mount --pid --cgroup --ipc --uts --fork --kill-child --mount-proc --propagation private".split()
 _ENTERED = "--net --mount --pid --cgroup --ipc --uts --wd=/".split()
 # The kernel ends all processes of the space with its first one, and that one with the thread that started it, however this ends.
@@ -39,6 +40,7 @@ class Space:
     memory: Sequence[Path] = ()
     pid: int = 0
     _holder: subprocess.Popen[bytes] | None = None
+    _daemons: list[Daemon] = field(default_factory=list)
 
     def __enter__(self) -> Space:
         self.start()
@@ -52,11 +54,13 @@ class Space:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.groups.make()
         argv = [*_ENDING, *self._in_groups(), *_UNSHARED, "sh", "-euc", self._boot()]
-        self._holder = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=(self.folder / "boot.log").open("ab"))
+        log = self.folder / "boot.log"
+        with log.open("ab") as errors:
+            self._holder = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
         assert self._holder.stdout
         if self._holder.stdout.readline() != b"up\n":
             self.stop()
-            raise AssertionError(f"the namespaces of {self.name} did not come up: {(self.folder / 'boot.log').read_text()}")
+            raise AssertionError(f"the namespaces of {self.name} did not come up: {log.read_text()}")
         self.pid = children(self._holder.pid)[0]
 
     def stop(self) -> None:
@@ -69,6 +73,8 @@ class Space:
         if self._holder.stdout:
             self._holder.stdout.close()
         self._holder, self.pid = None, 0
+        while self._daemons:
+            self._daemons.pop().process.wait(_STOP_SECONDS)
         wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside), _STOP_SECONDS, f"processes of {self.name} to end")
         self.groups.remove()
 
@@ -93,7 +99,9 @@ class Space:
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
             environment = {**os.environ, **(environment or {})}
-            return Daemon(name, subprocess.Popen(self.argv(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment), log)
+            process = subprocess.Popen(self.argv(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+        self._daemons.append(Daemon(name, process, log))
+        return self._daemons[-1]
 
     def _in_groups(self) -> list[str]:
         enter = "; ".join(f"echo $$ > {place}/cgroup.procs" for place in self.groups.places)
@@ -135,13 +143,12 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def wait_for(ready: object, seconds: float, what: str) -> None:
+def wait_for(ready: Callable[[], object], seconds: float, what: str) -> None:
     """Return when `ready()` is true; AssertionError that names `what` after `seconds`."""
-    assert callable(ready)
     end = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < end, f"waited {seconds:g} s in vain for {what}"
-        time.sleep(0.1)
+        time.sleep(_PAUSE_SECONDS)
 
 
 def _inside(pid: int) -> list[int]:

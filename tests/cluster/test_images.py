@@ -47,6 +47,20 @@ print(ssl.create_default_context().cert_store_stats()["x509_ca"] > 100, [importl
     assert output(lab, "loads", driver_image, ["/opt/datacache/bin/python", "-c", script]) == "True [None, None]\n"
 
 
+def test_a_pod_is_who_its_service_account_is(lab: Lab, driver_image: Archive) -> None:
+    script = """
+import json, os, ssl, urllib.request
+place = "/run/secrets/kubernetes.io/serviceaccount/"
+request = urllib.request.Request(f"https://{os.environ['KUBERNETES_SERVICE_HOST']}:{os.environ['KUBERNETES_SERVICE_PORT']}"
+    "/apis/authentication.k8s.io/v1/selfsubjectreviews", b'{"apiVersion": "authentication.k8s.io/v1", "kind": "SelfSubjectReview"}',
+    {"Authorization": "Bearer " + open(place + "token").read(), "Content-Type": "application/json"})
+answer = urllib.request.urlopen(request, context=ssl.create_default_context(cafile=place + "ca.crt"))
+print(json.load(answer)["status"]["userInfo"]["username"])
+"""
+    said = output(lab, "account", driver_image, ["/opt/datacache/bin/python", "-c", script])
+    assert said == "system:serviceaccount:default:default\n"
+
+
 @pytest.mark.parametrize("number", [0, 1], ids=["provisioner", "resizer"])
 def test_a_sidecar_runs(lab: Lab, sidecars: list[Archive], number: int) -> None:
     name = sidecars[number].name.split("/")[1].split(":")[0]

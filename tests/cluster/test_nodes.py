@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.cluster import audit
 from tests.cluster.kubectl import Object, condition
 from tests.cluster.lab import Lab
 from tests.cluster.node import Node
@@ -14,6 +18,13 @@ from tests.cluster.pods import applied, pod
 pytestmark = pytest.mark.cluster
 
 SLEEP = ["sleep", "3600"]
+
+
+def write_erofs(image: Path, files: dict[str, str]) -> None:
+    with TemporaryDirectory() as folder:
+        for name, text in files.items():
+            Path(folder, name).write_text(text)
+        subprocess.run(["mkfs.erofs", image, folder], check=True, capture_output=True)
 
 
 def status(container: Object) -> Object:
@@ -46,7 +57,7 @@ def test_a_pod_reaches_this_machine_and_the_api_server(lab: Lab) -> None:
     with applied(lab.kubectl, pod("asks", SLEEP)):
         lab.kubectl.wait_running("asks")
         lab.kubectl.exec("asks", ["ping", "-c", "1", lab.outside])
-        lab.kubectl.exec("asks", ["sh", "-c", "nc -z $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT"])
+        lab.kubectl.exec("asks", ["sh", "-c", "nc -w 10 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null"])
 
 
 def test_a_container_has_the_seccomp_profile_it_asks_for(lab: Lab) -> None:
@@ -58,9 +69,31 @@ def test_a_container_has_the_seccomp_profile_it_asks_for(lab: Lab) -> None:
 def test_who_asked_what_is_in_the_audit_log(lab: Lab) -> None:
     with applied(lab.kubectl, pod("audited", SLEEP)):
         lab.kubectl.wait_running("audited")
-    events = [json.loads(line) for line in lab.plane.audit_log.read_text().splitlines() if '"audited"' in line]
-    asked = {(event["user"]["username"], event["verb"], event["objectRef"].get("subresource", "")) for event in events}
+    asked = {(call.user, call.verb, call.subresource) for call in audit.calls(lab.plane.audit_log) if (call.resource, call.name) == ("pods", "audited")}
     assert {("admin", "patch", ""), ("system:kube-scheduler", "create", "binding"), ("system:node:node-1", "patch", "status")} <= asked
+
+
+def test_what_a_pod_mounts_reaches_its_node_and_the_pods_there_and_no_other_node(lab: Lab, second_node: Node) -> None:
+    """As a node plugin does: an EROFS image on a loop device, below kubelet's folder, by a container that shares its mounts."""
+    place = "/var/lib/kubelet/plugins/test"
+    image = lab.nodes[0].root / "var/lib/kubelet/image"
+    write_erofs(image, {"read": "by all\n"})
+    volumes = [{"name": "kubelet", "hostPath": {"path": "/var/lib/kubelet"}}, {"name": "dev", "hostPath": {"path": "/dev"}}]
+    shared = [{"name": "kubelet", "mountPath": "/var/lib/kubelet", "mountPropagation": "Bidirectional"}, {"name": "dev", "mountPath": "/dev"}]
+    plugin = pod("mounts", SLEEP, node="node-1", volumes=volumes)
+    plugin["spec"]["containers"][0] |= {"securityContext": {"privileged": True}, "volumeMounts": shared}
+    reader = pod("reads", SLEEP, node="node-1", volumes=volumes[:1])
+    reader["spec"]["containers"][0] |= {"volumeMounts": [{"name": "kubelet", "mountPath": "/seen", "mountPropagation": "HostToContainer"}]}
+    with applied(lab.kubectl, plugin, reader):
+        for name in ("mounts", "reads"):
+            lab.kubectl.wait_running(name)
+        lab.kubectl.exec("mounts", ["sh", "-c", f"mkdir -p {place} && mount -t erofs -o ro,loop /var/lib/kubelet/image {place}"])
+        assert (lab.nodes[0].root / place[1:] / "read").read_text() == "by all\n"
+        assert lab.kubectl.exec("reads", ["cat", "/seen/plugins/test/read"]) == "by all\n"
+        assert not (second_node.root / place[1:] / "read").exists() and not Path(place, "read").exists()
+        lab.kubectl.delete("pod", "mounts")
+        assert lab.kubectl.exec("reads", ["cat", "/seen/plugins/test/read"]) == "by all\n"
+        lab.nodes[0].space.run("umount", place)
 
 
 def test_pods_of_two_nodes_reach_each_other(lab: Lab, second_node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -20,40 +21,52 @@ pytestmark = pytest.mark.cluster
 
 
 class Traces:
-    """What a lab has on this machine while it runs."""
+    """What a lab has on this machine while it runs: its folder, cgroups, network device, processes, loop devices."""
 
     def __init__(self, lab: Lab) -> None:
-        self.folder, self.groups = lab.folder, lab.groups
-        self.device = f"dccluster{lab.plane.network.number}"
-        pids = [lab.plane.space.pid, *(node.space.pid for node in lab.nodes)]
-        self.namespaces = {os.readlink(f"/proc/{pid}/ns/{kind}") for pid in pids for kind in ("pid", "mnt", "net", "cgroup")}
+        self.places = [lab.folder, *lab.groups.places, Path(f"/sys/class/net/dccluster{lab.plane.network.number}")]
+        self.folder = str(lab.folder)
+        # Numbers of processes and inodes are used again, on a machine where others work: those of now are told by when they began.
+        self.processes = {pid: began(pid) for pid in lab.groups.processes()}
+        self.inodes = {file.stat().st_ino for node in lab.nodes for file in node.space.folder.glob("disk/*/*")}
 
     def left(self) -> list[str]:
         """What of it is still there."""
-        return [*self._processes(), *self._places(), *_loops(self.folder)]
+        places = [str(place) for place in self.places if place.exists()]
+        mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if self.folder in line]
+        return [*places, *mounts, *self._processes(), *self._loops()]
 
     def _processes(self) -> Iterator[str]:
-        for pid in Path("/proc").glob("[0-9]*"):
-            try:
-                used = {os.readlink(space) for space in (pid / "ns").iterdir()} & self.namespaces
-                command = (pid / "cmdline").read_text().replace("\0", " ")
-            except OSError:
-                continue
-            if used or str(self.folder) in command:
-                yield f"process {pid.name}: {command}"
+        for pid in (int(entry.name) for entry in Path("/proc").glob("[0-9]*")):
+            command = command_of(pid)
+            if self.folder in command or began(pid) == self.processes.get(pid, "another"):
+                yield f"process {pid}: {command}"
 
-    def _places(self) -> Iterator[str]:
-        yield from (str(place) for place in [self.folder, *self.groups.places, Path("/sys/class/net") / self.device] if place.exists())
-        yield from (f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(self.folder) in line)
+    def _loops(self) -> list[str]:
+        asked = subprocess.run(["losetup", "--json", "--output", "NAME,BACK-INO"], capture_output=True, text=True, check=True).stdout
+        found = json.loads(asked)["loopdevices"] if asked else []
+        return [f"loop device {loop['name']}" for loop in found if int(loop["back-ino"]) in self.inodes]
 
 
-def _loops(folder: Path) -> list[str]:
-    files = [file.read_text() for file in Path("/sys/block").glob("loop*/loop/backing_file")]
-    return [f"loop device of {file.strip()}" for file in files if str(folder) in file or file.startswith("/var/lib/datacache")]
+def began(pid: int) -> str:
+    """When a process began (field 22 of proc_pid_stat(5)); empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except OSError:
+        return ""
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def mounted_here() -> list[str]:
-    return [line.split(" - ")[0].split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    """What this machine has mounted where nodes have folders of their own; elsewhere others may be at work."""
+    places = [line.split(" - ")[0].split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [place for place in places if not place.startswith(("/tmp/", "/var/tmp/"))]
 
 
 def test_a_cluster_that_is_stopped_leaves_nothing(built: None) -> None:
@@ -62,9 +75,13 @@ def test_a_cluster_that_is_stopped_leaves_nothing(built: None) -> None:
         lab.kubectl.apply(pod("left"), pod("behind", node="node-2"))
         for name in ("left", "behind"):
             lab.kubectl.wait_running(name)
+        disk = "truncate -s 16M /var/lib/disk; mkfs.ext4 -q /var/lib/disk; mount -o loop /var/lib/disk /mnt"
+        lab.nodes[1].space.run("sh", "-euc", disk)
         traces = Traces(lab)
         assert mounted_here() == mounts
-        assert len(traces.left()) > 20
+        found = "\n".join(traces.left())
+        for trace in ("loop device", "/kubelet ", "containerd-shim-runc-v2 ", "/blkio/", "dccluster", "sleep"):
+            assert trace in found
     assert traces.left() == []
     assert mounted_here() == mounts
 

@@ -5,7 +5,7 @@ set -eu
 installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
 
 missing=""
-for package in buildah busybox-static containernetworking-plugins debootstrap gcc iproute2 libc6-dev openssl util-linux; do
+for package in buildah busybox-static containernetworking-plugins gcc iproute2 libc6-dev libseccomp-dev mmdebstrap openssl pkg-config util-linux; do
     installed "$package" || missing="$missing $package"
 done
 [ -n "$missing" ] || exit 0

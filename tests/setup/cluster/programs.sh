@@ -6,6 +6,10 @@ cd "$(dirname "$0")"
 key=$(cat programs.txt ./*/go.mod | sha256sum | cut -c1-12)
 folder="${XDG_CACHE_HOME:-$HOME/.cache}/datacache-csi/cluster/programs-$key"
 [ "${1-}" = --where ] && { echo "$folder"; exit 0; }
+command -v go >/dev/null || { echo "Go is not installed: the programs of the test cluster cannot be built" >&2; exit 1; }
+mkdir -p "$folder"
+exec 9>"$folder/.lock"
+flock 9
 
 kubernetes=$(cd kubernetes && go list -m -f '{{.Version}}' k8s.io/kubernetes)
 number=${kubernetes#v}
@@ -27,7 +31,7 @@ build() { # NAME MODULE PACKAGE
     rmdir "$unfinished"
 }
 
-mkdir -p "$folder"
+rm -rf "$folder"/.*.??????
 sed '/^#/d' programs.txt | while read -r name module package; do
     [ -x "$folder/$name" ] || (build "$name" "$module" "$package") || exit 1
 done
