@@ -14,7 +14,8 @@ address of the lab (`lab.outside`): an origin that listens there is read by pods
 where pods look for it, other services are not.
 
 In a test: `lab` (tests/cluster/conftest.py) is a cluster of one node that is shared by all tests; `lab.kubectl` applies, waits, reads logs;
-`lab.nodes[0].root` is what the node has mounted; `audit.calls(lab.plane.audit_log)` is who asked what. `running()` (tests/cluster/lab.py) starts another.
+`lab.nodes[0].root` is what the node has mounted; `audit.calls(lab.plane.audit_log)` is who asked what.
+`running()` (tests/cluster/lab.py) starts another.
 
 Programs are built once by tests/setup/cluster/programs.sh, images by `driver_image.py` from deploy/Dockerfile; both are kept in
 ${XDG_CACHE_HOME:-~/.cache}/datacache-csi/cluster, which can be removed at any time.
