@@ -9,9 +9,9 @@ By hand, as root:
     make test-cluster ARGS="tests/cluster/test_nodes.py -v"     # sets up, then runs a part
     .venv/bin/python -m tests.cluster --nodes 2                 # a cluster with the images of this checkout, until Ctrl-C
 
-The latter prints a KUBECONFIG, the folder of programs (kubectl, helm, ctr), and how to get into a node. From pods, this machine is at the first
-address of the lab (`lab.outside`): an origin that listens there is read by pods. There is no name service and no kube-proxy; the API server is
-where pods look for it, other services are not.
+The latter prints a KUBECONFIG, the folder of programs (kubectl, helm, ctr), and how to get into a node. From pods, this machine is at the addresses
+`lab.outside`: an origin that listens there is read by pods, as `Hub(addresses=lab.outside)`. There is no name service and no kube-proxy; the API
+server is where pods look for it, other services are not.
 
 In a test: `lab` (tests/cluster/conftest.py) is a cluster of one node that is shared by all tests; `lab.kubectl` applies, waits, reads logs;
 `lab.nodes[0].root` is what the node has mounted; `audit.calls(lab.plane.audit_log)` is who asked what.

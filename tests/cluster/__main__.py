@@ -34,7 +34,7 @@ def main() -> int:
 
 def _tell(lab: Lab) -> None:
     print(f"export KUBECONFIG={lab.kubectl.kubeconfig} PATH={lab.programs}:$PATH")
-    print(f"# logs: {lab.folder}; this machine, for pods: {lab.outside}; images: {', '.join(archive.name for archive in lab.archives)}")
+    print(f"# logs: {lab.folder}; this machine, for pods: {lab.outside[0]}; images: {', '.join(archive.name for archive in lab.archives)}")
     for node in lab.nodes:
         print(f"# {node.name}: nsenter -t {node.space.pid} --all --wd=/ sh")
     print("# Ctrl-C ends it", flush=True)

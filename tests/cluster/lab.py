@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.cluster import cgroups, images, network, node, programs
+from tests.cluster import cgroups, images, network, programs
 from tests.cluster.authority import Authority
-from tests.cluster.control_plane import ControlPlane
+from tests.cluster.control_plane import MOST_NODES, ControlPlane
 from tests.cluster.images import Archive
 from tests.cluster.kubectl import Kubectl
-from tests.cluster.node import Node
+from tests.cluster.node import Node, machine
 from tests.cluster.spaces import Space
 from tests.guest.cache import run_folder
 
@@ -32,16 +33,16 @@ class Lab:
     archives: list[Archive] = field(default_factory=list)
 
     @property
-    def outside(self) -> str:
-        """The address of this machine for pods: what listens there is reached from the whole lab."""
-        return self.plane.network.outside
+    def outside(self) -> tuple[str, str]:
+        """Two addresses of this machine for pods: what listens there is reached from the whole lab."""
+        return self.plane.network.outside, self.plane.network.outside_too
 
-    def add_node(self) -> Node:
-        """One more node, Ready and with the images that the others have."""
-        number = len(self.nodes) + 1
+    def add_node(self, erofs: bool = True) -> Node:
+        """One more node, Ready and with the images that the others have; without `erofs`, none of its containers sees that its kernel has it."""
+        number = min(set(range(1, MOST_NODES + 1)) - {node.number for node in self.nodes})
         name = f"node-{number}"
-        space = node.machine(self.folder / name, name, self.groups.within(name))
-        added = Node(number, space, self.plane, self.programs)
+        space = machine(self.folder / name, name, self.groups.within(name))
+        added = Node(number, space, self.plane, self.programs, erofs)
         self.nodes.append(added)
         self.stack.callback(added.stop)
         added.start()
@@ -49,17 +50,33 @@ class Lab:
         added.wait_ready(self.kubectl)
         return added
 
+    def remove_node(self, node: Node) -> None:
+        """Switch a node off for good: the cluster does not know it any more, and its disk is gone."""
+        node.stop()
+        self.nodes.remove(node)
+        self.kubectl.delete("node", node.name)
+        shutil.rmtree(node.space.folder)
+
+    @contextmanager
+    def extra_node(self, erofs: bool = True) -> Iterator[Node]:
+        """One more node for the block, and removed behind it."""
+        node = self.add_node(erofs)
+        try:
+            yield node
+        finally:
+            self.remove_node(node)
+
     def load(self, *archives: Archive) -> None:
         """Bring images to all nodes, those to come included."""
         self.archives.extend(archives)
-        for each in self.nodes:
-            each.load(*archives)
+        for node in self.nodes:
+            node.load(*archives)
 
     def check(self) -> None:
         """AssertionError where a program of the cluster has ended."""
         self.plane.check()
-        for each in self.nodes:
-            each.check()
+        for node in self.nodes:
+            node.check()
 
     def logs(self, lines: int = 15) -> str:
         """The end of every log."""

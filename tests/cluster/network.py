@@ -1,7 +1,8 @@
 """The lab's network: the control plane is joined by a pair of devices to this machine and to each node, and passes on between them.
 
 A lab has 100.N.0.0/16, of the addresses that are shared between carrier and customer (RFC 6598): 100.N.0.1 is this machine (where tests put the
-origins that pods read), 100.N.0.2 the control plane, 100.N.K.2 node K, and 100.N.(100+K).0/24 has the pods of node K.
+origins that pods read) and so is 100.N.0.3, for an origin of two hosts; 100.N.0.2 is the control plane, 100.N.K.2 node K, and 100.N.(100+K).0/24
+has the pods of node K.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ class Network:
         return f"100.{self.number}.0.1"
 
     @property
+    def outside_too(self) -> str:
+        """This machine, as another host."""
+        return f"100.{self.number}.0.3"
+
+    @property
     def control(self) -> str:
         """The control plane."""
         return f"100.{self.number}.0.2"
@@ -57,7 +63,8 @@ def joined(control: Space) -> Iterator[Network]:
     else:
         raise AssertionError(f"no network from 100.{_NUMBERS[0]}.0.0/16 to 100.{_NUMBERS[-1]}.0.0/16 is free here")
     try:
-        _ip("addr", "add", f"{network.outside}/24", "dev", _device(number))
+        for address in (network.outside, network.outside_too):
+            _ip("addr", "add", f"{address}/24", "dev", _device(number))
         _ip("link", "set", _device(number), "up")
         _ip("route", "add", f"100.{number}.0.0/16", "via", network.control, "dev", _device(number))
         control.run("ip", "addr", "add", f"{network.control}/24", "dev", "outside")
@@ -71,6 +78,8 @@ def joined(control: Space) -> Iterator[Network]:
 def join(control: Space, node: Space, network: Network, number: int) -> None:
     """Join a node to the control plane; what joins them goes with either."""
     name = f"node-{number}"
+    # The pair of a node that was just switched off may still be on its way out.
+    control.run("sh", "-c", f"ip link delete {name} 2>/dev/null || true")
     _ip("link", "add", "eth0", "netns", str(node.pid), "type", "veth", "peer", "name", name, "netns", str(control.pid))
     gateway = f"100.{network.number}.{number}.1"
     node.run("ip", "addr", "add", f"{network.node(number)}/24", "dev", "eth0")

@@ -38,6 +38,7 @@ restrict_oom_score_adj = true
 default_runtime_name = "runc"
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
 runtime_type = "io.containerd.runc.v2"
+{spec}
 [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
 BinaryName = "{programs}/runc"
 [plugins."io.containerd.cri.v1.runtime".cni]
@@ -45,15 +46,26 @@ bin_dirs = ["{cni}"]
 conf_dir = "{folder}/cni"
 """
 
+# Run by runc (OCI runtime specification, createContainer) with the container's state on its input; its bundle is what runs in its root file system.
+_HOOK = """#!/bin/sh
+set -eu
+bundle=$(sed 's/.*"bundle": *"\\([^"]*\\)".*/\\1/')
+exec mount --bind {listed} "$bundle/rootfs/proc/filesystems"
+"""
+
 
 @dataclass
 class Node:
-    """The node numbered `number` (from 1) in `space`, which is not up yet; `programs` is the folder of the programs."""
+    """The node numbered `number` (from 1) in `space`, which is not up yet; `programs` is the folder of the programs.
+
+    Without `erofs` its containers find no such file system in /proc/filesystems; the kernel has it all the same.
+    """
 
     number: int
     space: Space
     plane: ControlPlane
     programs: Path
+    erofs: bool = True
     daemons: dict[str, Daemon] = field(default_factory=dict)
 
     @property
@@ -133,8 +145,19 @@ class Node:
     def _containerd(self) -> Path:
         folder = self.space.folder
         _write(folder / "cni" / "10-pods.conflist", json.dumps(_cni(self.plane.network.pods(self.number))))
-        text = _CONTAINERD.format(socket=_SOCKET, pause=PAUSE, programs=self.programs, cni=CNI, folder=folder)
+        spec = "" if self.erofs else f'base_runtime_spec = "{self._without_erofs()}"'
+        text = _CONTAINERD.format(socket=_SOCKET, pause=PAUSE, programs=self.programs, cni=CNI, folder=folder, spec=spec)
         return _write(folder / "containerd.toml", text)
+
+    def _without_erofs(self) -> Path:
+        """What containers are made from: a hook shows each another list of file systems, before its program starts."""
+        folder = self.space.folder
+        known = Path("/proc/filesystems").read_text().splitlines(keepends=True)
+        _write(folder / "filesystems", "".join(line for line in known if line.split()[-1] != "erofs"))
+        hook = _write(folder / "hook.sh", _HOOK.format(listed=folder / "filesystems"))
+        hook.chmod(0o755)
+        spec = json.loads(self.space.run(str(self.programs / "ctr"), "oci", "spec"))
+        return _write(folder / "spec.json", json.dumps({**spec, "hooks": {"createContainer": [{"path": str(hook)}]}}))
 
     def _kubelet(self) -> Path:
         # Pods must not have this machine's: the lab reaches no name server.

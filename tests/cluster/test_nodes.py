@@ -56,7 +56,8 @@ def test_a_pod_that_the_scheduler_cannot_place_says_why(lab: Lab) -> None:
 def test_a_pod_reaches_this_machine_and_the_api_server(lab: Lab) -> None:
     with applied(lab.kubectl, pod("asks", SLEEP)):
         lab.kubectl.wait_running("asks")
-        lab.kubectl.exec("asks", ["ping", "-c", "1", lab.outside])
+        for address in lab.outside:
+            lab.kubectl.exec("asks", ["ping", "-c", "1", address])
         lab.kubectl.exec("asks", ["sh", "-c", "nc -w 10 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null"])
 
 
@@ -120,3 +121,11 @@ def test_a_node_that_was_switched_off_comes_back_with_its_disk_and_its_pods(lab:
         assert not (second_node.root / "run/forgotten").exists()
         lab.kubectl.wait("pod", "returns", lambda found: status(found).get("running", {"startedAt": before})["startedAt"] != before)
         lab.kubectl.exec("returns", ["true"])
+
+
+def test_a_node_without_erofs_has_all_else(lab: Lab) -> None:
+    with lab.extra_node(erofs=False) as node, applied(lab.kubectl, pod("lacks", SLEEP, node=node.name)):
+        lab.kubectl.wait_running("lacks")
+        known = lab.kubectl.exec("lacks", ["cat", "/proc/filesystems"])
+        assert "erofs" not in known and "\text4\n" in known
+    assert node.name not in [other["metadata"]["name"] for other in lab.kubectl.list("node")]
