@@ -101,6 +101,8 @@ class ControlPlane:
             "tls-cert-file": certificate("apiserver"),
             "tls-private-key-file": key("apiserver"),
             "client-ca-file": certificate("ca"),
+            "requestheader-client-ca-file": certificate("ca"),
+            "requestheader-allowed-names": "aggregator",
             "kubelet-client-certificate": certificate("apiserver-to-kubelet"),
             "kubelet-client-key": key("apiserver-to-kubelet"),
             "kubelet-preferred-address-types": "InternalIP",

@@ -101,6 +101,6 @@ def running(nodes: int = 1) -> Iterator[Lab]:
             for _ in range(nodes):
                 lab.add_node()
             yield lab
-        except BaseException:
+        except Exception:
             print(lab.logs(), file=sys.stderr)
             raise

@@ -170,9 +170,10 @@ class Node:
             "cgroupDriver": "cgroupfs",
             "failCgroupV1": False,
             "enforceNodeAllocatable": [],
-            "localStorageCapacityIsolation": False,
+            # The disk is shared with others: how full it is says nothing about the node.
             "evictionHard": {"memory.available": "100Mi"},
             "failSwapOn": False,
+            "imageGCHighThresholdPercent": 100,
             "maxPods": _PODS,
             "oomScoreAdj": 0,
             "registerWithTaints": [],

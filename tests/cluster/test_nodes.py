@@ -75,6 +75,14 @@ def test_who_asked_what_is_in_the_audit_log(lab: Lab) -> None:
     assert {("admin", "patch", ""), ("system:kube-scheduler", "create", "binding"), ("system:node:node-1", "patch", "status")} <= asked
 
 
+def test_kubelet_tells_what_a_pod_uses(lab: Lab) -> None:
+    with applied(lab.kubectl, pod("used", SLEEP)):
+        lab.kubectl.wait_running("used")
+        told = json.loads(lab.kubectl.run("get", "--raw", "/api/v1/nodes/node-1/proxy/stats/summary"))
+    assert told["node"]["fs"]["capacityBytes"] > 0
+    assert "used" in [one["podRef"]["name"] for one in told["pods"]]
+
+
 def test_what_a_pod_mounts_reaches_its_node_and_the_pods_there_and_no_other_node(lab: Lab, second_node: Node) -> None:
     """As a node plugin does: an EROFS image on a loop device, below kubelet's folder, by a container that shares its mounts."""
     place = "/var/lib/kubelet/plugins/test"

@@ -97,12 +97,14 @@ def test_a_cluster_whose_test_fails_says_what_its_programs_said_and_leaves_nothi
 
 
 def test_what_a_killed_cluster_left_is_removed_by_the_next(built: None) -> None:
-    known = set(programs.cache().glob("run-*"))
     argv = [sys.executable, "-m", "tests.cluster", "--bare"]
     with subprocess.Popen(argv, cwd=programs.TREE, stdout=subprocess.PIPE, text=True) as killed:
-        assert killed.stdout and killed.stdout.readline().startswith("export KUBECONFIG=")
+        assert killed.stdout
+        said = killed.stdout.readline()
         killed.kill()
-    (folder,) = set(programs.cache().glob("run-*")) - known
+    kubeconfig = Path(said.split()[1].removeprefix("KUBECONFIG="))
+    folder = next(folder for folder in kubeconfig.parents if folder.parent == programs.cache())
+    assert kubeconfig.exists()
     groups = cgroups.of_run(folder)
     wait_for(lambda: not groups.processes(), 30, "the processes of the killed cluster to end")
     with running(nodes=0):
