@@ -23,11 +23,12 @@ PARSERS = {"datacache-node": node_flags, "datacache-controller": controller_flag
 
 
 def flags(of: Object, program: str) -> argparse.Namespace:
-    """What the program would make of a container's arguments."""
-    parser = PARSERS[program]()
+    """What the program would make of a container's arguments, on the node node-1 with the address 10.0.0.1."""
+    parser, own = PARSERS[program](), {"NODE_NAME": "node-1", "POD_IP": "10.0.0.1"}
+    assert own.keys() - {"NODE_NAME"} <= {entry["name"] for entry in of["env"]}
     unknown = [word for word in of["args"] if word.partition("=")[0] not in parser._option_string_actions]
     assert unknown == [], f"{program} has no such flags"
-    return parser.parse_args(of["args"])
+    return parser.parse_args([re.sub(r"\$\((\w+)\)", lambda match: own[match[1]], word) for word in of["args"]])
 
 
 def host_paths(spec: Object) -> dict[str, str]:
@@ -108,7 +109,8 @@ def test_a_container_cannot_write_to_its_image_and_is_looked_after(one: Object) 
 
 @pytest.mark.parametrize(("program", "one"), list(programs(THINGS)), ids=["node", "controller"])
 def test_a_program_says_when_it_is_ready_where_it_answers(program: str, one: Object) -> None:
-    _, port = flags(one, program).health_address
+    host, port = flags(one, program).health_address
+    assert host == "10.0.0.1"
     found = [one[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
     assert [(probe["path"], probe["port"]) for probe in found] == [("/healthz", port), ("/healthz", port), ("/readyz", port)]
 

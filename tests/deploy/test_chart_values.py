@@ -54,7 +54,7 @@ def test_each_value_reaches_the_programs_as_a_flag(full: list[Object]) -> None:
     both = {program: flags(one, program) for program, one in programs(full)}
     for told in both.values():
         assert (told.driver_name, told.log_format, told.log_level) == ("cache.example.com", "json", "DEBUG")
-        assert told.metrics_address == ("::", 9808)
+        assert told.metrics_address == ("10.0.0.1", 9808)
         assert told.egress_profile.keys() == {"storage", "slow"} and told.egress_profile["slow"].rate == 500_000_000
         assert told.allow_origins
     node, controller = both["datacache-node"], both["datacache-controller"]

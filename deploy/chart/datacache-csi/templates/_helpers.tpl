@@ -65,7 +65,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 - --allow-origins={{ join "," . }}
 {{- end }}
 {{- if .Values.metrics.enabled }}
-- --metrics-address=:{{ .Values.metrics.port }}
+- --metrics-address=[$(POD_IP)]:{{ .Values.metrics.port }}
 {{- end }}
 {{- end }}
 
@@ -76,6 +76,8 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
 - name: POD_NAMESPACE
   valueFrom: {fieldRef: {fieldPath: metadata.namespace}}
+- name: POD_IP
+  valueFrom: {fieldRef: {fieldPath: status.podIP}}
 # What libraries would write into a home folder goes here.
 - name: HOME
   value: /tmp
