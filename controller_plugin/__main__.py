@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import socket
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from csi import __version__, health, rpc, settings
 from csi.durable import secret_key
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, KUBERNETES, open_registry
+from csi.registry.opening import HELP, KUBERNETES, find_server, open_announcer, open_registry
 from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
@@ -48,7 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    registry = open_registry(options.registry)
+    server = find_server(options.registry)
+    registry = open_registry(options.registry, server)
+    announcer = open_announcer(server, "datacache-controller", os.environ.get("POD_NAME") or socket.gethostname())
     room = WaitingRoom(options.rpc_threads // 2)
     state = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -60,7 +64,7 @@ def _serve(options: argparse.Namespace) -> None:
         profiles=options.egress_profile,
         allowed=options.allow_origins,
     )
-    volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True))
+    volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True), announcer)
 
     observe = rpc.unobserved
     if options.metrics_address:
@@ -79,6 +83,7 @@ def _serve(options: argparse.Namespace) -> None:
             rpc.serve(options.endpoint, options.rpc_threads, room, register, healthy, observe)
     finally:
         pool.close()
+        announcer.close()
 
 
 if __name__ == "__main__":

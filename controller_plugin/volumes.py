@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from csi.errors import AlreadyExists, InvalidParameter, InvalidToken, OutOfRange, SourceChanged, VolumeNotFound
+from csi.images.sizes import human
 from csi.locks import KeyedLocks
+from csi.registry.announcing import Announcer, Silent, Subject
+from csi.registry.claim import Claim
 from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
@@ -21,6 +24,7 @@ from csi.worker.resolving import Resolver
 
 _MAX_NAME = 128
 _TOKEN_PREFIX = "after:"
+_PINNED = "CachePinned"
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,11 @@ class CreateRequest:
 
 
 class Volumes:
-    """The controller's volumes, kept in `registry`; `resolver` asks origins. Thread-safe."""
+    """The controller's volumes, kept in `registry`; `resolver` asks origins; PVCs are told by `announcer`. Thread-safe."""
 
-    def __init__(self, registry: VolumeRegistry, resolver: Resolver) -> None:
+    def __init__(self, registry: VolumeRegistry, resolver: Resolver, announcer: Announcer | None = None) -> None:
         self._registry, self._resolver = registry, resolver
-        self._locks = KeyedLocks()
+        self._locks, self._announcer = KeyedLocks(), announcer or Silent()
 
     def create(self, request: CreateRequest, patience: Patience) -> VolumeRecord:
         """Pin the source and record the volume; the same name and request again give the same record, whichever replica made it.
@@ -67,7 +71,15 @@ class Volumes:
                 return _same(known, request, asked)
             record = self._resolved(volume_id, request, asked, patience)
             kept = self._registry.add(record)
-            return record if kept == record else _same(kept, request, asked)
+            if kept != record:
+                return _same(kept, request, asked)
+            self._tell(record)
+            return record
+
+    def _tell(self, record: VolumeRecord) -> None:
+        subject = Subject.claim(record.claim)
+        if subject:
+            self._announcer.announce(subject, _PINNED, _pinned(record))
 
     def _parsed(self, request: CreateRequest) -> VolumeParameters:
         original = self._original(request.clone_of)
@@ -107,6 +119,7 @@ class Volumes:
             cloned_from=request.clone_of,
             created=time.time(),
             performance=asked.performance,
+            claim=Claim.of(request.parameters),
         )
 
     def get(self, volume_id: str) -> VolumeRecord:
@@ -144,6 +157,14 @@ class Volumes:
         if not limit or len(records) <= limit:
             return records, ""
         return records[:limit], _write_token(records[limit - 1].id)
+
+
+def _pinned(record: VolumeRecord) -> str:
+    """Where the data comes from, what its revision stood for, and how much it is."""
+    asked, pin = (str(getattr(spec.source, "revision", "")) for spec in (record.asked, record.spec))
+    source = record.asked.source.shown.removesuffix(f"@{asked}")
+    moved = f", revision {asked}" + (f" -> {pin}" if pin != asked else "") if asked else ""
+    return f"{source}{moved}: {human(record.content_bytes)}, image {record.digest[:12]}"
 
 
 def _found(record: VolumeRecord | None, volume_id: str) -> VolumeRecord:

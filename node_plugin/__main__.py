@@ -15,19 +15,21 @@ from csi.errors import UnsupportedByNode
 from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, open_registry
+from csi.registry.opening import HELP, find_server, open_announcer, open_registry
 from csi.registry.volume import Interest, VolumeRegistry
 from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
 from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
+from node_plugin.fill_events import FillEvents
 from node_plugin.fills import Fills
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.inline_policy import InlinePolicy, nas_prefixes
 from node_plugin.kernel import require_erofs
 from node_plugin.loop import KernelLoops, read_ahead_of
 from node_plugin.mounts import KernelMounts
+from node_plugin.proving import Proving
 from node_plugin.registration import registered
 from node_plugin.servicer import NodeServicer
 from node_plugin.throttle.detect import hierarchy_at
@@ -110,14 +112,18 @@ def _serve(options: argparse.Namespace) -> None:
     )
     mounts, loops = KernelMounts(), KernelLoops(options.read_ahead or read_ahead_of(options.store))
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
-    fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use)
+    server, shown = find_server(options.registry), Interest()
+    announcer = open_announcer(server, "datacache-node", options.node_id)
+    events = FillEvents(announcer)
+    fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use, events=events)
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
     policy = InlinePolicy(options.allow_inline_nas, options.allow_origins)
-    registry, shown = open_registry(options.registry) if options.registry else None, Interest()
+    registry = open_registry(options.registry, server) if options.registry else None
     throttle = Throttle(_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles"), options.require_throttle)
     limits = VolumeLimits(registry)
-    volumes = Volumes(VolumeRecords(options.store / "volumes", shown), store, resolver, fills, images, mounts, room, policy, limits, throttle)
+    records = VolumeRecords(options.store / "volumes", shown)
+    volumes = Volumes(records, store, Proving(store, resolver), fills, images, mounts, room, policy, limits, throttle, events)
 
     observe = _observer(options.metrics_address, throttle)
 
@@ -132,6 +138,7 @@ def _serve(options: argparse.Namespace) -> None:
     finally:
         fills.stop()
         pool.close()
+        announcer.close()
         throttle.close()
 
 

@@ -17,9 +17,11 @@ from csi.images.donors import reserve
 from csi.images.places import place_of
 from csi.images.progress import FillProgress
 from csi.images.store import Store
+from csi.registry.announcing import Subject
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Request
+from node_plugin.fill_events import FillEvents
 from node_plugin.vouching import Vouching
 
 log = logging.getLogger("datacache.fill")
@@ -49,24 +51,43 @@ class _Fill:
 class Fills:
     """The fills of one node. A fill that nobody has waited for during `grace` seconds is stopped; its bytes stay. Thread-safe."""
 
-    def __init__(self, store: Store, pool: WorkerPool, room: WaitingRoom, *, connections: int, grace: float, in_use: Callable[[], set[str]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        pool: WorkerPool,
+        room: WaitingRoom,
+        *,
+        connections: int,
+        grace: float,
+        in_use: Callable[[], set[str]],
+        events: FillEvents | None = None,
+    ) -> None:
         self._store, self._pool, self._room = store, pool, room
         self._connections, self._grace, self._in_use = connections, grace, in_use
+        self._events = events or FillEvents()
         self._vouching = Vouching(store, pool, room, connections)
         self._guard = threading.Lock()
         self._fills: dict[str, _Fill] = {}
 
-    def wait(self, key: str, digest: str, secrets: Mapping[str, str], patience: Patience, access: Mapping[str, str] | None = None) -> None:
+    def wait(
+        self,
+        key: str,
+        digest: str,
+        secrets: Mapping[str, str],
+        patience: Patience,
+        access: Mapping[str, str] | None = None,
+        subject: Subject | None = None,
+    ) -> None:
         """Return when the image is sealed, beginning its fill where none runs, and known to be what this volume's place holds.
 
         Its manifest must be in the store. `key` is the volume whose call waits, `access` its pinned spec: another repository may
         hold the same image, but what opens the one need not open the other. Without it the manifest in the store says where to
-        read. Raises Busy with the progress when `patience` ends first, NoSpace at once when the image cannot fit, what ended the
-        fill, and what `Vouching.wait` raises where the bytes came from another place.
+        read. `subject` is told of the fill. Raises Busy with the progress when `patience` ends first, NoSpace at once when the image
+        cannot fit, what ended the fill, and what `Vouching.wait` raises where the bytes came from another place.
         """
         while not self._store.sealed(digest):
             with self._room.seat(key, patience):
-                fill = self._join(digest, access or {}, secrets, patience)
+                fill = self._join(digest, access or {}, secrets, patience, (key, subject))
                 while not fill.done and not patience.over:
                     patience.sleep()
                 self._leave(fill, patience)
@@ -94,7 +115,14 @@ class Fills:
         for fill in fills:
             fill.call.stop()
 
-    def _join(self, digest: str, access: Mapping[str, str], secrets: Mapping[str, str], patience: Patience | None) -> _Fill:
+    def _join(
+        self,
+        digest: str,
+        access: Mapping[str, str],
+        secrets: Mapping[str, str],
+        patience: Patience | None,
+        listener: tuple[str, Subject | None] = ("", None),
+    ) -> _Fill:
         with self._guard:
             fill = self._fills.get(digest)
             if fill is None:
@@ -105,6 +133,7 @@ class Fills:
                 threading.Thread(target=self._run, args=(fill,), name="fill", daemon=True).start()
             if patience:
                 fill.waiters.add(patience)
+                self._events.joined(listener[0], digest, listener[1])
             return fill
 
     def _all(self) -> set[str]:
@@ -145,6 +174,7 @@ class Fills:
 
     def _heard(self, fill: _Fill, progress: FillProgress) -> None:
         fill.progress = progress
+        self._events.progressed(fill.digest, progress)
         self._report(fill)
         with self._guard:
             unwanted = not fill.waiters and time.monotonic() - fill.wanted > self._grace
@@ -176,6 +206,7 @@ class Fills:
             fill.done = True
             del self._fills[fill.digest]
             fill.room.close()
+            self._events.ended(fill.digest, fill.error)
             for patience in fill.waiters:
                 patience.wake()
         if isinstance(fill.error, HOPELESS):

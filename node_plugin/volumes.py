@@ -8,83 +8,38 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
-from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NoSpace, NotFound, SourceChanged, VolumeNotFound
+from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NoSpace, NotFound, VolumeNotFound
 from csi.images.records import State
 from csi.images.store import Store
 from csi.locks import KeyedLocks
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
-from csi.spec.changes import changes
 from csi.spec.limits import Limits
-from csi.spec.manifest import Manifest
-from csi.spec.parameters import FOREIGN_PREFIXES, VolumeParameters, parse, parse_kept
+from csi.spec.parameters import VolumeParameters, parse, parse_kept
 from csi.spec.performance import whole_gib
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.protocol import Resolution
-from csi.worker.resolving import Resolver
+from node_plugin.fill_events import FillEvents
 from node_plugin.fills import HOPELESS, Fills
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.inline_policy import InlinePolicy, named_by_pod
+from node_plugin.mount_request import MountRequest, Stats
 from node_plugin.mounts import Mounts, at, real
+from node_plugin.proving import Proving
 from node_plugin.throttle.pods import pod_uid
 from node_plugin.throttle.throttle import Throttle, Wanted
 from node_plugin.volume_limits import VolumeLimits, in_words, limit_class, limits_of, read_ahead
-from node_plugin.volume_records import NO_LIMITS, NodeVolume, Shown, VolumeRecords
+from node_plugin.volume_records import NO_LIMITS, NodeVolume, VolumeRecords
 
 log = logging.getLogger("datacache.volumes")
 
 # Whoever changes a volume is done in milliseconds (what takes long holds no lock); kubelet would wait longer before it calls again.
 _LOCK_SECONDS, _RENEW_SECONDS = 1.0, 5.0
-_EPHEMERAL, _POD_UID = "csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/pod.uid"
-
-
-@dataclass(frozen=True)
-class MountRequest:
-    """What NodeStageVolume and NodePublishVolume ask. `path` is where to, `staging` where from ("" when inline)."""
-
-    volume_id: str
-    path: Path
-    mode: AccessMode
-    context: Mapping[str, str]
-    secrets: Mapping[str, str] = field(repr=False)
-    flags: tuple[str, ...] = ()
-    readonly: bool = False
-    staging: str = ""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", real(self.path))
-        object.__setattr__(self, "staging", self.staging and str(real(Path(self.staging))))
-
-    @property
-    def inline(self) -> bool:
-        """Whether the volume lives in a pod's manifest; kubelet sets this key, over whatever the pod's author wrote."""
-        return self.context.get(_EPHEMERAL) == "true"
-
-    @property
-    def own_context(self) -> dict[str, str]:
-        """The context without what Kubernetes adds, which differs from pod to pod."""
-        return {key: value for key, value in self.context.items() if not key.startswith(FOREIGN_PREFIXES)}
-
-    @property
-    def shown(self) -> Shown:
-        """How the volume is to be shown at `path`."""
-        return Shown(self.mode.name, self.readonly, self.flags, pod_uid(self.path, self.context.get(_POD_UID, "")))
-
-
-@dataclass(frozen=True)
-class Stats:
-    """A volume's numbers (bytes and inodes) and condition."""
-
-    capacity_bytes: int
-    content_bytes: int
-    inodes: int
-    abnormal: bool
-    message: str
 
 
 class Volumes:
@@ -94,7 +49,7 @@ class Volumes:
         self,
         records: VolumeRecords,
         store: Store,
-        resolver: Resolver,
+        proving: Proving,
         fills: Fills,
         images: ImageMounts,
         mounts: Mounts,
@@ -102,10 +57,11 @@ class Volumes:
         inline_policy: InlinePolicy,
         limits: VolumeLimits,
         throttle: Throttle,
+        events: FillEvents | None = None,
     ) -> None:
-        self._records, self._store, self._resolver, self._fills = records, store, resolver, fills
+        self._records, self._store, self._proving, self._fills = records, store, proving, fills
         self._images, self._mounts, self._room, self._inline_policy = images, mounts, room, inline_policy
-        self._limits, self._throttle = limits, throttle
+        self._limits, self._throttle, self._events = limits, throttle, events or FillEvents()
         self._locks = KeyedLocks()
 
     def stage(self, request: MountRequest, patience: Patience) -> None:
@@ -117,7 +73,8 @@ class Volumes:
         asked = self._checked(request)
         if self._is_shown(request, "staged"):
             return
-        self._bring(request, asked, patience, "staged")
+        with self._events.failures(request.subject):
+            self._bring(request, asked, patience, "staged")
 
     def publish(self, request: MountRequest, patience: Patience) -> None:
         """Show a staged volume, or an inline one from its source on, at the target path.
@@ -127,7 +84,8 @@ class Volumes:
         if self._is_shown(request, "targets"):
             return
         if request.inline:
-            self._publish_inline(request, patience)
+            with self._events.failures(request.subject):
+                self._publish_inline(request, patience)
             return
         if not request.staging:
             raise InvalidParameter("staging_target_path is missing; only inline volumes are published without it")
@@ -144,14 +102,16 @@ class Volumes:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""
         with self._room.present(request.volume_id, patience):
             self._images.check_node()
-            found = self._authorised(request, asked, patience)
+            found = self._proving.proven(request.volume_id, asked.spec, asked.manifest_digest, request.secrets, patience)
             _still_wanted(patience)
             with self._holding(found.digest):
-                self._fills.wait(request.volume_id, found.digest, request.secrets, patience, found.spec.to_context())
+                self._fills.wait(request.volume_id, found.digest, request.secrets, patience, found.spec.to_context(), request.subject)
                 with self._locks.hold(request.volume_id, _LOCK_SECONDS):
                     _still_wanted(patience)
                     if not self._is_shown(request, kind):
-                        self._show_image(request.path, self._shown_volume(request, asked, found, kind))
+                        volume = self._shown_volume(request, asked, found, kind)
+                        self._show_image(request.path, volume)
+                        self._events.clamped(request.subject, limits_of(volume))
 
     def _shown_volume(self, request: MountRequest, asked: VolumeParameters, found: Resolution, kind: str) -> NodeVolume:
         known = self._records.get(request.volume_id)
@@ -257,36 +217,6 @@ class Volumes:
         access_modes.check(request.mode, asked.downgrade_writers)
         return asked
 
-    def _authorised(self, request: MountRequest, asked: VolumeParameters, patience: Patience) -> Resolution:
-        """What the volume holds, once its own credential has read from the origin; its manifest is in the store then."""
-
-        def fits(digest: str) -> bool:
-            return asked.manifest_digest in (None, digest)
-
-        def has(digest: str) -> bool:
-            return fits(digest) and bool(self._store.sealed(digest) or self._store.partial(digest))
-
-        def keep(found: Resolution, manifest: Path) -> None:
-            if fits(found.digest):
-                self._store.adopt_manifest(found.digest, manifest, found.image_bytes)
-            else:
-                changed.append(self._what_changed(asked.manifest_digest, manifest))
-
-        changed: list[str] = []
-        found = self._resolver.resolve(request.volume_id, asked.spec, request.secrets, patience, has, keep)
-        if not fits(found.digest):
-            what = next(filter(None, changed), "its manifest differs")
-            raise SourceChanged(
-                f"{asked.spec.source.shown} is not what this volume was created from any more ({what}); create a new volume to use what it holds now"
-            )
-        return found
-
-    def _what_changed(self, digest: str | None, manifest: Path) -> str:
-        """How the manifest at a path differs from that of a volume; "" where this node does not know the latter."""
-        with suppress(DataCacheError), manifest.open("rb") as stream:
-            return changes(self._store.manifest(digest or ""), Manifest.read(stream))
-        return ""
-
     @contextmanager
     def _holding(self, digest: str) -> Iterator[None]:
         """Keep the image and its mount for the block; one that turned out wrong or too large goes when the last who held it lets go."""
@@ -349,6 +279,7 @@ class Volumes:
     def _take_away(self, volume_id: str, path: Path) -> None:
         # The mount and the record may differ: a volume that was staged anew can have pods that still show what it held before.
         digests = {self._images.shown_at(path)}
+        self._events.left(volume_id)
         while self._is_mounted(str(path)):
             self._mounts.unmount(path)
         self._throttle.release(str(path))

@@ -8,9 +8,11 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from csi.errors import DataCacheError, InvalidParameter
+from csi.registry.claim import Claim
 from csi.registry.volume import VolumeRecord
 from csi.spec.cache import CacheSpec
 from csi.spec.parameters import parse_kept
@@ -57,6 +59,8 @@ def encode(record: VolumeRecord) -> dict[str, Any]:
     }
     if record.cloned_from:
         spec["clonedFrom"] = record.cloned_from
+    if record.claim:
+        spec["claim"] = {key: value for key, value in asdict(record.claim).items() if value}
     if record.performance != Performance():
         spec["performance"] = {key: _typed(key, text) for key, text in record.performance.to_context().items()}
     return {**_kind(), "metadata": {"name": name, "labels": {VOLUME_LABEL: label_value(record.id)}, **annotations}, "spec": spec}
@@ -86,6 +90,7 @@ def _decoded(spec: Mapping[str, Any]) -> VolumeRecord:
         cloned_from=spec.get("clonedFrom", ""),
         created=_read(spec["created"]),
         performance=Performance().changed(performance),
+        claim=Claim(**spec["claim"]) if "claim" in spec else None,
     )
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from csi.cluster.access import find
 from csi.cluster.api_server import APPLY, ApiServer, Expired, path_of
 from csi.cluster.lease import Lease, leading
 from csi.cluster.watch import Watch, pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
 from csi.registry.cache_volume import GROUP, PLURAL, VERSION, VOLUME_LABEL, decode, encode, id_of, label_value, object_name, status, status_patch
+from csi.registry.fill_status import KEYS
 from csi.registry.telling import tell
 from csi.registry.volume import Interest, VolumeRecord
 
@@ -159,7 +159,8 @@ class KubernetesRegistry:
 
     def _tend(self, name: str, thing: Mapping[str, Any] | None) -> None:
         said = thing and status(thing, time.time())
-        if thing is None or said == thing.get("status"):
+        # What nodes say of their fills is theirs.
+        if thing is None or said == {key: value for key, value in thing.get("status", {}).items() if key not in KEYS}:
             return
         query = {"fieldManager": STATUS_MANAGER, "force": "true"}
         try:
@@ -182,8 +183,3 @@ def _readable(thing: Mapping[str, Any]) -> VolumeRecord | None:
     except DataCacheError as error:
         log.warning("a volume is left out of the list", extra={"fields": {"reason": error}})
         return None
-
-
-def from_environment() -> KubernetesRegistry:
-    """The registry of the cluster that this program runs in, or that KUBECONFIG names. Raises FailedPrecondition, InvalidParameter."""
-    return KubernetesRegistry(ApiServer(find()))

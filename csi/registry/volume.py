@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from csi.registry.claim import Claim
 from csi.spec.cache import CacheSpec
 from csi.spec.parameters import VolumeParameters, parse_kept
 from csi.spec.performance import Performance
@@ -21,7 +22,7 @@ class VolumeRecord:
 
     `asked` is the spec as it was asked for, `spec` the pinned one; `digest` names the manifest (64 hex digits);
     `capacity_bytes` is what the volume promises, `content_bytes` what it holds; `cloned_from` the id of the volume it
-    was cloned from, "" for none; `created` seconds since 1970.
+    was cloned from, "" for none; `created` seconds since 1970; `claim` is the PVC it was made for, where that is known.
     """
 
     id: str
@@ -35,10 +36,12 @@ class VolumeRecord:
     cloned_from: str = ""
     created: float = 0.0
     performance: Performance = field(default_factory=Performance)
+    claim: Claim | None = None
 
     def to_context(self) -> dict[str, str]:
-        """The volume context that nodes get: flat parameters, no secret."""
-        return VolumeParameters(self.spec, self.performance, self.downgrade_writers, self.digest, self.capacity_bytes).to_context()
+        """The volume context that nodes get: flat parameters, no secret, and the PVC, so that no node has to ask whom a fill is told to."""
+        claim = self.claim.to_context(self.name) if self.claim else {}
+        return VolumeParameters(self.spec, self.performance, self.downgrade_writers, self.digest, self.capacity_bytes).to_context() | claim
 
     def encode(self) -> dict[str, object]:
         """The record as JSON values."""
@@ -62,6 +65,7 @@ class VolumeRecord:
             capacity_bytes=context.capacity_bytes,
             downgrade_writers=context.downgrade_writers,
             performance=context.performance,
+            claim=Claim.of(kept["context"]),  # type: ignore[arg-type]
         )
 
 

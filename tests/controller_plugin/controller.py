@@ -13,6 +13,7 @@ from csi.spec.performance import GIB
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
+from tests.csi.registry.announcers import FakeAnnouncer
 from tests.csi.worker.in_process import InProcess
 
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
@@ -29,7 +30,9 @@ class Controller:
         self.source = InProcess()
         self.registry = DirectoryRegistry(folder)
         proofs = ProofMemory(folder / "proofs", b"k" * 32, 600.0, 86400.0)
-        self.volumes = Volumes(self.registry, Resolver(self.source, proofs, WaitingRoom(9), ask_moving=True))  # type: ignore[arg-type]
+        self.announcer = FakeAnnouncer()
+        resolver = Resolver(self.source, proofs, WaitingRoom(9), ask_moving=True)  # type: ignore[arg-type]
+        self.volumes = Volumes(self.registry, resolver, self.announcer)
 
     def create(self, request: CreateRequest = BASE, seconds: float = 30, **changes: object) -> VolumeRecord:
         """A volume as `request` has it, with `changes` to it."""

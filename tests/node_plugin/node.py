@@ -13,15 +13,19 @@ from csi.spec.access_modes import AccessMode
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
+from node_plugin.fill_events import FillEvents
 from node_plugin.fills import Fills
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.inline_policy import InlinePolicy
+from node_plugin.mount_request import MountRequest
+from node_plugin.proving import Proving
 from node_plugin.throttle.pods import tree
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
 from node_plugin.volume_limits import VolumeLimits
 from node_plugin.volume_records import VolumeRecords
-from node_plugin.volumes import MountRequest, Volumes
+from node_plugin.volumes import Volumes
+from tests.csi.registry.announcers import FakeAnnouncer
 from tests.csi.worker.in_process import InProcess
 from tests.node_plugin.fake_cgroups import FakeHierarchy
 from tests.node_plugin.fakes import FakeKernel, FakeLoops, FakeMounts
@@ -45,6 +49,7 @@ class Node:
         nas: tuple[str, ...] = (),
         unthrottled: bool = False,
         require_throttle: bool = False,
+        told_after: float = 5.0,
     ) -> None:
         self.folder, self.source = folder, InProcess()
         self.kernel = FakeKernel(folder / "kernel.json")
@@ -53,7 +58,10 @@ class Node:
         self.room = WaitingRoom(seats)
         self.not_ready: Exception | None = None
         self.images = ImageMounts(folder / "mounts", self.mounts, self.loops, self._ready)
-        self.fills = Fills(self.store, self.source, self.room, connections=1, grace=grace, in_use=self.images.in_use)  # type: ignore[arg-type]
+        self.announcer = FakeAnnouncer()
+        self.events = FillEvents(self.announcer, told_after, 2 * told_after)
+        wanted = {"connections": 1, "grace": grace, "in_use": self.images.in_use}
+        self.fills = Fills(self.store, self.source, self.room, **wanted, events=self.events)  # type: ignore[arg-type]
         proofs = ProofMemory(folder / "store/proofs", self.store.key(), 600.0, 86400.0)
         resolver = Resolver(self.source, proofs, self.room, ask_moving=False, scratch=self.store.temp_path)  # type: ignore[arg-type]
         self.records = VolumeRecords(folder / "store/volumes")
@@ -61,8 +69,8 @@ class Node:
         self.registry = DirectoryRegistry(folder / "registry")
         throttles = GroupRecords(folder / "store/throttles")
         self.throttle = Throttle(UnsupportedByNode("no cgroups here") if unthrottled else self.cgroups, throttles, require_throttle)
-        parts = (self.records, self.store, resolver, self.fills, self.images, self.mounts, self.room, InlinePolicy(nas))
-        self.volumes = Volumes(*parts, VolumeLimits(self.registry), self.throttle)
+        parts = (self.records, self.store, Proving(self.store, resolver), self.fills, self.images, self.mounts, self.room, InlinePolicy(nas))
+        self.volumes = Volumes(*parts, VolumeLimits(self.registry), self.throttle, self.events)
 
     def _ready(self) -> None:
         if self.not_ready:

@@ -18,6 +18,10 @@ CONTROLLER_RIGHTS: list[Rule] = [
     # In the controller's own namespace alone.
     *(("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")),
 ]
+# Both tell people by Events, of pods and PVCs in any namespace.
+CONTROLLER_EVENT_RIGHTS: list[Rule] = [("", "events", verb) for verb in ("create", "patch")]
+# Nodes show how full the images of their volumes are.
+NODE_TELLING_RIGHTS: list[Rule] = [*CONTROLLER_EVENT_RIGHTS, (_GROUP, "cachevolumes/status", "patch")]
 _names = itertools.count(1)
 
 

@@ -18,7 +18,7 @@ from csi.cluster.api_server import JSON, ApiServer
 from csi.errors import ClusterForbids, ClusterUnavailable, DataCacheError, FailedPrecondition
 from csi.registry.cache_volume import decode, encode, object_name
 from csi.registry.kubernetes import MOST_SELECTED, KubernetesRegistry
-from csi.registry.opening import open_registry
+from csi.registry.opening import find_server
 from csi.registry.volume import Interest
 from csi.spec.cache import CacheSpec
 from csi.spec.nas import NasSpec
@@ -181,7 +181,7 @@ def test_outside_of_a_cluster_the_word_kubernetes_says_what_is_missing(monkeypat
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(FailedPrecondition, match="KUBECONFIG"):
-        open_registry("kubernetes")
+        find_server("kubernetes")
 
 
 def test_who_tends_says_in_the_status_what_a_volume_is(cluster: apiserver.ApiServer) -> None:

@@ -11,12 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from csi.errors import DataCacheError
+from csi.registry.claim import Claim
 from csi.registry.directory import DirectoryRegistry
 from csi.registry.volume import Interest, VolumeRecord
 from csi.spec.cache import CacheSpec
 from csi.spec.nas import NasSpec
 from csi.spec.performance import Performance
 from tests.csi.registry.kinds import COMMIT, Make, Told, record
+
+UID = "0f0e0d0c-0b0a-0908-0706-050403020100"
 
 
 def ids(records: list[VolumeRecord]) -> list[str]:
@@ -27,6 +30,7 @@ def test_a_record_is_found_as_it_was_put_also_after_a_restart(make: Make, tmp_pa
     plain = record("dc-1")
     nas = CacheSpec(NasSpec("nas", "/x", "4.0", 1, 2, 0.5, 9, 3, 4), preserve_ownership=True)
     full = record("dc-2", asked=nas, spec=nas, downgrade_writers=True, cloned_from="dc-1", created=5.5, performance=Performance("AutoPL", 7, False))
+    full = replace(full, name=f"pvc-{UID}", claim=Claim("team-a", "models", UID))
     registry = make(tmp_path)
     for kept in (plain, full):
         registry.put(kept)

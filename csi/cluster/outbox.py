@@ -1,0 +1,98 @@
+"""Writes to the API server that nobody waits for: made one after the other by a thread of its own, for each object the latest alone."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Hashable
+
+from csi.errors import ClusterConflict, ClusterUnavailable, DataCacheError
+
+log = logging.getLogger("datacache.outbox")
+
+Write = Callable[[], None]
+# A storm of pods is told of at this pace, whatever their number; what comes meanwhile takes the place of what waits.
+_BETWEEN_SECONDS = 0.2
+_MOST = 256
+_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
+_SAID_SECONDS = 60.0
+
+
+class Outbox:
+    """At most `most` writes wait, one for each key; more are dropped, and the log says so. Thread-safe.
+
+    While the server is away nothing is tried but one write after each pause, of 1 s to a minute. A write that it did not take is
+    dropped unless it is lasting.
+    """
+
+    def __init__(self, most: int = _MOST, between_seconds: float = _BETWEEN_SECONDS) -> None:
+        self._most, self._between = most, between_seconds
+        self._changed = threading.Condition()
+        self._waiting: dict[Hashable, tuple[Write, bool]] = {}
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._pause, self._said = 0.0, float("-inf")
+
+    def put(self, key: Hashable, write: Write, lasting: bool = False) -> None:
+        """Have `write` called soon, in the place of the one of the same key that waits; never waits or raises.
+
+        It may raise DataCacheError: ClusterConflict and ClusterUnavailable have a `lasting` one tried again.
+        """
+        with self._changed:
+            if self._closing.is_set():
+                return
+            if key not in self._waiting and len(self._waiting) >= self._most:
+                self._say("too many writes wait, some are dropped", f"{self._most} wait")
+                return
+            self._waiting[key] = write, lasting
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Drop what waits, and let the write under way end, which takes some seconds at most."""
+        self._closing.set()
+        with self._changed:
+            self._waiting.clear()
+            self._changed.notify()
+            thread = self._thread
+        if thread:
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            with self._changed:
+                while not self._waiting and not self._closing.is_set():
+                    self._changed.wait()
+                if self._closing.is_set():
+                    return
+                key = next(iter(self._waiting))
+                write, lasting = self._waiting.pop(key)
+            self._make(key, write, lasting)
+            self._closing.wait(self._pause or self._between)
+
+    def _make(self, key: Hashable, write: Write, lasting: bool) -> None:
+        try:
+            write()
+            self._pause = 0.0
+        except (ClusterUnavailable, ClusterConflict) as error:
+            away = isinstance(error, ClusterUnavailable)
+            self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE) if away else _FIRST_PAUSE
+            if away:
+                self._say("the cluster is not told, which goes on when it can be", error)
+            if lasting:
+                with self._changed:
+                    self._waiting.setdefault(key, (write, lasting))
+        except DataCacheError as error:
+            self._say("the cluster does not take what it is told", error)
+        except Exception as error:
+            # A foreign exception's text is not vetted for secrets.
+            self._say("the cluster was not told", type(error).__name__)
+
+    def _say(self, what: str, reason: object) -> None:
+        now = time.monotonic()
+        if now - self._said > _SAID_SECONDS:
+            self._said = now
+            log.warning(what, extra={"fields": {"reason": reason}})

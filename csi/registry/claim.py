@@ -1,0 +1,32 @@
+"""The PVC that a volume was made for, as far as external-provisioner says (`--extra-create-metadata`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+_NAMESPACE, _NAME = "csi.storage.k8s.io/pvc/namespace", "csi.storage.k8s.io/pvc/name"
+_VOLUME = "csi.storage.k8s.io/pv/name"
+# A PersistentVolume is named after its claim: "pvc-" and the uid.
+_UID = re.compile(r"-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A PVC. `uid` is "" where the volume's name does not tell it (`--volume-name-uuid-length`)."""
+
+    namespace: str
+    name: str
+    uid: str = ""
+
+    @staticmethod
+    def of(words: Mapping[str, str]) -> Claim | None:
+        """The PVC that parameters or a volume context name, None for none."""
+        namespace, name = words.get(_NAMESPACE, ""), words.get(_NAME, "")
+        found = _UID.search(words.get(_VOLUME, ""))
+        return Claim(namespace, name, found[1] if found else "") if namespace and name else None
+
+    def to_context(self, volume_name: str) -> dict[str, str]:
+        """The keys that `of` reads; parsers of parameters leave them out, as all of Kubernetes' own."""
+        return {_NAMESPACE: self.namespace, _NAME: self.name, _VOLUME: volume_name}

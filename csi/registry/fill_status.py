@@ -1,0 +1,70 @@
+"""The fills of a volume in the status of its CacheVolume: one short entry for each node that fills it now, and all of them in words.
+
+Written by nodes, each with the version that it has read, so that the words are always those of the entries. Entries are bounded, and
+those of nodes that were lost in the middle go with the next write.
+"""
+
+from __future__ import annotations
+
+import calendar
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from csi.cluster.api_server import MERGE, ApiServer, path_of
+from csi.errors import ClusterConflict, NotFound
+from csi.registry.cache_volume import GROUP, PLURAL, VERSION, object_name
+
+MANAGER = "datacache-node"
+MOST_NODES = 16
+"""Nodes beyond these fill without being shown."""
+KEYS = ("filling", "fills")
+_PATH = path_of("apis", GROUP, VERSION, PLURAL)
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_LOST_SECONDS = 120.0
+
+
+class FillStatus:
+    """Writes what the node `node` fills. Used by one thread."""
+
+    def __init__(self, server: ApiServer, node: str) -> None:
+        self._server, self._node = server, node
+        self._seen: dict[str, Mapping[str, Any]] = {}
+
+    def write(self, volume_id: str, percent: int | None) -> None:
+        """See Announcer.filling. One call where nobody else writes meanwhile, else three; raises ClusterConflict and as `ApiServer.call`."""
+        path, seen = f"{_PATH}/{object_name(volume_id)}", self._seen.pop(volume_id, None)
+        try:
+            written = self._written(path, seen, percent) if seen else None
+        except (NotFound, ClusterConflict):
+            written = None
+        try:
+            written = written or self._written(path, self._server.call("GET", path), percent)
+        except NotFound:  # deleted, or a static PV's
+            return
+        if percent is not None:
+            self._seen[volume_id] = {"metadata": {"resourceVersion": written["metadata"]["resourceVersion"]}, "status": written.get("status", {})}
+
+    def _written(self, path: str, seen: Mapping[str, Any], percent: int | None) -> Mapping[str, Any]:
+        said = filling(seen.get("status", {}), self._node, percent, time.time())
+        if said is None:
+            return seen
+        body = {"metadata": {"resourceVersion": seen["metadata"]["resourceVersion"]}, "status": said}
+        return self._server.call("PATCH", f"{path}/status", {"fieldManager": MANAGER}, body, MERGE)
+
+
+def filling(status: Mapping[str, Any], node: str, percent: int | None, now: float) -> dict[str, Any] | None:
+    """What a merge patch changes in `status` so that it shows how full the image is on `node`; None for nothing. `now` in seconds since 1970."""
+    old = status.get("fills") or []
+    fills = [fill for fill in old if fill["node"] != node and now - _read(fill["updated"]) < _LOST_SECONDS]
+    if percent is not None and len(fills) < MOST_NODES:
+        fills.append({"node": node, "percent": percent, "updated": time.strftime(_TIME, time.gmtime(now))})
+    if fills == old:
+        return None
+    slowest = min((fill["percent"] for fill in fills), default=0)
+    words = f"{slowest}% on {len(fills)} nodes" if len(fills) > 1 else f"{slowest}%"
+    return {"fills": sorted(fills, key=lambda fill: str(fill["node"])) or None, "filling": words if fills else None}
+
+
+def _read(text: str) -> float:
+    return float(calendar.timegm(time.strptime(text, _TIME)))
