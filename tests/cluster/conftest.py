@@ -9,8 +9,10 @@ import pytest
 from tests.cluster import images, programs
 from tests.cluster.driver_image import ready
 from tests.cluster.images import Archive
+from tests.cluster.installed import Driver, installed
 from tests.cluster.lab import Lab, running
 from tests.cluster.node import Node
+from tests.origins.hub import Hub
 
 
 @pytest.fixture(scope="session")
@@ -55,3 +57,17 @@ def alive(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "lab" in request.fixturenames:
         request.getfixturevalue("lab").check()
+
+
+@pytest.fixture(scope="session")
+def hub(lab: Lab) -> Iterator[Hub]:
+    """A hub that the pods of the cluster reach."""
+    with Hub(addresses=lab.outside) as running_hub:
+        yield running_hub
+
+
+@pytest.fixture(scope="session")
+def driver(lab: Lab, driver_image: Archive, sidecars: list[Archive], hub: Hub) -> Iterator[Driver]:
+    """The driver, installed from the chart."""
+    with installed(lab, driver_image, sidecars, hub.endpoint) as driver:
+        yield driver

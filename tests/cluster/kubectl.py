@@ -47,7 +47,7 @@ class Kubectl:
     def list(self, kind: str, namespace: str = "default", selector: str = "") -> list[Object]:
         """The objects of a kind; of all namespaces where `namespace` is empty."""
         where = ["-n", namespace] if namespace else ["-A"]
-        return list(json.loads(self.run(*where, "get", kind, "-l", selector, "-o", "json"))["items"])
+        return list(json.loads(self.run("get", kind, *where, "-l", selector, "-o", "json"))["items"])
 
     def delete(self, kind: str, name: str, namespace: str = "default", *words: str) -> None:
         """Delete an object and wait until it is gone."""
