@@ -9,12 +9,13 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from controller_plugin.asking import Asking
 from csi.errors import AlreadyExists, InvalidParameter, InvalidToken, OutOfRange, SourceChanged, VolumeNotFound
 from csi.locks import KeyedLocks
 from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
-from csi.spec.parameters import LARGEST_VOLUME, VolumeParameters, canonical_keys, names_a_source, parse, parse_mutable
+from csi.spec.parameters import LARGEST_VOLUME, VolumeParameters, names_a_source, parse, parse_mutable
 from csi.spec.performance import Performance, limits, whole_gib
 from csi.waiting import Patience
 from csi.worker.resolving import Resolver
@@ -39,10 +40,10 @@ class CreateRequest:
 
 
 class Volumes:
-    """The controller's volumes, kept in `registry`; `resolver` asks origins. Thread-safe."""
+    """The controller's volumes, kept in `registry`; `resolver` asks origins, `asking` reads what is asked. Thread-safe."""
 
-    def __init__(self, registry: VolumeRegistry, resolver: Resolver) -> None:
-        self._registry, self._resolver = registry, resolver
+    def __init__(self, registry: VolumeRegistry, resolver: Resolver, asking: Asking) -> None:
+        self._registry, self._resolver, self._asking = registry, resolver, asking
         self._locks = KeyedLocks()
 
     def create(self, request: CreateRequest, patience: Patience) -> VolumeRecord:
@@ -70,11 +71,11 @@ class Volumes:
             return record if kept == record else _same(kept, request, asked)
 
     def _parsed(self, request: CreateRequest) -> VolumeParameters:
-        original = self._original(request.clone_of)
-        if original and not names_a_source(request.parameters):
-            parsed = parse({**original.asked.to_context(), **canonical_keys(request.parameters)})
+        original, whole = self._original(request.clone_of), self._asking.whole(request.parameters)
+        if original and not names_a_source(whole.parameters):
+            parsed = parse({**original.asked.to_context(), **whole.parameters})
         else:
-            parsed = parse(request.parameters, request.mount_flags)
+            parsed = self._asking.parsed(request.parameters, whole, request.mount_flags)
         if original and parsed.spec not in (original.asked, original.spec):
             held = original.spec.source.shown
             raise InvalidParameter(f"the parameters name {parsed.spec.source.shown}, the volume to clone holds {held}; make them agree")

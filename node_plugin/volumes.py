@@ -17,6 +17,7 @@ from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, 
 from csi.images.records import State
 from csi.images.store import Store
 from csi.locks import KeyedLocks
+from csi.sources.allow_list import AllowList, named_by_user
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.changes import changes
@@ -29,7 +30,6 @@ from csi.worker.protocol import Resolution
 from csi.worker.resolving import Resolver
 from node_plugin.fills import HOPELESS, Fills
 from node_plugin.image_mounts import ImageMounts
-from node_plugin.inline_policy import InlinePolicy, named_by_pod
 from node_plugin.mounts import Mounts, at, real
 from node_plugin.throttle.pods import pod_uid
 from node_plugin.throttle.throttle import Throttle, Wanted
@@ -99,12 +99,12 @@ class Volumes:
         images: ImageMounts,
         mounts: Mounts,
         room: WaitingRoom,
-        inline_policy: InlinePolicy,
+        allowed: AllowList,
         limits: VolumeLimits,
         throttle: Throttle,
     ) -> None:
         self._records, self._store, self._resolver, self._fills = records, store, resolver, fills
-        self._images, self._mounts, self._room, self._inline_policy = images, mounts, room, inline_policy
+        self._images, self._mounts, self._room, self._allowed = images, mounts, room, allowed
         self._limits, self._throttle = limits, throttle
         self._locks = KeyedLocks()
 
@@ -137,8 +137,8 @@ class Volumes:
 
     def _publish_inline(self, request: MountRequest, patience: Patience) -> None:
         asked = parse(request.context, request.flags)
-        self._inline_policy.check(asked)
-        self._bring(request, replace(asked, spec=named_by_pod(asked.spec)), patience, "targets")
+        self._allowed.check(asked)
+        self._bring(request, replace(asked, spec=named_by_user(asked.spec)), patience, "targets")
 
     def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""

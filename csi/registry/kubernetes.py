@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from csi.cluster.access import find
 from csi.cluster.api_server import APPLY, ApiServer, Expired, path_of
 from csi.cluster.lease import Lease, leading
 from csi.cluster.watch import Watch, pages
@@ -182,8 +181,3 @@ def _readable(thing: Mapping[str, Any]) -> VolumeRecord | None:
     except DataCacheError as error:
         log.warning("a volume is left out of the list", extra={"fields": {"reason": error}})
         return None
-
-
-def from_environment() -> KubernetesRegistry:
-    """The registry of the cluster that this program runs in, or that KUBECONFIG names. Raises FailedPrecondition, InvalidParameter."""
-    return KubernetesRegistry(ApiServer(find()))

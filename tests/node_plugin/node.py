@@ -9,13 +9,13 @@ from typing import Any
 from csi.errors import UnsupportedByNode
 from csi.images.store import Store
 from csi.registry.directory import DirectoryRegistry
+from csi.sources.allow_list import AllowList
 from csi.spec.access_modes import AccessMode
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
 from node_plugin.fills import Fills
 from node_plugin.image_mounts import ImageMounts
-from node_plugin.inline_policy import InlinePolicy
 from node_plugin.throttle.pods import tree
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
@@ -61,7 +61,7 @@ class Node:
         self.registry = DirectoryRegistry(folder / "registry")
         throttles = GroupRecords(folder / "store/throttles")
         self.throttle = Throttle(UnsupportedByNode("no cgroups here") if unthrottled else self.cgroups, throttles, require_throttle)
-        parts = (self.records, self.store, resolver, self.fills, self.images, self.mounts, self.room, InlinePolicy(nas))
+        parts = (self.records, self.store, resolver, self.fills, self.images, self.mounts, self.room, AllowList(nas))
         self.volumes = Volumes(*parts, VolumeLimits(self.registry), self.throttle)
 
     def _ready(self) -> None:

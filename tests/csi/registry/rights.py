@@ -15,6 +15,8 @@ CONTROLLER_RIGHTS: list[Rule] = [
     # Server-side apply is a patch, which needs "create" too where the object is not there.
     *((_GROUP, "cachevolumes", verb) for verb in ("create", "patch", "delete")),
     (_GROUP, "cachevolumes/status", "patch"),
+    # The annotations of PVCs, where StorageClasses list some.
+    ("", "persistentvolumeclaims", "get"),
     # In the controller's own namespace alone.
     *(("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")),
 ]

@@ -6,6 +6,7 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from hypothesis import strategies as st
 
 from csi.cluster.access import Access
 from csi.cluster.api_server import JSON, ApiServer
+from csi.cluster.claims import ClusterClaims
 from csi.errors import ClusterForbids, ClusterUnavailable, DataCacheError, FailedPrecondition
 from csi.registry.cache_volume import decode, encode, object_name
 from csi.registry.kubernetes import MOST_SELECTED, KubernetesRegistry
-from csi.registry.opening import open_registry
+from csi.registry.opening import find_server
 from csi.registry.volume import Interest
 from csi.spec.cache import CacheSpec
 from csi.spec.nas import NasSpec
@@ -181,7 +183,7 @@ def test_outside_of_a_cluster_the_word_kubernetes_says_what_is_missing(monkeypat
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(FailedPrecondition, match="KUBECONFIG"):
-        open_registry("kubernetes")
+        find_server("kubernetes")
 
 
 def test_who_tends_says_in_the_status_what_a_volume_is(cluster: apiserver.ApiServer) -> None:
@@ -265,6 +267,8 @@ def controller_life(cluster: apiserver.ApiServer, registry: KubernetesRegistry, 
         with registry.tended(name):
             wait_until(lambda: bool(said(cluster, "dc-1") or logged()), 30)
         registry.delete("dc-1")
+        with suppress(FailedPrecondition):
+            ClusterClaims(registry._server).annotations("default", "none")
 
     return forbidden(live) or logged()
 
