@@ -6,7 +6,6 @@ import json
 import threading
 import uuid
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from csi.spec.nas import NasSpec
 from csi.spec.performance import Performance
 from tests import apiserver
 from tests.apiserver import NODE, STRANGER, VOLUMES
+from tests.csi.cluster.test_claims import InCluster
 from tests.csi.registry.kinds import Told, record
 from tests.csi.registry.rights import CONTROLLER_RIGHTS, NODE_RIGHTS, grant
 from tests.origins.onc_rpc import free_port, wait_until
@@ -267,8 +267,7 @@ def controller_life(cluster: apiserver.ApiServer, registry: KubernetesRegistry, 
         with registry.tended(name):
             wait_until(lambda: bool(said(cluster, "dc-1") or logged()), 30)
         registry.delete("dc-1")
-        with suppress(FailedPrecondition):
-            ClusterClaims(registry._server).annotations("default", "none")
+        ClusterClaims(registry._server).annotations("default", "models")
 
     return forbidden(live) or logged()
 
@@ -276,6 +275,7 @@ def controller_life(cluster: apiserver.ApiServer, registry: KubernetesRegistry, 
 def test_a_controller_needs_each_of_its_rights_and_no_other(cluster: apiserver.ApiServer, caplog: pytest.LogCaptureFixture) -> None:
     registry = KubernetesRegistry(cluster.client(STRANGER))
     grant(cluster, STRANGER, CONTROLLER_RIGHTS)
+    InCluster(cluster).put("default", "models", {})
     assert wait_until(lambda: not controller_life(cluster, registry, caplog), 60)
     for missing in CONTROLLER_RIGHTS:
         if missing[1:] == ("cachevolumes", "watch"):
