@@ -15,7 +15,7 @@ from csi import __version__, health, rpc, settings
 from csi.durable import secret_key
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, KUBERNETES, find_server, open_claims, open_registry
+from csi.registry.opening import HELP, KUBERNETES, find_server, open_claims, open_pins, open_registry
 from csi.sources.allow_list import ANNOTATIONS, NAS_HELP, AllowList, nas_prefixes
 from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     server = find_server(options.registry)
-    registry = open_registry(options.registry, server)
+    pins = open_pins(server)
+    registry = open_registry(options.registry, server, pins)
     allowed = AllowList(options.allow_inline_nas, options.allow_origins, ANNOTATIONS)
     room = WaitingRoom(options.rpc_threads // 2)
     state = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
@@ -64,7 +65,7 @@ def _serve(options: argparse.Namespace) -> None:
         profiles=options.egress_profile,
         allowed=options.allow_origins,
     )
-    volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True), Asking(open_claims(server), allowed))
+    volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True), Asking(open_claims(server), allowed), pins)
 
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)

@@ -15,7 +15,7 @@ from csi.errors import UnsupportedByNode
 from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, find_server, open_registry
+from csi.registry.opening import HELP, find_server, open_pins, open_registry
 from csi.registry.volume import Interest, VolumeRegistry
 from csi.sources.allow_list import NAS_HELP, AllowList, nas_prefixes
 from csi.sources.destinations import ORIGINS_HELP, destinations
@@ -28,6 +28,8 @@ from node_plugin.image_mounts import ImageMounts
 from node_plugin.kernel import require_erofs
 from node_plugin.loop import KernelLoops, read_ahead_of
 from node_plugin.mounts import KernelMounts
+from node_plugin.pins import NodePins
+from node_plugin.proving import Proving
 from node_plugin.registration import registered
 from node_plugin.servicer import NodeServicer
 from node_plugin.throttle.detect import hierarchy_at
@@ -115,10 +117,12 @@ def _serve(options: argparse.Namespace) -> None:
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
     allowed = AllowList(options.allow_inline_nas, options.allow_origins)
-    registry, shown = open_registry(options.registry, find_server(options.registry)) if options.registry else None, Interest()
+    server, shown = find_server(options.registry), Interest()
+    registry = open_registry(options.registry, server) if options.registry else None
     throttle = Throttle(_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles"), options.require_throttle)
     limits = VolumeLimits(registry)
-    volumes = Volumes(VolumeRecords(options.store / "volumes", shown), store, resolver, fills, images, mounts, room, allowed, limits, throttle)
+    records, pins = VolumeRecords(options.store / "volumes", shown), NodePins(open_pins(server), options.node_id)
+    volumes = Volumes(records, store, Proving(store, resolver), fills, images, mounts, room, allowed, limits, throttle, pins)
 
     if options.metrics_address:
         from node_plugin import metrics  # 5 MB that only those pay who ask for it
@@ -133,7 +137,8 @@ def _serve(options: argparse.Namespace) -> None:
     try:
         with _watching(registry, volumes, shown):
             volumes.recover()
-            rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options))
+            with pins.tended():
+                rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options))
     finally:
         fills.stop()
         pool.close()
