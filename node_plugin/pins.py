@@ -92,10 +92,14 @@ class NodePins:
                 self._known[key] = held  # it may have been tidied away since it was looked up
             return held.pin or pin
 
+    def pin_of(self, volume_id: str) -> CachePin | None:
+        """The pin that a volume was resolved under, None for none."""
+        with self._guard:
+            return next((held.pin for held in self._known.values() if volume_id in held.users), None)
+
     def of(self, volume_id: str) -> dict[str, object] | None:
         """What the record of a volume keeps of its pin, None for none."""
-        with self._guard:
-            pin = next((held.pin for held in self._known.values() if volume_id in held.users), None)
+        pin = self.pin_of(volume_id)
         if pin is None:
             return None
         return {"namespace": pin.namespace, "digest": pin.digest, "asked": pin.asked.to_context(), "pinned": pin.pinned.to_context()}

@@ -11,7 +11,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -86,21 +86,24 @@ class KubernetesPins:
         """See PinRegistry."""
         patch = {"spec": {FIELDS[holder.kind]: {holder.name: None}}}
         try:
-            thing = self._server.call("PATCH", path_in(namespace, name), _query(), patch, _MERGE)
+            thing: dict[str, Any] | None = self._server.call("PATCH", path_in(namespace, name), _query(), patch, _MERGE)
         except NotFound:
             return
-        if not any(thing["spec"].get(field) for field in FIELDS.values()):
-            self._remove(thing)
+        for _ in range(_TRIES):
+            if thing is None or any(thing["spec"].get(field) for field in FIELDS.values()):
+                return
+            try:
+                return self._remove(thing)
+            except ClusterConflict:  # somebody came, or the status was written
+                thing = self._object(namespace, name)
+        raise ClusterConflict(f"CachePin {namespace}/{name} changes all the time; it is removed later")
 
     def _remove(self, thing: Mapping[str, Any]) -> None:
-        """Delete the object unless it has changed since."""
+        """Delete the object; raises ClusterConflict where it has changed since."""
         meta = thing["metadata"]
-        very = {key: meta[key] for key in ("uid", "resourceVersion")}
-        try:
-            body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": very}
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {key: meta[key] for key in ("uid", "resourceVersion")}}
+        with suppress(NotFound):
             self._server.call("DELETE", path_in(meta["namespace"], meta["name"]), body=body)
-        except (NotFound, ClusterConflict):
-            return
 
     def all(self) -> Iterator[CachePin]:
         """See PinRegistry."""

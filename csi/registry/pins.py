@@ -47,6 +47,11 @@ class CachePin:
         return f"CachePin {self.namespace}/{self.name}"
 
     @property
+    def words(self) -> str:
+        """What people are told whose volume reads what is pinned."""
+        return f"{self.asked.source.shown} is pinned to {self.pinned.source.shown}, image {self.digest[:12]}, in this namespace ({self.shown})"
+
+    @property
     def way_out(self) -> str:
         """What to do where the pin is in the way."""
         return (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -76,6 +77,19 @@ def test_one_is_not_joined_that_was_made_anew_meanwhile(cluster: ApiServer, pins
     monkeypatch.setattr(pins, "_object", stale)
     assert pins.hold(pin(), OTHER).digest == "b" * 64
     assert set(kept(other).holders) == {NODE, OTHER}
+
+
+def test_one_whose_status_was_written_as_its_last_holder_left_goes_all_the_same(pins: KubernetesPins, monkeypatch: pytest.MonkeyPatch) -> None:
+    pins.hold(pin(), NODE)
+    remove, tell = pins._remove, KubernetesPins._tell
+
+    def late(thing: Mapping[str, Any]) -> None:
+        tell(pins, pin().name, pins._object("default", pin().name))
+        remove(thing)
+
+    monkeypatch.setattr(pins, "_remove", late)
+    pins.release("default", pin().name, NODE)
+    assert pins.get("default", pin().name) is None
 
 
 def test_kubectl_shows_what_is_pinned_and_who_holds_it(cluster: ApiServer, pins: KubernetesPins) -> None:
