@@ -88,10 +88,10 @@ class KubernetesPins:
         try:
             thing: dict[str, Any] | None = self._server.call("PATCH", path_in(namespace, name), _query(), patch, _MERGE)
         except NotFound:
-            return
+            return None
         for _ in range(_TRIES):
             if thing is None or any(thing["spec"].get(field) for field in FIELDS.values()):
-                return
+                return None
             try:
                 return self._remove(thing)
             except ClusterConflict:  # somebody came, or the status was written
