@@ -40,6 +40,11 @@ class MountRequest:
         return self.context.get(_EPHEMERAL) == "true"
 
     @property
+    def namespace(self) -> str:
+        """The namespace of the pod, "" where that is not known."""
+        return self.context.get(_POD_NAMESPACE, "")
+
+    @property
     def own_context(self) -> dict[str, str]:
         """The context without what Kubernetes adds, which differs from pod to pod."""
         return {key: value for key, value in self.context.items() if not key.startswith(FOREIGN_PREFIXES)}

@@ -17,8 +17,10 @@ from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, 
 from csi.images.records import State
 from csi.images.store import Store
 from csi.locks import KeyedLocks
+from csi.sources.allow_list import AllowList, named_by_user
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
+from csi.spec.cache import CacheSpec
 from csi.spec.limits import Limits
 from csi.spec.parameters import VolumeParameters, parse, parse_kept
 from csi.spec.performance import whole_gib
@@ -27,9 +29,9 @@ from csi.worker.protocol import Resolution
 from node_plugin.fill_events import FillEvents
 from node_plugin.fills import HOPELESS, Fills
 from node_plugin.image_mounts import ImageMounts
-from node_plugin.inline_policy import InlinePolicy, named_by_pod
 from node_plugin.mount_request import MountRequest, Stats
 from node_plugin.mounts import Mounts, at, real
+from node_plugin.pins import NodePins
 from node_plugin.proving import Proving
 from node_plugin.throttle.pods import pod_uid
 from node_plugin.throttle.throttle import Throttle, Wanted
@@ -54,14 +56,15 @@ class Volumes:
         images: ImageMounts,
         mounts: Mounts,
         room: WaitingRoom,
-        inline_policy: InlinePolicy,
+        allowed: AllowList,
         limits: VolumeLimits,
         throttle: Throttle,
+        pins: NodePins | None = None,
         events: FillEvents | None = None,
     ) -> None:
         self._records, self._store, self._proving, self._fills = records, store, proving, fills
-        self._images, self._mounts, self._room, self._inline_policy = images, mounts, room, inline_policy
-        self._limits, self._throttle, self._events = limits, throttle, events or FillEvents()
+        self._images, self._mounts, self._room, self._allowed = images, mounts, room, allowed
+        self._limits, self._throttle, self._pins, self._events = limits, throttle, pins or NodePins(), events or FillEvents()
         self._locks = KeyedLocks()
 
     def stage(self, request: MountRequest, patience: Patience) -> None:
@@ -95,14 +98,15 @@ class Volumes:
 
     def _publish_inline(self, request: MountRequest, patience: Patience) -> None:
         asked = parse(request.context, request.flags)
-        self._inline_policy.check(asked)
-        self._bring(request, replace(asked, spec=named_by_pod(asked.spec)), patience, "targets")
+        self._allowed.check(asked)
+        with self._pins.using(request.volume_id):
+            self._bring(request, replace(asked, spec=named_by_user(asked.spec)), patience, "targets")
 
     def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""
         with self._room.present(request.volume_id, patience):
             self._images.check_node()
-            found = self._proving.proven(request.volume_id, asked.spec, asked.manifest_digest, request.secrets, patience)
+            found = self._found(request, asked, patience)
             _still_wanted(patience)
             with self._holding(found.digest):
                 self._fills.wait(request.volume_id, found.digest, request.secrets, patience, found.spec.to_context(), request.subject)
@@ -112,6 +116,16 @@ class Volumes:
                         volume = self._shown_volume(request, asked, found, kind)
                         self._show_image(request.path, volume)
                         self._events.clamped(request.subject, limits_of(volume))
+
+    def _found(self, request: MountRequest, asked: VolumeParameters, patience: Patience) -> Resolution:
+        """What the volume holds, once its own credential has read from the origin; for inline volumes of a namespace the same everywhere."""
+
+        def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
+            return self._proving.proven(request.volume_id, spec, digest, request.secrets, patience)
+
+        if not request.inline:
+            return resolve(asked.spec, asked.manifest_digest)
+        return self._pins.resolved(request.volume_id, request.namespace, asked.spec, resolve)
 
     def _shown_volume(self, request: MountRequest, asked: VolumeParameters, found: Resolution, kind: str) -> NodeVolume:
         known = self._records.get(request.volume_id)
@@ -123,7 +137,7 @@ class Volumes:
         capacity = asked.capacity_bytes or max(asked.size_bytes or 0, whole_gib(found.content_bytes))
         volume = NodeVolume(request.volume_id, found.digest, request.own_context, capacity, found.content_bytes, request.inline)
         volume = self._limits.known(volume)
-        return replace(volume, limit_class=limit_class(volume))
+        return replace(volume, limit_class=limit_class(volume), pin=self._pins.of(request.volume_id))
 
     def _publish_staged(self, request: MountRequest) -> None:
         volume = self._records.get(request.volume_id)
@@ -142,6 +156,8 @@ class Volumes:
         self._room.cancel(volume_id, "the volume is being unpublished")
         with self._locks.hold(volume_id, _LOCK_SECONDS):
             self._take_away(volume_id, path)
+            if not (left := self._records.get(volume_id)) or not left.paths:
+                self._pins.let_go(volume_id)
             _remove_target(path)
 
     def unstage(self, volume_id: str, path: Path) -> None:
@@ -198,6 +214,7 @@ class Volumes:
                     Path(path).rmdir()
             left = self._limits.known(volume.without(*gone))
             self._records.put(left)
+            self._pins.adopt([left] if left.paths else [])
             wanted += self._still_wanted(left) if left.paths else []
         self._throttle.resume(wanted)
         self._images.sweep()

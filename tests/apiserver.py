@@ -20,10 +20,12 @@ from csi.cluster.access import Access
 from csi.cluster.api_server import ApiServer as Client
 from csi.errors import DataCacheError
 from csi.registry.cache_volume import GROUP, PLURAL, VERSION
-from tests.origins.onc_rpc import free_port
+from csi.registry.kubernetes_pins import path_in
+from tests.origins.onc_rpc import free_port, wait_until
 
 CRDS = Path(__file__).parents[1] / "deploy/crds"
 VOLUMES = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
+PINS = f"/apis/{GROUP}/{VERSION}/cachepins"
 ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
 NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test-cluster builds them, with Go)"
 _PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
@@ -46,6 +48,7 @@ class ApiServer:
     def __init__(self, users: Sequence[str] = (), crds: bool = True) -> None:
         self._users, self._crds = {name: secrets.token_hex(16) for name in (ADMIN, *users)}, crds
         self._processes: list[subprocess.Popen[bytes]] = []
+        self._kinds: tuple[str, ...] = ()
         self.folder, self.port = Path(), 0
 
     @property
@@ -62,6 +65,9 @@ class ApiServer:
             if self._crds:
                 self.kubectl("apply", "--server-side", "-f", str(CRDS))
                 self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
+                self._kinds = (VOLUMES, PINS)
+                # An established CRD may still be initialising its storage.
+                assert wait_until(lambda: all(self._serves(path) for path in (VOLUMES, PINS)), 30)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -124,7 +130,14 @@ class ApiServer:
 
     def _is_ready(self) -> bool:
         try:
-            return self.client()._asked("GET", "/readyz", None, {}, 5.0).status == 200
+            # Started anew, it says that it is ready before its custom resources are.
+            return all(self.client()._asked("GET", path, None, {}, 5.0).status == 200 for path in ("/readyz", *self._kinds))
+        except DataCacheError:
+            return False
+
+    def _serves(self, path: str) -> bool:
+        try:
+            return bool(self.client().call("GET", path))
         except DataCacheError:
             return False
 
@@ -146,8 +159,10 @@ class ApiServer:
         return Client(self.access(user))
 
     def forget_volumes(self) -> None:
-        """Delete every CacheVolume."""
+        """Delete every CacheVolume and CachePin."""
         self.client().call("DELETE", VOLUMES)
+        for pin in self.client().call("GET", PINS)["items"]:
+            self.client().call("DELETE", path_in(pin["metadata"]["namespace"], pin["metadata"]["name"]))
 
     def kubeconfig(self, user: str = ADMIN) -> Path:
         """A kubeconfig file of `user`."""

@@ -11,6 +11,8 @@ from csi.registry.volume import VolumeRegistry
 
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
+    from csi.cluster.claims import ClusterClaims
+    from csi.registry.kubernetes_pins import KubernetesPins
 
 KUBERNETES = "kubernetes"
 HELP = "a folder, or the word kubernetes for the cluster that the program runs in (or that KUBECONFIG names)"
@@ -26,13 +28,31 @@ def find_server(where: str) -> ApiServer | None:
     return ApiServer(find())
 
 
-def open_registry(where: str, server: ApiServer | None) -> VolumeRegistry:
-    """The registry that the flag names: in the cluster of `server`, else a folder."""
+def open_registry(where: str, server: ApiServer | None, pins: KubernetesPins | None = None) -> VolumeRegistry:
+    """The registry that the flag names: in the cluster of `server`, with the pins that whoever leads tends, else a folder."""
     if server is None:
         return DirectoryRegistry(Path(where))
     from csi.registry.kubernetes import KubernetesRegistry
 
-    return KubernetesRegistry(server)
+    return KubernetesRegistry(server, pins)
+
+
+def open_pins(server: ApiServer | None) -> KubernetesPins | None:
+    """The pins of the cluster of `server`, None without one."""
+    if server is None:
+        return None
+    from csi.registry.kubernetes_pins import KubernetesPins
+
+    return KubernetesPins(server)
+
+
+def open_claims(server: ApiServer | None) -> ClusterClaims | None:
+    """The PVCs of the cluster of `server`, None without one."""
+    if server is None:
+        return None
+    from csi.cluster.claims import ClusterClaims
+
+    return ClusterClaims(server)
 
 
 def open_announcer(server: ApiServer | None, component: str, instance: str) -> Announcer:

@@ -22,7 +22,8 @@ class VolumeRecord:
 
     `asked` is the spec as it was asked for, `spec` the pinned one; `digest` names the manifest (64 hex digits);
     `capacity_bytes` is what the volume promises, `content_bytes` what it holds; `cloned_from` the id of the volume it
-    was cloned from, "" for none; `created` seconds since 1970; `claim` is the PVC it was made for, where that is known.
+    was cloned from, "" for none; `created` seconds since 1970; `claim` is the PVC it was made for, where that is known; `namespace` is that
+    of the CachePin it holds, "" for none.
     """
 
     id: str
@@ -37,6 +38,7 @@ class VolumeRecord:
     created: float = 0.0
     performance: Performance = field(default_factory=Performance)
     claim: Claim | None = None
+    namespace: str = ""
 
     def to_context(self) -> dict[str, str]:
         """The volume context that nodes get: flat parameters, no secret, and the PVC, so that no node has to ask whom a fill is told to."""
@@ -46,6 +48,7 @@ class VolumeRecord:
     def encode(self) -> dict[str, object]:
         """The record as JSON values."""
         own = {key: getattr(self, key) for key in ("id", "name", "content_bytes", "cloned_from", "created")}
+        own |= {"namespace": self.namespace} if self.namespace else {}
         return {"format": FORMAT, **own, "asked": self.asked.to_context(), "context": self.to_context()}
 
     @staticmethod
@@ -66,6 +69,7 @@ class VolumeRecord:
             downgrade_writers=context.downgrade_writers,
             performance=context.performance,
             claim=Claim.of(kept["context"]),  # type: ignore[arg-type]
+            namespace=str(kept.get("namespace", "")),
         )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from csi.cluster.access import Access
 from csi.cluster.api_server import ApiServer
 from csi.cluster.outbox import Outbox
-from csi.errors import ClusterForbids, ClusterUnavailable
+from csi.errors import ClusterForbids
 from csi.registry.announcing import Subject
 from csi.registry.fill_status import KEYS, MOST_NODES, FillStatus, filling
 from csi.registry.kubernetes import KubernetesRegistry
@@ -126,13 +125,7 @@ def test_the_end_of_a_fill_is_told_when_the_server_is_back(cluster: apiserver.Ap
         time.sleep(0.5)
     finally:
         cluster.start()
-
-    def over() -> bool:
-        with suppress(ClusterUnavailable):  # the server is ready before its custom resources are
-            return told.fills() == {}
-        return False
-
-    assert wait_until(over, 60)
+    assert wait_until(lambda: told.fills() == {}, 60)
     told.announcer.close()
 
 
