@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -27,7 +26,7 @@ from csi.locks import KeyedLocks
 from csi.registry.announcing import Announcer, Silent, Subject
 from csi.registry.claim import Claim
 from csi.registry.pins import CachePin, Holder, PinRegistry
-from csi.registry.volume import VolumeRecord, VolumeRegistry
+from csi.registry.volume import VolumeRecord, VolumeRegistry, id_of_name
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.cache import CacheSpec
@@ -86,7 +85,7 @@ class Volumes:
             raise OutOfRange(f"{sizes} are asked for; sizes are 0 to {LARGEST_VOLUME} bytes (16 TiB)")
         if 0 < request.limit_bytes < request.required_bytes:
             raise InvalidParameter(f"limit_bytes {request.limit_bytes} is below required_bytes {request.required_bytes}")
-        volume_id = _id_of(request.name)
+        volume_id = id_of_name(request.name)
         with self._locks.hold(volume_id):
             asked = self._parsed(request)
             known = self._registry.get(volume_id)
@@ -246,10 +245,6 @@ def _found(record: VolumeRecord | None, volume_id: str) -> VolumeRecord:
     if record is None:
         raise VolumeNotFound(f"there is no volume {volume_id[:200]!r}")
     return record
-
-
-def _id_of(name: str) -> str:
-    return "dc-" + hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
 def _capacity(content_bytes: int, request: CreateRequest) -> int:

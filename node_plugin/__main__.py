@@ -15,9 +15,9 @@ from csi.errors import UnsupportedByNode
 from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, find_server, open_announcer, open_pins, open_registry
+from csi.registry.opening import HELP, find_server, open_announcer, open_pins, open_prewarms, open_registry
 from csi.registry.volume import Interest, VolumeRegistry
-from csi.sources.allow_list import NAS_HELP, AllowList, nas_prefixes
+from csi.sources.allow_list import NAS_HELP, PREWARMS, AllowList, nas_prefixes
 from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
@@ -30,6 +30,7 @@ from node_plugin.kernel import require_erofs
 from node_plugin.loop import KernelLoops, read_ahead_of
 from node_plugin.mounts import KernelMounts
 from node_plugin.pins import NodePins
+from node_plugin.prewarming import Prewarming
 from node_plugin.proving import Proving
 from node_plugin.registration import registered
 from node_plugin.servicer import NodeServicer
@@ -119,6 +120,13 @@ def _serve(options: argparse.Namespace) -> None:
     limits = VolumeLimits(registry)
     records, pins = VolumeRecords(options.store / "volumes", shown), NodePins(open_pins(server), options.node_id)
     volumes = Volumes(records, store, Proving(store, resolver), fills, images, mounts, room, allowed, limits, throttle, pins, events)
+    prewarms = open_prewarms(server, options.node_id, registry)
+    ordered = AllowList(options.allow_inline_nas, options.allow_origins, PREWARMS)
+    proving = Proving(store, Resolver(pool, proofs, room, ask_moving=True, scratch=store.temp_path))
+    file = options.store / "prewarms.json"
+    prewarming = prewarms and Prewarming(prewarms, ordered, proving, fills, store, pins, images.check_node, file)
+    if prewarming:
+        fills.keep(prewarming.kept)
 
     observe = _observer(options.metrics_address, throttle)
 
@@ -129,12 +137,14 @@ def _serve(options: argparse.Namespace) -> None:
     try:
         with _watching(registry, volumes, shown):
             volumes.recover()
-            with pins.tended():
+            with pins.tended(), prewarming.running() if prewarming else nullcontext():
                 rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options), observe)
     finally:
         fills.stop()
         pool.close()
         announcer.close()
+        if prewarms:
+            prewarms.close()
         throttle.close()
 
 

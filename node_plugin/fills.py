@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from csi.durable import TEMP_SUFFIX
-from csi.errors import Busy, CorruptContent, DataCacheError, SourceChanged, UnsafeContent
+from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, SourceChanged, UnsafeContent
 from csi.images.donors import reserve
 from csi.images.places import place_of
 from csi.images.progress import FillProgress
@@ -29,6 +29,7 @@ log = logging.getLogger("datacache.fill")
 # After these the bytes so far are of no use to a next try.
 HOPELESS = (CorruptContent, SourceChanged, UnsafeContent)
 _REPORT_SECONDS = 0.5
+_OTHERS_FIRST = "fills that pods wait for go first"
 
 
 @dataclass
@@ -37,11 +38,14 @@ class _Fill:
     access: dict[str, str]
     secrets: dict[str, str] = field(repr=False)
     place: str
+    is_ahead: bool = False
     donors: list[Path] = field(default_factory=list)
     room: ExitStack = field(default_factory=ExitStack)
     call: Call = field(default_factory=Call)
     progress: FillProgress = field(default_factory=FillProgress)
     waiters: set[Patience] = field(default_factory=set)
+    ahead: set[Patience] = field(default_factory=set)
+    """Who has it filled ahead of any pod: a fill of nobody else gives way to others."""
     wanted: float = field(default_factory=time.monotonic)
     error: Exception | None = None
     done: bool = False
@@ -68,6 +72,7 @@ class Fills:
         self._vouching = Vouching(store, pool, room, connections)
         self._guard = threading.Lock()
         self._fills: dict[str, _Fill] = {}
+        self._kept: Callable[[], set[str]] = set
 
     def wait(
         self,
@@ -98,6 +103,49 @@ class Fills:
                 raise fill.error
         self._vouching.wait(key, digest, secrets, patience, access or self._store.access(digest))
 
+    def ahead(self, digest: str, secrets: Mapping[str, str], access: Mapping[str, str], patience: Patience) -> None:
+        """As `wait`, for an image that no pod has asked for yet: it goes last, and gives way to every fill that a pod waits for.
+
+        It takes no seat and asks no origin about a sealed image. Raises Busy with the progress, or when others go first, NoSpace, and
+        what ended the fill.
+        """
+        if self._store.sealed(digest):
+            return
+        if self.hurried(digest):
+            raise Busy(_OTHERS_FIRST)
+        fill = self._join(digest, access, secrets, None, ahead=patience)
+        while not fill.done and not patience.over:
+            patience.sleep()
+        with self._guard:
+            fill.ahead.discard(patience)
+            fill.wanted = time.monotonic()
+        if not fill.done or patience.cancelled:
+            raise Busy(patience.cancelled or fill.progress.shown())
+        if fill.error and not isinstance(fill.error, Busy) and (fill.access, fill.secrets) == (access, secrets):
+            raise fill.error
+        if fill.error:
+            raise Busy(_OTHERS_FIRST)
+
+    def keep(self, kept: Callable[[], set[str]]) -> None:
+        """No fill evicts what `kept` names, either."""
+        self._kept = kept
+
+    def hurried(self, digest: str = "") -> bool:
+        """Whether a pod waits for a fill, of another image than `digest`."""
+        with self._guard:
+            return any(fill.waiters for fill in self._fills.values() if fill.digest != digest)
+
+    def give_way(self, digest: str = "") -> bool:
+        """Stop the fills, or that of `digest`, that go ahead of any pod and that none waits for; whether there were any. Their bytes stay."""
+        with self._guard:
+            return self._give_way(digest)
+
+    def _give_way(self, digest: str = "") -> bool:
+        stopped = [fill for fill in self._fills.values() if fill.is_ahead and not fill.waiters and digest in ("", fill.digest)]
+        for fill in stopped:
+            fill.call.stop()
+        return bool(stopped)
+
     def begin(self, digest: str, secrets: Mapping[str, str]) -> None:
         """Begin or go on with a fill without waiting for it; no image goes for one that nobody may want. Raises NoSpace."""
         self._join(digest, {}, secrets, None)
@@ -122,19 +170,34 @@ class Fills:
         secrets: Mapping[str, str],
         patience: Patience | None,
         listener: tuple[str, Subject | None] = ("", None),
+        ahead: Patience | None = None,
     ) -> _Fill:
         with self._guard:
             fill = self._fills.get(digest)
             if fill is None:
-                fill = _Fill(digest, dict(access), dict(secrets), place_of(access or self._store.access(digest)))
-                in_use = self._in_use if patience else self._all
-                fill.donors = fill.room.enter_context(reserve(self._store, digest, fill.place, in_use))
-                self._fills[digest] = fill
-                threading.Thread(target=self._run, args=(fill,), name="fill", daemon=True).start()
+                fill = self._begun(digest, access, secrets, patience, ahead)
+            if ahead:
+                fill.ahead.add(ahead)
             if patience:
                 fill.waiters.add(patience)
                 self._events.joined(listener[0], digest, listener[1])
             return fill
+
+    def _begun(self, digest: str, access: Mapping[str, str], secrets: Mapping[str, str], patience: Patience | None, ahead: Patience | None) -> _Fill:
+        fill = _Fill(digest, dict(access), dict(secrets), place_of(access or self._store.access(digest)), is_ahead=ahead is not None)
+        gives_way = patience is not None and self._give_way()
+        try:
+            fill.donors = fill.room.enter_context(reserve(self._store, digest, fill.place, self._staying if patience or ahead else self._all))
+        except NoSpace:
+            if gives_way:
+                raise Busy("a fill that goes ahead of its pods makes room; call again") from None
+            raise
+        self._fills[digest] = fill
+        threading.Thread(target=self._run, args=(fill,), name="fill", daemon=True).start()
+        return fill
+
+    def _staying(self) -> set[str]:
+        return self._in_use() | self._kept()
 
     def _all(self) -> set[str]:
         return {image.digest for image in self._store.images()}
@@ -177,7 +240,7 @@ class Fills:
         self._events.progressed(fill.digest, progress)
         self._report(fill)
         with self._guard:
-            unwanted = not fill.waiters and time.monotonic() - fill.wanted > self._grace
+            unwanted = not fill.waiters and not fill.ahead and time.monotonic() - fill.wanted > self._grace
         if unwanted:
             fill.call.stop()
 
@@ -207,7 +270,7 @@ class Fills:
             del self._fills[fill.digest]
             fill.room.close()
             self._events.ended(fill.digest, fill.error)
-            for patience in fill.waiters:
+            for patience in fill.waiters | fill.ahead:
                 patience.wake()
         if isinstance(fill.error, HOPELESS):
             self.discard(fill.digest)

@@ -26,6 +26,7 @@ from tests.origins.onc_rpc import free_port, wait_until
 CRDS = Path(__file__).parents[1] / "deploy/crds"
 VOLUMES = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 PINS = f"/apis/{GROUP}/{VERSION}/cachepins"
+PREWARMS = f"/apis/{GROUP}/{VERSION}/cacheprewarms"
 ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
 NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test-cluster builds them, with Go)"
 _PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
@@ -65,9 +66,9 @@ class ApiServer:
             if self._crds:
                 self.kubectl("apply", "--server-side", "-f", str(CRDS))
                 self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
-                self._kinds = (VOLUMES, PINS)
+                self._kinds = (VOLUMES, PINS, PREWARMS)
                 # An established CRD may still be initialising its storage.
-                assert wait_until(lambda: all(self._serves(path) for path in (VOLUMES, PINS)), 30)
+                assert wait_until(self._is_ready, 30)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -131,7 +132,8 @@ class ApiServer:
     def _is_ready(self) -> bool:
         try:
             # Started anew, it says that it is ready before its custom resources are.
-            return all(self.client()._asked("GET", path, None, {}, 5.0).status == 200 for path in ("/readyz", *self._kinds))
+            ready = self.client()._asked("GET", "/readyz", None, {}, 5.0).status == 200
+            return ready and all(map(self._serves, self._kinds))
         except DataCacheError:
             return False
 
@@ -159,10 +161,14 @@ class ApiServer:
         return Client(self.access(user))
 
     def forget_volumes(self) -> None:
-        """Delete every CacheVolume and CachePin."""
+        """Delete every CacheVolume, CachePin and CachePrewarm."""
         self.client().call("DELETE", VOLUMES)
         for pin in self.client().call("GET", PINS)["items"]:
             self.client().call("DELETE", path_in(pin["metadata"]["namespace"], pin["metadata"]["name"]))
+        for thing in self.client().call("GET", PREWARMS)["items"]:
+            self.client().call(
+                "DELETE", f"/apis/{GROUP}/{VERSION}/namespaces/{thing['metadata']['namespace']}/cacheprewarms/{thing['metadata']['name']}"
+            )
 
     def kubeconfig(self, user: str = ADMIN) -> Path:
         """A kubeconfig file of `user`."""

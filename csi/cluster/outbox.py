@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -79,7 +80,8 @@ class Outbox:
             self._pause = 0.0
         except (ClusterUnavailable, ClusterConflict) as error:
             away = isinstance(error, ClusterUnavailable)
-            self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE) if away else _FIRST_PAUSE
+            # Those who write to one object must not come back together.
+            self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE) if away else random.uniform(0.1, _FIRST_PAUSE)
             if away:
                 self._say("the cluster is not told, which goes on when it can be", error)
             if lasting:

@@ -13,7 +13,7 @@ from csi.images.sizes import human
 class Claim:
     """What an image takes of the store, in bytes: `size` in the end (its reservation), `allocated` on disk by now.
 
-    `fixed` images stay: they are mounted or being filled. `last_used` is in seconds since 1970.
+    `fixed` images stay: they are mounted, prewarmed or being filled. `last_used` is in seconds since 1970.
     """
 
     digest: str
@@ -51,5 +51,5 @@ def _no_space(wanted: Claim, claims: list[Claim], budget: int, in_budget: int, o
         limit, way_out = "its file system has no more", "add disk space"
     return NoSpace(
         f"the image needs {human(wanted.size)}, the node's store has room for {human(max(0, min(in_budget, on_disk)))}: {limit}, "
-        f"{human(pinned)} are mounted or being filled; delete pods that mount other caches or {way_out}"
+        f"{human(pinned)} are mounted, prewarmed or being filled; delete pods that mount other caches, or CachePrewarms, or {way_out}"
     )

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
     from csi.cluster.claims import ClusterClaims
     from csi.registry.kubernetes_pins import KubernetesPins
+    from csi.registry.kubernetes_prewarms import KubernetesPrewarms
 
 KUBERNETES = "kubernetes"
 HELP = "a folder, or the word kubernetes for the cluster that the program runs in (or that KUBECONFIG names)"
@@ -62,3 +63,12 @@ def open_announcer(server: ApiServer | None, component: str, instance: str) -> A
     from csi.registry.kubernetes_announcer import KubernetesAnnouncer
 
     return KubernetesAnnouncer(server, component, instance)
+
+
+def open_prewarms(server: ApiServer | None, node: str, registry: VolumeRegistry | None) -> KubernetesPrewarms | None:
+    """What the cluster of `server` says that `node` is to have, None without one."""
+    if server is None or registry is None:
+        return None
+    from csi.registry.kubernetes_prewarms import KubernetesPrewarms
+
+    return KubernetesPrewarms(server, node, registry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -71,6 +72,11 @@ class VolumeRecord:
             claim=Claim.of(kept["context"]),  # type: ignore[arg-type]
             namespace=str(kept.get("namespace", "")),
         )
+
+
+def id_of_name(name: str) -> str:
+    """The id of the volume that CreateVolume made for a name, which is that of its PV."""
+    return "dc-" + hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
 class Interest:

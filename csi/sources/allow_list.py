@@ -1,4 +1,4 @@
-"""Where a user's words may point: attributes of inline volumes and annotations of PVCs are anybody's, so the operator's list decides."""
+"""Where a user's words may point: what inline volumes, annotations and CachePrewarms name is anybody's word, so the operator's list decides."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Words:
     plugin: str
 
 
-INLINE, ANNOTATIONS = Words("inline volumes", "node"), Words("annotations of a PVC", "controller")
+INLINE, ANNOTATIONS, PREWARMS = Words("inline volumes", "node"), Words("annotations of a PVC", "controller"), Words("CachePrewarms", "node")
 
 
 class AllowList:

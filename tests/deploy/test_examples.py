@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from csi.settings import DRIVER_NAME, size
-from csi.sources.allow_list import ANNOTATIONS, AllowList
+from csi.sources.allow_list import ANNOTATIONS, PREWARMS, AllowList
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.parameters import parse, parse_mutable
@@ -104,3 +104,15 @@ def test_a_model_server_waits_for_nothing() -> None:
     for pod in pods:
         assert "initContainers" not in pod
         assert all("command" not in container for container in pod["containers"])
+
+
+def test_what_an_example_prewarms_parses_as_a_users_word_and_names_what_is_there() -> None:
+    names = {(thing["kind"], thing["metadata"]["name"]) for _, thing in OBJECTS}
+    caches = [cache for thing in deployed("CachePrewarm") for cache in thing["spec"]["caches"]]
+    assert {"claimName", "parameters"} <= {key for cache in caches for key in cache}
+    for cache in caches:
+        assert "secretRef" not in cache or ("Secret", cache["secretRef"]["name"]) in names
+        if "claimName" in cache:
+            assert ("PersistentVolumeClaim", cache["claimName"]) in names
+        else:
+            AllowList(words=PREWARMS).check(parse(cache["parameters"]))

@@ -22,6 +22,8 @@ pytestmark = pytest.mark.kernel
 
 SECONDS = 9
 SLOW = {"repoId": "org/model", "bandwidthLimit": f"{24 // SECONDS}Mi"}
+COMMIT: dict[str, str] = {}
+"""What a volume needs no pin for: the model's commit."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,8 @@ def machine(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> 
     folder, tree = tmp_path_factory.mktemp("told"), tmp_path_factory.mktemp("model")
 
     with Hub() as hub:
-        hub.repo("org/model", {"model.bin": content(tree / "model.bin", 24 * MIB)})
+        model = hub.repo("org/model", {"model.bin": content(tree / "model.bin", 24 * MIB)})
+        COMMIT["revision"] = model.branches["main"]
         with Machine(folder, {"HF_ENDPOINT": hub.endpoint}, kubeconfig=api_server.kubeconfig()) as running:
             yield running
     shutil.rmtree(folder)
@@ -98,7 +101,7 @@ def test_an_api_server_that_is_away_delays_no_volume(machine: Machine, api_serve
     pod = f"reader-{uuid.uuid4().hex[:8]}"
     api_server.stop()
     try:
-        assert machine.inline(pod, SLOW) == (OK, "")
+        assert machine.inline(pod, SLOW | COMMIT) == (OK, "")
         assert machine.unpublish(pod) == (OK, "")
     finally:
         api_server.start()

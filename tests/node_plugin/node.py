@@ -75,7 +75,9 @@ class Node:
         self.registry = DirectoryRegistry(folder / "registry")
         throttles = GroupRecords(folder / "store/throttles")
         self.throttle = Throttle(UnsupportedByNode("no cgroups here") if unthrottled else self.cgroups, throttles, require_throttle)
-        parts = (self.records, self.store, Proving(self.store, resolver), self.fills, self.images, self.mounts, self.room, AllowList(nas))
+        anew = Resolver(self.source, proofs, self.room, ask_moving=True, scratch=self.store.temp_path)  # type: ignore[arg-type]
+        self.proving, self.proving_anew = Proving(self.store, resolver), Proving(self.store, anew)
+        parts = (self.records, self.store, self.proving, self.fills, self.images, self.mounts, self.room, AllowList(nas))
         self.pins = NodePins(pins, name, lambda: self.now)
         self.volumes = Volumes(*parts, VolumeLimits(self.registry), self.throttle, self.pins, self.events)
 

@@ -32,6 +32,15 @@ CONTROLLER_RIGHTS: list[Rule] = [
 CONTROLLER_EVENT_RIGHTS: list[Rule] = [("", "events", verb) for verb in ("create", "patch")]
 # Nodes show how full the images of their volumes are.
 NODE_TELLING_RIGHTS: list[Rule] = [*CONTROLLER_EVENT_RIGHTS, (_GROUP, "cachevolumes/status", "patch")]
+# What a node is to have before pods ask for it: the objects, its own labels, and what PVCs hold that objects name.
+NODE_PREWARM_RIGHTS: list[Rule] = [
+    *((_GROUP, "cacheprewarms", verb) for verb in ("get", "list", "watch")),
+    (_GROUP, "cacheprewarms/status", "patch"),
+    ("", "nodes", "get"),
+    ("", "persistentvolumeclaims", "get"),
+]
+# By name, in the namespaces alone in which an operator lets CachePrewarms name Secrets.
+NODE_SECRET_RIGHTS: list[Rule] = [("", "secrets", "get")]
 _names = itertools.count(1)
 
 
