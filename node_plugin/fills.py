@@ -14,7 +14,6 @@ from pathlib import Path
 from csi.durable import TEMP_SUFFIX
 from csi.errors import Busy, CorruptContent, DataCacheError, SourceChanged, UnsafeContent
 from csi.images.donors import reserve
-from csi.images.places import place_of
 from csi.images.progress import FillProgress
 from csi.images.store import Store
 from csi.waiting import Patience, WaitingRoom
@@ -98,7 +97,7 @@ class Fills:
         with self._guard:
             fill = self._fills.get(digest)
             if fill is None:
-                fill = _Fill(digest, dict(access), dict(secrets), place_of(access or self._store.access(digest)))
+                fill = _Fill(digest, dict(access), dict(secrets), self._store.place(access or self._store.access(digest), secrets))
                 in_use = self._in_use if patience else self._all
                 fill.donors = fill.room.enter_context(reserve(self._store, digest, fill.place, in_use))
                 self._fills[digest] = fill
