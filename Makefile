@@ -6,7 +6,7 @@ SANITY := github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.5.0
 OBJECTS := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-guest kills lint bench proto docs clean system guest
+.PHONY: help demo test test-guest test-cluster kills lint bench proto docs manifests clean system guest cluster
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -20,16 +20,20 @@ test: system $(VENV)/ready $(BIN)/csi-sanity $(BIN)/versitygw ## Set up, then ru
 test-guest: system guest $(VENV)/ready ## Set up, then run what needs systemd and cgroup v2, in an emulated Debian guest
 	$(BIN)/python -m tests.guest $(ARGS)
 
+test-cluster: system cluster $(VENV)/ready ## Set up, then run what needs a real Kubernetes, in namespaces of its own
+	IN_TEST_CLUSTER=1 $(BIN)/pytest $(if $(ARGS),$(ARGS),tests/cluster)
+
 kills: system $(VENV)/ready ## Set up, then kill plugin and workers in every state of a 4 GiB volume's life (10 minutes)
 	KILLS_MIB=4096 $(BIN)/pytest -s tests/kernel/test_kills.py
 
-lint: system $(VENV)/ready ## Check style, types, import directions and that csi/pb and docs are not stale
+lint: system $(VENV)/ready ## Check style, types, import directions and that csi/pb, docs and deploy/manifests are not stale
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python deploy/generate.py --check
 
 bench: system $(VENV)/demo $(BIN)/versitygw $(BIN)/s5cmd ## Set up, then measure; prints ratios, each beside the baseline of the same run
 	$(BIN)/python -m tests.benchmarks $(ARGS)
@@ -40,6 +44,9 @@ proto: system $(VENV)/ready ## Generate csi/pb from proto/csi.proto
 docs: system $(VENV)/ready ## Generate docs/parameters.md from the code
 	$(BIN)/python docs/generate.py
 
+manifests: system $(VENV)/ready ## Generate deploy/manifests and the chart's CRDs, with helm
+	$(BIN)/python deploy/generate.py
+
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -49,6 +56,10 @@ system:
 
 guest:
 	@sh tests/setup/guest.sh
+
+cluster:
+	@sh tests/setup/cluster.sh
+	@sh tests/setup/cluster/programs.sh >/dev/null
 
 $(VENV)/ready: requirements/dev.txt setup.cfg pyproject.toml | system
 	$(PYTHON) -m venv $(VENV)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc
 
 from controller_plugin.asking import Asking
-from controller_plugin.servicer import ControllerServicer
+from controller_plugin.servicer import ControllerServicer, NoNode
 from controller_plugin.volumes import Volumes
 from csi import __version__, health, rpc, settings
 from csi.durable import secret_key
@@ -67,13 +68,21 @@ def _serve(options: argparse.Namespace) -> None:
     )
     volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True), Asking(open_claims(server), allowed), pins)
 
+    observe = rpc.unobserved
+    if options.metrics_address:
+        from csi.metrics import Metrics  # 5 MB that only those pay who ask for them
+
+        observe = Metrics(options.metrics_address).observe
+
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)
         csi_pb2_grpc.add_ControllerServicer_to_server(ControllerServicer(volumes, options.driver_name), server)
+        csi_pb2_grpc.add_NodeServicer_to_server(NoNode(), server)
 
     try:
         with registry.tended(f"{options.driver_name.lower()}-controller"):
-            rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: health.answering(options.health_address, options.endpoint))
+            healthy = partial(health.answering, options.health_address, options.endpoint)
+            rpc.serve(options.endpoint, options.rpc_threads, room, register, healthy, observe)
     finally:
         pool.close()
 

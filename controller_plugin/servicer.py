@@ -166,3 +166,11 @@ def _clone_of(request: pb.CreateVolumeRequest) -> str:
     if not source.volume.volume_id:
         raise InvalidParameter("volume_content_source names no volume id")
     return source.volume.volume_id
+
+
+class NoNode(csi_pb2_grpc.NodeServicer):
+    """For external-resizer, which asks on the controller's socket what nodes can do where volumes cannot grow, and ends where nobody answers."""
+
+    def NodeGetCapabilities(self, request: pb.NodeGetCapabilitiesRequest, context: grpc.ServicerContext) -> pb.NodeGetCapabilitiesResponse:
+        """Nothing: no node is here."""
+        return pb.NodeGetCapabilitiesResponse()

@@ -76,8 +76,19 @@ def require(request: Any, *fields: str) -> None:
             raise errors.InvalidParameter(f"{field} is missing in {type(request).__name__}")
 
 
+Observe = Callable[[str, str, float], None]
+"""Told of every call: its method, the name of its code, its seconds."""
+
+
+def unobserved(method: str, code: str, seconds: float) -> None:
+    """Nobody wants to know."""
+
+
 class Interceptor(_ServerInterceptor):
-    """Turns what a servicer raises into a gRPC status, and writes one log line for each call."""
+    """Turns what a servicer raises into a gRPC status, writes one log line for each call and tells `observe` of it."""
+
+    def __init__(self, observe: Observe = unobserved) -> None:
+        self._observe = observe
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
         """Wrap the method's handler; methods that do not exist stay UNIMPLEMENTED."""
@@ -86,13 +97,13 @@ class Interceptor(_ServerInterceptor):
             return handler
         method = details.method.rpartition("/")[2]
         return grpc.unary_unary_rpc_method_handler(
-            lambda request, context: _answer(method, handler.unary_unary, request, context),
+            lambda request, context: _answer(method, handler.unary_unary, request, context, self._observe),
             handler.request_deserializer,
             handler.response_serializer,
         )
 
 
-def _answer(method: str, behaviour: Callable[[Any, Any], Any], request: Any, context: grpc.ServicerContext) -> Any:
+def _answer(method: str, behaviour: Callable[[Any, Any], Any], request: Any, context: grpc.ServicerContext, observe: Observe) -> Any:
     started = time.monotonic()
     try:
         reply = behaviour(request, context)
@@ -103,8 +114,10 @@ def _answer(method: str, behaviour: Callable[[Any, Any], Any], request: Any, con
         if not isinstance(error, (errors.DataCacheError, NotImplementedError)):
             message = f"unexpected {type(error).__name__}; the plugin's log has the place"
         _log_call(method, request, code, started, message, error if code is grpc.StatusCode.INTERNAL else None)
+        observe(method, code.name, time.monotonic() - started)
         context.abort(code, message)
     _log_call(method, request, grpc.StatusCode.OK, started, "", None)
+    observe(method, grpc.StatusCode.OK.name, time.monotonic() - started)
     return reply
 
 
@@ -182,12 +195,13 @@ def serve(
     room: WaitingRoom,
     register: Callable[[grpc.Server], None],
     meanwhile: Callable[[], AbstractContextManager[object]] = nullcontext,
+    observe: Observe = unobserved,
 ) -> None:
     """Serve on `endpoint` until SIGTERM or SIGINT, then end all waiting, let running calls finish and return.
 
-    `meanwhile` is entered when calls are answered, and left before that ends.
+    `meanwhile` is entered when calls are answered, and left before that ends. `observe` is told of every call.
     """
-    server = listening(socket_path(endpoint), threads, register)
+    server = listening(socket_path(endpoint), threads, register, observe)
     try:
         with meanwhile():
             log.info("serving", extra={"fields": {"endpoint": endpoint}})
@@ -198,9 +212,9 @@ def serve(
     log.info("left", extra={"fields": {"endpoint": endpoint}})
 
 
-def listening(path: str, threads: int, register: Callable[[grpc.Server], None]) -> grpc.Server:
+def listening(path: str, threads: int, register: Callable[[grpc.Server], None], observe: Observe = unobserved) -> grpc.Server:
     """A server that answers on the socket `path`, which only root may open. Raises AlreadyExists where somebody else does."""
-    server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), interceptors=[Interceptor()])
+    server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), interceptors=[Interceptor(observe)])
     register(server)
     claim_socket(path)
     mask = os.umask(0o077)

@@ -37,6 +37,7 @@ def plugin_flags(parser: argparse.ArgumentParser) -> None:
         help="a network that fetches may go through, as NAME=netns:/run/netns/NAME,rate:500mbit; may be given again, or several by ';'",
     )
     flag(parser, "--health-address", default="", type=optional_address, help="where GET /healthz is answered, as :9809; empty for nowhere")
+    flag(parser, "--metrics-address", default="", type=optional_address, help="where Prometheus reads metrics, as 127.0.0.1:9808; empty for nowhere")
     flag(parser, "--proof-ttl", default="10m", type=duration, help="how long a proof of reading is taken without asking the origin again")
     flag(parser, "--offline-grace", default="7d", type=duration, help="how long what was proven counts while the origin is unreachable")
 

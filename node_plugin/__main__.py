@@ -90,13 +90,6 @@ def _limit_flags(flags: argparse.ArgumentParser) -> None:
         const=True,
         help="refuse volumes with limits where limits cannot be held",
     )
-    settings.flag(
-        flags,
-        "--metrics-address",
-        default="",
-        type=settings.optional_address,
-        help="where Prometheus reads limits and burst I/O, as 127.0.0.1:9808; empty for nowhere",
-    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -124,11 +117,7 @@ def _serve(options: argparse.Namespace) -> None:
     records, pins = VolumeRecords(options.store / "volumes", shown), NodePins(open_pins(server), options.node_id)
     volumes = Volumes(records, store, Proving(store, resolver), fills, images, mounts, room, allowed, limits, throttle, pins)
 
-    if options.metrics_address:
-        from node_plugin import metrics  # 5 MB that only those pay who ask for it
-
-        host, port = options.metrics_address
-        metrics.serve(host, port, throttle)
+    observe = _observer(options.metrics_address, throttle)
 
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)
@@ -138,11 +127,23 @@ def _serve(options: argparse.Namespace) -> None:
         with _watching(registry, volumes, shown):
             volumes.recover()
             with pins.tended():
-                rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options))
+                rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options), observe)
     finally:
         fills.stop()
         pool.close()
         throttle.close()
+
+
+def _observer(address: tuple[str, int] | None, throttle: Throttle) -> rpc.Observe:
+    if address is None:
+        return rpc.unobserved
+    # 5 MB that only those pay who ask for them.
+    from csi.metrics import Metrics
+    from node_plugin.metrics import LimitsCollector
+
+    metrics = Metrics(address)
+    metrics.add(LimitsCollector(throttle))
+    return metrics.observe
 
 
 @contextmanager

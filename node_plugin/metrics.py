@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from csi.errors import DataCacheError
 from node_plugin.throttle.throttle import Held, Throttle
 
 _LABELS = ("volume", "pod", "device")
@@ -46,14 +44,3 @@ def _series(held: Iterable[Held]) -> Iterator[tuple[tuple[str, str, str], Held]]
 
 def _place(held: Held) -> tuple[str, str]:
     return held.pod, held.device
-
-
-def serve(host: str, port: int, throttle: Throttle) -> int:
-    """Serve metrics on `host`:`port` (0: any free one) from a thread of its own; the port. Raises DataCacheError where the address is taken."""
-    registry = CollectorRegistry()
-    registry.register(LimitsCollector(throttle))
-    try:
-        server, _ = start_http_server(port, host, registry)
-    except OSError as error:
-        raise DataCacheError(f"--metrics-address {host}:{port} cannot be served: {error.strerror or error}; choose another") from error
-    return int(server.server_port)

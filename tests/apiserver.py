@@ -106,6 +106,7 @@ class ApiServer:
             "cert-dir": self.folder / "certificates",
             "token-auth-file": self.folder / "tokens.csv",
             "authorization-mode": "RBAC",
+            "allow-privileged": "true",
             "service-cluster-ip-range": "10.96.0.0/16",
             "service-account-issuer": "https://kubernetes.default.svc",
             "service-account-key-file": self.folder / "accounts.key",

@@ -1,4 +1,4 @@
-"""For all tests: no example of hypothesis fails for being slow, since a busy machine is no fault of the code; what needs the guest is left to it."""
+"""For all tests: no example of hypothesis fails for being slow, since a busy machine is no fault of the code; some tests are left to others."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from hypothesis import HealthCheck, settings
 from tests.apiserver import NODE, NOT_RUN, STRANGER, ApiServer, programs
 
 # The modules that tests share say what was not equal, too.
-pytest.register_assert_rewrite("tests.kernel", "tests.guest", "tests.plugins")
+pytest.register_assert_rewrite("tests.kernel", "tests.guest", "tests.cluster", "tests.plugins")
 
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("unhurried")
 
-_NOT_RUN = pytest.StashKey[int]()
+# What runs tests marked so says by the environment that it does; elsewhere they are left out.
+_ELSEWHERE = {
+    "guest": ("IN_TEST_GUEST", "systemd and cgroup v2 to themselves; make test-guest runs them"),
+    "cluster": ("IN_TEST_CLUSTER", "a Kubernetes; make test-cluster runs them"),
+}
+_NOT_RUN = pytest.StashKey[dict[str, int]]()
 
 
 @pytest.fixture(scope="session")
@@ -36,15 +41,17 @@ def cluster(api_server: ApiServer) -> ApiServer:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests marked "guest" to the guest."""
-    away = [] if os.environ.get("IN_TEST_GUEST") else [item for item in items if item.get_closest_marker("guest")]
-    config.stash[_NOT_RUN] = len(away)
-    if away:
-        config.hook.pytest_deselected(items=away)
-        items[:] = [item for item in items if item not in away]
+    """Leave tests marked "guest" to the guest, and those marked "cluster" to the cluster."""
+    left = [marker for marker, (variable, _) in _ELSEWHERE.items() if not os.environ.get(variable)]
+    away = {marker: [item for item in items if item.get_closest_marker(marker)] for marker in left}
+    config.stash[_NOT_RUN] = {marker: len(found) for marker, found in away.items()}
+    for found in filter(None, away.values()):
+        config.hook.pytest_deselected(items=found)
+        items[:] = [item for item in items if item not in found]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what was left."""
-    if count := config.stash.get(_NOT_RUN, 0):
-        terminalreporter.write_line(f"NOT RUN here: {count} tests that need systemd and cgroup v2 to themselves; make test-guest runs them")
+    for marker, count in config.stash.get(_NOT_RUN, {}).items():
+        if count:
+            terminalreporter.write_line(f"NOT RUN here: {count} tests that need {_ELSEWHERE[marker][1]}")

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from csi.errors import OriginThrottled, OriginUnavailable, OriginUntrusted, RangesIgnored
 from csi.images.flow import Flow
-from csi.spec.access import ManyReader, OpenReader, Reader
+from csi.spec.access import ManyReader, OpenReader, Reader, Wanted
 from csi.spec.manifest import Entry
 
 MAX_FAILURES = 8
@@ -31,43 +31,54 @@ class PatientReader:
         self.fetched = 0
         self.rank = -1
 
-    def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
-        """As `Reader.read_into`; OriginUnavailable is raised only after MAX_FAILURES in a row, but OriginUntrusted at once."""
-        for failures in range(MAX_FAILURES):
+    def read_into(self, entry: Entry, offset: int, buffer: memoryview, failures: int = 0) -> None:
+        """As `Reader.read_into`; OriginUnavailable is raised only after MAX_FAILURES in a row, but OriginUntrusted at once.
+
+        `failures` is how often it was asked for in vain already.
+        """
+        for failed in range(failures, MAX_FAILURES):
             try:
-                with self._flow.turns(self.rank):
+                with self._flow.turn(self.rank):
                     self._connected().read_into(entry, offset, buffer)
             except OriginUnavailable as error:
-                self._bear(error, failures)
+                self._bear(error, failed)
             else:
-                self.fetched += len(buffer)
+                self._came(len(buffer))
                 return
 
     def read_many(self, files: Sequence[tuple[Entry, memoryview]]) -> None:
         """As `read_into` for files of at most SMALL_FILE bytes, each whole, in one go where the reader can."""
-        wanted, failures = list(files), 0
-        while True:
-            before = len(wanted)
+        wanted, failed = list(files), 0
+        while len(wanted) > 1:
             try:
-                self._read_many(wanted)
-                break
+                in_vain = self._read_many(wanted)
             except OriginUnavailable as error:
-                # What came meanwhile ends a row.
-                failures = failures if len(wanted) == before else 0
-                self._bear(error, failures)
-                failures += 1
+                self._bear(error, failed)
+                failed += 1
+                continue
+            if not in_vain:
+                break
+            self._bear(next(iter(in_vain.values())), 0)
+            for entry, buffer in [file for file in wanted if file[0] in in_vain]:
+                self.read_into(entry, 0, buffer, failures=1)
+            wanted = [file for file in wanted if file[0] not in in_vain]
         for entry, buffer in wanted:
             self.read_into(entry, 0, buffer)
 
-    def _read_many(self, wanted: list[tuple[Entry, memoryview]]) -> None:
-        unread = _bytes(wanted)
-        try:
-            with self._flow.turns(self.rank, len(wanted)) as at_once:
-                reader = self._connected()
-                if isinstance(reader, ManyReader):
-                    reader.read_many(wanted, at_once)
-        finally:
-            self.fetched += unread - _bytes(wanted)
+    def _read_many(self, wanted: Wanted) -> dict[Entry, OriginUnavailable]:
+        reader = self._connected()
+        if not isinstance(reader, ManyReader):
+            return {}
+        in_vain: dict[Entry, OriginUnavailable] = {}
+        with suppress(OriginUnavailable), self._flow.turns(self.rank, self._came) as turns:
+            in_vain = reader.read_many(wanted, turns)
+            for error in in_vain.values():
+                # Through the turns, which slow down for some.
+                raise error
+        return in_vain
+
+    def _came(self, count: int) -> None:
+        self.fetched += count
 
     def _bear(self, error: OriginUnavailable, failures: int) -> None:
         """Get ready to ask again after `failures` earlier ones in a row, or raise."""
@@ -104,7 +115,3 @@ class PatientReader:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.renew()
-
-
-def _bytes(wanted: Sequence[tuple[Entry, memoryview]]) -> int:
-    return sum(entry.size for entry, _ in wanted)

@@ -16,6 +16,7 @@ from csi.sources.connections import Connections, drop, shown_site
 from csi.sources.many_files import ManyFiles
 from csi.sources.small_answers import LARGEST
 from csi.sources.streams import Stream
+from csi.spec.access import Turns, Wanted
 from csi.spec.manifest import Entry
 
 _SKIP = 1 << 18
@@ -63,9 +64,9 @@ class RangeReader:
         """
         return self._follow(entry, headers, wanted)
 
-    def read_many(self, wanted: list[tuple[Entry, memoryview]], at_once: int) -> None:
-        """See `csi.spec.access.ManyReader`. A site's first answer over TLS, and all of one behind a proxy, are left to `read_into`."""
-        ManyFiles(self._connections, self._addresses, at_once).read(wanted)
+    def read_many(self, wanted: Wanted, turns: Turns) -> dict[Entry, OriginUnavailable]:
+        """See `csi.spec.access.ManyReader`. What is behind a proxy is left, and of a site with TLS what is asked for before its first answer."""
+        return ManyFiles(self._connections, self._addresses, turns).read(wanted)
 
     def _stream_at(self, entry: Entry, offset: int, end: int) -> Stream:
         """An open answer whose next byte is `offset` of `entry`: the one at hand where it goes on, else a new request."""

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-from csi.errors import DataCacheError
+from csi.errors import DataCacheError, OriginUnavailable
 from csi.sources.addresses import MAX_REDIRECTS, REDIRECTS, Address, Addresses, next_address
 from csi.sources.connections import Connections, Site, shown_site, site, unreachable
-from csi.sources.small_answers import Outcome, Request, SmallAnswer
+from csi.sources.small_answers import Outcome, Request, SmallAnswer, is_plain
+from csi.spec.access import Turns, Wanted
 from csi.spec.manifest import Entry
 
 
 class _Asked(NamedTuple):
-    """`number` among the files that are wanted, `hops` redirects behind its first address."""
+    """`number` among the files that are wanted, `hops` redirects behind its first address; `anew` once an address of it was refused."""
 
     number: int
     entry: Entry
     buffer: memoryview
     address: Address
     hops: int = 0
+    anew: bool = False
 
     @property
     def route(self) -> tuple[Site, Site]:
@@ -28,65 +30,106 @@ class _Asked(NamedTuple):
 
 
 class ManyFiles:
-    """One go at files of one source. What no answer came of, or one that needs another look, is left: asking for it alone says why.
+    """One go at files of one source: `read` is called once."""
 
-    The first failure that is the origin's, or the file's, ends it: nothing more is asked then.
-    """
-
-    def __init__(self, connections: Connections, addresses: Addresses, at_once: int) -> None:
-        self._connections, self._addresses, self._at_once = connections, addresses, at_once
+    def __init__(self, connections: Connections, addresses: Addresses, turns: Turns) -> None:
+        self._connections, self._addresses, self._turns = connections, addresses, turns
         self._read: set[int] = set()
-        self._redirected: list[_Asked] = []
+        self._again: list[_Asked] = []
+        self._left = 0
         self._ended = False
+        self._in_vain: dict[Entry, OriginUnavailable] = {}
         self._error: DataCacheError | None = None
 
-    def read(self, wanted: list[tuple[Entry, memoryview]]) -> None:
+    def read(self, wanted: Wanted) -> dict[Entry, OriginUnavailable]:
         """See `csi.spec.access.ManyReader.read_many`."""
-        asked = [_Asked(number, entry, buffer, self._addresses.first(entry)) for number, (entry, buffer) in enumerate(wanted)]
+        asked = [_Asked(number, entry, buffer, self._first(entry)) for number, (entry, buffer) in enumerate(wanted)]
         while asked and not self._ended:
-            self._redirected = []
+            self._left, self._again = len(asked), []
             for route, group in groupby(sorted(asked, key=_route), _route):
                 self._ask(route, list(group))
-            asked = self._redirected
+            asked = self._again
+        self._remember(asked)
         wanted[:] = [file for number, file in enumerate(wanted) if number not in self._read]
         if self._error is not None:
             raise self._error
+        return self._in_vain
+
+    def _first(self, entry: Entry) -> Address:
+        return self._addresses.known(entry) or self._addresses.first(entry)
 
     def _ask(self, route: tuple[Site, Site], asked: list[_Asked]) -> None:
         answers = self._connections.small_answers(asked[0].address.url, route[1])
         if answers is None:
+            # What only a stream can ask for is left.
+            self._done(len(asked))
             return
-        for number, outcome in answers.get_many(self._requests(asked), self._at_once):
+        begun: list[_Asked] = []
+        for number, outcome in answers.get_many(self._requests(asked, begun), self._turns.may_ask):
             try:
-                self._take(asked[number], outcome)
+                self._take(begun[number], outcome)
+            except OriginUnavailable as error:
+                self._in_vain[begun[number].entry] = error
+                self._ended = True
             except DataCacheError as error:
-                self._end(error)
+                self._ended, self._error = True, self._error or error
+            self._done(1)
+        if self._ended:
+            numbers = {file.number for file in begun}
+            self._remember([file for file in asked if file.number not in numbers])
 
-    def _requests(self, asked: Iterable[_Asked]) -> Iterator[Request]:
+    def _remember(self, unasked: list[_Asked]) -> None:
+        """Whoever asks for them next need not ask for the way again."""
+        for file in unasked:
+            if file.hops:
+                self._addresses.remember(file.entry, file.address)
+
+    def _requests(self, asked: list[_Asked], begun: list[_Asked]) -> Iterator[Request]:
         for file in asked:
-            try:
-                self._addresses.allowances.check(file.address.url)
-            except DataCacheError as error:
-                self._end(error)
-            if self._ended:
-                return
             headers = self._addresses.asked(file.address, self._addresses.range_of(file.entry, 0, file.entry.size))
-            yield Request(file.address.url, file.route[0][1], headers, file.entry.size)
+            request = Request(file.address.url, file.route[0][1], headers, file.entry.size)
+            if self._ended or self._is_held(file):
+                return
+            if is_plain(request):
+                begun.append(file)
+                yield request
+            else:
+                self._done(1)
+
+    def _is_held(self, file: _Asked) -> bool:
+        """Whether the file's site allows no further request; the file is one that was asked for in vain, then."""
+        try:
+            self._addresses.allowances.check(file.address.url)
+        except OriginUnavailable as error:
+            self._in_vain[file.entry] = error
+            self._ended = True
+        return self._ended
+
+    def _done(self, count: int) -> None:
+        self._left -= count
+        self._turns.needs(self._left + len(self._again))
 
     def _take(self, asked: _Asked, outcome: Outcome) -> None:
         url = asked.address.url
         if isinstance(outcome, OSError):
+            self._addresses.forget(asked.entry, asked.address)
             raise unreachable(outcome, shown_site(url), f" (asked for {asked.entry.path!r})") from outcome
         if outcome is None:
-            self._end()
+            # Nothing could be sent: whoever asks for the file alone is told why.
+            self._addresses.forget(asked.entry, asked.address)
+            self._ended = True
             return
         self._addresses.allowances.note(url, outcome.headers)
         if outcome.status in REDIRECTS and asked.hops < MAX_REDIRECTS:
-            self._redirected.append(asked._replace(address=next_address(outcome, asked.address), hops=asked.hops + 1))
-        elif outcome.status in REDIRECTS or self._addresses.may_have_ended(asked.address, outcome.status):
-            self._end()
+            self._again.append(asked._replace(address=next_address(outcome, asked.address), hops=asked.hops + 1))
+        elif outcome.status in REDIRECTS:
+            raise OriginUnavailable(f"{shown_site(url)}: more than {MAX_REDIRECTS} redirects for {asked.entry.path!r}")
+        elif self._addresses.may_have_ended(asked.address, outcome.status) and not asked.anew:
+            self._addresses.forget(asked.entry, asked.address)
+            self._again.append(asked._replace(address=self._addresses.first(asked.entry), hops=0, anew=True))
         elif self._fits(asked, outcome):
             self._read.add(asked.number)
+            self._turns.came(asked.entry.size)
 
     def _fits(self, asked: _Asked, answer: SmallAnswer) -> bool:
         """Whether the whole file came; it is in the buffer then."""
@@ -97,9 +140,6 @@ class ManyFiles:
             return False
         asked.buffer[:] = body
         return True
-
-    def _end(self, error: DataCacheError | None = None) -> None:
-        self._ended, self._error = True, self._error or error
 
 
 def _route(asked: _Asked) -> tuple[Site, Site]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import groupby
 
-from csi.errors import DataCacheError, InvalidParameter, OriginThrottled
+from csi.errors import DataCacheError, InvalidParameter, OriginThrottled, OriginUnavailable
 from csi.sources.source import Source
-from csi.spec.access import Reader
+from csi.spec.access import ManyReader, Reader, Turns, Wanted
 from csi.spec.cache import CacheSpec
 from csi.spec.dialects import secret_names
 from csi.spec.keys import SourceSpec
@@ -98,11 +99,34 @@ class _SeveralReader:
         self._readers: dict[str, Reader] = {}
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
-        folder, _, path = entry.path.partition("/")
+        folder = entry.path.partition("/")[0]
         with _in(folder):
-            if folder not in self._readers:
-                self._readers[folder] = self._opened.enter_context(self._sources[folder].reader(self._parts[folder]))
-            self._readers[folder].read_into(replace(entry, path=path), offset, buffer)
+            self._reader(folder).read_into(_below(entry), offset, buffer)
+
+    def read_many(self, wanted: Wanted, turns: Turns) -> dict[Entry, OriginUnavailable]:
+        """Each folder's in its turn, of the sources that can."""
+        for folder, files in groupby(list(wanted), lambda file: file[0].path.partition("/")[0]):
+            with _in(folder):
+                reader = self._reader(folder)
+                if isinstance(reader, ManyReader):
+                    whole = {_below(entry): (entry, buffer) for entry, buffer in files}
+                    left = [(entry, buffer) for entry, (_, buffer) in whole.items()]
+                    in_vain = reader.read_many(left, turns)
+                    read = whole.keys() - {entry for entry, _ in left}
+                    wanted[:] = [file for file in wanted if _below(file[0]) not in read or not file[0].path.startswith(f"{folder}/")]
+                    if in_vain:
+                        return {whole[entry][0]: error for entry, error in in_vain.items()}
+        return {}
+
+    def _reader(self, folder: str) -> Reader:
+        if folder not in self._readers:
+            self._readers[folder] = self._opened.enter_context(self._sources[folder].reader(self._parts[folder]))
+        return self._readers[folder]
+
+
+def _below(entry: Entry) -> Entry:
+    """The entry as its own source has it."""
+    return replace(entry, path=entry.path.partition("/")[2])
 
 
 def _parts(manifest: Manifest) -> dict[str, Manifest]:

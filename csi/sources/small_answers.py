@@ -27,8 +27,10 @@ from csi.spec.access import SMALL_FILE
 
 LARGEST = SMALL_FILE
 """Bytes of the largest file that is asked for in this way."""
-_LOOK_SECONDS = 1.0
+_LOOK_SECONDS = 0.1
 _NAP_SECONDS = 0.005
+# Of a body that nobody wants: what is left unread costs the connection.
+_SPARE = 1 << 16
 # Nothing was sent then: a stream, which is tried instead, says what is wrong and costs the origin no second request.
 _NOTHING_SENT = (
     pycurl.E_URL_MALFORMAT,
@@ -137,7 +139,7 @@ class SmallAnswers:
         trusted = _trusted(bundle)
         self._options = [*_TRANSPORT, *_waits(patience), *trusted, (pycurl.PROXY, proxy), *((_OF_PROXY[option], path) for option, path in trusted)]
         self._kept: list[_Handle] = []
-        self._kept_many: list[_Many] = []
+        self._kept_many: _Many | None = None
         self._guard = threading.Lock()
 
     def get(self, request: Request, key: SigningKey | None = None) -> SmallAnswer | None:
@@ -145,7 +147,7 @@ class SmallAnswers:
 
         With `key` the request is signed, all its headers too. Raises TimeoutError and other OSErrors when the answer did not come whole.
         """
-        if not _is_plain(request):
+        if not is_plain(request):
             return None
         with self._handle() as handle:
             outcome = handle.get(request, key)
@@ -153,22 +155,22 @@ class SmallAnswers:
             raise outcome
         return outcome
 
-    def get_many(self, requests: Iterator[Request], at_once: int) -> Iterator[tuple[int, Outcome]]:
-        """What came of each request, as soon as it is there, with its number: the first is 0.
+    def get_many(self, requests: Iterator[Request], may_ask: Callable[[int], bool]) -> Iterator[tuple[int, Outcome]]:
+        """What came of each request, as soon as it is there, with its number: the first is 0. They must be plain (`is_plain`).
 
-        At most `at_once` are under way; the next one is taken from `requests` when one of them ended. A caller that wants no more ends
-        `requests` and hears of those that are under way.
+        The next one is taken from `requests` when `may_ask`, told how many are under way, says so. A caller that wants no more ends
+        `requests` and hears of those that are under way. Of callers at the same time, one keeps its connections.
         """
         with self._guard:
-            many = self._kept_many.pop() if self._kept_many else None
+            many, self._kept_many = self._kept_many, None
         many = many or _Many(lambda: _Handle(self._check, self._options))
         try:
-            yield from many.answers(requests, at_once)
+            yield from many.answers(requests, may_ask)
         finally:
             with self._guard:
-                keep = self._limit > 0
+                keep = self._limit > 0 and self._kept_many is None
                 if keep:
-                    self._kept_many.append(many)
+                    self._kept_many = many
             if not keep:
                 many.close()
 
@@ -190,8 +192,8 @@ class SmallAnswers:
     def close(self) -> None:
         """Close the connections that nobody uses now, and keep no others."""
         with self._guard:
-            kept: list[_Handle | _Many] = [*self._kept, *self._kept_many]
-            self._kept, self._kept_many, self._limit = [], [], 0
+            kept: list[_Handle | _Many] = [*self._kept, *filter(None, [self._kept_many])]
+            self._kept, self._kept_many, self._limit = [], None, 0
         for handle in kept:
             handle.close()
 
@@ -248,7 +250,9 @@ class _Handle:
             return None
         if code not in (pycurl.E_OK, pycurl.E_WRITE_ERROR):
             return _broken(code, words)
-        return SmallAnswer(self.curl.getinfo(pycurl.RESPONSE_CODE), Headers(self._head), memoryview(self._body))
+        # Not kept: an idle handle has no use for it.
+        body, self._body = self._body, bytearray()
+        return SmallAnswer(self.curl.getinfo(pycurl.RESPONSE_CODE), Headers(self._head), memoryview(body))
 
     def close(self) -> None:
         self.curl.close()
@@ -267,7 +271,8 @@ class _Handle:
         self._head.append(line)
 
     def _take_body(self, data: bytes) -> int:
-        room = self._wanted + 1 - len(self._body)
+        wanted = self._wanted if self._head[0].split(None, 2)[1:2] in ([b"200"], [b"206"]) else max(self._wanted, _SPARE)
+        room = wanted + 1 - len(self._body)
         self._body += data[:room]
         # Anything else than all ends the transfer.
         return len(data) if len(data) <= room else 0
@@ -281,31 +286,27 @@ class _Many:
         self._idle: list[_Handle] = []
         self._busy: dict[pycurl.Curl, tuple[int, _Handle]] = {}
 
-    def answers(self, requests: Iterator[Request], at_once: int) -> Iterator[tuple[int, Outcome]]:
+    def answers(self, requests: Iterator[Request], may_ask: Callable[[int], bool]) -> Iterator[tuple[int, Outcome]]:
         numbered = enumerate(requests)
         try:
-            while True:
-                yield from self._start(numbered, at_once)
-                if not self._busy:
-                    return
+            while self._start(numbered, may_ask) or self._busy:
                 self._multi.perform()
                 yield from self._ended()
         finally:
             for curl in list(self._busy):
                 self._free(curl)
 
-    def _start(self, numbered: Iterator[tuple[int, Request]], at_once: int) -> Iterator[tuple[int, Outcome]]:
-        while len(self._busy) < at_once:
+    def _start(self, numbered: Iterator[tuple[int, Request]], may_ask: Callable[[int], bool]) -> bool:
+        """Begin what may be begun; whether there may be more to begin later."""
+        while may_ask(len(self._busy)):
             number, request = next(numbered, (0, None))
             if request is None:
-                return
-            if not _is_plain(request):
-                yield number, None
-                continue
+                return False
             handle = self._idle.pop() if self._idle else self._new()
             handle.prepare(request)
             self._busy[handle.curl] = number, handle
             self._multi.add_handle(handle.curl)
+        return True
 
     def _ended(self) -> Iterator[tuple[int, Outcome]]:
         _, whole, failed = self._multi.info_read(len(self._busy))
@@ -313,8 +314,8 @@ class _Many:
             number, handle = self._free(curl)
             yield number, handle.outcome(code, words)
         if not (whole or failed) and self._multi.select(_LOOK_SECONDS) < 0:
-            # No descriptor to wait for: a name is being looked up.
-            time.sleep(_NAP_SECONDS)
+            # No descriptor to wait for: a name is being looked up, or nothing may be asked for now.
+            time.sleep(_NAP_SECONDS if self._busy else _LOOK_SECONDS)
 
     def _free(self, curl: pycurl.Curl) -> tuple[int, _Handle]:
         number, handle = self._busy.pop(curl)
@@ -328,7 +329,7 @@ class _Many:
         self._multi.close()
 
 
-def _is_plain(request: Request) -> bool:
+def is_plain(request: Request) -> bool:
     """Whether curl sends these as they are, and nothing else."""
     return _PLAIN_URL.fullmatch(request.url) is not None and all(text.isascii() and text.isprintable() and text for text in request.headers.values())
 

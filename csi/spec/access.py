@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
+from csi.errors import OriginUnavailable
 from csi.spec.manifest import Entry
 
 
@@ -23,16 +24,33 @@ class Reader(Protocol):
 SMALL_FILE = 1 << 20
 """Bytes of the largest file that a `ManyReader` is asked for."""
 
+Wanted = list[tuple[Entry, memoryview]]
+"""Files with the buffers that they fill."""
+
+
+class Turns(Protocol):
+    """How many requests at once one reader may have under way; that changes as it goes."""
+
+    def may_ask(self, under_way: int) -> bool:
+        """Whether one more request may be begun while so many are under way. Raises what ends the fill."""
+
+    def needs(self, left: int) -> None:
+        """At most so many answers are still to come: others may have the turns that this leaves."""
+
+    def came(self, count: int) -> None:
+        """So many bytes more have come."""
+
 
 @runtime_checkable
 class ManyReader(Reader, Protocol):
     """A reader that is faster when it may ask for many small files in one go."""
 
-    def read_many(self, wanted: list[tuple[Entry, memoryview]], at_once: int) -> None:
-        """Fill buffers that are as long as their whole files, none empty or above SMALL_FILE, `at_once` requests at a time.
+    def read_many(self, wanted: Wanted, turns: Turns) -> dict[Entry, OriginUnavailable]:
+        """Fill buffers that are as long as their whole files, none empty or above SMALL_FILE.
 
-        What was read is taken out of `wanted`; what is left there is for `read_into` to read. Raises as that does, when those that were
-        under way ended.
+        What was read is taken out of `wanted`. The first file that is asked for in vain ends it, once those under way have ended: all that
+        failed are returned, asked for once each, and are still in `wanted`. So are those that only `read_into` can read. Raises as that does
+        for what no second try would change.
         """
 
 

@@ -107,6 +107,22 @@ def test_each_error_has_one_code_and_its_message_reaches_the_caller(kind: type[D
     assert (expected is grpc.StatusCode.INTERNAL) == (kind is DataCacheError)
 
 
+def test_every_call_is_observed_with_its_code(tmp_path: Path, node: Scripted) -> None:
+    seen: list[tuple[str, str]] = []
+    server = rpc.listening(
+        f"{tmp_path}/csi.sock",
+        4,
+        lambda server: csi_pb2_grpc.add_NodeServicer_to_server(node, server),
+        lambda method, code, seconds: seen.append((method, code)) if seconds >= 0 else None,
+    )
+    with PluginClient(f"unix://{tmp_path}/csi.sock", timeout=10) as plugin:
+        call(plugin)
+        node.behaviour = raising(errors.Busy("later"))
+        call(plugin)
+    server.stop(None).wait()
+    assert seen == [("NodeUnstageVolume", "OK"), ("NodeUnstageVolume", "ABORTED")]
+
+
 def test_the_code_is_that_of_the_nearest_class() -> None:
     assert code_of(errors.VolumeNotFound("")) is grpc.StatusCode.NOT_FOUND
     assert code_of(errors.OriginThrottled("", 3.0)) is grpc.StatusCode.UNAVAILABLE

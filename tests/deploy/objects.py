@@ -1,4 +1,4 @@
-"""The Kubernetes objects in the repository's YAML, and what each says to the driver."""
+"""The Kubernetes objects of the examples, and what each says to the driver."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Asked:
 
 
 def objects() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object: those of `deploy`, then those in the README's blocks; with where it is."""
-    for path in sorted((ROOT / "deploy").rglob("*.yaml")):
+    """Every object: those of `deploy/examples`, then those in the README's blocks; with where it is."""
+    for path in sorted((ROOT / "deploy/examples").glob("*.yaml")):
         for thing in yaml.safe_load_all(path.read_text()):
             yield f"{path.relative_to(ROOT)}:{thing['kind']}/{thing['metadata']['name']}", thing
     for number, block in enumerate(_BLOCK.findall((ROOT / "README.md").read_text()), 1):
@@ -60,10 +60,18 @@ def asked() -> Iterator[Asked]:
                 spec["accessModes"],
                 secret=_named(spec["csi"], "nodeStageSecretRef"),
             )
-        for volume in thing.get("spec", {}).get("volumes", []) if thing["kind"] == "Pod" else []:
+        for volume in pod_volumes(thing):
             if "csi" in volume:
                 secret = _named(volume["csi"], "nodePublishSecretRef")
                 yield Asked(name, volume["csi"]["volumeAttributes"], [], [], inline=True, secret=secret)
+
+
+def pod_volumes(thing: dict[str, Any]) -> list[dict[str, Any]]:
+    """The volumes of a Pod, or of the pods of a Deployment; none of another kind."""
+    spec = thing.get("spec", {})
+    pod = {"Pod": spec, "Deployment": spec.get("template", {}).get("spec", {})}.get(thing["kind"], {})
+    volumes: list[dict[str, Any]] = pod.get("volumes", [])
+    return volumes
 
 
 def annotating(where: str, storage_class: str) -> dict[str, Any]:

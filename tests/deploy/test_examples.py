@@ -10,7 +10,7 @@ from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.parameters import parse, parse_mutable
 from csi.spec.performance import Performance, limits
-from tests.deploy.objects import DRIVER, Asked, asked, objects
+from tests.deploy.objects import DRIVER, Asked, asked, objects, pod_volumes
 
 ASKED = list(asked())
 OBJECTS = list(objects())
@@ -28,22 +28,29 @@ def test_the_parameters_of_an_example_parse(example: Asked) -> None:
         AllowList(["nas.example.com:/share/models"], ["files.example.com"]).check(parsed)
 
 
-def deployed(kind: str) -> list[dict]:
-    return [thing for _, thing in OBJECTS if thing["kind"] == kind]
+def deployed(kind: str, file: str = "") -> list[dict]:
+    return [thing for name, thing in OBJECTS if thing["kind"] == kind and name.startswith(file)]
 
 
-def test_each_claim_has_the_size_that_its_classes_need() -> None:
-    """Those of the claim, and every class of attributes that it can be changed to."""
-    classes = {example.name.rpartition("/")[2]: parse(example.parameters).performance for example in ASKED if ":StorageClass/" in example.name}
-    changes = [thing["parameters"] for thing in deployed("VolumeAttributesClass")]
-    claims = [thing["spec"] for thing in deployed("PersistentVolumeClaim") if thing["spec"]["storageClassName"]]
-    limited = [claim for claim in claims if classes[claim["storageClassName"]] != Performance()]
-    assert changes and limited
-    for claim in claims:
+@pytest.mark.parametrize("file", sorted({name.partition(":")[0] for name, _ in OBJECTS}))
+def test_each_claim_has_the_size_that_its_classes_need(file: str) -> None:
+    """Those of the claim, and every class of attributes beside it, which it can be changed to."""
+    classes = {
+        example.name.rpartition("/")[2]: parse(example.parameters).performance
+        for example in ASKED
+        if example.name.partition(":")[0] == file and ":StorageClass/" in example.name
+    }
+    changes = [thing["parameters"] for thing in deployed("VolumeAttributesClass", file)]
+    for claim in [thing["spec"] for thing in deployed("PersistentVolumeClaim", file) if thing["spec"]["storageClassName"]]:
         given, capacity = classes[claim["storageClassName"]], size(claim["resources"]["requests"]["storage"])
         limits(given, capacity)
-        for change in changes if claim in limited else []:
+        for change in changes:
             limits(parse_mutable(change, given), capacity)
+
+
+def test_the_examples_show_bought_performance_and_plain_ceilings_that_change() -> None:
+    changes = [parse_mutable(thing["parameters"], Performance()) for thing in deployed("VolumeAttributesClass")]
+    assert [change for change in changes if change.provisioned_iops] and [change for change in changes if change.read_iops]
 
 
 def test_an_inline_example_has_limits_that_nothing_lowers() -> None:
@@ -68,7 +75,7 @@ def test_an_example_names_this_driver(name: str, thing: dict) -> None:
         "VolumeAttributesClass": [thing.get("driverName")],
         "PersistentVolume": [spec.get("csi", {}).get("driver")],
     }
-    inline = [volume["csi"]["driver"] for volume in spec.get("volumes", []) if "csi" in volume] if thing["kind"] == "Pod" else []
+    inline = [volume["csi"]["driver"] for volume in pod_volumes(thing) if "csi" in volume]
     assert set(drivers.get(thing["kind"], inline)) <= {DRIVER}
 
 
@@ -78,9 +85,9 @@ def test_claims_and_secrets_that_examples_name_exist() -> None:
     wanted = set()
     for thing in deployed:
         spec = thing.get("spec", {})
-        if thing["kind"] == "Pod":
-            wanted |= {("PersistentVolumeClaim", v["persistentVolumeClaim"]["claimName"]) for v in spec["volumes"] if "csi" not in v}
-            wanted |= {("Secret", v["csi"]["nodePublishSecretRef"]["name"]) for v in spec["volumes"] if "nodePublishSecretRef" in v.get("csi", {})}
+        volumes = pod_volumes(thing)
+        wanted |= {("PersistentVolumeClaim", v["persistentVolumeClaim"]["claimName"]) for v in volumes if "csi" not in v}
+        wanted |= {("Secret", v["csi"]["nodePublishSecretRef"]["name"]) for v in volumes if "nodePublishSecretRef" in v.get("csi", {})}
         if thing["kind"] == "PersistentVolumeClaim" and spec["storageClassName"]:
             wanted.add(("StorageClass", spec["storageClassName"]))
         if thing["kind"] == "PersistentVolumeClaim" and "volumeAttributesClassName" in spec:
@@ -94,14 +101,9 @@ def test_claims_and_secrets_that_examples_name_exist() -> None:
     assert wanted <= names
 
 
-def test_the_driver_object_says_what_the_driver_needs() -> None:
-    (driver,) = (thing for _, thing in OBJECTS if thing["kind"] == "CSIDriver")
-    assert driver["metadata"]["name"] == DRIVER
-    assert driver["spec"] == {
-        "attachRequired": False,
-        "podInfoOnMount": True,
-        "volumeLifecycleModes": ["Persistent", "Ephemeral"],
-        "fsGroupPolicy": "None",
-        "seLinuxMount": False,
-        "storageCapacity": False,
-    }
+def test_a_model_server_waits_for_nothing() -> None:
+    pods = [thing["spec"]["template"]["spec"] for thing in deployed("Deployment")]
+    assert pods
+    for pod in pods:
+        assert "initContainers" not in pod
+        assert all("command" not in container for container in pod["containers"])

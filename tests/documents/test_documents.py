@@ -22,7 +22,7 @@ from datacache.__main__ import cli
 from node_plugin.__main__ import parser as node_flags
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/parameters.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/parameters.md", "docs/install.md")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(
     r"(?:csi|controller_plugin|node_plugin|datacache|tests|deploy|docs|proto|requirements)/[\w./-]*|[A-Z]+(?:\.md)|setup\.cfg|Makefile|LICENSE"

@@ -65,7 +65,7 @@ def _build(root: Root, lock: int) -> None:
     work.mkdir()
     excluded = [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
     hook = f'--setup-hook=cp -r --preserve=mode {_OVERLAY}/. "$1"'
-    what = ["--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *excluded, hook, SUITE, str(files), *_mirrors()]
+    what = ["--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *excluded, hook, SUITE, str(files), *mirrors()]
     # It holds the lock by itself, should this process be killed.
     subprocess.run([*_APART, "mmdebstrap", *what], check=True, pass_fds=[lock])
     for kept, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd", "initrd.img-*")):
@@ -83,7 +83,7 @@ def _key() -> str:
     return hashlib.sha256(repr([candidate, *(path.read_bytes() for path in made_from)]).encode()).hexdigest()[:12]
 
 
-def _mirrors() -> list[str]:
+def mirrors() -> list[str]:
     """This machine's own sources of the suite, for a network that reaches no other; none where apt knows none: mmdebstrap then has its defaults."""
     wanted = ["Origin: Debian", "Created-By: Packages", "--format=deb $(SITE) $(RELEASE) $(COMPONENT)"]
     known = subprocess.run(["apt-get", "indextargets", *wanted], capture_output=True, text=True).stdout.splitlines()

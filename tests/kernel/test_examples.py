@@ -97,7 +97,7 @@ class Relocated:
 
 
 def _secrets() -> Iterator[tuple[str, list[str]]]:
-    for path in sorted((ROOT / "deploy").rglob("*.yaml")):
+    for path in sorted((ROOT / "deploy/examples").glob("*.yaml")):
         for thing in yaml.safe_load_all(path.read_text()):
             if thing["kind"] == "Secret":
                 yield thing["metadata"]["name"], list(thing["stringData"])

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from csi.pb import csi_pb2 as pb
 from csi.pb import registration_pb2 as registration
+from datacache.client import PluginClient
 from tests.kernel import requests
 from tests.kernel.conftest import Start
-from tests.kernel.machine import Machine, json_lines
+from tests.kernel.machine import Machine, json_lines, until
 from tests.kernel.requests import OK
 from tests.node_plugin.test_registration import asked_by_kubelet
 from tests.origins.hub import Hub
@@ -58,12 +60,31 @@ def test_kubelet_finds_the_driver_and_its_health_until_it_leaves(start: Start, t
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     machine = start("--plugins-registry", str(tmp_path / "registry"), "--health-address", address, "--host-endpoint", "/host/csi.sock")
+    assert until((tmp_path / "registry/datacache.csi.io-reg.sock").is_socket)
     info = asked_by_kubelet(tmp_path / "registry", registration.RegistrationStatus(plugin_registered=True))
     assert info.endpoint == "/host/csi.sock"
     with urllib.request.urlopen(f"http://{address}/healthz", timeout=30) as answer:
         assert answer.read() == b"ok"
     assert machine.plugins.node.stop() == 0
     assert list((tmp_path / "registry").iterdir()) == []
+
+
+@pytest.mark.parametrize("program", ["node", "controller"])
+def test_prometheus_reads_how_long_calls_took(start: Start, program: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = ["--metrics-address", address]
+    machine = start(*flags) if program == "node" else start(controller=flags)
+    assert machine.stage(machine.create("volume", MODEL)) == (OK, "")
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
+        found = answer.read().decode()
+    method = {"node": "NodeStageVolume", "controller": "CreateVolume"}[program]
+    assert f'datacache_rpc_seconds_count{{code="OK",method="{method}"}} 1.0' in found and "process_resident_memory_bytes" in found
+
+
+def test_the_controller_answers_external_resizer_that_it_is_no_node(start: Start) -> None:
+    with PluginClient(start().plugins.controller.endpoint) as controller:
+        assert list(controller.node.NodeGetCapabilities(pb.NodeGetCapabilitiesRequest()).capabilities) == []
 
 
 @pytest.mark.parametrize("program", ["node", "controller"])

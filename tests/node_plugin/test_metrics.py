@@ -10,8 +10,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from csi.errors import DataCacheError
+from csi.metrics import Metrics
 from csi.spec.limits import Limits, Rate
-from node_plugin import metrics
+from node_plugin.metrics import LimitsCollector
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle, Wanted
 from tests.kernel.machine import until
@@ -29,7 +30,9 @@ class Place:
         self.pod = self.cgroups.root / f"kubepods/pod{UID}"
         self.pod.mkdir(parents=True)
         self.throttle = Throttle(self.cgroups, GroupRecords(folder / "throttles"))
-        self.port = metrics.serve("127.0.0.1", 0, self.throttle)
+        metrics = Metrics(("127.0.0.1", 0))
+        metrics.add(LimitsCollector(self.throttle))
+        self.port = metrics.port
 
     def hold(self, volume: str, limits: Limits, pod: str = UID) -> None:
         self.throttle.hold(Wanted(volume, f"/{volume}", pod, DEVICE, limits))
@@ -84,4 +87,4 @@ def test_nothing_is_shown_of_a_volume_that_went(place: Place) -> None:
 
 def test_an_address_that_is_taken_is_named(place: Place) -> None:
     with pytest.raises(DataCacheError, match=f"--metrics-address 127.0.0.1:{place.port}"):
-        metrics.serve("127.0.0.1", place.port, place.throttle)
+        Metrics(("127.0.0.1", place.port))

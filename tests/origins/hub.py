@@ -40,6 +40,7 @@ class Hub:
         cdn_base: str = "",
         page: int = PAGE,
         url_life: float = 3600.0,
+        addresses: tuple[str, str] = (HUB_ADDRESS, CDN_ADDRESS),
     ) -> None:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.tokens: dict[str, str] = {}
@@ -48,7 +49,7 @@ class Hub:
         self.page, self.url_life = page, url_life
         self.signing_key = b"first"
         self._listeners: list[Listener] = []
-        self._ports = (port, 0)
+        self._addresses, self._ports = addresses, (port, 0)
 
     def __enter__(self) -> Self:
         self.start()
@@ -61,7 +62,7 @@ class Hub:
         """Listen, if it does not yet; after a `stop`, on the same ports."""
         if self._listeners:
             return
-        hub, cdn = (HUB_ADDRESS, self._ports[0]), (CDN_ADDRESS, self._ports[1])
+        hub, cdn = zip(self._addresses, self._ports, strict=True)
         self._listeners = [
             Listener("hub", hub, HubHandler, self, self.faults, self.counters),
             Listener("cdn", cdn, CdnHandler, self, self.faults, self.counters),
@@ -76,11 +77,11 @@ class Hub:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{HUB_ADDRESS}:{self._ports[0]}"
+        return f"http://{self._addresses[0]}:{self._ports[0]}"
 
     @property
     def cdn(self) -> str:
-        return f"http://{CDN_ADDRESS}:{self._ports[1]}"
+        return f"http://{self._addresses[1]}:{self._ports[1]}"
 
     def repo(
         self,

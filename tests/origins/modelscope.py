@@ -138,13 +138,15 @@ class ModelScopeHub:
     """The hub (`endpoint`); files of `redirect_over` bytes and more come from a second host, or (`store_base`)
     from an nginx whose root holds org/name/... `limit` entries of a model are listed at once."""
 
-    def __init__(self, *, redirect_over: int = 100_000, limit: int = LIMIT, store_base: str = "") -> None:
+    def __init__(
+        self, *, redirect_over: int = 100_000, limit: int = LIMIT, store_base: str = "", addresses: tuple[str, str] = (HUB_ADDRESS, STORE_ADDRESS)
+    ) -> None:
         self.repositories: dict[tuple[str, str], ModelScopeRepository] = {}
         self.tokens: set[str] = set()
         self.faults, self.counters = Faults(), Counters()
         self.redirect_over, self.limit, self.store_base, self.signing_key = redirect_over, limit, store_base, b"first"
         self._listeners: list[Listener] = []
-        self._ports = (0, 0)
+        self._addresses, self._ports = addresses, (0, 0)
         self._digests: dict[int, tuple[Content, str]] = {}
         self._listed: tuple[Mapping[str, Content], str, bool, list[dict[str, Any]]] = ({}, "", False, [])
 
@@ -159,8 +161,8 @@ class ModelScopeHub:
         """Listen, if it does not yet; after a `stop`, on the same ports."""
         if not self._listeners:
             self._listeners = [
-                Listener("hub", (HUB_ADDRESS, self._ports[0]), HubHandler, self, self.faults, self.counters),
-                Listener("store", (STORE_ADDRESS, self._ports[1]), StoreHandler, self, self.faults, self.counters),
+                Listener("hub", (self._addresses[0], self._ports[0]), HubHandler, self, self.faults, self.counters),
+                Listener("store", (self._addresses[1], self._ports[1]), StoreHandler, self, self.faults, self.counters),
             ]
             self._ports = (self._listeners[0].port, self._listeners[1].port)
 
@@ -172,7 +174,7 @@ class ModelScopeHub:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{HUB_ADDRESS}:{self._ports[0]}"
+        return f"http://{self._addresses[0]}:{self._ports[0]}"
 
     def repo(
         self, name: str, files: Mapping[str, Content], *, kind: str = "model", private: bool = False, tokens: Iterable[str] = ()
@@ -193,7 +195,7 @@ class ModelScopeHub:
             return f"{self.store_base}/{quote(repository.id)}/{quote(path)}"
         target = f"/{repository.kind}/{quote(repository.id, safe='')}/{quote(path)}"
         expires = f"{time.time() + 3600:.3f}"
-        return f"http://{STORE_ADDRESS}:{self._ports[1]}{target}?Expires={expires}&Signature={signature(self.signing_key, target, expires)}"
+        return f"http://{self._addresses[1]}:{self._ports[1]}{target}?Expires={expires}&Signature={signature(self.signing_key, target, expires)}"
 
     def rows(self, files: Mapping[str, Content], root: str, recursive: bool) -> list[dict[str, Any]]:
         """Entries below `root`: folders first, then files, as the hub lists them; made once for all pages."""

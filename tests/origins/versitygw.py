@@ -35,12 +35,13 @@ def missing() -> str:
 class ObjectServer:
     """The server, its buckets on disk or in `memory`; `reader` (READER_ID, READER_SECRET) is a user who may read what a bucket's policy lets them."""
 
-    def __init__(self, memory: bool = False) -> None:
+    def __init__(self, memory: bool = False, address: str = ADDRESS) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="versitygw-", dir="/dev/shm" if memory else None))
         self.root = self._folder / "root"
         for name in ("root", "iam"):
             (self._folder / name).mkdir()
-        self.port, self._admin_port = _free_port(), _free_port()
+        self.address = address
+        self.port, self._admin_port = _free_port(address), _free_port(address)
         self._process: subprocess.Popen[bytes] | None = None
         self._count = 0
 
@@ -55,18 +56,18 @@ class ObjectServer:
 
     @property
     def endpoint(self) -> str:
-        return f"http://{ADDRESS}:{self.port}"
+        return f"http://{self.address}:{self.port}"
 
     def start(self) -> None:
         """Start, or start again on the same port, and wait until it answers."""
         if self._process:
             return
         environment = {"ROOT_ACCESS_KEY": ROOT_ID, "ROOT_SECRET_KEY": ROOT_SECRET, "VGW_VIRTUAL_DOMAIN": DOMAIN, "PATH": "/usr/bin:/bin"}
-        argv = [PROGRAM, "--port", f"{ADDRESS}:{self.port}", "--admin-port", f"{ADDRESS}:{self._admin_port}", "--keep-alive", "--quiet"]
+        argv = [PROGRAM, "--port", f"{self.address}:{self.port}", "--admin-port", f"{self.address}:{self._admin_port}", "--keep-alive", "--quiet"]
         argv += ["--iam-dir", str(self._folder / "iam"), "posix", str(self.root)]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        if not wait_until(lambda: _answers(self.port) and _answers(self._admin_port), _START_SECONDS):
+        if not wait_until(lambda: _answers(self.address, self.port) and _answers(self.address, self._admin_port), _START_SECONDS):
             self.stop()
             raise RuntimeError(f"versitygw did not start; the end of its log:\n{(self._folder / 'log').read_text()[-2000:]}")
 
@@ -127,7 +128,7 @@ class ObjectServer:
         )
 
     def _admin(self, *words: str) -> None:
-        own = ["--access", ROOT_ID, "--secret", ROOT_SECRET, "--endpoint-url", f"http://{ADDRESS}:{self._admin_port}"]
+        own = ["--access", ROOT_ID, "--secret", ROOT_SECRET, "--endpoint-url", f"http://{self.address}:{self._admin_port}"]
         _run([PROGRAM, "admin", *own, *words])
 
     def _curl(self, method: str, path: str, body: str = "") -> None:
@@ -141,13 +142,13 @@ def _run(argv: list[str]) -> None:
     assert done.returncode == 0, f"{argv[0]} failed ({done.returncode}): {done.stdout}{done.stderr}"
 
 
-def _free_port() -> int:
+def _free_port(address: str) -> int:
     with socket.socket() as probe:
-        probe.bind((ADDRESS, 0))
+        probe.bind((address, 0))
         return int(probe.getsockname()[1])
 
 
-def _answers(port: int) -> bool:
+def _answers(address: str, port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
-        return probe.connect_ex((ADDRESS, port)) == 0
+        return probe.connect_ex((address, port)) == 0

@@ -73,7 +73,7 @@ def test_failures_of_the_same_moment_halve_the_readers_once(error: OriginUnavail
     shared, together = made(), threading.Barrier(FEW)
 
     def work() -> None:
-        with pytest.raises(type(error)), shared.turns(0):
+        with pytest.raises(type(error)), shared.turn(0):
             together.wait()
             raise error
 
@@ -87,7 +87,7 @@ def test_failures_of_the_same_moment_halve_the_readers_once(error: OriginUnavail
 
 def test_other_failures_change_nothing() -> None:
     shared = made()
-    with pytest.raises(OriginUnavailable), shared.turns(0):
+    with pytest.raises(OriginUnavailable), shared.turn(0):
         raise OriginUnavailable("reset")
     assert shared.readers == FEW
 
@@ -98,10 +98,10 @@ def test_no_more_ask_than_there_are_to_be_and_the_lowest_rank_is_first() -> None
     order: list[int] = []
 
     def work(rank: int) -> None:
-        with shared.turns(rank):
+        with shared.turn(rank):
             order.append(rank)
 
-    with shared.turns(0):
+    with shared.turn(0):
         threads = [threading.Thread(target=work, args=(rank,)) for rank in (7, 3, 9, 5)]
         for thread in threads:
             thread.start()
@@ -119,7 +119,7 @@ def test_who_waits_for_a_turn_hears_that_the_fill_ends() -> None:
 
     shared = made(pause=stopped)
     shared.hold(100)
-    with pytest.raises(FillStopped), shared.turns(0):
+    with pytest.raises(FillStopped), shared.turn(0):
         pass
     assert shared._waiting == []
 

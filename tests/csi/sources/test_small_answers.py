@@ -19,6 +19,7 @@ from csi.sources.small_answers import LARGEST, Patience, Request, SmallAnswers
 from csi.sources.tempo import FLOOR
 from csi.spec.manifest import Entry, Kind
 from tests.csi.sources.http_origin import at, redirect
+from tests.csi.sources.test_many_files import Turns
 from tests.origins.scripted import Answer, Server
 
 SMALL = Entry("small.bin", Kind.FILE, size=5)
@@ -43,7 +44,8 @@ def read(connections: Connections, addresses: Addresses, entry: Entry = SMALL) -
     wanted = [(entry, memoryview(buffer))]
     if _ASKED["how"] == "with others" and entry.size <= LARGEST:
         with RangeReader(connections, addresses) as reader:
-            reader.read_many(wanted, 4)
+            for error in reader.read_many(wanted, Turns(4)).values():
+                raise error
     return bytes(buffer) if not wanted else read_alone(connections, addresses, entry)
 
 

@@ -1,0 +1,79 @@
+"""Make deploy/manifests and the chart's crds/ from the chart and deploy/crds, or (`--check`) tell whether they are what would be made."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+DEPLOY = Path(__file__).resolve().parent
+CHART, CRDS, MANIFESTS = DEPLOY / "chart/datacache-csi", DEPLOY / "crds", DEPLOY / "manifests"
+NAME = NAMESPACE = "datacache-csi"
+NOT_RUN = "NOT RUN: helm is not installed (nor named by HELM, nor built for the test cluster), so {what}"
+_HEAD = "# Made from deploy/chart by `make manifests`; do not edit.\n"
+_SOURCE = re.compile(r"# Source: \S+/templates/(\S+)\n")
+# What would be said of Helm in objects that it does not manage.
+_OF_HELM = re.compile(r"^ +(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", re.MULTILINE)
+
+
+def helm() -> str:
+    """The program: what HELM names, what is on the path, what was built for the test cluster; empty where there is none."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datacache-csi/cluster"
+    built = max(cache.glob("programs-*/helm"), key=lambda path: path.stat().st_mtime, default="")
+    return os.environ.get("HELM") or shutil.which("helm") or str(built)
+
+
+def manifests() -> dict[str, str]:
+    """The text of each file of deploy/manifests by its name: one for each template that makes objects, with the chart's own values."""
+    command = [helm(), "template", NAME, str(CHART), "--namespace", NAMESPACE]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"helm template: {done.stderr.strip()}")
+    files: dict[str, list[str]] = {}
+    for part in re.split(r"^---\n", done.stdout, flags=re.MULTILINE):
+        if source := _SOURCE.search(part):
+            files.setdefault(source[1], []).append(_OF_HELM.sub("", _SOURCE.sub("", part)).strip("\n") + "\n")
+    return {name: _HEAD + "---\n".join(parts) for name, parts in files.items()}
+
+
+def wanted(rendered: bool) -> dict[Path, str]:
+    """All files that are made, by their paths; those of deploy/manifests only where `rendered`."""
+    files = {CHART / "crds" / path.name: path.read_text() for path in sorted(CRDS.glob("*.yaml"))}
+    return files | ({MANIFESTS / name: text for name, text in manifests().items()} if rendered else {})
+
+
+def stale(files: dict[Path, str], rendered: bool) -> list[Path]:
+    """What differs from `files`, is missing, or is there and should not be."""
+    there = {path for folder in (CHART / "crds", *([MANIFESTS] if rendered else [])) for path in folder.glob("*.yaml")}
+    return sorted(path for path in there | files.keys() if not path.exists() or path.read_text() != files.get(path))
+
+
+def write(files: dict[Path, str], rendered: bool) -> None:
+    """Make the files so."""
+    for path in stale(files, rendered):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path in files:
+            path.write_text(files[path])
+        else:
+            path.unlink()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
+    check, rendered = parser.parse_args().check, bool(helm())
+    if not rendered:
+        print(NOT_RUN.format(what="deploy/manifests is not compared with deploy/chart" if check else "deploy/manifests is left as it is"))
+    files = wanted(rendered)
+    if not check:
+        write(files, rendered)
+    elif found := stale(files, rendered):
+        sys.exit(f"stale: {', '.join(str(path.relative_to(DEPLOY.parent)) for path in found)}; run `make manifests` and commit the result")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""The cluster that tests share, and the images in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster import images, programs
+from tests.cluster.driver_image import ready
+from tests.cluster.images import Archive
+from tests.cluster.installed import Driver, installed
+from tests.cluster.lab import Lab, running
+from tests.cluster.node import Node
+from tests.origins.hub import Hub
+
+
+@pytest.fixture(scope="session")
+def built() -> None:
+    """Fails where no cluster can run, and says why: who calls for these tests wants them run."""
+    if why := programs.obstacle():
+        pytest.fail(f"no cluster can run here: {why}")
+
+
+@pytest.fixture(scope="session")
+def lab(built: None) -> Iterator[Lab]:
+    """A cluster of one node; tests that need a second one ask for `second_node`."""
+    with running() as lab:
+        yield lab
+
+
+@pytest.fixture(scope="session")
+def second_node(lab: Lab) -> Node:
+    """The second node of the cluster, there from now on."""
+    return lab.nodes[1] if len(lab.nodes) > 1 else lab.add_node()
+
+
+@pytest.fixture(scope="session")
+def driver_image(lab: Lab) -> Archive:
+    """The image of this checkout, on every node."""
+    archive = ready(programs.TREE, programs.cache())
+    lab.load(archive)
+    return archive
+
+
+@pytest.fixture(scope="session")
+def sidecars(lab: Lab) -> list[Archive]:
+    """The images of external-provisioner and csi-resizer, on every node."""
+    archives = images.sidecars(lab.folder, lab.programs)
+    lab.load(*archives)
+    return archives
+
+
+@pytest.fixture(autouse=True)
+def alive(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test during which a program of the cluster ended has failed."""
+    yield
+    if "lab" in request.fixturenames:
+        request.getfixturevalue("lab").check()
+
+
+@pytest.fixture(scope="session")
+def hub(lab: Lab) -> Iterator[Hub]:
+    """A hub that the pods of the cluster reach."""
+    with Hub(addresses=lab.outside) as running_hub:
+        yield running_hub
+
+
+@pytest.fixture(scope="session")
+def driver(lab: Lab, driver_image: Archive, sidecars: list[Archive], hub: Hub) -> Iterator[Driver]:
+    """The driver, installed from the chart."""
+    with installed(lab, driver_image, sidecars, hub.endpoint) as driver:
+        yield driver

@@ -1,0 +1,95 @@
+"""The driver as an operator installs it: the chart, with the real image and the real sidecars."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from tests.cluster.images import Archive
+from tests.cluster.kubectl import Object
+from tests.cluster.lab import Lab
+from tests.cluster.node import Node
+from tests.cluster.programs import TREE
+
+CHART = TREE / "deploy/chart/datacache-csi"
+NAMESPACE, RELEASE = "datacache-csi", "datacache-csi"
+PLUGINS = "/var/lib/kubelet/plugins/datacache.csi.io"
+_HELM_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Driver:
+    """The installed driver in `lab`."""
+
+    lab: Lab
+
+    def node_pod(self, node: Node) -> str:
+        """The name of the pod that is the node plugin there."""
+        return self.pod("node", node.name)["metadata"]["name"]  # type: ignore[no-any-return]
+
+    def pod(self, component: str, node: str = "") -> Object:
+        """A pod of the controller or of the node plugin that is not on its way out."""
+        pods = self.lab.kubectl.list("pod", NAMESPACE, f"app.kubernetes.io/component={component}")
+        return next(one for one in pods if lives(one) and node in ("", one["spec"].get("nodeName")))
+
+    def in_node(self, node: Node, *argv: str) -> str:
+        """What a program in the node plugin's container says."""
+        return self.lab.kubectl.exec(self.node_pod(node), argv, NAMESPACE)
+
+    def images(self, node: Node) -> list[str]:
+        """Digests of the images in the node's store."""
+        return sorted(path.name for path in (node.root / "var/lib/datacache/images").glob("*"))
+
+    def mounts(self, node: Node) -> list[str]:
+        """Targets of EROFS mounts that the node has."""
+        lines = (line.split() for line in node.space.run("cat", "/proc/self/mountinfo").splitlines())
+        return [fields[4] for fields in lines if "erofs" in fields]
+
+
+def lives(thing: Object) -> bool:
+    """Whether it is not being deleted."""
+    return "deletionTimestamp" not in thing["metadata"]
+
+
+@contextmanager
+def installed(lab: Lab, image: Archive, sidecars: Sequence[Archive], hub: str, **more: Any) -> Iterator[Driver]:
+    """The chart is installed for the block, all its pods ready; `hub` is the address of the hub, `more` are further values."""
+    lab.kubectl.run("apply", "-f", str(TREE / "deploy/namespace.yaml"))
+    origins = [f"{address}/32" for address in lab.outside]
+    values = {
+        "image": _image(image),
+        "controller": {
+            "replicas": 1,
+            "provisioner": {"image": _image(sidecars[0])},
+            "resizer": {"image": _image(sidecars[1])},
+        },
+        "node": {"loadModules": False},
+        "hfEndpoint": hub,
+        "allowOrigins": origins,
+        "allowInlineNas": ["*"],
+        **more,
+    }
+    _helm(lab, "install", RELEASE, str(CHART), "--values", "-", input=json.dumps(values))
+    try:
+        yield Driver(lab)
+    finally:
+        _helm(lab, "uninstall", RELEASE, "--wait")
+
+
+def _helm(lab: Lab, *words: str, input: str = "") -> None:
+    command = [str(lab.programs / "helm"), "--kubeconfig", str(lab.kubectl.kubeconfig), "--namespace", NAMESPACE, *words]
+    if words[0] == "install":
+        command += ["--wait", "--timeout", "3m"]
+    done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=_HELM_SECONDS)
+    if done.returncode:
+        pods = lab.kubectl.run("-n", NAMESPACE, "describe", "pods")
+        raise AssertionError(f"helm {words[0]}: {done.stderr}\n{pods[-6000:]}")
+
+
+def _image(archive: Archive) -> Object:
+    repository, _, tag = archive.name.rpartition(":")
+    return {"repository": repository, "tag": tag, "pullPolicy": "Never"}
