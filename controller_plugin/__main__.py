@@ -9,13 +9,15 @@ from pathlib import Path
 
 import grpc
 
+from controller_plugin.asking import Asking
 from controller_plugin.servicer import ControllerServicer, NoNode
 from controller_plugin.volumes import Volumes
 from csi import __version__, health, rpc, settings
 from csi.durable import secret_key
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, KUBERNETES, open_registry
+from csi.registry.opening import HELP, KUBERNETES, find_server, open_claims, open_pins, open_registry
+from csi.sources.allow_list import ANNOTATIONS, NAS_HELP, AllowList, nas_prefixes
 from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
@@ -38,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"where proofs of reading are remembered, which may get lost; empty for the registry's folder, with kubernetes for {STATE_DIR}",
     )
     settings.flag(flags, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
+    settings.flag(flags, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
     settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
     return flags
 
@@ -48,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    registry = open_registry(options.registry)
+    server = find_server(options.registry)
+    pins = open_pins(server)
+    registry = open_registry(options.registry, server, pins)
+    allowed = AllowList(options.allow_inline_nas, options.allow_origins, ANNOTATIONS)
     room = WaitingRoom(options.rpc_threads // 2)
     state = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -60,7 +66,7 @@ def _serve(options: argparse.Namespace) -> None:
         profiles=options.egress_profile,
         allowed=options.allow_origins,
     )
-    volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True))
+    volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True), Asking(open_claims(server), allowed), pins)
 
     observe = rpc.unobserved
     if options.metrics_address:

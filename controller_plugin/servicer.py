@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import grpc
 
+from controller_plugin.asking import check_class
 from controller_plugin.volumes import CreateRequest, Volumes
 from csi.errors import InvalidParameter, NoSpace
 from csi.pb import csi_pb2 as pb
@@ -103,7 +104,7 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     def GetCapacity(self, request: pb.GetCapacityRequest, context: grpc.ServicerContext) -> pb.GetCapacityResponse:
         """The largest volume there can be: a volume costs nothing until a node fills it, and a node that holds the image is free of cost."""
         if request.parameters:
-            parse(request.parameters)
+            check_class(request.parameters)
         reply = pb.GetCapacityResponse(available_capacity=LARGEST_VOLUME)
         reply.maximum_volume_size.value = LARGEST_VOLUME
         reply.minimum_volume_size.value = 0

@@ -6,17 +6,34 @@ import base64
 import binascii
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-from csi.errors import AlreadyExists, InvalidParameter, InvalidToken, OutOfRange, SourceChanged, VolumeNotFound
+from controller_plugin.asking import Asking, claim_of
+from csi.errors import (
+    AlreadyExists,
+    ClusterForbids,
+    ClusterUnavailable,
+    DataCacheError,
+    InvalidParameter,
+    InvalidToken,
+    OutOfRange,
+    SourceChanged,
+    VolumeNotFound,
+)
 from csi.locks import KeyedLocks
+from csi.registry.pins import CachePin, Holder, PinRegistry
 from csi.registry.volume import VolumeRecord, VolumeRegistry
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
-from csi.spec.parameters import LARGEST_VOLUME, VolumeParameters, canonical_keys, names_a_source, parse, parse_mutable
+from csi.spec.cache import CacheSpec
+from csi.spec.parameters import LARGEST_VOLUME, VolumeParameters, names_a_source, parse, parse_mutable
 from csi.spec.performance import Performance, limits, whole_gib
+from csi.spec.pinning import pin_name
 from csi.waiting import Patience
+from csi.worker.pinned import Resolve, under_pin
+from csi.worker.protocol import Resolution
 from csi.worker.resolving import Resolver
 
 _MAX_NAME = 128
@@ -39,10 +56,13 @@ class CreateRequest:
 
 
 class Volumes:
-    """The controller's volumes, kept in `registry`; `resolver` asks origins. Thread-safe."""
+    """The controller's volumes, kept in `registry`. Thread-safe.
 
-    def __init__(self, registry: VolumeRegistry, resolver: Resolver) -> None:
-        self._registry, self._resolver = registry, resolver
+    `resolver` asks origins, `asking` reads what is asked, `pins` has what the volumes of a namespace agree on, None without a cluster.
+    """
+
+    def __init__(self, registry: VolumeRegistry, resolver: Resolver, asking: Asking, pins: PinRegistry | None = None) -> None:
+        self._registry, self._resolver, self._asking, self._pins = registry, resolver, asking, pins
         self._locks = KeyedLocks()
 
     def create(self, request: CreateRequest, patience: Patience) -> VolumeRecord:
@@ -65,16 +85,40 @@ class Volumes:
             known = self._registry.get(volume_id)
             if known:
                 return _same(known, request, asked)
-            record = self._resolved(volume_id, request, asked, patience)
-            kept = self._registry.add(record)
+            with self._letting_go(volume_id) as held:
+                record = self._resolved(volume_id, request, asked, patience, held)
+                kept = self._registry.add(record)
             return record if kept == record else _same(kept, request, asked)
 
+    @contextmanager
+    def _letting_go(self, volume_id: str) -> Iterator[list[CachePin]]:
+        """The pins that the block holds for a volume; where it fails there is no volume that would."""
+        held: list[CachePin] = []
+        try:
+            yield held
+        except ClusterUnavailable:  # the volume may be recorded all the same
+            raise
+        except DataCacheError:
+            with suppress(DataCacheError):
+                for pin in held[-1:]:
+                    self._release(volume_id, pin.namespace, pin.asked)
+            raise
+
+    def _namespace(self, request: CreateRequest, asked: VolumeParameters) -> str:
+        """That of the pin which the volume is to hold, "" for none: a commit needs none, and a clone is what its original is."""
+        moves = self._pins and asked.spec.moving and not request.clone_of
+        return claim_of(request.parameters)[0] if moves else ""
+
+    def _release(self, volume_id: str, namespace: str, asked: CacheSpec) -> None:
+        if self._pins and namespace:
+            self._pins.release(namespace, pin_name(asked), Holder("volume", volume_id))
+
     def _parsed(self, request: CreateRequest) -> VolumeParameters:
-        original = self._original(request.clone_of)
-        if original and not names_a_source(request.parameters):
-            parsed = parse({**original.asked.to_context(), **canonical_keys(request.parameters)})
+        original, whole = self._original(request.clone_of), self._asking.whole(request.parameters)
+        if original and not names_a_source(whole.parameters):
+            parsed = parse({**original.asked.to_context(), **whole.parameters})
         else:
-            parsed = parse(request.parameters, request.mount_flags)
+            parsed = self._asking.parsed(request.parameters, whole, request.mount_flags)
         if original and parsed.spec not in (original.asked, original.spec):
             held = original.spec.source.shown
             raise InvalidParameter(f"the parameters name {parsed.spec.source.shown}, the volume to clone holds {held}; make them agree")
@@ -87,10 +131,17 @@ class Volumes:
     def _original(self, volume_id: str) -> VolumeRecord | None:
         return self.get(volume_id) if volume_id else None
 
-    def _resolved(self, volume_id: str, request: CreateRequest, asked: VolumeParameters, patience: Patience) -> VolumeRecord:
+    def _resolved(self, volume_id: str, request: CreateRequest, asked: VolumeParameters, patience: Patience, held: list[CachePin]) -> VolumeRecord:
         original = self._original(request.clone_of)
-        spec = original.spec if original else asked.spec
-        found = self._resolver.resolve(volume_id, spec, request.secrets, patience)
+        spec, namespace = original.spec if original else asked.spec, self._namespace(request, asked)
+
+        def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
+            found = self._resolver.resolve(volume_id, spec, request.secrets, patience)
+            if digest not in (None, found.digest):
+                raise SourceChanged(f"{spec.source.shown} changed since then")
+            return found
+
+        found = self._pinned(volume_id, namespace, spec, resolve, held) if namespace else resolve(spec, None)
         if original and found.digest != original.digest:
             raise SourceChanged(f"{spec.source.shown} changed since {original.id} was created, so it cannot be cloned; create a new volume")
         capacity = _capacity(found.content_bytes, request)
@@ -107,7 +158,18 @@ class Volumes:
             cloned_from=request.clone_of,
             created=time.time(),
             performance=asked.performance,
+            namespace=namespace,
         )
+
+    def _pinned(self, volume_id: str, namespace: str, spec: CacheSpec, resolve: Resolve, held: list[CachePin]) -> Resolution:
+        pins = self._pins
+        assert pins is not None
+
+        def hold(pin: CachePin) -> CachePin:
+            held.append(pins.hold(pin, Holder("volume", volume_id)))
+            return held[-1]
+
+        return under_pin(namespace, spec, lambda: pins.get(namespace, pin_name(spec)), resolve, hold)
 
     def get(self, volume_id: str) -> VolumeRecord:
         """The volume of that id; raises VolumeNotFound."""
@@ -116,7 +178,17 @@ class Volumes:
     def delete(self, volume_id: str) -> None:
         """Forget the volume; nodes that still mount it keep their image. Raises Busy while another call works on it."""
         with self._locks.hold(volume_id):
+            if record := self._held_by(volume_id):
+                self._release(volume_id, record.namespace, record.asked)
             self._registry.delete(volume_id)
+
+    def _held_by(self, volume_id: str) -> VolumeRecord | None:
+        try:
+            return self._registry.get(volume_id) if self._pins else None
+        except (ClusterUnavailable, ClusterForbids):
+            raise
+        except DataCacheError:  # one that cannot be read can be deleted; its hold is swept
+            return None
 
     def modify(self, volume_id: str, mutable: Mapping[str, str]) -> VolumeRecord:
         """Change the performance keys that `mutable` names, leaving the others.

@@ -21,6 +21,11 @@ A StorageClass has them as `parameters`, a static PV and an inline volume as `vo
 is refused, with the nearest known one named. "Who may set it": a StorageClass and a PV are an administrator's words, an inline volume is a
 pod author's; what an administrator alone may set is refused in an inline volume.
 
+Where the controller runs with `--registry kubernetes` and external-provisioner with `--extra-create-metadata`, a PVC may give keys too: as
+annotations `datacache.csi.io/KEY`, which count over those of the StorageClass. Its `pvcAnnotations` lists which. Those that all may set can be
+listed, `writerAccessModes` apart; where such a key names the source, that is judged as an inline volume's is, by the controller's
+`--allow-origins` and `--allow-inline-nas`.
+
 None of these keys is secret: a key that is a credential is refused and pointed to a Secret, and so is a URL with a login or with a parameter
 that is named as signatures, keys and tokens are. What a source reads from its Secret stands in a table of its own; those values are all
 secret, and are never written into a volume, a log, an error or a file.

@@ -15,8 +15,9 @@ from csi.errors import UnsupportedByNode
 from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, open_registry
+from csi.registry.opening import HELP, find_server, open_pins, open_registry
 from csi.registry.volume import Interest, VolumeRegistry
+from csi.sources.allow_list import NAS_HELP, AllowList, nas_prefixes
 from csi.sources.destinations import ORIGINS_HELP, destinations
 from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
@@ -24,10 +25,11 @@ from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
 from node_plugin.fills import Fills
 from node_plugin.image_mounts import ImageMounts
-from node_plugin.inline_policy import InlinePolicy, nas_prefixes
 from node_plugin.kernel import require_erofs
 from node_plugin.loop import KernelLoops, read_ahead_of
 from node_plugin.mounts import KernelMounts
+from node_plugin.pins import NodePins
+from node_plugin.proving import Proving
 from node_plugin.registration import registered
 from node_plugin.servicer import NodeServicer
 from node_plugin.throttle.detect import hierarchy_at
@@ -64,13 +66,7 @@ def parser() -> argparse.ArgumentParser:
         type=settings.optional_size,
         help="how far the kernel reads ahead in an image; empty: as on the store's disk",
     )
-    settings.flag(
-        flags,
-        "--allow-inline-nas",
-        default="",
-        type=nas_prefixes,
-        help="NAS exports that inline volumes may read: server:/path, comma separated, or *",
-    )
+    settings.flag(flags, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
     settings.flag(
         flags,
         "--plugins-registry",
@@ -113,11 +109,13 @@ def _serve(options: argparse.Namespace) -> None:
     fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use)
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
-    policy = InlinePolicy(options.allow_inline_nas, options.allow_origins)
-    registry, shown = open_registry(options.registry) if options.registry else None, Interest()
+    allowed = AllowList(options.allow_inline_nas, options.allow_origins)
+    server, shown = find_server(options.registry), Interest()
+    registry = open_registry(options.registry, server) if options.registry else None
     throttle = Throttle(_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles"), options.require_throttle)
     limits = VolumeLimits(registry)
-    volumes = Volumes(VolumeRecords(options.store / "volumes", shown), store, resolver, fills, images, mounts, room, policy, limits, throttle)
+    records, pins = VolumeRecords(options.store / "volumes", shown), NodePins(open_pins(server), options.node_id)
+    volumes = Volumes(records, store, Proving(store, resolver), fills, images, mounts, room, allowed, limits, throttle, pins)
 
     observe = _observer(options.metrics_address, throttle)
 
@@ -128,7 +126,8 @@ def _serve(options: argparse.Namespace) -> None:
     try:
         with _watching(registry, volumes, shown):
             volumes.recover()
-            rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options), observe)
+            with pins.tended():
+                rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options), observe)
     finally:
         fills.stop()
         pool.close()

@@ -43,7 +43,7 @@ class NodeVolume:
 
     `capacity_bytes` and `content_bytes` are what its stats say; `inline` marks volumes that live and die with their pod;
     `limit_class` names the device, among those of its image, that it is read from; `performance` are its performance keys
-    as the registry had them last, None for those of the context.
+    as the registry had them last, None for those of the context; `pin` is that of an inline volume, as `NodePins.of` writes it, None for none.
     """
 
     id: str
@@ -56,6 +56,7 @@ class NodeVolume:
     targets: Mapping[str, Shown] = field(default_factory=dict)
     limit_class: str = NO_LIMITS
     performance: Mapping[str, str] | None = None
+    pin: Mapping[str, Any] | None = None
 
     def with_staged(self, path: str, shown: Shown) -> NodeVolume:
         """This volume, staged at `path` too."""

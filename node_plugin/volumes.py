@@ -13,24 +13,24 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NoSpace, NotFound, SourceChanged, VolumeNotFound
+from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NoSpace, NotFound, VolumeNotFound
 from csi.images.records import State
 from csi.images.store import Store
 from csi.locks import KeyedLocks
+from csi.sources.allow_list import AllowList, named_by_user
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
-from csi.spec.changes import changes
+from csi.spec.cache import CacheSpec
 from csi.spec.limits import Limits
-from csi.spec.manifest import Manifest
 from csi.spec.parameters import FOREIGN_PREFIXES, VolumeParameters, parse, parse_kept
 from csi.spec.performance import whole_gib
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.protocol import Resolution
-from csi.worker.resolving import Resolver
 from node_plugin.fills import HOPELESS, Fills
 from node_plugin.image_mounts import ImageMounts
-from node_plugin.inline_policy import InlinePolicy, named_by_pod
 from node_plugin.mounts import Mounts, at, real
+from node_plugin.pins import NodePins
+from node_plugin.proving import Proving
 from node_plugin.throttle.pods import pod_uid
 from node_plugin.throttle.throttle import Throttle, Wanted
 from node_plugin.volume_limits import VolumeLimits, in_words, limit_class, limits_of, read_ahead
@@ -40,7 +40,7 @@ log = logging.getLogger("datacache.volumes")
 
 # Whoever changes a volume is done in milliseconds (what takes long holds no lock); kubelet would wait longer before it calls again.
 _LOCK_SECONDS, _RENEW_SECONDS = 1.0, 5.0
-_EPHEMERAL, _POD_UID = "csi.storage.k8s.io/ephemeral", "csi.storage.k8s.io/pod.uid"
+_EPHEMERAL, _POD_UID, _POD_NAMESPACE = (f"csi.storage.k8s.io/{key}" for key in ("ephemeral", "pod.uid", "pod.namespace"))
 
 
 @dataclass(frozen=True)
@@ -94,18 +94,19 @@ class Volumes:
         self,
         records: VolumeRecords,
         store: Store,
-        resolver: Resolver,
+        proving: Proving,
         fills: Fills,
         images: ImageMounts,
         mounts: Mounts,
         room: WaitingRoom,
-        inline_policy: InlinePolicy,
+        allowed: AllowList,
         limits: VolumeLimits,
         throttle: Throttle,
+        pins: NodePins | None = None,
     ) -> None:
-        self._records, self._store, self._resolver, self._fills = records, store, resolver, fills
-        self._images, self._mounts, self._room, self._inline_policy = images, mounts, room, inline_policy
-        self._limits, self._throttle = limits, throttle
+        self._records, self._store, self._proving, self._fills = records, store, proving, fills
+        self._images, self._mounts, self._room, self._allowed = images, mounts, room, allowed
+        self._limits, self._throttle, self._pins = limits, throttle, pins or NodePins()
         self._locks = KeyedLocks()
 
     def stage(self, request: MountRequest, patience: Patience) -> None:
@@ -137,14 +138,15 @@ class Volumes:
 
     def _publish_inline(self, request: MountRequest, patience: Patience) -> None:
         asked = parse(request.context, request.flags)
-        self._inline_policy.check(asked)
-        self._bring(request, replace(asked, spec=named_by_pod(asked.spec)), patience, "targets")
+        self._allowed.check(asked)
+        with self._pins.using(request.volume_id):
+            self._bring(request, replace(asked, spec=named_by_user(asked.spec)), patience, "targets")
 
     def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""
         with self._room.present(request.volume_id, patience):
             self._images.check_node()
-            found = self._authorised(request, asked, patience)
+            found = self._found(request, asked, patience)
             _still_wanted(patience)
             with self._holding(found.digest):
                 self._fills.wait(request.volume_id, found.digest, request.secrets, patience, found.spec.to_context())
@@ -152,6 +154,16 @@ class Volumes:
                     _still_wanted(patience)
                     if not self._is_shown(request, kind):
                         self._show_image(request.path, self._shown_volume(request, asked, found, kind))
+
+    def _found(self, request: MountRequest, asked: VolumeParameters, patience: Patience) -> Resolution:
+        """What the volume holds, once its own credential has read from the origin; for inline volumes of a namespace the same everywhere."""
+
+        def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
+            return self._proving.proven(request.volume_id, spec, digest, request.secrets, patience)
+
+        if not request.inline:
+            return resolve(asked.spec, asked.manifest_digest)
+        return self._pins.resolved(request.volume_id, request.context.get(_POD_NAMESPACE, ""), asked.spec, resolve)
 
     def _shown_volume(self, request: MountRequest, asked: VolumeParameters, found: Resolution, kind: str) -> NodeVolume:
         known = self._records.get(request.volume_id)
@@ -163,7 +175,7 @@ class Volumes:
         capacity = asked.capacity_bytes or max(asked.size_bytes or 0, whole_gib(found.content_bytes))
         volume = NodeVolume(request.volume_id, found.digest, request.own_context, capacity, found.content_bytes, request.inline)
         volume = self._limits.known(volume)
-        return replace(volume, limit_class=limit_class(volume))
+        return replace(volume, limit_class=limit_class(volume), pin=self._pins.of(request.volume_id))
 
     def _publish_staged(self, request: MountRequest) -> None:
         volume = self._records.get(request.volume_id)
@@ -182,6 +194,8 @@ class Volumes:
         self._room.cancel(volume_id, "the volume is being unpublished")
         with self._locks.hold(volume_id, _LOCK_SECONDS):
             self._take_away(volume_id, path)
+            if not (left := self._records.get(volume_id)) or not left.paths:
+                self._pins.let_go(volume_id)
             _remove_target(path)
 
     def unstage(self, volume_id: str, path: Path) -> None:
@@ -238,6 +252,7 @@ class Volumes:
                     Path(path).rmdir()
             left = self._limits.known(volume.without(*gone))
             self._records.put(left)
+            self._pins.adopt([left] if left.paths else [])
             wanted += self._still_wanted(left) if left.paths else []
         self._throttle.resume(wanted)
         self._images.sweep()
@@ -256,36 +271,6 @@ class Volumes:
         asked = parse_kept(request.context, request.flags)
         access_modes.check(request.mode, asked.downgrade_writers)
         return asked
-
-    def _authorised(self, request: MountRequest, asked: VolumeParameters, patience: Patience) -> Resolution:
-        """What the volume holds, once its own credential has read from the origin; its manifest is in the store then."""
-
-        def fits(digest: str) -> bool:
-            return asked.manifest_digest in (None, digest)
-
-        def has(digest: str) -> bool:
-            return fits(digest) and bool(self._store.sealed(digest) or self._store.partial(digest))
-
-        def keep(found: Resolution, manifest: Path) -> None:
-            if fits(found.digest):
-                self._store.adopt_manifest(found.digest, manifest, found.image_bytes)
-            else:
-                changed.append(self._what_changed(asked.manifest_digest, manifest))
-
-        changed: list[str] = []
-        found = self._resolver.resolve(request.volume_id, asked.spec, request.secrets, patience, has, keep)
-        if not fits(found.digest):
-            what = next(filter(None, changed), "its manifest differs")
-            raise SourceChanged(
-                f"{asked.spec.source.shown} is not what this volume was created from any more ({what}); create a new volume to use what it holds now"
-            )
-        return found
-
-    def _what_changed(self, digest: str | None, manifest: Path) -> str:
-        """How the manifest at a path differs from that of a volume; "" where this node does not know the latter."""
-        with suppress(DataCacheError), manifest.open("rb") as stream:
-            return changes(self._store.manifest(digest or ""), Manifest.read(stream))
-        return ""
 
     @contextmanager
     def _holding(self, digest: str) -> Iterator[None]:

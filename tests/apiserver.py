@@ -20,10 +20,12 @@ from csi.cluster.access import Access
 from csi.cluster.api_server import ApiServer as Client
 from csi.errors import DataCacheError
 from csi.registry.cache_volume import GROUP, PLURAL, VERSION
-from tests.origins.onc_rpc import free_port
+from csi.registry.kubernetes_pins import path_in
+from tests.origins.onc_rpc import free_port, wait_until
 
 CRDS = Path(__file__).parents[1] / "deploy/crds"
 VOLUMES = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
+PINS = f"/apis/{GROUP}/{VERSION}/cachepins"
 ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
 NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test-cluster builds them, with Go)"
 _PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
@@ -62,6 +64,8 @@ class ApiServer:
             if self._crds:
                 self.kubectl("apply", "--server-side", "-f", str(CRDS))
                 self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
+                # An established CRD may still be initialising its storage.
+                assert wait_until(lambda: all(self._serves(path) for path in (VOLUMES, PINS)), 30)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
             raise
@@ -128,6 +132,12 @@ class ApiServer:
         except DataCacheError:
             return False
 
+    def _serves(self, path: str) -> bool:
+        try:
+            return bool(self.client().call("GET", path))
+        except DataCacheError:
+            return False
+
     def _run(self, name: str, flags: Mapping[str, object], *more: str) -> subprocess.Popen[bytes]:
         folder = programs()
         assert folder, NOT_RUN
@@ -146,8 +156,10 @@ class ApiServer:
         return Client(self.access(user))
 
     def forget_volumes(self) -> None:
-        """Delete every CacheVolume."""
+        """Delete every CacheVolume and CachePin."""
         self.client().call("DELETE", VOLUMES)
+        for pin in self.client().call("GET", PINS)["items"]:
+            self.client().call("DELETE", path_in(pin["metadata"]["namespace"], pin["metadata"]["name"]))
 
     def kubeconfig(self, user: str = ADMIN) -> Path:
         """A kubeconfig file of `user`."""

@@ -86,7 +86,7 @@ class ApiServer:
         try:
             _object(answer.status, answer.read(_LONGEST_LINE), answer.headers.get("Retry-After", ""))
         finally:
-            answer.close()
+            _close(answer)
         raise ClusterUnavailable(self._unreachable(f"HTTP {answer.status} to a watch"))
 
     def _asked(
@@ -94,7 +94,7 @@ class ApiServer:
     ) -> urllib3.BaseHTTPResponse:
         answer = self._sent(method, url, data, self._authorised(headers), seconds, preload)
         if answer.status == 401 and self.access.token_file:
-            answer.close()
+            _close(answer)
             answer = self._sent(method, url, data, self._authorised(headers, anew=True), seconds, preload)
         return answer
 
@@ -149,7 +149,7 @@ class Stream:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._answer.close()
+        _close(self._answer)
 
     def end(self) -> None:
         """Let whoever reads stop, as if the server had ended the watch."""
@@ -169,6 +169,12 @@ class Stream:
         except (HTTPError, OSError, ValueError) as error:
             if not self._ended:
                 raise ClusterUnavailable(f"the watch at the Kubernetes API server broke off ({_words(error)})") from None
+
+
+def _close(answer: urllib3.BaseHTTPResponse) -> None:
+    # Closing alone would take the connection's place out of the pool for good.
+    answer.close()
+    answer.release_conn()
 
 
 def path_of(*parts: str) -> str:

@@ -33,7 +33,8 @@ class Watch:
 
     `selector` gives the label selector as it is wanted now, None for nothing to watch; after `renew` it is asked again, and
     what it selects newly is told, too. With `metadata` objects come with their metadata alone. With `everything` the first list is told,
-    otherwise it is where the watch begins; a list after a gap is told where it differs from what was known.
+    otherwise it is where the watch begins; a list after a gap is told where it differs from what was known. Objects of several
+    namespaces may have one name; their metadata tells them apart.
     """
 
     def __init__(
@@ -125,7 +126,7 @@ class Watch:
         found: dict[str, tuple[str, int]] = {}
         for page in pages(self._server, self._path, selected, _PAGE, self._accept[0]):
             for thing in page["items"]:
-                found[thing["metadata"]["name"]] = self._note(thing)
+                found[_key(thing["metadata"])] = self._note(thing)
             version = page["metadata"]["resourceVersion"]
         for name in self._known.keys() - found.keys():
             self._tell(name, None)
@@ -135,8 +136,8 @@ class Watch:
     def _note(self, thing: Mapping[str, Any]) -> tuple[str, int]:
         meta = thing["metadata"]
         identity = (str(meta["uid"]), int(meta.get("generation", 0)))
-        if self._known.get(meta["name"]) != identity:
-            self._tell(meta["name"], thing)
+        if self._known.get(_key(meta)) != identity:
+            self._tell(_key(meta), thing)
         return identity
 
     def _follow(self, selected: str) -> None:
@@ -160,7 +161,7 @@ class Watch:
     def _take(self, kind: str, thing: Mapping[str, Any]) -> None:
         if kind == "ERROR":
             raise refusal(int(thing.get("code", 500)), thing)
-        name = thing["metadata"].get("name", "")
+        name = _key(thing["metadata"])
         if kind == "DELETED":
             self._known.pop(name, None)
             self._tell(name, None)
@@ -170,7 +171,13 @@ class Watch:
 
     def _tell(self, name: str, thing: Mapping[str, Any] | None) -> None:
         if not self._silent and not self._ended:
-            self._told(name, thing)
+            self._told(name.rpartition("/")[2], thing)
+
+
+def _key(meta: Mapping[str, Any]) -> str:
+    """What tells an object from the others of the collection: its name, behind its namespace where it has one."""
+    name = str(meta.get("name", ""))
+    return f"{meta['namespace']}/{name}" if meta.get("namespace") else name
 
 
 def pages(server: ApiServer, path: str, selector: str = "", size: int = _PAGE, accept: str = JSON) -> Iterator[dict[str, Any]]:

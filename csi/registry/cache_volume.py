@@ -57,6 +57,8 @@ def encode(record: VolumeRecord) -> dict[str, Any]:
     }
     if record.cloned_from:
         spec["clonedFrom"] = record.cloned_from
+    if record.namespace:
+        spec["pinNamespace"] = record.namespace
     if record.performance != Performance():
         spec["performance"] = {key: _typed(key, text) for key, text in record.performance.to_context().items()}
     return {**_kind(), "metadata": {"name": name, "labels": {VOLUME_LABEL: label_value(record.id)}, **annotations}, "spec": spec}
@@ -84,6 +86,7 @@ def _decoded(spec: Mapping[str, Any]) -> VolumeRecord:
         content_bytes=pinned["contentBytes"],
         downgrade_writers=spec["writerAccessModes"] == "downgrade",
         cloned_from=spec.get("clonedFrom", ""),
+        namespace=spec.get("pinNamespace", ""),
         created=_read(spec["created"]),
         performance=Performance().changed(performance),
     )
@@ -110,12 +113,13 @@ def status(thing: Mapping[str, Any], now: float) -> dict[str, Any]:
 
 
 def _shown(record: VolumeRecord) -> dict[str, str]:
-    asked, pin = _revision(record.asked), _revision(record.spec)
+    asked, pin = revision_of(record.asked), revision_of(record.spec)
     words = {"source": record.asked.source.shown.removesuffix(f"@{asked}"), "revision": asked, "pin": pin[:12] if pin != asked else ""}
     return {key: text[:256] for key, text in words.items() if text} | {"image": record.digest[:12], "size": _size(record.content_bytes)}
 
 
-def _revision(spec: CacheSpec) -> str:
+def revision_of(spec: CacheSpec) -> str:
+    """The revision that a spec names, "" for a source without."""
     return str(getattr(spec.source, "revision", ""))
 
 

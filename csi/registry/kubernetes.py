@@ -8,15 +8,15 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from csi.cluster.access import find
 from csi.cluster.api_server import APPLY, ApiServer, Expired, path_of
 from csi.cluster.lease import Lease, leading
 from csi.cluster.watch import Watch, pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
 from csi.registry.cache_volume import GROUP, PLURAL, VERSION, VOLUME_LABEL, decode, encode, id_of, label_value, object_name, status, status_patch
+from csi.registry.kubernetes_pins import KubernetesPins
 from csi.registry.telling import tell
 from csi.registry.volume import Interest, VolumeRecord
 
@@ -36,8 +36,8 @@ class KubernetesRegistry:
     FailedPrecondition where the CRDs are.
     """
 
-    def __init__(self, server: ApiServer) -> None:
-        self._server = server
+    def __init__(self, server: ApiServer, pins: KubernetesPins | None = None) -> None:
+        self._server, self._pins = server, pins
 
     def get(self, volume_id: str) -> VolumeRecord | None:
         """The record of `volume_id`; raises DataCacheError when its object is damaged."""
@@ -147,15 +147,19 @@ class KubernetesRegistry:
 
     @contextmanager
     def tended(self, name: str) -> Iterator[None]:
-        """For the block, whoever of all replicas holds the lease `name` keeps the status of every volume as it should be."""
+        """For the block, whoever of all replicas holds the lease `name` keeps the status of every volume as it should be, and the pins."""
         holder = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         with leading(Lease(self._server, name, holder), self._leading):
             yield
 
     @contextmanager
     def _leading(self) -> Iterator[None]:
-        with Watch(self._server, _PATH, self._tend, metadata=False, everything=True).running():
+        pins = self._pins.tended(self._has) if self._pins else nullcontext()
+        with pins, Watch(self._server, _PATH, self._tend, metadata=False, everything=True).running():
             yield
+
+    def _has(self, volume_id: str) -> bool:
+        return self._object(volume_id) is not None
 
     def _tend(self, name: str, thing: Mapping[str, Any] | None) -> None:
         said = thing and status(thing, time.time())
@@ -182,8 +186,3 @@ def _readable(thing: Mapping[str, Any]) -> VolumeRecord | None:
     except DataCacheError as error:
         log.warning("a volume is left out of the list", extra={"fields": {"reason": error}})
         return None
-
-
-def from_environment() -> KubernetesRegistry:
-    """The registry of the cluster that this program runs in, or that KUBECONFIG names. Raises FailedPrecondition, InvalidParameter."""
-    return KubernetesRegistry(ApiServer(find()))

@@ -3,18 +3,52 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from csi.registry.directory import DirectoryRegistry
 from csi.registry.volume import VolumeRegistry
+
+if TYPE_CHECKING:
+    from csi.cluster.api_server import ApiServer
+    from csi.cluster.claims import ClusterClaims
+    from csi.registry.kubernetes_pins import KubernetesPins
 
 KUBERNETES = "kubernetes"
 HELP = "a folder, or the word kubernetes for the cluster that the program runs in (or that KUBECONFIG names)"
 
 
-def open_registry(where: str) -> VolumeRegistry:
-    """The registry that the flag names. Raises FailedPrecondition or InvalidParameter where there is no cluster to be found."""
+def find_server(where: str) -> ApiServer | None:
+    """The API server that the flag means, None for a folder. Raises FailedPrecondition or InvalidParameter where there is no cluster to be found."""
     if where != KUBERNETES:
-        return DirectoryRegistry(Path(where))
-    from csi.registry.kubernetes import from_environment  # 3 MB that a folder does not need
+        return None
+    from csi.cluster.access import find
+    from csi.cluster.api_server import ApiServer  # 3 MB that a folder does not need
 
-    return from_environment()
+    return ApiServer(find())
+
+
+def open_registry(where: str, server: ApiServer | None, pins: KubernetesPins | None = None) -> VolumeRegistry:
+    """The registry that the flag names: in the cluster of `server`, with the pins that whoever leads tends, else a folder."""
+    if server is None:
+        return DirectoryRegistry(Path(where))
+    from csi.registry.kubernetes import KubernetesRegistry
+
+    return KubernetesRegistry(server, pins)
+
+
+def open_pins(server: ApiServer | None) -> KubernetesPins | None:
+    """The pins of the cluster of `server`, None without one."""
+    if server is None:
+        return None
+    from csi.registry.kubernetes_pins import KubernetesPins
+
+    return KubernetesPins(server)
+
+
+def open_claims(server: ApiServer | None) -> ClusterClaims | None:
+    """The PVCs of the cluster of `server`, None without one."""
+    if server is None:
+        return None
+    from csi.cluster.claims import ClusterClaims
+
+    return ClusterClaims(server)

@@ -21,7 +21,7 @@ class VolumeRecord:
 
     `asked` is the spec as it was asked for, `spec` the pinned one; `digest` names the manifest (64 hex digits);
     `capacity_bytes` is what the volume promises, `content_bytes` what it holds; `cloned_from` the id of the volume it
-    was cloned from, "" for none; `created` seconds since 1970.
+    was cloned from, "" for none; `created` seconds since 1970; `namespace` is that of the CachePin it holds, "" for none.
     """
 
     id: str
@@ -35,6 +35,7 @@ class VolumeRecord:
     cloned_from: str = ""
     created: float = 0.0
     performance: Performance = field(default_factory=Performance)
+    namespace: str = ""
 
     def to_context(self) -> dict[str, str]:
         """The volume context that nodes get: flat parameters, no secret."""
@@ -43,6 +44,7 @@ class VolumeRecord:
     def encode(self) -> dict[str, object]:
         """The record as JSON values."""
         own = {key: getattr(self, key) for key in ("id", "name", "content_bytes", "cloned_from", "created")}
+        own |= {"namespace": self.namespace} if self.namespace else {}
         return {"format": FORMAT, **own, "asked": self.asked.to_context(), "context": self.to_context()}
 
     @staticmethod
@@ -62,6 +64,7 @@ class VolumeRecord:
             capacity_bytes=context.capacity_bytes,
             downgrade_writers=context.downgrade_writers,
             performance=context.performance,
+            namespace=str(kept.get("namespace", "")),
         )
 
 

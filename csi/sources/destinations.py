@@ -39,8 +39,8 @@ _BROADCAST = ipaddress.ip_address("255.255.255.255")
 
 
 ORIGINS_HELP = (
-    "hosts and networks, by commas (host, host:port, *.domain, 10.0.0.0/8), that inline volumes may name and that origins may redirect to "
-    "though they are private, loopback or link-local"
+    "hosts and networks, by commas (host, host:port, *.domain, 10.0.0.0/8), that inline volumes and annotations of PVCs may name "
+    "and that origins may redirect to though they are private, loopback or link-local"
 )
 
 

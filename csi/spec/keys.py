@@ -14,6 +14,7 @@ class Setter(enum.StrEnum):
     ANYONE = "StorageClass, PV, inline"
     ADMINISTRATOR = "StorageClass, PV"
     VOLUME = "inline, PV"
+    CLASS = "StorageClass"
     CONTROLLER = "the controller"
 
 

@@ -21,6 +21,7 @@ from csi.spec.shown import shown
 from csi.spec.spelling import FOREIGN_PREFIXES as FOREIGN_PREFIXES
 from csi.spec.spelling import Spelling
 
+ANNOTATED = "pvcAnnotations"
 VOLUME_KEYS = (
     TYPE,
     Key("preserveOwnership", "`true` keeps uid, gid and mode; else files are root's, readable by all, execute bits kept", "`false`"),
@@ -32,7 +33,13 @@ VOLUME_KEYS = (
     Key("bandwidthLimit", "the most bytes per second that a fill fetches, as `500Mi`; in an item of `sources`, from that source", "no limit"),
     Key("egressProfile", "the operator's network that fetches go through (`--egress-profile`)", "the node's own", Setter.ADMINISTRATOR),
     Key("size", "the volume's least size, as `20Gi` (a bare number is GiB); a claim asks for storage instead", "the content's", Setter.VOLUME),
-    Key("namedBy", "`pod`: the source is the word of a pod's author", "", Setter.CONTROLLER),
+    Key(
+        ANNOTATED,
+        "the keys, by commas, that a PVC may give in annotations, as `datacache.csi.io/repoId`; with `--registry kubernetes` alone",
+        "none",
+        Setter.CLASS,
+    ),
+    Key("namedBy", "`pod`: the source is the word of the author of a pod or PVC", "", Setter.CONTROLLER),
     Key("manifestDigest", "what the source held when the volume was created", "", Setter.CONTROLLER),
     Key("capacityBytes", "the volume's capacity", "", Setter.CONTROLLER),
 )
@@ -89,6 +96,10 @@ def parse(parameters: Mapping[str, str], mount_flags: Iterable[str] = ()) -> Vol
 def parse_kept(parameters: Mapping[str, str], mount_flags: Iterable[str] = ()) -> VolumeParameters:
     """As `parse`, for what was accepted once: performance keys need not agree, as 0.1.0 did not ask it of them."""
     values = canonical_keys(parameters)
+    if ANNOTATED in values:
+        raise InvalidParameter(
+            f"{ANNOTATED} is for a StorageClass alone, whose volumes a controller with --registry kubernetes creates; remove it here"
+        )
     flags = [flag for item in mount_flags for flag in item.split(",") if flag]
     source = source_of(values, flags)
     modes = values.get("writerAccessModes", "refuse")
@@ -130,13 +141,16 @@ def names_a_source(parameters: Mapping[str, str]) -> bool:
     return any(SPELLING.name_of(key) in source_keys() | {TYPE.name} for key in parameters)
 
 
-def check_inline(parameters: Mapping[str, str]) -> None:
-    """Raise PermissionDenied for a key that is an administrator's to set, InvalidParameter for one that only a controller writes."""
+def check_users_keys(parameters: Mapping[str, str], whose: str = "inline volumes") -> None:
+    """Raise PermissionDenied for a key that is an administrator's to set, InvalidParameter for one that only a controller writes.
+
+    `whose` words they are, as the message names them.
+    """
     for name in canonical_keys(parameters):
         if KEYS[name].setter is Setter.CONTROLLER:
-            raise InvalidParameter(f"{name} is not for inline volumes; remove it")
+            raise InvalidParameter(f"{name} is not for {whose}; remove it")
         if KEYS[name].setter is Setter.ADMINISTRATOR:
-            raise PermissionDenied(f"{name} is not for inline volumes: only an administrator may set it; remove it, or use a StorageClass")
+            raise PermissionDenied(f"{name} is not for {whose}: only an administrator may set it; remove it, or use a StorageClass")
 
 
 def canonical_keys(parameters: Mapping[str, str]) -> dict[str, str]:

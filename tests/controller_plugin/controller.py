@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from controller_plugin.asking import Asking, Claims
 from controller_plugin.volumes import CreateRequest, Volumes
 from csi.registry.directory import DirectoryRegistry
+from csi.registry.pins import PinRegistry
 from csi.registry.volume import VolumeRecord
+from csi.sources.allow_list import ANNOTATIONS, AllowList
 from csi.spec.access_modes import AccessMode
 from csi.spec.performance import GIB
 from csi.waiting import Patience, WaitingRoom
@@ -22,14 +25,15 @@ LARGE = replace(BASE, required_bytes=20 * GIB)
 
 
 class Controller:
-    """`volumes` with all that they stand on in `folder`."""
+    """`volumes` with all that they stand on in `folder`, in a cluster with `claims` where these are given."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, claims: Claims | None = None, allowed: AllowList | None = None, pins: PinRegistry | None = None) -> None:
         self.folder = folder
         self.source = InProcess()
         self.registry = DirectoryRegistry(folder)
         proofs = ProofMemory(folder / "proofs", b"k" * 32, 600.0, 86400.0)
-        self.volumes = Volumes(self.registry, Resolver(self.source, proofs, WaitingRoom(9), ask_moving=True))  # type: ignore[arg-type]
+        resolver = Resolver(self.source, proofs, WaitingRoom(9), ask_moving=True)  # type: ignore[arg-type]
+        self.volumes = Volumes(self.registry, resolver, Asking(claims, allowed or AllowList(words=ANNOTATIONS)), pins)
 
     def create(self, request: CreateRequest = BASE, seconds: float = 30, **changes: object) -> VolumeRecord:
         """A volume as `request` has it, with `changes` to it."""

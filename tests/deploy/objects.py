@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from csi.spec.annotations import completed
+from csi.spec.parameters import ANNOTATED
+
 ROOT = Path(__file__).parents[2]
 DRIVER = "datacache.csi.io"
 _BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -25,6 +28,7 @@ class Asked:
     modes: list[str]
     inline: bool = False
     secret: str = ""
+    by_user: bool = False
 
 
 def objects() -> Iterator[tuple[str, dict[str, Any]]]:
@@ -42,7 +46,11 @@ def asked() -> Iterator[Asked]:
     for name, thing in objects():
         if thing["kind"] == "StorageClass":
             secret = thing["parameters"].get("csi.storage.k8s.io/node-stage-secret-name", "")
-            yield Asked(name, thing["parameters"], thing.get("mountOptions", []), [], secret=secret)
+            whole = thing["parameters"]
+            if ANNOTATED in whole:
+                claim = annotating(name, thing["metadata"]["name"])
+                whole = dict(completed(whole, claim["annotations"], f"default/{claim['name']}").parameters)
+            yield Asked(name, whole, thing.get("mountOptions", []), [], secret=secret, by_user=ANNOTATED in thing["parameters"])
         if thing["kind"] == "PersistentVolume":
             spec = thing["spec"]
             yield Asked(
@@ -64,6 +72,12 @@ def pod_volumes(thing: dict[str, Any]) -> list[dict[str, Any]]:
     pod = {"Pod": spec, "Deployment": spec.get("template", {}).get("spec", {})}.get(thing["kind"], {})
     volumes: list[dict[str, Any]] = pod.get("volumes", [])
     return volumes
+
+
+def annotating(where: str, storage_class: str) -> dict[str, Any]:
+    """The metadata of the PVC beside an example's StorageClass that names the source in annotations."""
+    beside = (thing for name, thing in objects() if name.partition(":")[0] == where.partition(":")[0] and thing["kind"] == "PersistentVolumeClaim")
+    return next(thing["metadata"] for thing in beside if thing["spec"]["storageClassName"] == storage_class)
 
 
 def _named(source: dict[str, Any], key: str) -> str:

@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
+from csi.registry.cache_pin import encode as encode_pin
 from csi.registry.cache_volume import encode
+from csi.registry.pins import CachePin
 from csi.registry.volume import VolumeRecord
 from csi.spec.cache import CacheSpec
+from csi.spec.hub import HubSpec
 from csi.spec.nas import NasSpec
 from csi.spec.parameters import SPELLING
 from csi.spec.performance import KEYS, LEVELS, Performance
@@ -19,13 +22,14 @@ from csi.spec.url import MOST_FILES
 from tests.apiserver import CRDS, ApiServer
 
 NAS = CacheSpec(NasSpec("nas.example.com", "/models"))
+HUB = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main"))
 RECORD = VolumeRecord("dc-1", "pvc-1", NAS, NAS, "a" * 64, 2**30, 5, created=1.5, performance=Performance("AutoPL", 7, True))
 VALID = encode(RECORD)
 
 
-def changed(*path: str, to: object) -> dict[str, Any]:
-    """VALID with another value at `path`, None for none."""
-    thing = copy.deepcopy(VALID)
+def changed(*path: str, to: object, of: dict[str, Any] | None = None) -> dict[str, Any]:
+    """VALID, or `of`, with another value at `path`, None for none."""
+    thing = copy.deepcopy(of or VALID)
     part = thing
     for key in path[:-1]:
         part = part[key]
@@ -110,11 +114,12 @@ def test_what_is_no_volume_is_refused_in_words_that_help(cluster: ApiServer, thi
         (changed("spec", "created", to="2026-01-31T12:00:00Z"), "created cannot change: this volume exists already"),
         (changed("spec", "capacityBytes", to=2**31), "capacityBytes cannot change"),
         (changed("spec", "clonedFrom", to="dc-0"), "clonedFrom cannot change"),
+        (changed("spec", "pinNamespace", to="team"), "pinNamespace cannot change"),
         (changed("spec", "pinned", "manifestDigest", to="b" * 64), "manifestDigest and contentBytes cannot change"),
         (changed("spec", "pinned", "contentBytes", to=6), "manifestDigest and contentBytes cannot change"),
         (performance(readIops=9), ""),
     ],
-    ids=["name", "created", "capacity", "clone", "digest", "content", "performance"],
+    ids=["name", "created", "capacity", "clone", "pin", "digest", "content", "performance"],
 )
 def test_of_a_volume_that_is_there_performance_alone_changes(cluster: ApiServer, thing: dict[str, Any], words: str) -> None:
     cluster.kubectl("apply", "-f", "-", stdin=VALID)
@@ -131,8 +136,51 @@ def test_the_largest_parameters_that_the_driver_takes_fit(cluster: ApiServer) ->
     assert "dc-1" in cluster.kubectl("apply", "--server-side", "--dry-run=server", "-f", "-", stdin=thing)
 
 
-def schema() -> dict[str, Any]:
-    (crd,) = yaml.safe_load_all((CRDS / "cachevolumes.yaml").read_text())
+PIN = encode_pin(CachePin.of("default", HUB, HUB, "a" * 64))
+
+
+def changed_pin(*path: str, to: object) -> dict[str, Any]:
+    return changed(*path, to=to, of=PIN)
+
+
+REFUSED_PINS = {
+    "another name": (changed_pin("metadata", "name", to="main"), "metadata.name has to be pin- and 40 hex digits"),
+    "no source": (changed_pin("spec", "parameters", to=None), "spec.parameters: Required value"),
+    "a credential": (changed_pin("spec", "parameters", "token", to="s3cr3t"), "is a credential; put it into a Secret"),
+    "a credential of the pinned source": (changed_pin("spec", "pinned", "parameters", "HF_TOKEN", to="s3cr3t"), "is a credential; put it into"),
+    "a digest that is none": (changed_pin("spec", "pinned", "manifestDigest", to="A" * 64), "has to be a sha256 in 64 lower-case hex digits"),
+    "a time that is none": (changed_pin("spec", "nodes", to={"node-a": "yesterday"}), "since when a pin is held has to be a time in UTC"),
+    "a time of a volume that is none": (changed_pin("spec", "volumes", to={"dc-1": ""}), "since when a pin is held has to be a time in UTC"),
+    "too many holders": (changed_pin("spec", "nodes", to={f"n{n}": "2026-01-31T12:00:00Z" for n in range(10001)}), "must have at most 10000 items"),
+    "an unknown key": (changed_pin("spec", "pods", to={}), 'unknown field "spec.pods"'),
+}
+
+
+@pytest.mark.parametrize(("thing", "words"), REFUSED_PINS.values(), ids=REFUSED_PINS)
+def test_what_is_no_pin_is_refused_in_words_that_help(cluster: ApiServer, thing: dict[str, Any], words: str) -> None:
+    said = refusal(cluster, thing)
+    assert words in said and "s3cr3t" not in said
+
+
+@pytest.mark.parametrize(
+    ("thing", "words"),
+    [
+        (changed_pin("spec", "parameters", "repoId", to="org/other"), "parameters cannot change"),
+        (changed_pin("spec", "pinned", "parameters", "repoId", to="org/other"), "what is pinned cannot change"),
+        (changed_pin("spec", "pinned", "manifestDigest", to="b" * 64), "what is pinned cannot change: volumes show it; delete the CachePin"),
+        (changed_pin("spec", "nodes", to={"node-a": "2026-01-31T12:00:00Z"}), ""),
+        (changed_pin("spec", "volumes", to={}), ""),
+    ],
+    ids=["source", "pinned source", "digest", "node", "volume"],
+)
+def test_of_a_pin_that_is_there_holders_alone_change(cluster: ApiServer, thing: dict[str, Any], words: str) -> None:
+    cluster.kubectl("apply", "-f", "-", stdin=PIN)
+    said = refusal(cluster, thing)
+    assert words in said if words else said == ""
+
+
+def schema(file: str = "cachevolumes.yaml") -> dict[str, Any]:
+    (crd,) = yaml.safe_load_all((CRDS / file).read_text())
     return crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
 
 
@@ -140,12 +188,14 @@ def test_the_schema_knows_the_keys_that_the_code_knows() -> None:
     spec = schema()["spec"]["properties"]
     assert tuple(spec["performance"]["properties"]) == KEYS
     assert tuple(spec["performance"]["properties"]["performanceLevel"]["enum"]) == LEVELS
-    rule = spec["parameters"]["x-kubernetes-validations"][0]["rule"]
-    named = json.loads(rule[rule.index("[") : rule.index("]") + 1].replace("'", '"'))
-    assert set(named) == SPELLING.secret_names
+    for file in ("cachevolumes.yaml", "cachepins.yaml"):
+        rule = schema(file)["spec"]["properties"]["parameters"]["x-kubernetes-validations"][0]["rule"]
+        named = json.loads(rule[rule.index("[") : rule.index("]") + 1].replace("'", '"'))
+        assert set(named) == SPELLING.secret_names
 
 
-def test_every_text_list_and_map_has_a_bound() -> None:
+@pytest.mark.parametrize("file", ["cachevolumes.yaml", "cachepins.yaml"])
+def test_every_text_list_and_map_has_a_bound(file: str) -> None:
     def unbound(part: dict[str, Any], path: str) -> list[str]:
         keys = {"string": ("maxLength", "enum", "format"), "array": ("maxItems",)}.get(part.get("type", ""), ())
         found = [path] if keys and not any(key in part for key in keys) else []
@@ -154,4 +204,4 @@ def test_every_text_list_and_map_has_a_bound() -> None:
         below = {**part.get("properties", {}), **({"[]": part["items"]} if "items" in part else {})}
         return found + [name for key, value in below.items() for name in unbound(value, f"{path}.{key}")]
 
-    assert unbound({"properties": {key: schema()[key] for key in ("spec", "status")}}, "") == []
+    assert unbound({"properties": {key: schema(file)[key] for key in ("spec", "status")}}, "") == []

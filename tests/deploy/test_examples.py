@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from csi.settings import DRIVER_NAME, size
+from csi.sources.allow_list import ANNOTATIONS, AllowList
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.parameters import parse, parse_mutable
 from csi.spec.performance import Performance, limits
-from node_plugin.inline_policy import InlinePolicy
 from tests.deploy.objects import DRIVER, Asked, asked, objects, pod_volumes
 
 ASKED = list(asked())
@@ -22,8 +22,10 @@ def test_the_parameters_of_an_example_parse(example: Asked) -> None:
     parsed = parse(example.parameters, example.flags)
     for mode in example.modes:
         access_modes.check({"ReadOnlyMany": AccessMode.MULTI_NODE_READER_ONLY}[mode], parsed.downgrade_writers)
+    if example.by_user:
+        AllowList(["nas.example.com:/share/models"], words=ANNOTATIONS).check_source(parsed.spec.source)
     if example.inline:
-        InlinePolicy(["nas.example.com:/share/models"], ["files.example.com"]).check(parsed)
+        AllowList(["nas.example.com:/share/models"], ["files.example.com"]).check(parsed)
 
 
 def deployed(kind: str, file: str = "") -> list[dict]:
@@ -33,7 +35,11 @@ def deployed(kind: str, file: str = "") -> list[dict]:
 @pytest.mark.parametrize("file", sorted({name.partition(":")[0] for name, _ in OBJECTS}))
 def test_each_claim_has_the_size_that_its_classes_need(file: str) -> None:
     """Those of the claim, and every class of attributes beside it, which it can be changed to."""
-    classes = {thing["metadata"]["name"]: parse(thing["parameters"]).performance for thing in deployed("StorageClass", file)}
+    classes = {
+        example.name.rpartition("/")[2]: parse(example.parameters).performance
+        for example in ASKED
+        if example.name.partition(":")[0] == file and ":StorageClass/" in example.name
+    }
     changes = [thing["parameters"] for thing in deployed("VolumeAttributesClass", file)]
     for claim in [thing["spec"] for thing in deployed("PersistentVolumeClaim", file) if thing["spec"]["storageClassName"]]:
         given, capacity = classes[claim["storageClassName"]], size(claim["resources"]["requests"]["storage"])

@@ -9,13 +9,16 @@ from typing import Any
 from csi.errors import UnsupportedByNode
 from csi.images.store import Store
 from csi.registry.directory import DirectoryRegistry
+from csi.registry.pins import PinRegistry
+from csi.sources.allow_list import AllowList
 from csi.spec.access_modes import AccessMode
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
 from node_plugin.fills import Fills
 from node_plugin.image_mounts import ImageMounts
-from node_plugin.inline_policy import InlinePolicy
+from node_plugin.pins import NodePins
+from node_plugin.proving import Proving
 from node_plugin.throttle.pods import tree
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
@@ -45,8 +48,12 @@ class Node:
         nas: tuple[str, ...] = (),
         unthrottled: bool = False,
         require_throttle: bool = False,
+        pins: PinRegistry | None = None,
+        name: str = "node-a",
     ) -> None:
         self.folder, self.source = folder, InProcess()
+        self.now = 1000.0
+        """What the clock of the pins shows."""
         self.kernel = FakeKernel(folder / "kernel.json")
         self.mounts, self.loops = FakeMounts(self.kernel), FakeLoops(self.kernel)
         self.store = Store(folder / "store", budget)
@@ -61,8 +68,9 @@ class Node:
         self.registry = DirectoryRegistry(folder / "registry")
         throttles = GroupRecords(folder / "store/throttles")
         self.throttle = Throttle(UnsupportedByNode("no cgroups here") if unthrottled else self.cgroups, throttles, require_throttle)
-        parts = (self.records, self.store, resolver, self.fills, self.images, self.mounts, self.room, InlinePolicy(nas))
-        self.volumes = Volumes(*parts, VolumeLimits(self.registry), self.throttle)
+        parts = (self.records, self.store, Proving(self.store, resolver), self.fills, self.images, self.mounts, self.room, AllowList(nas))
+        self.pins = NodePins(pins, name, lambda: self.now)
+        self.volumes = Volumes(*parts, VolumeLimits(self.registry), self.throttle, self.pins)
 
     def _ready(self) -> None:
         if self.not_ready:

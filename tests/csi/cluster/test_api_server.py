@@ -47,6 +47,19 @@ def test_a_token_that_was_rotated_is_taken_up_at_once(api_server: ApiServer, tmp
         assert [event["type"] for event in stream][:1] == ["ADDED"]
 
 
+def test_watches_that_are_left_early_keep_no_connection(api_server: ApiServer) -> None:
+    """There are four: what is kept of them is missing to everybody else."""
+    client = api_server.client()
+    for _ in range(9):
+        with client.stream(SPACES, {"watch": "1", "timeoutSeconds": "60"}, 90.0):
+            pass
+        with client.stream(SPACES, {"watch": "1", "timeoutSeconds": "60"}, 90.0) as stream:
+            next(iter(stream))
+        with pytest.raises(InvalidParameter):
+            client.stream(SPACES, {"watch": "1", "labelSelector": "=="}, 90.0)
+    assert client.call("GET", f"{SPACES}/default", seconds=5)["metadata"]["name"] == "default"
+
+
 def test_a_server_that_is_not_the_one_of_the_ca_is_not_spoken_to(api_server: ApiServer) -> None:
     client = Client(replace(api_server.access(), ca_file=""))
     with pytest.raises(ClusterUnavailable, match="certificate is not trusted"):

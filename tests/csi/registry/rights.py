@@ -9,12 +9,22 @@ from tests.apiserver import ApiServer
 
 Rule = tuple[str, str, str]
 _GROUP, _RBAC = "datacache.csi.io", "rbac.authorization.k8s.io"
-NODE_RIGHTS: list[Rule] = [(_GROUP, "cachevolumes", verb) for verb in ("get", "list", "watch")]
+NODE_RIGHTS: list[Rule] = [
+    *((_GROUP, "cachevolumes", verb) for verb in ("get", "list", "watch")),
+    # The pins of the inline volumes that the node shows, in any namespace.
+    *((_GROUP, "cachepins", verb) for verb in ("get", "list", "create", "patch", "delete")),
+]
 CONTROLLER_RIGHTS: list[Rule] = [
     *NODE_RIGHTS,
     # Server-side apply is a patch, which needs "create" too where the object is not there.
     *((_GROUP, "cachevolumes", verb) for verb in ("create", "patch", "delete")),
     (_GROUP, "cachevolumes/status", "patch"),
+    # Beside what a node does with pins: their status, and whether those who hold them are still there.
+    (_GROUP, "cachepins", "watch"),
+    (_GROUP, "cachepins/status", "patch"),
+    ("", "nodes", "list"),
+    # The annotations of PVCs, where StorageClasses list some.
+    ("", "persistentvolumeclaims", "get"),
     # In the controller's own namespace alone.
     *(("coordination.k8s.io", "leases", verb) for verb in ("get", "create", "update")),
 ]

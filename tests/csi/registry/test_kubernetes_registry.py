@@ -15,18 +15,23 @@ from hypothesis import strategies as st
 
 from csi.cluster.access import Access
 from csi.cluster.api_server import JSON, ApiServer
+from csi.cluster.claims import ClusterClaims
 from csi.errors import ClusterForbids, ClusterUnavailable, DataCacheError, FailedPrecondition
 from csi.registry.cache_volume import decode, encode, object_name
 from csi.registry.kubernetes import MOST_SELECTED, KubernetesRegistry
-from csi.registry.opening import open_registry
+from csi.registry.kubernetes_pins import KubernetesPins, Sweeper, path_in
+from csi.registry.opening import find_server
 from csi.registry.volume import Interest
 from csi.spec.cache import CacheSpec
 from csi.spec.nas import NasSpec
 from csi.spec.performance import Performance
 from tests import apiserver
 from tests.apiserver import NODE, STRANGER, VOLUMES
+from tests.csi.cluster.test_claims import InCluster
 from tests.csi.registry.kinds import Told, record
 from tests.csi.registry.rights import CONTROLLER_RIGHTS, NODE_RIGHTS, grant
+from tests.csi.registry.test_pin_registry import NODE as NODE_HOLDER
+from tests.csi.registry.test_pin_registry import VOLUME, pin
 from tests.origins.onc_rpc import free_port, wait_until
 
 NAS = CacheSpec(NasSpec("nas.example.com", "/models"))
@@ -46,6 +51,10 @@ class Counted(ApiServer):
 
 def said(cluster: apiserver.ApiServer, name: str) -> dict[str, Any]:
     return cluster.client().call("GET", f"{VOLUMES}/{name}").get("status", {})
+
+
+def said_of_pin(cluster: apiserver.ApiServer) -> object:
+    return cluster.client().call("GET", path_in("default", pin().name)).get("status")
 
 
 IDS = ["dc-1", "UPPER", "fake vol id", "../../etc/passwd", "ü" * 100, "x" * 1024, "hashed-1", "a_b", "-a", "a..b", "a/b?c=d#e", "\t", "a.b-c"]
@@ -181,7 +190,7 @@ def test_outside_of_a_cluster_the_word_kubernetes_says_what_is_missing(monkeypat
     for name in ("KUBECONFIG", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(FailedPrecondition, match="KUBECONFIG"):
-        open_registry("kubernetes")
+        find_server("kubernetes")
 
 
 def test_who_tends_says_in_the_status_what_a_volume_is(cluster: apiserver.ApiServer) -> None:
@@ -254,6 +263,8 @@ def controller_life(cluster: apiserver.ApiServer, registry: KubernetesRegistry, 
     """All that a controller does with its registry; what was forbidden of it, "" for nothing."""
     caplog.clear()
     name = f"life-{uuid.uuid4().hex[:8]}"
+    pins = registry._pins
+    assert pins
 
     def logged() -> str:
         return "".join(str(getattr(line, "fields", "")) for line in caplog.records if "cannot" in str(getattr(line, "fields", "")))
@@ -262,19 +273,27 @@ def controller_life(cluster: apiserver.ApiServer, registry: KubernetesRegistry, 
         registry.add(record("dc-1"))
         registry.change("dc-1", lambda found: record("dc-1", performance=Performance(read_iops=9)))
         registry.page("", 0)
+        pins.hold(pin(), VOLUME)
         with registry.tended(name):
-            wait_until(lambda: bool(said(cluster, "dc-1") or logged()), 30)
+            wait_until(lambda: bool((said(cluster, "dc-1") and said_of_pin(cluster)) or logged()), 30)
+        pins.hold(pin(), NODE_HOLDER)
+        Sweeper(pins, lambda _: True).sweep()
+        for holder in (VOLUME, NODE_HOLDER):
+            pins.release("default", pin().name, holder)
         registry.delete("dc-1")
+        ClusterClaims(registry._server).annotations("default", "models")
 
     return forbidden(live) or logged()
 
 
 def test_a_controller_needs_each_of_its_rights_and_no_other(cluster: apiserver.ApiServer, caplog: pytest.LogCaptureFixture) -> None:
-    registry = KubernetesRegistry(cluster.client(STRANGER))
+    server = cluster.client(STRANGER)
+    registry = KubernetesRegistry(server, KubernetesPins(server))
     grant(cluster, STRANGER, CONTROLLER_RIGHTS)
+    InCluster(cluster).put("default", "models", {})
     assert wait_until(lambda: not controller_life(cluster, registry, caplog), 60)
     for missing in CONTROLLER_RIGHTS:
-        if missing[1:] == ("cachevolumes", "watch"):
+        if missing[1:] in (("cachevolumes", "watch"), ("cachepins", "watch")):
             continue  # the first list is told without it, and so the only status here
         cluster.forget_volumes()
         grant(cluster, STRANGER, [right for right in CONTROLLER_RIGHTS if right != missing])

@@ -23,13 +23,13 @@ from csi.errors import (
 from csi.images.fill import fill
 from csi.images.layout import lay_out
 from csi.sources import metalink as documents
+from csi.sources.allow_list import named_by_user
 from csi.sources.catalog import open_source
 from csi.sources.url import UrlSource
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import Manifest
 from csi.spec.parameters import parse
 from csi.spec.url import MOST_FILES, UrlSpec
-from node_plugin.inline_policy import named_by_pod
 from tests.conformance.trees import entry, read
 from tests.conformance.url_kit import metalink
 from tests.csi.sources.test_metalink import DATA, SECRET, SUM, document, file
@@ -243,7 +243,7 @@ def test_a_document_that_is_cut_short_is_no_shorter_one(server: Server) -> None:
 
 def of_pod(server: Server, body: bytes, *allowed: str) -> UrlSource:
     server.behave["/all.meta4"] = lambda handler: handler.say(200, body)
-    spec = named_by_pod(CacheSpec(UrlSpec(metalink=f"{server.url}/all.meta4")))
+    spec = named_by_user(CacheSpec(UrlSpec(metalink=f"{server.url}/all.meta4")))
     subject = open_source(spec, {}, [server.url.removeprefix("http://"), *allowed])
     assert isinstance(subject, UrlSource)
     return subject

@@ -1,4 +1,4 @@
-"""Where an inline volume may point."""
+"""Where a user's words may point."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ import json
 import pytest
 
 from csi.errors import InvalidParameter, PermissionDenied
+from csi.sources.allow_list import AllowList, nas_prefixes
 from csi.spec.dialects import DIALECTS
 from csi.spec.keys import Setter
 from csi.spec.parameters import KEYS, VOLUME_KEYS, VolumeParameters, parse
-from node_plugin.inline_policy import InlinePolicy, nas_prefixes
 
 HUB = {"repoId": "org/name"}
 
 
 def allowed(prefixes: list[str], server: str, path: str) -> bool:
     try:
-        InlinePolicy(prefixes).check(parse({"server": server, "path": path}))
+        AllowList(prefixes).check(parse({"server": server, "path": path}))
     except PermissionDenied as error:
         assert f"--allow-inline-nas {server}:{path}" in str(error)
         return False
@@ -26,7 +26,7 @@ def allowed(prefixes: list[str], server: str, path: str) -> bool:
 
 
 def test_any_repository_of_the_configured_hub_may_be_named() -> None:
-    InlinePolicy().check(parse(HUB))
+    AllowList().check(parse(HUB))
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ LISTED = [
 
 @pytest.mark.parametrize(("attributes", "origins", "expected"), LISTED)
 def test_a_host_may_be_named_that_the_operator_listed(attributes: dict[str, str], origins: list[str], expected: bool) -> None:
-    policy, asked = InlinePolicy(origins=origins), parse(attributes)
+    policy, asked = AllowList(origins=origins), parse(attributes)
     if expected:
         policy.check(asked)
     else:
@@ -85,7 +85,7 @@ def test_a_host_may_be_named_that_the_operator_listed(attributes: dict[str, str]
 def test_several_sources_are_each_looked_at() -> None:
     parts = json.dumps([{"folder": "a", **HUB}, {"folder": "b", "server": "nas", "path": "/x"}])
     with pytest.raises(PermissionDenied, match="--allow-inline-nas nas:/x"):
-        InlinePolicy(origins=["nas"]).check(parse({"sources": parts}))
+        AllowList(origins=["nas"]).check(parse({"sources": parts}))
 
 
 ADMINISTRATORS = [
@@ -105,8 +105,8 @@ PLAIN = {
 }
 
 
-def lenient() -> InlinePolicy:
-    return InlinePolicy(["*"], ["store.example.com"])
+def lenient() -> AllowList:
+    return AllowList(["*"], ["store.example.com"])
 
 
 @pytest.mark.parametrize(("dialect", "key"), ADMINISTRATORS)
@@ -133,7 +133,7 @@ def test_a_key_that_several_sources_have_is_set_by_the_same_people_in_all_of_the
 @pytest.mark.parametrize(("key", "value"), [("manifestDigest", "a" * 64), ("capacityBytes", "0"), ("namedBy", "pod")])
 def test_what_only_a_controller_writes_is_refused(key: str, value: str) -> None:
     with pytest.raises(InvalidParameter, match=f"{key} is not for inline volumes"):
-        InlinePolicy(["*"]).check(parse({**HUB, key: value}))
+        AllowList(["*"]).check(parse({**HUB, key: value}))
 
 
 def test_the_operators_list_is_read_by_commas() -> None:

@@ -1,0 +1,195 @@
+"""Pins as CachePin objects, on the Kubernetes API server.
+
+Holders are keys of a map, so that one comes or goes by a patch that disturbs no other: a hundred nodes at once need no second try. What
+has to be certain is asserted with it: the uid of the pin that is joined, and the very version that has nobody left when it is deleted.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+from csi.cluster.api_server import APPLY, METADATA_LIST, ApiServer, path_of
+from csi.cluster.watch import Watch, pages
+from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
+from csi.registry.cache_pin import FIELDS, PLURAL, decode, encode, status, status_patch, written
+from csi.registry.cache_volume import GROUP, VERSION
+from csi.registry.pins import CachePin, Holder
+
+log = logging.getLogger("datacache.pins")
+
+_ALL = path_of("apis", GROUP, VERSION, PLURAL)
+_NODES = path_of("api", "v1", "nodes")
+_MERGE = "application/merge-patch+json"
+MANAGER, STATUS_MANAGER = "datacache-pins", "datacache-controller-status"
+_TRIES = 8
+_SWEEP_SECONDS = 300.0
+# A pin is held before the volume is recorded that holds it.
+_YOUNG_SECONDS = 600.0
+
+
+class KubernetesPins:
+    """See PinRegistry."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self._server = server
+
+    def get(self, namespace: str, name: str) -> CachePin | None:
+        """See PinRegistry."""
+        thing = self._object(namespace, name)
+        return decode(thing) if thing else None
+
+    def _object(self, namespace: str, name: str) -> dict[str, Any] | None:
+        try:
+            return self._server.call("GET", path_in(namespace, name))
+        except NotFound:
+            return None
+
+    def hold(self, pin: CachePin, holder: Holder) -> CachePin:
+        """See PinRegistry."""
+        mine = replace(pin, holders={holder: time.time()})
+        for left in reversed(range(_TRIES)):
+            thing = self._object(pin.namespace, pin.name)
+            kept = decode(thing) if thing else None
+            if kept and holder in kept.holders:
+                return kept
+            try:
+                return decode(self._joined(thing, mine) if thing else self._made(mine))
+            except (ClusterConflict, _Gone):  # made or removed by somebody else meanwhile
+                if not left:
+                    raise ClusterConflict(f"{pin.shown} changes all the time; the call is tried again") from None
+                time.sleep(random.uniform(0, 0.05))
+        raise AssertionError("unreachable")
+
+    def _made(self, pin: CachePin) -> dict[str, Any]:
+        return self._server.call("POST", path_in(pin.namespace), _query(), encode(pin))
+
+    def _joined(self, thing: Mapping[str, Any], pin: CachePin) -> dict[str, Any]:
+        held = {FIELDS[holder.kind]: {holder.name: written(since)} for holder, since in pin.holders.items()}
+        patch = {"metadata": {"uid": thing["metadata"]["uid"]}, "spec": held}
+        try:
+            return self._server.call("PATCH", path_in(pin.namespace, pin.name), _query(), patch, _MERGE)
+        except NotFound as error:
+            raise _Gone from error
+        except InvalidParameter as error:
+            if "metadata.uid" not in str(error):  # how the server says that this is another object by now
+                raise
+            raise _Gone from error
+
+    def release(self, namespace: str, name: str, holder: Holder) -> None:
+        """See PinRegistry."""
+        patch = {"spec": {FIELDS[holder.kind]: {holder.name: None}}}
+        try:
+            thing: dict[str, Any] | None = self._server.call("PATCH", path_in(namespace, name), _query(), patch, _MERGE)
+        except NotFound:
+            return None
+        for _ in range(_TRIES):
+            if thing is None or any(thing["spec"].get(field) for field in FIELDS.values()):
+                return None
+            try:
+                return self._remove(thing)
+            except ClusterConflict:  # somebody came, or the status was written
+                thing = self._object(namespace, name)
+        raise ClusterConflict(f"CachePin {namespace}/{name} changes all the time; it is removed later")
+
+    def _remove(self, thing: Mapping[str, Any]) -> None:
+        """Delete the object; raises ClusterConflict where it has changed since."""
+        meta = thing["metadata"]
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {key: meta[key] for key in ("uid", "resourceVersion")}}
+        with suppress(NotFound):
+            self._server.call("DELETE", path_in(meta["namespace"], meta["name"]), body=body)
+
+    def all(self) -> Iterator[CachePin]:
+        """See PinRegistry."""
+        for page in pages(self._server, _ALL):
+            for thing in page["items"]:
+                try:
+                    yield decode(thing)
+                except DataCacheError as error:
+                    log.warning("a pin is left out", extra={"fields": {"reason": error}})
+
+    def nodes(self) -> set[str]:
+        """The names of the cluster's nodes."""
+        return {thing["metadata"]["name"] for page in pages(self._server, _NODES, accept=METADATA_LIST) for thing in page["items"]}
+
+    @contextmanager
+    def tended(self, has_volume: Callable[[str], bool]) -> Iterator[None]:
+        """For the block, say in each pin's status what it is, and sweep away holders that are no more. For one process at a time."""
+        ended, sweeper = threading.Event(), Sweeper(self, has_volume)
+        thread = threading.Thread(target=sweeper.run, args=(ended,), name="pins", daemon=True)
+        thread.start()
+        try:
+            with Watch(self._server, _ALL, self._tell, metadata=False, everything=True).running():
+                yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _tell(self, key: str, thing: Mapping[str, Any] | None) -> None:
+        if thing is None:
+            return
+        try:
+            said = status(decode(thing))
+            if said != thing.get("status"):
+                path = f"{path_in(thing['metadata']['namespace'], thing['metadata']['name'])}/status"
+                query = {"fieldManager": STATUS_MANAGER, "force": "true"}
+                self._server.call("PATCH", path, query, status_patch(thing, said), APPLY)
+        except (NotFound, ClusterConflict):  # deleted meanwhile
+            return
+        except DataCacheError as error:
+            log.warning("status not written", extra={"fields": {"pin": key, "reason": error}})
+
+
+class _Gone(Exception):
+    """The pin was removed, and maybe made anew, before it could be joined."""
+
+
+class Sweeper:
+    """Takes away what holders left that are no more: nodes that were deleted, volumes without a record."""
+
+    def __init__(self, registry: KubernetesPins, has_volume: Callable[[str], bool], clock: Callable[[], float] = time.time) -> None:
+        self._pins, self._has_volume, self._clock = registry, has_volume, clock
+        self._missing: frozenset[str] = frozenset()
+
+    def run(self, ended: threading.Event) -> None:
+        """Sweep every five minutes until `ended`."""
+        while not ended.wait(random.uniform(0.8 * _SWEEP_SECONDS, _SWEEP_SECONDS)):
+            try:
+                self.sweep()
+            except DataCacheError as error:
+                log.warning("pins not swept", extra={"fields": {"reason": error}})
+
+    def sweep(self) -> None:
+        """Look once. A node counts as gone when it was missing the last time too: kubelet may be making its object anew."""
+        kept = list(self._pins.all())
+        held = frozenset(holder.name for pin in kept for holder in pin.holders if holder.kind == "node")
+        missing = held - self._pins.nodes() if held else frozenset()
+        gone, self._missing = missing & self._missing, missing
+        for pin in kept:
+            for holder in [each for each, since in pin.holders.items() if self._is_gone(each, since, gone)] or ([] if pin.holders else [_NOBODY]):
+                log.info("holder swept", extra={"fields": {"pin": pin.shown, "holder": holder.name}})
+                self._pins.release(pin.namespace, pin.name, holder)
+
+    def _is_gone(self, holder: Holder, since: float, gone: frozenset[str]) -> bool:
+        if holder.kind == "node":
+            return holder.name in gone
+        return self._clock() - since > _YOUNG_SECONDS and not self._has_volume(holder.name)
+
+
+# A pin that was left by its last holder and not removed goes when anybody leaves it.
+_NOBODY = Holder("node", "nobody")
+
+
+def path_in(namespace: str, *name: str) -> str:
+    """The path of a namespace's pins, or of one."""
+    return path_of("apis", GROUP, VERSION, "namespaces", namespace, PLURAL, *name)
+
+
+def _query() -> dict[str, str]:
+    return {"fieldManager": MANAGER, "fieldValidation": "Strict"}
