@@ -201,7 +201,11 @@ def serve(
 
     `meanwhile` is entered when calls are answered, and left before that ends. `observe` is told of every call.
     """
-    server = listening(socket_path(endpoint), threads, register, observe)
+    mask = os.umask(0o077)
+    try:
+        server = listening(socket_path(endpoint), threads, register, observe)
+    finally:
+        os.umask(mask)
     try:
         with meanwhile():
             log.info("serving", extra={"fields": {"endpoint": endpoint}})
@@ -213,16 +217,12 @@ def serve(
 
 
 def listening(path: str, threads: int, register: Callable[[grpc.Server], None], observe: Observe = unobserved) -> grpc.Server:
-    """A server that answers on the socket `path`, which only root may open. Raises AlreadyExists where somebody else does."""
+    """A server that answers on the socket `path`, of the mode that the umask leaves. Raises AlreadyExists where somebody else does."""
     server = grpc.server(ThreadPoolExecutor(threads, thread_name_prefix="rpc"), interceptors=[Interceptor(observe)])
     register(server)
     claim_socket(path)
-    mask = os.umask(0o077)
-    try:
-        server.add_insecure_port(f"unix:{path}")
-        server.start()
-    finally:
-        os.umask(mask)
+    server.add_insecure_port(f"unix:{path}")
+    server.start()
     return server
 
 

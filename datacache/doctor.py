@@ -163,12 +163,13 @@ def disk(node: Node) -> Finding:
 
 def hub_and_clock(node: Node) -> Iterator[Finding]:
     """Whether the hub answers, and whether it means the same time."""
+    connections = Connections(1)
     try:
-        connections = Connections(1)
         answer = connections.get(f"{node.hub.rstrip('/')}/", {"Accept-Encoding": "identity"})
     except DataCacheError as error:
         yield Finding("hub", Verdict.FAULT, str(error), "check DNS, HTTPS_PROXY and NO_PROXY, the firewall, HF_ENDPOINT and REQUESTS_CA_BUNDLE")
         yield Finding("clock", Verdict.WARNING, "not compared with the hub's, which does not answer", "reach the hub first")
+        connections.close()
         return
     status, date = answer.status, answer.headers.get("Date", "")
     drop(answer)

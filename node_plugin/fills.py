@@ -14,7 +14,6 @@ from pathlib import Path
 from csi.durable import TEMP_SUFFIX
 from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, SourceChanged, UnsafeContent
 from csi.images.donors import reserve
-from csi.images.places import place_of
 from csi.images.progress import FillProgress
 from csi.images.store import Store
 from csi.registry.announcing import Subject
@@ -184,7 +183,8 @@ class Fills:
             return fill
 
     def _begun(self, digest: str, access: Mapping[str, str], secrets: Mapping[str, str], patience: Patience | None, ahead: Patience | None) -> _Fill:
-        fill = _Fill(digest, dict(access), dict(secrets), place_of(access or self._store.access(digest)), is_ahead=ahead is not None)
+        place = self._store.place(access or self._store.access(digest), secrets)
+        fill = _Fill(digest, dict(access), dict(secrets), place, is_ahead=ahead is not None)
         gives_way = patience is not None and self._give_way()
         try:
             fill.donors = fill.room.enter_context(reserve(self._store, digest, fill.place, self._staying if patience or ahead else self._all))

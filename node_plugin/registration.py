@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 import grpc
 
 from csi import rpc
+from csi.errors import FailedPrecondition
 from csi.pb import registration_pb2 as pb
 from csi.pb import registration_pb2_grpc
 
@@ -17,6 +19,7 @@ log = logging.getLogger("datacache.registration")
 
 _TYPE, _VERSIONS = "CSIPlugin", ("1.0.0",)
 _THREADS = 2
+_KUBELET_SECONDS = 60.0
 
 
 class RegistrationServicer(registration_pb2_grpc.RegistrationServicer):
@@ -24,10 +27,18 @@ class RegistrationServicer(registration_pb2_grpc.RegistrationServicer):
 
     def __init__(self, name: str, endpoint: str) -> None:
         self._info = pb.PluginInfo(type=_TYPE, name=name, endpoint=endpoint, supported_versions=_VERSIONS)
+        self._asked = False
 
     def GetInfo(self, request: pb.InfoRequest, context: grpc.ServicerContext) -> pb.PluginInfo:
         """What the plugin is."""
+        self._asked = True
         return self._info
+
+    def warn_unasked(self, path: str) -> None:
+        """Say so where kubelet has not come to `path` yet."""
+        if not self._asked:
+            fields = {"socket": path, "reason": "is --plugins-registry kubelet's own folder, seen from here?"}
+            log.warning("kubelet has not asked for the driver", extra={"fields": fields})
 
     def NotifyRegistrationStatus(self, request: pb.RegistrationStatus, context: grpc.ServicerContext) -> pb.RegistrationStatusResponse:
         """kubelet asks again by itself where it did not register the plugin; the log says why it did not."""
@@ -42,15 +53,21 @@ class RegistrationServicer(registration_pb2_grpc.RegistrationServicer):
 def registered(folder: str, name: str, endpoint: str) -> Iterator[None]:
     """Be found by kubelet for the block: `folder` is its folder of plugins (plugins_registry) as seen here, `endpoint` as for the servicer.
 
-    When the block ends kubelet forgets the driver until the next one. Raises AlreadyExists where another plugin of the name answers.
+    When the block ends kubelet forgets the driver until the next one. Raises AlreadyExists where another plugin of the name answers,
+    FailedPrecondition where there is no such folder. Where kubelet does not come, the log says so.
     """
-    path = f"{folder}/{name}-reg.sock"
-    server = rpc.listening(
-        path, _THREADS, lambda server: registration_pb2_grpc.add_RegistrationServicer_to_server(RegistrationServicer(name, endpoint), server)
-    )
+    if not os.path.isdir(folder):
+        raise FailedPrecondition(f"--plugins-registry is {folder}, and there is no such folder; mount kubelet's plugins_registry there")
+    path, servicer = f"{folder}/{name}-reg.sock", RegistrationServicer(name, endpoint)
+    server = rpc.listening(path, _THREADS, lambda server: registration_pb2_grpc.add_RegistrationServicer_to_server(servicer, server))
+    os.chmod(path, 0o600)
+    unasked = threading.Timer(_KUBELET_SECONDS, servicer.warn_unasked, [path])
+    unasked.daemon = True
+    unasked.start()
     try:
         yield
     finally:
+        unasked.cancel()
         with suppress(FileNotFoundError):
             os.unlink(path)
         server.stop(None).wait()

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from csi.errors import Busy
-from csi.images.places import place_of
 from csi.images.records import ImagePaths
 from csi.images.store import Store
 from csi.waiting import Patience, WaitingRoom
@@ -51,7 +50,7 @@ class Vouching:
         `key` is the volume whose call waits. Raises Busy when `patience` ends first (the work goes on), CorruptContent when the
         bytes differ, and what kept `secrets` from reading them; the image stays as it is.
         """
-        place = place_of(access)
+        place = self._store.place(access, secrets)
         name = (digest, place, frozenset(secrets.items()))
         while place not in self._store.places(digest):
             with self._room.seat(key, patience):

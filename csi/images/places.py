@@ -10,7 +10,10 @@ credential opens (`place` of a source's spec) and of the network that it is reac
 from __future__ import annotations
 
 import hashlib
+import hmac
+import json
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from csi.durable import read_json, write_json
 from csi.errors import DataCacheError
@@ -24,11 +27,17 @@ MOST_VOUCHED = 256
 _UNKNOWN = "unknown"
 
 
-def place_of(access: Mapping[str, str]) -> str:
-    """The place that a pinned spec, as flat parameters, reads from, as 64 hex digits; raises InvalidParameter."""
+def place_of(access: Mapping[str, str], key: bytes = b"", secrets: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The place that a pinned spec, as flat parameters, reads from, as 64 hex digits; raises InvalidParameter.
+
+    Where one credential may read what another may not, each has a place of its own, told by a hash of `secrets` under `key`.
+    """
     spec = parse(access).spec
     # In another network the same address may be another's.
-    return hashlib.sha256(f"{spec.egress_profile}\n{spec.source.place}".encode()).hexdigest()
+    place = f"{spec.egress_profile}\n{spec.source.place}"
+    if not spec.source.opens_whole:
+        place += "\n" + hmac.new(key, json.dumps(sorted(secrets.items())).encode(), hashlib.sha256).hexdigest()
+    return hashlib.sha256(place.encode()).hexdigest()
 
 
 def places(paths: ImagePaths) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ import shutil
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -124,6 +124,10 @@ class Store:
         path = self._known(digest).paths.manifest
         with self._faults(), path.open("rb") as stream:
             return Manifest.read_access(stream)
+
+    def place(self, access: Mapping[str, str], secrets: Mapping[str, str]) -> str:
+        """The place (`csi.images.places`) that a pinned spec, as flat parameters, reads from with this credential; raises InvalidParameter."""
+        return places.place_of(access, self.key(), secrets)
 
     def places(self, digest: str) -> tuple[str, ...]:
         """The places (`csi.images.places`) known to hold the bytes of a sealed image; none when there is no such image."""

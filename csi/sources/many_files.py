@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -65,7 +66,8 @@ class ManyFiles:
             self._done(len(asked))
             return
         begun: list[_Asked] = []
-        for number, outcome in answers.get_many(self._requests(asked, begun), self._turns.may_ask):
+        waiting = deque(asked)
+        for number, outcome in answers.get_many(self._requests(route, waiting, begun), self._turns.may_ask):
             try:
                 self._take(begun[number], outcome)
             except OriginUnavailable as error:
@@ -74,27 +76,33 @@ class ManyFiles:
             except DataCacheError as error:
                 self._ended, self._error = True, self._error or error
             self._done(1)
-        if self._ended:
-            numbers = {file.number for file in begun}
-            self._remember([file for file in asked if file.number not in numbers])
+        self._remember(waiting)
 
-    def _remember(self, unasked: list[_Asked]) -> None:
+    def _remember(self, unasked: Iterable[_Asked]) -> None:
         """Whoever asks for them next need not ask for the way again."""
         for file in unasked:
             if file.hops:
                 self._addresses.remember(file.entry, file.address)
 
-    def _requests(self, asked: list[_Asked], begun: list[_Asked]) -> Iterator[Request]:
-        for file in asked:
+    def _requests(self, route: tuple[Site, Site], waiting: deque[_Asked], begun: list[_Asked]) -> Iterator[Request]:
+        while file := self._next(route, waiting):
             headers = self._addresses.asked(file.address, self._addresses.range_of(file.entry, 0, file.entry.size))
             request = Request(file.address.url, file.route[0][1], headers, file.entry.size)
             if self._ended or self._is_held(file):
+                waiting.append(file)
                 return
             if is_plain(request):
                 begun.append(file)
                 yield request
             else:
                 self._done(1)
+
+    def _next(self, route: tuple[Site, Site], waiting: deque[_Asked]) -> _Asked | None:
+        """What was redirected to the same site is asked for before anything new."""
+        if self._again and self._again[-1].route == route:
+            self._left += 1
+            return self._again.pop()
+        return waiting.popleft() if waiting else None
 
     def _is_held(self, file: _Asked) -> bool:
         """Whether the file's site allows no further request; the file is one that was asked for in vain, then."""

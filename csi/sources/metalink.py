@@ -60,7 +60,7 @@ class Document:
     """
 
     def __init__(self, spec: UrlSpec, connections: Connections, headers: Mapping[str, str], refusal: Refusal, wait: Callable[[int], None]) -> None:
-        self._shown, self._connections, self._wait = spec.shown, connections, wait
+        self._url, self._shown, self._connections, self._wait = spec.metalink, spec.shown, connections, wait
         self._addresses = Addresses(lambda entry: spec.metalink, headers, refusal)
         self._was_read = False
 
@@ -69,7 +69,7 @@ class Document:
         answer, address = self._ask(_ALL)
         try:
             body = pieces(answer, address, self._wait, self._connections.tempo, " (while reading the Metalink document)")
-            yield from read_files(body, address, self._shown)
+            yield from read_files(body, self._url, self._shown)
             self._was_read = True
         finally:
             drop(answer)
@@ -101,7 +101,7 @@ def smallest_of_each_site(files: Iterable[tuple[str, Entry]]) -> list[Entry]:
 
 
 def read_files(body: Iterable[bytes | memoryview], address: str, what: str) -> Iterator[Listed]:
-    """The files of the document that came from the URL `address`; `what` names it in messages.
+    """The files of the document at the URL `address`; `what` names it in messages.
 
     Raises FailedPrecondition for what is no Metalink document or names a file in a way that cannot be used, UnsafeContent for a path
     that is none in a volume, PermissionDenied for http where the document came by https, OutOfRange for more than 100,000 files, 16
@@ -254,6 +254,9 @@ class _Reading:
             file.url, file.priority = url, int(priority)
 
     def _absolute(self, text: str) -> str:
+        """Relative to where the document is asked for: where that redirects to may be signed."""
+        if not text or text.startswith("#") or not text.isprintable() or " " in text:
+            raise self._bad("one of its URLs is empty, or has a blank or a control character; write http(s)://host/path")
         if text.startswith(("https://", "http://")):
             return text
         try:
@@ -267,7 +270,9 @@ class _Reading:
         try:
             url = http_url("url", file.url)._replace(fragment="").geturl()
         except InvalidParameter as error:
-            words = f"its url {shown(file.url, 100)} is no plain http(s) URL; give one without login, signature and blanks, since the volume keeps it"
+            words = (
+                f"its url, on {_host(file.url)!r}, is no plain http(s) URL; give one without login, signature and blanks, since the volume keeps it"
+            )
             raise self._bad(words) from error
         self._sites.add(site(url))
         if len(self._sites) > MOST_SITES:
@@ -281,3 +286,11 @@ class _Reading:
             words = "its URLs are http, and the document came by https: anybody on the way could change what comes; give it an https URL"
             return self._bad(words, PermissionDenied)
         return self._bad("it has no http or https url; add one")
+
+
+def _host(url: str) -> str:
+    """The host of whatever a document calls a URL; what else is in it may be a secret."""
+    try:
+        return shown_site(url)[:100]
+    except ValueError:
+        return ""

@@ -309,7 +309,7 @@ class _Many:
         return True
 
     def _ended(self) -> Iterator[tuple[int, Outcome]]:
-        _, whole, failed = self._multi.info_read(len(self._busy))
+        _, whole, failed = self._multi.info_read(max(1, len(self._busy)))
         for curl, code, words in (*((curl, pycurl.E_OK, "") for curl in whole), *failed):
             number, handle = self._free(curl)
             yield number, handle.outcome(code, words)

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from csi.errors import DataCacheError, InvalidParameter, PermissionDenied, SourceChanged, SourceNotFound, Unauthenticated
+from csi.errors import DataCacheError, InvalidParameter, OutOfRange, PermissionDenied, SourceChanged, SourceNotFound, Unauthenticated
 from csi.pace import Pace
 from csi.sources.addresses import Addresses, Answer
 from csi.sources.answers import failure
@@ -23,11 +23,10 @@ from csi.sources.whole import read_whole
 from csi.spec.cache import CacheSpec
 from csi.spec.digits import whole_number
 from csi.spec.manifest import DEFAULT_MTIME_NS, Entry, Kind, Manifest, build
-from csi.spec.url import UrlFile, UrlSpec
+from csi.spec.url import MOST_FILES, UrlFile, UrlSpec
 
 _FILL_CONNECTIONS = 16
 _ASKED_AT_ONCE = 8
-_IN_LINE = 1000
 _ALL = {"Accept-Encoding": "identity"}
 _FIRST_BYTE = {"Range": "bytes=0-0", **_ALL}
 _TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)$")
@@ -84,10 +83,8 @@ class UrlSource:
         return manifest
 
     def _asked(self) -> Iterator[Entry]:
-        files = iter(self._files.values())
         with ThreadPoolExecutor(_ASKED_AT_ONCE) as threads:
-            while some := list(itertools.islice(files, _IN_LINE)):
-                yield from threads.map(self._entry, some)
+            yield from threads.map(self._entry, self._files.values())
 
     def _listed(self, document: Document) -> Iterator[Entry]:
         """Those files that need not be asked for; the others are in `_files` then."""
@@ -97,6 +94,11 @@ class UrlSource:
             if listed.size is not None and listed.sha256:
                 yield _made(file, _Facts(listed.size, "", ""))
             else:
+                if len(self._files) == MOST_FILES:
+                    raise OutOfRange(
+                        f"{self._spec.source.shown} tells no size and sha-256 of over {MOST_FILES} files, and each would have to be asked for; "
+                        "write them into the document"
+                    )
                 self._files[file.path] = file
                 if listed.size is not None:
                     self._sizes[file.path] = listed.size

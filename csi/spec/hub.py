@@ -44,6 +44,11 @@ class HubSpec:
         return f"{self.place}@{self.revision}"
 
     @property
+    def opens_whole(self) -> bool:
+        """Rights are of the repository."""
+        return True
+
+    @property
     def place(self) -> str:
         """What a credential opens: the repository, whatever its revision."""
         return f"{self.repo_source} {self.repo_id}"

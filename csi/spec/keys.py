@@ -49,6 +49,10 @@ class SourceSpec(Protocol):
         """What a credential opens: the source, whatever its revision. Files are copied between images of one place only."""
 
     @property
+    def opens_whole(self) -> bool:
+        """Whether a credential that reads some of the files reads all of them."""
+
+    @property
     def pinned(self) -> bool:
         """Whether the same spec means the same content for ever (a commit)."""
 
@@ -66,6 +70,11 @@ class SourceSpec(Protocol):
 
 class ChangesInPlace:
     """What specs have in common whose files are replaced where they are: a NAS's, a bucket's, a URL's."""
+
+    @property
+    def opens_whole(self) -> bool:
+        """Rights are of the export, the bucket, or proven for each file."""
+        return True
 
     @property
     def pinned(self) -> bool:

@@ -38,6 +38,11 @@ class SeveralSpec:
         return "several sources (" + ", ".join(f"{folder}: {source.shown}" for folder, source in self.parts) + ")"
 
     @property
+    def opens_whole(self) -> bool:
+        """Whether that holds for each source."""
+        return all(source.opens_whole for _, source in self.parts)
+
+    @property
     def place(self) -> str:
         """What the credentials open."""
         return "several " + json.dumps([[folder, source.place] for folder, source in self.parts])

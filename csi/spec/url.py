@@ -54,6 +54,11 @@ class UrlSpec(ChangesInPlace):
         return f"URL {self.addresses[0]} {self.files[0].path!r}{more}"
 
     @property
+    def opens_whole(self) -> bool:
+        """Not what a document names: a server may give each path to others, and a proof reads some of them."""
+        return not self.metalink
+
+    @property
     def place(self) -> str:
         """What a credential opens: these files, or what the document names."""
         if self.metalink:

@@ -148,9 +148,10 @@ def test_all_replicas_keep_their_volumes_in_the_cluster() -> None:
     assert [volume for volume in CONTROLLER["volumes"] if volume["name"] == mount["name"] and "emptyDir" in volume]
 
 
-def test_a_node_plugin_may_read_volumes_and_tell_events_and_nothing_else() -> None:
+def test_a_node_plugin_may_read_volumes_hold_pins_and_tell_events_and_nothing_else() -> None:
     reads = {("datacache.csi.io", "cachevolumes", verb) for verb in ("get", "list", "watch")}
-    assert rules(THINGS, "datacache-csi-node") == reads | {("", "events", "create"), ("", "events", "patch")}
+    pins = {("datacache.csi.io", "cachepins", verb) for verb in ("get", "list", "create", "patch", "delete")}
+    assert rules(THINGS, "datacache-csi-node") == reads | pins | {("", "events", "create"), ("", "events", "patch")}
 
 
 def test_secrets_are_read_one_by_one_by_the_provisioner_alone() -> None:

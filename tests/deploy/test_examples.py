@@ -35,8 +35,11 @@ def deployed(kind: str, file: str = "") -> list[dict]:
 @pytest.mark.parametrize("file", sorted({name.partition(":")[0] for name, _ in OBJECTS}))
 def test_each_claim_has_the_size_that_its_classes_need(file: str) -> None:
     """Those of the claim, and every class of attributes beside it, which it can be changed to."""
-    here = [example for example in ASKED if example.name.startswith(file) and ":StorageClass/" in example.name]
-    classes = {example.name.rpartition("/")[2]: parse(example.parameters).performance for example in here}
+    classes = {
+        example.name.rpartition("/")[2]: parse(example.parameters).performance
+        for example in ASKED
+        if example.name.partition(":")[0] == file and ":StorageClass/" in example.name
+    }
     changes = [thing["parameters"] for thing in deployed("VolumeAttributesClass", file)]
     for claim in [thing["spec"] for thing in deployed("PersistentVolumeClaim", file) if thing["spec"]["storageClassName"]]:
         given, capacity = classes[claim["storageClassName"]], size(claim["resources"]["requests"]["storage"])

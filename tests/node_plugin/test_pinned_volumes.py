@@ -144,7 +144,7 @@ def test_while_the_api_server_is_away_what_is_held_mounts_and_what_is_not_waits(
     assert show(node, "csi-2", "pod2") == COMMITS[0]
     asked = len(node.source.asked)
     with pytest.raises(ClusterUnavailable):
-        node.inline("csi-3", "pod3", context=context("others"))
+        node.inline("csi-3", "pod3", context=context("others"), secrets={"token": "not used before"})
     assert len(node.source.asked) == asked and node.shown == ["pod1", "pod2"]
     node.unpublish("csi-1")
     node.unpublish("csi-2", "pod2")

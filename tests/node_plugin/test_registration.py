@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from pathlib import Path
 
 import grpc
 import pytest
 
-from csi.errors import AlreadyExists
+from csi.errors import AlreadyExists, FailedPrecondition
 from csi.pb import registration_pb2 as pb
 from csi.pb import registration_pb2_grpc
+from node_plugin import registration
 from node_plugin.registration import registered
 
 NAME, ENDPOINT = "datacache.csi.io", "/var/lib/kubelet/plugins/datacache.csi.io/csi.sock"
@@ -45,6 +47,27 @@ def test_two_plugins_of_one_name_do_not_share_a_folder(tmp_path: Path) -> None:
         second = registered(str(tmp_path), NAME, "/x")
         with pytest.raises(AlreadyExists, match="another process answers"), second:
             pass
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    elsewhere = registered(f"{tmp_path}/misspelt", NAME, ENDPOINT)
+    with pytest.raises(FailedPrecondition, match="--plugins-registry is .*misspelt"), elsewhere:
+        pass
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_that_kubelet_does_not_come_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, comes: bool) -> None:
+    monkeypatch.setattr(registration, "_KUBELET_SECONDS", 0.5)
+    with caplog.at_level(logging.WARNING, "datacache.registration"), registered(str(tmp_path), NAME, ENDPOINT):
+        if comes:
+            asked_by_kubelet(tmp_path, pb.RegistrationStatus(plugin_registered=True))
+        time.sleep(1)
+    assert [record.message for record in caplog.records] == ([] if comes else ["kubelet has not asked for the driver"])
+
+
+def test_only_root_may_open_the_socket(tmp_path: Path) -> None:
+    with registered(str(tmp_path), NAME, ENDPOINT):
+        assert (tmp_path / f"{NAME}-reg.sock").stat().st_mode & 0o777 == 0o600
 
 
 def test_why_kubelet_did_not_register_the_driver_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

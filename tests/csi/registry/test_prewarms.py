@@ -88,10 +88,10 @@ def test_news_of_an_order_that_has_changed_or_gone_is_not_shown(orders: Any) -> 
 def test_labels_secrets_and_claims_are_looked_up_by_name(orders: Any) -> None:
     orders.add_secret("hub-token", {"token": "s3cr3t"})
     kept = record(id_of_name("pvc-models"), name="pvc-models")
-    orders.add_claim("models", kept)
+    orders.add_claim("ordered-models", kept)
     assert orders.prewarms.labels()["pool"] == "gpu"
     assert orders.prewarms.secret("default", "hub-token") == {"token": "s3cr3t"}
-    assert orders.prewarms.claimed("default", "models") == kept
+    assert orders.prewarms.claimed("default", "ordered-models") == kept
     with pytest.raises(FailedPrecondition, match="the Secret default/none is not there"):
         orders.prewarms.secret("default", "none")
     with pytest.raises(FailedPrecondition, match="the PVC default/none is not there"):
@@ -158,7 +158,7 @@ def test_watching_costs_a_list_and_a_watch_and_a_report_two_calls(cluster: ApiSe
 def test_a_node_needs_each_of_its_rights_and_no_other(cluster: ApiServer) -> None:
     orders = InCluster(cluster)
     orders.add_secret("hub-token", {"token": "t"})
-    orders.add_claim("models", record(id_of_name("pvc-models"), name="pvc-models"))
+    orders.add_claim("ordered-models", record(id_of_name("pvc-models"), name="pvc-models"))
     made = orders.put(order("one", MODEL))
     node = KubernetesPrewarms(cluster.client(NODE), "node-1", orders.registry)
 
@@ -167,7 +167,7 @@ def test_a_node_needs_each_of_its_rights_and_no_other(cluster: ApiServer) -> Non
             node.all()
             node.labels()
             node.secret("default", "hub-token")
-            node.claimed("default", "models")
+            node.claimed("default", "ordered-models")
             for state in (NodeState(State.PENDING), None):
                 node._write(made, state)
             query = {"watch": "1", "timeoutSeconds": "1"}

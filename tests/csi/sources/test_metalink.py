@@ -66,7 +66,11 @@ def test_prefixes_are_as_good_as_none_and_addresses_may_be_relative() -> None:
         (file(inside="<metaurl>http://a.example/x.torrent</metaurl>"), FailedPrecondition, "it has no http or https url"),
         (file(inside="<url>http://[x/a</url>"), FailedPrecondition, "is no plain http"),
         (file(inside="<url>//[x/a</url>"), FailedPrecondition, "cannot be read"),
-        (file(inside="<url>http://a.example/x y</url>"), FailedPrecondition, "is no plain http"),
+        (file(inside="<url>http://a.example/x y</url>"), FailedPrecondition, "has a blank"),
+        (file(inside="<url>ht\ntp://a.example/x</url>"), FailedPrecondition, "has a blank or a control character"),
+        (file(inside="<url>//\ta.example/x</url>"), FailedPrecondition, "has a blank or a control character"),
+        (file(inside="<url></url>"), FailedPrecondition, "one of its URLs is empty"),
+        (file(inside="<url>#x</url>"), FailedPrecondition, "one of its URLs is empty"),
         (file(inside="<url>http:///x</url>"), FailedPrecondition, "is no plain http"),
         (file(inside=f"<url>http://a.example/{'x' * 9000}</url>"), FailedPrecondition, "over 8192 characters"),
         (file(inside=f"<url>http://a.example/{'x<!---->' * 9000}</url>"), FailedPrecondition, "over 8192 characters"),
@@ -99,7 +103,13 @@ def test_a_file_that_cannot_be_used_is_refused_by_line_and_name(bad: str, error:
 
 
 @pytest.mark.parametrize(
-    "url", [f"http://user:{SECRET}@a.example/x", f"http://a.example/x?X-Amz-Signature={SECRET}", f"http://a.example/x?token={SECRET}"]
+    "url",
+    [
+        f"http://user:{SECRET}@a.example/x",
+        f"http://a.example/x?X-Amz-Signature={SECRET}",
+        f"http://a.example/x?token={SECRET}",
+        f"http://a.example/x#access_token={SECRET}",
+    ],
 )
 def test_an_address_that_opens_something_is_refused_and_never_repeated(url: str) -> None:
     with pytest.raises(FailedPrecondition, match="without login, signature") as refused:

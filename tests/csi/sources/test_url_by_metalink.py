@@ -29,7 +29,7 @@ from csi.sources.url import UrlSource
 from csi.spec.cache import CacheSpec
 from csi.spec.manifest import Manifest
 from csi.spec.parameters import parse
-from csi.spec.url import UrlSpec
+from csi.spec.url import MOST_FILES, UrlSpec
 from tests.conformance.trees import entry, read
 from tests.conformance.url_kit import metalink
 from tests.csi.sources.test_metalink import DATA, SECRET, SUM, document, file
@@ -173,12 +173,22 @@ def test_an_inline_volume_is_filled_from_no_private_address(server: Server, else
     assert not elsewhere.seen
 
 
-def test_the_token_stays_behind_where_the_document_is_redirected(server: Server, elsewhere: Server) -> None:
-    server.behave |= {"/all.meta4": lambda handler: handler.say(302, Location=f"{elsewhere.url}/other/all.meta4"), "/a": ranged}
-    elsewhere.behave |= {"/other/all.meta4": lambda handler: handler.say(200, document(file("a", "<url>a</url>"))), "/other/a": ranged}
+def test_a_document_that_is_redirected_names_files_of_where_it_was_asked_for(server: Server, elsewhere: Server) -> None:
+    """Where it was redirected to may be signed, and the volume keeps what files are called. The token stays behind."""
+    server.behave |= {"/all.meta4": lambda handler: handler.say(302, Location=f"{elsewhere.url}/signed-secret/all.meta4?st=secret"), "/a": ranged}
+    elsewhere.behave["/signed-secret/all.meta4"] = lambda handler: handler.say(200, document(file("a", f"<url>a</url>{TOLD}")))
     with closing(UrlSource(CacheSpec(UrlSpec(metalink=f"{server.url}/all.meta4")), SECRET)) as subject:
-        assert read(subject, resolved(subject), "a") == DATA
-    assert {seen[1] for seen in elsewhere.seen} == {None} and [seen[0] for seen in server.seen] == ["/all.meta4"]
+        manifest = resolved(subject)
+        assert read(subject, manifest, "a") == DATA
+    assert "secret" not in repr(manifest.entries) and {seen[1] for seen in elsewhere.seen} == {None}
+
+
+def test_files_that_have_to_be_asked_for_are_not_without_number(server: Server) -> None:
+    body = document(*(file(f"{number}", f"<url>{number}</url>") for number in range(MOST_FILES + 1)))
+    server.behave["/all.meta4"] = lambda handler: handler.say(200, body)
+    with closing(UrlSource(CacheSpec(UrlSpec(metalink=f"{server.url}/all.meta4")), None)) as subject, pytest.raises(OutOfRange, match="sha-256"):
+        resolved(subject)
+    assert len(server.seen) == 1
 
 
 def test_a_document_may_be_one_of_several_sources(server: Server, elsewhere: Server) -> None:

@@ -64,6 +64,9 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 {{- with .Values.allowOrigins }}
 - --allow-origins={{ join "," . }}
 {{- end }}
+{{- with .Values.allowInlineNas }}
+- --allow-inline-nas={{ join "," . }}
+{{- end }}
 {{- if .Values.metrics.enabled }}
 - --metrics-address=[$(POD_IP)]:{{ .Values.metrics.port }}
 {{- end }}
