@@ -151,7 +151,10 @@ def test_all_replicas_keep_their_volumes_in_the_cluster() -> None:
 def test_a_node_plugin_may_read_volumes_hold_pins_and_tell_events_and_nothing_else() -> None:
     reads = {("datacache.csi.io", "cachevolumes", verb) for verb in ("get", "list", "watch")}
     pins = {("datacache.csi.io", "cachepins", verb) for verb in ("get", "list", "create", "patch", "delete")}
-    assert rules(THINGS, "datacache-csi-node") == reads | pins | {("", "events", "create"), ("", "events", "patch")}
+    prewarms = {("datacache.csi.io", "cacheprewarms", verb) for verb in ("get", "list", "watch")}
+    told = {("datacache.csi.io", f"{kind}/status", "patch") for kind in ("cachevolumes", "cacheprewarms")}
+    looked_at = {("", "nodes", "get"), ("", "persistentvolumeclaims", "get")}
+    assert rules(THINGS, "datacache-csi-node") == reads | pins | prewarms | told | looked_at | {("", "events", "create"), ("", "events", "patch")}
 
 
 def test_secrets_are_read_one_by_one_by_the_provisioner_alone() -> None:
