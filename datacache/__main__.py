@@ -197,7 +197,7 @@ def delete(endpoint: str, volume_id: str) -> None:
 @_TOKEN
 @_MODE
 def stage(endpoint: str, volume_id: str, staging: Path, context: tuple[str, ...], token_file: Path | None, mode: str) -> None:
-    """Fill and mount a volume at the STAGING path; CONTEXT is its key=value volume context."""
+    """Fill and mount a volume's image and mark the STAGING path with it, for `publish` to show; CONTEXT is its key=value volume context."""
     with PluginClient(endpoint) as client:
         client.stage(volume_id, str(staging.resolve()), pairs(context), secrets_from(token_file), AccessMode[mode])
 

@@ -1,4 +1,4 @@
-"""The kernel's mount table: what is mounted, and the three changes this driver makes to it."""
+"""The kernel's mount table: what is mounted, and the four changes this driver makes to it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Protocol
 from csi.errors import Busy, DataCacheError, InvalidParameter, UnsupportedByNode
 
 # From <linux/mount.h>.
-_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 32, 4096
+_MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
 _READ_ONLY = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
 _UMOUNT_NOFOLLOW = 8
+# Room for the root folder and nothing else (tmpfs(5)).
+_MARKER_OPTIONS = "size=4k,nr_inodes=1,mode=0555"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -42,6 +44,9 @@ class Mounts(Protocol):
 
     def bind(self, source: Path, target: Path) -> None:
         """Show the folder `source` at the folder `target` too, ro,nosuid,nodev. Raises DataCacheError."""
+
+    def mount_marker(self, label: str, target: Path) -> None:
+        """Mount an empty file system of its own at the folder `target`, ro,nosuid,nodev,noexec, with `label` as its source. Raises DataCacheError."""
 
     def unmount(self, target: Path) -> None:
         """Take away the topmost mount at `target`; nothing mounted there is no error. Raises Busy while it is in use."""
@@ -99,6 +104,13 @@ class KernelMounts:
             self._mount("none", target, "none", _MS_BIND | _MS_REMOUNT | _READ_ONLY)
         except OSError as error:
             raise DataCacheError(f"binding {source} to {target} failed: {error.strerror}") from error
+
+    def mount_marker(self, label: str, target: Path) -> None:
+        """mount(2) of type tmpfs, whose source may be any text."""
+        try:
+            self._mount(label, target, "tmpfs", _READ_ONLY | _MS_NOEXEC, _MARKER_OPTIONS)
+        except OSError as error:
+            raise DataCacheError(f"marking {target} failed: {error.strerror}") from error
 
     def unmount(self, target: Path) -> None:
         """umount2(2), never following a symlink."""

@@ -38,7 +38,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
         return pb.NodeGetCapabilitiesResponse(capabilities=rpcs)
 
     def NodeStageVolume(self, request: pb.NodeStageVolumeRequest, context: grpc.ServicerContext) -> pb.NodeStageVolumeResponse:
-        """Fill the image where needed and mount it at the staging path."""
+        """Fill the image where needed, mount it, and mark the staging path with it."""
         require(request, "volume_id", "staging_target_path", "volume_capability")
         self._volumes.stage(_mount_request(request, request.staging_target_path), patience(context, _WAIT_SECONDS))
         return pb.NodeStageVolumeResponse()

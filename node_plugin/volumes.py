@@ -68,7 +68,7 @@ class Volumes:
         self._locks = KeyedLocks()
 
     def stage(self, request: MountRequest, patience: Patience) -> None:
-        """Show the volume's image at the staging path, filling it first where needed.
+        """Mount the volume's image and mark the staging path with it, filling it first where needed.
 
         Raises InvalidParameter, AlreadyExists (staged differently), Busy (in work, with progress), NoSpace,
         SourceChanged, UnsupportedByNode and the errors of a Source.
@@ -114,7 +114,8 @@ class Volumes:
                     _still_wanted(patience)
                     if not self._is_shown(request, kind):
                         volume = self._shown_volume(request, asked, found, kind)
-                        self._show_image(request.path, volume)
+                        self._store.touch(volume.digest)
+                        self._show_image(request.path, volume, (volume.digest, volume.limit_class))
                         self._events.clamped(request.subject, limits_of(volume))
 
     def _found(self, request: MountRequest, asked: VolumeParameters, patience: Patience) -> Resolution:
@@ -148,7 +149,8 @@ class Volumes:
         others = [path for path in volume.targets if path != str(request.path)]
         if request.mode is AccessMode.SINGLE_NODE_SINGLE_WRITER and others:
             raise FailedPrecondition(f"volume {request.volume_id} has access mode ReadWriteOncePod and is published at {others[0]} already")
-        self._bind(Path(request.staging), request.path, self._limits.known(volume).with_target(str(request.path), request.shown))
+        image = self._images.shown_at(Path(request.staging)) or (volume.digest, volume.limit_class)
+        self._show_image(request.path, self._limits.known(volume).with_target(str(request.path), request.shown), image)
 
     def unpublish(self, volume_id: str, path: Path) -> None:
         """Take the volume away from the target path and remove it; what is not there is no error. Raises Busy while in use."""
@@ -177,7 +179,7 @@ class Volumes:
             lost = f"nothing is mounted at {path} any more; delete the pod to mount it anew"
             return Stats(volume.capacity_bytes, volume.content_bytes, 0, True, lost)
         message = f"image {volume.digest[:12]} mounted read-only, {self._limits_in_words(volume, str(path))}"
-        return Stats(volume.capacity_bytes, volume.content_bytes, _inodes(path), False, message)
+        return Stats(volume.capacity_bytes, volume.content_bytes, _inodes(self._images.content_at(path)), False, message)
 
     def _limits_in_words(self, volume: NodeVolume, path: str) -> str:
         if path in volume.targets:
@@ -214,6 +216,7 @@ class Volumes:
                     Path(path).rmdir()
             left = self._limits.known(volume.without(*gone))
             self._records.put(left)
+            self._cover(left)
             self._pins.adopt([left] if left.paths else [])
             wanted += self._still_wanted(left) if left.paths else []
         self._throttle.resume(wanted)
@@ -221,6 +224,13 @@ class Volumes:
         for image in self._store.images():
             if image.state is State.PARTIAL and image.paths.journal.exists():
                 self._go_on(image.digest)
+
+    def _cover(self, volume: NodeVolume) -> None:
+        for path in volume.staged:
+            try:
+                self._images.cover(self._images.path(volume.digest, volume.limit_class), Path(path))
+            except DataCacheError as error:
+                log.warning("staging path not marked", extra={"fields": {"volume": volume.id, "path": path, "reason": error}})
 
     def _go_on(self, digest: str) -> None:
         log.info("going on with a fill", extra={"fields": {"image": digest}})
@@ -259,20 +269,21 @@ class Volumes:
             raise AlreadyExists(f"volume {request.volume_id} is at {request.path} already with other arguments; take it away there first")
         return True
 
-    def _show_image(self, path: Path, volume: NodeVolume) -> None:
-        ahead = read_ahead(limits_of(volume))
-        image = self._images.mount(volume.digest, self._store.paths(volume.digest).image, volume.limit_class, ahead)
-        self._store.touch(volume.digest)
-        self._bind(image, path, volume)
+    def _show_image(self, path: Path, volume: NodeVolume, image: tuple[str, str]) -> None:
+        """Mount the image (digest, limit class), unless it is, and show it at `path`."""
+        digest, name = image
+        ahead = read_ahead(limits_of(volume)) if name != NO_LIMITS else None
+        self._show(self._images.mount(digest, self._store.paths(digest).image, name, ahead), path, volume)
 
-    def _bind(self, source: Path, path: Path, volume: NodeVolume) -> None:
+    def _show(self, source: Path, path: Path, volume: NodeVolume) -> None:
         """Record that `volume` is shown at `path`, hold its limits there, then show it; a failure leaves none of it."""
         self._records.put(volume)
         try:
             if str(path) in volume.targets:
                 self._throttle.hold(self._wanted(volume, str(path), source, limits_of(volume)))
             _make_target(path)
-            self._mounts.bind(source, path)
+            show = self._mounts.bind if str(path) in volume.targets else self._images.mark
+            show(source, path)
         except BaseException:
             self._mounts.unmount(path)
             self._throttle.release(str(path))
@@ -295,7 +306,8 @@ class Volumes:
 
     def _take_away(self, volume_id: str, path: Path) -> None:
         # The mount and the record may differ: a volume that was staged anew can have pods that still show what it held before.
-        digests = {self._images.shown_at(path)}
+        shown = self._images.shown_at(path)
+        digests = {shown[0]} if shown else set()
         self._events.left(volume_id)
         while self._is_mounted(str(path)):
             self._mounts.unmount(path)
@@ -304,7 +316,7 @@ class Volumes:
         if volume and str(path) in volume.paths:
             digests.add(volume.digest)
             self._records.put(volume.without(str(path)))
-        for digest in filter(None, digests):
+        for digest in digests:
             with suppress(NotFound):
                 self._store.touch(digest)
             self._images.release(digest)

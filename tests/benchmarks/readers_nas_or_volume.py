@@ -15,7 +15,7 @@ from tests.benchmarks.fill_from_nas import nas_parameters
 from tests.benchmarks.origins import in_memory
 from tests.benchmarks.rounds import drop_caches, interleaved, say, seconds
 from tests.benchmarks.table import Table
-from tests.benchmarks.volume import Setting, plugins, staged
+from tests.benchmarks.volume import Setting, plugins, published, staged
 from tests.origins.ganesha import Export, Ganesha
 
 READERS = (1, 4, 16)
@@ -28,10 +28,13 @@ def measure(setting: Setting) -> Iterator[Table]:
     with in_memory("nas") as folder, Ganesha([Export(folder, attribute_seconds=60)]) as nas, plugins(setting.folder) as running:
         say(f"making {setting.gib:g} GiB")
         files = make(folder, "one", setting.total)
-        with staged(running, "volume", nas_parameters(nas, folder)) as volume:
+        with (
+            staged(running, "volume", nas_parameters(nas, folder)) as volume,
+            published(running, volume, running.folder / "pod" / "mount") as pod,
+        ):
             spec, size = nas.spec(folder, timeout=60), sum(path.stat().st_size for path in files.values()) / 1e6
             for count in READERS:
-                yield _compare(setting, spec, volume.path, size, count)
+                yield _compare(setting, spec, pod, size, count)
 
 
 def _compare(setting: Setting, spec: NasSpec, mounted: Path, size: float, count: int) -> Table:

@@ -51,7 +51,10 @@ def plugins(
 
 @dataclass(frozen=True)
 class Staged:
-    """A volume at its staging path; `fill_seconds` is the worker's part, from its order to the sealed image (0: nothing to fill)."""
+    """A volume staged at `path`, to be read where `published` shows it.
+
+    `fill_seconds` is the worker's part, from its order to the sealed image (0: nothing to fill).
+    """
 
     id: str
     path: Path

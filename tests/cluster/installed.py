@@ -45,9 +45,10 @@ class Driver:
         return sorted(path.name for path in (node.root / "var/lib/datacache/images").glob("*"))
 
     def mounts(self, node: Node) -> list[str]:
-        """Targets of EROFS mounts that the node has: of images, staging paths and pods."""
-        lines = (line.split() for line in node.space.run("cat", "/proc/self/mountinfo").splitlines())
-        return [fields[4] for fields in lines if "erofs" in fields and fields[4].startswith("/var/lib/kubelet/")]
+        """Targets of the driver's mounts that the node has: of images and pods (EROFS), and markers at staging paths."""
+        lines = node.space.run("cat", "/proc/self/mountinfo").splitlines()
+        targets = [line.split()[4] for line in lines if " - erofs " in line or " - tmpfs datacache:" in line]
+        return [target for target in targets if target.startswith("/var/lib/kubelet/")]
 
 
 def lives(thing: Object) -> bool:

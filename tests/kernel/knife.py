@@ -104,7 +104,7 @@ def arm_worker(knife: Knife, worker: ModuleType) -> None:
 
 
 def arm_node(knife: Knife) -> None:
-    """The points of adopting, mounting, binding and their undoing."""
+    """The points of adopting, mounting, marking, binding and their undoing."""
     from csi.images.store import Store
     from node_plugin import volumes
     from node_plugin.loop import KernelLoops
@@ -117,6 +117,7 @@ def arm_node(knife: Knife) -> None:
     knife.around(VolumeRecords, "put", "record", before=True, after=True)
     knife.around(KernelMounts, "_mount", "mount(2)", after=True)
     knife.around(KernelMounts, "bind", "bind", before=True, after=True)
+    knife.around(KernelMounts, "mount_marker", "marker", before=True, after=True)
     knife.around(KernelMounts, "unmount", "unmount", before=True, after=True)
     knife.around(volumes, "_remove_target", "target removal", before=True, after=True)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from csi.pb import csi_pb2 as pb
 from tests.kernel import requests
+from tests.kernel.mount_refs import staging_path
 from tests.kernel.requests import OK, Answer, Words
 from tests.plugins import Plugins, loops_below, mounts_below
 
@@ -73,7 +74,7 @@ class Machine:
 
     def staging(self, volume_id: str) -> Path:
         """Where a volume is staged."""
-        return self.folder / "staging" / volume_id
+        return staging_path(self.folder, volume_id)
 
     def create(self, name: str, parameters: Words, secrets: Words | None = None, **more: Any) -> pb.Volume:
         """A volume; fails the test when there is none."""

@@ -43,7 +43,7 @@ AT_THE_START = ("allocate begins", "allocate done", "metadata done")
 IN_THE_MIDDLE = ("chunk begins", "chunk done", "sync done", "journal done")
 SEALING = ("seal sync begins", "seal sync done", "seal rename done", "seal done")
 ADOPTING = ("adopt begins", "adopt done")
-SHOWING = ("loop begins", "loop done", "mount done", "record begins", "record done", "mount(2) done", "bind begins", "bind done")
+SHOWING = ("loop begins", "loop done", "mount done", "record begins", "record done", "mount(2) done", "marker begins", "marker done")
 UNPUBLISHING = ("unmount begins", "unmount done", "record begins", "record done", "target removal begins", "target removal done")
 UNSTAGING = ("unmount begins", "unmount done", "record begins", "record done")
 

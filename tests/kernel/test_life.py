@@ -15,6 +15,7 @@ import pytest
 from tests.kernel import requests
 from tests.kernel.conftest import Start
 from tests.kernel.machine import MIB, Machine, content, until
+from tests.kernel.mount_refs import foreign_refs
 from tests.kernel.requests import OK, answer_of
 from tests.origins.hub import Hub
 from tests.plugins import unmount_below
@@ -135,6 +136,62 @@ def test_an_image_stays_mounted_until_its_last_volume_is_gone(start: Start, hub:
     hub.counters.reset()
     machine.show(second, "pod2")
     assert sent(hub, "org/model") == 0
+
+
+def test_kubelet_finds_no_reference_that_keeps_it_from_unstaging(start: Start, repositories: None) -> None:
+    machine = start()
+    volumes = [machine.create(name, MODEL) for name in ("first", "second")]
+    for number, volume in enumerate(volumes):
+        machine.show(volume, f"pod{number}")
+    assert machine.inline("inline", MODEL) == (OK, "")
+    (loop,) = machine.loops()
+    for number, volume in enumerate(volumes):
+        assert machine.unpublish(f"pod{number}", volume.volume_id) == (OK, "")
+    for volume in volumes:
+        assert foreign_refs(machine.staging(volume.volume_id)) == []
+        stats = machine.node.NodeGetVolumeStats(requests.stats(volume.volume_id, machine.staging(volume.volume_id)), timeout=30)
+        assert [usage.used for usage in stats.usage] == [4 * MIB, 2] and not stats.volume_condition.abnormal
+
+    assert machine.unpublish("inline") == machine.unstage(volumes[0].volume_id) == (OK, "")
+    assert machine.loops() == [loop], "the image stays mounted, with its pages, while a volume is staged"
+    assert foreign_refs(machine.staging(volumes[1].volume_id)) == []
+    assert machine.unstage(volumes[1].volume_id) == (OK, "")
+    assert machine.half_made() == []
+
+
+def test_volumes_that_an_earlier_version_staged_are_unstaged_after_an_upgrade(start: Start, repositories: None) -> None:
+    """It bound the image's mount to the staging path, for which kubelet had them staged for ever."""
+    machine = start()
+    volumes = [machine.create(name, MODEL) for name in ("first", "second")]
+    shown = machine.show(volumes[0], "pod")
+    assert machine.stage(volumes[1]) == (OK, "")
+    stagings = [machine.staging(volume.volume_id) for volume in volumes]
+    machine.plugins.node.stop()
+    for staging in stagings:
+        subprocess.run(["umount", str(staging)], check=True)
+        subprocess.run(["mount", "--bind", "-o", "ro", str(shown), str(staging)], check=True)
+    assert all(foreign_refs(staging) for staging in stagings)
+
+    with undisturbed_reader(shown / "model.bin"):
+        machine.restart_node()
+        assert machine.publish(volumes[1], "another") == (OK, "")
+    assert (machine.target("another") / "model.bin").stat().st_dev == (shown / "model.bin").stat().st_dev
+    assert [foreign_refs(staging) for staging in stagings] == [[], []]
+    for volume, pod in zip(volumes, ("pod", "another"), strict=True):
+        assert machine.unpublish(pod, volume.volume_id) == machine.unstage(volume.volume_id) == (OK, "")
+    assert machine.half_made() == []
+
+
+def test_an_image_mount_that_was_taken_away_by_hand_is_back_for_the_next_pod(start: Start, repositories: None) -> None:
+    machine = start()
+    volume = machine.create("volume", MODEL)
+    assert machine.stage(volume) == (OK, "")
+    (mount,) = [target for target in machine.mounts() if target != str(machine.staging(volume.volume_id))]
+    subprocess.run(["umount", mount], check=True)
+    assert machine.publish(volume, "pod") == (OK, "")
+    assert (machine.target("pod") / "model.bin").stat().st_size == 4 * MIB
+    assert machine.unpublish("pod", volume.volume_id) == machine.unstage(volume.volume_id) == (OK, "")
+    assert machine.half_made() == []
 
 
 def test_a_volume_in_use_by_a_process_is_taken_away_when_that_has_ended(start: Start, repositories: None) -> None:

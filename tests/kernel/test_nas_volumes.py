@@ -124,4 +124,5 @@ def test_what_one_identity_has_read_is_no_source_for_another(start: Start, nas: 
     assert copied("fourth", "3000") == [0, 0]
     (models / "two.bin").write_bytes(b"4" * 5000)
     assert copied("fifth", "3000") == [0, 0, 15_002]
-    assert (machine.staging(machine.create("fifth", {**parameters(nas, models), "uid": "3000"}).volume_id) / "one.bin").read_bytes() == b"3" * 5000
+    fifth = machine.create("fifth", {**parameters(nas, models), "uid": "3000"})
+    assert (machine.show(fifth, "pod") / "one.bin").read_bytes() == b"3" * 5000

@@ -120,6 +120,13 @@ class FakeMounts:
             shown = _covering(self.table(), str(source))
             self._add(state, Mount(str(target), shown.device, shown.fs_type, shown.source, _FLAGS))
 
+    def mount_marker(self, label: str, target: Path) -> None:
+        with self._kernel.changing("marker") as state:
+            if not target.is_dir():
+                raise DataCacheError(f"marking {target} failed")
+            state.made += 1
+            self._add(state, Mount(str(target), f"0:{state.made}", "tmpfs", label, _FLAGS | {"noexec"}))
+
     def unmount(self, target: Path) -> None:
         table = self.table()
         if at(table, target) is None:

@@ -116,6 +116,17 @@ class Node:
         self.volumes.unstage(volume, self.path(path))
 
     @property
+    def image_path(self) -> Path:
+        """Where the one image that is (or was) mounted is mounted."""
+        (path,) = (self.folder / "mounts").glob("*/*")
+        return path
+
+    def staged_as_before(self, path: str = "staging") -> None:
+        """Have a volume staged as earlier versions did: by a bind mount of its image."""
+        self.mounts.unmount(self.path(path))
+        self.mounts.bind(self.image_path, self.path(path))
+
+    @property
     def shown(self) -> list[str]:
         """The names of the paths that show a volume, as the kernel says."""
         below = f"{self.folder}/kubelet/"

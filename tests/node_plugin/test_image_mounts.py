@@ -40,6 +40,12 @@ class Place:
         self.mounts.bind(source, target)
         return target
 
+    def mark(self, source: Path, name: str) -> Path:
+        target = self.folder / name
+        target.mkdir()
+        self.images.mark(source, target)
+        return target
+
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
@@ -77,6 +83,48 @@ def test_it_goes_with_the_last_that_shows_it_and_not_before(place: Place) -> Non
     place.images.release(ONE)
     place.images.release(ONE)
     assert place.images.in_use() == set() and place.kernel.loops == [] and list((place.folder / "mounts").iterdir()) == []
+
+
+def test_a_marker_keeps_the_image_of_its_class_and_no_other(place: Place) -> None:
+    marked = place.mark(place.mount(), "staging")
+    place.mount(limit_class="vol-1")
+    place.mount(TWO)
+    for digest in (ONE, TWO):
+        place.images.release(digest)
+    place.images.sweep()
+    assert [mount.target for mount in place.mounts.table()] == [str(place.mount()), str(marked)]
+    assert place.images.shown_at(marked) == (ONE, "none") and place.images.content_at(marked) == place.mount()
+    place.mounts.unmount(place.mount())
+    assert place.images.in_use() == {ONE} and place.images.shown_at(marked) == (ONE, "none")
+    assert place.images.content_at(marked) == marked
+    place.mount()
+    place.mounts.unmount(marked)
+    place.images.release(ONE)
+    assert place.mounts.table() == [] and place.images.shown_at(marked) is None and place.images.in_use() == set()
+
+
+def test_what_only_looks_like_a_marker_of_ours_keeps_nothing(place: Place) -> None:
+    """Another plugin's on this machine, or what is mounted elsewhere under our name."""
+    place.mount()
+    for number, label in enumerate((f"datacache:/elsewhere/{ONE}/none", "datacache:", str(place.mount()), "tmpfs", "datacache:odd \n label")):
+        target = place.folder / f"other{number}"
+        target.mkdir()
+        place.mounts.mount_marker(label, target)
+        assert place.images.shown_at(target) is None
+    place.images.release(ONE)
+    assert place.images.in_use() == set()
+
+
+def test_a_marker_covers_a_bind_of_an_image_once_and_no_bare_folder(place: Place) -> None:
+    image = place.mount(limit_class="vol-1")
+    staged = place.show(image, "staging")
+    other = place.folder / "other"
+    other.mkdir()
+    for _ in range(2):
+        for path in (staged, other, place.folder / "missing"):
+            place.images.cover(image, path)
+    assert [mount.fs_type for mount in place.mounts.table()] == ["erofs", "erofs", "tmpfs"]
+    assert place.images.shown_at(staged) == (ONE, "vol-1")
 
 
 def test_a_bind_of_another_image_keeps_nothing(place: Place) -> None:

@@ -15,7 +15,7 @@ from csi.spec.manifest import build
 from node_plugin.loop import KernelLoops, LoopDevices, read_ahead_of
 from node_plugin.mounts import KernelMounts, Mount, Mounts, at
 from tests.csi.images.trees import file, image_of
-from tests.node_plugin.fakes import FakeKernel, FakeLoops, FakeMounts
+from tests.node_plugin.fakes import MARKER, FakeKernel, FakeLoops, FakeMounts
 from tests.plugins import unmount_below
 
 FLAGS = {"ro", "nosuid", "nodev"}
@@ -136,6 +136,51 @@ def test_a_bind_outlives_the_mount_it_was_made_from_and_holds_the_device(kernel:
     assert kernel.loops.wait_free(device, _SECONDS)
 
 
+def test_a_marker_is_empty_read_only_and_of_a_device_of_its_own(kernel: Kernel, image: Path, target: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    kernel.mount(image, tmp_path / "base")
+    for path in (target, other):
+        kernel.mounts.mount_marker("datacache:label", path)
+    mounts = [kernel.mounted(path) for path in (target, other, tmp_path / "base")]
+    assert len({mount.device for mount in mounts if mount}) == 3
+    for path, mount in zip((target, other), mounts, strict=False):
+        assert mount and mount.fs_type == "tmpfs" and mount.options >= {*FLAGS, "noexec"}
+        assert [entry.name for entry in path.iterdir() if entry.name != MARKER] == []
+        kernel.mounts.unmount(path)
+        assert kernel.mounted(path) is None
+
+
+@pytest.mark.parametrize("label", ["datacache:/a/b", "with space", "tab\there", "line\nend", "back\\slash", "ha#sh", "größe", "o - dash", "\\040"])
+def test_the_label_of_a_marker_comes_out_of_the_table_as_it_went_in(kernel: Kernel, target: Path, label: str) -> None:
+    kernel.mounts.mount_marker(label, target)
+    mount = kernel.mounted(target)
+    assert mount and mount.source == label
+
+
+def test_a_marker_hides_a_mount_until_it_is_taken_away(kernel: Kernel, image: Path, target: Path) -> None:
+    device = kernel.mount(image, target)
+    kernel.mounts.mount_marker("label", target)
+    mount = kernel.mounted(target)
+    assert mount and mount.source == "label"
+    kernel.mounts.unmount(target)
+    mount = kernel.mounted(target)
+    assert mount and mount.source == device
+
+
+@pytest.mark.kernel
+@pytest.mark.skipif(os.geteuid() != 0, reason="NOT RUN: a marker is written to, because that needs root")
+def test_nobody_writes_to_a_marker(target: Path) -> None:
+    (target / "hidden").touch()
+    KernelMounts().mount_marker("label", target)
+    try:
+        assert list(target.iterdir()) == [] and target.stat().st_mode & 0o777 == 0o555
+        with pytest.raises(OSError, match="Read-only"):
+            (target / "file").touch()
+    finally:
+        KernelMounts().unmount(target)
+
+
 def test_of_several_mounts_on_one_target_the_last_is_seen_and_goes_first(kernel: Kernel, image: Path, target: Path) -> None:
     devices = [kernel.mount(image, target) for _ in range(2)]
     for device in reversed(devices):
@@ -191,6 +236,8 @@ def test_a_missing_folder_is_told_and_nothing_is_left(kernel: Kernel, image: Pat
     for source, path in ((tmp_path / "missing", target), (target, tmp_path / "missing")):
         with pytest.raises(DataCacheError):
             kernel.mounts.bind(source, path)
+    with pytest.raises(DataCacheError):
+        kernel.mounts.mount_marker("label", tmp_path / "missing")
     assert kernel.mounted(target) is None
 
 

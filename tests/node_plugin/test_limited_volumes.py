@@ -33,7 +33,7 @@ def pod(node: Node, uid: str = UID) -> Path:
 
 
 def device(node: Node, path: str) -> str | None:
-    return node.images.device_at(node.path(path))
+    return node.images.device_at(node.images.content_at(node.path(path)))
 
 
 def rate(node: Node, path: str, uid: str = UID) -> Rate:

@@ -14,6 +14,7 @@ import pytest
 
 from csi.errors import DataCacheError
 from csi.images.layout import has_root
+from node_plugin.mounts import at
 from tests.csi.images.origin import in_child
 from tests.csi.images.stores import as_format_1
 from tests.node_plugin.node import INLINE, Node
@@ -143,6 +144,45 @@ def test_mounts_survive_a_restart_and_are_found(tmp_path: Path) -> None:
     assert again.mounts.table() == table and again.source.operations == []
     take_away(again)
     again.unpublish("csi-1", "pod2")
+    assert again.left == []
+    again.close()
+
+
+def test_what_an_earlier_version_staged_is_marked_so_that_kubelet_unstages_it(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    published(node)
+    node.staged_as_before()
+    node.close()
+    for _ in range(2):
+        again = Node(tmp_path)
+        again.volumes.recover()
+        table = again.mounts.table()
+        assert again.shown == ["pod1", "staging", "staging"]
+        assert at(table, again.path("staging")).source == f"datacache:{again.image_path}"  # type: ignore[union-attr]
+        again.close()
+    again = Node(tmp_path)
+    again.publish(path="pod2")
+    again.unpublish(path="pod2")
+    take_away(again)
+    assert again.left == []
+    again.close()
+
+
+def test_a_kernel_that_does_not_mark_stops_no_start(tmp_path: Path) -> None:
+    node = Node(tmp_path)
+    node.stage()
+    node.staged_as_before()
+    node.close()
+
+    def refuse(step: str) -> None:
+        if step == "before marker":
+            raise DataCacheError("the kernel says no")
+
+    again = Node(tmp_path)
+    again.kernel.step = refuse
+    again.volumes.recover()
+    again.publish()
+    take_away(again)
     assert again.left == []
     again.close()
 

@@ -21,12 +21,14 @@ from csi.errors import (
 )
 from csi.spec.access_modes import AccessMode
 from csi.spec.performance import GIB
+from node_plugin.mounts import at
 from tests.csi.worker.in_process import COMMITS
 from tests.node_plugin.node import HUB, MIB, Node
 
 DOWNGRADE = {**HUB, "writerAccessModes": "downgrade"}
 READERS = (AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY)
 WRITERS = tuple(mode for mode in AccessMode if mode not in READERS and mode is not AccessMode.UNKNOWN)
+LIMITED = {**HUB, "readBandwidth": "4Mi"}
 PINNED = {**HUB, "manifestDigest": "c" * 64}
 
 
@@ -42,6 +44,58 @@ def test_staged_published_to_two_pods_and_taken_away_nothing_is_left_but_the_ima
     assert node.left == []
     assert node.path("staging").is_dir() and not node.path("pod1").exists()
     assert node.store.sealed(node.source.digest)
+
+
+def test_a_staged_volume_keeps_its_image_mounted_without_showing_it(node: Node) -> None:
+    node.stage()
+    marker, image = (at(node.mounts.table(), path) for path in (node.path("staging"), node.image_path))
+    assert marker and image and marker.device != image.device and marker.source == f"datacache:{image.target}"
+    node.publish()
+    node.unpublish()
+    assert node.image_mounts == [node.source.digest] and node.images.device_at(node.image_path) == image.device
+    assert node.images.in_use() == {node.source.digest}
+
+
+def test_an_image_mount_that_was_taken_away_comes_back_with_the_next_publish(node: Node) -> None:
+    node.stage(context=LIMITED)
+    node.mounts.unmount(node.image_path)
+    assert node.image_mounts == [] and node.images.in_use() == {node.source.digest}
+    node.publish(context=LIMITED)
+    assert node.images.device_at(node.path("pod1")) == node.images.device_at(node.image_path) is not None
+    (loop,) = node.kernel.read().loops.values()
+    assert loop.read_ahead == 128 * 1024
+    node.unpublish()
+    node.unstage()
+    assert node.left == []
+
+
+def test_an_image_that_was_removed_by_hand_is_shown_while_it_is_mounted(node: Node) -> None:
+    node.stage()
+    node.store.paths(node.source.digest).image.unlink()
+    node.publish()
+    node.unpublish()
+    node.mounts.unmount(node.image_path)
+    with pytest.raises(FailedPrecondition, match="removed from this node's store; delete the volume's pods"):
+        node.publish()
+    assert node.shown == ["staging"]
+    node.unstage()
+    assert node.left == []
+
+
+@pytest.mark.parametrize("image_mounted", [True, False])
+def test_a_volume_that_an_earlier_version_staged_is_published_and_unstaged(node: Node, image_mounted: bool) -> None:
+    node.stage()
+    node.staged_as_before()
+    if not image_mounted:
+        node.mounts.unmount(node.image_path)
+    node.stage()
+    node.publish()
+    assert not node.volumes.stats("vol", node.path("staging")).abnormal
+    assert node.images.device_at(node.path("pod1")) == node.images.device_at(node.image_path) is not None
+    node.unpublish()
+    assert node.image_mounts == [node.source.digest] or not image_mounted
+    node.unstage()
+    assert node.left == []
 
 
 def test_an_image_that_is_there_is_not_filled_again(node: Node) -> None:
@@ -322,10 +376,10 @@ def test_a_second_call_in_the_middle_of_the_first_is_told_so(node: Node) -> None
     assert len(seen) == 3 and node.shown == ["pod2", "staging"]
 
 
-@pytest.mark.parametrize("at", ["before mount", "after mount", "before bind"])
-def test_a_kernel_that_refuses_leaves_nothing_half_made(node: Node, at: str) -> None:
+@pytest.mark.parametrize("steps", [("before mount",), ("after mount",), ("before bind", "before marker"), ("after bind", "after marker")])
+def test_a_kernel_that_refuses_leaves_nothing_half_made(node: Node, steps: tuple[str, ...]) -> None:
     def refuse(step: str) -> None:
-        if step == at:
+        if step in steps:
             raise DataCacheError("the kernel says no")
 
     node.kernel.step = refuse
