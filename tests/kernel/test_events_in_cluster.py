@@ -30,7 +30,8 @@ COMMIT: dict[str, str] = {}
 def machine(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Both programs on one cluster, and a hub with one model."""
     folder, tree = tmp_path_factory.mktemp("told"), tmp_path_factory.mktemp("model")
-
+    # One that another test left would have the model filled before it is asked for.
+    api_server.kubectl("delete", "cacheprewarms", "--all", "--all-namespaces")
     with Hub() as hub:
         model = hub.repo("org/model", {"model.bin": content(tree / "model.bin", 24 * MIB)})
         COMMIT["revision"] = model.branches["main"]
