@@ -14,6 +14,7 @@ import grpc
 from csi.errors import DataCacheError
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
+from csi.rpc import target
 
 log = logging.getLogger("datacache.health")
 
@@ -27,7 +28,7 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, endpoint: str) -> None:
         self.address_family = AF_INET6 if ":" in host else AF_INET
         super().__init__((host, port), _Answer)
-        self.channel = grpc.insecure_channel(endpoint.replace("unix://", "unix:"))
+        self.channel = grpc.insecure_channel(target(endpoint))
 
     def probe(self) -> str:
         """Why the plugin is not healthy, "" where it is."""

@@ -170,6 +170,11 @@ def socket_path(endpoint: str) -> str:
     return path
 
 
+def target(endpoint: str) -> str:
+    """A unix:// endpoint as gRPC's clients want it."""
+    return endpoint.replace("unix://", "unix:", 1)
+
+
 def claim_socket(path: str) -> str:
     """Make room for the socket: a stale one is removed, a live one or another kind of file raises AlreadyExists."""
     os.makedirs(os.path.dirname(path), exist_ok=True)

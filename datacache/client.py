@@ -11,7 +11,7 @@ import grpc
 from csi.errors import DataCacheError
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
-from csi.rpc import CODES
+from csi.rpc import CODES, target
 from csi.spec.access_modes import AccessMode
 
 _T = TypeVar("_T")
@@ -31,7 +31,7 @@ class PluginClient:
     """One plugin, at a unix:// endpoint. Methods raise the error of `csi.errors` that the gRPC code stands for; `timeout` is in seconds a call."""
 
     def __init__(self, endpoint: str, timeout: float = 120.0) -> None:
-        self._channel = grpc.insecure_channel(endpoint.replace("unix://", "unix:", 1))
+        self._channel = grpc.insecure_channel(target(endpoint))
         self._timeout = timeout
         self.identity = csi_pb2_grpc.IdentityStub(self._channel)
         self.controller = csi_pb2_grpc.ControllerStub(self._channel)

@@ -80,7 +80,7 @@ class KubernetesPrewarms:
         self._outbox.close()
 
     def _write(self, prewarm: Prewarm, state: NodeState | None) -> None:
-        path = f"{path_of('apis', GROUP, VERSION, 'namespaces', prewarm.namespace, PLURAL, prewarm.name)}"
+        path = path_of("apis", GROUP, VERSION, "namespaces", prewarm.namespace, PLURAL, prewarm.name)
         try:
             thing = self._server.call("GET", path)
             if (thing["metadata"]["uid"], thing["metadata"]["generation"]) != (prewarm.uid, prewarm.generation):

@@ -105,11 +105,15 @@ class Addresses:
         """Whether a new address may be answered better than this status."""
         return status in ENDED and (self.signs or not address.at_home)
 
+    def refused(self, answer: Answer, address: Address, entry: Entry) -> DataCacheError:
+        """What an error status means: in the source's own words where it is of the site that credentials go to."""
+        refusal = self.refusal(answer.status, answer.headers) if address.at_home else None
+        return refusal or failure(answer.status, answer.headers, address.url, entry)
+
     def span(self, answer: Answer, address: Address, entry: Entry, offset: int, end: int) -> tuple[int, int]:
         """Which bytes of the file an answer to `range_of` holds, first and behind the last; raises where it holds none, or those of another file."""
         if answer.status not in (200, 206):
-            refusal = self.refusal(answer.status, answer.headers) if address.at_home else None
-            raise refusal or failure(answer.status, answer.headers, address.url, entry)
+            raise self.refused(answer, address, entry)
         if not self.unchanged(entry, answer.headers):
             raise changed(entry, address.url)
         if answer.status == 206:
@@ -133,3 +137,8 @@ def next_address(response: Answer, address: Address) -> Address:
     if site(url)[0] == "https" and scheme != "https":
         raise PermissionDenied(f"{shown_site(url)} redirects from https to {scheme} ({shown_site(target)}), where anybody could change what comes")
     return address._replace(url=target)
+
+
+def redirected_too_often(address: Address, entry: Entry) -> OriginUnavailable:
+    """An answer behind MAX_REDIRECTS redirects leads on."""
+    return OriginUnavailable(f"{shown_site(address.url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}")

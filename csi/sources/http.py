@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, RangesIgnored, SourceChanged
-from csi.sources.addresses import ENDED, MAX_REDIRECTS, REDIRECTS, Address, Addresses, Answer, next_address
-from csi.sources.connections import Connections, drop, shown_site
+from csi.sources.addresses import ENDED, MAX_REDIRECTS, REDIRECTS, Address, Addresses, Answer, next_address, redirected_too_often
+from csi.sources.connections import Connections, drop
 from csi.sources.many_files import ManyFiles
 from csi.sources.small_answers import LARGEST
 from csi.sources.streams import Stream
@@ -165,7 +165,7 @@ class RangeReader:
                     self._addresses.remember(entry, address)
                 return response, address
             address = next_address(response, address)
-        raise OriginUnavailable(f"{shown_site(address.url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}")
+        raise redirected_too_often(address, entry)
 
     def _checked(self, response: Answer, address: Address, entry: Entry, offset: int, end: int) -> Stream:
         try:

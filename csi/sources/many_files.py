@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import NamedTuple
 
 from csi.errors import DataCacheError, OriginUnavailable
-from csi.sources.addresses import MAX_REDIRECTS, REDIRECTS, Address, Addresses, next_address
+from csi.sources.addresses import MAX_REDIRECTS, REDIRECTS, Address, Addresses, next_address, redirected_too_often
 from csi.sources.connections import Connections, Site, shown_site, site, unreachable
 from csi.sources.small_answers import Outcome, Request, SmallAnswer, is_plain
 from csi.spec.access import Turns, Wanted
@@ -131,7 +131,7 @@ class ManyFiles:
         if outcome.status in REDIRECTS and asked.hops < MAX_REDIRECTS:
             self._again.append(asked._replace(address=next_address(outcome, asked.address), hops=asked.hops + 1))
         elif outcome.status in REDIRECTS:
-            raise OriginUnavailable(f"{shown_site(url)}: more than {MAX_REDIRECTS} redirects for {asked.entry.path!r}")
+            raise redirected_too_often(asked.address, asked.entry)
         elif self._addresses.may_have_ended(asked.address, outcome.status) and not asked.anew:
             self._addresses.forget(asked.entry, asked.address)
             self._again.append(asked._replace(address=self._addresses.first(asked.entry), hops=0, anew=True))

@@ -16,7 +16,6 @@ from xml.parsers import expat
 
 from csi.errors import DataCacheError, FailedPrecondition, InvalidParameter, OutOfRange, PermissionDenied, UnsafeContent
 from csi.sources.addresses import Addresses, Answer, Refusal
-from csi.sources.answers import failure
 from csi.sources.connections import Connections, Site, drop, shown_site, site
 from csi.sources.http import RangeReader
 from csi.sources.plain_xml import plain_parser
@@ -86,8 +85,7 @@ class Document:
         if answer.status in (200, 206):
             return answer, address.url
         drop(answer)
-        refusal = self._addresses.refusal(answer.status, answer.headers) if address.at_home else None
-        raise refusal or failure(answer.status, answer.headers, address.url, asked)
+        raise self._addresses.refused(answer, address, asked)
 
 
 def smallest_of_each_site(files: Iterable[tuple[str, Entry]]) -> list[Entry]:

@@ -14,7 +14,6 @@ from typing import Any
 from csi.errors import DataCacheError, InvalidParameter, OutOfRange, PermissionDenied, SourceChanged, SourceNotFound, Unauthenticated
 from csi.pace import Pace
 from csi.sources.addresses import Addresses, Answer
-from csi.sources.answers import failure
 from csi.sources.connections import Connections, drop, shown_site, site
 from csi.sources.destinations import Destinations
 from csi.sources.http import RangeReader
@@ -150,8 +149,7 @@ class UrlSource:
                 answer, address = reader.ask(asked, _ALL)
         try:
             if answer.status not in (200, 206, 416):
-                refusal = self._addresses.refusal(answer.status, answer.headers) if address.at_home else None
-                raise refusal or failure(answer.status, answer.headers, address.url, asked)
+                raise self._addresses.refused(answer, address, asked)
             size, sha256 = _size(answer), ""
             if whole or size is None:
                 size, sha256 = read_whole(answer, address.url, self._wait, self._connections.tempo)

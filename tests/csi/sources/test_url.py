@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -38,20 +37,6 @@ from tests.origins.scripted import Answer, Server
 
 DATA = bytes(range(256)) * 4000
 SUM = hashlib.sha256(DATA).hexdigest()
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        yield running
-        running.shutdown()
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Server]:
-    with Server("127.0.0.2") as running:
-        yield running
-        running.shutdown()
 
 
 def url(parameters: dict[str, str], token: str | None = None) -> UrlSource:
@@ -223,9 +208,9 @@ def test_a_sum_that_the_user_gave_is_checked(server: Server, tmp_path: Path) -> 
                     fill(*arguments)
 
 
-def test_naming_the_sum_of_another_file_makes_no_volume_of_it(server: Server, elsewhere: Server) -> None:
+def test_naming_the_sum_of_another_file_makes_no_volume_of_it(server: Server, other: Server) -> None:
     digests = set()
-    for origin in (server, elsewhere):
+    for origin in (server, other):
         origin.behave["/data.bin"] = ranged
         with closing(url({"url": f"{origin.url}/data.bin", "sha256": SUM})) as subject:
             digests.add(resolved(subject).digest)
@@ -252,19 +237,19 @@ def test_a_file_that_changes_between_two_ranges_is_caught(server: Server, before
             read(subject, manifest, "data.bin", 1000, 1000)
 
 
-def test_the_token_goes_to_the_host_of_the_url_and_not_where_that_sends(server: Server, elsewhere: Server) -> None:
-    server.behave["/data.bin"] = lambda handler: handler.say(302, Location=f"{elsewhere.url}/signed")
-    elsewhere.behave["/signed"] = ranged
+def test_the_token_goes_to_the_host_of_the_url_and_not_where_that_sends(server: Server, other: Server) -> None:
+    server.behave["/data.bin"] = lambda handler: handler.say(302, Location=f"{other.url}/signed")
+    other.behave["/signed"] = ranged
     with closing(url({"url": f"{server.url}/data.bin"}, "secretToken")) as subject:
         manifest = resolved(subject)
         assert read(subject, manifest, "data.bin") == DATA
     assert {seen[1] for seen in server.seen} == {"Bearer secretToken"}
-    assert {seen[1] for seen in elsewhere.seen} == {None}
+    assert {seen[1] for seen in other.seen} == {None}
 
 
-def test_one_token_is_not_shown_to_several_hosts(server: Server, elsewhere: Server) -> None:
+def test_one_token_is_not_shown_to_several_hosts(server: Server, other: Server) -> None:
     with pytest.raises(InvalidParameter, match="several hosts.*name them in sources"):
-        url({"url": f"{server.url}/a,{elsewhere.url}/b"}, "secretToken")
+        url({"url": f"{server.url}/a,{other.url}/b"}, "secretToken")
 
 
 def test_one_token_is_not_shown_to_https_and_http_of_one_host() -> None:

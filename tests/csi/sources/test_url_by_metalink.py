@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tracemalloc
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -38,20 +37,6 @@ from tests.origins.scripted import Answer, Server
 TOLD = f'<size>{len(DATA)}</size><hash type="sha-256">{SUM}</hash>'
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as running:
-        yield running
-        running.shutdown()
-
-
-@pytest.fixture
-def elsewhere() -> Iterator[Server]:
-    with Server("127.0.0.2") as running:
-        yield running
-        running.shutdown()
-
-
 def ranged(handler: Answer, **headers: str) -> None:
     if not handler.headers["Range"]:
         handler.say(200, DATA, **headers)
@@ -69,16 +54,16 @@ def resolved(subject: UrlSource) -> Manifest:
     return subject.resolve(subject.pin())
 
 
-def test_files_that_are_told_are_not_asked_for_one_by_one(server: Server, elsewhere: Server, tmp_path: Path) -> None:
-    named = {f"deep/{n}.bin": (f"{(server, elsewhere)[n % 2].url}/{n}", DATA) for n in range(20)} | {"empty": (f"{server.url}/none", b"")}
+def test_files_that_are_told_are_not_asked_for_one_by_one(server: Server, other: Server, tmp_path: Path) -> None:
+    named = {f"deep/{n}.bin": (f"{(server, other)[n % 2].url}/{n}", DATA) for n in range(20)} | {"empty": (f"{server.url}/none", b"")}
     for n in range(20):
-        server.behave[f"/{n}"] = elsewhere.behave[f"/{n}"] = ranged
+        server.behave[f"/{n}"] = other.behave[f"/{n}"] = ranged
     with closing(source(server, metalink(named))) as subject:
         manifest = resolved(subject)
-        assert [seen[0] for seen in server.seen] == ["/all.meta4"] and not elsewhere.seen
+        assert [seen[0] for seen in server.seen] == ["/all.meta4"] and not other.seen
         assert {e.path: e.size for e in manifest.files} == {path: len(data) for path, (_, data) in named.items()}
         subject.prove(manifest)
-        assert [seen[2] for seen in server.seen[1:] + elsewhere.seen] == ["bytes=0-0"] * 2
+        assert [seen[2] for seen in server.seen[1:] + other.seen] == ["bytes=0-0"] * 2
     # Another process: the document is not read again.
     server.seen.clear()
     with closing(open_source(parse(manifest.access).spec, {})) as subject:
@@ -131,18 +116,18 @@ def test_a_sum_that_is_wrong_is_caught_by_the_fill(server: Server, tmp_path: Pat
             fill(lay_out(manifest), tmp_path / "image", tmp_path / "journal", lambda: subject.reader(manifest))
 
 
-def test_naming_the_sum_of_anothers_file_makes_no_volume_of_it(server: Server, elsewhere: Server) -> None:
-    bodies = [metalink({"a": (f"{origin.url}/a", DATA)}) for origin in (server, elsewhere)]
-    with closing(source(server, bodies[0])) as mine, closing(source(elsewhere, bodies[1])) as theirs:
-        one, other = entry(resolved(mine), "a"), entry(resolved(theirs), "a")
-    assert one.digest != other.digest and one.digest.startswith(f"claimed:{SUM} ") and other.digest.startswith(f"claimed:{SUM} ")
+def test_naming_the_sum_of_anothers_file_makes_no_volume_of_it(server: Server, other: Server) -> None:
+    bodies = [metalink({"a": (f"{origin.url}/a", DATA)}) for origin in (server, other)]
+    with closing(source(server, bodies[0])) as mine, closing(source(other, bodies[1])) as theirs:
+        one, another = entry(resolved(mine), "a"), entry(resolved(theirs), "a")
+    assert one.digest != another.digest and one.digest.startswith(f"claimed:{SUM} ") and another.digest.startswith(f"claimed:{SUM} ")
 
 
-def test_the_token_goes_to_the_documents_site_alone(server: Server, elsewhere: Server) -> None:
-    for origin in (server, elsewhere):
+def test_the_token_goes_to_the_documents_site_alone(server: Server, other: Server) -> None:
+    for origin in (server, other):
         origin.behave |= {"/told": ranged, "/asked": ranged}
-    named = metalink({"here": (f"{server.url}/told", DATA), "there": (f"{elsewhere.url}/told", DATA)})
-    body = named.replace(b"</metalink>", file("asked", f"<url>{elsewhere.url}/asked</url>").encode() + b"</metalink>")
+    named = metalink({"here": (f"{server.url}/told", DATA), "there": (f"{other.url}/told", DATA)})
+    body = named.replace(b"</metalink>", file("asked", f"<url>{other.url}/asked</url>").encode() + b"</metalink>")
     with closing(source(server, body, SECRET)) as subject:
         manifest = resolved(subject)
         subject.prove(manifest)
@@ -150,37 +135,37 @@ def test_the_token_goes_to_the_documents_site_alone(server: Server, elsewhere: S
     with closing(UrlSource(parse(manifest.access).spec, SECRET)) as subject:
         assert read(subject, manifest, "there") == read(subject, manifest, "here") == read(subject, manifest, "asked") == DATA
     assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"}
-    assert {seen[1] for seen in elsewhere.seen} == {None}
+    assert {seen[1] for seen in other.seen} == {None}
 
 
-def test_small_files_that_are_filled_in_one_go_show_the_token_to_the_documents_site_alone(server: Server, elsewhere: Server, tmp_path: Path) -> None:
-    named = {f"{n:02}.bin": (f"{(server, elsewhere)[n % 2].url}/{n}", DATA) for n in range(20)}
+def test_small_files_that_are_filled_in_one_go_show_the_token_to_the_documents_site_alone(server: Server, other: Server, tmp_path: Path) -> None:
+    named = {f"{n:02}.bin": (f"{(server, other)[n % 2].url}/{n}", DATA) for n in range(20)}
     for n in range(20):
-        server.behave[f"/{n}"] = elsewhere.behave[f"/{n}"] = ranged
+        server.behave[f"/{n}"] = other.behave[f"/{n}"] = ranged
     with closing(source(server, metalink(named), SECRET)) as subject:
         manifest = resolved(subject)
         fill(lay_out(manifest), tmp_path / "image", tmp_path / "journal", lambda: subject.reader(manifest))
     assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"} and len(server.seen) == 11
-    assert {seen[1] for seen in elsewhere.seen} == {None} and len(elsewhere.seen) == 10
+    assert {seen[1] for seen in other.seen} == {None} and len(other.seen) == 10
 
 
-def test_an_inline_volume_is_filled_from_no_private_address(server: Server, elsewhere: Server, tmp_path: Path) -> None:
-    elsewhere.behave["/a"] = ranged
-    with closing(of_pod(server, metalink({"a": (f"{elsewhere.url}/a", DATA)}))) as subject:
+def test_an_inline_volume_is_filled_from_no_private_address(server: Server, other: Server, tmp_path: Path) -> None:
+    other.behave["/a"] = ranged
+    with closing(of_pod(server, metalink({"a": (f"{other.url}/a", DATA)}))) as subject:
         manifest = resolved(subject)
         with pytest.raises(PermissionDenied, match="may not be asked here"):
             fill(lay_out(manifest), tmp_path / "image", tmp_path / "journal", lambda: subject.reader(manifest))
-    assert not elsewhere.seen
+    assert not other.seen
 
 
-def test_a_document_that_is_redirected_names_files_of_where_it_was_asked_for(server: Server, elsewhere: Server) -> None:
+def test_a_document_that_is_redirected_names_files_of_where_it_was_asked_for(server: Server, other: Server) -> None:
     """Where it was redirected to may be signed, and the volume keeps what files are called. The token stays behind."""
-    server.behave |= {"/all.meta4": lambda handler: handler.say(302, Location=f"{elsewhere.url}/signed-secret/all.meta4?st=secret"), "/a": ranged}
-    elsewhere.behave["/signed-secret/all.meta4"] = lambda handler: handler.say(200, document(file("a", f"<url>a</url>{TOLD}")))
+    server.behave |= {"/all.meta4": lambda handler: handler.say(302, Location=f"{other.url}/signed-secret/all.meta4?st=secret"), "/a": ranged}
+    other.behave["/signed-secret/all.meta4"] = lambda handler: handler.say(200, document(file("a", f"<url>a</url>{TOLD}")))
     with closing(UrlSource(CacheSpec(UrlSpec(metalink=f"{server.url}/all.meta4")), SECRET)) as subject:
         manifest = resolved(subject)
         assert read(subject, manifest, "a") == DATA
-    assert "secret" not in repr(manifest.entries) and {seen[1] for seen in elsewhere.seen} == {None}
+    assert "secret" not in repr(manifest.entries) and {seen[1] for seen in other.seen} == {None}
 
 
 def test_files_that_have_to_be_asked_for_are_not_without_number(server: Server) -> None:
@@ -191,9 +176,9 @@ def test_files_that_have_to_be_asked_for_are_not_without_number(server: Server) 
     assert len(server.seen) == 1
 
 
-def test_a_document_may_be_one_of_several_sources(server: Server, elsewhere: Server) -> None:
-    elsewhere.behave |= {"/told": ranged, "/asked": lambda handler: ranged(handler, ETag='"1"')}
-    body = document(*(file(f"deep/{name}", f"<url>{elsewhere.url}/{name}</url>{inside}") for name, inside in (("told", TOLD), ("asked", ""))))
+def test_a_document_may_be_one_of_several_sources(server: Server, other: Server) -> None:
+    other.behave |= {"/told": ranged, "/asked": lambda handler: ranged(handler, ETag='"1"')}
+    body = document(*(file(f"deep/{name}", f"<url>{other.url}/{name}</url>{inside}") for name, inside in (("told", TOLD), ("asked", ""))))
     server.behave["/all.meta4"] = lambda handler: handler.say(200, body)
     spec = parse({"sources": json.dumps([{"folder": "base", "metalink": f"{server.url}/all.meta4"}])}).spec
     with closing(open_source(spec, {"base.token": SECRET})) as subject:
@@ -201,12 +186,12 @@ def test_a_document_may_be_one_of_several_sources(server: Server, elsewhere: Ser
         subject.prove(manifest)
     with closing(open_source(parse(manifest.access).spec, {"base.token": SECRET})) as subject:
         assert read(subject, manifest, "base/deep/told") == read(subject, manifest, "base/deep/asked") == DATA
-    assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"} and {seen[1] for seen in elsewhere.seen} == {None}
+    assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"} and {seen[1] for seen in other.seen} == {None}
 
 
-def test_who_may_not_read_the_document_proves_nothing_by_its_files(server: Server, elsewhere: Server) -> None:
-    elsewhere.behave["/a"] = ranged
-    with closing(source(server, metalink({"a": (f"{elsewhere.url}/a", DATA)}))) as subject:
+def test_who_may_not_read_the_document_proves_nothing_by_its_files(server: Server, other: Server) -> None:
+    other.behave["/a"] = ranged
+    with closing(source(server, metalink({"a": (f"{other.url}/a", DATA)}))) as subject:
         manifest = resolved(subject)
     server.behave["/all.meta4"] = lambda handler: handler.say(401)
     for token, words in ((None, "wants one"), (SECRET, "refuses the token")):
@@ -253,18 +238,18 @@ def of_pod(server: Server, body: bytes, *allowed: str) -> UrlSource:
     "target", ["{there}", "http://localhost:{port}", "http://169.254.169.254", "http://10.0.0.1", "http://[::1]:{port}", "http://127.1:{port}"]
 )
 @pytest.mark.parametrize("told", [True, False])
-def test_a_document_of_an_inline_volume_leads_to_no_private_address(server: Server, elsewhere: Server, target: str, told: bool) -> None:
-    elsewhere.behave["/a"] = ranged
-    url = target.format(there=elsewhere.url, port=elsewhere.server_address[1]) + "/a"
+def test_a_document_of_an_inline_volume_leads_to_no_private_address(server: Server, other: Server, target: str, told: bool) -> None:
+    other.behave["/a"] = ranged
+    url = target.format(there=other.url, port=other.server_address[1]) + "/a"
     body = metalink({"a": (url, DATA)}) if told else document(file("a", f"<url>{url}</url>"))
     with closing(of_pod(server, body)) as subject, pytest.raises(PermissionDenied, match="may not be asked here"):
         subject.prove(resolved(subject))
-    assert not elsewhere.seen
+    assert not other.seen
 
 
-def test_a_document_of_an_inline_volume_leads_where_the_operator_listed(server: Server, elsewhere: Server) -> None:
-    elsewhere.behave["/a"] = ranged
-    with closing(of_pod(server, metalink({"a": (f"{elsewhere.url}/a", DATA)}), "127.0.0.2")) as subject:
+def test_a_document_of_an_inline_volume_leads_where_the_operator_listed(server: Server, other: Server) -> None:
+    other.behave["/a"] = ranged
+    with closing(of_pod(server, metalink({"a": (f"{other.url}/a", DATA)}), "127.0.0.2")) as subject:
         manifest = resolved(subject)
         subject.prove(manifest)
         assert read(subject, manifest, "a") == DATA
