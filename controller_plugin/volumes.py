@@ -32,7 +32,7 @@ from csi.spec.access_modes import AccessMode
 from csi.spec.cache import CacheSpec
 from csi.spec.parameters import LARGEST_VOLUME, VolumeParameters, names_a_source, parse, parse_mutable
 from csi.spec.performance import Performance, limits, whole_gib
-from csi.spec.pinning import pin_name
+from csi.spec.pinning import pin_name, revision_of, without_revision
 from csi.waiting import Patience
 from csi.worker.pinned import Resolve, under_pin
 from csi.worker.protocol import Resolution
@@ -235,10 +235,9 @@ class Volumes:
 
 def _pinned(record: VolumeRecord) -> str:
     """Where the data comes from, what its revision stood for, and how much it is."""
-    asked, pin = (str(getattr(spec.source, "revision", "")) for spec in (record.asked, record.spec))
-    source = record.asked.source.shown.removesuffix(f"@{asked}")
+    asked, pin = revision_of(record.asked), revision_of(record.spec)
     moved = f", revision {asked}" + (f" -> {pin}" if pin != asked else "") if asked else ""
-    return f"{source}{moved}: {human(record.content_bytes)}, image {record.digest[:12]}"
+    return f"{without_revision(record.asked)}{moved}: {human(record.content_bytes)}, image {record.digest[:12]}"
 
 
 def _found(record: VolumeRecord | None, volume_id: str) -> VolumeRecord:

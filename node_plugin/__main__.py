@@ -16,6 +16,7 @@ from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
 from csi.registry.opening import HELP, find_server, open_announcer, open_pins, open_prewarms, open_registry
+from csi.registry.prewarms import Prewarms
 from csi.registry.volume import Interest, VolumeRegistry
 from csi.sources.allow_list import NAS_HELP, PREWARMS, AllowList, nas_prefixes
 from csi.sources.destinations import ORIGINS_HELP, destinations
@@ -102,10 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _serve(options: argparse.Namespace) -> None:
     room = WaitingRoom(options.rpc_threads // 2)
     store = Store(options.store, options.store_size)
-    lanes = {"resolve": options.resolve_workers, "fill": options.fill_workers, "vouch": options.fill_workers}
-    pool = WorkerPool(
-        lanes, log_format=options.log_format, log_level=options.log_level, profiles=options.egress_profile, allowed=options.allow_origins
-    )
+    pool = _pool(options)
     mounts, loops = KernelMounts(), KernelLoops(options.read_ahead or read_ahead_of(options.store))
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
     server, shown = find_server(options.registry), Interest()
@@ -121,13 +119,8 @@ def _serve(options: argparse.Namespace) -> None:
     records, pins = VolumeRecords(options.store / "volumes", shown), NodePins(open_pins(server), options.node_id)
     volumes = Volumes(records, store, Proving(store, resolver), fills, images, mounts, room, allowed, limits, throttle, pins, events)
     prewarms = open_prewarms(server, options.node_id, registry)
-    ordered = AllowList(options.allow_inline_nas, options.allow_origins, PREWARMS)
-    proving = Proving(store, Resolver(pool, proofs, room, ask_moving=True, scratch=store.temp_path))
-    file = options.store / "prewarms.json"
-    prewarming = prewarms and Prewarming(prewarms, ordered, proving, fills, store, pins, images.check_node, file)
-    if prewarming:
-        fills.keep(prewarming.kept)
-
+    asking_anew = Resolver(pool, proofs, room, ask_moving=True, scratch=store.temp_path)
+    prewarming = prewarms and _prewarming(options, prewarms, Proving(store, asking_anew), fills, store, pins, images)
     observe = _observer(options.metrics_address, throttle)
 
     def register(server: grpc.Server) -> None:
@@ -146,6 +139,23 @@ def _serve(options: argparse.Namespace) -> None:
         if prewarms:
             prewarms.close()
         throttle.close()
+
+
+def _pool(options: argparse.Namespace) -> WorkerPool:
+    lanes = {"resolve": options.resolve_workers, "fill": options.fill_workers, "vouch": options.fill_workers}
+    return WorkerPool(
+        lanes, log_format=options.log_format, log_level=options.log_level, profiles=options.egress_profile, allowed=options.allow_origins
+    )
+
+
+def _prewarming(
+    options: argparse.Namespace, prewarms: Prewarms, proving: Proving, fills: Fills, store: Store, pins: NodePins, images: ImageMounts
+) -> Prewarming:
+    """What follows the cluster's orders; no fill evicts what they keep."""
+    allowed = AllowList(options.allow_inline_nas, options.allow_origins, PREWARMS)
+    prewarming = Prewarming(prewarms, allowed, proving, fills, store, pins, images.check_node, options.store / "prewarms.json")
+    fills.keep(prewarming.kept)
+    return prewarming
 
 
 def _observer(address: tuple[str, int] | None, throttle: Throttle) -> rpc.Observe:

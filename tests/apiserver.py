@@ -19,7 +19,8 @@ from types import TracebackType
 from csi.cluster.access import Access
 from csi.cluster.api_server import ApiServer as Client
 from csi.errors import DataCacheError
-from csi.registry.cache_volume import GROUP, PLURAL, VERSION
+from csi.registry.cache_volume import PLURAL
+from csi.registry.custom_resource import GROUP, VERSION
 from csi.registry.kubernetes_pins import path_in
 from tests.origins.onc_rpc import free_port, wait_until
 

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import calendar
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from csi.errors import FailedPrecondition, InvalidParameter
-from csi.registry.cache_volume import GROUP, VERSION, revision_of
+from csi.registry.custom_resource import kind_of, read, source_in_words, written
 from csi.registry.pins import CachePin, Holder
 from csi.spec.parameters import parse_kept
 
 KIND, PLURAL = "CachePin", "cachepins"
 FIELDS = {"node": "nodes", "volume": "volumes"}
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def encode(pin: CachePin) -> dict[str, Any]:
@@ -23,7 +20,7 @@ def encode(pin: CachePin) -> dict[str, Any]:
     spec: dict[str, Any] = {"parameters": pin.asked.to_context(), "pinned": pinned}
     for holder, since in pin.holders.items():
         spec |= {FIELDS[holder.kind]: {**spec.get(FIELDS[holder.kind], {}), holder.name: written(since)}}
-    return {**_kind(), "metadata": {"name": pin.name, "namespace": pin.namespace}, "spec": spec}
+    return {**kind_of(KIND), "metadata": {"name": pin.name, "namespace": pin.namespace}, "spec": spec}
 
 
 def decode(thing: Mapping[str, Any]) -> CachePin:
@@ -31,7 +28,7 @@ def decode(thing: Mapping[str, Any]) -> CachePin:
     meta, spec = thing["metadata"], thing["spec"]
     try:
         pinned = spec["pinned"]
-        held = {Holder(kind, name): _read(since) for kind, field in FIELDS.items() for name, since in spec.get(field, {}).items()}
+        held = {Holder(kind, name): read(since) for kind, field in FIELDS.items() for name, since in spec.get(field, {}).items()}
         pin = CachePin(meta["namespace"], parse_kept(spec["parameters"]).spec, parse_kept(pinned["parameters"]).spec, pinned["manifestDigest"], held)
         if pin.name != meta["name"]:
             raise ValueError("its name is not that of its parameters")
@@ -43,9 +40,7 @@ def decode(thing: Mapping[str, Any]) -> CachePin:
 
 def status(pin: CachePin) -> dict[str, str]:
     """What people are told: source, revision, pin, image and holders, in words."""
-    asked, firm = revision_of(pin.asked), revision_of(pin.pinned)
-    words = {"source": pin.asked.source.shown.removesuffix(f"@{asked}"), "revision": asked, "pin": firm[:12] if firm != asked else ""}
-    return {key: text[:256] for key, text in words.items() if text} | {"image": pin.digest[:12], "holders": _holders(pin)}
+    return source_in_words(pin.asked, pin.pinned) | {"image": pin.digest[:12], "holders": _holders(pin)}
 
 
 def _holders(pin: CachePin) -> str:
@@ -57,22 +52,3 @@ def _holders(pin: CachePin) -> str:
 
 def _counted(kind: str, count: int) -> str:
     return f"{count} {kind}{'s' if count > 1 else ''}"
-
-
-def status_patch(thing: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What is applied to the status subresource of this very object."""
-    meta = thing["metadata"]
-    return {**_kind(), "metadata": {key: meta[key] for key in ("name", "namespace", "uid")}, "status": said}
-
-
-def _kind() -> dict[str, str]:
-    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
-
-
-def written(seconds: float) -> str:
-    """RFC 3339 in whole seconds."""
-    return time.strftime(_TIME, time.gmtime(seconds))
-
-
-def _read(text: str) -> float:
-    return float(calendar.timegm(time.strptime(text, _TIME)))

@@ -13,12 +13,12 @@ from typing import Any
 
 from csi.errors import DataCacheError, InvalidParameter
 from csi.registry.claim import Claim
+from csi.registry.custom_resource import GROUP, condition, kind_of, source_in_words
 from csi.registry.volume import VolumeRecord
-from csi.spec.cache import CacheSpec
 from csi.spec.parameters import parse_kept
 from csi.spec.performance import Performance
 
-GROUP, VERSION, KIND, PLURAL = "datacache.csi.io", "v1alpha1", "CacheVolume", "cachevolumes"
+KIND, PLURAL = "CacheVolume", "cachevolumes"
 VOLUME_LABEL, ID_ANNOTATION = f"{GROUP}/volume", f"{GROUP}/volume-id"
 # A DNS subdomain (RFC 1123), as names of objects are.
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
@@ -65,7 +65,7 @@ def encode(record: VolumeRecord) -> dict[str, Any]:
         spec["pinNamespace"] = record.namespace
     if record.performance != Performance():
         spec["performance"] = {key: _typed(key, text) for key, text in record.performance.to_context().items()}
-    return {**_kind(), "metadata": {"name": name, "labels": {VOLUME_LABEL: label_value(record.id)}, **annotations}, "spec": spec}
+    return {**kind_of(KIND), "metadata": {"name": name, "labels": {VOLUME_LABEL: label_value(record.id)}, **annotations}, "spec": spec}
 
 
 def decode(thing: Mapping[str, Any]) -> VolumeRecord:
@@ -107,25 +107,16 @@ def status(thing: Mapping[str, Any], now: float) -> dict[str, Any]:
         record = decode(thing)
         shown = _shown(record)
         held = f"{record.spec.source.shown} is image {record.digest[:12]} with {record.content_bytes} bytes"
-        condition = {"type": "Resolved", "status": "True", "reason": "Pinned", "message": held}
+        true, reason, message = "True", "Pinned", held
     except DataCacheError as error:
-        condition = {"type": "Resolved", "status": "False", "reason": "Unreadable", "message": str(error)}
-    generation = thing["metadata"]["generation"]
-    old: dict[str, Any] = next(iter(thing.get("status", {}).get("conditions", [])), {})
-    since = old["lastTransitionTime"] if old.get("status") == condition["status"] else time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
-    condition = {**condition, "message": condition["message"][:4096], "lastTransitionTime": since, "observedGeneration": generation}
-    return {**shown, "observedGeneration": generation, "conditions": [condition]}
+        true, reason, message = "False", "Unreadable", str(error)
+    generation, old = thing["metadata"]["generation"], thing.get("status", {}).get("conditions", [])
+    resolved = condition(old, "Resolved", true, reason, message[:4096], generation, now)
+    return {**shown, "observedGeneration": generation, "conditions": [resolved]}
 
 
 def _shown(record: VolumeRecord) -> dict[str, str]:
-    asked, pin = revision_of(record.asked), revision_of(record.spec)
-    words = {"source": record.asked.source.shown.removesuffix(f"@{asked}"), "revision": asked, "pin": pin[:12] if pin != asked else ""}
-    return {key: text[:256] for key, text in words.items() if text} | {"image": record.digest[:12], "size": _size(record.content_bytes)}
-
-
-def revision_of(spec: CacheSpec) -> str:
-    """The revision that a spec names, "" for a source without."""
-    return str(getattr(spec.source, "revision", ""))
+    return source_in_words(record.asked, record.spec) | {"image": record.digest[:12], "size": _size(record.content_bytes)}
 
 
 def _size(count: float) -> str:
@@ -134,15 +125,6 @@ def _size(count: float) -> str:
             return f"{count:.3g}{unit}"
         count /= 1024
     return f"{count:.3g}Ti"
-
-
-def status_patch(thing: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What is applied to the status subresource of this very object."""
-    return {**_kind(), "metadata": {"name": thing["metadata"]["name"], "uid": thing["metadata"]["uid"]}, "status": said}
-
-
-def _kind() -> dict[str, str]:
-    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
 
 
 def _typed(key: str, text: str) -> object:

@@ -6,21 +6,20 @@ those of nodes that were lost in the middle go with the next write.
 
 from __future__ import annotations
 
-import calendar
 import time
 from collections.abc import Mapping
 from typing import Any
 
 from csi.cluster.api_server import MERGE, ApiServer, path_of
 from csi.errors import ClusterConflict, NotFound
-from csi.registry.cache_volume import GROUP, PLURAL, VERSION, object_name
+from csi.registry.cache_volume import PLURAL, object_name
+from csi.registry.custom_resource import GROUP, VERSION, read, written
 
 MANAGER = "datacache-node"
 MOST_NODES = 16
 """Nodes beyond these fill without being shown."""
 KEYS = ("filling", "fills")
 _PATH = path_of("apis", GROUP, VERSION, PLURAL)
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _LOST_SECONDS = 120.0
 
 
@@ -56,15 +55,11 @@ class FillStatus:
 def filling(status: Mapping[str, Any], node: str, percent: int | None, now: float) -> dict[str, Any] | None:
     """What a merge patch changes in `status` so that it shows how full the image is on `node`; None for nothing. `now` in seconds since 1970."""
     old = status.get("fills") or []
-    fills = [fill for fill in old if fill["node"] != node and now - _read(fill["updated"]) < _LOST_SECONDS]
+    fills = [fill for fill in old if fill["node"] != node and now - read(fill["updated"]) < _LOST_SECONDS]
     if percent is not None and len(fills) < MOST_NODES:
-        fills.append({"node": node, "percent": percent, "updated": time.strftime(_TIME, time.gmtime(now))})
+        fills.append({"node": node, "percent": percent, "updated": written(now)})
     if fills == old:
         return None
     slowest = min((fill["percent"] for fill in fills), default=0)
     words = f"{slowest}% on {len(fills)} nodes" if len(fills) > 1 else f"{slowest}%"
     return {"fills": sorted(fills, key=lambda fill: str(fill["node"])) or None, "filling": words if fills else None}
-
-
-def _read(text: str) -> float:
-    return float(calendar.timegm(time.strptime(text, _TIME)))

@@ -15,7 +15,8 @@ from csi.cluster.api_server import APPLY, ApiServer, Expired, path_of
 from csi.cluster.lease import Lease, leading
 from csi.cluster.watch import Watch, pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
-from csi.registry.cache_volume import GROUP, PLURAL, VERSION, VOLUME_LABEL, decode, encode, id_of, label_value, object_name, status, status_patch
+from csi.registry.cache_volume import KIND, PLURAL, VOLUME_LABEL, decode, encode, id_of, label_value, object_name, status
+from csi.registry.custom_resource import GROUP, VERSION, apply_status
 from csi.registry.fill_status import KEYS
 from csi.registry.kubernetes_pins import KubernetesPins
 from csi.registry.telling import tell
@@ -23,7 +24,7 @@ from csi.registry.volume import Interest, VolumeRecord
 
 log = logging.getLogger("datacache.registry")
 
-MANAGER, STATUS_MANAGER = "datacache-controller", "datacache-controller-status"
+MANAGER = "datacache-controller"
 _PATH = path_of("apis", GROUP, VERSION, PLURAL)
 _TRIES = 5
 # Labels of more volumes than this would make a URL that proxies before the server may refuse; then all volumes are watched.
@@ -167,9 +168,8 @@ class KubernetesRegistry:
         # What nodes say of their fills is theirs.
         if thing is None or said == {key: value for key, value in thing.get("status", {}).items() if key not in KEYS}:
             return
-        query = {"fieldManager": STATUS_MANAGER, "force": "true"}
         try:
-            self._server.call("PATCH", f"{_PATH}/{name}/status", query, status_patch(thing, said or {}), APPLY)
+            apply_status(self._server, KIND, f"{_PATH}/{name}", thing, said or {})
         except (NotFound, ClusterConflict):  # deleted meanwhile
             return
         except DataCacheError as error:

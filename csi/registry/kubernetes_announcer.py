@@ -16,6 +16,7 @@ from csi.cluster.api_server import MERGE, ApiServer, path_of
 from csi.cluster.outbox import Outbox
 from csi.errors import ClusterConflict, NotFound
 from csi.registry.announcing import Subject
+from csi.registry.custom_resource import written
 from csi.registry.fill_status import FillStatus
 
 # Of an Event's message the server takes 1,024 bytes.
@@ -42,8 +43,7 @@ class KubernetesAnnouncer:
 
     def announce(self, subject: Subject, reason: str, message: str, warning: bool = False) -> None:
         """See Announcer."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        said = {"message": _cut(message), "type": "Warning" if warning else "Normal", "lastTimestamp": now}
+        said = {"message": _cut(message), "type": "Warning" if warning else "Normal", "lastTimestamp": written(time.time())}
         self._outbox.put((subject, reason), lambda: self._say(subject, reason, said))
 
     def filling(self, volume_id: str, percent: int | None) -> None:

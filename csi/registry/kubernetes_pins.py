@@ -15,11 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from csi.cluster.api_server import APPLY, METADATA_LIST, ApiServer, path_of
+from csi.cluster.api_server import METADATA_LIST, ApiServer, path_of
 from csi.cluster.watch import Watch, pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
-from csi.registry.cache_pin import FIELDS, PLURAL, decode, encode, status, status_patch, written
-from csi.registry.cache_volume import GROUP, VERSION
+from csi.registry.cache_pin import FIELDS, KIND, PLURAL, decode, encode, status
+from csi.registry.custom_resource import GROUP, VERSION, apply_status, written
 from csi.registry.pins import CachePin, Holder
 
 log = logging.getLogger("datacache.pins")
@@ -27,7 +27,7 @@ log = logging.getLogger("datacache.pins")
 _ALL = path_of("apis", GROUP, VERSION, PLURAL)
 _NODES = path_of("api", "v1", "nodes")
 _MERGE = "application/merge-patch+json"
-MANAGER, STATUS_MANAGER = "datacache-pins", "datacache-controller-status"
+MANAGER = "datacache-pins"
 _TRIES = 8
 _SWEEP_SECONDS = 300.0
 # A pin is held before the volume is recorded that holds it.
@@ -137,9 +137,7 @@ class KubernetesPins:
         try:
             said = status(decode(thing))
             if said != thing.get("status"):
-                path = f"{path_in(thing['metadata']['namespace'], thing['metadata']['name'])}/status"
-                query = {"fieldManager": STATUS_MANAGER, "force": "true"}
-                self._server.call("PATCH", path, query, status_patch(thing, said), APPLY)
+                apply_status(self._server, KIND, path_in(thing["metadata"]["namespace"], thing["metadata"]["name"]), thing, said)
         except (NotFound, ClusterConflict):  # deleted meanwhile
             return
         except DataCacheError as error:

@@ -16,7 +16,7 @@ from csi.cluster.api_server import MERGE, METADATA, ApiServer, path_of
 from csi.cluster.outbox import Outbox
 from csi.cluster.watch import Watch, pages
 from csi.errors import FailedPrecondition, NotFound
-from csi.registry.cache_volume import GROUP, VERSION
+from csi.registry.custom_resource import GROUP, VERSION
 from csi.registry.prewarm_status import reported
 from csi.registry.prewarms import NodeState, Prewarm, PrewarmedCache
 from csi.registry.volume import VolumeRecord, VolumeRegistry, id_of_name

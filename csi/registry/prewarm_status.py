@@ -6,10 +6,10 @@ and conditions are always those of the entries. A new generation begins without 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from csi.registry.custom_resource import condition
 from csi.registry.prewarms import NodeState, Prewarm, State
 
 MOST_NODES = 200
@@ -54,13 +54,4 @@ def _conditions(old: Sequence[Mapping[str, Any]], nodes: Sequence[Mapping[str, A
         ("Progressing", bool(at_it), "Filling" if at_it else "AtRest", f"{len(at_it)} of {len(nodes)} nodes are at it"),
         ("Failed", bool(failed), "NodesFail" if failed else "NoNodeFails", failing),
     ]
-    return [_condition(old, kind, "True" if true else "False", reason, message, generation, now) for kind, true, reason, message in said]
-
-
-def _condition(old: Sequence[Mapping[str, Any]], kind: str, status: str, reason: str, message: str, generation: int, now: float) -> dict[str, Any]:
-    """An equal condition keeps the time of its last transition."""
-    before: Mapping[str, Any] = next((condition for condition in old if condition["type"] == kind), {})
-    fresh = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
-    since = before["lastTransitionTime"] if before.get("status") == status else fresh
-    about = {"type": kind, "status": status, "reason": reason, "message": message}
-    return {**about, "observedGeneration": generation, "lastTransitionTime": since}
+    return [condition(old, kind, "True" if true else "False", reason, message, generation, now) for kind, true, reason, message in said]

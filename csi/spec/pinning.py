@@ -29,3 +29,13 @@ def pins(asked: SourceSpec, pinned: SourceSpec) -> bool:
         folders = [folder for folder, _ in asked.parts] == [folder for folder, _ in pinned.parts] and asked.limits == pinned.limits
         return folders and all(pins(one, other) for (_, one), (_, other) in zip(asked.parts, pinned.parts, strict=True))
     return asked == pinned
+
+
+def revision_of(spec: CacheSpec) -> str:
+    """The revision that a spec names, "" for a source without."""
+    return str(getattr(spec.source, "revision", ""))
+
+
+def without_revision(spec: CacheSpec) -> str:
+    """The source as messages name it, but for its revision."""
+    return spec.source.shown.removesuffix(f"@{revision_of(spec)}")

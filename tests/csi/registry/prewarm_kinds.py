@@ -13,7 +13,7 @@ from typing import Any
 
 from csi.cluster.outbox import Outbox
 from csi.errors import ClusterUnavailable, FailedPrecondition
-from csi.registry.cache_volume import GROUP, VERSION
+from csi.registry.custom_resource import GROUP, VERSION
 from csi.registry.kubernetes import KubernetesRegistry
 from csi.registry.kubernetes_prewarms import KubernetesPrewarms
 from csi.registry.prewarm_status import reported
