@@ -35,6 +35,7 @@ SUBJECTS = (
     "throttle_starts",
     "throttle_restart",
     "throttle_idle",
+    "pods_of_a_node",
 )
 
 
