@@ -13,9 +13,10 @@ from csi.errors import Busy, DataCacheError
 from csi.images.progress import FillProgress
 from csi.images.sizes import human
 from csi.registry.announcing import Announcer, Silent, Subject
+from csi.registry.pins import CachePin
 from csi.spec.limits import Limits
 
-FILLING, READY, FAILED, CLAMPED = "CacheFilling", "CacheReady", "CacheFillFailed", "PerformanceClamped"
+FILLING, READY, FAILED, CLAMPED, PINNED = "CacheFilling", "CacheReady", "CacheFillFailed", "PerformanceClamped", "CachePinned"
 """The reasons of the Events."""
 _FIRST_SECONDS, _EVERY_SECONDS, _SHOWN_EVERY_SECONDS = 5.0, 15.0, 5.0
 _LOOK_SECONDS = 1.0
@@ -105,6 +106,11 @@ class FillEvents:
         if subject and limits and limits.notes:
             message = f"{'; '.join(limits.notes)}; ask for a larger size, or for less"
             self._announcer.announce(subject, CLAMPED, message, warning=True)
+
+    def pinned(self, subject: Subject | None, pin: CachePin | None) -> None:
+        """Tell what a moving source stands for in the namespace, if the volume has one."""
+        if subject and pin:
+            self._announcer.announce(subject, PINNED, pin.words)
 
     def _fail(self, subject: Subject, message: str) -> None:
         # kubelet tries again after half a second, one, two, ...

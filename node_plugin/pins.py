@@ -58,13 +58,17 @@ class NodePins:
     def resolved(self, volume_id: str, namespace: str, asked: CacheSpec, resolve: Resolve) -> Resolution:
         """What `asked` means in `namespace`, held for the volume until `let_go`. See `under_pin`; what cannot move is not asked for."""
         registry = self._registry
-        if registry is None or not asked.moving or not namespace:
+        if registry is None or not asked.moving or not self.shared(namespace):
             return resolve(asked, None)
         key = namespace, pin_name(asked)
         held = self._held(key)
         return under_pin(
             namespace, asked, lambda: self._find(registry, key, held), resolve, lambda pin: self._hold(registry, key, held, volume_id, pin)
         )
+
+    def shared(self, namespace: str) -> bool:
+        """Whether the volumes of `namespace` share pins, so that the first one of a moving source decides for all."""
+        return self._registry is not None and bool(namespace)
 
     def _held(self, key: _Key) -> _Held:
         with self._guard:

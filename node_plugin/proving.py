@@ -22,8 +22,10 @@ class Proving:
     def __init__(self, store: Store, resolver: Resolver) -> None:
         self._store, self._resolver = store, resolver
 
-    def proven(self, volume_id: str, spec: CacheSpec, digest: str | None, secrets: Mapping[str, str], patience: Patience) -> Resolution:
-        """What `spec` holds, read from the origin with `secrets`; its manifest is in the store then.
+    def proven(
+        self, volume_id: str, spec: CacheSpec, digest: str | None, secrets: Mapping[str, str], patience: Patience, anew: bool = False
+    ) -> Resolution:
+        """What `spec` holds, read from the origin with `secrets`, `anew` where it can move; its manifest is in the store then.
 
         Raises SourceChanged where a `digest` is given and the manifest has another, and as `Resolver.resolve`.
         """
@@ -41,7 +43,7 @@ class Proving:
                 changed.append(self._what_changed(digest, manifest))
 
         changed: list[str] = []
-        found = self._resolver.resolve(volume_id, spec, secrets, patience, has, keep)
+        found = self._resolver.resolve(volume_id, spec, secrets, patience, has, keep, anew)
         if not fits(found.digest):
             what = next(filter(None, changed), "its manifest differs")
             raise SourceChanged(

@@ -101,6 +101,7 @@ class Volumes:
         self._allowed.check(asked)
         with self._pins.using(request.volume_id):
             self._bring(request, replace(asked, spec=named_by_user(asked.spec)), patience, "targets")
+        self._events.pinned(request.subject, self._pins.pin_of(request.volume_id))
 
     def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""
@@ -122,7 +123,9 @@ class Volumes:
         """What the volume holds, once its own credential has read from the origin; for inline volumes of a namespace the same everywhere."""
 
         def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
-            return self._proving.proven(request.volume_id, spec, digest, request.secrets, patience)
+            # Where nothing is pinned yet this answer becomes the pin: it has to be what the source holds now.
+            anew = request.inline and digest is None and self._pins.shared(request.namespace)
+            return self._proving.proven(request.volume_id, spec, digest, request.secrets, patience, anew)
 
         if not request.inline:
             return resolve(asked.spec, asked.manifest_digest)

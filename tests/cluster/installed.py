@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,6 +50,14 @@ class Driver:
         lines = node.space.run("cat", "/proc/self/mountinfo").splitlines()
         targets = [line.split()[4] for line in lines if " - erofs " in line or " - tmpfs datacache:" in line]
         return [target for target in targets if target.startswith("/var/lib/kubelet/")]
+
+    def loops(self, node: Node) -> list[str]:
+        """The loop devices over images of the node's store."""
+        files = [image.stat() for image in (node.root / "var/lib/datacache/images").glob("*/*")]
+        images = {(f"{os.major(file.st_dev)}:{os.minor(file.st_dev)}", file.st_ino) for file in files}
+        asked = node.space.run("losetup", "--list", "--json", "--output", "NAME,BACK-INO,BACK-MAJ:MIN")
+        found = json.loads(asked)["loopdevices"] if asked else []
+        return [loop["name"] for loop in found if (loop["back-maj:min"].strip(), int(loop["back-ino"])) in images]
 
 
 def lives(thing: Object) -> bool:

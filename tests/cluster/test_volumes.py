@@ -12,6 +12,7 @@ import pytest
 from tests.cluster.installed import Driver
 from tests.cluster.kubectl import Object, condition
 from tests.cluster.lab import Lab
+from tests.cluster.node import Node
 from tests.cluster.pods import applied
 from tests.cluster.spaces import wait_for
 from tests.cluster.volumes import DRIVER, claim, claim_volume, inline_volume, namespace, reader, secret, storage_class
@@ -54,8 +55,14 @@ def sum_in(lab: Lab, name: str, namespace: str = "default") -> str:
 def settled(lab: Lab, driver: Driver) -> None:
     """Nothing is mounted any more, and no volume is left."""
     for node in lab.nodes:
-        wait_for(lambda node=node: driver.mounts(node) == [], 20, f"{driver.mounts(node)} of {node.name} to go")  # type: ignore[misc]
+        empty(driver, node)
     wait_for(lambda: lab.kubectl.list("cachevolumes", "") == [] and lab.kubectl.list("pv", "") == [], 60, "volumes to go")
+
+
+def empty(driver: Driver, node: Node) -> None:
+    """Nothing of the driver's is mounted on the node any more, and no loop device is over an image."""
+    wait_for(lambda: driver.mounts(node) == [], 20, f"the mounts of {node.name} to go")
+    wait_for(lambda: driver.loops(node) == [], 20, f"the loop devices of {node.name} to go")
 
 
 @pytest.mark.parametrize("binding", ["Immediate", "WaitForFirstConsumer"])

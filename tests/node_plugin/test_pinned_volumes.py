@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from csi.errors import Busy, ClusterUnavailable, FailedPrecondition, PermissionDenied, SourceNotFound
+from csi.registry.announcing import Subject
 from csi.registry.pins import CachePin, Holder
 from csi.spec.cache import CacheSpec
 from csi.spec.hub import HubSpec
@@ -78,6 +79,17 @@ def test_replicas_on_two_nodes_read_one_commit_though_the_branch_moved(cluster: 
     assert (pin.namespace, pin.name, pin.asked, pin.pinned.source.revision) == ("team", NAME, MAIN, COMMITS[0])  # type: ignore[union-attr]
 
 
+def test_the_pod_is_told_what_its_volume_is_pinned_to(cluster: Cluster) -> None:
+    show(cluster.node("node-a"))
+    node, pod = cluster.node("node-b", COMMITS[1]), Subject("Pod", "team", "reader", "uid-1")
+    about = {"csi.storage.k8s.io/pod.name": "reader", "csi.storage.k8s.io/pod.uid": "uid-1"}
+    show(node, context=context(**about))
+    said = node.announcer.said(pod)["CachePinned"]
+    assert f"org/name@{COMMITS[0]}" in said.message and f"CachePin team/{NAME}" in said.message and not said.warning
+    show(node, "csi-2", "pod2", context=context(revision=COMMITS[0], **about))
+    assert node.announcer.said(pod)["CachePinned"].count == 1, "a commit stands for itself"
+
+
 def test_it_is_held_until_the_last_volume_is_gone_and_then_the_branch_counts(cluster: Cluster) -> None:
     first, second = cluster.node("node-a"), cluster.node("node-b", COMMITS[1])
     show(first)
@@ -93,6 +105,16 @@ def test_it_is_held_until_the_last_volume_is_gone_and_then_the_branch_counts(clu
     assert cluster.holders == []
     second.now += 1000
     assert show(second, secrets={"token": "another"}) == COMMITS[1]
+
+
+def test_a_node_that_remembers_what_the_branch_was_asks_anew_before_it_pins_again(cluster: Cluster) -> None:
+    node = cluster.node("node-a")
+    assert show(node) == COMMITS[0]
+    hide(node)
+    node.source.commit = COMMITS[1]
+    assert show(node) == COMMITS[1]
+    asked = len(node.source.asked)
+    assert show(node, "csi-2", "pod2") == COMMITS[1] and len(node.source.asked) == asked, "what is pinned was proven just now"
 
 
 def test_another_namespace_has_an_answer_of_its_own(cluster: Cluster) -> None:
