@@ -17,6 +17,7 @@ from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.parameters import LARGEST_VOLUME, canonical_keys, check_mutable, parse, parse_mutable
 from csi.spec.performance import Performance, limits
+from csi.topology import may_mount, volume_segments
 
 _RPC = pb.ControllerServiceCapability.RPC
 _CAPABILITIES = (
@@ -32,11 +33,11 @@ _RESOLVE_SECONDS = 8.0
 
 
 class ControllerServicer(csi_pb2_grpc.ControllerServicer):
-    """The Controller service over `volumes`; every volume can be had on nodes that carry the topology segment `driver_name`/mounts=true."""
+    """The Controller service over `volumes`; every volume can be had on each node that can mount images (`csi.topology`)."""
 
     def __init__(self, volumes: Volumes, driver_name: str) -> None:
-        self._volumes = volumes
-        self._topology = pb.Topology(segments={f"{driver_name}/mounts": "true"})
+        self._volumes, self._driver = volumes, driver_name
+        self._topology = pb.Topology(segments=volume_segments(driver_name))
 
     def ControllerGetCapabilities(
         self, request: pb.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
@@ -54,9 +55,9 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
 
     def _check_topology(self, asked: pb.TopologyRequirement) -> None:
         """Raise NoSpace (RESOURCE_EXHAUSTED, as CSI wants it) when none of the topologies asked for is one where images can be mounted."""
-        ((key, value),) = self._topology.segments.items()
-        if asked.requisite and not any(topology.segments.get(key) == value for topology in asked.requisite):
-            raise NoSpace(f"none of the topologies asked for has {key}=true; volumes can be had on nodes that run the node plugin")
+        if asked.requisite and not any(may_mount(self._driver, topology.segments) for topology in asked.requisite):
+            wanted = ", ".join(f"{key}={value}" for key, value in self._topology.segments.items())
+            raise NoSpace(f"none of the topologies asked for has {wanted}; volumes can be had on nodes that run the node plugin and can mount images")
 
     def _create_request(self, request: pb.CreateVolumeRequest) -> CreateRequest:
         return CreateRequest(

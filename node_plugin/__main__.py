@@ -39,6 +39,7 @@ from node_plugin.throttle.detect import hierarchy_at
 from node_plugin.throttle.hierarchy import Hierarchy
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
+from node_plugin.topology import NodeTopology
 from node_plugin.volume_limits import VolumeLimits
 from node_plugin.volume_records import VolumeRecords
 from node_plugin.volumes import Volumes
@@ -121,17 +122,18 @@ def _serve(options: argparse.Namespace) -> None:
     prewarms = open_prewarms(server, options.node_id, registry)
     asking_anew = Resolver(pool, proofs, room, ask_moving=True, scratch=store.temp_path)
     prewarming = prewarms and _prewarming(options, prewarms, Proving(store, asking_anew), fills, store, pins, images)
+    topology = NodeTopology(options.driver_name, options.node_id, images.check_node, announcer)
     observe = _observer(options.metrics_address, throttle)
 
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)
-        csi_pb2_grpc.add_NodeServicer_to_server(NodeServicer(volumes, options.node_id, options.driver_name), server)
+        csi_pb2_grpc.add_NodeServicer_to_server(NodeServicer(volumes, options.node_id, topology), server)
 
     try:
         with _watching(registry, volumes, shown):
             volumes.recover()
             with pins.tended(), prewarming.running() if prewarming else nullcontext():
-                rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options), observe)
+                rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options, topology), observe)
     finally:
         fills.stop()
         pool.close()
@@ -171,13 +173,13 @@ def _observer(address: tuple[str, int] | None, throttle: Throttle) -> rpc.Observ
 
 
 @contextmanager
-def _meanwhile(options: argparse.Namespace) -> Iterator[None]:
+def _meanwhile(options: argparse.Namespace, topology: NodeTopology) -> Iterator[None]:
     """What others are told while calls are answered."""
     host_endpoint = options.host_endpoint or rpc.socket_path(options.endpoint)
     with ExitStack() as told:
         told.enter_context(health.answering(options.health_address, options.endpoint))
         if options.plugins_registry:
-            told.enter_context(registered(options.plugins_registry, options.driver_name, host_endpoint))
+            told.enter_context(registered(options.plugins_registry, options.driver_name, host_endpoint, topology.refused))
         yield
 
 

@@ -13,6 +13,7 @@ from csi.pb import csi_pb2_grpc
 from csi.rpc import patience, require
 from csi.spec.access_modes import AccessMode, mode_of
 from node_plugin.mount_request import MountRequest
+from node_plugin.topology import NodeTopology
 from node_plugin.volumes import Volumes
 
 _RPC = pb.NodeServiceCapability.RPC
@@ -22,15 +23,14 @@ _WAIT_SECONDS = 100.0
 
 
 class NodeServicer(csi_pb2_grpc.NodeServicer):
-    """The Node service over `volumes`, on the node `node_id`."""
+    """The Node service over `volumes`, on the node `node_id`, which is where `topology` says."""
 
-    def __init__(self, volumes: Volumes, node_id: str, driver_name: str) -> None:
-        self._volumes, self._node_id = volumes, node_id
-        self._topology = pb.Topology(segments={f"{driver_name}/mounts": "true"})
+    def __init__(self, volumes: Volumes, node_id: str, topology: NodeTopology) -> None:
+        self._volumes, self._node_id, self._topology = volumes, node_id, topology
 
     def NodeGetInfo(self, request: pb.NodeGetInfoRequest, context: grpc.ServicerContext) -> pb.NodeGetInfoResponse:
-        """The node's name, and that it can mount images."""
-        return pb.NodeGetInfoResponse(node_id=self._node_id, accessible_topology=self._topology)
+        """The node's name, and whether it can mount images."""
+        return pb.NodeGetInfoResponse(node_id=self._node_id, accessible_topology=pb.Topology(segments=self._topology.segments()))
 
     def NodeGetCapabilities(self, request: pb.NodeGetCapabilitiesRequest, context: grpc.ServicerContext) -> pb.NodeGetCapabilitiesResponse:
         """What this node plugin can do."""

@@ -10,7 +10,7 @@ from csi.registry.claim import Claim
 
 @dataclass(frozen=True)
 class Subject:
-    """The object that people look at: a Pod or a PersistentVolumeClaim. `kubectl describe` finds by the uid what is said of it."""
+    """The object that people look at: a Pod, a PersistentVolumeClaim or a Node. `kubectl describe` finds by the uid what is said of it."""
 
     kind: str
     namespace: str
@@ -26,6 +26,11 @@ class Subject:
     def claim(claim: Claim | None) -> Subject | None:
         """A PVC, None for none."""
         return Subject("PersistentVolumeClaim", claim.namespace, claim.name, claim.uid) if claim else None
+
+    @staticmethod
+    def node(name: str) -> Subject:
+        """A node, which is in no namespace; as of kubelet's own Events of it, its name stands for its uid."""
+        return Subject("Node", "", name, name)
 
 
 class Announcer(Protocol):

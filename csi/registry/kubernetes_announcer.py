@@ -79,11 +79,12 @@ class KubernetesAnnouncer:
             return _Kept(name, int(answer.get("count") or 1))
 
     def _event(self, subject: Subject, reason: str, name: str, said: dict[str, Any]) -> dict[str, Any]:
-        about = {"apiVersion": "v1", "kind": subject.kind, "namespace": subject.namespace, "name": subject.name}
+        about = {"apiVersion": "v1", "kind": subject.kind, "name": subject.name}
+        about |= {"namespace": subject.namespace} if subject.namespace else {}
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name, "namespace": subject.namespace},
+            "metadata": {"name": name, "namespace": _namespace(subject)},
             "involvedObject": {**about, "uid": subject.uid} if subject.uid else about,
             "reason": reason,
             "firstTimestamp": said["lastTimestamp"],
@@ -103,7 +104,12 @@ class KubernetesAnnouncer:
 
 
 def _events(subject: Subject) -> str:
-    return path_of("api", "v1", "namespaces", subject.namespace, "events")
+    return path_of("api", "v1", "namespaces", _namespace(subject), "events")
+
+
+def _namespace(subject: Subject) -> str:
+    """Where its Events are."""
+    return subject.namespace or "default"
 
 
 def _cut(message: str) -> str:

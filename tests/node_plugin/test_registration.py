@@ -70,8 +70,9 @@ def test_only_root_may_open_the_socket(tmp_path: Path) -> None:
         assert (tmp_path / f"{NAME}-reg.sock").stat().st_mode & 0o777 == 0o600
 
 
-def test_why_kubelet_did_not_register_the_driver_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO, "datacache.registration"), registered(str(tmp_path), NAME, ENDPOINT):
+def test_why_kubelet_did_not_register_the_driver_is_logged_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[str] = []
+    with caplog.at_level(logging.INFO, "datacache.registration"), registered(str(tmp_path), NAME, ENDPOINT, told.append):
         asked_by_kubelet(tmp_path, pb.RegistrationStatus(plugin_registered=False, error="no such node"))
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert [record.fields["reason"] for record in errors] == ["no such node"]  # type: ignore[attr-defined]
+    assert [record.fields["reason"] for record in errors] == told == ["no such node"]  # type: ignore[attr-defined]

@@ -54,6 +54,17 @@ def test_kubectl_describe_shows_them(cluster: apiserver.ApiServer) -> None:
     cluster.kubectl("delete", "pod", name, "--force", "--grace-period=0")
 
 
+def test_kubectl_describe_shows_those_of_a_node(cluster: apiserver.ApiServer) -> None:
+    name = f"node-{uuid.uuid4().hex[:8]}"
+    cluster.kubectl("create", "-f", "-", stdin={"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    told = announcer(cluster.client(), name)
+    for message in ("no EROFS", "no EROFS yet"):
+        told.announce(Subject.node(name), "CannotMountVolumes", message, warning=True)
+        assert wait_until(lambda message=message: message in cluster.kubectl("describe", "node", name), 20)
+    told.close()
+    cluster.kubectl("delete", "node", name)
+
+
 def test_saying_a_thing_again_is_one_call_and_one_event(cluster: apiserver.ApiServer) -> None:
     server, about = Counted(cluster.access()), pod()
     told = announcer(server)
