@@ -43,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
     )
     settings.flag(flags, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
     settings.flag(flags, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
+    settings.flag(
+        flags,
+        "--sweep-interval",
+        default="5m",
+        type=settings.duration,
+        help="how often what nodes and volumes that are gone have left in the cluster's objects is taken away",
+    )
     settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
     return flags
 
@@ -55,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _serve(options: argparse.Namespace) -> None:
     server = find_server(options.registry)
     pins = open_pins(server)
-    registry = open_registry(options.registry, server, pins)
+    registry = open_registry(options.registry, server, pins, options.sweep_interval)
     announcer = open_announcer(server, "datacache-controller", os.environ.get("POD_NAME") or socket.gethostname())
     allowed = AllowList(options.allow_inline_nas, options.allow_origins, ANNOTATIONS)
     room = WaitingRoom(options.rpc_threads // 2)

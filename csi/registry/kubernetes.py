@@ -17,8 +17,10 @@ from csi.cluster.watch import Watch, pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
 from csi.registry.cache_volume import KIND, PLURAL, VOLUME_LABEL, decode, encode, id_of, label_value, object_name, status
 from csi.registry.custom_resource import GROUP, VERSION, apply_status
-from csi.registry.fill_status import KEYS
-from csi.registry.kubernetes_pins import KubernetesPins
+from csi.registry.fill_status import KEYS, FillingNodes
+from csi.registry.kubernetes_pins import KubernetesPins, PinHolders
+from csi.registry.kubernetes_prewarms import PrewarmedNodes
+from csi.registry.sweeping import SWEEP_SECONDS, Sweeper, Traces
 from csi.registry.telling import tell
 from csi.registry.volume import Interest, VolumeRecord
 
@@ -38,8 +40,8 @@ class KubernetesRegistry:
     FailedPrecondition where the CRDs are.
     """
 
-    def __init__(self, server: ApiServer, pins: KubernetesPins | None = None) -> None:
-        self._server, self._pins = server, pins
+    def __init__(self, server: ApiServer, pins: KubernetesPins | None = None, sweep_seconds: float = SWEEP_SECONDS) -> None:
+        self._server, self._pins, self._sweep_seconds = server, pins, sweep_seconds
 
     def get(self, volume_id: str) -> VolumeRecord | None:
         """The record of `volume_id`; raises DataCacheError when its object is damaged."""
@@ -149,16 +151,23 @@ class KubernetesRegistry:
 
     @contextmanager
     def tended(self, name: str) -> Iterator[None]:
-        """For the block, whoever of all replicas holds the lease `name` keeps the status of every volume as it should be, and the pins."""
+        """For the block, whoever of all replicas holds the lease `name` keeps the status of every volume and pin as it should be, and sweeps."""
         holder = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         with leading(Lease(self._server, name, holder), self._leading):
             yield
 
     @contextmanager
     def _leading(self) -> Iterator[None]:
-        pins = self._pins.tended(self._has) if self._pins else nullcontext()
-        with pins, Watch(self._server, _PATH, self._tend, metadata=False, everything=True).running():
+        pins = self._pins.tended() if self._pins else nullcontext()
+        with pins, self.sweeper().running(), Watch(self._server, _PATH, self._tend, metadata=False, everything=True).running():
             yield
+
+    def sweeper(self) -> Sweeper:
+        """Who takes away what nodes and volumes that are gone have left."""
+        places: list[Traces] = [FillingNodes(self._server), PrewarmedNodes(self._server)]
+        if self._pins:
+            places.append(PinHolders(self._pins, self._has))
+        return Sweeper(self._server, places, self._sweep_seconds)
 
     def _has(self, volume_id: str) -> bool:
         return self._object(volume_id) is not None

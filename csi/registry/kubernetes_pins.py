@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from csi.cluster.api_server import METADATA_LIST, ApiServer, path_of
+from csi.cluster.api_server import ApiServer, path_of
 from csi.cluster.watch import Watch, pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
 from csi.registry.cache_pin import FIELDS, KIND, PLURAL, decode, encode, status
@@ -25,11 +24,9 @@ from csi.registry.pins import CachePin, Holder
 log = logging.getLogger("datacache.pins")
 
 _ALL = path_of("apis", GROUP, VERSION, PLURAL)
-_NODES = path_of("api", "v1", "nodes")
 _MERGE = "application/merge-patch+json"
 MANAGER = "datacache-pins"
 _TRIES = 8
-_SWEEP_SECONDS = 300.0
 # A pin is held before the volume is recorded that holds it.
 _YOUNG_SECONDS = 600.0
 
@@ -114,22 +111,11 @@ class KubernetesPins:
                 except DataCacheError as error:
                     log.warning("a pin is left out", extra={"fields": {"reason": error}})
 
-    def nodes(self) -> set[str]:
-        """The names of the cluster's nodes."""
-        return {thing["metadata"]["name"] for page in pages(self._server, _NODES, accept=METADATA_LIST) for thing in page["items"]}
-
     @contextmanager
-    def tended(self, has_volume: Callable[[str], bool]) -> Iterator[None]:
-        """For the block, say in each pin's status what it is, and sweep away holders that are no more. For one process at a time."""
-        ended, sweeper = threading.Event(), Sweeper(self, has_volume)
-        thread = threading.Thread(target=sweeper.run, args=(ended,), name="pins", daemon=True)
-        thread.start()
-        try:
-            with Watch(self._server, _ALL, self._tell, metadata=False, everything=True).running():
-                yield
-        finally:
-            ended.set()
-            thread.join()
+    def tended(self) -> Iterator[None]:
+        """For the block, say in each pin's status what it is. For one process at a time."""
+        with Watch(self._server, _ALL, self._tell, metadata=False, everything=True).running():
+            yield
 
     def _tell(self, key: str, thing: Mapping[str, Any] | None) -> None:
         if thing is None:
@@ -148,28 +134,21 @@ class _Gone(Exception):
     """The pin was removed, and maybe made anew, before it could be joined."""
 
 
-class Sweeper:
-    """Takes away what holders left that are no more: nodes that were deleted, volumes without a record."""
+class PinHolders:
+    """The holders of pins (see Traces): nodes that were deleted and volumes without a record are to hold none. `clock` is seconds since 1970."""
 
-    def __init__(self, registry: KubernetesPins, has_volume: Callable[[str], bool], clock: Callable[[], float] = time.time) -> None:
-        self._pins, self._has_volume, self._clock = registry, has_volume, clock
-        self._missing: frozenset[str] = frozenset()
+    def __init__(self, pins: KubernetesPins, has_volume: Callable[[str], bool], clock: Callable[[], float] = time.time) -> None:
+        self._pins, self._has_volume, self._clock = pins, has_volume, clock
+        self._kept: list[CachePin] = []
 
-    def run(self, ended: threading.Event) -> None:
-        """Sweep every five minutes until `ended`."""
-        while not ended.wait(random.uniform(0.8 * _SWEEP_SECONDS, _SWEEP_SECONDS)):
-            try:
-                self.sweep()
-            except DataCacheError as error:
-                log.warning("pins not swept", extra={"fields": {"reason": error}})
+    def nodes(self) -> frozenset[str]:
+        """See Traces."""
+        self._kept = list(self._pins.all())
+        return frozenset(holder.name for pin in self._kept for holder in pin.holders if holder.kind == "node")
 
-    def sweep(self) -> None:
-        """Look once. A node counts as gone when it was missing the last time too: kubelet may be making its object anew."""
-        kept = list(self._pins.all())
-        held = frozenset(holder.name for pin in kept for holder in pin.holders if holder.kind == "node")
-        missing = held - self._pins.nodes() if held else frozenset()
-        gone, self._missing = missing & self._missing, missing
-        for pin in kept:
+    def sweep(self, gone: frozenset[str]) -> None:
+        """See Traces."""
+        for pin in self._kept:
             for holder in [each for each, since in pin.holders.items() if self._is_gone(each, since, gone)] or ([] if pin.holders else [_NOBODY]):
                 log.info("holder swept", extra={"fields": {"pin": pin.shown, "holder": holder.name}})
                 self._pins.release(pin.namespace, pin.name, holder)

@@ -9,15 +9,15 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 from csi.cluster.api_server import MERGE, METADATA, ApiServer, path_of
 from csi.cluster.outbox import Outbox
 from csi.cluster.watch import Watch, pages
-from csi.errors import FailedPrecondition, NotFound
-from csi.registry.custom_resource import GROUP, VERSION
-from csi.registry.prewarm_status import reported
+from csi.errors import ClusterConflict, FailedPrecondition, NotFound
+from csi.registry.custom_resource import GROUP, STATUS_MANAGER, VERSION
+from csi.registry.prewarm_status import forgotten, reported
 from csi.registry.prewarms import NodeState, Prewarm, PrewarmedCache
 from csi.registry.volume import VolumeRecord, VolumeRegistry, id_of_name
 
@@ -80,17 +80,54 @@ class KubernetesPrewarms:
         self._outbox.close()
 
     def _write(self, prewarm: Prewarm, state: NodeState | None) -> None:
-        path = path_of("apis", GROUP, VERSION, "namespaces", prewarm.namespace, PLURAL, prewarm.name)
         try:
-            thing = self._server.call("GET", path)
+            thing = self._server.call("GET", _path(prewarm.namespace, prewarm.name))
             if (thing["metadata"]["uid"], thing["metadata"]["generation"]) != (prewarm.uid, prewarm.generation):
                 return  # changed meanwhile: this is news of yesterday
             said = reported(prewarm, thing.get("status", {}), self._node, state, time.time())
             if said:
-                body = {"metadata": {"resourceVersion": thing["metadata"]["resourceVersion"]}, "status": said}
-                self._server.call("PATCH", f"{path}/status", {"fieldManager": MANAGER}, body, MERGE)
+                _patch(self._server, thing, said, MANAGER)
         except NotFound:
             return
+
+
+class PrewarmedNodes:
+    """The nodes in the status of CachePrewarms (see Traces)."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self._server = server
+        self._showing: list[tuple[Mapping[str, Any], frozenset[str]]] = []
+
+    def nodes(self) -> frozenset[str]:
+        """See Traces."""
+        things = (thing for page in pages(self._server, _ALL) for thing in page["items"])
+        self._showing = [(thing, names) for thing in things if (names := _shown(thing))]
+        return frozenset().union(*(names for _, names in self._showing))
+
+    def sweep(self, gone: frozenset[str]) -> None:
+        """See Traces."""
+        for thing, names in self._showing:
+            prewarm = _readable(thing) if names & gone else None
+            said = prewarm and forgotten(prewarm, thing["status"], gone, time.time())
+            if prewarm and said:
+                log.info("nodes swept", extra={"fields": {"object": prewarm.key, "nodes": sorted(names & gone)}})
+                with suppress(NotFound, ClusterConflict):  # one that has changed meanwhile is looked at again
+                    _patch(self._server, thing, said, STATUS_MANAGER)
+
+
+def _shown(thing: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(entry["node"] for entry in thing.get("status", {}).get("nodes") or [])
+
+
+def _patch(server: ApiServer, thing: Mapping[str, Any], said: Mapping[str, Any], manager: str) -> None:
+    """Change the status of the very version that was read. Raises NotFound, ClusterConflict, and as `ApiServer.call`."""
+    meta = thing["metadata"]
+    body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": said}
+    server.call("PATCH", f"{_path(meta['namespace'], meta['name'])}/status", {"fieldManager": manager}, body, MERGE)
+
+
+def _path(namespace: str, name: str) -> str:
+    return path_of("apis", GROUP, VERSION, "namespaces", namespace, PLURAL, name)
 
 
 def _readable(thing: Mapping[str, Any]) -> Prewarm | None:

@@ -29,13 +29,13 @@ def find_server(where: str) -> ApiServer | None:
     return ApiServer(find())
 
 
-def open_registry(where: str, server: ApiServer | None, pins: KubernetesPins | None = None) -> VolumeRegistry:
-    """The registry that the flag names: in the cluster of `server`, with the pins that whoever leads tends, else a folder."""
+def open_registry(where: str, server: ApiServer | None, pins: KubernetesPins | None = None, sweep_seconds: float = 300.0) -> VolumeRegistry:
+    """The registry that the flag names: in the cluster of `server`, where whoever leads tends `pins` and sweeps, else a folder."""
     if server is None:
         return DirectoryRegistry(Path(where))
     from csi.registry.kubernetes import KubernetesRegistry
 
-    return KubernetesRegistry(server, pins)
+    return KubernetesRegistry(server, pins, sweep_seconds)
 
 
 def open_pins(server: ApiServer | None) -> KubernetesPins | None:

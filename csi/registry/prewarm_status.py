@@ -6,7 +6,7 @@ and conditions are always those of the entries. A new generation begins without 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from csi.registry.custom_resource import condition
@@ -19,13 +19,29 @@ _LONGEST_MESSAGE = 512
 
 def reported(prewarm: Prewarm, status: Mapping[str, Any], node: str, said: NodeState | None, now: float) -> dict[str, Any] | None:
     """What a merge patch changes in `status` so that it shows what `node` has said; None for nothing. `now` in seconds since 1970."""
-    same = status.get("observedGeneration") == prewarm.generation
-    old: list[dict[str, Any]] = (status.get("nodes") or []) if same else []
-    nodes = [entry for entry in old if entry["node"] != node]
+    nodes = _others(prewarm, status, {node})
     if said and len(nodes) < MOST_NODES:
         nodes.append(_entry(node, said))
-    nodes.sort(key=lambda entry: str(entry["node"]))
-    if same and nodes == old:
+    return _with(prewarm, status, nodes, now)
+
+
+def forgotten(prewarm: Prewarm, status: Mapping[str, Any], gone: Set[str], now: float) -> dict[str, Any] | None:
+    """As `reported`, so that it shows none of the nodes `gone`."""
+    return _with(prewarm, status, _others(prewarm, status, gone), now)
+
+
+def _others(prewarm: Prewarm, status: Mapping[str, Any], left_out: Set[str]) -> list[dict[str, Any]]:
+    return [entry for entry in _shown(prewarm, status) if entry["node"] not in left_out]
+
+
+def _shown(prewarm: Prewarm, status: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The entries that are of this generation."""
+    return list(status.get("nodes") or []) if status.get("observedGeneration") == prewarm.generation else []
+
+
+def _with(prewarm: Prewarm, status: Mapping[str, Any], nodes: list[dict[str, Any]], now: float) -> dict[str, Any] | None:
+    nodes = sorted(nodes, key=lambda entry: str(entry["node"]))
+    if status.get("observedGeneration") == prewarm.generation and nodes == _shown(prewarm, status):
         return None
     ready = sum(entry["state"] == State.READY for entry in nodes)
     return {

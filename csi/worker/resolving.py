@@ -76,8 +76,8 @@ class Resolver:
         """What `spec` holds, after this credential has read bytes of it.
 
         `key` is the volume whose call waits. `has` says whether the manifest of a digest is at hand; where it is not, the
-        origin is asked whatever is remembered and `keep` gets the manifest's file. `anew` is `ask_moving` for this call. Raises Busy when `patience` ends
-        first (the work goes on and the next call finds it), else the errors of a Source.
+        origin is asked whatever is remembered and `keep` gets the manifest's file. `anew` is `ask_moving` for this call. Raises
+        Busy when `patience` ends first (the work goes on and the next call finds it), else the errors of a Source.
         """
         if not ((self._ask_moving or anew) and spec.moving):
             known = self._proofs.fresh(secrets, spec)

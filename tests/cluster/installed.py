@@ -53,11 +53,21 @@ class Driver:
 
     def loops(self, node: Node) -> list[str]:
         """The loop devices over images of the node's store."""
-        files = [image.stat() for image in (node.root / "var/lib/datacache/images").glob("*/*")]
-        images = {(f"{os.major(file.st_dev)}:{os.minor(file.st_dev)}", file.st_ino) for file in files}
-        asked = node.space.run("losetup", "--list", "--json", "--output", "NAME,BACK-INO,BACK-MAJ:MIN")
-        found = json.loads(asked)["loopdevices"] if asked else []
-        return [loop["name"] for loop in found if (loop["back-maj:min"].strip(), int(loop["back-ino"])) in images]
+        return loops_over(image_files(node))
+
+
+def image_files(node: Node) -> set[tuple[str, int]]:
+    """Device and inode of each file in the images of the node's store."""
+    files = [image.stat() for image in (node.root / "var/lib/datacache/images").glob("*/*")]
+    return {(f"{os.major(file.st_dev)}:{os.minor(file.st_dev)}", file.st_ino) for file in files}
+
+
+def loops_over(files: set[tuple[str, int]]) -> list[str]:
+    """This machine's loop devices, which its nodes share, over one of these files."""
+    argv = ["losetup", "--list", "--json", "--output", "NAME,BACK-INO,BACK-MAJ:MIN"]
+    asked = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
+    found = json.loads(asked)["loopdevices"] if asked else []
+    return [loop["name"] for loop in found if (loop["back-maj:min"].strip(), int(loop["back-ino"])) in files]
 
 
 def lives(thing: Object) -> bool:
@@ -74,6 +84,8 @@ def installed(lab: Lab, image: Archive, sidecars: Sequence[Archive], hub: str, *
         "image": _image(image),
         "controller": {
             "replicas": 1,
+            # No test waits ten minutes for what a node that is gone has left.
+            "extraArgs": ["--sweep-interval=3s"],
             "provisioner": {"image": _image(sidecars[0])},
             "resizer": {"image": _image(sidecars[1])},
         },

@@ -19,9 +19,12 @@ CONTROLLER_RIGHTS: list[Rule] = [
     # Server-side apply is a patch, which needs "create" too where the object is not there.
     *((_GROUP, "cachevolumes", verb) for verb in ("create", "patch", "delete")),
     (_GROUP, "cachevolumes/status", "patch"),
-    # Beside what a node does with pins: their status, and whether those who hold them are still there.
+    # Beside what a node does with pins: their status.
     (_GROUP, "cachepins", "watch"),
     (_GROUP, "cachepins/status", "patch"),
+    # Whether the nodes that stand in pins and statuses are still there.
+    (_GROUP, "cacheprewarms", "list"),
+    (_GROUP, "cacheprewarms/status", "patch"),
     ("", "nodes", "list"),
     # The annotations of PVCs, where StorageClasses list some.
     ("", "persistentvolumeclaims", "get"),

@@ -12,8 +12,9 @@ import pytest
 
 from csi.errors import ClusterForbids, FailedPrecondition
 from csi.registry.cache_pin import FIELDS, encode
-from csi.registry.kubernetes_pins import KubernetesPins, Sweeper, path_in
+from csi.registry.kubernetes_pins import KubernetesPins, PinHolders, path_in
 from csi.registry.pins import CachePin, Holder
+from csi.registry.sweeping import Sweeper
 from tests.apiserver import NODE as NODE_USER
 from tests.apiserver import ApiServer
 from tests.csi.registry.rights import NODE_RIGHTS, grant
@@ -97,7 +98,7 @@ def test_kubectl_shows_what_is_pinned_and_who_holds_it(cluster: ApiServer, pins:
         return cluster.kubectl("get", "dcpin", "-A", "--no-headers").split()
 
     pins.hold(pin(), NODE)
-    with pins.tended(lambda _: True):
+    with pins.tended():
         whole = ["default", pin().name, "HuggingFace/Model", "org/name", "main", "0123456789ab", "node-a.example"]
         assert wait_until(lambda: row()[:7] == whole, 30), row()
         pins.hold(pin(), VOLUME)
@@ -109,33 +110,25 @@ def test_kubectl_shows_what_is_pinned_and_who_holds_it(cluster: ApiServer, pins:
         assert wait_until(lambda: " ".join(row()).count("org/name") == 2, 30), "the same name in another namespace is another pin"
 
 
-def test_a_holder_that_is_no_more_is_swept(pins: KubernetesPins, nodes: Callable[..., None]) -> None:
+def test_a_holder_that_is_no_more_is_swept(cluster: ApiServer, pins: KubernetesPins, nodes: Callable[..., None]) -> None:
     nodes("node-b")
     gone, young = Holder("volume", "dc-gone"), Holder("volume", "dc-young")
     for holder in (NODE, OTHER, VOLUME, gone):
         pins.hold(pin(), holder)
-    sweeper = Sweeper(pins, lambda volume_id: volume_id == "dc-1", lambda: time.time() + 700)
+    holders = PinHolders(pins, lambda volume_id: volume_id == "dc-1", lambda: time.time() + 700)
+    sweeper = Sweeper(cluster.client(), [holders])
     sweeper.sweep()
     assert set(kept(pins).holders) == {NODE, OTHER, VOLUME}, "a node may be registering anew"
     sweeper.sweep()
     assert set(kept(pins).holders) == {OTHER, VOLUME}
     pins.hold(pin(), young)
-    Sweeper(pins, lambda volume_id: volume_id == "dc-1").sweep()
+    Sweeper(cluster.client(), [PinHolders(pins, lambda volume_id: volume_id == "dc-1")]).sweep()
     assert young in kept(pins).holders, "a pin is held before its volume is recorded"
-
-
-def test_a_node_that_is_back_at_the_next_look_is_not_swept(pins: KubernetesPins, nodes: Callable[..., None]) -> None:
-    pins.hold(pin(), NODE)
-    sweeper = Sweeper(pins, lambda _: True)
-    for present in ((), (NODE.name,), (), (NODE.name,)):
-        nodes(*present)
-        sweeper.sweep()
-    assert set(kept(pins).holders) == {NODE}
 
 
 def test_a_pin_with_nobody_on_it_is_swept(cluster: ApiServer, pins: KubernetesPins) -> None:
     cluster.kubectl("apply", "-f", "-", stdin=encode(pin()))
-    Sweeper(pins, lambda _: True).sweep()
+    Sweeper(cluster.client(), [PinHolders(pins, lambda _: True)]).sweep()
     assert pins.get("default", pin().name) is None
 
 

@@ -19,8 +19,10 @@ from csi.cluster.claims import ClusterClaims
 from csi.errors import ClusterForbids, ClusterUnavailable, DataCacheError, FailedPrecondition
 from csi.registry.cache_volume import decode, encode, object_name
 from csi.registry.kubernetes import MOST_SELECTED, KubernetesRegistry
-from csi.registry.kubernetes_pins import KubernetesPins, Sweeper, path_in
+from csi.registry.kubernetes_pins import KubernetesPins, path_in
+from csi.registry.kubernetes_prewarms import KubernetesPrewarms
 from csi.registry.opening import find_server
+from csi.registry.prewarms import PrewarmedCache
 from csi.registry.volume import Interest
 from csi.spec.cache import CacheSpec
 from csi.spec.nas import NasSpec
@@ -28,6 +30,7 @@ from csi.spec.performance import Performance
 from tests import apiserver
 from tests.apiserver import NODE, STRANGER, VOLUMES
 from tests.csi.cluster.test_claims import InCluster
+from tests.csi.registry import prewarm_kinds
 from tests.csi.registry.kinds import Told, record
 from tests.csi.registry.rights import CONTROLLER_RIGHTS, NODE_RIGHTS, grant
 from tests.csi.registry.test_pin_registry import NODE as NODE_HOLDER
@@ -277,13 +280,23 @@ def controller_life(cluster: apiserver.ApiServer, registry: KubernetesRegistry, 
         with registry.tended(name):
             wait_until(lambda: bool((said(cluster, "dc-1") and said_of_pin(cluster)) or logged()), 30)
         pins.hold(pin(), NODE_HOLDER)
-        Sweeper(pins, lambda _: True).sweep()
+        show_a_node_that_is_gone(cluster)
+        sweeper = registry.sweeper()
+        for _ in range(2):
+            sweeper.sweep()
         for holder in (VOLUME, NODE_HOLDER):
             pins.release("default", pin().name, holder)
         registry.delete("dc-1")
         ClusterClaims(registry._server).annotations("default", "models")
 
     return forbidden(live) or logged()
+
+
+def show_a_node_that_is_gone(cluster: apiserver.ApiServer) -> None:
+    orders = prewarm_kinds.InCluster(cluster)
+    made = orders.put(prewarm_kinds.order("swept", PrewarmedCache({"repoId": "org/model"})))
+    KubernetesPrewarms(cluster.client(), "node-gone", orders.registry)._write(made, prewarm_kinds.READY)
+    orders.close()
 
 
 def test_a_controller_needs_each_of_its_rights_and_no_other(cluster: apiserver.ApiServer, caplog: pytest.LogCaptureFixture) -> None:
