@@ -30,8 +30,8 @@ COMMIT: dict[str, str] = {}
 def machine(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Both programs on one cluster, and a hub with one model."""
     folder, tree = tmp_path_factory.mktemp("told"), tmp_path_factory.mktemp("model")
-    # One that another test left would have the model filled before it is asked for.
-    api_server.kubectl("delete", "cacheprewarms", "--all", "--all-namespaces")
+    # One that another test left would have the model filled before it is asked for, or be of another hub's model.
+    api_server.kubectl("delete", "cacheprewarms,cachepins", "--all", "--all-namespaces")
     with Hub() as hub:
         model = hub.repo("org/model", {"model.bin": content(tree / "model.bin", 24 * MIB)})
         COMMIT["revision"] = model.branches["main"]
@@ -57,9 +57,9 @@ def test_the_pod_of_an_inline_volume_is_told_of_its_fill(machine: Machine, api_s
     pod = f"reader-{uuid.uuid4().hex[:8]}"
     about = Subject("Pod", "default", pod)
     assert machine.inline(pod, SLOW) == (OK, "")
-    assert until(lambda: "CacheReady" in said(api_server, about))
+    assert until(lambda: {"CacheReady", "CachePinned"} <= set(said(api_server, about)))
     found = said(api_server, about)
-    assert set(found) == {"CacheFilling", "CacheReady"}
+    assert set(found) == {"CacheFilling", "CacheReady", "CachePinned"}
     assert "of 24.0 MiB" in found["CacheFilling"]["message"] and "MB/s" in found["CacheFilling"]["message"]
     assert found["CacheReady"]["message"].startswith("image ") and "24.0 MiB in" in found["CacheReady"]["message"]
     assert found["CacheFilling"]["source"] == {"component": "datacache-node", "host": "node-1"}
