@@ -160,12 +160,12 @@ def _filling(progress: FillProgress) -> str:
     copied = f", {human(progress.bytes_copied)} of it from other images" if progress.bytes_copied else ""
     done = f"{human(progress.bytes_done)} of {human(progress.bytes_total)} ({percent(progress)}%){copied}"
     left = "" if progress.seconds_left is None else f", about {_span(progress.seconds_left)} left"
-    return f"{done}, {progress.rate / 1e6:.0f} MB/s{left}"
+    return f"{done}, {progress.speed}{left}"
 
 
 def _ready(digest: str, progress: FillProgress, seconds: float) -> str:
     here = progress.bytes_fetched + progress.bytes_copied
-    return f"image {digest[:12]} is on the node: {human(progress.bytes_total)} in {_span(seconds)}, {here / 1e6 / max(seconds, 0.001):.0f} MB/s"
+    return f"image {digest[:12]} is on the node: {human(progress.bytes_total)} in {_span(seconds)}, {human(round(here / max(seconds, 0.001)))}/s"
 
 
 def _span(seconds: float) -> str:

@@ -6,8 +6,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
-_WINDOW = 5.0
+from csi.images.sizes import human
+
+_WINDOW, _LONGEST_WINDOW = 5.0, 60.0
+# Bytes are counted a chunk at a time, and over a slow line all connections may be in the middle of one for longer than the window.
+_PAUSES = 3
 _INTERVAL = 0.2
 
 
@@ -16,7 +21,8 @@ class FillProgress:
     """`bytes_done` of `bytes_total` file bytes are in the image and verified, `bytes_fetched` came from the origin in this process.
 
     `bytes_copied` of those done came from other images of the source.
-    `rate` is in bytes a second over the last five seconds, `seconds_left` what that rate makes of the rest (None: no rate yet).
+    `rate` is in bytes a second over the last five seconds, or over a few pauses between chunks where those are longer; `seconds_left` is
+    what that rate makes of the rest (None: no rate yet).
     """
 
     bytes_done: int = 0
@@ -26,11 +32,16 @@ class FillProgress:
     seconds_left: float | None = None
     bytes_copied: int = 0
 
+    @property
+    def speed(self) -> str:
+        """`rate` for people: "1.2 MiB/s"."""
+        return f"{human(round(self.rate))}/s"
+
     def shown(self) -> str:
-        """The progress for people: MiB done and in all, MiB that other images had, MiB/s, seconds left."""
+        """The progress for people: MiB done and in all, MiB that other images had, bytes a second, seconds left."""
         copied = f" ({self.bytes_copied / 2**20:.0f} MiB from other images)" if self.bytes_copied else ""
         left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
-        return f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB{copied}, {self.rate / 2**20:.0f} MiB/s{left}"
+        return f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB{copied}, {self.speed}{left}"
 
 
 class ProgressMeter:
@@ -47,14 +58,20 @@ class ProgressMeter:
         if self._tell is None or (now - self._last < _INTERVAL and not final):
             return
         self._last = now
-        self._samples.append((now, done))
-        while len(self._samples) > 2 and now - self._samples[0][0] > _WINDOW:
-            self._samples.popleft()
-        self._tell(self._progress(done, fetched, copied))
-
-    def _progress(self, done: int, fetched: int, copied: int) -> FillProgress:
-        (first_time, first_done), (last_time, last_done) = self._samples[0], self._samples[-1]
-        elapsed = last_time - first_time
-        rate = (last_done - first_done) / elapsed if elapsed > 0 else 0.0
+        if not self._samples or self._samples[-1][1] != done:
+            self._samples.append((now, done))
+        rate = self._rate(now)
         left = (self._total - done) / rate if rate > 0 else None
-        return FillProgress(done, self._total, fetched, rate, 0.0 if done == self._total else left, copied)
+        self._tell(FillProgress(done, self._total, fetched, rate, 0.0 if done == self._total else left, copied))
+
+    def _rate(self, now: float) -> float:
+        pause = max((later - earlier for (earlier, _), (later, _) in pairwise(self._samples)), default=0.0)
+        window = min(max(_WINDOW, _PAUSES * pause), _LONGEST_WINDOW)
+        while len(self._samples) > 2 and now - self._samples[1][0] >= window:
+            self._samples.popleft()
+        (first_time, first_done), (last_time, last_done) = self._samples[0], self._samples[-1]
+        if now - last_time > window:
+            return 0.0
+        # Nothing new for no longer than usual is no slowing down.
+        end = last_time if now - last_time <= pause else now
+        return (last_done - first_done) / (end - first_time) if end > first_time else 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,15 @@ from tests.cluster.installed import Driver, installed
 from tests.cluster.lab import Lab, running
 from tests.cluster.node import Node
 from tests.origins.hub import Hub
+
+_HERE = Path(__file__).parent
+# What judges all that tests before it did, then what may change the driver that they share.
+_LAST = ("test_rights.py", "test_upgrades.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put those at the end that have to be there."""
+    items.sort(key=lambda item: _LAST.index(item.path.name) + 1 if item.path.parent == _HERE and item.path.name in _LAST else 0)
 
 
 @pytest.fixture(scope="session")

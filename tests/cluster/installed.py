@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests.cluster.images import Archive
@@ -24,9 +25,15 @@ _HELM_SECONDS = 300.0
 
 @dataclass(frozen=True)
 class Driver:
-    """The installed driver in `lab`."""
+    """The installed driver in `lab`, with the chart's `values`."""
 
     lab: Lab
+    values: Object
+
+    def replace(self, tree: Path, image: Archive) -> None:
+        """Have the chart and the image of the checkout at `tree` in its place; all pods are that and ready then."""
+        values = {**self.values, "image": _image(image)}
+        _helm(self.lab, "upgrade", RELEASE, str(tree / CHART.relative_to(TREE)), "--values", "-", input=json.dumps(values))
 
     def node_pod(self, node: Node) -> str:
         """The name of the pod that is the node plugin there."""
@@ -97,14 +104,14 @@ def installed(lab: Lab, image: Archive, sidecars: Sequence[Archive], hub: str, *
     }
     _helm(lab, "install", RELEASE, str(CHART), "--values", "-", input=json.dumps(values))
     try:
-        yield Driver(lab)
+        yield Driver(lab, values)
     finally:
         _helm(lab, "uninstall", RELEASE, "--wait")
 
 
 def _helm(lab: Lab, *words: str, input: str = "") -> None:
     command = [str(lab.programs / "helm"), "--kubeconfig", str(lab.kubectl.kubeconfig), "--namespace", NAMESPACE, *words]
-    if words[0] == "install":
+    if words[0] in ("install", "upgrade"):
         command += ["--wait", "--timeout", "3m"]
     done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=_HELM_SECONDS)
     if done.returncode:

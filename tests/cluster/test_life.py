@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.cluster.installed import NAMESPACE, Driver
+from tests.cluster.installed import NAMESPACE, Driver, lives
 from tests.cluster.kubectl import Object
 from tests.cluster.lab import Lab
 from tests.cluster.pods import applied
@@ -81,6 +81,24 @@ def test_readers_do_not_notice_that_the_plugin_is_replaced(lab: Lab, driver: Dri
                 lines = lab.kubectl.logs(one["metadata"]["name"]).splitlines()
                 assert len(lines) > 10 and {line.split()[0] for line in lines[:-1]} == {SUM}
     settled(lab, driver)
+
+
+def test_a_claim_that_is_deleted_under_a_reader_stays_until_the_reader_has_gone(lab: Lab, driver: Driver) -> None:
+    node, read = lab.nodes[0], ["sh", "-c", "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; done"]
+    with volumes_of(lab, {"repoId": "org/lively"}), applied(lab.kubectl, claim("doomed", "models")):
+        with pods(lab, reader("holds", claim_volume("doomed"), read)):
+            volume, mounted = of_claim(lab, "doomed"), driver.mounts(node)
+            lab.kubectl.delete("pvc", "doomed", "default", "--wait=false")
+            wait_for(lambda: "Terminating" in lab.kubectl.run("get", "pvc", "doomed"), 10, "the claim to be on its way out")
+            before = len(lab.kubectl.logs("holds").splitlines())
+            wait_for(lambda: len(lab.kubectl.logs("holds").splitlines()) > before + 10, 60, "the pod to read on")
+            assert {line.split()[0] for line in lab.kubectl.logs("holds").splitlines()[:-1]} == {SUM}
+            assert driver.mounts(node) == mounted != []
+            assert lives(lab.kubectl.get("cachevolume", volume)) and not lives(lab.kubectl.get("pvc", "doomed"))
+        for kind, name in (("pvc", "doomed"), ("cachevolume", volume)):
+            wait_for(lambda kind=kind, name=name: not lab.kubectl.get(kind, name), 60, f"{kind} {name} to go")  # type: ignore[misc]
+    settled(lab, driver)
+    wait_for(lambda: lab.kubectl.list("cachepins", "") == [], 60, "the pin of the claim to go")
 
 
 def test_a_node_that_lost_power_has_its_volumes_again_and_keeps_none_of_a_pod_that_went_meanwhile(lab: Lab, driver: Driver) -> None:

@@ -37,7 +37,7 @@ def test_each_image_is_a_row_with_state_size_progress_and_age(root: Path) -> Non
         store.paths(partial).progress.write_text(json.dumps(asdict(FillProgress(MIB, 2 * MIB, MIB, 1.0 * MIB, 1.0))))
         rows = {row[0]: row[1:] for row in images_of(root)}
         assert rows[sealed[:12]][:3] == ("sealed", "3.0 MiB", "")
-        assert rows[partial[:12]][:3] == ("partial", "2.0 MiB", "1 of 2 MiB, 1 MiB/s, about 1 s left")
+        assert rows[partial[:12]][:3] == ("partial", "2.0 MiB", "1 of 2 MiB, 1.0 MiB/s, about 1 s left")
         assert 85 < float(rows[sealed[:12]][3].split(" ")[0]) < 200
         shown = CliRunner().invoke(cli, ["images", str(root)]).output
         assert sealed[:12] in shown and "sealed" in shown and "1 of 2 MiB" in shown

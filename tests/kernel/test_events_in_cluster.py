@@ -60,7 +60,7 @@ def test_the_pod_of_an_inline_volume_is_told_of_its_fill(machine: Machine, api_s
     assert until(lambda: {"CacheReady", "CachePinned"} <= set(said(api_server, about)))
     found = said(api_server, about)
     assert set(found) == {"CacheFilling", "CacheReady", "CachePinned"}
-    assert "of 24.0 MiB" in found["CacheFilling"]["message"] and "MB/s" in found["CacheFilling"]["message"]
+    assert "of 24.0 MiB" in found["CacheFilling"]["message"] and "MiB/s" in found["CacheFilling"]["message"]
     assert found["CacheReady"]["message"].startswith("image ") and "24.0 MiB in" in found["CacheReady"]["message"]
     assert found["CacheFilling"]["source"] == {"component": "datacache-node", "host": "node-1"}
     assert machine.unpublish(pod) == (OK, "")

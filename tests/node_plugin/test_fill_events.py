@@ -49,7 +49,7 @@ def test_a_pod_is_told_of_the_fill_of_its_inline_volume_and_when_it_is_done(hast
     hasty.source.go_fill.clear()
     call = threading.Thread(target=hasty.inline, kwargs={"context": {**INLINE, **FACTS}})
     call.start()
-    assert eventually(lambda: "1.0 MiB of 5.0 MiB (20%), 1 MB/s, about 4 s left" in [said.message for said in hasty.announcer.said(POD).values()])
+    assert eventually(lambda: "1.0 MiB of 5.0 MiB (20%), 1.0 MiB/s, about 4 s left" in [said.message for said in hasty.announcer.said(POD).values()])
     assert eventually(lambda: hasty.announcer.said(POD)[FILLING].count > 1)
     assert hasty.announcer.fills() == {}, "an inline volume is not in the registry"
     hasty.source.go_fill.set()
@@ -151,9 +151,9 @@ def test_no_thread_is_left_when_no_fill_is(hasty: Node) -> None:
     ("progress", "words"),
     [
         (FillProgress(), "has not begun yet"),
-        (FillProgress(0, 10 * 2**30), "0 B of 10.0 GiB (0%), 0 MB/s"),
-        (FillProgress(2**30, 10 * 2**30, 2**30, 94e6, 600.0), "1.0 GiB of 10.0 GiB (10%), 94 MB/s, about 10 min left"),
-        (FillProgress(2**30, 10 * 2**30, 0, 1e6, 9600.0, 2**30), "(10%), 1.0 GiB of it from other images, 1 MB/s, about 2.7 h left"),
+        (FillProgress(0, 10 * 2**30), "0 B of 10.0 GiB (0%), 0 B/s"),
+        (FillProgress(2**30, 10 * 2**30, 2**30, 94.0 * 2**20, 600.0), "1.0 GiB of 10.0 GiB (10%), 94.0 MiB/s, about 10 min left"),
+        (FillProgress(2**30, 10 * 2**30, 0, 2.0**20, 9600.0, 2**30), "(10%), 1.0 GiB of it from other images, 1.0 MiB/s, about 2.7 h left"),
     ],
 )
 def test_progress_in_words(progress: FillProgress, words: str) -> None:

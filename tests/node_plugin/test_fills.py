@@ -70,7 +70,7 @@ def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node
     with pytest.raises(Busy):
         wait(node, digest, seconds=0.05)
     assert eventually(lambda: node.fills.progress()[digest] == FillProgress(MIB, 5 * MIB, MIB, 1.0 * MIB, 4.0))
-    with pytest.raises(Busy, match="filling the cache: 1 of 5 MiB, 1 MiB/s, about 4 s left; call again, the fill goes on"):
+    with pytest.raises(Busy, match="filling the cache: 1 of 5 MiB, 1.0 MiB/s, about 4 s left; call again, the fill goes on"):
         wait(node, digest, seconds=0)
     node.source.go_fill.set()
     wait(node, digest)

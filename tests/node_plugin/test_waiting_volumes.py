@@ -27,7 +27,7 @@ def in_background(work: Callable[[], object]) -> tuple[threading.Thread, list[ob
 
 def test_a_waiting_call_hears_how_far_the_fill_is_and_the_next_one_finds_it_further(node: Node) -> None:
     node.source.go_fill.clear()
-    with pytest.raises(Busy, match="1 of 5 MiB, 1 MiB/s, about 4 s left; call again"):
+    with pytest.raises(Busy, match="1 of 5 MiB, 1.0 MiB/s, about 4 s left; call again"):
         while True:
             try:
                 node.stage(seconds=0.05)
