@@ -15,6 +15,7 @@ server is where pods look for it, other services are not.
 
 In a test: `lab` (tests/cluster/conftest.py) is a cluster of one node that is shared by all tests; `lab.kubectl` applies, waits, reads logs;
 `lab.nodes[0].root` is what the node has mounted; `audit.calls(lab.plane.audit_log)` is who asked what.
+Two files run behind all others: test_rights.py judges what the driver's programs asked for in all of them, test_upgrades.py replaces the driver.
 `running()` (tests/cluster/lab.py) starts another.
 
 Programs are built once by tests/setup/cluster/programs.sh, images by `driver_image.py` from deploy/Dockerfile; both are kept in

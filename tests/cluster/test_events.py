@@ -10,7 +10,7 @@ import pytest
 
 from csi.registry.custom_resource import GROUP, VERSION, read
 from tests.cluster.installed import Driver
-from tests.cluster.kubectl import Object
+from tests.cluster.kubectl import Object, condition
 from tests.cluster.lab import Lab
 from tests.cluster.pods import applied
 from tests.cluster.spaces import wait_for
@@ -78,7 +78,9 @@ def test_a_slow_fill_is_told_to_the_claim_and_to_the_pod_and_shown_with_the_volu
         percents.extend(int(number) for number in re.findall(r"^(\d+)%$", filling(lab)))
         return len({*percents}) > 1 and all(_PROGRESS.search(lab.kubectl.events(name)) for name in ("long-claim", "long-inline"))
 
-    inline, mounting = reader("long-inline", inline_volume({"repoId": "org/long"})), reader("long-mounting", claim_volume("long-claim"))
+    volumes = {"long-inline": inline_volume({"repoId": "org/long"}), "long-mounting": claim_volume("long-claim")}
+    # One node, one fill: the line is not shared.
+    inline, mounting = (reader(name, volume, node=lab.nodes[0].name) for name, volume in volumes.items())
     with volumes_of(lab, {"repoId": "org/long"}), applied(lab.kubectl, claim("long-claim", "models")):
         lab.kubectl.wait("pvc", "long-claim", lambda found: found["status"]["phase"] == "Bound")
         with applied(lab.kubectl, inline, mounting):
@@ -135,7 +137,7 @@ def test_conditions_follow_the_spec_and_keep_their_time_while_they_hold(lab: Lab
         (volume,) = [one["metadata"]["name"] for one in lab.kubectl.list("cachevolumes", "")]
         before = lab.kubectl.wait("cachevolume", volume, lambda found: found.get("status", {}).get("conditions"))
         check_conditions(before, ["Resolved"])
-        ready = lab.kubectl.wait("cacheprewarm", "short", lambda found: found.get("status", {}).get("ready") == "1/1")
+        ready = lab.kubectl.wait("cacheprewarm", "short", lambda found: condition(found, "Ready") == "True")
         check_conditions(ready, ["Ready", "Progressing", "Failed"])
         lab.kubectl.run("patch", "cachevolume", volume, "--type=merge", "-p", '{"spec": {"performance": {"readIops": 5000}}}')
         after = lab.kubectl.wait("cachevolume", volume, lambda found: found["status"]["observedGeneration"] == 2)

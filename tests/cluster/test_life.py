@@ -86,7 +86,7 @@ def test_readers_do_not_notice_that_the_plugin_is_replaced(lab: Lab, driver: Dri
 def test_a_claim_that_is_deleted_under_a_reader_stays_until_the_reader_has_gone(lab: Lab, driver: Driver) -> None:
     node, read = lab.nodes[0], ["sh", "-c", "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; done"]
     with volumes_of(lab, {"repoId": "org/lively"}), applied(lab.kubectl, claim("doomed", "models")):
-        with pods(lab, reader("holds", claim_volume("doomed"), read)):
+        with pods(lab, reader("holds", claim_volume("doomed"), read, node.name)):
             volume, mounted = of_claim(lab, "doomed"), driver.mounts(node)
             lab.kubectl.delete("pvc", "doomed", "default", "--wait=false")
             wait_for(lambda: "Terminating" in lab.kubectl.run("get", "pvc", "doomed"), 10, "the claim to be on its way out")

@@ -10,7 +10,7 @@ import pytest
 
 from csi.registry.custom_resource import GROUP, VERSION
 from tests.cluster.installed import Driver
-from tests.cluster.kubectl import Object
+from tests.cluster.kubectl import Object, condition
 from tests.cluster.lab import Lab
 from tests.cluster.pods import applied
 from tests.cluster.rights import Right, granted, used
@@ -65,8 +65,9 @@ def everything(lab: Lab, driver: Driver, hub: Hub) -> None:
         stack.callback(setattr, hub.faults, "rate", None)
         _modified(lab)
         lab.kubectl.wait_running("long-right", seconds=180)
+        hub.faults.rate = None
         stack.enter_context(applied(lab.kubectl, _prewarm()))
-        lab.kubectl.wait("cacheprewarm", "right", lambda found: found.get("status", {}).get("ready") == "1/1")
+        lab.kubectl.wait("cacheprewarm", "right", lambda found: condition(found, "Ready") == "True")
         for name in ("right", "cloned", "inline-right"):
             lab.kubectl.wait_running(name)
     settled(lab, driver)
