@@ -49,7 +49,7 @@ def rename_durably(source: Path, target: Path) -> None:
         sync_folder(source.parent)
 
 
-def write_bytes(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_bytes(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
     """Put a file of exactly `data` at `path`, replacing what is there; raises OSError and leaves nothing behind then."""
     temp = path.with_name(f".{path.name}.{uuid.uuid4().hex}{TEMP_SUFFIX}")
     try:

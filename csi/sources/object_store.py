@@ -62,6 +62,10 @@ class ObjectStore:
         with self._explained():
             return str(obstore.sign(self._current()[1], "GET", key, datetime.timedelta(seconds=SIGNED_SECONDS)))
 
+    def client(self) -> S3Store:
+        """obstore's own client of the bucket, for who writes to it; there is a credential."""
+        return self._current()[1]
+
     def signing(self) -> tuple[SigningKey | None, dict[str, str]]:
         """With what requests to the bucket itself are signed, and the headers that go along; None and none as anybody."""
         if self._credential is None:
@@ -73,7 +77,8 @@ class ObjectStore:
     def _current(self) -> tuple[AccessKey, S3Store]:
         with self._guard:
             if self._key is None or self._signer is None or _ends(self._key):
-                assert self._credential
+                if self._credential is None:
+                    raise InvalidParameter(f"{self._spec.shown} is written to with an access key; name the Secret or folder that holds it")
                 self._key = self._checked(self._credential())
                 with self._explained():
                     self._signer = self._new_signer(self._key)

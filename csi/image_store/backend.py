@@ -1,0 +1,65 @@
+"""Where the image store keeps its objects, behind one Protocol: a folder, or a bucket."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from csi.spec.access import OpenReader
+from csi.spec.image_store import FolderSpec, ImageStoreSpec
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An object: its key, bytes, and when it was put (seconds since 1970, by the store's clock)."""
+
+    key: str
+    size: int
+    put_at: float
+
+
+class Backend(Protocol):
+    """Objects by key ("folder/name"), each whole or not there. Thread-safe.
+
+    All raise OriginUnavailable where trying again may help, Unauthenticated and PermissionDenied where the credential does not do, NoSpace.
+    """
+
+    @property
+    def shown(self) -> str:
+        """The store as messages name it."""
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes of a small object, None where there is none."""
+
+    def size(self, key: str) -> int | None:
+        """The bytes of an object, None where there is none."""
+
+    def put(self, key: str, content: bytes | memoryview) -> None:
+        """Put an object, durably, in the place of one that is there. Of two who put at once, one is whole."""
+
+    def list(self, folder: str) -> Iterator[Kept]:
+        """All objects whose keys begin with `folder`/."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; one that is not there is no error."""
+
+    def reader(self, folder: str) -> OpenReader:
+        """Opens readers for entries whose paths are keys below `folder`."""
+
+    def close(self) -> None:
+        """Let go of all connections."""
+
+
+def open_backend(where: ImageStoreSpec, secrets: Mapping[str, str]) -> Backend:
+    """The backend of an image store, with the driver's own credential (`accessKeyId`, `secretAccessKey` or OSS's `akId`, `akSecret`).
+
+    Raises InvalidParameter where a credential was given that it cannot use.
+    """
+    if isinstance(where, FolderSpec):
+        from csi.image_store.folder import FolderBackend
+
+        return FolderBackend(where)
+    from csi.image_store.bucket import BucketBackend
+
+    return BucketBackend(where, secrets)

@@ -1,0 +1,96 @@
+"""An image store in a bucket: obstore puts and lists, our own HTTP engine reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
+
+from csi.errors import OriginUnavailable, PermissionDenied, Unauthenticated
+from csi.image_store.backend import Kept
+from csi.sources.addresses import Addresses
+from csi.sources.catalog import access_key
+from csi.sources.connections import Connections
+from csi.sources.http import RangeReader
+from csi.sources.object_store import ObjectStore
+from csi.spec.access import OpenReader
+from csi.spec.objects import ObjectSpec
+
+_CONNECTIONS = 16
+
+
+class BucketBackend:
+    """See Backend. Raises InvalidParameter where `secrets` hold no key for such a bucket."""
+
+    def __init__(self, where: ObjectSpec, secrets: Mapping[str, str]) -> None:
+        self._where, self.shown = where, f"the image store {where.shown}"
+        self._store = ObjectStore(where, access_key(where, secrets))
+        self._connections = Connections(_CONNECTIONS)
+
+    def get(self, key: str) -> bytes | None:
+        """See Backend."""
+        with self._faults():
+            try:
+                return bytes(obstore.get(self._store.client(), self._key(key)).bytes())
+            except (NotFoundError, FileNotFoundError):
+                return None
+
+    def size(self, key: str) -> int | None:
+        """See Backend."""
+        with self._faults():
+            try:
+                return int(obstore.head(self._store.client(), self._key(key))["size"])
+            except (NotFoundError, FileNotFoundError):
+                return None
+
+    def put(self, key: str, content: bytes | memoryview) -> None:
+        """See Backend: one request, so the object is whole or not there."""
+        with self._faults():
+            obstore.put(self._store.client(), self._key(key), content, use_multipart=False)
+
+    def list(self, folder: str) -> Iterator[Kept]:
+        """See Backend."""
+        with self._faults():
+            for page in obstore.list(self._store.client(), self._key(folder), chunk_size=1000):
+                for item in page:
+                    yield Kept(item["path"].removeprefix(self._store.prefix), item["size"], item["last_modified"].timestamp())
+
+    def delete(self, key: str) -> None:
+        """See Backend."""
+        with self._faults():
+            try:
+                obstore.delete(self._store.client(), self._key(key))
+            except (NotFoundError, FileNotFoundError):
+                return
+
+    def reader(self, folder: str) -> OpenReader:
+        """See Backend; all its readers share what was signed."""
+        addresses = Addresses(
+            lambda entry: self._store.address(self._key(f"{folder}/{entry.path}")),
+            refusal=lambda status, headers: self._store.refusal(status) if status in (401, 403, 404) else None,
+            signs=True,
+        )
+        return lambda: RangeReader(self._connections, addresses)
+
+    def close(self) -> None:
+        """See Backend."""
+        self._connections.close()
+
+    def _key(self, key: str) -> str:
+        return self._store.prefix + key
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        """Errors of obstore as those of `csi.errors`; its own texts hold addresses."""
+        try:
+            yield
+        except UnauthenticatedError as error:
+            raise Unauthenticated(f"{self.shown} refuses the driver's access key; check the Secret of --image-store-secret") from error
+        except (PermissionDeniedError, PermissionError) as error:
+            raise PermissionDenied(
+                f"{self.shown} refuses the driver's access key, or does not let it read, write, list and delete objects; check it and its rights"
+            ) from error
+        except (BaseError, OSError) as error:
+            raise OriginUnavailable(f"{self.shown} cannot be reached, or does not do what is asked ({type(error).__name__})") from error

@@ -1,0 +1,131 @@
+"""An image store in a folder that all nodes have mounted, such as an NFS share."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from csi.durable import TEMP_SUFFIX, write_bytes
+from csi.errors import DataCacheError, NoSpace, OriginUnavailable, PermissionDenied, SourceChanged, SourceNotFound
+from csi.image_store.backend import Kept
+from csi.spec.access import OpenReader
+from csi.spec.image_store import FolderSpec
+from csi.spec.manifest import Entry
+
+
+class FolderBackend:
+    """See Backend. The folder itself has to be there: an empty place where nothing is mounted must not look like a store."""
+
+    def __init__(self, where: FolderSpec) -> None:
+        self._root, self.shown = where.path, where.shown
+
+    def get(self, key: str) -> bytes | None:
+        """See Backend."""
+        with self._faults():
+            try:
+                return self._path(key).read_bytes()
+            except FileNotFoundError:
+                return None
+
+    def size(self, key: str) -> int | None:
+        """See Backend."""
+        with self._faults():
+            try:
+                return self._path(key).stat().st_size
+            except FileNotFoundError:
+                return None
+
+    def put(self, key: str, content: bytes | memoryview) -> None:
+        """See Backend: a file is written beside its place, synced and renamed."""
+        path = self._path(key)
+        with self._faults():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, content, 0o644)
+
+    def list(self, folder: str) -> Iterator[Kept]:
+        """See Backend; files that are being written are not there yet."""
+        with self._faults():
+            for parent, _, names in os.walk(self._path(folder)):
+                for name in sorted(names):
+                    if not name.endswith(TEMP_SUFFIX):
+                        yield from self._kept(Path(parent, name))
+
+    def _kept(self, path: Path) -> Iterator[Kept]:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            return
+        yield Kept(str(path.relative_to(self._root)), status.st_size, status.st_mtime)
+
+    def delete(self, key: str) -> None:
+        """See Backend; folders that are empty then go too."""
+        path = self._path(key)
+        with self._faults():
+            path.unlink(missing_ok=True)
+            for folder in path.parents:
+                if folder == self._root or not _removed(folder):
+                    break
+
+    def reader(self, folder: str) -> OpenReader:
+        """See Backend."""
+        return lambda: self._reading(folder)
+
+    @contextmanager
+    def _reading(self, folder: str) -> Iterator[_Reader]:
+        yield _Reader(self, folder)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` from byte `offset` of an object on. Raises SourceNotFound and SourceChanged beside what all raise."""
+        with self._faults():
+            try:
+                with self._path(key).open("rb", buffering=0) as stream:
+                    done = os.preadv(stream.fileno(), [buffer], offset)
+            except FileNotFoundError as error:
+                raise SourceNotFound(f"{self.shown} has no {key} any more") from error
+        if done != len(buffer):
+            raise SourceChanged(f"{self.shown}: {key} is shorter than when it was put there")
+
+    def _path(self, key: str) -> Path:
+        if not self._root.is_dir():
+            raise OriginUnavailable(
+                f"{self.shown}, the image store, is not there; mount it on this node, at the same place in the plugin's container"
+            )
+        return self._root / key
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._named(error) from error
+
+    def _named(self, error: OSError) -> DataCacheError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return NoSpace(f"{self.shown}, the image store, is full; add room, or let fewer caches be kept")
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return PermissionDenied(f"{self.shown}, the image store, may not be used ({error.strerror}); give this driver's user the right")
+        return OriginUnavailable(f"{self.shown}, the image store, cannot be used: {error.strerror}")
+
+
+class _Reader:
+    """See `csi.spec.access.Reader`."""
+
+    def __init__(self, backend: FolderBackend, folder: str) -> None:
+        self._backend, self._folder = backend, folder
+
+    def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
+        self._backend.read_into(f"{self._folder}/{entry.path}", offset, buffer)
+
+
+def _removed(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,108 @@
+"""What the image store has of one image: its parts, and the record that makes them an image.
+
+images/<digest>/manifest        as a node's store has it
+images/<digest>/parts/<sha256>  PART_BYTES of the image each, but the last
+images/<digest>/index.json      put last: where it is, the image is whole
+images/<digest>/unwanted        nobody has wanted the image since this was put
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from csi.errors import CorruptContent
+from csi.images.layout import Extent, Layout
+from csi.images.records import is_digest
+from csi.spec.manifest import Entry, Kind, Manifest
+
+FORMAT = 1
+IMAGES = "images"
+PART_BYTES = 32 * 1024 * 1024
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image: `digest` of its manifest, `image_bytes` long, of files of `content_bytes`; `parts` are sha256 sums (hex) in the image's order.
+
+    The first part begins at image byte `data_at`: what is before it follows from the manifest.
+    `access` is the pinned spec that it was filled from, `layout` the layout's format, `stored_at` seconds since 1970.
+    """
+
+    digest: str
+    image_bytes: int
+    content_bytes: int
+    data_at: int
+    parts: Sequence[str]
+    access: dict[str, str] = field(default_factory=dict)
+    layout: int = 0
+    part_bytes: int = PART_BYTES
+    stored_at: float = 0.0
+
+    @property
+    def snapshot_id(self) -> str:
+        """What ECI's users name it by: "s-" and the first 20 digits of its digest."""
+        return f"s-{self.digest[:20]}"
+
+    def encode(self) -> bytes:
+        """The record as JSON."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
+
+    @staticmethod
+    def decode(content: bytes, digest: str) -> StoredImage:
+        """The record that `encode` wrote of the image `digest`; raises CorruptContent for any other."""
+        try:
+            kept: dict[str, Any] = json.loads(content)
+            if kept.pop("format") != FORMAT:
+                raise ValueError("another format")
+            found = StoredImage(**kept)
+            found.check(digest)
+            return found
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorruptContent(f"the image store's record of {digest[:12]} is damaged ({error}); remove images/{digest} there") from error
+
+    def check(self, digest: str) -> None:
+        """Raise ValueError unless the record is one of the image `digest` and agrees with itself."""
+        count = -(-(self.image_bytes - self.data_at) // self.part_bytes)
+        if self.digest != digest or not all(map(is_digest, self.parts)):
+            raise ValueError("it is of another image")
+        if any(size % _BLOCK for size in (self.part_bytes, self.image_bytes, self.data_at)) or len(self.parts) != count:
+            raise ValueError(f"{len(self.parts)} parts of {self.part_bytes} bytes are no image of {self.image_bytes}")
+
+    def part_size(self, number: int) -> int:
+        """The bytes of a part, numbered from 0."""
+        return min(self.part_bytes, self.image_bytes - self.data_at - number * self.part_bytes)
+
+    def in_parts(self, metadata: bytes) -> Layout:
+        """The image as a fill sees it whose files are the parts: each is verified, and what was there is gone on with."""
+        entries = [Entry(f"{number:06}", Kind.FILE, size=self.part_size(number), digest=f"sha256:{part}") for number, part in enumerate(self.parts)]
+        extents = tuple(Extent(entry, self.data_at + number * self.part_bytes) for number, entry in enumerate(entries))
+        return Layout(Manifest(tuple(entries), {}), self.image_bytes, metadata, extents)
+
+
+def folder_of(digest: str) -> str:
+    """Where all of an image is."""
+    return f"{IMAGES}/{digest}"
+
+
+def index_of(digest: str) -> str:
+    """The key of the record that makes an image whole."""
+    return f"{folder_of(digest)}/index.json"
+
+
+def manifest_of(digest: str) -> str:
+    """The key of the manifest."""
+    return f"{folder_of(digest)}/manifest"
+
+
+def parts_of(digest: str) -> str:
+    """The folder of the parts."""
+    return f"{folder_of(digest)}/parts"
+
+
+def unwanted_of(digest: str) -> str:
+    """The key of the mark that nobody wants an image."""
+    return f"{folder_of(digest)}/unwanted"

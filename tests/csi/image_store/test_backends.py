@@ -1,0 +1,79 @@
+"""What every backend of the image store does: objects by key, each whole or not there."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from csi.errors import OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.image_store.backend import Backend, open_backend
+from csi.spec.image_store import image_store
+from csi.spec.manifest import Entry, Kind
+from tests.origins.versitygw import ObjectServer
+
+
+def test_an_object_is_what_was_put_last(backend: Backend) -> None:
+    assert backend.get("a/b.json") is None and backend.size("a/b.json") is None
+    backend.put("a/b.json", b"first")
+    backend.put("a/b.json", memoryview(b"second"))
+    assert backend.get("a/b.json") == b"second" and backend.size("a/b.json") == 6
+
+
+def test_objects_are_listed_below_their_folder(backend: Backend) -> None:
+    for key in ("a/1", "a/b/2", "ab/3", "c/4"):
+        backend.put(key, key.encode())
+    listed = list(backend.list("a"))
+    assert sorted(one.key for one in listed) == ["a/1", "a/b/2"] and {one.size for one in listed} == {3, 5}
+    assert all(abs(one.put_at - time.time()) < 3600 for one in listed)
+    assert list(backend.list("nothing")) == []
+
+
+def test_more_objects_are_listed_than_a_page_has(backend: Backend) -> None:
+    for number in range(1100):
+        backend.put(f"many/{number}", b"")
+    assert len(list(backend.list("many"))) == 1100
+
+
+def test_what_was_removed_is_gone_and_may_be_removed_again(backend: Backend) -> None:
+    backend.put("a/b/c", b"1")
+    for _ in range(2):
+        backend.delete("a/b/c")
+    assert backend.get("a/b/c") is None and list(backend.list("a")) == []
+
+
+def test_readers_read_ranges(backend: Backend) -> None:
+    backend.put("parts/one", bytes(range(200)))
+    buffer = bytearray(50)
+    with backend.reader("parts")() as reader:
+        reader.read_into(Entry("one", Kind.FILE, size=200), 100, memoryview(buffer))
+        assert bytes(buffer) == bytes(range(100, 150))
+        with pytest.raises(SourceNotFound):
+            reader.read_into(Entry("two", Kind.FILE, size=200), 0, memoryview(buffer))
+
+
+def test_a_folder_that_is_not_mounted_is_no_empty_store(tmp_path: Path) -> None:
+    backend = open_backend(image_store(f"file://{tmp_path}/missing"), {})
+    with pytest.raises(OriginUnavailable, match="mount it"):
+        backend.get("images/x")
+    with pytest.raises(OriginUnavailable, match="mount it"):
+        backend.put("images/x", b"")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["wrongid", "rootid"])
+def test_a_wrong_access_key_is_named_without_its_value(objects: ObjectServer, key: str) -> None:
+    url = f"s3://{objects.bucket({})}?endpoint={objects.endpoint}"
+    backend = open_backend(image_store(url), {"accessKeyId": key, "secretAccessKey": "w0rd"})
+    with pytest.raises((Unauthenticated, PermissionDenied)) as caught:
+        backend.put("images/x", b"")
+    assert "access key" in str(caught.value) and "w0rd" not in str(caught.value)
+
+
+def test_a_server_that_is_down_is_unavailable(objects: ObjectServer) -> None:
+    with ObjectServer() as server:
+        url = f"s3://bucket?endpoint={server.endpoint}"
+    backend = open_backend(image_store(url), {"accessKeyId": "id", "secretAccessKey": "w0rd"})
+    with pytest.raises(OriginUnavailable):
+        backend.get("images/x")
