@@ -28,6 +28,7 @@ CRDS = Path(__file__).parents[1] / "deploy/crds"
 VOLUMES = f"/apis/{GROUP}/{VERSION}/{PLURAL}"
 PINS = f"/apis/{GROUP}/{VERSION}/cachepins"
 PREWARMS = f"/apis/{GROUP}/{VERSION}/cacheprewarms"
+DATA_CACHES = "/apis/eci.aliyun.com/v1alpha1/datacaches"
 ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
 NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test-cluster builds them, with Go)"
 _PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
@@ -67,7 +68,7 @@ class ApiServer:
             if self._crds:
                 self.kubectl("apply", "--server-side", "-f", str(CRDS))
                 self.kubectl("wait", "--for=condition=Established", "--timeout=30s", "-f", str(CRDS))
-                self._kinds = (VOLUMES, PINS, PREWARMS)
+                self._kinds = (VOLUMES, PINS, PREWARMS, DATA_CACHES)
                 # An established CRD may still be initialising its storage.
                 assert wait_until(self._is_ready, 30)
         except BaseException as error:
@@ -162,8 +163,9 @@ class ApiServer:
         return Client(self.access(user))
 
     def forget_volumes(self) -> None:
-        """Delete every CacheVolume, CachePin and CachePrewarm."""
+        """Delete every CacheVolume, CachePin, CachePrewarm and DataCache."""
         self.client().call("DELETE", VOLUMES)
+        self.client().call("DELETE", DATA_CACHES)
         for pin in self.client().call("GET", PINS)["items"]:
             self.client().call("DELETE", path_in(pin["metadata"]["namespace"], pin["metadata"]["name"]))
         for thing in self.client().call("GET", PREWARMS)["items"]:

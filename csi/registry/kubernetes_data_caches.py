@@ -1,0 +1,203 @@
+"""DataCaches as objects of the cluster: what people, the API and the operator write, and nodes and the pod webhook read."""
+
+from __future__ import annotations
+
+import base64
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Any
+
+from csi.cluster.api_server import APPLY, MERGE, ApiServer, path_of
+from csi.cluster.watch import Watch, pages
+from csi.errors import AlreadyExists, ClusterConflict, DataCacheError, FailedPrecondition, NotFound
+from csi.registry.custom_resource import written
+from csi.registry.data_cache_object import (
+    GROUP,
+    ID_LABEL,
+    KIND,
+    MATCHED,
+    PLACE_LABEL,
+    PLURAL,
+    TOKEN_ANNOTATION,
+    VERSION,
+    decode,
+    encode_spec,
+    encode_status,
+    labels_of,
+)
+from csi.registry.data_caches import DataCache, DataCacheState, SecretRef, first_at, place_of
+from csi.registry.telling import tell
+
+log = logging.getLogger("datacache.registry")
+
+MANAGER, STATUS_MANAGER = "datacache-operator", "datacache-operator-status"
+_ALL = path_of("apis", GROUP, VERSION, PLURAL)
+_LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+_TRIES = 8
+_MANY = 500
+
+
+class KubernetesDataCaches:
+    """See DataCaches. Credentials become Secrets of `namespace`, each owned by its DataCache."""
+
+    def __init__(self, server: ApiServer, namespace: str) -> None:
+        self._server, self._namespace = server, namespace
+
+    def find(self, ids: tuple[str, ...] = (), bucket: str = "", path: str = "") -> list[DataCache]:
+        """See DataCaches; those that the operator has not looked at yet are found by neither id nor place."""
+        selector = f"{ID_LABEL} in ({','.join(ids)})" if ids else f"{PLACE_LABEL}={place_of(bucket, path)}" if bucket and path else ""
+        found = [cache for page in pages(self._server, _ALL, selector, _MANY) for thing in page["items"] if (cache := _readable(thing))]
+        fitting = [one for one in found if bucket in ("", one.spec.bucket) and path in ("", one.spec.path) and (not ids or one.id in ids)]
+        return sorted(fitting, key=lambda one: (one.created, one.uid))
+
+    def named(self, name: str) -> DataCache | None:
+        """See DataCaches; raises DataCacheError where the object cannot be read."""
+        thing = self._object(name)
+        return decode(thing) if thing else None
+
+    def _object(self, name: str) -> dict[str, Any] | None:
+        try:
+            return self._server.call("GET", path_of("apis", GROUP, VERSION, PLURAL, name))
+        except NotFound:
+            return None
+
+    def add(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCache:
+        """See DataCaches."""
+        taken = AlreadyExists(f"there is a DataCache of {cache.spec.shown} already; update or delete that, or take another path")
+        if first_at(self.find(bucket=cache.spec.bucket, path=cache.spec.path), cache.spec.bucket, cache.spec.path):
+            raise taken
+        name = f"edc-{place_of(cache.spec.bucket, cache.spec.path)}"
+        wanted = replace(cache, name=name, secret=self._own_secret(name) if secrets else cache.secret)
+        try:
+            thing = self._server.call("POST", _ALL, {"fieldManager": MANAGER}, _object_of(wanted))
+        except ClusterConflict:
+            raise taken from None
+        made = decode(self._labelled(thing))
+        self._keep(made, secrets)
+        return made
+
+    def _labelled(self, thing: dict[str, Any]) -> dict[str, Any]:
+        """The object with the labels that it is found by; the id's needs the uid, which the server gives."""
+        labels = labels_of(decode(thing))
+        if {key: (thing["metadata"].get("labels") or {}).get(key) for key in labels} == labels:
+            return thing
+        patch = {"metadata": {"uid": thing["metadata"]["uid"], "labels": labels}}
+        return self._server.call("PATCH", _path(thing), {"fieldManager": MANAGER}, patch, MERGE)
+
+    def label(self, cache: DataCache) -> None:
+        """Have the object found by its id and place; one that is gone is no error."""
+        thing = self._object(cache.name)
+        if thing and thing["metadata"]["uid"] == cache.uid:
+            self._labelled(thing)
+
+    def change(self, cache_id: str, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
+        """See DataCaches."""
+        for _ in range(_TRIES):
+            found = self.find((cache_id,))
+            thing = self._object(found[0].name) if found else None
+            if thing is None:
+                return None
+            cache = decode(thing)
+            changed = how(replace(cache, secret=self._own_secret(cache.name)) if secrets else cache)
+            with suppress(ClusterConflict):
+                written_now = self._written(thing, changed)
+                self._keep(written_now, secrets or {})
+                return written_now
+        raise ClusterConflict(f"the DataCache {cache_id} changes all the time; the call is tried again")
+
+    def _written(self, thing: dict[str, Any], changed: DataCache) -> DataCache:
+        """Replace the spec of this very version; what kubectl remembers of it may hold a credential, and goes with one."""
+        spec = encode_spec(changed)
+        if spec == thing["spec"]:
+            return decode(thing)
+        meta = thing["metadata"]
+        annotations = {key: value for key, value in (meta.get("annotations") or {}).items() if key != _LAST_APPLIED or changed.secret is None}
+        body = {**thing, "metadata": {**meta, "annotations": annotations, "labels": (meta.get("labels") or {}) | labels_of(changed)}, "spec": spec}
+        return decode(self._server.call("PUT", _path(thing), {"fieldManager": MANAGER}, body))
+
+    def report(self, cache: DataCache, state: DataCacheState) -> None:
+        """See DataCaches."""
+        thing = self._object(cache.name)
+        if thing is None or thing["metadata"]["uid"] != cache.uid:
+            return
+        said = encode_status(cache, state, thing.get("status") or {}, time.time())
+        body = {**_kind(), "metadata": {"name": cache.name, "uid": cache.uid}, "status": said}
+        with suppress(NotFound):
+            self._server.call("PATCH", f"{_path(thing)}/status", {"fieldManager": STATUS_MANAGER, "force": "true"}, body, APPLY)
+
+    def note_match(self, cache: DataCache, when: float) -> None:
+        """See DataCaches."""
+        patch = {"metadata": {"uid": cache.uid}, "status": {MATCHED: written(when)}}
+        with suppress(NotFound, ClusterConflict):
+            self._server.call("PATCH", path_of("apis", GROUP, VERSION, PLURAL, cache.name, "status"), {"fieldManager": MANAGER}, patch, MERGE)
+
+    def delete(self, cache: DataCache) -> None:
+        """See DataCaches; what the object owns goes with it."""
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": cache.uid}, "propagationPolicy": "Background"}
+        with suppress(NotFound, ClusterConflict):
+            self._server.call("DELETE", path_of("apis", GROUP, VERSION, PLURAL, cache.name), body=body)
+
+    def credential(self, cache: DataCache) -> Mapping[str, str]:
+        """See DataCaches."""
+        if cache.secret is None:
+            return {}
+        namespace, name = cache.secret.namespace or self._namespace, cache.secret.name
+        try:
+            data = self._server.call("GET", path_of("api", "v1", "namespaces", namespace, "secrets", name)).get("data") or {}
+            return {key: base64.b64decode(value).decode() for key, value in data.items()}
+        except NotFound:
+            raise FailedPrecondition(f"the Secret {namespace}/{name} of the DataCache {cache.name} is not there; make it") from None
+        except UnicodeDecodeError:
+            raise FailedPrecondition(f"the Secret {namespace}/{name} has a value that is no text; put the credential there as it is") from None
+
+    def _own_secret(self, name: str) -> SecretRef:
+        return SecretRef(self._namespace, f"data-cache-{place_of('', name)[:20]}")
+
+    def _keep(self, cache: DataCache, secrets: Mapping[str, str]) -> None:
+        if not secrets or cache.secret is None:
+            return
+        owner = {**_kind(), "name": cache.name, "uid": cache.uid, "controller": True}
+        body = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": {"name": cache.secret.name, "namespace": cache.secret.namespace, "ownerReferences": [owner]},
+            "data": {key: base64.b64encode(value.encode()).decode() for key, value in secrets.items()},
+        }
+        path = path_of("api", "v1", "namespaces", cache.secret.namespace, "secrets", cache.secret.name)
+        self._server.call("PATCH", path, {"fieldManager": MANAGER, "force": "true"}, body, APPLY)
+
+    @contextmanager
+    def watch(self, told: Callable[[str, DataCache | None], None]) -> Iterator[None]:
+        """See DataCaches."""
+
+        def heard(name: str, thing: Mapping[str, Any] | None) -> None:
+            cache = _readable(thing) if thing else None
+            if cache or thing is None:
+                tell(lambda name: told(name, cache), name)
+
+        with Watch(self._server, _ALL, heard, metadata=False, everything=True).running():
+            yield
+
+
+def _object_of(cache: DataCache) -> dict[str, Any]:
+    annotations = {"annotations": {TOKEN_ANNOTATION: cache.token}} if cache.token else {}
+    return {**_kind(), "metadata": {"name": cache.name, "labels": labels_of(cache), **annotations}, "spec": encode_spec(cache)}
+
+
+def _kind() -> dict[str, str]:
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
+
+
+def _path(thing: Mapping[str, Any]) -> str:
+    return path_of("apis", GROUP, VERSION, PLURAL, thing["metadata"]["name"])
+
+
+def _readable(thing: Mapping[str, Any]) -> DataCache | None:
+    try:
+        return decode(thing)
+    except DataCacheError as error:
+        log.warning("a DataCache is left out", extra={"fields": {"reason": error}})
+        return None
