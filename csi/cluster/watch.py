@@ -29,7 +29,9 @@ _GATHER_SECONDS = 0.2
 
 
 class Watch:
-    """Calls `told(name, object)` from a thread of its own for what was added or changed (by its generation), with None for what is gone.
+    """Calls `told(name, object)` from a thread of its own for what was added or changed, with None for what is gone.
+
+    What counts as a change is another generation; with `status` every other version.
 
     `selector` gives the label selector as it is wanted now, None for nothing to watch; after `renew` it is asked again, and
     what it selects newly is told, too. With `metadata` objects come with their metadata alone. With `everything` the first list is told,
@@ -46,10 +48,12 @@ class Watch:
         selector: Callable[[], str | None] = lambda: "",
         metadata: bool = True,
         everything: bool = False,
+        status: bool = False,
     ) -> None:
         self._server, self._path, self._told, self._selector = server, path, told, selector
         self._accept = (METADATA_LIST, METADATA) if metadata else (JSON, JSON)
-        self._known: dict[str, tuple[str, int]] = {}
+        self._counts = "resourceVersion" if status else "generation"
+        self._known: dict[str, tuple[str, str]] = {}
         self._guard = threading.Lock()
         self._asked_anew, self._ended = threading.Event(), False
         self._stream: Stream | None = None
@@ -123,7 +127,7 @@ class Watch:
 
     def _list(self, selected: str) -> str:
         """Tell what differs from what was known, and return the version that the watch goes on from."""
-        found: dict[str, tuple[str, int]] = {}
+        found: dict[str, tuple[str, str]] = {}
         for page in pages(self._server, self._path, selected, _PAGE, self._accept[0]):
             for thing in page["items"]:
                 found[_key(thing["metadata"])] = self._note(thing)
@@ -133,9 +137,9 @@ class Watch:
         self._known = found
         return str(version)
 
-    def _note(self, thing: Mapping[str, Any]) -> tuple[str, int]:
+    def _note(self, thing: Mapping[str, Any]) -> tuple[str, str]:
         meta = thing["metadata"]
-        identity = (str(meta["uid"]), int(meta.get("generation", 0)))
+        identity = (str(meta["uid"]), str(meta.get(self._counts, 0)))
         if self._known.get(_key(meta)) != identity:
             self._tell(_key(meta), thing)
         return identity

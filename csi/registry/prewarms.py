@@ -46,6 +46,7 @@ class State(StrEnum):
 
     PENDING = "Pending"
     FILLING = "Filling"
+    STORING = "Storing"
     READY = "Ready"
     FAILED = "Failed"
 

@@ -26,6 +26,7 @@ class Words:
 
 
 INLINE, ANNOTATIONS, PREWARMS = Words("inline volumes", "node"), Words("annotations of a PVC", "controller"), Words("CachePrewarms", "node")
+DATA_CACHES = Words("DataCaches", "operator")
 
 
 class AllowList:

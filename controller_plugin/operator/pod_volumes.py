@@ -1,0 +1,121 @@
+"""An ECI pod made one of any cluster: hostPath volumes below a DataCache's path become inline volumes of this driver.
+
+Source: Alibaba Cloud, ECI, "use a data cache to accelerate pods": the annotations k8s.aliyun.com/eci-data-cache-*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from posixpath import join, normpath
+from typing import Any
+
+from controller_plugin.operator.known_caches import KnownCaches
+from csi.errors import InvalidParameter, PermissionDenied
+from csi.registry.data_caches import DataCache
+from csi.spec.data_cache import checked_bucket
+from csi.spec.performance import Performance
+
+_PREFIX = "k8s.aliyun.com/eci-data-cache-"
+BUCKET = f"{_PREFIX}bucket"
+_DEFAULT_LEVEL = "PL1"
+_KEYS = {f"{_PREFIX}pl": "performanceLevel", f"{_PREFIX}provisionedIops": "provisionedIops", f"{_PREFIX}burstingEnabled": "burstingEnabled"}
+_CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
+
+Patch = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Matched:
+    """The volume at `index` of the pod, the cache that it is of, and the path below that, "" for all of it."""
+
+    index: int
+    name: str
+    cache: DataCache
+    rest: str
+
+
+@dataclass(frozen=True)
+class PodChange:
+    """What is changed in a pod: a JSON Patch (RFC 6902), empty for nothing, and the caches that it asks for."""
+
+    patch: Patch
+    caches: tuple[DataCache, ...] = ()
+
+
+class PodVolumes:
+    """Looks at pods, as the API server is about to take them. `driver_name` is the CSI driver's."""
+
+    def __init__(self, known: KnownCaches, driver_name: str) -> None:
+        self._known, self._driver = known, driver_name
+
+    def change(self, pod: Mapping[str, Any], namespace: str) -> PodChange:
+        """What to change; nothing for a pod without the annotation, and in one with it nothing but what matches a cache.
+
+        Raises InvalidParameter naming the annotation that cannot be, PermissionDenied where a cache is not for `namespace`.
+        """
+        annotations = pod.get("metadata", {}).get("annotations") or {}
+        if BUCKET not in annotations:
+            return PodChange([])
+        try:
+            bucket = checked_bucket(annotations[BUCKET])
+        except InvalidParameter as error:
+            raise InvalidParameter(f"the annotation {BUCKET}: {error}") from error
+        matched = list(self._matched(pod, bucket))
+        for one in matched:
+            if not one.cache.spec.grants(namespace):
+                raise PermissionDenied(
+                    f"volume {one.name}: the DataCache of {one.cache.spec.shown} is not for namespace {namespace}; "
+                    "have its owner list the namespace in spec.namespaces, or take another path"
+                )
+        attributes = performance_of(annotations)
+        patch = [self._volume(one, attributes) for one in matched]
+        patch += [change for one in matched for change in _mounts(pod, one)]
+        return PodChange(patch, tuple(one.cache for one in matched))
+
+    def _matched(self, pod: Mapping[str, Any], bucket: str) -> Iterator[_Matched]:
+        for index, volume in enumerate(pod.get("spec", {}).get("volumes") or ()):
+            path = (volume.get("hostPath") or {}).get("path", "")
+            # Where the path has "..", it is the node's word where that leads.
+            if not path.startswith("/") or ".." in path.split("/"):
+                continue
+            path = normpath("/" + path.lstrip("/"))
+            cache = self._known.match(bucket, path)
+            if cache:
+                yield _Matched(index, volume["name"], cache, path[len(cache.spec.path) :].lstrip("/"))
+
+    def _volume(self, one: _Matched, attributes: Mapping[str, str]) -> dict[str, Any]:
+        named = {"cacheBucket": one.cache.spec.bucket, "cachePath": one.cache.spec.path, **attributes}
+        csi = {"driver": self._driver, "readOnly": True, "volumeAttributes": named}
+        return {"op": "replace", "path": f"/spec/volumes/{one.index}", "value": {"name": one.name, "csi": csi}}
+
+
+def performance_of(annotations: Mapping[str, str]) -> dict[str, str]:
+    """The performance keys that annotations ask for; without any those of ECI, PL1. Raises InvalidParameter naming the annotation."""
+    given = {_KEYS[name]: text.strip() for name, text in annotations.items() if name in _KEYS and text.strip()}
+    for name, key in _KEYS.items():
+        if key in given:
+            try:
+                Performance().changed({key: given[key]})
+            except InvalidParameter as error:
+                raise InvalidParameter(f"the annotation {name}: {error}") from error
+    if "provisionedIops" in given or given.get("burstingEnabled", "").lower() == "true":
+        return {**given, "performanceLevel": "AutoPL"}
+    return {"performanceLevel": given.get("performanceLevel", _DEFAULT_LEVEL)}
+
+
+def _mounts(pod: Mapping[str, Any], one: _Matched) -> Iterator[dict[str, Any]]:
+    """Each mount of the volume read-only, and at the same place in the cache as it was on the host."""
+    for kind in _CONTAINERS:
+        for number, container in enumerate(pod["spec"].get(kind) or ()):
+            for index, mount in enumerate(container.get("volumeMounts") or ()):
+                if mount.get("name") == one.name:
+                    yield {"op": "replace", "path": f"/spec/{kind}/{number}/volumeMounts/{index}", "value": _mount(mount, one.rest)}
+
+
+def _mount(mount: Mapping[str, Any], rest: str) -> dict[str, Any]:
+    key = "subPathExpr" if mount.get("subPathExpr") else "subPath"
+    # An expression begins with a "$(" that a name of a file may have too.
+    prefix = rest.replace("$(", "$$(") if key == "subPathExpr" else rest
+    below = join(prefix, mount.get(key) or "").rstrip("/")
+    return {**mount, "readOnly": True, **({key: below} if below else {})}
