@@ -97,7 +97,7 @@ class Reconciler:
             return False
 
         def without(now: DataCache) -> DataCache:
-            return replace(now, spec=replace(now.spec, options=split_secrets(now.spec.options)[0]))
+            return replace(now, spec=now.spec.with_options(split_secrets(now.spec.options)[0]))
 
         self._caches.change(cache.id, without, secrets)
         return True

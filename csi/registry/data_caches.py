@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -108,10 +108,6 @@ class DataCache:
     def usable(self) -> Content | None:
         """What a pod can mount now: what is ready, else what is coming, which its node then fills as well."""
         return self.state.content or self.state.coming
-
-    def with_spec(self, spec: DataCacheSpec) -> DataCache:
-        """The same with another spec."""
-        return replace(self, spec=spec)
 
 
 def id_of_uid(uid: str) -> str:

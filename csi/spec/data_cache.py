@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from csi.errors import InvalidParameter, PermissionDenied
 from csi.spec.dialects import secret_names, source_keys
@@ -63,6 +63,10 @@ class DataCacheSpec:
         if not self.snapshot_id:
             _check_options(self.options)
             self.parameters()
+
+    def with_options(self, options: Mapping[str, str]) -> DataCacheSpec:
+        """The same with other options."""
+        return replace(self, options=dict(options))
 
     def grants(self, namespace: str) -> bool:
         """Whether pods of a namespace may mount it."""

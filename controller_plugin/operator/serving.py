@@ -1,0 +1,75 @@
+"""HTTP servers of the operator: threads that answer, with TLS whose certificate can change while they run, and metrics of nobody."""
+
+from __future__ import annotations
+
+import ssl
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import uvicorn
+from starlette.applications import Starlette
+
+from controller_plugin.operator.certificates import Certificates
+from csi.errors import FailedPrecondition
+
+_START_SECONDS = 30.0
+
+
+class Tls:
+    """A server's TLS: at least 1.2, with the certificate that was given last."""
+
+    def __init__(self, certificates: Certificates) -> None:
+        self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.show(certificates)
+
+    def show(self, certificates: Certificates) -> None:
+        """Show these from the next connection on."""
+        # The library takes files alone; this one is in memory, and gone at once.
+        with tempfile.NamedTemporaryFile("w", dir=_memory()) as file:
+            file.write(certificates.key + certificates.certificate)
+            file.flush()
+            self.context.load_cert_chain(file.name)
+
+
+def _memory() -> str | None:
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@contextmanager
+def serving(app: Starlette, host: str, port: int, tls: Tls | None = None) -> Iterator[int]:
+    """For the block, answer at `host`:`port` (0 for any free one) from a thread of its own; the port.
+
+    Raises FailedPrecondition where that cannot be.
+    """
+    config = uvicorn.Config(
+        app, host=host, port=port, log_config=None, access_log=False, server_header=False, lifespan="off", loop="asyncio", http="h11"
+    )
+    config.load()
+    if tls:
+        config.ssl = tls.context
+    server = uvicorn.Server(config)
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    begun, failed = threading.Event(), threading.Event()
+
+    def run() -> None:
+        try:
+            server.run()
+        except (OSError, SystemExit):
+            failed.set()
+        finally:
+            begun.set()
+
+    thread = threading.Thread(target=run, name="http", daemon=True)
+    thread.start()
+    while not (server.started or begun.wait(0.02)):
+        pass
+    if failed.is_set() or not server.started:
+        raise FailedPrecondition(f"no server could be started at {host}:{port}; is the port taken, or the address of another machine?")
+    try:
+        yield int(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join()
