@@ -55,6 +55,7 @@ def _spec(given: Mapping[str, Any]) -> DataCacheSpec:
         networks=dict.fromkeys(network for network in networks if network),
         namespaces=given.get("namespaces") or (),
         node_selector=given.get("nodeSelector"),
+        refresh=given.get("refresh", ""),
     )
 
 
@@ -70,6 +71,7 @@ def encode_spec(cache: DataCache) -> dict[str, Any]:
         "retentionDays": spec.retention_days,
         "namespaces": list(spec.namespaces),
         "nodeSelector": dict(spec.node_selector),
+        "refresh": spec.refresh,
         "netConfig": _net(spec.networks),
         "name": cache.title,
         "tags": [{"key": key, "value": value} for key, value in cache.tags.items()],

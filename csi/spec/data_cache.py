@@ -35,7 +35,7 @@ class DataCacheSpec:
     `size_gib` is the most that it may hold, None where it grows with its content; `retention_days` how long it is kept, None for ever.
     `networks` are the ids of a vSwitch and a security group, "" for none: the first that is called as one of the operator's egress
     profiles selects that. `namespaces` are those whose pods may mount it, empty for all; `node_selector` the labels of the nodes that have
-    it before any pod asks for it, empty where one node is enough.
+    it before any pod asks for it, empty where one node is enough. Another `refresh` has its source looked at anew.
     """
 
     bucket: str
@@ -47,6 +47,7 @@ class DataCacheSpec:
     networks: tuple[str, ...] = ()
     namespaces: tuple[str, ...] = ()
     node_selector: Mapping[str, str] = field(default_factory=dict)
+    refresh: str = ""
 
     @property
     def shown(self) -> str:
@@ -94,6 +95,7 @@ def data_cache(
     networks: Iterable[str] = (),
     namespaces: Iterable[str] = (),
     node_selector: Mapping[str, str] | None = None,
+    refresh: str = "",
 ) -> DataCacheSpec:
     """The spec that these fields mean, its options as they are (see `check`). Raises InvalidParameter that names the field."""
     return DataCacheSpec(
@@ -106,6 +108,7 @@ def data_cache(
         tuple(map(_network, filter(None, networks))),
         tuple(dict.fromkeys(namespaces)),
         dict(node_selector or {}),
+        refresh,
     )
 
 

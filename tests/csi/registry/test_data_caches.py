@@ -35,7 +35,9 @@ def caches(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DataCache
 
 def wanted(path: str = "/models/one", bucket: str = "", **more: object) -> DataCache:
     """A DataCache to add, with `more` in place of what it has."""
-    spec = data_cache(bucket, path, "URL", HUB, size_gib=30, retention_days=2, networks=("vsw-1",), namespaces=("team",), node_selector={"pool": "a"})
+    spec = data_cache(
+        bucket, path, "URL", HUB, size_gib=30, retention_days=2, networks=("vsw-1",), namespaces=("team",), node_selector={"pool": "a"}, refresh="1"
+    )
     base = DataCache("", "", 0, 0.0, spec, title="llama", tags={"team": "a", "empty": ""}, resource_group="rg-1", token="once")
     return replace(base, **more)  # type: ignore[arg-type]
 

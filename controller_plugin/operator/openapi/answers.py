@@ -1,0 +1,46 @@
+"""The answers of the OpenAPI. Source: Alibaba Cloud, ECI 2018-08-08, "DescribeDataCaches"; times are as there, to the minute."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from csi.registry.data_caches import DataCache, Note
+
+_TIME = "%Y-%m-%dT%H:%MZ"
+
+
+def described(cache: DataCache, region: str) -> dict[str, Any]:
+    """One item of DataCaches. No credential is in it."""
+    state, spec = cache.state, cache.spec
+    content = state.content or state.coming
+    return {
+        "DataCacheId": cache.id,
+        "Name": cache.title,
+        "Bucket": spec.bucket,
+        "Path": spec.path,
+        "Size": spec.capacity_gib(content.content_bytes if content else 0),
+        "Status": state.phase.value,
+        "Progress": f"{state.percent}%",
+        "RegionId": region,
+        "ResourceGroupId": cache.resource_group,
+        "SnapshotId": content.snapshot_id if content and state.content else "",
+        "FlashSnapshotId": "",
+        "ContainerGroupId": "",
+        "CreationTime": _written(cache.created),
+        "ExpireDateTime": _written(state.expires),
+        "LastMatchedTime": _written(state.matched),
+        "DataSource": {"Type": spec.type, "Options": json.dumps(dict(spec.options), ensure_ascii=False, sort_keys=True)},
+        "Tags": [{"Key": key, "Value": value} for key, value in cache.tags.items()],
+        "Events": [_event(cache, note) for note in state.notes],
+    }
+
+
+def _event(cache: DataCache, note: Note) -> dict[str, Any]:
+    times = {"FirstTimestamp": _written(note.first), "LastTimestamp": _written(note.last)}
+    return {"Type": note.kind, "Name": cache.id, "Reason": note.reason, "Message": note.message, "Count": note.count, **times}
+
+
+def _written(seconds: float) -> str:
+    return time.strftime(_TIME, time.gmtime(seconds)) if seconds else ""

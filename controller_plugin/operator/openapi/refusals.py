@@ -1,0 +1,60 @@
+"""How the OpenAPI says no, in ECI's codes. Source: Alibaba Cloud, ECI 2018-08-08, "Error codes", and the common errors of its gateways."""
+
+from __future__ import annotations
+
+from csi.errors import (
+    AlreadyExists,
+    Busy,
+    ClusterUnavailable,
+    DataCacheError,
+    FailedPrecondition,
+    InvalidParameter,
+    NotFound,
+    OriginUnavailable,
+    OutOfRange,
+    PermissionDenied,
+)
+
+
+class Refusal(Exception):
+    """A call that is not answered: an HTTP status, a code for programs, a message for people. No secret is in the message."""
+
+    def __init__(self, status: int, code: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+
+
+def missing(name: str) -> Refusal:
+    """A parameter that has to be given is not."""
+    return Refusal(400, "MissingParameter", f"The parameter {name} is missing; give it.")
+
+
+def invalid(name: str, why: str) -> Refusal:
+    """A parameter cannot be what it is."""
+    return Refusal(400, "InvalidParameter", f"The parameter {name} is invalid: {why}.")
+
+
+def unknown_cache(name: str) -> Refusal:
+    """There is no such DataCache."""
+    return Refusal(404, "InvalidParameter.NotFound", f"The DataCache {name} does not exist.")
+
+
+_CODES: tuple[tuple[type[DataCacheError], int, str], ...] = (
+    (AlreadyExists, 400, "InvalidParameter.Duplicate"),
+    (InvalidParameter, 400, "InvalidParameter"),
+    (OutOfRange, 400, "InvalidParameter"),
+    (NotFound, 404, "InvalidParameter.NotFound"),
+    (PermissionDenied, 403, "Forbidden"),
+    (Busy, 403, "IncorrectStatus"),
+    (FailedPrecondition, 403, "IncorrectStatus"),
+    (ClusterUnavailable, 503, "ServiceUnavailable"),
+    (OriginUnavailable, 503, "ServiceUnavailable"),
+)
+
+
+def refusal_of(error: DataCacheError) -> Refusal:
+    """What an error of the driver means to a caller of the API."""
+    for kind, status, code in _CODES:
+        if isinstance(error, kind):
+            return Refusal(status, code, str(error))
+    return Refusal(500, "InternalError", "the request failed inside datacache-operator; its log has this RequestId")

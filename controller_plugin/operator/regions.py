@@ -1,0 +1,37 @@
+"""Other places that have an image store of their own, to which caches are copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from csi.errors import InvalidParameter
+from csi.registry.data_caches import DataCache
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What a copy is to be called there, and for how many days it is kept, None for ever. `token` makes a second call the same copy."""
+
+    bucket: str
+    path: str
+    title: str = ""
+    retention_days: int | None = None
+    tags: Mapping[str, str] | None = None
+    token: str = ""
+
+
+class Regions(Protocol):
+    """Copies caches. Thread-safe."""
+
+    def copy(self, cache: DataCache, region: str, copy: Copy) -> str:
+        """Begin to copy what a cache holds to a region; the DataCacheId that it will have there. Raises InvalidParameter for an unknown region."""
+
+
+class NoRegions:
+    """There is no other place."""
+
+    def copy(self, cache: DataCache, region: str, copy: Copy) -> str:
+        """See Regions."""
+        raise InvalidParameter(f"DestinationRegionId is {region[:64]!r}; the operator knows no other region (--copy-region)")

@@ -1,0 +1,287 @@
+"""Every call with every parameter that the SDKs have, made by the SDKs themselves over HTTP."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alibabacloud_tea_openapi.utils import Utils
+from aliyunsdkcore.utils import parameter_helper
+
+from controller_plugin.operator.openapi.actions import Actions
+from controller_plugin.operator.openapi.app import openapi
+from controller_plugin.operator.openapi.signatures import Signatures
+from controller_plugin.operator.regions import NoRegions
+from controller_plugin.operator.serving import serving
+from csi.registry.data_caches import Content, DataCacheState, Note, Phase
+from csi.registry.directory_data_caches import DirectoryDataCaches
+from csi.sources.allow_list import DATA_CACHES, AllowList
+from tests.controller_plugin.openapi.sdks import KINDS, REGION, ApiError, Sdk
+
+KEYS = {"LTAIexample": "a-secret"}
+HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name", "revision": "main"}
+HUB_SOURCE = {"Type": "URL", "Options": {**HUB, "accessToken": "hf_x"}}
+NAS_SOURCE = {"Type": "NAS", "Options": {"server": "nas.example.com", "path": "/m", "vers": "3", "options": "nolock,proto=tcp"}}
+CONTENT = Content("ab" * 32, {}, 8192, 30 * 2**30)
+EIP = {"Bandwidth": 5, "CommonBandwidthPackage": "cbwp-1", "InternetChargeType": "PayByTraffic", "PublicIpAddressPoolId": "pippool-1", "ISP": "BGP"}
+
+
+class Region:
+    """An API over a folder, and where it listens."""
+
+    def __init__(self, folder: Path) -> None:
+        self.caches = DirectoryDataCaches(folder)
+        allowed = AllowList(["nas.example.com:/m"], (), DATA_CACHES)
+        self.app = openapi(Actions(self.caches, allowed, NoRegions(), REGION), Signatures(KEYS.get))
+        self.port = 0
+
+    def be(self, cache_id: str, state: DataCacheState) -> None:
+        self.caches.report(self.caches.find((cache_id,))[0], state)
+
+
+@pytest.fixture
+def region(tmp_path: Path) -> Iterator[Region]:
+    made = Region(tmp_path)
+    with serving(made.app, "127.0.0.1", 0) as made.port:
+        yield made
+
+
+@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
+def sdk(request: pytest.FixtureRequest, region: Region) -> Sdk:
+    (key_id, secret) = next(iter(KEYS.items()))
+    made: Sdk = request.param(region.port, key_id, secret)
+    return made
+
+
+def create(sdk: Sdk, path: str = "/models/a", **more: Any) -> str:
+    found: str = sdk("CreateDataCache", **{"Path": path, "DataSource": HUB_SOURCE, **more})["DataCacheId"]
+    return found
+
+
+def refusal(sdk: Sdk, action: str, **parameters: Any) -> ApiError:
+    with pytest.raises(ApiError) as caught:
+        sdk(action, **parameters)
+    return caught.value
+
+
+def test_a_cache_is_created_with_every_parameter_and_described_with_every_field(sdk: Sdk, region: Region) -> None:
+    eip = {key: value for key, value in EIP.items() if key in ("Bandwidth", "CommonBandwidthPackage", "InternetChargeType")}
+    answer = sdk(
+        "CreateDataCache",
+        Bucket="bucket-1",
+        Path="/models/中文 name/",
+        Name="llama",
+        Size=40,
+        RetentionDays=7,
+        DataSource=HUB_SOURCE,
+        SecurityGroupId="sg-1",
+        VSwitchId="vsw-1",
+        ResourceGroupId="rg-1",
+        ClientToken="token-1",
+        Tag=[{"Key": "team", "Value": "a b&c"}, {"Key": "bare"}],
+        EipInstanceId="eip-1",
+        EipCreateParam=eip,
+    )
+    assert len(answer["RequestId"]) == 36 and answer["DataCacheId"].startswith("edc-")
+    kept = region.caches.find((answer["DataCacheId"],))[0]
+    assert region.caches.credential(kept) == {"accessToken": "hf_x"} and kept.spec.networks == ("vsw-1", "sg-1")
+    note = Note("Normal", "Filled", "5 bytes", 2, 1686883380.0, 1686883440.0)
+    region.be(kept.id, DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT, expires=1686883380.0, notes=(note,)))
+    region.caches.note_match(kept, 1686883380.0)
+    answer = sdk("DescribeDataCaches", DataCacheId=[kept.id])
+    (item,) = answer["DataCaches"]
+    assert answer["TotalCount"] == 1 and json.loads(item.pop("DataSource")["Options"] if isinstance(item["DataSource"], dict) else "") == HUB
+    assert item.pop("CreationTime")[10] == "T" and item.pop("Tags") == [{"Key": "team", "Value": "a b&c"}, {"Key": "bare", "Value": ""}]
+    (event,) = item.pop("Events")
+    assert (event["Type"], event["Reason"], event["Count"], event["FirstTimestamp"]) == ("Normal", "Filled", 2, "2023-06-16T02:43Z")
+    assert item == {
+        "DataCacheId": kept.id,
+        "Name": "llama",
+        "Bucket": "bucket-1",
+        "Path": "/models/中文 name",
+        "Size": 40,
+        "Status": "Available",
+        "Progress": "100%",
+        "RegionId": REGION,
+        "ResourceGroupId": "rg-1",
+        "SnapshotId": "s-" + "ab" * 10,
+        "FlashSnapshotId": "",
+        "ContainerGroupId": "",
+        "ExpireDateTime": "2023-06-16T02:43Z",
+        "LastMatchedTime": "2023-06-16T02:43Z",
+    }
+
+
+def test_progress_is_polled_until_it_is_available(sdk: Sdk, region: Region) -> None:
+    made = create(sdk)
+    seen = []
+    for state in (
+        DataCacheState(),
+        DataCacheState(Phase.LOADING, 40),
+        DataCacheState(Phase.CREATING, 90),
+        DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT),
+    ):
+        region.be(made, state)
+        (item,) = sdk("DescribeDataCaches", DataCacheId=[made])["DataCaches"]
+        seen.append((item["Status"], item["Progress"], item["Size"]))
+    assert seen == [("Loading", "0%", 20), ("Loading", "40%", 20), ("Creating", "90%", 20), ("Available", "100%", 30)]
+
+
+def test_caches_are_found_by_id_bucket_path_tag_and_resource_group(sdk: Sdk) -> None:
+    one = create(sdk, Tag=[{"Key": "team", "Value": "a"}], ResourceGroupId="rg")
+    two = create(sdk, "/models/b", Bucket="other", Tag=[{"Key": "team", "Value": "b"}])
+
+    def found(**by: Any) -> set[str]:
+        return {item["DataCacheId"] for item in sdk("DescribeDataCaches", **by).get("DataCaches") or ()}
+
+    assert found() == {one, two} and found(Bucket="other") == found(Path="/models/b", Bucket="other") == {two}
+    assert found(DataCacheId=[one, two]) == {one, two} and found(DataCacheId=["edc-none"]) == set()
+    assert found(Tag=[{"Key": "team", "Value": "a"}]) == found(ResourceGroupId="rg") == {one} and found(Tag=[{"Key": "team"}]) == {one, two}
+
+
+def test_pages_hold_all_once_whatever_goes_meanwhile(sdk: Sdk) -> None:
+    made = [create(sdk, f"/models/{number}") for number in range(7)]
+    seen, token = list[str](), ""
+    while True:
+        answer = sdk("DescribeDataCaches", Limit=3, **({"NextToken": token} if token else {}))
+        seen += [item["DataCacheId"] for item in answer["DataCaches"]]
+        token = answer.get("NextToken") or ""
+        if not token:
+            break
+        if len(seen) == 3:
+            sdk("DeleteDataCache", DataCacheId=seen[0])
+    assert sorted(seen) == sorted(made) and len(set(seen)) == 7
+
+
+def test_an_update_changes_what_is_given_and_leaves_the_rest(sdk: Sdk, region: Region) -> None:
+    made = create(sdk, Name="old", Size=30, RetentionDays=3, VSwitchId="vsw-1", Tag=[{"Key": "a", "Value": "b"}])
+    region.be(made, DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT))
+    before = region.caches.find((made,))[0]
+    assert sdk("UpdateDataCache", DataCacheId=made, ClientToken="t1")["RequestId"]
+    assert replace(region.caches.find((made,))[0], generation=before.generation) == replace(before, spec=replace(before.spec, refresh="t1"))
+    eip = {"Bandwidth": 10}
+    sdk(
+        "UpdateDataCache",
+        DataCacheId=made,
+        Path="/models/a/",
+        Bucket="default",
+        Name="new",
+        Size=50,
+        RetentionDays=9,
+        DataSource=NAS_SOURCE,
+        SecurityGroupId="sg-2",
+        VSwitchId="vsw-2",
+        ResourceGroupId="rg-2",
+        ClientToken="t2",
+        Tag=[{"Key": "c", "Value": "d"}],
+        EipInstanceId="eip-2",
+        EipCreateParam=eip,
+    )
+    after = region.caches.find((made,))[0]
+    assert (after.title, after.tags, after.resource_group) == ("new", {"c": "d"}, "rg-2") and after.spec.networks == ("vsw-2", "sg-2")
+    assert (after.spec.type, after.spec.size_gib, after.spec.retention_days) == ("NAS", 50, 9) and after.spec.options == NAS_SOURCE["Options"]
+    generation = after.generation
+    sdk("UpdateDataCache", DataCacheId=made, ClientToken="t2")
+    assert region.caches.find((made,))[0].generation == generation
+
+
+def test_a_cache_at_work_is_not_updated(sdk: Sdk, region: Region) -> None:
+    made = create(sdk)
+    region.be(made, DataCacheState(Phase.CREATING, 50))
+    found = refusal(sdk, "UpdateDataCache", DataCacheId=made, Size=50)
+    assert (found.status, found.code) == (403, "IncorrectStatus") and "Creating" in found.message
+
+
+def test_a_cache_is_deleted_by_id_or_by_bucket_and_path(sdk: Sdk) -> None:
+    one, two = create(sdk), create(sdk, "/b", Bucket="x")
+    assert sdk("DeleteDataCache", DataCacheId=one, ClientToken="t")["RequestId"]
+    assert sdk("DeleteDataCache", Bucket="x", Path="/b/")["RequestId"]
+    assert not sdk("DescribeDataCaches", DataCacheId=[one, two]).get("DataCaches")
+    assert refusal(sdk, "DeleteDataCache", DataCacheId=one).code == refusal(sdk, "DeleteDataCache", Path="/b").code == "InvalidParameter.NotFound"
+    assert refusal(sdk, "DeleteDataCache").code == "MissingParameter"
+
+
+def test_a_client_token_makes_one_cache_of_many_calls(sdk: Sdk) -> None:
+    first = create(sdk, ClientToken="once", Name="n")
+    assert create(sdk, ClientToken="once", Name="n") == first
+    assert refusal(sdk, "CreateDataCache", Path="/other", DataSource=HUB_SOURCE, ClientToken="once").code == "IdempotentParameterMismatch"
+    assert refusal(sdk, "CreateDataCache", Path="/models/a", DataSource=HUB_SOURCE, ClientToken="twice").code == "InvalidParameter.Duplicate"
+
+
+def test_a_copy_to_a_region_that_is_not_there_is_refused(sdk: Sdk, region: Region) -> None:
+    made = create(sdk)
+    asked = {"DataCacheId": made, "DestinationRegionId": "cn-other", "Bucket": "b", "Path": "/p", "Name": "n", "RetentionDays": 3, "ClientToken": "t"}
+    assert refusal(sdk, "CopyDataCache", **asked).code == "IncorrectStatus"
+    region.be(made, DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT))
+    found = refusal(sdk, "CopyDataCache", **asked, ResourceGroupId="rg", Tag=[{"Key": "a", "Value": "b"}])
+    assert (found.status, found.code) == (400, "InvalidParameter") and "cn-other" in found.message
+    assert refusal(sdk, "CopyDataCache", DataCacheId="edc-none", DestinationRegionId="x").code == "InvalidParameter.NotFound"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "code", "words"),
+    [
+        ({"Path": None}, "MissingParameter", "Path"),
+        ({"DataSource": {"Options": HUB}}, "MissingParameter", "DataSource.Type"),
+        ({"Path": "models"}, "InvalidParameter", "absolute path"),
+        ({"Bucket": "eci-system"}, "InvalidParameter", "reserved"),
+        ({"Size": 0}, "InvalidParameter", "Size"),
+        ({"Size": 32769}, "InvalidParameter", "Size"),
+        ({"RetentionDays": 0}, "InvalidParameter", "RetentionDays"),
+        ({"ClientToken": "x" * 65}, "InvalidParameter", "ClientToken"),
+        ({"DataSource": {"Type": "DISK", "Options": {}}}, "InvalidParameter", "dataSource.type"),
+        ({"DataSource": {"Type": "URL", "Options": {**HUB, "repoID2": "x"}}}, "InvalidParameter", "repoID2"),
+        ({"DataSource": {"Type": "NAS", "Options": {"server": "other", "path": "/"}}}, "Forbidden", "--allow-inline-nas"),
+        ({"Tag": [{"Key": f"k{n}", "Value": "v"} for n in range(21)]}, "InvalidParameter", "Tag"),
+        ({"EipCreateParam": {"Bandwidth": 0}}, "InvalidParameter", "Bandwidth"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_ecis_codes(sdk: Sdk, parameters: dict[str, Any], code: str, words: str) -> None:
+    asked = {key: value for key, value in {"Path": "/a", "DataSource": HUB_SOURCE, **parameters}.items() if value is not None}
+    found = refusal(sdk, "CreateDataCache", **asked)
+    assert found.code == code and words in found.message and len(found.request_id) == 36 and "hf_x" not in found.message
+
+
+def test_a_page_token_that_nobody_gave_out_is_refused(sdk: Sdk) -> None:
+    assert refusal(sdk, "DescribeDataCaches", NextToken="abc").code == refusal(sdk, "DescribeDataCaches", Limit=101).code == "InvalidParameter"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_wrong_keys_are_refused(kind: Any, region: Region) -> None:
+    assert refusal(kind(region.port, "LTAIexample", "other"), "DescribeDataCaches").code == "SignatureDoesNotMatch"
+    found = refusal(kind(region.port, "nobody", "other"), "DescribeDataCaches")
+    assert (found.status, found.code) == (404, "InvalidAccessKeyId.NotFound")
+
+
+def set_in(kind: Any, monkeypatch: pytest.MonkeyPatch, what: str, value: str) -> None:
+    """Have an SDK take `value` for its "time" or "nonce"."""
+    if kind.name == "aliyun-python-sdk-eci":
+        monkeypatch.setattr(parameter_helper, {"time": "get_iso_8061_date", "nonce": "get_uuid"}[what], lambda: value)
+    else:
+        monkeypatch.setattr(Utils, {"time": "get_timestamp", "nonce": "get_nonce"}[what], staticmethod(lambda: value))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("minutes", [-20, 20])
+def test_what_was_signed_long_ago_or_by_a_clock_that_is_ahead_is_refused(
+    kind: Any, minutes: int, region: Region, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sdk = kind(region.port, *next(iter(KEYS.items())))
+    set_in(kind, monkeypatch, "time", time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60 * minutes)))
+    assert refusal(sdk, "DescribeDataCaches").code == "InvalidTimeStamp.Expired"
+    set_in(kind, monkeypatch, "time", "yesterday")
+    assert refusal(sdk, "DescribeDataCaches").code == "InvalidTimeStamp.Format"
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_request_counts_once(kind: Any, region: Region, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_in(kind, monkeypatch, "nonce", "the-same")
+    assert refusal(kind(region.port, next(iter(KEYS)), "wrong"), "DescribeDataCaches").code == "SignatureDoesNotMatch"
+    sdk = kind(region.port, *next(iter(KEYS.items())))
+    assert sdk("DescribeDataCaches")["TotalCount"] == 0
+    assert refusal(sdk, "DescribeDataCaches").code == "SignatureNonceUsed"

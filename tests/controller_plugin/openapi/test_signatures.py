@@ -1,0 +1,110 @@
+"""Signatures as they are sent by hand: what is missing or altered is refused, whoever sends it, and nonces are bounded."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from urllib.parse import quote
+
+import pytest
+
+from controller_plugin.operator.openapi.calls import Call
+from controller_plugin.operator.openapi.refusals import Refusal
+from controller_plugin.operator.openapi.signatures import WINDOW_SECONDS, Nonces, Signatures
+
+NOW, TIME, KEY, SECRET = 1_700_000_000.0, "2023-11-14T22:13:20Z", "id", "hush"
+COMMON = {"AccessKeyId": KEY, "SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0", "SignatureNonce": "n", "Timestamp": TIME}
+QUERY = {**COMMON, "Action": "DescribeDataCaches", "Bucket": "a b*~é"}
+EMPTY = hashlib.sha256(b"").hexdigest()
+HEADERS = {"host": "h", "x-acs-action": "DescribeDataCaches", "x-acs-date": TIME, "x-acs-signature-nonce": "n", "x-acs-content-sha256": EMPTY}
+
+
+def encoded(text: str) -> str:
+    return quote(text, safe="-_.~")
+
+
+def rpc(query: dict[str, str], form: dict[str, str] | None = None, method: str = "GET") -> Call:
+    """A call signed as the specification says."""
+    signed = sorted({**query, **(form or {})}.items())
+    text = f"{method}&%2F&" + encoded("&".join(f"{encoded(key)}={encoded(value)}" for key, value in signed))
+    signature = base64.b64encode(hmac.digest(f"{SECRET}&".encode(), text.encode(), "sha1")).decode()
+    return Call(method, "/", [*query.items(), ("Signature", signature)], list((form or {}).items()))
+
+
+def v3(headers: dict[str, str], query: dict[str, str], body: bytes = b"") -> Call:
+    """The same, by the third version."""
+    names = ";".join(sorted(headers))
+    canonical = "\n".join(
+        (
+            "POST",
+            "/",
+            "&".join(f"{encoded(key)}={encoded(value)}" for key, value in sorted(query.items())),
+            "".join(f"{name}:{headers[name]}\n" for name in sorted(headers)),
+            names,
+            headers.get("x-acs-content-sha256", EMPTY),
+        )
+    )
+    text = f"ACS3-HMAC-SHA256\n{hashlib.sha256(canonical.encode()).hexdigest()}"
+    signature = hmac.digest(SECRET.encode(), text.encode(), "sha256").hex()
+    authorization = f"ACS3-HMAC-SHA256 Credential={KEY},SignedHeaders={names},Signature={signature}"
+    return Call("POST", "/", list(query.items()), (), {**headers, "authorization": authorization}, body)
+
+
+def check(call: Call, now: float = NOW) -> str:
+    return Signatures({KEY: SECRET}.get).check(call, now)
+
+
+def code(call: Call, now: float = NOW) -> str:
+    with pytest.raises(Refusal) as caught:
+        check(call, now)
+    assert SECRET not in caught.value.message
+    return caught.value.code
+
+
+def test_both_kinds_of_signature_say_who_calls() -> None:
+    assert check(rpc(QUERY)) == check(rpc(COMMON, {"Action": "CreateDataCache"}, "POST")) == check(v3(HEADERS, {"Bucket": "a b*~é"})) == KEY
+
+
+@pytest.mark.parametrize("name", sorted(COMMON))
+def test_what_has_to_be_signed_is_named_where_it_is_missing(name: str) -> None:
+    assert code(rpc({key: value for key, value in QUERY.items() if key != name})) == "MissingParameter"
+
+
+@pytest.mark.parametrize("name", ["x-acs-date", "x-acs-signature-nonce", "x-acs-content-sha256"])
+def test_so_is_a_header(name: str) -> None:
+    assert code(v3({key: value for key, value in HEADERS.items() if key != name}, {})) == "MissingParameter"
+
+
+def test_whatever_is_altered_does_not_match() -> None:
+    whole = rpc(QUERY)
+    assert code(Call("POST", "/", whole.query)) == code(Call("GET", "/", [*whole.query, ("More", "x")])) == "SignatureDoesNotMatch"
+    assert code(Call("GET", "/", whole.query, [("Bucket", "other")])) == "SignatureDoesNotMatch"
+    third = v3(HEADERS, {"a": "b"})
+    assert (
+        code(Call("POST", "/", [("a", "c")], (), third.headers)) == code(Call("GET", "/", third.query, (), third.headers)) == "SignatureDoesNotMatch"
+    )
+    assert code(Call("POST", "/", third.query, (), third.headers, b"body")) == "SignatureDoesNotMatch"
+    assert code(Call("POST", "/", third.query, (), {**third.headers, "x-acs-action": "DeleteDataCache"})) == "SignatureDoesNotMatch"
+
+
+def test_an_action_that_is_not_signed_is_no_action() -> None:
+    unsigned = v3({key: value for key, value in HEADERS.items() if key != "x-acs-action"}, {})
+    assert code(Call("POST", "/", (), (), {**unsigned.headers, "x-acs-action": "DeleteDataCache"})) == "IncompleteSignature"
+
+
+def test_other_schemes_are_refused_by_name() -> None:
+    assert code(rpc({**QUERY, "SignatureMethod": "HMAC-MD5"})) == "InvalidSignatureMethod"
+    assert code(Call("POST", "/", (), (), {"authorization": "Basic x"})) == "IncompleteSignature"
+
+
+def test_time_is_a_window_in_both_directions() -> None:
+    assert check(rpc(QUERY), NOW + WINDOW_SECONDS) == check(rpc(QUERY), NOW - WINDOW_SECONDS) == KEY
+    assert code(rpc(QUERY), NOW + WINDOW_SECONDS + 1) == code(rpc(QUERY), NOW - WINDOW_SECONDS - 1) == "InvalidTimeStamp.Expired"
+
+
+def test_nonces_are_of_one_key_each_and_forgotten_when_no_request_can_have_them() -> None:
+    nonces = Nonces(most=3)
+    assert nonces.use("a", "1", NOW) and nonces.use("b", "1", NOW) and not nonces.use("a", "1", NOW + 1)
+    assert nonces.use("a", "1", NOW + 2 * WINDOW_SECONDS + 1)
+    assert all(nonces.use("a", str(number), NOW) for number in range(10, 20)) and len(nonces._seen) == 3
