@@ -28,6 +28,17 @@ def run(argv: Sequence[str], timeout: float) -> Outcome:
     return Outcome(done.returncode, done.stdout.decode(errors="replace").strip())
 
 
+def run_for_output(argv: Sequence[str], environment: Mapping[str, str], timeout: float) -> Outcome:
+    """As `run`, with this environment; standard output alone comes back, and input and errors are the terminal's, so that it can ask."""
+    try:
+        done = subprocess.run(argv, stdout=subprocess.PIPE, env=dict(environment), timeout=timeout, check=False)
+    except FileNotFoundError:
+        return Outcome(127, "")
+    except subprocess.TimeoutExpired:
+        return Outcome(124, "")
+    return Outcome(done.returncode, done.stdout.decode(errors="replace").strip())
+
+
 def start(argv: Sequence[str], environment: Mapping[str, str]) -> Process:
     """Start a program in a session of its own, with pipes for its input and output; its standard error is ours."""
     return subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(environment), start_new_session=True)

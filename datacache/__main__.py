@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 import click
 from rich.console import Console
@@ -23,6 +24,7 @@ from csi.errors import DataCacheError
 from csi.pb.csi_pb2 import Volume
 from csi.spec.access_modes import AccessMode
 from datacache.client import PluginClient
+from datacache.findings import Finding, Verdict
 from datacache.images import images_of
 from datacache.resolve import Found, resolve_once
 from datacache.top import TITLES, Node, Watch, hierarchy_or_none
@@ -137,21 +139,51 @@ def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str
 @click.option("--cgroup-root", type=click.Path(path_type=Path), envvar="DATACACHE_CGROUP_ROOT", default="/sys/fs/cgroup", help="where cgroups are")
 @click.option("--hub", envvar="HF_ENDPOINT", help="the address of the hub that has to be reached; empty: the public one")
 @click.option("--endpoint", envvar="DATACACHE_ENDPOINT", default="", help="the node plugin's socket, as unix:///...; empty: it is not asked")
+@click.option("--cluster", is_flag=True, help="look at the driver in the cluster of KUBECONFIG, or of the pod this is; no STORE is looked at")
+@click.option("--context", default="", help="the context of KUBECONFIG, with --cluster; empty: the current one")
+@click.option("--namespace", "-n", default="datacache-csi", help="where the driver is installed, with --cluster")
+@click.option("--driver-name", envvar="DATACACHE_DRIVER_NAME", default="datacache.csi.io", help="the CSI driver's name, with --cluster")
 @click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs")
-def doctor(store: Path, mount_dir: Path | None, cgroup_root: Path, hub: str | None, endpoint: str, output: str) -> None:
-    """Try on this node what the node plugin with STORE will need, and say what is wrong and how to put it right.
+def doctor(
+    store: Path,
+    mount_dir: Path | None,
+    cgroup_root: Path,
+    hub: str | None,
+    endpoint: str,
+    cluster: bool,
+    context: str,
+    namespace: str,
+    driver_name: str,
+    output: str,
+) -> None:
+    """Say what is wrong, and how to put it right: with this node, trying what the node plugin with STORE will need, or with the --cluster.
 
     Exit status 1 where volumes would fail.
     """
+    if cluster:
+        _tell(_of_cluster(context, namespace, driver_name), output)
     from datacache import doctor as of_node  # loads what reads over HTTP, which no other command but resolve needs
 
     node = of_node.Node(store, mount_dir or store / "mounts", cgroup_root, hub or of_node.public_hub(), endpoint)
-    findings = list(of_node.examine(node))
+    _tell(of_node.examine(node), output)
+
+
+def _of_cluster(context: str, namespace: str, driver_name: str) -> Iterable[Finding]:
+    from csi.cluster.api_server import ApiServer
+    from datacache.cluster_access import person
+    from datacache.cluster_doctor import Installed, examine
+    from datacache.cluster_usage import USAGE
+
+    return examine(ApiServer(person(context)), Installed(driver_name, namespace), USAGE)
+
+
+def _tell(found: Iterable[Finding], output: str) -> NoReturn:
+    findings = list(found)
     if output == "json":
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         _print_table(("check", "verdict", "what", "fix"), [(finding.check, finding.verdict, finding.what, finding.fix) for finding in findings])
-    sys.exit(any(finding.verdict is of_node.Verdict.FAULT for finding in findings))
+    sys.exit(any(finding.verdict is Verdict.FAULT for finding in findings))
 
 
 @cli.command()

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 from csi.errors import DataCacheError, UnsupportedByNode
@@ -18,6 +17,7 @@ from csi.images.partial import PartialImage
 from csi.sources.connections import Connections, drop
 from csi.spec.manifest import Entry, Kind, build
 from datacache.client import PluginClient
+from datacache.findings import Finding, Verdict
 from node_plugin.kernel import require_erofs
 from node_plugin.loop import KernelLoops, read_ahead_of
 from node_plugin.mounts import KernelMounts, mounted_below
@@ -33,24 +33,6 @@ _TRIED = 4 * MIB
 _CLOCK_WRONG, _CLOCK_OFF = 300.0, 30.0
 _CONTENT = b"datacache doctor\n"
 _PROBE_SECONDS = 10.0
-
-
-class Verdict(StrEnum):
-    """How bad it is: FAULT means that volumes fail, WARNING that something they promise does not hold."""
-
-    OK = "ok"
-    WARNING = "warning"
-    FAULT = "fault"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found; `fix` is "" where there is nothing to do."""
-
-    check: str
-    verdict: Verdict
-    what: str
-    fix: str = ""
 
 
 @dataclass(frozen=True)

@@ -93,14 +93,41 @@ def find(environment: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACC
     return Access(f"https://{f'[{host}]' if ':' in host else host}:{port}", namespace, folder / "token", ca_file=str(folder / "ca.crt"))
 
 
-def kubeconfig(path: Path) -> Access:
-    """The current context of a kubeconfig file; raises InvalidParameter for one that cannot be used, naming the file and the place."""
+@dataclass(frozen=True)
+class CredentialProgram:
+    """A program that a kubeconfig names for a user's credential, the variables it wants, and the version of ExecCredential that it speaks."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str]
+    version: str
+
+
+def kubeconfig(path: Path, context: str = "", programs: bool = False) -> Access:
+    """A context of a kubeconfig file, the current one by default; the credential that a program is to give is left out with `programs`.
+
+    Raises InvalidParameter for a file that cannot be used, naming it and the place.
+    """
+    found, cluster, user = _chosen(path, context)
+    return _of_kubeconfig(path, found, cluster, user, programs)
+
+
+def credential_program(path: Path, context: str = "") -> CredentialProgram | None:
+    """The program that the user of a context is logged in by, None for none; raises as `kubeconfig`."""
+    found = _chosen(path, context)[2].get("exec")
+    if not found:
+        return None
+    environment = {item["name"]: item["value"] for item in found.get("env") or ()}
+    return CredentialProgram((found["command"], *(found.get("args") or ())), environment, found["apiVersion"])
+
+
+def _chosen(path: Path, name: str) -> tuple[Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]:
+    """The context, its cluster and its user."""
     try:
         file = _parsed(path.read_text())
-        context = _named(file, "contexts", "context", file["current-context"])
-        cluster = _named(file, "clusters", "cluster", context["cluster"])
-        user = _named(file, "users", "user", context["user"])
-        return _of_kubeconfig(path, context, cluster, user)
+        if name and all(item["name"] != name for item in file["contexts"]):
+            raise InvalidParameter(f"KUBECONFIG {path} has no context {name!r}; kubectl config get-contexts lists them")
+        context = _named(file, "contexts", "context", name or file["current-context"])
+        return context, _named(file, "clusters", "cluster", context["cluster"]), _named(file, "users", "user", context["user"])
     except OSError as error:
         raise InvalidParameter(f"KUBECONFIG {path} cannot be read: {error.strerror}; name one file") from error
     except (KeyError, TypeError, StopIteration, ValueError):
@@ -120,24 +147,29 @@ def _parsed(text: str) -> Any:
             raise ValueError("no YAML") from None
 
 
-def _of_kubeconfig(path: Path, context: Mapping[str, Any], cluster: Mapping[str, Any], user: Mapping[str, Any]) -> Access:
+def _of_kubeconfig(path: Path, context: Mapping[str, Any], cluster: Mapping[str, Any], user: Mapping[str, Any], programs: bool) -> Access:
     for key in ("exec", "auth-provider", "username"):
-        if key in user:
+        if key in user and not (key == "exec" and programs):
             raise InvalidParameter(
                 f"KUBECONFIG {path}: user {context['user']!r} has {key}, which is not supported; use a token or a client certificate"
             )
     if cluster.get("insecure-skip-tls-verify"):
         raise InvalidParameter(f"KUBECONFIG {path}: insecure-skip-tls-verify is not supported; give certificate-authority")
     token_file = user.get("tokenFile")
-    return Access(
-        cluster["server"].rstrip("/"),
-        context.get("namespace") or "default",
-        path.parent / token_file if token_file else None,
-        user.get("token", ""),
-        ca=_pem(path, cluster, "certificate-authority"),
-        certificate=_pem(path, user, "client-certificate"),
-        key=_pem(path, user, "client-key"),
-    )
+    try:
+        return Access(
+            cluster["server"].rstrip("/"),
+            context.get("namespace") or "default",
+            path.parent / token_file if token_file else None,
+            user.get("token", ""),
+            ca=_pem(path, cluster, "certificate-authority"),
+            certificate=_pem(path, user, "client-certificate"),
+            key=_pem(path, user, "client-key"),
+        )
+    except OSError as error:
+        raise InvalidParameter(f"KUBECONFIG {path}: {error.filename} cannot be read: {error.strerror}") from error
+    except (KeyError, ValueError):
+        raise InvalidParameter(f"KUBECONFIG {path} is no kubeconfig file with a current-context, its cluster and its user") from None
 
 
 def _named(file: Mapping[str, Any], kinds: str, kind: str, name: str) -> Mapping[str, Any]:

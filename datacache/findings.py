@@ -1,0 +1,39 @@
+"""What a doctor finds: how bad it is, what it is, and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Verdict(StrEnum):
+    """How bad it is: FAULT means that volumes fail, WARNING that something they promise does not hold."""
+
+    OK = "ok"
+    WARNING = "warning"
+    FAULT = "fault"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found; `fix` is "" where there is nothing to do."""
+
+    check: str
+    verdict: Verdict
+    what: str
+    fix: str = ""
+
+
+def ok(check: str, what: str) -> Finding:
+    """All is well."""
+    return Finding(check, Verdict.OK, what)
+
+
+def warning(check: str, what: str, fix: str) -> Finding:
+    """Something that is promised does not hold."""
+    return Finding(check, Verdict.WARNING, what, fix)
+
+
+def fault(check: str, what: str, fix: str) -> Finding:
+    """Volumes fail."""
+    return Finding(check, Verdict.FAULT, what, fix)
