@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ from datacache.__main__ import cli
 from node_plugin.__main__ import parser as node_flags
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/parameters.md", "docs/install.md")
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/parameters.md", "docs/install.md", "docs/troubleshooting.md")
 _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(
     r"(?:csi|controller_plugin|node_plugin|datacache|tests|deploy|docs|proto|requirements)/[\w./-]*|[A-Z]+(?:\.md)|setup\.cfg|Makefile|LICENSE"
@@ -64,6 +66,24 @@ def test_every_name_that_the_walks_put_beside_a_file_is_in_it() -> None:
     named = [(path, name) for path, names in _NAMED.findall(text("ARCHITECTURE.md")) for name in re.findall(r"\w+", names)]
     assert len(named) > 20
     assert [(path, name) for path, name in named if not re.search(rf"\b(def|class) {name}\b", text(path))] == []
+
+
+def _texts_of(source: str) -> Iterator[str]:
+    """Every text that a module may print, with a NUL for each value in it."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+        elif isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+
+
+def test_every_message_that_troubleshooting_explains_can_still_be_printed() -> None:
+    folders = ("csi", "node_plugin", "controller_plugin", "datacache")
+    printed = "\n".join(said for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) for said in _texts_of(path.read_text()))
+    messages = [code for code in _CODE.findall(text("docs/troubleshooting.md")) if "…" in code and " " in code]
+    assert len(messages) > 40
+    patterns = {message: "[^\n]*?".join(re.escape(part) for part in re.split(r"\s*…\s*", message) if part) for message in messages}
+    assert [message for message, pattern in patterns.items() if not re.search(pattern, printed)] == []
 
 
 def test_the_document_of_parameters_is_what_the_code_would_make() -> None:
