@@ -35,6 +35,10 @@ class Driver:
         values = {**self.values, "image": _image(image)}
         _helm(self.lab, "upgrade", RELEASE, str(tree / CHART.relative_to(TREE)), "--values", "-", input=json.dumps(values))
 
+    def uninstall(self) -> None:
+        """Have it removed, as at the end; not to be used after that."""
+        _helm(self.lab, "uninstall", RELEASE, "--wait", "--ignore-not-found")
+
     def node_pod(self, node: Node) -> str:
         """The name of the pod that is the node plugin there."""
         return self.pod("node", node.name)["metadata"]["name"]  # type: ignore[no-any-return]
@@ -106,7 +110,7 @@ def installed(lab: Lab, image: Archive, sidecars: Sequence[Archive], hub: str, *
     try:
         yield Driver(lab, values)
     finally:
-        _helm(lab, "uninstall", RELEASE, "--wait")
+        _helm(lab, "uninstall", RELEASE, "--wait", "--ignore-not-found")
 
 
 def _helm(lab: Lab, *words: str, input: str = "") -> None:

@@ -125,6 +125,10 @@ class Node:
         for archive in archives:
             self._ctr("images", "import", "--local", str(archive.path))
 
+    def tag(self, archive: Archive, name: str) -> None:
+        """Give an image that it has one more name."""
+        self._ctr("images", "tag", "--force", archive.name, name)
+
     def images(self) -> list[str]:
         """The names of the images that it has."""
         return self._ctr("images", "list", "--quiet").split()
