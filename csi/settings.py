@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from csi.egress.profile import egress_profiles
@@ -40,6 +41,22 @@ def plugin_flags(parser: argparse.ArgumentParser) -> None:
     flag(parser, "--metrics-address", default="", type=optional_address, help="where Prometheus reads metrics, as 127.0.0.1:9808; empty for nowhere")
     flag(parser, "--proof-ttl", default="10m", type=duration, help="how long a proof of reading is taken without asking the origin again")
     flag(parser, "--offline-grace", default="7d", type=duration, help="how long what was proven counts while the origin is unreachable")
+
+
+def image_store_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of those who use the image store of the cluster."""
+    flag(
+        parser,
+        "--image-store",
+        default="",
+        help="where images are kept that outlive their origins: file:///folder, s3://bucket/folder?endpoint=..., oss://...; empty for nowhere",
+    )
+    flag(parser, "--image-store-secret", default="", type=optional_path, help="the folder with the access key of the image store, one file a key")
+
+
+def optional_path(text: str) -> Path | None:
+    """A path, None for none."""
+    return Path(text) if text else None
 
 
 class _Merged(argparse.Action):

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -15,7 +16,7 @@ from csi.errors import UnsupportedByNode
 from csi.identity import IdentityServicer
 from csi.images.store import Store
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, find_server, open_announcer, open_pins, open_prewarms, open_registry
+from csi.registry.opening import HELP, find_server, open_announcer, open_data_caches, open_pins, open_prewarms, open_registry
 from csi.registry.prewarms import Prewarms
 from csi.registry.volume import Interest, VolumeRegistry
 from csi.sources.allow_list import NAS_HELP, PREWARMS, AllowList, nas_prefixes
@@ -24,8 +25,11 @@ from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
 from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
+from csi.worker.stored import LANE as STORED_LANE
+from csi.worker.stored import StoreAccess, StoredImages
 from node_plugin.fill_events import FillEvents
 from node_plugin.fills import Fills
+from node_plugin.granted import GrantedCaches
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.kernel import require_erofs
 from node_plugin.loop import KernelLoops, read_ahead_of
@@ -40,9 +44,13 @@ from node_plugin.throttle.hierarchy import Hierarchy
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
 from node_plugin.topology import NodeTopology
+from node_plugin.uploads import Uploads
 from node_plugin.volume_limits import VolumeLimits
 from node_plugin.volume_records import VolumeRecords
 from node_plugin.volumes import Volumes
+
+if TYPE_CHECKING:
+    from csi.cluster.api_server import ApiServer
 
 log = logging.getLogger("datacache.node")
 
@@ -78,6 +86,7 @@ def parser() -> argparse.ArgumentParser:
         help="kubelet's folder of plugins, such as /var/lib/kubelet/plugins_registry, to be found by it; empty where a sidecar registers the driver",
     )
     settings.flag(flags, "--host-endpoint", default="", help="the CSI socket's path as kubelet sees it; empty: as in --endpoint")
+    settings.image_store_flags(flags)
     _limit_flags(flags)
     return flags
 
@@ -109,8 +118,9 @@ def _serve(options: argparse.Namespace) -> None:
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
     server, shown = find_server(options.registry), Interest()
     announcer = open_announcer(server, "datacache-node", options.node_id)
-    events = FillEvents(announcer)
-    fills = Fills(store, pool, room, connections=options.fill_connections, grace=options.fill_grace, in_use=images.in_use, events=events)
+    events, stored = FillEvents(announcer), _stored(options, pool)
+    counts = {"connections": options.fill_connections, "grace": options.fill_grace}
+    fills, uploads = Fills(store, pool, room, **counts, in_use=images.in_use, events=events, stored=stored), Uploads(store, stored)
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
     allowed = AllowList(options.allow_inline_nas, options.allow_origins)
@@ -118,10 +128,13 @@ def _serve(options: argparse.Namespace) -> None:
     throttle = Throttle(_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles"), options.require_throttle)
     limits = VolumeLimits(registry)
     records, pins = VolumeRecords(options.store / "volumes", shown), NodePins(open_pins(server), options.node_id)
-    volumes = Volumes(records, store, Proving(store, resolver), fills, images, mounts, room, allowed, limits, throttle, pins, events)
+    proving = Proving(store, resolver)
+    granted = _granted(options, server, store, stored, proving) if options.registry else None
+    volumes = Volumes(records, store, proving, fills, images, mounts, room, allowed, limits, throttle, pins, events, granted)
     prewarms = open_prewarms(server, options.node_id, registry)
     asking_anew = Resolver(pool, proofs, room, ask_moving=True, scratch=store.temp_path)
-    prewarming = prewarms and _prewarming(options, prewarms, Proving(store, asking_anew), fills, store, pins, images)
+    parts = (Proving(store, asking_anew), fills, store, pins, images.check_node, options.store / "prewarms.json")
+    prewarming = prewarms and _prewarming(options, prewarms, *parts, granted=granted, uploads=uploads)
     topology = NodeTopology(options.driver_name, options.node_id, images.check_node, announcer)
     observe = _observer(options.metrics_address, throttle)
 
@@ -135,6 +148,7 @@ def _serve(options: argparse.Namespace) -> None:
             with pins.tended(), prewarming.running() if prewarming else nullcontext():
                 rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options, topology), observe)
     finally:
+        uploads.stop()
         fills.stop()
         pool.close()
         announcer.close()
@@ -144,20 +158,29 @@ def _serve(options: argparse.Namespace) -> None:
 
 
 def _pool(options: argparse.Namespace) -> WorkerPool:
-    lanes = {"resolve": options.resolve_workers, "fill": options.fill_workers, "vouch": options.fill_workers}
+    lanes = {"resolve": options.resolve_workers, "fill": options.fill_workers, "vouch": options.fill_workers, STORED_LANE: 2}
     return WorkerPool(
         lanes, log_format=options.log_format, log_level=options.log_level, profiles=options.egress_profile, allowed=options.allow_origins
     )
 
 
-def _prewarming(
-    options: argparse.Namespace, prewarms: Prewarms, proving: Proving, fills: Fills, store: Store, pins: NodePins, images: ImageMounts
-) -> Prewarming:
+def _prewarming(options: argparse.Namespace, prewarms: Prewarms, proving: Proving, fills: Fills, *parts: Any, **more: Any) -> Prewarming:
     """What follows the cluster's orders; no fill evicts what they keep."""
     allowed = AllowList(options.allow_inline_nas, options.allow_origins, PREWARMS)
-    prewarming = Prewarming(prewarms, allowed, proving, fills, store, pins, images.check_node, options.store / "prewarms.json")
+    prewarming = Prewarming(prewarms, allowed, proving, fills, *parts, **more)
     fills.keep(prewarming.kept)
     return prewarming
+
+
+def _stored(options: argparse.Namespace, pool: WorkerPool) -> StoredImages:
+    access = StoreAccess(options.image_store, options.image_store_secret)
+    access.check()
+    return StoredImages(pool, access)
+
+
+def _granted(options: argparse.Namespace, server: ApiServer | None, store: Store, stored: StoredImages, proving: Proving) -> GrantedCaches:
+    home = server.access.namespace if server else ""
+    return GrantedCaches(open_data_caches(options.registry, server), home, store, stored, proving)
 
 
 def _observer(address: tuple[str, int] | None, throttle: Throttle) -> rpc.Observe:

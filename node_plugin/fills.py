@@ -20,6 +20,7 @@ from csi.registry.announcing import Subject
 from csi.waiting import Patience, WaitingRoom
 from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Request
+from csi.worker.stored import StoredImages
 from node_plugin.fill_events import FillEvents
 from node_plugin.vouching import Vouching
 
@@ -64,8 +65,9 @@ class Fills:
         grace: float,
         in_use: Callable[[], set[str]],
         events: FillEvents | None = None,
+        stored: StoredImages | None = None,
     ) -> None:
-        self._store, self._pool, self._room = store, pool, room
+        self._store, self._pool, self._room, self._stored = store, pool, room, stored
         self._connections, self._grace, self._in_use = connections, grace, in_use
         self._events = events or FillEvents()
         self._vouching = Vouching(store, pool, room, connections)
@@ -101,6 +103,10 @@ class Fills:
             if fill.error and (fill.access, fill.secrets) == (access or {}, secrets):
                 raise fill.error
         self._vouching.wait(key, digest, secrets, patience, access or self._store.access(digest))
+
+    def compared(self, key: str, digest: str, secrets: Mapping[str, str], patience: Patience, access: Mapping[str, str]) -> None:
+        """Return when the sealed image is known to be what `access` reads; raises as `Vouching.wait`."""
+        self._vouching.wait(key, digest, secrets, patience, access)
 
     def ahead(self, digest: str, secrets: Mapping[str, str], access: Mapping[str, str], patience: Patience) -> None:
         """As `wait`, for an image that no pod has asked for yet: it goes last, and gives way to every fill that a pod waits for.
@@ -221,6 +227,7 @@ class Fills:
                 image=str(paths.image),
                 connections=self._connections,
                 donors=tuple(map(str, fill.donors)),
+                **(self._stored.of_fill() if self._stored else {}),
             )
             self._store.note_fill(fill.digest, fill.place)
             self._pool.call("fill", request, fill.call, lambda progress: self._heard(fill, progress))

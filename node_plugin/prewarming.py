@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from csi import durable
-from csi.errors import Busy, ClusterUnavailable, DataCacheError, NotFound
+from csi.errors import Busy, ClusterUnavailable, DataCacheError, FailedPrecondition, NotFound
 from csi.images.store import Store
 from csi.registry.prewarms import NodeState, Prewarm, PrewarmedCache, Prewarms, State
 from csi.sources.allow_list import AllowList, named_by_user
@@ -27,8 +27,10 @@ from csi.waiting import Patience
 from csi.worker.protocol import Resolution
 from node_plugin.fill_events import percent
 from node_plugin.fills import Fills
+from node_plugin.granted import GrantedCaches
 from node_plugin.pins import NodePins
 from node_plugin.proving import Proving
+from node_plugin.uploads import Uploads
 from node_plugin.volume_records import NodeVolume
 
 log = logging.getLogger("datacache.prewarming")
@@ -72,6 +74,11 @@ class _Order:
         """One for each of its caches, which no other order has."""
         return [f"prewarm-{self.prewarm.uid}-{self.prewarm.generation}-{number}" for number in range(len(self.prewarm.caches))]
 
+    @property
+    def named(self) -> list[tuple[str, PrewarmedCache]]:
+        """Its caches with their keys."""
+        return list(zip(self.keys, self.prewarm.caches, strict=True))
+
 
 class Prewarming:
     """The orders of one node, from `prewarms`; `file` keeps what they turned out to be. `check_node` raises where it can mount no images;
@@ -91,9 +98,12 @@ class Prewarming:
         check_node: Callable[[], None],
         file: Path,
         retry_seconds: float = _RETRY_SECONDS,
+        granted: GrantedCaches | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self._prewarms, self._allowed, self._proving, self._fills, self._store, self._pins = prewarms, allowed, proving, fills, store, pins
         self._check_node, self._file, self._retry = check_node, file, retry_seconds
+        self._granted, self._uploads = granted, uploads
         self._known: list[Prewarm] | None = None
         self._looked = float("-inf")
         self._changed, self._ended = threading.Event(), False
@@ -192,10 +202,10 @@ class Prewarming:
         """Do what is to be done now; the seconds until there may be more."""
         waits = [_LOOK_SECONDS]
         for order in self._orders.values():
-            order.ready = {key for key, answer in order.answers.items() if self._store.sealed(answer.digest)}
+            order.ready = {key for key, cache in order.named if self._is_ready(cache, order.answers.get(key))}
             self._say(order)
         for order in list(self._orders.values()):
-            for key, cache in zip(order.keys, order.prewarm.caches, strict=True):
+            for key, cache in order.named:
                 if self._ended or self._changed.is_set():
                     return 0.0
                 waits.append(self._tend(order, key, cache))
@@ -204,7 +214,7 @@ class Prewarming:
 
     def _tend(self, order: _Order, key: str, cache: PrewarmedCache) -> float:
         answer, trouble, now = order.answers.get(key), order.troubles.get(key), time.monotonic()
-        if answer and self._store.sealed(answer.digest):
+        if self._is_ready(cache, answer):
             order.ready.add(key)
             order.troubles.pop(key, None)
             return _LOOK_SECONDS
@@ -226,18 +236,55 @@ class Prewarming:
         order.troubles.pop(key, None)
         return _LOOK_SECONDS
 
+    def _is_ready(self, cache: PrewarmedCache, answer: _Answer | None) -> bool:
+        """Whether it is on this node, and a DataCache in the image store too, where there is one."""
+        there = answer is not None and self._store.sealed(answer.digest) is not None
+        return there and (not cache.data_cache or self._uploads is None or self._uploads.done(answer.digest))  # type: ignore[union-attr]
+
     def _bring(self, order: _Order, key: str, cache: PrewarmedCache) -> None:
         self._check_node()
         if self._fills.hurried():
             raise Busy("fills that pods wait for go first")
+        if cache.data_cache:
+            self._bring_data_cache(order, key, cache.data_cache)
+            return
         secrets = self._prewarms.secret(order.prewarm.namespace, cache.secret) if cache.secret else {}
-        self._patience = Patience(_RESOLVE_SECONDS)
-        if self._changed.is_set():
-            self._patience.cancel("the orders for this node have changed")
+        self._patience = self._patient(_RESOLVE_SECONDS)
         answer = order.answers.get(key)
         if answer is None or not (self._store.sealed(answer.digest) or self._store.partial(answer.digest)):
             answer = self._answered(order, key, cache, answer, secrets)
         self._fill(order, answer, secrets)
+
+    def _bring_data_cache(self, order: _Order, key: str, name: str) -> None:
+        """Fill it with its own credential, then bring it to the image store, where there is one."""
+        if self._granted is None or self._uploads is None:
+            raise FailedPrecondition("this node knows no DataCaches; start the node plugin with --registry")
+        granted = self._granted.ordered(name, order.prewarm.namespace)
+        digest, access, secrets = granted.content.digest, dict(granted.content.access), granted.secrets
+        self._patience = self._patient(_RESOLVE_SECONDS)
+        self._granted.bring_manifest(key, granted, self._patience)
+        answer = _Answer(digest, access)
+        if order.answers.get(key) != answer:
+            order.answers[key] = answer
+            self._keep({**self._kept, key: answer})
+        self._fill(order, answer, secrets)
+        self._granted.vouched(granted)
+        self._fills.compared(key, digest, secrets, self._patient(_RESOLVE_SECONDS), access)
+        while not self._uploads.done(digest):
+            self._patience = self._patient(_SLICE_SECONDS)
+            try:
+                self._uploads.bring(digest, self._patience)
+            except Busy:
+                if self._patience.cancelled or (progress := self._uploads.progress(digest)) is None:
+                    raise
+                self._say(order, NodeState(State.STORING, min(99, percent(progress)), "bringing it to the image store"))
+
+    def _patient(self, seconds: float) -> Patience:
+        """So much patience, none where the orders have changed."""
+        patience = Patience(seconds)
+        if self._changed.is_set():
+            patience.cancel("the orders for this node have changed")
+        return patience
 
     def _answered(self, order: _Order, key: str, cache: PrewarmedCache, known: _Answer | None, secrets: Mapping[str, str]) -> _Answer:
         """What the cache is, once its credential has read from the origin; its manifest is in the store then."""
@@ -263,9 +310,7 @@ class Prewarming:
 
     def _fill(self, order: _Order, answer: _Answer, secrets: Mapping[str, str]) -> None:
         while not self._store.sealed(answer.digest):
-            self._patience = patience = Patience(_SLICE_SECONDS)
-            if self._changed.is_set():
-                patience.cancel("the orders for this node have changed")
+            self._patience = patience = self._patient(_SLICE_SECONDS)
             try:
                 self._fills.ahead(answer.digest, secrets, answer.access, patience)
             except Busy:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from csi.sources.allow_list import AllowList, named_by_user
 from csi.spec import access_modes
 from csi.spec.access_modes import AccessMode
 from csi.spec.cache import CacheSpec
+from csi.spec.cache_name import PATH, CacheName, cache_name
 from csi.spec.limits import Limits
 from csi.spec.parameters import VolumeParameters, parse, parse_kept
 from csi.spec.performance import whole_gib
@@ -28,6 +29,7 @@ from csi.waiting import Patience, WaitingRoom
 from csi.worker.protocol import Resolution
 from node_plugin.fill_events import FillEvents
 from node_plugin.fills import HOPELESS, Fills
+from node_plugin.granted import GrantedCaches
 from node_plugin.image_mounts import ImageMounts
 from node_plugin.mount_request import MountRequest, Stats
 from node_plugin.mounts import Mounts, at, real
@@ -61,10 +63,12 @@ class Volumes:
         throttle: Throttle,
         pins: NodePins | None = None,
         events: FillEvents | None = None,
+        granted: GrantedCaches | None = None,
     ) -> None:
         self._records, self._store, self._proving, self._fills = records, store, proving, fills
         self._images, self._mounts, self._room, self._allowed = images, mounts, room, allowed
         self._limits, self._throttle, self._pins, self._events = limits, throttle, pins or NodePins(), events or FillEvents()
+        self._granted = granted
         self._locks = KeyedLocks()
 
     def stage(self, request: MountRequest, patience: Patience) -> None:
@@ -97,27 +101,58 @@ class Volumes:
             self._publish_staged(request)
 
     def _publish_inline(self, request: MountRequest, patience: Patience) -> None:
+        if name := cache_name(request.context):
+            self._publish_data_cache(request, name, patience)
+            return
         asked = parse(request.context, request.flags)
         self._allowed.check(asked)
         with self._pins.using(request.volume_id):
             self._bring(request, replace(asked, spec=named_by_user(asked.spec)), patience, "targets")
         self._events.pinned(request.subject, self._pins.pin_of(request.volume_id))
 
+    def _publish_data_cache(self, request: MountRequest, name: CacheName, patience: Patience) -> None:
+        """The cache's grant is the authorisation, and its own credential reads."""
+        if self._granted is None:
+            raise FailedPrecondition(f"{PATH} names a DataCache, and this node knows none; start the node plugin with --registry")
+        with self._room.present(request.volume_id, patience):
+            self._images.check_node()
+            granted = self._granted.at(name.bucket, name.path, request.namespace)
+            self._granted.bring_manifest(request.volume_id, granted, patience)
+            self._granted.vouched(granted)
+            content, capacity, own = granted.content, granted.capacity_bytes, request.own_context
+            volume = NodeVolume(request.volume_id, content.digest, own, capacity, content.content_bytes, True, performance=name.performance)
+            volume = replace(volume, limit_class=limit_class(volume))
+            self._show_filled(request, content.digest, content.access, granted.secrets, patience, "targets", lambda: volume)
+
     def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""
         with self._room.present(request.volume_id, patience):
             self._images.check_node()
             found = self._found(request, asked, patience)
-            _still_wanted(patience)
-            with self._holding(found.digest):
-                self._fills.wait(request.volume_id, found.digest, request.secrets, patience, found.spec.to_context(), request.subject)
-                with self._locks.hold(request.volume_id, _LOCK_SECONDS):
-                    _still_wanted(patience)
-                    if not self._is_shown(request, kind):
-                        volume = self._shown_volume(request, asked, found, kind)
-                        self._store.touch(volume.digest)
-                        self._show_image(request.path, volume, (volume.digest, volume.limit_class))
-                        self._events.clamped(request.subject, limits_of(volume))
+            access = found.spec.to_context()
+            self._show_filled(request, found.digest, access, request.secrets, patience, kind, lambda: self._volume(request, asked, found))
+
+    def _show_filled(
+        self,
+        request: MountRequest,
+        digest: str,
+        access: Mapping[str, str],
+        secrets: Mapping[str, str],
+        patience: Patience,
+        kind: str,
+        volume: Callable[[], NodeVolume],
+    ) -> None:
+        """Show the `volume` that is made then once its image is full, which `access` and `secrets` read."""
+        _still_wanted(patience)
+        with self._holding(digest):
+            self._fills.wait(request.volume_id, digest, secrets, patience, access, request.subject)
+            with self._locks.hold(request.volume_id, _LOCK_SECONDS):
+                _still_wanted(patience)
+                if not self._is_shown(request, kind):
+                    shown = self._shown_volume(request, digest, kind, volume)
+                    self._store.touch(shown.digest)
+                    self._show_image(request.path, shown, (shown.digest, shown.limit_class))
+                    self._events.clamped(request.subject, limits_of(shown))
 
     def _found(self, request: MountRequest, asked: VolumeParameters, patience: Patience) -> Resolution:
         """What the volume holds, once its own credential has read from the origin; for inline volumes of a namespace the same everywhere."""
@@ -131,9 +166,10 @@ class Volumes:
             return resolve(asked.spec, asked.manifest_digest)
         return self._pins.resolved(request.volume_id, request.namespace, asked.spec, resolve)
 
-    def _shown_volume(self, request: MountRequest, asked: VolumeParameters, found: Resolution, kind: str) -> NodeVolume:
+    def _shown_volume(self, request: MountRequest, digest: str, kind: str, made: Callable[[], NodeVolume]) -> NodeVolume:
+        """The volume as it is known already, or else as it is `made` now, shown at one path more."""
         known = self._records.get(request.volume_id)
-        volume = known if known and known.digest == found.digest else self._volume(request, asked, found)
+        volume = known if known and known.digest == digest else made()
         path = str(request.path)
         return volume.with_staged(path, request.shown) if kind == "staged" else volume.with_target(path, request.shown)
 

@@ -41,6 +41,9 @@ class Backend(Protocol):
     def list(self, folder: str) -> Iterator[Kept]:
         """All objects whose keys begin with `folder`/."""
 
+    def folders(self, folder: str) -> Iterator[str]:
+        """The names of the folders that are directly below `folder`."""
+
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
 

@@ -57,6 +57,12 @@ class BucketBackend:
                 for item in page:
                     yield Kept(item["path"].removeprefix(self._store.prefix), item["size"], item["last_modified"].timestamp())
 
+    def folders(self, folder: str) -> Iterator[str]:
+        """See Backend."""
+        with self._faults():
+            found = obstore.list_with_delimiter(self._store.client(), self._key(folder))
+            yield from sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+
     def delete(self, key: str) -> None:
         """See Backend."""
         with self._faults():

@@ -53,6 +53,12 @@ class FolderBackend:
                     if not name.endswith(TEMP_SUFFIX):
                         yield from self._kept(Path(parent, name))
 
+    def folders(self, folder: str) -> Iterator[str]:
+        """See Backend."""
+        with self._faults():
+            place = self._path(folder)
+            yield from sorted(path.name for path in place.iterdir() if path.is_dir()) if place.is_dir() else ()
+
     def _kept(self, path: Path) -> Iterator[Kept]:
         try:
             status = path.stat()

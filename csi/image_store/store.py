@@ -11,7 +11,7 @@ from itertools import groupby
 from csi.errors import CorruptContent, DataCacheError, NotFound
 from csi.image_store.backend import Backend, Kept, open_backend
 from csi.image_store.parts_reader import PartsReader
-from csi.image_store.stored_image import IMAGES, PART_BYTES, StoredImage, folder_of, index_of, manifest_of, parts_of, unwanted_of
+from csi.image_store.stored_image import IMAGES, PART_BYTES, StoredImage, folder_of, index_of, manifest_of, parts_of, snapshot_id_of, unwanted_of
 from csi.image_store.uploading import Stopped, Tell, Upload, patiently
 from csi.images import layout as layouts
 from csi.images.fill import fill
@@ -86,9 +86,20 @@ class ImageStore:
 
     def images(self) -> Iterator[StoredImage]:
         """All images that are whole, by digest."""
-        for digest, kept in self._folders():
-            if any(one.key == index_of(digest) for one in kept) and (found := self.find(digest)):
+        for digest in self._backend.folders(IMAGES):
+            if is_digest(digest) and (found := self.find(digest)):
                 yield found
+
+    def named(self, snapshot_id: str) -> StoredImage | None:
+        """The image of a snapshot id, None where there is none; raises as `find`."""
+        for digest in self._backend.folders(IMAGES):
+            if is_digest(digest) and snapshot_id_of(digest) == snapshot_id:
+                return self.find(digest)
+        return None
+
+    def remove(self, digest: str) -> None:
+        """Remove an image, and what there is of one; one that is not there is no error."""
+        self._remove(digest, list(self._backend.list(folder_of(digest))))
 
     def collect(self, wanted: Collection[str], grace: float, now: float) -> list[str]:
         """Remove images that nobody has wanted for `grace` seconds, and parts of uploads that nobody went on with; the digests of what is gone.

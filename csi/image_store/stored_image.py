@@ -44,8 +44,8 @@ class StoredImage:
 
     @property
     def snapshot_id(self) -> str:
-        """What ECI's users name it by: "s-" and the first 20 digits of its digest."""
-        return f"s-{self.digest[:20]}"
+        """What ECI's users name it by."""
+        return snapshot_id_of(self.digest)
 
     def encode(self) -> bytes:
         """The record as JSON."""
@@ -81,6 +81,11 @@ class StoredImage:
         entries = [Entry(f"{number:06}", Kind.FILE, size=self.part_size(number), digest=f"sha256:{part}") for number, part in enumerate(self.parts)]
         extents = tuple(Extent(entry, self.data_at + number * self.part_bytes) for number, entry in enumerate(entries))
         return Layout(Manifest(tuple(entries), {}), self.image_bytes, metadata, extents)
+
+
+def snapshot_id_of(digest: str) -> str:
+    """What ECI's users name an image by: "s-" and the first 20 digits of its digest."""
+    return f"s-{digest[:20]}"
 
 
 def folder_of(digest: str) -> str:

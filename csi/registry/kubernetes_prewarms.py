@@ -142,4 +142,5 @@ def _readable(thing: Mapping[str, Any]) -> Prewarm | None:
 
 
 def _cache(given: Mapping[str, Any]) -> PrewarmedCache:
-    return PrewarmedCache(dict(given.get("parameters") or {}), given.get("claimName", ""), (given.get("secretRef") or {}).get("name", ""))
+    secret = (given.get("secretRef") or {}).get("name", "")
+    return PrewarmedCache(dict(given.get("parameters") or {}), given.get("claimName", ""), secret, given.get("dataCache", ""))

@@ -12,6 +12,7 @@ from csi.registry.volume import VolumeRegistry
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
     from csi.cluster.claims import ClusterClaims
+    from csi.registry.data_caches import DataCaches
     from csi.registry.kubernetes_pins import KubernetesPins
     from csi.registry.kubernetes_prewarms import KubernetesPrewarms
 
@@ -72,3 +73,14 @@ def open_prewarms(server: ApiServer | None, node: str, registry: VolumeRegistry 
     from csi.registry.kubernetes_prewarms import KubernetesPrewarms
 
     return KubernetesPrewarms(server, node, registry)
+
+
+def open_data_caches(where: str, server: ApiServer | None) -> DataCaches:
+    """The DataCaches that the flag names: of the cluster of `server`, with credentials in its own namespace, else of a folder."""
+    if server is None:
+        from csi.registry.directory_data_caches import DirectoryDataCaches
+
+        return DirectoryDataCaches(Path(where))
+    from csi.registry.kubernetes_data_caches import KubernetesDataCaches
+
+    return KubernetesDataCaches(server, server.access.namespace)

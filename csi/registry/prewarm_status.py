@@ -61,7 +61,7 @@ def _entry(node: str, said: NodeState) -> dict[str, Any]:
 
 def _conditions(old: Sequence[Mapping[str, Any]], nodes: Sequence[Mapping[str, Any]], generation: int, now: float) -> list[dict[str, Any]]:
     having = {state: [entry for entry in nodes if entry["state"] == state] for state in State}
-    at_it, failed = [*having[State.FILLING], *having[State.PENDING]], having[State.FAILED]
+    at_it, failed = [*having[State.FILLING], *having[State.STORING], *having[State.PENDING]], having[State.FAILED]
     ready = bool(nodes) and len(having[State.READY]) == len(nodes)
     counted = f"{len(having[State.READY])} of {len(nodes)} nodes have all caches"
     failing = f"{len(failed)} of {len(nodes)} nodes; {failed[0]['node']}: {failed[0].get('message', '')}" if failed else "no node fails"

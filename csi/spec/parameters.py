@@ -136,6 +136,17 @@ def _mutable(parameters: Mapping[str, str]) -> dict[str, str]:
     return values
 
 
+def parse_performance(parameters: Mapping[str, str]) -> Performance:
+    """What performance keys ask for, where nothing else may be given; raises InvalidParameter naming the key."""
+    values = canonical_keys(parameters)
+    for key in values:
+        if key not in performance.KEYS:
+            raise InvalidParameter(f"{key} is nothing that a volume of a DataCache can have; only {', '.join(performance.KEYS)} are")
+    asked = Performance().changed(values)
+    asked.check()
+    return asked
+
+
 def names_a_source(parameters: Mapping[str, str]) -> bool:
     """Whether any key in `parameters` says where data lives (a clone needs none)."""
     return any(SPELLING.name_of(key) in source_keys() | {TYPE.name} for key in parameters)

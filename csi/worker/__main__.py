@@ -32,6 +32,7 @@ from csi.spec.manifest import Manifest
 from csi.spec.parameters import parse
 from csi.spec.several import SeveralSpec
 from csi.worker.protocol import Request, Resolution
+from csi.worker.store_operations import filled_from_store, store_operations
 
 log = logging.getLogger("datacache.worker")
 _NICE = 5
@@ -44,6 +45,7 @@ class Worker:
     def __init__(self, output: IO[bytes], rate: int | None = None, broken: DataCacheError | None = None) -> None:
         self._output, self._rate, self._broken = output, rate, broken
         self._operations = {"pin": self._pin, "resolve": self._resolve, "fill": self._fill, "vouch": self._vouch}
+        self._operations |= store_operations(self._report)
 
     def serve(self, requests: queue.SimpleQueue[bytes]) -> None:
         """Answer requests for ever; the process ends when its input does."""
@@ -85,22 +87,26 @@ class Worker:
         return _resolution(manifest).encode()
 
     def _fill(self, request: Request) -> dict[str, Any]:
-        manifest = _manifest(request)
-        spec = parse(manifest.access).spec
-        partial, image = Path(request.partial), Path(request.image)
-        if not image.exists():
-            with closing(open_source(spec, request.secrets, request.allowed)) as source:
-                fill(
-                    lay_out(manifest),
-                    partial,
-                    Path(request.journal),
-                    self._paced(source, spec, manifest),
-                    connections=request.connections,
-                    donors=[ImagePaths(Path(folder)) for folder in request.donors],
-                    progress=self._report,
-                )
-            seal(partial, image, Path(request.journal))
+        if not Path(request.image).exists():
+            manifest = _manifest(request)
+            with filled_from_store(request, manifest, self._report) as done:
+                if not done:
+                    self._fill_from_origin(request, manifest)
+            seal(Path(request.partial), Path(request.image), Path(request.journal))
         return {}
+
+    def _fill_from_origin(self, request: Request, manifest: Manifest) -> None:
+        spec = parse(manifest.access).spec
+        with closing(open_source(spec, request.secrets, request.allowed)) as source:
+            fill(
+                lay_out(manifest),
+                Path(request.partial),
+                Path(request.journal),
+                self._paced(source, spec, manifest),
+                connections=request.connections,
+                donors=[ImagePaths(Path(folder)) for folder in request.donors],
+                progress=self._report,
+            )
 
     def _limit(self, spec: CacheSpec) -> int | None:
         return min((limit for limit in (spec.bandwidth_limit, self._rate) if limit), default=None)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from csi.spec.cache import CacheSpec
 from csi.spec.parameters import parse
 
-Operation = Literal["pin", "resolve", "fill", "vouch"]
+Operation = Literal["pin", "resolve", "fill", "vouch", "store", "stored", "stored-manifest", "stored-images", "collect", "unstore"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,12 @@ class Request:
     fill: read `manifest`, fill `partial` (with its `journal`) over `connections` connections and seal it as `image`; copy what
     the images in the folders `donors` hold of it. vouch: compare the sealed `image` of `manifest` with the source at ranges
     that `seed` (hex) decides.
+
+    `image_store` is the URL of the image store, "" for none, `store_secrets` the driver's own credential for it; a fill takes the image from
+    there where it has it. store: bring the image in the folder `image` there. stored: result are the facts of the image of the digest or
+    snapshot id `digest`, empty where there is none. stored-manifest: write the manifest of `digest` to `manifest`. stored-images: the facts
+    of all. collect: remove what is not among the digests in the file `manifest`, one a line, and was not for `grace` seconds; result are the
+    digests of what is gone. unstore: remove `digest`.
     """
 
     operation: Operation
@@ -40,6 +46,10 @@ class Request:
     allowed: tuple[str, ...] = ()
     donors: tuple[str, ...] = ()
     seed: str = field(default="", repr=False)
+    image_store: str = ""
+    store_secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    digest: str = ""
+    grace: float = 0.0
 
     @property
     def profile(self) -> str:

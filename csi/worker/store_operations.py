@@ -1,0 +1,131 @@
+"""What a worker does with the image store: bring images there, look, fill from it, remove."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from csi.errors import DataCacheError, FillStopped, NoSpace, NotFound
+from csi.images.progress import FillProgress
+from csi.images.records import ImagePaths
+from csi.spec.manifest import Manifest
+from csi.worker.protocol import Request
+
+if TYPE_CHECKING:
+    from csi.image_store.store import ImageStore
+    from csi.image_store.stored_image import StoredImage
+
+log = logging.getLogger("datacache.worker")
+
+Tell = Callable[[FillProgress], None]
+Operations = Mapping[str, Callable[[Request], dict[str, Any]]]
+
+
+def store_operations(tell: Tell) -> Operations:
+    """The operations by their names; `tell` hears how far one is."""
+
+    def store(request: Request) -> dict[str, Any]:
+        with _opened(request) as found:
+            return _facts(found.add(ImagePaths(Path(request.image)), tell))
+
+    return {"store": store, "stored": _stored, "stored-manifest": _manifest, "stored-images": _images, "collect": _collect, "unstore": _remove}
+
+
+@contextmanager
+def filled_from_store(request: Request, manifest: Manifest, tell: Tell) -> Iterator[bool]:
+    """Whether the partial image is full now, from the image store; where not, the block fills it otherwise.
+
+    The store is never in the way: that it fails is logged, and added to what the block fails with. Raises FillStopped and NoSpace.
+    """
+    why = _fill(request, manifest, tell) if request.image_store else ""
+    if why is None:
+        yield True
+        return
+    if request.image_store:
+        log.info("filled from its origin", extra={"fields": {"image": manifest.digest, "reason": why}})
+    try:
+        yield False
+    except (FillStopped, NoSpace):
+        raise
+    except DataCacheError as error:
+        if why:
+            raise _with(error, why) from error
+        raise
+
+
+def _with(error: DataCacheError, why: str) -> DataCacheError:
+    said = type(error)(f"{error} (and {why})")
+    said.__dict__.update(error.__dict__)
+    return said
+
+
+def _fill(request: Request, manifest: Manifest, tell: Tell) -> str | None:
+    """Fill from the image store; None where that is done, else why it is not."""
+    try:
+        with _opened(request) as store:
+            stored = store.find(manifest.digest)
+            if stored is None:
+                return f"{store.shown} does not have this image"
+            store.fill(stored, manifest, ImagePaths(Path(request.image).parent), request.connections, tell)
+            return None
+    except (FillStopped, NoSpace):
+        raise
+    except DataCacheError as error:
+        return str(error)
+
+
+def _stored(request: Request) -> dict[str, Any]:
+    with _opened(request) as store:
+        found = store.named(request.digest) if request.digest.startswith("s-") else store.find(request.digest)
+        return _facts(found) if found else {}
+
+
+def _manifest(request: Request) -> dict[str, Any]:
+    with _opened(request) as store:
+        found = store.find(request.digest)
+        if found is None:
+            raise NotFound(f"{store.shown} has no image {request.digest[:12]}")
+        manifest = store.manifest(request.digest)
+    with Path(request.manifest).open("xb") as stream:
+        manifest.write(stream)
+    return _facts(found)
+
+
+def _images(request: Request) -> dict[str, Any]:
+    with _opened(request) as store:
+        return {"images": [_facts(found) for found in store.images()]}
+
+
+def _collect(request: Request) -> dict[str, Any]:
+    wanted = frozenset(Path(request.manifest).read_text().split())
+    with _opened(request) as store:
+        return {"gone": store.collect(wanted, request.grace, time.time())}
+
+
+def _remove(request: Request) -> dict[str, Any]:
+    with _opened(request) as store:
+        store.remove(request.digest)
+        return {}
+
+
+@contextmanager
+def _opened(request: Request) -> Iterator[ImageStore]:
+    # obstore, which only those pay who have an image store.
+    from csi.image_store.store import opened
+
+    with opened(request.image_store, request.store_secrets) as store:
+        yield store
+
+
+def _facts(found: StoredImage) -> dict[str, Any]:
+    return {
+        "digest": found.digest,
+        "access": found.access,
+        "image_bytes": found.image_bytes,
+        "content_bytes": found.content_bytes,
+        "stored_at": found.stored_at,
+    }
