@@ -14,7 +14,7 @@ import grpc
 from controller_plugin.asking import Asking
 from controller_plugin.servicer import ControllerServicer, NoNode
 from controller_plugin.volumes import Volumes
-from csi import __version__, health, rpc, settings
+from csi import __version__, health, program, rpc, settings
 from csi.durable import secret_key
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM. Exit status 1, with the reason on standard error, where the plugin cannot start."""
-    rpc.run_plugin(parser(), _serve, arguments)
+    program.run(parser(), _serve, arguments)
 
 
 def _serve(options: argparse.Namespace) -> None:

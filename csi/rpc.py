@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
-import ctypes
 import logging
 import os
-import signal
 import socket
 import stat
-import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from csi import errors, logs
+from csi import errors, program
 from csi.waiting import Patience, WaitingRoom
 
 if TYPE_CHECKING:
@@ -46,7 +42,6 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,
 }
 _LEAVE_SECONDS = 25.0
-_M_ARENA_MAX, _M_TRIM_THRESHOLD = -8, -1
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
@@ -141,27 +136,6 @@ def _places(fault: BaseException) -> str:
     return type(fault).__name__ + "".join(f" < {frame.filename}:{frame.lineno}" for frame in reversed(frames))
 
 
-def keep_memory_small() -> None:
-    """Let glibc keep two malloc arenas in place of eight a core: hundreds of threads would hold on to free memory otherwise."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(_M_ARENA_MAX, 2)
-        libc.mallopt(_M_TRIM_THRESHOLD, 256 * 1024)
-
-
-def run_plugin(flags: argparse.ArgumentParser, serve_with: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None) -> None:
-    """A plugin's whole life: flags, memory, logs, then `serve_with`. Exit status 1, with the reason on standard error, where it cannot start."""
-    options = flags.parse_args(arguments)
-    keep_memory_small()
-    logs.set_up(options.log_format, options.log_level)
-    try:
-        serve_with(options)
-    except errors.DataCacheError as error:
-        sys.exit(f"{flags.prog}: {error}")
-    except OSError as error:
-        sys.exit(f"{flags.prog}: {error.filename}: {error.strerror}; check the folders that the flags name")
-
-
 def socket_path(endpoint: str) -> str:
     """The path in a unix:// endpoint; raises InvalidParameter for any other."""
     path = endpoint.removeprefix("unix://")
@@ -214,7 +188,7 @@ def serve(
     try:
         with meanwhile():
             log.info("serving", extra={"fields": {"endpoint": endpoint}})
-            _until_told_to_leave()
+            program.until_told_to_leave()
     finally:
         room.close("the plugin is leaving; its successor goes on")
         server.stop(_LEAVE_SECONDS).wait()
@@ -229,15 +203,3 @@ def listening(path: str, threads: int, register: Callable[[grpc.Server], None], 
     server.add_insecure_port(f"unix:{path}")
     server.start()
     return server
-
-
-def _until_told_to_leave() -> None:
-    told, teller = socket.socketpair()
-    with told, teller:
-        # Whichever thread the signal meets: an event would be set by the main thread's own handler, which waits for it.
-        teller.setblocking(False)
-        signal.set_wakeup_fd(teller.fileno())
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
-        told.recv(1)
-        signal.set_wakeup_fd(-1)

@@ -22,13 +22,11 @@ def flag(parser: argparse.ArgumentParser, name: str, *, default: str | None = No
     parser.add_argument(name, default=value, required=value is None, help=f"{text} [{variable}]", **options)
 
 
-def plugin_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that both plugins have."""
-    flag(parser, "--endpoint", help="the CSI socket, as unix:///run/.../csi.sock")
+def program_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that all programs of a cluster have."""
     flag(parser, "--driver-name", default=DRIVER_NAME, type=driver_name, help="the CSI driver's name")
     flag(parser, "--log-format", default="text", choices=("text", "json"), help="log lines for people or for collectors")
     flag(parser, "--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"), help="the least level that is logged")
-    flag(parser, "--rpc-threads", default="512", type=count, help="calls at a time; at most half of them may wait")
     flag(
         parser,
         "--egress-profile",
@@ -37,10 +35,17 @@ def plugin_flags(parser: argparse.ArgumentParser) -> None:
         action=_Merged,
         help="a network that fetches may go through, as NAME=netns:/run/netns/NAME,rate:500mbit; may be given again, or several by ';'",
     )
-    flag(parser, "--health-address", default="", type=optional_address, help="where GET /healthz is answered, as :9809; empty for nowhere")
-    flag(parser, "--metrics-address", default="", type=optional_address, help="where Prometheus reads metrics, as 127.0.0.1:9808; empty for nowhere")
     flag(parser, "--proof-ttl", default="10m", type=duration, help="how long a proof of reading is taken without asking the origin again")
     flag(parser, "--offline-grace", default="7d", type=duration, help="how long what was proven counts while the origin is unreachable")
+
+
+def plugin_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that both plugins have."""
+    flag(parser, "--endpoint", help="the CSI socket, as unix:///run/.../csi.sock")
+    program_flags(parser)
+    flag(parser, "--rpc-threads", default="512", type=count, help="calls at a time; at most half of them may wait")
+    flag(parser, "--health-address", default="", type=optional_address, help="where GET /healthz is answered, as :9809; empty for nowhere")
+    flag(parser, "--metrics-address", default="", type=optional_address, help="where Prometheus reads metrics, as 127.0.0.1:9808; empty for nowhere")
 
 
 def image_store_flags(parser: argparse.ArgumentParser) -> None:

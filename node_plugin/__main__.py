@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from csi import __version__, health, rpc, settings
+from csi import __version__, health, program, rpc, settings
 from csi.errors import UnsupportedByNode
 from csi.identity import IdentityServicer
 from csi.images.store import Store
@@ -107,7 +107,7 @@ def _limit_flags(flags: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM; mounts stay. Exit status 1, with the reason on standard error, where the plugin cannot start."""
-    rpc.run_plugin(parser(), _serve, arguments)
+    program.run(parser(), _serve, arguments)
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -131,7 +131,7 @@ def _serve(options: argparse.Namespace) -> None:
     proving = Proving(store, resolver)
     granted = _granted(options, server, store, stored, proving) if options.registry else None
     volumes = Volumes(records, store, proving, fills, images, mounts, room, allowed, limits, throttle, pins, events, granted)
-    prewarms = open_prewarms(server, options.node_id, registry)
+    prewarms = open_prewarms(options.registry, server, options.node_id, registry)
     asking_anew = Resolver(pool, proofs, room, ask_moving=True, scratch=store.temp_path)
     parts = (Proving(store, asking_anew), fills, store, pins, images.check_node, options.store / "prewarms.json")
     prewarming = prewarms and _prewarming(options, prewarms, *parts, granted=granted, uploads=uploads)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from csi.cluster.claims import ClusterClaims
     from csi.registry.data_caches import DataCaches
     from csi.registry.kubernetes_pins import KubernetesPins
-    from csi.registry.kubernetes_prewarms import KubernetesPrewarms
+    from csi.registry.prewarm_orders import PrewarmOrders
+    from csi.registry.prewarms import Prewarms
 
 KUBERNETES = "kubernetes"
 HELP = "a folder, or the word kubernetes for the cluster that the program runs in (or that KUBECONFIG names)"
@@ -66,13 +67,28 @@ def open_announcer(server: ApiServer | None, component: str, instance: str) -> A
     return KubernetesAnnouncer(server, component, instance)
 
 
-def open_prewarms(server: ApiServer | None, node: str, registry: VolumeRegistry | None) -> KubernetesPrewarms | None:
-    """What the cluster of `server` says that `node` is to have, None without one."""
-    if server is None or registry is None:
+def open_prewarms(where: str, server: ApiServer | None, node: str, registry: VolumeRegistry | None) -> Prewarms | None:
+    """What the registry that the flag names says that `node` is to have, None without one."""
+    if registry is None:
         return None
+    if server is None:
+        from csi.registry.directory_prewarm_orders import DirectoryPrewarms
+
+        return DirectoryPrewarms(Path(where), registry)
     from csi.registry.kubernetes_prewarms import KubernetesPrewarms
 
     return KubernetesPrewarms(server, node, registry)
+
+
+def open_orders(where: str, server: ApiServer | None, driver_name: str) -> PrewarmOrders:
+    """Where orders to nodes are placed: in the server's own namespace, else in a folder."""
+    if server is None:
+        from csi.registry.directory_prewarm_orders import DirectoryPrewarmOrders
+
+        return DirectoryPrewarmOrders(Path(where))
+    from csi.registry.kubernetes_prewarm_orders import KubernetesPrewarmOrders
+
+    return KubernetesPrewarmOrders(server, server.access.namespace, driver_name)
 
 
 def open_data_caches(where: str, server: ApiServer | None) -> DataCaches:

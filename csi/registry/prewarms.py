@@ -82,3 +82,6 @@ class Prewarms(Protocol):
 
     def report(self, prewarm: Prewarm, state: NodeState | None) -> None:
         """Show with the object how far this node is, None where it is not to have the caches. Never waits or raises."""
+
+    def close(self) -> None:
+        """Report nothing more."""

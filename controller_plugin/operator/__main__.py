@@ -1,0 +1,187 @@
+"""datacache-operator: makes DataCaches Available, answers the pod webhook and ECI's OpenAPI; put together from its parts."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import socket
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from controller_plugin.operator.admission import Admission
+from controller_plugin.operator.known_caches import KnownCaches
+from controller_plugin.operator.operating import Collector, Operator
+from controller_plugin.operator.pod_volumes import PodVolumes
+from controller_plugin.operator.reconciling import Reconciler
+from controller_plugin.operator.regions import NoRegions
+from controller_plugin.operator.worker_images import WorkerImages
+from csi import __version__, program, settings
+from csi.durable import secret_key
+from csi.registry.data_caches import DataCache, DataCaches
+from csi.registry.opening import HELP, KUBERNETES, find_server, open_data_caches, open_orders
+from csi.sources.allow_list import DATA_CACHES, NAS_HELP, AllowList, nas_prefixes
+from csi.sources.destinations import ORIGINS_HELP, destinations
+from csi.waiting import WaitingRoom
+from csi.worker.pool import WorkerPool
+from csi.worker.proofs import ProofMemory
+from csi.worker.resolving import Resolver
+from csi.worker.stored import LANE, StoreAccess, StoredImages
+
+if TYPE_CHECKING:
+    from csi.cluster.api_server import ApiServer
+
+log = logging.getLogger("datacache.operator")
+
+Lead = Callable[[], AbstractContextManager[None]]
+STATE_DIR = "/var/lib/datacache-operator"
+_LEASE = "{}-operator"
+_WAITING = 64
+
+
+def parser() -> argparse.ArgumentParser:
+    """The flags of datacache-operator."""
+    flags = argparse.ArgumentParser("datacache-operator", description="The operator of DataCaches, of the datacache CSI driver.")
+    flags.add_argument("--version", action="version", version=__version__)
+    settings.program_flags(flags)
+    settings.flag(flags, "--registry", help=f"what keeps the DataCaches: {HELP}")
+    settings.flag(
+        flags,
+        "--state-dir",
+        default="",
+        help=f"where proofs of reading are remembered, which may get lost; empty for the registry's folder, with kubernetes for {STATE_DIR}",
+    )
+    settings.flag(flags, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
+    settings.flag(flags, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
+    settings.flag(flags, "--resolve-workers", default="2", type=settings.count, help="resolves at a time")
+    settings.image_store_flags(flags)
+    settings.flag(flags, "--image-store-grace", default="7d", type=settings.duration, help="how long the image store keeps what no DataCache wants")
+    _serving_flags(flags)
+    return flags
+
+
+def _serving_flags(flags: argparse.ArgumentParser) -> None:
+    settings.flag(
+        flags, "--webhook-address", default="", type=settings.optional_address, help="where the API server asks, as :9443; empty for nowhere"
+    )
+    settings.flag(flags, "--webhook-name", default="datacache-operator", help="the Service, the Secret and the webhook configurations are called so")
+    settings.flag(
+        flags, "--api-address", default="", type=settings.optional_address, help="where ECI's OpenAPI is answered, as :8080; empty for nowhere"
+    )
+    settings.flag(
+        flags, "--api-keys", default="", type=settings.optional_path, help="the folder with the API's access keys: one file an id, with its secret"
+    )
+    settings.flag(flags, "--api-region", default="cn-local", help="what the API calls this place")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Work until SIGTERM. Exit status 1, with the reason on standard error, where the operator cannot start."""
+    program.run(parser(), _run, arguments)
+
+
+def _run(options: argparse.Namespace) -> None:
+    server = find_server(options.registry)
+    caches, known = open_data_caches(options.registry, server), KnownCaches()
+    allowed = AllowList(options.allow_inline_nas, options.allow_origins, DATA_CACHES)
+    pool = WorkerPool(
+        {"resolve": options.resolve_workers, LANE: 2},
+        log_format=options.log_format,
+        log_level=options.log_level,
+        profiles=options.egress_profile,
+        allowed=options.allow_origins,
+    )
+    try:
+        with tempfile.TemporaryDirectory(prefix="datacache-operator-") as scratch, ExitStack() as at_work:
+            lead = _leader(options, server, caches, known, allowed, pool, Path(scratch))
+            at_work.enter_context(_leading(server, options.driver_name, lead, known, caches))
+            _serve(options, server, caches, known, allowed, at_work)
+            log.info("at work", extra={"fields": {"registry": options.registry}})
+            program.until_told_to_leave()
+    finally:
+        pool.close()
+
+
+def _leader(
+    options: argparse.Namespace, server: ApiServer | None, caches: DataCaches, known: KnownCaches, allowed: AllowList, pool: WorkerPool, scratch: Path
+) -> Lead:
+    """What one process at a time does."""
+    access = StoreAccess(options.image_store, options.image_store_secret)
+    access.check()
+    stored = StoredImages(pool, access)
+    state = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    proofs = ProofMemory(state / "proofs", secret_key(state / "key"), options.proof_ttl, options.offline_grace)
+    resolver = Resolver(pool, proofs, WaitingRoom(_WAITING), ask_moving=True)
+    images = WorkerImages(resolver, stored, options.egress_profile)
+    orders = open_orders(options.registry, server, options.driver_name)
+    label = getattr(caches, "label", lambda cache: None)
+
+    @contextmanager
+    def lead() -> Iterator[None]:
+        known.lead()
+        operator = Operator(caches, known, orders, Reconciler(caches, known, images, orders, allowed), label)
+        collector = Collector(caches, stored, options.image_store_grace, lambda: scratch / uuid.uuid4().hex)
+        with collector.running(), operator.running():
+            yield
+
+    return lead
+
+
+@contextmanager
+def _leading(server: ApiServer | None, driver_name: str, lead: Lead, known: KnownCaches, caches: DataCaches) -> Iterator[None]:
+    """For the block, lead whenever that is our turn; who does not follows the DataCaches all the same, for the webhook."""
+    if server is None:
+        with lead():
+            yield
+        return
+    from csi.cluster.lease import Lease, leading
+
+    holder = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+
+    def follow(name: str, cache: DataCache | None) -> None:
+        known.learn(name, cache)
+
+    with caches.watch(follow), leading(Lease(server, _LEASE.format(driver_name.lower()), holder), lead):
+        yield
+
+
+def _serve(
+    options: argparse.Namespace, server: ApiServer | None, caches: DataCaches, known: KnownCaches, allowed: AllowList, at_work: ExitStack
+) -> None:
+    if options.webhook_address and server:
+        _serve_webhook(options, server, caches, known, allowed, at_work)
+    if options.api_address:
+        from controller_plugin.operator.openapi.access_keys import AccessKeys
+        from controller_plugin.operator.openapi.actions import Actions
+        from controller_plugin.operator.openapi.app import openapi
+        from controller_plugin.operator.openapi.signatures import Signatures
+        from controller_plugin.operator.serving import serving
+
+        keys = AccessKeys(options.api_keys)
+        app = openapi(Actions(caches, allowed, NoRegions(), options.api_region), Signatures(keys.secret))
+        port = at_work.enter_context(serving(app, *options.api_address))
+        log.info("the OpenAPI is answered", extra={"fields": {"port": port, "region": options.api_region}})
+
+
+def _serve_webhook(
+    options: argparse.Namespace, server: ApiServer, caches: DataCaches, known: KnownCaches, allowed: AllowList, at_work: ExitStack
+) -> None:
+    from controller_plugin.operator.serving_webhook import webhook_served
+    from csi.cluster.outbox import Outbox
+
+    outbox = Outbox()
+    at_work.callback(outbox.close)
+
+    def matched(cache: DataCache, when: float) -> None:
+        outbox.put(cache.uid, lambda: caches.note_match(cache, when))
+
+    admission = Admission(known, PodVolumes(known, options.driver_name), allowed, matched)
+    at_work.enter_context(webhook_served(server, admission, options.webhook_name, *options.webhook_address))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""What DataCaches hold, asked by worker processes: see Images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from csi.errors import DataCacheError, FailedPrecondition, NotFound
+from csi.registry.data_caches import Content, DataCache
+from csi.sources.allow_list import named_by_user
+from csi.waiting import Patience
+from csi.worker.resolving import Resolver
+from csi.worker.stored import Stored, StoredImages
+
+# A thread of the work queue waits for so long; what takes longer goes on, and is found by the next look.
+_RESOLVE_SECONDS = 20.0
+
+
+class WorkerImages:
+    """See Images. `profiles` are the names of the operator's egress profiles."""
+
+    def __init__(self, resolver: Resolver, stored: StoredImages, profiles: Iterable[str] = ()) -> None:
+        self._resolver, self._stored, self._profiles = resolver, stored, frozenset(profiles)
+
+    @property
+    def has_store(self) -> bool:
+        """See Images."""
+        return self._stored.there
+
+    def resolve(self, cache: DataCache, secrets: Mapping[str, str]) -> Content:
+        """See Images."""
+        if cache.spec.snapshot_id:
+            return self._snapshot(cache.spec.snapshot_id)
+        spec = named_by_user(cache.spec.parameters(self._profiles).spec)
+        found = self._resolver.resolve(cache.name, spec, secrets, Patience(_RESOLVE_SECONDS))
+        return Content(found.digest, found.spec.to_context(), found.image_bytes, found.content_bytes)
+
+    def _snapshot(self, snapshot_id: str) -> Content:
+        if not self._stored.there:
+            raise FailedPrecondition(
+                f"snapshot {snapshot_id} is an image of the image store, and there is none; start the operator with --image-store"
+            )
+        found = self._stored.find(snapshot_id)
+        if found is None:
+            raise NotFound(f"the image store has no image {snapshot_id}; status.snapshotId of other DataCaches says which there are")
+        return _content(found)
+
+    def kept(self, digest: str) -> Content | None:
+        """See Images."""
+        try:
+            found = self._stored.find(digest)
+        except DataCacheError:
+            return None
+        return _content(found) if found else None
+
+
+def _content(found: Stored) -> Content:
+    return Content(found.digest, dict(found.access), found.image_bytes, found.content_bytes)
