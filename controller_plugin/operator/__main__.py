@@ -152,6 +152,10 @@ def _leading(server: ApiServer | None, driver_name: str, lead: Lead, known: Know
 def _serve(
     options: argparse.Namespace, server: ApiServer | None, caches: DataCaches, known: KnownCaches, allowed: AllowList, at_work: ExitStack
 ) -> None:
+    if options.health_address:
+        from controller_plugin.operator.serving import alive, serving
+
+        at_work.enter_context(serving(alive(), *options.health_address))
     if options.webhook_address and server:
         _serve_webhook(options, server, caches, known, allowed, at_work)
     if options.api_address:

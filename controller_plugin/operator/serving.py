@@ -11,6 +11,9 @@ from pathlib import Path
 
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from controller_plugin.operator.certificates import Certificates
 from csi.errors import FailedPrecondition
@@ -36,6 +39,15 @@ class Tls:
 
 def _memory() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def alive() -> Starlette:
+    """An application that says that the program lives."""
+
+    async def answer(request: Request) -> PlainTextResponse:
+        return PlainTextResponse("ok")
+
+    return Starlette(routes=[Route("/healthz", answer), Route("/readyz", answer)])
 
 
 @contextmanager

@@ -159,3 +159,43 @@ resources:
 volumeMounts:
   - {name: socket, mountPath: /csi}
 {{- end }}
+
+
+{{/* The image store: flags, mounts and volumes of those who use it. */}}
+{{- define "datacache-csi.imageStoreArgs" -}}
+{{- with .Values.imageStore }}
+{{- if .url }}
+- --image-store={{ .url }}
+{{- if .secret }}
+- --image-store-secret=/etc/datacache/image-store
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "datacache-csi.imageStoreMounts" -}}
+{{- with .Values.imageStore }}
+{{- if and .url .secret }}
+- {name: image-store-secret, mountPath: /etc/datacache/image-store, readOnly: true}
+{{- end }}
+{{- if and .url .volume }}
+- {name: image-store, mountPath: {{ trimPrefix "file://" .url }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "datacache-csi.imageStoreVolumes" -}}
+{{- with .Values.imageStore }}
+{{- if and .url .secret }}
+- name: image-store-secret
+  secret: {secretName: {{ .secret }}, defaultMode: 0440}
+{{- end }}
+{{- if and .url .volume }}
+{{- if not (hasPrefix "file://" .url) }}
+{{- fail "imageStore.volume is for a file:// URL, which names the folder that it is mounted at; remove it" }}
+{{- end }}
+- name: image-store
+  {{- toYaml .volume | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
