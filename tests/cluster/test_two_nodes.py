@@ -107,12 +107,14 @@ def test_what_a_pool_was_told_to_have_is_there_before_its_pods_and_nowhere_else(
 def test_a_prewarm_that_is_deleted_ends_on_every_node(lab: Lab, driver: Driver, hub: Hub, second_node: Node) -> None:
     hub.repo("org/never-full", {"model.bin": OLD * 16})
     hub.faults.rate = 2 * MIB
+    # Of a node that lost its power nobody has closed the connections.
+    lost = hub.counters.connections["cdn"]
     try:
         with applied(lab.kubectl, prewarm("slow", "org/never-full")):
             filling = lab.kubectl.wait("cacheprewarm", "slow", lambda found: [state for state, _ in entries(found).values()] == ["Filling"] * 2)
             assert set(entries(filling)) == {node.name for node in lab.nodes[:2]} and condition(filling, "Progressing") == "True"
-            wait_for(lambda: hub.counters.connections["cdn"], 20, "the fills")
-        wait_for(lambda: hub.counters.connections["cdn"] == 0, 20, "the fills to be stopped")
+            wait_for(lambda: hub.counters.connections["cdn"] > lost, 20, "the fills")
+        wait_for(lambda: hub.counters.connections["cdn"] <= lost, 20, "the fills to be stopped")
         wait_for(lambda: lab.kubectl.list("cachepins") == [], 60, "the pin to go with the prewarm")
     finally:
         hub.faults.rate = None
