@@ -26,8 +26,8 @@ def of(*caches: dict[str, Any], **more: Any) -> dict[str, Any]:
 REFUSED = {
     "no cache": (of(), "spec.caches in body should have at least 1 items"),
     "too many caches": (of(*[{"parameters": PARAMETERS}] * 17), "must have at most 16 items"),
-    "a cache without a name": (of({"secretRef": {"name": "x"}}), "a cache is named by parameters or by claimName; give one of the two"),
-    "a cache with two names": (of({"parameters": PARAMETERS, "claimName": "x"}), "give one of the two"),
+    "a cache without a name": (of({"secretRef": {"name": "x"}}), "a cache is named by parameters, by claimName or by dataCache; give one of them"),
+    "a cache with two names": (of({"parameters": PARAMETERS, "claimName": "x"}), "give one of them"),
     "a credential": (of({"parameters": {"repoId": "x", "Token": "s3cr3t"}}), "is a credential; put it into a Secret and name that in secretRef"),
     "no parameter": (of({"parameters": {}}), "should have at least 1 properties"),
     "a key that is too long": (of({"parameters": {"k" * 129: ""}}), "more than 128 characters; docs/parameters.md has all keys"),
