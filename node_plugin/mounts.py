@@ -6,7 +6,9 @@ import ctypes
 import errno
 import os
 import re
+import threading
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -18,10 +20,12 @@ _READ_ONLY = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
 _UMOUNT_NOFOLLOW = 8
 # Room for the root folder and nothing else (tmpfs(5)).
 _MARKER_OPTIONS = "size=4k,nr_inodes=1,mode=0555"
+# Most lines of the table are those of the last look.
+_KNOWN_LINES, _KNOWN_OPTIONS = 2048, 128
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Mount:
     """One line of the mount table: where, which device ("major:minor" of the super block), what type, its options, whether mounts on it propagate."""
 
@@ -81,10 +85,12 @@ class KernelMounts:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
+        # A node of 200 pods has a thousand mounts, and hundreds of calls at once would hold as many copies of the table.
+        self._reading = threading.Lock()
 
     def table(self) -> list[Mount]:
         """/proc/self/mountinfo, read in one go."""
-        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        with self._reading, open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
             return [_parsed(line) for line in stream.read().split("\n") if line]
 
     def mount_image(self, device: str, target: Path) -> None:
@@ -129,12 +135,18 @@ class KernelMounts:
             raise OSError(number, os.strerror(number))
 
 
+@lru_cache(maxsize=_KNOWN_LINES)
 def _parsed(line: str) -> Mount:
     """One line as proc_pid_mountinfo(5) has it: id, parent, device, root, target, options, ..., '-', type, source, super options."""
     before, _, after = line.partition(" - ")
     fields, (fs_type, source, super_options) = before.split(" "), after.split(" ", 2)
-    options = frozenset((*fields[5].split(","), *super_options.split(",")))
+    options = _options(fields[5], super_options)
     return Mount(_plain(fields[4]), fields[2], fs_type, _plain(source), options, any(field.startswith("shared:") for field in fields[6:]))
+
+
+@lru_cache(maxsize=_KNOWN_OPTIONS)
+def _options(*texts: str) -> frozenset[str]:
+    return frozenset(option for text in texts for option in text.split(","))
 
 
 def _plain(text: str) -> str:
