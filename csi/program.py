@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import gc
 import signal
 import socket
 import sys
@@ -21,6 +22,14 @@ def keep_memory_small() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_ARENA_MAX, 2)
         libc.mallopt(_M_TRIM_THRESHOLD, 256 * 1024)
+
+
+def give_memory_back() -> None:
+    """Let the node have what a burst of work has needed and nobody holds any more."""
+    gc.collect()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 def run(flags: argparse.ArgumentParser, serve_with: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None) -> None:

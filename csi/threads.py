@@ -13,10 +13,13 @@ _IDLE_SECONDS = 10.0
 
 
 class ShrinkingPool(Executor):
-    """At most `most` threads at a time, named `name`; one that had nothing to do for `idle_seconds` ends. See concurrent.futures.Executor."""
+    """At most `most` threads at a time, named `name`; one that had nothing to do for `idle_seconds` ends, the last one after `emptied()`.
 
-    def __init__(self, most: int, name: str, idle_seconds: float = _IDLE_SECONDS) -> None:
-        self._most, self._name, self._idle_seconds = most, name, idle_seconds
+    See concurrent.futures.Executor.
+    """
+
+    def __init__(self, most: int, name: str, idle_seconds: float = _IDLE_SECONDS, emptied: Callable[[], object] = lambda: None) -> None:
+        self._most, self._name, self._idle_seconds, self._emptied = most, name, idle_seconds, emptied
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads: set[threading.Thread] = set()
@@ -52,6 +55,8 @@ class ShrinkingPool(Executor):
                     future.set_exception(error)
             # A thread that waits keeps nothing of the last call.
             del item, future, work
+        if not self._threads:
+            self._emptied()
 
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         """What is to be done next; None where this thread is to end."""

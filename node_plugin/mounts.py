@@ -85,12 +85,36 @@ class KernelMounts:
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
-        # A node of 200 pods has a thousand mounts, and hundreds of calls at once would hold as many copies of the table.
-        self._reading = threading.Lock()
+        self._changed = threading.Condition()
+        self._begun = self._ended = 0
+        self._last: list[Mount] = []
 
     def table(self) -> list[Mount]:
-        """/proc/self/mountinfo, read in one go."""
-        with self._reading, open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
+        """/proc/self/mountinfo, read in one go.
+
+        While containers start the kernel lets nobody read for long, and a node of 200 pods has a thousand mounts. So one call reads, and
+        whoever asks meanwhile gets what is read next, together: nobody gets what was read before he asked.
+        """
+        with self._changed:
+            wanted = self._begun + 1
+            self._changed.wait_for(lambda: self._ended >= wanted or self._begun == self._ended)
+            if self._ended >= wanted:
+                return self._last
+            self._begun += 1
+        try:
+            table = self._read()
+        except BaseException:
+            with self._changed:
+                self._begun -= 1
+                self._changed.notify_all()
+            raise
+        with self._changed:
+            self._ended, self._last = self._begun, table
+            self._changed.notify_all()
+        return table
+
+    def _read(self) -> list[Mount]:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
             return [_parsed(line) for line in stream.read().split("\n") if line]
 
     def mount_image(self, device: str, target: Path) -> None:
