@@ -13,6 +13,7 @@ from datetime import datetime
 from csi import __version__
 from csi.cluster.api_server import ApiServer, path_of
 from csi.errors import ClusterForbids, ClusterUnavailable, DataCacheError
+from csi.registry import data_cache_object as data_caches
 from csi.registry.custom_resource import GROUP, VERSION
 from csi.topology import node_segments, volume_segments
 from datacache.cluster_reading import Reading, Thing, plural, why_not_ready
@@ -24,7 +25,8 @@ _OLDEST, _ATTRIBUTES = (1, 31), (1, 34)
 _FIELDS = {
     f"cachevolumes.{GROUP}": ("spec", "properties", "pinNamespace"),
     f"cachepins.{GROUP}": ("spec", "properties", "pinned"),
-    f"cacheprewarms.{GROUP}": ("spec", "properties", "caches", "items", "properties", "claimName"),
+    f"cacheprewarms.{GROUP}": ("spec", "properties", "caches", "items", "properties", "dataCache"),
+    f"{data_caches.PLURAL}.{data_caches.GROUP}": ("spec", "properties", "dataSource"),
 }
 _DRIVER = {"attachRequired": False, "podInfoOnMount": True, "storageCapacity": False}
 _MODES = {"Persistent", "Ephemeral"}
@@ -82,7 +84,7 @@ def crds(reading: Reading, installed: Installed) -> Iterator[Finding]:
     if wrong:
         yield fault("CRDs", "; ".join(wrong), f"{_APPLY} (of this version, {__version__})")
     else:
-        yield ok("CRDs", f"{plural(len(_FIELDS), 'kind')} of {GROUP}/{VERSION}")
+        yield ok("CRDs", f"all {len(_FIELDS)} are there")
 
 
 def _crd_wrong(thing: Thing | None, field: tuple[str, ...]) -> str:
@@ -145,6 +147,14 @@ def controller(reading: Reading, installed: Installed) -> Iterator[Finding]:
         yield fault("leader", what, "look at the controller's log: it has to get and update Leases of its namespace (RBAC)")
     else:
         yield ok("leader", f"{spec['holderIdentity']} leads")
+
+
+def operator(reading: Reading, installed: Installed) -> Iterator[Finding]:
+    """Whether the operator runs, where it is installed."""
+    owners = _owners(reading, installed, "deployments", "operator")
+    if owners:
+        yield _ready("operator", _pods(reading, installed, "operator"), f"kubectl -n {installed.namespace} logs deployment/... -c datacache-operator")
+        yield from _versions("operator", owners)
 
 
 def node_plugins(reading: Reading, installed: Installed) -> Iterator[Finding]:
@@ -212,6 +222,7 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("CSIDriver", csi_driver),
     ("namespace", namespace),
     ("controller", controller),
+    ("operator", operator),
     ("node plugins", node_plugins),
     ("mounting", mounting),
     ("clocks", clocks),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from csi.cluster.api_server import path_of
 from csi.errors import ClusterForbids, DataCacheError, NotFound
+from csi.registry import data_cache_object as data_caches
 from csi.registry.custom_resource import GROUP, VERSION
 from csi.spec.dialects import secret_names
 from csi.spec.parameters import ANNOTATED, canonical_keys, check_mutable, names_a_source, parse
@@ -19,6 +20,7 @@ _SECRETS = ("provisioner", "node-stage", "node-publish")
 # Keys that people give a hub's token, beside those that sources have.
 _TOKENS = ("token", "HF_TOKEN", "hf_token")
 _MOST_SHOWN = 10
+_FAILED = ("Failed", "UpdateFailed")
 _CONDITIONS = (("cachevolumes", "Resolved", "False"), ("cacheprewarms", "Failed", "True"))
 
 
@@ -136,6 +138,12 @@ def _uses(pod: Thing, driver: str, claimed: set[str]) -> bool:
 def caches(reading: Reading, installed: Installed) -> Iterator[Finding]:
     """What the driver itself says of its volumes and prewarms."""
     told = 0
+    for thing in reading.all("apis", data_caches.GROUP, data_caches.VERSION, data_caches.PLURAL):
+        status = thing.get("status") or {}
+        if status.get("status") in _FAILED and told < _MOST_SHOWN:
+            told += 1
+            what = f"DataCache {name_of(thing)} is {status['status']}: {status.get('message', '')}"
+            yield warning("caches", what, "mend what the message names; the operator tries again by itself")
     for plural_name, kind, bad in _CONDITIONS:
         for thing in reading.all("apis", GROUP, VERSION, plural_name):
             said: Thing = next((one for one in thing.get("status", {}).get("conditions") or () if one["type"] == kind), {})
@@ -145,7 +153,7 @@ def caches(reading: Reading, installed: Installed) -> Iterator[Finding]:
                     "caches", f"{thing['kind']} {name_of(thing)}: {said.get('message', '')}", "docs/troubleshooting.md has the message and its fix"
                 )
     if not told:
-        yield ok("caches", "no volume or prewarm complains")
+        yield ok("caches", "no volume, prewarm or DataCache complains")
 
 
 USAGE: tuple[tuple[str, Check], ...] = (

@@ -272,11 +272,11 @@ def test_crds_that_are_missing_or_old(well: Cluster) -> None:
     name = "cacheprewarms.datacache.csi.io"
     path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
     whole = well.client.call("GET", path)
-    del whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["caches"]["items"]["properties"]["claimName"]
+    del whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["caches"]["items"]["properties"]["dataCache"]
     del whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["caches"]["items"]["x-kubernetes-validations"]
     well.client.call("PUT", path, body=whole)
     well.undo.append(lambda: well.server.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS / "cacheprewarms.yaml")))
-    assert "does not know claimName" in well.examine().only("CRDs", "fault").what
+    assert "does not know dataCache" in well.examine().only("CRDs", "fault").what
     well.client.call("DELETE", path)
     well.undo.append(lambda: well.server.kubectl("wait", "--for=delete", "--timeout=30s", f"crd/{name}"))
     assert wait_until(lambda: f"{name} is missing" in well.examine().only("CRDs", "fault").what, 30)
@@ -447,8 +447,33 @@ def test_a_prewarm_that_fails(well: Cluster) -> None:
     assert "CachePrewarm default/p: one: no space" in well.examine().only("caches", "warning").what
 
 
+def test_a_data_cache_that_fails(well: Cluster) -> None:
+    path = "/apis/eci.aliyun.com/v1alpha1/datacaches"
+    spec = {"path": "/a", "dataSource": {"type": "URL", "options": {"repoId": "org/name"}}}
+    well.made(path, {"metadata": {"name": "d"}, "spec": spec}, "eci.aliyun.com/v1alpha1", "DataCache")
+    well.status(f"{path}/d", {"status": "Failed", "message": "the hub is gone"})
+    assert "DataCache d is Failed: the hub is gone" in well.examine().only("caches", "warning").what
+
+
+def test_an_operator_that_does_not_run(well: Cluster) -> None:
+    labels = {"app.kubernetes.io/name": "datacache-csi", "app.kubernetes.io/component": "operator"}
+    template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
+    spec = {"selector": {"matchLabels": labels}, "template": template}
+    well.made(
+        f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments",
+        {"metadata": {"name": "operator", "labels": labels}, "spec": spec},
+        "apps/v1",
+        "Deployment",
+    )
+    assert "there is no pod" in well.examine().only("operator", "fault").what
+
+
 def test_who_may_read_nothing_is_told_which_rights_are_missing(well: Cluster) -> None:
     done = well.examine(user=STRANGER)
     refused = {one.check: one for one in done.found if one.verdict != "ok"}
-    assert WELL - {"API server", "leader", "registration"} <= refused.keys() and {one.verdict for one in refused.values()} == {"warning"}
+    assert (
+        WELL - {"API server", "leader", "registration"} <= refused.keys()
+        and "operator" in refused
+        and {one.verdict for one in refused.values()} == {"warning"}
+    )
     assert "storageclasses" in refused["StorageClasses"].what and "right" in refused["StorageClasses"].fix
