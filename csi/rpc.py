@@ -198,7 +198,7 @@ def serve(
 def listening(path: str, threads: int, register: Callable[[grpc.Server], None], observe: Observe = unobserved) -> grpc.Server:
     """A server that answers on the socket `path`, of the mode that the umask leaves. Raises AlreadyExists where somebody else does."""
     # The stubs ask for a ThreadPoolExecutor; any Executor does.
-    server = grpc.server(ShrinkingPool(threads, "rpc", emptied=program.give_memory_back), interceptors=[Interceptor(observe)])  # type: ignore[arg-type]
+    server = grpc.server(ShrinkingPool(threads, "rpc", shrunk=program.give_memory_back), interceptors=[Interceptor(observe)])  # type: ignore[arg-type]
     register(server)
     claim_socket(path)
     server.add_insecure_port(f"unix:{path}")

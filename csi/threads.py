@@ -10,16 +10,18 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 _IDLE_SECONDS = 10.0
+_MANY = 8
 
 
 class ShrinkingPool(Executor):
-    """At most `most` threads at a time, named `name`; one that had nothing to do for `idle_seconds` ends, the last one after `emptied()`.
+    """At most `most` threads at a time, named `name`; one that had nothing to do for `idle_seconds` ends.
 
-    See concurrent.futures.Executor.
+    Whenever a quarter is left of the most that there were since the last time, where they were many, `shrunk()` is called. See concurrent.futures.Executor.
     """
 
-    def __init__(self, most: int, name: str, idle_seconds: float = _IDLE_SECONDS, emptied: Callable[[], object] = lambda: None) -> None:
-        self._most, self._name, self._idle_seconds, self._emptied = most, name, idle_seconds, emptied
+    def __init__(self, most: int, name: str, idle_seconds: float = _IDLE_SECONDS, shrunk: Callable[[], object] = lambda: None) -> None:
+        self._most, self._name, self._idle_seconds, self._shrunk = most, name, idle_seconds, shrunk
+        self._peak = 0
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads: set[threading.Thread] = set()
@@ -42,6 +44,7 @@ class ShrinkingPool(Executor):
             elif len(self._threads) < self._most:
                 thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                 self._threads.add(thread)
+                self._peak = max(self._peak, len(self._threads))
                 thread.start()
         return future
 
@@ -55,8 +58,16 @@ class ShrinkingPool(Executor):
                     future.set_exception(error)
             # A thread that waits keeps nothing of the last call.
             del item, future, work
-        if not self._threads:
-            self._emptied()
+        if self._is_shrunk():
+            self._shrunk()
+
+    def _is_shrunk(self) -> bool:
+        with self._changed:
+            left = len(self._threads)
+            if self._peak < _MANY or 4 * left > self._peak:
+                return False
+            self._peak = left
+            return True
 
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         """What is to be done next; None where this thread is to end."""

@@ -21,7 +21,7 @@ _UMOUNT_NOFOLLOW = 8
 # Room for the root folder and nothing else (tmpfs(5)).
 _MARKER_OPTIONS = "size=4k,nr_inodes=1,mode=0555"
 # Most lines of the table are those of the last look.
-_KNOWN_LINES, _KNOWN_OPTIONS = 2048, 128
+_KNOWN_LINES, _KNOWN_OPTIONS = 1024, 64
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 

@@ -27,14 +27,14 @@ def test_a_thread_that_is_idle_takes_the_next_call() -> None:
     assert pool.size == 0
 
 
-def test_the_last_thread_that_ends_says_so() -> None:
-    emptied = threading.Event()
-    pool = ShrinkingPool(4, "calls", idle_seconds=0.05, emptied=emptied.set)
-    hold = threading.Event()
-    futures = [pool.submit(hold.wait) for _ in range(4)]
-    assert not emptied.wait(0.2)
+def test_it_says_when_it_has_shrunk() -> None:
+    shrunk, hold, sizes = threading.Event(), threading.Event(), list[int]()
+    pool = ShrinkingPool(8, "calls", idle_seconds=0.05, shrunk=lambda: (sizes.append(pool.size), shrunk.set()))
+    futures = [pool.submit(hold.wait) for _ in range(8)]
+    assert not shrunk.wait(0.2)
     hold.set()
-    assert all(future.result(5) for future in futures) and emptied.wait(5) and pool.size == 0
+    assert all(future.result(5) for future in futures) and shrunk.wait(5) and wait_until(lambda: pool.size == 0, 5)
+    assert sizes[0] <= 2
 
 
 def test_what_is_raised_is_the_callers_and_ends_no_thread() -> None:
