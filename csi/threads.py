@@ -16,7 +16,8 @@ _MANY = 8
 class ShrinkingPool(Executor):
     """At most `most` threads at a time, named `name`; one that had nothing to do for `idle_seconds` ends.
 
-    Whenever a quarter is left of the most that there were since the last time, where they were many, `shrunk()` is called. See concurrent.futures.Executor.
+    Whenever a quarter is left of the most that there were since the last time, where they were many, `shrunk()` is called.
+    See concurrent.futures.Executor.
     """
 
     def __init__(self, most: int, name: str, idle_seconds: float = _IDLE_SECONDS, shrunk: Callable[[], object] = lambda: None) -> None:
