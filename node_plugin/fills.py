@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from csi.durable import TEMP_SUFFIX
 from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, SourceChanged, UnsafeContent
 from csi.images.donors import reserve
+from csi.images.places import IMAGE_STORE, is_of_place
 from csi.images.progress import FillProgress
 from csi.images.store import Store
 from csi.registry.announcing import Subject
@@ -83,13 +85,15 @@ class Fills:
         patience: Patience,
         access: Mapping[str, str] | None = None,
         subject: Subject | None = None,
+        known: bool = False,
     ) -> None:
         """Return when the image is sealed, beginning its fill where none runs, and known to be what this volume's place holds.
 
         Its manifest must be in the store. `key` is the volume whose call waits, `access` its pinned spec: another repository may
         hold the same image, but what opens the one need not open the other. Without it the manifest in the store says where to
-        read. `subject` is told of the fill. Raises Busy with the progress when `patience` ends first, NoSpace at once when the image
-        cannot fit, what ended the fill, and what `Vouching.wait` raises where the bytes came from another place.
+        read. `known` says that the place is known to hold the image's bytes. `subject` is told of the fill. Raises Busy with the progress
+        when `patience` ends first, NoSpace at once when the image cannot fit, what ended the fill, and what `Vouching.wait` raises where
+        the bytes came from another place.
         """
         while not self._store.sealed(digest):
             with self._room.seat(key, patience):
@@ -102,7 +106,16 @@ class Fills:
             # What ended a fill that another volume began, elsewhere or with another credential, says nothing about this one's.
             if fill.error and (fill.access, fill.secrets) == (access or {}, secrets):
                 raise fill.error
-        self._vouching.wait(key, digest, secrets, patience, access or self._store.access(digest))
+        access = access or self._store.access(digest)
+        if known:
+            self.vouched(digest, access, secrets)
+        self._vouching.wait(key, digest, secrets, patience, access)
+
+    def vouched(self, digest: str, access: Mapping[str, str], secrets: Mapping[str, str]) -> None:
+        """Let the sealed image count for a place that is known to hold its bytes; raises NotFound where the image is gone."""
+        place = self._store.place(access, secrets)
+        if place not in self._store.places(digest):
+            self._store.note_vouched(digest, place)
 
     def compared(self, key: str, digest: str, secrets: Mapping[str, str], patience: Patience, access: Mapping[str, str]) -> None:
         """Return when the sealed image is known to be what `access` reads; raises as `Vouching.wait`."""
@@ -217,6 +230,7 @@ class Fills:
         started = time.monotonic()
         try:
             paths = self._store.paths(fill.digest)
+            place, stored = self._sought(fill)
             request = Request(
                 "fill",
                 fill.access,
@@ -227,9 +241,9 @@ class Fills:
                 image=str(paths.image),
                 connections=self._connections,
                 donors=tuple(map(str, fill.donors)),
-                **(self._stored.of_fill() if self._stored else {}),
+                **stored,
             )
-            self._store.note_fill(fill.digest, fill.place)
+            self._store.note_fill(fill.digest, place)
             self._pool.call("fill", request, fill.call, lambda progress: self._heard(fill, progress))
             fields = {
                 "image": fill.digest,
@@ -241,6 +255,14 @@ class Fills:
         except Exception as error:
             self._failed(fill, error)
         self._end(fill)
+
+    def _sought(self, fill: _Fill) -> tuple[str, dict[str, Any]]:
+        """The place that the bytes will come from, and what the request carries of the image store."""
+        found, carried = self._stored.seek(fill.digest) if self._stored else (None, {})
+        access = fill.access or self._store.access(fill.digest)
+        of_one_place = found is None or is_of_place(found.access, access)
+        # Another's bytes, which this place would have to send too before its volumes have them.
+        return fill.place if of_one_place else IMAGE_STORE, carried
 
     def _heard(self, fill: _Fill, progress: FillProgress) -> None:
         fill.progress = progress

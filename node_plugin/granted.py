@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from csi.errors import Busy, DataCacheError, FailedPrecondition, NotFound, OriginUnavailable, PermissionDenied, SourceChanged, SourceNotFound
+from csi.images.places import is_of_place
 from csi.images.store import Store
 from csi.registry.data_caches import Content, DataCache, DataCaches, first_at
 from csi.spec.parameters import parse_kept
@@ -13,6 +15,8 @@ from csi.spec.performance import GIB
 from csi.waiting import Patience
 from csi.worker.stored import StoredImages
 from node_plugin.proving import Proving
+
+log = logging.getLogger("datacache.store")
 
 _GONE = (OriginUnavailable, SourceChanged, SourceNotFound)
 
@@ -72,40 +76,44 @@ class GrantedCaches:
         and no image store has it, and as `Proving.proven`.
         """
         digest = granted.content.digest
-        if not (self._store.sealed(digest) or self._store.partial(digest)) and not self._from_store(digest):
-            try:
-                spec = parse_kept(granted.content.access).spec
-                self._proving.proven(key, spec, digest, granted.secrets, patience)
-            except _GONE as error:
-                raise type(error)(f"{error}. {self._way_out(granted)}") from error
-
-    def _from_store(self, digest: str) -> bool:
-        """Whether the manifest came from the image store; that the store cannot be had is the origin's turn."""
+        if self._store.sealed(digest) or self._store.partial(digest):
+            return
+        why = self._from_store(digest)
+        if why is None:
+            return
         try:
-            if self._stored.find(digest) is None:
-                return False
-            path = self._store.temp_path()
-            try:
-                kept = self._stored.manifest(digest, path)
-                self._store.adopt_manifest(digest, path, kept.image_bytes)
-            finally:
-                path.unlink(missing_ok=True)
-            return True
+            spec = parse_kept(granted.content.access).spec
+            self._proving.proven(key, spec, digest, granted.secrets, patience)
+        except _GONE as error:
+            raise type(error)(f"{error}. {_way_out(granted, why)}") from error
+
+    def _from_store(self, digest: str) -> str | None:
+        """Have the manifest from the image store; None where it is here, else why it is not, which is the origin's turn then."""
+        found, carried = self._stored.seek(digest)
+        if found is None:
+            return str(carried.get("store_said", "no image store keeps what was cached (--image-store)"))
+        path = self._store.temp_path()
+        try:
+            self._stored.manifest(digest, path)
+            self._store.adopt_manifest(digest, path, found.image_bytes)
+            return None
         except Busy:
             raise
-        except DataCacheError:
-            return False
+        except DataCacheError as error:
+            log.info("the image store is passed over", extra={"fields": {"image": digest, "reason": error}})
+            return str(error)
+        finally:
+            path.unlink(missing_ok=True)
 
-    def vouched(self, granted: Granted) -> None:
-        """Let a sealed image count for the cache's own place where the image store has it as filled from there: no origin need be asked."""
-        digest = granted.content.digest
-        place = self._store.place(granted.content.access, granted.secrets)
-        if not self._store.sealed(digest) or place in self._store.places(digest):
-            return
-        kept = self._stored.find(digest)
-        if kept and parse_kept(kept.access).spec.source.place == parse_kept(granted.content.access).spec.source.place:
-            self._store.note_vouched(digest, place)
+    def is_known(self, granted: Granted) -> bool:
+        """Whether the cache's own place is known to hold the image's bytes, so that no origin need be asked: the image store has what was
+        filled from there, for this cache or another one of the place."""
+        state, content = granted.cache.state, granted.content
+        if state.is_kept and state.content == content:
+            return True
+        found, _ = self._stored.seek(content.digest)
+        return found is not None and is_of_place(found.access, content.access)
 
-    def _way_out(self, granted: Granted) -> str:
-        where = "the image store does not have this cache" if self._stored.there else "no image store keeps what was cached (--image-store)"
-        return f"This node does not have the DataCache of {granted.cache.spec.shown}, and {where}: bring the origin back, or update the DataCache"
+
+def _way_out(granted: Granted, why: str) -> str:
+    return f"This node does not have the DataCache of {granted.cache.spec.shown}, and {why}: bring the origin back, or update the DataCache"

@@ -189,8 +189,14 @@ class Prewarming:
                 self._pins.let_go(key)
                 if answer.digest not in digests:
                     self._fills.give_way(answer.digest)
+                    self._forget(answer.digest)
         if left.keys() != self._kept.keys():
             self._keep(left)
+
+    def _forget(self, digest: str) -> None:
+        # What nobody wants goes from the image store some time: the next order has to look.
+        if self._uploads:
+            self._uploads.forget(digest)
 
     def _keep(self, answers: dict[str, _Answer]) -> None:
         self._kept = answers
@@ -268,12 +274,13 @@ class Prewarming:
             order.answers[key] = answer
             self._keep({**self._kept, key: answer})
         self._fill(order, answer, secrets)
-        self._granted.vouched(granted)
+        if self._granted.is_known(granted):
+            self._fills.vouched(digest, access, secrets)
         self._fills.compared(key, digest, secrets, self._patient(_RESOLVE_SECONDS), access)
         while not self._uploads.done(digest):
             self._patience = self._patient(_SLICE_SECONDS)
             try:
-                self._uploads.bring(digest, self._patience)
+                self._uploads.bring(digest, self._patience, access)
             except Busy:
                 if self._patience.cancelled or (progress := self._uploads.progress(digest)) is None:
                     raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from csi.errors import Busy, DataCacheError
@@ -38,7 +39,7 @@ class Uploads:
 
     def __init__(self, store: Store, stored: StoredImages) -> None:
         self._store, self._stored = store, stored
-        self._guard = threading.Lock()
+        self._guard, self._turn = threading.Lock(), threading.Lock()
         self._there: set[str] = set()
         self._under_way: dict[str, _Upload] = {}
 
@@ -51,11 +52,14 @@ class Uploads:
         upload = self._under_way.get(digest)
         return upload.progress if upload else None
 
-    def bring(self, digest: str, patience: Patience) -> None:
+    def bring(self, digest: str, patience: Patience, access: Mapping[str, str] | None = None) -> None:
         """Return when the image store has the sealed image. Raises Busy with the progress when `patience` ends first (the work goes on),
-        NotFound where the node has no such image any more, and what a Backend raises."""
+        NotFound where the node has no such image any more, and what a Backend raises.
+
+        `access` is the pinned spec of a place that is known to hold its bytes; without it that is where its manifest says.
+        """
         while not self.done(digest):
-            upload = self._join(digest, patience)
+            upload = self._join(digest, patience, access)
             while not upload.ended and not patience.over:
                 patience.sleep()
             with self._guard:
@@ -67,6 +71,10 @@ class Uploads:
                     self._under_way.pop(digest, None)
                 raise upload.error
 
+    def forget(self, digest: str) -> None:
+        """The image is not wanted any more: whoever wants it again has the image store asked."""
+        self._there.discard(digest)
+
     def stop(self) -> None:
         """Stop what is under way; what the image store has of it stays there."""
         with self._guard:
@@ -74,21 +82,21 @@ class Uploads:
         for call in calls:
             call.stop()
 
-    def _join(self, digest: str, patience: Patience) -> _Upload:
+    def _join(self, digest: str, patience: Patience, access: Mapping[str, str] | None) -> _Upload:
         with self._guard:
             self._under_way = {other: kept for other, kept in self._under_way.items() if not kept.stale}
             upload = self._under_way.get(digest)
             if upload is None:
                 upload = self._under_way[digest] = _Upload()
-                threading.Thread(target=self._run, args=(digest, upload), name="upload", daemon=True).start()
+                threading.Thread(target=self._run, args=(digest, upload, access), name="upload", daemon=True).start()
             upload.waiters.add(patience)
             return upload
 
-    def _run(self, digest: str, upload: _Upload) -> None:
+    def _run(self, digest: str, upload: _Upload, access: Mapping[str, str] | None) -> None:
         began = time.monotonic()
         try:
-            with self._store.hold(digest) as record:
-                self._stored.bring(record.paths.folder, upload.call, lambda progress: setattr(upload, "progress", progress))
+            with self._store.hold(digest) as record, self._turn:
+                self._stored.bring(record.paths.folder, upload.call, lambda progress: setattr(upload, "progress", progress), access)
             self._there.add(digest)
             log.info(
                 "image stored", extra={"fields": {"image": digest, "bytes": upload.progress.bytes_total, "s": round(time.monotonic() - began, 2)}}

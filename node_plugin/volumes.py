@@ -118,11 +118,11 @@ class Volumes:
             self._images.check_node()
             granted = self._granted.at(name.bucket, name.path, request.namespace)
             self._granted.bring_manifest(request.volume_id, granted, patience)
-            self._granted.vouched(granted)
+            known = self._granted.is_known(granted)
             content, capacity, own = granted.content, granted.capacity_bytes, request.own_context
             volume = NodeVolume(request.volume_id, content.digest, own, capacity, content.content_bytes, True, performance=name.performance)
             volume = replace(volume, limit_class=limit_class(volume))
-            self._show_filled(request, content.digest, content.access, granted.secrets, patience, "targets", lambda: volume)
+            self._show_filled(request, content.digest, content.access, granted.secrets, patience, "targets", lambda: volume, known)
 
     def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""
@@ -141,11 +141,12 @@ class Volumes:
         patience: Patience,
         kind: str,
         volume: Callable[[], NodeVolume],
+        known: bool = False,
     ) -> None:
-        """Show the `volume` that is made then once its image is full, which `access` and `secrets` read."""
+        """Show the `volume` that is made then once its image is full, which `access` and `secrets` read; `known` as for `Fills.wait`."""
         _still_wanted(patience)
         with self._holding(digest):
-            self._fills.wait(request.volume_id, digest, secrets, patience, access, request.subject)
+            self._fills.wait(request.volume_id, digest, secrets, patience, access, request.subject, known)
             with self._locks.hold(request.volume_id, _LOCK_SECONDS):
                 _still_wanted(patience)
                 if not self._is_shown(request, kind):

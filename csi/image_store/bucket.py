@@ -19,6 +19,8 @@ from csi.spec.access import OpenReader
 from csi.spec.objects import ObjectSpec
 
 _CONNECTIONS = 16
+# obstore's own patience, three minutes, would keep fills from their origins; a part may take long over a slow line.
+_ASK_SECONDS, _PUT_SECONDS = 8.0, 900.0
 
 
 class BucketBackend:
@@ -33,7 +35,7 @@ class BucketBackend:
         """See Backend."""
         with self._faults():
             try:
-                return bytes(obstore.get(self._store.client(), self._key(key)).bytes())
+                return bytes(obstore.get(self._store.client(_ASK_SECONDS), self._key(key)).bytes())
             except (NotFoundError, FileNotFoundError):
                 return None
 
@@ -41,33 +43,33 @@ class BucketBackend:
         """See Backend."""
         with self._faults():
             try:
-                return int(obstore.head(self._store.client(), self._key(key))["size"])
+                return int(obstore.head(self._store.client(_ASK_SECONDS), self._key(key))["size"])
             except (NotFoundError, FileNotFoundError):
                 return None
 
     def put(self, key: str, content: bytes | memoryview) -> None:
         """See Backend: one request, so the object is whole or not there."""
         with self._faults():
-            obstore.put(self._store.client(), self._key(key), content, use_multipart=False)
+            obstore.put(self._store.client(_PUT_SECONDS), self._key(key), content, use_multipart=False)
 
     def list(self, folder: str) -> Iterator[Kept]:
         """See Backend."""
         with self._faults():
-            for page in obstore.list(self._store.client(), self._key(folder), chunk_size=1000):
+            for page in obstore.list(self._store.client(_ASK_SECONDS), self._key(folder), chunk_size=1000):
                 for item in page:
                     yield Kept(item["path"].removeprefix(self._store.prefix), item["size"], item["last_modified"].timestamp())
 
     def folders(self, folder: str) -> Iterator[str]:
         """See Backend."""
         with self._faults():
-            found = obstore.list_with_delimiter(self._store.client(), self._key(folder))
+            found = obstore.list_with_delimiter(self._store.client(_ASK_SECONDS), self._key(folder))
             yield from sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
 
     def delete(self, key: str) -> None:
         """See Backend."""
         with self._faults():
             try:
-                obstore.delete(self._store.client(), self._key(key))
+                obstore.delete(self._store.client(_ASK_SECONDS), self._key(key))
             except (NotFoundError, FileNotFoundError):
                 return
 

@@ -50,10 +50,13 @@ class ImageStore:
             raise CorruptContent(f"{self.shown} has another image's manifest under {folder_of(digest)}; remove that there")
         return found
 
-    def add(self, image: ImagePaths, tell: Tell | None = None, stopped: Stopped = lambda: False) -> StoredImage:
+    def add(
+        self, image: ImagePaths, tell: Tell | None = None, stopped: Stopped = lambda: False, access: Mapping[str, str] | None = None
+    ) -> StoredImage:
         """Bring a sealed image here, unless it is here: what there is of it already is not sent again.
 
-        `tell` hears how far it is, in bytes behind the image's metadata.
+        `tell` hears how far it is, in bytes behind the image's metadata. `access` is the pinned spec of a place that is known to hold its
+        bytes; without it that is where its manifest says.
         Raises FillStopped when told to stop, and what Backend raises; what is there by then stays.
         """
         with image.manifest.open("rb") as stream:
@@ -65,9 +68,9 @@ class ImageStore:
         data_at = len(lay_out(manifest).metadata)
         upload = Upload(self._backend, digest, image.image, data_at, self._part_bytes, tell, stopped)
         patiently(lambda: self._backend.put(manifest_of(digest), image.manifest.read_bytes()))
-        parts = upload.run()
+        parts, known_from = upload.run(), dict(access or manifest.access)
         stored = StoredImage(
-            digest, upload.size, manifest.content_bytes, data_at, parts, manifest.access, layouts.FORMAT, self._part_bytes, stored_at=time.time()
+            digest, upload.size, manifest.content_bytes, data_at, parts, known_from, layouts.FORMAT, self._part_bytes, stored_at=time.time()
         )
         patiently(lambda: self._backend.put(index_of(digest), stored.encode()))
         return stored
@@ -84,16 +87,20 @@ class ImageStore:
         whole = stored.in_parts(layout.metadata)
         fill(whole, paths.partial, paths.journal, lambda: PartsReader(opened, stored), connections=connections, progress=tell)
 
+    def digests(self) -> Iterator[str]:
+        """Of all images, and of what there is of some, in order."""
+        return filter(is_digest, self._backend.folders(IMAGES))
+
     def images(self) -> Iterator[StoredImage]:
-        """All images that are whole, by digest."""
-        for digest in self._backend.folders(IMAGES):
-            if is_digest(digest) and (found := self.find(digest)):
+        """All images that are whole, by digest; raises as `find`."""
+        for digest in self.digests():
+            if found := self.find(digest):
                 yield found
 
     def named(self, snapshot_id: str) -> StoredImage | None:
         """The image of a snapshot id, None where there is none; raises as `find`."""
-        for digest in self._backend.folders(IMAGES):
-            if is_digest(digest) and snapshot_id_of(digest) == snapshot_id:
+        for digest in self.digests():
+            if snapshot_id_of(digest) == snapshot_id:
                 return self.find(digest)
         return None
 

@@ -95,6 +95,19 @@ class Journal:
         self.close()
 
 
+def begun_by(path: Path) -> str:
+    """The digest of the manifest whose fill has begun with the journal at `path`, "" for none."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_header.size + _record.size)
+    except FileNotFoundError:
+        return ""
+    if len(head) < _header.size + _record.size:
+        return ""
+    *fields, digest, crc = _header.unpack_from(head)
+    return digest.hex() if fields[0] == _MAGIC and crc == zlib.crc32(_header.pack(*fields, digest, 0)) else ""
+
+
 def _header_of(layout: Layout, chunk_bytes: int) -> bytes:
     fields = (_MAGIC, FORMAT, chunk_bytes, layout.size, bytes.fromhex(layout.manifest.digest))
     return _header.pack(*fields, zlib.crc32(_header.pack(*fields, 0)))

@@ -19,12 +19,14 @@ from csi.durable import read_json, write_json
 from csi.errors import DataCacheError
 from csi.images.records import ImagePaths
 from csi.spec.manifest import Manifest
-from csi.spec.parameters import parse
+from csi.spec.parameters import parse, parse_kept
 
 FORMAT = 1
 MOST_VOUCHED = 256
 """An image remembers so many places beside the first; one that was forgotten is compared again."""
 _UNKNOWN = "unknown"
+IMAGE_STORE = "image-store"
+"""The place of bytes that came from the image store, where nobody knows that the volume's own place holds them."""
 
 
 def place_of(access: Mapping[str, str], key: bytes = b"", secrets: Mapping[str, str] = MappingProxyType({})) -> str:
@@ -38,6 +40,16 @@ def place_of(access: Mapping[str, str], key: bytes = b"", secrets: Mapping[str, 
     if not spec.source.opens_whole:
         place += "\n" + hmac.new(key, json.dumps(sorted(secrets.items())).encode(), hashlib.sha256).hexdigest()
     return hashlib.sha256(place.encode()).hexdigest()
+
+
+def is_of_place(kept: Mapping[str, str], asked: Mapping[str, str]) -> bool:
+    """Whether what holds for the place of the pinned spec `kept` holds for that of `asked`: one place, which a credential opens whole."""
+    try:
+        specs = [parse_kept(access).spec for access in (kept, asked)]
+    except DataCacheError:
+        return False
+    one, other = ((spec.egress_profile, spec.source.place) for spec in specs)
+    return one == other and specs[0].source.opens_whole
 
 
 def places(paths: ImagePaths) -> tuple[str, ...]:

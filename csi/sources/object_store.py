@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 SIGNED_SECONDS = 3600
 _ENDING = datetime.timedelta(minutes=5)
+_CONNECT, _RETRIES = datetime.timedelta(seconds=5), 2
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _CODE = re.compile(rb"<Code>(\w{1,64})</Code>")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
@@ -53,6 +54,7 @@ class ObjectStore:
         self._spec, self._credential = spec, credential
         self._key: AccessKey | None = None
         self._signer: S3Store | None = None
+        self._clients: dict[float, tuple[AccessKey, S3Store]] = {}
         self._guard = threading.Lock()
 
     def address(self, key: str) -> str:
@@ -62,9 +64,14 @@ class ObjectStore:
         with self._explained():
             return str(obstore.sign(self._current()[1], "GET", key, datetime.timedelta(seconds=SIGNED_SECONDS)))
 
-    def client(self) -> S3Store:
-        """obstore's own client of the bucket, for who writes to it; there is a credential."""
-        return self._current()[1]
+    def client(self, seconds: float) -> S3Store:
+        """obstore's own client of the bucket, for who writes to it; there is a credential. Each of its requests may take `seconds`."""
+        key, _ = self._current()
+        with self._guard, self._explained():
+            made = self._clients.get(seconds)
+            if made is None or made[0] is not key:
+                made = self._clients[seconds] = (key, self._new_client(key, seconds))
+            return made[1]
 
     def signing(self) -> tuple[SigningKey | None, dict[str, str]]:
         """With what requests to the bucket itself are signed, and the headers that go along; None and none as anybody."""
@@ -81,7 +88,7 @@ class ObjectStore:
                     raise InvalidParameter(f"{self._spec.shown} is written to with an access key; name the Secret or folder that holds it")
                 self._key = self._checked(self._credential())
                 with self._explained():
-                    self._signer = self._new_signer(self._key)
+                    self._signer = self._new_client(self._key)
             return self._key, self._signer
 
     def _checked(self, key: AccessKey) -> AccessKey:
@@ -89,7 +96,7 @@ class ObjectStore:
             raise InvalidParameter(f"the access key for {self._spec.shown} has a line end or another character that no access key has; write it anew")
         return key
 
-    def _new_signer(self, key: AccessKey) -> S3Store:
+    def _new_client(self, key: AccessKey, seconds: float = SIGNED_SECONDS) -> S3Store:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             del os.environ[name]
         config: S3Config = {"access_key_id": key.id, "secret_access_key": key.secret}
@@ -101,7 +108,8 @@ class ObjectStore:
             endpoint=self._spec.endpoint if self._spec.path_style else self.base,
             region=self._region,
             virtual_hosted_style_request=not self._spec.path_style,
-            client_options={"allow_http": True},
+            client_options={"allow_http": True, "connect_timeout": _CONNECT, "timeout": datetime.timedelta(seconds=seconds)},
+            retry_config={"max_retries": _RETRIES, "retry_timeout": datetime.timedelta(seconds=_RETRIES * seconds)},
         )
 
     @contextmanager

@@ -32,7 +32,7 @@ from csi.spec.manifest import Manifest
 from csi.spec.parameters import parse
 from csi.spec.several import SeveralSpec
 from csi.worker.protocol import Request, Resolution
-from csi.worker.store_operations import filled_from_store, store_operations
+from csi.worker.store_operations import fill_from_either, store_operations
 
 log = logging.getLogger("datacache.worker")
 _NICE = 5
@@ -89,9 +89,7 @@ class Worker:
     def _fill(self, request: Request) -> dict[str, Any]:
         if not Path(request.image).exists():
             manifest = _manifest(request)
-            with filled_from_store(request, manifest, self._report) as done:
-                if not done:
-                    self._fill_from_origin(request, manifest)
+            fill_from_either(request, manifest, self._report, lambda: self._fill_from_origin(request, manifest))
             seal(Path(request.partial), Path(request.image), Path(request.journal))
         return {}
 

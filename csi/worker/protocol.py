@@ -29,10 +29,11 @@ class Request:
     that `seed` (hex) decides.
 
     `image_store` is the URL of the image store, "" for none, `store_secrets` the driver's own credential for it; a fill takes the image from
-    there where it has it. store: bring the image in the folder `image` there. stored: result are the facts of the image of the digest or
-    snapshot id `digest`, empty where there is none. stored-manifest: write the manifest of `digest` to `manifest`. stored-images: the facts
-    of all. collect: remove what is not among the digests in the file `manifest`, one a line, and was not for `grace` seconds; result are the
-    digests of what is gone. unstore: remove `digest`.
+    there where it has it, and one without it says `store_said` too when it fails: why the image does not come from there.
+    store: bring the image in the folder `image` there, as filled from `access`. stored: result are the facts of the image of the digest or
+    snapshot id `digest`, empty where there is none. stored-manifest: write the manifest of `digest` to `manifest`. stored-images: write the
+    facts of all to `manifest`, one JSON object a line. collect: remove what is not among the digests in the file `manifest`, one a line, and
+    was not for `grace` seconds; result are the digests of what is gone. unstore: remove `digest`.
     """
 
     operation: Operation
@@ -48,6 +49,8 @@ class Request:
     seed: str = field(default="", repr=False)
     image_store: str = ""
     store_secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    store_said: str = ""
+    access: dict[str, str] = field(default_factory=dict)
     digest: str = ""
     grace: float = 0.0
 

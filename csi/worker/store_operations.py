@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -9,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csi.errors import DataCacheError, FillStopped, NoSpace, NotFound
+from csi.errors import CorruptContent, DataCacheError, FillStopped, NoSpace, NotFound, OriginUnavailable, SourceChanged, SourceNotFound
+from csi.images.journal import begun_by
 from csi.images.progress import FillProgress
 from csi.images.records import ImagePaths
 from csi.spec.manifest import Manifest
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("datacache.worker")
 
+GONE = (OriginUnavailable, SourceChanged, SourceNotFound)
+"""What an image store helps against."""
+WAY_OUT = "no image store keeps images here (--image-store): bring the origin back, or make the cache anew of what there is"
+
 Tell = Callable[[FillProgress], None]
 Operations = Mapping[str, Callable[[Request], dict[str, Any]]]
 
@@ -30,35 +36,44 @@ def store_operations(tell: Tell) -> Operations:
 
     def store(request: Request) -> dict[str, Any]:
         with _opened(request) as found:
-            return _facts(found.add(ImagePaths(Path(request.image)), tell))
+            return _facts(found.add(ImagePaths(Path(request.image)), tell, access=request.access))
 
     return {"store": store, "stored": _stored, "stored-manifest": _manifest, "stored-images": _images, "collect": _collect, "unstore": _remove}
 
 
-@contextmanager
-def filled_from_store(request: Request, manifest: Manifest, tell: Tell) -> Iterator[bool]:
-    """Whether the partial image is full now, from the image store; where not, the block fills it otherwise.
+def fill_from_either(request: Request, manifest: Manifest, tell: Tell, from_origin: Callable[[], None]) -> None:
+    """Have the partial image full: from the image store where it has it, else from its origin. What the origin has begun it goes on with,
+    and the image store begins anew only where it cannot.
 
-    The store is never in the way: that it fails is logged, and added to what the block fails with. Raises FillStopped and NoSpace.
+    The store is never in the way: that it fails is logged, and added to what the origin fails with. Raises that, FillStopped and NoSpace.
     """
-    why = _fill(request, manifest, tell) if request.image_store else ""
-    if why is None:
-        yield True
+    if request.image_store and begun_by(Path(request.journal)) == manifest.digest:
+        try:
+            from_origin()
+        except GONE as error:
+            log.info("filled from the image store", extra={"fields": {"image": manifest.digest, "reason": error}})
+            if why := _fill(request, manifest, tell):
+                raise _with(error, f"and {why}") from error
         return
-    if request.image_store:
+    why = _fill(request, manifest, tell) if request.image_store else request.store_said
+    if why is None:
+        return
+    if why:
         log.info("filled from its origin", extra={"fields": {"image": manifest.digest, "reason": why}})
     try:
-        yield False
+        from_origin()
     except (FillStopped, NoSpace):
         raise
     except DataCacheError as error:
         if why:
-            raise _with(error, why) from error
+            raise _with(error, f"and {why}") from error
+        if isinstance(error, GONE):
+            raise _with(error, WAY_OUT) from error
         raise
 
 
 def _with(error: DataCacheError, why: str) -> DataCacheError:
-    said = type(error)(f"{error} (and {why})")
+    said = type(error)(f"{error} ({why})")
     said.__dict__.update(error.__dict__)
     return said
 
@@ -96,8 +111,20 @@ def _manifest(request: Request) -> dict[str, Any]:
 
 
 def _images(request: Request) -> dict[str, Any]:
-    with _opened(request) as store:
-        return {"images": [_facts(found) for found in store.images()]}
+    with _opened(request) as store, Path(request.manifest).open("w") as stream:
+        for digest in store.digests():
+            if facts := _facts_of(store, digest):
+                stream.write(json.dumps(facts) + "\n")
+    return {}
+
+
+def _facts_of(store: ImageStore, digest: str) -> dict[str, Any]:
+    """What there is to say of one of many, empty for one that is not whole: a damaged record must not hide the others."""
+    try:
+        found = store.find(digest)
+    except CorruptContent as error:
+        return {"digest": digest, "damaged": str(error)}
+    return _facts(found) if found else {}
 
 
 def _collect(request: Request) -> dict[str, Any]:

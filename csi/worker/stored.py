@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csi.errors import FailedPrecondition
+from csi.errors import Busy, DataCacheError, FailedPrecondition, OriginUnavailable
 from csi.images.progress import FillProgress
 from csi.spec.image_store import image_store
 from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Operation, Request
 
 LANE = "store"
+_AWAY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,15 @@ class StoreAccess:
 
 @dataclass(frozen=True)
 class Stored:
-    """An image that the image store has: its pinned spec as flat parameters, bytes, and when it came (seconds since 1970)."""
+    """An image that the image store has: the pinned spec, as flat parameters, of a place that is known to hold its bytes, its sizes, and when
+    it came (seconds since 1970). `damaged` says what is wrong with one that cannot be had."""
 
     digest: str
-    access: Mapping[str, str]
-    image_bytes: int
-    content_bytes: int
-    stored_at: float
+    access: Mapping[str, str] = field(default_factory=dict)
+    image_bytes: int = 0
+    content_bytes: int = 0
+    stored_at: float = 0.0
+    damaged: str = ""
 
 
 class StoredImages:
@@ -56,6 +62,7 @@ class StoredImages:
 
     def __init__(self, pool: WorkerPool, access: StoreAccess) -> None:
         self._pool, self._access = pool, access
+        self._away_until, self._away = float("-inf"), ""
 
     @property
     def there(self) -> bool:
@@ -66,6 +73,23 @@ class StoredImages:
         """What a request to fill carries so that the image store is looked at first."""
         return {"image_store": self._access.url, "store_secrets": self._access.credential()} if self.there else {}
 
+    def seek(self, digest: str) -> tuple[Stored | None, dict[str, Any]]:
+        """The image, and what a request to fill carries so that it comes from here; None and why not, where it is not to be had.
+
+        What could not be reached is not asked again for a while: fills are not to wait for it. Raises Busy where the plugin leaves.
+        """
+        why = self._away if time.monotonic() < self._away_until else ""
+        try:
+            if not why and (found := self.find(digest)):
+                return found, self.of_fill()
+        except Busy:
+            raise
+        except DataCacheError as error:
+            why = str(error)
+            if isinstance(error, OriginUnavailable):
+                self._away_until, self._away = time.monotonic() + _AWAY_SECONDS, why
+        return None, {"store_said": why or "the image store does not have this image"} if self.there else {}
+
     def find(self, name: str) -> Stored | None:
         """The image of a digest or snapshot id, None where there is none, or no image store."""
         found = self._ask("stored", digest=name) if self.there else {}
@@ -75,13 +99,20 @@ class StoredImages:
         """Write the manifest of an image to `path`, where nothing is; raises NotFound."""
         return Stored(**self._ask("stored-manifest", digest=digest, manifest=str(path)))
 
-    def bring(self, folder: Path, call: Call, tell: Callable[[FillProgress], None]) -> None:
-        """Bring the sealed image in `folder` there; what is there of it already is not sent again. Raises Busy where `call` was stopped."""
-        self._pool.call(LANE, Request("store", {}, {}, image=str(folder), **self.of_fill()), call, tell)
+    def bring(self, folder: Path, call: Call, tell: Callable[[FillProgress], None], access: Mapping[str, str] | None = None) -> None:
+        """Bring the sealed image in `folder` there; what is there of it already is not sent again. Raises Busy where `call` was stopped.
+
+        `access` is the pinned spec of a place that is known to hold its bytes; without it that is where its manifest says.
+        """
+        self._pool.call(LANE, Request("store", {}, {}, image=str(folder), access=dict(access or {}), **self.of_fill()), call, tell)
 
     def all(self) -> list[Stored]:
-        """All images, by digest."""
-        return [Stored(**found) for found in self._ask("stored-images")["images"]]
+        """All images, by digest, the damaged too."""
+        with tempfile.TemporaryDirectory(prefix="datacache-") as folder:
+            listed = Path(folder, "images")
+            self._ask("stored-images", manifest=str(listed))
+            with listed.open() as lines:
+                return [Stored(**json.loads(line)) for line in lines]
 
     def collect(self, wanted: Collection[str], grace: float, scratch: Path) -> list[str]:
         """Remove what is not `wanted` and was not for `grace` seconds; the digests of what is gone. `scratch` is a path for a file, gone then."""
