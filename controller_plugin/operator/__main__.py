@@ -65,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _serving_flags(flags: argparse.ArgumentParser) -> None:
+    settings.flag(flags, "--health-address", default="", type=settings.optional_address, help="where GET /healthz is answered; empty for nowhere")
     settings.flag(
         flags, "--webhook-address", default="", type=settings.optional_address, help="where the API server asks, as :9443; empty for nowhere"
     )
