@@ -16,7 +16,7 @@ from tests.origins.onc_rpc import wait_until
 
 HUB = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main"))
 INLINE: Thing = {"csi": {"driver": DRIVER, "volumeAttributes": {"repoId": "org/name"}}}
-BUCKET = {"repoId": "", "repoSource": "", "type": "S3", "bucket": "models"}
+BUCKET = {"repoId": "", "repoSource": "", "type": "S3", "bucket": "models", "endpoint": "https://s3.example.com"}
 STAGE = "csi.storage.k8s.io/node-stage-secret-{}"
 NAMED = {STAGE.format("name"): "hub", STAGE.format("namespace"): "default"}
 FAILED = 'MountVolume.SetUp failed for volume "{}" : rpc error: code = {} desc = {}'
@@ -50,7 +50,7 @@ def attributes_class(cluster: Cluster, **parameters: str) -> None:
     [
         ({"revison": "main"}, "class: unknown parameter 'revison'; did you mean revision?"),
         ({"token": "hush"}, "class: token is a credential and does not belong into parameters"),
-        ({"repoId": "org"}, "class: repoId"),
+        ({"repoId": "org name"}, "class: repoId is 'org name'"),
         ({"pvcAnnotations": "repoId,egressProfile"}, "class: pvcAnnotations lists egressProfile"),
         ({"provisionedIops": "many"}, "class: provisionedIops"),
     ],
@@ -105,7 +105,8 @@ def test_a_secret_that_is_not_there_or_holds_no_credential(well: Cluster, source
 
 
 def test_a_secret_of_several_sources_is_looked_at_for_each(well: Cluster) -> None:
-    sources = json.dumps({"a": {"repoId": "org/name"}, "b": {"type": "S3", "bucket": "models"}})
+    bucket = {"folder": "b", **{key: value for key, value in BUCKET.items() if value}}
+    sources = json.dumps([{"folder": "a", "repoId": "org/name"}, bucket])
     well.storage_class(repoId="", repoSource="", sources=sources, **NAMED)
     well.secret("hub", **{"a.token": "hush", "b.accessKeyId": "hush"})
     assert "default/hub: b: the Secret of this volume has not both" in well.examine().only("Secrets", "fault").what
