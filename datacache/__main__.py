@@ -24,7 +24,7 @@ from csi.errors import DataCacheError
 from csi.pb.csi_pb2 import Volume
 from csi.spec.access_modes import AccessMode
 from datacache.client import PluginClient
-from datacache.findings import Finding, Verdict
+from datacache.findings import Finding, Verdict, fault
 from datacache.images import images_of
 from datacache.resolve import Found, resolve_once
 from datacache.top import TITLES, Node, Watch, hierarchy_or_none
@@ -140,7 +140,8 @@ def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str
 @click.option("--hub", envvar="HF_ENDPOINT", help="the address of the hub that has to be reached; empty: the public one")
 @click.option("--endpoint", envvar="DATACACHE_ENDPOINT", default="", help="the node plugin's socket, as unix:///...; empty: it is not asked")
 @click.option("--cluster", is_flag=True, help="look at the driver in the cluster of KUBECONFIG, or of the pod this is; no STORE is looked at")
-@click.option("--context", default="", help="the context of KUBECONFIG, with --cluster; empty: the current one")
+@click.option("--kubeconfig", type=click.Path(path_type=Path), help="with --cluster, in place of KUBECONFIG")
+@click.option("--context", default="", help="the context of the kubeconfig, with --cluster; empty: the current one")
 @click.option("--namespace", "-n", default="datacache-csi", help="where the driver is installed, with --cluster")
 @click.option("--driver-name", envvar="DATACACHE_DRIVER_NAME", default="datacache.csi.io", help="the CSI driver's name, with --cluster")
 @click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs")
@@ -151,6 +152,7 @@ def doctor(
     hub: str | None,
     endpoint: str,
     cluster: bool,
+    kubeconfig: Path | None,
     context: str,
     namespace: str,
     driver_name: str,
@@ -161,20 +163,28 @@ def doctor(
     Exit status 1 where volumes would fail.
     """
     if cluster:
-        _tell(_of_cluster(context, namespace, driver_name), output)
+        _tell(_of_cluster(kubeconfig, context, namespace, driver_name), output)
+    if kubeconfig or context:
+        raise click.UsageError("--kubeconfig and --context go with --cluster")
     from datacache import doctor as of_node  # loads what reads over HTTP, which no other command but resolve needs
 
     node = of_node.Node(store, mount_dir or store / "mounts", cgroup_root, hub or of_node.public_hub(), endpoint)
     _tell(of_node.examine(node), output)
 
 
-def _of_cluster(context: str, namespace: str, driver_name: str) -> Iterable[Finding]:
+def _of_cluster(file: Path | None, context: str, namespace: str, driver_name: str) -> Iterable[Finding]:
     from csi.cluster.api_server import ApiServer
     from datacache.cluster_access import person
-    from datacache.cluster_doctor import Installed, examine
+    from datacache.cluster_doctor import INSTALLATION, Installed, examine
+    from datacache.cluster_programs import PROGRAMS
     from datacache.cluster_usage import USAGE
 
-    return examine(ApiServer(person(context)), Installed(driver_name, namespace), USAGE)
+    try:
+        server = ApiServer(person(file, context))
+        server.access.tls()
+    except DataCacheError as error:
+        return [fault("kubeconfig", str(error), "kubectl has to reach the cluster with the same kubeconfig and context (kubectl cluster-info)")]
+    return examine(server, Installed(driver_name, namespace), (*INSTALLATION, *PROGRAMS, *USAGE))
 
 
 def _tell(found: Iterable[Finding], output: str) -> NoReturn:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
+
+_MOST = 10
 
 
 class Verdict(StrEnum):
@@ -37,3 +41,11 @@ def warning(check: str, what: str, fix: str) -> Finding:
 def fault(check: str, what: str, fix: str) -> Finding:
     """Volumes fail."""
     return Finding(check, Verdict.FAULT, what, fix)
+
+
+def at_most(check: str, found: Iterable[Finding], count: int) -> Iterator[Finding]:
+    """The first ten of `count` findings of a kind, no more of which are made; then one that says how many there are beside."""
+    shown = list(islice(found, _MOST))
+    yield from shown
+    if count > len(shown):
+        yield Finding(check, max(shown, key=lambda one: list(Verdict).index(one.verdict)).verdict, f"and {count - len(shown)} more", shown[-1].fix)

@@ -1,14 +1,20 @@
-"""Make deploy/manifests and the chart's crds/ from the chart and deploy/crds, or (`--check`) tell whether they are what would be made."""
+"""Make what is made of deploy/, or (`--check`) tell whether it is what would be made: deploy/manifests from the chart, the chart's crds/ and
+the fields that `datacache doctor --cluster` looks for from deploy/crds."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import yaml
+
+from datacache.crd_fields import FIELDS, fields_of
 
 DEPLOY = Path(__file__).resolve().parent
 CHART, CRDS, MANIFESTS = DEPLOY / "chart/datacache-csi", DEPLOY / "crds", DEPLOY / "manifests"
@@ -42,7 +48,9 @@ def manifests() -> dict[str, str]:
 
 def wanted(rendered: bool) -> dict[Path, str]:
     """All files that are made, by their paths; those of deploy/manifests only where `rendered`."""
-    files = {CHART / "crds" / path.name: path.read_text() for path in sorted(CRDS.glob("*.yaml"))}
+    crds = {path.name: path.read_text() for path in sorted(CRDS.glob("*.yaml"))}
+    fields = {thing["metadata"]["name"]: fields_of(thing) for text in crds.values() for thing in yaml.safe_load_all(text)}
+    files = {CHART / "crds" / name: text for name, text in crds.items()} | {FIELDS: json.dumps(fields, indent=1) + "\n"}
     return files | ({MANIFESTS / name: text for name, text in manifests().items()} if rendered else {})
 
 

@@ -137,7 +137,8 @@ class ApiServer:
     def _pool(self) -> urllib3.HTTPConnectionPool:
         with self._guard:
             if self._connections is None:
-                tls = {"ssl_context": self.access.tls()} if self.access.server.startswith("https://") else {}
+                named = {"server_hostname": self.access.tls_name} if self.access.tls_name else {}
+                tls = {"ssl_context": self.access.tls(), **named} if self.access.server.startswith("https://") else {}
                 self._connections = urllib3.connection_from_url(self.access.server, maxsize=_CONNECTIONS, block=True, socket_options=_SOCKET, **tls)
             return self._connections
 

@@ -184,9 +184,13 @@ def _key(meta: Mapping[str, Any]) -> str:
     return f"{meta['namespace']}/{name}" if meta.get("namespace") else name
 
 
-def pages(server: ApiServer, path: str, selector: str = "", size: int = _PAGE, accept: str = JSON) -> Iterator[dict[str, Any]]:
-    """The lists of a collection, `size` objects each, by name and all of one moment. Raises Expired where that is too long ago, and as `call`."""
-    query = {"limit": str(size)} | ({"labelSelector": selector} if selector else {})
+def pages(server: ApiServer, path: str, selector: str = "", size: int = _PAGE, accept: str = JSON, fields: str = "") -> Iterator[dict[str, Any]]:
+    """The lists of a collection, `size` objects each, by name and all of one moment; `selector` is of labels, `fields` of fields.
+
+    Raises Expired where that moment is too long ago, and as `call`.
+    """
+    chosen = {"labelSelector": selector, "fieldSelector": fields}
+    query = {"limit": str(size), **{key: value for key, value in chosen.items() if value}}
     while True:
         page = server.call("GET", path, query, accept=accept)
         yield {**page, "items": page["items"] or []}

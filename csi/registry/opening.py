@@ -25,8 +25,8 @@ def find_server(where: str) -> ApiServer | None:
     """The API server that the flag means, None for a folder. Raises FailedPrecondition or InvalidParameter where there is no cluster to be found."""
     if where != KUBERNETES:
         return None
-    from csi.cluster.access import find
     from csi.cluster.api_server import ApiServer  # 3 MB that a folder does not need
+    from csi.cluster.kubeconfig import find
 
     return ApiServer(find())
 

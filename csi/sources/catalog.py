@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from csi.errors import InvalidParameter
@@ -55,6 +56,22 @@ def open_source(spec: CacheSpec, secrets: Mapping[str, str], allowed: Sequence[s
 
             return SeveralSource(spec, secrets, lambda part, own: open_source(part, own, allowed))
     raise InvalidParameter(f"{spec.source.shown}: this driver has no source of that kind")
+
+
+def check_secrets(spec: CacheSpec, secrets: Mapping[str, str]) -> None:
+    """Raise InvalidParameter, as `open_source`, for a Secret that holds no credential that this source reads; nothing is opened."""
+    match spec.source:
+        case HubSpec() | UrlSpec():
+            token(secrets)
+        case ObjectSpec():
+            access_key(spec.source, secrets)
+        case SeveralSpec():
+            from csi.sources.several import naming, own_secrets
+
+            own = own_secrets(spec.source, secrets)
+            for folder, source in spec.source.parts:
+                with naming(folder):
+                    check_secrets(replace(spec, source=source), own[folder])
 
 
 def token(secrets: Mapping[str, str]) -> str | None:

@@ -29,15 +29,12 @@ class SeveralSource:
         if not isinstance(spec.source, SeveralSpec):
             raise InvalidParameter(f"{spec.source.shown} is one source, not several")
         self._spec, self._several = spec, spec.source
-        own = _shared_out([folder for folder, _ in spec.source.parts], secrets)
-        if secrets and not any(own.values()):
-            folders = ", ".join(own)
-            raise InvalidParameter(f"the Secret of this volume has no key of one of its sources; write FOLDER.KEY with one of the folders {folders}")
+        own = own_secrets(spec.source, secrets)
         self._sources: dict[str, Source] = {}
         self._split: tuple[Manifest, dict[str, Manifest]] | None = None
         try:
             for folder, source in spec.source.parts:
-                with _in(folder):
+                with naming(folder):
                     self._sources[folder] = open_source(self._alone(folder, source), own[folder])
         except BaseException:
             self.close()
@@ -57,7 +54,7 @@ class SeveralSource:
         assert isinstance(pinned.source, SeveralSpec)
         entries: list[Entry] = []
         for folder, source in pinned.source.parts:
-            with _in(folder):
+            with naming(folder):
                 part = self._sources[folder].resolve(CacheSpec(source, pinned.preserve_ownership))
             entries += (replace(entry, path=f"{folder}/{entry.path}") for entry in part.entries)
         return build(entries, pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
@@ -66,7 +63,7 @@ class SeveralSource:
         """Prove every source with its own credential."""
         parts = self._parts(manifest)
         for folder, source in self._sources.items():
-            with _in(folder):
+            with naming(folder):
                 source.prove(parts[folder])
 
     @contextmanager
@@ -88,7 +85,7 @@ class SeveralSource:
     def _pinned(self) -> dict[str, CacheSpec]:
         found = {}
         for folder, source in self._sources.items():
-            with _in(folder):
+            with naming(folder):
                 found[folder] = source.pin()
         return found
 
@@ -100,13 +97,13 @@ class _SeveralReader:
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
         folder = entry.path.partition("/")[0]
-        with _in(folder):
+        with naming(folder):
             self._reader(folder).read_into(_below(entry), offset, buffer)
 
     def read_many(self, wanted: Wanted, turns: Turns) -> dict[Entry, OriginUnavailable]:
         """Each folder's in its turn, of the sources that can."""
         for folder, files in groupby(list(wanted), lambda file: file[0].path.partition("/")[0]):
-            with _in(folder):
+            with naming(folder):
                 reader = self._reader(folder)
                 if isinstance(reader, ManyReader):
                     whole = {_below(entry): (entry, buffer) for entry, buffer in files}
@@ -142,6 +139,15 @@ def _parts(manifest: Manifest) -> dict[str, Manifest]:
     return {folder: Manifest(tuple(found), access[folder]) for folder, found in entries.items()}
 
 
+def own_secrets(several: SeveralSpec, secrets: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """What each folder's source has of a Secret whose keys are FOLDER.KEY. Raises InvalidParameter for a credential that is no source's, or none."""
+    own = _shared_out([folder for folder, _ in several.parts], secrets)
+    if secrets and not any(own.values()):
+        folders = ", ".join(own)
+        raise InvalidParameter(f"the Secret of this volume has no key of one of its sources; write FOLDER.KEY with one of the folders {folders}")
+    return own
+
+
 def _shared_out(folders: list[str], secrets: Mapping[str, str]) -> dict[str, dict[str, str]]:
     """Each folder's own keys, without the folder; a key goes to the longest folder that it begins with.
 
@@ -161,7 +167,8 @@ def _shared_out(folders: list[str], secrets: Mapping[str, str]) -> dict[str, dic
 
 
 @contextmanager
-def _in(folder: str) -> Iterator[None]:
+def naming(folder: str) -> Iterator[None]:
+    """Errors of the source of `folder` name it."""
     try:
         yield
     except OriginThrottled as error:

@@ -1,479 +1,416 @@
-"""`datacache doctor --cluster` names what is wrong with a cluster: on a real API server, each thing is broken here alone."""
+"""`datacache doctor --cluster` names what is wrong with what is installed and runs: on a real API server, each thing is broken here alone."""
 
 from __future__ import annotations
 
-import base64
+import functools
 import json
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
+import yaml
 
 from csi import __version__
-from datacache import cluster_doctor
-from tests.apiserver import CRDS, STRANGER, ApiServer
+from tests.apiserver import CRDS, STRANGER
+from tests.datacache.well_cluster import (
+    CLASSES,
+    DATACACHE,
+    DEPLOY,
+    DRIVER,
+    MOUNTS,
+    NAMESPACE,
+    PLUGIN,
+    Cluster,
+    Thing,
+    condition,
+    container,
+    doctor,
+    kubeconfig,
+    now,
+    second,
+)
 from tests.origins.onc_rpc import wait_until
 
-DEPLOY = CRDS.parent
-DRIVER, NAMESPACE, NODES = "datacache.csi.io", "datacache-csi", ("one", "two")
-_DATACACHE = Path(sys.executable).parent / "datacache"
-WELL = {
-    "API server",
-    "CRDs",
-    "CSIDriver",
-    "namespace",
-    "controller",
-    "leader",
-    "node plugins",
-    "registration",
-    "mounting",
-    "clocks",
-    "StorageClasses",
-    "PVCs",
-    "pods",
-    "caches",
-}
-
-
-class Found(NamedTuple):
-    check: str
-    verdict: str
-    what: str
-    fix: str
-
-
-class Examination(NamedTuple):
-    status: int
-    found: list[Found]
-
-    def only(self, check: str, verdict: str) -> Found:
-        """The one finding that is not ok."""
-        wrong = [one for one in self.found if one.verdict != "ok"]
-        assert [(one.check, one.verdict) for one in wrong] == [(check, verdict)], self.found
-        assert wrong[0].fix and self.status == (verdict == "fault")
-        return wrong[0]
-
-
-def now(offset: float = 0.0) -> str:
-    return datetime.fromtimestamp(time.time() + offset, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-class Cluster:
-    """A cluster in which the driver of deploy/manifests runs, as far as its objects say."""
-
-    def __init__(self, server: ApiServer) -> None:
-        self.server, self.client = server, server.client()
-        self.undo: list[Callable[[], object]] = []
-
-    def install(self) -> None:
-        self.server.kubectl("apply", "-f", str(DEPLOY / "namespace.yaml"))
-        self.server.kubectl("apply", "--server-side", "-f", str(DEPLOY / "manifests"))
-        for node in NODES:
-            self.put("/api/v1/nodes", {"metadata": {"name": node, "labels": {f"{DRIVER}/plugin": "true", f"{DRIVER}/mounts": "true"}}}, "v1", "Node")
-            ready = {
-                "conditions": [{"type": "Ready", "status": "True", "lastHeartbeatTime": now()[:19] + "Z", "lastTransitionTime": now()[:19] + "Z"}]
-            }
-            self.status(f"/api/v1/nodes/{node}", ready)
-            spec = {"drivers": [{"name": DRIVER, "nodeID": node, "topologyKeys": []}]}
-            self.put("/apis/storage.k8s.io/v1/csinodes", {"metadata": {"name": node}, "spec": spec}, "storage.k8s.io/v1", "CSINode")
-            self.pod(f"node-{node}", "node", node)
-        self.pod("controller-1", "controller", NODES[0])
-        self.pod("controller-2", "controller", NODES[1])
-        self.status(
-            self.path("apps/v1", "daemonsets", "datacache-csi-node"),
-            {"desiredNumberScheduled": 2, "currentNumberScheduled": 2, "numberReady": 2, "numberMisscheduled": 0},
-        )
-        self.put("/api/v1/namespaces", {"metadata": {"name": "kube-node-lease"}}, "v1", "Namespace", there=True)
-
-    def beat(self) -> None:
-        """What has to be fresh."""
-        for node in NODES:
-            self.lease("kube-node-lease", node, now())
-        self.lease(NAMESPACE, f"{DRIVER}-controller", now(), "controller-1")
-
-    def lease(self, namespace: str, name: str, when: str, holder: str = "x") -> None:
-        path, spec = (
-            f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases",
-            {"holderIdentity": holder, "renewTime": when, "leaseDurationSeconds": 40},
-        )
-        body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": name, "namespace": namespace}, "spec": spec}
-        self.client.call("PATCH", f"{path}/{name}", {"fieldManager": "test", "force": "true"}, body, "application/apply-patch+yaml")
-
-    def path(self, group: str, kind: str, name: str) -> str:
-        return f"/apis/{group}/namespaces/{NAMESPACE}/{kind}/{name}"
-
-    def put(self, path: str, thing: dict[str, Any], version: str, kind: str, there: bool = False) -> dict[str, Any]:
-        try:
-            return self.client.call("POST", path, body={"apiVersion": version, "kind": kind, **thing})
-        except Exception:
-            if not there:
-                raise
-            return {}
-
-    def status(self, path: str, status: dict[str, Any]) -> None:
-        self.client.call("PATCH", f"{path}/status", {}, {"status": status}, "application/merge-patch+json")
-
-    def pod(self, name: str, component: str, node: str, namespace: str = NAMESPACE, **spec: Any) -> dict[str, Any]:
-        labels = {"app.kubernetes.io/name": "datacache-csi", "app.kubernetes.io/component": component} if component else {}
-        account = {"serviceAccountName": f"datacache-csi-{component}"} if component else {}
-        whole = {"nodeName": node, **account, "automountServiceAccountToken": False, "containers": [{"name": "c", "image": "i"}], **spec}
-        made = self.put(f"/api/v1/namespaces/{namespace}/pods", {"metadata": {"name": name, "labels": labels}, "spec": whole}, "v1", "Pod")
-        if component:
-            ready = [{"type": "Ready", "status": "True", "lastTransitionTime": now()[:19] + "Z"}]
-            self.status(f"/api/v1/namespaces/{namespace}/pods/{name}", {"phase": "Running", "conditions": ready})
-        return made
-
-    def event(self, about: dict[str, Any], reason: str, message: str, namespace: str) -> None:
-        meta = about["metadata"]
-        involved = {
-            "kind": about["kind"],
-            "name": meta["name"],
-            "uid": meta["uid"],
-            **({"namespace": meta["namespace"]} if "namespace" in meta else {}),
-        }
-        body = {
-            "metadata": {"generateName": "e-"},
-            "type": "Warning",
-            "reason": reason,
-            "message": message,
-            "involvedObject": involved,
-            "lastTimestamp": now()[:19] + "Z",
-        }
-        made = self.put(f"/api/v1/namespaces/{namespace}/events", body, "v1", "Event")
-        self.later("DELETE", f"/api/v1/namespaces/{namespace}/events/{made['metadata']['name']}")
-
-    def later(self, method: str, path: str, body: object = None) -> None:
-        """Put something right after the test."""
-        kind = "application/merge-patch+json" if method == "PATCH" else "application/json"
-        self.undo.append(lambda: self.client.call(method, path, {}, body, kind))
-
-    def made(self, path: str, thing: dict[str, Any], version: str, kind: str) -> dict[str, Any]:
-        """Make something that is gone after the test."""
-        found = self.put(path, thing, version, kind)
-        self.later("DELETE", f"{path}/{found['metadata']['name']}", {"gracePeriodSeconds": 0})
-        return found
-
-    def patch(self, path: str, change: dict[str, Any], back: dict[str, Any]) -> None:
-        self.client.call("PATCH", path, {}, change, "application/merge-patch+json")
-        self.later("PATCH", path, back)
-
-    def examine(self, *flags: str, user: str = "admin", namespace: str = NAMESPACE) -> Examination:
-        self.beat_unless_told()
-        environment = {"KUBECONFIG": str(self.server.kubeconfig(user)), "PATH": "/usr/bin:/bin"}
-        command = [str(_DATACACHE), "doctor", "--cluster", "--output", "json", "-n", namespace, *flags]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-        assert done.stdout, done.stderr
-        return Examination(done.returncode, [Found(**one) for one in json.loads(done.stdout)])
-
-    beating = True
-
-    def beat_unless_told(self) -> None:
-        if self.beating:
-            self.beat()
-
-
-@pytest.fixture(scope="module")
-def installed(api_server: ApiServer) -> Iterator[Cluster]:
-    found = Cluster(api_server)
-    found.install()
-    yield found
-    for node in NODES:
-        found.client.call("DELETE", f"/api/v1/nodes/{node}")
-        found.client.call("DELETE", f"/apis/storage.k8s.io/v1/csinodes/{node}")
-    for pod in ("node-one", "node-two", "controller-1", "controller-2"):
-        found.client.call("DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods/{pod}", body={"gracePeriodSeconds": 0})
-    api_server.kubectl("delete", "--wait=false", "-f", str(DEPLOY / "manifests"))
-
-
-@pytest.fixture
-def well(installed: Cluster) -> Iterator[Cluster]:
-    """The cluster, put right after the test."""
-    installed.beating = True
-    yield installed
-    while installed.undo:
-        installed.undo.pop()()
+INSTALLED = ("API server", "clock", "CRDs", "CSIDriver", "namespace")
+RUNNING = ("controller", "leader", "node plugins", "registration", "mounting", "clocks")
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+PREWARMS = "cacheprewarms.datacache.csi.io"
+NODE_TWO: Thing = {"metadata": {"name": "two", "uid": "two"}}
 
 
 def test_a_good_cluster_has_nothing_wrong(well: Cluster) -> None:
     done = well.examine()
-    assert done.status == 0 and {one.verdict for one in done.found} == {"ok"}, done.found
-    assert {one.check for one in done.found} == WELL - {"StorageClasses", "PVCs", "pods"}
-    parameters = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
-    well.made(
-        "/apis/storage.k8s.io/v1/storageclasses",
-        {"metadata": {"name": "good"}, "provisioner": DRIVER, "parameters": parameters},
-        "storage.k8s.io/v1",
-        "StorageClass",
-    )
-    claim(well, "waits", "good")
-    well.made("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "default"}}, "v1", "ServiceAccount")
-    inline_pod(well, "runs")
-    done = well.examine()
-    assert done.status == 0 and {one.check for one in done.found} == WELL and {one.verdict for one in done.found} == {"ok"}, done.found
-
-
-def claim(cluster: Cluster, name: str, storage_class: str) -> dict[str, Any]:
-    spec = {"storageClassName": storage_class, "accessModes": ["ReadOnlyMany"], "resources": {"requests": {"storage": "1Gi"}}}
-    found = cluster.made(
-        "/api/v1/namespaces/default/persistentvolumeclaims",
-        {"metadata": {"name": name, "finalizers": []}, "spec": spec},
-        "v1",
-        "PersistentVolumeClaim",
-    )
-    cluster.later("PATCH", f"/api/v1/namespaces/default/persistentvolumeclaims/{name}", {"metadata": {"finalizers": None}})
-    return found
-
-
-def inline_pod(cluster: Cluster, name: str) -> dict[str, Any]:
-    volumes = [{"name": "v", "csi": {"driver": DRIVER, "volumeAttributes": {"repoId": "org/name"}}}]
-    found = cluster.pod(name, "", "one", "default", volumes=volumes)
-    cluster.later("DELETE", f"/api/v1/namespaces/default/pods/{name}", {"gracePeriodSeconds": 0})
-    return found
+    assert done.status == 0 and done.wrong() == [] and not [one.fix for one in done.found if one.fix]
+    assert [one.check for one in done.found] == [*INSTALLED, *RUNNING, "caches"]
+    assert all(one.what for one in done.found)
 
 
 def test_people_get_a_table(well: Cluster) -> None:
     well.beat()
-    environment = {"KUBECONFIG": str(well.server.kubeconfig()), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([str(_DATACACHE), "doctor", "--cluster"], capture_output=True, text=True, timeout=120, env=environment)
-    assert done.stdout.split()[:4] == ["check", "verdict", "what", "fix"] and "CSIDriver" in done.stdout
+    command = [str(DATACACHE), "doctor", "--cluster", "--kubeconfig", str(well.server.kubeconfig())]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env={"PATH": "/usr/bin:/bin"})
+    assert done.stdout.split()[:4] == ["check", "verdict", "what", "fix"] and all(check in done.stdout for check in (*INSTALLED, *RUNNING))
+
+
+# The API server and its clock.
 
 
 def test_a_server_that_does_not_answer_is_the_only_finding(tmp_path: Path) -> None:
-    config = tmp_path / "config"
-    cluster = {"name": "c", "cluster": {"server": "https://127.0.0.1:1"}}
-    config.write_text(
-        json.dumps(
-            {
-                "current-context": "c",
-                "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
-                "clusters": [cluster],
-                "users": [{"name": "c", "user": {}}],
-            }
-        )
-    )
-    done = subprocess.run(
-        [str(_DATACACHE), "doctor", "--cluster", "-o", "json"], capture_output=True, text=True, env={"KUBECONFIG": str(config)}, timeout=120
-    )
-    (found,) = json.loads(done.stdout)
-    assert done.returncode == 1 and found["check"] == "API server" and "KUBECONFIG" in found["fix"]
+    done = doctor(kubeconfig(tmp_path / "config", "https://127.0.0.1:1"))
+    (found,) = done.found
+    assert done.status == 1 and found[:2] == ("API server", "fault") and "Connection refused" in found.what and "KUBECONFIG" in found.fix
 
 
-@pytest.mark.parametrize(("minor", "verdict"), [("30", "fault"), ("33+", "warning"), ("34", "ok")])
-def test_a_cluster_that_is_too_old(minor: str, verdict: str) -> None:
-    assert cluster_doctor.api_version({"major": "1", "minor": minor, "gitVersion": f"v1.{minor}.0"}).verdict.value == verdict
+def test_who_is_not_known_to_the_server_is_told_so_alone(well: Cluster, tmp_path: Path) -> None:
+    ca = str(well.server.folder / "certificates/apiserver.crt")
+    done = doctor(kubeconfig(tmp_path / "config", well.server.url, {"token": "hush"}, **{"certificate-authority": ca}))
+    (found,) = done.found
+    assert done.status == 1 and found[:2] == ("API server", "fault") and "Unauthorized" in found.what and "whoami" in found.fix
+    assert "hush" not in str(found)
 
 
-def test_crds_that_are_missing_or_old(well: Cluster) -> None:
-    name = "cacheprewarms.datacache.csi.io"
-    path = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{name}"
-    whole = well.client.call("GET", path)
-    del whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["caches"]["items"]["properties"]["dataCache"]
-    del whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["caches"]["items"]["x-kubernetes-validations"]
-    well.client.call("PUT", path, body=whole)
+def test_a_kubeconfig_that_cannot_be_used_is_the_only_finding(well: Cluster) -> None:
+    done = well.examine("--context", "elsewhere")
+    (found,) = done.found
+    assert done.status == 1 and found[:2] == ("kubeconfig", "fault") and "has no context 'elsewhere'" in found.what and found.fix
+
+
+@pytest.mark.parametrize(("minor", "verdict", "words"), [("30", "fault", "1.31 or newer"), ("33+", "warning", "VolumeAttributesClasses")])
+def test_a_cluster_that_is_too_old(well: Cluster, minor: str, verdict: str, words: str) -> None:
+    with well.seen({"/version": lambda found: found.update(minor=minor, gitVersion="v1.old")}) as config:
+        found = well.examine_by(config).only("API server", verdict)
+    assert "it is v1.old" in found.what and words in found.what and "upgrade" in found.fix
+
+
+@pytest.mark.parametrize(("ahead", "words"), [(90.0, "behind"), (-3600.0, "ahead of")])
+def test_a_clock_of_this_machine_that_is_not_the_servers(well: Cluster, ahead: float, words: str) -> None:
+    well.beat_no_more()
+    for node in ("one", "two"):
+        well.lease("kube-node-lease", node, now(ahead))
+    well.lease(NAMESPACE, f"{DRIVER}-controller", now(ahead), "controller-1")
+    with well.seen({}, ahead) as config:
+        found = well.examine_by(config).only("clock", "warning")
+    assert f"s {words} the API server's" in found.what and "NTP" in found.fix
+
+
+def test_one_thing_that_cannot_be_read_hides_no_other(well: Cluster) -> None:
+    broken = {f"/apis/apps/v1/namespaces/{NAMESPACE}/daemonsets": lambda _: 503}
+    with well.seen(broken) as config:
+        done = well.examine_by(config)
+    assert "HTTP 503" in done.only("node plugins", "fault").what
+    assert {one.check for one in done.found} == {*INSTALLED, *RUNNING, "caches"}
+
+
+# What is installed.
+
+
+def test_a_crd_of_an_older_version(well: Cluster) -> None:
+    whole = well.get(f"{CRD}/{PREWARMS}")
+    items = whole["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["caches"]["items"]
+    del items["properties"]["claimName"], items["x-kubernetes-validations"]
+    well.client.call("PUT", f"{CRD}/{PREWARMS}", body=whole)
     well.undo.append(lambda: well.server.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(CRDS / "cacheprewarms.yaml")))
-    assert "does not know dataCache" in well.examine().only("CRDs", "fault").what
-    well.client.call("DELETE", path)
-    well.undo.append(lambda: well.server.kubectl("wait", "--for=delete", "--timeout=30s", f"crd/{name}"))
-    assert wait_until(lambda: f"{name} is missing" in well.examine().only("CRDs", "fault").what, 30)
-    assert "kubectl apply --server-side" in well.examine().only("CRDs", "fault").fix
-    well.undo.reverse()
+    found = well.examine().only("CRDs", "fault")
+    assert f"{PREWARMS} is older than this driver: it does not know spec.caches[].claimName" in found.what
+    assert "kubectl apply --server-side" in found.fix
+
+
+def test_a_crd_that_is_missing(well: Cluster) -> None:
     well.undo.append(lambda: wait_until(well.server._is_ready, 30))
-    well.undo.reverse()
+    well.undo.append(lambda: well.server.kubectl("apply", "--server-side", "-f", str(CRDS / "cacheprewarms.yaml")))
+    well.client.call("DELETE", f"{CRD}/{PREWARMS}")
+    well.server.kubectl("wait", "--for=delete", "--timeout=30s", f"crd/{PREWARMS}")
+    assert f"{PREWARMS} is missing" in well.examine().only("CRDs", "fault").what
 
 
-def test_no_csi_driver_or_another_one(well: Cluster) -> None:
+def _crd_is(alter: Callable[[Thing], object], found: Thing) -> None:
+    alter(next(thing for thing in found["items"] if thing["metadata"]["name"] == PREWARMS))
+
+
+@pytest.mark.parametrize(
+    ("alter", "words"),
+    [
+        (lambda crd: crd["status"].update(conditions=[condition("Established", "False")]), "is not established"),
+        (lambda crd: crd["spec"]["versions"][0].update(served=False), "does not serve v1alpha1"),
+        (lambda crd: crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].update(properties={}), "apiVersion, kind, metadata and "),
+    ],
+)
+def test_a_crd_that_the_server_cannot_use(well: Cluster, alter: Callable[[Thing], object], words: str) -> None:
+    with well.seen({CRD: functools.partial(_crd_is, alter)}) as config:
+        assert words in well.examine_by(config).only("CRDs", "fault").what
+
+
+def test_a_crd_of_a_newer_version_is_good(well: Cluster) -> None:
+    def newer(crd: Thing) -> None:
+        crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["more"] = {"type": "string"}
+
+    with well.seen({CRD: functools.partial(_crd_is, newer)}) as config:
+        assert __version__ in well.examine_by(config).of("CRDs").what
+
+
+def test_no_csi_driver_of_that_name(well: Cluster) -> None:
     done = well.examine("--driver-name", "other.example")
     assert next(one for one in done.found if one.check == "CSIDriver").what == "there is no CSIDriver other.example" and done.status == 1
-    well.patch(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}", {"spec": {"storageCapacity": True}}, {"spec": {"storageCapacity": False}})
-    assert "storageCapacity is True" in well.examine().only("CSIDriver", "fault").what
 
 
-def test_a_namespace_that_is_missing_or_lets_no_privileged_pods_run(well: Cluster) -> None:
-    done = well.examine(namespace="elsewhere")
-    assert {one.check for one in done.found if one.verdict == "fault"} == {"namespace", "controller", "node plugins"}
+def test_a_csi_driver_that_somebody_has_changed(well: Cluster) -> None:
+    well.patched(f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}", {"spec": {"storageCapacity": True}}, {"spec": {"storageCapacity": False}})
+    found = well.examine().only("CSIDriver", "fault")
+    assert "storageCapacity is true, it has to be false" in found.what and "csidriver.yaml" in found.fix
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"attachRequired": True}, "attachRequired is true, it has to be false"),
+        ({"podInfoOnMount": False}, "podInfoOnMount is false, it has to be true"),
+        ({"fsGroupPolicy": "File"}, "fsGroupPolicy is File, it has to be None"),
+        ({"volumeLifecycleModes": ["Persistent"]}, "volumeLifecycleModes lacks Ephemeral"),
+    ],
+)
+def test_a_csi_driver_of_another_kind(well: Cluster, spec: Thing, words: str) -> None:
+    with well.seen({f"/apis/storage.k8s.io/v1/csidrivers/{DRIVER}": lambda found: found["spec"].update(spec)}) as config:
+        assert words in well.examine_by(config).only("CSIDriver", "fault").what
+
+
+def test_a_namespace_in_which_nothing_is_installed(well: Cluster) -> None:
+    done = well.examine("--namespace", "elsewhere")
+    assert done.wrong() == [(check, "fault") for check in ("namespace", "controller", "leader", "node plugins")] and done.status == 1
+    assert "--namespace" in next(one.fix for one in done.found if one.check == "namespace")
+
+
+def test_a_namespace_that_lets_no_privileged_pods_run(well: Cluster) -> None:
     label = "pod-security.kubernetes.io/enforce"
-    well.patch(f"/api/v1/namespaces/{NAMESPACE}", {"metadata": {"labels": {label: "baseline"}}}, {"metadata": {"labels": {label: "privileged"}}})
-    assert "baseline" in well.examine().only("namespace", "fault").what
+    well.patched(f"/api/v1/namespaces/{NAMESPACE}", {"metadata": {"labels": {label: "baseline"}}}, {"metadata": {"labels": {label: "privileged"}}})
+    found = well.examine().only("namespace", "fault")
+    assert "enforces Pod Security baseline" in found.what and f"{label}=privileged" in found.fix
 
 
-def break_pod(cluster: Cluster, name: str, status: dict[str, Any]) -> None:
-    path = f"/api/v1/namespaces/{NAMESPACE}/pods/{name}"
-    ready = [{"type": "Ready", "status": "True", "lastTransitionTime": now()[:19] + "Z"}]
-    cluster.status(path, {"conditions": [{"type": "Ready", "status": "False", "lastTransitionTime": now()[:19] + "Z"}], **status})
-    cluster.undo.append(lambda: cluster.status(path, {"phase": "Running", "conditions": ready, "containerStatuses": None}))
+# What runs.
 
 
-def waiting(reason: str, message: str, last: str = "") -> dict[str, Any]:
-    state = {
-        "name": "c",
-        "image": "i",
-        "imageID": "",
-        "ready": False,
-        "restartCount": 3,
-        "state": {"waiting": {"reason": reason, "message": message}},
-    }
-    return {"containerStatuses": [{**state, **({"lastState": {"terminated": {"exitCode": 1, "message": last}}} if last else {})}]}
+def waiting(why: str, words: str, **last: Any) -> Thing:
+    ended = {"lastState": {"terminated": {"exitCode": 1, "reason": "Error", **last}}} if last else {}
+    return {"containerStatuses": [container("c", state={"waiting": {"reason": why, "message": words}}, **ended)]}
+
+
+BROKEN = {
+    "an image that is not had": (waiting("ImagePullBackOff", "no such image"), "c: ImagePullBackOff: no such image"),
+    "a program that ends": (
+        waiting("CrashLoopBackOff", "back-off", message="the store is full"),
+        "c: CrashLoopBackOff: exit status 1: the store is full",
+    ),
+    "no memory": (waiting("CrashLoopBackOff", "back-off", exitCode=137, reason="OOMKilled"), "c: CrashLoopBackOff: OOMKilled, exit status 137"),
+    "no node": (
+        {"phase": "Pending", "conditions": [condition("PodScheduled", "False", "Unschedulable", "0/2 nodes")]},
+        "Unschedulable: 0/2 nodes",
+    ),
+    "nothing said": ({"phase": "Running"}, "its phase is Running, and it is not ready"),
+}
 
 
 @pytest.mark.parametrize(("pod", "check"), [("controller-2", "controller"), ("node-two", "node plugins")])
-def test_a_pod_that_cannot_be_pulled_or_ends_again_and_again(well: Cluster, pod: str, check: str) -> None:
-    break_pod(well, pod, waiting("ImagePullBackOff", "no such image"))
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_pod_that_is_not_ready_says_why(well: Cluster, pod: str, check: str, broken: str) -> None:
+    status, words = BROKEN[broken]
+    well.pod_says(pod, status)
     found = well.examine().only(check, "fault")
-    assert f"1 of 2 pods not ready: {pod} on two: ImagePullBackOff: no such image" in found.what and "logs" in found.fix
-    break_pod(well, pod, waiting("CrashLoopBackOff", "back-off", "the store is full"))
-    assert "CrashLoopBackOff: the store is full" in well.examine().only(check, "fault").what
+    assert f"1 of 2 pods not ready: {pod} on two: {words}" in found.what and f"kubectl -n {NAMESPACE} logs" in found.fix
 
 
-def test_a_pod_that_no_node_takes(well: Cluster) -> None:
-    conditions = [
-        {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/2 nodes", "lastTransitionTime": now()[:19] + "Z"}
-    ]
-    break_pod(well, "controller-1", {"phase": "Pending", "conditions": conditions})
-    assert "Unschedulable: 0/2 nodes" in well.examine().only("controller", "fault").what
+def test_a_pod_that_fails_its_probe_or_waits_for_a_folder_says_so_by_its_event(well: Cluster) -> None:
+    creating = container("c", state={"waiting": {"reason": "ContainerCreating"}})
+    well.pod_says("node-two", {"phase": "Pending", "containerStatuses": [creating]})
+    pod = well.get(f"/api/v1/namespaces/{NAMESPACE}/pods/node-two")
+    well.event(pod, "Pod", "Unhealthy", "long ago", age=600)
+    well.event(pod, "Pod", "FailedMount", "hostPath type check failed: /var/lib/kubelet is not a directory")
+    assert "node-two on two: FailedMount: hostPath type check failed" in well.examine().only("node plugins", "fault").what
 
 
-def test_pods_that_nobody_makes(well: Cluster) -> None:
-    path = well.path("apps/v1", "daemonsets", "datacache-csi-node")
-    well.status(path, {"desiredNumberScheduled": 3})
-    well.undo.append(lambda: well.status(path, {"desiredNumberScheduled": 2}))
-    well.event(well.client.call("GET", path) | {"kind": "DaemonSet"}, "FailedCreate", "violates PodSecurity", NAMESPACE)
-    assert "2 of 3 pods are there (FailedCreate: violates PodSecurity)" in well.examine().only("node plugins", "fault").what
+@pytest.mark.parametrize(("pod", "check"), [("controller-2", "controller"), ("node-two", "node plugins")])
+def test_a_pod_that_has_ended_lately_and_runs_again(well: Cluster, pod: str, check: str) -> None:
+    def status(age: float) -> Thing:
+        ended = {"exitCode": 137, "reason": "OOMKilled", "startedAt": second(-age - 60), "finishedAt": second(-age)}
+        again = container("c", ready=True, state={"running": {"startedAt": second(-age)}}, lastState={"terminated": ended})
+        return {"phase": "Running", "conditions": [condition("Ready")], "containerStatuses": [again]}
+
+    well.pod_says(pod, status(600))
+    found = well.examine().only(check, "warning")
+    assert f"{pod} on two: c has restarted 3 times; it ended with OOMKilled, exit status 137" in found.what and "--previous" in found.fix
+    well.pod_says(pod, status(7200))
+    assert well.examine().wrong() == []
+
+
+def test_pods_of_the_controller_that_nobody_makes(well: Cluster) -> None:
+    well.patched(well.deployment, {"spec": {"replicas": 3}}, {"spec": {"replicas": 2}})
+    failure = condition("ReplicaFailure", "True", "FailedCreate", "exceeded quota")
+    well.status_of_test(well.deployment, {"conditions": [failure]}, {"conditions": None})
+    assert "2 of 3 pods are there: exceeded quota" in well.examine().only("controller", "fault").what
+
+
+def test_node_plugins_that_nobody_makes(well: Cluster) -> None:
+    well.status_of_test(well.daemon_set, {"desiredNumberScheduled": 3}, {"desiredNumberScheduled": 2})
+    assert "2 of 3 pods are there: no Event says why" in well.examine().only("node plugins", "fault").what
+    well.event(well.get(well.daemon_set), "DaemonSet", "FailedCreate", "violates PodSecurity")
+    assert "2 of 3 pods are there: violates PodSecurity" in well.examine().only("node plugins", "fault").what
 
 
 def test_nobody_leads(well: Cluster) -> None:
-    well.beat()
-    well.beating = False
+    well.beat_no_more()
     well.lease(NAMESPACE, f"{DRIVER}-controller", now(-300), "controller-1")
     found = well.examine().only("leader", "fault")
     assert "no replica leads; the last one was heard 30" in found.what and "RBAC" in found.fix
+    well.client.call("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{DRIVER}-controller")
+    assert well.examine().only("leader", "fault").what == "no replica leads"
 
 
 def test_a_kubelet_that_has_not_taken_the_driver(well: Cluster) -> None:
-    path = "/apis/storage.k8s.io/v1/csinodes/two"
-    well.patch(path, {"spec": {"drivers": []}}, {"spec": {"drivers": [{"name": DRIVER, "nodeID": "two", "topologyKeys": []}]}})
+    taken = {"spec": {"drivers": [{"name": DRIVER, "nodeID": "two", "topologyKeys": []}]}}
+    well.patched("/apis/storage.k8s.io/v1/csinodes/two", {"spec": {"drivers": []}}, taken)
     assert "its CSINode does not list the driver" in well.examine().only("registration", "fault").what
-    node = {"kind": "Node", "metadata": {"name": "two", "uid": "two"}}
-    well.event(node, "RegistrationRefused", "kubelet says no", "default")
-    assert "kubelet of two has not taken the driver: kubelet says no" in well.examine().only("registration", "fault").what
+    well.event(NODE_TWO, "Node", "RegistrationRefused", "kubelet said yes before", age=600)
+    well.event(NODE_TWO, "Node", "RegistrationRefused", "kubelet says no")
+    found = well.examine().only("registration", "fault")
+    assert "kubelet of two has not taken the driver: kubelet says no" in found.what and "kubeletDir" in found.fix
 
 
-def test_a_node_that_can_mount_nothing(well: Cluster) -> None:
-    label = f"{DRIVER}/mounts"
-    well.patch("/api/v1/nodes/two", {"metadata": {"labels": {label: None}}}, {"metadata": {"labels": {label: "true"}}})
-    well.event({"kind": "Node", "metadata": {"name": "two", "uid": "two"}}, "CannotMountVolumes", "no EROFS", "default")
+def test_nodes_that_can_mount_nothing(well: Cluster) -> None:
+    unable, able = {"metadata": {"labels": {MOUNTS: None}}}, {"metadata": {"labels": {MOUNTS: "true"}}}
+    well.patched("/api/v1/nodes/two", unable, able)
+    assert "the log of its plugin says why" in well.examine().only("mounting", "warning").what
+    well.event(NODE_TWO, "Node", "CannotMountVolumes", "no EROFS")
     assert "two can mount no volumes: no EROFS" in well.examine().only("mounting", "warning").what
-    well.patch("/api/v1/nodes/one", {"metadata": {"labels": {label: None}}}, {"metadata": {"labels": {label: "true"}}})
-    assert "no node can mount volumes" in [one.what for one in well.examine().found if one.verdict == "fault"]
+    well.patched("/api/v1/nodes/one", unable, able)
+    done = well.examine()
+    assert done.wrong() == [("mounting", "warning")] * 2 + [("mounting", "fault")] and done.status == 1
+    assert "no node can mount volumes" in [one.what for one in done.found]
+
+
+def test_a_node_without_the_plugin_is_nobody_to_complain_of(well: Cluster) -> None:
+    labels = {MOUNTS: None, PLUGIN: None}
+    well.patched("/api/v1/nodes/two", {"metadata": {"labels": labels}}, {"metadata": {"labels": dict.fromkeys(labels, "true")}})
+    assert well.examine().of("mounting").what == "1 node can mount volumes"
 
 
 @pytest.mark.parametrize(
     ("seconds", "verdict", "words"), [(120.0, "warning", "ahead of"), (-180.0, "warning", "behind"), (3600.0, "fault", "ahead of")]
 )
 def test_a_node_whose_clock_is_wrong(well: Cluster, seconds: float, verdict: str, words: str) -> None:
-    well.beat()
-    well.beating = False
+    well.beat_no_more()
     well.lease("kube-node-lease", "two", now(seconds))
     found = well.examine().only("clocks", verdict)
     assert "the clock of two is" in found.what and words in found.what and "NTP" in found.fix
 
 
 def test_another_version_is_installed(well: Cluster) -> None:
-    path, label = well.path("apps/v1", "deployments", "datacache-csi-controller"), "app.kubernetes.io/version"
-    well.patch(path, {"metadata": {"labels": {label: "0.0.9"}}}, {"metadata": {"labels": {label: __version__}}})
-    assert f"version 0.0.9 is installed, and this command is {__version__}" in well.examine().only("controller", "warning").what
+    def runs(image: str) -> Thing:
+        return {"spec": {"template": {"spec": {"containers": [{"name": "datacache-controller", "image": image}]}}}}
+
+    image = well.get(well.deployment)["spec"]["template"]["spec"]["containers"][0]["image"]
+    for tag, label, wrong in (("0.0.9", __version__, True), ("mine", "0.0.9", True), (f"v{__version__}@sha256:{'0' * 64}", "0.0.9", False)):
+        change = {"op": "replace", "path": "/spec/template/spec/containers/0/image"}
+        named = {"op": "replace", "path": "/metadata/labels/app.kubernetes.io~1version"}
+
+        def patch(image: str, label: str, change: Thing = change, named: Thing = named) -> None:
+            body = [change | {"value": image}, named | {"value": label}]
+            well.client.call("PATCH", well.deployment, {}, body, "application/json-patch+json")
+
+        patch(f"localhost:5000/datacache-csi:{tag}", label)
+        well.undo.append(lambda patch=patch: patch(image, __version__))
+        done = well.examine()
+        words = f"version 0.0.9 is installed, and this command is {__version__}"
+        assert done.only("controller", "warning").what == words if wrong else done.wrong() == []
 
 
-def storage_class(cluster: Cluster, **parameters: str) -> None:
-    whole = {
-        "metadata": {"name": "class"},
-        "provisioner": DRIVER,
-        "parameters": {"repoId": "org/name", "repoSource": "HuggingFace/Model", **parameters},
-    }
-    cluster.made("/apis/storage.k8s.io/v1/storageclasses", whole, "storage.k8s.io/v1", "StorageClass")
+def test_pods_of_another_version_still_run(well: Cluster) -> None:
+    path = f"/api/v1/namespaces/{NAMESPACE}/pods"
+
+    def older(found: Thing) -> None:
+        pods = [pod for pod in found["items"] if pod["metadata"]["name"] == "node-two"]
+        for pod in pods:
+            pod["spec"]["containers"][0]["image"] = "registry.example.com/datacache-csi:0.0.9"
+
+    with well.seen({path: older}) as config:
+        assert "version 0.0.9 runs" in well.examine_by(config).only("node plugins", "warning").what
 
 
-def test_a_storage_class_that_the_driver_does_not_understand(well: Cluster) -> None:
-    storage_class(well, revison="main")
-    found = well.examine().only("StorageClasses", "fault")
-    assert "class: unknown parameter 'revison'; did you mean revision?" in found.what and "anew" in found.fix
+# Rights.
+
+RBAC = "rbac.authorization.k8s.io"
+ROLE = yaml.safe_load((DEPLOY / "examples/doctor-rights.yaml").read_text())
+RULES = [(rule["apiGroups"][0], resource, verb) for rule in ROLE["rules"] for resource in rule["resources"] for verb in rule["verbs"]]
 
 
-def test_a_volume_attributes_class_that_fits_no_volume(well: Cluster) -> None:
-    whole = {"metadata": {"name": "fast"}, "driverName": DRIVER, "parameters": {"provisionedIops": "many"}}
-    well.made("/apis/storage.k8s.io/v1/volumeattributesclasses", whole, "storage.k8s.io/v1", "VolumeAttributesClass")
-    # The server itself protects it by a finalizer.
-    well.later("PATCH", "/apis/storage.k8s.io/v1/volumeattributesclasses/fast", {"metadata": {"finalizers": None}})
-    assert "VolumeAttributesClass fast: provisionedIops" in well.examine().only("StorageClasses", "fault").what
+def grant(cluster: Cluster, rules: list[tuple[str, str, str]]) -> None:
+    """Give STRANGER these rights and no others, and return when the server knows."""
+    rights = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]} for group, resource, verb in rules]
+    cluster.made(f"/apis/{RBAC}/v1/clusterroles", {"metadata": {"name": "doctor"}, "rules": rights}, f"{RBAC}/v1", "ClusterRole")
+    subjects = [{"kind": "User", "apiGroup": RBAC, "name": STRANGER}]
+    binding = {"metadata": {"name": "doctor"}, "roleRef": {"apiGroup": RBAC, "kind": "ClusterRole", "name": "doctor"}, "subjects": subjects}
+    cluster.made(f"/apis/{RBAC}/v1/clusterrolebindings", binding, f"{RBAC}/v1", "ClusterRoleBinding")
+    assert wait_until(lambda: [rule for rule in RULES if may(cluster, rule)] == rules, 10)
 
 
-@pytest.mark.parametrize(
-    ("data", "words"),
-    [(None, "it is not there"), ({"password": "hush"}, "it has none of the keys"), ({"token": " "}, "its key token is empty")],
-)
-def test_a_secret_that_is_not_there_or_holds_no_credential(well: Cluster, data: dict[str, str] | None, words: str) -> None:
-    storage_class(well, **{"csi.storage.k8s.io/node-stage-secret-name": "hub", "csi.storage.k8s.io/node-stage-secret-namespace": "default"})
-    if data is not None:
-        encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
-        well.made("/api/v1/namespaces/default/secrets", {"metadata": {"name": "hub"}, "data": encoded}, "v1", "Secret")
-    found = well.examine().only("Secrets", "fault")
-    assert f"the Secret default/hub: {words}" in found.what and "hush" not in found.what
+def may(cluster: Cluster, rule: tuple[str, str, str]) -> bool:
+    group, resource, verb = rule
+    spec = {"user": STRANGER, "resourceAttributes": {"group": group, "resource": resource, "verb": verb}}
+    path = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+    return bool(cluster.put(path, {"spec": spec}, "authorization.k8s.io/v1", "SubjectAccessReview")["status"]["allowed"])
 
 
-def test_a_claim_that_waits_with_a_complaint(well: Cluster) -> None:
-    storage_class(well)
-    made = claim(well, "waits", "class")
-    well.event(made | {"kind": "PersistentVolumeClaim"}, "ProvisioningFailed", "the hub does not know org/name", "default")
-    found = well.examine().only("PVCs", "fault")
-    assert "default/waits is Pending: ProvisioningFailed: the hub does not know org/name" in found.what and "describe pvc waits" in found.fix
+def full(cluster: Cluster) -> None:
+    """Something of everything that is looked at, Secrets apart."""
+    cluster.storage_class()
+    cluster.event(cluster.claim("waits"), "PersistentVolumeClaim", "ProvisioningFailed", "code = Aborted")
+    cluster.pod("waits", {"csi": {"driver": DRIVER, "volumeAttributes": {"repoId": "org/name"}}})
 
 
-def test_a_pod_that_waits_for_a_volume(well: Cluster) -> None:
-    well.made("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "default"}}, "v1", "ServiceAccount")
-    made = inline_pod(well, "waits")
-    well.event(made | {"kind": "Pod"}, "FailedMount", "the NAS refuses", "default")
-    assert "default/waits does not start: FailedMount: the NAS refuses" in well.examine().only("pods", "fault").what
+def test_the_rights_of_the_documents_are_enough_and_read_only(well: Cluster) -> None:
+    full(well)
+    assert {verb for _, _, verb in RULES} <= {"get", "list"} and "secrets" not in {resource for _, resource, _ in RULES}
+    grant(well, RULES)
+    done = well.examine(user=STRANGER)
+    assert done.wrong() == [] and {one.check for one in done.found} == {*INSTALLED, *RUNNING, "StorageClasses", "PVCs", "pods", "caches"}
 
 
-def test_a_prewarm_that_fails(well: Cluster) -> None:
-    path = "/apis/datacache.csi.io/v1alpha1/namespaces/default/cacheprewarms"
-    well.made(path, {"metadata": {"name": "p"}, "spec": {"caches": [{"claimName": "c"}]}}, "datacache.csi.io/v1alpha1", "CachePrewarm")
-    condition = {"type": "Failed", "status": "True", "reason": "NodesFail", "message": "one: no space", "lastTransitionTime": now()[:19] + "Z"}
-    well.status(f"{path}/p", {"conditions": [condition]})
-    assert "CachePrewarm default/p: one: no space" in well.examine().only("caches", "warning").what
+@pytest.mark.parametrize("rule", RULES, ids=" ".join)
+def test_a_right_that_is_missing_is_named(well: Cluster, rule: tuple[str, str, str]) -> None:
+    full(well)
+    well.status_of_test(well.daemon_set, {"desiredNumberScheduled": 3}, {"desiredNumberScheduled": 2})  # its Events are asked for then
+    grant(well, [other for other in RULES if other != rule])
+    done = well.examine(user=STRANGER)
+    missing = [one for one in done.found if one.verdict == "warning"]
+    assert missing and all(f'cannot {rule[2]} resource "{rule[1]}" in API group "{rule[0]}"' in one.what for one in missing), done.found
+    assert all("not looked at" in one.what and "doctor-rights.yaml" in one.fix for one in missing)
+    told = {one.check for one in done.found}
+    assert {*INSTALLED, *RUNNING, "StorageClasses", "PVCs", "pods", "caches"} <= told
 
 
-def test_a_data_cache_that_fails(well: Cluster) -> None:
-    path = "/apis/eci.aliyun.com/v1alpha1/datacaches"
-    spec = {"path": "/a", "dataSource": {"type": "URL", "options": {"repoId": "org/name"}}}
-    well.made(path, {"metadata": {"name": "d"}, "spec": spec}, "eci.aliyun.com/v1alpha1", "DataCache")
-    well.status(f"{path}/d", {"status": "Failed", "message": "the hub is gone"})
-    assert "DataCache d is Failed: the hub is gone" in well.examine().only("caches", "warning").what
+def test_who_may_read_nothing_is_told_which_rights_are_missing(well: Cluster) -> None:
+    well.storage_class()
+    done = well.examine(user=STRANGER)
+    refused = {one.check for one in done.found if one.verdict == "warning"}
+    looked_at = {"StorageClasses", "VolumeAttributesClasses", "Secrets", "PVCs", "pods", "caches", "DataCaches"}
+    assert refused == {*INSTALLED[2:], *RUNNING, "operator", *looked_at}
+    assert done.status == 0 and json.dumps(done.found).count("cannot") >= len(refused)
+
+
+def test_flags_of_a_cluster_are_refused_for_a_node(tmp_path: Path) -> None:
+    done = subprocess.run([str(DATACACHE), "doctor", str(tmp_path), "--context", "c"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "go with --cluster" in done.stderr
 
 
 def test_an_operator_that_does_not_run(well: Cluster) -> None:
     labels = {"app.kubernetes.io/name": "datacache-csi", "app.kubernetes.io/component": "operator"}
     template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}}
-    spec = {"selector": {"matchLabels": labels}, "template": template}
-    well.made(
-        f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments",
-        {"metadata": {"name": "operator", "labels": labels}, "spec": spec},
-        "apps/v1",
-        "Deployment",
-    )
-    assert "there is no pod" in well.examine().only("operator", "fault").what
+    whole = {"metadata": {"name": "operator", "labels": labels}, "spec": {"selector": {"matchLabels": labels}, "template": template}}
+    well.made(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments", whole, "apps/v1", "Deployment")
+    assert "no pod of it is there" in well.examine().only("operator", "fault").what
 
 
-def test_who_may_read_nothing_is_told_which_rights_are_missing(well: Cluster) -> None:
-    done = well.examine(user=STRANGER)
-    refused = {one.check: one for one in done.found if one.verdict != "ok"}
-    assert (
-        WELL - {"API server", "leader", "registration"} <= refused.keys()
-        and "operator" in refused
-        and {one.verdict for one in refused.values()} == {"warning"}
-    )
-    assert "storageclasses" in refused["StorageClasses"].what and "right" in refused["StorageClasses"].fix
+def test_the_classes_of_another_driver_are_nobody_to_complain_of(well: Cluster) -> None:
+    thing = {"metadata": {"name": "other"}, "provisioner": "other.example", "parameters": {"what": "ever"}}
+    well.made(CLASSES, thing, "storage.k8s.io/v1", "StorageClass")
+    assert well.examine().wrong() == []

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 import pytest
 
+from csi.errors import NoSpace
 from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
 from csi.rpc import listening
@@ -108,6 +110,20 @@ def test_mounts_that_nobody_else_sees(examine: Examine, tmp_path: Path) -> None:
     assert str(tmp_path) in found.what and "Bidirectional" in found.fix
 
 
+def test_a_kernel_that_mounts_nothing(examine: Examine) -> None:
+    found = examine('set -- setpriv --bounding-set -sys_admin "$@"').only("mounting an image", "fault")
+    assert "mounting /dev/loop" in found.what and "Operation not permitted" in found.what and "dmesg" in found.fix
+
+
+def test_an_image_that_reads_otherwise_than_it_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A disk that loses writes cannot be had here: what is put on it is another file's bytes."""
+    honest = doctor._bytes_of
+    monkeypatch.setattr(doctor, "_bytes_of", lambda layout: honest(layout).replace(b"doctor", b"dictor"))
+    found = doctor.image(doctor.Node(tmp_path, tmp_path, tmp_path, "http://127.0.0.1:1"))
+    assert found.verdict == "fault" and "other bytes were read than were written" in found.what and "check the disk" in found.fix
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("broken", "what"),
     [
@@ -149,6 +165,24 @@ def test_a_clock_that_is_wrong(examine: Examine, hub: Server, seconds: int, verd
     assert words in found.what and "NTP" in found.fix
 
 
+def test_a_hub_that_tells_no_time(examine: Examine, hub: Server) -> None:
+    def without_a_date(answer: Answer) -> None:
+        answer.send_response_only(200)
+        answer.send_header("Content-Length", "0")
+        answer.end_headers()
+
+    hub.behave["/"] = without_a_date
+    assert "tells no time" in examine().only("clock", "warning").what
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs"])
+def test_a_store_on_another_machine(examine: Examine, tmp_path: Path, kind: str) -> None:
+    """This kernel has no NFS: the mount table that the command reads has the store's file system by that name."""
+    table = f"sed -E 's#( {tmp_path} .* - )[^ ]+ #\\1{kind} #' /proc/self/mountinfo > {tmp_path}/table"
+    found = examine(f"{table}; mount --bind {tmp_path}/table /proc/$$/mountinfo").only("disk", "warning")
+    assert f"the store {tmp_path} is on {kind}, which is another machine's" in found.what and "local disk" in found.fix
+
+
 def test_a_disk_that_is_full(examine: Examine, tmp_path: Path) -> None:
     with disk(tmp_path, 64 * MIB) as small:
         found = examine(store=small).only("disk", "fault")
@@ -174,6 +208,27 @@ def test_a_plugin_that_does_not_answer_and_one_that_does(examine: Examine, tmp_p
         assert examine("", *endpoint).found["plugin"].verdict == "ok"
     finally:
         server.stop(None).wait()
+
+
+def test_a_plugin_that_answers_too_late_or_says_that_it_is_ill(examine: Examine, tmp_path: Path) -> None:
+    late, ill = threading.Event(), False
+
+    def healthy() -> None:
+        if ill:
+            raise NoSpace("the store is gone; mount it again")
+        late.wait(60)
+
+    socket = tmp_path / "csi.sock"
+    servicer = IdentityServicer("datacache.csi.io", healthy)
+    server = listening(str(socket), 2, lambda server: csi_pb2_grpc.add_IdentityServicer_to_server(servicer, server))
+    try:
+        slow = examine("", "--endpoint", f"unix://{socket}").only("plugin", "fault")
+        ill = True
+        late.set()
+        unwell = examine("", "--endpoint", f"unix://{socket}").only("plugin", "fault")
+    finally:
+        server.stop(None).wait()
+    assert "kubectl logs" in slow.fix and slow.what and "the store is gone" in unwell.what
 
 
 def test_people_get_a_table(hub: Server, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ def test_a_node_plugin_may_read_volumes_hold_pins_and_tell_events_and_nothing_el
     pins = {("datacache.csi.io", "cachepins", verb) for verb in ("get", "list", "create", "patch", "delete")}
     prewarms = {("datacache.csi.io", "cacheprewarms", verb) for verb in ("get", "list", "watch")}
     told = {("datacache.csi.io", f"{kind}/status", "patch") for kind in ("cachevolumes", "cacheprewarms")}
-    looked_at = {("", "nodes", "get"), ("", "persistentvolumeclaims", "get")}
+    looked_at = {("", "nodes", "get"), ("", "persistentvolumeclaims", "get"), *(("eci.aliyun.com", "datacaches", verb) for verb in ("get", "list"))}
     assert rules(THINGS, "datacache-csi-node") == reads | pins | prewarms | told | looked_at | {("", "events", "create"), ("", "events", "patch")}
 
 

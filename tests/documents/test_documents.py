@@ -106,6 +106,7 @@ def test_the_document_of_parameters_says_who_may_set_the_keys_within_sources() -
 
 def test_every_flag_that_a_document_names_exists() -> None:
     known = {option for parser in (controller_flags(), node_flags()) for option in parser._option_string_actions}
+    known |= {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
     for document in DOCUMENTS[:2]:
         flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(_CODE.findall(text(document))))) - {"--repo", "--extra-create-metadata"}
         assert flags <= known

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from csi.cluster.access import Token, find, kubeconfig
+from csi.cluster.access import Token
+from csi.cluster.kubeconfig import find, kubeconfig
 from csi.errors import FailedPrecondition, InvalidParameter
 
 
@@ -69,20 +70,20 @@ def test_a_kubeconfig_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
     access = find({"KUBECONFIG": str(config(tmp_path, {"certificate-authority-data": ca}, {"tokenFile": "token.txt"}))})
     assert (access.server, access.namespace, access.ca) == ("https://api.example.com:6443", "models", "PEM")
     assert Token(access).now() == "of-the-file"
-    assert kubeconfig(config(tmp_path)).token == "s3cr3t"
+    assert kubeconfig([config(tmp_path)]).token == "s3cr3t"
 
 
 @pytest.mark.parametrize("text", ["", "{", "- a: [", "just words", "\x00"])
 def test_a_file_that_is_no_kubeconfig_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "config").write_text(text)
     with pytest.raises(InvalidParameter, match="no kubeconfig"):
-        kubeconfig(tmp_path / "config")
+        kubeconfig([tmp_path / "config"])
 
 
 def test_a_kubeconfig_may_be_yaml(tmp_path: Path) -> None:
     path = config(tmp_path)
     path.write_text(yaml.safe_dump(json.loads(path.read_text())))
-    assert kubeconfig(path).server == "https://api.example.com:6443"
+    assert kubeconfig([path]).server == "https://api.example.com:6443"
 
 
 @pytest.mark.parametrize(
@@ -99,9 +100,9 @@ def test_a_kubeconfig_may_be_yaml(tmp_path: Path) -> None:
 )
 def test_a_kubeconfig_that_cannot_be_used_says_what_is_wrong(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
     with pytest.raises(InvalidParameter, match=reason) as error:
-        kubeconfig(config(tmp_path, **more))
+        kubeconfig([config(tmp_path, **more)])
     assert str(tmp_path) in str(error.value) and "s3cr3t" not in str(error.value)
 
 
 def test_no_secret_is_in_the_words_for_an_access(tmp_path: Path) -> None:
-    assert "s3cr3t" not in repr(kubeconfig(config(tmp_path)))
+    assert "s3cr3t" not in repr(kubeconfig([config(tmp_path)]))

@@ -1,0 +1,34 @@
+"""The fields of the driver's custom resources, as this version has them: what a cluster's CRDs are compared with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+FIELDS = Path(__file__).with_name("crd_fields.json")
+"""By the CRD's name and the version, sorted; `deploy/generate.py` makes it from deploy/crds."""
+
+Fields = dict[str, list[str]]
+
+
+def known() -> dict[str, Fields]:
+    """What this version of the driver has, by the CRD's name."""
+    found: dict[str, Fields] = json.loads(FIELDS.read_text())
+    return found
+
+
+def fields_of(crd: Mapping[str, Any]) -> Fields:
+    """The fields of each version that a CustomResourceDefinition serves, sorted, as `spec.caches[].claimName` and `spec.nodes{}`."""
+    served = [version for version in crd["spec"]["versions"] if version["served"]]
+    return {version["name"]: sorted(_below(version.get("schema", {}).get("openAPIV3Schema") or {}, "")) for version in served}
+
+
+def _below(schema: Mapping[str, Any], path: str) -> Iterator[str]:
+    for name, part in (schema.get("properties") or {}).items():
+        yield f"{path}.{name}".lstrip(".")
+        yield from _below(part, f"{path}.{name}")
+    for key, mark in (("items", "[]"), ("additionalProperties", "{}")):
+        if isinstance(schema.get(key), Mapping):
+            yield from _below(schema[key], path + mark)
