@@ -64,7 +64,8 @@ def link_venv(venv: Path, target: Path) -> None:
     """The virtual environment, for the guest's own python: packages and console scripts stay as they are, since its path does too."""
     (target / "bin").mkdir(parents=True)
     shutil.copytree(venv / "lib", target / "lib", symlinks=True, copy_function=os.link)
-    for program in (venv / "bin").iterdir():
+    # A script that is a module (jp.py) has its byte code in a folder beside it.
+    for program in filter(Path.is_file, (venv / "bin").iterdir()):
         if _PYTHON.fullmatch(program.name):
             (target / "bin" / program.name).symlink_to("/usr/bin/python3")
         else:

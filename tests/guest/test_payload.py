@@ -57,5 +57,6 @@ def test_the_environment_keeps_packages_and_scripts_and_has_the_guests_python(tm
     interpreter = Path((venv / "bin/pytest").read_text().splitlines()[0].removeprefix("#!"))
     assert os.readlink(venv / interpreter.relative_to(sys.prefix)) == "/usr/bin/python3"
     assert (venv / "bin/python-grpc-tools-protoc").is_file()
+    assert not [path for path in (venv / "bin").iterdir() if path.is_dir()]
     assert list((venv / "lib").glob("python*/site-packages/pytest/__init__.py"))
     assert "home = /usr/bin" in (venv / "pyvenv.cfg").read_text()

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -256,10 +256,12 @@ def test_something_that_is_no_nfs_server_is_unavailable(version: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def talk() -> None:
-            for _ in range(8):
-                connection, _ = server.accept()
-                with connection:
-                    connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+            # Until the test closes the socket.
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
 
         threading.Thread(target=talk, daemon=True).start()
         port = server.getsockname()[1]
