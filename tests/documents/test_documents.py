@@ -24,7 +24,16 @@ from datacache.__main__ import cli
 from node_plugin.__main__ import parser as node_flags
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/parameters.md", "docs/install.md", "docs/troubleshooting.md")
+DOCUMENTS = (
+    "README.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/parameters.md",
+    "docs/install.md",
+    "docs/troubleshooting.md",
+    "docs/compare.md",
+)
 _CODE = re.compile(r"`([^`\n]+)`")
 _PATH = re.compile(
     r"(?:csi|controller_plugin|node_plugin|datacache|tests|deploy|docs|proto|requirements)/[\w./-]*|[A-Z]+(?:\.md)|setup\.cfg|Makefile|LICENSE"
