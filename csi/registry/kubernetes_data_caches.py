@@ -45,6 +45,7 @@ class KubernetesDataCaches:
 
     def __init__(self, server: ApiServer, namespace: str) -> None:
         self._server, self._namespace = server, namespace
+        self._unlabelled: set[str] = set()
 
     def find(self, ids: tuple[str, ...] = (), bucket: str = "", path: str = "") -> list[DataCache]:
         """See DataCaches; those that the operator has not looked at yet are found by neither id nor place."""
@@ -82,16 +83,19 @@ class KubernetesDataCaches:
     def _labelled(self, thing: dict[str, Any]) -> dict[str, Any]:
         """The object with the labels that it is found by; the id's needs the uid, which the server gives."""
         labels = labels_of(decode(thing))
-        if {key: (thing["metadata"].get("labels") or {}).get(key) for key in labels} == labels:
+        if _has(thing, labels):
             return thing
         patch = {"metadata": {"uid": thing["metadata"]["uid"], "labels": labels}}
         return self._server.call("PATCH", _path(thing), {"fieldManager": MANAGER}, patch, MERGE)
 
     def label(self, cache: DataCache) -> None:
-        """Have the object found by its id and place; one that is gone is no error."""
+        """Have the object that a watch told of found by its id and place; one that is gone is no error."""
+        if cache.uid not in self._unlabelled:
+            return
         thing = self._object(cache.name)
         if thing and thing["metadata"]["uid"] == cache.uid:
             self._labelled(thing)
+        self._unlabelled.discard(cache.uid)
 
     def change(self, cache_id: str, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
         """See DataCaches."""
@@ -175,11 +179,17 @@ class KubernetesDataCaches:
 
         def heard(name: str, thing: Mapping[str, Any] | None) -> None:
             cache = _readable(thing) if thing else None
+            if cache and thing:
+                (self._unlabelled.discard if _has(thing, labels_of(cache)) else self._unlabelled.add)(cache.uid)
             if cache or thing is None:
                 tell(lambda name: told(name, cache), name)
 
         with Watch(self._server, _ALL, heard, metadata=False, everything=True).running():
             yield
+
+
+def _has(thing: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    return labels.items() <= (thing["metadata"].get("labels") or {}).items()
 
 
 def _object_of(cache: DataCache) -> dict[str, Any]:

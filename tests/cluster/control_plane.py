@@ -98,6 +98,8 @@ class ControlPlane:
             "endpoint-reconciler-type": "none",
             "allow-privileged": "true",
             "service-cluster-ip-range": network.SERVICES,
+            # Webhooks are asked at their pods: there is no kube-proxy behind a Service's address.
+            "enable-aggregator-routing": "true",
             "tls-cert-file": certificate("apiserver"),
             "tls-private-key-file": key("apiserver"),
             "client-ca-file": certificate("ca"),

@@ -35,6 +35,12 @@ class Driver:
         values = {**self.values, "image": _image(image)}
         _helm(self.lab, "upgrade", RELEASE, str(tree / CHART.relative_to(TREE)), "--values", "-", input=json.dumps(values))
 
+    def changed(self, **values: Any) -> Driver:
+        """The same driver with other values of the chart beside those it has; all pods are ready then."""
+        other = Driver(self.lab, {**self.values, **values})
+        _helm(self.lab, "upgrade", RELEASE, str(CHART), "--values", "-", input=json.dumps(other.values))
+        return other
+
     def uninstall(self) -> None:
         """Have it removed, as at the end; not to be used after that."""
         _helm(self.lab, "uninstall", RELEASE, "--wait", "--ignore-not-found")
@@ -44,7 +50,7 @@ class Driver:
         return self.pod("node", node.name)["metadata"]["name"]  # type: ignore[no-any-return]
 
     def pod(self, component: str, node: str = "") -> Object:
-        """A pod of the controller or of the node plugin that is not on its way out."""
+        """A pod of the controller, the node plugin or the operator that is not on its way out."""
         pods = self.lab.kubectl.list("pod", NAMESPACE, f"app.kubernetes.io/component={component}")
         return next(one for one in pods if lives(one) and node in ("", one["spec"].get("nodeName")))
 

@@ -187,3 +187,17 @@ def test_the_longest_path_that_holds_another_is_its_match() -> None:
     assert longest_match(there, "default", "/models/llama/tokenizer") == there[4]
     assert longest_match(there, "default", "/models/llama-3") == there[0]
     assert longest_match(there, "default", "/model") is None and longest_match(there, "none", "/models") is None
+
+
+def test_an_object_made_by_hand_is_found_by_id_and_place_once_a_watcher_has_labelled_it(cluster: ApiServer) -> None:
+    caches = KubernetesDataCaches(cluster.client(), NAMESPACE)
+    meta = {"apiVersion": "eci.aliyun.com/v1alpha1", "kind": "DataCache", "metadata": {"name": "by-hand"}}
+    cluster.kubectl("create", "-f", "-", stdin={**meta, "spec": {"path": "/models/hand", "dataSource": {"type": "URL", "options": HUB}}})
+    heard: queue.Queue[DataCache | None] = queue.Queue()
+    with caches.watch(lambda name, cache: heard.put(cache)):
+        cache = heard.get(timeout=30)
+        assert cache and caches.find((cache.id,)) == caches.find(bucket="default", path="/models/hand") == []
+        caches.label(cache)
+        assert (
+            [one.name for one in caches.find((cache.id,))] == [one.name for one in caches.find(bucket="default", path="/models/hand")] == ["by-hand"]
+        )
