@@ -16,6 +16,7 @@ from tests.benchmarks.volume import Setting
 
 SUBJECTS = (
     "create_cached",
+    "create_data_cache",
     "layout_time",
     "read_volume",
     "fill_from_hub",

@@ -1,0 +1,127 @@
+"""A DataCache of content that the image store has: 80 MB and 80 GB alike, until it is Available, through the CRD and through ECI's API."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+from csi.durable import secret_key
+from csi.image_store.backend import open_backend
+from csi.image_store.stored_image import PART_BYTES, StoredImage, index_of, manifest_of
+from csi.images import layout as layouts
+from csi.images.layout import lay_out
+from csi.registry.data_caches import Phase
+from csi.registry.kubernetes_data_caches import KubernetesDataCaches
+from csi.spec.image_store import image_store
+from csi.spec.manifest import Manifest
+from csi.spec.parameters import parse
+from csi.waiting import Patience, WaitingRoom
+from csi.worker.pool import WorkerPool
+from csi.worker.proofs import ProofMemory
+from csi.worker.protocol import Resolution
+from csi.worker.resolving import Resolver
+from tests.apiserver import DATA_CACHES, NOT_RUN, ApiServer, programs
+from tests.benchmarks.create_cached import LARGE, SMALL
+from tests.benchmarks.rounds import interleaved, say, seconds
+from tests.benchmarks.table import Series, Table, at_most
+from tests.benchmarks.volume import Setting, hub_parameters
+from tests.controller_plugin.openapi.sdks import Sdk, Sdk2
+from tests.operator_program import OperatorProgram
+from tests.origins.hub import Hub
+from tests.origins.repositories import Declared
+
+KEY_ID, KEY_SECRET = "LTAIexample", "a-secret"
+_ROUNDS, _COLD_ROUNDS, _LOOK_SECONDS, _COLD_SECONDS = 20, 3, 0.01, 75.0
+_GOAL = at_most(1000, " ms")
+_numbers = iter(range(10**9))
+
+
+def measure(setting: Setting) -> list[Table]:
+    """Milliseconds from the call to Available, looked at every 10 ms. The image store has the records of both images; no bytes are moved."""
+    if programs() is None:
+        say(NOT_RUN)
+        return []
+    with ExitStack() as stack:
+        cluster, hub = stack.enter_context(ApiServer()), stack.enter_context(Hub())
+        hub.repo(SMALL, {"config.json": b"{}", "model.safetensors": Declared(80 * 10**6)})
+        hub.repo(LARGE, {"config.json": b"{}", **{f"model-{n:02}-of-16.safetensors": Declared(5 * 10**9, f"{n:064x}") for n in range(16)}})
+        environment = {"HF_ENDPOINT": hub.endpoint, "KUBECONFIG": str(cluster.kubeconfig()), "POD_NAMESPACE": "default"}
+        store = f"file://{setting.folder}/images"
+        with _resolver(setting.folder, environment) as resolver:
+            for repo in (SMALL, LARGE):
+                _keep(store, resolver, repo, setting.folder)
+        operator = stack.enter_context(OperatorProgram(setting.folder, "kubernetes", {KEY_ID: KEY_SECRET}, environment, "--image-store", store))
+        caches, sdk = KubernetesDataCaches(cluster.client(), "default"), Sdk2(operator.port, KEY_ID, KEY_SECRET)
+        ways: dict[str, Callable[[str], object]] = {"by the CRD": partial(_by_crd, cluster, caches), "by the API": partial(_by_api, sdk)}
+        return [_table(way, create) for way, create in ways.items()]
+
+
+def _table(way: str, create: Callable[[str], object]) -> Table:
+    cold = []
+    for _ in range(_COLD_ROUNDS):
+        say("until the workers have gone")
+        time.sleep(_COLD_SECONDS)
+        cold.append(1000 * seconds(lambda: create(LARGE)))
+    figures = interleaved(_ROUNDS, {repo: partial(_milliseconds, create, repo) for repo in (SMALL, LARGE)})
+    table = Table(f"A DataCache of known content {way}, until it is Available", "ms")
+    table.row("80 MB", figures[SMALL], _GOAL)
+    table.compare("80 GB", figures[LARGE], [("80 MB", figures[SMALL], None)])
+    table.row("80 GB, slowest", Series((max(figures[LARGE].values),)), _GOAL)
+    table.row(f"80 GB, the first after {_COLD_SECONDS:.0f} s", Series(tuple(cold)), _GOAL)
+    return table
+
+
+def _milliseconds(create: Callable[[str], object], repo: str) -> float:
+    return 1000 * seconds(lambda: create(repo))
+
+
+def _by_crd(cluster: ApiServer, caches: KubernetesDataCaches, repo: str) -> None:
+    name = f"known-{next(_numbers)}"
+    source = {"type": "URL", "options": hub_parameters(repo)}
+    thing = {"apiVersion": "eci.aliyun.com/v1alpha1", "kind": "DataCache", "metadata": {"name": name}}
+    cluster.client().call("POST", DATA_CACHES, body={**thing, "spec": {"path": f"/models/{name}", "dataSource": source}})
+    while not ((cache := caches.named(name)) and cache.state.phase is Phase.AVAILABLE):
+        time.sleep(_LOOK_SECONDS)
+
+
+def _by_api(sdk: Sdk, repo: str) -> None:
+    source = {"Type": "URL", "Options": hub_parameters(repo)}
+    made = sdk("CreateDataCache", Path=f"/models/by-api-{next(_numbers)}", DataSource=source)["DataCacheId"]
+    while sdk("DescribeDataCaches", DataCacheId=[made])["DataCaches"][0]["Status"] != "Available":
+        time.sleep(_LOOK_SECONDS)
+
+
+@contextmanager
+def _resolver(folder: Path, environment: dict[str, str]) -> Iterator[Resolver]:
+    with patch.dict(os.environ, environment):
+        pool = WorkerPool({"resolve": 1})
+        try:
+            proofs = ProofMemory(folder / "proofs", secret_key(folder / "key"), 600.0, 600.0)
+            yield Resolver(pool, proofs, WaitingRoom(1), ask_moving=True, scratch=lambda: folder / "scratch")
+        finally:
+            pool.close()
+
+
+def _keep(store: str, resolver: Resolver, repo: str, folder: Path) -> None:
+    """The image store has the manifest and the record of the image, as if its bytes were there too."""
+    path = folder / repo.replace("/", "-")
+    found: Resolution = resolver.resolve(repo, parse(hub_parameters(repo)).spec, {}, Patience(60.0), keep=lambda _, manifest: manifest.rename(path))
+    content = path.read_bytes()
+    with path.open("rb") as stream:
+        manifest = Manifest.read(stream)
+    layout = lay_out(manifest)
+    data_at = len(layout.metadata)
+    parts = [f"{number:064x}" for number in range(-(-(layout.size - data_at) // PART_BYTES))]
+    record = StoredImage(
+        found.digest, layout.size, manifest.content_bytes, data_at, parts, dict(manifest.access), layouts.FORMAT, stored_at=time.time()
+    )
+    (folder / "images").mkdir(exist_ok=True)
+    backend = open_backend(image_store(store), {})
+    backend.put(manifest_of(found.digest), content)
+    backend.put(index_of(found.digest), record.encode())
+    backend.close()
