@@ -45,10 +45,12 @@ def programs() -> Path | None:
 class ApiServer:
     """An API server with an etcd of its own and the CRDs of deploy/crds; leaving removes every trace. `url` says where it is.
 
-    `users` are those beside the administrator, with no right but what the administrator gives them.
+    `users` are those beside the administrator, with no right but what the administrator gives them. With `audit` all that anybody asks is in
+    `audit_log`: an Event of audit.k8s.io/v1 a line, in JSON.
     """
 
-    def __init__(self, users: Sequence[str] = (), crds: bool = True) -> None:
+    def __init__(self, users: Sequence[str] = (), crds: bool = True, audit: bool = False) -> None:
+        self._audit = audit
         self._users, self._crds = {name: secrets.token_hex(16) for name in (ADMIN, *users)}, crds
         self._processes: list[subprocess.Popen[bytes]] = []
         self._kinds: tuple[str, ...] = ()
@@ -58,6 +60,11 @@ class ApiServer:
     def url(self) -> str:
         """The server's URL."""
         return f"https://127.0.0.1:{self.port}"
+
+    @property
+    def audit_log(self) -> Path:
+        """What was asked, with `audit`."""
+        return self.folder / "audit.log"
 
     def __enter__(self) -> ApiServer:
         self.folder = Path(tempfile.mkdtemp(prefix="apiserver-"))
@@ -117,6 +124,10 @@ class ApiServer:
             "service-account-key-file": self.folder / "accounts.key",
             "service-account-signing-key-file": self.folder / "accounts.key",
         }
+        if self._audit:
+            policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
+            (self.folder / "audit-policy.json").write_text(json.dumps(policy))
+            flags |= {"audit-policy-file": self.folder / "audit-policy.json", "audit-log-path": self.audit_log}
         process = self._run("kube-apiserver", flags)
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end and process.poll() is None:

@@ -37,6 +37,7 @@ SUBJECTS = (
     "throttle_restart",
     "throttle_idle",
     "pods_of_a_node",
+    "many_data_caches",
 )
 
 

@@ -104,8 +104,7 @@ def test_a_model_and_weights_tuned_for_it_as_two_caches_of_one_pod_with_bought_i
     with cached(place.lab, place.example("huggingface")) as (reader,):
         said = listed(place.lab, reader)
         assert has(said, "model.safetensors", len(MODEL)) and has(said, "adapter.safetensors", 7)
-        events = place.lab.kubectl.events(reader["metadata"]["name"])
-    assert re.search(r"provisionedIops.*(lowered|clamped)|(lowered|clamped).*provisionedIops", events), events
+        wait_for(lambda: "provisionedIops 25000 lowered to 17000, the most for 20 GiB" in place.lab.kubectl.events("llama"), 20, "the event")
 
 
 def test_a_deployment_goes_from_one_pod_to_ten(place: Eci) -> None:
@@ -124,6 +123,8 @@ def test_a_deployment_goes_from_one_pod_to_ten(place: Eci) -> None:
             for one in kubectl.list("pod", selector="app=chat")
         }
         assert sizes == {f"{len(MODEL)}\n"}
+    # `sleep` does not hear that it is to end.
+    wait_for(lambda: not kubectl.list("pod", selector="app=chat"), 60, "the pods to go")
     settled(place.lab, place.driver)
 
 

@@ -92,6 +92,12 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize("kind", [name for kind in ("cachevolume", "cachepin", "cacheprewarm", "datacache") for name in (kind, f"{kind}s")])
+def test_people_ask_for_one_object_by_its_kind_and_for_all_kinds_at_once(cluster: ApiServer, kind: str) -> None:
+    """A category of a kind's name would stand for many kinds there, and of one object kubectl could not be asked any more."""
+    assert cluster.kubectl("get", kind, "nothing", "--ignore-not-found") == cluster.kubectl("get", "datacache-csi") == ""
+
+
 def test_every_crd_passes_a_dry_run(cluster: ApiServer) -> None:
     assert "(server dry run)" in cluster.kubectl("apply", "--dry-run=server", "--validate=strict", "-f", str(CRDS))
 
