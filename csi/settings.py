@@ -32,7 +32,7 @@ def program_flags(parser: argparse.ArgumentParser) -> None:
         "--egress-profile",
         default="",
         type=egress_profiles,
-        action=_Merged,
+        action=Merged,
         help="a network that fetches may go through, as NAME=netns:/run/netns/NAME,rate:500mbit; may be given again, or several by ';'",
     )
     flag(parser, "--proof-ttl", default="10m", type=duration, help="how long a proof of reading is taken without asking the origin again")
@@ -59,12 +59,20 @@ def image_store_flags(parser: argparse.ArgumentParser) -> None:
     flag(parser, "--image-store-secret", default="", type=optional_path, help="the folder with the access key of the image store, one file a key")
 
 
+def named(text: str) -> dict[str, str]:
+    """NAME=VALUE as a mapping of one, an empty text as none."""
+    name, sign, value = text.partition("=")
+    if text and not (re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name) and sign and value):
+        raise argparse.ArgumentTypeError(f"{text.partition('?')[0]!r} is no NAME=VALUE, with a name of letters, digits, '.', '_' and '-'")
+    return {name: value} if text else {}
+
+
 def optional_path(text: str) -> Path | None:
     """A path, None for none."""
     return Path(text) if text else None
 
 
-class _Merged(argparse.Action):
+class Merged(argparse.Action):
     """A flag that may be given again; what the environment says counts only where it is not given at all."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None) -> None:

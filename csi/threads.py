@@ -16,13 +16,13 @@ _MANY = 8
 class ShrinkingPool(Executor):
     """At most `most` threads at a time, named `name`; one that had nothing to do for `idle_seconds` ends.
 
-    Whenever a quarter is left of the most that there were since the last time, where they were many, `shrunk()` is called.
-    See concurrent.futures.Executor.
+    Whenever a quarter is left of the most that there were since the last time, where they were many, `shrunk()` is called, and once more when
+    one is left at most: what the last ones needed counts as well. See concurrent.futures.Executor.
     """
 
     def __init__(self, most: int, name: str, idle_seconds: float = _IDLE_SECONDS, shrunk: Callable[[], object] = lambda: None) -> None:
         self._most, self._name, self._idle_seconds, self._shrunk = most, name, idle_seconds, shrunk
-        self._peak = 0
+        self._peak, self._were_many = 0, False
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads: set[threading.Thread] = set()
@@ -65,10 +65,13 @@ class ShrinkingPool(Executor):
     def _is_shrunk(self) -> bool:
         with self._changed:
             left = len(self._threads)
-            if self._peak < _MANY or 4 * left > self._peak:
-                return False
-            self._peak = left
-            return True
+            if self._peak >= _MANY and 4 * left <= self._peak:
+                self._peak, self._were_many = left, left > 1
+                return True
+            if self._were_many and left <= 1:
+                self._were_many = False
+                return True
+            return False
 
     def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         """What is to be done next; None where this thread is to end."""

@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from controller_plugin.operator.admission import Admission
+from controller_plugin.operator.copying import Adopter, Copier, StoreRegions
 from controller_plugin.operator.known_caches import KnownCaches
 from controller_plugin.operator.operating import Collector, Operator
 from controller_plugin.operator.pod_volumes import PodVolumes
 from controller_plugin.operator.reconciling import Reconciler
-from controller_plugin.operator.regions import NoRegions
 from controller_plugin.operator.worker_images import WorkerImages
 from csi import __version__, program, settings
 from csi.durable import secret_key
+from csi.errors import InvalidParameter
 from csi.registry.data_caches import DataCache, DataCaches
 from csi.registry.opening import HELP, KUBERNETES, find_server, open_data_caches, open_orders
 from csi.sources.allow_list import DATA_CACHES, NAS_HELP, AllowList, nas_prefixes
@@ -30,7 +31,7 @@ from csi.waiting import WaitingRoom
 from csi.worker.pool import WorkerPool
 from csi.worker.proofs import ProofMemory
 from csi.worker.resolving import Resolver
-from csi.worker.stored import LANE, StoreAccess, StoredImages
+from csi.worker.stored import COPY_LANE, LANE, StoreAccess, StoredImages
 
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
@@ -77,6 +78,22 @@ def _serving_flags(flags: argparse.ArgumentParser) -> None:
         flags, "--api-keys", default="", type=settings.optional_path, help="the folder with the API's access keys: one file an id, with its secret"
     )
     settings.flag(flags, "--api-region", default="cn-local", help="what the API calls this place")
+    settings.flag(
+        flags,
+        "--copy-region",
+        action=settings.Merged,
+        default="",
+        type=settings.named,
+        help="another place that caches can be copied to, NAME=URL with the URL of the image store there; may be given again",
+    )
+    settings.flag(
+        flags,
+        "--copy-region-secret",
+        action=settings.Merged,
+        default="",
+        type=settings.named,
+        help="NAME=FOLDER: the folder with the access key of that place's image store, one file a key; may be given again",
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,7 +106,7 @@ def _run(options: argparse.Namespace) -> None:
     caches, known = open_data_caches(options.registry, server), KnownCaches()
     allowed = AllowList(options.allow_inline_nas, options.allow_origins, DATA_CACHES)
     pool = WorkerPool(
-        {"resolve": options.resolve_workers, LANE: 2},
+        {"resolve": options.resolve_workers, LANE: 2, COPY_LANE: 1},
         log_format=options.log_format,
         log_level=options.log_level,
         profiles=options.egress_profile,
@@ -97,22 +114,42 @@ def _run(options: argparse.Namespace) -> None:
     )
     try:
         with tempfile.TemporaryDirectory(prefix="datacache-operator-") as scratch, ExitStack() as at_work:
-            lead = _leader(options, server, caches, known, allowed, pool, Path(scratch))
+            stored = _stored(pool, options.image_store, options.image_store_secret)
+            regions = StoreRegions(caches, stored, _others(options, pool), options.api_region)
+            lead = _leader(options, server, caches, known, allowed, pool, stored, regions, Path(scratch))
             at_work.enter_context(_leading(server, options.driver_name, lead, known, caches))
-            _serve(options, server, caches, known, allowed, at_work)
+            _serve(options, server, caches, known, allowed, regions, at_work)
             log.info("at work", extra={"fields": {"registry": options.registry}})
             program.until_told_to_leave()
     finally:
         pool.close()
 
 
+def _stored(pool: WorkerPool, url: str, folder: Path | None) -> StoredImages:
+    access = StoreAccess(url, folder)
+    access.check()
+    return StoredImages(pool, access)
+
+
+def _others(options: argparse.Namespace, pool: WorkerPool) -> dict[str, StoredImages]:
+    unknown = options.copy_region_secret.keys() - options.copy_region.keys()
+    if unknown:
+        raise InvalidParameter(f"--copy-region-secret is for {min(unknown)}, which no --copy-region names")
+    return {name: _stored(pool, url, settings.optional_path(options.copy_region_secret.get(name, ""))) for name, url in options.copy_region.items()}
+
+
 def _leader(
-    options: argparse.Namespace, server: ApiServer | None, caches: DataCaches, known: KnownCaches, allowed: AllowList, pool: WorkerPool, scratch: Path
+    options: argparse.Namespace,
+    server: ApiServer | None,
+    caches: DataCaches,
+    known: KnownCaches,
+    allowed: AllowList,
+    pool: WorkerPool,
+    stored: StoredImages,
+    regions: StoreRegions,
+    scratch: Path,
 ) -> Lead:
     """What one process at a time does."""
-    access = StoreAccess(options.image_store, options.image_store_secret)
-    access.check()
-    stored = StoredImages(pool, access)
     state = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     proofs = ProofMemory(state / "proofs", secret_key(state / "key"), options.proof_ttl, options.offline_grace)
@@ -126,7 +163,7 @@ def _leader(
         known.lead()
         operator = Operator(caches, known, orders, Reconciler(caches, known, images, orders, allowed), label)
         collector = Collector(caches, stored, options.image_store_grace, lambda: scratch / uuid.uuid4().hex)
-        with collector.running(), operator.running():
+        with collector.running(), operator.running(), Copier(stored, regions).running(), Adopter(caches, stored).running():
             yield
 
     return lead
@@ -151,7 +188,13 @@ def _leading(server: ApiServer | None, driver_name: str, lead: Lead, known: Know
 
 
 def _serve(
-    options: argparse.Namespace, server: ApiServer | None, caches: DataCaches, known: KnownCaches, allowed: AllowList, at_work: ExitStack
+    options: argparse.Namespace,
+    server: ApiServer | None,
+    caches: DataCaches,
+    known: KnownCaches,
+    allowed: AllowList,
+    regions: StoreRegions,
+    at_work: ExitStack,
 ) -> None:
     if options.health_address:
         from controller_plugin.operator.serving import alive, serving
@@ -167,7 +210,7 @@ def _serve(
         from controller_plugin.operator.serving import serving
 
         keys = AccessKeys(options.api_keys)
-        app = openapi(Actions(caches, allowed, NoRegions(), options.api_region), Signatures(keys.secret))
+        app = openapi(Actions(caches, allowed, regions, options.api_region), Signatures(keys.secret))
         port = at_work.enter_context(serving(app, *options.api_address))
         log.info("the OpenAPI is answered", extra={"fields": {"port": port, "region": options.api_region}})
 

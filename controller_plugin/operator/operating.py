@@ -84,6 +84,7 @@ class Collector:
             return []
         states = [cache.state for cache in self._caches.find()]
         wanted = {content.digest for state in states for content in (state.content, state.coming) if content}
+        wanted |= {announced.digest for announced in self._stored.announced()}
         began = time.monotonic()
         gone = self._stored.collect(wanted, self._grace, self._scratch())
         if gone:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi.errors import InvalidParameter
 from csi.registry.data_caches import DataCache
 
 
@@ -26,12 +25,4 @@ class Regions(Protocol):
     """Copies caches. Thread-safe."""
 
     def copy(self, cache: DataCache, region: str, copy: Copy) -> str:
-        """Begin to copy what a cache holds to a region; the DataCacheId that it will have there. Raises InvalidParameter for an unknown region."""
-
-
-class NoRegions:
-    """There is no other place."""
-
-    def copy(self, cache: DataCache, region: str, copy: Copy) -> str:
-        """See Regions."""
-        raise InvalidParameter(f"DestinationRegionId is {region[:64]!r}; the operator knows no other region (--copy-region)")
+        """Begin to copy what a cache holds to a region; the DataCacheId that it has there. Raises InvalidParameter for an unknown region."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from csi.errors import DataCacheError, FailedPrecondition, NotFound
+from csi.errors import Busy, DataCacheError, FailedPrecondition, NotFound
 from csi.registry.data_caches import Content, DataCache
 from csi.sources.allow_list import named_by_user
 from csi.waiting import Patience
@@ -41,8 +41,15 @@ class WorkerImages:
             )
         found = self._stored.find(snapshot_id)
         if found is None:
+            self._await_copy(snapshot_id)
             raise NotFound(f"the image store has no image {snapshot_id}; status.snapshotId of other DataCaches says which there are")
         return _content(found)
+
+    def _await_copy(self, snapshot_id: str) -> None:
+        """Raise Busy where the image is on its way here."""
+        coming = next((one for one in self._stored.announced() if snapshot_id == f"s-{one.digest[:20]}"), None)
+        if coming:
+            raise Busy(f"its image is being copied here, from {coming.region}")
 
     def kept(self, digest: str) -> Content | None:
         """See Images."""

@@ -9,7 +9,9 @@ from io import BytesIO
 from itertools import groupby
 
 from csi.errors import CorruptContent, DataCacheError, NotFound
+from csi.image_store.announced import ANNOUNCED, Announcement, read, written
 from csi.image_store.backend import Backend, Kept, open_backend
+from csi.image_store.copying import ImageCopy
 from csi.image_store.parts_reader import PartsReader
 from csi.image_store.stored_image import IMAGES, PART_BYTES, StoredImage, folder_of, index_of, manifest_of, parts_of, snapshot_id_of, unwanted_of
 from csi.image_store.uploading import Stopped, Tell, Upload, patiently
@@ -86,6 +88,24 @@ class ImageStore:
         opened = self._backend.reader(parts_of(stored.digest))
         whole = stored.in_parts(layout.metadata)
         fill(whole, paths.partial, paths.journal, lambda: PartsReader(opened, stored), connections=connections, progress=tell)
+
+    def copy_to(self, target: ImageStore, digest: str, tell: Tell | None = None, stopped: Stopped = lambda: False) -> None:
+        """Bring an image to another image store; see ImageCopy for what is raised."""
+        ImageCopy(self._backend, target._backend, digest, tell, stopped).run()
+
+    def announce(self, announcement: Announcement) -> None:
+        """Say that an image is to become a DataCache here, in the place of what was said of that DataCache."""
+        patiently(lambda: self._backend.put(announcement.key, written(announcement)))
+
+    def announced(self) -> Iterator[Announcement]:
+        """All that was said, by DataCacheId; raises CorruptContent, and what Backend raises."""
+        for kept in sorted(self._backend.list(ANNOUNCED), key=lambda one: one.key):
+            if content := self._backend.get(kept.key):
+                yield read(content, kept.key)
+
+    def withdraw(self, announcement: Announcement) -> None:
+        """Say so no more; what was not said is no error."""
+        self._backend.delete(announcement.key)
 
     def digests(self) -> Iterator[str]:
         """Of all images, and of what there is of some, in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -13,9 +14,10 @@ from csi.spec.data_cache import DataCacheSpec, data_cache
 
 GROUP, VERSION, KIND, PLURAL = "eci.aliyun.com", "v1alpha1", "DataCache", "datacaches"
 ID_LABEL, PLACE_LABEL = "datacache.csi.io/data-cache-id", "datacache.csi.io/data-cache-place"
-TOKEN_ANNOTATION = "datacache.csi.io/client-token"
+TOKEN_ANNOTATION, ID_ANNOTATION = "datacache.csi.io/client-token", "datacache.csi.io/data-cache-id"
 MATCHED = "lastMatchedTime"
 _LONGEST_MESSAGE = 2048
+_ID = re.compile(r"edc-[0-9a-f]{20}")
 _DONE = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
@@ -37,6 +39,7 @@ def decode(thing: Mapping[str, Any]) -> DataCache:
             tags={tag["key"]: tag.get("value", "") for tag in given.get("tags") or ()},
             resource_group=given.get("resourceGroupId", ""),
             token=(meta.get("annotations") or {}).get(TOKEN_ANNOTATION, ""),
+            given_id=_given_id(meta),
         )
     except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter) as error:
         raise DataCacheError(f"the DataCache {meta.get('name')} cannot be read ({error}); mend or delete it") from error
@@ -85,9 +88,19 @@ def _net(networks: Sequence[str]) -> dict[str, str]:
     return dict(zip(("vSwitchId", "securityGroupId"), networks, strict=False))
 
 
+def annotations_of(cache: DataCache) -> dict[str, str]:
+    """What an object is made with that no spec has."""
+    return {key: value for key, value in ((TOKEN_ANNOTATION, cache.token), (ID_ANNOTATION, cache.given_id)) if value}
+
+
+def _given_id(meta: Mapping[str, Any]) -> str:
+    given = str((meta.get("annotations") or {}).get(ID_ANNOTATION, ""))
+    return given if _ID.fullmatch(given) else ""
+
+
 def labels_of(cache: DataCache) -> dict[str, str]:
     """The labels by which an object is found."""
-    return {PLACE_LABEL: place_of(cache.spec.bucket, cache.spec.path)} | ({ID_LABEL: cache.id} if cache.uid else {})
+    return {PLACE_LABEL: place_of(cache.spec.bucket, cache.spec.path)} | ({ID_LABEL: cache.id} if cache.uid or cache.given_id else {})
 
 
 def encode_status(cache: DataCache, state: DataCacheState, old: Mapping[str, Any], now: float) -> dict[str, Any]:

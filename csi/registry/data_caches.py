@@ -85,6 +85,7 @@ class DataCache:
     """A DataCache. `name` is its object's, `uid` differs for each that was ever made, `generation` for each spec that it had.
 
     `secret` holds the source's credential, `title`, `tags` and `resource_group` are the API's, `token` the ClientToken that made it.
+    `given_id` is the DataCacheId that was given out before there was an object, which copies have.
     """
 
     name: str
@@ -98,11 +99,12 @@ class DataCache:
     tags: Mapping[str, str] = field(default_factory=dict)
     resource_group: str = ""
     token: str = ""
+    given_id: str = ""
 
     @property
     def id(self) -> str:
         """What ECI's users name it by."""
-        return id_of_uid(self.uid)
+        return self.given_id or id_of_uid(self.uid)
 
     @property
     def usable(self) -> Content | None:

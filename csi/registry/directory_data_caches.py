@@ -16,7 +16,7 @@ from csi import durable
 from csi.errors import AlreadyExists, DataCacheError, FailedPrecondition
 from csi.file_events import FileEvents
 from csi.registry.custom_resource import written
-from csi.registry.data_cache_object import MATCHED, TOKEN_ANNOTATION, decode, encode_spec, encode_status
+from csi.registry.data_cache_object import MATCHED, annotations_of, decode, encode_spec, encode_status
 from csi.registry.data_caches import DataCache, DataCacheState, SecretRef, first_at, id_of_uid
 from csi.registry.telling import tell
 
@@ -68,7 +68,7 @@ class DirectoryDataCaches:
             if first_at(self.find(), cache.spec.bucket, cache.spec.path):
                 raise AlreadyExists(f"there is a DataCache of {cache.spec.shown} already; update or delete that, or take another path")
             made = str(uuid.uuid4())
-            name = id_of_uid(made)
+            name = cache.given_id or id_of_uid(made)
             added = replace(cache, name=name, uid=made, generation=1, created=time.time(), secret=SecretRef("", name) if secrets else None)
             if secrets:
                 durable.write_json(self._secrets / f"{name}.json", dict(secrets))
@@ -111,8 +111,13 @@ class DirectoryDataCaches:
                 self._put(decode(kept), {**(kept.get("status") or {}), MATCHED: written(when)})
 
     def _put(self, cache: DataCache, status: Mapping[str, Any]) -> None:
-        annotations = {"annotations": {TOKEN_ANNOTATION: cache.token}} if cache.token else {}
-        about = {"name": cache.name, "uid": cache.uid, "generation": cache.generation, "creationTimestamp": written(cache.created), **annotations}
+        about = {
+            "name": cache.name,
+            "uid": cache.uid,
+            "generation": cache.generation,
+            "creationTimestamp": written(cache.created),
+            "annotations": annotations_of(cache),
+        }
         record = {"format": _FORMAT, "metadata": about, "spec": encode_spec(cache), "status": dict(status)}
         durable.write_json(self._folder / f"{cache.name}.json", record)
 

@@ -21,8 +21,8 @@ from csi.registry.data_cache_object import (
     MATCHED,
     PLACE_LABEL,
     PLURAL,
-    TOKEN_ANNOTATION,
     VERSION,
+    annotations_of,
     decode,
     encode_spec,
     encode_status,
@@ -193,8 +193,8 @@ def _has(thing: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 
 def _object_of(cache: DataCache) -> dict[str, Any]:
-    annotations = {"annotations": {TOKEN_ANNOTATION: cache.token}} if cache.token else {}
-    return {**_kind(), "metadata": {"name": cache.name, "labels": labels_of(cache), **annotations}, "spec": encode_spec(cache)}
+    about = {"name": cache.name, "labels": labels_of(cache), "annotations": annotations_of(cache)}
+    return {**_kind(), "metadata": about, "spec": encode_spec(cache)}
 
 
 def _kind() -> dict[str, str]:

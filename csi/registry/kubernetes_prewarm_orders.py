@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -13,7 +14,7 @@ from csi.cluster.watch import Watch, pages
 from csi.errors import FailedPrecondition, NotFound
 from csi.registry import data_cache_object as data_caches
 from csi.registry.custom_resource import GROUP, VERSION
-from csi.registry.data_caches import DataCache
+from csi.registry.data_caches import DataCache, id_of_uid
 from csi.registry.prewarm_orders import OrderState
 from csi.registry.prewarms import State
 from csi.topology import volume_segments
@@ -24,6 +25,7 @@ OF_LABEL = f"{GROUP}/data-cache"
 _HOSTNAME = "kubernetes.io/hostname"
 _KIND, _PLURAL = "CachePrewarm", "cacheprewarms"
 _MANY = 500
+_NODES_SECONDS = 5.0
 
 
 class KubernetesPrewarmOrders:
@@ -35,6 +37,7 @@ class KubernetesPrewarmOrders:
         self._mounting = ",".join(f"{key}={value}" for key, value in volume_segments(driver_name).items())
         self._guard = threading.Lock()
         self._known: dict[str, Mapping[str, Any]] = {}
+        self._able: tuple[float, list[str]] = (0.0, [])
 
     def place(self, cache: DataCache) -> OrderState:
         """See PrewarmOrders. The one node is chosen by the image: caches of one image are on one node, those of many on many."""
@@ -59,11 +62,19 @@ class KubernetesPrewarmOrders:
 
     def _node(self, digest: str) -> str:
         """The host name of a node that can mount images, always the same for an image while there is that node."""
-        listed = pages(self._server, path_of("api", "v1", "nodes"), self._mounting, _MANY)
-        able: list[str] = [thing["metadata"]["labels"].get(_HOSTNAME, "") for page in listed for thing in page["items"] if _is_able(thing)]
-        if not any(able):
+        looked, able = self._able
+        # Many DataCaches are made at once, and a cluster may have many nodes.
+        if not able or time.monotonic() - looked > _NODES_SECONDS:
+            able = self._able_nodes()
+            self._able = (time.monotonic(), able)
+        if not able:
             raise FailedPrecondition("no node that can mount images is ready; kubectl get nodes -L datacache.csi.io/mounts shows which ones can")
-        return max(filter(None, able), key=lambda name: hashlib.sha256(f"{digest}\0{name}".encode()).digest())
+        return max(able, key=lambda name: hashlib.sha256(f"{digest}\0{name}".encode()).digest())
+
+    def _able_nodes(self) -> list[str]:
+        listed = pages(self._server, path_of("api", "v1", "nodes"), self._mounting, _MANY)
+        names = (thing["metadata"]["labels"].get(_HOSTNAME, "") for page in listed for thing in page["items"] if _is_able(thing))
+        return list(filter(None, names))
 
     def _apply(self, cache: DataCache, name: str, spec: Mapping[str, Any]) -> Mapping[str, Any]:
         owner = {"apiVersion": f"{data_caches.GROUP}/{data_caches.VERSION}", "kind": data_caches.KIND, "name": cache.name, "uid": cache.uid}
@@ -111,7 +122,8 @@ class KubernetesPrewarmOrders:
 
 def order_name(cache: DataCache) -> str:
     """The name of a DataCache's order."""
-    return f"data-cache-{cache.id}"
+    # Not the DataCacheId, which somebody who makes an object of another's manifest copies.
+    return f"data-cache-{id_of_uid(cache.uid)}"
 
 
 def _is_able(node: Mapping[str, Any]) -> bool:

@@ -14,7 +14,22 @@ from typing import Any, Literal
 from csi.spec.cache import CacheSpec
 from csi.spec.parameters import parse
 
-Operation = Literal["pin", "resolve", "fill", "vouch", "store", "stored", "stored-manifest", "stored-images", "collect", "unstore"]
+Operation = Literal[
+    "pin",
+    "resolve",
+    "fill",
+    "vouch",
+    "store",
+    "stored",
+    "stored-manifest",
+    "stored-images",
+    "collect",
+    "unstore",
+    "copy",
+    "announce",
+    "announced",
+    "withdraw",
+]
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,8 @@ class Request:
     store: bring the image in the folder `image` there, as filled from `access`. stored: result are the facts of the image of the digest or
     snapshot id `digest`, empty where there is none. stored-manifest: write the manifest of `digest` to `manifest`. stored-images: write the
     facts of all to `manifest`, one JSON object a line. collect: remove what is not among the digests in the file `manifest`, one a line, and
-    was not for `grace` seconds; result are the digests of what is gone. unstore: remove `digest`.
+    was not for `grace` seconds; result are the digests of what is gone. unstore: remove `digest`. copy: bring the image `digest` to the image
+    store `target` (with `target_secrets`). announce, withdraw: of one `announcement`. announced: result are all of them.
     """
 
     operation: Operation
@@ -53,6 +69,9 @@ class Request:
     access: dict[str, str] = field(default_factory=dict)
     digest: str = ""
     grace: float = 0.0
+    target: str = ""
+    target_secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    announcement: dict[str, Any] = field(default_factory=dict)
 
     @property
     def profile(self) -> str:

@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from csi.errors import CorruptContent, DataCacheError, FillStopped, NoSpace, NotFound, OriginUnavailable, SourceChanged, SourceNotFound
+from csi.image_store.announced import Announcement
 from csi.images.journal import begun_by
 from csi.images.progress import FillProgress
 from csi.images.records import ImagePaths
@@ -38,7 +40,13 @@ def store_operations(tell: Tell) -> Operations:
         with _opened(request) as found:
             return _facts(found.add(ImagePaths(Path(request.image)), tell, access=request.access))
 
-    return {"store": store, "stored": _stored, "stored-manifest": _manifest, "stored-images": _images, "collect": _collect, "unstore": _remove}
+    def copy(request: Request) -> dict[str, Any]:
+        with _opened(request) as source, _opened(replace(request, image_store=request.target, store_secrets=request.target_secrets)) as target:
+            source.copy_to(target, request.digest, tell)
+            return {}
+
+    asked = {"stored": _stored, "stored-manifest": _manifest, "stored-images": _images, "collect": _collect, "unstore": _remove}
+    return {"store": store, **asked, "copy": copy, "announce": _announce, "announced": _announced, "withdraw": _withdraw}
 
 
 def fill_from_either(request: Request, manifest: Manifest, tell: Tell, from_origin: Callable[[], None]) -> None:
@@ -136,6 +144,23 @@ def _collect(request: Request) -> dict[str, Any]:
 def _remove(request: Request) -> dict[str, Any]:
     with _opened(request) as store:
         store.remove(request.digest)
+        return {}
+
+
+def _announce(request: Request) -> dict[str, Any]:
+    with _opened(request) as store:
+        store.announce(Announcement.of(request.announcement))
+        return {}
+
+
+def _announced(request: Request) -> dict[str, Any]:
+    with _opened(request) as store:
+        return {"announced": [one.encode() for one in store.announced()]}
+
+
+def _withdraw(request: Request) -> dict[str, Any]:
+    with _opened(request) as store:
+        store.withdraw(Announcement.of(request.announcement))
         return {}
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from csi.errors import Busy, DataCacheError, FailedPrecondition, OriginUnavailable
+from csi.image_store.announced import Announcement
 from csi.images.progress import FillProgress
 from csi.spec.image_store import image_store
 from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Operation, Request
 
-LANE = "store"
+LANE, COPY_LANE = "store", "copy"
 _AWAY_SECONDS = 30.0
 
 
@@ -63,6 +64,11 @@ class StoredImages:
     def __init__(self, pool: WorkerPool, access: StoreAccess) -> None:
         self._pool, self._access = pool, access
         self._away_until, self._away = float("-inf"), ""
+
+    @property
+    def place(self) -> str:
+        """Where it is, without options; "" for none."""
+        return self._access.url.partition("?")[0]
 
     @property
     def there(self) -> bool:
@@ -125,6 +131,24 @@ class StoredImages:
     def remove(self, digest: str) -> None:
         """Remove an image; one that is not there is no error."""
         self._ask("unstore", digest=digest)
+
+    def copy_to(self, target: StoredImages, digest: str, call: Call) -> None:
+        """Bring an image to another image store, in the lane COPY_LANE; what is there of it already is not sent again. Raises NotFound,
+        CorruptContent, and Busy where `call` was stopped."""
+        url, secrets = target._access.url, target._access.credential()
+        self._pool.call(COPY_LANE, Request("copy", {}, {}, digest=digest, target=url, target_secrets=secrets, **self.of_fill()), call)
+
+    def announce(self, announcement: Announcement) -> None:
+        """Say that an image is to become a DataCache where this image store is."""
+        self._ask("announce", announcement=announcement.encode())
+
+    def announced(self) -> list[Announcement]:
+        """All that was said; raises CorruptContent."""
+        return [Announcement.of(one) for one in self._ask("announced")["announced"]] if self.there else []
+
+    def withdraw(self, announcement: Announcement) -> None:
+        """Say so no more."""
+        self._ask("withdraw", announcement=announcement.encode())
 
     def _ask(self, operation: Operation, **more: Any) -> dict[str, Any]:
         return self._pool.call(LANE, Request(operation, {}, {}, **more, **self.of_fill()))

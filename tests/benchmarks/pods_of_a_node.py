@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from tests.cluster.volumes import claim, claim_volume, inline_volume, reader, st
 from tests.origins.hub import Hub
 
 PODS, FEW, MANY = 200, 2, 5_000
-_UP_SECONDS = 900
+_UP_SECONDS, _IDLE_SECONDS = 900, 60
 _FEW, _MANY = "org/few", "org/many"
 _MEMORY, _CALLS = at_most(64, " MB"), at_most(10, " calls")
 _PROGRAMS = ("controller", "node")
@@ -158,7 +159,9 @@ def _calls(rounds: Mapping[str, Round]) -> Table:
 
 
 def _resident(driver: Driver) -> Table:
-    table = Table(f"Resident memory behind all that: {4 * PODS} pods came and went", "MB", 1)
+    say(f"idle for {_IDLE_SECONDS} s")
+    time.sleep(_IDLE_SECONDS)
+    table = Table(f"Resident memory {_IDLE_SECONDS} s behind all that: {4 * PODS} pods came and went", "MB", 1)
     for name in _PROGRAMS:
         status = dict(line.split(":", 1) for line in _proc(driver, name, "status").splitlines())
         table.row(name, Series((int(status["VmRSS"].split()[0]) * 1024 / 1e6,)), _MEMORY)

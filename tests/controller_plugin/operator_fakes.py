@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from csi.errors import DataCacheError
+from csi.image_store.announced import Announcement
 from csi.registry.data_caches import Content, DataCache
 from csi.registry.prewarm_orders import OrderState
 from csi.registry.prewarms import State
+from csi.worker.pool import Call
+from csi.worker.stored import Stored
 
 
 def content(letter: str, size: int = 5, repo: str = "org/name") -> Content:
@@ -68,3 +72,35 @@ class FakeOrders:
     def watch(self, changed: Callable[[str], None]) -> Iterator[None]:
         self.changed = changed
         yield
+
+
+class FakeStored:
+    """An image store at `place`: digests of the images, and what is `said` of those to come, by DataCacheId. `wanted` are those of the last
+    look of a collector."""
+
+    there = True
+
+    def __init__(self, place: str) -> None:
+        self.place, self.images = place, set[str]()
+        self.said: dict[str, Announcement] = {}
+        self.wanted: set[str] = set()
+
+    def find(self, name: str) -> Stored | None:
+        return Stored(name) if name in self.images else None
+
+    def copy_to(self, target: FakeStored, digest: str, call: Call) -> None:
+        assert digest in self.images
+        target.images.add(digest)
+
+    def announce(self, announcement: Announcement) -> None:
+        self.said[announcement.id] = announcement
+
+    def announced(self) -> list[Announcement]:
+        return sorted(self.said.values(), key=lambda one: one.id)
+
+    def withdraw(self, announcement: Announcement) -> None:
+        self.said.pop(announcement.id, None)
+
+    def collect(self, wanted: Collection[str], grace: float, scratch: Path) -> list[str]:
+        self.wanted = set(wanted)
+        return []

@@ -37,6 +37,17 @@ def test_it_says_when_it_has_shrunk() -> None:
     assert sizes[0] <= 2
 
 
+def test_it_says_so_once_more_when_the_last_ones_have_gone() -> None:
+    sizes, most, few = list[int](), threading.Event(), threading.Event()
+    pool = ShrinkingPool(16, "calls", idle_seconds=0.05, shrunk=lambda: sizes.append(pool.size))
+    futures = [pool.submit(held.wait) for held in [most] * 12 + [few] * 4]
+    assert wait_until(lambda: pool.size == 16, 5)
+    most.set()
+    assert wait_until(lambda: sizes == [4], 5)
+    few.set()
+    assert all(future.result(5) for future in futures) and wait_until(lambda: len(sizes) == 2, 5) and sizes[1] <= 1
+
+
 def test_what_is_raised_is_the_callers_and_ends_no_thread() -> None:
     pool = ShrinkingPool(1, "calls", idle_seconds=5)
     with pytest.raises(ZeroDivisionError):

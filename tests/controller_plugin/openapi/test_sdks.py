@@ -13,15 +13,16 @@ import pytest
 from alibabacloud_tea_openapi.utils import Utils
 from aliyunsdkcore.utils import parameter_helper
 
+from controller_plugin.operator.copying import StoreRegions
 from controller_plugin.operator.openapi.actions import Actions
 from controller_plugin.operator.openapi.app import openapi
 from controller_plugin.operator.openapi.signatures import Signatures
-from controller_plugin.operator.regions import NoRegions
 from controller_plugin.operator.serving import serving
 from csi.registry.data_caches import Content, DataCacheState, Note, Phase
 from csi.registry.directory_data_caches import DirectoryDataCaches
 from csi.sources.allow_list import DATA_CACHES, AllowList
 from tests.controller_plugin.openapi.sdks import KINDS, REGION, ApiError, Sdk
+from tests.controller_plugin.operator_fakes import FakeStored
 
 KEYS = {"LTAIexample": "a-secret"}
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name", "revision": "main"}
@@ -37,7 +38,9 @@ class Region:
     def __init__(self, folder: Path) -> None:
         self.caches = DirectoryDataCaches(folder)
         allowed = AllowList(["nas.example.com:/m"], (), DATA_CACHES)
-        self.app = openapi(Actions(self.caches, allowed, NoRegions(), REGION), Signatures(KEYS.get))
+        self.there = FakeStored("s3://there")
+        regions = StoreRegions(self.caches, FakeStored("s3://here"), {"cn-there": self.there}, REGION)
+        self.app = openapi(Actions(self.caches, allowed, regions, REGION), Signatures(KEYS.get))
         self.port = 0
 
     def be(self, cache_id: str, state: DataCacheState) -> None:
@@ -211,6 +214,19 @@ def test_a_client_token_makes_one_cache_of_many_calls(sdk: Sdk) -> None:
     assert create(sdk, ClientToken="once", Name="n") == first
     assert refusal(sdk, "CreateDataCache", Path="/other", DataSource=HUB_SOURCE, ClientToken="once").code == "IdempotentParameterMismatch"
     assert refusal(sdk, "CreateDataCache", Path="/models/a", DataSource=HUB_SOURCE, ClientToken="twice").code == "InvalidParameter.Duplicate"
+
+
+def test_a_copy_is_announced_with_every_parameter_where_it_goes(sdk: Sdk, region: Region) -> None:
+    made = create(sdk)
+    asked = {"DestinationRegionId": "cn-there", "Bucket": "b", "Path": "/p", "Name": "n", "RetentionDays": 3, "Tag": [{"Key": "a", "Value": "b"}]}
+    region.be(made, DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT))
+    assert refusal(sdk, "CopyDataCache", DataCacheId=made, **asked).code == "IncorrectStatus", "no image store has it"
+    region.be(made, DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT, is_kept=True))
+    copied = sdk("CopyDataCache", DataCacheId=made, ClientToken="t", ResourceGroupId="rg", **asked)["DataCacheId"]
+    assert sdk("CopyDataCache", DataCacheId=made, ClientToken="t", ResourceGroupId="rg", **asked)["DataCacheId"] == copied
+    (said,) = region.there.announced()
+    assert (said.id, said.bucket, said.path, said.title, said.retention_days, said.tags) == (copied, "b", "/p", "n", 3, {"a": "b"})
+    assert (said.digest, said.store, said.region) == (CONTENT.digest, "s3://here", REGION)
 
 
 def test_a_copy_to_a_region_that_is_not_there_is_refused(sdk: Sdk, region: Region) -> None:

@@ -1,0 +1,156 @@
+"""CopyDataCache: caches go to the image stores of other regions, and what other regions announce in ours becomes DataCaches.
+
+All that a copy needs is in the image store that it goes to, so two clusters share nothing but that, and a restart forgets nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+from controller_plugin.operator.regions import Copy
+from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter
+from csi.image_store.announced import Announcement
+from csi.registry.data_caches import Content, DataCache, DataCaches
+from csi.spec.data_cache import data_cache
+from csi.worker.pool import Call
+from csi.worker.stored import StoredImages
+
+log = logging.getLogger("datacache.operator")
+
+_LOOK_SECONDS = 30.0
+
+
+class StoreRegions:
+    """See Regions: places known by the image store that each has. `region` is this place, `stored` its image store."""
+
+    def __init__(self, caches: DataCaches, stored: StoredImages, others: Mapping[str, StoredImages], region: str) -> None:
+        self._caches, self._stored, self._region = caches, stored, region
+        self.others, self.announced = dict(others), threading.Event()
+
+    def copy(self, cache: DataCache, region: str, copy: Copy) -> str:
+        """See Regions; raises FailedPrecondition too, where no image store here has what is to be copied."""
+        if region not in (self._region, *self.others):
+            known = ", ".join(sorted((self._region, *self.others)))
+            raise InvalidParameter(f"DestinationRegionId is {region[:64]!r}; the operator knows {known} (--copy-region)")
+        content = cache.state.content
+        if not self._stored.there or content is None or not cache.state.is_kept:
+            raise FailedPrecondition(f"{cache.id} is not in an image store, from which it could be copied; give the operator one (--image-store)")
+        wanted = self._announcement(cache, content, region, copy)
+        if region == self._region:
+            if not self._caches.find((wanted.id,)):
+                self._caches.add(_data_cache(wanted), {})
+        else:
+            self.others[region].announce(wanted)
+            self.announced.set()
+        return wanted.id
+
+    def _announcement(self, cache: DataCache, content: Content, region: str, copy: Copy) -> Announcement:
+        token = copy.token or uuid.uuid4().hex
+        given = "edc-" + hashlib.sha256(f"{token}\0{cache.uid}\0{region}".encode()).hexdigest()[:20]
+        tags, store = dict(copy.tags or {}), self._stored.place
+        more = {"title": copy.title, "retention_days": copy.retention_days, "tags": tags, "namespaces": cache.spec.namespaces}
+        return Announcement(given, content.digest, copy.bucket, copy.path, store, self._region, **more)  # type: ignore[arg-type]
+
+
+class Copier:
+    """Brings images where this place has announced them. For one process at a time."""
+
+    def __init__(self, stored: StoredImages, regions: StoreRegions) -> None:
+        self._stored, self._regions = stored, regions
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For the block, look when something was announced, and now and then, from a thread of its own."""
+        call = Call()
+
+        def rounds() -> None:
+            while not call.stopped:
+                self._regions.announced.clear()
+                for name, target in self._regions.others.items():
+                    _tried(f"the region {name} was not looked at", lambda target=target: self.copy(target, call))  # type: ignore[misc]
+                self._regions.announced.wait(_LOOK_SECONDS)
+
+        thread = threading.Thread(target=rounds, name="copying", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            call.stop()
+            self._regions.announced.set()
+            thread.join()
+
+    def copy(self, target: StoredImages, call: Call) -> None:
+        """Bring one image store what is announced there from here. Raises Busy where `call` was stopped, and as StoredImages."""
+        for wanted in target.announced():
+            if wanted.store == self._stored.place and target.find(wanted.digest) is None:
+                self._stored.copy_to(target, wanted.digest, call)
+                log.info("an image was copied", extra={"fields": {"image": wanted.digest, "data cache": wanted.id, "to": target.place}})
+
+
+class Adopter:
+    """Makes DataCaches of what is announced in our image store. For one process at a time."""
+
+    def __init__(self, caches: DataCaches, stored: StoredImages) -> None:
+        self._caches, self._stored = caches, stored
+        self._told: set[str] = set()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """For the block, look now and then, from a thread of its own."""
+        ended = threading.Event()
+
+        def rounds() -> None:
+            while not ended.is_set():
+                _tried("announced copies were not looked at", self.adopt)
+                ended.wait(_LOOK_SECONDS)
+
+        thread = threading.Thread(target=rounds, name="adopting", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def adopt(self) -> None:
+        """Look once. Raises as DataCaches and StoredImages."""
+        for wanted in self._stored.announced():
+            there = self._caches.find((wanted.id,))
+            if there or wanted.adopted:
+                # One that was deleted does not come back.
+                if not there or self._stored.find(wanted.digest):
+                    self._stored.withdraw(wanted)
+            elif self._made(wanted):
+                self._stored.announce(replace(wanted, adopted=True))
+
+    def _made(self, wanted: Announcement) -> bool:
+        try:
+            self._caches.add(_data_cache(wanted), {})
+        except (AlreadyExists, InvalidParameter) as error:
+            if wanted.id not in self._told:
+                log.warning("a copy has no place here", extra={"fields": {"data cache": wanted.id, "from": wanted.region, "reason": error}})
+            self._told.add(wanted.id)
+            return False
+        return True
+
+
+def _data_cache(wanted: Announcement) -> DataCache:
+    """Raises InvalidParameter, naming the field, for what no DataCache can be."""
+    options = {"snapshotId": f"s-{wanted.digest[:20]}"}
+    spec = data_cache(wanted.bucket, wanted.path, "SNAPSHOT", options, retention_days=wanted.retention_days, namespaces=tuple(wanted.namespaces))
+    return DataCache("", "", 0, 0.0, spec, title=wanted.title, tags=wanted.tags, given_id=wanted.id)
+
+
+def _tried(what: str, work: Callable[[], None]) -> None:
+    try:
+        work()
+    except Busy:
+        return
+    except DataCacheError as error:
+        log.warning(what, extra={"fields": {"reason": error}})

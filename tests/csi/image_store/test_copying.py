@@ -1,0 +1,107 @@
+"""Images that go from one image store to another, and what is said of them ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from csi.errors import CorruptContent, FillStopped, NotFound
+from csi.image_store.announced import ANNOUNCED, Announcement
+from csi.image_store.backend import Backend, open_backend
+from csi.image_store.store import ImageStore
+from csi.image_store.stored_image import parts_of, unwanted_of
+from csi.images.progress import FillProgress
+from csi.images.records import ImagePaths
+from csi.spec.image_store import image_store
+from csi.spec.manifest import Manifest
+from tests.csi.image_store.conftest import PART
+from tests.csi.image_store.test_store import had_by_another_node
+
+ANNOUNCEMENT = Announcement("edc-" + "0" * 20, "a" * 64, "default", "/models/a", "s3://here/images", "cn-here", "title", 3, {"team": "a"}, ("team",))
+
+
+@pytest.fixture
+def target(backend: Backend) -> ImageStore:
+    """Of every kind, empty."""
+    return ImageStore(backend, PART)
+
+
+@pytest.fixture
+def source(tmp_path: Path, image: ImagePaths) -> Iterator[ImageStore]:
+    """A folder that has the image."""
+    (tmp_path / "source").mkdir()
+    opened = open_backend(image_store(f"file://{tmp_path}/source"), {})
+    store = ImageStore(opened, PART)
+    store.add(image)
+    yield store
+    opened.close()
+
+
+def test_a_copy_has_the_same_bytes_and_says_how_far_it_is(
+    source: ImageStore, target: ImageStore, image: ImagePaths, manifest: Manifest, tmp_path: Path
+) -> None:
+    told: list[FillProgress] = []
+    source.copy_to(target, manifest.digest, told.append)
+    assert target.find(manifest.digest) == source.find(manifest.digest)
+    assert told[-1].bytes_done == told[-1].bytes_total
+    assert had_by_another_node(target, manifest.digest, tmp_path / "other") == image.image.read_bytes()
+
+
+def test_a_copy_that_was_stopped_is_no_image_and_the_next_sends_nothing_twice(
+    source: ImageStore, target: ImageStore, backend: Backend, image: ImagePaths, manifest: Manifest, tmp_path: Path
+) -> None:
+    asked = iter([False, False, False, *[True] * 99])
+    with pytest.raises(FillStopped):
+        source.copy_to(target, manifest.digest, stopped=lambda: next(asked))
+    assert target.find(manifest.digest) is None
+    before = {one.key: one.put_at for one in backend.list(parts_of(manifest.digest))}
+    assert len(before) == 3
+    source.copy_to(target, manifest.digest)
+    assert {one.key: one.put_at for one in backend.list(parts_of(manifest.digest)) if one.key in before} == before
+    assert had_by_another_node(target, manifest.digest, tmp_path / "other") == image.image.read_bytes()
+
+
+def test_a_damaged_part_is_not_copied(source: ImageStore, target: ImageStore, manifest: Manifest, tmp_path: Path) -> None:
+    part = next((tmp_path / "source" / parts_of(manifest.digest)).iterdir())
+    part.write_bytes(bytes(len(part.read_bytes())))
+    with pytest.raises(CorruptContent, match=f"a damaged part of image {manifest.digest[:12]}"):
+        source.copy_to(target, manifest.digest)
+    assert target.find(manifest.digest) is None
+
+
+def test_a_copy_of_what_is_there_is_wanted_again(source: ImageStore, target: ImageStore, backend: Backend, manifest: Manifest) -> None:
+    source.copy_to(target, manifest.digest)
+    backend.put(unwanted_of(manifest.digest), b"")
+    source.copy_to(target, manifest.digest)
+    assert backend.get(unwanted_of(manifest.digest)) is None
+
+
+def test_what_the_source_does_not_have_is_not_found(source: ImageStore, target: ImageStore) -> None:
+    with pytest.raises(NotFound, match="has no image aaaaaaaaaaaa"):
+        source.copy_to(target, "a" * 64)
+
+
+def test_what_is_announced_is_read_as_it_was_said_until_it_is_withdrawn(target: ImageStore) -> None:
+    other = replace(ANNOUNCEMENT, id="edc-" + "1" * 20, adopted=True)
+    for one in (other, ANNOUNCEMENT):
+        target.announce(one)
+    assert list(target.announced()) == [ANNOUNCEMENT, other]
+    target.withdraw(ANNOUNCEMENT)
+    target.withdraw(ANNOUNCEMENT)
+    assert list(target.announced()) == [other]
+
+
+@pytest.mark.parametrize("damage", [b"{}", b"no json", b'{"format": 1}', b"[]"])
+def test_a_damaged_announcement_says_what_to_remove(target: ImageStore, backend: Backend, damage: bytes) -> None:
+    backend.put(f"{ANNOUNCED}/edc-x.json", damage)
+    with pytest.raises(CorruptContent, match=r"announced/edc-x\.json is damaged .*; remove it there"):
+        list(target.announced())
+
+
+def test_announcements_are_no_images(target: ImageStore) -> None:
+    target.announce(ANNOUNCEMENT)
+    assert list(target.digests()) == target.collect((), 0.0, 2e9) == []
+    assert list(target.announced()) == [ANNOUNCEMENT]
