@@ -13,7 +13,7 @@ from tests.origins.onc_rpc import wait_until
 def test_it_grows_up_to_its_most_and_shrinks_to_nothing() -> None:
     pool, hold = ShrinkingPool(3, "calls", idle_seconds=0.05), threading.Event()
     futures = [pool.submit(hold.wait) for _ in range(5)]
-    assert wait_until(lambda: pool.size == 3, 5) and sum(future.running() for future in futures) == 3
+    assert wait_until(lambda: sum(future.running() for future in futures) == 3, 5) and pool.size == 3
     hold.set()
     assert all(future.result(5) for future in futures) and wait_until(lambda: pool.size == 0, 5)
     assert pool.submit(lambda: 7).result(5) == 7
