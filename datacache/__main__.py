@@ -7,17 +7,14 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
 import click
-from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
-from rich.table import Column, Table
 
 from csi import __version__
 from csi.errors import DataCacheError
@@ -26,11 +23,10 @@ from csi.spec.access_modes import AccessMode
 from datacache.client import PluginClient
 from datacache.findings import Finding, Verdict, fault
 from datacache.images import images_of
+from datacache.printing import CONSOLE, print_facts, print_table, table
 from datacache.resolve import Found, resolve_once
 from datacache.top import TITLES, Node, Watch, hierarchy_or_none
 
-# Programs that read the output get whole rows; people get rows folded to their window.
-_CONSOLE = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 10_000)
 _ENDPOINT = click.option("--endpoint", envvar="DATACACHE_ENDPOINT", required=True, help="the plugin's socket, as unix:///...")
 _TOKEN = click.option("--token-file", type=click.Path(path_type=Path, exists=True), help="a file that holds the hub's token")
 _MODE = click.option("--mode", type=click.Choice([m.name for m in AccessMode]), default="MULTI_NODE_READER_ONLY", help="CSI access mode")
@@ -74,38 +70,17 @@ def resolve(spec: tuple[str, ...], token_file: Path | None, output: str, files: 
 
 
 def _show(found: Found, files: bool) -> None:
-    for key, value in found.summary(False).items():
-        _CONSOLE.print(f"[bold]{key}[/bold]: {_plain(_text(value))}", highlight=False)
+    print_facts(found.summary(False))
     if files:
         rows = ((entry.path, str(entry.size), entry.digest if entry.verifiable else "none (change token)") for entry in found.manifest.files)
-        _print_table(("file", "bytes", "digest"), rows)
-
-
-def _print_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    _CONSOLE.print(_table(titles, rows))
-
-
-def _table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
-    table = Table(*(Column(title, overflow="fold") for title in titles), box=None)
-    for row in rows:
-        table.add_row(*map(_plain, row))
-    return table
-
-
-def _plain(text: str) -> str:
-    """`text` as it is: what a source calls its files must reach neither the terminal nor rich as a command."""
-    return escape(text if text.isprintable() else text.encode("unicode_escape").decode())
-
-
-def _text(value: object) -> str:
-    return " ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+        print_table(("file", "bytes", "digest"), rows)
 
 
 @cli.command()
 @click.argument("store", type=click.Path(path_type=Path, exists=True), envvar="DATACACHE_STORE", default="/var/lib/datacache")
 def images(store: Path) -> None:
     """List the images in a node's STORE, and how far each fill is."""
-    _print_table(("image", "state", "size", "progress", "last used"), images_of(store))
+    print_table(("image", "state", "size", "progress", "last used"), images_of(store))
 
 
 @cli.command()
@@ -125,12 +100,12 @@ def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str
         if output == "json":
             click.echo(json.dumps([reading.facts() for reading in readings], indent=1))
         else:
-            _print_table(TITLES, [reading.words() for reading in readings])
+            print_table(TITLES, [reading.words() for reading in readings])
         return
-    with suppress(KeyboardInterrupt), Live(console=_CONSOLE, auto_refresh=False) as live:
+    with suppress(KeyboardInterrupt), Live(console=CONSOLE, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
-            live.update(_table(TITLES, [reading.words() for reading in watch.look()]), refresh=True)
+            live.update(table(TITLES, [reading.words() for reading in watch.look()]), refresh=True)
 
 
 @cli.command()
@@ -192,7 +167,7 @@ def _tell(found: Iterable[Finding], output: str) -> NoReturn:
     if output == "json":
         click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
-        _print_table(("check", "verdict", "what", "fix"), [(finding.check, finding.verdict, finding.what, finding.fix) for finding in findings])
+        print_table(("check", "verdict", "what", "fix"), [(finding.check, finding.verdict, finding.what, finding.fix) for finding in findings])
     sys.exit(any(finding.verdict is Verdict.FAULT for finding in findings))
 
 
@@ -201,7 +176,7 @@ def _tell(found: Iterable[Finding], output: str) -> NoReturn:
 def volumes(endpoint: str) -> None:
     """List a controller's volumes."""
     with PluginClient(endpoint) as client:
-        _print_table(("volume", "source", "capacity", "manifest"), [_volume_row(volume) for volume in client.volumes()])
+        print_table(("volume", "source", "capacity", "manifest"), [_volume_row(volume) for volume in client.volumes()])
 
 
 def _volume_row(volume: Volume) -> tuple[str, ...]:
