@@ -22,6 +22,7 @@ FORMAT = 1
 IMAGES = "images"
 PART_BYTES = 32 * 1024 * 1024
 _BLOCK = 4096
+_LATEST = 253_402_300_800  # the year 10000
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class StoredImage:
             found = StoredImage(**kept)
             found.check(digest)
             return found
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
             raise CorruptContent(f"the image store's record of {digest[:12]} is damaged ({error}); remove images/{digest} there") from error
 
     def check(self, digest: str) -> None:
@@ -71,6 +72,10 @@ class StoredImage:
             raise ValueError("it is of another image")
         if any(size % _BLOCK for size in (self.part_bytes, self.image_bytes, self.data_at)) or len(self.parts) != count:
             raise ValueError(f"{len(self.parts)} parts of {self.part_bytes} bytes are no image of {self.image_bytes}")
+        if not isinstance(self.content_bytes, int) or not all(isinstance(text, str) for pair in self.access.items() for text in pair):
+            raise ValueError("its size or where it came from cannot be read")
+        if not 0 <= self.stored_at < _LATEST:
+            raise ValueError("it came at no time that there is")
 
     def part_size(self, number: int) -> int:
         """The bytes of a part, numbered from 0."""

@@ -141,6 +141,19 @@ def test_a_damaged_record_says_what_to_remove(store: ImageStore, image: ImagePat
         store.find(manifest.digest)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [{"part_bytes": 0}, {"content_bytes": "much"}, {"access": ["repoId"]}, {"access": {"repoId": 1}}, {"stored_at": 1e300}, {"stored_at": "now"}],
+)
+def test_a_record_whose_fields_cannot_be_is_damaged_too(
+    store: ImageStore, image: ImagePaths, manifest: Manifest, backend: Backend, damage: dict[str, object]
+) -> None:
+    kept = json.loads(store.add(image).encode())
+    backend.put(index_of(manifest.digest), json.dumps({**kept, **damage}).encode())
+    with pytest.raises(CorruptContent, match="damaged"):
+        store.find(manifest.digest)
+
+
 def test_a_manifest_of_another_image_is_told(store: ImageStore, image: ImagePaths, manifest: Manifest, backend: Backend, tmp_path: Path) -> None:
     store.add(image)
     backend.put(manifest_of(manifest.digest), sealed(tmp_path / "foreign", tree(1)).manifest.read_bytes())
