@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import obstore
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 
-from csi.errors import OriginUnavailable, PermissionDenied, Unauthenticated
+from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied, Unauthenticated
 from csi.image_store.backend import Kept
 from csi.sources.addresses import Addresses
 from csi.sources.catalog import access_key
@@ -21,6 +21,7 @@ from csi.spec.objects import ObjectSpec
 _CONNECTIONS = 16
 # obstore's own patience, three minutes, would keep fills from their origins; a part may take long over a slow line.
 _ASK_SECONDS, _PUT_SECONDS = 8.0, 900.0
+_NO_BUCKET = "NoSuchBucket"
 
 
 class BucketBackend:
@@ -36,7 +37,9 @@ class BucketBackend:
         with self._faults():
             try:
                 return bytes(obstore.get(self._store.client(_ASK_SECONDS), self._key(key)).bytes())
-            except (NotFoundError, FileNotFoundError):
+            except (NotFoundError, FileNotFoundError) as error:
+                if _NO_BUCKET in str(error):
+                    raise
                 return None
 
     def size(self, key: str) -> int | None:
@@ -94,11 +97,18 @@ class BucketBackend:
         """Errors of obstore as those of `csi.errors`; its own texts hold addresses."""
         try:
             yield
-        except UnauthenticatedError as error:
-            raise Unauthenticated(f"{self.shown} refuses the driver's access key; check the Secret of --image-store-secret") from error
-        except (PermissionDeniedError, PermissionError) as error:
-            raise PermissionDenied(
-                f"{self.shown} refuses the driver's access key, or does not let it read, write, list and delete objects; check it and its rights"
-            ) from error
         except (BaseError, OSError) as error:
-            raise OriginUnavailable(f"{self.shown} cannot be reached, or does not do what is asked ({type(error).__name__})") from error
+            raise self._named(error) from error
+
+    def _named(self, error: Exception) -> DataCacheError:
+        # Of a single object obstore has a class for each answer, of a listing and of many objects the answer's text alone.
+        said = str(error)
+        if isinstance(error, UnauthenticatedError) or "status code: 401" in said:
+            return Unauthenticated(f"{self.shown} refuses the driver's access key; check the Secret of --image-store-secret")
+        if isinstance(error, PermissionDeniedError | PermissionError) or "status code: 403" in said or "AccessDenied" in said:
+            return PermissionDenied(
+                f"{self.shown} refuses the driver's access key, or does not let it read, write, list and delete objects; check it and its rights"
+            )
+        if _NO_BUCKET in said:
+            return OriginUnavailable(f"{self.shown} is not there: no such bucket; make it, or check the URL of --image-store")
+        return OriginUnavailable(f"{self.shown} cannot be reached, or does not do what is asked ({type(error).__name__})")

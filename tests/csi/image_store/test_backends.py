@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from csi.errors import OriginUnavailable, PermissionDenied, SourceNotFound, Unau
 from csi.image_store.backend import Backend, open_backend
 from csi.spec.image_store import image_store
 from csi.spec.manifest import Entry, Kind
-from tests.origins.versitygw import ObjectServer
+from tests.origins.versitygw import READER_ID, READER_SECRET, ROOT_ID, ROOT_SECRET, ObjectServer
 
 
 def test_an_object_is_what_was_put_last(backend: Backend) -> None:
@@ -62,13 +63,40 @@ def test_a_folder_that_is_not_mounted_is_no_empty_store(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+ASKED: dict[str, Callable[[Backend], object]] = {
+    "put": lambda backend: backend.put("images/x", b""),
+    "get": lambda backend: backend.get("images/x"),
+    "list": lambda backend: list(backend.list("images")),
+    "folders": lambda backend: list(backend.folders("images")),
+    "delete": lambda backend: backend.delete("images/x"),
+}
+
+
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
 @pytest.mark.parametrize("key", ["wrongid", "rootid"])
-def test_a_wrong_access_key_is_named_without_its_value(objects: ObjectServer, key: str) -> None:
+def test_a_wrong_access_key_is_named_without_its_value(objects: ObjectServer, key: str, ask: Callable[[Backend], object]) -> None:
     url = f"s3://{objects.bucket({})}?endpoint={objects.endpoint}"
     backend = open_backend(image_store(url), {"accessKeyId": key, "secretAccessKey": "w0rd"})
     with pytest.raises((Unauthenticated, PermissionDenied)) as caught:
-        backend.put("images/x", b"")
+        ask(backend)
     assert "access key" in str(caught.value) and "w0rd" not in str(caught.value)
+
+
+@pytest.mark.parametrize("asked", ["put", "list", "folders", "delete"])
+def test_a_right_that_is_missing_is_told(objects: ObjectServer, asked: str) -> None:
+    bucket = objects.bucket({"images/x": b""})
+    objects.allow(bucket, "s3:GetObject")
+    backend = open_backend(image_store(f"s3://{bucket}?endpoint={objects.endpoint}"), {"accessKeyId": READER_ID, "secretAccessKey": READER_SECRET})
+    assert backend.get("images/x") == b""
+    with pytest.raises(PermissionDenied, match="rights"):
+        ASKED[asked](backend)
+
+
+@pytest.mark.parametrize("asked", ["put", "get", "list", "folders"])
+def test_a_bucket_that_is_not_there_is_no_empty_store(objects: ObjectServer, asked: str) -> None:
+    backend = open_backend(image_store(f"s3://absent?endpoint={objects.endpoint}"), {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET})
+    with pytest.raises(OriginUnavailable, match="no such bucket"):
+        ASKED[asked](backend)
 
 
 def test_a_server_that_is_down_is_unavailable(objects: ObjectServer) -> None:
