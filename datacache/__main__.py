@@ -1,4 +1,4 @@
-"""datacache: look at what a source holds, drive a plugin's socket, see the images on a node."""
+"""datacache: look at what a source holds, drive a plugin's socket, see the images on a node and in an image store."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from csi.pb.csi_pb2 import Volume
 from csi.spec.access_modes import AccessMode
 from datacache.client import PluginClient
 from datacache.findings import Finding, Verdict, fault
+from datacache.image_store_commands import image_store
 from datacache.images import images_of
 from datacache.printing import CONSOLE, print_facts, print_table, table
 from datacache.resolve import Found, resolve_once
@@ -49,6 +50,9 @@ def secrets_from(token_file: Path | None) -> dict[str, str]:
 @click.version_option(__version__)
 def cli() -> None:
     """Data caches for models and other large read-only data."""
+
+
+cli.add_command(image_store)
 
 
 @cli.command()
