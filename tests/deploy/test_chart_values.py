@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.deploy.chart import CHART, Object, container, environment, helm, kinds, pod, programs, refusal, rendered, rules
+from tests.deploy.objects import ROOT
 from tests.deploy.test_chart import flags
 
 VALUES = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -199,6 +201,19 @@ def test_a_proxy_with_a_login_is_refused_without_repeating_it() -> None:
     said = refusal({"proxy": {"httpsProxy": "http://user:s3cr3t@proxy:3128"}})
     assert "the value for HTTPS_PROXY has a login in its URL; put the URL into a Secret" in said
     assert "s3cr3t" not in said
+
+
+@pytest.mark.parametrize("values", re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "docs/install.md").read_text(), re.MULTILINE | re.DOTALL))
+def test_the_values_that_the_installation_shows_are_taken_and_reach_the_operator(values: str) -> None:
+    shown = yaml.safe_load(values)
+    store, operator = shown.get("imageStore", {}), shown.get("operator", {})
+    things = rendered(shown | {"operator": {**operator, "enabled": True}})
+    (deployment,) = (one for one in kinds(things, "Deployment") if one["metadata"]["name"].endswith("-operator"))
+    told = container(deployment["spec"]["template"]["spec"], "datacache-operator")
+    words, mounts = " ".join(told["args"]), {mount["mountPath"] for mount in told["volumeMounts"]}
+    assert f"--image-store={store['url']} " in words if store else "--image-store=" not in words
+    assert ("/etc/datacache/image-store" in mounts, "/mnt/images" in mounts) == ("secret" in store, "volume" in store)
+    assert ("--api-address=" in words) == ("api" in operator)
 
 
 def test_the_schema_knows_every_value_and_no_other() -> None:
