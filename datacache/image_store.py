@@ -25,7 +25,7 @@ TITLES = ("image", "snapshot", "content", "size", "stored", "source", "state")
 FIRST_FILES = 10
 """So many files are shown where not all are asked for."""
 _NAME = re.compile(r"s-[0-9a-f]{4,20}|[0-9a-f]{4,64}")
-_PARTS = "it is being brought here, or that was cut, and the next one goes on from there"
+_PARTS = "on its way here, or cut; the next upload goes on from there"
 _READERS = 16
 
 

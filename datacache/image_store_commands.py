@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from csi.errors import FailedPrecondition
 from datacache.printing import print_facts, print_table
 
 if TYPE_CHECKING:
-    from datacache.image_store import HeldImages, Shown
+    from datacache.image_store import Held, HeldImages, Shown
 
 _STORE = click.option(
     "--image-store",
@@ -63,9 +64,13 @@ def list_images(url: str, secret: Path | None, output: str) -> None:
     if output == "json":
         click.echo(json.dumps([one.facts() for one in held], indent=1))
     else:
-        from datacache.image_store import TITLES
+        _print_held(held)
 
-        print_table(TITLES, [one.words() for one in held])
+
+def _print_held(held: Iterable[Held]) -> None:
+    from datacache.image_store import TITLES
+
+    print_table(TITLES, (one.words() for one in held), unfolded=2)
 
 
 @image_store.command("show")
@@ -112,9 +117,7 @@ def delete_images(names: tuple[str, ...], url: str, secret: Path | None, yes: bo
     with _images(url, secret) as images:
         digests = images.digests(names)
         if not yes:
-            from datacache.image_store import TITLES
-
-            print_table(TITLES, [images.held(digest).words() for digest in digests])
+            _print_held(map(images.held, digests))
             raise FailedPrecondition("nothing was removed; give --yes to have these images removed for good")
         for digest in digests:
             images.remove(digest)

@@ -19,14 +19,14 @@ def print_facts(facts: Mapping[str, object]) -> None:
         CONSOLE.print(f"[bold]{key}[/bold]: {plain(_text(value))}", highlight=False)
 
 
-def print_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """Print rows below their titles."""
-    CONSOLE.print(table(titles, rows))
+def print_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]], unfolded: int = 0) -> None:
+    """Print rows below their titles; the first `unfolded` columns are never folded: names, which people copy."""
+    CONSOLE.print(table(titles, rows, unfolded))
 
 
-def table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
+def table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]], unfolded: int = 0) -> Table:
     """What `print_table` prints."""
-    made = Table(*(Column(title, overflow="fold") for title in titles), box=None)
+    made = Table(*(Column(title, overflow="fold", no_wrap=at < unfolded) for at, title in enumerate(titles)), box=None)
     for row in rows:
         made.add_row(*map(plain, row))
     return made
