@@ -86,11 +86,15 @@ class Copier:
             thread.join()
 
     def copy(self, target: StoredImages, call: Call) -> None:
-        """Bring one image store what is announced there from here. Raises Busy where `call` was stopped, and as StoredImages."""
+        """Bring one image store what is announced there from here; one that fails is in no other's way. Raises as StoredImages.announced."""
         for wanted in target.announced():
-            if wanted.store == self._stored.place and target.find(wanted.digest) is None:
-                self._stored.copy_to(target, wanted.digest, call)
-                log.info("an image was copied", extra={"fields": {"image": wanted.digest, "data cache": wanted.id, "to": target.place}})
+            if not call.stopped:
+                _tried(f"the copy {wanted.id} was not brought to {target.place}", lambda wanted=wanted: self._bring(target, wanted, call))  # type: ignore[misc]
+
+    def _bring(self, target: StoredImages, wanted: Announcement, call: Call) -> None:
+        if wanted.store == self._stored.place and target.find(wanted.digest) is None:
+            self._stored.copy_to(target, wanted.digest, call)
+            log.info("an image was copied", extra={"fields": {"image": wanted.digest, "data cache": wanted.id, "to": target.place}})
 
 
 class Adopter:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from csi.errors import DataCacheError
+from csi.errors import DataCacheError, NotFound
 from csi.image_store.announced import Announcement
 from csi.registry.data_caches import Content, DataCache
 from csi.registry.prewarm_orders import OrderState
@@ -89,7 +89,8 @@ class FakeStored:
         return Stored(name) if name in self.images else None
 
     def copy_to(self, target: FakeStored, digest: str, call: Call) -> None:
-        assert digest in self.images
+        if digest not in self.images:
+            raise NotFound(f"no image {digest}")
         target.images.add(digest)
 
     def announce(self, announcement: Announcement) -> None:

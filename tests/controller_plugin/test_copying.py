@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,14 @@ def test_images_of_others_are_not_ours_to_bring(here: Region, there: Region, tmp
     third.regions.copy(third.has(), "cn-there", COPY)
     here.copier.copy(there.stored, Call())
     assert there.stored.images == set()
+
+
+def test_a_copy_that_fails_is_in_no_others_way(here: Region, there: Region) -> None:
+    here.regions.copy(here.has(), "cn-there", COPY)
+    (said,) = there.stored.announced()
+    there.stored.announce(replace(said, id="edc-" + "0" * 20, digest=content("b").digest))
+    here.copier.copy(there.stored, Call())
+    assert there.stored.images == {CONTENT.digest}
 
 
 def test_a_copy_to_ones_own_region_is_there_at_once(here: Region) -> None:
