@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from controller_plugin.__main__ import parser as controller_flags
+from controller_plugin.operator.__main__ import parser as operator_flags
 from csi import __version__
 from csi.images.fetch import FIRST_PAUSE, LONGEST_PAUSE, MAX_FAILURES
 from csi.images.flow import LONGEST_RETRY_AFTER
@@ -114,7 +115,7 @@ def test_the_document_of_parameters_says_who_may_set_the_keys_within_sources() -
 
 
 def test_every_flag_that_a_document_names_exists() -> None:
-    known = {option for parser in (controller_flags(), node_flags()) for option in parser._option_string_actions}
+    known = {option for parser in (controller_flags(), node_flags(), operator_flags()) for option in parser._option_string_actions}
     known |= {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
     for document in DOCUMENTS[:2]:
         flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(_CODE.findall(text(document))))) - {"--repo", "--extra-create-metadata"}
@@ -133,7 +134,7 @@ def test_every_make_target_that_a_document_names_exists() -> None:
 
 
 def test_each_flag_of_the_programs_is_explained() -> None:
-    for parser in (controller_flags(), node_flags()):
+    for parser in (controller_flags(), node_flags(), operator_flags()):
         assert [action.dest for action in parser._actions if not action.help and not isinstance(action, argparse._HelpAction)] == []
 
 
