@@ -17,8 +17,8 @@ from tests.origins.hub import Hub
 
 _HERE = Path(__file__).parent
 # What adds a node, where pods of others would be put too; what judges all that tests before it did; what changes the driver that they share,
-# and what removes it.
-_LAST = ("test_leaving_nodes.py", "test_two_nodes.py", "test_eci.py", "test_rights.py", "test_upgrades.py", "test_install_document.py")
+# what gives it an operator, whose rights are not compared yet, and what removes it.
+_LAST = ("test_leaving_nodes.py", "test_two_nodes.py", "test_rights.py", "test_upgrades.py", "test_eci.py", "test_install_document.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
