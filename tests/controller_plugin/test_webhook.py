@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from controller_plugin.operator.serving import Tls, serving
 from controller_plugin.operator.webhook import DATA_CACHES, PODS, webhook
 from controller_plugin.operator.webhook_trust import WebhookTrust
 from csi.cluster.api_server import ApiServer as Client
-from csi.errors import ClusterForbids, DataCacheError, InvalidParameter
+from csi.errors import ClusterConflict, ClusterForbids, DataCacheError, InvalidParameter
 from csi.registry.data_caches import DataCache
 from csi.sources import allow_list
 from csi.sources.allow_list import AllowList
@@ -77,7 +78,9 @@ class Hooked:
 def account(api_server: ApiServer) -> Iterator[None]:
     """The service account that pods have, which a controller of Kubernetes would make."""
     path, body = "/api/v1/namespaces/default/serviceaccounts", {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
-    api_server.client().call("POST", path, body=body)
+    # Others of the session may have made it.
+    with suppress(ClusterConflict):
+        api_server.client().call("POST", path, body=body)
     yield
     api_server.client().call("DELETE", f"{path}/default")
 
