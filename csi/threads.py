@@ -1,16 +1,31 @@
-"""A pool whose threads end when there is nothing to do: what a burst of calls needed is given back to the node."""
+"""Threads that end: one beside a block of code, and a pool whose threads go when there is nothing to do, with what a burst of calls needed."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 _IDLE_SECONDS = 10.0
 _MANY = 8
+
+
+@contextmanager
+def beside(work: Callable[[threading.Event], object], name: str, wake: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """For the block, `work(ended)` in a thread called `name`. The block's end sets `ended`, calls `wake()` and waits for the thread."""
+    ended = threading.Event()
+    thread = threading.Thread(target=work, args=(ended,), name=name, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        wake()
+        thread.join()
 
 
 class ShrinkingPool(Executor):

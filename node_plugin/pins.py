@@ -19,6 +19,7 @@ from csi.registry.pins import CachePin, Holder, PinRegistry
 from csi.spec.cache import CacheSpec
 from csi.spec.parameters import parse_kept
 from csi.spec.pinning import pin_name
+from csi.threads import beside
 from csi.worker.pinned import Resolve, under_pin
 from csi.worker.protocol import Resolution
 from node_plugin.volume_records import NodeVolume
@@ -146,15 +147,8 @@ class NodePins:
         if self._registry is None:
             yield
             return
-        ended = threading.Event()
-        thread = threading.Thread(target=self._run, args=(ended,), name="pins", daemon=True)
-        thread.start()
-        try:
+        with beside(self._run, "pins", self._wake.set):
             yield
-        finally:
-            ended.set()
-            self._wake.set()
-            thread.join()
 
     def _run(self, ended: threading.Event) -> None:
         while not ended.is_set():

@@ -31,6 +31,8 @@ PREWARMS = f"/apis/{GROUP}/{VERSION}/cacheprewarms"
 DATA_CACHES = "/apis/eci.aliyun.com/v1alpha1/datacaches"
 ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
 NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test-cluster builds them, with Go)"
+AUDIT_POLICY = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
+"""Everything that anybody asks, without bodies: what the rights of a component are compared with."""
 _PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
 _START_SECONDS, _STOP_SECONDS = 60.0, 20.0
 
@@ -125,8 +127,7 @@ class ApiServer:
             "service-account-signing-key-file": self.folder / "accounts.key",
         }
         if self._audit:
-            policy = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
-            (self.folder / "audit-policy.json").write_text(json.dumps(policy))
+            (self.folder / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
             flags |= {"audit-policy-file": self.folder / "audit-policy.json", "audit-log-path": self.audit_log}
         process = self._run("kube-apiserver", flags)
         end = time.monotonic() + _START_SECONDS

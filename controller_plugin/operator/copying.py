@@ -5,19 +5,20 @@ All that a copy needs is in the image store that it goes to, so two clusters sha
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from controller_plugin.operator.regions import Copy
 from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter
 from csi.image_store.announced import Announcement
-from csi.registry.data_caches import Content, DataCache, DataCaches
+from csi.registry.data_caches import Content, DataCache, DataCaches, id_of_uid
 from csi.spec.data_cache import data_cache
+from csi.threads import beside
 from csi.worker.pool import Call
 from csi.worker.stored import StoredImages
 
@@ -52,10 +53,18 @@ class StoreRegions:
 
     def _announcement(self, cache: DataCache, content: Content, region: str, copy: Copy) -> Announcement:
         token = copy.token or uuid.uuid4().hex
-        given = "edc-" + hashlib.sha256(f"{token}\0{cache.uid}\0{region}".encode()).hexdigest()[:20]
-        tags, store = dict(copy.tags or {}), self._stored.place
-        more = {"title": copy.title, "retention_days": copy.retention_days, "tags": tags, "namespaces": cache.spec.namespaces}
-        return Announcement(given, content.digest, copy.bucket, copy.path, store, self._region, **more)  # type: ignore[arg-type]
+        return Announcement(
+            id_of_uid(f"{token}\0{cache.uid}\0{region}"),
+            content.digest,
+            copy.bucket,
+            copy.path,
+            store=self._stored.place,
+            region=self._region,
+            title=copy.title,
+            retention_days=copy.retention_days,
+            tags=dict(copy.tags or {}),
+            namespaces=cache.spec.namespaces,
+        )
 
 
 class Copier:
@@ -69,27 +78,26 @@ class Copier:
         """For the block, look when something was announced, and now and then, from a thread of its own."""
         call = Call()
 
-        def rounds() -> None:
-            while not call.stopped:
+        def rounds(ended: threading.Event) -> None:
+            while not ended.is_set():
                 self._regions.announced.clear()
                 for name, target in self._regions.others.items():
-                    _tried(f"the region {name} was not looked at", lambda target=target: self.copy(target, call))  # type: ignore[misc]
-                self._regions.announced.wait(_LOOK_SECONDS)
+                    _tried(f"the region {name} was not looked at", partial(self.copy, target, call))
+                if not ended.is_set():
+                    self._regions.announced.wait(_LOOK_SECONDS)
 
-        thread = threading.Thread(target=rounds, name="copying", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
+        def stop() -> None:
             call.stop()
             self._regions.announced.set()
-            thread.join()
+
+        with beside(rounds, "copying", stop):
+            yield
 
     def copy(self, target: StoredImages, call: Call) -> None:
         """Bring one image store what is announced there from here; one that fails is in no other's way. Raises as StoredImages.announced."""
         for wanted in target.announced():
             if not call.stopped:
-                _tried(f"the copy {wanted.id} was not brought to {target.place}", lambda wanted=wanted: self._bring(target, wanted, call))  # type: ignore[misc]
+                _tried(f"the copy {wanted.id} was not brought to {target.place}", partial(self._bring, target, wanted, call))
 
     def _bring(self, target: StoredImages, wanted: Announcement, call: Call) -> None:
         if wanted.store == self._stored.place and target.find(wanted.digest) is None:
@@ -107,20 +115,14 @@ class Adopter:
     @contextmanager
     def running(self) -> Iterator[None]:
         """For the block, look now and then, from a thread of its own."""
-        ended = threading.Event()
 
-        def rounds() -> None:
+        def rounds(ended: threading.Event) -> None:
             while not ended.is_set():
                 _tried("announced copies were not looked at", self.adopt)
                 ended.wait(_LOOK_SECONDS)
 
-        thread = threading.Thread(target=rounds, name="adopting", daemon=True)
-        thread.start()
-        try:
+        with beside(rounds, "adopting"):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def adopt(self) -> None:
         """Look once. Raises as DataCaches and StoredImages."""
@@ -146,7 +148,7 @@ class Adopter:
 
 def _data_cache(wanted: Announcement) -> DataCache:
     """Raises InvalidParameter, naming the field, for what no DataCache can be."""
-    options = {"snapshotId": f"s-{wanted.digest[:20]}"}
+    options = {"snapshotId": wanted.snapshot_id}
     spec = data_cache(wanted.bucket, wanted.path, "SNAPSHOT", options, retention_days=wanted.retention_days, namespaces=tuple(wanted.namespaces))
     return DataCache("", "", 0, 0.0, spec, title=wanted.title, tags=wanted.tags, given_id=wanted.id)
 

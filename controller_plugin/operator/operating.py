@@ -16,6 +16,7 @@ from controller_plugin.operator.work_queue import WorkQueue
 from csi.errors import DataCacheError
 from csi.registry.data_caches import DataCache, DataCaches
 from csi.registry.prewarm_orders import PrewarmOrders
+from csi.threads import beside
 from csi.worker.stored import StoredImages
 
 log = logging.getLogger("datacache.operator")
@@ -62,14 +63,8 @@ class Collector:
     @contextmanager
     def running(self) -> Iterator[None]:
         """For the block, look every hour, from a thread of its own."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self._run, args=(ended,), name="collecting", daemon=True)
-        thread.start()
-        try:
+        with beside(self._run, "collecting"):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def _run(self, ended: threading.Event) -> None:
         while not ended.wait(random.uniform(0.8 * _COLLECT_SECONDS, _COLLECT_SECONDS)):

@@ -13,6 +13,7 @@ from typing import Any
 from controller_plugin.operator.certificates import Certificates, fresh, utc_now
 from csi.cluster.api_server import MERGE, ApiServer, path_of
 from csi.errors import ClusterConflict, DataCacheError, FailedPrecondition, NotFound
+from csi.threads import beside
 
 log = logging.getLogger("datacache.certificates")
 
@@ -99,9 +100,7 @@ class WebhookTrust:
 
 @contextmanager
 def _every(work: Callable[[], None], failed: str) -> Iterator[None]:
-    ended = threading.Event()
-
-    def run() -> None:
+    def run(ended: threading.Event) -> None:
         pause = 0.0
         while not ended.wait(pause):
             try:
@@ -113,13 +112,8 @@ def _every(work: Callable[[], None], failed: str) -> Iterator[None]:
                 pause = _RETRY_SECONDS
                 log.warning(failed, extra={"fields": {"reason": error}})
 
-    thread = threading.Thread(target=run, name="certificates", daemon=True)
-    thread.start()
-    try:
+    with beside(run, "certificates"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _decoded(thing: Mapping[str, Any]) -> Certificates:

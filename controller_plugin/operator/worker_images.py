@@ -47,7 +47,7 @@ class WorkerImages:
 
     def _await_copy(self, snapshot_id: str) -> None:
         """Raise Busy where the image is on its way here."""
-        coming = next((one for one in self._stored.announced() if snapshot_id == f"s-{one.digest[:20]}"), None)
+        coming = next((one for one in self._stored.announced() if snapshot_id == one.snapshot_id), None)
         if coming:
             raise Busy(f"its image is being copied here, from {coming.region}")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from csi.cluster.api_server import ApiServer, path_of
 from csi.errors import ClusterConflict, DataCacheError, NotFound
+from csi.threads import beside
 
 log = logging.getLogger("datacache.lease")
 
@@ -80,14 +81,8 @@ class Lease:
 @contextmanager
 def leading(lease: Lease, lead: Lead, renew_seconds: float = _RENEW_SECONDS, sure_seconds: float = _SURE_SECONDS) -> Iterator[None]:
     """For the block, try to hold the lease, from a thread of its own, and be within `lead()` for as long as it is held."""
-    ended = threading.Event()
-    thread = threading.Thread(target=_run, args=(lease, lead, ended, renew_seconds, sure_seconds), name="lease", daemon=True)
-    thread.start()
-    try:
+    with beside(lambda ended: _run(lease, lead, ended, renew_seconds, sure_seconds), "lease"):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _run(lease: Lease, lead: Lead, ended: threading.Event, renew_seconds: float, sure_seconds: float) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from csi.errors import CorruptContent
+from csi.image_store.stored_image import snapshot_id_of
 from csi.images.records import is_digest
+from csi.spec.data_cache import is_data_cache_id
 
 FORMAT = 1
 ANNOUNCED = "announced"
 """The folder of the announcements."""
-_ID = re.compile(r"edc-[0-9a-f]{20}")
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Announcement:
     adopted: bool = False
 
     @property
+    def snapshot_id(self) -> str:
+        """What ECI's users name the image by."""
+        return snapshot_id_of(self.digest)
+
+    @property
     def key(self) -> str:
         """Its key in the image store."""
         return f"{ANNOUNCED}/{self.id}.json"
@@ -47,7 +52,7 @@ class Announcement:
     def of(values: Mapping[str, Any]) -> Announcement:
         """What `encode` made; raises TypeError and ValueError for anything else."""
         found = Announcement(**{**values, "namespaces": tuple(values.get("namespaces", ()))})
-        if not _ID.fullmatch(found.id) or not is_digest(found.digest):
+        if not is_data_cache_id(found.id) or not is_digest(found.digest):
             raise ValueError("it names no DataCache or no image")
         return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,14 +9,13 @@ from typing import Any
 from csi.errors import DataCacheError, InvalidParameter
 from csi.registry.custom_resource import condition, read, written
 from csi.registry.data_caches import Content, DataCache, DataCacheState, Note, Phase, SecretRef, place_of
-from csi.spec.data_cache import DataCacheSpec, data_cache
+from csi.spec.data_cache import DataCacheSpec, data_cache, is_data_cache_id
 
 GROUP, VERSION, KIND, PLURAL = "eci.aliyun.com", "v1alpha1", "DataCache", "datacaches"
 ID_LABEL, PLACE_LABEL = "datacache.csi.io/data-cache-id", "datacache.csi.io/data-cache-place"
 TOKEN_ANNOTATION, ID_ANNOTATION = "datacache.csi.io/client-token", "datacache.csi.io/data-cache-id"
 MATCHED = "lastMatchedTime"
 _LONGEST_MESSAGE = 2048
-_ID = re.compile(r"edc-[0-9a-f]{20}")
 _DONE = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
@@ -95,7 +93,7 @@ def annotations_of(cache: DataCache) -> dict[str, str]:
 
 def _given_id(meta: Mapping[str, Any]) -> str:
     given = str((meta.get("annotations") or {}).get(ID_ANNOTATION, ""))
-    return given if _ID.fullmatch(given) else ""
+    return given if is_data_cache_id(given) else ""
 
 
 def labels_of(cache: DataCache) -> dict[str, str]:

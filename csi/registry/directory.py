@@ -14,6 +14,7 @@ from csi.errors import DataCacheError, InvalidParameter
 from csi.file_events import FileEvents, Kind
 from csi.registry.telling import tell
 from csi.registry.volume import Interest, VolumeRecord
+from csi.threads import beside
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 
@@ -93,17 +94,13 @@ class DirectoryRegistry:
         with FileEvents() as events:
             if not events.watch(self._folder):
                 raise DataCacheError(f"the registry's folder {self._folder} is gone; start the program again")
-            ended = threading.Event()
             wanted = only.ids() if only is not None else frozenset()
-            teller = threading.Thread(target=self._tell, args=(events, ended, changed, only, wanted), name="registry-watch", daemon=True)
-            with (only or Interest()).heard(events.wake):
-                teller.start()
-                try:
-                    yield
-                finally:
-                    ended.set()
-                    events.wake()
-                    teller.join()
+
+            def run(ended: threading.Event) -> None:
+                self._tell(events, ended, changed, only, wanted)
+
+            with (only or Interest()).heard(events.wake), beside(run, "registry-watch", events.wake):
+                yield
 
     def _tell(
         self, events: FileEvents, ended: threading.Event, changed: Callable[[str], None], only: Interest | None, wanted: frozenset[str]

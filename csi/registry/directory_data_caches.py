@@ -19,6 +19,7 @@ from csi.registry.custom_resource import written
 from csi.registry.data_cache_object import MATCHED, annotations_of, decode, encode_spec, encode_status
 from csi.registry.data_caches import DataCache, DataCacheState, SecretRef, first_at, id_of_uid
 from csi.registry.telling import tell
+from csi.threads import beside
 
 log = logging.getLogger("datacache.registry")
 
@@ -143,15 +144,8 @@ class DirectoryDataCaches:
         with FileEvents() as events:
             if not events.watch(self._folder):
                 raise DataCacheError(f"the registry's folder {self._folder} is gone; start the program again")
-            ended = threading.Event()
-            teller = threading.Thread(target=self._tell, args=(events, ended, told), name="data-cache-watch", daemon=True)
-            teller.start()
-            try:
+            with beside(lambda ended: self._tell(events, ended, told), "data-cache-watch", events.wake):
                 yield
-            finally:
-                ended.set()
-                events.wake()
-                teller.join()
 
     def _tell(self, events: FileEvents, ended: threading.Event, told: Told) -> None:
         known: set[str] = set()

@@ -17,6 +17,7 @@ from csi.registry.prewarm_orders import OrderState
 from csi.registry.prewarms import NodeState, Prewarm, PrewarmedCache, State
 from csi.registry.telling import tell
 from csi.registry.volume import VolumeRecord, VolumeRegistry, id_of_name
+from csi.threads import beside
 
 log = logging.getLogger("datacache.registry")
 
@@ -125,19 +126,12 @@ def _heard(folder: Path, ending: str, changed: Callable[[str], None]) -> Iterato
     with FileEvents() as events:
         if not events.watch(folder):
             raise UnsupportedByNode(f"the folder {folder} is gone; start the program again")
-        ended = threading.Event()
 
-        def run() -> None:
+        def run(ended: threading.Event) -> None:
             while not ended.is_set():
                 names = {event.name.removesuffix(ending) for event in events.wait() if event.kind is not Kind.WRITTEN and event.name.endswith(ending)}
                 for name in sorted(names):
                     tell(changed, name)
 
-        thread = threading.Thread(target=run, name="orders-watch", daemon=True)
-        thread.start()
-        try:
+        with beside(run, "orders-watch", events.wake):
             yield
-        finally:
-            ended.set()
-            events.wake()
-            thread.join()

@@ -12,6 +12,7 @@ from typing import Protocol
 from csi.cluster.api_server import METADATA_LIST, ApiServer, path_of
 from csi.cluster.watch import pages
 from csi.errors import DataCacheError
+from csi.threads import beside
 
 log = logging.getLogger("datacache.sweeping")
 
@@ -39,14 +40,8 @@ class Sweeper:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Sweep every so many seconds for the block, from a thread of its own."""
-        ended = threading.Event()
-        thread = threading.Thread(target=self._run, args=(ended,), name="sweeping", daemon=True)
-        thread.start()
-        try:
+        with beside(self._run, "sweeping"):
             yield
-        finally:
-            ended.set()
-            thread.join()
 
     def _run(self, ended: threading.Event) -> None:
         while not ended.wait(random.uniform(0.8 * self._seconds, self._seconds)):

@@ -22,7 +22,7 @@ DEFAULT_GIB = 20
 """The size of a cache that names none; it grows with the content."""
 MOST_GIB, MOST_DAYS = 32_768, 36_500
 _BUCKET = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_SNAPSHOT = re.compile(r"s-[0-9a-f]{20}")
+_SNAPSHOT, _ID = re.compile(r"s-[0-9a-f]{20}"), re.compile(r"edc-[0-9a-f]{20}")
 _NETWORK = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _MOST_PATH = 1024
 _OWN_OPTIONS = frozenset(("allowpatterns", "ignorepatterns", "preserveownership", "bandwidthlimit"))
@@ -110,6 +110,11 @@ def data_cache(
         dict(node_selector or {}),
         refresh,
     )
+
+
+def is_data_cache_id(text: str) -> bool:
+    """Whether a text has the form of a DataCacheId."""
+    return _ID.fullmatch(text) is not None
 
 
 def split_secrets(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

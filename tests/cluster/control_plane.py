@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.apiserver import AUDIT_POLICY
 from tests.cluster import network
 from tests.cluster.authority import Authority
 from tests.cluster.kubectl import ADMIN, Kubectl
@@ -18,8 +19,6 @@ _START_SECONDS = 90.0
 # kube-apiserver reads its users once.
 MOST_NODES = 4
 _SCHEDULER, _MANAGER = "system:kube-scheduler", "system:kube-controller-manager"
-# Everything that anybody asked, without bodies: what the rights of a component are compared with.
-_AUDIT = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
 
 
 @dataclass
@@ -89,7 +88,7 @@ class ControlPlane:
 
     def _apiserver(self) -> list[str]:
         policy = self.space.folder / "audit-policy.json"
-        policy.write_text(json.dumps(_AUDIT))
+        policy.write_text(json.dumps(AUDIT_POLICY))
         key, certificate = self.authority.key, self.authority.certificate
         flags = {
             "etcd-servers": _ETCD,

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from csi.threads import ShrinkingPool
+from csi.threads import ShrinkingPool, beside
 from tests.origins.onc_rpc import wait_until
 
 
@@ -80,3 +80,16 @@ def test_many_at_once_are_all_done_once() -> None:
         future.result(10)
     assert sorted(done) == list(range(2000))
     pool.shutdown()
+
+
+def test_a_thread_beside_a_block_ends_with_it_also_where_the_block_fails() -> None:
+    woken, ends = threading.Event(), list[bool]()
+
+    def work(ended: threading.Event) -> None:
+        woken.wait(5)
+        ends.append(ended.is_set())
+
+    with pytest.raises(ZeroDivisionError), beside(work, "work", woken.set):
+        assert "work" in {thread.name for thread in threading.enumerate()}
+        raise ZeroDivisionError
+    assert ends == [True] and "work" not in {thread.name for thread in threading.enumerate()}
