@@ -39,8 +39,12 @@ def leader(reading: Reading, installed: Installed) -> Iterator[Finding]:
     path = ("apis", "coordination.k8s.io", "v1", "namespaces", installed.namespace, "leases", f"{installed.driver.lower()}-controller")
     spec = (reading.one(*path) or {}).get("spec", {})
     silent = reading.server.clock() - seconds(spec["renewTime"]) if spec.get("renewTime") else float("inf")
-    if spec.get("holderIdentity") and silent <= _LEASE_SECONDS:
-        yield ok("leader", f"{spec['holderIdentity']} leads")
+    if silent <= _LEASE_SECONDS:
+        if spec.get("holderIdentity"):
+            yield ok("leader", f"{spec['holderIdentity']} leads")
+        else:
+            what = f"no replica leads at the moment; the last one let go {silent:.0f} s ago"
+            yield warning("leader", what, "look again in a minute: another one takes over, as in every upgrade")
         return
     what = "no replica leads" + (f"; the last one was heard {silent:.0f} s ago" if silent < float("inf") else "")
     yield fault("leader", what, "look at the controller's log: it has to get and update Leases of its namespace (RBAC)")

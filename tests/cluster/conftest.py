@@ -16,9 +16,9 @@ from tests.cluster.node import Node
 from tests.origins.hub import Hub
 
 _HERE = Path(__file__).parent
-# What adds a node, where pods of others would be put too; what judges all that tests before it did; what changes the driver that they share,
-# what gives it an operator, whose rights are not compared yet, and what removes it.
-_LAST = ("test_leaving_nodes.py", "test_two_nodes.py", "test_rights.py", "test_upgrades.py", "test_eci.py", "test_install_document.py")
+# What adds a node, where pods of others would be put too; what gives the driver that they share an operator; what judges all that tests
+# before it did; what changes that driver, and what removes it.
+_LAST = ("test_leaving_nodes.py", "test_two_nodes.py", "test_eci.py", "test_rights.py", "test_upgrades.py", "test_install_document.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,8 @@ from tests.cluster.lab import Lab
 # By what they call themselves; the two programs of ours have one name, and are told by their accounts.
 _SIDECARS = {"csi-provisioner": "provisioner", "csi-resizer": "resizer"}
 _ACCOUNT = f"system:serviceaccount:{NAMESPACE}:{RELEASE}-"
-_OPERATOR = "operator"
+# Each is alone in its pod.
+_ALONE = ("node", "operator")
 SHARED = "controller's pod"
 """In place of a program: all programs of that pod, by the role that they share in the driver's namespace."""
 
@@ -46,8 +47,10 @@ def used(lab: Lab, rights: set[Right]) -> set[Right]:
 
 
 def _rights(role: Object) -> Iterator[Right]:
-    name = role["metadata"]["name"].removeprefix(f"{RELEASE}-")
-    program = SHARED if role["kind"] == "Role" and name != _OPERATOR else name
+    about = role["metadata"]
+    component = about["labels"]["app.kubernetes.io/component"]
+    of_namespace = component if component in _ALONE else SHARED
+    program = of_namespace if role["kind"] == "Role" else about["name"].removeprefix(f"{RELEASE}-")
     for rule in role["rules"]:
         for resource in rule["resources"]:
             yield from (Right(program, verb, _named(resource, group)) for verb in rule["verbs"] for group in rule["apiGroups"])
@@ -60,7 +63,7 @@ def _right(call: Call) -> Right:
 
 def _of(right: Right, namespace: str, rights: set[Right]) -> Right:
     shared = right._replace(program=SHARED)
-    return shared if right.program not in ("node", _OPERATOR) and namespace == NAMESPACE and shared in rights else right
+    return shared if right.program not in _ALONE and namespace == NAMESPACE and shared in rights else right
 
 
 def _named(resource: str, group: str) -> str:

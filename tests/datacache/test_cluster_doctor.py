@@ -266,6 +266,14 @@ def test_nobody_leads(well: Cluster) -> None:
     assert well.examine().only("leader", "fault").what == "no replica leads"
 
 
+def test_a_leader_that_has_just_let_go_is_no_fault_and_one_that_nobody_followed_is(well: Cluster) -> None:
+    well.beat_no_more()
+    well.lease(NAMESPACE, f"{DRIVER}-controller", now(-7), "")
+    assert "no replica leads at the moment; the last one let go " in well.examine().only("leader", "warning").what
+    well.lease(NAMESPACE, f"{DRIVER}-controller", now(-300), "")
+    assert "the last one was heard 30" in well.examine().only("leader", "fault").what
+
+
 def test_a_kubelet_that_has_not_taken_the_driver(well: Cluster) -> None:
     taken = {"spec": {"drivers": [{"name": DRIVER, "nodeID": "two", "topologyKeys": []}]}}
     well.patched("/apis/storage.k8s.io/v1/csinodes/two", {"spec": {"drivers": []}}, taken)
