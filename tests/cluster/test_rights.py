@@ -26,6 +26,10 @@ NEVER_USED = {
     Right(
         "controller", "create", "cachevolumes.datacache.csi.io"
     ): "to apply what is not there yet; asked for as patch, which is all that the log has",
+    Right(
+        "operator", "create", "cacheprewarms.datacache.csi.io"
+    ): "to apply an order that is not there yet; asked for as patch, which is all that the log has",
+    Right("operator", "update", "secrets"): "the webhook's certificate is made anew before it ends, which is weeks away",
     Right("controller", "list", "nodes"): "pins of nodes that are gone are let go, at a look every five minutes",
     Right("controller", "patch", "events"): _SAID_AGAIN,
     Right("resizer", "patch", "events"): _SAID_AGAIN,
@@ -43,7 +47,8 @@ NEVER_USED = {
 
 def test_the_roles_of_the_chart_are_what_the_programs_use(lab: Lab, driver: Driver, hub: Hub) -> None:
     rights = granted(lab)
-    assert NEVER_USED.keys() <= rights, f"reasons for what no role has: {sorted(map(str, NEVER_USED.keys() - rights))}"
+    reasons = NEVER_USED if any(right.program == "operator" for right in rights) else {k: v for k, v in NEVER_USED.items() if k.program != "operator"}
+    assert reasons.keys() <= rights, f"reasons for what no role has: {sorted(map(str, reasons.keys() - rights))}"
     if rights - used(lab, rights) - NEVER_USED.keys():
         # Not all tests have run before.
         everything(lab, driver, hub)
