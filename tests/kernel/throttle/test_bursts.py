@@ -104,7 +104,9 @@ def test_a_kill_during_a_burst_lifts_no_limit_and_the_credit_goes_on(machine: Ma
     # What is unused fills the credit again, also after the reader has ended.
     left, lasted = credit_left(shown.message), time.monotonic() - began
     show(f"killed and back after {again:.2f} s (before: {restarting:.2f} s); limits seen {len(seen)} times: {sorted(map(str, set(seen)))}", result)
-    assert reads(BURST) in seen and set(seen) <= {reads(BURST), reads(SUSTAINED)}
+    # Version 1 keeps IOPS and bytes in a file each, and a look may fall between the two writes of one change.
+    assert reads(BURST) in seen and {limit.iops for limit in seen} <= {BURST, SUSTAINED}
+    assert {limit.bytes_per_second for limit in seen} <= {reads(BURST).bytes_per_second, reads(SUSTAINED).bytes_per_second}
     # A change of the limit lets some I/O through (in the guest half as much again, for half a second); without one it would be thousands.
     assert max(result.series()) <= BURST * 1.6
     assert result.ios == pytest.approx(SUSTAINED * lasted + credit_of(seconds) - left, rel=0.05)
