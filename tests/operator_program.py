@@ -32,17 +32,27 @@ class OperatorProgram:
         self._keys.mkdir(mode=0o700, exist_ok=True)
         for name, secret in self._values.items():
             (self._keys / name).write_text(secret)
+        self.start()
+        return self
+
+    def start(self) -> None:
+        """Start it and return when it is at work."""
+        begun = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             environment = {**os.environ, **LOOPBACK, **self._environment}
             self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
-        assert wait_until(lambda: self._is_at_work, 30), self.text()
-        return self
+        assert wait_until(lambda: self._is_at_work(begun), 30), self.text()
 
-    @property
-    def _is_at_work(self) -> bool:
+    def _is_at_work(self, begun: int) -> bool:
         assert self.process
         assert self.process.poll() is None, self.text()
-        return "at work" in self.text()
+        return "at work" in self.text()[begun:]
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        assert self.process
+        self.process.kill()
+        self.process.wait()
 
     def text(self) -> str:
         """The log so far."""

@@ -135,6 +135,8 @@ def _others(options: argparse.Namespace, pool: WorkerPool) -> dict[str, StoredIm
     unknown = options.copy_region_secret.keys() - options.copy_region.keys()
     if unknown:
         raise InvalidParameter(f"--copy-region-secret is for {min(unknown)}, which no --copy-region names")
+    if options.api_region in options.copy_region:
+        raise InvalidParameter(f"--copy-region names {options.api_region}, which is this place (--api-region); name other places")
     return {name: _stored(pool, url, settings.optional_path(options.copy_region_secret.get(name, ""))) for name, url in options.copy_region.items()}
 
 

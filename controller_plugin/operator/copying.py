@@ -31,19 +31,19 @@ class StoreRegions:
     """See Regions: places known by the image store that each has. `region` is this place, `stored` its image store."""
 
     def __init__(self, caches: DataCaches, stored: StoredImages, others: Mapping[str, StoredImages], region: str) -> None:
-        self._caches, self._stored, self._region = caches, stored, region
+        self._caches, self._stored, self.region = caches, stored, region
         self.others, self.announced = dict(others), threading.Event()
 
     def copy(self, cache: DataCache, region: str, copy: Copy) -> str:
         """See Regions; raises FailedPrecondition too, where no image store here has what is to be copied."""
-        if region not in (self._region, *self.others):
-            known = ", ".join(sorted((self._region, *self.others)))
+        if region not in (self.region, *self.others):
+            known = ", ".join(sorted((self.region, *self.others)))
             raise InvalidParameter(f"DestinationRegionId is {region[:64]!r}; the operator knows {known} (--copy-region)")
         content = cache.state.content
         if not self._stored.there or content is None or not cache.state.is_kept:
             raise FailedPrecondition(f"{cache.id} is not in an image store, from which it could be copied; give the operator one (--image-store)")
         wanted = self._announcement(cache, content, region, copy)
-        if region == self._region:
+        if region == self.region:
             if not self._caches.find((wanted.id,)):
                 self._caches.add(_data_cache(wanted), {})
         else:
@@ -59,7 +59,7 @@ class StoreRegions:
             copy.bucket,
             copy.path,
             store=self._stored.place,
-            region=self._region,
+            region=self.region,
             title=copy.title,
             retention_days=copy.retention_days,
             tags=dict(copy.tags or {}),
@@ -71,7 +71,7 @@ class Copier:
     """Brings images where this place has announced them. For one process at a time."""
 
     def __init__(self, stored: StoredImages, regions: StoreRegions) -> None:
-        self._stored, self._regions = stored, regions
+        self._stored, self.regions = stored, regions
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -80,27 +80,29 @@ class Copier:
 
         def rounds(ended: threading.Event) -> None:
             while not ended.is_set():
-                self._regions.announced.clear()
-                for name, target in self._regions.others.items():
+                self.regions.announced.clear()
+                for name, target in self.regions.others.items():
                     _tried(f"the region {name} was not looked at", partial(self.copy, target, call))
                 if not ended.is_set():
-                    self._regions.announced.wait(_LOOK_SECONDS)
+                    self.regions.announced.wait(_LOOK_SECONDS)
 
         def stop() -> None:
             call.stop()
-            self._regions.announced.set()
+            self.regions.announced.set()
 
         with beside(rounds, "copying", stop):
             yield
 
     def copy(self, target: StoredImages, call: Call) -> None:
-        """Bring one image store what is announced there from here; one that fails is in no other's way. Raises as StoredImages.announced."""
+        """Bring one image store what is announced there from here; one that fails is in no other's way. Raises as StoredImages."""
         for wanted in target.announced():
             if not call.stopped:
                 _tried(f"the copy {wanted.id} was not brought to {target.place}", partial(self._bring, target, wanted, call))
 
     def _bring(self, target: StoredImages, wanted: Announcement, call: Call) -> None:
-        if wanted.store == self._stored.place and target.find(wanted.digest) is None:
+        # file:///images is a place of its own in each region.
+        is_ours = (wanted.store, wanted.region) == (self._stored.place, self.regions.region)
+        if is_ours and target.find(wanted.digest) is None:
             self._stored.copy_to(target, wanted.digest, call)
             log.info("an image was copied", extra={"fields": {"image": wanted.digest, "data cache": wanted.id, "to": target.place}})
 
@@ -126,24 +128,28 @@ class Adopter:
 
     def adopt(self) -> None:
         """Look once. Raises as DataCaches and StoredImages."""
-        for wanted in self._stored.announced():
-            there = self._caches.find((wanted.id,))
-            if there or wanted.adopted:
-                # One that was deleted does not come back.
-                if not there or self._stored.find(wanted.digest):
-                    self._stored.withdraw(wanted)
-            elif self._made(wanted):
+        for wanted in self._stored.announced(lambda why: self._tell("an announced copy cannot be read", reason=why)):
+            is_made = bool(self._caches.find((wanted.id,)))
+            # One that was deleted does not come back.
+            if wanted.adopted and not is_made or is_made and self._stored.find(wanted.digest):
+                self._stored.withdraw(wanted)
+            elif not wanted.adopted and (is_made or self._made(wanted)):
                 self._stored.announce(replace(wanted, adopted=True))
 
     def _made(self, wanted: Announcement) -> bool:
         try:
             self._caches.add(_data_cache(wanted), {})
         except (AlreadyExists, InvalidParameter) as error:
-            if wanted.id not in self._told:
-                log.warning("a copy has no place here", extra={"fields": {"data cache": wanted.id, "from": wanted.region, "reason": error}})
-            self._told.add(wanted.id)
+            self._tell("a copy has no place here", **{"data cache": wanted.id, "from": wanted.region, "reason": str(error)})
             return False
         return True
+
+    def _tell(self, what: str, **fields: str) -> None:
+        """Warn of it once."""
+        said = repr(fields)
+        if said not in self._told:
+            log.warning(what, extra={"fields": fields})
+        self._told.add(said)
 
 
 def _data_cache(wanted: Announcement) -> DataCache:

@@ -47,6 +47,9 @@ class Backend(Protocol):
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
 
+    def tidy(self, before: float) -> None:
+        """Remove what puts that were cut have left, where they were cut before `before` (seconds since 1970, by the store's clock)."""
+
     def reader(self, folder: str) -> OpenReader:
         """Opens readers for entries whose paths are keys below `folder`."""
 

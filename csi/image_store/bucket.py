@@ -76,6 +76,9 @@ class BucketBackend:
             except (NotFoundError, FileNotFoundError):
                 return
 
+    def tidy(self, before: float) -> None:
+        """See Backend; one request leaves nothing."""
+
     def reader(self, folder: str) -> OpenReader:
         """See Backend; all its readers share what was signed."""
         addresses = Addresses(

@@ -68,12 +68,21 @@ class FolderBackend:
 
     def delete(self, key: str) -> None:
         """See Backend; folders that are empty then go too."""
-        path = self._path(key)
         with self._faults():
-            path.unlink(missing_ok=True)
-            for folder in path.parents:
-                if folder == self._root or not _removed(folder):
-                    break
+            self._unlink(self._path(key))
+
+    def tidy(self, before: float) -> None:
+        """See Backend."""
+        with self._faults():
+            for path in list(self._path("").rglob(f".*{TEMP_SUFFIX}")):
+                if any(kept.put_at < before for kept in self._kept(path)):
+                    self._unlink(path)
+
+    def _unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder == self._root or not _removed(folder):
+                break
 
     def reader(self, folder: str) -> OpenReader:
         """See Backend."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from io import BytesIO
 from itertools import groupby
@@ -97,11 +97,14 @@ class ImageStore:
         """Say that an image is to become a DataCache here, in the place of what was said of that DataCache."""
         patiently(lambda: self._backend.put(announcement.key, written(announcement)))
 
-    def announced(self) -> Iterator[Announcement]:
-        """All that was said, by DataCacheId; raises CorruptContent, and what Backend raises."""
+    def announced(self, damaged: Callable[[str], None] = lambda why: None) -> Iterator[Announcement]:
+        """All that was said and can be read, by DataCacheId; `damaged` is told of the others. Raises what Backend raises."""
         for kept in sorted(self._backend.list(ANNOUNCED), key=lambda one: one.key):
-            if content := self._backend.get(kept.key):
-                yield read(content, kept.key)
+            try:
+                if content := self._backend.get(kept.key):
+                    yield read(content, kept.key)
+            except CorruptContent as error:
+                damaged(str(error))
 
     def withdraw(self, announcement: Announcement) -> None:
         """Say so no more; what was not said is no error."""
@@ -133,6 +136,7 @@ class ImageStore:
 
         `wanted` are digests. An image is marked first, and goes with a later call: for one process at a time.
         """
+        self._backend.tidy(now - grace)
         gone = []
         for digest, kept in self._folders():
             if digest in wanted:

@@ -49,7 +49,8 @@ class Request:
     snapshot id `digest`, empty where there is none. stored-manifest: write the manifest of `digest` to `manifest`. stored-images: write the
     facts of all to `manifest`, one JSON object a line. collect: remove what is not among the digests in the file `manifest`, one a line, and
     was not for `grace` seconds; result are the digests of what is gone. unstore: remove `digest`. copy: bring the image `digest` to the image
-    store `target` (with `target_secrets`). announce, withdraw: of one `announcement`. announced: result are all of them.
+    store `target` (with `target_secrets`). announce, withdraw: of one `announcement`.
+    announced: result are all of them, and what is wrong with those that are `damaged`.
     """
 
     operation: Operation

@@ -154,8 +154,9 @@ def _announce(request: Request) -> dict[str, Any]:
 
 
 def _announced(request: Request) -> dict[str, Any]:
+    damaged: list[str] = []
     with _opened(request) as store:
-        return {"announced": [one.encode() for one in store.announced()]}
+        return {"announced": [one.encode() for one in store.announced(damaged.append)], "damaged": damaged}
 
 
 def _withdraw(request: Request) -> dict[str, Any]:

@@ -142,9 +142,12 @@ class StoredImages:
         """Say that an image is to become a DataCache where this image store is."""
         self._ask("announce", announcement=announcement.encode())
 
-    def announced(self) -> list[Announcement]:
-        """All that was said; raises CorruptContent."""
-        return [Announcement.of(one) for one in self._ask("announced")["announced"]] if self.there else []
+    def announced(self, damaged: Callable[[str], None] = lambda why: None) -> list[Announcement]:
+        """All that was said and can be read; `damaged` is told of the others."""
+        found = self._ask("announced") if self.there else {"announced": (), "damaged": ()}
+        for why in found["damaged"]:
+            damaged(why)
+        return [Announcement.of(one) for one in found["announced"]]
 
     def withdraw(self, announcement: Announcement) -> None:
         """Say so no more."""

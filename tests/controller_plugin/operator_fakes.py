@@ -84,6 +84,7 @@ class FakeStored:
         self.place, self.images = place, set[str]()
         self.said: dict[str, Announcement] = {}
         self.wanted: set[str] = set()
+        self.damaged: list[str] = []
 
     def find(self, name: str) -> Stored | None:
         return Stored(name) if name in self.images else None
@@ -96,7 +97,9 @@ class FakeStored:
     def announce(self, announcement: Announcement) -> None:
         self.said[announcement.id] = announcement
 
-    def announced(self) -> list[Announcement]:
+    def announced(self, damaged: Callable[[str], None] = lambda why: None) -> list[Announcement]:
+        for why in self.damaged:
+            damaged(why)
         return sorted(self.said.values(), key=lambda one: one.id)
 
     def withdraw(self, announcement: Announcement) -> None:

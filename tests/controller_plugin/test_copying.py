@@ -82,6 +82,26 @@ def test_a_copy_that_is_deleted_does_not_come_back(here: Region, there: Region) 
     assert there.caches.find() == [] and not there.stored.said
 
 
+def test_a_copy_that_was_made_just_before_a_kill_does_not_come_back_either(here: Region, there: Region) -> None:
+    here.regions.copy(here.has(), "cn-there", COPY)
+    said = dict(there.stored.said)
+    there.adopter.adopt()
+    there.stored.said = said
+    there.adopter.adopt()
+    there.caches.delete(there.caches.find()[0])
+    there.adopter.adopt()
+    assert there.caches.find() == [] and not there.stored.said
+
+
+def test_a_damaged_announcement_is_told_once_and_is_in_no_others_way(here: Region, there: Region, caplog: pytest.LogCaptureFixture) -> None:
+    there.stored.damaged = ["announced/edc-x.json is damaged"]
+    copied = here.regions.copy(here.has(), "cn-there", COPY)
+    there.adopter.adopt()
+    there.adopter.adopt()
+    assert [one.id for one in there.caches.find()] == [copied]
+    assert [record.message for record in caplog.records] == ["an announced copy cannot be read"]
+
+
 def test_a_name_that_is_taken_is_waited_for(here: Region, there: Region) -> None:
     taken = there.has(path=COPY.path)
     copied = here.regions.copy(here.has(), "cn-there", COPY)
@@ -103,6 +123,15 @@ def test_images_of_others_are_not_ours_to_bring(here: Region, there: Region, tmp
     third.stored.images.add(CONTENT.digest)
     third.regions.copy(third.has(), "cn-there", COPY)
     here.copier.copy(there.stored, Call())
+    assert there.stored.images == set()
+
+
+def test_a_store_of_the_same_url_elsewhere_is_another_one(here: Region, there: Region, tmp_path: Path) -> None:
+    twin = Region(tmp_path / "twin", "cn-twin", ("cn-there", there.stored))
+    twin.stored.place = here.stored.place
+    here.regions.copy(here.has(), "cn-there", COPY)
+    twin.stored.images.add(CONTENT.digest)
+    twin.copier.copy(there.stored, Call())
     assert there.stored.images == set()
 
 

@@ -207,13 +207,51 @@ def test_a_proxy_with_a_login_is_refused_without_repeating_it() -> None:
 def test_the_values_that_the_installation_shows_are_taken_and_reach_the_operator(values: str) -> None:
     shown = yaml.safe_load(values)
     store, operator = shown.get("imageStore", {}), shown.get("operator", {})
-    things = rendered(shown | {"operator": {**operator, "enabled": True}})
+    regions = operator.get("copyRegions", [])
+    store_of_copies = {"imageStore": {"url": "s3://images"}} if regions else {}
+    things = rendered(store_of_copies | shown | {"operator": {**operator, "enabled": True}})
     (deployment,) = (one for one in kinds(things, "Deployment") if one["metadata"]["name"].endswith("-operator"))
     told = container(deployment["spec"]["template"]["spec"], "datacache-operator")
     words, mounts = " ".join(told["args"]), {mount["mountPath"] for mount in told["volumeMounts"]}
-    assert f"--image-store={store['url']} " in words if store else "--image-store=" not in words
+    assert f"--image-store={store['url']} " in words if store else regions or "--image-store=" not in words
+    assert all(f"--copy-region={one['region']}={one['url']} " in words for one in regions)
+    assert all(f"/etc/datacache/copy-regions/{one['region']}" in mounts for one in regions)
     assert ("/etc/datacache/image-store" in mounts, "/mnt/images" in mounts) == ("secret" in store, "volume" in store)
     assert ("--api-address=" in words) == ("api" in operator)
+
+
+def test_regions_to_copy_to_are_flags_with_what_they_need_mounted_beside_the_cluster_s_own_store() -> None:
+    regions = [
+        {"region": "cn-a", "url": "s3://a", "secret": "key-of-a"},
+        {"region": "cn-b", "url": "file:///mnt/b", "volume": {"nfs": {"server": "nas", "path": "/b"}}},
+    ]
+    values = {"imageStore": {"url": "s3://own", "secret": "own-key"}, "operator": {"enabled": True, "copyRegions": regions}}
+    (deployment,) = (one for one in kinds(rendered(values), "Deployment") if one["metadata"]["name"].endswith("-operator"))
+    pod = deployment["spec"]["template"]["spec"]
+    told = container(pod, "datacache-operator")
+    assert [word for word in told["args"] if "copy-region" in word] == [
+        "--copy-region=cn-a=s3://a",
+        "--copy-region-secret=cn-a=/etc/datacache/copy-regions/cn-a",
+        "--copy-region=cn-b=file:///mnt/b",
+    ]
+    where = {mount["mountPath"]: mount["name"] for mount in told["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    assert volumes[where["/etc/datacache/copy-regions/cn-a"]]["secret"]["secretName"] == "key-of-a"
+    assert volumes[where["/mnt/b"]]["nfs"]["path"] == "/b"
+    assert volumes[where["/etc/datacache/image-store"]]["secret"]["secretName"] == "own-key"
+
+
+@pytest.mark.parametrize(
+    ("store", "region", "says"),
+    [
+        ("", {"region": "cn-a", "url": "s3://a"}, "there is none; set imageStore.url"),
+        ("s3://own", {"region": "cn-a", "url": "s3://a", "volume": {"emptyDir": {}}}, "the volume of cn-a is for a file:// URL"),
+        ("s3://own", {"region": "cn-a", "url": "nfs://a"}, "at '/operator/copyRegions/0/url'"),
+        ("s3://own", {"url": "s3://a"}, "missing property 'region'"),
+    ],
+)
+def test_a_region_that_cannot_be_copied_to_is_refused(store: str, region: dict[str, Any], says: str) -> None:
+    assert says in refusal({"imageStore": {"url": store}, "operator": {"enabled": True, "copyRegions": [region]}})
 
 
 def test_the_schema_knows_every_value_and_no_other() -> None:

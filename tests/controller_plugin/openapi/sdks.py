@@ -37,9 +37,9 @@ class Sdk1:
 
     name = "aliyun-python-sdk-eci"
 
-    def __init__(self, port: int, key_id: str, secret: str, host: str = "127.0.0.1") -> None:
-        self._client = AcsClient(key_id, secret, REGION)
-        self._client.add_endpoint(REGION, "Eci", f"{host}:{port}")
+    def __init__(self, port: int, key_id: str, secret: str, host: str = "127.0.0.1", region: str = REGION) -> None:
+        self._client = AcsClient(key_id, secret, region)
+        self._client.add_endpoint(region, "Eci", f"{host}:{port}")
 
     def __call__(self, action: str, **parameters: Any) -> dict[str, Any]:
         module = importlib.import_module(f"aliyunsdkeci.request.v20180808.{action}Request")
@@ -59,12 +59,12 @@ class Sdk2:
 
     name = "alibabacloud_eci20180808"
 
-    def __init__(self, port: int, key_id: str, secret: str, host: str = "127.0.0.1") -> None:
-        config = Config(access_key_id=key_id, access_key_secret=secret, region_id=REGION, endpoint=f"{host}:{port}", protocol="http")
-        self._client = Client(config)
+    def __init__(self, port: int, key_id: str, secret: str, host: str = "127.0.0.1", region: str = REGION) -> None:
+        config = Config(access_key_id=key_id, access_key_secret=secret, region_id=region, endpoint=f"{host}:{port}", protocol="http")
+        self._client, self._region = Client(config), region
 
     def __call__(self, action: str, **parameters: Any) -> dict[str, Any]:
-        request = getattr(models, f"{action}Request")().from_map({"RegionId": REGION, **parameters})
+        request = getattr(models, f"{action}Request")().from_map({"RegionId": self._region, **parameters})
         method = re.sub(r"(?<!^)(?=[A-Z])", "_", action).lower()
         try:
             return dict(getattr(self._client, method)(request).body.to_map())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from csi.durable import TEMP_SUFFIX
 from csi.errors import OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.image_store.backend import Backend, open_backend
 from csi.spec.image_store import image_store
@@ -42,6 +44,23 @@ def test_what_was_removed_is_gone_and_may_be_removed_again(backend: Backend) -> 
     for _ in range(2):
         backend.delete("a/b/c")
     assert backend.get("a/b/c") is None and list(backend.list("a")) == []
+
+
+def test_tidying_leaves_objects_alone(backend: Backend) -> None:
+    backend.put("a/b", b"1")
+    backend.tidy(time.time() + 3600)
+    assert backend.get("a/b") == b"1"
+
+
+def test_what_a_killed_put_left_in_a_folder_goes_once_it_is_old_and_its_empty_folder_too(tmp_path: Path) -> None:
+    backend, left = open_backend(image_store(f"file://{tmp_path}"), {}), []
+    for name in ("images/a/parts", "images/b"):
+        (tmp_path / name).mkdir(parents=True)
+        left.append(tmp_path / name / f".{name[-1]}.0{TEMP_SUFFIX}")
+        left[-1].write_bytes(b"half")
+    os.utime(left[0], (1.0, 1.0))
+    backend.tidy(time.time() - 60)
+    assert not (tmp_path / "images/a").exists() and left[1].exists()
 
 
 def test_readers_read_ranges(backend: Backend) -> None:

@@ -199,3 +199,44 @@ volumeMounts:
 {{- end }}
 {{- end }}
 {{- end }}
+
+
+{{/* Other places' image stores, for the operator: flags, mounts and volumes. */}}
+{{- define "datacache-csi.copyRegionArgs" -}}
+{{- if and .Values.operator.copyRegions (not .Values.imageStore.url) }}
+{{- fail "operator.copyRegions copies from the cluster's own image store, and there is none; set imageStore.url" }}
+{{- end }}
+{{- range .Values.operator.copyRegions }}
+- --copy-region={{ .region }}={{ .url }}
+{{- if .secret }}
+- --copy-region-secret={{ .region }}=/etc/datacache/copy-regions/{{ .region }}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "datacache-csi.copyRegionMounts" -}}
+{{- range .Values.operator.copyRegions }}
+{{- if .secret }}
+- {name: copy-secret-{{ .region }}, mountPath: /etc/datacache/copy-regions/{{ .region }}, readOnly: true}
+{{- end }}
+{{- if .volume }}
+- {name: copy-store-{{ .region }}, mountPath: {{ trimPrefix "file://" .url }}}
+{{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "datacache-csi.copyRegionVolumes" -}}
+{{- range .Values.operator.copyRegions }}
+{{- if .secret }}
+- name: copy-secret-{{ .region }}
+  secret: {secretName: {{ .secret }}, defaultMode: 0440}
+{{- end }}
+{{- if .volume }}
+{{- if not (hasPrefix "file://" .url) }}
+{{- fail (printf "operator.copyRegions: the volume of %s is for a file:// URL, which names the folder that it is mounted at; remove it" .region) }}
+{{- end }}
+- name: copy-store-{{ .region }}
+  {{- toYaml .volume | nindent 2 }}
+{{- end }}
+{{- end }}
+{{- end }}
