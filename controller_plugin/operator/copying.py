@@ -63,6 +63,7 @@ class StoreRegions:
             title=copy.title,
             retention_days=copy.retention_days,
             tags=dict(copy.tags or {}),
+            resource_group=copy.resource_group,
             namespaces=cache.spec.namespaces,
         )
 
@@ -156,7 +157,8 @@ def _data_cache(wanted: Announcement) -> DataCache:
     """Raises InvalidParameter, naming the field, for what no DataCache can be."""
     options = {"snapshotId": wanted.snapshot_id}
     spec = data_cache(wanted.bucket, wanted.path, "SNAPSHOT", options, retention_days=wanted.retention_days, namespaces=tuple(wanted.namespaces))
-    return DataCache("", "", 0, 0.0, spec, title=wanted.title, tags=wanted.tags, given_id=wanted.id)
+    group = wanted.resource_group
+    return DataCache("", "", 0, 0.0, spec, title=wanted.title, tags=wanted.tags, resource_group=group, given_id=wanted.id)
 
 
 def _tried(what: str, work: Callable[[], None]) -> None:

@@ -11,13 +11,14 @@ from csi.registry.data_caches import DataCache
 
 @dataclass(frozen=True)
 class Copy:
-    """What a copy is to be called there, and for how many days it is kept, None for ever. `token` makes a second call the same copy."""
+    """What a copy is to be called there, whose it is, and for how many days it is kept, None for ever. `token` makes a second call the same copy."""
 
     bucket: str
     path: str
     title: str = ""
     retention_days: int | None = None
     tags: Mapping[str, str] | None = None
+    resource_group: str = ""
     token: str = ""
 
 

@@ -31,6 +31,7 @@ class Announcement:
     title: str = ""
     retention_days: int | None = None
     tags: Mapping[str, str] = field(default_factory=dict)
+    resource_group: str = ""
     namespaces: tuple[str, ...] = ()
     adopted: bool = False
 

@@ -18,7 +18,7 @@ from csi.worker.pool import Call
 from tests.controller_plugin.operator_fakes import FakeStored, content
 
 CONTENT = content("a")
-COPY = Copy("default", "/models/copy", "title", 3, {"team": "a"}, "token")
+COPY = Copy("default", "/models/copy", "title", 3, {"team": "a"}, "rg", "token")
 
 
 class Region:
@@ -55,7 +55,8 @@ def test_a_copy_is_a_datacache_of_that_id_there_before_and_after_its_image_is(he
     copied = here.regions.copy(here.has(), "cn-there", COPY)
     there.adopter.adopt()
     (found,) = there.caches.find()
-    assert (found.id, found.title, found.tags, found.spec.retention_days) == (copied, "title", {"team": "a"}, 3)
+    assert (found.id, found.title, found.tags, found.resource_group) == (copied, "title", {"team": "a"}, "rg")
+    assert found.spec.retention_days == 3
     assert found.spec.shown == "bucket default, path /models/copy" and found.spec.snapshot_id == CONTENT.snapshot_id
     assert found.spec.namespaces == ("team",), "whom the cache is for stays so"
     there.adopter.adopt()

@@ -142,6 +142,7 @@ class Actions:
             given.text("Name", MOST_NAME) or found.title,
             given.number("RetentionDays", 1, MOST_DAYS),
             given.tags,
+            given.text("ResourceGroupId"),
             given.text("ClientToken", MOST_TOKEN),
         )
         if found.state.content is None or found.state.phase is not Phase.AVAILABLE:

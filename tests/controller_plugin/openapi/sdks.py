@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
 from collections.abc import Mapping
@@ -31,6 +32,9 @@ class Sdk(Protocol):
 
     def __call__(self, action: str, **parameters: Any) -> dict[str, Any]: ...
 
+    def parameters(self, action: str) -> set[str]:
+        """All that the SDK's own request of a call can be given."""
+
 
 class Sdk1:
     """aliyun-python-sdk-eci, which signs with HMAC-SHA1."""
@@ -42,8 +46,7 @@ class Sdk1:
         self._client.add_endpoint(region, "Eci", f"{host}:{port}")
 
     def __call__(self, action: str, **parameters: Any) -> dict[str, Any]:
-        module = importlib.import_module(f"aliyunsdkeci.request.v20180808.{action}Request")
-        request = getattr(module, f"{action}Request")()
+        request = self._kind(action)()
         request.set_protocol_type("http")
         request.set_accept_format("json")
         for name, value in parameters.items():
@@ -52,6 +55,15 @@ class Sdk1:
             return dict(json.loads(self._client.do_action_with_exception(request)))
         except ServerException as error:
             raise ApiError(error.get_http_status(), error.get_error_code(), error.get_error_msg(), error.get_request_id()) from error
+
+
+    def parameters(self, action: str) -> set[str]:
+        own = {name.removeprefix("set_") for name in vars(self._kind(action)) if name.startswith("set_")}
+        return own - {"Tags"} | ({"Tag"} if "Tags" in own else set())
+
+    @staticmethod
+    def _kind(action: str) -> Any:
+        return getattr(importlib.import_module(f"aliyunsdkeci.request.v20180808.{action}Request"), f"{action}Request")
 
 
 class Sdk2:
@@ -64,13 +76,21 @@ class Sdk2:
         self._client, self._region = Client(config), region
 
     def __call__(self, action: str, **parameters: Any) -> dict[str, Any]:
-        request = getattr(models, f"{action}Request")().from_map({"RegionId": self._region, **parameters})
+        request = self._kind(action)().from_map({"RegionId": self._region, **parameters})
         method = re.sub(r"(?<!^)(?=[A-Z])", "_", action).lower()
         try:
             return dict(getattr(self._client, method)(request).body.to_map())
         except TeaException as error:
             data: Mapping[str, Any] = error.data or {}
             raise ApiError(int(data.get("statusCode", 0)), error.code, error.message or "", data.get("RequestId", "")) from error
+
+    def parameters(self, action: str) -> set[str]:
+        names = inspect.signature(self._kind(action)).parameters
+        return {"".join(word.capitalize() for word in name.split("_")) for name in names}
+
+    @staticmethod
+    def _kind(action: str) -> Any:
+        return getattr(models, f"{action}Request")
 
 
 KINDS = (Sdk1, Sdk2)

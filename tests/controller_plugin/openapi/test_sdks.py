@@ -73,7 +73,6 @@ def refusal(sdk: Sdk, action: str, **parameters: Any) -> ApiError:
 
 
 def test_a_cache_is_created_with_every_parameter_and_described_with_every_field(sdk: Sdk, region: Region) -> None:
-    eip = {key: value for key, value in EIP.items() if key in ("Bandwidth", "CommonBandwidthPackage", "InternetChargeType")}
     answer = sdk(
         "CreateDataCache",
         Bucket="bucket-1",
@@ -88,7 +87,7 @@ def test_a_cache_is_created_with_every_parameter_and_described_with_every_field(
         ClientToken="token-1",
         Tag=[{"Key": "team", "Value": "a b&c"}, {"Key": "bare"}],
         EipInstanceId="eip-1",
-        EipCreateParam=eip,
+        EipCreateParam=EIP,
     )
     assert len(answer["RequestId"]) == 36 and answer["DataCacheId"].startswith("edc-")
     kept = region.caches.find((answer["DataCacheId"],))[0]
@@ -118,6 +117,26 @@ def test_a_cache_is_created_with_every_parameter_and_described_with_every_field(
         "ExpireDateTime": "2023-06-16T02:43Z",
         "LastMatchedTime": "2023-06-16T02:43Z",
     }
+
+
+def test_every_call_takes_every_parameter_that_the_sdk_has(sdk: Sdk, region: Region) -> None:
+    tags = [{"Key": "a", "Value": "b"}]
+    account = {"OwnerAccount": "o", "OwnerId": 1, "ResourceOwnerAccount": "r", "ResourceOwnerId": 2, "RegionId": REGION}
+    named = {"Bucket": "b", "Path": "/p", "Name": "n", "ResourceGroupId": "rg", "RetentionDays": 3, "Tag": tags, "ClientToken": "t"}
+    network = {"SecurityGroupId": "sg", "VSwitchId": "vsw", "EipInstanceId": "eip", "EipCreateParam": EIP}
+    every = {**account, **named, **network, "Size": 40, "DataSource": HUB_SOURCE, "DestinationRegionId": "cn-there", "Limit": 20, "NextToken": ""}
+
+    def call(action: str, **more: Any) -> dict[str, Any]:
+        given = every | more
+        return sdk(action, **{name: given[name] for name in sdk.parameters(action)})
+
+    made = call("CreateDataCache")["DataCacheId"]
+    region.be(made, DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT, is_kept=True))
+    assert [item["DataCacheId"] for item in call("DescribeDataCaches", DataCacheId=[made])["DataCaches"]] == [made]
+    assert call("CopyDataCache", DataCacheId=made)["DataCacheId"] in region.there.said
+    assert call("UpdateDataCache", DataCacheId=made, Name="new")["RequestId"]
+    assert region.caches.find((made,))[0].title == "new"
+    assert call("DeleteDataCache", DataCacheId=made)["RequestId"] and not region.caches.find((made,))
 
 
 def test_progress_is_polled_until_it_is_available(sdk: Sdk, region: Region) -> None:
@@ -167,7 +186,6 @@ def test_an_update_changes_what_is_given_and_leaves_the_rest(sdk: Sdk, region: R
     before = region.caches.find((made,))[0]
     assert sdk("UpdateDataCache", DataCacheId=made, ClientToken="t1")["RequestId"]
     assert replace(region.caches.find((made,))[0], generation=before.generation) == replace(before, spec=replace(before.spec, refresh="t1"))
-    eip = {"Bandwidth": 10}
     sdk(
         "UpdateDataCache",
         DataCacheId=made,
@@ -183,7 +201,7 @@ def test_an_update_changes_what_is_given_and_leaves_the_rest(sdk: Sdk, region: R
         ClientToken="t2",
         Tag=[{"Key": "c", "Value": "d"}],
         EipInstanceId="eip-2",
-        EipCreateParam=eip,
+        EipCreateParam=EIP | {"Bandwidth": 10},
     )
     after = region.caches.find((made,))[0]
     assert (after.title, after.tags, after.resource_group) == ("new", {"c": "d"}, "rg-2") and after.spec.networks == ("vsw-2", "sg-2")
@@ -226,6 +244,7 @@ def test_a_copy_is_announced_with_every_parameter_where_it_goes(sdk: Sdk, region
     assert sdk("CopyDataCache", DataCacheId=made, ClientToken="t", ResourceGroupId="rg", **asked)["DataCacheId"] == copied
     (said,) = region.there.announced()
     assert (said.id, said.bucket, said.path, said.title, said.retention_days, said.tags) == (copied, "b", "/p", "n", 3, {"a": "b"})
+    assert said.resource_group == "rg"
     assert (said.digest, said.store, said.region) == (CONTENT.digest, "s3://here", REGION)
 
 
