@@ -16,13 +16,14 @@ from tests.cluster.installed import NAMESPACE, Driver
 from tests.cluster.lab import Lab
 from tests.cluster.programs import TREE
 from tests.origins.hub import Hub
+from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 
 pytestmark = pytest.mark.cluster
 
 INSTALL, TROUBLES = (TREE / "docs" / name for name in ("install.md", "troubleshooting.md"))
 # What the text calls the reader's own, and what it is here; the hub of the example is not to be reached from a test.
 REGISTRY, TAG, NEW = "registry.example.com/storage", "0.1.0", "NEW"
-_BLOCK = re.compile(r"^```\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = r"^```{}\n(.*?)^```$"
 _OR = re.compile(r"^.*# or: (.*)$", re.MULTILINE)
 _SECONDS = 600.0
 
@@ -35,21 +36,35 @@ class Reader:
         path = f"{lab.programs}:{Path(sys.executable).parent}:/usr/bin:/bin"
         self._environment = {**os.environ, "PATH": path, "KUBECONFIG": str(lab.kubectl.kubeconfig)}
 
-    def types(self, script: str) -> str:
+    @property
+    def outside(self) -> str:
+        """An address that the cluster reaches, for servers."""
+        return self._lab.outside[0]
+
+    def knows(self, **values: str) -> Reader:
+        """They, with more values of their own."""
+        return Reader(self._lab, self._known | values)
+
+    def theirs(self, text: str) -> str:
+        """A text of the document with their values."""
+        for word, value in self._known.items():
+            text = text.replace(word, value)
+        return text
+
+    def types(self, script: str, folder: Path = TREE) -> str:
         """What is printed; AssertionError where a command fails."""
-        for text, value in self._known.items():
-            script = script.replace(text, value)
-        done = subprocess.run(["sh", "-ec", script], cwd=TREE, env=self._environment, capture_output=True, text=True, timeout=_SECONDS)
+        script = self.theirs(script)
+        done = subprocess.run(["sh", "-ec", script], cwd=folder, env=self._environment, capture_output=True, text=True, timeout=_SECONDS)
         pods = self._lab.kubectl.run("-n", NAMESPACE, "describe", "pods")[-4000:] if done.returncode else ""
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}\n{pods}"
         return done.stdout
 
 
-def blocks(document: Path, heading: str) -> list[str]:
-    """The commands below a heading."""
+def blocks(document: Path, heading: str, kind: str = "") -> list[str]:
+    """The blocks of a kind below a heading: its commands, or its "yaml"."""
     sections = re.split(r"^## ", document.read_text(), flags=re.MULTILINE)
     (section,) = (one for one in sections if one.startswith(f"{heading}\n"))
-    return _BLOCK.findall(section)
+    return re.findall(_BLOCK.format(kind), section, re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -90,6 +105,23 @@ def works(reader: Reader) -> None:
     reader.types(removed)
 
 
+def keeps_images(reader: Reader, objects: ObjectServer, folder: Path) -> None:
+    """The part "An image store, and DataCaches", for a bucket."""
+    heading = "An image store, and DataCaches"
+    secrets, upgraded, listed, cached = blocks(INSTALL, heading)
+    own = {"https://minio.example.com:9000": objects.endpoint, "datacache-images": objects.bucket({}), "values.yaml": str(folder / "values.yaml")}
+    reader = reader.knows(**own)
+    for name, value in {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET, "LTAI5tExample": "secret-of-the-api"}.items():
+        (folder / name).write_text(value)
+    (folder / "values.yaml").write_text(reader.theirs(blocks(INSTALL, heading, "yaml")[0]))
+    reader.types(secrets, folder)
+    reader.types(upgraded)
+    assert "all-MiniLM-L6-v2" not in reader.types(listed)
+    reader.types(cached)
+    assert "all-MiniLM-L6-v2" in reader.types(listed)
+    reader.types("kubectl delete edc minilm --timeout=60s")
+
+
 def removes(reader: Reader, other: bool) -> None:
     """The part "Removing", by its first way or by the `other` one."""
     named, gone = blocks(INSTALL, "Removing")
@@ -98,10 +130,12 @@ def removes(reader: Reader, other: bool) -> None:
     reader.types(_OR.sub(r"\1", gone) if other else gone)
 
 
-def test_the_way_with_helm_and_an_upgrade(reader: Reader) -> None:
+def test_the_way_with_helm_an_image_store_and_an_upgrade(reader: Reader, tmp_path: Path) -> None:
     for block in (*blocks(INSTALL, "The namespace"), *blocks(INSTALL, "With Helm")):
         reader.types(block)
     works(reader)
+    with ObjectServer(address=reader.outside) as objects:
+        keeps_images(reader, objects, tmp_path)
     for block in blocks(INSTALL, "Upgrading"):
         reader.types(block)
     works(reader)

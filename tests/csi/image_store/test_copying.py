@@ -21,7 +21,9 @@ from csi.spec.manifest import Manifest
 from tests.csi.image_store.conftest import PART
 from tests.csi.image_store.test_store import had_by_another_node
 
-ANNOUNCEMENT = Announcement("edc-" + "0" * 20, "a" * 64, "default", "/models/a", "s3://here/images", "cn-here", "title", 3, {"team": "a"}, "rg", ("team",))
+ANNOUNCEMENT = Announcement(
+    "edc-" + "0" * 20, "a" * 64, "default", "/models/a", "s3://here/images", "cn-here", "title", 3, {"team": "a"}, "rg", ("team",)
+)
 
 
 @pytest.fixture
