@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from csi.durable import TEMP_SUFFIX, write_bytes
@@ -17,7 +17,10 @@ from csi.spec.manifest import Entry
 
 
 class FolderBackend:
-    """See Backend. The folder itself has to be there: an empty place where nothing is mounted must not look like a store."""
+    """See Backend. The folder itself has to be there: an empty place where nothing is mounted must not look like a store.
+
+    What root puts there is given to the folder's owner, so that programs which are not root, but the owner, can remove it.
+    """
 
     def __init__(self, where: FolderSpec) -> None:
         self._root, self.shown = where.path, where.shown
@@ -42,8 +45,22 @@ class FolderBackend:
         """See Backend: a file is written beside its place, synced and renamed."""
         path = self._path(key)
         with self._faults():
-            path.parent.mkdir(parents=True, exist_ok=True)
+            for folder in [*reversed(path.relative_to(self._root).parents)][1:]:
+                self._make(self._root / folder)
             write_bytes(path, content, 0o644)
+            self._give(path)
+
+    def _make(self, folder: Path) -> None:
+        with suppress(FileExistsError):
+            folder.mkdir()
+            self._give(folder)
+
+    def _give(self, path: Path) -> None:
+        """An export that squashes root has given it already, to whom it says."""
+        if os.geteuid() == 0:
+            owner = self._root.stat()
+            with suppress(PermissionError):
+                os.chown(path, owner.st_uid, owner.st_gid)
 
     def list(self, folder: str) -> Iterator[Kept]:
         """See Backend; files that are being written are not there yet."""

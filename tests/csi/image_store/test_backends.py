@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,8 @@ from csi.image_store.backend import Backend, open_backend
 from csi.spec.image_store import image_store
 from csi.spec.manifest import Entry, Kind
 from tests.origins.versitygw import READER_ID, READER_SECRET, ROOT_ID, ROOT_SECRET, ObjectServer
+
+OWNER = 65532
 
 
 def test_an_object_is_what_was_put_last(backend: Backend) -> None:
@@ -44,6 +49,28 @@ def test_what_was_removed_is_gone_and_may_be_removed_again(backend: Backend) -> 
     for _ in range(2):
         backend.delete("a/b/c")
     assert backend.get("a/b/c") is None and list(backend.list("a")) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_puts_into_a_folder_its_owner_can_remove() -> None:
+    code = "import sys; from tests.csi.image_store import test_backends as t; t.remove_as_owner(sys.argv[1])"
+    with tempfile.TemporaryDirectory() as root:
+        os.chown(root, OWNER, OWNER)
+        backend = open_backend(image_store(f"file://{root}"), {})
+        backend.put("images/a/parts/b", b"1")
+        backend.put("images/a/index", b"2")
+        subprocess.run([sys.executable, "-c", code, root], check=True)
+        assert list(Path(root).iterdir()) == []
+
+
+def remove_as_owner(root: str) -> None:
+    """In a process of its own, which is not root afterwards."""
+    os.setgroups([])
+    os.setgid(OWNER)
+    os.setuid(OWNER)
+    backend = open_backend(image_store(f"file://{root}"), {})
+    for key in ("images/a/parts/b", "images/a/index"):
+        backend.delete(key)
 
 
 def test_tidying_leaves_objects_alone(backend: Backend) -> None:
