@@ -56,7 +56,6 @@ class Sdk1:
         except ServerException as error:
             raise ApiError(error.get_http_status(), error.get_error_code(), error.get_error_msg(), error.get_request_id()) from error
 
-
     def parameters(self, action: str) -> set[str]:
         own = {name.removeprefix("set_") for name in vars(self._kind(action)) if name.startswith("set_")}
         return own - {"Tags"} | ({"Tag"} if "Tags" in own else set())
