@@ -6,7 +6,17 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csi.errors import Busy, DataCacheError, FailedPrecondition, NotFound, OriginUnavailable, PermissionDenied, SourceChanged, SourceNotFound
+from csi.errors import (
+    Busy,
+    DataCacheError,
+    FailedPrecondition,
+    NotFound,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceChanged,
+    SourceNotFound,
+    Unauthenticated,
+)
 from csi.images.places import is_of_place
 from csi.images.store import Store
 from csi.registry.data_caches import Content, DataCache, DataCaches, first_at
@@ -18,7 +28,7 @@ from node_plugin.proving import Proving
 
 log = logging.getLogger("datacache.store")
 
-_GONE = (OriginUnavailable, SourceChanged, SourceNotFound)
+_GONE = (OriginUnavailable, SourceChanged, SourceNotFound, Unauthenticated, PermissionDenied)
 
 
 @dataclass(frozen=True)

@@ -252,7 +252,7 @@ class Prewarming:
         if self._fills.hurried():
             raise Busy("fills that pods wait for go first")
         if cache.data_cache:
-            self._bring_data_cache(order, key, cache.data_cache)
+            self._bring_data_cache(order, key, cache)
             return
         secrets = self._prewarms.secret(order.prewarm.namespace, cache.secret) if cache.secret else {}
         self._patience = self._patient(_RESOLVE_SECONDS)
@@ -261,11 +261,13 @@ class Prewarming:
             answer = self._answered(order, key, cache, answer, secrets)
         self._fill(order, answer, secrets)
 
-    def _bring_data_cache(self, order: _Order, key: str, name: str) -> None:
+    def _bring_data_cache(self, order: _Order, key: str, cache: PrewarmedCache) -> None:
         """Fill it with its own credential, then bring it to the image store, where there is one."""
         if self._granted is None or self._uploads is None:
             raise FailedPrecondition("this node knows no DataCaches; start the node plugin with --registry")
-        granted = self._granted.ordered(name, order.prewarm.namespace)
+        granted = self._granted.ordered(cache.data_cache, order.prewarm.namespace)
+        if cache.digest not in ("", granted.content.digest):
+            raise Busy(f"the DataCache {cache.data_cache} holds {granted.content.digest[:12]} and not {cache.digest[:12]}, as was ordered, yet")
         digest, access, secrets = granted.content.digest, dict(granted.content.access), granted.secrets
         self._patience = self._patient(_RESOLVE_SECONDS)
         self._granted.bring_manifest(key, granted, self._patience)

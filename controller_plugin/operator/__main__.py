@@ -117,7 +117,10 @@ def _run(options: argparse.Namespace) -> None:
             stored = _stored(pool, options.image_store, options.image_store_secret)
             regions = StoreRegions(caches, stored, _others(options, pool), options.api_region)
             lead = _leader(options, server, caches, known, allowed, pool, stored, regions, Path(scratch))
-            at_work.enter_context(_leading(server, options.driver_name, lead, known, caches))
+            at_work.enter_context(caches.watch(known.learn))
+            # Who is asked about pods has to know them all, before the watch has come to that.
+            known.look(caches.find)
+            at_work.enter_context(_leading(server, options.driver_name, lead))
             _serve(options, server, caches, known, allowed, regions, at_work)
             log.info("at work", extra={"fields": {"registry": options.registry}})
             program.until_told_to_leave()
@@ -162,7 +165,6 @@ def _leader(
 
     @contextmanager
     def lead() -> Iterator[None]:
-        known.lead()
         operator = Operator(caches, known, orders, Reconciler(caches, known, images, orders, allowed), label)
         collector = Collector(caches, stored, options.image_store_grace, lambda: scratch / uuid.uuid4().hex)
         with collector.running(), operator.running(), Copier(stored, regions).running(), Adopter(caches, stored).running():
@@ -172,8 +174,8 @@ def _leader(
 
 
 @contextmanager
-def _leading(server: ApiServer | None, driver_name: str, lead: Lead, known: KnownCaches, caches: DataCaches) -> Iterator[None]:
-    """For the block, lead whenever that is our turn; who does not follows the DataCaches all the same, for the webhook."""
+def _leading(server: ApiServer | None, driver_name: str, lead: Lead) -> Iterator[None]:
+    """For the block, lead whenever that is our turn."""
     if server is None:
         with lead():
             yield
@@ -181,11 +183,7 @@ def _leading(server: ApiServer | None, driver_name: str, lead: Lead, known: Know
     from csi.cluster.lease import Lease, leading
 
     holder = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-
-    def follow(name: str, cache: DataCache | None) -> None:
-        known.learn(name, cache)
-
-    with caches.watch(follow), leading(Lease(server, _LEASE.format(driver_name.lower()), holder), lead):
+    with leading(Lease(server, _LEASE.format(driver_name.lower()), holder), lead):
         yield
 
 
@@ -229,7 +227,7 @@ def _serve_webhook(
     def matched(cache: DataCache, when: float) -> None:
         outbox.put(cache.uid, lambda: caches.note_match(cache, when))
 
-    admission = Admission(known, PodVolumes(known, options.driver_name), allowed, matched)
+    admission = Admission(known, PodVolumes(known, options.driver_name, lambda: known.meet(caches.find)), allowed, matched)
     at_work.enter_context(webhook_served(server, admission, options.webhook_name, *options.webhook_address))
 
 

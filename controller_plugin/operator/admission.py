@@ -14,7 +14,7 @@ from typing import Any
 
 from controller_plugin.operator.known_caches import KnownCaches
 from controller_plugin.operator.pod_volumes import PodVolumes
-from csi.errors import DataCacheError, PermissionDenied
+from csi.errors import ClusterUnavailable, DataCacheError, PermissionDenied
 from csi.registry.data_cache_object import KIND, decode
 from csi.registry.data_caches import DataCache
 from csi.sources.allow_list import AllowList
@@ -24,7 +24,7 @@ log = logging.getLogger("datacache.admission")
 
 _VERSION = "admission.k8s.io/v1"
 _MATCH_SECONDS = 60.0
-_FORBIDDEN, _UNPROCESSABLE, _FAILED = 403, 422, 500
+_FORBIDDEN, _UNPROCESSABLE, _FAILED, _UNAVAILABLE = 403, 422, 500, 503
 # A dry run of an object that is to be has neither, and both are needed to read one.
 _UNBORN = {"uid": "", "creationTimestamp": "1970-01-01T00:00:00Z"}
 
@@ -49,7 +49,7 @@ class Admission:
         if not request.get("dryRun"):
             self._tell(found.caches)
         if not found.patch:
-            return {}
+            return {"warnings": [_unmatched(found.left)]} if found.left else {}
         return {"patchType": "JSONPatch", "patch": base64.b64encode(json.dumps(found.patch).encode()).decode()}
 
     def _tell(self, caches: tuple[DataCache, ...]) -> None:
@@ -82,6 +82,8 @@ def _answered(review: Mapping[str, Any], look: Callable[[Mapping[str, Any]], dic
         response = {"allowed": True, **look(request)}
     except PermissionDenied as error:
         response = _refusal(_FORBIDDEN, str(error))
+    except ClusterUnavailable as error:
+        response = _refusal(_UNAVAILABLE, str(error))
     except DataCacheError as error:
         response = _refusal(_UNPROCESSABLE, str(error))
     except Exception as error:
@@ -91,6 +93,10 @@ def _answered(review: Mapping[str, Any], look: Callable[[Mapping[str, Any]], dic
         )
         response = _refusal(_FAILED, "datacache-operator failed to look at this object; its log has the place")
     return {"apiVersion": _VERSION, "kind": "AdmissionReview", "response": {"uid": request["uid"], **response}}
+
+
+def _unmatched(paths: tuple[str, ...]) -> str:
+    return f"no DataCache of the annotated bucket holds {', '.join(paths)[:200]}: the pod gets the node's own folder"
 
 
 def _refusal(code: int, message: str) -> dict[str, Any]:

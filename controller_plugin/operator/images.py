@@ -19,4 +19,4 @@ class Images(Protocol):
         """What its source holds now, once the credential has read from it; of a SNAPSHOT the image of that id. Raises NotFound, InvalidParameter."""
 
     def kept(self, digest: str) -> Content | None:
-        """The image of a digest in the image store, None where that has none, or is not there to be asked."""
+        """The image of a digest in the image store, None where that has none, or there is no image store."""

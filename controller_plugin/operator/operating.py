@@ -25,7 +25,7 @@ _COLLECT_SECONDS = 3600.0
 
 
 class Operator:
-    """Moves all DataCaches of `caches`. For one process at a time; `label` has an object found by its id and place."""
+    """Moves all DataCaches of `caches`, which `known` follows. For one process at a time; `label` has an object found by its id and place."""
 
     def __init__(
         self,
@@ -36,22 +36,27 @@ class Operator:
         label: Callable[[DataCache], None] = lambda cache: None,
     ) -> None:
         self._caches, self._known, self._orders, self._label = caches, known, orders, label
-        self._queue = WorkQueue(reconciler.look)
+        self._reconciler = reconciler
+        self._queue = WorkQueue(self._look)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """For the block, do so, from threads of its own."""
+        """For the block, do so, from threads of its own. Raises as DataCaches and PrewarmOrders, where nothing has begun."""
+        # Another process may have led until now.
+        self._known.look(self._caches.find)
         with ExitStack() as at_work:
-            at_work.enter_context(self._queue.running())
             at_work.enter_context(self._orders.watch(self._queue.add))
-            at_work.enter_context(self._caches.watch(self._told))
+            at_work.enter_context(self._known.telling(self._queue.add))
+            for cache in self._known.all():
+                self._queue.add(cache.name)
+            at_work.enter_context(self._queue.running())
             yield
 
-    def _told(self, name: str, cache: DataCache | None) -> None:
+    def _look(self, name: str) -> float | None:
+        cache = self._known.named(name)
         if cache:
             self._label(cache)
-        for other in self._known.learn(name, cache):
-            self._queue.add(other)
+        return self._reconciler.look(name)
 
 
 class Collector:
@@ -77,9 +82,7 @@ class Collector:
         """Look once; the digests of what is gone. What a DataCache holds or is to hold stays; so it must be all of them that are asked."""
         if not self._stored.there:
             return []
-        states = [cache.state for cache in self._caches.find()]
-        wanted = {content.digest for state in states for content in (state.content, state.coming) if content}
-        wanted |= {announced.digest for announced in self._stored.announced()}
+        wanted = self._caches.digests() | {announced.digest for announced in self._stored.announced()}
         began = time.monotonic()
         gone = self._stored.collect(wanted, self._grace, self._scratch())
         if gone:

@@ -5,7 +5,7 @@ Source: Alibaba Cloud, ECI, "use a data cache to accelerate pods": the annotatio
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from posixpath import join, normpath
 from typing import Any
@@ -27,27 +27,33 @@ Patch = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class _Matched:
-    """The volume at `index` of the pod, the cache that it is of, and the path below that, "" for all of it."""
+    """The volume at `index` of the pod, the path that it has, and the cache that this is of."""
 
     index: int
     name: str
+    path: str
     cache: DataCache
-    rest: str
+
+    @property
+    def rest(self) -> str:
+        """The path below the cache's, "" for all of it."""
+        return self.path[len(self.cache.spec.path) :].lstrip("/")
 
 
 @dataclass(frozen=True)
 class PodChange:
-    """What is changed in a pod: a JSON Patch (RFC 6902), empty for nothing, and the caches that it asks for."""
+    """What is changed in a pod: a JSON Patch (RFC 6902), empty for nothing, the caches that it asks for, and the paths of the node that it keeps."""
 
     patch: Patch
     caches: tuple[DataCache, ...] = ()
+    left: tuple[str, ...] = ()
 
 
 class PodVolumes:
-    """Looks at pods, as the API server is about to take them. `driver_name` is the CSI driver's."""
+    """Looks at pods, as the API server is about to take them. `driver_name` is the CSI driver's; `meet` has `known` know all there are by now."""
 
-    def __init__(self, known: KnownCaches, driver_name: str) -> None:
-        self._known, self._driver = known, driver_name
+    def __init__(self, known: KnownCaches, driver_name: str, meet: Callable[[], None] = lambda: None) -> None:
+        self._known, self._driver, self._meet = known, driver_name, meet
 
     def change(self, pod: Mapping[str, Any], namespace: str) -> PodChange:
         """What to change; nothing for a pod without the annotation, and in one with it nothing but what matches a cache.
@@ -61,7 +67,7 @@ class PodVolumes:
             bucket = checked_bucket(annotations[BUCKET])
         except InvalidParameter as error:
             raise InvalidParameter(f"the annotation {BUCKET}: {error}") from error
-        matched = list(self._matched(pod, bucket))
+        matched = self._matched(pod, bucket)
         for one in matched:
             if not one.cache.spec.grants(namespace):
                 raise PermissionDenied(
@@ -71,23 +77,30 @@ class PodVolumes:
         attributes = performance_of(annotations)
         patch = [self._volume(one, attributes) for one in matched]
         patch += [change for one in matched for change in _mounts(pod, one)]
-        return PodChange(patch, tuple(one.cache for one in matched))
+        kept = {path for _, _, path in _host_paths(pod)} - {one.path for one in matched}
+        return PodChange(patch, tuple(one.cache for one in matched), tuple(sorted(kept)))
 
-    def _matched(self, pod: Mapping[str, Any], bucket: str) -> Iterator[_Matched]:
-        for index, volume in enumerate(pod.get("spec", {}).get("volumes") or ()):
-            path = (volume.get("hostPath") or {}).get("path", "")
-            # Where the path has "..", it is the node's word where that leads.
-            if not path.startswith("/") or ".." in path.split("/"):
-                continue
-            path = normpath("/" + path.lstrip("/"))
-            cache = self._known.match(bucket, path)
-            if cache:
-                yield _Matched(index, volume["name"], cache, path[len(cache.spec.path) :].lstrip("/"))
+    def _matched(self, pod: Mapping[str, Any], bucket: str) -> list[_Matched]:
+        wanted = list(_host_paths(pod))
+        if not all(self._known.match(bucket, path) for _, _, path in wanted):
+            # A pod that is made right behind its cache is ahead of the watch.
+            self._meet()
+        found = ((index, name, path, self._known.match(bucket, path)) for index, name, path in wanted)
+        return [_Matched(index, name, path, cache) for index, name, path, cache in found if cache]
 
     def _volume(self, one: _Matched, attributes: Mapping[str, str]) -> dict[str, Any]:
         named = {"cacheBucket": one.cache.spec.bucket, "cachePath": one.cache.spec.path, **attributes}
         csi = {"driver": self._driver, "readOnly": True, "volumeAttributes": named}
         return {"op": "replace", "path": f"/spec/volumes/{one.index}", "value": {"name": one.name, "csi": csi}}
+
+
+def _host_paths(pod: Mapping[str, Any]) -> Iterator[tuple[int, str, str]]:
+    """Index, name and path of each volume that a cache could stand for."""
+    for index, volume in enumerate(pod.get("spec", {}).get("volumes") or ()):
+        path = (volume.get("hostPath") or {}).get("path", "")
+        # Where the path has "..", it is the node's word where that leads.
+        if path.startswith("/") and ".." not in path.split("/"):
+            yield index, volume["name"], normpath("/" + path.lstrip("/"))
 
 
 def performance_of(annotations: Mapping[str, str]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from csi.errors import Busy, DataCacheError, FailedPrecondition, NotFound
+from csi.errors import Busy, FailedPrecondition, NotFound
 from csi.registry.data_caches import Content, DataCache
 from csi.sources.allow_list import named_by_user
 from csi.waiting import Patience
@@ -53,10 +53,7 @@ class WorkerImages:
 
     def kept(self, digest: str) -> Content | None:
         """See Images."""
-        try:
-            found = self._stored.find(digest)
-        except DataCacheError:
-            return None
+        found = self._stored.find(digest)
         return _content(found) if found else None
 
 

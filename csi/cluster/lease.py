@@ -80,7 +80,10 @@ class Lease:
 
 @contextmanager
 def leading(lease: Lease, lead: Lead, renew_seconds: float = _RENEW_SECONDS, sure_seconds: float = _SURE_SECONDS) -> Iterator[None]:
-    """For the block, try to hold the lease, from a thread of its own, and be within `lead()` for as long as it is held."""
+    """For the block, try to hold the lease, from a thread of its own, and be within `lead()` for as long as it is held.
+
+    Where `lead()` raises the lease is let go, so that another replica may try, and tried for again like any other.
+    """
     with beside(lambda ended: _run(lease, lead, ended, renew_seconds, sure_seconds), "lease"):
         yield
 
@@ -89,10 +92,26 @@ def _run(lease: Lease, lead: Lead, ended: threading.Event, renew_seconds: float,
     while not ended.is_set():
         if _held(lease):
             log.info("this replica leads")
-            with lead():
-                _keep(lease, ended, renew_seconds, sure_seconds)
+            _lead(lease, lead, ended, renew_seconds, sure_seconds)
             log.info("this replica leads no more")
         _rest(ended, renew_seconds)
+    _let_go(lease)
+
+
+def _lead(lease: Lease, lead: Lead, ended: threading.Event, renew_seconds: float, sure_seconds: float) -> None:
+    try:
+        with lead():
+            _keep(lease, ended, renew_seconds, sure_seconds)
+        return
+    except DataCacheError as error:
+        log.warning("this replica could not lead; it is tried again", extra={"fields": {"reason": error}})
+    except Exception as error:
+        # A foreign exception's text is not vetted for secrets.
+        log.error("this replica could not lead; it is tried again", extra={"fields": {"reason": type(error).__name__}})
+    _let_go(lease)
+
+
+def _let_go(lease: Lease) -> None:
     try:
         lease.let_go()
     except DataCacheError as error:

@@ -13,7 +13,8 @@ from csi.spec.data_cache import DataCacheSpec, data_cache, is_data_cache_id
 
 GROUP, VERSION, KIND, PLURAL = "eci.aliyun.com", "v1alpha1", "DataCache", "datacaches"
 ID_LABEL, PLACE_LABEL = "datacache.csi.io/data-cache-id", "datacache.csi.io/data-cache-place"
-TOKEN_ANNOTATION, ID_ANNOTATION = "datacache.csi.io/client-token", "datacache.csi.io/data-cache-id"
+TOKEN_ANNOTATION, ASKED_ANNOTATION = "datacache.csi.io/client-token", "datacache.csi.io/client-token-parameters"
+ID_ANNOTATION = "datacache.csi.io/data-cache-id"
 MATCHED = "lastMatchedTime"
 _LONGEST_MESSAGE = 2048
 _DONE = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
@@ -37,6 +38,7 @@ def decode(thing: Mapping[str, Any]) -> DataCache:
             tags={tag["key"]: tag.get("value", "") for tag in given.get("tags") or ()},
             resource_group=given.get("resourceGroupId", ""),
             token=(meta.get("annotations") or {}).get(TOKEN_ANNOTATION, ""),
+            asked=(meta.get("annotations") or {}).get(ASKED_ANNOTATION, ""),
             given_id=_given_id(meta),
         )
     except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter) as error:
@@ -88,7 +90,14 @@ def _net(networks: Sequence[str]) -> dict[str, str]:
 
 def annotations_of(cache: DataCache) -> dict[str, str]:
     """What an object is made with that no spec has."""
-    return {key: value for key, value in ((TOKEN_ANNOTATION, cache.token), (ID_ANNOTATION, cache.given_id)) if value}
+    given = {TOKEN_ANNOTATION: cache.token, ASKED_ANNOTATION: cache.asked, ID_ANNOTATION: cache.given_id}
+    return {key: value for key, value in given.items() if value}
+
+
+def digests_of(thing: Mapping[str, Any]) -> set[str]:
+    """The digests of the images in an object's status, whatever else it has."""
+    status = thing.get("status") or {}
+    return {str(status[key]["manifestDigest"]) for key in ("content", "coming") if key in status}
 
 
 def _given_id(meta: Mapping[str, Any]) -> str:

@@ -84,7 +84,8 @@ class DataCacheState:
 class DataCache:
     """A DataCache. `name` is its object's, `uid` differs for each that was ever made, `generation` for each spec that it had.
 
-    `secret` holds the source's credential, `title`, `tags` and `resource_group` are the API's, `token` the ClientToken that made it.
+    `secret` holds the source's credential, `title`, `tags` and `resource_group` are the API's, `token` the ClientToken that made it, and `asked`
+    a hash of what that call asked for.
     `given_id` is the DataCacheId that was given out before there was an object, which copies have.
     """
 
@@ -99,12 +100,20 @@ class DataCache:
     tags: Mapping[str, str] = field(default_factory=dict)
     resource_group: str = ""
     token: str = ""
+    asked: str = ""
     given_id: str = ""
 
     @property
     def id(self) -> str:
         """What ECI's users name it by."""
         return self.given_id or id_of_uid(self.uid)
+
+    @property
+    def phase(self) -> Phase:
+        """Where it is with the spec that it has now: what was said of an earlier one is not what somebody waits for who has changed it."""
+        if self.state.generation == self.generation:
+            return self.state.phase
+        return Phase.UPDATING if self.state.content else Phase.LOADING
 
     @property
     def usable(self) -> Content | None:
@@ -155,8 +164,9 @@ class DataCaches(Protocol):
         Of all who add at once, in all processes, one does. Raises AlreadyExists where its bucket and path name another.
         """
 
-    def change(self, cache_id: str, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
-        """Replace what `add` gives by that of `how(cache)`, and the credential where one is given; None where there is none of this id.
+    def change(self, cache: DataCache, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
+        """Replace what `add` gives of this very cache by that of `how(cache)`, and before that the credential where one is given; None where it
+        is gone.
 
         `how` may be called again, for what somebody else has changed meanwhile; what it raises is raised.
         """
@@ -171,7 +181,10 @@ class DataCaches(Protocol):
         """Remove this very cache, and a credential that was made for it alone; one that is gone is no error."""
 
     def credential(self, cache: DataCache) -> Mapping[str, str]:
-        """The credential of its source, empty for none; raises FailedPrecondition where its Secret is not there or no text."""
+        """The credential of its source, empty for none; raises FailedPrecondition where its Secret is missing or no text, Busy while it may come."""
+
+    def digests(self) -> set[str]:
+        """Those of all images that any of them holds or is to hold, also of objects that cannot be read otherwise."""
 
     def watch(self, told: Callable[[str, DataCache | None], None]) -> AbstractContextManager[None]:
         """For the block, call `told(name, cache)` from a thread of its own: for all there are, and soon for what was added or changed,

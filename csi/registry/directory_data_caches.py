@@ -16,7 +16,7 @@ from csi import durable
 from csi.errors import AlreadyExists, DataCacheError, FailedPrecondition
 from csi.file_events import FileEvents
 from csi.registry.custom_resource import written
-from csi.registry.data_cache_object import MATCHED, annotations_of, decode, encode_spec, encode_status
+from csi.registry.data_cache_object import MATCHED, annotations_of, decode, digests_of, encode_spec, encode_status
 from csi.registry.data_caches import DataCache, DataCacheState, SecretRef, first_at, id_of_uid
 from csi.registry.telling import tell
 from csi.threads import beside
@@ -81,19 +81,24 @@ class DirectoryDataCaches:
         assert found is not None
         return found
 
-    def change(self, cache_id: str, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
+    def change(self, cache: DataCache, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
         """See DataCaches."""
         with self._writing:
-            kept = self._kept(cache_id)
-            if kept is None:
+            kept = self._kept(cache.name)
+            if kept is None or kept["metadata"]["uid"] != cache.uid:
                 return None
-            cache = decode(kept)
-            changed = replace(how(cache), secret=SecretRef("", cache_id) if secrets else cache.secret)
+            now = decode(kept)
+            changed = replace(how(now), secret=SecretRef("", cache.name) if secrets else now.secret)
             if secrets:
-                durable.write_json(self._secrets / f"{cache_id}.json", dict(secrets))
+                durable.write_json(self._secrets / f"{cache.name}.json", dict(secrets))
             if encode_spec(changed) != kept["spec"] or secrets:
-                self._put(replace(changed, generation=cache.generation + 1), kept.get("status") or {})
-            return self._there(cache_id)
+                self._put(replace(changed, generation=now.generation + 1), kept.get("status") or {})
+            return self._there(cache.name)
+
+    def digests(self) -> set[str]:
+        """See DataCaches; raises DataCacheError where a file is damaged."""
+        kept = (self._kept(file.stem) for file in self._folder.glob("edc-*.json"))
+        return {digest for record in kept if record for digest in digests_of(record)}
 
     def report(self, cache: DataCache, state: DataCacheState) -> None:
         """See DataCaches."""

@@ -107,7 +107,7 @@ class DirectoryPrewarms:
 def _order(kept: Mapping[str, Any]) -> Prewarm | None:
     if not kept:
         return None
-    return Prewarm("", kept["cache"], f"{kept['uid']}/{kept['digest']}", 1, (PrewarmedCache(data_cache=kept["cache"]),))
+    return Prewarm("", kept["cache"], f"{kept['uid']}/{kept['digest']}", 1, (PrewarmedCache(data_cache=kept["cache"], digest=kept["digest"]),))
 
 
 def _read(path: Path) -> dict[str, Any]:

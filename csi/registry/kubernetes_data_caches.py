@@ -12,7 +12,7 @@ from typing import Any
 
 from csi.cluster.api_server import APPLY, MERGE, ApiServer, path_of
 from csi.cluster.watch import Watch, pages
-from csi.errors import AlreadyExists, ClusterConflict, DataCacheError, FailedPrecondition, NotFound
+from csi.errors import AlreadyExists, Busy, ClusterConflict, DataCacheError, FailedPrecondition, NotFound
 from csi.registry.custom_resource import written
 from csi.registry.data_cache_object import (
     GROUP,
@@ -24,6 +24,7 @@ from csi.registry.data_cache_object import (
     VERSION,
     annotations_of,
     decode,
+    digests_of,
     encode_spec,
     encode_status,
     labels_of,
@@ -38,6 +39,8 @@ _ALL = path_of("apis", GROUP, VERSION, PLURAL)
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _TRIES = 8
 _MANY = 500
+# The API makes the object first, which owns the Secret.
+_BORN_SECONDS = 60.0
 
 
 class KubernetesDataCaches:
@@ -76,9 +79,8 @@ class KubernetesDataCaches:
             thing = self._server.call("POST", _ALL, {"fieldManager": MANAGER}, _object_of(wanted))
         except ClusterConflict:
             raise taken from None
-        made = decode(self._labelled(thing))
-        self._keep(made, secrets)
-        return made
+        self._keep(decode(thing), secrets)
+        return decode(self._labelled(thing))
 
     def _labelled(self, thing: dict[str, Any]) -> dict[str, Any]:
         """The object with the labels that it is found by; the id's needs the uid, which the server gives."""
@@ -97,20 +99,23 @@ class KubernetesDataCaches:
             self._labelled(thing)
         self._unlabelled.discard(cache.uid)
 
-    def change(self, cache_id: str, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
+    def change(self, cache: DataCache, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
         """See DataCaches."""
         for _ in range(_TRIES):
-            found = self.find((cache_id,))
-            thing = self._object(found[0].name) if found else None
-            if thing is None:
+            thing = self._object(cache.name)
+            if thing is None or thing["metadata"]["uid"] != cache.uid:
                 return None
-            cache = decode(thing)
-            changed = how(replace(cache, secret=self._own_secret(cache.name)) if secrets else cache)
+            now = decode(thing)
+            changed = how(replace(now, secret=self._own_secret(now.name)) if secrets else now)
+            # A credential that is in the object still goes from there once it is in the Secret.
+            self._keep(changed, secrets or {})
             with suppress(ClusterConflict):
-                written_now = self._written(thing, changed)
-                self._keep(written_now, secrets or {})
-                return written_now
-        raise ClusterConflict(f"the DataCache {cache_id} changes all the time; the call is tried again")
+                return self._written(thing, changed)
+        raise ClusterConflict(f"the DataCache {cache.name} changes all the time; the call is tried again")
+
+    def digests(self) -> set[str]:
+        """See DataCaches."""
+        return {digest for page in pages(self._server, _ALL, "", _MANY) for thing in page["items"] for digest in digests_of(thing)}
 
     def _written(self, thing: dict[str, Any], changed: DataCache) -> DataCache:
         """Replace the spec of this very version; what kubectl remembers of it may hold a credential, and goes with one."""
@@ -153,6 +158,8 @@ class KubernetesDataCaches:
             data = self._server.call("GET", path_of("api", "v1", "namespaces", namespace, "secrets", name)).get("data") or {}
             return {key: base64.b64decode(value).decode() for key, value in data.items()}
         except NotFound:
+            if cache.secret == self._own_secret(cache.name) and time.time() - cache.created < _BORN_SECONDS:
+                raise Busy(f"the credential of the DataCache {cache.name} is being written") from None
             raise FailedPrecondition(f"the Secret {namespace}/{name} of the DataCache {cache.name} is not there; make it") from None
         except UnicodeDecodeError:
             raise FailedPrecondition(f"the Secret {namespace}/{name} has a value that is no text; put the credential there as it is") from None

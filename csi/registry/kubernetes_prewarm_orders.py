@@ -11,7 +11,7 @@ from typing import Any
 
 from csi.cluster.api_server import APPLY, ApiServer, path_of
 from csi.cluster.watch import Watch, pages
-from csi.errors import FailedPrecondition, NotFound
+from csi.errors import NotFound
 from csi.registry import data_cache_object as data_caches
 from csi.registry.custom_resource import GROUP, VERSION
 from csi.registry.data_caches import DataCache, id_of_uid
@@ -26,6 +26,7 @@ _HOSTNAME = "kubernetes.io/hostname"
 _KIND, _PLURAL = "CachePrewarm", "cacheprewarms"
 _MANY = 500
 _NODES_SECONDS = 5.0
+_NO_NODE = "no node that can mount images is ready; kubectl get nodes -L datacache.csi.io/mounts shows which ones can"
 
 
 class KubernetesPrewarmOrders:
@@ -37,7 +38,7 @@ class KubernetesPrewarmOrders:
         self._mounting = ",".join(f"{key}={value}" for key, value in volume_segments(driver_name).items())
         self._guard = threading.Lock()
         self._known: dict[str, Mapping[str, Any]] = {}
-        self._able: tuple[float, list[str]] = (0.0, [])
+        self._able: tuple[float, list[str]] = (float("-inf"), [])
 
     def place(self, cache: DataCache) -> OrderState:
         """See PrewarmOrders. The one node is chosen by the image: caches of one image are on one node, those of many on many."""
@@ -47,29 +48,32 @@ class KubernetesPrewarmOrders:
         with self._guard:
             thing = self._known.get(name)
         spec = self._spec(cache, content.digest, thing)
+        if spec is None:
+            return OrderState(message=_NO_NODE, placed=False)
         if thing is None or thing["spec"] != spec:
             thing = self._apply(cache, name, spec)
         return _state(thing)
 
-    def _spec(self, cache: DataCache, digest: str, thing: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _spec(self, cache: DataCache, digest: str, thing: Mapping[str, Any] | None) -> dict[str, Any] | None:
+        """None where no node can have it."""
         selector = dict(cache.spec.node_selector)
         if not selector:
             chosen: str = ((thing or {}).get("spec", {}).get("nodeSelector") or {}).get(_HOSTNAME, "")
             at_work = thing and _state(thing).state is not State.FAILED and any(thing.get("status", {}).get("nodes") or ())
-            selector = {_HOSTNAME: chosen if chosen and at_work else self._node(digest)}
-        # Another image is another order.
-        return {"caches": [{"dataCache": cache.name}], "nodeSelector": selector, "refresh": digest[:20]}
+            node = chosen if chosen and at_work else self._node(digest)
+            if not node:
+                return None
+            selector = {_HOSTNAME: node}
+        return {"caches": [{"dataCache": cache.name, "manifestDigest": digest}], "nodeSelector": selector}
 
     def _node(self, digest: str) -> str:
-        """The host name of a node that can mount images, always the same for an image while there is that node."""
+        """The host name of a node that can mount images, always the same for an image while there is that node; "" for none."""
         looked, able = self._able
         # Many DataCaches are made at once, and a cluster may have many nodes.
-        if not able or time.monotonic() - looked > _NODES_SECONDS:
+        if time.monotonic() - looked > _NODES_SECONDS:
             able = self._able_nodes()
             self._able = (time.monotonic(), able)
-        if not able:
-            raise FailedPrecondition("no node that can mount images is ready; kubectl get nodes -L datacache.csi.io/mounts shows which ones can")
-        return max(able, key=lambda name: hashlib.sha256(f"{digest}\0{name}".encode()).digest())
+        return max(able, key=lambda name: hashlib.sha256(f"{digest}\0{name}".encode()).digest(), default="")
 
     def _able_nodes(self) -> list[str]:
         listed = pages(self._server, path_of("api", "v1", "nodes"), self._mounting, _MANY)

@@ -143,4 +143,5 @@ def _readable(thing: Mapping[str, Any]) -> Prewarm | None:
 
 def _cache(given: Mapping[str, Any]) -> PrewarmedCache:
     secret = (given.get("secretRef") or {}).get("name", "")
-    return PrewarmedCache(dict(given.get("parameters") or {}), given.get("claimName", ""), secret, given.get("dataCache", ""))
+    named = given.get("dataCache", ""), given.get("manifestDigest", "")
+    return PrewarmedCache(dict(given.get("parameters") or {}), given.get("claimName", ""), secret, *named)

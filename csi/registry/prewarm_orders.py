@@ -13,21 +13,22 @@ from csi.registry.prewarms import State
 
 @dataclass(frozen=True)
 class OrderState:
-    """How far the nodes of an order are, all of them together. `message` says what one waits for or fails with."""
+    """How far the nodes of an order are, all of them together. `message` says what one waits for or fails with.
+
+    `placed` is false where there is no node that could have it, which may change.
+    """
 
     state: State = State.PENDING
     percent: int = 0
     message: str = ""
+    placed: bool = True
 
 
 class PrewarmOrders(Protocol):
     """Orders to nodes, one for each DataCache at most. Thread-safe; in a cluster all raise ClusterUnavailable and ClusterForbids."""
 
     def place(self, cache: DataCache) -> OrderState:
-        """Have the nodes that the spec selects, or else one, make ready what the cache is to hold; how far that is.
-
-        Raises FailedPrecondition where no node can mount images.
-        """
+        """Have the nodes that the spec selects, or else one, make ready what the cache is to hold; how far that is."""
 
     def drop(self, cache: DataCache) -> None:
         """Take the order back, so that nodes may evict the image; one that is not there is no error."""

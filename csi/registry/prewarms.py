@@ -14,12 +14,14 @@ from csi.registry.volume import VolumeRecord
 @dataclass(frozen=True)
 class PrewarmedCache:
     """One cache: `parameters` as an inline volume has them, or what the PVC `claim` holds, or the DataCache whose object is `data_cache`,
-    which goes to the image store too. `secret` is the name of its Secret, "" for none."""
+    which goes to the image store too; of that `digest` is the image that it has to hold, "" for any. `secret` is the name of its Secret, "" for
+    none."""
 
     parameters: Mapping[str, str] = field(default_factory=dict)
     claim: str = ""
     secret: str = ""
     data_cache: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csi.errors import CorruptContent, DataCacheError, FillStopped, NoSpace, NotFound, OriginUnavailable, SourceChanged, SourceNotFound
+from csi.errors import (
+    CorruptContent,
+    DataCacheError,
+    FillStopped,
+    NoSpace,
+    NotFound,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceChanged,
+    SourceNotFound,
+    Unauthenticated,
+)
 from csi.image_store.announced import Announcement
 from csi.images.journal import begun_by
 from csi.images.progress import FillProgress
@@ -25,8 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("datacache.worker")
 
-GONE = (OriginUnavailable, SourceChanged, SourceNotFound)
-"""What an image store helps against."""
+LOST = (OriginUnavailable, SourceChanged, SourceNotFound)
+GONE = (*LOST, Unauthenticated, PermissionDenied)
+"""What an image store helps against; hubs say of what was deleted that one has to log in."""
 WAY_OUT = "no image store keeps images here (--image-store): bring the origin back, or make the cache anew of what there is"
 
 Tell = Callable[[FillProgress], None]
@@ -75,7 +87,7 @@ def fill_from_either(request: Request, manifest: Manifest, tell: Tell, from_orig
     except DataCacheError as error:
         if why:
             raise _with(error, f"and {why}") from error
-        if isinstance(error, GONE):
+        if isinstance(error, LOST):
             raise _with(error, WAY_OUT) from error
         raise
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import pytest
 
 from controller_plugin.operator.known_caches import KnownCaches
 from controller_plugin.operator.reconciling import MOST_NOTES, Reconciler
-from csi.errors import Busy, OriginUnavailable, SourceNotFound
+from csi.errors import Busy, ClusterUnavailable, OriginUnavailable, SourceNotFound
 from csi.registry.data_caches import DataCache, Phase
 from csi.registry.directory_data_caches import DirectoryDataCaches
+from csi.registry.prewarm_orders import OrderState
 from csi.registry.prewarms import State
 from csi.sources.allow_list import DATA_CACHES, AllowList
 from csi.spec.data_cache import data_cache
@@ -110,8 +111,9 @@ def test_what_another_cache_of_the_place_has_is_available_at_once(cluster: Clust
 def test_once_it_is_in_the_image_store_its_node_is_free_unless_nodes_are_named(cluster: Cluster) -> None:
     cluster.images.store, cluster.images.origin["/b"] = {}, content("b")
     plain, placed = cluster.make(), cluster.make("/b", node_selector={"pool": "gpu"})
-    for cache in (plain, placed):
+    for cache, letter in ((plain, "a"), (placed, "b")):
         cluster.look(cache)
+        cluster.images.store[content(letter).digest] = content(letter)
         cluster.orders.say(cache.name, State.READY)
         assert cluster.look(cache).state.is_kept
     assert list(cluster.orders.placed) == [placed.name]
@@ -123,7 +125,7 @@ def test_a_new_source_is_made_ready_beside_the_old_one(cluster: Cluster) -> None
     cluster.orders.say(made.name, State.READY)
     cluster.look(made)
     cluster.images.origin["/a"] = content("b")
-    cluster.caches.change(made.id, lambda cache: replace(cache, spec=replace(cache.spec, options={**HUB, "revision": "v2"})))
+    cluster.caches.change(made, lambda cache: replace(cache, spec=replace(cache.spec, options={**HUB, "revision": "v2"})))
     updating = cluster.look(made).state
     assert (updating.phase, updating.content, updating.coming) == (Phase.UPDATING, content("a"), content("b"))
     cluster.orders.say(made.name, State.FAILED, 0, "no space")
@@ -139,7 +141,7 @@ def test_an_update_that_cannot_be_resolved_leaves_what_there_is(cluster: Cluster
     cluster.orders.say(made.name, State.READY)
     cluster.look(made)
     cluster.images.origin["/a"] = SourceNotFound("no such revision")
-    cluster.caches.change(made.id, lambda cache: replace(cache, spec=replace(cache.spec, options={**HUB, "revision": "no"})))
+    cluster.caches.change(made, lambda cache: replace(cache, spec=replace(cache.spec, options={**HUB, "revision": "no"})))
     failed = cluster.look(made).state
     assert (failed.phase, failed.content, failed.coming) == (Phase.UPDATE_FAILED, content("a"), None)
     cluster.images.origin["/a"] = content("c")
@@ -198,7 +200,13 @@ def test_of_two_of_one_name_the_older_counts_and_the_other_says_so(cluster: Clus
     first = cluster.make()
     second = replace(first, name="other", uid="other", created=first.created + 1)
     cluster.known.learn(first.name, first)
-    assert cluster.known.learn(second.name, second) == sorted([first.name, "other"])
+    changed: list[str] = []
+    with cluster.known.telling(changed.append):
+        cluster.known.learn(second.name, second)
+        assert changed == sorted([first.name, "other"])
+        cluster.known.learn(first.name, None)
+        assert changed[2:] == sorted([first.name, "other"])
+        cluster.known.learn(first.name, first)
     with pytest.raises(Exception, match=first.name):
         cluster.reconciler._check_place(second)
     cluster.reconciler._check_place(first)
@@ -223,3 +231,147 @@ def test_no_more_notes_are_kept_than_people_read(cluster: Cluster) -> None:
 
 def test_what_is_gone_is_not_looked_at(cluster: Cluster) -> None:
     assert cluster.reconciler.look("edc-none") is None
+
+
+def test_what_a_cache_is_to_hold_is_written_before_a_node_is_told_to_make_it_ready(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = cluster.make(), []
+    place = cluster.orders.place
+
+    def placed(cache: DataCache) -> OrderState:
+        found = cluster.caches.named(cache.name)
+        seen.append(found and found.state.coming)
+        return place(cache)
+
+    monkeypatch.setattr(cluster.orders, "place", placed)
+    cluster.look(made)
+    assert seen == [content("a")]
+
+
+def test_a_state_that_cannot_be_written_has_no_node_told_and_is_written_the_next_time(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cluster.make()
+    with monkeypatch.context() as broken:
+        broken.setattr(cluster.caches, "report", raising(ClusterUnavailable("away")))
+        with pytest.raises(ClusterUnavailable):
+            cluster.look(made)
+    assert cluster.orders.placed == {}
+    assert cluster.look(made).state.coming == content("a") and cluster.orders.placed
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fails(*given: object) -> None:
+        raise error
+
+    return fails
+
+
+def available(cluster: Cluster, path: str = "/a", **more: object) -> DataCache:
+    made = cluster.make(path, **more)  # type: ignore[arg-type]
+    cluster.look(made)
+    cluster.orders.say(made.name, State.READY)
+    found = cluster.look(made)
+    assert found.state.phase is Phase.AVAILABLE
+    return found
+
+
+def test_a_fault_of_what_keeps_it_leaves_an_available_cache_as_it_is_and_asks_no_origin(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = available(cluster)
+    cluster.images.origin["/a"] = content("b")
+    with monkeypatch.context() as broken:
+        broken.setattr(cluster.orders, "place", raising(ClusterUnavailable("the API server is away")))
+        found = cluster.look(made).state
+        assert (found.phase, found.content, found.message) == (Phase.AVAILABLE, content("a"), "the API server is away")
+        broken.setattr(cluster.orders, "place", lambda cache: OrderState(message="no node", placed=False))
+        assert cluster.look(made).state.message == "no node"
+    after = cluster.look(made).state
+    assert (after.phase, after.content, after.message) == (Phase.AVAILABLE, content("a"), "") and len(cluster.images.asked) == 1
+
+
+def test_a_new_cache_waits_for_a_node_that_can_have_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cluster.make()
+    with monkeypatch.context() as empty:
+        empty.setattr(cluster.orders, "place", lambda cache: OrderState(message="no node", placed=False))
+        found = cluster.look(made).state
+        assert (found.phase, found.coming, found.message) == (Phase.LOADING, content("a"), "no node")
+        assert cluster.pause and cluster.pause <= 60
+    cluster.look(made)
+    cluster.orders.say(made.name, State.READY)
+    assert cluster.look(made).state.phase is Phase.AVAILABLE and len(cluster.images.asked) == 1
+
+
+def test_what_a_node_is_done_with_is_kept_once_the_image_store_has_it(cluster: Cluster) -> None:
+    cluster.images.store = {}
+    made = available(cluster)
+    assert not made.state.is_kept and "--image-store" in made.state.message and cluster.orders.placed == {}
+    cluster.look(made)
+    cluster.images.store[content("a").digest] = content("a")
+    cluster.orders.say(made.name, State.READY)
+    found = cluster.look(made).state
+    assert found.is_kept and found.message == ""
+
+
+def test_an_image_that_people_remove_from_the_image_store_is_brought_there_again(cluster: Cluster) -> None:
+    cluster.images.store = {content("a").digest: content("a")}
+    made = cluster.look(cluster.make())
+    assert made.state.is_kept and cluster.now
+    cluster.images.store.clear()
+    assert cluster.look(made).state.is_kept, "it is asked now and then alone"
+    cluster.now += 4000
+    found = cluster.look(made).state
+    assert (found.is_kept, found.phase, list(cluster.orders.placed)) == (False, Phase.AVAILABLE, [made.name])
+
+
+def test_the_same_address_in_another_network_is_another_place(cluster: Cluster) -> None:
+    networked = content("a")
+    held = replace(networked, access={**networked.access, "egressProfile": "vpc-a"})
+    cluster.images.store = {held.digest: held}
+    assert cluster.look(cluster.make()).state.phase is Phase.LOADING
+
+
+def test_a_credential_goes_out_of_an_object_whose_name_is_taken_too(cluster: Cluster) -> None:
+    first = cluster.make()
+    second = cluster.make("/b", {**HUB, "accessToken": "hf_x"})
+    cluster.known.learn(first.name, replace(first, spec=replace(first.spec, path="/b")))
+    cluster.look(second)
+    found = cluster.caches.named(second.name)
+    assert found and found.spec.options == HUB and cluster.caches.credential(found) == {"accessToken": "hf_x"}
+
+
+def test_a_new_leader_goes_on_from_what_the_last_one_left_and_not_from_what_it_saw_itself(cluster: Cluster) -> None:
+    made, follower = cluster.make(), KnownCaches()
+    follower.learn(made.name, made)
+    cluster.look(made)
+    cluster.orders.say(made.name, State.READY)
+    left = cluster.look(made)
+    follower.look(cluster.caches.find)
+    assert follower.named(made.name) == left
+    follower.learn(made.name, made)
+    assert follower.named(made.name) == left, "a watch may tell of it later"
+
+
+def test_what_is_heard_while_one_looks_is_not_lost(cluster: Cluster) -> None:
+    old, gone = cluster.make(), cluster.make("/b")
+    known = KnownCaches()
+    for cache in (old, gone):
+        known.learn(cache.name, cache)
+    newer = replace(old, generation=2)
+
+    def find() -> list[DataCache]:
+        found = cluster.caches.find()
+        known.learn(old.name, newer)
+        known.learn(gone.name, None)
+        known.learn("edc-new", replace(old, name="edc-new", uid="new"))
+        return found
+
+    known.look(find)
+    assert {cache.name: cache.generation for cache in known.all()} == {old.name: 2, "edc-new": 1}
+    known.learn(old.name, old)
+    assert known.named(old.name) == newer, "a watch that is behind brings no old spec back"
+
+
+def test_who_met_all_knows_those_too_that_the_watch_has_not_told_of(cluster: Cluster) -> None:
+    known, made = KnownCaches(), cluster.make()
+    known.meet(cluster.caches.find)
+    assert known.all() == [made]
+    known.learn(made.name, None)
+    known.meet(lambda: [made])
+    assert known.all() == [made]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,12 +14,16 @@ from controller_plugin.operator.openapi.answers import described
 from controller_plugin.operator.openapi.parameters import MOST_NAME, MOST_TOKEN, Parameters
 from controller_plugin.operator.openapi.refusals import Refusal, invalid, missing, unknown_cache
 from controller_plugin.operator.regions import Copy, Regions
+from csi.errors import AlreadyExists, Busy, FailedPrecondition
+from csi.registry.data_cache_object import encode_spec
 from csi.registry.data_caches import DataCache, DataCaches, Phase
 from csi.sources.allow_list import AllowList
 from csi.spec.data_cache import MOST_DAYS, MOST_GIB, DataCacheSpec, checked_bucket, checked_path, data_cache, split_secrets
 
 VERSION = "2018-08-08"
 DEFAULT_LIMIT, MOST_LIMIT = 20, 100
+# So many tokens of deletions are known again; with several replicas, by the one that was asked.
+_MOST_DELETED = 1024
 _AT_WORK = (Phase.LOADING, Phase.CREATING, Phase.UPDATING)
 # They belong to the cloud's own network, which this driver does not make; numbers among them are looked at all the same.
 _EIP_BANDWIDTH = "EipCreateParam.Bandwidth"
@@ -31,6 +36,7 @@ class Actions:
 
     def __init__(self, caches: DataCaches, allowed: AllowList, regions: Regions, region: str) -> None:
         self._caches, self._allowed, self._regions, self._region = caches, allowed, regions, region
+        self._deleted: dict[str, None] = {}
         self._actions: dict[str, Action] = {
             "CreateDataCache": self._create,
             "DescribeDataCaches": self._describe,
@@ -50,19 +56,35 @@ class Actions:
 
     def _create(self, given: Parameters, request_id: str) -> dict[str, Any]:
         spec, secrets = self._spec(given, checked_path(given.needed("Path")))
-        token = given.text("ClientToken", MOST_TOKEN)
-        made = self._made_before(token) if token else None
-        if made:
-            if (made.spec.with_options(spec.options), made.title) != (spec, given.text("Name", MOST_NAME)):
-                raise Refusal(400, "IdempotentParameterMismatch", "A call of this ClientToken had other parameters; use another token.")
+        title, group, token = given.text("Name", MOST_NAME), given.text("ResourceGroupId"), given.text("ClientToken", MOST_TOKEN)
+        asked = DataCache("", "", 0, 0.0, spec, title=title, tags=given.tags, resource_group=group, token=token)
+        if not token:
+            return {"DataCacheId": self._caches.add(asked, secrets).id}
+        asked = replace(asked, asked=_hashed(asked))
+        made = self._made_before(asked, secrets)
+        try:
+            return {"DataCacheId": (made or self._caches.add(asked, secrets)).id}
+        except AlreadyExists:
+            # Another call of this token may be what was first.
+            made = self._made_before(asked, secrets)
+            if made is None:
+                raise
             return {"DataCacheId": made.id}
-        asked = DataCache(
-            "", "", 0, 0.0, spec, title=given.text("Name", MOST_NAME), tags=given.tags, resource_group=given.text("ResourceGroupId"), token=token
-        )
-        return {"DataCacheId": self._caches.add(asked, secrets).id}
 
-    def _made_before(self, token: str) -> DataCache | None:
-        return next((cache for cache in self._caches.find() if cache.token == token), None)
+    def _made_before(self, asked: DataCache, secrets: Mapping[str, str]) -> DataCache | None:
+        """The one that a call of the same token has made, with the credential, which that call may not have come to."""
+        made = next((cache for cache in self._caches.find() if cache.token == asked.token), None)
+        if made is None:
+            return None
+        if made.asked != asked.asked:
+            raise Refusal(400, "IdempotentParameterMismatch", "A call of this ClientToken had other parameters; use another token.")
+        return self._caches.change(made, lambda cache: cache, secrets) if secrets and not self._has_credential(made) else made
+
+    def _has_credential(self, made: DataCache) -> bool:
+        try:
+            return bool(self._caches.credential(made))
+        except (Busy, FailedPrecondition):
+            return False
 
     def _spec(self, given: Parameters, path: str, old: DataCacheSpec | None = None) -> tuple[DataCacheSpec, dict[str, str]]:
         """What is asked for, with what is not given as it was, and the credentials."""
@@ -106,8 +128,8 @@ class Actions:
         if given.text("Path") and checked_path(given.text("Path")) != found.spec.path:
             raise invalid("Path", f"that of {found.id} is {found.spec.path} and cannot change; create another DataCache")
         refresh = given.text("ClientToken", MOST_TOKEN) or request_id
-        if found.state.phase in _AT_WORK and refresh != found.spec.refresh:
-            raise Refusal(403, "IncorrectStatus", f"{found.id} is {found.state.phase.value}; wait until it is Available or Failed.")
+        if found.phase in _AT_WORK and refresh != found.spec.refresh:
+            raise Refusal(403, "IncorrectStatus", f"{found.id} is {found.phase.value}; wait until it is Available or Failed.")
         spec, secrets = self._spec(given, found.spec.path, found.spec)
         spec = replace(spec, bucket=found.spec.bucket, refresh=refresh)
         title, tags, group = given.text("Name", MOST_NAME), given.tags, given.text("ResourceGroupId")
@@ -116,12 +138,12 @@ class Actions:
             changes = {"title": title or cache.title, "tags": tags or cache.tags, "resource_group": group or cache.resource_group}
             return replace(cache, spec=spec, **changes)  # type: ignore[arg-type]
 
-        if self._caches.change(found.id, updated, secrets or None) is None:
+        if self._caches.change(found, updated, secrets or None) is None:
             raise unknown_cache(found.id)
         return {}
 
     def _delete(self, given: Parameters, request_id: str) -> dict[str, Any]:
-        cache_id, path = given.text("DataCacheId"), given.text("Path")
+        cache_id, path, token = given.text("DataCacheId"), given.text("Path"), given.text("ClientToken", MOST_TOKEN)
         if not cache_id and not path:
             raise missing("DataCacheId")
         if cache_id:
@@ -129,8 +151,14 @@ class Actions:
         else:
             found = self._caches.find(bucket=checked_bucket(given.text("Bucket")), path=checked_path(path))
         if not found:
+            if token and token in self._deleted:
+                return {}
             raise unknown_cache(cache_id or path)
         self._caches.delete(found[0])
+        if token:
+            self._deleted[token] = None
+            while len(self._deleted) > _MOST_DELETED:
+                self._deleted.pop(next(iter(self._deleted)))
         return {}
 
     def _copy(self, given: Parameters, request_id: str) -> dict[str, Any]:
@@ -145,8 +173,8 @@ class Actions:
             given.text("ResourceGroupId"),
             given.text("ClientToken", MOST_TOKEN),
         )
-        if found.state.content is None or found.state.phase is not Phase.AVAILABLE:
-            raise Refusal(403, "IncorrectStatus", f"{found.id} is {found.state.phase.value}; wait until it is Available.")
+        if found.state.content is None or found.phase is not Phase.AVAILABLE:
+            raise Refusal(403, "IncorrectStatus", f"{found.id} is {found.phase.value}; wait until it is Available.")
         return {"DataCacheId": self._regions.copy(found, region, copy)}
 
     def _named(self, cache_id: str) -> DataCache:
@@ -154,6 +182,11 @@ class Actions:
         if not found:
             raise unknown_cache(cache_id)
         return found[0]
+
+
+def _hashed(asked: DataCache) -> str:
+    """What a call asks for, but for the values of credentials, which a hash would give away to who guesses."""
+    return hashlib.sha256(json.dumps(encode_spec(asked), sort_keys=True).encode()).hexdigest()
 
 
 def _fits(cache: DataCache, tags: dict[str, str], group: str) -> bool:

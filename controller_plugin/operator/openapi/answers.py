@@ -7,13 +7,15 @@ import time
 from typing import Any
 
 from csi.registry.data_caches import DataCache, Note
+from csi.spec.data_cache import split_secrets
 
 _TIME = "%Y-%m-%dT%H:%MZ"
 
 
 def described(cache: DataCache, region: str) -> dict[str, Any]:
-    """One item of DataCaches. No credential is in it."""
+    """One item of DataCaches. No credential is in it, nor one that an object made by hand still has among its options."""
     state, spec = cache.state, cache.spec
+    options, _ = split_secrets(spec.options)
     content = state.content or state.coming
     return {
         "DataCacheId": cache.id,
@@ -21,8 +23,8 @@ def described(cache: DataCache, region: str) -> dict[str, Any]:
         "Bucket": spec.bucket,
         "Path": spec.path,
         "Size": spec.capacity_gib(content.content_bytes if content else 0),
-        "Status": state.phase.value,
-        "Progress": f"{state.percent}%",
+        "Status": cache.phase.value,
+        "Progress": f"{state.percent if state.generation == cache.generation else 0}%",
         "RegionId": region,
         "ResourceGroupId": cache.resource_group,
         "SnapshotId": content.snapshot_id if content and state.content else "",
@@ -31,7 +33,7 @@ def described(cache: DataCache, region: str) -> dict[str, Any]:
         "CreationTime": _written(cache.created),
         "ExpireDateTime": _written(state.expires),
         "LastMatchedTime": _written(state.matched),
-        "DataSource": {"Type": spec.type, "Options": json.dumps(dict(spec.options), ensure_ascii=False, sort_keys=True)},
+        "DataSource": {"Type": spec.type, "Options": json.dumps(dict(options), ensure_ascii=False, sort_keys=True)},
         "Tags": [{"Key": key, "Value": value} for key, value in cache.tags.items()],
         "Events": [_event(cache, note) for note in state.notes],
     }

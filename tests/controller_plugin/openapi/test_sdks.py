@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from controller_plugin.operator.openapi.actions import Actions
 from controller_plugin.operator.openapi.app import openapi
 from controller_plugin.operator.openapi.signatures import Signatures
 from controller_plugin.operator.serving import serving
-from csi.registry.data_caches import Content, DataCacheState, Note, Phase
+from csi.registry.data_caches import Content, DataCache, DataCacheState, Note, Phase
 from csi.registry.directory_data_caches import DirectoryDataCaches
 from csi.sources.allow_list import DATA_CACHES, AllowList
+from csi.spec.data_cache import data_cache
 from tests.controller_plugin.openapi.sdks import KINDS, REGION, ApiError, Sdk
 from tests.controller_plugin.operator_fakes import FakeStored
 
@@ -36,7 +39,7 @@ class Region:
     """An API over a folder, and where it listens."""
 
     def __init__(self, folder: Path) -> None:
-        self.caches = DirectoryDataCaches(folder)
+        self.folder, self.caches = folder, DirectoryDataCaches(folder)
         allowed = AllowList(["nas.example.com:/m"], (), DATA_CACHES)
         self.there = FakeStored("s3://there")
         regions = StoreRegions(self.caches, FakeStored("s3://here"), {"cn-there": self.there}, REGION)
@@ -144,8 +147,8 @@ def test_progress_is_polled_until_it_is_available(sdk: Sdk, region: Region) -> N
     seen = []
     for state in (
         DataCacheState(),
-        DataCacheState(Phase.LOADING, 40),
-        DataCacheState(Phase.CREATING, 90),
+        DataCacheState(Phase.LOADING, 40, 1),
+        DataCacheState(Phase.CREATING, 90, 1),
         DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT),
     ):
         region.be(made, state)
@@ -186,6 +189,11 @@ def test_an_update_changes_what_is_given_and_leaves_the_rest(sdk: Sdk, region: R
     before = region.caches.find((made,))[0]
     assert sdk("UpdateDataCache", DataCacheId=made, ClientToken="t1")["RequestId"]
     assert replace(region.caches.find((made,))[0], generation=before.generation) == replace(before, spec=replace(before.spec, refresh="t1"))
+    (item,) = sdk("DescribeDataCaches", DataCacheId=[made])["DataCaches"]
+    assert (item["Status"], item["Progress"]) == ("Updating", "0%"), "what was Available is what there was before"
+    assert refusal(sdk, "UpdateDataCache", DataCacheId=made, ClientToken="t3").code == "IncorrectStatus"
+    assert refusal(sdk, "CopyDataCache", DataCacheId=made, DestinationRegionId="cn-there").code == "IncorrectStatus"
+    region.be(made, DataCacheState(Phase.AVAILABLE, 100, 2, CONTENT))
     sdk(
         "UpdateDataCache",
         DataCacheId=made,
@@ -213,7 +221,7 @@ def test_an_update_changes_what_is_given_and_leaves_the_rest(sdk: Sdk, region: R
 
 def test_a_cache_at_work_is_not_updated(sdk: Sdk, region: Region) -> None:
     made = create(sdk)
-    region.be(made, DataCacheState(Phase.CREATING, 50))
+    region.be(made, DataCacheState(Phase.CREATING, 50, 1))
     found = refusal(sdk, "UpdateDataCache", DataCacheId=made, Size=50)
     assert (found.status, found.code) == (403, "IncorrectStatus") and "Creating" in found.message
 
@@ -230,8 +238,37 @@ def test_a_cache_is_deleted_by_id_or_by_bucket_and_path(sdk: Sdk) -> None:
 def test_a_client_token_makes_one_cache_of_many_calls(sdk: Sdk) -> None:
     first = create(sdk, ClientToken="once", Name="n")
     assert create(sdk, ClientToken="once", Name="n") == first
-    assert refusal(sdk, "CreateDataCache", Path="/other", DataSource=HUB_SOURCE, ClientToken="once").code == "IdempotentParameterMismatch"
+    other = {"Type": "URL", "Options": {**HUB, "repoId": "org/other"}}
+    for changed in ({"Path": "/other"}, {"DataSource": other}, {"Name": "m"}, {"Tag": [{"Key": "a", "Value": "b"}]}, {"Size": 30}):
+        asked = {"Path": "/models/a", "DataSource": HUB_SOURCE, "ClientToken": "once", "Name": "n", **changed}
+        assert refusal(sdk, "CreateDataCache", **asked).code == "IdempotentParameterMismatch"
     assert refusal(sdk, "CreateDataCache", Path="/models/a", DataSource=HUB_SOURCE, ClientToken="twice").code == "InvalidParameter.Duplicate"
+
+
+def test_calls_of_one_token_at_once_make_one_cache_and_all_are_answered(sdk: Sdk) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        assert len(set(threads.map(lambda _: create(sdk, ClientToken="at-once"), range(8)))) == 1
+
+
+def test_a_call_of_the_same_token_brings_the_credential_that_the_first_did_not_come_to(sdk: Sdk, region: Region) -> None:
+    made = create(sdk, ClientToken="cut")
+    shutil.rmtree(region.folder / "data-cache-secrets")
+    (region.folder / "data-cache-secrets").mkdir()
+    assert create(sdk, ClientToken="cut") == made
+    assert region.caches.credential(region.caches.find((made,))[0]) == {"accessToken": "hf_x"}
+
+
+def test_a_deletion_that_is_sent_again_with_its_token_is_done(sdk: Sdk) -> None:
+    made = create(sdk)
+    for _ in range(2):
+        assert sdk("DeleteDataCache", DataCacheId=made, ClientToken="gone")["RequestId"]
+    assert refusal(sdk, "DeleteDataCache", DataCacheId=made, ClientToken="other").code == "InvalidParameter.NotFound"
+
+
+def test_a_credential_that_somebody_wrote_among_the_options_is_told_to_nobody(sdk: Sdk, region: Region) -> None:
+    spec = data_cache("", "/by-hand", "URL", {**HUB, "accessToken": "hf_by_hand"})
+    made = region.caches.add(DataCache("", "", 0, 0.0, spec), {})
+    assert "hf_by_hand" not in json.dumps(sdk("DescribeDataCaches", DataCacheId=[made.id]))
 
 
 def test_a_copy_is_announced_with_every_parameter_where_it_goes(sdk: Sdk, region: Region) -> None:

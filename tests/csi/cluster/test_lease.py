@@ -91,5 +91,21 @@ def test_who_cannot_renew_its_lease_stops_leading(replicas: Replicas, monkeypatc
         assert wait_until(lambda: replicas.leaders == ["a"], 20)
 
 
+def test_who_cannot_begin_to_lead_lets_another_try_and_tries_again(replicas: Replicas) -> None:
+    tries = list[str]()
+
+    @contextmanager
+    def fails_first() -> Iterator[None]:
+        tries.append("a")
+        if len(tries) < 3:
+            raise ClusterUnavailable("away") if len(tries) == 1 else ValueError("odd")
+        with replicas.lead("a"):
+            yield
+
+    with leading(replicas.lease("a"), fails_first, renew_seconds=0.2, sure_seconds=5.0):
+        assert wait_until(lambda: len(tries) == 1, 20) and replicas.lease("b").hold() in (True, False)
+        assert wait_until(lambda: replicas.leaders == ["a"], 60)
+
+
 def _unavailable(lease: Lease) -> bool:
     raise ClusterUnavailable("away")

@@ -97,18 +97,18 @@ def test_a_change_is_another_generation_and_leaves_the_state(caches: DataCaches)
     made = caches.add(wanted(), {})
     caches.report(made, READY)
     other = data_cache("", "/models/one", "NAS", {"server": "nas", "path": "/a"})
-    changed = caches.change(made.id, lambda cache: replace(cache, spec=other, title="new", tags={}))
+    changed = caches.change(made, lambda cache: replace(cache, spec=other, title="new", tags={}))
     assert changed and changed.generation > made.generation and (changed.spec, changed.title, changed.tags) == (other, "new", {})
     assert changed.state == READY and caches.find((made.id,)) == [changed]
-    assert caches.change(made.id, lambda cache: cache) == changed
-    assert caches.change("edc-other", lambda cache: cache) is None
+    assert caches.change(made, lambda cache: cache) == changed
+    assert caches.change(replace(made, uid="other"), lambda cache: cache) is None
 
 
 def test_changes_at_once_lose_none(caches: DataCaches) -> None:
     made = caches.add(wanted(), {})
 
     def tag(name: str) -> None:
-        caches.change(made.id, lambda cache: replace(cache, tags={**cache.tags, name: ""}))
+        caches.change(made, lambda cache: replace(cache, tags={**cache.tags, name: ""}))
 
     threads = [threading.Thread(target=tag, args=(name,)) for name in "abcd"]
     for thread in threads:
@@ -143,11 +143,11 @@ def test_when_it_was_asked_for_stays_through_other_states(caches: DataCaches) ->
 def test_a_credential_is_kept_apart_and_goes_with_its_cache(caches: DataCaches, tmp_path: Path) -> None:
     made = caches.add(wanted(), {"accessToken": "hf_1"})
     assert made.secret and caches.credential(made) == {"accessToken": "hf_1"} and "hf_1" not in repr(made)
-    changed = caches.change(made.id, lambda cache: replace(cache, title="new"), {"accessToken": "hf_2"})
+    changed = caches.change(made, lambda cache: replace(cache, title="new"), {"accessToken": "hf_2"})
     assert changed and caches.credential(changed) == {"accessToken": "hf_2"}
     without = caches.add(wanted("/models/two"), {})
     assert caches.credential(without) == {}
-    later = caches.change(without.id, lambda cache: cache, {"token": "late"})
+    later = caches.change(without, lambda cache: cache, {"token": "late"})
     assert later and later.secret and caches.credential(later) == {"token": "late"}
 
 
@@ -172,7 +172,7 @@ def test_a_watcher_hears_of_all_there_are_and_of_what_comes_and_goes(caches: Dat
         second = caches.add(wanted("/models/two"), {})
         heard = next_of(second.name)
         assert heard and heard.id == second.id
-        changed = caches.change(second.id, lambda cache: replace(cache, title="new"))
+        changed = caches.change(second, lambda cache: replace(cache, title="new"))
         while (heard := next_of(second.name)) != changed:
             assert heard
         caches.delete(first)
