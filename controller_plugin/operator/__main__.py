@@ -206,11 +206,13 @@ def _serve(
         from controller_plugin.operator.openapi.access_keys import AccessKeys
         from controller_plugin.operator.openapi.actions import Actions
         from controller_plugin.operator.openapi.app import openapi
-        from controller_plugin.operator.openapi.signatures import Signatures
+        from controller_plugin.operator.openapi.nonces import FileNonces, SecretNonces
+        from controller_plugin.operator.openapi.signatures import WINDOW_SECONDS, Signatures
         from controller_plugin.operator.serving import serving
 
-        keys = AccessKeys(options.api_keys)
-        app = openapi(Actions(caches, allowed, regions, options.api_region), Signatures(keys.secret))
+        keys, name, seconds = AccessKeys(options.api_keys), f"{options.webhook_name}-nonces", 2 * WINDOW_SECONDS
+        nonces = SecretNonces(server, name, seconds) if server else FileNonces(Path(options.registry) / "nonces.json", seconds)
+        app = openapi(Actions(caches, allowed, regions, options.api_region), Signatures(keys.secret, nonces))
         port = at_work.enter_context(serving(app, *options.api_address))
         log.info("the OpenAPI is answered", extra={"fields": {"port": port, "region": options.api_region}})
 

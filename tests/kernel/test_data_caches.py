@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aliyunsdkcore.utils import parameter_helper
 
 from csi.errors import DataCacheError
 from csi.image_store.stored_image import PART_BYTES
-from tests.controller_plugin.openapi.sdks import KINDS, Sdk
+from tests.controller_plugin.openapi.sdks import KINDS, ApiError, Sdk
 from tests.kernel.place import Place, Store, bucket_store, folder_store, read, status
 from tests.origins import versitygw
 from tests.origins.hub import Hub
@@ -86,6 +87,17 @@ def test_a_cache_is_created_filled_kept_and_read_on_a_node_that_never_saw_its_or
     hub.repo("org/cached", {"model.bin": b"another"})
     hub.stop()
     assert read(place.node("second"), "two") == sums(FILES)
+
+
+def test_a_request_that_was_made_counts_no_more_after_a_restart(tmp_path: Path, hub: Hub, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(tmp_path, hub, None, stack)
+    sdk = place.sdk()
+    monkeypatch.setattr(parameter_helper, "get_uuid", lambda: "the-same")
+    assert sdk("CreateDataCache", Path="/models/cached", DataSource=SOURCE)["DataCacheId"]
+    place.operator.kill()
+    place.operator.start()
+    with pytest.raises(ApiError, match="SignatureNonceUsed"):
+        sdk("DeleteDataCache", Bucket="default", Path="/models/cached")
 
 
 def test_without_an_image_store_a_lost_origin_is_told_with_what_to_do(tmp_path: Path, hub: Hub, stack: ExitStack) -> None:

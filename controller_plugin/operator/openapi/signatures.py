@@ -9,56 +9,41 @@ import base64
 import hashlib
 import hmac
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from urllib.parse import quote
 
 from controller_plugin.operator.openapi.calls import Call
+from controller_plugin.operator.openapi.nonces import MemoryNonces, Nonces
 from controller_plugin.operator.openapi.refusals import Refusal, missing
 
 _V3 = "ACS3-HMAC-SHA256"
 _AUTHORIZATION = re.compile(rf"{_V3} Credential=([^,\s]+), ?SignedHeaders=([^,\s]+), ?Signature=([0-9a-f]+)", re.ASCII)
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 WINDOW_SECONDS = 900.0
-_MOST_NONCES = 100_000
+# A replay of what only asks does no harm; of all else every replica is to know.
+_ASKING = "DescribeDataCaches"
 # The older SDK looks for the string to sign behind the colon, and fails by itself where there is none; it may hold a credential.
 _MISMATCH = "The signature is not the one that the request and this AccessKey make; check the AccessKey secret. The string to sign is:not shown"
 
 
-class Nonces:
-    """The nonces of the last quarter of an hour, so that no request counts twice. Thread-safe. Beyond MOST the oldest are forgotten."""
-
-    def __init__(self, most: int = _MOST_NONCES) -> None:
-        self._most, self._guard = most, threading.Lock()
-        self._seen: OrderedDict[tuple[str, str], float] = OrderedDict()
-
-    def use(self, key_id: str, nonce: str, now: float) -> bool:
-        """Whether the nonce is new; it is not from now on. `now` in seconds since 1970."""
-        with self._guard:
-            while self._seen and (len(self._seen) >= self._most or next(iter(self._seen.values())) < now - 2 * WINDOW_SECONDS):
-                self._seen.popitem(last=False)
-            if (key_id, nonce) in self._seen:
-                return False
-            self._seen[key_id, nonce] = now
-            return True
-
-
 class Signatures:
-    """Checks calls. `secret_of` gives the secret of an access key's id, None for one that nobody has."""
+    """Checks calls. `secret_of` gives the secret of an access key's id, None for one that nobody has; `kept` has the nonces of calls that change
+    something, beside those that this process remembers of all."""
 
-    def __init__(self, secret_of: Callable[[str], str | None], nonces: Nonces | None = None) -> None:
-        self._secret_of, self._nonces = secret_of, nonces or Nonces()
+    def __init__(self, secret_of: Callable[[str], str | None], kept: Nonces | None = None) -> None:
+        self._secret_of, self._kept, self._nonces = secret_of, kept, MemoryNonces(2 * WINDOW_SECONDS)
 
     def check(self, call: Call, now: float) -> str:
-        """The access key's id of whoever signed the call, at `now` (seconds since 1970). Raises Refusal."""
+        """The access key's id of whoever signed the call, at `now` (seconds since 1970). Raises Refusal, and as `kept`."""
         v3 = "authorization" in call.headers
         key_id, nonce, when = self._checked_v3(call) if v3 else self._checked_rpc(call)
         if abs(_seconds(when) - now) > WINDOW_SECONDS:
             raise Refusal(400, "InvalidTimeStamp.Expired", "The request was signed more than 15 minutes ago, or will be; check the clock.")
         # After the signature: a stranger must use up nobody's nonce.
-        if not self._nonces.use(key_id, nonce, now):
+        mark = hashlib.sha256(f"{key_id}\0{nonce}".encode()).hexdigest()[:40]
+        is_new = self._nonces.use(mark, now)
+        if not is_new or (self._kept and call.action != _ASKING and not self._kept.use(mark, now)):
             raise Refusal(400, "SignatureNonceUsed", "This SignatureNonce was used already; sign each request with one of its own.")
         return key_id
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+from collections.abc import Callable
 from urllib.parse import quote
 
 import pytest
 
 from controller_plugin.operator.openapi.calls import Call
+from controller_plugin.operator.openapi.nonces import MemoryNonces
 from controller_plugin.operator.openapi.refusals import Refusal
-from controller_plugin.operator.openapi.signatures import WINDOW_SECONDS, Nonces, Signatures
+from controller_plugin.operator.openapi.signatures import WINDOW_SECONDS, Signatures
 
 NOW, TIME, KEY, SECRET = 1_700_000_000.0, "2023-11-14T22:13:20Z", "id", "hush"
 COMMON = {"AccessKeyId": KEY, "SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0", "SignatureNonce": "n", "Timestamp": TIME}
@@ -55,9 +57,9 @@ def check(call: Call, now: float = NOW) -> str:
     return Signatures({KEY: SECRET}.get).check(call, now)
 
 
-def code(call: Call, now: float = NOW) -> str:
+def code(call: Call, now: float = NOW, by: Callable[[Call, float], str] | None = None) -> str:
     with pytest.raises(Refusal) as caught:
-        check(call, now)
+        (by or check)(call, now)
     assert SECRET not in caught.value.message
     return caught.value.code
 
@@ -103,8 +105,16 @@ def test_time_is_a_window_in_both_directions() -> None:
     assert code(rpc(QUERY), NOW + WINDOW_SECONDS + 1) == code(rpc(QUERY), NOW - WINDOW_SECONDS - 1) == "InvalidTimeStamp.Expired"
 
 
-def test_nonces_are_of_one_key_each_and_forgotten_when_no_request_can_have_them() -> None:
-    nonces = Nonces(most=3)
-    assert nonces.use("a", "1", NOW) and nonces.use("b", "1", NOW) and not nonces.use("a", "1", NOW + 1)
-    assert nonces.use("a", "1", NOW + 2 * WINDOW_SECONDS + 1)
-    assert all(nonces.use("a", str(number), NOW) for number in range(10, 20)) and len(nonces._seen) == 3
+def test_a_nonce_is_of_one_key() -> None:
+    both = Signatures({KEY: SECRET, "other": SECRET}.get).check
+    assert both(rpc(QUERY), NOW) == KEY and both(rpc({**QUERY, "AccessKeyId": "other"}), NOW) == "other"
+    assert code(rpc(QUERY), NOW, both) == "SignatureNonceUsed"
+
+
+def test_a_call_that_changes_something_counts_once_for_all_replicas_and_one_that_asks_for_each() -> None:
+    kept = MemoryNonces(WINDOW_SECONDS)
+    one, other = (Signatures({KEY: SECRET}.get, kept).check for _ in range(2))
+    deletes = {**QUERY, "Action": "DeleteDataCache"}
+    assert one(rpc(deletes), NOW) == KEY
+    assert code(rpc(deletes), NOW, other) == "SignatureNonceUsed"
+    assert one(rpc({**QUERY, "SignatureNonce": "m"}), NOW) == other(rpc({**QUERY, "SignatureNonce": "m"}), NOW) == KEY
