@@ -27,6 +27,21 @@ def volumes() -> PodVolumes:
     return PodVolumes(known, DRIVER)
 
 
+def test_a_pod_that_is_ahead_of_the_watch_gets_its_cache_and_one_that_matches_is_not_looked_for() -> None:
+    known, met = KnownCaches(), list[str]()
+
+    def meet() -> None:
+        met.append("all")
+        known.learn("a", DataCache("a", "a", 1, 1.0, data_cache("default", "/models/new", "URL", HUB)))
+
+    volumes = PodVolumes(known, DRIVER, meet)
+    for _ in range(2):
+        found = volumes.change(pod("/models/new/tokenizer"), "default")
+        assert [cache.name for cache in found.caches] == ["a"] and found.left == () and met == ["all"]
+    assert volumes.change(pod("/var/log"), "default").left == ("/var/log",) and len(met) == 2
+    assert volumes.change(pod("/var/log", annotations={}), "default").left == () and len(met) == 2
+
+
 def pod(*paths: str, annotations: Mapping[str, str] | None = None, **mount: Any) -> dict[str, Any]:
     """A pod with a hostPath volume for each path, all mounted by its one container."""
     mounts = [{"name": f"v{number}", "mountPath": f"/m{number}", **mount} for number in range(len(paths))]

@@ -12,13 +12,20 @@ from typing import Any
 import pytest
 
 from csi.errors import Busy, NoSpace, PermissionDenied, UnsupportedByNode
+from csi.registry.data_caches import Content, DataCache, DataCacheState, Phase
+from csi.registry.directory_data_caches import DirectoryDataCaches
 from csi.registry.prewarms import NodeState, PrewarmedCache, State
 from csi.sources.allow_list import PREWARMS, AllowList
 from csi.spec.cache import CacheSpec
+from csi.spec.data_cache import data_cache
 from csi.spec.nas import NasSpec
 from csi.waiting import Patience
+from csi.worker.pool import WorkerPool
 from csi.worker.protocol import Request
-from node_plugin.prewarming import Prewarming
+from csi.worker.stored import StoreAccess, StoredImages
+from node_plugin.granted import GrantedCaches
+from node_plugin.prewarming import Prewarming, _Order
+from node_plugin.uploads import Uploads
 from tests.csi.registry.fake_pins import FakePins
 from tests.csi.registry.kinds import record
 from tests.csi.registry.prewarm_kinds import FakePrewarms, order
@@ -347,3 +354,29 @@ def test_what_ended_a_fill_ahead_is_told_to_who_began_it(node: Node) -> None:
     with pytest.raises(PermissionDenied):
         node.source.readers = set()
         node.fills.ahead(digest, {}, HUB, Patience(10))
+
+
+def test_a_datacache_that_does_not_hold_what_was_ordered_yet_is_waited_for(node: Node, tmp_path: Path) -> None:
+    orders, caches = FakePrewarms(), DirectoryDataCaches(tmp_path / "registry")
+    made = caches.add(DataCache("", "", 0, 0.0, data_cache("", "/models/a", "URL", HUB)), {})
+    caches.report(made, DataCacheState(Phase.UPDATING, content=Content("a" * 64, HUB, 8192, 5)))
+    pool = WorkerPool({})
+    stored = StoredImages(pool, StoreAccess())
+    granted, uploads = GrantedCaches(caches, "default", node.store, stored, node.proving_anew), Uploads(node.store, stored)
+    cache = PrewarmedCache(data_cache=made.name, digest="b" * 64)
+    ahead = Prewarming(
+        orders,
+        AllowList(words=PREWARMS),
+        node.proving_anew,
+        node.fills,
+        node.store,
+        node.pins,
+        node.images.check_node,
+        tmp_path / "prewarms.json",
+        granted=granted,
+        uploads=uploads,
+    )
+    with pytest.raises(Busy, match=f"the DataCache {made.name} holds {'a' * 12} and not {'b' * 12}, as was ordered, yet"):
+        ahead._bring_data_cache(_Order(orders.put(order("one", cache))), "key", cache)
+    assert fills(node) == 0
+    pool.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.errors import AlreadyExists, FailedPrecondition
+from csi.errors import AlreadyExists, Busy, FailedPrecondition
 from csi.registry.data_caches import Content, DataCache, DataCaches, DataCacheState, Note, Phase, SecretRef, longest_match
 from csi.registry.directory_data_caches import DirectoryDataCaches
 from csi.registry.kubernetes_data_caches import KubernetesDataCaches
@@ -155,6 +155,48 @@ def test_a_credential_that_is_not_there_is_named(caches: DataCaches) -> None:
     made = caches.add(wanted(), {})
     with pytest.raises(FailedPrecondition, match="not there"):
         caches.credential(replace(made, secret=SecretRef("" if isinstance(caches, DirectoryDataCaches) else NAMESPACE, "edc-lost")))
+
+
+def test_all_images_are_told_that_any_holds_or_is_to_hold(caches: DataCaches) -> None:
+    coming = replace(CONTENT, digest="b" * 64)
+    for path, state in (("/a", READY), ("/b", replace(READY, coming=coming)), ("/c", DataCacheState())):
+        caches.report(caches.add(wanted(path), {}), state)
+    assert caches.digests() == {"a" * 64, "b" * 64}
+
+
+def test_images_of_what_cannot_be_read_are_told_of_too(tmp_path: Path) -> None:
+    caches = DirectoryDataCaches(tmp_path)
+    made = caches.add(wanted(), {})
+    caches.report(made, READY)
+    file = tmp_path / "data-caches" / f"{made.name}.json"
+    file.write_text(file.read_text().replace('"/models/one"', '"models"'))
+    assert caches.find() == [] and caches.digests() == {"a" * 64}
+
+
+def test_a_credential_that_is_just_being_written_is_waited_for(cluster: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = KubernetesDataCaches(cluster.client(), NAMESPACE)
+    made = caches.add(wanted(), {"accessToken": "hf_1"})
+    assert made.secret
+    cluster.kubectl("delete", "secret", made.secret.name)
+    with pytest.raises(Busy, match="is being written"):
+        caches.credential(made)
+    with pytest.raises(FailedPrecondition, match="is not there; make it"):
+        caches.credential(replace(made, created=made.created - 3600))
+
+
+def test_a_credential_is_in_its_secret_before_the_object_is_without_it(cluster: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = KubernetesDataCaches(cluster.client(), NAMESPACE)
+    spec = data_cache("", "/models/one", "URL", {**HUB, "accessToken": "hf_1"})
+    made = caches.add(DataCache("", "", 0, 0.0, spec), {})
+
+    def killed(*given: object) -> DataCache:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(caches, "_written", killed)
+    with pytest.raises(KeyboardInterrupt):
+        caches.change(made, lambda cache: replace(cache, spec=cache.spec.with_options(HUB)), {"accessToken": "hf_1"})
+    there = caches.find()[0]
+    assert there.spec == spec and caches.credential(replace(there, secret=caches._own_secret(there.name))) == {"accessToken": "hf_1"}
 
 
 def test_a_watcher_hears_of_all_there_are_and_of_what_comes_and_goes(caches: DataCaches) -> None:

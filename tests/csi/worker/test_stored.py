@@ -13,16 +13,30 @@ from urllib.parse import quote
 
 import pytest
 
-from csi.errors import Busy, DataCacheError, FailedPrecondition, InvalidParameter, NotFound
+from csi.errors import (
+    Busy,
+    DataCacheError,
+    FailedPrecondition,
+    InvalidParameter,
+    NotFound,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceNotFound,
+    Unauthenticated,
+)
 from csi.images.store import Store
+from csi.spec.manifest import build
+from csi.worker import store_operations
 from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Request, Resolution
+from csi.worker.store_operations import fill_from_either
 from csi.worker.stored import LANE, StoreAccess, StoredImages
 from tests.origins import versitygw
 from tests.origins.hub import Hub
 from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 
 FILES = {"model.bin": os.urandom(3 << 20), "folder/config.json": b"{}", "empty": b""}
+EMPTY = build([], {})
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/kept", "revision": "main"}
 
 
@@ -171,6 +185,23 @@ def test_a_fill_that_was_begun_from_one_place_ends_the_same_from_the_other(node:
     if not other.store.sealed(digest):
         assert other.fill(digest, **({} if first == "origin" else none)) == image
     assert hashlib.sha256(other.store.paths(digest).image.read_bytes()).digest() == image
+
+
+@pytest.mark.parametrize("kind", [OriginUnavailable, SourceNotFound, Unauthenticated, PermissionDenied])
+def test_what_an_origin_has_begun_and_refuses_now_comes_from_the_store(
+    kind: type[DataCacheError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str | None] = [None, "the image store does not have it"]
+    monkeypatch.setattr(store_operations, "begun_by", lambda path: EMPTY.digest)
+    monkeypatch.setattr(store_operations, "_fill", lambda request, manifest, tell: said.pop(0))
+    request = Request("fill", {}, {}, image_store="file:///images", journal=str(tmp_path / "journal"))
+
+    def refused() -> None:
+        raise kind("gone")
+
+    fill_from_either(request, EMPTY, lambda progress: None, refused)
+    with pytest.raises(kind, match="gone.*does not have it"):
+        fill_from_either(request, EMPTY, lambda progress: None, refused)
 
 
 def test_no_store_asks_nobody(pool: WorkerPool, tmp_path: Path) -> None:
