@@ -29,7 +29,7 @@ NEVER_USED = {
     Right(
         "operator", "create", "cacheprewarms.datacache.csi.io"
     ): "to apply an order that is not there yet; asked for as patch, which is all that the log has",
-    Right("operator", "update", "secrets"): "the webhook's certificate is made anew before it ends, which is weeks away",
+    Right("operator", "update", "secrets"): "nonces of the OpenAPI, where tests have called it, and the webhook's certificate, which ends in weeks",
     Right("controller", "list", "nodes"): "pins of nodes that are gone are let go, at a look every five minutes",
     Right("controller", "patch", "events"): _SAID_AGAIN,
     Right("resizer", "patch", "events"): _SAID_AGAIN,
