@@ -20,7 +20,7 @@ test: system $(VENV)/ready $(BIN)/csi-sanity $(BIN)/versitygw ## Set up, then ru
 test-guest: system guest $(VENV)/ready ## Set up, then run what needs systemd and cgroup v2, in an emulated Debian guest
 	$(BIN)/python -m tests.guest $(ARGS)
 
-test-cluster: system cluster $(VENV)/ready ## Set up, then run what needs a real Kubernetes, in namespaces of its own
+test-cluster: system cluster $(VENV)/ready $(BIN)/versitygw ## Set up, then run what needs a real Kubernetes, in namespaces of its own
 	IN_TEST_CLUSTER=1 $(BIN)/pytest $(if $(ARGS),$(ARGS),tests/cluster)
 
 kills: system $(VENV)/ready ## Set up, then kill plugin and workers in every state of a 4 GiB volume's life (10 minutes)
