@@ -9,6 +9,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.apiserver import NODE, NOT_RUN, STRANGER, ApiServer, programs
+from tests.origins import versitygw
+from tests.origins.versitygw import ObjectServer
 
 # The modules that tests share say what was not equal, too.
 pytest.register_assert_rewrite("tests.kernel", "tests.guest", "tests.cluster", "tests.plugins")
@@ -30,6 +32,15 @@ def api_server() -> Iterator[ApiServer]:
     if programs() is None:
         pytest.skip(NOT_RUN)
     with ApiServer([STRANGER, NODE]) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def objects() -> Iterator[ObjectServer]:
+    """One S3 server for all tests that ask for buckets of their own."""
+    if why := versitygw.missing():
+        pytest.skip(why)
+    with ObjectServer() as server:
         yield server
 
 

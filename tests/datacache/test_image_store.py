@@ -24,7 +24,6 @@ from datacache import __main__
 from datacache.__main__ import cli
 from tests.csi.image_store.conftest import PART, sealed, tree
 from tests.csi.images.trees import file
-from tests.origins import versitygw
 from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 
 HUB = {"type": "URL", "repoSource": "HuggingFace/Model", "repoId": "org/model", "revision": "a" * 40}
@@ -41,14 +40,6 @@ class Done:
 
 
 Run = Callable[..., Done]
-
-
-@pytest.fixture(scope="module")
-def objects() -> Iterator[ObjectServer]:
-    if why := versitygw.missing():
-        pytest.skip(why)
-    with ObjectServer() as server:
-        yield server
 
 
 @dataclass(frozen=True)

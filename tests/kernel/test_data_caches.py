@@ -17,7 +17,6 @@ from csi.errors import DataCacheError
 from csi.image_store.stored_image import PART_BYTES
 from tests.controller_plugin.openapi.sdks import KINDS, ApiError, Sdk
 from tests.kernel.place import Place, Store, bucket_store, folder_store, read, status
-from tests.origins import versitygw
 from tests.origins.hub import Hub
 from tests.origins.onc_rpc import wait_until
 from tests.origins.versitygw import ObjectServer
@@ -33,14 +32,6 @@ SOURCE = {"Type": "URL", "Options": HUB}
 TAKE = 60.0
 
 NewStore = Callable[[str], Store]
-
-
-@pytest.fixture(scope="module")
-def objects() -> Iterator[ObjectServer]:
-    if why := versitygw.missing():
-        pytest.skip(why)
-    with ObjectServer() as server:
-        yield server
 
 
 @pytest.fixture(params=["folder", "bucket"])

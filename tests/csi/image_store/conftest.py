@@ -17,7 +17,6 @@ from csi.spec.image_store import image_store
 from csi.spec.manifest import Entry, Manifest, build
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import file
-from tests.origins import versitygw
 from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 
 SECRET = {"S3": {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET}, "OSS": {"akId": ROOT_ID, "akSecret": ROOT_SECRET}}
@@ -33,14 +32,6 @@ class Opens:
 
     def __call__(self) -> Backend:
         return open_backend(image_store(self.url), self.secrets)
-
-
-@pytest.fixture(scope="session")
-def objects() -> Iterator[ObjectServer]:
-    if why := versitygw.missing():
-        pytest.skip(why)
-    with ObjectServer() as server:
-        yield server
 
 
 @pytest.fixture(params=["file", "s3", "oss"])

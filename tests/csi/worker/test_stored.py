@@ -31,7 +31,6 @@ from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Request, Resolution
 from csi.worker.store_operations import fill_from_either
 from csi.worker.stored import LANE, StoreAccess, StoredImages
-from tests.origins import versitygw
 from tests.origins.hub import Hub
 from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 
@@ -76,14 +75,6 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         running.repo("org/kept", FILES)
         monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
         yield running
-
-
-@pytest.fixture(scope="module")
-def objects() -> Iterator[ObjectServer]:
-    if why := versitygw.missing():
-        pytest.skip(why)
-    with ObjectServer() as server:
-        yield server
 
 
 @pytest.fixture(params=["file", "s3"])
