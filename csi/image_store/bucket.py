@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import obstore
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 
-from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied, Unauthenticated
+from csi.errors import DataCacheError, FailedPrecondition, OriginUnavailable, PermissionDenied, Unauthenticated
 from csi.image_store.backend import Kept
 from csi.sources.addresses import Addresses
 from csi.sources.catalog import access_key
@@ -22,6 +23,7 @@ _CONNECTIONS = 16
 # obstore's own patience, three minutes, would keep fills from their origins; a part may take long over a slow line.
 _ASK_SECONDS, _PUT_SECONDS = 8.0, 900.0
 _NO_BUCKET = "NoSuchBucket"
+_OTHER_REGION = re.compile(r"AuthorizationHeaderMalformed.*<Region>([a-z0-9-]{1,32})</Region>", re.DOTALL)
 
 
 class BucketBackend:
@@ -114,4 +116,8 @@ class BucketBackend:
             )
         if _NO_BUCKET in said:
             return OriginUnavailable(f"{self.shown} is not there: no such bucket; make it, or check the URL of --image-store")
+        if found := _OTHER_REGION.search(said):
+            return FailedPrecondition(
+                f"{self.shown} is in the region {found[1]}, and not in that of the URL of --image-store; say region={found[1]} there"
+            )
         return OriginUnavailable(f"{self.shown} cannot be reached, or does not do what is asked ({type(error).__name__})")

@@ -109,7 +109,12 @@ def keeps_images(reader: Reader, objects: ObjectServer, folder: Path) -> None:
     """The part "An image store, and DataCaches", for a bucket."""
     heading = "An image store, and DataCaches"
     secrets, upgraded, listed, cached = blocks(INSTALL, heading)
-    own = {"https://minio.example.com:9000": objects.endpoint, "datacache-images": objects.bucket({}), "values.yaml": str(folder / "values.yaml")}
+    own = {
+        "https://minio.example.com:9000": objects.endpoint,
+        "datacache-images": objects.bucket({}),
+        "eu-central-1": "us-east-1",
+        "values.yaml": str(folder / "values.yaml"),
+    }
     reader = reader.knows(**own)
     for name, value in {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET, "LTAI5tExample": "secret-of-the-api"}.items():
         (folder / name).write_text(value)

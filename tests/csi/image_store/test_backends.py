@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from csi.durable import TEMP_SUFFIX
-from csi.errors import OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.errors import FailedPrecondition, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.image_store.backend import Backend, open_backend
 from csi.spec.image_store import image_store
 from csi.spec.manifest import Entry, Kind
@@ -135,6 +135,14 @@ def test_a_right_that_is_missing_is_told(objects: ObjectServer, asked: str) -> N
     backend = open_backend(image_store(f"s3://{bucket}?endpoint={objects.endpoint}"), {"accessKeyId": READER_ID, "secretAccessKey": READER_SECRET})
     assert backend.get("images/x") == b""
     with pytest.raises(PermissionDenied, match="rights"):
+        ASKED[asked](backend)
+
+
+@pytest.mark.parametrize("asked", ["put", "get", "list", "folders"])
+def test_a_bucket_of_another_region_says_which(objects: ObjectServer, asked: str) -> None:
+    url = f"s3://{objects.bucket({})}?endpoint={objects.endpoint}&region=eu-central-1"
+    backend = open_backend(image_store(url), {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET})
+    with pytest.raises(FailedPrecondition, match="is in the region us-east-1, .*; say region=us-east-1 there"):
         ASKED[asked](backend)
 
 
