@@ -122,6 +122,12 @@ class WorkerDied(DataCacheError):
     """A worker process ended in the middle of its work."""
 
 
+LOST = (OriginUnavailable, SourceChanged, SourceNotFound)
+"""What is said of an origin that is gone or has changed."""
+GONE = (*LOST, Unauthenticated, PermissionDenied)
+"""What an image store helps against; hubs say of what was deleted that one has to log in."""
+
+
 def _classes(root: type[DataCacheError]) -> Iterator[type[DataCacheError]]:
     yield root
     for child in root.__subclasses__():

@@ -6,17 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csi.errors import (
-    Busy,
-    DataCacheError,
-    FailedPrecondition,
-    NotFound,
-    OriginUnavailable,
-    PermissionDenied,
-    SourceChanged,
-    SourceNotFound,
-    Unauthenticated,
-)
+from csi.errors import GONE, Busy, DataCacheError, FailedPrecondition, NotFound, PermissionDenied
 from csi.images.places import is_of_place
 from csi.images.store import Store
 from csi.registry.data_caches import Content, DataCache, DataCaches, first_at
@@ -27,8 +17,6 @@ from csi.worker.stored import StoredImages
 from node_plugin.proving import Proving
 
 log = logging.getLogger("datacache.store")
-
-_GONE = (OriginUnavailable, SourceChanged, SourceNotFound, Unauthenticated, PermissionDenied)
 
 
 @dataclass(frozen=True)
@@ -94,7 +82,7 @@ class GrantedCaches:
         try:
             spec = parse_kept(granted.content.access).spec
             self._proving.proven(key, spec, digest, granted.secrets, patience)
-        except _GONE as error:
+        except GONE as error:
             raise type(error)(f"{error}. {_way_out(granted, why)}") from error
 
     def _from_store(self, digest: str) -> str | None:

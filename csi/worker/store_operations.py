@@ -11,18 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csi.errors import (
-    CorruptContent,
-    DataCacheError,
-    FillStopped,
-    NoSpace,
-    NotFound,
-    OriginUnavailable,
-    PermissionDenied,
-    SourceChanged,
-    SourceNotFound,
-    Unauthenticated,
-)
+from csi.errors import GONE, LOST, CorruptContent, DataCacheError, FillStopped, NoSpace, NotFound
 from csi.image_store.announced import Announcement
 from csi.images.journal import begun_by
 from csi.images.progress import FillProgress
@@ -36,9 +25,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("datacache.worker")
 
-LOST = (OriginUnavailable, SourceChanged, SourceNotFound)
-GONE = (*LOST, Unauthenticated, PermissionDenied)
-"""What an image store helps against; hubs say of what was deleted that one has to log in."""
 WAY_OUT = "no image store keeps images here (--image-store): bring the origin back, or make the cache anew of what there is"
 
 Tell = Callable[[FillProgress], None]
