@@ -11,6 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import grpc
+
 from csi.pb import csi_pb2 as pb
 from tests.kernel import requests
 from tests.kernel.mount_refs import staging_path
@@ -18,6 +20,7 @@ from tests.kernel.requests import OK, Answer, Words
 from tests.plugins import Plugins, loops_below, mounts_below
 
 MIB = 2**20
+_CREATE_SECONDS = 60.0
 Place = str | Path
 
 
@@ -77,8 +80,14 @@ class Machine:
         return staging_path(self.folder, volume_id)
 
     def create(self, name: str, parameters: Words, secrets: Words | None = None, **more: Any) -> pb.Volume:
-        """A volume; fails the test when there is none."""
-        return self.controller.CreateVolume(requests.create(name, parameters, secrets, **more), timeout=30).volume
+        """A volume, asked for as external-provisioner does: again while the work goes on. Fails the test when there is none."""
+        request, end = requests.create(name, parameters, secrets, **more), time.monotonic() + _CREATE_SECONDS
+        while True:
+            try:
+                return self.controller.CreateVolume(request, timeout=30).volume
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.ABORTED or time.monotonic() > end:
+                    raise
 
     def stage(self, volume: pb.Volume, secrets: Words | None = None, **more: Any) -> Answer:
         """Stage a volume at its place."""
