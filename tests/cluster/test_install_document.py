@@ -86,7 +86,9 @@ def reader(lab: Lab, driver: Driver, hub: Hub, images_in_their_registry: None) -
     driver.uninstall()
     lab.kubectl.run("delete", "--ignore-not-found", "-f", str(TREE / "deploy/crds"))
     lab.kubectl.run("delete", "namespace", NAMESPACE, "--ignore-not-found")
-    hubs = {f"--set image.tag={TAG}": f"--set image.tag={TAG} --set hfEndpoint={hub.endpoint}", "https://hub.example.com": hub.endpoint}
+    # The lab's hub has private addresses, where DataCaches may be led by nobody but the cluster's owner.
+    private = f"--set hfEndpoint={hub.endpoint} --set 'allowOrigins={{{','.join(lab.outside)}}}'"
+    hubs = {f"--set image.tag={TAG}": f"--set image.tag={TAG} {private}", "https://hub.example.com": hub.endpoint}
     yield Reader(lab, {**hubs, f"image.tag={NEW}": "image.tag=0.2.0"})
     assert lab.kubectl.run("get", "namespace", NAMESPACE, "--ignore-not-found") == lab.kubectl.run("get", "crds", "-o", "name") == ""
     for node in lab.nodes:
