@@ -232,8 +232,7 @@ class Reconciler:
         return replace(state, notes=(*state.notes, Note(kind, reason, message, 1, now, now))[-MOST_NOTES:])
 
     def _put(self, cache: DataCache, state: DataCacheState) -> None:
-        known = self._known.named(cache.name)
-        if state != (known.state if known and known.uid == cache.uid else cache.state):
+        if state != self._now(cache).state:
             self._caches.report(cache, state)
             self._known.put_state(cache, state)
 
