@@ -40,6 +40,9 @@ _RESOLVE_SECONDS = 100.0
 # Labels of nodes change seldom, and a Secret that was wrong is put right some time; what a pod does not wait for may wait.
 _LOOK_SECONDS, _RETRY_SECONDS, _LONGEST_RETRY = 300.0, 30.0, 600.0
 _SLICE_SECONDS, _BUSY_SECONDS, _REPORT_SECONDS = 2.0, 5.0, 10.0
+# Orders may come for as long as this node works through them, those of other nodes too: knowing them takes a tenth of its time at most.
+_TEND_SECONDS, _TEND_SHARE = 1.0, 9.0
+_NEWS = "the orders for this node have changed"
 
 
 @dataclass
@@ -68,6 +71,7 @@ class _Order:
     ready: set[str] = field(default_factory=set)
     said: NodeState | None = None
     said_at: float = float("-inf")
+    turn: float = field(default_factory=time.monotonic)
 
     @property
     def keys(self) -> list[str]:
@@ -105,8 +109,9 @@ class Prewarming:
         self._check_node, self._file, self._retry = check_node, file, retry_seconds
         self._granted, self._uploads = granted, uploads
         self._known: list[Prewarm] | None = None
-        self._looked = float("-inf")
+        self._looked, self._tend_until = float("-inf"), 0.0
         self._changed, self._ended = threading.Event(), False
+        self._names, self._at_work = set[str](), ""
         self._orders: dict[str, _Order] = {}
         self._patience = Patience(0)
         self._kept = _read(file)
@@ -120,24 +125,38 @@ class Prewarming:
     @contextmanager
     def running(self) -> Iterator[None]:
         """For the block, follow the orders, from threads of their own."""
-        with self._prewarms.watch(self._look):
+        with self._prewarms.watch(self._hear):
             thread = threading.Thread(target=self._run, name="prewarming", daemon=True)
             thread.start()
             try:
                 yield
             finally:
                 self._ended = True
-                self._look()
+                self._hear(_name(self._at_work))
                 thread.join()
 
-    def _look(self) -> None:
+    def _hear(self, name: str) -> None:
+        """An order has changed: what is done for that very one ends, others wait until there is time to take orders anew."""
+        self._names.add(name)
         self._changed.set()
-        self._patience.cancel("the orders for this node have changed")
+        if name == _name(self._at_work):
+            self._patience.cancel(_NEWS)
+
+    @property
+    def _called_off(self) -> bool:
+        """Whether the order at work has changed."""
+        return self._ended or _name(self._at_work) in self._names
+
+    @property
+    def _due(self) -> bool:
+        """Whether orders are to be taken anew before another one's turn."""
+        return self._ended or (self._changed.is_set() and time.monotonic() > self._tend_until)
 
     def _run(self) -> None:
         while not self._ended:
             if self._changed.is_set():
                 self._changed.clear()
+                self._names.clear()
                 self._known = None
             pause = _LOOK_SECONDS
             try:
@@ -155,6 +174,7 @@ class Prewarming:
         """Know what this node is to have, from the cluster where that has changed; let go of what it is not to have any more."""
         if self._known is not None and time.monotonic() - self._looked < _LOOK_SECONDS:
             return
+        began = time.monotonic()
         known = self._prewarms.all() if self._known is None else self._known
         wanted = {prewarm.key: prewarm for prewarm in known}
         labels = self._labels() if any(prewarm.selector for prewarm in known) else {}
@@ -169,6 +189,8 @@ class Prewarming:
             orders[key] = order if order and order.prewarm == prewarm else self._ordered(prewarm)
         self._let_go(orders)
         self._orders = orders
+        now = time.monotonic()
+        self._tend_until = now + max(_TEND_SECONDS, _TEND_SHARE * (now - began))
 
     def _labels(self) -> Mapping[str, str]:
         try:
@@ -210,13 +232,22 @@ class Prewarming:
         for order in self._orders.values():
             order.ready = {key for key, cache in order.named if self._is_ready(cache, order.answers.get(key))}
             self._say(order)
-        for order in list(self._orders.values()):
+        for order in self._turns():
             for key, cache in order.named:
-                if self._ended or self._changed.is_set():
-                    return 0.0
+                self._at_work = order.prewarm.key
                 waits.append(self._tend(order, key, cache))
+                if self._due:
+                    return 0.0
             self._say(order)
         return min(waits)
+
+    def _turns(self) -> list[_Order]:
+        """All orders, longest not tended first: while orders change again and again, each comes to its turn."""
+        return sorted(self._orders.values(), key=lambda order: order.turn)
+
+    def _is_under_way(self, order: _Order) -> bool:
+        digests = {answer.digest for answer in order.answers.values()}
+        return not digests.isdisjoint(self._fills.progress()) or bool(self._uploads and any(map(self._uploads.progress, digests)))
 
     def _tend(self, order: _Order, key: str, cache: PrewarmedCache) -> float:
         answer, trouble, now = order.answers.get(key), order.troubles.get(key), time.monotonic()
@@ -230,7 +261,9 @@ class Prewarming:
         try:
             self._bring(order, key, cache)
         except Busy as error:
-            if not self._changed.is_set():
+            if not self._is_under_way(order):
+                order.turn = time.monotonic()
+            if not (self._called_off or self._due):
                 self._say(order, NodeState(State.PENDING, self._percent(order), str(error)))
             return _BUSY_SECONDS
         except DataCacheError as error:
@@ -284,15 +317,15 @@ class Prewarming:
             try:
                 self._uploads.bring(digest, self._patience, access)
             except Busy:
-                if self._patience.cancelled or (progress := self._uploads.progress(digest)) is None:
+                if self._called_off or self._due or (progress := self._uploads.progress(digest)) is None:
                     raise
                 self._say(order, NodeState(State.STORING, min(99, percent(progress)), "bringing it to the image store"))
 
     def _patient(self, seconds: float) -> Patience:
-        """So much patience, none where the orders have changed."""
+        """So much patience, none where the order at work has changed."""
         patience = Patience(seconds)
-        if self._changed.is_set():
-            patience.cancel("the orders for this node have changed")
+        if self._called_off:
+            patience.cancel(_NEWS)
         return patience
 
     def _answered(self, order: _Order, key: str, cache: PrewarmedCache, known: _Answer | None, secrets: Mapping[str, str]) -> _Answer:
@@ -324,7 +357,7 @@ class Prewarming:
                 self._fills.ahead(answer.digest, secrets, answer.access, patience)
             except Busy:
                 # One that is under way goes on; one that gave way comes to its turn again.
-                if patience.cancelled or answer.digest not in self._fills.progress():
+                if self._called_off or self._due or answer.digest not in self._fills.progress():
                     raise
                 self._say(order, NodeState(State.FILLING, self._percent(order)))
 
@@ -349,6 +382,10 @@ class Prewarming:
         if order.troubles:
             return NodeState(State.FAILED, self._percent(order), next(iter(order.troubles.values())).message)
         return order.said or NodeState(State.PENDING, self._percent(order))
+
+
+def _name(key: str) -> str:
+    return key.rpartition("/")[2]
 
 
 def _read(file: Path) -> dict[str, _Answer]:

@@ -21,10 +21,10 @@ _SAID_SECONDS = 60.0
 
 
 class Outbox:
-    """At most `most` writes wait, one for each key; more are dropped, and the log says so. Thread-safe.
+    """One write waits for each key. Where `most` wait, more are dropped, and the log says so, unless they are lasting. Thread-safe.
 
     While the server is away nothing is tried but one write after each pause, of 1 s to a minute. A write that it did not take is
-    dropped unless it is lasting.
+    dropped unless it is lasting. Keys of lasting writes are for the caller to bound.
     """
 
     def __init__(self, most: int = _MOST, between_seconds: float = _BETWEEN_SECONDS) -> None:
@@ -43,7 +43,7 @@ class Outbox:
         with self._changed:
             if self._closing.is_set():
                 return
-            if key not in self._waiting and len(self._waiting) >= self._most:
+            if not lasting and key not in self._waiting and len(self._waiting) >= self._most:
                 self._say("too many writes wait, some are dropped", f"{self._most} wait")
                 return
             self._waiting[key] = write, lasting

@@ -69,9 +69,9 @@ class DirectoryPrewarms:
         return [found for path in sorted(self._folder.glob(f"*{_ORDER}")) if (found := _order(_read(path)))]
 
     @contextmanager
-    def watch(self, changed: Callable[[], None]) -> Iterator[None]:
+    def watch(self, changed: Callable[[str], None]) -> Iterator[None]:
         """See Prewarms."""
-        with _heard(self._folder, _ORDER, lambda name: changed()):
+        with _heard(self._folder, _ORDER, changed):
             yield
 
     def labels(self) -> Mapping[str, str]:

@@ -51,7 +51,7 @@ class KubernetesPrewarmOrders:
         if spec is None:
             return OrderState(message=_NO_NODE, placed=False)
         if thing is None or thing["spec"] != spec:
-            thing = self._apply(cache, name, spec)
+            thing = self._apply(cache, name, spec, thing)
         return _state(thing)
 
     def _spec(self, cache: DataCache, digest: str, thing: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -80,15 +80,18 @@ class KubernetesPrewarmOrders:
         names = (thing["metadata"]["labels"].get(_HOSTNAME, "") for page in listed for thing in page["items"] if _is_able(thing))
         return list(filter(None, names))
 
-    def _apply(self, cache: DataCache, name: str, spec: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _apply(self, cache: DataCache, name: str, spec: Mapping[str, Any], before: Mapping[str, Any] | None) -> Mapping[str, Any]:
         owner = {"apiVersion": f"{data_caches.GROUP}/{data_caches.VERSION}", "kind": data_caches.KIND, "name": cache.name, "uid": cache.uid}
         labels = {OF_LABEL: cache.name if len(cache.name) <= 63 else cache.id}
         meta = {"name": name, "namespace": self._namespace, "labels": labels, "ownerReferences": [{**owner, "controller": True}]}
         body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": _KIND, "metadata": meta, "spec": spec}
         thing = self._server.call("PATCH", f"{self._all}/{name}", {"fieldManager": MANAGER, "force": "true"}, body, APPLY)
         with self._guard:
-            self._known[name] = thing
-        return thing
+            heard = self._known.get(name)
+            # A node may be done before this answer is here, and its word is not told twice.
+            if heard is before or (heard and heard["metadata"]["generation"] < thing["metadata"]["generation"]):
+                self._known[name] = thing
+            return self._known.get(name, thing)
 
     def drop(self, cache: DataCache) -> None:
         """See PrewarmOrders."""

@@ -39,9 +39,9 @@ class KubernetesPrewarms:
         things = (thing for page in pages(self._server, _ALL) for thing in page["items"])
         return [found for thing in things if (found := _readable(thing))]
 
-    def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
+    def watch(self, changed: Callable[[str], None]) -> AbstractContextManager[None]:
         """See Prewarms."""
-        return Watch(self._server, _ALL, lambda name, thing: changed()).running()
+        return Watch(self._server, _ALL, lambda name, thing: changed(name)).running()
 
     def labels(self) -> Mapping[str, str]:
         """See Prewarms; raises NotFound where the cluster has no node of this name."""

@@ -70,8 +70,9 @@ class Prewarms(Protocol):
     def all(self) -> list[Prewarm]:
         """All objects of the cluster that can be read."""
 
-    def watch(self, changed: Callable[[], None]) -> AbstractContextManager[None]:
-        """For the block, call `changed` from another thread soon after an object was made, changed in its spec, or removed."""
+    def watch(self, changed: Callable[[str], None]) -> AbstractContextManager[None]:
+        """For the block, call `changed(name)` from another thread soon after an object of that name, in whatever namespace, was made, changed
+        in its spec, or removed."""
 
     def labels(self) -> Mapping[str, str]:
         """The labels of this node."""

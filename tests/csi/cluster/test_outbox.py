@@ -53,6 +53,17 @@ def test_of_what_waits_the_latest_of_each_object_is_written_in_their_order_and_n
     assert writes.made == ["first", *(f"{key} 9" for key in range(20))]
 
 
+def test_what_is_to_last_waits_however_many_there_are(outbox: Outbox, writes: Writes) -> None:
+    outbox.put("first", writes.write("first"))
+    assert writes.under_way.wait(20)
+    for key in range(500):
+        outbox.put(key, writes.write(str(key)), lasting=True)
+    outbox.put("more", writes.write("more"))
+    writes.go.set()
+    assert wait_until(lambda: len(writes.made) == 501, 20)
+    assert writes.made == ["first", *map(str, range(500))]
+
+
 def test_what_the_server_could_not_take_is_dropped_unless_it_is_to_last(outbox: Outbox, writes: Writes) -> None:
     tries: list[str] = []
 

@@ -31,7 +31,7 @@ class FakePrewarms:
         self._guard = threading.Lock()
         self._objects: dict[str, Prewarm] = {}
         self._status: dict[str, dict[str, Any]] = {}
-        self._watchers: list[Callable[[], None]] = []
+        self._watchers: list[Callable[[str], None]] = []
         self.node_labels, self.secrets, self.volumes = (
             dict(labels or {}),
             dict[tuple[str, str], dict[str, str]](),
@@ -44,18 +44,19 @@ class FakePrewarms:
         with self._guard:
             before = self._objects.get(prewarm.key)
             self._objects[prewarm.key] = replace(prewarm, uid=f"uid-of-{prewarm.name}", generation=before.generation + 1 if before else 1)
-        self._tell()
+        self.tell(prewarm.name)
         return self._objects[prewarm.key]
 
     def remove(self, key: str) -> None:
         with self._guard:
             self._objects.pop(key, None)
             self._status.pop(key, None)
-        self._tell()
+        self.tell(key.rpartition("/")[2])
 
-    def _tell(self) -> None:
+    def tell(self, name: str) -> None:
+        """Have watchers hear that an object of a name has changed."""
         for changed in list(self._watchers):
-            changed()
+            changed(name)
 
     def _ask(self) -> None:
         self.asked += 1
@@ -67,7 +68,7 @@ class FakePrewarms:
         return list(self._objects.values())
 
     @contextmanager
-    def watch(self, changed: Callable[[], None]) -> Iterator[None]:
+    def watch(self, changed: Callable[[str], None]) -> Iterator[None]:
         self._watchers.append(changed)
         yield
         self._watchers.remove(changed)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from csi.cluster.api_server import ApiServer as Client
 from csi.registry.data_caches import Content, DataCache, DataCaches, DataCacheState
 from csi.registry.directory import DirectoryRegistry
 from csi.registry.directory_data_caches import DirectoryDataCaches
@@ -89,6 +91,40 @@ def test_what_a_node_says_is_told_and_counts_for_the_image_that_it_is_of(place: 
         assert wait_until(lambda: cache.name in told and place.orders.place(cache).state is State.READY, 20)
         other = replace(cache, state=DataCacheState(coming=Content("b" * 64, HUB, 8192, 5)))
         assert place.orders.place(other).state is State.PENDING
+
+
+class LateAnswers(Client):
+    """An API server whose answer to an order comes behind what a node says to it."""
+
+    def __init__(self, cluster: ApiServer) -> None:
+        super().__init__(cluster.access())
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def call(self, method: str, path: str, *given: Any, **more: Any) -> dict[str, Any]:
+        answer = super().call(method, path, *given, **more)
+        if method == "PATCH":
+            self.meanwhile()
+        return answer
+
+
+def test_a_node_that_is_done_before_the_operator_has_its_answer_is_heard(cluster: ApiServer) -> None:
+    cluster.kubectl("delete", "nodes", "--all")
+    able(cluster)
+    client = LateAnswers(cluster)
+    orders, prewarms = KubernetesPrewarmOrders(client, "default", DRIVER_NAME), KubernetesPrewarms(cluster.client(), NODE, KubernetesRegistry(client))
+    cache, heard = Place(KubernetesDataCaches(cluster.client(), "default"), orders, prewarms).cache("a" * 64), list[State]()
+
+    def done() -> None:
+        prewarms.report(prewarms.all()[0], NodeState(State.READY, 100))
+        assert wait_until(lambda: State.READY in heard, 20)
+
+    with orders.watch(lambda name: heard.append(orders.place(cache).state)):
+        client.meanwhile = done
+        assert orders.place(cache).state is State.READY
+        assert orders.place(cache).state is State.READY
+    prewarms.close()
+    cluster.kubectl("delete", "node", NODE)
+    cluster.kubectl("delete", "cacheprewarms", "--all")
 
 
 def test_where_no_node_can_mount_images_nothing_is_ordered_until_one_can(cluster: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:

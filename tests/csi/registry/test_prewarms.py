@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import queue
 from collections.abc import Iterator
 from typing import Any
 
@@ -46,19 +46,18 @@ def test_an_order_is_found_as_it_was_given(orders: Any) -> None:
 
 
 def test_a_change_is_another_generation_and_is_heard_of(orders: Any) -> None:
-    heard = threading.Event()
+    heard = queue.Queue[str]()
     first = orders.put(order("one", MODEL))
-    with orders.prewarms.watch(heard.set):
+    with orders.prewarms.watch(heard.put):
         second = orders.put(order("one", PRIVATE))
-        assert heard.wait(20) and second.generation == first.generation + 1 and second.uid == first.uid
-        heard.clear()
+        assert heard.get(timeout=20) == "one" and second.generation == first.generation + 1 and second.uid == first.uid
         orders.remove("default/one")
-        assert heard.wait(20)
+        assert heard.get(timeout=20) == "one"
 
 
 def test_what_a_node_reports_is_shown_in_numbers_and_conditions_and_wakes_no_watcher(orders: Any) -> None:
-    made, heard = orders.put(order("one", MODEL, PRIVATE)), threading.Event()
-    with orders.prewarms.watch(heard.set):
+    made, heard = orders.put(order("one", MODEL, PRIVATE)), list[str]()
+    with orders.prewarms.watch(heard.append):
         orders.prewarms.report(made, NodeState(State.FILLING, 41))
         assert wait_until(lambda: orders.status(made.key).get("nodes") == [{"node": "node-1", "state": "Filling", "percent": 41}], 20)
         status = orders.status(made.key)
@@ -72,7 +71,7 @@ def test_what_a_node_reports_is_shown_in_numbers_and_conditions_and_wakes_no_wat
         assert conditions(orders.status(made.key)) == {"Ready": "True", "Progressing": "False", "Failed": "False"}
         orders.prewarms.report(made, None)
         assert wait_until(lambda: orders.status(made.key)["ready"] == "0/0", 20)
-        assert not heard.is_set()
+        assert not heard
 
 
 def test_news_of_an_order_that_has_changed_or_gone_is_not_shown(orders: Any) -> None:
@@ -146,7 +145,7 @@ def test_watching_costs_a_list_and_a_watch_and_a_report_two_calls(cluster: ApiSe
     server = Counted(cluster.access())
     prewarms, orders = KubernetesPrewarms(server, "node-1", KubernetesRegistry(cluster.client())), InCluster(cluster)
     made = orders.put(order("one", MODEL))
-    with prewarms.watch(lambda: None):
+    with prewarms.watch(lambda name: None):
         assert wait_until(lambda: len(server.calls) == 2, 20)
         prewarms.report(made, READY)
         assert wait_until(lambda: orders.status(made.key).get("ready") == "1/1", 20)
