@@ -25,6 +25,8 @@ log = logging.getLogger("datacache.prewarms")
 
 MANAGER, PLURAL = "datacache-node", "cacheprewarms"
 _ALL = path_of("apis", GROUP, VERSION, PLURAL)
+# Somebody waits for each of these words, and a node has few of them for an order.
+_BETWEEN_SECONDS = 0.05
 
 
 class KubernetesPrewarms:
@@ -32,7 +34,7 @@ class KubernetesPrewarms:
 
     def __init__(self, server: ApiServer, node: str, registry: VolumeRegistry, outbox: Outbox | None = None) -> None:
         self._server, self._node, self._registry = server, node, registry
-        self._outbox = outbox or Outbox()
+        self._outbox = outbox or Outbox(between_seconds=_BETWEEN_SECONDS)
 
     def all(self) -> list[Prewarm]:
         """See Prewarms."""
