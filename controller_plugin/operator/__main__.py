@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -180,10 +179,9 @@ def _leading(server: ApiServer | None, driver_name: str, lead: Lead) -> Iterator
         with lead():
             yield
         return
-    from csi.cluster.lease import Lease, leading
+    from csi.cluster.lease import Lease, holder_of, leading
 
-    holder = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-    with leading(Lease(server, _LEASE.format(driver_name.lower()), holder), lead):
+    with leading(Lease(server, _LEASE.format(driver_name.lower()), holder_of(os.environ)), lead):
         yield
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 import random
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -22,9 +24,18 @@ from csi.threads import beside
 log = logging.getLogger("datacache.lease")
 
 Lead = Callable[[], AbstractContextManager[None]]
+POD_NAME = "POD_NAME"
 _HELD_SECONDS, _RENEW_SECONDS = 45, 10.0
 # A leader that cannot renew stops before anybody else may begin: this long after it last could, and what two calls may take.
 _SURE_SECONDS, _CALL_SECONDS = 15.0, 5.0
+
+
+def holder_of(environment: Mapping[str, str]) -> str:
+    """Who this process is to the other replicas: its pod by the variable POD_NAME, else one of its own.
+
+    A container that starts again in its pod is who the one before was, which has ended, and goes on at once with what that one led.
+    """
+    return environment.get(POD_NAME) or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
 
 class Lease:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from csi.cluster.api_server import APPLY, ApiServer, Expired, path_of
-from csi.cluster.lease import Lease, leading
+from csi.cluster.lease import Lease, holder_of, leading
 from csi.cluster.watch import Watch, pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
 from csi.registry.cache_volume import KIND, PLURAL, VOLUME_LABEL, decode, encode, id_of, label_value, object_name, status
@@ -152,8 +150,7 @@ class KubernetesRegistry:
     @contextmanager
     def tended(self, name: str) -> Iterator[None]:
         """For the block, whoever of all replicas holds the lease `name` keeps the status of every volume and pin as it should be, and sweeps."""
-        holder = f"{os.environ.get('POD_NAME') or socket.gethostname()}_{uuid.uuid4().hex[:8]}"
-        with leading(Lease(self._server, name, holder), self._leading):
+        with leading(Lease(self._server, name, holder_of(os.environ)), self._leading):
             yield
 
     @contextmanager

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from csi.cluster.lease import Lease, leading
+from csi.cluster.lease import Lease, holder_of, leading
 from csi.errors import ClusterUnavailable
 from tests.apiserver import ApiServer
 from tests.origins.onc_rpc import wait_until
@@ -109,3 +109,14 @@ def test_who_cannot_begin_to_lead_lets_another_try_and_tries_again(replicas: Rep
 
 def _unavailable(lease: Lease) -> bool:
     raise ClusterUnavailable("away")
+
+
+def test_a_container_that_starts_again_in_its_pod_leads_at_once_and_no_other_replica(replicas: Replicas) -> None:
+    killed, other = holder_of({"POD_NAME": "operator-a"}), holder_of({"POD_NAME": "operator-b"})
+    assert replicas.lease(killed).hold()
+    assert not replicas.lease(other).hold()
+    assert replicas.lease(holder_of({"POD_NAME": "operator-a"})).hold()
+
+
+def test_without_a_pod_every_process_is_another_one() -> None:
+    assert holder_of({}) != holder_of({}) and holder_of({"POD_NAME": ""}) != holder_of({"POD_NAME": ""})
