@@ -48,9 +48,10 @@ class Admission:
         found = self._pods.change(request["object"], request.get("namespace", ""))
         if not request.get("dryRun"):
             self._tell(found.caches)
+        warned: dict[str, Any] = {"warnings": [_unmatched(found.left)]} if found.left else {}
         if not found.patch:
-            return {"warnings": [_unmatched(found.left)]} if found.left else {}
-        return {"patchType": "JSONPatch", "patch": base64.b64encode(json.dumps(found.patch).encode()).decode()}
+            return warned
+        return {"patchType": "JSONPatch", "patch": base64.b64encode(json.dumps(found.patch).encode()).decode(), **warned}
 
     def _tell(self, caches: tuple[DataCache, ...]) -> None:
         now = time.time()

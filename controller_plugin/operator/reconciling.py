@@ -106,9 +106,9 @@ class Reconciler:
             raise AlreadyExists(f"{cache.spec.shown} is the name of the DataCache {first.name} already; delete one of them")
 
     def _secrets_moved(self, cache: DataCache) -> bool:
-        """Whether its options had credentials, which are in a Secret now."""
+        """Whether its options had credentials, which are in a Secret now; empty ones are none."""
         options, secrets = split_secrets(cache.spec.options)
-        if not secrets:
+        if options == cache.spec.options:
             return False
 
         def without(now: DataCache) -> DataCache:

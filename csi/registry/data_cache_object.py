@@ -17,6 +17,7 @@ TOKEN_ANNOTATION, ASKED_ANNOTATION = "datacache.csi.io/client-token", "datacache
 ID_ANNOTATION = "datacache.csi.io/data-cache-id"
 MATCHED = "lastMatchedTime"
 _LONGEST_MESSAGE = 2048
+_NETWORKS = ("vSwitchId", "securityGroupId")
 _DONE = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
@@ -47,7 +48,6 @@ def decode(thing: Mapping[str, Any]) -> DataCache:
 
 def _spec(given: Mapping[str, Any]) -> DataCacheSpec:
     source, net = given["dataSource"], given.get("netConfig") or {}
-    networks = (net.get("vSwitchId"), given.get("vSwitchId"), net.get("securityGroupId"), given.get("securityGroupId"))
     return data_cache(
         given.get("bucket", ""),
         given["path"],
@@ -55,7 +55,7 @@ def _spec(given: Mapping[str, Any]) -> DataCacheSpec:
         source.get("options") or {},
         size_gib=given.get("size"),
         retention_days=given.get("retentionDays"),
-        networks=dict.fromkeys(network for network in networks if network),
+        networks=[net.get(kind) or given.get(kind) or "" for kind in _NETWORKS],
         namespaces=given.get("namespaces") or (),
         node_selector=given.get("nodeSelector"),
         refresh=given.get("refresh", ""),
@@ -84,8 +84,7 @@ def encode_spec(cache: DataCache) -> dict[str, Any]:
 
 
 def _net(networks: Sequence[str]) -> dict[str, str]:
-    """A vSwitch comes before a security group, and alone where there is one; which of the two it is makes no difference to the driver."""
-    return dict(zip(("vSwitchId", "securityGroupId"), networks, strict=False))
+    return {kind: network for kind, network in zip(_NETWORKS, networks, strict=False) if network}
 
 
 def annotations_of(cache: DataCache) -> dict[str, str]:

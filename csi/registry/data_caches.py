@@ -166,7 +166,7 @@ class DataCaches(Protocol):
 
     def change(self, cache: DataCache, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
         """Replace what `add` gives of this very cache by that of `how(cache)`, and before that the credential where one is given; None where it
-        is gone.
+        is gone. Where `how` leaves no `secret`, the credential that was made for it alone goes.
 
         `how` may be called again, for what somebody else has changed meanwhile; what it raises is raised.
         """

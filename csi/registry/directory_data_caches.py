@@ -88,11 +88,13 @@ class DirectoryDataCaches:
             if kept is None or kept["metadata"]["uid"] != cache.uid:
                 return None
             now = decode(kept)
-            changed = replace(how(now), secret=SecretRef("", cache.name) if secrets else now.secret)
+            changed = how(replace(now, secret=SecretRef("", cache.name)) if secrets else now)
             if secrets:
                 durable.write_json(self._secrets / f"{cache.name}.json", dict(secrets))
             if encode_spec(changed) != kept["spec"] or secrets:
                 self._put(replace(changed, generation=now.generation + 1), kept.get("status") or {})
+            if changed.secret is None:
+                self._forget(cache.name)
             return self._there(cache.name)
 
     def digests(self) -> set[str]:
@@ -130,9 +132,16 @@ class DirectoryDataCaches:
     def delete(self, cache: DataCache) -> None:
         """See DataCaches."""
         with self._writing:
-            for file in (self._folder / f"{cache.name}.json", self._secrets / f"{cache.name}.json"):
-                file.unlink(missing_ok=True)
-                durable.sync_folder(file.parent)
+            (self._folder / f"{cache.name}.json").unlink(missing_ok=True)
+            durable.sync_folder(self._folder)
+            self._forget(cache.name)
+
+    def _forget(self, name: str) -> None:
+        """Remove a credential; one that is not there is no error."""
+        file = self._secrets / f"{name}.json"
+        if file.exists():
+            file.unlink(missing_ok=True)
+            durable.sync_folder(file.parent)
 
     def credential(self, cache: DataCache) -> Mapping[str, str]:
         """See DataCaches."""

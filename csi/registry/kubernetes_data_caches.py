@@ -31,6 +31,7 @@ from csi.registry.data_cache_object import (
 )
 from csi.registry.data_caches import DataCache, DataCacheState, SecretRef, first_at, place_of
 from csi.registry.telling import tell
+from csi.spec.data_cache import is_data_cache_id
 
 log = logging.getLogger("datacache.registry")
 
@@ -52,6 +53,9 @@ class KubernetesDataCaches:
 
     def find(self, ids: tuple[str, ...] = (), bucket: str = "", path: str = "") -> list[DataCache]:
         """See DataCaches; those that the operator has not looked at yet are found by neither id nor place."""
+        ids, wanted = tuple(filter(is_data_cache_id, ids)), bool(ids)
+        if wanted and not ids:
+            return []
         selector = f"{ID_LABEL} in ({','.join(ids)})" if ids else f"{PLACE_LABEL}={place_of(bucket, path)}" if bucket and path else ""
         found = [cache for page in pages(self._server, _ALL, selector, _MANY) for thing in page["items"] if (cache := _readable(thing))]
         fitting = [one for one in found if bucket in ("", one.spec.bucket) and path in ("", one.spec.path) and (not ids or one.id in ids)]
@@ -110,7 +114,10 @@ class KubernetesDataCaches:
             # A credential that is in the object still goes from there once it is in the Secret.
             self._keep(changed, secrets or {})
             with suppress(ClusterConflict):
-                return self._written(thing, changed)
+                put = self._written(thing, changed)
+                if changed.secret is None and now.secret == self._own_secret(now.name):
+                    self._write_secret(now, now.secret, {})
+                return put
         raise ClusterConflict(f"the DataCache {cache.name} changes all the time; the call is tried again")
 
     def digests(self) -> set[str]:
@@ -119,7 +126,8 @@ class KubernetesDataCaches:
 
     def _written(self, thing: dict[str, Any], changed: DataCache) -> DataCache:
         """Replace the spec of this very version; what kubectl remembers of it may hold a credential, and goes with one."""
-        spec = encode_spec(changed)
+        # A place may be written in several ways, and the schema lets no other take its place.
+        spec = encode_spec(changed) | {key: thing["spec"][key] for key in ("bucket", "path") if key in thing["spec"]}
         if spec == thing["spec"]:
             return decode(thing)
         meta = thing["metadata"]
@@ -168,16 +176,18 @@ class KubernetesDataCaches:
         return SecretRef(self._namespace, f"data-cache-{place_of('', name)[:20]}")
 
     def _keep(self, cache: DataCache, secrets: Mapping[str, str]) -> None:
-        if not secrets or cache.secret is None:
-            return
+        if secrets and cache.secret:
+            self._write_secret(cache, cache.secret, secrets)
+
+    def _write_secret(self, cache: DataCache, secret: SecretRef, secrets: Mapping[str, str]) -> None:
         owner = {**_kind(), "name": cache.name, "uid": cache.uid, "controller": True}
         body = {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": cache.secret.name, "namespace": cache.secret.namespace, "ownerReferences": [owner]},
+            "metadata": {"name": secret.name, "namespace": secret.namespace, "ownerReferences": [owner]},
             "data": {key: base64.b64encode(value.encode()).decode() for key, value in secrets.items()},
         }
-        path = path_of("api", "v1", "namespaces", cache.secret.namespace, "secrets", cache.secret.name)
+        path = path_of("api", "v1", "namespaces", secret.namespace, "secrets", secret.name)
         self._server.call("PATCH", path, {"fieldManager": MANAGER, "force": "true"}, body, APPLY)
 
     @contextmanager

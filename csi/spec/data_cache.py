@@ -33,7 +33,7 @@ class DataCacheSpec:
     """What a DataCache is to be. `bucket` and `path` name it; `type` is one of TYPES, `options` the source's keys, without a credential.
 
     `size_gib` is the most that it may hold, None where it grows with its content; `retention_days` how long it is kept, None for ever.
-    `networks` are the ids of a vSwitch and a security group, "" for none: the first that is called as one of the operator's egress
+    `networks` are the ids of a vSwitch and of a security group, "" for none before another: the first that is called as one of the operator's egress
     profiles selects that. `namespaces` are those whose pods may mount it, empty for all; `node_selector` the labels of the nodes that have
     it before any pod asks for it, empty where one node is enough. Another `refresh` has its source looked at anew.
     """
@@ -79,6 +79,16 @@ class DataCacheSpec:
         profile = next((network for network in self.networks if network in known), "")
         return _parsed(self.type, {**self.options, **({"egressProfile": profile} if profile else {})})
 
+    @property
+    def credential_for(self) -> tuple[object, ...]:
+        """What one credential is for: a kind of source and its hosts. Raises InvalidParameter."""
+        if self.snapshot_id:
+            return ("SNAPSHOT",)
+        source = self.parameters().spec.source
+        context = source.to_context()
+        hub = context.get("repoSource", "").partition("/")[0]
+        return (context["type"], hub, context.get("sources", ""), source.addresses)
+
     def capacity_gib(self, content_bytes: int) -> int:
         """The size that its disks have, in GiB: the one that was asked for, else as much as its content needs, at least DEFAULT_GIB."""
         return self.size_gib or max(DEFAULT_GIB, -(-content_bytes // GIB))
@@ -105,7 +115,7 @@ def data_cache(
         dict(options),
         _within("size", size_gib, MOST_GIB, "GiB"),
         _within("retentionDays", retention_days, MOST_DAYS, "days"),
-        tuple(map(_network, filter(None, networks))),
+        _networks(networks),
         tuple(dict.fromkeys(namespaces)),
         dict(node_selector or {}),
         refresh,
@@ -118,9 +128,9 @@ def is_data_cache_id(text: str) -> bool:
 
 
 def split_secrets(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """`options` without the credentials, and the credentials, as a Secret of the source has them."""
+    """`options` without the credentials, and the credentials, as a Secret of the source has them; one that is empty is none."""
     canonical = {name.lower(): name for name in secret_names()}
-    secrets = {canonical[key.lower()]: value for key, value in options.items() if key.lower() in canonical}
+    secrets = {canonical[key.lower()]: value for key, value in options.items() if key.lower() in canonical and value.strip()}
     return {key: value for key, value in options.items() if key.lower() not in canonical}, secrets
 
 
@@ -163,8 +173,15 @@ def _within(name: str, value: int | None, most: int, unit: str) -> int | None:
     return value
 
 
+def _networks(ids: Iterable[str]) -> tuple[str, ...]:
+    found = [_network(text) for text in ids]
+    while found and not found[-1]:
+        found.pop()
+    return tuple(found)
+
+
 def _network(text: str) -> str:
-    if not _NETWORK.fullmatch(text):
+    if text and not _NETWORK.fullmatch(text):
         raise InvalidParameter(f"a vSwitch or security group is called {shown(text)}; it is an id such as vsw-2ze0example")
     return text
 

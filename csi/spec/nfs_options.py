@@ -13,10 +13,10 @@ from csi.spec.shown import shown
 _WITHOUT_EFFECT = frozenset(
     "nolock lock noresvport resvport rsize wsize bsize hard soft softerr intr nointr ac noac actimeo acregmin acregmax acdirmin acdirmax cto nocto "
     "rdirplus nordirplus local_lock fsc nofsc sharecache nosharecache nconnect max_connect lookupcache noatime nodiratime relatime atime ro sync "
-    "async suid nosuid dev nodev exec noexec _netdev nofail auto noauto mountvers retry bg fg namlen acl noacl softreval nosoftreval migration "
-    "nomigration clientaddr posix noposix".split()
+    "async rw defaults tcp tcp6 suid nosuid dev nodev exec noexec _netdev nofail auto noauto mountvers retry bg fg namlen acl noacl softreval "
+    "nosoftreval migration nomigration clientaddr posix noposix".split()
 )
-_VERSIONS = {"3": "3", "4": "4.0", "4.0": "4.0", "4.1": "4.0", "4.2": "4.0"}
+_VERSIONS = {"3": "3", "3.0": "3", "4": "4.0", "4.0": "4.0", "4.1": "4.0", "4.2": "4.0"}
 
 
 @dataclass(frozen=True)

@@ -196,6 +196,13 @@ def test_credentials_among_the_options_are_moved_and_used(cluster: Cluster) -> N
     assert cluster.images.asked == [(made.name, {"accessToken": "hf_x"})] and moved.state.coming == content("a")
 
 
+def test_an_empty_credential_is_none(cluster: Cluster) -> None:
+    made = cluster.make(options={**HUB, "accessToken": " "})
+    cluster.look(made)
+    moved = cluster.look(made)
+    assert moved.spec.options == HUB and moved.secret is None and moved.state.coming == content("a")
+
+
 def test_of_two_of_one_name_the_older_counts_and_the_other_says_so(cluster: Cluster) -> None:
     first = cluster.make()
     second = replace(first, name="other", uid="other", created=first.created + 1)

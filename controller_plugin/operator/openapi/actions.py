@@ -14,7 +14,7 @@ from controller_plugin.operator.openapi.answers import described
 from controller_plugin.operator.openapi.parameters import MOST_NAME, MOST_TOKEN, Parameters
 from controller_plugin.operator.openapi.refusals import Refusal, invalid, missing, unknown_cache
 from controller_plugin.operator.regions import Copy, Regions
-from csi.errors import AlreadyExists, Busy, FailedPrecondition
+from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition
 from csi.registry.data_cache_object import encode_spec
 from csi.registry.data_caches import DataCache, DataCaches, Phase
 from csi.sources.allow_list import AllowList
@@ -36,7 +36,7 @@ class Actions:
 
     def __init__(self, caches: DataCaches, allowed: AllowList, regions: Regions, region: str) -> None:
         self._caches, self._allowed, self._regions, self._region = caches, allowed, regions, region
-        self._deleted: dict[str, None] = {}
+        self._deleted: dict[str, tuple[str, ...]] = {}
         self._actions: dict[str, Action] = {
             "CreateDataCache": self._create,
             "DescribeDataCaches": self._describe,
@@ -77,7 +77,7 @@ class Actions:
         if made is None:
             return None
         if made.asked != asked.asked:
-            raise Refusal(400, "IdempotentParameterMismatch", "A call of this ClientToken had other parameters; use another token.")
+            raise _mismatch()
         return self._caches.change(made, lambda cache: cache, secrets) if secrets and not self._has_credential(made) else made
 
     def _has_credential(self, made: DataCache) -> bool:
@@ -93,7 +93,7 @@ class Actions:
         if not kind and (old is None or options):
             raise missing("DataSource.Type")
         plain, secrets = split_secrets(options)
-        networks = [given.text("VSwitchId"), given.text("SecurityGroupId")]
+        plain = {key: value for key, value in plain.items() if value}
         size, days = given.number("Size", 1, MOST_GIB), given.number("RetentionDays", 1, MOST_DAYS)
         spec = data_cache(
             given.text("Bucket"),
@@ -102,7 +102,7 @@ class Actions:
             plain if kind or old is None else old.options,
             size_gib=size if size or old is None else old.size_gib,
             retention_days=days if days or old is None else old.retention_days,
-            networks=networks if any(networks) or old is None else old.networks,
+            networks=_networks(given, old),
             namespaces=old.namespaces if old else (),
             node_selector=old.node_selector if old else None,
         )
@@ -134,9 +134,11 @@ class Actions:
         spec = replace(spec, bucket=found.spec.bucket, refresh=refresh)
         title, tags, group = given.text("Name", MOST_NAME), given.tags, given.text("ResourceGroupId")
 
+        keeps = bool(secrets) or _keeps_credential(given, spec, found.spec)
+
         def updated(cache: DataCache) -> DataCache:
             changes = {"title": title or cache.title, "tags": tags or cache.tags, "resource_group": group or cache.resource_group}
-            return replace(cache, spec=spec, **changes)  # type: ignore[arg-type]
+            return replace(cache, spec=spec, secret=cache.secret if keeps else None, **changes)  # type: ignore[arg-type]
 
         if self._caches.change(found, updated, secrets or None) is None:
             raise unknown_cache(found.id)
@@ -146,17 +148,17 @@ class Actions:
         cache_id, path, token = given.text("DataCacheId"), given.text("Path"), given.text("ClientToken", MOST_TOKEN)
         if not cache_id and not path:
             raise missing("DataCacheId")
-        if cache_id:
-            found = self._caches.find((cache_id,))
-        else:
-            found = self._caches.find(bucket=checked_bucket(given.text("Bucket")), path=checked_path(path))
+        bucket, path = (given.text("Bucket"), path) if cache_id else (checked_bucket(given.text("Bucket")), checked_path(path))
+        if token and (before := self._deleted.get(token)):
+            if before != (cache_id, bucket, path):
+                raise _mismatch()
+            return {}
+        found = self._caches.find((cache_id,)) if cache_id else self._caches.find(bucket=bucket, path=path)
         if not found:
-            if token and token in self._deleted:
-                return {}
             raise unknown_cache(cache_id or path)
         self._caches.delete(found[0])
         if token:
-            self._deleted[token] = None
+            self._deleted[token] = (cache_id, bucket, path)
             while len(self._deleted) > _MOST_DELETED:
                 self._deleted.pop(next(iter(self._deleted)))
         return {}
@@ -182,6 +184,28 @@ class Actions:
         if not found:
             raise unknown_cache(cache_id)
         return found[0]
+
+
+def _mismatch() -> Refusal:
+    return Refusal(400, "IdempotentParameterMismatch", "A call of this ClientToken had other parameters; use another token.")
+
+
+def _networks(given: Parameters, old: DataCacheSpec | None) -> tuple[str, str]:
+    """The vSwitch and the security group, each as it was where it is not given."""
+    switch, group, *_ = (*(old.networks if old else ()), "", "")
+    return given.text("VSwitchId") or switch, given.text("SecurityGroupId") or group
+
+
+def _keeps_credential(given: Parameters, spec: DataCacheSpec, old: DataCacheSpec) -> bool:
+    """Whether an update that brings no credential goes on with the one before: never with one of another source, which would learn it."""
+    options = given.options
+    if not given.text("DataSource.Type"):
+        return True
+    names_one = len(split_secrets(options)[0]) < len(options)
+    try:
+        return not names_one and spec.credential_for == old.credential_for
+    except DataCacheError:
+        return False
 
 
 def _hashed(asked: DataCache) -> str:

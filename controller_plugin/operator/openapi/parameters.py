@@ -12,7 +12,7 @@ _OPTION = "DataSource.Options."
 _COUNTED = re.compile(r"#(\d{1,4})#(.+)", re.DOTALL)
 _NUMBERED = re.compile(r"(?P<name>Tag|DataCacheId)\.(?P<number>\d{1,4})(?:\.(?P<part>Key|Value))?")
 MOST_IDS, MOST_TAGS, MOST_NAME, MOST_TOKEN = 100, 20, 128, 64
-# What an SDK sends for a number that was not set.
+# What an SDK sends for a value that was not set.
 _UNSET = ("", "None", "null")
 
 
@@ -47,13 +47,14 @@ class Parameters:
 
     @property
     def options(self) -> dict[str, str]:
-        """The options of the data source, by their keys: `DataSource.Options.key`, or `DataSource.Options.#3#key` with the key's length."""
+        """The options of the data source, by their keys: `DataSource.Options.key`, or `DataSource.Options.#3#key` with the key's length; "" for
+        one that was not set."""
         found: dict[str, str] = {}
         for name, value in self.given.items():
             if name.startswith(_OPTION):
                 key = name[len(_OPTION) :]
                 counted = _COUNTED.fullmatch(key)
-                found[counted[2] if counted and len(counted[2]) == int(counted[1]) else key] = value
+                found[counted[2] if counted and len(counted[2]) == int(counted[1]) else key] = "" if value.strip() in _UNSET else value
         return found
 
     @property
@@ -73,6 +74,7 @@ class Parameters:
     def ids(self) -> tuple[str, ...]:
         """The ids of `DataCacheId.1` and so on. Raises Refusal."""
         found = [value for match, value in sorted(self._numbered("DataCacheId"), key=lambda pair: int(pair[0]["number"]))]
+        found += filter(None, [self.text("DataCacheId")])
         if len(found) > MOST_IDS:
             raise invalid("DataCacheId", f"there are {len(found)} of them; at most {MOST_IDS} can be")
         return tuple(dict.fromkeys(found))

@@ -5,74 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from alibabacloud_tea_openapi.utils import Utils
 from aliyunsdkcore.utils import parameter_helper
 
-from controller_plugin.operator.copying import StoreRegions
-from controller_plugin.operator.openapi.actions import Actions
-from controller_plugin.operator.openapi.app import openapi
-from controller_plugin.operator.openapi.signatures import Signatures
-from controller_plugin.operator.serving import serving
-from csi.registry.data_caches import Content, DataCache, DataCacheState, Note, Phase
-from csi.registry.directory_data_caches import DirectoryDataCaches
-from csi.sources.allow_list import DATA_CACHES, AllowList
+from controller_plugin.operator.openapi.parameters import Parameters
+from csi.registry.data_caches import DataCache, DataCacheState, Note, Phase
 from csi.spec.data_cache import data_cache
-from tests.controller_plugin.openapi.sdks import KINDS, REGION, ApiError, Sdk
-from tests.controller_plugin.operator_fakes import FakeStored
+from tests.controller_plugin.openapi.region import CONTENT, HUB, HUB_SOURCE, KEYS, NAS_SOURCE, Region, create, refusal
+from tests.controller_plugin.openapi.sdks import KINDS, REGION, Sdk
 
-KEYS = {"LTAIexample": "a-secret"}
-HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name", "revision": "main"}
-HUB_SOURCE = {"Type": "URL", "Options": {**HUB, "accessToken": "hf_x"}}
-NAS_SOURCE = {"Type": "NAS", "Options": {"server": "nas.example.com", "path": "/m", "vers": "3", "options": "nolock,proto=tcp"}}
-CONTENT = Content("ab" * 32, {}, 8192, 30 * 2**30)
 EIP = {"Bandwidth": 5, "CommonBandwidthPackage": "cbwp-1", "InternetChargeType": "PayByTraffic", "PublicIpAddressPoolId": "pippool-1", "ISP": "BGP"}
-
-
-class Region:
-    """An API over a folder, and where it listens."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.caches = folder, DirectoryDataCaches(folder)
-        allowed = AllowList(["nas.example.com:/m"], (), DATA_CACHES)
-        self.there = FakeStored("s3://there")
-        regions = StoreRegions(self.caches, FakeStored("s3://here"), {"cn-there": self.there}, REGION)
-        self.app = openapi(Actions(self.caches, allowed, regions, REGION), Signatures(KEYS.get))
-        self.port = 0
-
-    def be(self, cache_id: str, state: DataCacheState) -> None:
-        self.caches.report(self.caches.find((cache_id,))[0], state)
-
-
-@pytest.fixture
-def region(tmp_path: Path) -> Iterator[Region]:
-    made = Region(tmp_path)
-    with serving(made.app, "127.0.0.1", 0) as made.port:
-        yield made
-
-
-@pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
-def sdk(request: pytest.FixtureRequest, region: Region) -> Sdk:
-    (key_id, secret) = next(iter(KEYS.items()))
-    made: Sdk = request.param(region.port, key_id, secret)
-    return made
-
-
-def create(sdk: Sdk, path: str = "/models/a", **more: Any) -> str:
-    found: str = sdk("CreateDataCache", **{"Path": path, "DataSource": HUB_SOURCE, **more})["DataCacheId"]
-    return found
-
-
-def refusal(sdk: Sdk, action: str, **parameters: Any) -> ApiError:
-    with pytest.raises(ApiError) as caught:
-        sdk(action, **parameters)
-    return caught.value
 
 
 def test_a_cache_is_created_with_every_parameter_and_described_with_every_field(sdk: Sdk, region: Region) -> None:
@@ -263,6 +210,27 @@ def test_a_deletion_that_is_sent_again_with_its_token_is_done(sdk: Sdk) -> None:
     for _ in range(2):
         assert sdk("DeleteDataCache", DataCacheId=made, ClientToken="gone")["RequestId"]
     assert refusal(sdk, "DeleteDataCache", DataCacheId=made, ClientToken="other").code == "InvalidParameter.NotFound"
+    assert refusal(sdk, "DeleteDataCache", DataCacheId="edc-other", ClientToken="gone").code == "IdempotentParameterMismatch"
+
+
+def test_a_deletion_that_is_sent_again_with_its_token_leaves_what_came_after_it(sdk: Sdk) -> None:
+    create(sdk)
+    assert sdk("DeleteDataCache", Path="/models/a", ClientToken="gone")["RequestId"]
+    second = create(sdk)
+    assert sdk("DeleteDataCache", Path="/models/a", ClientToken="gone")["RequestId"]
+    assert [item["DataCacheId"] for item in sdk("DescribeDataCaches")["DataCaches"]] == [second]
+
+
+def test_an_id_without_a_number_is_one_too() -> None:
+    assert Parameters({"DataCacheId": "edc-1"}).ids == ("edc-1",) and Parameters({"DataCacheId.1": "a", "DataCacheId": "b"}).ids == ("a", "b")
+
+
+def test_an_id_as_the_documentation_masks_it_is_not_found(sdk: Sdk) -> None:
+    create(sdk)
+    masked = "edc-bp1a7n7uawwwol******"
+    assert not sdk("DescribeDataCaches", DataCacheId=[masked]).get("DataCaches")
+    assert refusal(sdk, "DeleteDataCache", DataCacheId=masked).code == refusal(sdk, "UpdateDataCache", DataCacheId=masked).code
+    assert refusal(sdk, "DeleteDataCache", DataCacheId=masked).code == "InvalidParameter.NotFound"
 
 
 def test_a_credential_that_somebody_wrote_among_the_options_is_told_to_nobody(sdk: Sdk, region: Region) -> None:

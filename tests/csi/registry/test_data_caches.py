@@ -151,6 +151,32 @@ def test_a_credential_is_kept_apart_and_goes_with_its_cache(caches: DataCaches, 
     assert later and later.secret and caches.credential(later) == {"token": "late"}
 
 
+def test_a_credential_that_is_not_wanted_any_more_goes(caches: DataCaches, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    made = caches.add(wanted(), {"accessToken": "hf_1"})
+    changed = caches.change(made, lambda cache: replace(cache, secret=None))
+    assert changed and changed.secret is None and caches.credential(changed) == {}
+    assert made.secret
+    if isinstance(caches, DirectoryDataCaches):
+        assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"hf_1" in file.read_bytes()]
+    else:
+        assert caches.credential(made) == {}
+    assert caches.change(changed, lambda cache: cache, {"accessToken": "hf_2"})
+    assert caches.credential(made) == {"accessToken": "hf_2"}
+
+
+@pytest.mark.parametrize("networks", [(), ("vsw-1",), ("", "sg-1"), ("vsw-1", "sg-1"), ("same", "same")])
+def test_a_vswitch_and_a_security_group_stay_what_they_are(caches: DataCaches, networks: tuple[str, ...]) -> None:
+    made = caches.add(wanted(spec=data_cache("", "/models/one", "URL", HUB, networks=networks)), {})
+    changed = caches.change(made, lambda cache: replace(cache, title="new"))
+    assert made.spec.networks == networks and changed and changed.spec == made.spec
+
+
+def test_what_is_no_id_finds_nothing_and_harms_no_other(caches: DataCaches) -> None:
+    made = caches.add(wanted(), {})
+    odd = ("edc-bp1a7n7uawwwol******", "x" * 100, "edc 1", "", "a,b)")
+    assert caches.find((*odd, made.id)) == [made] and caches.find(odd) == []
+
+
 def test_a_credential_that_is_not_there_is_named(caches: DataCaches) -> None:
     made = caches.add(wanted(), {})
     with pytest.raises(FailedPrecondition, match="not there"):
@@ -197,6 +223,22 @@ def test_a_credential_is_in_its_secret_before_the_object_is_without_it(cluster: 
         caches.change(made, lambda cache: replace(cache, spec=cache.spec.with_options(HUB)), {"accessToken": "hf_1"})
     there = caches.find()[0]
     assert there.spec == spec and caches.credential(replace(there, secret=caches._own_secret(there.name))) == {"accessToken": "hf_1"}
+
+
+@pytest.mark.parametrize("path", ["/models/hand/", "//models//hand"])
+def test_an_object_whose_path_is_spelled_in_another_way_can_be_changed(cluster: ApiServer, path: str) -> None:
+    caches = KubernetesDataCaches(cluster.client(), NAMESPACE)
+    source = {"type": "URL", "options": {**HUB, "accessToken": "hf_1"}}
+    net = {"vSwitchId": "vsw-1", "securityGroupId": "sg-1", "netConfig": {"vSwitchId": "vsw-2"}}
+    meta = {"apiVersion": "eci.aliyun.com/v1alpha1", "kind": "DataCache", "metadata": {"name": "spelled"}}
+    cluster.kubectl("create", "-f", "-", stdin={**meta, "spec": {"path": path, "dataSource": source, **net}})
+    made = caches.named("spelled")
+    assert made and made.spec.path == "/models/hand" and made.spec.networks == ("vsw-2", "sg-1")
+    changed = caches.change(made, lambda cache: replace(cache, spec=cache.spec.with_options(HUB)), {"accessToken": "hf_1"})
+    assert changed and changed.spec.options == HUB and changed.spec.networks == made.spec.networks
+    assert caches.credential(changed) == {"accessToken": "hf_1"}
+    resized = caches.change(changed, lambda cache: replace(cache, spec=replace(cache.spec, size_gib=40)))
+    assert resized and resized.spec.size_gib == 40 and [one.name for one in caches.find(bucket="default", path="/models/hand")] == ["spelled"]
 
 
 def test_a_watcher_hears_of_all_there_are_and_of_what_comes_and_goes(caches: DataCaches) -> None:

@@ -24,6 +24,8 @@ from csi.spec.nfs_options import NfsOptions, parse, version
         ("VERS=3, Port=1", NfsOptions(version="3", port=1)),
         ("proto=tcp,mountproto=tcp6,sec=sys", NfsOptions()),
         ("nolock,noresvport,hard,intr,rsize=1048576,wsize=1048576,nconnect=4,_netdev,ro,noatime", NfsOptions()),
+        ("nolock,tcp,noresvport,vers=3.0", NfsOptions(version="3")),
+        ("defaults,rw,tcp6", NfsOptions()),
         ("port=1,port=2", NfsOptions(port=2)),
     ],
 )
@@ -42,5 +44,5 @@ def test_an_option_that_cannot_be_honoured_is_refused_by_name(item: str) -> None
 
 
 def test_a_version_that_does_not_exist_names_those_that_do() -> None:
-    with pytest.raises(InvalidParameter, match="3, 4, 4.0, 4.1, 4.2"):
+    with pytest.raises(InvalidParameter, match="3, 3.0, 4, 4.0, 4.1, 4.2"):
         version("4.3")
