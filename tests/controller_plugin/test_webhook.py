@@ -41,7 +41,8 @@ class Hooked:
         self.known, self.matched = KnownCaches(), list[str]()
         pods = PodVolumes(self.known, DRIVER)
         allowed = AllowList((), (), allow_list.DATA_CACHES)
-        self.app = webhook(Admission(self.known, pods, allowed, lambda cache, when: self.matched.append(cache.spec.path)))
+        self.admission = Admission(self.known, pods, allowed, lambda cache, when: self.matched.append(cache.spec.path))
+        self.app = webhook(self.admission)
         self.trust = WebhookTrust(self.client, ["localhost"], name, name)
 
     def learn(self, path: str, **more: Any) -> None:
@@ -125,6 +126,18 @@ def test_a_pod_of_eci_is_one_of_this_driver_when_it_is_there(hooked: Hooked) -> 
     assert one["csi"]["volumeAttributes"] == {"cacheBucket": "default", "cachePath": "/models/llama", "performanceLevel": "PL1"}
     assert other["hostPath"]["path"] == "/data"
     assert found["spec"]["containers"][0]["volumeMounts"][0] == {"name": "a", "mountPath": "/a", "readOnly": True, "subPath": "x"}
+
+
+def test_paths_that_no_cache_holds_are_warned_of_beside_those_that_one_does(hooked: Hooked) -> None:
+    def answer(*volumes: dict[str, Any]) -> dict[str, Any]:
+        request = {"uid": "u", "namespace": "default", "object": pod(*volumes), "dryRun": True}
+        return dict(hooked.admission.pods({"request": request})["response"])
+
+    one, typo = volume("a", "/models/llama"), volume("b", "/model/llama")
+    assert answer(one)["patch"] and "warnings" not in answer(one)
+    for volumes in ((one, typo), (typo,)):
+        (warning,) = answer(*volumes)["warnings"]
+        assert "/model/llama" in warning and "/models/llama" not in warning and ("patch" in answer(*volumes)) == (one in volumes)
 
 
 def test_a_dry_run_asks_for_no_cache_and_a_pod_does_once_a_minute(hooked: Hooked) -> None:
