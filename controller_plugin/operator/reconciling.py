@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from controller_plugin.operator.images import Images
 from controller_plugin.operator.known_caches import KnownCaches
-from csi.errors import AlreadyExists, Busy, ClusterUnavailable, DataCacheError, OriginUnavailable, OutOfRange
+from csi.errors import AlreadyExists, Busy, ClusterUnavailable, DataCacheError, FailedPrecondition, OriginUnavailable, OutOfRange
 from csi.images.places import is_of_place
 from csi.registry.data_caches import SECONDS_OF_A_DAY, Content, DataCache, DataCaches, DataCacheState, Note, Phase
 from csi.registry.prewarm_orders import OrderState, PrewarmOrders
@@ -123,6 +123,11 @@ class Reconciler:
         cache.spec.check()
         if not cache.spec.snapshot_id:
             self._allowed.check(cache.spec.parameters())
+        if not self._caches.credential_fits(cache):
+            raise FailedPrecondition(
+                "its credential was given for another kind of source or other hosts; give one for this source among dataSource.options, "
+                "or remove dataSource.secretRef"
+            )
         content = self._images.resolve(cache, self._caches.credential(cache))
         _check_size(cache, content)
         said = f"it holds {content.content_bytes} bytes, image {content.digest[:12]}"

@@ -152,6 +152,10 @@ class DirectoryDataCaches:
         except FileNotFoundError:
             raise FailedPrecondition(f"the credential of {cache.spec.shown} is not there any more; update the DataCache with it") from None
 
+    def credential_fits(self, cache: DataCache) -> bool:
+        """See DataCaches: who may write the folder may read it."""
+        return True
+
     @contextmanager
     def watch(self, told: Told) -> Iterator[None]:
         """See DataCaches; raises DataCacheError where the folder is gone."""

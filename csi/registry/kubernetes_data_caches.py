@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,6 +36,8 @@ from csi.spec.data_cache import is_data_cache_id
 
 log = logging.getLogger("datacache.registry")
 
+FOR_ANNOTATION = "datacache.csi.io/credential-for"
+"""On a Secret that was made for a DataCache: what it was given for."""
 MANAGER, STATUS_MANAGER = "datacache-operator", "datacache-operator-status"
 _ALL = path_of("apis", GROUP, VERSION, PLURAL)
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
@@ -172,6 +175,17 @@ class KubernetesDataCaches:
         except UnicodeDecodeError:
             raise FailedPrecondition(f"the Secret {namespace}/{name} has a value that is no text; put the credential there as it is") from None
 
+    def credential_fits(self, cache: DataCache) -> bool:
+        """See DataCaches."""
+        if cache.secret is None or cache.secret != self._own_secret(cache.name):
+            return True
+        try:
+            path = path_of("api", "v1", "namespaces", cache.secret.namespace, "secrets", cache.secret.name)
+            annotations = self._server.call("GET", path)["metadata"].get("annotations") or {}
+        except NotFound:
+            return True
+        return annotations.get(FOR_ANNOTATION, "") in ("", _for(cache))
+
     def _own_secret(self, name: str) -> SecretRef:
         return SecretRef(self._namespace, f"data-cache-{place_of('', name)[:20]}")
 
@@ -181,10 +195,11 @@ class KubernetesDataCaches:
 
     def _write_secret(self, cache: DataCache, secret: SecretRef, secrets: Mapping[str, str]) -> None:
         owner = {**_kind(), "name": cache.name, "uid": cache.uid, "controller": True}
+        about = {"name": secret.name, "namespace": secret.namespace, "ownerReferences": [owner], "annotations": {FOR_ANNOTATION: _for(cache)}}
         body = {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": {"name": secret.name, "namespace": secret.namespace, "ownerReferences": [owner]},
+            "metadata": about,
             "data": {key: base64.b64encode(value.encode()).decode() for key, value in secrets.items()},
         }
         path = path_of("api", "v1", "namespaces", secret.namespace, "secrets", secret.name)
@@ -203,6 +218,14 @@ class KubernetesDataCaches:
 
         with Watch(self._server, _ALL, heard, metadata=False, everything=True).running():
             yield
+
+
+def _for(cache: DataCache) -> str:
+    """What a credential of the cache is for, as 64 hex digits; "" where its spec cannot be read."""
+    try:
+        return hashlib.sha256(repr(cache.spec.credential_for).encode()).hexdigest()
+    except DataCacheError:
+        return ""
 
 
 def _has(thing: Mapping[str, Any], labels: Mapping[str, str]) -> bool:

@@ -196,6 +196,13 @@ def test_credentials_among_the_options_are_moved_and_used(cluster: Cluster) -> N
     assert cluster.images.asked == [(made.name, {"accessToken": "hf_x"})] and moved.state.coming == content("a")
 
 
+def test_a_credential_of_another_source_is_not_used(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.caches, "credential_fits", lambda cache: False)
+    found = cluster.look(cluster.make()).state
+    assert found.phase is Phase.FAILED and "its credential was given for another kind of source or other hosts" in found.message
+    assert cluster.images.asked == []
+
+
 def test_an_empty_credential_is_none(cluster: Cluster) -> None:
     made = cluster.make(options={**HUB, "accessToken": " "})
     cluster.look(made)

@@ -225,6 +225,26 @@ def test_a_credential_is_in_its_secret_before_the_object_is_without_it(cluster: 
     assert there.spec == spec and caches.credential(replace(there, secret=caches._own_secret(there.name))) == {"accessToken": "hf_1"}
 
 
+def test_a_credential_is_for_the_source_that_it_was_given_for(caches: DataCaches) -> None:
+    made = caches.add(wanted(), {"accessToken": "hf_1"})
+    assert caches.credential_fits(made) and caches.credential_fits(caches.add(wanted("/models/two"), {}))
+    other = replace(made, spec=made.spec.with_options({**HUB, "repoId": "org/other", "revision": "v2"}))
+    assert caches.credential_fits(other)
+    caches.change(made, lambda cache: replace(cache, title="new"), {"accessToken": "hf_2"})
+    assert caches.credential_fits(made)
+
+
+@pytest.mark.parametrize("options", [{"url": "https://files.example.org/a.bin"}, {**HUB, "repoSource": "ModelScope/Model"}, {"nothing": "known"}])
+def test_whoever_changes_an_object_does_not_get_its_credential_sent_elsewhere(cluster: ApiServer, options: dict[str, str]) -> None:
+    caches = KubernetesDataCaches(cluster.client(), NAMESPACE)
+    made = caches.add(wanted(), {"accessToken": "hf_1"})
+    moved = caches.change(made, lambda cache: replace(cache, spec=cache.spec.with_options(options)))
+    assert moved and moved.secret == made.secret and not caches.credential_fits(moved)
+    given = caches.change(moved, lambda cache: cache, {"accessToken": "another"})
+    assert given and caches.credential_fits(given)
+    assert caches.credential_fits(replace(moved, secret=SecretRef("team", "their-own")))
+
+
 @pytest.mark.parametrize("path", ["/models/hand/", "//models//hand"])
 def test_an_object_whose_path_is_spelled_in_another_way_can_be_changed(cluster: ApiServer, path: str) -> None:
     caches = KubernetesDataCaches(cluster.client(), NAMESPACE)
