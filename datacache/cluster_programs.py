@@ -43,7 +43,7 @@ def leader(reading: Reading, installed: Installed) -> Iterator[Finding]:
         if spec.get("holderIdentity"):
             yield ok("leader", f"{spec['holderIdentity']} leads")
         else:
-            what = f"no replica leads at the moment; the last one let go {silent:.0f} s ago"
+            what = f"no replica leads at the moment; the last one let go {max(0.0, silent):.0f} s ago"
             yield warning("leader", what, "look again in a minute: another one takes over, as in every upgrade")
         return
     what = "no replica leads" + (f"; the last one was heard {silent:.0f} s ago" if silent < float("inf") else "")

@@ -268,7 +268,7 @@ def test_a_leader_that_has_just_let_go_is_no_fault_and_one_that_nobody_followed_
     well.beat_no_more()
     well.lease(NAMESPACE, f"{DRIVER}-controller", now(-7), "")
     assert "no replica leads at the moment; the last one let go " in well.examine().only("leader", "warning").what
-    well.lease(NAMESPACE, f"{DRIVER}-controller", now(-300), "")
+    well.lease(NAMESPACE, f"{DRIVER}-controller", now(-305), "")
     assert "the last one was heard 30" in well.examine().only("leader", "fault").what
 
 
