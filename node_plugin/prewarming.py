@@ -132,25 +132,30 @@ class Prewarming:
                 yield
             finally:
                 self._ended = True
-                self._hear(_name(self._at_work))
+                self._hear(self._at_work)
                 thread.join()
 
     def _hear(self, name: str) -> None:
         """An order has changed: what is done for that very one ends, others wait until there is time to take orders anew."""
         self._names.add(name)
         self._changed.set()
-        if name == _name(self._at_work):
+        if name == self._at_work:
             self._patience.cancel(_NEWS)
 
     @property
     def _called_off(self) -> bool:
         """Whether the order at work has changed."""
-        return self._ended or _name(self._at_work) in self._names
+        return self._ended or self._at_work in self._names
 
     @property
     def _due(self) -> bool:
         """Whether orders are to be taken anew before another one's turn."""
         return self._ended or (self._changed.is_set() and time.monotonic() > self._tend_until)
+
+    @property
+    def _is_cut_short(self) -> bool:
+        """Whether the order at work does not go on now."""
+        return self._called_off or self._due
 
     def _run(self) -> None:
         while not self._ended:
@@ -234,7 +239,7 @@ class Prewarming:
             self._say(order)
         for order in self._turns():
             for key, cache in order.named:
-                self._at_work = order.prewarm.key
+                self._at_work = order.prewarm.name
                 waits.append(self._tend(order, key, cache))
                 if self._due:
                     return 0.0
@@ -263,7 +268,7 @@ class Prewarming:
         except Busy as error:
             if not self._is_under_way(order):
                 order.turn = time.monotonic()
-            if not (self._called_off or self._due):
+            if not self._is_cut_short:
                 self._say(order, NodeState(State.PENDING, self._percent(order), str(error)))
             return _BUSY_SECONDS
         except DataCacheError as error:
@@ -317,7 +322,7 @@ class Prewarming:
             try:
                 self._uploads.bring(digest, self._patience, access)
             except Busy:
-                if self._called_off or self._due or (progress := self._uploads.progress(digest)) is None:
+                if self._is_cut_short or (progress := self._uploads.progress(digest)) is None:
                     raise
                 self._say(order, NodeState(State.STORING, min(99, percent(progress)), "bringing it to the image store"))
 
@@ -357,7 +362,7 @@ class Prewarming:
                 self._fills.ahead(answer.digest, secrets, answer.access, patience)
             except Busy:
                 # One that is under way goes on; one that gave way comes to its turn again.
-                if self._called_off or self._due or answer.digest not in self._fills.progress():
+                if self._is_cut_short or answer.digest not in self._fills.progress():
                     raise
                 self._say(order, NodeState(State.FILLING, self._percent(order)))
 
@@ -382,10 +387,6 @@ class Prewarming:
         if order.troubles:
             return NodeState(State.FAILED, self._percent(order), next(iter(order.troubles.values())).message)
         return order.said or NodeState(State.PENDING, self._percent(order))
-
-
-def _name(key: str) -> str:
-    return key.rpartition("/")[2]
 
 
 def _read(file: Path) -> dict[str, _Answer]:

@@ -24,7 +24,6 @@ from csi.threads import beside
 log = logging.getLogger("datacache.lease")
 
 Lead = Callable[[], AbstractContextManager[None]]
-POD_NAME = "POD_NAME"
 _HELD_SECONDS, _RENEW_SECONDS = 45, 10.0
 # A leader that cannot renew stops before anybody else may begin: this long after it last could, and what two calls may take.
 _SURE_SECONDS, _CALL_SECONDS = 15.0, 5.0
@@ -35,7 +34,7 @@ def holder_of(environment: Mapping[str, str]) -> str:
 
     A container that starts again in its pod is who the one before was, which has ended, and goes on at once with what that one led.
     """
-    return environment.get(POD_NAME) or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+    return environment.get("POD_NAME") or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
 
 class Lease:

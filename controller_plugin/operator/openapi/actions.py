@@ -133,7 +133,6 @@ class Actions:
         spec, secrets = self._spec(given, found.spec.path, found.spec)
         spec = replace(spec, bucket=found.spec.bucket, refresh=refresh)
         title, tags, group = given.text("Name", MOST_NAME), given.tags, given.text("ResourceGroupId")
-
         keeps = bool(secrets) or _keeps_credential(given, spec, found.spec)
 
         def updated(cache: DataCache) -> DataCache:
@@ -149,8 +148,9 @@ class Actions:
         if not cache_id and not path:
             raise missing("DataCacheId")
         bucket, path = (given.text("Bucket"), path) if cache_id else (checked_bucket(given.text("Bucket")), checked_path(path))
+        target = (cache_id, bucket, path)
         if token and (before := self._deleted.get(token)):
-            if before != (cache_id, bucket, path):
+            if before != target:
                 raise _mismatch()
             return {}
         found = self._caches.find((cache_id,)) if cache_id else self._caches.find(bucket=bucket, path=path)
@@ -158,7 +158,7 @@ class Actions:
             raise unknown_cache(cache_id or path)
         self._caches.delete(found[0])
         if token:
-            self._deleted[token] = (cache_id, bucket, path)
+            self._deleted[token] = target
             while len(self._deleted) > _MOST_DELETED:
                 self._deleted.pop(next(iter(self._deleted)))
         return {}

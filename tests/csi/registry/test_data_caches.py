@@ -151,7 +151,7 @@ def test_a_credential_is_kept_apart_and_goes_with_its_cache(caches: DataCaches, 
     assert later and later.secret and caches.credential(later) == {"token": "late"}
 
 
-def test_a_credential_that_is_not_wanted_any_more_goes(caches: DataCaches, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_credential_that_is_not_wanted_any_more_goes(caches: DataCaches, tmp_path: Path) -> None:
     made = caches.add(wanted(), {"accessToken": "hf_1"})
     changed = caches.change(made, lambda cache: replace(cache, secret=None))
     assert changed and changed.secret is None and caches.credential(changed) == {}
