@@ -184,7 +184,7 @@ class DataCaches(Protocol):
         """The credential of its source, empty for none; raises FailedPrecondition where its Secret is missing or no text, Busy while it may come."""
 
     def credential_fits(self, cache: DataCache) -> bool:
-        """Whether a credential that was made for this cache alone was given for a source like the one that its spec names now
+        """Whether its credential, where it was given with a cache, was given for a source like the one that its spec names now
         (`DataCacheSpec.credential_for`); whoever may change an object is not who may read its credential."""
 
     def digests(self) -> set[str]:

@@ -56,8 +56,7 @@ class KubernetesDataCaches:
 
     def find(self, ids: tuple[str, ...] = (), bucket: str = "", path: str = "") -> list[DataCache]:
         """See DataCaches; those that the operator has not looked at yet are found by neither id nor place."""
-        ids, wanted = tuple(filter(is_data_cache_id, ids)), bool(ids)
-        if wanted and not ids:
+        if ids and not (ids := tuple(filter(is_data_cache_id, ids))):
             return []
         selector = f"{ID_LABEL} in ({','.join(ids)})" if ids else f"{PLACE_LABEL}={place_of(bucket, path)}" if bucket and path else ""
         found = [cache for page in pages(self._server, _ALL, selector, _MANY) for thing in page["items"] if (cache := _readable(thing))]
@@ -166,7 +165,7 @@ class KubernetesDataCaches:
             return {}
         namespace, name = cache.secret.namespace or self._namespace, cache.secret.name
         try:
-            data = self._server.call("GET", path_of("api", "v1", "namespaces", namespace, "secrets", name)).get("data") or {}
+            data = self._server.call("GET", self._secret_path(cache.secret)).get("data") or {}
             return {key: base64.b64decode(value).decode() for key, value in data.items()}
         except NotFound:
             if cache.secret == self._own_secret(cache.name) and time.time() - cache.created < _BORN_SECONDS:
@@ -177,14 +176,17 @@ class KubernetesDataCaches:
 
     def credential_fits(self, cache: DataCache) -> bool:
         """See DataCaches."""
-        if cache.secret is None or cache.secret != self._own_secret(cache.name):
+        if cache.secret is None:
             return True
         try:
-            path = path_of("api", "v1", "namespaces", cache.secret.namespace, "secrets", cache.secret.name)
-            annotations = self._server.call("GET", path)["metadata"].get("annotations") or {}
+            # By whatever reference: the Secret itself says that it was made for a DataCache.
+            annotations = self._server.call("GET", self._secret_path(cache.secret))["metadata"].get("annotations") or {}
         except NotFound:
             return True
         return annotations.get(FOR_ANNOTATION, "") in ("", _for(cache))
+
+    def _secret_path(self, secret: SecretRef) -> str:
+        return path_of("api", "v1", "namespaces", secret.namespace or self._namespace, "secrets", secret.name)
 
     def _own_secret(self, name: str) -> SecretRef:
         return SecretRef(self._namespace, f"data-cache-{place_of('', name)[:20]}")
@@ -202,8 +204,7 @@ class KubernetesDataCaches:
             "metadata": about,
             "data": {key: base64.b64encode(value.encode()).decode() for key, value in secrets.items()},
         }
-        path = path_of("api", "v1", "namespaces", secret.namespace, "secrets", secret.name)
-        self._server.call("PATCH", path, {"fieldManager": MANAGER, "force": "true"}, body, APPLY)
+        self._server.call("PATCH", self._secret_path(secret), {"fieldManager": MANAGER, "force": "true"}, body, APPLY)
 
     @contextmanager
     def watch(self, told: Callable[[str, DataCache | None], None]) -> Iterator[None]:

@@ -240,6 +240,8 @@ def test_whoever_changes_an_object_does_not_get_its_credential_sent_elsewhere(cl
     made = caches.add(wanted(), {"accessToken": "hf_1"})
     moved = caches.change(made, lambda cache: replace(cache, spec=cache.spec.with_options(options)))
     assert moved and moved.secret == made.secret and not caches.credential_fits(moved)
+    assert made.secret and not caches.credential_fits(replace(moved, secret=SecretRef("", made.secret.name)))
+    assert not caches.credential_fits(replace(moved, name="somebody-elses"))
     given = caches.change(moved, lambda cache: cache, {"accessToken": "another"})
     assert given and caches.credential_fits(given)
     assert caches.credential_fits(replace(moved, secret=SecretRef("team", "their-own")))
