@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from tests.node_plugin.ahead import Ahead
 from tests.node_plugin.node import Node
 
 
@@ -16,3 +18,9 @@ def node(tmp_path: Path) -> Iterator[Node]:
     made = Node(tmp_path)
     yield made
     made.close()
+
+
+@pytest.fixture
+def ahead() -> Iterator[Ahead]:
+    with ExitStack() as stack:
+        yield Ahead(stack)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 from csi.errors import Busy, NoSpace, PermissionDenied, UnsupportedByNode
 from csi.registry.data_caches import Content, DataCache, DataCacheState, Phase
 from csi.registry.directory_data_caches import DirectoryDataCaches
-from csi.registry.prewarms import NodeState, Prewarm, PrewarmedCache, State
+from csi.registry.prewarms import NodeState, PrewarmedCache, State
 from csi.sources.allow_list import PREWARMS, AllowList
 from csi.spec.cache import CacheSpec
 from csi.spec.data_cache import data_cache
@@ -30,53 +29,11 @@ from tests.csi.registry.fake_pins import FakePins
 from tests.csi.registry.kinds import record
 from tests.csi.registry.prewarm_kinds import FakePrewarms, order
 from tests.csi.worker.in_process import COMMITS
+from tests.node_plugin.ahead import KEY, MODEL, Ahead, fills
 from tests.node_plugin.node import HUB, INLINE, MIB, Node
 from tests.node_plugin.test_fills import adopt, eventually
 
-MODEL = PrewarmedCache(HUB)
 MAIN = PrewarmedCache({key: value for key, value in HUB.items() if key != "revision"})
-KEY = "default/one"
-
-
-class Ahead:
-    """Starts prewarming on nodes, over one set of orders."""
-
-    def __init__(self, stack: ExitStack, orders: FakePrewarms | None = None) -> None:
-        self.orders = orders or FakePrewarms({"pool": "gpu"})
-        self._stack = stack
-
-    def start(self, node: Node, retry_seconds: float = 60.0) -> Prewarming:
-        """Prewarming on `node`, until the test ends or `stop`."""
-        file, allowed = node.folder / "store/prewarms.json", AllowList(words=PREWARMS)
-        made = Prewarming(self.orders, allowed, node.proving_anew, node.fills, node.store, node.pins, node.images.check_node, file, retry_seconds)
-        node.fills.keep(made.kept)
-        self._running = self._stack.enter_context(ExitStack())
-        self._running.enter_context(made.running())
-        return made
-
-    def stop(self) -> None:
-        self._running.close()
-
-    def states(self, key: str = KEY) -> list[dict[str, Any]]:
-        """The entries of the object's status."""
-        return list(self.orders.status(key).get("nodes", []))
-
-    def is_(self, state: State, key: str = KEY) -> Callable[[], bool]:
-        return lambda: [entry["state"] for entry in self.states(key)] == [state.value]
-
-    @property
-    def message(self) -> str:
-        return "".join(entry.get("message", "") for entry in self.states())
-
-
-@pytest.fixture
-def ahead() -> Iterator[Ahead]:
-    with ExitStack() as stack:
-        yield Ahead(stack)
-
-
-def fills(node: Node) -> int:
-    return node.source.operations.count("fill")
 
 
 def test_what_is_ordered_is_there_before_a_pod_asks_for_it(node: Node, ahead: Ahead) -> None:
@@ -279,66 +236,6 @@ def test_a_fill_ahead_is_not_stopped_by_the_grace_and_ends_with_its_order(tmp_pa
     assert eventually(lambda: hasty.fills.progress() == {})
     ahead.stop()
     hasty.close()
-
-
-class Storm(FakePrewarms):
-    """Orders of which one has changed whenever they have been read."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__({"pool": "gpu"})
-        self._name = name
-
-    def all(self) -> list[Prewarm]:
-        found = super().all()
-        self.tell(self._name)
-        return found
-
-
-@pytest.mark.parametrize("changing", ["none-of-this-node", "one", "two"])
-def test_while_orders_change_without_an_end_others_are_filled(node: Node, changing: str) -> None:
-    with ExitStack() as stack:
-        ahead = Ahead(stack, Storm(changing))
-        other = PrewarmedCache({**HUB, "revision": COMMITS[1]})
-        wanted = {"one": MODEL, "two": other, "three": PrewarmedCache(HUB, secret="none")}
-        for name, cache in wanted.items():
-            ahead.orders.put(order(name, cache))
-        ahead.start(node)
-        for name in wanted.keys() - {changing, "three"}:
-            assert eventually(ahead.is_(State.READY, f"default/{name}")), name
-        assert eventually(ahead.is_(State.FAILED, "default/three"))
-
-
-def test_an_order_that_has_to_wait_comes_behind_the_others(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node_plugin.prewarming._TEND_SECONDS", 0.0)
-    monkeypatch.setattr("node_plugin.prewarming._TEND_SHARE", 0.0)
-    storm = Storm("none-of-this-node")
-    monkeypatch.setattr(storm, "secret", busy)
-    with ExitStack() as stack:
-        ahead = Ahead(stack, storm)
-        storm.put(order("first", PrewarmedCache(HUB, secret="slow")))
-        storm.put(order("second", MODEL))
-        ahead.start(node)
-        assert eventually(ahead.is_(State.READY, "default/second"))
-
-
-def busy(namespace: str, name: str) -> Mapping[str, str]:
-    raise Busy("not yet")
-
-
-def test_a_fill_goes_on_while_orders_of_others_come_and_those_are_said(node: Node, ahead: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node_plugin.prewarming._TEND_SECONDS", 0.05)
-    monkeypatch.setattr("node_plugin.prewarming._SLICE_SECONDS", 0.05)
-    node.source.go_fill.clear()
-    ahead.start(node)
-    ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.FILLING))
-    for number in range(20):
-        ahead.orders.put(order(f"later-{number}", MODEL))
-    assert all(eventually(ahead.is_(State.PENDING, f"default/later-{number}")) for number in range(20))
-    assert ahead.is_(State.FILLING)() and fills(node) == 1
-    node.source.go_fill.set()
-    assert all(eventually(ahead.is_(State.READY, f"default/later-{number}")) for number in range(20))
-    assert fills(node) == 1
 
 
 def test_a_source_that_moves_is_looked_at_anew_with_another_order_alone(tmp_path: Path, node: Node, ahead: Ahead) -> None:
