@@ -11,52 +11,54 @@ from pathlib import Path
 
 import grpc
 
-from controller_plugin.asking import Asking
+from controller_plugin.pvc_annotations import Asking
 from controller_plugin.servicer import ControllerServicer, NoNode
 from controller_plugin.volumes import Volumes
-from csi import __version__, health, program, rpc, settings
-from csi.durable import secret_key
-from csi.identity import IdentityServicer
+from csi import __version__
+from csi.concurrency.wait_limiter import WaitingRoom
+from csi.destinations.allow_list import ANNOTATIONS, NAS_HELP, AllowList, nas_prefixes
+from csi.destinations.destinations import ORIGINS_HELP, destinations
+from csi.linux.durable_files import secret_key
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, KUBERNETES, find_server, open_announcer, open_claims, open_pins, open_registry
-from csi.sources.allow_list import ANNOTATIONS, NAS_HELP, AllowList, nas_prefixes
-from csi.sources.destinations import ORIGINS_HELP, destinations
-from csi.waiting import WaitingRoom
+from csi.program import flags, lifecycle
+from csi.registry.factories import HELP, KUBERNETES, find_server, open_announcer, open_claims, open_pins, open_registry
+from csi.resolve.proof_memory import ProofMemory
+from csi.resolve.resolver import Resolver
+from csi.server import grpc_server, health
+from csi.server.identity import IdentityServicer
 from csi.worker.pool import WorkerPool
-from csi.worker.proofs import ProofMemory
-from csi.worker.resolving import Resolver
 
 STATE_DIR = "/var/lib/datacache-controller"
 
 
 def parser() -> argparse.ArgumentParser:
     """The flags of datacache-controller."""
-    flags = argparse.ArgumentParser("datacache-controller", description="The controller plugin of the datacache CSI driver.")
-    flags.add_argument("--version", action="version", version=__version__)
-    settings.plugin_flags(flags)
-    settings.flag(flags, "--registry", help=f"what keeps the volumes: {HELP}")
-    settings.flag(
-        flags,
+    parser = argparse.ArgumentParser("datacache-controller", description="The controller plugin of the datacache CSI driver.")
+    parser.add_argument("--version", action="version", version=__version__)
+    flags.plugin_flags(parser)
+    flags.flag(parser, "--registry", help=f"what keeps the volumes: {HELP}")
+    flags.flag(
+        parser,
         "--state-dir",
         default="",
         help=f"where proofs of reading are remembered, which may get lost; empty for the registry's folder, with kubernetes for {STATE_DIR}",
     )
-    settings.flag(flags, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
-    settings.flag(flags, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
-    settings.flag(
-        flags,
+    flags.flag(parser, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
+    flags.flag(parser, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
+    flags.flag(
+        parser,
         "--sweep-interval",
         default="5m",
-        type=settings.duration,
+        type=flags.duration,
         help="how often what nodes and volumes that are gone have left in the cluster's objects is taken away",
     )
-    settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
-    return flags
+    flags.flag(parser, "--resolve-workers", default="4", type=flags.count, help="resolves at a time")
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM. Exit status 1, with the reason on standard error, where the plugin cannot start."""
-    program.run(parser(), _serve, arguments)
+    lifecycle.run(parser(), _serve, arguments)
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -79,9 +81,9 @@ def _serve(options: argparse.Namespace) -> None:
     asking = Asking(open_claims(server), allowed)
     volumes = Volumes(registry, Resolver(pool, proofs, room, ask_moving=True), asking, pins, announcer)
 
-    observe = rpc.unobserved
+    observe = grpc_server.unobserved
     if options.metrics_address:
-        from csi.metrics import Metrics  # 5 MB that only those pay who ask for them
+        from csi.server.metrics import Metrics  # 5 MB that only those pay who ask for them
 
         observe = Metrics(options.metrics_address).observe
 
@@ -93,7 +95,7 @@ def _serve(options: argparse.Namespace) -> None:
     try:
         with registry.tended(f"{options.driver_name.lower()}-controller"):
             healthy = partial(health.answering, options.health_address, options.endpoint)
-            rpc.serve(options.endpoint, options.rpc_threads, room, register, healthy, observe)
+            grpc_server.serve(options.endpoint, options.rpc_threads, room, register, healthy, observe)
     finally:
         pool.close()
         announcer.close()

@@ -6,17 +6,17 @@ from collections.abc import Iterable
 
 import grpc
 
-from controller_plugin.asking import check_class
+from controller_plugin.pvc_annotations import check_class
 from controller_plugin.volumes import CreateRequest, Volumes
 from csi.errors import InvalidParameter, NoSpace
+from csi.parameters import access_modes
+from csi.parameters.access_modes import AccessMode
+from csi.parameters.performance_keys import Performance, limits
+from csi.parameters.volume_parameters import LARGEST_VOLUME, canonical_keys, check_mutable, parse, parse_mutable
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
-from csi.registry.volume import VolumeRecord
-from csi.rpc import patience, require
-from csi.spec import access_modes
-from csi.spec.access_modes import AccessMode
-from csi.spec.parameters import LARGEST_VOLUME, canonical_keys, check_mutable, parse, parse_mutable
-from csi.spec.performance import Performance, limits
+from csi.registry.volumes.record import VolumeRecord
+from csi.server.grpc_server import patience, require
 from csi.topology import may_mount, volume_segments
 
 _RPC = pb.ControllerServiceCapability.RPC

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
-from controller_plugin.asking import Asking, claim_of
+from controller_plugin.pvc_annotations import Asking, claim_of
+from csi.concurrency.keyed_locks import KeyedLocks
+from csi.concurrency.wait_limiter import Patience
 from csi.errors import (
     AlreadyExists,
     ClusterForbids,
@@ -21,22 +23,20 @@ from csi.errors import (
     SourceChanged,
     VolumeNotFound,
 )
-from csi.images.sizes import human
-from csi.locks import KeyedLocks
-from csi.registry.announcing import Announcer, Silent, Subject
-from csi.registry.claim import Claim
-from csi.registry.pins import CachePin, Holder, PinRegistry
-from csi.registry.volume import VolumeRecord, VolumeRegistry, id_of_name
-from csi.spec import access_modes
-from csi.spec.access_modes import AccessMode
-from csi.spec.cache import CacheSpec
-from csi.spec.parameters import LARGEST_VOLUME, VolumeParameters, names_a_source, parse, parse_mutable
-from csi.spec.performance import Performance, limits, whole_gib
-from csi.spec.pinning import pin_name, revision_of, without_revision
-from csi.waiting import Patience
-from csi.worker.pinned import Resolve, under_pin
+from csi.parameters import access_modes
+from csi.parameters.access_modes import AccessMode
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.performance_keys import Performance, limits, whole_gib
+from csi.parameters.pinning import pin_name, revision_of, without_revision
+from csi.parameters.pvc import Claim
+from csi.parameters.volume_parameters import LARGEST_VOLUME, VolumeParameters, names_a_source, parse, parse_mutable
+from csi.registry.events.recorder import Announcer, Silent, Subject
+from csi.registry.pins.pins import CachePin, Holder, PinRegistry
+from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, id_of_name
+from csi.resolve.pinned import Resolve, under_pin
+from csi.resolve.resolver import Resolver
+from csi.values import human
 from csi.worker.protocol import Resolution
-from csi.worker.resolving import Resolver
 
 _MAX_NAME = 128
 _TOKEN_PREFIX = "after:"

@@ -1,7 +1,7 @@
 """The one tree of errors that a user of the driver can meet.
 
 Every message says what was wrong, where, and what to do about it, and holds no secret. The gRPC code of
-each class is given once, in `csi.rpc`. Errors cross the worker's pipe by class name (`to_wire`, `from_wire`).
+each class is given once, in `csi.server.grpc_server`. Errors cross the worker's pipe by class name (`to_wire`, `from_wire`).
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from rich.live import Live
 
 from csi import __version__
 from csi.errors import DataCacheError
+from csi.parameters.access_modes import AccessMode
 from csi.pb.csi_pb2 import Volume
-from csi.spec.access_modes import AccessMode
 from datacache.client import PluginClient
 from datacache.findings import Finding, Verdict, fault
 from datacache.image_store_commands import image_store
@@ -153,10 +153,10 @@ def doctor(
 
 def _of_cluster(file: Path | None, context: str, namespace: str, driver_name: str) -> Iterable[Finding]:
     from csi.cluster.api_server import ApiServer
-    from datacache.cluster_access import person
-    from datacache.cluster_doctor import INSTALLATION, Installed, examine
-    from datacache.cluster_programs import PROGRAMS
-    from datacache.cluster_usage import USAGE
+    from datacache.cluster.access import person
+    from datacache.cluster.doctor import INSTALLATION, Installed, examine
+    from datacache.cluster.programs import PROGRAMS
+    from datacache.cluster.usage import USAGE
 
     try:
         server = ApiServer(person(file, context))

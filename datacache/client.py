@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 import grpc
 
 from csi.errors import DataCacheError
+from csi.parameters.access_modes import AccessMode
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
-from csi.rpc import CODES, target
-from csi.spec.access_modes import AccessMode
+from csi.server.grpc_server import CODES, target
 
 _T = TypeVar("_T")
 _READER = AccessMode.MULTI_NODE_READER_ONLY

@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi.errors import DataCacheError, UnsupportedByNode
-from csi.images.layout import Layout, lay_out
-from csi.images.partial import PartialImage
-from csi.sources.connections import Connections, drop
-from csi.spec.manifest import Entry, Kind, build
+from csi.images.layout.layout import Layout, lay_out
+from csi.images.node_store.partial_image import PartialImage
+from csi.linux.cgroups.detect import hierarchy_at
+from csi.linux.erofs_support import require_erofs
+from csi.linux.loop_devices import KernelLoops, read_ahead_of
+from csi.linux.mounts import KernelMounts, mounted_below
+from csi.manifest.manifest import Entry, Kind, build
+from csi.sources.http.connections import Connections, drop
 from datacache.client import PluginClient
 from datacache.findings import Finding, Verdict
-from node_plugin.kernel import require_erofs
-from node_plugin.loop import KernelLoops, read_ahead_of
-from node_plugin.mounts import KernelMounts, mounted_below
-from node_plugin.throttle.detect import hierarchy_at
 
 MIB = 2**20
 _LOST_WITH_THE_CONTAINER = ("overlay", "tmpfs", "ramfs", "devtmpfs")
@@ -48,7 +48,7 @@ class Node:
 
 def public_hub() -> str:
     """The address of the hub that is asked where the environment names none."""
-    from csi.sources.huggingface import endpoint  # the hub's client takes a second to load
+    from csi.sources.hubs.huggingface import endpoint  # the hub's client takes a second to load
 
     return endpoint()
 

@@ -11,14 +11,14 @@ from enum import StrEnum
 from pathlib import Path
 
 from csi.errors import CorruptContent, DataCacheError, FailedPrecondition, InvalidParameter, NotFound
+from csi.image_store.client import StoreAccess
 from csi.image_store.store import ImageStore, opened
 from csi.image_store.stored_image import StoredImage, snapshot_id_of
+from csi.manifest.manifest import Entry
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.volume_parameters import parse_kept
 from csi.registry.custom_resource import written
-from csi.spec.cache import CacheSpec
-from csi.spec.manifest import Entry
-from csi.spec.parameters import parse_kept
-from csi.spec.shown import shown
-from csi.worker.stored import StoreAccess
+from csi.values import shown
 from datacache.printing import printable
 
 TITLES = ("image", "snapshot", "content", "size", "stored", "source", "state")

@@ -7,8 +7,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+from csi.images.node_store.records import ImagePaths, ImageRecord, State, is_digest, read_record
 from csi.images.progress import FillProgress
-from csi.images.records import ImagePaths, ImageRecord, State, is_digest, read_record
 
 
 def images_of(store: Path) -> list[tuple[str, str, str, str, str]]:

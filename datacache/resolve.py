@@ -7,8 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from csi.spec.manifest import Manifest
-from csi.spec.parameters import parse
+from csi.manifest.manifest import Manifest
+from csi.parameters.volume_parameters import parse
 from csi.worker.pool import WorkerPool
 from csi.worker.protocol import Request, Resolution
 

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
-from csi.spec.limits import Limits, Rate
-from node_plugin.mounts import KernelMounts, Mount, at
+from csi.linux.cgroups.detect import hierarchy_at
+from csi.linux.cgroups.hierarchy import Count, Hierarchy
+from csi.linux.cgroups.pod_cgroups import PodCgroups
+from csi.linux.diskstats import reads_by_device
+from csi.linux.mounts import KernelMounts, Mount, at
+from csi.performance.limits import Limits, Rate
 from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.detect import hierarchy_at
-from node_plugin.throttle.diskstats import reads_by_device
 from node_plugin.throttle.group import places
-from node_plugin.throttle.hierarchy import Count, Hierarchy
-from node_plugin.throttle.pods import PodCgroups
 from node_plugin.throttle.records import GroupRecord, read_records
-from node_plugin.volume_records import read_volumes
+from node_plugin.volumes.records import read_volumes
 
 MIB = 2**20
 

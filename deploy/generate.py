@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from datacache.crd_fields import FIELDS, fields_of
+from datacache.cluster.crd_fields import FIELDS, fields_of
 
 DEPLOY = Path(__file__).resolve().parent
 CHART, CRDS, MANIFESTS = DEPLOY / "chart/datacache-csi", DEPLOY / "crds", DEPLOY / "manifests"

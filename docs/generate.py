@@ -1,4 +1,4 @@
-"""Make docs/parameters.md from the table of keys in csi/spec, or (`--check`) tell whether it is what would be made."""
+"""Make docs/parameters.md from the table of keys in csi/parameters/dialects, or (`--check`) tell whether it is what would be made."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from csi.spec.dialects import DIALECTS
-from csi.spec.keys import Key, SecretKey, Setter
-from csi.spec.parameters import VOLUME_KEYS
-from csi.spec.performance import KEY_TABLE
+from csi.parameters.dialects.keys import Key, SecretKey, Setter
+from csi.parameters.dialects.table import DIALECTS
+from csi.parameters.performance_keys import KEY_TABLE
+from csi.parameters.volume_parameters import VOLUME_KEYS
 
 TARGET = Path(__file__).resolve().parent / "parameters.md"
 _INTRODUCTION = """# Parameters

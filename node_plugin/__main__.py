@@ -11,43 +11,45 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from csi import __version__, health, program, rpc, settings
+from csi import __version__
+from csi.concurrency.wait_limiter import WaitingRoom
+from csi.destinations.allow_list import NAS_HELP, PREWARMS, AllowList, nas_prefixes
+from csi.destinations.destinations import ORIGINS_HELP, destinations
 from csi.errors import UnsupportedByNode
-from csi.identity import IdentityServicer
-from csi.images.store import Store
+from csi.image_store.client import LANE as STORED_LANE
+from csi.image_store.client import StoreAccess, StoredImages
+from csi.images.node_store.store import Store
+from csi.linux.cgroups.detect import hierarchy_at
+from csi.linux.cgroups.hierarchy import Hierarchy
+from csi.linux.erofs_support import require_erofs
+from csi.linux.loop_devices import KernelLoops, read_ahead_of
+from csi.linux.mounts import KernelMounts
 from csi.pb import csi_pb2_grpc
-from csi.registry.opening import HELP, find_server, open_announcer, open_data_caches, open_pins, open_prewarms, open_registry
-from csi.registry.prewarms import Prewarms
-from csi.registry.volume import Interest, VolumeRegistry
-from csi.sources.allow_list import NAS_HELP, PREWARMS, AllowList, nas_prefixes
-from csi.sources.destinations import ORIGINS_HELP, destinations
-from csi.waiting import WaitingRoom
+from csi.program import flags, lifecycle
+from csi.registry.factories import HELP, find_server, open_announcer, open_data_caches, open_pins, open_prewarms, open_registry
+from csi.registry.prewarms.prewarms import Prewarms
+from csi.registry.volumes.record import Interest, VolumeRegistry
+from csi.resolve.proof_memory import ProofMemory
+from csi.resolve.resolver import Resolver
+from csi.server import grpc_server, health
+from csi.server.identity import IdentityServicer
 from csi.worker.pool import WorkerPool
-from csi.worker.proofs import ProofMemory
-from csi.worker.resolving import Resolver
-from csi.worker.stored import LANE as STORED_LANE
-from csi.worker.stored import StoreAccess, StoredImages
-from node_plugin.fill_events import FillEvents
-from node_plugin.fills import Fills
-from node_plugin.granted import GrantedCaches
-from node_plugin.image_mounts import ImageMounts
-from node_plugin.kernel import require_erofs
-from node_plugin.loop import KernelLoops, read_ahead_of
-from node_plugin.mounts import KernelMounts
-from node_plugin.pins import NodePins
-from node_plugin.prewarming import Prewarming
-from node_plugin.proving import Proving
+from node_plugin.fills.fill_events import FillEvents
+from node_plugin.fills.fills import Fills
+from node_plugin.fills.uploads import Uploads
+from node_plugin.prewarm.prewarming import Prewarming
 from node_plugin.registration import registered
 from node_plugin.servicer import NodeServicer
-from node_plugin.throttle.detect import hierarchy_at
-from node_plugin.throttle.hierarchy import Hierarchy
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
 from node_plugin.topology import NodeTopology
-from node_plugin.uploads import Uploads
-from node_plugin.volume_limits import VolumeLimits
-from node_plugin.volume_records import VolumeRecords
-from node_plugin.volumes import Volumes
+from node_plugin.volumes.authorized_resolver import Proving
+from node_plugin.volumes.data_cache_grants import GrantedCaches
+from node_plugin.volumes.image_mounts import ImageMounts
+from node_plugin.volumes.limits import VolumeLimits
+from node_plugin.volumes.pins import NodePins
+from node_plugin.volumes.records import VolumeRecords
+from node_plugin.volumes.volumes import Volumes
 
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
@@ -57,48 +59,48 @@ log = logging.getLogger("datacache.node")
 
 def parser() -> argparse.ArgumentParser:
     """The flags of datacache-node."""
-    flags = argparse.ArgumentParser("datacache-node", description="The node plugin of the datacache CSI driver.")
-    flags.add_argument("--version", action="version", version=__version__)
-    settings.plugin_flags(flags)
-    settings.flag(flags, "--node-id", help="this node's name in the cluster")
-    settings.flag(flags, "--store", default="/var/lib/datacache", type=Path, help="the folder that keeps this node's images")
-    settings.flag(
-        flags, "--store-size", default="", type=settings.optional_size, help="the store's budget, such as 500Gi; empty for 85%% of its file system"
+    parser = argparse.ArgumentParser("datacache-node", description="The node plugin of the datacache CSI driver.")
+    parser.add_argument("--version", action="version", version=__version__)
+    flags.plugin_flags(parser)
+    flags.flag(parser, "--node-id", help="this node's name in the cluster")
+    flags.flag(parser, "--store", default="/var/lib/datacache", type=Path, help="the folder that keeps this node's images")
+    flags.flag(
+        parser, "--store-size", default="", type=flags.optional_size, help="the store's budget, such as 500Gi; empty for 85%% of its file system"
     )
-    settings.flag(flags, "--mount-dir", default="", help="where images are mounted, a path propagated to the host; empty for mounts/ in the store")
-    settings.flag(flags, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
-    settings.flag(flags, "--resolve-workers", default="4", type=settings.count, help="resolves at a time")
-    settings.flag(flags, "--fill-workers", default="2", type=settings.count, help="fills at a time; more wait their turn")
-    settings.flag(flags, "--fill-connections", default="16", type=settings.count, help="most connections of a fill; a near origin gets fewer")
-    settings.flag(flags, "--fill-grace", default="5m", type=settings.duration, help="a fill that nobody waited for during this time is stopped")
-    settings.flag(
-        flags,
+    flags.flag(parser, "--mount-dir", default="", help="where images are mounted, a path propagated to the host; empty for mounts/ in the store")
+    flags.flag(parser, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
+    flags.flag(parser, "--resolve-workers", default="4", type=flags.count, help="resolves at a time")
+    flags.flag(parser, "--fill-workers", default="2", type=flags.count, help="fills at a time; more wait their turn")
+    flags.flag(parser, "--fill-connections", default="16", type=flags.count, help="most connections of a fill; a near origin gets fewer")
+    flags.flag(parser, "--fill-grace", default="5m", type=flags.duration, help="a fill that nobody waited for during this time is stopped")
+    flags.flag(
+        parser,
         "--read-ahead",
         default="",
-        type=settings.optional_size,
+        type=flags.optional_size,
         help="how far the kernel reads ahead in an image; empty: as on the store's disk",
     )
-    settings.flag(flags, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
-    settings.flag(
-        flags,
+    flags.flag(parser, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
+    flags.flag(
+        parser,
         "--plugins-registry",
         default="",
         help="kubelet's folder of plugins, such as /var/lib/kubelet/plugins_registry, to be found by it; empty where a sidecar registers the driver",
     )
-    settings.flag(flags, "--host-endpoint", default="", help="the CSI socket's path as kubelet sees it; empty: as in --endpoint")
-    settings.image_store_flags(flags)
-    _limit_flags(flags)
-    return flags
+    flags.flag(parser, "--host-endpoint", default="", help="the CSI socket's path as kubelet sees it; empty: as in --endpoint")
+    flags.image_store_flags(parser)
+    _limit_flags(parser)
+    return parser
 
 
-def _limit_flags(flags: argparse.ArgumentParser) -> None:
-    settings.flag(flags, "--registry", default="", help=f"the controller's registry, to learn of changed performance: {HELP}; empty for none")
-    settings.flag(flags, "--cgroup-root", default="/sys/fs/cgroup", type=Path, help="where the node's cgroups are mounted")
-    settings.flag(
-        flags,
+def _limit_flags(parser: argparse.ArgumentParser) -> None:
+    flags.flag(parser, "--registry", default="", help=f"the controller's registry, to learn of changed performance: {HELP}; empty for none")
+    flags.flag(parser, "--cgroup-root", default="/sys/fs/cgroup", type=Path, help="where the node's cgroups are mounted")
+    flags.flag(
+        parser,
         "--require-throttle",
         default="false",
-        type=settings.boolean,
+        type=flags.boolean,
         nargs="?",
         const=True,
         help="refuse volumes with limits where limits cannot be held",
@@ -107,7 +109,7 @@ def _limit_flags(flags: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM; mounts stay. Exit status 1, with the reason on standard error, where the plugin cannot start."""
-    program.run(parser(), _serve, arguments)
+    lifecycle.run(parser(), _serve, arguments)
 
 
 def _serve(options: argparse.Namespace) -> None:
@@ -146,7 +148,7 @@ def _serve(options: argparse.Namespace) -> None:
         with _watching(registry, volumes, shown):
             volumes.recover()
             with pins.tended(), prewarming.running() if prewarming else nullcontext():
-                rpc.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options, topology), observe)
+                grpc_server.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options, topology), observe)
     finally:
         uploads.stop()
         fills.stop()
@@ -183,11 +185,11 @@ def _granted(options: argparse.Namespace, server: ApiServer | None, store: Store
     return GrantedCaches(open_data_caches(options.registry, server), home, store, stored, proving)
 
 
-def _observer(address: tuple[str, int] | None, throttle: Throttle) -> rpc.Observe:
+def _observer(address: tuple[str, int] | None, throttle: Throttle) -> grpc_server.Observe:
     if address is None:
-        return rpc.unobserved
+        return grpc_server.unobserved
     # 5 MB that only those pay who ask for them.
-    from csi.metrics import Metrics
+    from csi.server.metrics import Metrics
     from node_plugin.metrics import LimitsCollector
 
     metrics = Metrics(address)
@@ -198,7 +200,7 @@ def _observer(address: tuple[str, int] | None, throttle: Throttle) -> rpc.Observ
 @contextmanager
 def _meanwhile(options: argparse.Namespace, topology: NodeTopology) -> Iterator[None]:
     """What others are told while calls are answered."""
-    host_endpoint = options.host_endpoint or rpc.socket_path(options.endpoint)
+    host_endpoint = options.host_endpoint or grpc_server.socket_path(options.endpoint)
     with ExitStack() as told:
         told.enter_context(health.answering(options.health_address, options.endpoint))
         if options.plugins_registry:

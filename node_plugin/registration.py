@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 
 import grpc
 
-from csi import rpc
 from csi.errors import FailedPrecondition
 from csi.pb import registration_pb2 as pb
 from csi.pb import registration_pb2_grpc
+from csi.server import grpc_server
 
 log = logging.getLogger("datacache.registration")
 
@@ -60,7 +60,7 @@ def registered(folder: str, name: str, endpoint: str, refused: Callable[[str], N
     if not os.path.isdir(folder):
         raise FailedPrecondition(f"--plugins-registry is {folder}, and there is no such folder; mount kubelet's plugins_registry there")
     path, servicer = f"{folder}/{name}-reg.sock", RegistrationServicer(name, endpoint, refused)
-    server = rpc.listening(path, _THREADS, lambda server: registration_pb2_grpc.add_RegistrationServicer_to_server(servicer, server))
+    server = grpc_server.listening(path, _THREADS, lambda server: registration_pb2_grpc.add_RegistrationServicer_to_server(servicer, server))
     os.chmod(path, 0o600)
     unasked = threading.Timer(_KUBELET_SECONDS, servicer.warn_unasked, [path])
     unasked.daemon = True

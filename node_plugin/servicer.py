@@ -8,13 +8,13 @@ from pathlib import Path
 import grpc
 
 from csi.errors import InvalidParameter
+from csi.parameters.access_modes import AccessMode, mode_of
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
-from csi.rpc import patience, require
-from csi.spec.access_modes import AccessMode, mode_of
-from node_plugin.mount_request import MountRequest
+from csi.server.grpc_server import patience, require
 from node_plugin.topology import NodeTopology
-from node_plugin.volumes import Volumes
+from node_plugin.volumes.mount_request import MountRequest
+from node_plugin.volumes.volumes import Volumes
 
 _RPC = pb.NodeServiceCapability.RPC
 _CAPABILITIES = (_RPC.STAGE_UNSTAGE_VOLUME, _RPC.GET_VOLUME_STATS, _RPC.VOLUME_CONDITION)

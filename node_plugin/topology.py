@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from csi.errors import UnsupportedByNode
-from csi.registry.announcing import Announcer, Subject
+from csi.registry.events.recorder import Announcer, Subject
 from csi.topology import node_segments
 
 log = logging.getLogger("datacache.topology")

@@ -19,9 +19,9 @@ from types import TracebackType
 from csi.cluster.access import Access
 from csi.cluster.api_server import ApiServer as Client
 from csi.errors import DataCacheError
-from csi.registry.cache_volume import PLURAL
 from csi.registry.custom_resource import GROUP, VERSION
-from csi.registry.kubernetes_pins import path_in
+from csi.registry.pins.kubernetes import path_in
+from csi.registry.volumes.codec import PLURAL
 from tests.origins.onc_rpc import free_port, wait_until
 
 CRDS = Path(__file__).parents[1] / "deploy/crds"

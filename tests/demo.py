@@ -25,7 +25,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 
 from csi.errors import DataCacheError
-from csi.images.records import ImagePaths
+from csi.images.node_store.records import ImagePaths
 from datacache.client import PluginClient
 from datacache.images import progress_of
 from datacache.resolve import resolve_once

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from csi.errors import UnsupportedByNode
+from csi.linux.cgroups.detect import hierarchy_at
+from csi.linux.mounts import KernelMounts, at
+from csi.parameters.performance_keys import Performance, limits
 from csi.pb import csi_pb2 as pb
-from csi.spec.limits import Limits, Rate
-from csi.spec.performance import Performance, limits
+from csi.performance.limits import Limits, Rate
 from datacache.client import PluginClient
-from node_plugin.mounts import KernelMounts, at
-from node_plugin.throttle.detect import hierarchy_at
 from tests.kernel import fio
 from tests.kernel.kubelet import Container, Kubelet, Pod
 from tests.kernel.machine import until

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from csi.errors import DataCacheError
+from csi.linux.mounts import KernelMounts
 from datacache.client import PluginClient
-from node_plugin.mounts import KernelMounts
 
 _BIN = Path(sys.executable).parent
 _START_SECONDS = 30.0

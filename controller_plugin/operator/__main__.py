@@ -12,25 +12,26 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from controller_plugin.operator.admission import Admission
-from controller_plugin.operator.copying import Adopter, Copier, StoreRegions
-from controller_plugin.operator.known_caches import KnownCaches
-from controller_plugin.operator.operating import Collector, Operator
-from controller_plugin.operator.pod_volumes import PodVolumes
-from controller_plugin.operator.reconciling import Reconciler
-from controller_plugin.operator.worker_images import WorkerImages
-from csi import __version__, program, settings
-from csi.durable import secret_key
+from controller_plugin.operator.data_cache_index import KnownCaches
+from controller_plugin.operator.reconcile.controller import Collector, Operator
+from controller_plugin.operator.reconcile.reconciler import Reconciler
+from controller_plugin.operator.reconcile.worker_images import WorkerImages
+from controller_plugin.operator.regions.copying import Adopter, Copier, StoreRegions
+from controller_plugin.operator.webhook.admission import Admission
+from controller_plugin.operator.webhook.pod_volumes import PodVolumes
+from csi import __version__
+from csi.concurrency.wait_limiter import WaitingRoom
+from csi.destinations.allow_list import DATA_CACHES, NAS_HELP, AllowList, nas_prefixes
+from csi.destinations.destinations import ORIGINS_HELP, destinations
 from csi.errors import InvalidParameter
-from csi.registry.data_caches import DataCache, DataCaches
-from csi.registry.opening import HELP, KUBERNETES, find_server, open_data_caches, open_orders
-from csi.sources.allow_list import DATA_CACHES, NAS_HELP, AllowList, nas_prefixes
-from csi.sources.destinations import ORIGINS_HELP, destinations
-from csi.waiting import WaitingRoom
+from csi.image_store.client import COPY_LANE, LANE, StoreAccess, StoredImages
+from csi.linux.durable_files import secret_key
+from csi.program import flags, lifecycle
+from csi.registry.datacaches.data_caches import DataCache, DataCaches
+from csi.registry.factories import HELP, KUBERNETES, find_server, open_data_caches, open_orders
+from csi.resolve.proof_memory import ProofMemory
+from csi.resolve.resolver import Resolver
 from csi.worker.pool import WorkerPool
-from csi.worker.proofs import ProofMemory
-from csi.worker.resolving import Resolver
-from csi.worker.stored import COPY_LANE, LANE, StoreAccess, StoredImages
 
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
@@ -45,59 +46,55 @@ _WAITING = 64
 
 def parser() -> argparse.ArgumentParser:
     """The flags of datacache-operator."""
-    flags = argparse.ArgumentParser("datacache-operator", description="The operator of DataCaches, of the datacache CSI driver.")
-    flags.add_argument("--version", action="version", version=__version__)
-    settings.program_flags(flags)
-    settings.flag(flags, "--registry", help=f"what keeps the DataCaches: {HELP}")
-    settings.flag(
-        flags,
+    parser = argparse.ArgumentParser("datacache-operator", description="The operator of DataCaches, of the datacache CSI driver.")
+    parser.add_argument("--version", action="version", version=__version__)
+    flags.program_flags(parser)
+    flags.flag(parser, "--registry", help=f"what keeps the DataCaches: {HELP}")
+    flags.flag(
+        parser,
         "--state-dir",
         default="",
         help=f"where proofs of reading are remembered, which may get lost; empty for the registry's folder, with kubernetes for {STATE_DIR}",
     )
-    settings.flag(flags, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
-    settings.flag(flags, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
-    settings.flag(flags, "--resolve-workers", default="2", type=settings.count, help="resolves at a time")
-    settings.image_store_flags(flags)
-    settings.flag(flags, "--image-store-grace", default="7d", type=settings.duration, help="how long the image store keeps what no DataCache wants")
-    _serving_flags(flags)
-    return flags
+    flags.flag(parser, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
+    flags.flag(parser, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
+    flags.flag(parser, "--resolve-workers", default="2", type=flags.count, help="resolves at a time")
+    flags.image_store_flags(parser)
+    flags.flag(parser, "--image-store-grace", default="7d", type=flags.duration, help="how long the image store keeps what no DataCache wants")
+    _serving_flags(parser)
+    return parser
 
 
-def _serving_flags(flags: argparse.ArgumentParser) -> None:
-    settings.flag(flags, "--health-address", default="", type=settings.optional_address, help="where GET /healthz is answered; empty for nowhere")
-    settings.flag(
-        flags, "--webhook-address", default="", type=settings.optional_address, help="where the API server asks, as :9443; empty for nowhere"
+def _serving_flags(parser: argparse.ArgumentParser) -> None:
+    flags.flag(parser, "--health-address", default="", type=flags.optional_address, help="where GET /healthz is answered; empty for nowhere")
+    flags.flag(parser, "--webhook-address", default="", type=flags.optional_address, help="where the API server asks, as :9443; empty for nowhere")
+    flags.flag(parser, "--webhook-name", default="datacache-operator", help="the Service, the Secret and the webhook configurations are called so")
+    flags.flag(parser, "--api-address", default="", type=flags.optional_address, help="where ECI's OpenAPI is answered, as :8080; empty for nowhere")
+    flags.flag(
+        parser, "--api-keys", default="", type=flags.optional_path, help="the folder with the API's access keys: one file an id, with its secret"
     )
-    settings.flag(flags, "--webhook-name", default="datacache-operator", help="the Service, the Secret and the webhook configurations are called so")
-    settings.flag(
-        flags, "--api-address", default="", type=settings.optional_address, help="where ECI's OpenAPI is answered, as :8080; empty for nowhere"
-    )
-    settings.flag(
-        flags, "--api-keys", default="", type=settings.optional_path, help="the folder with the API's access keys: one file an id, with its secret"
-    )
-    settings.flag(flags, "--api-region", default="cn-local", help="what the API calls this place")
-    settings.flag(
-        flags,
+    flags.flag(parser, "--api-region", default="cn-local", help="what the API calls this place")
+    flags.flag(
+        parser,
         "--copy-region",
-        action=settings.Merged,
+        action=flags.Merged,
         default="",
-        type=settings.named,
+        type=flags.named,
         help="another place that caches can be copied to, NAME=URL with the URL of the image store there; may be given again",
     )
-    settings.flag(
-        flags,
+    flags.flag(
+        parser,
         "--copy-region-secret",
-        action=settings.Merged,
+        action=flags.Merged,
         default="",
-        type=settings.named,
+        type=flags.named,
         help="NAME=FOLDER: the folder with the access key of that place's image store, one file a key; may be given again",
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Work until SIGTERM. Exit status 1, with the reason on standard error, where the operator cannot start."""
-    program.run(parser(), _run, arguments)
+    lifecycle.run(parser(), _run, arguments)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -122,7 +119,7 @@ def _run(options: argparse.Namespace) -> None:
             at_work.enter_context(_leading(server, options.driver_name, lead))
             _serve(options, server, caches, known, allowed, regions, at_work)
             log.info("at work", extra={"fields": {"registry": options.registry}})
-            program.until_told_to_leave()
+            lifecycle.until_told_to_leave()
     finally:
         pool.close()
 
@@ -139,7 +136,7 @@ def _others(options: argparse.Namespace, pool: WorkerPool) -> dict[str, StoredIm
         raise InvalidParameter(f"--copy-region-secret is for {min(unknown)}, which no --copy-region names")
     if options.api_region in options.copy_region:
         raise InvalidParameter(f"--copy-region names {options.api_region}, which is this place (--api-region); name other places")
-    return {name: _stored(pool, url, settings.optional_path(options.copy_region_secret.get(name, ""))) for name, url in options.copy_region.items()}
+    return {name: _stored(pool, url, flags.optional_path(options.copy_region_secret.get(name, ""))) for name, url in options.copy_region.items()}
 
 
 def _leader(
@@ -195,18 +192,18 @@ def _serve(
     at_work: ExitStack,
 ) -> None:
     if options.health_address:
-        from controller_plugin.operator.serving import alive, serving
+        from controller_plugin.operator.https_server import alive, serving
 
         at_work.enter_context(serving(alive(), *options.health_address))
     if options.webhook_address and server:
         _serve_webhook(options, server, caches, known, allowed, at_work)
     if options.api_address:
+        from controller_plugin.operator.https_server import serving
         from controller_plugin.operator.openapi.access_keys import AccessKeys
         from controller_plugin.operator.openapi.actions import Actions
         from controller_plugin.operator.openapi.app import openapi
         from controller_plugin.operator.openapi.nonces import FileNonces, SecretNonces
         from controller_plugin.operator.openapi.signatures import WINDOW_SECONDS, Signatures
-        from controller_plugin.operator.serving import serving
 
         keys, name, seconds = AccessKeys(options.api_keys), f"{options.webhook_name}-nonces", 2 * WINDOW_SECONDS
         nonces = SecretNonces(server, name, seconds) if server else FileNonces(Path(options.registry) / "nonces.json", seconds)
@@ -218,7 +215,7 @@ def _serve(
 def _serve_webhook(
     options: argparse.Namespace, server: ApiServer, caches: DataCaches, known: KnownCaches, allowed: AllowList, at_work: ExitStack
 ) -> None:
-    from controller_plugin.operator.serving_webhook import webhook_served
+    from controller_plugin.operator.webhook.server import webhook_served
     from csi.cluster.outbox import Outbox
 
     outbox = Outbox()

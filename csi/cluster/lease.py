@@ -18,8 +18,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from csi.cluster.api_server import ApiServer, path_of
+from csi.concurrency.background import beside
 from csi.errors import ClusterConflict, DataCacheError, NotFound
-from csi.threads import beside
 
 log = logging.getLogger("datacache.lease")
 

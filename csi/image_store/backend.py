@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi.spec.access import OpenReader
-from csi.spec.image_store import FolderSpec, ImageStoreSpec
+from csi.image_store.location import FolderSpec, ImageStoreSpec
+from csi.manifest.reader import OpenReader
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, 
 
 from csi.errors import DataCacheError, FailedPrecondition, OriginUnavailable, PermissionDenied, Unauthenticated
 from csi.image_store.backend import Kept
-from csi.sources.addresses import Addresses
+from csi.manifest.reader import OpenReader
+from csi.parameters.dialects.buckets import ObjectSpec
+from csi.sources.buckets.object_store import ObjectStore
 from csi.sources.catalog import access_key
-from csi.sources.connections import Connections
-from csi.sources.http import RangeReader
-from csi.sources.object_store import ObjectStore
-from csi.spec.access import OpenReader
-from csi.spec.objects import ObjectSpec
+from csi.sources.http.connections import Connections
+from csi.sources.http.file_urls import Addresses
+from csi.sources.http.range_reader import RangeReader
 
 _CONNECTIONS = 16
 # obstore's own patience, three minutes, would keep fills from their origins; a part may take long over a slow line.

@@ -10,8 +10,8 @@ from csi.image_store.backend import Backend
 from csi.image_store.stored_image import StoredImage, index_of, manifest_of, parts_of, unwanted_of
 from csi.image_store.uploading import Stopped, Tell, patiently
 from csi.images.progress import ProgressMeter
-from csi.spec.access import OpenReader
-from csi.spec.manifest import Entry, Kind
+from csi.manifest.manifest import Entry, Kind
+from csi.manifest.reader import OpenReader
 
 _COPIES = 3
 

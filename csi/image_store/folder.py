@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from csi.durable import TEMP_SUFFIX, write_bytes
 from csi.errors import DataCacheError, NoSpace, OriginUnavailable, PermissionDenied, SourceChanged, SourceNotFound
 from csi.image_store.backend import Kept
-from csi.spec.access import OpenReader
-from csi.spec.image_store import FolderSpec
-from csi.spec.manifest import Entry
+from csi.image_store.location import FolderSpec
+from csi.linux.durable_files import TEMP_SUFFIX, write_bytes
+from csi.manifest.manifest import Entry
+from csi.manifest.reader import OpenReader
 
 
 class FolderBackend:
@@ -146,7 +146,7 @@ class FolderBackend:
 
 
 class _Reader:
-    """See `csi.spec.access.Reader`."""
+    """See `csi.manifest.reader.Reader`."""
 
     def __init__(self, backend: FolderBackend, folder: str) -> None:
         self._backend, self._folder = backend, folder

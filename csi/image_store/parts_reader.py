@@ -7,19 +7,19 @@ from dataclasses import replace
 from types import TracebackType
 
 from csi.image_store.stored_image import StoredImage
-from csi.spec.access import OpenReader, Reader
-from csi.spec.manifest import Entry
+from csi.manifest.manifest import Entry
+from csi.manifest.reader import OpenReader, Reader
 
 
 class PartsReader:
-    """See `csi.spec.access.Reader`; for one thread, as a context."""
+    """See `csi.manifest.reader.Reader`; for one thread, as a context."""
 
     def __init__(self, opens: OpenReader, stored: StoredImage) -> None:
         self._context: AbstractContextManager[Reader] = opens()
         self._stored = stored
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
-        """See `csi.spec.access.Reader`."""
+        """See `csi.manifest.reader.Reader`."""
         self._reader.read_into(replace(entry, path=self._stored.parts[int(entry.path)]), offset, buffer)
 
     def __enter__(self) -> PartsReader:

@@ -9,18 +9,18 @@ from io import BytesIO
 from itertools import groupby
 
 from csi.errors import CorruptContent, DataCacheError, NotFound
-from csi.image_store.announced import ANNOUNCED, Announcement, read, written
+from csi.image_store.announcements import ANNOUNCED, Announcement, read, written
 from csi.image_store.backend import Backend, Kept, open_backend
 from csi.image_store.copying import ImageCopy
+from csi.image_store.location import image_store
 from csi.image_store.parts_reader import PartsReader
 from csi.image_store.stored_image import IMAGES, PART_BYTES, StoredImage, folder_of, index_of, manifest_of, parts_of, snapshot_id_of, unwanted_of
 from csi.image_store.uploading import Stopped, Tell, Upload, patiently
-from csi.images import layout as layouts
-from csi.images.fill import fill
-from csi.images.layout import lay_out
-from csi.images.records import ImagePaths, is_digest
-from csi.spec.image_store import image_store
-from csi.spec.manifest import Manifest
+from csi.images.fill.fill import fill
+from csi.images.layout import layout as layouts
+from csi.images.layout.layout import lay_out
+from csi.images.node_store.records import ImagePaths, is_digest
+from csi.manifest.manifest import Manifest
 
 
 class ImageStore:
@@ -80,7 +80,7 @@ class ImageStore:
     def fill(self, stored: StoredImage, manifest: Manifest, paths: ImagePaths, connections: int, tell: Tell | None = None) -> None:
         """Bring an image's bytes to its partial image in a node's store, each part verified; what was there is gone on with.
 
-        Raises CorruptContent where it is laid out otherwise than `manifest` is, and as `csi.images.fill.fill`.
+        Raises CorruptContent where it is laid out otherwise than `manifest` is, and as `csi.images.fill.fill.fill`.
         """
         layout = lay_out(manifest)
         if stored.layout != layouts.FORMAT or (stored.image_bytes, stored.data_at) != (layout.size, len(layout.metadata)):
@@ -169,6 +169,6 @@ class ImageStore:
 
 @contextmanager
 def opened(url: str, secrets: Mapping[str, str]) -> Iterator[ImageStore]:
-    """The image store of an URL (`csi.spec.image_store`); raises InvalidParameter."""
+    """The image store of an URL (`csi.image_store.location`); raises InvalidParameter."""
     with closing(open_backend(image_store(url), secrets)) as backend:
         yield ImageStore(backend)

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from csi.errors import CorruptContent
-from csi.images.layout import Extent, Layout
-from csi.images.records import is_digest
-from csi.spec.manifest import Entry, Kind, Manifest
+from csi.images.layout.layout import Extent, Layout
+from csi.images.node_store.records import is_digest
+from csi.manifest.manifest import Entry, Kind, Manifest
 
 FORMAT = 1
 IMAGES = "images"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from csi.images.sizes import human
+from csi.values import human
 
 _WINDOW, _LONGEST_WINDOW = 5.0, 60.0
 # Bytes are counted a chunk at a time, and over a slow line all connections may be in the middle of one for longer than the window.

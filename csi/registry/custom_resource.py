@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from csi.cluster.api_server import APPLY, ApiServer
-from csi.spec.cache import CacheSpec
-from csi.spec.pinning import revision_of, without_revision
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.pinning import revision_of, without_revision
 
 GROUP, VERSION = "datacache.csi.io", "v1alpha1"
 STATUS_MANAGER = "datacache-controller-status"

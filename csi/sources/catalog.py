@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from csi.destinations.destinations import Destinations
 from csi.errors import InvalidParameter
-from csi.sources.destinations import Destinations
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.buckets import ObjectSpec
+from csi.parameters.dialects.composite import SeveralSpec
+from csi.parameters.dialects.hub import HubSpec
+from csi.parameters.dialects.nas import NasSpec
+from csi.parameters.dialects.urls import UrlSpec
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec
-from csi.spec.hub import HubSpec
-from csi.spec.nas import NasSpec
-from csi.spec.objects import ObjectSpec
-from csi.spec.several import SeveralSpec
-from csi.spec.url import UrlSpec
 
 if TYPE_CHECKING:
-    from csi.sources.object_store import AccessKey
+    from csi.sources.buckets.object_store import AccessKey
 
 TOKEN_KEYS = ("token", "accessToken", "HF_TOKEN", "MODELSCOPE_API_TOKEN")
 _ACCESS_KEYS = {"OSS": ("akId", "akSecret", "securityToken"), "S3": ("accessKeyId", "secretAccessKey", "sessionToken")}
@@ -32,27 +32,27 @@ def open_source(spec: CacheSpec, secrets: Mapping[str, str], allowed: Sequence[s
     where = Destinations(tuple(allowed), trusted=not spec.of_pod)
     match spec.source:
         case HubSpec(hub="ModelScope"):
-            from csi.sources.modelscope import ModelScopeSource
+            from csi.sources.hubs.modelscope import ModelScopeSource
 
             return ModelScopeSource(spec, token(secrets), where)
         case HubSpec():
-            from csi.sources.huggingface import HuggingFaceSource
+            from csi.sources.hubs.huggingface import HuggingFaceSource
 
             return HuggingFaceSource(spec, token(secrets), where)
         case NasSpec():
-            from csi.sources.nas import NasSource
+            from csi.sources.nfs.source import NasSource
 
             return NasSource(spec)
         case ObjectSpec():
-            from csi.sources.objects import ObjectSource
+            from csi.sources.buckets.source import ObjectSource
 
             return ObjectSource(spec, access_key(spec.source, secrets), where)
         case UrlSpec():
-            from csi.sources.url import UrlSource
+            from csi.sources.urls.source import UrlSource
 
             return UrlSource(spec, token(secrets), where)
         case SeveralSpec():
-            from csi.sources.several import SeveralSource
+            from csi.sources.composite import SeveralSource
 
             return SeveralSource(spec, secrets, lambda part, own: open_source(part, own, allowed))
     raise InvalidParameter(f"{spec.source.shown}: this driver has no source of that kind")
@@ -66,7 +66,7 @@ def check_secrets(spec: CacheSpec, secrets: Mapping[str, str]) -> None:
         case ObjectSpec():
             access_key(spec.source, secrets)
         case SeveralSpec():
-            from csi.sources.several import naming, own_secrets
+            from csi.sources.composite import naming, own_secrets
 
             own = own_secrets(spec.source, secrets)
             for folder, source in spec.source.parts:
@@ -94,7 +94,7 @@ def _credential(secrets: Mapping[str, str], key: str) -> str:
 
 def access_key(store: ObjectSpec, secrets: Mapping[str, str]) -> Callable[[], AccessKey] | None:
     """What gives the access key of an object store: the Secret, else the instance's role; None (as anybody) where neither is named."""
-    from csi.sources.object_store import AccessKey
+    from csi.sources.buckets.object_store import AccessKey
 
     names = _ACCESS_KEYS[store.store]
     values = [_credential(secrets, name) for name in names]
@@ -104,7 +104,7 @@ def access_key(store: ObjectSpec, secrets: Mapping[str, str]) -> Callable[[], Ac
     if secrets:
         raise InvalidParameter(f"the Secret of this volume has not both {names[0]} and {names[1]}; put the access key under these")
     if store.ram_role:
-        from csi.sources.ram_role import role_key
+        from csi.sources.buckets.ram_role import role_key
 
         return functools.partial(role_key, store.ram_role)
     return None

@@ -5,9 +5,9 @@ from __future__ import annotations
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from csi.spec.access import Reader
-from csi.spec.cache import CacheSpec
-from csi.spec.manifest import Manifest
+from csi.manifest.manifest import Manifest
+from csi.manifest.reader import Reader
+from csi.parameters.cache_spec import CacheSpec
 
 
 class Source(Protocol):

@@ -12,13 +12,14 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from csi import logs, run
-from csi.egress.profile import EgressProfile, profile_of
 from csi.errors import Busy, DataCacheError, WorkerDied, from_wire
 from csi.images.progress import FillProgress
+from csi.linux import processes
+from csi.program import logs
+from csi.program.egress_profiles import EgressProfile, profile_of
 from csi.worker.protocol import Request
 
-COMMAND = (sys.executable, "-P", "-m", "csi.worker")
+COMMAND = (sys.executable, "-P", "-m", "csi.worker_process")
 _STOP_SECONDS = 5.0
 _CREDENTIALS = (
     "HF_TOKEN",
@@ -56,7 +57,7 @@ class Call:
 
 class _Worker:
     def __init__(self, command: Sequence[str], profile: EgressProfile) -> None:
-        self._process = run.start([*command, profile.netns, str(profile.rate or 0)], _environment())
+        self._process = processes.start([*command, profile.netns, str(profile.rate or 0)], _environment())
         self.profile = profile
         self.idle_since = 0.0
 

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from csi.spec.cache import CacheSpec
-from csi.spec.parameters import parse
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.volume_parameters import parse
 
 Operation = Literal[
     "pin",
@@ -36,7 +36,7 @@ Operation = Literal[
 class Request:
     """One order. `spec` is a cache spec as flat parameters; a fill or vouch whose `spec` is empty takes the manifest's.
 
-    `allowed` are the operator's destinations (`csi.sources.destinations`), put in by the pool.
+    `allowed` are the operator's destinations (`csi.destinations.destinations`), put in by the pool.
     Paths are absolute, "" where an operation has no use for them.
     pin: result is the pinned spec. resolve: list, prove and, where `manifest` is given, write the manifest there.
     fill: read `manifest`, fill `partial` (with its `journal`) over `connections` connections and seal it as `image`; copy what

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from csi.spec.limits import IO_SIZE, Limits, Rate
-from node_plugin.throttle.hierarchy import Count
+from csi.linux.cgroups.hierarchy import Count
+from csi.performance.limits import IO_SIZE, Limits, Rate
 from node_plugin.throttle.meter import Meter, excess
 
 # An empty credit opens the burst again when it allows one this long: every change of a limit lets some I/O through.

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
-from csi.spec.limits import UNLIMITED, Limits, Rate, together
+from csi.linux.cgroups.hierarchy import Count, Hierarchy
+from csi.linux.cgroups.pod_cgroups import tree
+from csi.performance.limits import UNLIMITED, Limits, Rate, together
 from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.hierarchy import Count, Hierarchy
 from node_plugin.throttle.meter import Meter
-from node_plugin.throttle.pods import tree
 from node_plugin.throttle.records import Claimed, GroupRecord
 
 

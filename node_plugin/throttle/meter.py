@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from csi.spec.limits import IO_SIZE, Rate
-from node_plugin.throttle.hierarchy import Count
+from csi.linux.cgroups.hierarchy import Count
+from csi.performance.limits import IO_SIZE, Rate
 
 
 @dataclass(frozen=True)

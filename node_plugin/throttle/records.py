@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csi import durable
-from csi.spec.limits import Limits, Rate, together
+from csi.linux import durable_files
+from csi.linux.cgroups.hierarchy import Count
+from csi.performance.limits import Limits, Rate, together
 from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.hierarchy import Count
 from node_plugin.throttle.meter import Meter
 
 _FORMAT = 1
@@ -66,7 +66,7 @@ class GroupRecords:
         """Write the record; one without claims is removed."""
         path = self._path(record.pod, record.device)
         if record.claims:
-            durable.replace_text(path, json.dumps({"format": _FORMAT, **asdict(record)}))
+            durable_files.replace_text(path, json.dumps({"format": _FORMAT, **asdict(record)}))
         else:
             path.unlink(missing_ok=True)
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
-from csi.spec.limits import Limits, Rate
+from csi.linux.cgroups.hierarchy import Hierarchy
+from csi.linux.diskstats import reads_by_device
+from csi.performance.limits import Limits, Rate
 from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.diskstats import reads_by_device
 from node_plugin.throttle.group import Claim, Group
-from node_plugin.throttle.hierarchy import Hierarchy
-from node_plugin.throttle.keeper import Keeper, Reads
+from node_plugin.throttle.limit_enforcer import Keeper, Reads
 from node_plugin.throttle.records import GroupRecord, GroupRecords
 
 log = logging.getLogger("datacache.throttle")

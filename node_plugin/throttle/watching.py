@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
-from csi.file_events import FileEvent, FileEvents, Kind
-from node_plugin.throttle.hierarchy import Hierarchy
-from node_plugin.throttle.pods import PodCgroups, is_pod_folder, tree
+from csi.linux.cgroups.hierarchy import Hierarchy
+from csi.linux.cgroups.pod_cgroups import PodCgroups, is_pod_folder, tree
+from csi.linux.inotify import FileEvent, FileEvents, Kind
 
 
 class CgroupWatch:

@@ -10,27 +10,27 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from csi.durable import secret_key
+from csi.concurrency.wait_limiter import Patience, WaitingRoom
 from csi.image_store.backend import open_backend
+from csi.image_store.location import image_store
 from csi.image_store.stored_image import PART_BYTES, StoredImage, index_of, manifest_of
-from csi.images import layout as layouts
-from csi.images.layout import lay_out
-from csi.registry.data_caches import Phase
-from csi.registry.kubernetes_data_caches import KubernetesDataCaches
-from csi.spec.image_store import image_store
-from csi.spec.manifest import Manifest
-from csi.spec.parameters import parse
-from csi.waiting import Patience, WaitingRoom
+from csi.images.layout import layout as layouts
+from csi.images.layout.layout import lay_out
+from csi.linux.durable_files import secret_key
+from csi.manifest.manifest import Manifest
+from csi.parameters.volume_parameters import parse
+from csi.registry.datacaches.data_caches import Phase
+from csi.registry.datacaches.kubernetes import KubernetesDataCaches
+from csi.resolve.proof_memory import ProofMemory
+from csi.resolve.resolver import Resolver
 from csi.worker.pool import WorkerPool
-from csi.worker.proofs import ProofMemory
 from csi.worker.protocol import Resolution
-from csi.worker.resolving import Resolver
 from tests.apiserver import DATA_CACHES, NOT_RUN, ApiServer, programs
 from tests.benchmarks.create_cached import LARGE, SMALL
 from tests.benchmarks.rounds import interleaved, say, seconds
 from tests.benchmarks.table import Series, Table, at_most
 from tests.benchmarks.volume import Setting, hub_parameters
-from tests.controller_plugin.openapi.sdks import Sdk, Sdk2
+from tests.controller_plugin.operator.openapi.sdks import Sdk, Sdk2
 from tests.operator_program import OperatorProgram
 from tests.origins.hub import Hub
 from tests.origins.repositories import Declared

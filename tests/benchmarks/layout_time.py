@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from csi.images.layout import lay_out
-from csi.spec.manifest import Entry, Kind, Manifest, build
-from csi.worker.__main__ import collect_seldom
+from csi.images.layout.layout import lay_out
+from csi.manifest.manifest import Entry, Kind, Manifest, build
+from csi.worker_process.__main__ import collect_seldom
 from tests.benchmarks.rounds import interleaved, seconds
 from tests.benchmarks.table import Table, at_most
 from tests.benchmarks.volume import Setting

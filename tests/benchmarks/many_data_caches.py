@@ -15,16 +15,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi.registry.data_caches import Phase
-from csi.registry.kubernetes_data_caches import KubernetesDataCaches
-from csi.settings import DRIVER_NAME
+from csi.program.flags import DRIVER_NAME
+from csi.registry.datacaches.data_caches import Phase
+from csi.registry.datacaches.kubernetes import KubernetesDataCaches
 from csi.topology import volume_segments
 from tests.apiserver import DATA_CACHES, NOT_RUN, ApiServer, programs
 from tests.benchmarks.rounds import say
 from tests.benchmarks.table import Series, Table, at_most
 from tests.benchmarks.volume import Setting, hub_parameters, plugins
 from tests.cluster import audit
-from tests.csi.registry.prewarm_kinds import make_node
+from tests.csi.registry.prewarms.kinds import make_node
 from tests.operator_program import OperatorProgram
 from tests.origins.hub import Hub
 from tests.origins.onc_rpc import wait_until

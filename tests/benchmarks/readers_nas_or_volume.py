@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-from csi.sources.nas import NasSource
-from csi.spec.cache import CacheSpec
-from csi.spec.nas import NasSpec
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.nas import NasSpec
+from csi.sources.nfs.source import NasSource
 from tests.benchmarks.contents import make
 from tests.benchmarks.fill_from_nas import nas_parameters
 from tests.benchmarks.origins import in_memory

@@ -7,12 +7,12 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from csi.images.buffers import Buffer
-from csi.images.chunks import CHUNK
-from csi.images.layout import Extent, lay_out
-from csi.images.partial import PartialImage
-from csi.images.repair import hash_from_disk
-from csi.spec.manifest import Entry, Kind, build
+from csi.images.fill.repair import hash_from_disk
+from csi.images.layout.chunks import CHUNK
+from csi.images.layout.layout import Extent, lay_out
+from csi.images.node_store.partial_image import PartialImage
+from csi.linux.aligned_memory import Buffer
+from csi.manifest.manifest import Entry, Kind, build
 from tests.benchmarks.rounds import command, drop_caches, interleaved, say, seconds
 from tests.benchmarks.table import Table
 from tests.benchmarks.volume import Setting

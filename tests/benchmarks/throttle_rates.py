@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from csi.spec.limits import IO_SIZE
+from csi.performance.limits import IO_SIZE
 from tests.benchmarks.rounds import say
 from tests.benchmarks.table import Table
 from tests.benchmarks.throttled import Site, cgroups, hub_of, parts, site, within

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from csi.spec.limits import Rate
+from csi.performance.limits import Rate
 from tests.benchmarks.rounds import say
 from tests.benchmarks.table import Series, Table, at_most
 from tests.benchmarks.throttled import Site, hub_of, parts, site, within

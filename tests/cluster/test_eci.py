@@ -20,7 +20,7 @@ from tests.cluster.pods import applied, pod
 from tests.cluster.spaces import wait_for
 from tests.cluster.test_volumes import settled
 from tests.cluster.volumes import namespace
-from tests.controller_plugin.openapi.sdks import KINDS, Sdk
+from tests.controller_plugin.operator.openapi.sdks import KINDS, Sdk
 from tests.origins.hub import Hub
 
 pytestmark = pytest.mark.cluster

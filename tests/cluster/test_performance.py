@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.spec import essd
+from csi.performance import essd
 from tests.cluster import direct_reads
 from tests.cluster.images import Archive
 from tests.cluster.installed import Driver

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Protocol
 
-from csi.spec.cache import CacheSpec
+from csi.parameters.cache_spec import CacheSpec
 from tests.origins.faults import Counters, Fault, Faults
 
 

@@ -10,10 +10,10 @@ from typing import Self
 from huggingface_hub import constants
 
 from csi.errors import DataCacheError, PermissionDenied, SourceChanged, SourceNotFound, Unauthenticated
-from csi.sources.huggingface import HuggingFaceSource
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.hub import HubSpec
+from csi.sources.hubs.huggingface import HuggingFaceSource
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec
-from csi.spec.hub import HubSpec
 from tests.conformance.http_kit import HttpKit
 from tests.conformance.kit import Tree
 from tests.origins.hub import Hub

@@ -11,8 +11,8 @@ from types import TracebackType
 from typing import Protocol, Self, runtime_checkable
 
 from csi.errors import DataCacheError
+from csi.parameters.cache_spec import CacheSpec
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec
 from tests.origins.faults import Counters, Faults
 
 # A tree as kits take it: relative path -> bytes of the file. `None` is an empty folder (a kit whose origin knows no

@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from csi.errors import CorruptContent, DataCacheError, PermissionDenied
-from csi.sources.modelscope import ModelScopeSource
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.hub import HubSpec
+from csi.sources.hubs.modelscope import ModelScopeSource
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec
-from csi.spec.hub import HubSpec
 from tests.conformance.http_kit import HttpKit
 from tests.conformance.kit import Tree
 from tests.origins.modelscope import ModelScopeHub, ModelScopeRepository

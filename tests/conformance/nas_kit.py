@@ -10,10 +10,10 @@ from types import TracebackType
 from typing import Self
 
 from csi.errors import DataCacheError, PermissionDenied
-from csi.sources.nas import NasSource
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.nas import NasSpec
+from csi.sources.nfs.source import NasSource
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec
-from csi.spec.nas import NasSpec
 from tests.conformance.kit import Tree
 from tests.conformance.trees import spoil
 from tests.origins.ganesha import Export, Ganesha

@@ -9,11 +9,11 @@ from types import TracebackType
 from typing import Self
 
 from csi.errors import DataCacheError, PermissionDenied, SourceChanged
-from csi.sources.object_store import AccessKey
-from csi.sources.objects import ObjectSource
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.buckets import ObjectSpec
+from csi.sources.buckets.object_store import AccessKey
+from csi.sources.buckets.source import ObjectSource
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec
-from csi.spec.objects import ObjectSpec
 from tests.conformance.kit import Tree
 from tests.conformance.trees import spoil
 from tests.origins import versitygw

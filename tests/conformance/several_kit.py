@@ -7,10 +7,10 @@ from types import TracebackType
 from typing import Self
 
 from csi.errors import DataCacheError, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.composite import SeveralSpec
 from csi.sources.catalog import open_source
 from csi.sources.source import Source
-from csi.spec.cache import CacheSpec
-from csi.spec.several import SeveralSpec
 from tests.conformance.hub_kit import HubKit
 from tests.conformance.kit import Tree
 from tests.conformance.trees import BIG

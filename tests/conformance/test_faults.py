@@ -1,6 +1,6 @@
 """Whatever goes wrong at an origin, a fill through the product's own engine ends right, or with an error that says which file and why.
 
-Never with wrong bytes, and never after more tries than `csi.images.fetch.MAX_FAILURES` of one range: the origin counts.
+Never with wrong bytes, and never after more tries than `csi.images.fill.fetch.MAX_FAILURES` of one range: the origin counts.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from pathlib import Path
 import pytest
 
 from csi.errors import CorruptContent, DataCacheError, OriginThrottled, OriginUnavailable, SourceChanged, Unauthenticated
-from csi.images import fetch
-from csi.images.fetch import MAX_FAILURES
-from csi.images.fill import fill
-from csi.images.layout import lay_out
-from csi.sources import connections, tempo
-from csi.sources.addresses import MAX_REDIRECTS
-from csi.sources.connections import Connections, Site
-from csi.sources.small_answers import SmallAnswer
-from csi.spec.access import Reader
-from csi.spec.cache import CacheSpec
-from csi.spec.manifest import Entry, Manifest
+from csi.images.fill import fetch
+from csi.images.fill.fetch import MAX_FAILURES
+from csi.images.fill.fill import fill
+from csi.images.layout.layout import lay_out
+from csi.manifest.manifest import Entry, Manifest
+from csi.manifest.reader import Reader
+from csi.parameters.cache_spec import CacheSpec
+from csi.sources.http import connections, throughput
+from csi.sources.http.connections import Connections, Site
+from csi.sources.http.curl_fetch import SmallAnswer
+from csi.sources.http.file_urls import MAX_REDIRECTS
 from tests.conformance import trees
 from tests.conformance.conftest import FAULTY_KITS, name_of
 from tests.conformance.kit import FaultyKit, Tree
@@ -53,7 +53,7 @@ class Shape:
 
 
 LARGE = Shape("in-parts", trees.tree(seed=9, big=6_000_001), 1 << 18)
-# Files of at most 1 MiB that are asked for at once come another way (`csi.sources.small_answers`).
+# Files of at most 1 MiB that are asked for at once come another way (`csi.sources.http.curl_fetch`).
 SMALL = Shape("at-once", {BIG: trees.tree(seed=8, big=900_001)[BIG], "config.json": b"{}", "empty.txt": b""}, 1 << 20)
 
 
@@ -67,7 +67,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.15)
-    monkeypatch.setattr(tempo, "WINDOW_SECONDS", 0.1)
+    monkeypatch.setattr(throughput, "WINDOW_SECONDS", 0.1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from csi.errors import CorruptContent, FillStopped
-from csi.images.fill import fill
-from csi.images.layout import Layout, lay_out
-from csi.spec.access import Reader
-from csi.spec.cache import CacheSpec
-from csi.spec.manifest import Entry, Manifest
+from csi.images.fill.fill import fill
+from csi.images.layout.layout import Layout, lay_out
+from csi.manifest.manifest import Entry, Manifest
+from csi.manifest.reader import Reader
+from csi.parameters.cache_spec import CacheSpec
 from tests.conformance import trees
 from tests.conformance.kit import Kit, Tree
 from tests.conformance.trees import BIG

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from csi.errors import PermissionDenied, SourceNotFound
-from csi.spec.nas import NasSpec
+from csi.parameters.dialects.nas import NasSpec
 from tests.conformance.nas_kit import NasKit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _RESOLVE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from csi.sources.nas import NasSource
-from csi.spec.cache import CacheSpec
-from csi.spec.nas import NasSpec
+from csi.sources.nfs.source import NasSource
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.nas import NasSpec
 source = NasSource({spec!r})
 source.prove(source.resolve(source.pin()))
 """

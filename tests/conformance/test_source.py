@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from csi.errors import DataCacheError, OriginUnavailable, SourceChanged, SourceNotFound, Unauthenticated
-from csi.spec.cache import CacheSpec
-from csi.spec.manifest import Kind, Manifest
-from csi.spec.parameters import parse
+from csi.manifest.manifest import Kind, Manifest
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.volume_parameters import parse
 from tests.conformance import trees
 from tests.conformance.kit import Kit, Tree
 from tests.conformance.trees import BIG, EMPTY, ONE, SMALL

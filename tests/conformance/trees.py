@@ -7,8 +7,8 @@ import os
 import random
 from pathlib import Path
 
+from csi.manifest.manifest import Entry, Kind, Manifest
 from csi.sources.source import Source
-from csi.spec.manifest import Entry, Kind, Manifest
 from tests.conformance.kit import Tree
 
 BIG = "weights/model.safetensors"

@@ -9,10 +9,10 @@ from urllib.parse import quote, unquote, urlsplit
 from xml.sax.saxutils import escape, quoteattr
 
 from csi.errors import CorruptContent, DataCacheError, PermissionDenied, SourceChanged
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.urls import UrlFile, UrlSpec
 from csi.sources.source import Source
-from csi.sources.url import UrlSource
-from csi.spec.cache import CacheSpec
-from csi.spec.url import UrlFile, UrlSpec
+from csi.sources.urls.source import UrlSource
 from tests.conformance.http_kit import HttpKit
 from tests.conformance.kit import Tree
 from tests.origins.web import Site, WebServer

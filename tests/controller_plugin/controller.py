@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from controller_plugin.asking import Asking, Claims
+from controller_plugin.pvc_annotations import Asking, Claims
 from controller_plugin.volumes import CreateRequest, Volumes
-from csi.registry.directory import DirectoryRegistry
-from csi.registry.pins import PinRegistry
-from csi.registry.volume import VolumeRecord
-from csi.sources.allow_list import ANNOTATIONS, AllowList
-from csi.spec.access_modes import AccessMode
-from csi.spec.performance import GIB
-from csi.waiting import Patience, WaitingRoom
-from csi.worker.proofs import ProofMemory
-from csi.worker.resolving import Resolver
-from tests.csi.registry.announcers import FakeAnnouncer
+from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.destinations.allow_list import ANNOTATIONS, AllowList
+from csi.parameters.access_modes import AccessMode
+from csi.parameters.performance_keys import GIB
+from csi.registry.pins.pins import PinRegistry
+from csi.registry.volumes.directory import DirectoryRegistry
+from csi.registry.volumes.record import VolumeRecord
+from csi.resolve.proof_memory import ProofMemory
+from csi.resolve.resolver import Resolver
+from tests.csi.registry.events.recorders import FakeAnnouncer
 from tests.csi.worker.in_process import InProcess
 
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}

@@ -10,10 +10,10 @@ import pytest
 
 from controller_plugin.servicer import ControllerServicer
 from csi.errors import InvalidParameter, VolumeNotFound
+from csi.parameters.performance_keys import GIB, Performance
 from csi.pb import csi_pb2 as pb
-from csi.registry.directory import DirectoryRegistry
-from csi.registry.volume import VolumeRecord
-from csi.spec.performance import GIB, Performance
+from csi.registry.volumes.directory import DirectoryRegistry
+from csi.registry.volumes.record import VolumeRecord
 from datacache.client import capability
 from tests.controller_plugin.controller import BASE, HUB, LARGE, READER, Controller
 

@@ -17,12 +17,12 @@ from csi.errors import (
     PermissionDenied,
     SourceNotFound,
 )
-from csi.registry.pins import CachePin, Holder
-from csi.registry.volume import VolumeRecord
-from csi.spec.parameters import parse
-from csi.spec.performance import GIB
+from csi.parameters.performance_keys import GIB
+from csi.parameters.volume_parameters import parse
+from csi.registry.pins.pins import CachePin, Holder
+from csi.registry.volumes.record import VolumeRecord
 from tests.controller_plugin.controller import HUB, Controller
-from tests.csi.registry.fake_pins import FakePins
+from tests.csi.registry.pins.fake_pins import FakePins
 from tests.csi.worker.in_process import COMMITS
 
 NAS = {"server": "nas", "path": "/models"}

@@ -17,8 +17,8 @@ from csi.errors import (
     SourceChanged,
     VolumeNotFound,
 )
-from csi.spec.access_modes import AccessMode
-from csi.spec.performance import GIB, Performance
+from csi.parameters.access_modes import AccessMode
+from csi.parameters.performance_keys import GIB, Performance
 from tests.controller_plugin.controller import HUB, LARGE, READER, WRITER, Controller
 from tests.csi.worker.in_process import COMMITS
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.apiserver import ApiServer
-from tests.datacache.well_cluster import Cluster
+from tests.datacache.cluster.well_cluster import Cluster
 
 
 @pytest.fixture(scope="module")

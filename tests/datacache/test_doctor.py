@@ -16,9 +16,9 @@ from typing import NamedTuple
 import pytest
 
 from csi.errors import NoSpace
-from csi.identity import IdentityServicer
 from csi.pb import csi_pb2_grpc
-from csi.rpc import listening
+from csi.server.grpc_server import listening
+from csi.server.identity import IdentityServicer
 from datacache import doctor
 from tests.kernel.disks import disk
 from tests.kernel.machine import MIB

@@ -16,10 +16,10 @@ from urllib.parse import quote
 import pytest
 
 from csi.image_store.backend import Backend, open_backend
+from csi.image_store.location import image_store
 from csi.image_store.store import ImageStore
 from csi.image_store.stored_image import StoredImage, index_of, manifest_of, parts_of
-from csi.spec.image_store import image_store
-from csi.spec.manifest import Manifest, build
+from csi.manifest.manifest import Manifest, build
 from datacache import __main__
 from datacache.__main__ import cli
 from tests.csi.image_store.conftest import PART, sealed, tree
@@ -309,7 +309,7 @@ def test_other_commands_do_not_load_what_this_one_needs() -> None:
     script = "import sys, datacache.__main__; print(*sys.modules)"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE")}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True, timeout=120)
-    assert not {"obstore", "csi.image_store", "csi.images.layout", "datacache.image_store"} & set(done.stdout.split())
+    assert not {"obstore", "csi.image_store", "csi.images.layout.layout", "datacache.image_store"} & set(done.stdout.split())
 
 
 def test_who_removes_what_nobody_wants_is_said(run: Run) -> None:

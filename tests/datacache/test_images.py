@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from csi.images.node_store.records import ImagePaths, State
+from csi.images.node_store.store import Store
 from csi.images.progress import FillProgress
-from csi.images.records import ImagePaths, State
-from csi.images.store import Store
 from datacache.__main__ import cli
 from datacache.images import images_of, progress_of
-from tests.csi.images.test_store import put
+from tests.csi.images.node_store.test_store import put
 
 MIB = 2**20
 

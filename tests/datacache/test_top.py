@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from csi.spec.limits import Limits, Rate
+from csi.linux.cgroups.hierarchy import Count
+from csi.performance.limits import Limits, Rate
 from datacache.__main__ import cli
 from datacache.top import TITLES, Node, Reading, Watch, hierarchy_or_none
 from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.hierarchy import Count
 from node_plugin.throttle.meter import Meter
 from node_plugin.throttle.records import Claimed, GroupRecord, GroupRecords
-from node_plugin.volume_records import NodeVolume, Shown, VolumeRecords
-from tests.node_plugin.fake_cgroups import FakeHierarchy
+from node_plugin.volumes.records import NodeVolume, Shown, VolumeRecords
+from tests.csi.linux.cgroups.fakes import FakeHierarchy
 
 UID, DEVICE = "1111-2222", "7:3"
 CREDIT = Limits(Rate(500, 8_192_000), Rate(3000, 49_152_000), 6000)

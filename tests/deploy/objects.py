@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from csi.spec.annotations import completed
-from csi.spec.parameters import ANNOTATED
+from csi.parameters.annotations import completed
+from csi.parameters.volume_parameters import ANNOTATED
 
 ROOT = Path(__file__).parents[2]
 DRIVER = "datacache.csi.io"

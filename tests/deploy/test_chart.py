@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from controller_plugin.__main__ import parser as controller_flags
-from csi.settings import DRIVER_NAME
+from csi.program.flags import DRIVER_NAME
 from node_plugin.__main__ import parser as node_flags
 from tests.deploy.chart import CHART, NAMESPACE, Object, container, generator, helm, kinds, manifests, pod, programs, rules
 from tests.deploy.objects import ROOT

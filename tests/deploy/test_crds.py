@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 import yaml
 
-from csi.registry.cache_pin import encode as encode_pin
-from csi.registry.cache_volume import encode
-from csi.registry.pins import CachePin
-from csi.registry.volume import VolumeRecord
-from csi.spec.cache import CacheSpec
-from csi.spec.hub import HubSpec
-from csi.spec.nas import NasSpec
-from csi.spec.parameters import SPELLING
-from csi.spec.performance import KEYS, LEVELS, Performance
-from csi.spec.url import MOST_FILES
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.hub import HubSpec
+from csi.parameters.dialects.nas import NasSpec
+from csi.parameters.dialects.urls import MOST_FILES
+from csi.parameters.performance_keys import KEYS, LEVELS, Performance
+from csi.parameters.volume_parameters import SPELLING
+from csi.registry.pins.codec import encode as encode_pin
+from csi.registry.pins.pins import CachePin
+from csi.registry.volumes.codec import encode
+from csi.registry.volumes.record import VolumeRecord
 from tests.apiserver import CRDS, ApiServer
 
 NAS = CacheSpec(NasSpec("nas.example.com", "/models"))

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from csi.registry.data_cache_object import encode_status
-from csi.registry.data_caches import Content, DataCache, DataCacheState, Note, Phase
-from csi.spec.data_cache import data_cache
+from csi.parameters.data_cache import data_cache
+from csi.registry.datacaches.codec import encode_status
+from csi.registry.datacaches.data_caches import Content, DataCache, DataCacheState, Note, Phase
 from tests.apiserver import DATA_CACHES, ApiServer
 from tests.deploy.test_crds import refusal
 

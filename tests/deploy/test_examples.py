@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from csi.settings import DRIVER_NAME, size
-from csi.sources.allow_list import ANNOTATIONS, PREWARMS, AllowList
-from csi.spec import access_modes
-from csi.spec.access_modes import AccessMode
-from csi.spec.parameters import parse, parse_mutable
-from csi.spec.performance import Performance, limits
+from csi.destinations.allow_list import ANNOTATIONS, PREWARMS, AllowList
+from csi.parameters import access_modes
+from csi.parameters.access_modes import AccessMode
+from csi.parameters.performance_keys import Performance, limits
+from csi.parameters.volume_parameters import parse, parse_mutable
+from csi.program.flags import DRIVER_NAME, size
 from tests.deploy.objects import DRIVER, Asked, asked, objects, pod_volumes
 
 ASKED = list(asked())

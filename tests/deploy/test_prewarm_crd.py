@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from csi.registry.prewarm_status import MOST_NODES, reported
-from csi.registry.prewarms import NodeState, PrewarmedCache, State
-from csi.spec.parameters import SPELLING
+from csi.parameters.volume_parameters import SPELLING
+from csi.registry.prewarms.prewarms import NodeState, PrewarmedCache, State
+from csi.registry.prewarms.status import MOST_NODES, reported
 from tests.apiserver import CRDS, ApiServer
-from tests.csi.registry.prewarm_kinds import order, path, thing
+from tests.csi.registry.prewarms.kinds import order, path, thing
 from tests.deploy.test_crds import refusal
 
 PARAMETERS = {"repoId": "org/model"}

@@ -15,12 +15,12 @@ import pytest
 from controller_plugin.__main__ import parser as controller_flags
 from controller_plugin.operator.__main__ import parser as operator_flags
 from csi import __version__
-from csi.images.fetch import FIRST_PAUSE, LONGEST_PAUSE, MAX_FAILURES
-from csi.images.flow import LONGEST_RETRY_AFTER
-from csi.sources.addresses import MAX_REDIRECTS
-from csi.spec import parameters
-from csi.spec.dialects import source_key_table
-from csi.spec.keys import Setter
+from csi.images.fill.fetch import FIRST_PAUSE, LONGEST_PAUSE, MAX_FAILURES
+from csi.images.fill.request_gate import LONGEST_RETRY_AFTER
+from csi.parameters import volume_parameters
+from csi.parameters.dialects.keys import Setter
+from csi.parameters.dialects.table import source_key_table
+from csi.sources.http.file_urls import MAX_REDIRECTS
 from datacache.__main__ import cli
 from node_plugin.__main__ import parser as node_flags
 
@@ -104,7 +104,7 @@ def test_the_document_of_parameters_is_what_the_code_would_make() -> None:
 def test_the_document_of_parameters_has_every_key_and_says_who_may_set_it() -> None:
     rows = [line.split("|") for line in text("docs/parameters.md").splitlines() if line.startswith("| `") and line.count("|") == 6]
     shown = {key: row[4].strip() for row in rows for key in _CODE.findall(row[1])}
-    assert parameters.KEYS.keys() <= shown.keys()
+    assert volume_parameters.KEYS.keys() <= shown.keys()
     assert set(shown.values()) == {setter.value for setter in Setter}
 
 

@@ -15,7 +15,7 @@ from tests.guest.cache import run_folder
 TREE = Path(__file__).parents[2]
 CACHE = TREE / ".cache" / "guest"
 _THROTTLE = [f"tests/kernel/throttle/test_{name}.py" for name in ("rates", "bursts", "cgroups", "changes", "neighbours")]
-_KERNELS = ["tests/node_plugin/test_kernels.py", "tests/node_plugin/throttle/test_hierarchies.py"]
+_KERNELS = ["tests/csi/linux/test_kernels.py", "tests/csi/linux/cgroups/test_hierarchies.py"]
 SELECTION = ["-m", "guest or kernel", "tests/guest", *_KERNELS, *_THROTTLE]
 _PROGRAMS = ("qemu-system-x86_64", "mmdebstrap", "mkfs.ext4", "git")
 _LIMIT_SECONDS = 30 * 60

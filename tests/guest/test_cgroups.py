@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from csi.spec.manifest import build
-from node_plugin.loop import KernelLoops
-from node_plugin.mounts import KernelMounts
+from csi.linux.loop_devices import KernelLoops
+from csi.linux.mounts import KernelMounts
+from csi.manifest.manifest import build
 from tests.csi.images.trees import file, image_of
 from tests.guest.slices import SystemdPod, controllers, systemctl
 from tests.kernel import fio

@@ -86,10 +86,10 @@ def _kill(victim: str) -> None:
 
 def arm_worker(knife: Knife, worker: ModuleType) -> None:
     """The points of fill and seal."""
-    from csi.images import fill
-    from csi.images.copying import Copier
-    from csi.images.journal import Journal
-    from csi.images.partial import PartialImage
+    from csi.images.fill import fill
+    from csi.images.node_store.journal import Journal
+    from csi.images.node_store.partial_image import PartialImage
+    from csi.images.reuse.copy_runs import Copier
 
     knife.around(PartialImage, "create", "allocate", before=True, after=True)
     knife.around(Copier, "_step", "copy", before=True, after=True)
@@ -105,11 +105,11 @@ def arm_worker(knife: Knife, worker: ModuleType) -> None:
 
 def arm_node(knife: Knife) -> None:
     """The points of adopting, mounting, marking, binding and their undoing."""
-    from csi.images.store import Store
-    from node_plugin import volumes
-    from node_plugin.loop import KernelLoops
-    from node_plugin.mounts import KernelMounts
-    from node_plugin.volume_records import VolumeRecords
+    from csi.images.node_store.store import Store
+    from csi.linux.loop_devices import KernelLoops
+    from csi.linux.mounts import KernelMounts
+    from node_plugin.volumes import volumes
+    from node_plugin.volumes.records import VolumeRecords
 
     knife.around(Store, "adopt_manifest", "adopt", before=True, after=True)
     knife.around(KernelLoops, "_configured", "loop", before=True, after=True)
@@ -130,7 +130,7 @@ def main() -> None:
     with (Path(folder) / "pids").open("a") as pids:
         pids.write(f"{os.getpid()}\n")
     if _role == "worker":
-        import csi.worker.__main__ as worker
+        import csi.worker_process.__main__ as worker
 
         arm_worker(knife, worker)
         sys.argv[1:] = arguments

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from csi.spec.limits import Rate
+from csi.performance.limits import Rate
 
 _MOUNTED = Path("/sys/fs/cgroup")
 V2 = (_MOUNTED / "cgroup.controllers").exists()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from csi.egress.network import DEVICE
+from csi.linux.network_namespace import DEVICE
 
 _numbers = itertools.count(1)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tests.controller_plugin.openapi.sdks import KINDS, REGION, Sdk
+from tests.controller_plugin.operator.openapi.sdks import KINDS, REGION, Sdk
 from tests.operator_program import OperatorProgram
 from tests.origins.hub import Hub
 from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer

@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
+from csi.parameters.access_modes import AccessMode
 from csi.pb import csi_pb2 as pb
-from csi.spec.access_modes import AccessMode
 from datacache.client import capability
 
 OK = grpc.StatusCode.OK

@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from csi.errors import UnsupportedByNode
-from node_plugin.kernel import require_erofs
+from csi.linux.erofs_support import require_erofs
 from tests.kernel.bad_input import SECRET
 from tests.kernel.conftest import Start
 from tests.kernel.disks import disk

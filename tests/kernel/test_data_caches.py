@@ -15,7 +15,7 @@ from aliyunsdkcore.utils import parameter_helper
 
 from csi.errors import DataCacheError
 from csi.image_store.stored_image import PART_BYTES
-from tests.controller_plugin.openapi.sdks import KINDS, ApiError, Sdk
+from tests.controller_plugin.operator.openapi.sdks import KINDS, ApiError, Sdk
 from tests.kernel.place import Place, Store, bucket_store, folder_store, read, status
 from tests.origins.hub import Hub
 from tests.origins.onc_rpc import wait_until

@@ -10,9 +10,9 @@ from typing import Any
 import grpc
 import pytest
 
-from csi.registry.announcing import Subject
+from csi.registry.events.recorder import Subject
 from tests.apiserver import ApiServer
-from tests.csi.registry.announcers import events
+from tests.csi.registry.events.recorders import events
 from tests.kernel import requests
 from tests.kernel.machine import MIB, Machine, content, until
 from tests.kernel.requests import OK

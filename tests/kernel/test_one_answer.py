@@ -12,7 +12,7 @@ import grpc
 import pytest
 
 from tests.apiserver import ApiServer
-from tests.csi.cluster.test_claims import InCluster
+from tests.controller_plugin.test_cluster_pvcs import InCluster
 from tests.kernel.machine import Machine, until
 from tests.kernel.requests import OK
 from tests.origins.hub import Hub

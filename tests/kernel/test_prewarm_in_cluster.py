@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from csi.registry.prewarms import PrewarmedCache
+from csi.registry.prewarms.prewarms import PrewarmedCache
 from tests.apiserver import NODE, ApiServer
-from tests.csi.registry.prewarm_kinds import apply, make_node, order, path, thing
+from tests.csi.registry.prewarms.kinds import apply, make_node, order, path, thing
 from tests.csi.registry.rights import NODE_PREWARM_RIGHTS, NODE_RIGHTS, NODE_SECRET_RIGHTS, NODE_TELLING_RIGHTS, grant
 from tests.kernel.machine import MIB, Machine, content, until
 from tests.kernel.requests import OK

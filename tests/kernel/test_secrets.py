@@ -127,7 +127,7 @@ def _assert_searched(machine: Machine, endpoint: str) -> None:
     assert workers and f"message: asked {endpoint}" in found
     processes = {f"/proc/{pid}" for pid in machine.plugins.processes()}
     assert {f"/proc/{pid}" for pid in workers} < processes == {line.partition("/environ")[0] for line in found if line.startswith("/proc")}
-    assert {f"/proc/{pid}/cmdline: csi.worker" for pid in workers} <= set(leaks(machine, "csi.worker"))
+    assert {f"/proc/{pid}/cmdline: csi.worker_process" for pid in workers} <= set(leaks(machine, "csi.worker_process"))
     # Of what workers say at debug level.
     logs = {str(program.log) for program in (machine.plugins.node, machine.plugins.controller)}
     assert logs <= set(leaks(machine, "operation"))

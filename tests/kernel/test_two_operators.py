@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from aliyunsdkcore.utils import parameter_helper
 
-from csi.registry.data_caches import Phase
-from csi.registry.kubernetes_data_caches import KubernetesDataCaches
-from csi.settings import DRIVER_NAME
+from csi.program.flags import DRIVER_NAME
+from csi.registry.datacaches.data_caches import Phase
+from csi.registry.datacaches.kubernetes import KubernetesDataCaches
 from csi.topology import volume_segments
 from tests.apiserver import NOT_RUN, ApiServer, programs
-from tests.controller_plugin.openapi.sdks import ApiError, Sdk1
-from tests.csi.registry.prewarm_kinds import make_node
+from tests.controller_plugin.operator.openapi.sdks import ApiError, Sdk1
+from tests.csi.registry.prewarms.kinds import make_node
 from tests.kernel.place import KEYS, status
 from tests.operator_program import OperatorProgram
 from tests.origins.hub import Hub

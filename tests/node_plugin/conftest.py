@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.node_plugin.ahead import Ahead
 from tests.node_plugin.node import Node
+from tests.node_plugin.prewarm.prefetching import Ahead
 
 
 @pytest.fixture

@@ -6,31 +6,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.destinations.allow_list import AllowList
 from csi.errors import UnsupportedByNode
-from csi.images.store import Store
-from csi.registry.directory import DirectoryRegistry
-from csi.registry.pins import PinRegistry
-from csi.sources.allow_list import AllowList
-from csi.spec.access_modes import AccessMode
-from csi.waiting import Patience, WaitingRoom
-from csi.worker.proofs import ProofMemory
-from csi.worker.resolving import Resolver
-from node_plugin.fill_events import FillEvents
-from node_plugin.fills import Fills
-from node_plugin.image_mounts import ImageMounts
-from node_plugin.mount_request import MountRequest
-from node_plugin.pins import NodePins
-from node_plugin.proving import Proving
-from node_plugin.throttle.pods import tree
+from csi.images.node_store.store import Store
+from csi.linux.cgroups.pod_cgroups import tree
+from csi.parameters.access_modes import AccessMode
+from csi.registry.pins.pins import PinRegistry
+from csi.registry.volumes.directory import DirectoryRegistry
+from csi.resolve.proof_memory import ProofMemory
+from csi.resolve.resolver import Resolver
+from node_plugin.fills.fill_events import FillEvents
+from node_plugin.fills.fills import Fills
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
-from node_plugin.volume_limits import VolumeLimits
-from node_plugin.volume_records import VolumeRecords
-from node_plugin.volumes import Volumes
-from tests.csi.registry.announcers import FakeAnnouncer
+from node_plugin.volumes.authorized_resolver import Proving
+from node_plugin.volumes.image_mounts import ImageMounts
+from node_plugin.volumes.limits import VolumeLimits
+from node_plugin.volumes.mount_request import MountRequest
+from node_plugin.volumes.pins import NodePins
+from node_plugin.volumes.records import VolumeRecords
+from node_plugin.volumes.volumes import Volumes
+from tests.csi.linux.cgroups.fakes import FakeHierarchy
+from tests.csi.linux.fakes import FakeKernel, FakeLoops, FakeMounts
+from tests.csi.registry.events.recorders import FakeAnnouncer
 from tests.csi.worker.in_process import InProcess
-from tests.node_plugin.fake_cgroups import FakeHierarchy
-from tests.node_plugin.fakes import FakeKernel, FakeLoops, FakeMounts
 
 MIB = 2**20
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name", "revision": "a" * 40}

@@ -10,13 +10,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from csi.errors import DataCacheError
-from csi.metrics import Metrics
-from csi.spec.limits import Limits, Rate
+from csi.performance.limits import Limits, Rate
+from csi.server.metrics import Metrics
 from node_plugin.metrics import LimitsCollector
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle, Wanted
+from tests.csi.linux.cgroups.fakes import FakeHierarchy
 from tests.kernel.machine import until
-from tests.node_plugin.fake_cgroups import FakeHierarchy
 
 UID, DEVICE = "1111-2222", "7:3"
 CREDIT = Limits(Rate(500, 8_192_000), Rate(3000, 49_152_000), 6000)

@@ -9,10 +9,10 @@ import pytest
 from controller_plugin.servicer import ControllerServicer
 from csi.errors import NoSpace, UnsupportedByNode
 from csi.pb import csi_pb2 as pb
-from csi.registry.announcing import Subject
+from csi.registry.events.recorder import Subject
 from csi.topology import node_segments
 from node_plugin.topology import REFUSED, UNABLE, NodeTopology
-from tests.csi.registry.announcers import FakeAnnouncer
+from tests.csi.registry.events.recorders import FakeAnnouncer
 
 DRIVER, NODE = "datacache.csi.io", Subject.node("node-a")
 PLUGIN, MOUNTS = f"{DRIVER}/plugin", f"{DRIVER}/mounts"

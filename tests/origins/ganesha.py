@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from csi.spec.nas import NasSpec
+from csi.parameters.dialects.nas import NasSpec
 from tests.origins import onc_rpc
 from tests.origins.onc_rpc import free_port, wait_until
 

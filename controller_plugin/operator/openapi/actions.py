@@ -13,12 +13,12 @@ from typing import Any
 from controller_plugin.operator.openapi.answers import described
 from controller_plugin.operator.openapi.parameters import MOST_NAME, MOST_TOKEN, Parameters
 from controller_plugin.operator.openapi.refusals import Refusal, invalid, missing, unknown_cache
-from controller_plugin.operator.regions import Copy, Regions
+from controller_plugin.operator.regions.regions import Copy, Regions
+from csi.destinations.allow_list import AllowList
 from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition
-from csi.registry.data_cache_object import encode_spec
-from csi.registry.data_caches import DataCache, DataCaches, Phase
-from csi.sources.allow_list import AllowList
-from csi.spec.data_cache import MOST_DAYS, MOST_GIB, DataCacheSpec, checked_bucket, checked_path, data_cache, split_secrets
+from csi.parameters.data_cache import MOST_DAYS, MOST_GIB, DataCacheSpec, checked_bucket, checked_path, data_cache, split_secrets
+from csi.registry.datacaches.codec import encode_spec
+from csi.registry.datacaches.data_caches import DataCache, DataCaches, Phase
 
 VERSION = "2018-08-08"
 DEFAULT_LIMIT, MOST_LIMIT = 20, 100

@@ -6,8 +6,8 @@ import json
 import time
 from typing import Any
 
-from csi.registry.data_caches import DataCache, Note
-from csi.spec.data_cache import split_secrets
+from csi.parameters.data_cache import split_secrets
+from csi.registry.datacaches.data_caches import DataCache, Note
 
 _TIME = "%Y-%m-%dT%H:%MZ"
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from csi import durable
 from csi.cluster.api_server import ApiServer, path_of
 from csi.errors import ClusterConflict, DataCacheError, NotFound
+from csi.linux import durable_files
 
 _FORMAT = 1
 _MOST, _MOST_KEPT = 100_000, 5_000
@@ -55,12 +55,12 @@ class FileNonces:
         """See Nonces; raises DataCacheError where the file is damaged."""
         with self._guard:
             try:
-                known = durable.read_json(self._file, _FORMAT)[_KEY]
+                known = durable_files.read_json(self._file, _FORMAT)[_KEY]
             except FileNotFoundError:
                 known = {}
             if mark in known:
                 return False
-            durable.write_json(self._file, {"format": _FORMAT, _KEY: _young({**known, mark: now}, now - self._seconds)})
+            durable_files.write_json(self._file, {"format": _FORMAT, _KEY: _young({**known, mark: now}, now - self._seconds)})
             return True
 
 

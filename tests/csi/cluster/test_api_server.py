@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from csi import rpc
 from csi.cluster.access import Access
 from csi.cluster.api_server import ApiServer as Client
 from csi.cluster.api_server import Expired, refusal
 from csi.errors import ClusterConflict, ClusterForbids, ClusterUnavailable, FailedPrecondition, InvalidParameter, NotFound
+from csi.server import grpc_server
 from tests.apiserver import ApiServer
 
 SPACES = "/api/v1/namespaces"
@@ -91,5 +91,5 @@ def test_every_refusal_is_an_error_of_the_tree(code: int, kind: type[Exception])
 
 
 def test_callers_learn_that_trying_again_helps() -> None:
-    codes = [rpc.code_of(error).name for error in (ClusterUnavailable("x"), ClusterForbids("x"), ClusterConflict("x"))]
+    codes = [grpc_server.code_of(error).name for error in (ClusterUnavailable("x"), ClusterForbids("x"), ClusterConflict("x"))]
     assert codes == ["UNAVAILABLE", "FAILED_PRECONDITION", "ABORTED"]

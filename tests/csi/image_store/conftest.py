@@ -10,11 +10,11 @@ from urllib.parse import quote
 import pytest
 
 from csi.image_store.backend import Backend, open_backend
-from csi.images.fill import fill, seal
-from csi.images.layout import lay_out
-from csi.images.records import ImagePaths
-from csi.spec.image_store import image_store
-from csi.spec.manifest import Entry, Manifest, build
+from csi.image_store.location import image_store
+from csi.images.fill.fill import fill, seal
+from csi.images.layout.layout import lay_out
+from csi.images.node_store.records import ImagePaths
+from csi.manifest.manifest import Entry, Manifest, build
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import file
 from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer

@@ -10,9 +10,9 @@ import threading
 from pathlib import Path
 
 from csi.image_store.backend import open_backend
+from csi.image_store.location import image_store
 from csi.image_store.store import ImageStore
-from csi.images.records import ImagePaths
-from csi.spec.image_store import image_store
+from csi.images.node_store.records import ImagePaths
 from tests.csi.image_store.conftest import PART
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from csi.durable import TEMP_SUFFIX
 from csi.errors import FailedPrecondition, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.image_store.backend import Backend, open_backend
-from csi.spec.image_store import image_store
-from csi.spec.manifest import Entry, Kind
+from csi.image_store.location import image_store
+from csi.linux.durable_files import TEMP_SUFFIX
+from csi.manifest.manifest import Entry, Kind
 from tests.origins.versitygw import READER_ID, READER_SECRET, ROOT_ID, ROOT_SECRET, ObjectServer
 
 OWNER = 65532

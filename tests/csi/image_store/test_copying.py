@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from csi.errors import CorruptContent, FillStopped, NotFound
-from csi.image_store.announced import ANNOUNCED, Announcement
+from csi.image_store.announcements import ANNOUNCED, Announcement
 from csi.image_store.backend import Backend, open_backend
+from csi.image_store.location import image_store
 from csi.image_store.store import ImageStore
 from csi.image_store.stored_image import parts_of, unwanted_of
+from csi.images.node_store.records import ImagePaths
 from csi.images.progress import FillProgress
-from csi.images.records import ImagePaths
-from csi.spec.image_store import image_store
-from csi.spec.manifest import Manifest
+from csi.manifest.manifest import Manifest
 from tests.csi.image_store.conftest import PART
 from tests.csi.image_store.test_store import had_by_another_node
 

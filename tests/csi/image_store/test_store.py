@@ -16,10 +16,10 @@ from csi.errors import CorruptContent, FillStopped, NotFound
 from csi.image_store.backend import Backend
 from csi.image_store.store import ImageStore
 from csi.image_store.stored_image import index_of, manifest_of, parts_of
-from csi.images.fill import seal
+from csi.images.fill.fill import seal
+from csi.images.node_store.records import ImagePaths
 from csi.images.progress import FillProgress
-from csi.images.records import ImagePaths
-from csi.spec.manifest import Manifest
+from csi.manifest.manifest import Manifest
 from tests.csi.image_store.conftest import PART, Opens, sealed, tree
 
 DAY = 86_400.0

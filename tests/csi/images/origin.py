@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from csi.spec.access import Reader
-from csi.spec.manifest import Entry
+from csi.manifest.manifest import Entry
+from csi.manifest.reader import Reader
 from tests.csi.images.trees import content
 
 Fault = Callable[[Entry, int, memoryview], None]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from csi.images.fill import fill, seal
-from csi.images.layout import Layout, lay_out
-from csi.images.records import ImagePaths
-from csi.spec.manifest import Entry, Kind, Manifest, build
+from csi.images.fill.fill import fill, seal
+from csi.images.layout.layout import Layout, lay_out
+from csi.images.node_store.records import ImagePaths
+from csi.manifest.manifest import Entry, Kind, Manifest, build
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import digest_of
 from tests.kernel.disks import disk

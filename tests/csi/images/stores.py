@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from csi.images import erofs
-from csi.images.layout import lay_out
-from csi.images.records import State
-from csi.images.store import Store
-from csi.spec.manifest import Manifest, build
+from csi.images.layout import erofs
+from csi.images.layout.layout import lay_out
+from csi.images.node_store.records import State
+from csi.images.node_store.store import Store
+from csi.manifest.manifest import Manifest, build
 from tests.csi.images.trees import file
 
 MIB = 1024 * 1024

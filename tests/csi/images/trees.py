@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from csi.images.layout import Layout, lay_out
-from csi.spec.manifest import Entry, Kind, Manifest, build
+from csi.images.layout.layout import Layout, lay_out
+from csi.manifest.manifest import Entry, Kind, Manifest, build
 
 NAME_TEXT = st.characters(blacklist_categories=("Cs",), blacklist_characters="/\0")
 SIZES = st.one_of(st.sampled_from([0, 1, 4095, 4096, 4097, 8191, 8192, 8193]), st.integers(0, 40_000))

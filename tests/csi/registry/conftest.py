@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from csi.registry.directory import DirectoryRegistry
+from csi.registry.volumes.directory import DirectoryRegistry
 from tests.csi.registry.kinds import InCluster, Make
 
 

@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from csi.registry.kubernetes import KubernetesRegistry
-from csi.registry.volume import VolumeRecord, VolumeRegistry
-from csi.spec.cache import CacheSpec
-from csi.spec.hub import HubSpec
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.hub import HubSpec
+from csi.registry.volumes.kubernetes import KubernetesRegistry
+from csi.registry.volumes.record import VolumeRecord, VolumeRegistry
 from tests.apiserver import ApiServer
 
 Make = Callable[[Path], VolumeRegistry]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from csi.sources.connections import Connections
-from tests.csi.sources.http_origin import ranged
+from csi.sources.http.connections import Connections
+from tests.csi.sources.http.origin import ranged
 from tests.origins import versitygw
 from tests.origins.ganesha import Export, Ganesha
 from tests.origins.scripted import Server

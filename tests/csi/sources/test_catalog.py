@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from csi.errors import InvalidParameter
+from csi.parameters.volume_parameters import parse
 from csi.sources.catalog import open_source
-from csi.spec.parameters import parse
 
 STORES = {"oss": ({"type": "OSS", "url": "http://127.0.0.1:1"}, ("akId", "akSecret", "securityToken"))}
 STORES["s3"] = ({"type": "S3", "endpoint": "http://127.0.0.1:1"}, ("accessKeyId", "secretAccessKey", "sessionToken"))

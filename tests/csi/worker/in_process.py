@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from csi.errors import Busy, PermissionDenied
-from csi.images.fill import fill, seal
-from csi.images.layout import lay_out
+from csi.images.fill.fill import fill, seal
+from csi.images.fill.verify_against_origin import vouch
+from csi.images.layout.layout import lay_out
+from csi.images.node_store.records import ImagePaths
 from csi.images.progress import FillProgress
-from csi.images.records import ImagePaths
-from csi.images.vouching import vouch
-from csi.spec.manifest import Manifest, build
-from csi.spec.parameters import parse
+from csi.manifest.manifest import Manifest, build
+from csi.parameters.volume_parameters import parse
 from csi.worker.pool import Call
 from csi.worker.protocol import Request, Resolution
 from tests.csi.images.origin import FakeOrigin

@@ -16,8 +16,8 @@ import pytest
 
 from csi.errors import Busy, DataCacheError, InvalidParameter, PermissionDenied, WorkerDied
 from csi.images.progress import FillProgress
-from csi.spec.cache import CacheSpec
-from csi.spec.hub import HubSpec
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.dialects.hub import HubSpec
 from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Request
 

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from csi.spec.limits import Rate
+from csi.performance.limits import Rate
 from tests.kernel.kubelet import Container, Pod
 
 # One direct read of 4 KiB after the other; says the moment of each.

@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from csi.spec.limits import Rate
+from csi.performance.limits import Rate
 from tests.kernel.conftest import Start
 from tests.kernel.kubelet import ROOT, Kubelet, ruled
 from tests.kernel.machine import MIB, Machine, content

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from csi.spec.limits import IO_SIZE
+from csi.performance.limits import IO_SIZE
 from tests.kernel import fio
 from tests.kernel.fio import DIRECT_4K, Result
 from tests.kernel.kubelet import Kubelet

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.spec.limits import Rate
+from csi.performance.limits import Rate
 from tests.kernel import fio
 from tests.kernel.fio import DIRECT_4K
 from tests.kernel.kubelet import V2, Container, Driver, Kubelet, Qos, limit_of, remove

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.spec.limits import Rate
+from csi.performance.limits import Rate
 from tests.kernel import fio
 from tests.kernel.fio import DIRECT_4K
 from tests.kernel.kubelet import Container, Kubelet

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi.pb import csi_pb2 as pb
-from csi.spec.limits import IO_SIZE, Rate
+from csi.performance.limits import IO_SIZE, Rate
 from tests.kernel.kubelet import Container, Kubelet, Pod
 from tests.kernel.machine import MIB, Machine
 from tests.kernel.requests import OK, Words, inline_id

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from csi.spec.limits import Rate
+from csi.performance.limits import Rate
 from tests.kernel.kubelet import V2, Container, Pod, limit
 from tests.kernel.machine import MIB
 from tests.kernel.readers import disk_of, forget_pages

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from csi.spec.limits import Limits, Rate
+from csi.performance.limits import Limits, Rate
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle, Wanted
-from tests.node_plugin.fake_cgroups import FakeHierarchy
+from tests.csi.linux.cgroups.fakes import FakeHierarchy
 
 UID, OTHER_UID, DEVICE = "1111-2222", "3333-4444", "7:3"
 SLOW, FAST = Limits(Rate(500, 8_192_000)), Limits(Rate(5000, 81_920_000))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from csi.spec.limits import IO_SIZE, Limits, Rate
+from csi.linux.cgroups.hierarchy import Count
+from csi.performance.limits import IO_SIZE, Limits, Rate
 from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.hierarchy import Count
 from node_plugin.throttle.meter import excess
 
 TICK = 0.25

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from csi.spec.limits import UNLIMITED, Limits, Rate
+from csi.performance.limits import UNLIMITED, Limits, Rate
 from tests.kernel.machine import until
 from tests.node_plugin.throttle.place import CREDIT, DEVICE, FAST, METERED, OTHER_UID, SLOW, UID, Place
 

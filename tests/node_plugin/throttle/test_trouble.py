@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from csi import durable
 from csi.errors import UnsupportedByNode
-from csi.file_events import FileEvents
-from csi.spec.limits import UNLIMITED, Rate
+from csi.linux import durable_files
+from csi.linux.inotify import FileEvents
+from csi.performance.limits import UNLIMITED, Rate
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle, Wanted
 from tests.kernel.machine import until
@@ -78,7 +78,7 @@ def test_a_store_without_room_keeps_no_limit_from_being_in_force(place: Place, m
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable, "replace_text", full)
+    monkeypatch.setattr(durable_files, "replace_text", full)
     place.hold(SLOW, "/t2")
     assert place.rate(container) == Rate(1000, 16_384_000)
     place.throttle.release("/t2")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from csi.file_events import FileEvent, FileEvents, Kind
-from node_plugin.throttle.pods import PodCgroups
+from csi.linux.cgroups.pod_cgroups import PodCgroups
+from csi.linux.inotify import FileEvent, FileEvents, Kind
 from node_plugin.throttle.watching import CgroupWatch
-from tests.node_plugin.fake_cgroups import FakeHierarchy
+from tests.csi.linux.cgroups.fakes import FakeHierarchy
 
 LOST = [FileEvent(Kind.LOST)]
 

@@ -1,0 +1,49 @@
+"""The webhook over HTTPS: what the API server posts to, and what the kubelet probes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from controller_plugin.operator.webhook.admission import Admission
+
+PODS, DATA_CACHES = "/pods", "/datacaches"
+# The API server's own limit for a request is 3 MiB; a review may hold an object twice.
+_MOST_BYTES = 8 * 2**20
+
+
+def webhook(admission: Admission) -> Starlette:
+    """The application."""
+    return Starlette(
+        routes=[
+            Route(PODS, _reviewed(admission.pods), methods=["POST"]),
+            Route(DATA_CACHES, _reviewed(admission.data_caches), methods=["POST"]),
+            Route("/healthz", _healthy),
+        ]
+    )
+
+
+async def _healthy(request: Request) -> Response:
+    return PlainTextResponse("ok")
+
+
+def _reviewed(answer: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
+    async def review(request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > _MOST_BYTES:
+                return PlainTextResponse("the review is too long", 413)
+        try:
+            return JSONResponse(await run_in_threadpool(answer, json.loads(body)))
+        except (ValueError, KeyError, TypeError):
+            return PlainTextResponse("this is no AdmissionReview", 400)
+
+    return review

@@ -1,1 +1,0 @@
-"""Egress profiles: the operator's networks that fetches go through."""

@@ -1,0 +1,77 @@
+"""Copies that are announced: a DataCache that another region's operator wants to be here, written before its image is brought."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from csi.errors import CorruptContent
+from csi.image_store.stored_image import snapshot_id_of
+from csi.images.node_store.records import is_digest
+from csi.parameters.data_cache import is_data_cache_id
+
+FORMAT = 1
+ANNOUNCED = "announced"
+"""The folder of the announcements."""
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """A DataCache `id` that is to be made of the image `digest` (64 hex digits), for `retention_days`, None for ever, for pods of `namespaces`,
+    empty for all. `store` and `region` are where the image comes from; `adopted` says that the DataCache was made."""
+
+    id: str
+    digest: str
+    bucket: str
+    path: str
+    store: str
+    region: str
+    title: str = ""
+    retention_days: int | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    resource_group: str = ""
+    namespaces: tuple[str, ...] = ()
+    adopted: bool = False
+
+    @property
+    def snapshot_id(self) -> str:
+        """What ECI's users name the image by."""
+        return snapshot_id_of(self.digest)
+
+    @property
+    def key(self) -> str:
+        """Its key in the image store."""
+        return f"{ANNOUNCED}/{self.id}.json"
+
+    def encode(self) -> dict[str, Any]:
+        """It as JSON values."""
+        return asdict(self)
+
+    @staticmethod
+    def of(values: Mapping[str, Any]) -> Announcement:
+        """What `encode` made; raises TypeError and ValueError for anything else."""
+        found = Announcement(**{**values, "namespaces": tuple(values.get("namespaces", ()))})
+        if not is_data_cache_id(found.id) or not is_digest(found.digest):
+            raise ValueError("it names no DataCache or no image")
+        return found
+
+
+def written(announcement: Announcement) -> bytes:
+    """An announcement as its object has it."""
+    return json.dumps({"format": FORMAT, **announcement.encode()}, sort_keys=True).encode()
+
+
+def read(content: bytes, key: str) -> Announcement:
+    """The announcement in an object; raises CorruptContent, naming `key`."""
+    try:
+        values: dict[str, Any] = json.loads(content)
+        if values.pop("format") != FORMAT:
+            raise ValueError("another format")
+        found = Announcement.of(values)
+        if found.key != key:
+            raise ValueError("another one's name")
+        return found
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptContent(f"the image store's {key} is damaged ({error}); remove it there, and copy once more") from error

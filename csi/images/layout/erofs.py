@@ -1,0 +1,127 @@
+"""The bytes of an uncompressed EROFS: super block, extended inodes, directory blocks.
+
+Format: the Linux kernel's fs/erofs/erofs_fs.h (on-disk structures; little endian). Only what `csi.images.layout.layout`
+needs: 4 KiB blocks, extended inodes, data either in blocks of its own (plain) or right behind its inode (inline).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+BLOCK = 4096
+BLOCK_BITS = 12
+SUPER_OFFSET = 1024
+FIRST_INODE = SUPER_OFFSET + 128
+INODE_SIZE = 64
+MAX_BLOCKS = 2**32 - 1
+NO_BLOCK = 0xFFFFFFFF
+DIRENT_SIZE = 12
+
+PLAIN, INLINE = 0, 2
+TYPE_FILE, TYPE_DIRECTORY, TYPE_SYMLINK = 1, 2, 7
+IFREG, IFDIR, IFLNK = 0o100000, 0o040000, 0o120000
+_IFMT = 0o170000
+
+_MAGIC = 0xE0F5E1E2
+_COMPAT_CHECKSUM, _COMPAT_MTIME = 0x1, 0x2
+_NID_SHIFT = 5
+_EXTENDED = 1
+_NANO = 10**9
+_super = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")
+_inode = struct.Struct("<HHHHQIIIIqII16x")
+_dirent = struct.Struct("<QHBB")
+
+# A directory's name, the byte offset of the inode it stands for, and that inode's TYPE_.
+Name = tuple[bytes, int, int]
+
+
+def _crc_table() -> tuple[int, ...]:
+    table = []
+    for value in range(256):
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+        table.append(value)
+    return tuple(table)
+
+
+_CRC_TABLE = _crc_table()
+
+
+def crc32c(data: bytes, crc: int = 0xFFFFFFFF) -> int:
+    """CRC-32C (Castagnoli, reflected) of `data`, continued from `crc`, without the final inversion, as EROFS has it."""
+    for byte in data:
+        crc = crc >> 8 ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
+    return crc
+
+
+def blocks(size: int) -> int:
+    """How many blocks `size` bytes take."""
+    return -(-size // BLOCK)
+
+
+def aligned(size: int) -> int:
+    """`size` rounded up to whole blocks, in bytes."""
+    return blocks(size) * BLOCK
+
+
+def super_block(inodes: int, image_blocks: int, uuid: bytes, root: int) -> bytes:
+    """The 128 bytes at SUPER_OFFSET, with a zero checksum: `seal_super_block` sets it. `uuid` is 16 bytes, `root` the byte of the root's inode."""
+    return _super.pack(
+        _MAGIC, 0, _COMPAT_CHECKSUM | _COMPAT_MTIME, BLOCK_BITS, 0, root >> _NID_SHIFT, inodes,
+        0, 0, image_blocks, 0, 0, uuid, b"", 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    )  # fmt: skip
+
+
+def seal_super_block(metadata: bytearray) -> None:
+    """Put the checksum over the rest of the first block, from SUPER_OFFSET on, into the super block."""
+    struct.pack_into("<I", metadata, SUPER_OFFSET + 4, crc32c(bytes(metadata[SUPER_OFFSET:BLOCK])))
+
+
+def root_of(first_block: bytes) -> int | None:
+    """The byte of the root's inode, as the super block in the first BLOCK of an image says; None where there is no super block."""
+    if len(first_block) < BLOCK:
+        return None
+    magic, _, _, _, _, root, *_ = _super.unpack_from(first_block, SUPER_OFFSET)
+    return root << _NID_SHIFT if magic == _MAGIC else None
+
+
+def is_folder(inode: bytes) -> bool:
+    """Whether these INODE_SIZE bytes are a folder's inode."""
+    return len(inode) == INODE_SIZE and _inode.unpack(inode)[2] & _IFMT == IFDIR
+
+
+def write_inode(
+    into: bytearray, at: int, *, number: int, data: int, mode: int, size: int, block: int, uid: int, gid: int, mtime_ns: int, nlink: int
+) -> None:
+    """Write the 64-byte inode at byte `at`: `data` is PLAIN or INLINE, `mode` has the file type bits, `block` is the first data block."""
+    seconds, nanoseconds = divmod(mtime_ns, _NANO)
+    _inode.pack_into(into, at, data << 1 | _EXTENDED, 0, mode, 0, size, block, number, uid, gid, seconds, nanoseconds, nlink)
+
+
+def split_names(names: Sequence[bytes]) -> list[int]:
+    """Where each directory block ends, as indices into the sorted `names`; every block holds whole entries."""
+    ends, used = [], 0
+    for index, name in enumerate(names):
+        need = DIRENT_SIZE + len(name)
+        if used + need > BLOCK:
+            ends.append(index)
+            used = 0
+        used += need
+    return [*ends, len(names)]
+
+
+def directory_size(names: Sequence[bytes], ends: Sequence[int]) -> int:
+    """Bytes of a directory's data: all blocks but the last are whole."""
+    last = names[ends[-2] if len(ends) > 1 else 0 :]
+    return (len(ends) - 1) * BLOCK + DIRENT_SIZE * len(last) + sum(map(len, last))
+
+
+def directory_block(names: Sequence[Name]) -> bytes:
+    """One self-contained directory block, not padded: the entries, then their names."""
+    offset = DIRENT_SIZE * len(names)
+    entries = []
+    for name, inode, kind in names:
+        entries.append(_dirent.pack(inode >> _NID_SHIFT, offset, kind, 0))
+        offset += len(name)
+    return b"".join(entries) + b"".join(name for name, _, _ in names)

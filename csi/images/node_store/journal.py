@@ -1,0 +1,113 @@
+"""The journal of a fill: how much of a partial image is on disk and verified.
+
+A file of a header, which binds it to one image, and fixed-size records, each either the image byte up to which everything
+is durable, or where a file begins that was copied from another image and is durable by itself. A record is appended
+only after the image was synced, so all whole ones can be believed whatever happened since. Format, little endian: header
+`<8sIIQ32sI` (magic, layout format, chunk bytes, image bytes, manifest digest, crc32), record `<QI` (durable bytes or, with
+the highest bit set, a copied file's first byte; crc32 that continues the header's).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from csi.images.layout.layout import FORMAT, Layout
+
+_MAGIC = b"DCFILL\0\1"
+_header = struct.Struct("<8sIIQ32sI")
+_record = struct.Struct("<QI")
+_COPIED = 1 << 63
+
+
+class Journal:
+    """The open journal at `path` for `layout`; what is there of another image, or damaged, is dropped. For one thread."""
+
+    def __init__(self, path: Path, layout: Layout, chunk_bytes: int) -> None:
+        self._header = _header_of(layout, chunk_bytes)
+        self._seed = zlib.crc32(self._header)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        content = path.read_bytes()
+        self.durable = 0
+        """Image bytes, from offset 0 on, that are on disk with every file that ends in them verified."""
+        self.copied: set[int] = set()
+        """Where the files begin that were copied whole from other images and are on disk."""
+        if content.startswith(self._header):
+            self._recover(content)
+        else:
+            self.restart()
+
+    def append(self, durable: int) -> None:
+        """Record that image bytes up to `durable` are synced. The record itself is not: losing it only costs fetching again."""
+        os.write(self._fd, self._packed(durable))
+        self.durable = durable
+
+    def append_copied(self, offsets: Iterable[int]) -> None:
+        """Record that the files that begin at these image bytes were copied and synced."""
+        fresh = sorted(set(offsets) - self.copied)
+        os.write(self._fd, b"".join(self._packed(_COPIED | offset) for offset in fresh))
+        self.copied.update(fresh)
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything of the image is on disk."""
+        return self.durable > 0 or bool(self.copied)
+
+    def _packed(self, value: int) -> bytes:
+        body = struct.pack("<Q", value)
+        return body + struct.pack("<I", zlib.crc32(body, self._seed))
+
+    def restart(self) -> None:
+        """Forget all records, durably: an old record must not come back, after a power cut, beside a new partial image."""
+        os.ftruncate(self._fd, 0)
+        os.lseek(self._fd, 0, os.SEEK_SET)
+        os.write(self._fd, self._header)
+        os.fsync(self._fd)
+        self.durable = 0
+        self.copied.clear()
+
+    def _recover(self, content: bytes) -> None:
+        at = len(self._header)
+        while at + _record.size <= len(content):
+            value, crc = _record.unpack_from(content, at)
+            if crc != zlib.crc32(content[at : at + 8], self._seed):
+                break
+            if value & _COPIED:
+                self.copied.add(value ^ _COPIED)
+            else:
+                self.durable = value
+            at += _record.size
+        os.ftruncate(self._fd, at)
+        os.lseek(self._fd, at, os.SEEK_SET)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def begun_by(path: Path) -> str:
+    """The digest of the manifest whose fill has begun with the journal at `path`, "" for none."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_header.size + _record.size)
+    except FileNotFoundError:
+        return ""
+    if len(head) < _header.size + _record.size:
+        return ""
+    *fields, digest, crc = _header.unpack_from(head)
+    return digest.hex() if fields[0] == _MAGIC and crc == zlib.crc32(_header.pack(*fields, digest, 0)) else ""
+
+
+def _header_of(layout: Layout, chunk_bytes: int) -> bytes:
+    fields = (_MAGIC, FORMAT, chunk_bytes, layout.size, bytes.fromhex(layout.manifest.digest))
+    return _header.pack(*fields, zlib.crc32(_header.pack(*fields, 0)))

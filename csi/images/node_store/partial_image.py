@@ -1,0 +1,147 @@
+"""The partial image: a file that is allocated whole, then written in any order past the page cache."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+
+from csi.errors import DataCacheError, NoSpace
+from csi.images.layout.chunks import CHUNK
+from csi.images.layout.erofs import aligned
+from csi.linux.aligned_memory import Buffer
+from csi.linux.durable_files import sync_folder
+from csi.values import human
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+Range = tuple[int, int]
+"""Bytes of an image: from the first on, up to, but without, the second."""
+_NO_ALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+
+
+class PartialImage:
+    """An open image of `size` bytes at `path`; `write` and `read` may be called by many threads.
+
+    All methods raise NoSpace when the file system is full, with both numbers, and DataCacheError for other faults of it.
+    """
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._path, self._size = path, size
+        self._fd, self._direct = _open(path)
+
+    @staticmethod
+    def create(path: Path, size: int, ranges: Iterable[Range] | None = None) -> None:
+        """Make a new file of mode 0600 in the place of whatever is there, with `ranges` of it allocated (None: the whole)."""
+        path.unlink(missing_ok=True)
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            try:
+                os.ftruncate(fd, size)
+                _allocate(fd, ((0, size),) if ranges is None else ranges)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            sync_folder(path.parent)
+        except OSError as error:
+            # What was allocated before the file system was full would keep the room from everyone.
+            path.unlink(missing_ok=True)
+            raise fault(error, path, size) from error
+
+    @staticmethod
+    def allocate(path: Path, size: int, ranges: Iterable[Range]) -> None:
+        """Allocate what is not yet of these ranges of the file; what is there stays as it is."""
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _allocate(fd, ranges)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise fault(error, path, size) from error
+
+    @staticmethod
+    def is_whole(path: Path, size: int) -> bool:
+        """Whether there is a partial image of exactly this size."""
+        return path.is_file() and path.stat().st_size == size
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write page-aligned `data` at image byte `offset`; offset and length are multiples of 4096."""
+        try:
+            while data:
+                done = os.pwrite(self._fd, data, offset)
+                offset, data = offset + done, data[done:]
+        except OSError as error:
+            raise fault(error, self._path, self._size) from error
+
+    def write_metadata(self, metadata: bytes) -> None:
+        """Write `metadata` at offset 0, through an aligned buffer. A file system that takes O_DIRECT at open only is found out here."""
+        view = Buffer(min(aligned(len(metadata)), CHUNK)).view
+        for at in range(0, len(metadata), len(view)):
+            part = metadata[at : at + len(view)]
+            view[: len(part)] = part
+            try:
+                self.write(at, view[: len(part)])
+            except DataCacheError as error:
+                if not (self._direct and isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EINVAL):
+                    raise
+                os.close(self._fd)
+                self._fd, self._direct = os.open(self._path, os.O_RDWR | os.O_CLOEXEC), False
+                self.write(at, view[: len(part)])
+
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill `into` (page-aligned, a multiple of 4096 long) from image byte `offset` on."""
+        try:
+            while into:
+                done = os.preadv(self._fd, [into], offset)
+                if done == 0:
+                    raise DataCacheError(f"the partial image {self._path} ends early; remove it so that it is filled again")
+                offset, into = offset + done, into[done:]
+        except OSError as error:
+            raise fault(error, self._path, self._size) from error
+
+    def sync(self) -> None:
+        """Return when all that was written before is on disk."""
+        try:
+            os.fdatasync(self._fd)
+        except OSError as error:
+            raise fault(error, self._path, self._size) from error
+        if not self._direct:
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def __enter__(self) -> PartialImage:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._fd)
+
+
+def _open(path: Path) -> tuple[int, bool]:
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(path, flags | os.O_DIRECT), True
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, flags), False
+
+
+def _allocate(fd: int, ranges: Iterable[Range]) -> None:
+    try:
+        for begin, end in ranges:
+            os.posix_fallocate(fd, begin, end - begin)
+    except OSError as error:
+        if error.errno not in _NO_ALLOCATE:
+            raise
+
+
+def fault(error: OSError, path: Path, size: int) -> DataCacheError:
+    """What an OSError about the image at `path`, which needs `size` bytes, means."""
+    if error.errno in _NO_SPACE:
+        free = os.statvfs(path.parent)
+        there = human(free.f_bavail * free.f_frsize)
+        return NoSpace(
+            f"the image needs {human(size)}, the file system of {path.parent} has {there} left ({error.strerror}); free or add space on the node"
+        )
+    return DataCacheError(f"the image {path} cannot be written or read: {error.strerror}; look at the node's disk")

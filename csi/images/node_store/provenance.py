@@ -1,0 +1,95 @@
+"""From which places the bytes of an image are known to come.
+
+A listing that claims a digest proves nothing: whoever writes a pointer to another tenant's file would have that file's
+image. So an image keeps, beside its manifest, in `places.json`: `filled`, the places that its fill has read from, and
+`vouched`, those whose bytes were compared with the image since. A fill that read from one place alone has had every byte
+from there; where several gave a part each, none of them is known to hold the rest. A place is the sha256 of what a
+credential opens (`place` of a source's spec) and of the network that it is reached through.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from csi.errors import DataCacheError
+from csi.images.node_store.records import ImagePaths
+from csi.linux.durable_files import read_json, write_json
+from csi.manifest.manifest import Manifest
+from csi.parameters.volume_parameters import parse, parse_kept
+
+FORMAT = 1
+MOST_VOUCHED = 256
+"""An image remembers so many places beside the first; one that was forgotten is compared again."""
+_UNKNOWN = "unknown"
+IMAGE_STORE = "image-store"
+"""The place of bytes that came from the image store, where nobody knows that the volume's own place holds them."""
+
+
+def place_of(access: Mapping[str, str], key: bytes = b"", secrets: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The place that a pinned spec, as flat parameters, reads from, as 64 hex digits; raises InvalidParameter.
+
+    Where one credential may read what another may not, each has a place of its own, told by a hash of `secrets` under `key`.
+    """
+    spec = parse(access).spec
+    # In another network the same address may be another's.
+    place = f"{spec.egress_profile}\n{spec.source.place}"
+    if not spec.source.opens_whole:
+        place += "\n" + hmac.new(key, json.dumps(sorted(secrets.items())).encode(), hashlib.sha256).hexdigest()
+    return hashlib.sha256(place.encode()).hexdigest()
+
+
+def is_of_place(kept: Mapping[str, str], asked: Mapping[str, str]) -> bool:
+    """Whether what holds for the place of the pinned spec `kept` holds for that of `asked`: one place, which a credential opens whole."""
+    try:
+        specs = [parse_kept(access).spec for access in (kept, asked)]
+    except DataCacheError:
+        return False
+    one, other = ((spec.egress_profile, spec.source.place) for spec in specs)
+    return one == other and specs[0].source.opens_whole
+
+
+def places(paths: ImagePaths) -> tuple[str, ...]:
+    """The places known to hold a sealed image, the last vouched first; none where the record is damaged."""
+    filled, vouched = _read(paths)
+    return (*reversed(vouched), *(filled if len(filled) == 1 else ()))
+
+
+def note_fill(paths: ImagePaths, place: str) -> None:
+    """Write down, durably, that a fill is going to read from `place`, before it does; raises OSError."""
+    filled, _ = _read(paths) if paths.partial.exists() else ((), ())
+    # More than two tell no more than two.
+    _write(paths, tuple(dict.fromkeys((*filled, place)))[:2], ())
+
+
+def note_vouched(paths: ImagePaths, place: str) -> None:
+    """Write down, durably, that the bytes of `place` are those of the sealed image; raises OSError."""
+    filled, vouched = _read(paths)
+    kept = tuple(other for other in vouched if other != place)
+    _write(paths, filled, (*kept, place)[-MOST_VOUCHED:])
+
+
+def _read(paths: ImagePaths) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    try:
+        record = read_json(paths.places, FORMAT)
+        return tuple(map(str, record["filled"])), tuple(map(str, record["vouched"]))
+    except FileNotFoundError:
+        return (_place_of_manifest(paths),), ()
+    except (DataCacheError, KeyError, TypeError):
+        return (_UNKNOWN, _UNKNOWN), ()
+
+
+def _place_of_manifest(paths: ImagePaths) -> str:
+    """Images of version 0.1.0 have no record; they were filled from where their manifest says, or a place that proved as much."""
+    try:
+        with paths.manifest.open("rb") as stream:
+            return place_of(Manifest.read_access(stream))
+    except (OSError, DataCacheError):
+        return _UNKNOWN
+
+
+def _write(paths: ImagePaths, filled: tuple[str, ...], vouched: tuple[str, ...]) -> None:
+    write_json(paths.places, {"format": FORMAT, "filled": list(filled), "vouched": list(vouched)})

@@ -1,0 +1,112 @@
+"""What the store keeps of one image: a folder of known names, read without trusting any of them to be there."""
+
+from __future__ import annotations
+
+import enum
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from csi.errors import DataCacheError
+from csi.linux.durable_files import read_json, write_json
+
+FACTS_FORMAT = 1
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class State(enum.StrEnum):
+    """Whether an image can be mounted."""
+
+    PARTIAL = "partial"
+    SEALED = "sealed"
+
+
+@dataclass(frozen=True)
+class ImagePaths:
+    """The files of the image whose folder is `folder`; none of them need exist."""
+
+    folder: Path
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest, as `Manifest.write` writes it; where there is none, there is no image."""
+        return self.folder / "manifest"
+
+    @property
+    def image(self) -> Path:
+        """The sealed image, read-only."""
+        return self.folder / "image"
+
+    @property
+    def partial(self) -> Path:
+        """The image while it is filled."""
+        return self.folder / "image.partial"
+
+    @property
+    def journal(self) -> Path:
+        """The journal of the fill."""
+        return self.folder / "journal"
+
+    @property
+    def facts(self) -> Path:
+        """The record of what the image needs."""
+        return self.folder / "facts.json"
+
+    @property
+    def places(self) -> Path:
+        """The record of where its bytes are known to come from."""
+        return self.folder / "places.json"
+
+    @property
+    def progress(self) -> Path:
+        """How far a running fill is, for whoever wants to see; gone with the fill."""
+        return self.folder / "progress.json"
+
+    @property
+    def used(self) -> Path:
+        """An empty file whose time is when the image was last used."""
+        return self.folder / "used"
+
+
+@dataclass(frozen=True)
+class ImageRecord:
+    """An image in the store.
+
+    `size` is its bytes when whole, `allocated` what the file system holds for it now, `last_used` seconds since 1970.
+    """
+
+    digest: str
+    state: State
+    size: int
+    allocated: int
+    last_used: float
+    paths: ImagePaths
+
+
+def is_digest(text: str) -> bool:
+    """Whether `text` is a manifest's digest: 64 small hex digits."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def write_facts(paths: ImagePaths, digest: str, size: int) -> None:
+    """Write down, durably, that the image of `digest` is `size` bytes; raises OSError."""
+    write_json(paths.facts, {"format": FACTS_FORMAT, "digest": digest, "image_bytes": size})
+
+
+def read_record(paths: ImagePaths) -> ImageRecord | None:
+    """The image in a folder, or None when there is nothing usable: no manifest, or a partial image without its facts."""
+    # A worker may seal the image while its files are looked at one by one; it does so once.
+    return _read(paths) or _read(paths)
+
+
+def _read(paths: ImagePaths) -> ImageRecord | None:
+    try:
+        last_used = max(paths.manifest.stat().st_mtime, paths.used.stat().st_mtime if paths.used.exists() else 0.0)
+        if paths.image.exists():
+            status = paths.image.stat()
+            return ImageRecord(paths.folder.name, State.SEALED, status.st_size, status.st_blocks * 512, last_used, paths)
+        size = int(read_json(paths.facts, FACTS_FORMAT)["image_bytes"])
+        allocated = paths.partial.stat().st_blocks * 512 if paths.partial.exists() else 0
+        return ImageRecord(paths.folder.name, State.PARTIAL, size, allocated, last_used, paths)
+    except (FileNotFoundError, KeyError, ValueError, TypeError, DataCacheError):
+        return None

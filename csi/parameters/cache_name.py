@@ -1,0 +1,35 @@
+"""A volume that names a DataCache by its bucket and path, in place of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from csi.errors import InvalidParameter
+from csi.parameters.data_cache import checked_bucket, checked_path
+from csi.parameters.volume_parameters import names_a_source, parse_performance
+
+BUCKET, PATH = "cacheBucket", "cachePath"
+
+
+@dataclass(frozen=True)
+class CacheName:
+    """The bucket and path of a DataCache, and the performance keys of the volume, as parameters."""
+
+    bucket: str
+    path: str
+    performance: Mapping[str, str]
+
+
+def cache_name(context: Mapping[str, str]) -> CacheName | None:
+    """The DataCache that an inline volume's attributes name, None where they name none. Raises InvalidParameter, naming the key."""
+    given = {key.lower(): value for key, value in context.items()}
+    bucket, path = given.get(BUCKET.lower()), given.get(PATH.lower())
+    if bucket is None and path is None:
+        return None
+    if path is None:
+        raise InvalidParameter(f"{BUCKET} is given without {PATH}; name the DataCache by both (the bucket may be left out)")
+    rest = {key: value for key, value in context.items() if key.lower() not in (BUCKET.lower(), PATH.lower())}
+    if names_a_source(rest):
+        raise InvalidParameter(f"{PATH} names a DataCache, which has its source, and a source is named too; keep one of them")
+    return CacheName(checked_bucket(bucket or ""), checked_path(path), parse_performance(rest).to_context())

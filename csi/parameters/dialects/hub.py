@@ -1,0 +1,130 @@
+"""Repositories of model hubs: Hugging Face and ModelScope."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from csi.errors import InvalidParameter
+from csi.parameters.dialects.keys import Dialect, Key, SecretKey
+from csi.parameters.dialects.mount_flags import refuse_flags
+from csi.values import join_list, shown, split_list
+
+REPO_SOURCES = ("HuggingFace/Model", "HuggingFace/DataSet", "ModelScope/Model", "ModelScope/DataSet")
+_REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
+_REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[^\x00-\x20~^:?*\[\\\x7f/][^\x00-\x20~^:?*\[\\\x7f]{0,254}")
+_DEFAULT_REVISIONS = {"HuggingFace": "main", "ModelScope": "master"}
+
+
+@dataclass(frozen=True)
+class HubSpec:
+    """A repository of a model hub.
+
+    `repo_source` is one of REPO_SOURCES, `repo_id` "org/name" or "name", `revision` a branch, tag or (pinned) commit.
+    `allow_patterns` and `ignore_patterns` are shell patterns over repository paths, as `hf download` has them; empty
+    means all and none.
+    """
+
+    repo_source: str
+    repo_id: str
+    revision: str = "main"
+    allow_patterns: tuple[str, ...] = ()
+    ignore_patterns: tuple[str, ...] = ()
+
+    @property
+    def hub(self) -> str:
+        """ "HuggingFace" or "ModelScope"."""
+        return self.repo_source.partition("/")[0]
+
+    @property
+    def shown(self) -> str:
+        """The source as messages name it."""
+        return f"{self.place}@{self.revision}"
+
+    @property
+    def opens_whole(self) -> bool:
+        """Rights are of the repository."""
+        return True
+
+    @property
+    def place(self) -> str:
+        """What a credential opens: the repository, whatever its revision."""
+        return f"{self.repo_source} {self.repo_id}"
+
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a commit; ModelScope lists none, so it never is there."""
+        return not self.source_moves and is_commit(self.revision)
+
+    @property
+    def source_moves(self) -> bool:
+        """Whether the digests of the files are the only pin there is (ModelScope)."""
+        return self.hub == "ModelScope"
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """None: which hub is asked is the operator's word."""
+        return ()
+
+    def to_context(self) -> dict[str, str]:
+        """The flat parameters that parse to this spec."""
+        context = {"type": "URL", "repoSource": self.repo_source, "repoId": self.repo_id, "revision": self.revision}
+        patterns = {"allowPatterns": self.allow_patterns, "ignorePatterns": self.ignore_patterns}
+        return context | {key: join_list(value) for key, value in patterns.items() if value}
+
+
+def is_commit(revision: str) -> bool:
+    """Whether `revision` is a full commit id (40 hex digits), which never moves."""
+    return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
+
+
+def _parse(values: Mapping[str, str], flags: Sequence[str]) -> HubSpec:
+    refuse_flags(flags, "a hub repository")
+    repo_id = values.get("repoId", "")
+    if not repo_id:
+        raise InvalidParameter("repoId is missing; give the repository as org/name (for plain files give url)")
+    if not _REPO_ID.fullmatch(repo_id):
+        raise InvalidParameter(f"repoId is {shown(repo_id, 100)}; it is org/name of letters, digits, '-', '_' and '.'")
+    source = _repo_source(values.get("repoSource", ""), values.get("type", ""))
+    revision = values.get("revision", "") or _DEFAULT_REVISIONS[source.partition("/")[0]]
+    if not _REVISION.fullmatch(revision):
+        raise InvalidParameter(f"revision is {shown(revision, 100)}; it is a branch, tag or commit")
+    patterns = {key: split_list(values.get(key, "")) for key in ("allowPatterns", "ignorePatterns")}
+    return HubSpec(source, repo_id, revision, patterns["allowPatterns"], patterns["ignorePatterns"])
+
+
+def _repo_source(text: str, given_type: str) -> str:
+    known = {source.lower(): source for source in REPO_SOURCES}
+    if not text:
+        return "ModelScope/Model" if given_type.upper() == "MODELSCOPE" else REPO_SOURCES[0]
+    hub = {"HUGGINGFACE": "huggingface/", "MODELSCOPE": "modelscope/"}.get(given_type.upper(), "")
+    if text.lower() not in known or not text.lower().startswith(hub):
+        allowed = [source for source in REPO_SOURCES if source.lower().startswith(hub)]
+        raise InvalidParameter(f"repoSource is {shown(text)}; it is one of {', '.join(allowed)}")
+    return known[text.lower()]
+
+
+DIALECT = Dialect(
+    "hub",
+    "a hub repository",
+    ("URL", "HUGGINGFACE", "MODELSCOPE"),
+    (
+        Key("repoSource", f"which hub and kind of repository: {', '.join(f'`{source}`' for source in REPO_SOURCES)}", "`HuggingFace/Model`"),
+        Key("repoId", "the repository, `org/name`", "required"),
+        Key(
+            "revision",
+            "branch, tag or commit; on Hugging Face pinned to the commit when the volume is created",
+            "`main` (Hugging Face), `master` (ModelScope)",
+        ),
+        Key("allowPatterns", "shell patterns of files to keep, by commas or one a line", "all"),
+        Key("ignorePatterns", "shell patterns of files to leave out", "none"),
+    ),
+    _parse,
+    (
+        SecretKey("token", "the hub's token"),
+        SecretKey("accessToken", "the same, as ECI spells it"),
+        SecretKey("HF_TOKEN", "the same, as Hugging Face's tools spell it"),
+        SecretKey("MODELSCOPE_API_TOKEN", "the same, as ModelScope's tools spell it"),
+    ),
+)

@@ -1,0 +1,77 @@
+"""NFS mount options in nfs(5)'s words: which of them a copying reader honours, takes without effect, or refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from csi.errors import InvalidParameter
+from csi.parameters.performance_keys import integer
+from csi.values import shown
+
+# They steer the kernel's client (caching, locking, write-back, mounting); a reader that copies every byte once has no use for them.
+_WITHOUT_EFFECT = frozenset(
+    "nolock lock noresvport resvport rsize wsize bsize hard soft softerr intr nointr ac noac actimeo acregmin acregmax acdirmin acdirmax cto nocto "
+    "rdirplus nordirplus local_lock fsc nofsc sharecache nosharecache nconnect max_connect lookupcache noatime nodiratime relatime atime ro sync "
+    "async rw defaults tcp tcp6 suid nosuid dev nodev exec noexec _netdev nofail auto noauto mountvers retry bg fg namlen acl noacl softreval "
+    "nosoftreval migration nomigration clientaddr posix noposix".split()
+)
+_VERSIONS = {"3": "3", "3.0": "3", "4": "4.0", "4.0": "4.0", "4.1": "4.0", "4.2": "4.0"}
+
+
+@dataclass(frozen=True)
+class NfsOptions:
+    """The options that change how the server is read; None where not given. `timeout` is in seconds (nfs(5)'s timeo is in tenths)."""
+
+    version: str | None = None
+    port: int | None = None
+    mount_port: int | None = None
+    timeout: float | None = None
+    retries: int | None = None
+
+
+def version(text: str) -> str:
+    """ "3" or "4.0" for an NFS version as users write it; 4.1 and 4.2 are read over 4.0. Raises InvalidParameter."""
+    if text not in _VERSIONS:
+        raise InvalidParameter(f"vers is {shown(text)}; it is one of {', '.join(_VERSIONS)}")
+    return _VERSIONS[text]
+
+
+def parse(text: str, key: str) -> NfsOptions:
+    """Read a comma separated option list. Raises InvalidParameter that names `key` and the option it cannot honour."""
+    options = NfsOptions()
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        options = _take(options, item, key)
+    return options
+
+
+def _take(options: NfsOptions, item: str, key: str) -> NfsOptions:
+    name, _, value = item.partition("=")
+    name = name.lower()
+    if name in _HONOURED:
+        return _HONOURED[name](options, value)
+    if name in ("proto", "mountproto"):
+        return _only(options, name, value, ("tcp", "tcp6"))
+    if name == "sec":
+        return _only(options, name, value, ("sys",))
+    if name in _WITHOUT_EFFECT:
+        return options
+    # Its value may be a secret: CIFS has password=.
+    raise InvalidParameter(f"{key} has the NFS option {shown(name)}, which this driver cannot honour; remove it")
+
+
+def _only(options: NfsOptions, name: str, value: str, allowed: tuple[str, ...]) -> NfsOptions:
+    if value.lower() not in allowed:
+        raise InvalidParameter(f"the NFS option {shown(f'{name}={value}')} cannot be honoured; use {name}={allowed[0]}")
+    return options
+
+
+_HONOURED: dict[str, Callable[[NfsOptions, str], NfsOptions]] = {
+    "vers": lambda o, v: replace(o, version=version(v)),
+    "nfsvers": lambda o, v: replace(o, version=version(v)),
+    "minorversion": lambda o, v: replace(o, version=version(f"4.{v}")),
+    "port": lambda o, v: replace(o, port=integer("port", v, 0, 65535)),
+    "mountport": lambda o, v: replace(o, mount_port=integer("mountport", v, 0, 65535)),
+    "timeo": lambda o, v: replace(o, timeout=integer("timeo", v, 1, 36000) / 10),
+    "retrans": lambda o, v: replace(o, retries=integer("retrans", v, 0, 100)),
+}

@@ -1,0 +1,254 @@
+"""What performance a volume was given: the keys as they were asked, checked one by one and together, and the limits they mean."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from csi.errors import InvalidParameter
+from csi.parameters.dialects.keys import Key
+from csi.performance import essd
+from csi.performance.limits import IO_SIZE, Limits, Rate
+from csi.program import flags
+from csi.values import shown
+
+AUTOPL = "AutoPL"
+LEVELS = (*essd.LEVELS, AUTOPL)
+# The ceiling of an ESSD AutoPL disk with bursting (Alibaba Cloud, "ESSD AutoPL disks").
+MAX_IOPS = 1_000_000
+MAX_READ_IOPS = 10**9
+MAX_BANDWIDTH = 2**50
+MAX_CREDIT = 10**12
+GIB = 2**30
+_REMOVE = "(an empty value removes a key from a volume)"
+
+
+def whole_gib(content_bytes: int) -> int:
+    """The bytes of the smallest disk that holds the content: whole GiB, at least one, as the ESSD formulae count."""
+    return max(1, -(-content_bytes // GIB)) * GIB
+
+
+@dataclass(frozen=True)
+class Performance:
+    """The performance keys of a volume; None where a key was not given, which means no limit by it.
+
+    `provisioned_iops` is in I/Os per second, on top of the level's baseline. `read_iops` (I/Os per second) and
+    `read_bandwidth` (bytes per second) are plain ceilings, for volumes without a level. `burst_iops` (I/Os per second)
+    is the limit while `burst_credit` (I/Os) lasts.
+    """
+
+    level: str | None = None
+    provisioned_iops: int | None = None
+    bursting: bool | None = None
+    read_iops: int | None = None
+    read_bandwidth: int | None = None
+    burst_iops: int | None = None
+    burst_credit: int | None = None
+
+    def to_context(self) -> dict[str, str]:
+        """The keys that were given, as parameters."""
+        values = {key: getattr(self, field) for key, (field, _) in _FIELDS.items()}
+        return {key: _written(value) for key, value in values.items() if value is not None}
+
+    def changed(self, parameters: Mapping[str, str]) -> Performance:
+        """This performance with `parameters` (canonical keys) laid over it, an empty value removing its key.
+
+        Raises InvalidParameter naming the key for a bad value; whether the keys agree is `check`'s to say.
+        """
+        given = {key: parameters[key] for key in KEYS if key in parameters}
+        values = {_FIELDS[key][0]: _FIELDS[key][1](key, text) if text else None for key, text in given.items()}
+        return replace(self, **values)  # type: ignore[arg-type]
+
+    def check(self) -> None:
+        """Raise InvalidParameter where keys contradict each other, whatever the volume's size."""
+        for wrong, message in _contradictions(self):
+            if wrong:
+                raise InvalidParameter(f"{message} {_REMOVE}")
+
+    @property
+    def priced(self) -> str | None:
+        """The level that counts, one of LEVELS: the one given, or AutoPL where its keys are; None where neither is."""
+        return self.level or (AUTOPL if self.provisioned_iops is not None or self.bursting is not None else None)
+
+
+def limits(performance: Performance, capacity_bytes: int, clamp: bool = False) -> Limits | None:
+    """What a volume of `capacity_bytes` may read; None where no performance key is given.
+
+    What the ESSD formulae do not have in that size raises InvalidParameter that states the range; with `clamp` it is
+    lowered to what the size has, and the limits' notes say so. Keys that contradict each other raise it either way.
+    """
+    performance.check()
+    if performance == Performance():
+        return None
+    gib = whole_gib(capacity_bytes) // GIB
+    misfits = _misfits(performance, gib)
+    if misfits and not clamp:
+        raise InvalidParameter("; ".join(misfit.refusal for misfit in misfits))
+    for misfit in misfits:
+        performance = misfit.fitted(performance)
+    found = replace(_limits(performance, gib), notes=tuple(misfit.note for misfit in misfits))
+    return _with_credit(performance, found, gib, clamp)
+
+
+def _limits(performance: Performance, gib: int) -> Limits:
+    level, provisioned = performance.priced, performance.provisioned_iops or 0
+    if level is None:
+        bandwidth = performance.read_bandwidth
+        # An I/O counts once up to the device's largest request, so a limit of IOPS alone would let far more bytes through.
+        return Limits(Rate(performance.read_iops, (performance.read_iops or 0) * IO_SIZE if bandwidth is None else bandwidth))
+    if level != AUTOPL:
+        return Limits(essd.level_rate(level, gib))
+    if performance.bursting:
+        return Limits(essd.guaranteed(gib, provisioned), essd.burst_cap(gib, provisioned))
+    return Limits(essd.without_bursting(gib, provisioned))
+
+
+def _with_credit(performance: Performance, found: Limits, gib: int, clamp: bool) -> Limits:
+    sustained, burst = found.sustained, performance.burst_iops
+    if burst is None:
+        return found
+    if burst <= (sustained.iops or 0):
+        what = f"{sustained.iops} IOPS that {performance.priced} has with {gib} GiB at any time"
+        if not clamp:
+            raise InvalidParameter(f"burstIops is {burst}; it has to be more than the {what}")
+        return replace(found, notes=(*found.notes, f"burstIops {burst} and burstCredit left out, not being more than the {what}"))
+    bandwidth = max(sustained.bytes_per_second or 0, burst * IO_SIZE) if performance.read_bandwidth is None else performance.read_bandwidth
+    return replace(found, burst=Rate(burst, bandwidth), credit=performance.burst_credit)
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    """What a size does not have: why that is refused, what fits instead, and the note that says so."""
+
+    refusal: str
+    instead: Mapping[str, str | int | bool | None]
+    note: str
+
+    def fitted(self, performance: Performance) -> Performance:
+        return replace(performance, **self.instead)  # type: ignore[arg-type]
+
+
+def _misfits(performance: Performance, gib: int) -> list[_Misfit]:
+    found = (_level_misfit(performance, gib), _provisioned_misfit(performance, gib), _bursting_misfit(performance, gib))
+    return [misfit for misfit in found if misfit]
+
+
+def _level_misfit(performance: Performance, gib: int) -> _Misfit | None:
+    level = performance.level
+    if level is None or level == AUTOPL or gib >= essd.least_gib(level):
+        return None
+    fitting = [name for name in essd.LEVELS if gib >= essd.least_gib(name)]
+    need = f"{level} needs {essd.least_gib(level)} GiB or more"
+    refusal = f"performanceLevel is {level}; {gib} GiB have one of {', '.join(fitting)}, AutoPL ({need})"
+    return _Misfit(refusal, {"level": fitting[-1]}, f"performanceLevel {level} lowered to {fitting[-1]}, the most for {gib} GiB")
+
+
+def _provisioned_misfit(performance: Performance, gib: int) -> _Misfit | None:
+    asked, most = performance.provisioned_iops, essd.most_provisioned(gib)
+    if asked is None or asked <= most:
+        return None
+    if not most:
+        need = f"{gib} GiB have none, {essd.LEAST_AUTOPL_GIB} GiB or more are needed"
+        instead = {"provisioned_iops": None, "level": AUTOPL}
+        return _Misfit(f"provisionedIops is {asked}; {need}", instead, f"provisionedIops {asked} left out: {need}")
+    refusal = f"provisionedIops is {asked}; it is 1 to {most} for {gib} GiB; lower it or ask for more storage"
+    return _Misfit(refusal, {"provisioned_iops": most}, f"provisionedIops {asked} lowered to {most}, the most for {gib} GiB")
+
+
+def _bursting_misfit(performance: Performance, gib: int) -> _Misfit | None:
+    if not performance.bursting or gib >= essd.LEAST_AUTOPL_GIB:
+        return None
+    need = f"{gib} GiB cannot burst, {essd.LEAST_AUTOPL_GIB} GiB or more are needed"
+    return _Misfit(f"burstingEnabled is true; {need}", {"bursting": False}, f"bursting turned off: {need}")
+
+
+def _contradictions(asked: Performance) -> list[tuple[bool, str]]:
+    fixed = asked.level is not None and asked.level != AUTOPL
+    ceiling = "readIops" if asked.read_iops is not None else "readBandwidth"
+    plain = asked.read_iops is not None or asked.read_bandwidth is not None
+    priced = next((key for key in KEYS[:3] if key in asked.to_context()), "")
+    credit = (asked.burst_iops is not None, asked.burst_credit is not None)
+    above = asked.burst_iops is None or asked.read_iops is None or asked.burst_iops > asked.read_iops
+    return [
+        (fixed and asked.provisioned_iops is not None, f"provisionedIops is for AutoPL, performanceLevel is {asked.level}; keep one"),
+        (fixed and asked.bursting is True, f"burstingEnabled is for AutoPL, performanceLevel is {asked.level}; keep one"),
+        (plain and bool(priced), f"{ceiling} is for volumes without a performance level, and {priced} is given too; keep one"),
+        (credit == (True, False), "burstIops is given without burstCredit; give both or none"),
+        (credit == (False, True), "burstCredit is given without burstIops; give both or none"),
+        (credit[0] and asked.bursting is True, "burstIops and burstCredit are for volumes without burstingEnabled; keep one way of bursting"),
+        (credit[0] and asked.read_iops is None and not priced, "burstIops needs a limit to burst above; give readIops or a performanceLevel too"),
+        (not above, f"burstIops is {asked.burst_iops}; it has to be more than readIops, which is {asked.read_iops}"),
+    ]
+
+
+def _written(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _level(key: str, text: str) -> str:
+    known = {level.lower(): level for level in LEVELS}
+    if text.lower() not in known:
+        raise InvalidParameter(f"{key} is {shown(text)}; it is one of {', '.join(LEVELS)}")
+    return known[text.lower()]
+
+
+def integer(key: str, text: str, low: int, high: int) -> int:
+    """`text` as a decimal integer from `low` to `high`; raises InvalidParameter naming `key` and the range."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+        raise InvalidParameter(f"{key} is {shown(text)}; it is a whole number from {low} to {high}")
+    return int(text)
+
+
+def boolean(key: str, text: str) -> bool:
+    """`text` as "true" or "false" in any case; raises InvalidParameter naming `key`."""
+    if text.lower() not in ("true", "false"):
+        raise InvalidParameter(f'{key} is {shown(text)}; it is "true" or "false"')
+    return text.lower() == "true"
+
+
+def quantity(key: str, text: str, low: int, high: int, unit: str = "") -> int:
+    """Bytes from a Kubernetes quantity ("500Mi", "2G", "1048576"), `low` to `high`; `unit` ("Gi") is that of a bare number.
+
+    Raises InvalidParameter naming `key` and the range.
+    """
+    try:
+        number = flags.size(text + unit if text[-1:].isdigit() else text) if len(text) < 20 else -1
+    except argparse.ArgumentTypeError:
+        number = -1
+    if not low <= number <= high:
+        raise InvalidParameter(f"{key} is {shown(text)}; it is {low} to {high} bytes, as 500Mi or 2G (a bare number is in {unit or 'bytes'})")
+    return number
+
+
+_FIELDS: dict[str, tuple[str, Callable[[str, str], object]]] = {
+    "performanceLevel": ("level", _level),
+    "provisionedIops": ("provisioned_iops", partial(integer, low=1, high=MAX_IOPS)),
+    "burstingEnabled": ("bursting", boolean),
+    "readIops": ("read_iops", partial(integer, low=1, high=MAX_READ_IOPS)),
+    # Below one I/O a second the kernel would hold a reader, who cannot even be killed, for longer than a forgotten unit is worth.
+    "readBandwidth": ("read_bandwidth", partial(quantity, low=IO_SIZE, high=MAX_BANDWIDTH)),
+    "burstIops": ("burst_iops", partial(integer, low=1, high=MAX_READ_IOPS)),
+    "burstCredit": ("burst_credit", partial(integer, low=1, high=MAX_CREDIT)),
+}
+KEYS = tuple(_FIELDS)
+KEY_TABLE = (
+    Key(
+        "performanceLevel",
+        "`PL0` to `PL3`, `AutoPL`: reads as an Alibaba Cloud ESSD of the volume's size",
+        "`AutoPL` with the next two, else no limit",
+        aliases=("pl", "k8s.aliyun.com/eci-data-cache-pl"),
+    ),
+    Key("provisionedIops", "I/Os per second on top of the baseline of `AutoPL`", "none", aliases=("k8s.aliyun.com/eci-data-cache-provisionediops",)),
+    Key(
+        "burstingEnabled",
+        "`true` or `false`: `AutoPL` may burst at any time",
+        "`false`",
+        aliases=("bursting", "k8s.aliyun.com/eci-data-cache-burstingenabled"),
+    ),
+    Key("readIops", "a plain ceiling, in I/Os per second", "none"),
+    Key("readBandwidth", "a plain ceiling, in bytes per second, as `500Mi`", "`readIops` x 16 KiB"),
+    Key("burstIops", "the I/Os per second while a burst credit lasts", "none"),
+    Key("burstCredit", "the burst credit, in I/Os", "none"),
+)

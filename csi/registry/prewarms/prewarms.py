@@ -1,0 +1,90 @@
+"""Caches that nodes are to have before any pod asks for them, and the Protocol of whoever knows which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from csi.registry.volumes.record import VolumeRecord
+
+
+@dataclass(frozen=True)
+class PrewarmedCache:
+    """One cache: `parameters` as an inline volume has them, or what the PVC `claim` holds, or the DataCache whose object is `data_cache`,
+    which goes to the image store too; of that `digest` is the image that it has to hold, "" for any. `secret` is the name of its Secret, "" for
+    none."""
+
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    claim: str = ""
+    secret: str = ""
+    data_cache: str = ""
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Prewarm:
+    """An object of `namespace`; another `uid` or `generation` is another order. `selector` has the labels that a node must have."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    caches: tuple[PrewarmedCache, ...]
+    selector: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """The name in the cluster: namespace/name."""
+        return f"{self.namespace}/{self.name}"
+
+    def selects(self, labels: Mapping[str, str]) -> bool:
+        """Whether a node with these labels is to have the caches."""
+        return all(labels.get(key) == value for key, value in self.selector.items())
+
+
+class State(StrEnum):
+    """How far a node is with all caches of an object."""
+
+    PENDING = "Pending"
+    FILLING = "Filling"
+    STORING = "Storing"
+    READY = "Ready"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True)
+class NodeState:
+    """What a node says: how much of all caches is there, and what it waits for or fails with. No secret is in the message."""
+
+    state: State
+    percent: int = 0
+    message: str = ""
+
+
+class Prewarms(Protocol):
+    """What one node is to have. Thread-safe. But for `watch` and `report` all raise ClusterUnavailable and ClusterForbids."""
+
+    def all(self) -> list[Prewarm]:
+        """All objects of the cluster that can be read."""
+
+    def watch(self, changed: Callable[[str], None]) -> AbstractContextManager[None]:
+        """For the block, call `changed(name)` from another thread soon after an object of that name, in whatever namespace, was made, changed
+        in its spec, or removed."""
+
+    def labels(self) -> Mapping[str, str]:
+        """The labels of this node."""
+
+    def secret(self, namespace: str, name: str) -> Mapping[str, str]:
+        """The values of a Secret; raises FailedPrecondition where it is not there or no text."""
+
+    def claimed(self, namespace: str, claim: str) -> VolumeRecord:
+        """The volume of a PVC; raises FailedPrecondition where that has none of this driver's."""
+
+    def report(self, prewarm: Prewarm, state: NodeState | None) -> None:
+        """Show with the object how far this node is, None where it is not to have the caches. Never waits or raises."""
+
+    def close(self) -> None:
+        """Report nothing more."""

@@ -1,0 +1,108 @@
+"""The fills of a volume in the status of its CacheVolume: one short entry for each node that fills it now, and all of them in words.
+
+Written by nodes, each with the version that it has read, so that the words are always those of the entries. Entries are bounded, and
+those of fills that were lost in the middle go with the next write, or are swept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Set
+from contextlib import suppress
+from typing import Any
+
+from csi.cluster.api_server import MERGE, ApiServer, path_of
+from csi.cluster.watch import pages
+from csi.errors import ClusterConflict, NotFound
+from csi.registry.custom_resource import GROUP, VERSION, read, written
+from csi.registry.volumes.codec import PLURAL, object_name
+
+log = logging.getLogger("datacache.fills")
+
+MANAGER = "datacache-node"
+MOST_NODES = 16
+"""Nodes beyond these fill without being shown."""
+KEYS = ("filling", "fills")
+_PATH = path_of("apis", GROUP, VERSION, PLURAL)
+_LOST_SECONDS = 120.0
+
+
+class FillStatus:
+    """Writes what the node `node` fills. Used by one thread."""
+
+    def __init__(self, server: ApiServer, node: str) -> None:
+        self._server, self._node = server, node
+        self._seen: dict[str, Mapping[str, Any]] = {}
+
+    def write(self, volume_id: str, percent: int | None) -> None:
+        """See Announcer.filling. One call where nobody else writes meanwhile, else three; raises ClusterConflict and as `ApiServer.call`."""
+        path, seen = f"{_PATH}/{object_name(volume_id)}", self._seen.pop(volume_id, None)
+        try:
+            written = self._written(path, seen, percent) if seen else None
+        except (NotFound, ClusterConflict):
+            written = None
+        try:
+            written = written or self._written(path, self._server.call("GET", path), percent)
+        except NotFound:  # deleted, or a static PV's
+            return
+        if percent is not None:
+            self._seen[volume_id] = {"metadata": {"resourceVersion": written["metadata"]["resourceVersion"]}, "status": written.get("status", {})}
+
+    def _written(self, path: str, seen: Mapping[str, Any], percent: int | None) -> Mapping[str, Any]:
+        said = filling(seen.get("status", {}), self._node, percent, time.time())
+        if said is None:
+            return seen
+        body = {"metadata": {"resourceVersion": seen["metadata"]["resourceVersion"]}, "status": said}
+        return self._server.call("PATCH", f"{path}/status", {"fieldManager": MANAGER}, body, MERGE)
+
+
+class FillingNodes:
+    """The nodes in the status of CacheVolumes (see Traces). A fill that nobody has written of for two minutes is lost, wherever its node is."""
+
+    def __init__(self, server: ApiServer, clock: Callable[[], float] = time.time) -> None:
+        self._server, self._clock = server, clock
+        self._showing: list[Mapping[str, Any]] = []
+
+    def nodes(self) -> frozenset[str]:
+        """See Traces."""
+        things = (thing for page in pages(self._server, _PATH) for thing in page["items"])
+        self._showing = [thing for thing in things if thing.get("status", {}).get("fills")]
+        return frozenset(fill["node"] for thing in self._showing for fill in thing["status"]["fills"])
+
+    def sweep(self, gone: frozenset[str]) -> None:
+        """See Traces."""
+        for thing in self._showing:
+            said = forgotten(thing["status"], gone, self._clock())
+            if said:
+                meta = thing["metadata"]
+                log.info("fills swept", extra={"fields": {"volume": meta["name"], "left": said["filling"] or "none"}})
+                body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": said}
+                with suppress(NotFound, ClusterConflict):  # one that has changed meanwhile is looked at again
+                    self._server.call("PATCH", f"{_PATH}/{meta['name']}/status", {"fieldManager": MANAGER}, body, MERGE)
+
+
+def filling(status: Mapping[str, Any], node: str, percent: int | None, now: float) -> dict[str, Any] | None:
+    """What a merge patch changes in `status` so that it shows how full the image is on `node`; None for nothing. `now` in seconds since 1970."""
+    fills = _others(status, {node}, now)
+    if percent is not None and len(fills) < MOST_NODES:
+        fills.append({"node": node, "percent": percent, "updated": written(now)})
+    return _with(status, fills)
+
+
+def forgotten(status: Mapping[str, Any], gone: Set[str], now: float) -> dict[str, Any] | None:
+    """As `filling`, so that it shows none of the nodes `gone`."""
+    return _with(status, _others(status, gone, now))
+
+
+def _others(status: Mapping[str, Any], left_out: Set[str], now: float) -> list[dict[str, Any]]:
+    """The entries of all other nodes, but for fills that were lost."""
+    return [fill for fill in status.get("fills") or [] if fill["node"] not in left_out and now - read(fill["updated"]) < _LOST_SECONDS]
+
+
+def _with(status: Mapping[str, Any], fills: list[dict[str, Any]]) -> dict[str, Any] | None:
+    if fills == (status.get("fills") or []):
+        return None
+    slowest = min((fill["percent"] for fill in fills), default=0)
+    words = f"{slowest}% on {len(fills)} nodes" if len(fills) > 1 else f"{slowest}%"
+    return {"fills": sorted(fills, key=lambda fill: str(fill["node"])) or None, "filling": words if fills else None}

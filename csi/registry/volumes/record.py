@@ -1,0 +1,160 @@
+"""What the cluster knows of a volume, and the Protocol of whoever keeps it."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.performance_keys import Performance
+from csi.parameters.pvc import Claim
+from csi.parameters.volume_parameters import VolumeParameters, parse_kept
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class VolumeRecord:
+    """One volume of the controller.
+
+    `asked` is the spec as it was asked for, `spec` the pinned one; `digest` names the manifest (64 hex digits);
+    `capacity_bytes` is what the volume promises, `content_bytes` what it holds; `cloned_from` the id of the volume it
+    was cloned from, "" for none; `created` seconds since 1970; `claim` is the PVC it was made for, where that is known; `namespace` is that
+    of the CachePin it holds, "" for none.
+    """
+
+    id: str
+    name: str
+    asked: CacheSpec
+    spec: CacheSpec
+    digest: str
+    capacity_bytes: int
+    content_bytes: int
+    downgrade_writers: bool = False
+    cloned_from: str = ""
+    created: float = 0.0
+    performance: Performance = field(default_factory=Performance)
+    claim: Claim | None = None
+    namespace: str = ""
+
+    def to_context(self) -> dict[str, str]:
+        """The volume context that nodes get: flat parameters, no secret, and the PVC, so that no node has to ask whom a fill is told to."""
+        claim = self.claim.to_context(self.name) if self.claim else {}
+        return VolumeParameters(self.spec, self.performance, self.downgrade_writers, self.digest, self.capacity_bytes).to_context() | claim
+
+    def encode(self) -> dict[str, object]:
+        """The record as JSON values."""
+        own = {key: getattr(self, key) for key in ("id", "name", "content_bytes", "cloned_from", "created")}
+        own |= {"namespace": self.namespace} if self.namespace else {}
+        return {"format": FORMAT, **own, "asked": self.asked.to_context(), "context": self.to_context()}
+
+    @staticmethod
+    def decode(kept: dict[str, object]) -> VolumeRecord:
+        """The record that `encode` wrote; raises ValueError for another format, KeyError or TypeError for a damaged one."""
+        if kept["format"] != FORMAT:
+            raise ValueError(f"format {kept['format']}, this driver reads {FORMAT}")
+        context = parse_kept(kept["context"])  # type: ignore[arg-type]
+        if context.manifest_digest is None or context.capacity_bytes is None:
+            raise ValueError("the digest or the capacity is missing")
+        own = {key: kept[key] for key in ("id", "name", "content_bytes", "cloned_from", "created")}
+        return VolumeRecord(
+            **own,  # type: ignore[arg-type]
+            asked=parse_kept(kept["asked"]).spec,  # type: ignore[arg-type]
+            spec=context.spec,
+            digest=context.manifest_digest,
+            capacity_bytes=context.capacity_bytes,
+            downgrade_writers=context.downgrade_writers,
+            performance=context.performance,
+            claim=Claim.of(kept["context"]),  # type: ignore[arg-type]
+            namespace=str(kept.get("namespace", "")),
+        )
+
+
+def id_of_name(name: str) -> str:
+    """The id of the volume that CreateVolume made for a name, which is that of its PV."""
+    return "dc-" + hashlib.sha256(name.encode()).hexdigest()[:40]
+
+
+class Interest:
+    """The ids that a watcher wants to be told of, which may change while it watches. Thread-safe."""
+
+    def __init__(self, ids: Iterable[str] = ()) -> None:
+        self._guard = threading.Lock()
+        self._ids = frozenset(ids)
+        self._listeners: list[Callable[[], None]] = []
+
+    def __contains__(self, volume_id: str) -> bool:
+        return volume_id in self._ids
+
+    def ids(self) -> frozenset[str]:
+        """All of them."""
+        return self._ids
+
+    def add(self, volume_id: str) -> None:
+        """Want to be told of one more, which is told at once, since what changed before was not."""
+        self._become(lambda ids: ids | {volume_id})
+
+    def discard(self, volume_id: str) -> None:
+        """Want to be told of one less; one that is not wanted is no error."""
+        self._become(lambda ids: ids - {volume_id})
+
+    def _become(self, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
+        with self._guard:
+            old, self._ids = self._ids, change(self._ids)
+            listeners = list(self._listeners) if self._ids != old else []
+        for listener in listeners:
+            listener()
+
+    @contextmanager
+    def heard(self, listener: Callable[[], None]) -> Iterator[None]:
+        """For the block, call `listener` after each change."""
+        with self._guard:
+            self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._listeners.remove(listener)
+
+
+class VolumeRegistry(Protocol):
+    """Keeps volume records. Every change is durable when the method returns. Thread-safe."""
+
+    def get(self, volume_id: str) -> VolumeRecord | None:
+        """The record of `volume_id`, None where there is none; ids of any form may be asked for."""
+
+    def add(self, record: VolumeRecord) -> VolumeRecord:
+        """Add the record where there is none of its id; the record that is kept then. Of all who add at once, in all processes, one does."""
+
+    def put(self, record: VolumeRecord) -> None:
+        """Add the record, or replace the one of the same id."""
+
+    def change(self, volume_id: str, how: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord | None:
+        """Replace a record by `how(record)` and return that; None, and nothing added, where there is none. No change of another's is lost.
+
+        `how` changes the performance alone. It may be called again, for a record that somebody else changed meanwhile; what it raises is raised.
+        """
+
+    def delete(self, volume_id: str) -> None:
+        """Remove the record; one that is not there is no error."""
+
+    def page(self, after: str, limit: int) -> list[VolumeRecord]:
+        """At most `limit` records that stand behind `after`, which need not be there; `limit` 0 for all.
+
+        Every id has its place for ever: ids that are DNS subdomains in their order, others where the registry files them.
+        """
+
+    def watch(self, changed: Callable[[str], None], only: Interest | None = None) -> AbstractContextManager[None]:
+        """Within the block, call `changed(volume_id)` from a thread of its own soon after a record was put or deleted, by whichever process.
+
+        With `only`, for those ids alone, and for each that is added to them. It may be called more often than that, and for several
+        changes of a record at once; when the block has ended it is not called any more. What `changed` raises is logged. What was put
+        before the block is for the caller to read.
+        """
+
+    def tended(self, name: str) -> AbstractContextManager[None]:
+        """For the block, do what one process at a time has to do for the registry; `name` is that of what decides which one."""

@@ -1,0 +1,62 @@
+"""The access key of the instance's RAM role, from the instance's own metadata service.
+
+Alibaba Cloud, "Instance RAM roles": GET .../latest/meta-data/ram/security-credentials/ROLE, in hardened mode with a token
+that a PUT to .../latest/api/token gives. ALIBABA_CLOUD_ECS_METADATA names another address than 100.100.100.200.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import urllib.error
+import urllib.request
+
+from csi.errors import OriginUnavailable, PermissionDenied
+from csi.sources.buckets.object_store import AccessKey
+
+_ADDRESS = "http://100.100.100.200"
+_SECONDS = 10.0
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """An answer that sends elsewhere is an error as others are: the token, and the key, are of this service alone."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
+
+
+# No proxy: the service is the instance's own.
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
+
+
+def role_key(role: str) -> AccessKey:
+    """The temporary key of `role`. Raises PermissionDenied where the instance has no such role, OriginUnavailable where no service answers."""
+    base = os.environ.get("ALIBABA_CLOUD_ECS_METADATA", _ADDRESS).rstrip("/") + "/latest/"
+    try:
+        text = _ask(f"{base}meta-data/ram/security-credentials/{role}", {"X-aliyun-ecs-metadata-token": token} if (token := _token(base)) else {})
+        told = json.loads(text)
+        ends = datetime.datetime.fromisoformat(told["Expiration"])
+        ends = ends if ends.tzinfo else ends.replace(tzinfo=datetime.UTC)
+        return AccessKey(str(told["AccessKeyId"]), str(told["AccessKeySecret"]), str(told["SecurityToken"]), ends)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404):
+            raise PermissionDenied(f"ramRole {role}: this node's instance has no such RAM role; attach it, or name a Secret") from error
+        raise OriginUnavailable(f"ramRole {role}: the instance's metadata service answered {error.code}; trying again may help") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OriginUnavailable(
+            f"ramRole {role}: no metadata service of an Alibaba Cloud instance answers on this node; name a Secret instead"
+        ) from error
+
+
+def _token(base: str) -> str:
+    """The token of a hardened service, empty where it asks for none."""
+    try:
+        return _ask(f"{base}api/token", {"X-aliyun-ecs-metadata-token-ttl-seconds": "300"}, "PUT")
+    except urllib.error.HTTPError:
+        return ""
+
+
+def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str:
+    with _opener.open(urllib.request.Request(url, headers=headers, method=method), timeout=_SECONDS) as answer:
+        return str(answer.read(1 << 16).decode())

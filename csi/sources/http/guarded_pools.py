@@ -1,0 +1,83 @@
+"""urllib3 pools whose connections go to addresses that were checked: what is resolved is judged, and what was judged is connected to.
+
+Between a check of its own and urllib3's look-up a name could change its address (DNS rebinding). Certificates and SNI
+stay those of the name.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.util.connection import create_connection
+
+from csi.destinations.destinations import Destinations, Reach, resolved
+
+Connect = Callable[[HTTPConnection], socket.socket]
+Limit = Callable[[socket.socket], AbstractContextManager[None]]
+
+
+def guard(manager: urllib3.PoolManager, connect: Connect, head: Limit) -> urllib3.PoolManager:
+    """Let all connections of `manager` be made by `connect`, and wait for the heads of their answers within `head`; returns `manager`."""
+
+    class Plain(HTTPConnection):
+        def _new_conn(self) -> socket.socket:
+            return connect(self)
+
+        def getresponse(self) -> Any:
+            with head(self.sock):
+                return super().getresponse()
+
+    class Secure(HTTPSConnection):
+        def _new_conn(self) -> socket.socket:
+            return connect(self)
+
+        def getresponse(self) -> Any:
+            with head(self.sock):
+                return super().getresponse()
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    manager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
+    return manager
+
+
+def unchecked(connection: HTTPConnection) -> socket.socket:
+    """A socket to a proxy, as urllib3 makes it."""
+    return HTTPConnection._new_conn(connection)
+
+
+def connect(connection: HTTPConnection, destinations: Destinations, farthest: Reach) -> socket.socket:
+    """A socket to the first of the host's allowed addresses that answers.
+
+    Raises PermissionDenied when none is allowed; fails as urllib3's own connections do else.
+    """
+    try:
+        addresses = resolved(connection.host, connection.port)
+    except socket.gaierror as error:
+        raise NameResolutionError(connection.host, connection, error) from error
+    except UnicodeError as error:
+        raise NameResolutionError(connection.host, connection, socket.gaierror(socket.EAI_NONAME, "no host name")) from error
+    allowed = destinations.check(connection.host, connection.port, addresses, farthest)
+    return _first_that_answers(connection, allowed)
+
+
+def _first_that_answers(connection: HTTPConnection, addresses: list[str]) -> socket.socket:
+    failure: OSError = OSError("no address")
+    for address in addresses:
+        try:
+            return create_connection((address, connection.port), connection.timeout, connection.source_address, connection.socket_options)
+        except OSError as error:
+            failure = error
+    if isinstance(failure, TimeoutError):
+        raise ConnectTimeoutError(connection, "the connection timed out") from failure
+    raise NewConnectionError(connection, "no connection") from failure

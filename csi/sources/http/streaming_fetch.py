@@ -1,0 +1,157 @@
+"""One open answer of an origin: its bytes as they come, into the caller's buffer, and an eye on how they come."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+
+import urllib3
+
+from csi.errors import OriginUnavailable, SourceChanged
+from csi.manifest.manifest import Entry
+from csi.sources.http import throughput
+from csi.sources.http.connections import shown_site, unreachable
+from csi.sources.http.curl_fetch import SmallAnswer
+from csi.sources.http.throughput import Meter, Tempo
+
+_COPIED = 1 << 16
+_LOOKS = 8
+_BROKEN = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
+
+
+class Stream:
+    """An open answer: `response` holds bytes `position` to `end` of `entry`; `whole` where it is the answer of an origin that was asked for less."""
+
+    def __init__(
+        self, response: urllib3.BaseHTTPResponse | SmallAnswer, url: str, entry: Entry, position: int, end: int, usual: Tempo, whole: bool = False
+    ) -> None:
+        self.entry, self.position, self.end, self.whole = entry, position, end, whole
+        self._response, self._site = response, shown_site(url)
+        # What is here already says nothing of what a connection usually gives.
+        self._meter = Meter(Tempo() if isinstance(response, SmallAnswer) else usual)
+        # urllib3's own reads copy; below them is the http.client body, whose file reads into the buffer itself (a fifth less CPU).
+        body = getattr(response, "_fp", None)
+        self._body = body if isinstance(body, http.client.HTTPResponse) else None
+
+    def reaches(self, entry: Entry, offset: int) -> bool:
+        """Whether byte `offset` of `entry` is still to come."""
+        return entry == self.entry and self.position <= offset < self.end
+
+    def read(self, buffer: memoryview) -> int:
+        """At least one byte into `buffer`, all of it where they come fast.
+
+        Raises OriginUnavailable when the answer ends early or trickles, OriginTimedOut when nothing comes.
+        """
+        began, before = time.monotonic(), self.position
+        view = buffer[: self.end - self.position]
+        try:
+            self._receive_plain(view, began) if self._is_plain else self._receive(view)
+        except _BROKEN as error:
+            raise unreachable(error, self._site, f" (in {self.entry.path!r} at byte {self.position})") from error
+        count = self.position - before
+        if not count:
+            raise self._unavailable("the connection ended early")
+        if self._meter.trickles(count, time.monotonic() - began):
+            raise self._unavailable("the connection gives far less than others do, a fresh one may give more")
+        return count
+
+    @property
+    def _is_plain(self) -> bool:
+        return self._body is not None and not self._body.chunked and self._body.length is not None and self._body.fp is not None
+
+    def _receive_plain(self, view: memoryview, began: float) -> None:
+        """All of `view`, or what comes in a part of a window: one receive that waited for all of it would not see a trickle."""
+        body = self._body
+        assert body is not None and body.length is not None
+        view, receive, enough = view[: body.length], body.fp.readinto1, began + throughput.WINDOW_SECONDS / _LOOKS
+        while view:
+            count = receive(view)
+            if not count:
+                return
+            body.length -= count
+            self.position += count
+            view = view[count:]
+            if time.monotonic() >= enough:
+                return
+
+    def _receive(self, view: memoryview) -> None:
+        """What one receive gives of a body that is chunked or ends with the connection."""
+        data = (self._body or self._response).read1(min(len(view), _COPIED))
+        view[: len(data)] = data
+        self.position += len(data)
+
+    def _unavailable(self, what: str) -> OriginUnavailable:
+        return OriginUnavailable(f"{self._site}: {what} (in {self.entry.path!r} at byte {self.position})")
+
+    def finish(self) -> None:
+        """All bytes that count were read: the connection is free for the next request, unless more than that was sent.
+
+        Raises SourceChanged when a whole file goes on where it should end.
+        """
+        self._meter.end()
+        try:
+            # Lets http.client see the end of the body.
+            more = len((self._body or self._response).read(1))
+        except _BROKEN:
+            more = 1
+        if not more:
+            self._response.release_conn()
+            return
+        self.close()
+        if self.whole and self.end == self.entry.size:
+            raise SourceChanged(f"{self.entry.path!r} has more than {self.end} bytes now, which it had when it was listed")
+
+    def close(self) -> None:
+        """Be done with the answer and its connection."""
+        self._response.close()
+
+
+class SharedStreams:
+    """Answers that hold whole files, passed on from reader to reader: what one has read up to, the next goes on from.
+
+    One a file is kept, that which is furthest, of at most two files (the second is one that is read again), and none once the
+    last of the readers that `joined` has `left`: what nobody takes only fills buffers.
+    """
+
+    def __init__(self) -> None:
+        self._streams: list[Stream] = []
+        self._readers = 0
+        self._guard = threading.Lock()
+
+    def joined(self) -> None:
+        """One more reader."""
+        with self._guard:
+            self._readers += 1
+
+    def left(self) -> None:
+        """One reader fewer."""
+        with self._guard:
+            self._readers -= 1
+            if not self._readers:
+                self._close(self._streams)
+
+    def put(self, stream: Stream) -> None:
+        """Leave an answer for the next reader of its file."""
+        with self._guard:
+            same = sorted((other for other in (*self._streams, stream) if other.entry == stream.entry), key=_position)
+            others = [other for other in self._streams if other.entry != stream.entry]
+            self._close([*same[:-1], *others[:-1]])
+            self._streams = [*others[-1:], same[-1]]
+
+    def take(self, entry: Entry, offset: int) -> Stream | None:
+        """Of the answers that were left and in which byte `offset` of `entry` is still to come, the one that is furthest."""
+        with self._guard:
+            found = max((stream for stream in self._streams if stream.reaches(entry, offset)), key=_position, default=None)
+            if found is not None:
+                self._streams.remove(found)
+            return found
+
+    def _close(self, streams: list[Stream]) -> None:
+        for stream in streams:
+            stream.close()
+        self._streams = [stream for stream in self._streams if stream not in streams]
+
+
+def _position(stream: Stream) -> int:
+    return stream.position

@@ -1,0 +1,63 @@
+"""The HTTP client that huggingface_hub is given: bounded waits, no stray credentials, passing faults as our own errors at once.
+
+Its default client waits for ever, keeps cookies from one token to the next, and sits out faults (up to half a minute)
+that the caller of this driver would rather hear of.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+
+from csi.destinations.destinations import Destinations
+from csi.errors import OriginUnavailable
+from csi.sources.http.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, shown_site, site, trust, unreachable
+from csi.sources.http.file_urls import MAX_REDIRECTS
+from csi.sources.http.response_checks import passing_fault
+from csi.sources.hubs.redirect_policy import check_hop
+
+_TIMEOUT = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
+_LIMITS = httpx2.Limits(max_keepalive_connections=2, keepalive_expiry=IDLE_SECONDS)
+# What a connection that the other end closed while it idled fails with; asking once more is safe, all requests only read.
+_STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)
+
+
+class HubClient(httpx2.Client):
+    """`home` is the hub's site; Authorization goes nowhere else, and requests only where `destinations` lets them.
+
+    Each hop is judged by the addresses of its host before it is taken; the hub's answers are facts, and their bytes go through the engine,
+    which connects to what it judged.
+    """
+
+    def __init__(self, home: Site, destinations: Destinations | None = None) -> None:
+        hooks = {"request": [self._check]}
+        super().__init__(verify=trust(), follow_redirects=True, max_redirects=MAX_REDIRECTS, limits=_LIMITS, event_hooks=hooks)
+        self._home, self._destinations = home, destinations or Destinations()
+
+    def _check(self, request: httpx2.Request) -> None:
+        check_hop(self._destinations, self._home, site(str(request.url)))
+
+    def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
+        """As httpx2.Client.send; raises OriginUnavailable and OriginThrottled for what may pass."""
+        url = str(request.url)
+        request.extensions = {**request.extensions, "timeout": _TIMEOUT.as_dict()}
+        if site(url) != self._home:
+            request.headers.pop("Authorization", None)
+        self.cookies.clear()
+        try:
+            response = self._send_twice(request, options)
+        except (httpx2.TransportError, httpx2.DecodingError) as error:
+            raise unreachable(error, shown_site(url)) from error
+        except httpx2.TooManyRedirects as error:
+            raise OriginUnavailable(f"{shown_site(url)}: more than {MAX_REDIRECTS} redirects") from error
+        if response.status_code in (408, 429) or response.status_code >= 500:
+            response.close()
+            raise passing_fault(response.status_code, response.headers, f"{shown_site(url)} answered {response.status_code}")
+        return response
+
+    def _send_twice(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
+        try:
+            return super().send(request, **options)
+        except _STALE:
+            return super().send(request, **options)

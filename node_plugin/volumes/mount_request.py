@@ -1,0 +1,73 @@
+"""What kubelet asks of a volume, and what it is told of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from csi.linux.cgroups.pod_cgroups import pod_uid
+from csi.linux.mounts import real
+from csi.parameters.access_modes import AccessMode
+from csi.parameters.pvc import Claim
+from csi.parameters.volume_parameters import FOREIGN_PREFIXES
+from csi.registry.events.recorder import Subject
+from node_plugin.volumes.records import Shown
+
+_EPHEMERAL, _POD_NAMESPACE, _POD_NAME, _POD_UID = (f"csi.storage.k8s.io/{key}" for key in ("ephemeral", "pod.namespace", "pod.name", "pod.uid"))
+
+
+@dataclass(frozen=True)
+class MountRequest:
+    """What NodeStageVolume and NodePublishVolume ask. `path` is where to, `staging` where from ("" when inline)."""
+
+    volume_id: str
+    path: Path
+    mode: AccessMode
+    context: Mapping[str, str]
+    secrets: Mapping[str, str] = field(repr=False)
+    flags: tuple[str, ...] = ()
+    readonly: bool = False
+    staging: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", real(self.path))
+        object.__setattr__(self, "staging", self.staging and str(real(Path(self.staging))))
+
+    @property
+    def inline(self) -> bool:
+        """Whether the volume lives in a pod's manifest; kubelet sets this key, over whatever the pod's author wrote."""
+        return self.context.get(_EPHEMERAL) == "true"
+
+    @property
+    def namespace(self) -> str:
+        """The namespace of the pod, "" where that is not known."""
+        return self.context.get(_POD_NAMESPACE, "")
+
+    @property
+    def own_context(self) -> dict[str, str]:
+        """The context without what Kubernetes adds, which differs from pod to pod."""
+        return {key: value for key, value in self.context.items() if not key.startswith(FOREIGN_PREFIXES)}
+
+    @property
+    def shown(self) -> Shown:
+        """How the volume is to be shown at `path`."""
+        return Shown(self.mode.name, self.readonly, self.flags, pod_uid(self.path, self.context.get(_POD_UID, "")))
+
+    @property
+    def subject(self) -> Subject | None:
+        """What people look at for this volume: the pod of an inline one, the PVC of a persistent one; None where that is not known."""
+        if self.inline:
+            return Subject.pod(*(self.context.get(key, "") for key in (_POD_NAMESPACE, _POD_NAME, _POD_UID)))
+        return Subject.claim(Claim.of(self.context))
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A volume's numbers (bytes and inodes) and condition."""
+
+    capacity_bytes: int
+    content_bytes: int
+    inodes: int
+    abnormal: bool
+    message: str

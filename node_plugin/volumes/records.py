@@ -1,0 +1,136 @@
+"""What a node remembers of a volume between its calls: one small file a volume, void once its mounts are gone.
+
+The mount table decides what is true; a record only says whose mount it is and how it was asked for. Mounts do not
+outlive a reboot, so records need to be whole (they are renamed into place) but not to survive a power cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from csi.linux import durable_files
+from csi.registry.volumes.record import Interest
+
+_FORMAT = 1
+NO_LIMITS = "none"
+"""The limit class of volumes without limits."""
+_PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,180}")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How a volume is shown at one path: the CSI access mode's name, whether read-only was asked, and the caller's mount flags.
+
+    `pod` is the uid of the pod whose path it is, "" for none known; it is no part of how.
+    """
+
+    mode: str
+    readonly: bool = True
+    flags: tuple[str, ...] = ()
+    pod: str = field(default="", compare=False)
+
+
+@dataclass(frozen=True)
+class NodeVolume:
+    """A volume on this node. `context` holds its parameters without Kubernetes' own keys; `staged` and `targets` map paths to how they show it.
+
+    `capacity_bytes` and `content_bytes` are what its stats say; `inline` marks volumes that live and die with their pod;
+    `limit_class` names the device, among those of its image, that it is read from; `performance` are its performance keys
+    as the registry had them last, None for those of the context; `pin` is that of an inline volume, as `NodePins.of` writes it, None for none.
+    """
+
+    id: str
+    digest: str
+    context: Mapping[str, str]
+    capacity_bytes: int
+    content_bytes: int
+    inline: bool = False
+    staged: Mapping[str, Shown] = field(default_factory=dict)
+    targets: Mapping[str, Shown] = field(default_factory=dict)
+    limit_class: str = NO_LIMITS
+    performance: Mapping[str, str] | None = None
+    pin: Mapping[str, Any] | None = None
+
+    def with_staged(self, path: str, shown: Shown) -> NodeVolume:
+        """This volume, staged at `path` too."""
+        return replace(self, staged={**self.staged, path: shown})
+
+    def with_target(self, path: str, shown: Shown) -> NodeVolume:
+        """This volume, published at `path` too."""
+        return replace(self, targets={**self.targets, path: shown})
+
+    def without(self, *gone: str) -> NodeVolume:
+        """This volume, shown neither staged nor published at the paths `gone`."""
+        staged = {path: shown for path, shown in self.staged.items() if path not in gone}
+        return replace(self, staged=staged, targets={path: shown for path, shown in self.targets.items() if path not in gone})
+
+    @property
+    def paths(self) -> list[str]:
+        """All paths that show the volume."""
+        return [*self.staged, *self.targets]
+
+
+class VolumeRecords:
+    """The records in `folder`, one file a volume. `shown` has the ids of those that this start has put and that the controller made."""
+
+    def __init__(self, folder: Path, shown: Interest | None = None) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder, self._shown = folder, shown or Interest()
+
+    def get(self, volume_id: str) -> NodeVolume | None:
+        """The record of a volume; None where there is none, or only a damaged one."""
+        return _read(self._path(volume_id))
+
+    def put(self, volume: NodeVolume) -> None:
+        """Write the record; one without paths is removed."""
+        path = self._path(volume.id)
+        if not volume.paths:
+            path.unlink(missing_ok=True)
+            self._shown.discard(volume.id)
+            return
+        durable_files.replace_text(path, json.dumps({"format": _FORMAT, **asdict(volume)}))
+        if not volume.inline:
+            self._shown.add(volume.id)
+
+    def all(self) -> Iterator[NodeVolume]:
+        """Every readable record; what a killed plugin left half-written is removed on the way."""
+        for path in sorted(self._folder.iterdir()):
+            volume = _read(path) if path.suffix == ".json" else None
+            if volume:
+                yield volume
+            else:
+                path.unlink(missing_ok=True)
+
+    def _path(self, volume_id: str) -> Path:
+        plain = _PLAIN_ID.fullmatch(volume_id) and not volume_id.startswith("hashed-")
+        name = volume_id if plain else "hashed-" + hashlib.sha256(volume_id.encode()).hexdigest()
+        return self._folder / f"{name}.json"
+
+
+def read_volumes(folder: Path) -> list[NodeVolume]:
+    """The readable records in `folder`, by name; the folder is only read, whoever owns it."""
+    return [volume for path in sorted(folder.glob("[!.]*.json")) if (volume := _read(path))]
+
+
+def _read(path: Path) -> NodeVolume | None:
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return _decoded(json.loads(path.read_text()))
+    return None
+
+
+def _decoded(kept: dict[str, Any]) -> NodeVolume:
+    if kept.pop("format") != _FORMAT:
+        raise ValueError("another format")
+    staged, targets = _shown(kept.pop("staged")), _shown(kept.pop("targets"))
+    return NodeVolume(**kept, staged=staged, targets=targets)
+
+
+def _shown(kept: dict[str, Any]) -> dict[str, Shown]:
+    return {path: Shown(s["mode"], s["readonly"], tuple(s["flags"]), s.get("pod", "")) for path, s in kept.items()}

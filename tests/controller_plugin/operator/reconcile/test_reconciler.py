@@ -1,0 +1,391 @@
+"""What becomes of a DataCache: resolved, filled, Available; and what stands in the way, said with the fix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from controller_plugin.operator.data_cache_index import KnownCaches
+from controller_plugin.operator.reconcile.reconciler import MOST_NOTES, Reconciler
+from csi.destinations.allow_list import DATA_CACHES, AllowList
+from csi.errors import Busy, ClusterUnavailable, OriginUnavailable, SourceNotFound
+from csi.parameters.data_cache import data_cache
+from csi.parameters.performance_keys import GIB
+from csi.registry.datacaches.data_caches import DataCache, Phase
+from csi.registry.datacaches.directory import DirectoryDataCaches
+from csi.registry.prewarms.prewarms import State
+from csi.registry.prewarms.requests import OrderState
+from tests.controller_plugin.operator.fakes import FakeImages, FakeOrders, content
+
+HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
+NAS = {"server": "nas.example.com", "path": "/models"}
+
+
+class Cluster:
+    """A reconciler over a folder, with fake images and orders and a clock that stands."""
+
+    def __init__(self, folder: Path) -> None:
+        self.caches, self.known, self.images, self.orders = DirectoryDataCaches(folder), KnownCaches(), FakeImages(), FakeOrders()
+        self.now: float | None = None
+        self.pause: float | None = None
+        self.start()
+
+    def start(self) -> None:
+        """A new start of the operator."""
+        self.known = KnownCaches()
+        allowed = AllowList((), (), DATA_CACHES)
+        self.reconciler = Reconciler(self.caches, self.known, self.images, self.orders, allowed, lambda: self.now or 2e9)
+
+    def make(self, path: str = "/a", options: Mapping[str, str] = HUB, type: str = "URL", **more: object) -> DataCache:
+        made = self.caches.add(DataCache("", "", 0, 0.0, data_cache("", path, type, options, **more)), {})  # type: ignore[arg-type]
+        self.now = self.now or made.created
+        return made
+
+    def look(self, cache: DataCache) -> DataCache:
+        """Look once, as after a change; the cache as it is then."""
+        self.known.learn(cache.name, self.caches.named(cache.name))
+        self.pause = self.reconciler.look(cache.name)
+        found = self.caches.named(cache.name)
+        known = self.known.named(cache.name)
+        assert found and known and known.state == found.state
+        return found
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    made = Cluster(tmp_path)
+    made.images.origin["/a"] = made.images.origin["/b"] = content("a")
+    return made
+
+
+def test_a_cache_is_resolved_then_filled_by_a_node_then_available(cluster: Cluster) -> None:
+    made = cluster.make()
+    first = cluster.look(made)
+    assert (first.state.phase, first.state.coming, first.state.content) == (Phase.LOADING, content("a"), None)
+    assert cluster.orders.placed == {made.name: content("a").digest}
+    cluster.orders.say(made.name, State.FILLING, 40)
+    assert (cluster.look(made).state.phase, cluster.look(made).state.percent) == (Phase.LOADING, 40)
+    cluster.orders.say(made.name, State.STORING, 70)
+    assert cluster.look(made).state.phase is Phase.CREATING
+    cluster.orders.say(made.name, State.READY, 100)
+    ready = cluster.look(made).state
+    assert (ready.phase, ready.percent, ready.content, ready.coming) == (Phase.AVAILABLE, 100, content("a"), None)
+    assert [note.reason for note in ready.notes] == ["Resolved", "Available"]
+    assert len(cluster.images.asked) == 1 and cluster.orders.placed
+
+
+def test_a_start_of_the_operator_asks_and_fills_nothing_twice(cluster: Cluster) -> None:
+    made = cluster.make()
+    cluster.look(made)
+    cluster.start()
+    cluster.look(made)
+    cluster.orders.say(made.name, State.READY, 100)
+    cluster.look(made)
+    cluster.start()
+    before = cluster.caches.named(made.name)
+    assert cluster.look(made) == before and len(cluster.images.asked) == 1
+
+
+def test_with_an_image_store_a_known_image_is_available_at_once_and_no_node_is_asked(cluster: Cluster) -> None:
+    cluster.images.store = {content("a").digest: content("a")}
+    found = cluster.look(cluster.make()).state
+    assert (found.phase, found.is_kept) == (Phase.AVAILABLE, True) and cluster.orders.placed == {}
+
+
+def test_an_image_of_another_place_is_not_taken_by_hearsay(cluster: Cluster) -> None:
+    cluster.images.store = {content("a").digest: content("a", repo="org/other")}
+    assert cluster.look(cluster.make()).state.phase is Phase.LOADING
+
+
+def test_what_another_cache_of_the_place_has_is_available_at_once(cluster: Cluster) -> None:
+    first, second = cluster.make(), cluster.make("/b")
+    cluster.look(first)
+    cluster.orders.say(first.name, State.READY)
+    cluster.look(first)
+    assert cluster.look(second).state.phase is Phase.AVAILABLE and second.name in cluster.orders.placed
+
+
+def test_once_it_is_in_the_image_store_its_node_is_free_unless_nodes_are_named(cluster: Cluster) -> None:
+    cluster.images.store, cluster.images.origin["/b"] = {}, content("b")
+    plain, placed = cluster.make(), cluster.make("/b", node_selector={"pool": "gpu"})
+    for cache, letter in ((plain, "a"), (placed, "b")):
+        cluster.look(cache)
+        cluster.images.store[content(letter).digest] = content(letter)
+        cluster.orders.say(cache.name, State.READY)
+        assert cluster.look(cache).state.is_kept
+    assert list(cluster.orders.placed) == [placed.name]
+
+
+def test_a_new_source_is_made_ready_beside_the_old_one(cluster: Cluster) -> None:
+    made = cluster.make()
+    cluster.look(made)
+    cluster.orders.say(made.name, State.READY)
+    cluster.look(made)
+    cluster.images.origin["/a"] = content("b")
+    cluster.caches.change(made, lambda cache: replace(cache, spec=replace(cache.spec, options={**HUB, "revision": "v2"})))
+    updating = cluster.look(made).state
+    assert (updating.phase, updating.content, updating.coming) == (Phase.UPDATING, content("a"), content("b"))
+    cluster.orders.say(made.name, State.FAILED, 0, "no space")
+    failed = cluster.look(made).state
+    assert (failed.phase, failed.content, failed.message) == (Phase.UPDATE_FAILED, content("a"), "no space")
+    cluster.orders.say(made.name, State.READY)
+    assert cluster.look(made).state.content == content("b")
+
+
+def test_an_update_that_cannot_be_resolved_leaves_what_there_is(cluster: Cluster) -> None:
+    made = cluster.make()
+    cluster.look(made)
+    cluster.orders.say(made.name, State.READY)
+    cluster.look(made)
+    cluster.images.origin["/a"] = SourceNotFound("no such revision")
+    cluster.caches.change(made, lambda cache: replace(cache, spec=replace(cache.spec, options={**HUB, "revision": "no"})))
+    failed = cluster.look(made).state
+    assert (failed.phase, failed.content, failed.coming) == (Phase.UPDATE_FAILED, content("a"), None)
+    cluster.images.origin["/a"] = content("c")
+    assert cluster.look(made).state.coming == content("c")
+
+
+def test_content_over_an_explicit_size_fails_with_both_numbers(cluster: Cluster) -> None:
+    cluster.images.origin["/a"] = content("a", 3 * GIB)
+    failed = cluster.look(cluster.make(size_gib=2)).state
+    assert failed.phase is Phase.FAILED and str(3 * GIB) in failed.message and "2 GiB" in failed.message and cluster.orders.placed == {}
+
+
+@pytest.mark.parametrize(
+    ("type", "options", "words"),
+    [
+        ("URL", {**HUB, "repoID2": "x"}, "unknown parameter 'repoID2'"),
+        ("NAS", NAS, "--allow-inline-nas nas.example.com:/models"),
+        ("OSS", {"bucket": "abc", "url": "oss.example.com"}, "--allow-origins oss.example.com"),
+        ("OSS", {"bucket": "abc", "url": "oss-cn-beijing.aliyuncs.com", "ramRole": "admin"}, "ramRole"),
+    ],
+)
+def test_a_source_that_cannot_be_or_is_not_allowed_fails_and_no_origin_is_asked(
+    cluster: Cluster, type: str, options: Mapping[str, str], words: str
+) -> None:
+    failed = cluster.look(cluster.make(options=options, type=type)).state
+    assert failed.phase is Phase.FAILED and words in failed.message and cluster.images.asked == []
+
+
+def test_an_origin_that_is_away_is_asked_again_after_longer_and_longer_pauses(cluster: Cluster) -> None:
+    cluster.images.origin["/a"] = OriginUnavailable("the hub does not answer")
+    made, pauses = cluster.make(), []
+    for _ in range(3):
+        failed = cluster.look(made).state
+        pauses.append(cluster.pause)
+    assert failed.phase is Phase.FAILED and [(note.reason, note.count) for note in failed.notes] == [("Failed", 3)]
+    assert pauses[0] and pauses[1] == 2 * pauses[0] and pauses[2] == 4 * pauses[0]
+    cluster.images.origin["/a"] = content("a")
+    assert cluster.look(made).state.phase is Phase.LOADING
+
+
+def test_a_resolve_that_takes_longer_is_loading_and_looked_at_soon(cluster: Cluster) -> None:
+    cluster.images.origin["/a"] = Busy("still resolving; call again")
+    found = cluster.look(cluster.make()).state
+    assert (found.phase, found.message) == (Phase.LOADING, "still resolving; call again") and cluster.pause and cluster.pause < 10
+
+
+def test_credentials_among_the_options_are_moved_and_used(cluster: Cluster) -> None:
+    made = cluster.make(options={**HUB, "accessToken": "hf_x"})
+    cluster.look(made)
+    moved = cluster.look(made)
+    assert moved.spec.options == HUB and cluster.caches.credential(moved) == {"accessToken": "hf_x"}
+    assert cluster.images.asked == [(made.name, {"accessToken": "hf_x"})] and moved.state.coming == content("a")
+
+
+def test_a_credential_of_another_source_is_not_used(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster.caches, "credential_fits", lambda cache: False)
+    found = cluster.look(cluster.make()).state
+    assert found.phase is Phase.FAILED and "its credential was given for another kind of source or other hosts" in found.message
+    assert cluster.images.asked == []
+
+
+def test_an_empty_credential_is_none(cluster: Cluster) -> None:
+    made = cluster.make(options={**HUB, "accessToken": " "})
+    cluster.look(made)
+    moved = cluster.look(made)
+    assert moved.spec.options == HUB and moved.secret is None and moved.state.coming == content("a")
+
+
+def test_of_two_of_one_name_the_older_counts_and_the_other_says_so(cluster: Cluster) -> None:
+    first = cluster.make()
+    second = replace(first, name="other", uid="other", created=first.created + 1)
+    cluster.known.learn(first.name, first)
+    changed: list[str] = []
+    with cluster.known.telling(changed.append):
+        cluster.known.learn(second.name, second)
+        assert changed == sorted([first.name, "other"])
+        cluster.known.learn(first.name, None)
+        assert changed[2:] == sorted([first.name, "other"])
+        cluster.known.learn(first.name, first)
+    with pytest.raises(Exception, match=first.name):
+        cluster.reconciler._check_place(second)
+    cluster.reconciler._check_place(first)
+
+
+def test_a_cache_is_deleted_when_its_days_are_over(cluster: Cluster) -> None:
+    made = cluster.make(retention_days=1)
+    found = cluster.look(made)
+    assert made.created + 86_400 >= found.state.expires > made.created + 86_398 and cluster.pause and cluster.pause <= 86_400
+    assert cluster.now
+    cluster.now += 86_401
+    assert cluster.reconciler.look(made.name) is None and cluster.caches.find() == []
+
+
+def test_no_more_notes_are_kept_than_people_read(cluster: Cluster) -> None:
+    made = cluster.make()
+    for number in range(MOST_NOTES + 5):
+        cluster.images.origin["/a"] = SourceNotFound(f"not there: {number}")
+        found = cluster.look(made)
+    assert len(found.state.notes) == MOST_NOTES and found.state.notes[-1].message.endswith(str(MOST_NOTES + 4))
+
+
+def test_what_is_gone_is_not_looked_at(cluster: Cluster) -> None:
+    assert cluster.reconciler.look("edc-none") is None
+
+
+def test_what_a_cache_is_to_hold_is_written_before_a_node_is_told_to_make_it_ready(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, seen = cluster.make(), []
+    place = cluster.orders.place
+
+    def placed(cache: DataCache) -> OrderState:
+        found = cluster.caches.named(cache.name)
+        seen.append(found and found.state.coming)
+        return place(cache)
+
+    monkeypatch.setattr(cluster.orders, "place", placed)
+    cluster.look(made)
+    assert seen == [content("a")]
+
+
+def test_a_state_that_cannot_be_written_has_no_node_told_and_is_written_the_next_time(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cluster.make()
+    with monkeypatch.context() as broken:
+        broken.setattr(cluster.caches, "report", raising(ClusterUnavailable("away")))
+        with pytest.raises(ClusterUnavailable):
+            cluster.look(made)
+    assert cluster.orders.placed == {}
+    assert cluster.look(made).state.coming == content("a") and cluster.orders.placed
+
+
+def raising(error: Exception) -> Callable[..., None]:
+    def fails(*given: object) -> None:
+        raise error
+
+    return fails
+
+
+def available(cluster: Cluster, path: str = "/a", **more: object) -> DataCache:
+    made = cluster.make(path, **more)  # type: ignore[arg-type]
+    cluster.look(made)
+    cluster.orders.say(made.name, State.READY)
+    found = cluster.look(made)
+    assert found.state.phase is Phase.AVAILABLE
+    return found
+
+
+def test_a_fault_of_what_keeps_it_leaves_an_available_cache_as_it_is_and_asks_no_origin(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = available(cluster)
+    cluster.images.origin["/a"] = content("b")
+    with monkeypatch.context() as broken:
+        broken.setattr(cluster.orders, "place", raising(ClusterUnavailable("the API server is away")))
+        found = cluster.look(made).state
+        assert (found.phase, found.content, found.message) == (Phase.AVAILABLE, content("a"), "the API server is away")
+        broken.setattr(cluster.orders, "place", lambda cache: OrderState(message="no node", placed=False))
+        assert cluster.look(made).state.message == "no node"
+    after = cluster.look(made).state
+    assert (after.phase, after.content, after.message) == (Phase.AVAILABLE, content("a"), "") and len(cluster.images.asked) == 1
+
+
+def test_a_new_cache_waits_for_a_node_that_can_have_it(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = cluster.make()
+    with monkeypatch.context() as empty:
+        empty.setattr(cluster.orders, "place", lambda cache: OrderState(message="no node", placed=False))
+        found = cluster.look(made).state
+        assert (found.phase, found.coming, found.message) == (Phase.LOADING, content("a"), "no node")
+        assert cluster.pause and cluster.pause <= 60
+    cluster.look(made)
+    cluster.orders.say(made.name, State.READY)
+    assert cluster.look(made).state.phase is Phase.AVAILABLE and len(cluster.images.asked) == 1
+
+
+def test_what_a_node_is_done_with_is_kept_once_the_image_store_has_it(cluster: Cluster) -> None:
+    cluster.images.store = {}
+    made = available(cluster)
+    assert not made.state.is_kept and "--image-store" in made.state.message and cluster.orders.placed == {}
+    cluster.look(made)
+    cluster.images.store[content("a").digest] = content("a")
+    cluster.orders.say(made.name, State.READY)
+    found = cluster.look(made).state
+    assert found.is_kept and found.message == ""
+
+
+def test_an_image_that_people_remove_from_the_image_store_is_brought_there_again(cluster: Cluster) -> None:
+    cluster.images.store = {content("a").digest: content("a")}
+    made = cluster.look(cluster.make())
+    assert made.state.is_kept and cluster.now
+    cluster.images.store.clear()
+    assert cluster.look(made).state.is_kept, "it is asked now and then alone"
+    cluster.now += 4000
+    found = cluster.look(made).state
+    assert (found.is_kept, found.phase, list(cluster.orders.placed)) == (False, Phase.AVAILABLE, [made.name])
+
+
+def test_the_same_address_in_another_network_is_another_place(cluster: Cluster) -> None:
+    networked = content("a")
+    held = replace(networked, access={**networked.access, "egressProfile": "vpc-a"})
+    cluster.images.store = {held.digest: held}
+    assert cluster.look(cluster.make()).state.phase is Phase.LOADING
+
+
+def test_a_credential_goes_out_of_an_object_whose_name_is_taken_too(cluster: Cluster) -> None:
+    first = cluster.make()
+    second = cluster.make("/b", {**HUB, "accessToken": "hf_x"})
+    cluster.known.learn(first.name, replace(first, spec=replace(first.spec, path="/b")))
+    cluster.look(second)
+    found = cluster.caches.named(second.name)
+    assert found and found.spec.options == HUB and cluster.caches.credential(found) == {"accessToken": "hf_x"}
+
+
+def test_a_new_leader_goes_on_from_what_the_last_one_left_and_not_from_what_it_saw_itself(cluster: Cluster) -> None:
+    made, follower = cluster.make(), KnownCaches()
+    follower.learn(made.name, made)
+    cluster.look(made)
+    cluster.orders.say(made.name, State.READY)
+    left = cluster.look(made)
+    follower.look(cluster.caches.find)
+    assert follower.named(made.name) == left
+    follower.learn(made.name, made)
+    assert follower.named(made.name) == left, "a watch may tell of it later"
+
+
+def test_what_is_heard_while_one_looks_is_not_lost(cluster: Cluster) -> None:
+    old, gone = cluster.make(), cluster.make("/b")
+    known = KnownCaches()
+    for cache in (old, gone):
+        known.learn(cache.name, cache)
+    newer = replace(old, generation=2)
+
+    def find() -> list[DataCache]:
+        found = cluster.caches.find()
+        known.learn(old.name, newer)
+        known.learn(gone.name, None)
+        known.learn("edc-new", replace(old, name="edc-new", uid="new"))
+        return found
+
+    known.look(find)
+    assert {cache.name: cache.generation for cache in known.all()} == {old.name: 2, "edc-new": 1}
+    known.learn(old.name, old)
+    assert known.named(old.name) == newer, "a watch that is behind brings no old spec back"
+
+
+def test_who_met_all_knows_those_too_that_the_watch_has_not_told_of(cluster: Cluster) -> None:
+    known, made = KnownCaches(), cluster.make()
+    known.meet(cluster.caches.find)
+    assert known.all() == [made]
+    known.learn(made.name, None)
+    known.meet(lambda: [made])
+    assert known.all() == [made]

@@ -1,0 +1,220 @@
+"""The image store through real workers: images go there and come back, on a folder and on a real S3 server, and it is never in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from csi.errors import (
+    Busy,
+    DataCacheError,
+    FailedPrecondition,
+    InvalidParameter,
+    NotFound,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceNotFound,
+    Unauthenticated,
+)
+from csi.image_store.client import LANE, StoreAccess, StoredImages
+from csi.images.node_store.store import Store
+from csi.manifest.manifest import build
+from csi.worker.pool import Call, WorkerPool
+from csi.worker.protocol import Request, Resolution
+from csi.worker_process import image_store_operations
+from csi.worker_process.image_store_operations import fill_from_either
+from tests.origins.hub import Hub
+from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
+
+FILES = {"model.bin": os.urandom(3 << 20), "folder/config.json": b"{}", "empty": b""}
+EMPTY = build([], {})
+HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/kept", "revision": "main"}
+
+
+class Node:
+    """A node's store, and what is in the image store for it."""
+
+    def __init__(self, folder: Path, pool: WorkerPool, access: StoreAccess) -> None:
+        self.store, self.pool, self.stored = Store(folder, None), pool, StoredImages(pool, access)
+
+    def resolve(self) -> Resolution:
+        temp = self.store.temp_path()
+        found = Resolution.decode(self.pool.call("resolve", Request("resolve", HUB, {}, manifest=str(temp))))
+        self.store.adopt_manifest(found.digest, temp, found.image_bytes)
+        return found
+
+    def fill(self, digest: str, call: Call | None = None, **more: str) -> bytes:
+        """SHA-256 of the image once it is full."""
+        paths = self.store.paths(digest)
+        files = {name: str(getattr(paths, name)) for name in ("manifest", "partial", "journal", "image")}
+        request = Request("fill", {}, {}, **files, **{**self.stored.of_fill(), **more})  # type: ignore[arg-type]
+        with self.store.reserve(digest):
+            self.pool.call("fill", request, call)
+        return hashlib.sha256(paths.image.read_bytes()).digest()
+
+    def bring(self, digest: str) -> None:
+        self.stored.bring(self.store.paths(digest).folder, Call(), lambda progress: None)
+
+    def take_manifest(self, digest: str) -> None:
+        temp = self.store.temp_path()
+        kept = self.stored.manifest(digest, temp)
+        self.store.adopt_manifest(digest, temp, kept.image_bytes)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with Hub() as running:
+        running.repo("org/kept", FILES)
+        monkeypatch.setenv("HF_ENDPOINT", running.endpoint)
+        yield running
+
+
+@pytest.fixture(params=["file", "s3"])
+def access(request: pytest.FixtureRequest, tmp_path: Path) -> StoreAccess:
+    if request.param == "file":
+        (tmp_path / "images").mkdir()
+        return StoreAccess(f"file://{tmp_path}/images")
+    server: ObjectServer = request.getfixturevalue("objects")
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    for key, value in (("accessKeyId", ROOT_ID), ("secretAccessKey", ROOT_SECRET)):
+        (secret / key).write_text(f"{value}\n")
+    return StoreAccess(f"s3://{server.bucket({})}/kept?endpoint={quote(server.endpoint)}", secret)
+
+
+@pytest.fixture
+def pool(hub: Hub) -> Iterator[WorkerPool]:
+    made = WorkerPool({"resolve": 1, "fill": 1, LANE: 2}, allowed=["127.0.0.0/8"])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def node(tmp_path: Path, pool: WorkerPool, access: StoreAccess) -> Node:
+    (tmp_path / "first").mkdir()
+    return Node(tmp_path / "first", pool, access)
+
+
+@pytest.fixture
+def other(tmp_path: Path, pool: WorkerPool, access: StoreAccess) -> Node:
+    (tmp_path / "second").mkdir()
+    return Node(tmp_path / "second", pool, access)
+
+
+def test_an_image_goes_there_and_another_node_has_it_without_its_origin(node: Node, other: Node, hub: Hub) -> None:
+    found = node.resolve()
+    assert node.stored.find(found.digest) is None and node.stored.all() == []
+    image = node.fill(found.digest)
+    node.bring(found.digest)
+    kept = node.stored.find(found.digest)
+    assert kept and (kept.image_bytes, kept.content_bytes) == (found.image_bytes, found.content_bytes) and kept.access == found.spec.to_context()
+    assert node.stored.find(f"s-{found.digest[:20]}") == kept and node.stored.all() == [kept]
+    sent = hub.counters.bytes_sent["org/kept/model.bin"]
+    hub.stop()
+    other.take_manifest(found.digest)
+    assert other.fill(found.digest) == image
+    hub.start()
+    assert hub.counters.bytes_sent["org/kept/model.bin"] == sent
+
+
+def test_what_is_removed_or_was_unwanted_for_long_enough_is_gone(node: Node, tmp_path: Path) -> None:
+    digest = node.resolve().digest
+    node.fill(digest)
+    node.bring(digest)
+    assert node.stored.collect({digest}, 0, tmp_path / "wanted") == [] and node.stored.find(digest)
+    assert node.stored.collect((), 0, tmp_path / "wanted") == [] and node.stored.collect((), 0, tmp_path / "wanted") == [digest]
+    node.bring(digest)
+    node.stored.remove(digest)
+    assert node.stored.find(digest) is None and not (tmp_path / "wanted").exists()
+
+
+def test_a_fill_goes_on_from_its_origin_where_the_store_fails(node: Node, other: Node, access: StoreAccess, tmp_path: Path) -> None:
+    digest = node.resolve().digest
+    image = node.fill(digest)
+    other.resolve()
+    gone = (
+        replace(access, url=f"file://{tmp_path}/nowhere")
+        if access.folder is None
+        else replace(access, url="s3://bucket/x?endpoint=http%3A//127.0.0.1%3A1")
+    )
+    assert other.fill(digest, image_store=gone.url) == image
+
+
+def test_where_both_fail_the_error_says_both(other: Node, hub: Hub) -> None:
+    digest = other.resolve().digest
+    hub.stop()
+    with pytest.raises(DataCacheError, match=r"\(and .* does not have this image\)"):
+        other.fill(digest)
+    hub.start()
+
+
+@pytest.mark.parametrize("first", ["origin", "store"])
+def test_a_fill_that_was_begun_from_one_place_ends_the_same_from_the_other(node: Node, other: Node, hub: Hub, first: str) -> None:
+    digest = node.resolve().digest
+    image = node.fill(digest)
+    node.bring(digest)
+    other.resolve()
+    call, none = Call(), {"image_store": ""}
+    hub.faults.rate = 1 << 20
+    stopper = threading.Timer(0.6, call.stop)
+    stopper.start()
+    try:
+        other.fill(digest, call, **(none if first == "origin" else {}))
+    except Busy:
+        pass
+    finally:
+        stopper.cancel()
+        hub.faults.rate = None
+    if not other.store.sealed(digest):
+        assert other.fill(digest, **({} if first == "origin" else none)) == image
+    assert hashlib.sha256(other.store.paths(digest).image.read_bytes()).digest() == image
+
+
+@pytest.mark.parametrize("kind", [OriginUnavailable, SourceNotFound, Unauthenticated, PermissionDenied])
+def test_what_an_origin_has_begun_and_refuses_now_comes_from_the_store(
+    kind: type[DataCacheError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str | None] = [None, "the image store does not have it"]
+    monkeypatch.setattr(image_store_operations, "begun_by", lambda path: EMPTY.digest)
+    monkeypatch.setattr(image_store_operations, "_fill", lambda request, manifest, tell: said.pop(0))
+    request = Request("fill", {}, {}, image_store="file:///images", journal=str(tmp_path / "journal"))
+
+    def refused() -> None:
+        raise kind("gone")
+
+    fill_from_either(request, EMPTY, lambda progress: None, refused)
+    with pytest.raises(kind, match="gone.*does not have it"):
+        fill_from_either(request, EMPTY, lambda progress: None, refused)
+
+
+def test_no_store_asks_nobody(pool: WorkerPool, tmp_path: Path) -> None:
+    stored = StoredImages(pool, StoreAccess())
+    assert not stored.there and stored.find("a" * 64) is None and stored.of_fill() == {}
+
+
+def test_a_store_that_cannot_be_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidParameter, match="image store"):
+        StoreAccess("ftp://x").check()
+    with pytest.raises(FailedPrecondition, match="--image-store-secret"):
+        StoreAccess("s3://bucket", tmp_path / "none").credential()
+
+
+def test_what_is_not_there_is_not_found(node: Node) -> None:
+    with pytest.raises(NotFound):
+        node.stored.manifest("a" * 64, node.store.temp_path())
+
+
+def test_the_credential_is_in_no_log_and_no_error(node: Node, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+    caplog.set_level(logging.DEBUG)
+    digest = node.resolve().digest
+    node.fill(digest)
+    node.bring(digest)
+    assert ROOT_SECRET not in caplog.text + "".join(capfd.readouterr()) + repr(Request("stored", {}, {}, **node.stored.of_fill()))

@@ -1,0 +1,44 @@
+"""How an operator writes where images are kept that outlive their origins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from csi.errors import InvalidParameter
+from csi.image_store.location import FolderSpec, image_store
+from csi.parameters.dialects.buckets import ObjectSpec
+
+
+def test_a_folder_is_one() -> None:
+    assert image_store("file:///mnt/a%20b") == FolderSpec(Path("/mnt/a b"))
+
+
+def test_buckets_are_written_as_one_url() -> None:
+    s3 = image_store("s3://images/kept/here?endpoint=http://minio.example:9000&region=eu-central-1")
+    assert s3 == ObjectSpec("S3", "http://minio.example:9000", "images", "kept/here", "eu-central-1", True)
+    assert image_store("s3://images?region=eu-central-1") == ObjectSpec("S3", "https://s3.eu-central-1.amazonaws.com", "images", "", "eu-central-1")
+    oss = image_store("oss://images/kept?endpoint=oss-cn-hangzhou-internal.aliyuncs.com")
+    assert isinstance(oss, ObjectSpec) and (oss.store, oss.bucket, oss.prefix, oss.region) == ("OSS", "images", "kept", "cn-hangzhou")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("", "write file:///folder"),
+        ("/mnt/images", "no known kind"),
+        ("http://images.example", "no known kind"),
+        ("file://host/images", "no absolute folder"),
+        ("file:///mnt/../etc", "no absolute folder"),
+        ("s3://images?endpoint", "cannot be read"),
+        ("s3://images?endpont=x", "unknown option"),
+        ("s3://images", "endpoint is missing"),
+        ("s3://i?region=eu-central-1", "bucket"),
+        ("s3://id:s3cr3t@images?region=eu-central-1", "--image-store-secret"),
+    ],
+)
+def test_what_is_none_says_why_without_a_credential(url: str, words: str) -> None:
+    with pytest.raises(InvalidParameter, match=words) as caught:
+        image_store(url)
+    assert "s3cr3t" not in str(caught.value)

@@ -1,0 +1,74 @@
+"""A cgroup hierarchy of plain folders, with limits and counters in a file of each; test_hierarchies.py proves it like the real ones."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from csi.errors import UnsupportedByNode
+from csi.linux.cgroups.hierarchy import Count
+from csi.performance.limits import UNLIMITED, Rate
+
+STATE = "throttle.json"
+
+
+class FakeHierarchy:
+    """Flat as version 1 unless told otherwise. `writes` counts the limits written; `refusal` makes the kernel refuse them."""
+
+    watched: tuple[str, ...] = (STATE,)
+
+    def __init__(self, root: Path, flat: bool = True) -> None:
+        self.root, self.flat = root, flat
+        self.writes = 0
+        self._guard = threading.Lock()
+        self.refusal = ""
+        root.mkdir(parents=True, exist_ok=True)
+
+    def prepare(self, pod: Path) -> None:
+        if self.refusal:
+            raise UnsupportedByNode(self.refusal)
+
+    def limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
+        with self._guard:
+            if not cgroup.exists() or self.rate(cgroup, device) == rate:
+                return False
+            state = _state(cgroup)
+            state["limits"][device] = asdict(rate)
+            _keep(cgroup, state)
+            self.writes += 1
+            return True
+
+    def rate(self, cgroup: Path, device: str) -> Rate:
+        kept = _state(cgroup)["limits"].get(device)
+        return Rate(**kept) if kept else UNLIMITED
+
+    def limited(self, cgroup: Path) -> list[str]:
+        """The devices that the cgroup has a limit for."""
+        return [device for device in _state(cgroup)["limits"] if self.rate(cgroup, device) != UNLIMITED]
+
+    def count(self, cgroup: Path, device: str) -> Count:
+        kept = _state(cgroup)["counts"].get(device)
+        return Count(**kept) if kept else Count()
+
+    def read(self, cgroup: Path, device: str, ios: int, size: int = 4096) -> None:
+        """Have a process of the cgroup read."""
+        with self._guard:
+            state = _state(cgroup)
+            state["counts"][device] = asdict(self.count(cgroup, device) + Count(ios, ios * size))
+            _keep(cgroup, state)
+
+
+def _state(cgroup: Path) -> dict[str, Any]:
+    try:
+        return json.loads((cgroup / STATE).read_text())
+    except FileNotFoundError:
+        return {"limits": {}, "counts": {}}
+
+
+def _keep(cgroup: Path, state: dict[str, Any]) -> None:
+    temporary = cgroup / ".new"
+    temporary.write_text(json.dumps(state))
+    temporary.rename(cgroup / STATE)

@@ -1,0 +1,217 @@
+"""Fills in the background: one for each image, waited for by all, stopped when nobody wants them."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from csi.concurrency.wait_limiter import Patience
+from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, NotFound, OriginUnavailable, PermissionDenied, SourceChanged
+from csi.images.progress import FillProgress
+from csi.worker.protocol import Request
+from datacache.images import progress_of
+from tests.node_plugin.node import HUB, MIB, Node
+
+
+def adopt(node: Node) -> str:
+    """Resolve what the source holds and put its manifest into the store; the image's digest."""
+    manifest = node.store.temp_path()
+    found = node.source.call("resolve", Request("resolve", HUB, {}, manifest=str(manifest)))
+    node.store.adopt_manifest(found["digest"], manifest, found["image_bytes"])
+    return str(found["digest"])
+
+
+def eventually(holds: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not holds():
+        time.sleep(0.005)
+    return holds()
+
+
+def wait(node: Node, digest: str, seconds: float = 30, key: str = "vol", secrets: dict[str, str] | None = None) -> None:
+    node.fills.wait(key, digest, secrets or {}, Patience(seconds))
+
+
+def all_at_once(works: list[Callable[[], None]]) -> list[DataCacheError | None]:
+    answers: list[DataCacheError | None] = []
+
+    def run(work: Callable[[], None]) -> None:
+        try:
+            answers.append(work())
+        except DataCacheError as error:
+            answers.append(error)
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    return answers
+
+
+def test_all_who_want_an_image_wait_for_one_fill(node: Node) -> None:
+    digest = adopt(node)
+    node.source.go_fill.clear()
+    threading.Timer(0.1, node.source.go_fill.set).start()
+    assert all_at_once([lambda: wait(node, digest)] * 8) == [None] * 8
+    assert node.source.operations.count("fill") == 1 and node.store.sealed(digest)
+    wait(node, digest, seconds=0)
+    assert node.source.operations.count("fill") == 1 and node.fills.progress() == {}
+
+
+def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node) -> None:
+    digest = adopt(node)
+    node.source.go_fill.clear()
+    with pytest.raises(Busy):
+        wait(node, digest, seconds=0.05)
+    assert eventually(lambda: node.fills.progress()[digest] == FillProgress(MIB, 5 * MIB, MIB, 1.0 * MIB, 4.0))
+    with pytest.raises(Busy, match="filling the cache: 1 of 5 MiB, 1.0 MiB/s, about 4 s left; call again, the fill goes on"):
+        wait(node, digest, seconds=0)
+    node.source.go_fill.set()
+    wait(node, digest)
+    assert node.source.operations.count("fill") == 1
+
+
+def test_progress_is_there_for_whoever_looks_into_the_store_and_goes_with_the_fill(node: Node) -> None:
+    digest = adopt(node)
+    paths = node.store.paths(digest)
+    node.source.go_fill.clear()
+    node.fills.begin(digest, {})
+    assert eventually(paths.progress.exists)
+    assert progress_of(paths) == FillProgress(**json.loads(paths.progress.read_text()))
+    node.source.go_fill.set()
+    wait(node, digest)
+    assert eventually(lambda: not paths.progress.exists()) and progress_of(paths) is None
+
+
+def test_what_ended_a_fill_is_told_to_all_who_began_it_with_the_same_credential(node: Node) -> None:
+    digest = adopt(node)
+    node.source.fill_error = OriginUnavailable("the origin is down")
+    node.source.go_fill.clear()
+    threading.Timer(0.1, node.source.go_fill.set).start()
+    answers = all_at_once([lambda: wait(node, digest)] * 4)
+    assert [str(answer) for answer in answers] == ["the origin is down"] * 4
+    assert node.store.partial(digest)
+
+
+def test_another_volumes_credential_that_fails_is_not_held_against_this_one(node: Node) -> None:
+    digest = adopt(node)
+    node.source.readers = {"right"}
+    node.source.go_fill.clear()
+    wrong = threading.Thread(target=lambda: pytest.raises(PermissionDenied, wait, node, digest, secrets={"token": "wrong"}))
+    wrong.start()
+    assert node.source.filling.acquire(timeout=20)
+    threading.Timer(0.1, node.source.go_fill.set).start()
+    wait(node, digest, secrets={"token": "right"})
+    wrong.join(20)
+    assert node.store.sealed(digest) and node.source.operations.count("fill") == 2
+
+
+@pytest.mark.parametrize("error", [CorruptContent("wrong bytes"), SourceChanged("another file")])
+def test_bytes_that_no_next_try_could_use_are_removed(node: Node, error: DataCacheError) -> None:
+    digest = adopt(node)
+    node.source.fill_error = error
+    with pytest.raises(type(error)):
+        wait(node, digest)
+    assert eventually(lambda: node.store.images() == [])
+
+
+def test_a_fill_that_nobody_wants_is_stopped_after_a_grace_and_its_bytes_stay(tmp_path: Path, node: Node) -> None:
+    node.close()
+    hasty = Node(tmp_path, grace=0.0)
+    digest = adopt(hasty)
+    hasty.source.go_fill.clear()
+    hasty.fills.begin(digest, {})
+    assert eventually(lambda: hasty.fills.progress() == {})
+    assert hasty.store.partial(digest)
+    hasty.source.go_fill.set()
+    wait(hasty, digest)
+    hasty.close()
+
+
+def test_a_fill_that_is_waited_for_is_not_stopped_by_the_grace(tmp_path: Path, node: Node) -> None:
+    node.close()
+    hasty = Node(tmp_path, grace=0.0)
+    digest = adopt(hasty)
+    hasty.source.go_fill.clear()
+    threading.Timer(0.3, hasty.source.go_fill.set).start()
+    wait(hasty, digest)
+    assert hasty.source.operations.count("fill") == 1
+    hasty.close()
+
+
+def test_stopping_all_ends_them_and_tells_who_waits(node: Node) -> None:
+    digest = adopt(node)
+    node.source.go_fill.clear()
+    threading.Timer(0.1, node.fills.stop).start()
+    with pytest.raises(Busy, match="stopped"):
+        wait(node, digest)
+    assert node.fills.progress() == {}
+
+
+def test_an_image_that_was_never_resolved_cannot_be_filled(node: Node) -> None:
+    with pytest.raises(NotFound, match="has to be resolved first"):
+        wait(node, "d" * 64)
+    assert node.fills.progress() == {}
+
+
+def test_what_cannot_fit_is_told_at_once_and_nothing_is_begun(tmp_path: Path, node: Node) -> None:
+    node.close()
+    small = Node(tmp_path, budget=3 * MIB)
+    digests = []
+    for name in ("a", "b"):
+        small.source.files = {name: 2 * MIB}
+        digests.append(adopt(small))
+    small.source.go_fill.clear()
+    small.fills.begin(digests[0], {})
+    with pytest.raises(NoSpace, match="the image needs 2"):
+        wait(small, digests[1])
+    small.source.go_fill.set()
+    wait(small, digests[0])
+    wait(small, digests[1])
+    assert [bool(small.store.sealed(digest)) for digest in digests] == [False, True]
+    small.close()
+
+
+def test_a_fill_ends_also_where_its_progress_cannot_be_removed(node: Node) -> None:
+    digest = adopt(node)
+    node.store.paths(digest).progress.mkdir()
+    wait(node, digest, seconds=10)
+    assert node.fills.progress() == {} and node.store.sealed(digest)
+
+
+def test_no_image_goes_for_a_fill_that_nobody_waits_for(tmp_path: Path, node: Node) -> None:
+    node.close()
+    small = Node(tmp_path, budget=3 * MIB)
+    small.source.files = {"a": 2 * MIB}
+    sealed = adopt(small)
+    wait(small, sealed)
+    small.source.files = {"b": 2 * MIB}
+    left = adopt(small)
+    with pytest.raises(NoSpace):
+        small.fills.begin(left, {})
+    assert small.store.sealed(sealed)
+    wait(small, left)
+    assert small.store.sealed(left) and not small.store.sealed(sealed)
+    small.close()
+
+
+def test_a_full_waiting_room_answers_at_once_and_the_fills_go_on(tmp_path: Path, node: Node) -> None:
+    node.close()
+    full = Node(tmp_path, seats=1)
+    digest = adopt(full)
+    full.source.go_fill.clear()
+    seated = threading.Thread(target=wait, args=(full, digest))
+    seated.start()
+    assert full.source.filling.acquire(timeout=20)
+    with pytest.raises(Busy, match="1 calls are waiting already"):
+        wait(full, digest)
+    full.source.go_fill.set()
+    seated.join(20)
+    assert full.store.sealed(digest)
+    full.close()
