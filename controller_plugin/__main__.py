@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
-from controller_plugin.pvc_annotations import Asking
+from controller_plugin.pvc_annotations import Asking, open_claims
 from controller_plugin.servicer import ControllerServicer, NoNode
 from controller_plugin.volumes import Volumes
 from csi import __version__
@@ -21,12 +23,15 @@ from csi.destinations.destinations import ORIGINS_HELP, destinations
 from csi.linux.durable_files import secret_key
 from csi.pb import csi_pb2_grpc
 from csi.program import flags, lifecycle
-from csi.registry.factories import HELP, KUBERNETES, find_server, open_announcer, open_claims, open_pins, open_registry
+from csi.registry.factories import HELP, KUBERNETES, find_server, open_announcer, open_pins, open_registry
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
 from csi.server import grpc_server, health
 from csi.server.identity import IdentityServicer
 from csi.worker.pool import WorkerPool
+
+if TYPE_CHECKING:
+    from csi.cluster.api_server import ApiServer
 
 STATE_DIR = "/var/lib/datacache-controller"
 
@@ -64,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _serve(options: argparse.Namespace) -> None:
     server = find_server(options.registry)
     pins = open_pins(server)
-    registry = open_registry(options.registry, server, pins, options.sweep_interval)
+    registry = open_registry(options.registry, server)
     announcer = open_announcer(server, "datacache-controller", os.environ.get("POD_NAME") or socket.gethostname())
     allowed = AllowList(options.allow_inline_nas, options.allow_origins, ANNOTATIONS)
     room = WaitingRoom(options.rpc_threads // 2)
@@ -93,12 +98,27 @@ def _serve(options: argparse.Namespace) -> None:
         csi_pb2_grpc.add_NodeServicer_to_server(NoNode(), server)
 
     try:
-        with registry.tended(f"{options.driver_name.lower()}-controller"):
+        with _leadership(options, server):
             healthy = partial(health.answering, options.health_address, options.endpoint)
             grpc_server.serve(options.endpoint, options.rpc_threads, room, register, healthy, observe)
     finally:
         pool.close()
         announcer.close()
+
+
+@contextmanager
+def _leadership(options: argparse.Namespace, server: ApiServer | None) -> Iterator[None]:
+    """In a cluster, do the leader's duties whenever this replica leads; a folder has one controller and no duties."""
+    if server is None:
+        yield
+        return
+    from controller_plugin.leader import Leader
+    from csi.registry.pins.kubernetes import KubernetesPins
+    from csi.registry.volumes.kubernetes import KubernetesRegistry
+
+    leader = Leader(server, KubernetesRegistry(server), KubernetesPins(server), options.sweep_interval)
+    with leader.campaign(f"{options.driver_name.lower()}-controller"):
+        yield
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from csi.cluster.api_server import METADATA, ApiServer, path_of
 from csi.destinations.allow_list import AllowList, named_by_user
 from csi.errors import FailedPrecondition, InvalidParameter, NotFound
 from csi.parameters.annotations import Annotated, annotated_keys, completed, hint
 from csi.parameters.dialects.keys import SourceSpec
 from csi.parameters.volume_parameters import ANNOTATED, VolumeParameters, canonical_keys, parse
+
+if TYPE_CHECKING:
+    from csi.cluster.api_server import ApiServer
 
 _CLAIM = "csi.storage.k8s.io/pvc/"
 
@@ -91,9 +93,16 @@ class ClusterClaims:
 
     def annotations(self, namespace: str, name: str) -> dict[str, str]:
         """The annotations of a PVC. Raises FailedPrecondition where it is not there, and what `ApiServer.call` raises."""
+        from csi.cluster.api_server import METADATA, path_of  # 3 MB that a folder does not need
+
         path = path_of("api", "v1", "namespaces", namespace, "persistentvolumeclaims", name)
         try:
             claim = self._server.call("GET", path, accept=METADATA)
         except NotFound:
             raise FailedPrecondition(f"PVC {namespace}/{name} is gone, and its annotations were to name the source; create it anew") from None
         return dict(claim["metadata"].get("annotations") or {})
+
+
+def open_claims(server: ApiServer | None) -> ClusterClaims | None:
+    """The PVCs of the cluster of `server`, None without one."""
+    return ClusterClaims(server) if server else None

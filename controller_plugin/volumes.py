@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from controller_plugin.pvc_annotations import Asking, claim_of
+from csi.concurrency.deadline import Patience
 from csi.concurrency.keyed_locks import KeyedLocks
-from csi.concurrency.wait_limiter import Patience
 from csi.errors import (
     AlreadyExists,
     ClusterForbids,
@@ -26,10 +26,11 @@ from csi.errors import (
 from csi.parameters import access_modes
 from csi.parameters.access_modes import AccessMode
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.performance_keys import Performance, limits, whole_gib
+from csi.parameters.performance_keys import Performance, limits
 from csi.parameters.pinning import pin_name, revision_of, without_revision
 from csi.parameters.pvc import Claim
 from csi.parameters.volume_parameters import LARGEST_VOLUME, VolumeParameters, names_a_source, parse, parse_mutable
+from csi.performance.capacity import whole_gib
 from csi.registry.events.recorder import Announcer, Silent, Subject
 from csi.registry.pins.pins import CachePin, Holder, PinRegistry
 from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, id_of_name

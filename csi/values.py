@@ -1,6 +1,10 @@
-"""How messages quote what a caller gave."""
+"""Small values from outside: numbers, sizes, lists and booleans as people write them, and how messages show them."""
 
 from __future__ import annotations
+
+import re
+
+from csi.errors import InvalidParameter
 
 
 def shown(value: str, longest: int = 60) -> str:
@@ -24,6 +28,7 @@ def split_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in parts if part.strip())
 
 
+_MULTIPLES = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 MOST_DIGITS = 19
 """Enough for every size there is; Python refuses to read thousands of them."""
 
@@ -42,3 +47,39 @@ def human(size: int) -> str:
         return f"{size} B"
     power = min((size.bit_length() - 1) // 10, len(_UNITS))
     return f"{size / 1024**power:.1f} {_UNITS[power - 1]}"
+
+
+def integer(key: str, text: str, low: int, high: int) -> int:
+    """`text` as a decimal integer from `low` to `high`; raises InvalidParameter naming `key` and the range."""
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
+        raise InvalidParameter(f"{key} is {shown(text)}; it is a whole number from {low} to {high}")
+    return int(text)
+
+
+def boolean(key: str, text: str) -> bool:
+    """`text` as "true" or "false" in any case; raises InvalidParameter naming `key`."""
+    if text.lower() not in ("true", "false"):
+        raise InvalidParameter(f'{key} is {shown(text)}; it is "true" or "false"')
+    return text.lower() == "true"
+
+
+def size(text: str) -> int:
+    """Parse a Kubernetes quantity ("500Gi", "2T", "1048576") into bytes; raises ValueError."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k|M|G|T|Ki|Mi|Gi|Ti|)", text)
+    if not match:
+        raise ValueError(f"{text!r} is no size; write it as 500Gi or 2T")
+    return int(float(match[1]) * _MULTIPLES[match[2]])
+
+
+def quantity(key: str, text: str, low: int, high: int, unit: str = "") -> int:
+    """Bytes from a Kubernetes quantity ("500Mi", "2G", "1048576"), `low` to `high`; `unit` ("Gi") is that of a bare number.
+
+    Raises InvalidParameter naming `key` and the range.
+    """
+    try:
+        number = size(text + unit if text[-1:].isdigit() else text) if len(text) < 20 else -1
+    except ValueError:
+        number = -1
+    if not low <= number <= high:
+        raise InvalidParameter(f"{key} is {shown(text)}; it is {low} to {high} bytes, as 500Mi or 2G (a bare number is in {unit or 'bytes'})")
+    return number

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi.image_store.location import FolderSpec, ImageStoreSpec
 from csi.manifest.reader import OpenReader
 
 
@@ -55,17 +54,3 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Let go of all connections."""
-
-
-def open_backend(where: ImageStoreSpec, secrets: Mapping[str, str]) -> Backend:
-    """The backend of an image store, with the driver's own credential (`accessKeyId`, `secretAccessKey` or OSS's `akId`, `akSecret`).
-
-    Raises InvalidParameter where a credential was given that it cannot use.
-    """
-    if isinstance(where, FolderSpec):
-        from csi.image_store.folder import FolderBackend
-
-        return FolderBackend(where)
-    from csi.image_store.bucket import BucketBackend
-
-    return BucketBackend(where, secrets)

@@ -10,9 +10,9 @@ from itertools import groupby
 
 from csi.errors import CorruptContent, DataCacheError, NotFound
 from csi.image_store.announcements import ANNOUNCED, Announcement, read, written
-from csi.image_store.backend import Backend, Kept, open_backend
+from csi.image_store.backend import Backend, Kept
 from csi.image_store.copying import ImageCopy
-from csi.image_store.location import image_store
+from csi.image_store.location import FolderSpec, ImageStoreSpec, image_store
 from csi.image_store.parts_reader import PartsReader
 from csi.image_store.stored_image import IMAGES, PART_BYTES, StoredImage, folder_of, index_of, manifest_of, parts_of, snapshot_id_of, unwanted_of
 from csi.image_store.uploading import Stopped, Tell, Upload, patiently
@@ -172,3 +172,17 @@ def opened(url: str, secrets: Mapping[str, str]) -> Iterator[ImageStore]:
     """The image store of an URL (`csi.image_store.location`); raises InvalidParameter."""
     with closing(open_backend(image_store(url), secrets)) as backend:
         yield ImageStore(backend)
+
+
+def open_backend(where: ImageStoreSpec, secrets: Mapping[str, str]) -> Backend:
+    """The backend of an image store, with the driver's own credential (`accessKeyId`, `secretAccessKey` or OSS's `akId`, `akSecret`).
+
+    Raises InvalidParameter where a credential was given that it cannot use.
+    """
+    if isinstance(where, FolderSpec):
+        from csi.image_store.folder import FolderBackend
+
+        return FolderBackend(where)
+    from csi.image_store.bucket import BucketBackend
+
+    return BucketBackend(where, secrets)

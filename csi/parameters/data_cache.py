@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 
 from csi.errors import InvalidParameter, PermissionDenied
 from csi.parameters.dialects.table import secret_names, source_keys
-from csi.parameters.performance_keys import GIB
 from csi.parameters.volume_parameters import SPELLING, VolumeParameters, parse
+from csi.performance.capacity import GIB
 from csi.values import shown
 
 DEFAULT_BUCKET, RESERVED_BUCKET = "default", "eci-system"

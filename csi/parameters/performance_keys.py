@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,24 +9,17 @@ from functools import partial
 from csi.errors import InvalidParameter
 from csi.parameters.dialects.keys import Key
 from csi.performance import essd
-from csi.performance.limits import IO_SIZE, Limits, Rate
-from csi.program import flags
-from csi.values import shown
+from csi.performance.capacity import GIB, whole_gib
+from csi.performance.limits import IO_SIZE, MAX_BANDWIDTH, Limits, Rate
+from csi.values import boolean, integer, quantity, shown
 
 AUTOPL = "AutoPL"
 LEVELS = (*essd.LEVELS, AUTOPL)
 # The ceiling of an ESSD AutoPL disk with bursting (Alibaba Cloud, "ESSD AutoPL disks").
 MAX_IOPS = 1_000_000
 MAX_READ_IOPS = 10**9
-MAX_BANDWIDTH = 2**50
 MAX_CREDIT = 10**12
-GIB = 2**30
 _REMOVE = "(an empty value removes a key from a volume)"
-
-
-def whole_gib(content_bytes: int) -> int:
-    """The bytes of the smallest disk that holds the content: whole GiB, at least one, as the ESSD formulae count."""
-    return max(1, -(-content_bytes // GIB)) * GIB
 
 
 @dataclass(frozen=True)
@@ -192,34 +184,6 @@ def _level(key: str, text: str) -> str:
     if text.lower() not in known:
         raise InvalidParameter(f"{key} is {shown(text)}; it is one of {', '.join(LEVELS)}")
     return known[text.lower()]
-
-
-def integer(key: str, text: str, low: int, high: int) -> int:
-    """`text` as a decimal integer from `low` to `high`; raises InvalidParameter naming `key` and the range."""
-    if not (text.isascii() and text.isdigit() and len(text) < 20 and low <= int(text) <= high):
-        raise InvalidParameter(f"{key} is {shown(text)}; it is a whole number from {low} to {high}")
-    return int(text)
-
-
-def boolean(key: str, text: str) -> bool:
-    """`text` as "true" or "false" in any case; raises InvalidParameter naming `key`."""
-    if text.lower() not in ("true", "false"):
-        raise InvalidParameter(f'{key} is {shown(text)}; it is "true" or "false"')
-    return text.lower() == "true"
-
-
-def quantity(key: str, text: str, low: int, high: int, unit: str = "") -> int:
-    """Bytes from a Kubernetes quantity ("500Mi", "2G", "1048576"), `low` to `high`; `unit` ("Gi") is that of a bare number.
-
-    Raises InvalidParameter naming `key` and the range.
-    """
-    try:
-        number = flags.size(text + unit if text[-1:].isdigit() else text) if len(text) < 20 else -1
-    except argparse.ArgumentTypeError:
-        number = -1
-    if not low <= number <= high:
-        raise InvalidParameter(f"{key} is {shown(text)}; it is {low} to {high} bytes, as 500Mi or 2G (a bare number is in {unit or 'bytes'})")
-    return number
 
 
 _FIELDS: dict[str, tuple[str, Callable[[str, str], object]]] = {

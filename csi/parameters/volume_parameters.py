@@ -18,8 +18,9 @@ from csi.parameters.dialects.keys import Key, Setter
 from csi.parameters.dialects.spelling import FOREIGN_PREFIXES as FOREIGN_PREFIXES
 from csi.parameters.dialects.spelling import Spelling
 from csi.parameters.dialects.table import TYPE, secret_names, source_key_table, source_keys, source_of
-from csi.parameters.performance_keys import GIB, Performance, boolean, integer, quantity, whole_gib
-from csi.values import shown
+from csi.parameters.performance_keys import Performance
+from csi.performance.capacity import GIB, whole_gib
+from csi.values import boolean, integer, quantity, shown
 
 ANNOTATED = "pvcAnnotations"
 VOLUME_KEYS = (

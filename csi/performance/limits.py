@@ -69,3 +69,6 @@ def _sum(first: int | None, second: int | None) -> int | None:
 
 def _both(first: int | None, second: int | None) -> int | None:
     return None if first is None and second is None else (first or 0) + (second or 0)
+
+
+MAX_BANDWIDTH = 2**50

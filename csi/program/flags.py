@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from csi import values
 from csi.program.egress_profiles import egress_profiles
 
 DRIVER_NAME = "datacache.csi.io"
-_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 
 
 def flag(parser: argparse.ArgumentParser, name: str, *, default: str | None = None, **options: Any) -> None:
@@ -89,10 +89,10 @@ def driver_name(text: str) -> str:
 
 def size(text: str) -> int:
     """Bytes from a Kubernetes quantity ("500Gi", "2T", "1048576")."""
-    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)(k|M|G|T|Ki|Mi|Gi|Ti|)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it as 500Gi or 2T")
-    return int(float(match[1]) * _UNITS[match[2]])
+    try:
+        return values.size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def optional_size(text: str) -> int | None:

@@ -10,7 +10,6 @@ from csi.registry.volumes.directory import DirectoryRegistry
 from csi.registry.volumes.record import VolumeRegistry
 
 if TYPE_CHECKING:
-    from controller_plugin.pvc_annotations import ClusterClaims
     from csi.cluster.api_server import ApiServer
     from csi.registry.datacaches.data_caches import DataCaches
     from csi.registry.pins.kubernetes import KubernetesPins
@@ -31,13 +30,13 @@ def find_server(where: str) -> ApiServer | None:
     return ApiServer(find())
 
 
-def open_registry(where: str, server: ApiServer | None, pins: KubernetesPins | None = None, sweep_seconds: float = 300.0) -> VolumeRegistry:
-    """The registry that the flag names: in the cluster of `server`, where whoever leads tends `pins` and sweeps, else a folder."""
+def open_registry(where: str, server: ApiServer | None) -> VolumeRegistry:
+    """Open the registry that the flag names: that of the cluster of `server`, else a folder."""
     if server is None:
         return DirectoryRegistry(Path(where))
     from csi.registry.volumes.kubernetes import KubernetesRegistry
 
-    return KubernetesRegistry(server, pins, sweep_seconds)
+    return KubernetesRegistry(server)
 
 
 def open_pins(server: ApiServer | None) -> KubernetesPins | None:
@@ -47,15 +46,6 @@ def open_pins(server: ApiServer | None) -> KubernetesPins | None:
     from csi.registry.pins.kubernetes import KubernetesPins
 
     return KubernetesPins(server)
-
-
-def open_claims(server: ApiServer | None) -> ClusterClaims | None:
-    """The PVCs of the cluster of `server`, None without one."""
-    if server is None:
-        return None
-    from controller_plugin.pvc_annotations import ClusterClaims
-
-    return ClusterClaims(server)
 
 
 def open_announcer(server: ApiServer | None, component: str, instance: str) -> Announcer:

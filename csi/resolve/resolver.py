@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.errors import Busy, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.volume_parameters import parse

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from csi import errors
-from csi.concurrency.background import ShrinkingPool
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.thread_pool import ShrinkingPool
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.program import lifecycle
 
 if TYPE_CHECKING:

@@ -12,14 +12,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, SourceChanged, UnsafeContent
 from csi.image_store.client import StoredImages
-from csi.images.node_store.provenance import IMAGE_STORE, is_of_place
+from csi.images.node_store.provenance import IMAGE_STORE
 from csi.images.node_store.reuse_candidates import reserve
 from csi.images.node_store.store import Store
 from csi.images.progress import FillProgress
 from csi.linux.durable_files import TEMP_SUFFIX
+from csi.parameters.origin_scope import is_of_place
 from csi.registry.events.recorder import Subject
 from csi.worker.pool import Call, WorkerPool
 from csi.worker.protocol import Request

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csi.concurrency.wait_limiter import Patience
+from csi.concurrency.deadline import Patience
 from csi.errors import Busy, DataCacheError
 from csi.image_store.client import StoredImages
 from csi.images.node_store.store import Store

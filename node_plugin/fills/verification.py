@@ -10,7 +10,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.errors import Busy
 from csi.images.node_store.records import ImagePaths
 from csi.images.node_store.store import Store

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from csi.concurrency.wait_limiter import Patience
+from csi.concurrency.deadline import Patience
 from csi.destinations.allow_list import AllowList, named_by_user
 from csi.errors import Busy, ClusterUnavailable, DataCacheError, FailedPrecondition, NotFound
 from csi.images.node_store.store import Store

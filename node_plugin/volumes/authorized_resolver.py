@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from csi.concurrency.wait_limiter import Patience
+from csi.concurrency.deadline import Patience
 from csi.errors import DataCacheError, SourceChanged
 from csi.images.node_store.store import Store
 from csi.manifest.differences import changes

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csi.concurrency.wait_limiter import Patience
+from csi.concurrency.deadline import Patience
 from csi.errors import GONE, Busy, DataCacheError, FailedPrecondition, NotFound, PermissionDenied
 from csi.image_store.client import StoredImages
-from csi.images.node_store.provenance import is_of_place
 from csi.images.node_store.store import Store
-from csi.parameters.performance_keys import GIB
+from csi.parameters.origin_scope import is_of_place
 from csi.parameters.volume_parameters import parse_kept
+from csi.performance.capacity import GIB
 from csi.registry.datacaches.data_caches import Content, DataCache, DataCaches, first_at
 from node_plugin.volumes.authorized_resolver import Proving
 

@@ -13,8 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from csi.concurrency.deadline import Patience
 from csi.concurrency.keyed_locks import KeyedLocks
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.destinations.allow_list import AllowList, named_by_user
 from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter, NoSpace, NotFound, VolumeNotFound
 from csi.images.node_store.records import State
@@ -25,8 +26,8 @@ from csi.parameters import access_modes
 from csi.parameters.access_modes import AccessMode
 from csi.parameters.cache_name import PATH, CacheName, cache_name
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.performance_keys import whole_gib
 from csi.parameters.volume_parameters import VolumeParameters, parse, parse_kept
+from csi.performance.capacity import whole_gib
 from csi.performance.limits import Limits
 from csi.worker.protocol import Resolution
 from node_plugin.fills.fill_events import FillEvents

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
-from csi.image_store.backend import open_backend
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.image_store.location import image_store
+from csi.image_store.store import open_backend
 from csi.image_store.stored_image import PART_BYTES, StoredImage, index_of, manifest_of
 from csi.images.layout import layout as layouts
 from csi.images.layout.layout import lay_out

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from controller_plugin.pvc_annotations import Asking, Claims
 from controller_plugin.volumes import CreateRequest, Volumes
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.destinations.allow_list import ANNOTATIONS, AllowList
 from csi.parameters.access_modes import AccessMode
-from csi.parameters.performance_keys import GIB
+from csi.performance.capacity import GIB
 from csi.registry.pins.pins import PinRegistry
 from csi.registry.volumes.directory import DirectoryRegistry
 from csi.registry.volumes.record import VolumeRecord

@@ -10,8 +10,9 @@ import pytest
 
 from controller_plugin.servicer import ControllerServicer
 from csi.errors import InvalidParameter, VolumeNotFound
-from csi.parameters.performance_keys import GIB, Performance
+from csi.parameters.performance_keys import Performance
 from csi.pb import csi_pb2 as pb
+from csi.performance.capacity import GIB
 from csi.registry.volumes.directory import DirectoryRegistry
 from csi.registry.volumes.record import VolumeRecord
 from datacache.client import capability

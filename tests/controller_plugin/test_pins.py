@@ -17,8 +17,8 @@ from csi.errors import (
     PermissionDenied,
     SourceNotFound,
 )
-from csi.parameters.performance_keys import GIB
 from csi.parameters.volume_parameters import parse
+from csi.performance.capacity import GIB
 from csi.registry.pins.pins import CachePin, Holder
 from csi.registry.volumes.record import VolumeRecord
 from tests.controller_plugin.controller import HUB, Controller

@@ -18,7 +18,8 @@ from csi.errors import (
     VolumeNotFound,
 )
 from csi.parameters.access_modes import AccessMode
-from csi.parameters.performance_keys import GIB, Performance
+from csi.parameters.performance_keys import Performance
+from csi.performance.capacity import GIB
 from tests.controller_plugin.controller import HUB, LARGE, READER, WRITER, Controller
 from tests.csi.worker.in_process import COMMITS
 

@@ -15,9 +15,9 @@ from urllib.parse import quote
 
 import pytest
 
-from csi.image_store.backend import Backend, open_backend
+from csi.image_store.backend import Backend
 from csi.image_store.location import image_store
-from csi.image_store.store import ImageStore
+from csi.image_store.store import ImageStore, open_backend
 from csi.image_store.stored_image import StoredImage, index_of, manifest_of, parts_of
 from csi.manifest.manifest import Manifest, build
 from datacache import __main__

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from csi.parameters.access_modes import AccessMode
-from csi.parameters.performance_keys import GIB
 from csi.pb import csi_pb2 as pb
+from csi.performance.capacity import GIB
 from datacache.client import capability
 from tests.kernel import requests
 from tests.kernel.bad_input import CASES, FAILED, HUB, INVALID, SECRET, UNAVAILABLE, Case, token

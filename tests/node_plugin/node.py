@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.destinations.allow_list import AllowList
 from csi.errors import UnsupportedByNode
 from csi.images.node_store.store import Store

@@ -11,9 +11,9 @@ from controller_plugin.operator.data_cache_index import KnownCaches
 from controller_plugin.operator.reconcile.images import Images
 from csi.destinations.allow_list import AllowList
 from csi.errors import AlreadyExists, Busy, ClusterUnavailable, DataCacheError, FailedPrecondition, OriginUnavailable, OutOfRange
-from csi.images.node_store.provenance import is_of_place
 from csi.parameters.data_cache import split_secrets
-from csi.parameters.performance_keys import GIB
+from csi.parameters.origin_scope import is_of_place
+from csi.performance.capacity import GIB
 from csi.registry.datacaches.data_caches import SECONDS_OF_A_DAY, Content, DataCache, DataCaches, DataCacheState, Note, Phase
 from csi.registry.prewarms.prewarms import State
 from csi.registry.prewarms.requests import OrderState, PrewarmOrders

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from csi.concurrency.wait_limiter import Patience
+from csi.concurrency.deadline import Patience
 from csi.destinations.allow_list import named_by_user
 from csi.errors import Busy, FailedPrecondition, NotFound
 from csi.image_store.client import Stored, StoredImages

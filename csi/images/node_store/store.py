@@ -32,6 +32,7 @@ from csi.images.node_store.eviction import Claim, victims
 from csi.images.node_store.records import ImagePaths, ImageRecord, State, is_digest, read_record, write_facts
 from csi.linux.durable_files import TEMP_SUFFIX, read_json, rename_durably, secret_key, sync_file, sync_folder, write_json
 from csi.manifest.manifest import Manifest
+from csi.parameters import origin_scope
 from csi.values import human
 
 log = logging.getLogger("datacache.store")
@@ -126,8 +127,8 @@ class Store:
             return Manifest.read_access(stream)
 
     def place(self, access: Mapping[str, str], secrets: Mapping[str, str]) -> str:
-        """The place (`csi.images.node_store.provenance`) that a pinned spec, as flat parameters, reads from with this credential; raises InvalidParameter."""
-        return provenance.place_of(access, self.key(), secrets)
+        """The place that a pinned spec, as flat parameters, reads from with this credential; raises InvalidParameter."""
+        return origin_scope.place_of(access, self.key(), secrets)
 
     def places(self, digest: str) -> tuple[str, ...]:
         """The places (`csi.images.node_store.provenance`) known to hold the bytes of a sealed image; none when there is no such image."""

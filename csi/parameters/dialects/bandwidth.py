@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from csi.parameters import performance_keys
+from csi.performance.limits import MAX_BANDWIDTH
+from csi.values import quantity
 
 _LEAST = 1 << 16
 
 
 def bandwidth_limit(text: str) -> int | None:
     """Bytes per second, None for ""; raises InvalidParameter naming the key and its range."""
-    return performance_keys.quantity("bandwidthLimit", text, _LEAST, performance_keys.MAX_BANDWIDTH) if text else None
+    return quantity("bandwidthLimit", text, _LEAST, MAX_BANDWIDTH) if text else None

@@ -12,8 +12,7 @@ from csi.parameters.dialects.endpoints import addresses, endpoint, has_subdomain
 from csi.parameters.dialects.keys import ChangesInPlace, Dialect, Key, SecretKey, Setter
 from csi.parameters.dialects.mount_flags import refuse_flags
 from csi.parameters.dialects.ossfs_options import check_options
-from csi.parameters.performance_keys import boolean
-from csi.values import shown
+from csi.values import boolean, shown
 
 _BUCKET = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from csi.errors import InvalidParameter
 from csi.parameters.dialects import nfs_options
 from csi.parameters.dialects.keys import ChangesInPlace, Dialect, Key
-from csi.parameters.performance_keys import integer
-from csi.values import shown
+from csi.values import integer, shown
 
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?\]?")
 

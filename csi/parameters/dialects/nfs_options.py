@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from csi.errors import InvalidParameter
-from csi.parameters.performance_keys import integer
-from csi.values import shown
+from csi.values import integer, shown
 
 # They steer the kernel's client (caching, locking, write-back, mounting); a reader that copies every byte once has no use for them.
 _WITHOUT_EFFECT = frozenset(

@@ -120,8 +120,3 @@ class DirectoryRegistry:
                 if not ended.is_set():
                     tell(changed, volume_id)
             known.difference_update(event.name.removesuffix(".json") for event in heard if event.kind is Kind.GONE)
-
-    @contextmanager
-    def tended(self, name: str) -> Iterator[None]:
-        """Nothing has to be done."""
-        yield

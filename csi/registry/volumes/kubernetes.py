@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from csi.cluster.api_server import APPLY, ApiServer, Expired, path_of
-from csi.cluster.lease import Lease, holder_of, leading
 from csi.cluster.watch import Watch, pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
 from csi.registry.custom_resource import GROUP, VERSION, apply_status
-from csi.registry.garbage_collector import SWEEP_SECONDS, Sweeper, Traces
 from csi.registry.notify import tell
-from csi.registry.pins.kubernetes import KubernetesPins, PinHolders
-from csi.registry.prewarms.kubernetes import PrewarmedNodes
 from csi.registry.volumes.codec import KIND, PLURAL, VOLUME_LABEL, decode, encode, id_of, label_value, object_name, status
-from csi.registry.volumes.fill_status import KEYS, FillingNodes
+from csi.registry.volumes.fill_status import KEYS
 from csi.registry.volumes.record import Interest, VolumeRecord
 
 log = logging.getLogger("datacache.registry")
@@ -38,8 +33,8 @@ class KubernetesRegistry:
     FailedPrecondition where the CRDs are.
     """
 
-    def __init__(self, server: ApiServer, pins: KubernetesPins | None = None, sweep_seconds: float = SWEEP_SECONDS) -> None:
-        self._server, self._pins, self._sweep_seconds = server, pins, sweep_seconds
+    def __init__(self, server: ApiServer) -> None:
+        self._server = server
 
     def get(self, volume_id: str) -> VolumeRecord | None:
         """The record of `volume_id`; raises DataCacheError when its object is damaged."""
@@ -148,26 +143,10 @@ class KubernetesRegistry:
             yield
 
     @contextmanager
-    def tended(self, name: str) -> Iterator[None]:
-        """For the block, whoever of all replicas holds the lease `name` keeps the status of every volume and pin as it should be, and sweeps."""
-        with leading(Lease(self._server, name, holder_of(os.environ)), self._leading):
+    def tended(self) -> Iterator[None]:
+        """For the block, keep the status of every volume current. For one process at a time."""
+        with Watch(self._server, _PATH, self._tend, metadata=False, everything=True).running():
             yield
-
-    @contextmanager
-    def _leading(self) -> Iterator[None]:
-        pins = self._pins.tended() if self._pins else nullcontext()
-        with pins, self.sweeper().running(), Watch(self._server, _PATH, self._tend, metadata=False, everything=True).running():
-            yield
-
-    def sweeper(self) -> Sweeper:
-        """Who takes away what nodes and volumes that are gone have left."""
-        places: list[Traces] = [FillingNodes(self._server), PrewarmedNodes(self._server)]
-        if self._pins:
-            places.append(PinHolders(self._pins, self._has))
-        return Sweeper(self._server, places, self._sweep_seconds)
-
-    def _has(self, volume_id: str) -> bool:
-        return self._object(volume_id) is not None
 
     def _tend(self, name: str, thing: Mapping[str, Any] | None) -> None:
         said = thing and status(thing, time.time())

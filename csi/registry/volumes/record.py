@@ -155,6 +155,3 @@ class VolumeRegistry(Protocol):
         changes of a record at once; when the block has ended it is not called any more. What `changed` raises is logged. What was put
         before the block is for the caller to read.
         """
-
-    def tended(self, name: str) -> AbstractContextManager[None]:
-        """For the block, do what one process at a time has to do for the registry; `name` is that of what decides which one."""

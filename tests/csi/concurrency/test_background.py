@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from csi.concurrency.background import ShrinkingPool, beside
+from csi.concurrency.background import beside
+from csi.concurrency.thread_pool import ShrinkingPool
 from tests.origins.onc_rpc import wait_until
 
 

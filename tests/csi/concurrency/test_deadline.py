@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.errors import Busy
 
 

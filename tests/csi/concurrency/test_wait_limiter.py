@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.errors import Busy
 
 

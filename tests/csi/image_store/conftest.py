@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
-from csi.image_store.backend import Backend, open_backend
+from csi.image_store.backend import Backend
 from csi.image_store.location import image_store
+from csi.image_store.store import open_backend
 from csi.images.fill.fill import fill, seal
 from csi.images.layout.layout import lay_out
 from csi.images.node_store.records import ImagePaths

@@ -9,9 +9,8 @@ import sys
 import threading
 from pathlib import Path
 
-from csi.image_store.backend import open_backend
 from csi.image_store.location import image_store
-from csi.image_store.store import ImageStore
+from csi.image_store.store import ImageStore, open_backend
 from csi.images.node_store.records import ImagePaths
 from tests.csi.image_store.conftest import PART
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from csi.errors import FailedPrecondition, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
-from csi.image_store.backend import Backend, open_backend
+from csi.image_store.backend import Backend
 from csi.image_store.location import image_store
+from csi.image_store.store import open_backend
 from csi.linux.durable_files import TEMP_SUFFIX
 from csi.manifest.manifest import Entry, Kind
 from tests.origins.versitygw import READER_ID, READER_SECRET, ROOT_ID, ROOT_SECRET, ObjectServer

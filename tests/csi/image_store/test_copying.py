@@ -11,9 +11,9 @@ import pytest
 
 from csi.errors import CorruptContent, FillStopped, NotFound
 from csi.image_store.announcements import ANNOUNCED, Announcement
-from csi.image_store.backend import Backend, open_backend
+from csi.image_store.backend import Backend
 from csi.image_store.location import image_store
-from csi.image_store.store import ImageStore
+from csi.image_store.store import ImageStore, open_backend
 from csi.image_store.stored_image import parts_of, unwanted_of
 from csi.images.node_store.records import ImagePaths
 from csi.images.progress import FillProgress

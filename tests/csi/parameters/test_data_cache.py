@@ -12,7 +12,7 @@ from csi.parameters.dialects.buckets import ObjectSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.dialects.nas import NasSpec
 from csi.parameters.dialects.urls import UrlSpec
-from csi.parameters.performance_keys import GIB
+from csi.performance.capacity import GIB
 
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 NAS_OPTIONS = "nolock,proto=tcp,rsize=1048576,wsize=1048576,hard,timeo=600,retrans=2,noresvport"

@@ -9,8 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from csi.errors import InvalidParameter
-from csi.parameters.performance_keys import GIB, KEYS, LEVELS, Performance, limits
+from csi.parameters.performance_keys import KEYS, LEVELS, Performance, limits
 from csi.performance import essd
+from csi.performance.capacity import GIB
 from csi.performance.limits import IO_SIZE, Limits, Rate
 from tests.csi.performance.performances import performances
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from csi.errors import InvalidParameter
 from csi.parameters.access_modes import AccessMode, check, mode_of
-from csi.parameters.performance_keys import LEVELS, MAX_IOPS, Performance, boolean, integer
-from csi.values import shown
+from csi.parameters.performance_keys import LEVELS, MAX_IOPS, Performance
+from csi.values import boolean, integer, shown
 
 READERS = {AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY}
 WRITERS = set(AccessMode) - READERS - {AccessMode.UNKNOWN}

@@ -11,8 +11,9 @@ from csi.parameters import volume_parameters
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec, is_commit
 from csi.parameters.dialects.nas import NasSpec
-from csi.parameters.performance_keys import GIB, Performance
+from csi.parameters.performance_keys import Performance
 from csi.parameters.volume_parameters import VolumeParameters, canonical_keys, check_mutable, names_a_source, parse, parse_kept, parse_mutable
+from csi.performance.capacity import GIB
 from csi.values import join_list, split_list
 from tests.csi.parameters.specs import cache_specs, patterns
 from tests.csi.performance.performances import performances

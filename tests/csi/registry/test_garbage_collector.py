@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from controller_plugin.leader import Leader
 from csi.cluster.api_server import MERGE
 from csi.errors import DataCacheError
 from csi.registry.custom_resource import written
@@ -193,7 +194,7 @@ def test_whoever_leads_sweeps(cluster: ApiServer, nodes: Callable[..., None]) ->
     prewarms = Prewarms(cluster)
     prewarms.name(GOES)
     nodes(STAYS)
-    with KubernetesRegistry(server, KubernetesPins(server), sweep_seconds=0.2).tended("sweeping"):
+    with Leader(server, KubernetesRegistry(server), KubernetesPins(server), 0.2).campaign("sweeping"):
         assert wait_until(lambda: prewarms.named() == set(), 30)
 
 
@@ -201,5 +202,5 @@ def test_where_no_node_is_named_the_nodes_are_not_listed(cluster: ApiServer) -> 
     from tests.csi.registry.volumes.test_kubernetes import Counted
 
     server = Counted(cluster.access())
-    KubernetesRegistry(server, KubernetesPins(server)).sweeper().sweep()
+    Leader(server, KubernetesRegistry(server), KubernetesPins(server)).garbage_collector().sweep()
     assert len(server.calls) == 3 and not any("/nodes" in call for call in server.calls)

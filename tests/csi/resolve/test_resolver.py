@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.errors import Busy, DataCacheError, OriginThrottled, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.manifest.manifest import Manifest
 from csi.parameters.cache_spec import CacheSpec

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from csi.concurrency.wait_limiter import Patience, WaitingRoom
+from csi.concurrency.deadline import Patience
+from csi.concurrency.wait_limiter import WaitingRoom
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.volume_parameters import parse

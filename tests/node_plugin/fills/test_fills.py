@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.concurrency.wait_limiter import Patience
+from csi.concurrency.deadline import Patience
 from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, NotFound, OriginUnavailable, PermissionDenied, SourceChanged
 from csi.images.progress import FillProgress
 from csi.worker.protocol import Request

@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from csi.concurrency.wait_limiter import Patience
+from csi.concurrency.deadline import Patience
 from csi.errors import Busy, CorruptContent, OriginUnavailable, PermissionDenied
-from csi.images.node_store.provenance import MOST_VOUCHED, place_of
+from csi.images.node_store.provenance import MOST_VOUCHED
 from csi.linux.durable_files import write_json
 from csi.manifest.manifest import Entry
+from csi.parameters.origin_scope import place_of
 from tests.node_plugin.fills.test_fills import adopt, eventually
 from tests.node_plugin.node import HUB, Node
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from csi.concurrency.wait_limiter import Patience
+from csi.concurrency.deadline import Patience
 from csi.destinations.allow_list import PREWARMS, AllowList
 from csi.errors import Busy, NoSpace, PermissionDenied, UnsupportedByNode
 from csi.image_store.client import StoreAccess, StoredImages

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from csi.errors import DataCacheError, InvalidParameter, UnsupportedByNode
-from csi.parameters.performance_keys import GIB, Performance
+from csi.parameters.performance_keys import Performance
 from csi.parameters.volume_parameters import parse
+from csi.performance.capacity import GIB
 from csi.performance.limits import UNLIMITED, Rate
 from csi.registry.volumes.record import VolumeRecord
 from tests.node_plugin.node import HUB, INLINE, Node

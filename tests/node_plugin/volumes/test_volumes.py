@@ -21,7 +21,7 @@ from csi.errors import (
 )
 from csi.linux.mounts import at
 from csi.parameters.access_modes import AccessMode
-from csi.parameters.performance_keys import GIB
+from csi.performance.capacity import GIB
 from tests.csi.worker.in_process import COMMITS
 from tests.node_plugin.node import HUB, MIB, Node
 

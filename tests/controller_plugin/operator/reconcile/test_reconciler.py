@@ -13,7 +13,7 @@ from controller_plugin.operator.reconcile.reconciler import MOST_NOTES, Reconcil
 from csi.destinations.allow_list import DATA_CACHES, AllowList
 from csi.errors import Busy, ClusterUnavailable, OriginUnavailable, SourceNotFound
 from csi.parameters.data_cache import data_cache
-from csi.parameters.performance_keys import GIB
+from csi.performance.capacity import GIB
 from csi.registry.datacaches.data_caches import DataCache, Phase
 from csi.registry.datacaches.directory import DirectoryDataCaches
 from csi.registry.prewarms.prewarms import State

@@ -161,7 +161,7 @@ def test_who_tends_a_volume_leaves_its_fills_alone(cluster: apiserver.ApiServer)
     registry = KubernetesRegistry(cluster.client())
     registry.put(record("dc-1"))
     FillStatus(cluster.client(), "node-1").write("dc-1", 40)
-    with registry.tended("status-and-fills"):
+    with registry.tended():
         assert wait_until(lambda: "conditions" in said(cluster, "dc-1"), 30)
     assert said(cluster, "dc-1")["filling"] == "40%"
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from controller_plugin.leader import Leader
 from controller_plugin.pvc_annotations import ClusterClaims
 from csi.cluster.access import Access
 from csi.cluster.api_server import JSON, ApiServer
@@ -177,7 +178,7 @@ def test_a_server_that_is_not_there_is_unavailable_and_found_so_once(tmp_path: P
         with pytest.raises(ClusterUnavailable, match="cannot be reached") as error:
             registry.get("dc-1")
         assert "s3cr3t" not in str(error.value)
-    with registry.watch(told), registry.tended("tender"):
+    with registry.watch(told), registry.tended():
         pass
     assert told.silent
 
@@ -199,7 +200,7 @@ def test_outside_of_a_cluster_the_word_kubernetes_says_what_is_missing(monkeypat
 def test_who_tends_says_in_the_status_what_a_volume_is(cluster: apiserver.ApiServer) -> None:
     registry = KubernetesRegistry(cluster.client())
     registry.put(record("dc-before", content_bytes=7 * 2**30, capacity_bytes=8 * 2**30))
-    with registry.tended("status"):
+    with registry.tended():
         registry.put(record("dc-nas", asked=NAS, spec=NAS))
         assert wait_until(lambda: bool(said(cluster, "dc-before") and said(cluster, "dc-nas")), 30)
         status = said(cluster, "dc-before")
@@ -219,7 +220,7 @@ def test_a_status_follows_its_volume_and_says_what_cannot_be_read(cluster: apise
     def condition() -> dict[str, Any]:
         return next(iter(said(cluster, "dc-1").get("conditions", [])), {})
 
-    with registry.tended("status"):
+    with registry.tended():
         assert wait_until(lambda: condition().get("status") == "True", 30)
         since = condition()["lastTransitionTime"]
         registry.change("dc-1", lambda found: record("dc-1", performance=Performance(read_iops=9)))
@@ -235,7 +236,7 @@ def test_a_status_wakes_no_watcher(cluster: apiserver.ApiServer) -> None:
     with registry.watch(told):
         registry.put(record("dc-1"))
         told.until("dc-1")
-        with registry.tended("status"):
+        with registry.tended():
             assert wait_until(lambda: bool(said(cluster, "dc-1")), 30)
         registry.put(record("dc-2"))
         assert told.until("dc-2") == {"dc-2"}
@@ -266,8 +267,8 @@ def controller_life(cluster: apiserver.ApiServer, registry: KubernetesRegistry, 
     """All that a controller does with its registry; what was forbidden of it, "" for nothing."""
     caplog.clear()
     name = f"life-{uuid.uuid4().hex[:8]}"
-    pins = registry._pins
-    assert pins
+    pins = KubernetesPins(registry._server)
+    leader = Leader(registry._server, registry, pins)
 
     def logged() -> str:
         return "".join(str(getattr(line, "fields", "")) for line in caplog.records if "cannot" in str(getattr(line, "fields", "")))
@@ -277,11 +278,11 @@ def controller_life(cluster: apiserver.ApiServer, registry: KubernetesRegistry, 
         registry.change("dc-1", lambda found: record("dc-1", performance=Performance(read_iops=9)))
         registry.page("", 0)
         pins.hold(pin(), VOLUME)
-        with registry.tended(name):
+        with leader.campaign(name):
             wait_until(lambda: bool((said(cluster, "dc-1") and said_of_pin(cluster)) or logged()), 30)
         pins.hold(pin(), NODE_HOLDER)
         show_a_node_that_is_gone(cluster)
-        sweeper = registry.sweeper()
+        sweeper = leader.garbage_collector()
         for _ in range(2):
             sweeper.sweep()
         for holder in (VOLUME, NODE_HOLDER):
@@ -301,7 +302,7 @@ def show_a_node_that_is_gone(cluster: apiserver.ApiServer) -> None:
 
 def test_a_controller_needs_each_of_its_rights_and_no_other(cluster: apiserver.ApiServer, caplog: pytest.LogCaptureFixture) -> None:
     server = cluster.client(STRANGER)
-    registry = KubernetesRegistry(server, KubernetesPins(server))
+    registry = KubernetesRegistry(server)
     grant(cluster, STRANGER, CONTROLLER_RIGHTS)
     InCluster(cluster).put("default", "models", {})
     assert wait_until(lambda: not controller_life(cluster, registry, caplog), 60)

@@ -288,13 +288,6 @@ def test_no_change_of_several_at_once_is_lost(make: Make, tmp_path: Path) -> Non
     assert registry.get("dc-1") == record("dc-1", performance=Performance(read_iops=5))
 
 
-def test_nothing_has_to_be_done_for_the_block_of_tending(make: Make, tmp_path: Path) -> None:
-    registry = make(tmp_path)
-    with registry.tended("tender"), registry.tended("tender"):
-        registry.put(record("dc-1"))
-    assert registry.get("dc-1") == record("dc-1")
-
-
 def test_a_watcher_whose_events_were_lost_is_told_of_every_volume(tmp_path: Path) -> None:
     """A watcher that is held up longer than the kernel keeps events for it is then told of what is there and of what it knew."""
     most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())

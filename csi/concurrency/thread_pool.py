@@ -1,0 +1,102 @@
+"""A pool whose threads end when there is nothing to do, and free what a burst of calls needed."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+_IDLE_SECONDS = 10.0
+
+
+_MANY = 8
+
+
+class ShrinkingPool(Executor):
+    """At most `most` threads at a time, named `name`; one that had nothing to do for `idle_seconds` ends.
+
+    Whenever a quarter is left of the most that there were since the last time, where they were many, `shrunk()` is called, and once more when
+    one is left at most: what the last ones needed counts as well. See concurrent.futures.Executor.
+    """
+
+    def __init__(self, most: int, name: str, idle_seconds: float = _IDLE_SECONDS, shrunk: Callable[[], object] = lambda: None) -> None:
+        self._most, self._name, self._idle_seconds, self._shrunk = most, name, idle_seconds, shrunk
+        self._peak, self._were_many = 0, False
+        self._changed = threading.Condition()
+        self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+        self._threads: set[threading.Thread] = set()
+        self._idle, self._closed = 0, False
+
+    @property
+    def size(self) -> int:
+        """How many threads there are now."""
+        return len(self._threads)
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """Have `fn` called soon by one of the threads; raises RuntimeError after `shutdown`."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the pool was shut down")
+            self._waiting.append((future, lambda: fn(*args, **kwargs)))
+            if self._idle >= len(self._waiting):
+                self._changed.notify()
+            elif len(self._threads) < self._most:
+                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self._threads.add(thread)
+                self._peak = max(self._peak, len(self._threads))
+                thread.start()
+        return future
+
+    def _run(self) -> None:
+        while (item := self._next()) is not None:
+            future, work = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+            # A thread that waits keeps nothing of the last call.
+            del item, future, work
+        if self._is_shrunk():
+            self._shrunk()
+
+    def _is_shrunk(self) -> bool:
+        with self._changed:
+            left = len(self._threads)
+            if self._peak >= _MANY and 4 * left <= self._peak:
+                self._peak, self._were_many = left, left > 1
+                return True
+            if self._were_many and left <= 1:
+                self._were_many = False
+                return True
+            return False
+
+    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+        """What is to be done next; None where this thread is to end."""
+        with self._changed:
+            self._idle += 1
+            there = self._changed.wait_for(lambda: bool(self._waiting) or self._closed, self._idle_seconds)
+            self._idle -= 1
+            if there and self._waiting:
+                return self._waiting.popleft()
+            self._threads.discard(threading.current_thread())
+            return None
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take nothing more; what waits is done unless `cancel_futures`. `wait` for the threads to end."""
+        with self._changed:
+            self._closed = True
+            if cancel_futures:
+                while self._waiting:
+                    self._waiting.popleft()[0].cancel()
+            self._changed.notify_all()
+            threads = list(self._threads)
+        if wait:
+            for thread in threads:
+                thread.join()
