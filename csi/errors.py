@@ -1,13 +1,14 @@
 """The one tree of errors that a user of the driver can meet.
 
 Every message says what was wrong, where, and what to do about it, and holds no secret. The gRPC code of
-each class is given once, in `csi.server.grpc_server`. Errors cross the worker's pipe by class name (`to_wire`, `from_wire`).
+each class is given once, in `csi.server.grpc_server`. Errors cross the worker's pipe by the names of `_WIRE_NAMES` (`to_wire`, `from_wire`).
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Mapping
+from typing import Any
 
 
 class DataCacheError(Exception):
@@ -126,12 +127,37 @@ LOST = (OriginUnavailable, SourceChanged, SourceNotFound)
 """What is said of an origin that is gone or has changed."""
 GONE = (*LOST, Unauthenticated, PermissionDenied)
 """What an image store helps against; hubs say of what was deleted that one has to log in."""
-
-
-def _classes(root: type[DataCacheError]) -> Iterator[type[DataCacheError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _classes(child)
+_WIRE_NAMES: dict[type[DataCacheError], str] = {
+    DataCacheError: "DataCacheError",
+    InvalidParameter: "InvalidParameter",
+    OutOfRange: "OutOfRange",
+    NotFound: "NotFound",
+    VolumeNotFound: "VolumeNotFound",
+    SourceNotFound: "SourceNotFound",
+    AlreadyExists: "AlreadyExists",
+    Unauthenticated: "Unauthenticated",
+    PermissionDenied: "PermissionDenied",
+    OriginUnavailable: "OriginUnavailable",
+    OriginThrottled: "OriginThrottled",
+    OriginTimedOut: "OriginTimedOut",
+    OriginUntrusted: "OriginUntrusted",
+    RangesIgnored: "RangesIgnored",
+    Busy: "Busy",
+    FillStopped: "FillStopped",
+    InvalidToken: "InvalidToken",
+    NoSpace: "NoSpace",
+    FailedPrecondition: "FailedPrecondition",
+    SourceChanged: "SourceChanged",
+    UnsafeContent: "UnsafeContent",
+    UnsupportedByNode: "UnsupportedByNode",
+    ClusterUnavailable: "ClusterUnavailable",
+    ClusterForbids: "ClusterForbids",
+    ClusterConflict: "ClusterConflict",
+    CorruptContent: "CorruptContent",
+    WorkerDied: "WorkerDied",
+}
+"""What each class is called on the worker's pipe, whatever it is called here."""
+_OF_WIRE_NAME = {name: kind for kind, name in _WIRE_NAMES.items()}
 
 
 def recognised(error: BaseException) -> BaseException:
@@ -142,14 +168,29 @@ def recognised(error: BaseException) -> BaseException:
     return error
 
 
-def to_wire(error: BaseException) -> dict[str, str]:
-    """`{"kind": class name, "message": text}`; a foreign exception keeps only its class name, since its text is not vetted for secrets."""
-    if isinstance(error, DataCacheError):
-        return {"kind": type(error).__name__, "message": str(error)}
-    return {"kind": "DataCacheError", "message": f"unexpected {type(error).__name__} in a worker; its log has the place"}
+def with_message(error: DataCacheError, message: str) -> DataCacheError:
+    """Return an error of the same class with another message; what else the class holds is kept."""
+    if isinstance(error, OriginThrottled):
+        return type(error)(message, error.retry_after)
+    return type(error)(message)
 
 
-def from_wire(wire: dict[str, str]) -> DataCacheError:
-    """The error that `to_wire` wrote; an unknown kind becomes the base class."""
-    kinds = {cls.__name__: cls for cls in _classes(DataCacheError)}
-    return kinds.get(wire["kind"], DataCacheError)(wire["message"])
+def to_wire(error: BaseException) -> dict[str, Any]:
+    """Return `{"kind": wire name, "message": text}`, with `retry_after` (seconds) where the origin throttles.
+
+    A class without a wire name goes by that of its nearest base. A foreign exception keeps only its class name, since its
+    text is not vetted for secrets.
+    """
+    if not isinstance(error, DataCacheError):
+        return {"kind": "DataCacheError", "message": f"unexpected {type(error).__name__} in a worker; its log has the place"}
+    name = next(_WIRE_NAMES[base] for base in type(error).__mro__ if base in _WIRE_NAMES)
+    wire: dict[str, Any] = {"kind": name, "message": str(error)}
+    return wire | ({"retry_after": error.retry_after} if isinstance(error, OriginThrottled) else {})
+
+
+def from_wire(wire: Mapping[str, Any]) -> DataCacheError:
+    """Return the error that `to_wire` wrote; an unknown kind becomes the base class."""
+    kind = _OF_WIRE_NAME.get(wire["kind"], DataCacheError)
+    if issubclass(kind, OriginThrottled):
+        return kind(wire["message"], wire.get("retry_after", 0.0))
+    return kind(wire["message"])

@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +17,7 @@ from rich.live import Live
 
 from csi import __version__
 from csi.errors import DataCacheError
-from csi.parameters.access_modes import AccessMode
+from csi.parameters.access_modes import MODES
 from csi.pb.csi_pb2 import Volume
 from datacache.client import PluginClient
 from datacache.findings import Finding, Verdict, fault
@@ -30,7 +29,7 @@ from datacache.top import TITLES, Node, Watch, hierarchy_or_none
 
 _ENDPOINT = click.option("--endpoint", envvar="DATACACHE_ENDPOINT", required=True, help="the plugin's socket, as unix:///...")
 _TOKEN = click.option("--token-file", type=click.Path(path_type=Path, exists=True), help="a file that holds the hub's token")
-_MODE = click.option("--mode", type=click.Choice([m.name for m in AccessMode]), default="MULTI_NODE_READER_ONLY", help="CSI access mode")
+_MODE = click.option("--mode", type=click.Choice(list(MODES)), default="MULTI_NODE_READER_ONLY", help="CSI access mode")
 
 
 def pairs(words: tuple[str, ...]) -> dict[str, str]:
@@ -169,7 +168,7 @@ def _of_cluster(file: Path | None, context: str, namespace: str, driver_name: st
 def _tell(found: Iterable[Finding], output: str) -> NoReturn:
     findings = list(found)
     if output == "json":
-        click.echo(json.dumps([asdict(finding) for finding in findings], indent=1))
+        click.echo(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
         print_table(("check", "verdict", "what", "fix"), [(finding.check, finding.verdict, finding.what, finding.fix) for finding in findings])
     sys.exit(any(finding.verdict is Verdict.FAULT for finding in findings))
@@ -220,7 +219,7 @@ def delete(endpoint: str, volume_id: str) -> None:
 def stage(endpoint: str, volume_id: str, staging: Path, context: tuple[str, ...], token_file: Path | None, mode: str) -> None:
     """Fill and mount a volume's image and mark the STAGING path with it, for `publish` to show; CONTEXT is its key=value volume context."""
     with PluginClient(endpoint) as client:
-        client.stage(volume_id, str(staging.resolve()), pairs(context), secrets_from(token_file), AccessMode[mode])
+        client.stage(volume_id, str(staging.resolve()), pairs(context), secrets_from(token_file), MODES[mode])
 
 
 @cli.command()
@@ -236,7 +235,7 @@ def publish(endpoint: str, volume_id: str, target: Path, context: tuple[str, ...
     inline = {} if staging else {"csi.storage.k8s.io/ephemeral": "true"}
     with PluginClient(endpoint) as client:
         where = str(staging.resolve()) if staging else ""
-        client.publish(volume_id, str(target.resolve()), pairs(context) | inline, where, secrets_from(token_file), AccessMode[mode])
+        client.publish(volume_id, str(target.resolve()), pairs(context) | inline, where, secrets_from(token_file), MODES[mode])
 
 
 @cli.command()

@@ -118,7 +118,7 @@ def cgroups(node: Node) -> Finding:
         return Finding(
             "cgroups", Verdict.WARNING, f"no limit is held: {what}", advice or "mount the node's /sys/fs/cgroup into the plugin's container"
         )
-    return Finding("cgroups", Verdict.OK, f"limits are held by {type(hierarchy).__name__} at {node.cgroup_root}")
+    return Finding("cgroups", Verdict.OK, f"limits are held by {hierarchy.shown} at {node.cgroup_root}")
 
 
 def disk(node: Node) -> Finding:

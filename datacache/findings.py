@@ -27,6 +27,10 @@ class Finding:
     what: str
     fix: str = ""
 
+    def to_json(self) -> dict[str, str]:
+        """Return it for programs."""
+        return {"check": self.check, "verdict": self.verdict.value, "what": self.what, "fix": self.fix}
+
 
 def ok(check: str, what: str) -> Finding:
     """All is well."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-from contextlib import suppress
 from pathlib import Path
 
 from csi.images.node_store.records import ImagePaths, ImageRecord, State, is_digest, read_record
-from csi.images.progress import FillProgress
+from csi.images.progress import read_progress
 
 
 def images_of(store: Path) -> list[tuple[str, str, str, str, str]]:
@@ -17,14 +15,7 @@ def images_of(store: Path) -> list[tuple[str, str, str, str, str]]:
     return [_row(record) for folder in folders if (record := read_record(ImagePaths(folder)))]
 
 
-def progress_of(paths: ImagePaths) -> FillProgress | None:
-    """How far the fill of an image is, None where none runs."""
-    with suppress(FileNotFoundError, ValueError, TypeError):
-        return FillProgress(**json.loads(paths.progress.read_text()))
-    return None
-
-
 def _row(record: ImageRecord) -> tuple[str, str, str, str, str]:
-    progress = progress_of(record.paths) if record.state is State.PARTIAL else None
+    progress = read_progress(record.paths.progress) if record.state is State.PARTIAL else None
     age = max(0.0, time.time() - record.last_used)
     return record.digest[:12], record.state.value, f"{record.size / 2**20:.1f} MiB", progress.shown() if progress else "", f"{age:.0f} s ago"

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
 
@@ -27,7 +27,6 @@ from csi.linux.mounts import KernelMounts
 from csi.pb import csi_pb2_grpc
 from csi.program import flags, lifecycle
 from csi.registry.factories import HELP, find_server, open_announcer, open_data_caches, open_pins, open_prewarms, open_registry
-from csi.registry.prewarms.prewarms import Prewarms
 from csi.registry.volumes.record import Interest, VolumeRegistry
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
@@ -121,8 +120,17 @@ def _serve(options: argparse.Namespace) -> None:
     server, shown = find_server(options.registry), Interest()
     announcer = open_announcer(server, "datacache-node", options.node_id)
     events, stored = FillEvents(announcer), _stored(options, pool)
-    counts = {"connections": options.fill_connections, "grace": options.fill_grace}
-    fills, uploads = Fills(store, pool, room, **counts, in_use=images.in_use, events=events, stored=stored), Uploads(store, stored)
+    fills = Fills(
+        store,
+        pool,
+        room,
+        connections=options.fill_connections,
+        grace=options.fill_grace,
+        in_use=images.in_use,
+        events=events,
+        stored=stored,
+    )
+    uploads = Uploads(store, stored)
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
     allowed = AllowList(options.allow_inline_nas, options.allow_origins)
@@ -135,8 +143,20 @@ def _serve(options: argparse.Namespace) -> None:
     volumes = Volumes(records, store, proving, fills, images, mounts, room, allowed, limits, throttle, pins, events, granted)
     prewarms = open_prewarms(options.registry, server, options.node_id, registry)
     asking_anew = Resolver(pool, proofs, room, ask_moving=True, scratch=store.temp_path)
-    parts = (Proving(store, asking_anew), fills, store, pins, images.check_node, options.store / "prewarms.json")
-    prewarming = prewarms and _prewarming(options, prewarms, *parts, granted=granted, uploads=uploads)
+    prewarming = prewarms and Prewarming(
+        prewarms,
+        AllowList(options.allow_inline_nas, options.allow_origins, PREWARMS),
+        Proving(store, asking_anew),
+        fills,
+        store,
+        pins,
+        images.check_node,
+        options.store / "prewarms.json",
+        granted=granted,
+        uploads=uploads,
+    )
+    if prewarming:
+        fills.keep(prewarming.kept)
     topology = NodeTopology(options.driver_name, options.node_id, images.check_node, announcer)
     observe = _observer(options.metrics_address, throttle)
 
@@ -164,14 +184,6 @@ def _pool(options: argparse.Namespace) -> WorkerPool:
     return WorkerPool(
         lanes, log_format=options.log_format, log_level=options.log_level, profiles=options.egress_profile, allowed=options.allow_origins
     )
-
-
-def _prewarming(options: argparse.Namespace, prewarms: Prewarms, proving: Proving, fills: Fills, *parts: Any, **more: Any) -> Prewarming:
-    """What follows the cluster's orders; no fill evicts what they keep."""
-    allowed = AllowList(options.allow_inline_nas, options.allow_origins, PREWARMS)
-    prewarming = Prewarming(prewarms, allowed, proving, fills, *parts, **more)
-    fills.keep(prewarming.kept)
-    return prewarming
 
 
 def _stored(options: argparse.Namespace, pool: WorkerPool) -> StoredImages:

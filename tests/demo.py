@@ -26,8 +26,8 @@ from tokenizers import Tokenizer
 
 from csi.errors import DataCacheError
 from csi.images.node_store.records import ImagePaths
+from csi.images.progress import read_progress
 from datacache.client import PluginClient
-from datacache.images import progress_of
 from datacache.resolve import resolve_once
 from tests import demo_performance
 from tests.origins.ganesha import Export, Ganesha
@@ -118,7 +118,7 @@ def _with_progress(plugins: Plugins, digest: str, job: Job, work: Callable[[], N
         task = bar.add_task(f"  filling {digest[:12]}", total=job.size)
         thread.start()
         while thread.is_alive():
-            progress = progress_of(ImagePaths(plugins.store / "images" / digest))
+            progress = read_progress(ImagePaths(plugins.store / "images" / digest).progress)
             if progress:
                 bar.update(task, completed=progress.bytes_done, total=progress.bytes_total)
             thread.join(0.1)

@@ -157,11 +157,10 @@ def _leader(
     resolver = Resolver(pool, proofs, WaitingRoom(_WAITING), ask_moving=True)
     images = WorkerImages(resolver, stored, options.egress_profile)
     orders = open_orders(options.registry, server, options.driver_name)
-    label = getattr(caches, "label", lambda cache: None)
 
     @contextmanager
     def lead() -> Iterator[None]:
-        operator = Operator(caches, known, orders, Reconciler(caches, known, images, orders, allowed), label)
+        operator = Operator(caches, known, orders, Reconciler(caches, known, images, orders, allowed))
         collector = Collector(caches, stored, options.image_store_grace, lambda: scratch / uuid.uuid4().hex)
         with collector.running(), operator.running(), Copier(stored, regions).running(), Adopter(caches, stored).running():
             yield

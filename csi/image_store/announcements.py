@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from csi.errors import CorruptContent
 from csi.image_store.stored_image import snapshot_id_of
 from csi.images.node_store.records import is_digest
+from csi.linux.durable_files import check_keys
 from csi.parameters.data_cache import is_data_cache_id
 
 FORMAT = 1
 ANNOUNCED = "announced"
 """The folder of the announcements."""
+_KEYS = (
+    "id", "digest", "bucket", "path", "store", "region", "title", "retention_days", "tags", "resource_group", "namespaces", "adopted",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,13 +50,40 @@ class Announcement:
         return f"{ANNOUNCED}/{self.id}.json"
 
     def encode(self) -> dict[str, Any]:
-        """It as JSON values."""
-        return asdict(self)
+        """Return it as JSON values."""
+        return {
+            "id": self.id,
+            "digest": self.digest,
+            "bucket": self.bucket,
+            "path": self.path,
+            "store": self.store,
+            "region": self.region,
+            "title": self.title,
+            "retention_days": self.retention_days,
+            "tags": dict(self.tags),
+            "resource_group": self.resource_group,
+            "namespaces": list(self.namespaces),
+            "adopted": self.adopted,
+        }
 
     @staticmethod
     def of(values: Mapping[str, Any]) -> Announcement:
-        """What `encode` made; raises TypeError and ValueError for anything else."""
-        found = Announcement(**{**values, "namespaces": tuple(values.get("namespaces", ()))})
+        """Return what `encode` made; raise KeyError, TypeError or ValueError for anything else."""
+        check_keys(values, *_KEYS)
+        found = Announcement(
+            id=values["id"],
+            digest=values["digest"],
+            bucket=values["bucket"],
+            path=values["path"],
+            store=values["store"],
+            region=values["region"],
+            title=values.get("title", ""),
+            retention_days=values.get("retention_days"),
+            tags=values.get("tags", {}),
+            resource_group=values.get("resource_group", ""),
+            namespaces=tuple(values.get("namespaces", ())),
+            adopted=values.get("adopted", False),
+        )
         if not is_data_cache_id(found.id) or not is_digest(found.digest):
             raise ValueError("it names no DataCache or no image")
         return found

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from csi.errors import CorruptContent
 from csi.images.layout.layout import Extent, Layout
 from csi.images.node_store.records import is_digest
+from csi.linux.durable_files import check_keys
 from csi.manifest.manifest import Entry, Kind, Manifest
 
 FORMAT = 1
 IMAGES = "images"
 PART_BYTES = 32 * 1024 * 1024
 _BLOCK = 4096
+_KEYS = ("digest", "image_bytes", "content_bytes", "data_at", "parts", "access", "layout", "part_bytes", "stored_at")
 _LATEST = 253_402_300_800  # the year 10000
 
 
@@ -49,17 +51,40 @@ class StoredImage:
         return snapshot_id_of(self.digest)
 
     def encode(self) -> bytes:
-        """The record as JSON."""
-        return json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True).encode()
+        """Return the record as JSON."""
+        kept = {
+            "format": FORMAT,
+            "digest": self.digest,
+            "image_bytes": self.image_bytes,
+            "content_bytes": self.content_bytes,
+            "data_at": self.data_at,
+            "parts": list(self.parts),
+            "access": self.access,
+            "layout": self.layout,
+            "part_bytes": self.part_bytes,
+            "stored_at": self.stored_at,
+        }
+        return json.dumps(kept, sort_keys=True).encode()
 
     @staticmethod
     def decode(content: bytes, digest: str) -> StoredImage:
-        """The record that `encode` wrote of the image `digest`; raises CorruptContent for any other."""
+        """Return the record that `encode` wrote of the image `digest`; raise CorruptContent for any other."""
         try:
             kept: dict[str, Any] = json.loads(content)
             if kept.pop("format") != FORMAT:
                 raise ValueError("another format")
-            found = StoredImage(**kept)
+            check_keys(kept, *_KEYS)
+            found = StoredImage(
+                digest=kept["digest"],
+                image_bytes=kept["image_bytes"],
+                content_bytes=kept["content_bytes"],
+                data_at=kept["data_at"],
+                parts=kept["parts"],
+                access=kept.get("access", {}),
+                layout=kept.get("layout", 0),
+                part_bytes=kept.get("part_bytes", PART_BYTES),
+                stored_at=kept.get("stored_at", 0.0),
+            )
             found.check(digest)
             return found
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:

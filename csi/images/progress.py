@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
+from csi.linux.durable_files import TEMP_SUFFIX, check_keys
 from csi.values import human
 
 _WINDOW, _LONGEST_WINDOW = 5.0, 60.0
@@ -32,6 +37,30 @@ class FillProgress:
     seconds_left: float | None = None
     bytes_copied: int = 0
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the progress under its names in a file and on the worker's pipe."""
+        return {
+            "bytes_done": self.bytes_done,
+            "bytes_total": self.bytes_total,
+            "bytes_fetched": self.bytes_fetched,
+            "rate": self.rate,
+            "seconds_left": self.seconds_left,
+            "bytes_copied": self.bytes_copied,
+        }
+
+    @staticmethod
+    def from_json(kept: Mapping[str, Any]) -> FillProgress:
+        """Return the progress that `to_json` wrote; raise TypeError for an unknown key."""
+        check_keys(kept, "bytes_done", "bytes_total", "bytes_fetched", "rate", "seconds_left", "bytes_copied")
+        return FillProgress(
+            bytes_done=kept.get("bytes_done", 0),
+            bytes_total=kept.get("bytes_total", 0),
+            bytes_fetched=kept.get("bytes_fetched", 0),
+            rate=kept.get("rate", 0.0),
+            seconds_left=kept.get("seconds_left"),
+            bytes_copied=kept.get("bytes_copied", 0),
+        )
+
     @property
     def speed(self) -> str:
         """`rate` for people: "1.2 MiB/s"."""
@@ -42,6 +71,20 @@ class FillProgress:
         copied = f" ({self.bytes_copied / 2**20:.0f} MiB from other images)" if self.bytes_copied else ""
         left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
         return f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB{copied}, {self.speed}{left}"
+
+
+def write_progress(path: Path, progress: FillProgress) -> None:
+    """Put the progress of a fill at `path`. Nothing is synced, since it is worth nothing after a power cut. Raises OSError."""
+    temporary = path.with_name(path.name + TEMP_SUFFIX)
+    temporary.write_text(json.dumps(progress.to_json()))
+    temporary.rename(path)
+
+
+def read_progress(path: Path) -> FillProgress | None:
+    """Return the progress at `path`, None where no fill runs or the file is damaged."""
+    with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
+        return FillProgress.from_json(json.loads(path.read_text()))
+    return None
 
 
 class ProgressMeter:

@@ -10,6 +10,7 @@ import json
 import os
 import secrets
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,12 @@ def read_json(path: Path, format_version: int | None = None) -> dict[str, Any]:
     if format_version is not None and record.get("format") != format_version:
         raise DataCacheError(f"the record {path} has format {record.get('format')}, this driver reads {format_version}")
     return record
+
+
+def check_keys(kept: Mapping[str, Any], *known: str) -> None:
+    """Raise TypeError for a key of a record that is not `known`.
+
+    A later version may have written it, and what it says may forbid what the rest of the record allows.
+    """
+    if unknown := kept.keys() - set(known):
+        raise TypeError(f"it has {min(unknown)}, which this version of the driver does not know")

@@ -20,9 +20,28 @@ class AccessMode(enum.Enum):
     SINGLE_NODE_MULTI_WRITER = 7
 
     @property
+    def csi_name(self) -> str:
+        """CSI's own name of the mode, as records of volumes keep it."""
+        return _NAMES[self]
+
+    @property
     def reads_only(self) -> bool:
         """Whether the mode never writes."""
         return self in (AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY)
+
+
+_NAMES = {
+    AccessMode.UNKNOWN: "UNKNOWN",
+    AccessMode.SINGLE_NODE_WRITER: "SINGLE_NODE_WRITER",
+    AccessMode.SINGLE_NODE_READER_ONLY: "SINGLE_NODE_READER_ONLY",
+    AccessMode.MULTI_NODE_READER_ONLY: "MULTI_NODE_READER_ONLY",
+    AccessMode.MULTI_NODE_SINGLE_WRITER: "MULTI_NODE_SINGLE_WRITER",
+    AccessMode.MULTI_NODE_MULTI_WRITER: "MULTI_NODE_MULTI_WRITER",
+    AccessMode.SINGLE_NODE_SINGLE_WRITER: "SINGLE_NODE_SINGLE_WRITER",
+    AccessMode.SINGLE_NODE_MULTI_WRITER: "SINGLE_NODE_MULTI_WRITER",
+}
+MODES = {name: mode for mode, name in _NAMES.items()}
+"""The modes by CSI's own names."""
 
 
 def mode_of(number: int) -> AccessMode:
@@ -39,6 +58,6 @@ def check(mode: AccessMode, downgrade_writers: bool) -> None:
         raise InvalidParameter("the access mode is missing; a data cache takes ReadOnlyMany (ROX)")
     if not mode.reads_only and not downgrade_writers:
         raise InvalidParameter(
-            f"access mode {mode.name} writes, but a data cache is always read-only; use ReadOnlyMany (ROX) in the PVC, or set the parameter "
+            f"access mode {mode.csi_name} writes, but a data cache is always read-only; use ReadOnlyMany (ROX) in the PVC, or set the parameter "
             "writerAccessModes: downgrade in the StorageClass to mount it read-only all the same"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from csi.errors import InvalidParameter
 from csi.parameters.dialects.keys import Key
@@ -41,7 +42,7 @@ class Performance:
 
     def to_context(self) -> dict[str, str]:
         """The keys that were given, as parameters."""
-        values = {key: getattr(self, field) for key, (field, _) in _FIELDS.items()}
+        values = {key: field.get(self) for key, field in _FIELDS.items()}
         return {key: _written(value) for key, value in values.items() if value is not None}
 
     def changed(self, parameters: Mapping[str, str]) -> Performance:
@@ -49,9 +50,12 @@ class Performance:
 
         Raises InvalidParameter naming the key for a bad value; whether the keys agree is `check`'s to say.
         """
-        given = {key: parameters[key] for key in KEYS if key in parameters}
-        values = {_FIELDS[key][0]: _FIELDS[key][1](key, text) if text else None for key, text in given.items()}
-        return replace(self, **values)  # type: ignore[arg-type]
+        changed = self
+        for key, field in _FIELDS.items():
+            if key in parameters:
+                text = parameters[key]
+                changed = field.put(changed, field.parse(key, text) if text else None)
+        return changed
 
     def check(self) -> None:
         """Raise InvalidParameter where keys contradict each other, whatever the volume's size."""
@@ -112,14 +116,11 @@ def _with_credit(performance: Performance, found: Limits, gib: int, clamp: bool)
 
 @dataclass(frozen=True)
 class _Misfit:
-    """What a size does not have: why that is refused, what fits instead, and the note that says so."""
+    """What a size does not have: why that is refused, what makes a performance fit instead, and the note that says so."""
 
     refusal: str
-    instead: Mapping[str, str | int | bool | None]
+    fitted: Callable[[Performance], Performance]
     note: str
-
-    def fitted(self, performance: Performance) -> Performance:
-        return replace(performance, **self.instead)  # type: ignore[arg-type]
 
 
 def _misfits(performance: Performance, gib: int) -> list[_Misfit]:
@@ -134,7 +135,9 @@ def _level_misfit(performance: Performance, gib: int) -> _Misfit | None:
     fitting = [name for name in essd.LEVELS if gib >= essd.least_gib(name)]
     need = f"{level} needs {essd.least_gib(level)} GiB or more"
     refusal = f"performanceLevel is {level}; {gib} GiB have one of {', '.join(fitting)}, AutoPL ({need})"
-    return _Misfit(refusal, {"level": fitting[-1]}, f"performanceLevel {level} lowered to {fitting[-1]}, the most for {gib} GiB")
+    return _Misfit(
+        refusal, lambda given: replace(given, level=fitting[-1]), f"performanceLevel {level} lowered to {fitting[-1]}, the most for {gib} GiB"
+    )
 
 
 def _provisioned_misfit(performance: Performance, gib: int) -> _Misfit | None:
@@ -143,17 +146,20 @@ def _provisioned_misfit(performance: Performance, gib: int) -> _Misfit | None:
         return None
     if not most:
         need = f"{gib} GiB have none, {essd.LEAST_AUTOPL_GIB} GiB or more are needed"
-        instead = {"provisioned_iops": None, "level": AUTOPL}
-        return _Misfit(f"provisionedIops is {asked}; {need}", instead, f"provisionedIops {asked} left out: {need}")
+        return _Misfit(f"provisionedIops is {asked}; {need}", _without_provisioned, f"provisionedIops {asked} left out: {need}")
     refusal = f"provisionedIops is {asked}; it is 1 to {most} for {gib} GiB; lower it or ask for more storage"
-    return _Misfit(refusal, {"provisioned_iops": most}, f"provisionedIops {asked} lowered to {most}, the most for {gib} GiB")
+    return _Misfit(refusal, lambda given: replace(given, provisioned_iops=most), f"provisionedIops {asked} lowered to {most}, the most for {gib} GiB")
+
+
+def _without_provisioned(given: Performance) -> Performance:
+    return replace(given, provisioned_iops=None, level=AUTOPL)
 
 
 def _bursting_misfit(performance: Performance, gib: int) -> _Misfit | None:
     if not performance.bursting or gib >= essd.LEAST_AUTOPL_GIB:
         return None
     need = f"{gib} GiB cannot burst, {essd.LEAST_AUTOPL_GIB} GiB or more are needed"
-    return _Misfit(f"burstingEnabled is true; {need}", {"bursting": False}, f"bursting turned off: {need}")
+    return _Misfit(f"burstingEnabled is true; {need}", lambda given: replace(given, bursting=False), f"bursting turned off: {need}")
 
 
 def _contradictions(asked: Performance) -> list[tuple[bool, str]]:
@@ -186,15 +192,36 @@ def _level(key: str, text: str) -> str:
     return known[text.lower()]
 
 
-_FIELDS: dict[str, tuple[str, Callable[[str, str], object]]] = {
-    "performanceLevel": ("level", _level),
-    "provisionedIops": ("provisioned_iops", partial(integer, low=1, high=MAX_IOPS)),
-    "burstingEnabled": ("bursting", boolean),
-    "readIops": ("read_iops", partial(integer, low=1, high=MAX_READ_IOPS)),
+@dataclass(frozen=True)
+class _Field:
+    """What a key means: how its text is read (with the key, for messages), and where its value stands in a Performance."""
+
+    parse: Callable[[str, str], Any]
+    get: Callable[[Performance], object]
+    put: Callable[[Performance, Any], Performance]
+
+
+_FIELDS = {
+    "performanceLevel": _Field(_level, lambda kept: kept.level, lambda kept, value: replace(kept, level=value)),
+    "provisionedIops": _Field(
+        partial(integer, low=1, high=MAX_IOPS),
+        lambda kept: kept.provisioned_iops,
+        lambda kept, value: replace(kept, provisioned_iops=value),
+    ),
+    "burstingEnabled": _Field(boolean, lambda kept: kept.bursting, lambda kept, value: replace(kept, bursting=value)),
+    "readIops": _Field(partial(integer, low=1, high=MAX_READ_IOPS), lambda kept: kept.read_iops, lambda kept, value: replace(kept, read_iops=value)),
     # Below one I/O a second the kernel would hold a reader, who cannot even be killed, for longer than a forgotten unit is worth.
-    "readBandwidth": ("read_bandwidth", partial(quantity, low=IO_SIZE, high=MAX_BANDWIDTH)),
-    "burstIops": ("burst_iops", partial(integer, low=1, high=MAX_READ_IOPS)),
-    "burstCredit": ("burst_credit", partial(integer, low=1, high=MAX_CREDIT)),
+    "readBandwidth": _Field(
+        partial(quantity, low=IO_SIZE, high=MAX_BANDWIDTH),
+        lambda kept: kept.read_bandwidth,
+        lambda kept, value: replace(kept, read_bandwidth=value),
+    ),
+    "burstIops": _Field(
+        partial(integer, low=1, high=MAX_READ_IOPS), lambda kept: kept.burst_iops, lambda kept, value: replace(kept, burst_iops=value)
+    ),
+    "burstCredit": _Field(
+        partial(integer, low=1, high=MAX_CREDIT), lambda kept: kept.burst_credit, lambda kept, value: replace(kept, burst_credit=value)
+    ),
 }
 KEYS = tuple(_FIELDS)
 KEY_TABLE = (

@@ -33,7 +33,7 @@ def pins(asked: SourceSpec, pinned: SourceSpec) -> bool:
 
 def revision_of(spec: CacheSpec) -> str:
     """The revision that a spec names, "" for a source without."""
-    return str(getattr(spec.source, "revision", ""))
+    return spec.source.revision if isinstance(spec.source, HubSpec) else ""
 
 
 def without_revision(spec: CacheSpec) -> str:

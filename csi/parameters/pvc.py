@@ -30,3 +30,12 @@ class Claim:
     def to_context(self, volume_name: str) -> dict[str, str]:
         """The keys that `of` reads; parsers of parameters leave them out, as all of Kubernetes' own."""
         return {_NAMESPACE: self.namespace, _NAME: self.name, _VOLUME: volume_name}
+
+    def to_json(self) -> dict[str, str]:
+        """Return what objects of the cluster keep of it."""
+        return {"namespace": self.namespace, "name": self.name} | ({"uid": self.uid} if self.uid else {})
+
+    @staticmethod
+    def from_json(kept: Mapping[str, str]) -> Claim:
+        """Return the PVC that `to_json` wrote; raise KeyError for anything else."""
+        return Claim(namespace=kept["namespace"], name=kept["name"], uid=kept.get("uid", ""))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 # The size up to which ESSD counts a read as one I/O (Alibaba Cloud, "ESSD AutoPL disks": provisioned throughput = 16 KB x IOPS / 1024).
 IO_SIZE = 16 * 2**10
@@ -14,6 +16,15 @@ class Rate:
 
     iops: int | None = None
     bytes_per_second: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rate as records keep it."""
+        return {"iops": self.iops, "bytes_per_second": self.bytes_per_second}
+
+    @staticmethod
+    def from_json(kept: Mapping[str, Any]) -> Rate:
+        """Return the rate that `to_json` wrote; raise KeyError, TypeError or ValueError for anything else."""
+        return Rate(iops=_number(kept["iops"]), bytes_per_second=_number(kept["bytes_per_second"]))
 
     def __add__(self, other: Rate) -> Rate:
         return Rate(_sum(self.iops, other.iops), _sum(self.bytes_per_second, other.bytes_per_second))
@@ -42,6 +53,25 @@ class Limits:
     credit: int | None = None
     notes: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the limits as records keep them. Names of devices are hashes of this form, so it stays as it is."""
+        return {
+            "sustained": self.sustained.to_json(),
+            "burst": None if self.burst is None else self.burst.to_json(),
+            "credit": self.credit,
+            "notes": list(self.notes),
+        }
+
+    @staticmethod
+    def from_json(kept: Mapping[str, Any]) -> Limits:
+        """Return the limits that `to_json` wrote; raise KeyError, TypeError or ValueError for anything else."""
+        return Limits(
+            sustained=Rate.from_json(kept["sustained"]),
+            burst=None if kept["burst"] is None else Rate.from_json(kept["burst"]),
+            credit=_number(kept["credit"]),
+            notes=tuple(map(str, kept["notes"])),
+        )
+
     def __add__(self, other: Limits) -> Limits:
         burst = (self.burst or self.sustained) + (other.burst or other.sustained) if self.burst or other.burst else None
         return Limits(self.sustained + other.sustained, burst, _both(self.credit, other.credit), tuple(dict.fromkeys(self.notes + other.notes)))
@@ -61,6 +91,10 @@ def together(first: Limits, *more: Limits) -> Limits:
 def _size(number: int) -> str:
     unit, name = (2**20, "MiB") if number >= 2**20 else (2**10, "KiB")
     return f"{number / unit:.3f}".rstrip("0").rstrip(".") + f" {name}"
+
+
+def _number(kept: Any) -> int | None:
+    return None if kept is None else int(kept)
 
 
 def _sum(first: int | None, second: int | None) -> int | None:

@@ -23,6 +23,9 @@ _NODES = path_of("api", "v1", "nodes")
 class Traces(Protocol):
     """One kind of object that names nodes. Both methods raise as `ApiServer.call`; `sweep` comes behind `nodes`."""
 
+    kind: str
+    """The kind of object, for the log."""
+
     def nodes(self) -> frozenset[str]:
         """The names of the nodes that stand in them now."""
 
@@ -77,7 +80,7 @@ def _saying(place: Traces) -> Iterator[None]:
     try:
         yield
     except DataCacheError as error:
-        log.warning("not swept", extra={"fields": {"what": type(place).__name__, "reason": error}})
+        log.warning("not swept", extra={"fields": {"what": place.kind, "reason": error}})
     except Exception as error:
         # A foreign exception's text is not vetted for secrets.
-        log.error("not swept", extra={"fields": {"what": type(place).__name__, "reason": type(error).__name__}})
+        log.error("not swept", extra={"fields": {"what": place.kind, "reason": type(error).__name__}})

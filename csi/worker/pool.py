@@ -74,7 +74,7 @@ class _Worker:
             event = json.loads(line)
             match event.pop("event"):
                 case "progress":
-                    on_progress(FillProgress(**event))
+                    on_progress(FillProgress.from_json(event))
                 case "result":
                     return dict(event)
                 case "error":

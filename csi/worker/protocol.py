@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from csi.linux.durable_files import check_keys
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.volume_parameters import parse
 
@@ -80,13 +81,57 @@ class Request:
         return self.spec.get("egressProfile", "")
 
     def encode(self) -> bytes:
-        """The request as one line."""
-        return json.dumps(asdict(self)).encode() + b"\n"
+        """Return the request as one line."""
+        wire = {
+            "operation": self.operation,
+            "spec": self.spec,
+            "secrets": self.secrets,
+            "manifest": self.manifest,
+            "partial": self.partial,
+            "journal": self.journal,
+            "image": self.image,
+            "connections": self.connections,
+            "allowed": self.allowed,
+            "donors": self.donors,
+            "seed": self.seed,
+            "image_store": self.image_store,
+            "store_secrets": self.store_secrets,
+            "store_said": self.store_said,
+            "access": self.access,
+            "digest": self.digest,
+            "grace": self.grace,
+            "target": self.target,
+            "target_secrets": self.target_secrets,
+            "announcement": self.announcement,
+        }
+        return json.dumps(wire).encode() + b"\n"
 
     @staticmethod
     def decode(line: bytes) -> Request:
-        """The request in one line."""
-        return Request(**json.loads(line))
+        """Return the request in one line."""
+        wire = json.loads(line)
+        return Request(
+            operation=wire["operation"],
+            spec=wire["spec"],
+            secrets=wire["secrets"],
+            manifest=wire["manifest"],
+            partial=wire["partial"],
+            journal=wire["journal"],
+            image=wire["image"],
+            connections=wire["connections"],
+            allowed=tuple(wire["allowed"]),
+            donors=tuple(wire["donors"]),
+            seed=wire["seed"],
+            image_store=wire["image_store"],
+            store_secrets=wire["store_secrets"],
+            store_said=wire["store_said"],
+            access=wire["access"],
+            digest=wire["digest"],
+            grace=wire["grace"],
+            target=wire["target"],
+            target_secrets=wire["target_secrets"],
+            announcement=wire["announcement"],
+        )
 
 
 @dataclass(frozen=True)
@@ -101,10 +146,25 @@ class Resolution:
     unverifiable: int
 
     def encode(self) -> dict[str, Any]:
-        """The resolution as JSON values."""
-        return {**asdict(self), "spec": self.spec.to_context()}
+        """Return the resolution as JSON values, as the worker's pipe and the memory of proofs have it."""
+        return {
+            "spec": self.spec.to_context(),
+            "digest": self.digest,
+            "content_bytes": self.content_bytes,
+            "image_bytes": self.image_bytes,
+            "files": self.files,
+            "unverifiable": self.unverifiable,
+        }
 
     @staticmethod
     def decode(wire: Mapping[str, Any]) -> Resolution:
-        """The resolution that `encode` wrote."""
-        return Resolution(**{**wire, "spec": parse(wire["spec"]).spec})
+        """Return the resolution that `encode` wrote; raise KeyError or TypeError for anything else."""
+        check_keys(wire, "spec", "digest", "content_bytes", "image_bytes", "files", "unverifiable")
+        return Resolution(
+            spec=parse(wire["spec"]).spec,
+            digest=wire["digest"],
+            content_bytes=wire["content_bytes"],
+            image_bytes=wire["image_bytes"],
+            files=wire["files"],
+            unverifiable=wire["unverifiable"],
+        )

@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -122,7 +122,7 @@ class Worker:
         return {}
 
     def _report(self, progress: FillProgress) -> None:
-        self._say("progress", asdict(progress))
+        self._say("progress", progress.to_json())
 
 
 def _manifest(request: Request) -> Manifest:

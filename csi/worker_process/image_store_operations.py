@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csi.errors import GONE, LOST, CorruptContent, DataCacheError, FillStopped, NoSpace, NotFound
+from csi.errors import GONE, LOST, CorruptContent, DataCacheError, FillStopped, NoSpace, NotFound, with_message
 from csi.image_store.announcements import Announcement
 from csi.images.node_store.journal import begun_by
 from csi.images.node_store.records import ImagePaths
@@ -79,9 +79,7 @@ def fill_from_either(request: Request, manifest: Manifest, tell: Tell, from_orig
 
 
 def _with(error: DataCacheError, why: str) -> DataCacheError:
-    said = type(error)(f"{error} ({why})")
-    said.__dict__.update(error.__dict__)
-    return said
+    return with_message(error, f"{error} ({why})")
 
 
 def _fill(request: Request, manifest: Manifest, tell: Tell) -> str | None:

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from csi.concurrency.deadline import Patience
 from csi.concurrency.wait_limiter import WaitingRoom
 from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, SourceChanged, UnsafeContent
-from csi.image_store.client import StoredImages
+from csi.image_store.client import Sought, StoredImages
 from csi.images.node_store.provenance import IMAGE_STORE
 from csi.images.node_store.reuse_candidates import reserve
 from csi.images.node_store.store import Store
-from csi.images.progress import FillProgress
-from csi.linux.durable_files import TEMP_SUFFIX
+from csi.images.progress import FillProgress, write_progress
 from csi.parameters.origin_scope import is_of_place
 from csi.registry.events.recorder import Subject
 from csi.worker.pool import Call, WorkerPool
@@ -232,7 +229,7 @@ class Fills:
         started = time.monotonic()
         try:
             paths = self._store.paths(fill.digest)
-            place, stored = self._sought(fill)
+            place, sought = self._sought(fill)
             request = Request(
                 "fill",
                 fill.access,
@@ -243,10 +240,9 @@ class Fills:
                 image=str(paths.image),
                 connections=self._connections,
                 donors=tuple(map(str, fill.donors)),
-                **stored,
             )
             self._store.note_fill(fill.digest, place)
-            self._pool.call("fill", request, fill.call, lambda progress: self._heard(fill, progress))
+            self._pool.call("fill", sought.carried_by(request), fill.call, lambda progress: self._heard(fill, progress))
             fields = {
                 "image": fill.digest,
                 "bytes": fill.progress.bytes_total,
@@ -258,13 +254,13 @@ class Fills:
             self._failed(fill, error)
         self._end(fill)
 
-    def _sought(self, fill: _Fill) -> tuple[str, dict[str, Any]]:
-        """The place that the bytes will come from, and what the request carries of the image store."""
-        found, carried = self._stored.seek(fill.digest) if self._stored else (None, {})
+    def _sought(self, fill: _Fill) -> tuple[str, Sought]:
+        """Find the place that the bytes will come from, and what the image store has of them."""
+        sought = self._stored.seek(fill.digest) if self._stored else Sought()
         access = fill.access or self._store.access(fill.digest)
-        of_one_place = found is None or is_of_place(found.access, access)
+        of_one_place = sought.found is None or is_of_place(sought.found.access, access)
         # Another's bytes, which this place would have to send too before its volumes have them.
-        return fill.place if of_one_place else IMAGE_STORE, carried
+        return fill.place if of_one_place else IMAGE_STORE, sought
 
     def _heard(self, fill: _Fill, progress: FillProgress) -> None:
         fill.progress = progress
@@ -276,16 +272,13 @@ class Fills:
             fill.call.stop()
 
     def _report(self, fill: _Fill) -> None:
-        """Put the progress where `datacache images` reads it; it is worth nothing after a power cut, so nothing is synced."""
+        """Put the progress where `datacache images` reads it, now and then."""
         now = time.monotonic()
         if now - fill.reported < _REPORT_SECONDS:
             return
         fill.reported = now
-        path = self._store.paths(fill.digest).progress
         with suppress(OSError):
-            temporary = path.with_name(path.name + TEMP_SUFFIX)
-            temporary.write_text(json.dumps(asdict(fill.progress)))
-            temporary.rename(path)
+            write_progress(self._store.paths(fill.digest).progress, fill.progress)
 
     def _failed(self, fill: _Fill, error: Exception) -> None:
         fill.error = error

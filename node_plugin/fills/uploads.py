@@ -28,6 +28,10 @@ class _Upload:
     error: Exception | None = None
     ended: float = 0.0
 
+    def on_progress(self, progress: FillProgress) -> None:
+        """Remember how far it is."""
+        self.progress = progress
+
     @property
     def stale(self) -> bool:
         """An error nobody came to hear is told to the next caller, but not to one that comes much later."""
@@ -96,7 +100,7 @@ class Uploads:
         began = time.monotonic()
         try:
             with self._store.hold(digest) as record, self._turn:
-                self._stored.bring(record.paths.folder, upload.call, lambda progress: setattr(upload, "progress", progress), access)
+                self._stored.bring(record.paths.folder, upload.call, upload.on_progress, access)
             self._there.add(digest)
             log.info(
                 "image stored", extra={"fields": {"image": digest, "bytes": upload.progress.bytes_total, "s": round(time.monotonic() - began, 2)}}

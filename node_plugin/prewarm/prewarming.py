@@ -228,8 +228,7 @@ class Prewarming:
     def _keep(self, answers: dict[str, _Answer]) -> None:
         self._kept = answers
         self._digests = frozenset(answer.digest for answer in answers.values())
-        kept = {key: {"digest": answer.digest, "access": answer.access, "pin": answer.pin} for key, answer in answers.items()}
-        durable_files.write_json(self._file, {"format": _FORMAT, "answers": kept})
+        _write(self._file, answers)
 
     def tend(self) -> float:
         """Do what is to be done now; the seconds until there may be more."""
@@ -387,6 +386,11 @@ class Prewarming:
         if order.troubles:
             return NodeState(State.FAILED, self._percent(order), next(iter(order.troubles.values())).message)
         return order.said or NodeState(State.PENDING, self._percent(order))
+
+
+def _write(file: Path, answers: Mapping[str, _Answer]) -> None:
+    kept = {key: {"digest": answer.digest, "access": answer.access, "pin": answer.pin} for key, answer in answers.items()}
+    durable_files.write_json(file, {"format": _FORMAT, "answers": kept})
 
 
 def _read(file: Path) -> dict[str, _Answer]:

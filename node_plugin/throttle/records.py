@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from csi.linux import durable_files
 from csi.linux.cgroups.hierarchy import Count
-from csi.performance.limits import Limits, Rate, together
+from csi.performance.limits import Limits, together
 from node_plugin.throttle.burst import Burst
 from node_plugin.throttle.meter import Meter
 
@@ -66,7 +66,7 @@ class GroupRecords:
         """Write the record; one without claims is removed."""
         path = self._path(record.pod, record.device)
         if record.claims:
-            durable_files.replace_text(path, json.dumps({"format": _FORMAT, **asdict(record)}))
+            durable_files.replace_text(path, json.dumps(_encoded(record)))
         else:
             path.unlink(missing_ok=True)
 
@@ -95,32 +95,48 @@ def _read(path: Path) -> GroupRecord | None:
     return None
 
 
+def _encoded(record: GroupRecord) -> dict[str, Any]:
+    burst, meter = record.burst, record.burst.meter
+    claims = {target: {"volume": claim.volume, "limits": claim.limits.to_json()} for target, claim in record.claims.items()}
+    used = {"total": meter.total, "used": _count_json(meter.used), "seconds": meter.seconds, "before": meter.before}
+    return {
+        "format": _FORMAT,
+        "pod": record.pod,
+        "device": record.device,
+        "claims": claims,
+        "burst": {"credit": burst.credit, "open": burst.open, "meter": used},
+        "counts": {path: _count_json(count) for path, count in record.counts.items()},
+        "at": record.at,
+        "boot": record.boot,
+    }
+
+
+def _count_json(count: Count) -> dict[str, int]:
+    return {"ios": count.ios, "bytes": count.bytes}
+
+
 def _decoded(kept: dict[str, Any]) -> GroupRecord:
-    if kept.pop("format") != _FORMAT:
+    if kept["format"] != _FORMAT:
         raise ValueError("another format")
-    claims = {target: Claimed(claim["volume"], _limits(claim["limits"])) for target, claim in kept.pop("claims").items()}
-    counts = {str(path): _count(count) for path, count in kept.pop("counts").items()}
-    return GroupRecord(str(kept["pod"]), str(kept["device"]), claims, _burst(kept["burst"]), counts, float(kept["at"]), str(kept["boot"]))
+    return GroupRecord(
+        pod=str(kept["pod"]),
+        device=str(kept["device"]),
+        claims={target: Claimed(claim["volume"], Limits.from_json(claim["limits"])) for target, claim in kept["claims"].items()},
+        burst=_burst(kept["burst"]),
+        counts={str(path): _count(count) for path, count in kept["counts"].items()},
+        at=float(kept["at"]),
+        boot=str(kept["boot"]),
+    )
 
 
 def _count(kept: dict[str, Any]) -> Count:
-    return Count(int(kept["ios"]), int(kept["bytes"]))
+    return Count(ios=int(kept["ios"]), bytes=int(kept["bytes"]))
 
 
 def _burst(kept: dict[str, Any]) -> Burst:
     meter = kept["meter"]
-    credit = None if kept["credit"] is None else float(kept["credit"])
-    return Burst(credit, bool(kept["open"]), Meter(float(meter["total"]), _count(meter["used"]), float(meter["seconds"]), float(meter["before"])))
-
-
-def _limits(kept: dict[str, Any]) -> Limits:
-    burst = None if kept["burst"] is None else _rate(kept["burst"])
-    return Limits(_rate(kept["sustained"]), burst, _number(kept["credit"]), tuple(map(str, kept["notes"])))
-
-
-def _rate(kept: dict[str, Any]) -> Rate:
-    return Rate(_number(kept["iops"]), _number(kept["bytes_per_second"]))
-
-
-def _number(kept: Any) -> int | None:
-    return None if kept is None else int(kept)
+    return Burst(
+        credit=None if kept["credit"] is None else float(kept["credit"]),
+        open=bool(kept["open"]),
+        meter=Meter(total=float(meter["total"]), used=_count(meter["used"]), seconds=float(meter["seconds"]), before=float(meter["before"])),
+    )

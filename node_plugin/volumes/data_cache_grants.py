@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from csi.concurrency.deadline import Patience
-from csi.errors import GONE, Busy, DataCacheError, FailedPrecondition, NotFound, PermissionDenied
+from csi.errors import GONE, Busy, DataCacheError, FailedPrecondition, NotFound, PermissionDenied, with_message
 from csi.image_store.client import StoredImages
 from csi.images.node_store.store import Store
 from csi.parameters.origin_scope import is_of_place
@@ -83,17 +83,17 @@ class GrantedCaches:
             spec = parse_kept(granted.content.access).spec
             self._proving.proven(key, spec, digest, granted.secrets, patience)
         except GONE as error:
-            raise type(error)(f"{error}. {_way_out(granted, why)}") from error
+            raise with_message(error, f"{error}. {_way_out(granted, why)}") from error
 
     def _from_store(self, digest: str) -> str | None:
         """Have the manifest from the image store; None where it is here, else why it is not, which is the origin's turn then."""
-        found, carried = self._stored.seek(digest)
-        if found is None:
-            return str(carried.get("store_said", "no image store keeps what was cached (--image-store)"))
+        sought = self._stored.seek(digest)
+        if sought.found is None:
+            return sought.why or "no image store keeps what was cached (--image-store)"
         path = self._store.temp_path()
         try:
             self._stored.manifest(digest, path)
-            self._store.adopt_manifest(digest, path, found.image_bytes)
+            self._store.adopt_manifest(digest, path, sought.found.image_bytes)
             return None
         except Busy:
             raise
@@ -109,7 +109,7 @@ class GrantedCaches:
         state, content = granted.cache.state, granted.content
         if state.is_kept and state.content == content:
             return True
-        found, _ = self._stored.seek(content.digest)
+        found = self._stored.seek(content.digest).found
         return found is not None and is_of_place(found.access, content.access)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from csi.errors import DataCacheError
 from csi.parameters.performance_keys import Performance, limits
@@ -56,7 +56,7 @@ def limit_class(volume: NodeVolume) -> str:
     given = limits_of(volume)
     if given is None:
         return NO_LIMITS
-    what, of = ("limits", json.dumps(asdict(replace(given, notes=())))) if volume.inline else ("volume", volume.id)
+    what, of = ("limits", json.dumps(replace(given, notes=()).to_json())) if volume.inline else ("volume", volume.id)
     return f"{what}-{hashlib.sha256(of.encode()).hexdigest()[:16]}"
 
 

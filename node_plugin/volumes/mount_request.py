@@ -52,7 +52,7 @@ class MountRequest:
     @property
     def shown(self) -> Shown:
         """How the volume is to be shown at `path`."""
-        return Shown(self.mode.name, self.readonly, self.flags, pod_uid(self.path, self.context.get(_POD_UID, "")))
+        return Shown(self.mode.csi_name, self.readonly, self.flags, pod_uid(self.path, self.context.get(_POD_UID, "")))
 
     @property
     def subject(self) -> Subject | None:

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ from csi.registry.volumes.record import Interest
 _FORMAT = 1
 NO_LIMITS = "none"
 """The limit class of volumes without limits."""
+_KEYS = (
+    "id", "digest", "context", "capacity_bytes", "content_bytes", "inline", "staged", "targets", "limit_class", "performance", "pin",
+)  # fmt: skip
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,180}")
 
 
@@ -35,6 +38,15 @@ class Shown:
     readonly: bool = True
     flags: tuple[str, ...] = ()
     pod: str = field(default="", compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what a record keeps of it."""
+        return {"mode": self.mode, "readonly": self.readonly, "flags": list(self.flags), "pod": self.pod}
+
+    @staticmethod
+    def from_json(kept: Mapping[str, Any]) -> Shown:
+        """Return what `to_json` wrote; raise KeyError or TypeError for anything else."""
+        return Shown(mode=kept["mode"], readonly=kept["readonly"], flags=tuple(kept["flags"]), pod=kept.get("pod", ""))
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,40 @@ class NodeVolume:
         staged = {path: shown for path, shown in self.staged.items() if path not in gone}
         return replace(self, staged=staged, targets={path: shown for path, shown in self.targets.items() if path not in gone})
 
+    def to_json(self) -> dict[str, Any]:
+        """Return what a record keeps of it."""
+        return {
+            "id": self.id,
+            "digest": self.digest,
+            "context": dict(self.context),
+            "capacity_bytes": self.capacity_bytes,
+            "content_bytes": self.content_bytes,
+            "inline": self.inline,
+            "staged": {path: shown.to_json() for path, shown in self.staged.items()},
+            "targets": {path: shown.to_json() for path, shown in self.targets.items()},
+            "limit_class": self.limit_class,
+            "performance": None if self.performance is None else dict(self.performance),
+            "pin": None if self.pin is None else dict(self.pin),
+        }
+
+    @staticmethod
+    def from_json(kept: Mapping[str, Any]) -> NodeVolume:
+        """Return what `to_json` wrote; raise KeyError or TypeError for anything else."""
+        durable_files.check_keys(kept, *_KEYS)
+        return NodeVolume(
+            id=kept["id"],
+            digest=kept["digest"],
+            context=kept["context"],
+            capacity_bytes=kept["capacity_bytes"],
+            content_bytes=kept["content_bytes"],
+            inline=kept.get("inline", False),
+            staged={path: Shown.from_json(shown) for path, shown in kept["staged"].items()},
+            targets={path: Shown.from_json(shown) for path, shown in kept["targets"].items()},
+            limit_class=kept.get("limit_class", NO_LIMITS),
+            performance=kept.get("performance"),
+            pin=kept.get("pin"),
+        )
+
     @property
     def paths(self) -> list[str]:
         """All paths that show the volume."""
@@ -95,7 +141,7 @@ class VolumeRecords:
             path.unlink(missing_ok=True)
             self._shown.discard(volume.id)
             return
-        durable_files.replace_text(path, json.dumps({"format": _FORMAT, **asdict(volume)}))
+        durable_files.replace_text(path, json.dumps({"format": _FORMAT, **volume.to_json()}))
         if not volume.inline:
             self._shown.add(volume.id)
 
@@ -128,9 +174,4 @@ def _read(path: Path) -> NodeVolume | None:
 def _decoded(kept: dict[str, Any]) -> NodeVolume:
     if kept.pop("format") != _FORMAT:
         raise ValueError("another format")
-    staged, targets = _shown(kept.pop("staged")), _shown(kept.pop("targets"))
-    return NodeVolume(**kept, staged=staged, targets=targets)
-
-
-def _shown(kept: dict[str, Any]) -> dict[str, Shown]:
-    return {path: Shown(s["mode"], s["readonly"], tuple(s["flags"]), s.get("pod", "")) for path, s in kept.items()}
+    return NodeVolume.from_json(kept)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from csi.concurrency.deadline import Patience
 from csi.concurrency.keyed_locks import KeyedLocks
@@ -45,6 +46,7 @@ log = logging.getLogger("datacache.volumes")
 
 # Whoever changes a volume is done in milliseconds (what takes long holds no lock); kubelet would wait longer before it calls again.
 _LOCK_SECONDS, _RENEW_SECONDS = 1.0, 5.0
+_How = Literal["staged", "targets"]
 
 
 class Volumes:
@@ -125,7 +127,7 @@ class Volumes:
             volume = replace(volume, limit_class=limit_class(volume))
             self._show_filled(request, content.digest, content.access, granted.secrets, patience, "targets", lambda: volume, known)
 
-    def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: str) -> None:
+    def _bring(self, request: MountRequest, asked: VolumeParameters, patience: Patience, kind: _How) -> None:
         """From the source to the path: authorised, filled, mounted, shown. Taking the volume away ends it at any point before that."""
         with self._room.present(request.volume_id, patience):
             self._images.check_node()
@@ -140,7 +142,7 @@ class Volumes:
         access: Mapping[str, str],
         secrets: Mapping[str, str],
         patience: Patience,
-        kind: str,
+        kind: _How,
         volume: Callable[[], NodeVolume],
         known: bool = False,
     ) -> None:
@@ -168,7 +170,7 @@ class Volumes:
             return resolve(asked.spec, asked.manifest_digest)
         return self._pins.resolved(request.volume_id, request.namespace, asked.spec, resolve)
 
-    def _shown_volume(self, request: MountRequest, digest: str, kind: str, made: Callable[[], NodeVolume]) -> NodeVolume:
+    def _shown_volume(self, request: MountRequest, digest: str, kind: _How, made: Callable[[], NodeVolume]) -> NodeVolume:
         """The volume as it is known already, or else as it is `made` now, shown at one path more."""
         known = self._records.get(request.volume_id)
         volume = known if known and known.digest == digest else made()
@@ -300,10 +302,10 @@ class Volumes:
             self._fills.discard(digest)
             raise
 
-    def _is_shown(self, request: MountRequest, kind: str) -> bool:
+    def _is_shown(self, request: MountRequest, kind: _How) -> bool:
         """Whether `request` is fulfilled already; raises AlreadyExists where its path shows the volume in another way."""
         volume = self._records.get(request.volume_id)
-        shown = volume and getattr(volume, kind).get(str(request.path))
+        shown = volume and (volume.staged if kind == "staged" else volume.targets).get(str(request.path))
         if volume is None or shown is None or not self._is_mounted(str(request.path)):
             return False
         if shown != request.shown or volume.context != request.own_context:

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from csi.images.node_store.records import ImagePaths, State
 from csi.images.node_store.store import Store
-from csi.images.progress import FillProgress
+from csi.images.progress import FillProgress, read_progress
 from datacache.__main__ import cli
-from datacache.images import images_of, progress_of
+from datacache.images import images_of
 from tests.csi.images.node_store.test_store import put
 
 MIB = 2**20
@@ -53,9 +53,9 @@ def test_a_sealed_image_has_no_progress_whatever_file_was_left(root: Path) -> No
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"other": 1}', "5"])
 def test_progress_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> None:
     paths = ImagePaths(tmp_path)
-    assert progress_of(paths) is None
+    assert read_progress(paths.progress) is None
     paths.progress.write_text(damage)
-    assert progress_of(paths) is None
+    assert read_progress(paths.progress) is None
 
 
 def test_what_is_no_image_is_not_shown(root: Path) -> None:

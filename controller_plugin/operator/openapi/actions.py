@@ -136,8 +136,14 @@ class Actions:
         keeps = bool(secrets) or _keeps_credential(given, spec, found.spec)
 
         def updated(cache: DataCache) -> DataCache:
-            changes = {"title": title or cache.title, "tags": tags or cache.tags, "resource_group": group or cache.resource_group}
-            return replace(cache, spec=spec, secret=cache.secret if keeps else None, **changes)  # type: ignore[arg-type]
+            return replace(
+                cache,
+                spec=spec,
+                secret=cache.secret if keeps else None,
+                title=title or cache.title,
+                tags=tags or cache.tags,
+                resource_group=group or cache.resource_group,
+            )
 
         if self._caches.change(found, updated, secrets or None) is None:
             raise unknown_cache(found.id)

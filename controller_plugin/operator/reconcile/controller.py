@@ -16,7 +16,7 @@ from controller_plugin.operator.reconcile.work_queue import WorkQueue
 from csi.concurrency.background import beside
 from csi.errors import DataCacheError
 from csi.image_store.client import StoredImages
-from csi.registry.datacaches.data_caches import DataCache, DataCaches
+from csi.registry.datacaches.data_caches import DataCaches
 from csi.registry.prewarms.requests import PrewarmOrders
 
 log = logging.getLogger("datacache.operator")
@@ -25,7 +25,7 @@ _COLLECT_SECONDS = 3600.0
 
 
 class Operator:
-    """Moves all DataCaches of `caches`, which `known` follows. For one process at a time; `label` has an object found by its id and place."""
+    """Moves all DataCaches of `caches`, which `known` follows. For one process at a time."""
 
     def __init__(
         self,
@@ -33,9 +33,8 @@ class Operator:
         known: KnownCaches,
         orders: PrewarmOrders,
         reconciler: Reconciler,
-        label: Callable[[DataCache], None] = lambda cache: None,
     ) -> None:
-        self._caches, self._known, self._orders, self._label = caches, known, orders, label
+        self._caches, self._known, self._orders = caches, known, orders
         self._reconciler = reconciler
         self._queue = WorkQueue(self._look)
 
@@ -55,7 +54,7 @@ class Operator:
     def _look(self, name: str) -> float | None:
         cache = self._known.named(name)
         if cache:
-            self._label(cache)
+            self._caches.label(cache)
         return self._reconciler.look(name)
 
 

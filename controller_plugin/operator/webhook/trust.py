@@ -17,7 +17,6 @@ from csi.errors import ClusterConflict, DataCacheError, FailedPrecondition, NotF
 
 log = logging.getLogger("datacache.certificates")
 
-_FIELDS = {"ca.crt": "trusted", "ca.key": "authority_key", "tls.crt": "certificate", "tls.key": "key"}
 _KINDS = ("mutatingwebhookconfigurations", "validatingwebhookconfigurations")
 _LOOK_SECONDS, _RETRY_SECONDS = 60.0, 5.0
 
@@ -67,7 +66,8 @@ class WebhookTrust:
                 self._server.call("PATCH", path, {"fieldManager": "datacache-operator"}, patch, MERGE)
 
     def _write(self, thing: Mapping[str, Any] | None, wanted: Certificates) -> None:
-        data = {key: base64.b64encode(getattr(wanted, field).encode()).decode() for key, field in _FIELDS.items()}
+        pems = {"ca.crt": wanted.trusted, "ca.key": wanted.authority_key, "tls.crt": wanted.certificate, "tls.key": wanted.key}
+        data = {key: base64.b64encode(pem.encode()).decode() for key, pem in pems.items()}
         if thing:
             self._server.call("PUT", f"{self._secrets}/{self._secret}", body={**thing, "data": data})
         else:
@@ -118,7 +118,8 @@ def _every(work: Callable[[], None], failed: str) -> Iterator[None]:
 
 def _decoded(thing: Mapping[str, Any]) -> Certificates:
     try:
-        return Certificates(**{field: base64.b64decode(thing["data"][key]).decode() for key, field in _FIELDS.items()})
+        pems = {key: base64.b64decode(thing["data"][key]).decode() for key in ("ca.crt", "ca.key", "tls.crt", "tls.key")}
+        return Certificates(trusted=pems["ca.crt"], authority_key=pems["ca.key"], certificate=pems["tls.crt"], key=pems["tls.key"])
     except (KeyError, ValueError, TypeError) as error:
         raise DataCacheError(
             f"the Secret {thing['metadata']['name']} has no certificates of the webhook; delete it, and new ones are made"

@@ -103,7 +103,7 @@ class _Fill:
     def run(self, meter: ProgressMeter, check: Callable[[], None]) -> None:
         self._image.write_metadata(self._layout.metadata)
         self._start_readers()
-        self._thread(self._hash, 0)
+        self._thread(self._hash, 0, "fill hash")
         try:
             self._watch(meter, check)
         except BaseException as error:
@@ -122,9 +122,9 @@ class _Fill:
         for number in range(1, self._flow.readers + 1):
             if number not in self._threads or (number in self._resting and not self._threads[number].is_alive()):
                 self._resting.discard(number)
-                self._thread(self._read, number)
+                self._thread(self._read, number, "fill read")
 
-    def _thread(self, work: Callable[[PatientReader], None], number: int) -> None:
+    def _thread(self, work: Callable[[PatientReader], None], number: int, name: str) -> None:
         reader = self._readers[number]
 
         def guarded() -> None:
@@ -134,7 +134,7 @@ class _Fill:
             except BaseException as error:
                 self._ring.fail(error)
 
-        thread = threading.Thread(target=guarded, name=f"fill {work.__name__}", daemon=True)
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
         thread.start()
         self._threads[number] = thread
 

@@ -14,6 +14,7 @@ _IOS_DONE, _BYTES_DONE = "blkio.throttle.io_serviced", "blkio.throttle.io_servic
 class Blkio:
     """The hierarchy of the controller blkio, mounted at `root`."""
 
+    shown = "Blkio"
     flat = True
     watched: tuple[str, ...] = (_IOPS, _BYTES)
 

@@ -34,6 +34,8 @@ class Hierarchy(Protocol):
     Methods that meet a cgroup that is gone do nothing; one that the kernel refuses raises UnsupportedByNode.
     """
 
+    shown: str
+    """The hierarchy as messages name it."""
     root: Path
     """The folder of the root cgroup."""
     flat: bool

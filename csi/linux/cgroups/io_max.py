@@ -14,6 +14,7 @@ _LIMITS, _ENABLED, _DONE = "io.max", "cgroup.subtree_control", "io.stat"
 class IoMax:
     """The unified hierarchy, mounted at `root`. A limit on a cgroup binds all below it."""
 
+    shown = "IoMax"
     flat = False
     watched: tuple[str, ...] = (_LIMITS, _ENABLED)
 

@@ -61,7 +61,7 @@ def _parse(values: Mapping[str, str], flags: Sequence[str]) -> NasSpec:
     server, path = _server_and_path(values)
     options = nfs_options.NfsOptions()
     for key, text in (("mountOptions", ",".join(flags)), ("mountOptions", values.get("mountOptions", "")), ("options", values.get("options", ""))):
-        options = _overlay(options, nfs_options.parse(text, key))
+        options = options.overlaid(nfs_options.parse(text, key))
     version = nfs_options.version(values["vers"]) if values.get("vers") else options.version or "3"
     return NasSpec(
         server=server,
@@ -74,11 +74,6 @@ def _parse(values: Mapping[str, str], flags: Sequence[str]) -> NasSpec:
         uid=integer("uid", values.get("uid", "0"), 0, 2**32 - 2),
         gid=integer("gid", values.get("gid", "0"), 0, 2**32 - 2),
     )
-
-
-def _overlay(base: nfs_options.NfsOptions, top: nfs_options.NfsOptions) -> nfs_options.NfsOptions:
-    chosen = {key: value for key in base.__dataclass_fields__ if (value := getattr(top, key)) is not None}
-    return nfs_options.NfsOptions(**{**base.__dict__, **chosen})
 
 
 def _server_and_path(values: Mapping[str, str]) -> tuple[str, str]:

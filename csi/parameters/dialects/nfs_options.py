@@ -28,6 +28,16 @@ class NfsOptions:
     timeout: float | None = None
     retries: int | None = None
 
+    def overlaid(self, top: NfsOptions) -> NfsOptions:
+        """Return these options with those that `top` gives over them."""
+        return NfsOptions(
+            version=self.version if top.version is None else top.version,
+            port=self.port if top.port is None else top.port,
+            mount_port=self.mount_port if top.mount_port is None else top.mount_port,
+            timeout=self.timeout if top.timeout is None else top.timeout,
+            retries=self.retries if top.retries is None else top.retries,
+        )
+
 
 def version(text: str) -> str:
     """ "3" or "4.0" for an NFS version as users write it; 4.1 and 4.2 are read over 4.0. Raises InvalidParameter."""

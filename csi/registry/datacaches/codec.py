@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from csi.errors import DataCacheError, InvalidParameter
@@ -67,7 +66,7 @@ def encode_spec(cache: DataCache) -> dict[str, Any]:
     spec, secret = cache.spec, cache.secret
     source: dict[str, Any] = {"type": spec.type, "options": dict(spec.options)}
     if secret:
-        source["secretRef"] = {key: value for key, value in asdict(secret).items() if value}
+        source["secretRef"] = ({"namespace": secret.namespace} if secret.namespace else {}) | {"name": secret.name}
     found: dict[str, Any] = {"bucket": spec.bucket, "path": spec.path, "dataSource": source}
     optional = {
         "size": spec.size_gib,

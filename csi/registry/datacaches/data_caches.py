@@ -164,6 +164,9 @@ class DataCaches(Protocol):
         Of all who add at once, in all processes, one does. Raises AlreadyExists where its bucket and path name another.
         """
 
+    def label(self, cache: DataCache) -> None:
+        """Have the object that `watch` told of found by its id and place; one that is gone is no error."""
+
     def change(self, cache: DataCache, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
         """Replace what `add` gives of this very cache by that of `how(cache)`, and before that the credential where one is given; None where it
         is gone. Where `how` leaves no `secret`, the credential that was made for it alone goes.

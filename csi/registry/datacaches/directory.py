@@ -81,6 +81,9 @@ class DirectoryDataCaches:
         assert found is not None
         return found
 
+    def label(self, cache: DataCache) -> None:
+        """See DataCaches: files are found as they are."""
+
     def change(self, cache: DataCache, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
         """See DataCaches."""
         with self._writing:

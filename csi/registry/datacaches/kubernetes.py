@@ -97,7 +97,7 @@ class KubernetesDataCaches:
         return self._server.call("PATCH", _path(thing), {"fieldManager": MANAGER}, patch, MERGE)
 
     def label(self, cache: DataCache) -> None:
-        """Have the object that a watch told of found by its id and place; one that is gone is no error."""
+        """See DataCaches."""
         if cache.uid not in self._unlabelled:
             return
         thing = self._object(cache.name)

@@ -137,6 +137,8 @@ class _Gone(Exception):
 class PinHolders:
     """The holders of pins (see Traces): nodes that were deleted and volumes without a record are to hold none. `clock` is seconds since 1970."""
 
+    kind = "CachePin"
+
     def __init__(self, pins: KubernetesPins, has_volume: Callable[[str], bool], clock: Callable[[], float] = time.time) -> None:
         self._pins, self._has_volume, self._clock = pins, has_volume, clock
         self._kept: list[CachePin] = []

@@ -96,6 +96,8 @@ class KubernetesPrewarms:
 class PrewarmedNodes:
     """The nodes in the status of CachePrewarms (see Traces)."""
 
+    kind = "CachePrewarm"
+
     def __init__(self, server: ApiServer) -> None:
         self._server = server
         self._showing: list[tuple[Mapping[str, Any], frozenset[str]]] = []

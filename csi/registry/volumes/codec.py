@@ -8,7 +8,6 @@ import json
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from csi.errors import DataCacheError, InvalidParameter
@@ -60,7 +59,7 @@ def encode(record: VolumeRecord) -> dict[str, Any]:
     if record.cloned_from:
         spec["clonedFrom"] = record.cloned_from
     if record.claim:
-        spec["claim"] = {key: value for key, value in asdict(record.claim).items() if value}
+        spec["claim"] = record.claim.to_json()
     if record.namespace:
         spec["pinNamespace"] = record.namespace
     if record.performance != Performance():
@@ -93,7 +92,7 @@ def _decoded(spec: Mapping[str, Any]) -> VolumeRecord:
         namespace=spec.get("pinNamespace", ""),
         created=_read(spec["created"]),
         performance=Performance().changed(performance),
-        claim=Claim(**spec["claim"]) if "claim" in spec else None,
+        claim=Claim.from_json(spec["claim"]) if "claim" in spec else None,
     )
 
 

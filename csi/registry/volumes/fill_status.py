@@ -60,6 +60,8 @@ class FillStatus:
 class FillingNodes:
     """The nodes in the status of CacheVolumes (see Traces). A fill that nobody has written of for two minutes is lost, wherever its node is."""
 
+    kind = "CacheVolume"
+
     def __init__(self, server: ApiServer, clock: Callable[[], float] = time.time) -> None:
         self._server, self._clock = server, clock
         self._showing: list[Mapping[str, Any]] = []

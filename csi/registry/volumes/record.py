@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.performance_keys import Performance
@@ -47,29 +47,40 @@ class VolumeRecord:
         return VolumeParameters(self.spec, self.performance, self.downgrade_writers, self.digest, self.capacity_bytes).to_context() | claim
 
     def encode(self) -> dict[str, object]:
-        """The record as JSON values."""
-        own = {key: getattr(self, key) for key in ("id", "name", "content_bytes", "cloned_from", "created")}
-        own |= {"namespace": self.namespace} if self.namespace else {}
-        return {"format": FORMAT, **own, "asked": self.asked.to_context(), "context": self.to_context()}
+        """Return the record as JSON values."""
+        kept: dict[str, object] = {
+            "format": FORMAT,
+            "id": self.id,
+            "name": self.name,
+            "content_bytes": self.content_bytes,
+            "cloned_from": self.cloned_from,
+            "created": self.created,
+            "asked": self.asked.to_context(),
+            "context": self.to_context(),
+        }
+        return kept | ({"namespace": self.namespace} if self.namespace else {})
 
     @staticmethod
-    def decode(kept: dict[str, object]) -> VolumeRecord:
-        """The record that `encode` wrote; raises ValueError for another format, KeyError or TypeError for a damaged one."""
+    def decode(kept: dict[str, Any]) -> VolumeRecord:
+        """Return the record that `encode` wrote; raise ValueError for another format, KeyError or TypeError for a damaged one."""
         if kept["format"] != FORMAT:
             raise ValueError(f"format {kept['format']}, this driver reads {FORMAT}")
-        context = parse_kept(kept["context"])  # type: ignore[arg-type]
+        context = parse_kept(kept["context"])
         if context.manifest_digest is None or context.capacity_bytes is None:
             raise ValueError("the digest or the capacity is missing")
-        own = {key: kept[key] for key in ("id", "name", "content_bytes", "cloned_from", "created")}
         return VolumeRecord(
-            **own,  # type: ignore[arg-type]
-            asked=parse_kept(kept["asked"]).spec,  # type: ignore[arg-type]
+            id=kept["id"],
+            name=kept["name"],
+            asked=parse_kept(kept["asked"]).spec,
             spec=context.spec,
             digest=context.manifest_digest,
             capacity_bytes=context.capacity_bytes,
+            content_bytes=kept["content_bytes"],
             downgrade_writers=context.downgrade_writers,
+            cloned_from=kept["cloned_from"],
+            created=kept["created"],
             performance=context.performance,
-            claim=Claim.of(kept["context"]),  # type: ignore[arg-type]
+            claim=Claim.of(kept["context"]),
             namespace=str(kept.get("namespace", "")),
         )
 

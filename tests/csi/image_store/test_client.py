@@ -54,8 +54,16 @@ class Node:
     def fill(self, digest: str, call: Call | None = None, **more: str) -> bytes:
         """SHA-256 of the image once it is full."""
         paths = self.store.paths(digest)
-        files = {name: str(getattr(paths, name)) for name in ("manifest", "partial", "journal", "image")}
-        request = Request("fill", {}, {}, **files, **{**self.stored.of_fill(), **more})  # type: ignore[arg-type]
+        request = Request(
+            "fill",
+            {},
+            {},
+            manifest=str(paths.manifest),
+            partial=str(paths.partial),
+            journal=str(paths.journal),
+            image=str(paths.image),
+        )
+        request = replace(self.stored.with_image_store(request), **more)  # type: ignore[arg-type]
         with self.store.reserve(digest):
             self.pool.call("fill", request, call)
         return hashlib.sha256(paths.image.read_bytes()).digest()
@@ -196,8 +204,8 @@ def test_what_an_origin_has_begun_and_refuses_now_comes_from_the_store(
 
 
 def test_no_store_asks_nobody(pool: WorkerPool, tmp_path: Path) -> None:
-    stored = StoredImages(pool, StoreAccess())
-    assert not stored.there and stored.find("a" * 64) is None and stored.of_fill() == {}
+    stored, request = StoredImages(pool, StoreAccess()), Request("fill", {}, {})
+    assert not stored.there and stored.find("a" * 64) is None and stored.with_image_store(request) == request
 
 
 def test_a_store_that_cannot_be_is_named(tmp_path: Path) -> None:
@@ -217,4 +225,4 @@ def test_the_credential_is_in_no_log_and_no_error(node: Node, caplog: pytest.Log
     digest = node.resolve().digest
     node.fill(digest)
     node.bring(digest)
-    assert ROOT_SECRET not in caplog.text + "".join(capfd.readouterr()) + repr(Request("stored", {}, {}, **node.stored.of_fill()))
+    assert ROOT_SECRET not in caplog.text + "".join(capfd.readouterr()) + repr(node.stored.with_image_store(Request("stored", {}, {})))

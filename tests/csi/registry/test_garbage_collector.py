@@ -168,6 +168,8 @@ def test_one_kind_that_cannot_be_swept_keeps_no_other_from_it(
     cluster: ApiServer, nodes: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken:
+        kind = "Broken"
+
         def nodes(self) -> frozenset[str]:
             raise DataCacheError("the CRDs are missing")
 

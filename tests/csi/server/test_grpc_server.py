@@ -94,8 +94,10 @@ def call(client: PluginClient, volume_id: str = "vol-1") -> grpc.RpcError | None
     return None
 
 
-def all_errors() -> list[type[DataCacheError]]:
-    return list(errors._classes(DataCacheError))
+def all_errors(root: type[DataCacheError] = DataCacheError) -> list[type[DataCacheError]]:
+    """The classes of `csi.errors`."""
+    below = [kind for child in root.__subclasses__() for kind in all_errors(child)]
+    return [kind for kind in (root, *below) if kind.__module__ == DataCacheError.__module__]
 
 
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)
@@ -148,6 +150,44 @@ def test_errors_cross_a_pipe_by_name_and_foreign_ones_without_their_text() -> No
     foreign = errors.from_wire(errors.to_wire(ValueError(SECRET)))
     assert type(foreign) is DataCacheError and SECRET not in str(foreign) and "ValueError" in str(foreign)
     assert type(errors.from_wire({"kind": "FromTomorrow", "message": "x"})) is DataCacheError
+
+
+def test_errors_have_names_on_the_pipe_that_are_not_those_of_their_classes() -> None:
+    names = {errors.to_wire(kind("text"))["kind"] for kind in all_errors()}
+    assert names == {
+        "DataCacheError", "InvalidParameter", "OutOfRange", "NotFound", "VolumeNotFound", "SourceNotFound", "AlreadyExists",
+        "Unauthenticated", "PermissionDenied", "OriginUnavailable", "OriginThrottled", "OriginTimedOut", "OriginUntrusted",
+        "RangesIgnored", "Busy", "FillStopped", "InvalidToken", "NoSpace", "FailedPrecondition", "SourceChanged", "UnsafeContent",
+        "UnsupportedByNode", "ClusterUnavailable", "ClusterForbids", "ClusterConflict", "CorruptContent", "WorkerDied",
+    }  # fmt: skip
+
+
+def test_an_error_without_a_name_on_the_pipe_goes_by_that_of_its_base() -> None:
+    class OfAnAdapter(errors.OriginTimedOut):
+        """An error that one module alone knows."""
+
+    again = errors.from_wire(errors.to_wire(OfAnAdapter("text")))
+    assert type(again) is errors.OriginTimedOut
+    assert str(again) == "text"
+
+
+def test_how_long_an_origin_wants_us_to_wait_crosses_the_pipe() -> None:
+    wire = errors.to_wire(errors.OriginThrottled("later", 17.5))
+    assert wire == {"kind": "OriginThrottled", "message": "later", "retry_after": 17.5}
+    again = errors.from_wire(wire)
+    assert isinstance(again, errors.OriginThrottled)
+    assert again.retry_after == 17.5
+    silent = errors.from_wire({"kind": "OriginThrottled", "message": "later"})
+    assert isinstance(silent, errors.OriginThrottled)
+    assert silent.retry_after == 0
+
+
+def test_an_error_with_another_message_keeps_the_rest() -> None:
+    again = errors.with_message(errors.OriginThrottled("later", 17.5), "later (and more)")
+    assert isinstance(again, errors.OriginThrottled)
+    assert str(again) == "later (and more)"
+    assert again.retry_after == 17.5
+    assert type(errors.with_message(errors.SourceNotFound("gone"), "gone too")) is errors.SourceNotFound
 
 
 def test_a_call_is_one_line_with_method_volume_code_and_milliseconds(client: PluginClient, lines: Line) -> None:

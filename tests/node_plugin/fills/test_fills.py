@@ -12,9 +12,8 @@ import pytest
 
 from csi.concurrency.deadline import Patience
 from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, NotFound, OriginUnavailable, PermissionDenied, SourceChanged
-from csi.images.progress import FillProgress
+from csi.images.progress import FillProgress, read_progress
 from csi.worker.protocol import Request
-from datacache.images import progress_of
 from tests.node_plugin.node import HUB, MIB, Node
 
 
@@ -83,10 +82,10 @@ def test_progress_is_there_for_whoever_looks_into_the_store_and_goes_with_the_fi
     node.source.go_fill.clear()
     node.fills.begin(digest, {})
     assert eventually(paths.progress.exists)
-    assert progress_of(paths) == FillProgress(**json.loads(paths.progress.read_text()))
+    assert read_progress(paths.progress) == FillProgress.from_json(json.loads(paths.progress.read_text()))
     node.source.go_fill.set()
     wait(node, digest)
-    assert eventually(lambda: not paths.progress.exists()) and progress_of(paths) is None
+    assert eventually(lambda: not paths.progress.exists()) and read_progress(paths.progress) is None
 
 
 def test_what_ended_a_fill_is_told_to_all_who_began_it_with_the_same_credential(node: Node) -> None:

@@ -18,6 +18,7 @@ STATE = "throttle.json"
 class FakeHierarchy:
     """Flat as version 1 unless told otherwise. `writes` counts the limits written; `refusal` makes the kernel refuse them."""
 
+    shown = "FakeHierarchy"
     watched: tuple[str, ...] = (STATE,)
 
     def __init__(self, root: Path, flat: bool = True) -> None:
