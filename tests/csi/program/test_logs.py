@@ -61,7 +61,7 @@ def test_a_traceback_follows_a_text_line_and_is_a_field_of_a_json_line() -> None
 @pytest.mark.parametrize(("format_", "level", "shown"), [("text", "INFO", ["info", "warn"]), ("json", "WARNING", ["warn"])])
 def test_only_our_own_lines_are_shown_below_warning_and_all_go_to_standard_error(format_: str, level: str, shown: list[str]) -> None:
     script = (
-        f"import logging; from csi import logs; logs.set_up({format_!r}, {level!r}); logs.set_up({format_!r}, {level!r})\n"
+        f"import logging; from csi.program import logs; logs.set_up({format_!r}, {level!r}); logs.set_up({format_!r}, {level!r})\n"
         "own, foreign = logging.getLogger('datacache.x'), logging.getLogger('urllib3')\n"
         "own.debug('debug'); own.info('info'); own.warning('warn'); foreign.info('foreign info')"
     )

@@ -213,7 +213,7 @@ def test_a_fault_is_told_by_its_place_and_its_text_stays_out(client: PluginClien
         error is not None and error.code() is grpc.StatusCode.INTERNAL and error.details() == "unexpected ValueError; the plugin's log has the place"
     )
     (fields,) = lines.fields
-    assert "ValueError" in fields["at"] and "test_rpc.py:" in fields["at"]
+    assert "ValueError" in fields["at"] and "test_grpc_server.py:" in fields["at"]
     assert SECRET not in str(fields)
 
 
