@@ -11,32 +11,46 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from csi.cluster.api_server import ApiServer
-from csi.cluster.lease import Lease, holder_of, leading
-from csi.registry.garbage_collector import SWEEP_SECONDS, Sweeper
-from csi.registry.pins.kubernetes import KubernetesPins, PinHolders
-from csi.registry.prewarms.kubernetes import PrewarmedNodes
-from csi.registry.volumes.fill_status import FillingNodes
-from csi.registry.volumes.kubernetes import KubernetesRegistry
+from csi.cluster.lease import Lease, holder_identity, leader_election
+from csi.registry.garbage_collector import GARBAGE_COLLECTION_INTERVAL, GarbageCollector
+from csi.registry.pins.kubernetes import KubernetesPinRegistry, PinHolderReferences
+from csi.registry.prewarms.kubernetes import PrewarmReferences
+from csi.registry.volumes.fill_status import FillReferences
+from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
 
 
 class Leader:
     """Keeps the statuses of `registry` and `pins` current and collects their garbage every `interval` seconds, while it leads."""
 
-    def __init__(self, server: ApiServer, registry: KubernetesRegistry, pins: KubernetesPins, interval: float = SWEEP_SECONDS) -> None:
+    def __init__(
+        self,
+        server: ApiServer,
+        registry: KubernetesVolumeRegistry,
+        pins: KubernetesPinRegistry,
+        interval: float = GARBAGE_COLLECTION_INTERVAL,
+    ) -> None:
         self._server, self._registry, self._pins, self._interval = server, registry, pins, interval
 
     @contextmanager
     def campaign(self, lease: str) -> Iterator[None]:
         """Try to hold the lease called `lease` for the block, and do the duties while it is held."""
-        with leading(Lease(self._server, lease, holder_of(os.environ)), self._duties):
+        with leader_election(Lease(self._server, lease, holder_identity(os.environ)), self._leader_duties):
             yield
 
     @contextmanager
-    def _duties(self) -> Iterator[None]:
-        with self._pins.tended(), self.garbage_collector().running(), self._registry.tended():
+    def _leader_duties(self) -> Iterator[None]:
+        with (
+            self._pins.maintain_statuses(),
+            self.build_garbage_collector().run_in_background(),
+            self._registry.maintain_statuses(),
+        ):
             yield
 
-    def garbage_collector(self) -> Sweeper:
+    def build_garbage_collector(self) -> GarbageCollector:
         """Build the collector of what nodes and volumes that are gone have left in pins, prewarms and statuses."""
-        holders = PinHolders(self._pins, lambda volume_id: self._registry.get(volume_id) is not None)
-        return Sweeper(self._server, [FillingNodes(self._server), PrewarmedNodes(self._server), holders], self._interval)
+        holders = PinHolderReferences(self._pins, lambda volume_id: self._registry.get(volume_id) is not None)
+        return GarbageCollector(
+            self._server,
+            [FillReferences(self._server), PrewarmReferences(self._server), holders],
+            self._interval,
+        )

@@ -6,103 +6,121 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from csi.destinations.allow_list import AllowList, named_by_user
+from csi.destinations.allow_list import AllowList, as_untrusted
 from csi.errors import FailedPrecondition, InvalidParameter, NotFound
-from csi.parameters.annotations import Annotated, annotated_keys, completed, hint
+from csi.parameters.annotations import (
+    AnnotatedParameters,
+    apply_annotations,
+    missing_keys_hint,
+    parse_allowed_keys,
+)
 from csi.parameters.dialects.keys import SourceSpec
-from csi.parameters.volume_parameters import ANNOTATED, VolumeParameters, canonical_keys, parse
+from csi.parameters.volume_parameters import (
+    PVC_ANNOTATIONS_KEY,
+    VolumeParameters,
+    canonical_keys,
+    parse_volume_parameters,
+)
 
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
 
-_CLAIM = "csi.storage.k8s.io/pvc/"
+_PVC_PREFIX = "csi.storage.k8s.io/pvc/"
 
 
-class Claims(Protocol):
+class PvcReader(Protocol):
     """Where PVCs are looked up."""
 
-    def annotations(self, namespace: str, name: str) -> dict[str, str]:
+    def read_annotations(self, namespace: str, name: str) -> dict[str, str]:
         """The annotations of a PVC. Raises FailedPrecondition where there is no such PVC, ClusterUnavailable, ClusterForbids."""
 
 
-class Asking:
+class ParameterReader:
     """Reads parameters. `claims` has PVCs, None where there is no cluster; `allowed` says what their annotations may name."""
 
-    def __init__(self, claims: Claims | None, allowed: AllowList) -> None:
-        self._claims, self._allowed = claims, allowed
+    def __init__(self, pvcs: PvcReader | None, allow_list: AllowList) -> None:
+        self._pvcs, self._allow_list = pvcs, allow_list
 
-    def whole(self, parameters: Mapping[str, str]) -> Annotated:
+    def merge_pvc_annotations(self, parameters: Mapping[str, str]) -> AnnotatedParameters:
         """The parameters with what the PVC adds. Raises InvalidParameter, FailedPrecondition, ClusterUnavailable."""
-        given = canonical_keys(parameters)
-        if ANNOTATED not in given:
-            return Annotated(given, frozenset())
-        annotated_keys(given[ANNOTATED])
-        namespace, name = claim_of(parameters)
-        if self._claims is None:
+        canonical = canonical_keys(parameters)
+        if PVC_ANNOTATIONS_KEY not in canonical:
+            return AnnotatedParameters(canonical, frozenset())
+        parse_allowed_keys(canonical[PVC_ANNOTATIONS_KEY])
+        namespace, name = pvc_namespace_and_name(parameters)
+        if self._pvcs is None:
             raise FailedPrecondition(
-                f"the StorageClass has {ANNOTATED}, but this controller knows no PVCs: "
+                f"the StorageClass has {PVC_ANNOTATIONS_KEY}, but this controller knows no PVCs: "
                 "start it with --registry kubernetes, or name the source in the StorageClass"
             )
         if not (namespace and name):
             raise FailedPrecondition(
-                f"the StorageClass has {ANNOTATED}, but the request does not say which PVC it is for: "
+                f"the StorageClass has {PVC_ANNOTATIONS_KEY}, but the request does not say which PVC it is for: "
                 "start external-provisioner with --extra-create-metadata"
             )
-        return completed(parameters, self._claims.annotations(namespace, name), f"{namespace}/{name}")
+        return apply_annotations(
+            parameters, self._pvcs.read_annotations(namespace, name), f"{namespace}/{name}"
+        )
 
-    def parsed(self, parameters: Mapping[str, str], asked: Annotated, flags: Iterable[str]) -> VolumeParameters:
-        """What is asked for, as `parse` has it; a source that the PVC names is judged and marked as a user's word.
+    def parse_merged(
+        self, parameters: Mapping[str, str], merged: AnnotatedParameters, flags: Iterable[str]
+    ) -> VolumeParameters:
+        """What is asked for, as `parse_volume_parameters` has it; a source that the PVC names is judged and marked as a user's word.
 
-        Raises as `parse`, and PermissionDenied.
+        Raises as `parse_volume_parameters`, and PermissionDenied.
         """
         try:
-            found = parse(asked.parameters, flags)
+            parsed = parse_volume_parameters(merged.parameters, flags)
         except InvalidParameter as error:
-            raise InvalidParameter(f"{error}{hint(asked, '/'.join(claim_of(parameters)))}") from error
-        if not asked.names_the_source:
-            return found
-        self._judge(found.spec.source, asked)
-        return replace(found, spec=named_by_user(found.spec))
+            raise InvalidParameter(
+                f"{error}{missing_keys_hint(merged, '/'.join(pvc_namespace_and_name(parameters)))}"
+            ) from error
+        if not merged.pvc_names_source:
+            return parsed
+        self._check_pvc_source(parsed.spec.source, merged)
+        return replace(parsed, spec=as_untrusted(parsed.spec))
 
-    def _judge(self, source: SourceSpec, asked: Annotated) -> None:
+    def _check_pvc_source(self, source: SourceSpec, merged: AnnotatedParameters) -> None:
         # Beside an annotation the StorageClass may have keys of an administrator's; within one nobody may.
-        if "sources" in asked.from_claim:
-            self._allowed.check_keys(source)
-        self._allowed.check_source(source)
+        if "sources" in merged.from_pvc:
+            self._allow_list.check_keys(source)
+        self._allow_list.check_source(source)
 
 
-def claim_of(parameters: Mapping[str, str]) -> tuple[str, str]:
+def pvc_namespace_and_name(parameters: Mapping[str, str]) -> tuple[str, str]:
     """Namespace and name of the PVC that a volume is for, each "" where external-provisioner does not say (`--extra-create-metadata`)."""
-    return parameters.get(f"{_CLAIM}namespace", ""), parameters.get(f"{_CLAIM}name", "")
+    return parameters.get(f"{_PVC_PREFIX}namespace", ""), parameters.get(f"{_PVC_PREFIX}name", "")
 
 
-def check_class(parameters: Mapping[str, str]) -> None:
+def check_storage_class(parameters: Mapping[str, str]) -> None:
     """Raise InvalidParameter for a StorageClass's parameters that fit no volume; those that wait for a PVC's annotations are not whole yet."""
-    given = canonical_keys(parameters)
-    if ANNOTATED in given:
-        annotated_keys(given[ANNOTATED])
+    canonical = canonical_keys(parameters)
+    if PVC_ANNOTATIONS_KEY in canonical:
+        parse_allowed_keys(canonical[PVC_ANNOTATIONS_KEY])
     else:
-        parse(parameters)
+        parse_volume_parameters(parameters)
 
 
-class ClusterClaims:
+class ClusterPvcs:
     """The PVCs of a cluster; one call each."""
 
     def __init__(self, server: ApiServer) -> None:
         self._server = server
 
-    def annotations(self, namespace: str, name: str) -> dict[str, str]:
+    def read_annotations(self, namespace: str, name: str) -> dict[str, str]:
         """The annotations of a PVC. Raises FailedPrecondition where it is not there, and what `ApiServer.call` raises."""
-        from csi.cluster.api_server import METADATA, path_of  # 3 MB that a folder does not need
+        from csi.cluster.api_server import METADATA, api_path  # 3 MB that a folder does not need
 
-        path = path_of("api", "v1", "namespaces", namespace, "persistentvolumeclaims", name)
+        path = api_path("api", "v1", "namespaces", namespace, "persistentvolumeclaims", name)
         try:
             claim = self._server.call("GET", path, accept=METADATA)
         except NotFound:
-            raise FailedPrecondition(f"PVC {namespace}/{name} is gone, and its annotations were to name the source; create it anew") from None
+            raise FailedPrecondition(
+                f"PVC {namespace}/{name} is gone, and its annotations were to name the source; create it anew"
+            ) from None
         return dict(claim["metadata"].get("annotations") or {})
 
 
-def open_claims(server: ApiServer | None) -> ClusterClaims | None:
+def open_pvc_reader(server: ApiServer | None) -> ClusterPvcs | None:
     """The PVCs of the cluster of `server`, None without one."""
-    return ClusterClaims(server) if server else None
+    return ClusterPvcs(server) if server else None

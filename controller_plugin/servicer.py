@@ -1,4 +1,4 @@
-"""CSI's Controller service: checks the request, calls one method of `Volumes`, builds the reply."""
+"""CSI's Controller service: checks the request, calls one method of `ControllerVolumes`, builds the reply."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ from collections.abc import Iterable
 
 import grpc
 
-from controller_plugin.pvc_annotations import check_class
-from controller_plugin.volumes import CreateRequest, Volumes
+from controller_plugin.pvc_annotations import check_storage_class
+from controller_plugin.volumes import ControllerVolumes, CreateRequest
 from csi.errors import InvalidParameter, NoSpace
 from csi.parameters import access_modes
 from csi.parameters.access_modes import AccessMode
-from csi.parameters.performance_keys import Performance, limits
-from csi.parameters.volume_parameters import LARGEST_VOLUME, canonical_keys, check_mutable, parse, parse_mutable
+from csi.parameters.performance_keys import Performance, compute_limits
+from csi.parameters.volume_parameters import (
+    MAX_VOLUME_BYTES,
+    canonical_keys,
+    check_mutable,
+    parse_mutable,
+    parse_volume_parameters,
+)
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
 from csi.registry.volumes.record import VolumeRecord
-from csi.server.grpc_server import patience, require
-from csi.topology import may_mount, volume_segments
+from csi.server.grpc_server import call_deadline, require_fields
+from csi.topology import can_mount_in, volume_segments
 
 _RPC = pb.ControllerServiceCapability.RPC
 _CAPABILITIES = (
@@ -29,13 +35,13 @@ _CAPABILITIES = (
     _RPC.CLONE_VOLUME,
 )
 # external-provisioner gives up after 10 s; the answer must leave before.
-_RESOLVE_SECONDS = 8.0
+_MAX_WAIT_SECONDS = 8.0
 
 
 class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     """The Controller service over `volumes`; every volume can be had on each node that can mount images (`csi.topology`)."""
 
-    def __init__(self, volumes: Volumes, driver_name: str) -> None:
+    def __init__(self, volumes: ControllerVolumes, driver_name: str) -> None:
         self._volumes, self._driver = volumes, driver_name
         self._topology = pb.Topology(segments=volume_segments(driver_name))
 
@@ -46,35 +52,47 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
         rpcs = (pb.ControllerServiceCapability(rpc=_RPC(type=kind)) for kind in _CAPABILITIES)
         return pb.ControllerGetCapabilitiesResponse(capabilities=rpcs)
 
-    def CreateVolume(self, request: pb.CreateVolumeRequest, context: grpc.ServicerContext) -> pb.CreateVolumeResponse:
+    def CreateVolume(
+        self, request: pb.CreateVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.CreateVolumeResponse:
         """Resolve and record; nothing is fetched."""
-        require(request, "name", "volume_capabilities")
+        require_fields(request, "name", "volume_capabilities")
         self._check_topology(request.accessibility_requirements)
-        record = self._volumes.create(self._create_request(request), patience(context, _RESOLVE_SECONDS))
-        return pb.CreateVolumeResponse(volume=self._volume(record))
+        record = self._volumes.create(
+            self._build_create_request(request), call_deadline(context, _MAX_WAIT_SECONDS)
+        )
+        return pb.CreateVolumeResponse(volume=self._build_volume(record))
 
-    def _check_topology(self, asked: pb.TopologyRequirement) -> None:
+    def _check_topology(self, requirement: pb.TopologyRequirement) -> None:
         """Raise NoSpace (RESOURCE_EXHAUSTED, as CSI wants it) when none of the topologies asked for is one where images can be mounted."""
-        if asked.requisite and not any(may_mount(self._driver, topology.segments) for topology in asked.requisite):
-            wanted = ", ".join(f"{key}={value}" for key, value in self._topology.segments.items())
-            raise NoSpace(f"none of the topologies asked for has {wanted}; volumes can be had on nodes that run the node plugin and can mount images")
+        if requirement.requisite and not any(
+            can_mount_in(self._driver, topology.segments) for topology in requirement.requisite
+        ):
+            required = ", ".join(f"{key}={value}" for key, value in self._topology.segments.items())
+            raise NoSpace(
+                f"none of the topologies asked for has {required}; volumes can be had on nodes that run the node plugin and can mount images"
+            )
 
-    def _create_request(self, request: pb.CreateVolumeRequest) -> CreateRequest:
+    def _build_create_request(self, request: pb.CreateVolumeRequest) -> CreateRequest:
         return CreateRequest(
             name=request.name,
             parameters=request.parameters,
             secrets=request.secrets,
-            modes=modes(request.volume_capabilities),
-            mount_flags=[flag for capability in request.volume_capabilities for flag in capability.mount.mount_flags],
-            mutable=request.mutable_parameters,
+            access_modes=parse_access_modes(request.volume_capabilities),
+            mount_flags=[
+                flag for capability in request.volume_capabilities for flag in capability.mount.mount_flags
+            ],
+            mutable_parameters=request.mutable_parameters,
             required_bytes=request.capacity_range.required_bytes,
             limit_bytes=request.capacity_range.limit_bytes,
-            clone_of=_clone_of(request),
+            source_volume_id=_source_volume_id(request),
         )
 
-    def DeleteVolume(self, request: pb.DeleteVolumeRequest, context: grpc.ServicerContext) -> pb.DeleteVolumeResponse:
+    def DeleteVolume(
+        self, request: pb.DeleteVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.DeleteVolumeResponse:
         """Forget the volume; an unknown id is no error."""
-        require(request, "volume_id")
+        require_fields(request, "volume_id")
         self._volumes.delete(request.volume_id)
         return pb.DeleteVolumeResponse()
 
@@ -82,10 +100,10 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
         self, request: pb.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext
     ) -> pb.ValidateVolumeCapabilitiesResponse:
         """Confirm the capabilities asked, or say in words why not."""
-        require(request, "volume_id", "volume_capabilities")
+        require_fields(request, "volume_id", "volume_capabilities")
         record = self._volumes.get(request.volume_id)
         try:
-            _check_asked(request, record)
+            _check_matches(request, record)
         except InvalidParameter as error:
             return pb.ValidateVolumeCapabilitiesResponse(message=str(error))
         confirmed = pb.ValidateVolumeCapabilitiesResponse.Confirmed(
@@ -96,36 +114,44 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
         )
         return pb.ValidateVolumeCapabilitiesResponse(confirmed=confirmed)
 
-    def ListVolumes(self, request: pb.ListVolumesRequest, context: grpc.ServicerContext) -> pb.ListVolumesResponse:
+    def ListVolumes(
+        self, request: pb.ListVolumesRequest, context: grpc.ServicerContext
+    ) -> pb.ListVolumesResponse:
         """One page of volumes, in the order of their ids."""
-        records, token = self._volumes.page(request.starting_token, request.max_entries)
-        entries = (pb.ListVolumesResponse.Entry(volume=self._volume(record)) for record in records)
+        records, token = self._volumes.list_page(request.starting_token, request.max_entries)
+        entries = (pb.ListVolumesResponse.Entry(volume=self._build_volume(record)) for record in records)
         return pb.ListVolumesResponse(entries=entries, next_token=token)
 
-    def GetCapacity(self, request: pb.GetCapacityRequest, context: grpc.ServicerContext) -> pb.GetCapacityResponse:
+    def GetCapacity(
+        self, request: pb.GetCapacityRequest, context: grpc.ServicerContext
+    ) -> pb.GetCapacityResponse:
         """The largest volume there can be: a volume costs nothing until a node fills it, and a node that holds the image is free of cost."""
         if request.parameters:
-            check_class(request.parameters)
-        reply = pb.GetCapacityResponse(available_capacity=LARGEST_VOLUME)
-        reply.maximum_volume_size.value = LARGEST_VOLUME
+            check_storage_class(request.parameters)
+        reply = pb.GetCapacityResponse(available_capacity=MAX_VOLUME_BYTES)
+        reply.maximum_volume_size.value = MAX_VOLUME_BYTES
         reply.minimum_volume_size.value = 0
         return reply
 
-    def ControllerGetVolume(self, request: pb.ControllerGetVolumeRequest, context: grpc.ServicerContext) -> pb.ControllerGetVolumeResponse:
+    def ControllerGetVolume(
+        self, request: pb.ControllerGetVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.ControllerGetVolumeResponse:
         """One volume by its id."""
-        require(request, "volume_id")
+        require_fields(request, "volume_id")
         record = self._volumes.get(request.volume_id)
         status = pb.ControllerGetVolumeResponse.VolumeStatus()
-        return pb.ControllerGetVolumeResponse(volume=self._volume(record), status=status)
+        return pb.ControllerGetVolumeResponse(volume=self._build_volume(record), status=status)
 
-    def ControllerModifyVolume(self, request: pb.ControllerModifyVolumeRequest, context: grpc.ServicerContext) -> pb.ControllerModifyVolumeResponse:
+    def ControllerModifyVolume(
+        self, request: pb.ControllerModifyVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.ControllerModifyVolumeResponse:
         """Change performance keys of a live volume."""
-        require(request, "volume_id")
+        require_fields(request, "volume_id")
         check_mutable(request.mutable_parameters)
         self._volumes.modify(request.volume_id, request.mutable_parameters)
         return pb.ControllerModifyVolumeResponse()
 
-    def _volume(self, record: VolumeRecord) -> pb.Volume:
+    def _build_volume(self, record: VolumeRecord) -> pb.Volume:
         volume = pb.Volume(
             volume_id=record.id,
             capacity_bytes=record.capacity_bytes,
@@ -137,28 +163,30 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
         return volume
 
 
-def _check_asked(request: pb.ValidateVolumeCapabilitiesRequest, record: VolumeRecord) -> None:
+def _check_matches(request: pb.ValidateVolumeCapabilitiesRequest, record: VolumeRecord) -> None:
     """Raise InvalidParameter, saying why, where the volume is not what the request takes it for or cannot become it."""
-    for mode in modes(request.volume_capabilities):
-        access_modes.check(mode, record.downgrade_writers)
-    if request.volume_context and parse(request.volume_context).spec != record.spec:
-        raise InvalidParameter(f"volume_context names another source than {record.spec.source.shown}")
-    for words in (request.volume_context, request.parameters):
-        limits(Performance().changed(canonical_keys(words)), record.capacity_bytes)
-    limits(parse_mutable(request.mutable_parameters, record.performance), record.capacity_bytes)
+    for mode in parse_access_modes(request.volume_capabilities):
+        access_modes.check_access_mode(mode, record.downgrade_writers)
+    if request.volume_context and parse_volume_parameters(request.volume_context).spec != record.spec:
+        raise InvalidParameter(f"volume_context names another source than {record.spec.source.display_name}")
+    for values in (request.volume_context, request.parameters):
+        compute_limits(Performance().with_changes(canonical_keys(values)), record.capacity_bytes)
+    compute_limits(parse_mutable(request.mutable_parameters, record.performance), record.capacity_bytes)
 
 
-def modes(capabilities: Iterable[pb.VolumeCapability]) -> list[AccessMode]:
+def parse_access_modes(capabilities: Iterable[pb.VolumeCapability]) -> list[AccessMode]:
     """The access mode of each capability; raises InvalidParameter for block access, which read-only file trees do not have."""
-    found = []
+    access_modes_found = []
     for capability in capabilities:
         if capability.HasField("block"):
-            raise InvalidParameter("block access is asked, but a data cache is a file system; use volumeMode: Filesystem in the PVC")
-        found.append(access_modes.mode_of(capability.access_mode.mode))
-    return found
+            raise InvalidParameter(
+                "block access is asked, but a data cache is a file system; use volumeMode: Filesystem in the PVC"
+            )
+        access_modes_found.append(access_modes.parse_access_mode(capability.access_mode.mode))
+    return access_modes_found
 
 
-def _clone_of(request: pb.CreateVolumeRequest) -> str:
+def _source_volume_id(request: pb.CreateVolumeRequest) -> str:
     if not request.HasField("volume_content_source"):
         return ""
     source = request.volume_content_source
@@ -169,9 +197,11 @@ def _clone_of(request: pb.CreateVolumeRequest) -> str:
     return source.volume.volume_id
 
 
-class NoNode(csi_pb2_grpc.NodeServicer):
+class NodeServiceStub(csi_pb2_grpc.NodeServicer):
     """For external-resizer, which asks on the controller's socket what nodes can do where volumes cannot grow, and ends where nobody answers."""
 
-    def NodeGetCapabilities(self, request: pb.NodeGetCapabilitiesRequest, context: grpc.ServicerContext) -> pb.NodeGetCapabilitiesResponse:
+    def NodeGetCapabilities(
+        self, request: pb.NodeGetCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> pb.NodeGetCapabilitiesResponse:
         """Nothing: no node is here."""
         return pb.NodeGetCapabilitiesResponse()

@@ -123,9 +123,9 @@ class WorkerDied(DataCacheError):
     """A worker process ended in the middle of its work."""
 
 
-LOST = (OriginUnavailable, SourceChanged, SourceNotFound)
+ORIGIN_LOST = (OriginUnavailable, SourceChanged, SourceNotFound)
 """What is said of an origin that is gone or has changed."""
-GONE = (*LOST, Unauthenticated, PermissionDenied)
+STORE_FALLBACK_ERRORS = (*ORIGIN_LOST, Unauthenticated, PermissionDenied)
 """What an image store helps against; hubs say of what was deleted that one has to log in."""
 _WIRE_NAMES: dict[type[DataCacheError], str] = {
     DataCacheError: "DataCacheError",
@@ -160,7 +160,7 @@ _WIRE_NAMES: dict[type[DataCacheError], str] = {
 _OF_WIRE_NAME = {name: kind for kind, name in _WIRE_NAMES.items()}
 
 
-def recognised(error: BaseException) -> BaseException:
+def as_disk_full_error(error: BaseException) -> BaseException:
     """`error`, or NoSpace where it is the kernel's word for a full disk, which may come from any write."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" (writing {error.filename})" if error.filename else ""
@@ -182,7 +182,10 @@ def to_wire(error: BaseException) -> dict[str, Any]:
     text is not vetted for secrets.
     """
     if not isinstance(error, DataCacheError):
-        return {"kind": "DataCacheError", "message": f"unexpected {type(error).__name__} in a worker; its log has the place"}
+        return {
+            "kind": "DataCacheError",
+            "message": f"unexpected {type(error).__name__} in a worker; its log has the place",
+        }
     name = next(_WIRE_NAMES[base] for base in type(error).__mro__ if base in _WIRE_NAMES)
     wire: dict[str, Any] = {"kind": name, "message": str(error)}
     return wire | ({"retry_after": error.retry_after} if isinstance(error, OriginThrottled) else {})

@@ -17,12 +17,14 @@ def volume_segments(driver_name: str) -> dict[str, str]:
     return {f"{driver_name}/mounts": _TRUE}
 
 
-def node_segments(driver_name: str, mounts: bool) -> dict[str, str]:
+def node_segments(driver_name: str, can_mount: bool) -> dict[str, str]:
     """Where a node is that runs the plugin, and can mount images or not."""
-    return {f"{driver_name}/plugin": _TRUE, **(volume_segments(driver_name) if mounts else {})}
+    return {f"{driver_name}/plugin": _TRUE, **(volume_segments(driver_name) if can_mount else {})}
 
 
-def may_mount(driver_name: str, segments: Mapping[str, str]) -> bool:
+def can_mount_in(driver_name: str, segments: Mapping[str, str]) -> bool:
     """Whether a place of the topology has nodes that can mount images, as far as its segments tell."""
-    wanted = node_segments(driver_name, mounts=True)
-    return any(key in segments for key in wanted) and all(segments.get(key, value) == value for key, value in wanted.items())
+    required = node_segments(driver_name, can_mount=True)
+    return any(key in segments for key in required) and all(
+        segments.get(key, value) == value for key, value in required.items()
+    )

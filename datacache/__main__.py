@@ -20,19 +20,25 @@ from csi.errors import DataCacheError
 from csi.parameters.access_modes import MODES
 from csi.pb.csi_pb2 import Volume
 from datacache.client import PluginClient
-from datacache.findings import Finding, Verdict, fault
+from datacache.findings import Finding, Verdict, fault_finding
 from datacache.image_store_commands import image_store
-from datacache.images import images_of
-from datacache.printing import CONSOLE, print_facts, print_table, table
-from datacache.resolve import Found, resolve_once
-from datacache.top import TITLES, Node, Watch, hierarchy_or_none
+from datacache.images import list_images
+from datacache.printing import CONSOLE, build_table, print_facts, print_table
+from datacache.resolve import ResolvedSource, resolve_once
+from datacache.top import TOP_COLUMNS, ThrottledNode, ThrottleSampler, detect_hierarchy_or_none
 
-_ENDPOINT = click.option("--endpoint", envvar="DATACACHE_ENDPOINT", required=True, help="the plugin's socket, as unix:///...")
-_TOKEN = click.option("--token-file", type=click.Path(path_type=Path, exists=True), help="a file that holds the hub's token")
-_MODE = click.option("--mode", type=click.Choice(list(MODES)), default="MULTI_NODE_READER_ONLY", help="CSI access mode")
+_ENDPOINT = click.option(
+    "--endpoint", envvar="DATACACHE_ENDPOINT", required=True, help="the plugin's socket, as unix:///..."
+)
+_TOKEN = click.option(
+    "--token-file", type=click.Path(path_type=Path, exists=True), help="a file that holds the hub's token"
+)
+_MODE = click.option(
+    "--mode", type=click.Choice(list(MODES)), default="MULTI_NODE_READER_ONLY", help="CSI access mode"
+)
 
 
-def pairs(words: tuple[str, ...]) -> dict[str, str]:
+def parse_pairs(words: tuple[str, ...]) -> dict[str, str]:
     """key=value words as a map; raises click.BadParameter naming the word that is none."""
     for word in words:
         if "=" not in word:
@@ -40,7 +46,7 @@ def pairs(words: tuple[str, ...]) -> dict[str, str]:
     return dict(word.split("=", 1) for word in words)
 
 
-def secrets_from(token_file: Path | None) -> dict[str, str]:
+def read_token_file(token_file: Path | None) -> dict[str, str]:
     """The Secret that a token file stands for; a token is never taken from the command line."""
     return {"token": token_file.read_text().strip()} if token_file else {}
 
@@ -57,7 +63,9 @@ cli.add_command(image_store)
 @cli.command()
 @click.argument("spec", nargs=-1, required=True)
 @_TOKEN
-@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs")
+@click.option(
+    "--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs"
+)
 @click.option("--files", is_flag=True, help="list every file")
 def resolve(spec: tuple[str, ...], token_file: Path | None, output: str, files: bool) -> None:
     """Print what a volume would hold, before anything is fetched.
@@ -65,64 +73,129 @@ def resolve(spec: tuple[str, ...], token_file: Path | None, output: str, files: 
     SPEC is parameters as key=value, such as: repoId=org/name revision=main, or: server=nas.example.com path=/models
     """
     with tempfile.TemporaryDirectory() as scratch:
-        found = resolve_once(pairs(spec), secrets_from(token_file), Path(scratch))
+        found = resolve_once(parse_pairs(spec), read_token_file(token_file), Path(scratch))
     if output == "json":
-        click.echo(json.dumps(found.summary(files), indent=1))
+        click.echo(json.dumps(found.to_json(files), indent=1))
     else:
-        _show(found, files)
+        _print_resolved(found, files)
 
 
-def _show(found: Found, files: bool) -> None:
-    print_facts(found.summary(False))
+def _print_resolved(found: ResolvedSource, files: bool) -> None:
+    print_facts(found.to_json(False))
     if files:
-        rows = ((entry.path, str(entry.size), entry.digest if entry.verifiable else "none (change token)") for entry in found.manifest.files)
+        rows = (
+            (entry.path, str(entry.size), entry.digest if entry.is_verifiable else "none (change token)")
+            for entry in found.manifest.files
+        )
         print_table(("file", "bytes", "digest"), rows)
 
 
 @cli.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True), envvar="DATACACHE_STORE", default="/var/lib/datacache")
+@click.argument(
+    "store",
+    type=click.Path(path_type=Path, exists=True),
+    envvar="DATACACHE_STORE",
+    default="/var/lib/datacache",
+)
 def images(store: Path) -> None:
     """List the images in a node's STORE, and how far each fill is."""
-    print_table(("image", "state", "size", "progress", "last used"), images_of(store))
+    print_table(("image", "state", "size", "progress", "last used"), list_images(store))
 
 
 @cli.command()
-@click.argument("store", type=click.Path(path_type=Path, exists=True), envvar="DATACACHE_STORE", default="/var/lib/datacache")
-@click.option("--cgroup-root", type=click.Path(path_type=Path), envvar="DATACACHE_CGROUP_ROOT", default="/sys/fs/cgroup", help="where cgroups are")
+@click.argument(
+    "store",
+    type=click.Path(path_type=Path, exists=True),
+    envvar="DATACACHE_STORE",
+    default="/var/lib/datacache",
+)
 @click.option(
-    "--interval", type=click.FloatRange(min=0.1), default=2.0, help="seconds between two looks; the kernel lets reads through in batches of 100 ms"
+    "--cgroup-root",
+    type=click.Path(path_type=Path),
+    envvar="DATACACHE_CGROUP_ROOT",
+    default="/sys/fs/cgroup",
+    help="where cgroups are",
+)
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.1),
+    default=2.0,
+    help="seconds between two looks; the kernel lets reads through in batches of 100 ms",
 )
 @click.option("--once", is_flag=True, help="look once, as when the output is no terminal")
-@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs (then one look)")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="for people or for programs (then one look)",
+)
 def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str) -> None:
     """Show each volume's limits on the node that has STORE, what it reads now, and its burst credit, until Ctrl-C."""
-    watch = Watch(Node(store, hierarchy_or_none(cgroup_root)))
+    watch = ThrottleSampler(ThrottledNode(store, detect_hierarchy_or_none(cgroup_root)))
     if output == "json" or once or not sys.stdout.isatty():
         time.sleep(interval)
-        readings = watch.look()
+        readings = watch.sample()
         if output == "json":
-            click.echo(json.dumps([reading.facts() for reading in readings], indent=1))
+            click.echo(json.dumps([reading.to_json() for reading in readings], indent=1))
         else:
-            print_table(TITLES, [reading.words() for reading in readings])
+            print_table(TOP_COLUMNS, [reading.to_columns() for reading in readings])
         return
     with suppress(KeyboardInterrupt), Live(console=CONSOLE, auto_refresh=False) as live:
         while True:
             time.sleep(interval)
-            live.update(table(TITLES, [reading.words() for reading in watch.look()]), refresh=True)
+            live.update(
+                build_table(TOP_COLUMNS, [reading.to_columns() for reading in watch.sample()]), refresh=True
+            )
 
 
 @cli.command()
-@click.argument("store", type=click.Path(path_type=Path), envvar="DATACACHE_STORE", default="/var/lib/datacache")
-@click.option("--mount-dir", type=click.Path(path_type=Path), envvar="DATACACHE_MOUNT_DIR", help="where images are mounted; empty: in the store")
-@click.option("--cgroup-root", type=click.Path(path_type=Path), envvar="DATACACHE_CGROUP_ROOT", default="/sys/fs/cgroup", help="where cgroups are")
-@click.option("--hub", envvar="HF_ENDPOINT", help="the address of the hub that has to be reached; empty: the public one")
-@click.option("--endpoint", envvar="DATACACHE_ENDPOINT", default="", help="the node plugin's socket, as unix:///...; empty: it is not asked")
-@click.option("--cluster", is_flag=True, help="look at the driver in the cluster of KUBECONFIG, or of the pod this is; no STORE is looked at")
+@click.argument(
+    "store", type=click.Path(path_type=Path), envvar="DATACACHE_STORE", default="/var/lib/datacache"
+)
+@click.option(
+    "--mount-dir",
+    type=click.Path(path_type=Path),
+    envvar="DATACACHE_MOUNT_DIR",
+    help="where images are mounted; empty: in the store",
+)
+@click.option(
+    "--cgroup-root",
+    type=click.Path(path_type=Path),
+    envvar="DATACACHE_CGROUP_ROOT",
+    default="/sys/fs/cgroup",
+    help="where cgroups are",
+)
+@click.option(
+    "--hub", envvar="HF_ENDPOINT", help="the address of the hub that has to be reached; empty: the public one"
+)
+@click.option(
+    "--endpoint",
+    envvar="DATACACHE_ENDPOINT",
+    default="",
+    help="the node plugin's socket, as unix:///...; empty: it is not asked",
+)
+@click.option(
+    "--cluster",
+    is_flag=True,
+    help="look at the driver in the cluster of KUBECONFIG, or of the pod this is; no STORE is looked at",
+)
 @click.option("--kubeconfig", type=click.Path(path_type=Path), help="with --cluster, in place of KUBECONFIG")
-@click.option("--context", default="", help="the context of the kubeconfig, with --cluster; empty: the current one")
-@click.option("--namespace", "-n", default="datacache-csi", help="where the driver is installed, with --cluster")
-@click.option("--driver-name", envvar="DATACACHE_DRIVER_NAME", default="datacache.csi.io", help="the CSI driver's name, with --cluster")
-@click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs")
+@click.option(
+    "--context", default="", help="the context of the kubeconfig, with --cluster; empty: the current one"
+)
+@click.option(
+    "--namespace", "-n", default="datacache-csi", help="where the driver is installed, with --cluster"
+)
+@click.option(
+    "--driver-name",
+    envvar="DATACACHE_DRIVER_NAME",
+    default="datacache.csi.io",
+    help="the CSI driver's name, with --cluster",
+)
+@click.option(
+    "--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs"
+)
 def doctor(
     store: Path,
     mount_dir: Path | None,
@@ -141,36 +214,49 @@ def doctor(
     Exit status 1 where volumes would fail.
     """
     if cluster:
-        _tell(_of_cluster(kubeconfig, context, namespace, driver_name), output)
+        _print_and_exit(_examine_cluster(kubeconfig, context, namespace, driver_name), output)
     if kubeconfig or context:
         raise click.UsageError("--kubeconfig and --context go with --cluster")
-    from datacache import doctor as of_node  # loads what reads over HTTP, which no other command but resolve needs
+    from datacache import (
+        doctor as of_node,  # loads what reads over HTTP, which no other command but resolve needs
+    )
 
-    node = of_node.Node(store, mount_dir or store / "mounts", cgroup_root, hub or of_node.public_hub(), endpoint)
-    _tell(of_node.examine(node), output)
+    node = of_node.ExaminedNode(
+        store, mount_dir or store / "mounts", cgroup_root, hub or of_node.public_hub_url(), endpoint
+    )
+    _print_and_exit(of_node.run_checks(node), output)
 
 
-def _of_cluster(file: Path | None, context: str, namespace: str, driver_name: str) -> Iterable[Finding]:
+def _examine_cluster(file: Path | None, context: str, namespace: str, driver_name: str) -> Iterable[Finding]:
     from csi.cluster.api_server import ApiServer
-    from datacache.cluster.access import person
-    from datacache.cluster.doctor import INSTALLATION, Installed, examine
+    from datacache.cluster.access import find_user_access
+    from datacache.cluster.doctor import INSTALLATION, InstalledDriver, run_checks
     from datacache.cluster.programs import PROGRAMS
     from datacache.cluster.usage import USAGE
 
     try:
-        server = ApiServer(person(file, context))
-        server.access.tls()
+        server = ApiServer(find_user_access(file, context))
+        server.access.build_tls_context()
     except DataCacheError as error:
-        return [fault("kubeconfig", str(error), "kubectl has to reach the cluster with the same kubeconfig and context (kubectl cluster-info)")]
-    return examine(server, Installed(driver_name, namespace), (*INSTALLATION, *PROGRAMS, *USAGE))
+        return [
+            fault_finding(
+                "kubeconfig",
+                str(error),
+                "kubectl has to reach the cluster with the same kubeconfig and context (kubectl cluster-info)",
+            )
+        ]
+    return run_checks(server, InstalledDriver(driver_name, namespace), (*INSTALLATION, *PROGRAMS, *USAGE))
 
 
-def _tell(found: Iterable[Finding], output: str) -> NoReturn:
+def _print_and_exit(found: Iterable[Finding], output: str) -> NoReturn:
     findings = list(found)
     if output == "json":
         click.echo(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
-        print_table(("check", "verdict", "what", "fix"), [(finding.check, finding.verdict, finding.what, finding.fix) for finding in findings])
+        print_table(
+            ("check", "verdict", "what", "fix"),
+            [(finding.check, finding.verdict, finding.message, finding.fix) for finding in findings],
+        )
     sys.exit(any(finding.verdict is Verdict.FAULT for finding in findings))
 
 
@@ -179,13 +265,21 @@ def _tell(found: Iterable[Finding], output: str) -> NoReturn:
 def volumes(endpoint: str) -> None:
     """List a controller's volumes."""
     with PluginClient(endpoint) as client:
-        print_table(("volume", "source", "capacity", "manifest"), [_volume_row(volume) for volume in client.volumes()])
+        print_table(
+            ("volume", "source", "capacity", "manifest"),
+            [_build_volume_row(volume) for volume in client.list_volumes()],
+        )
 
 
-def _volume_row(volume: Volume) -> tuple[str, ...]:
+def _build_volume_row(volume: Volume) -> tuple[str, ...]:
     context = volume.volume_context
     source = context.get("repoId") or f"{context.get('server')}:{context.get('path')}"
-    return volume.volume_id, source, f"{volume.capacity_bytes / 2**30:.0f} GiB", context.get("manifestDigest", "")[:12]
+    return (
+        volume.volume_id,
+        source,
+        f"{volume.capacity_bytes / 2**30:.0f} GiB",
+        context.get("manifestDigest", "")[:12],
+    )
 
 
 @cli.command()
@@ -196,8 +290,17 @@ def _volume_row(volume: Volume) -> tuple[str, ...]:
 def create(endpoint: str, name: str, parameters: tuple[str, ...], token_file: Path | None) -> None:
     """Create the volume NAME from key=value PARAMETERS and print its id and context as JSON."""
     with PluginClient(endpoint) as client:
-        volume = client.create(name, pairs(parameters), secrets_from(token_file))
-    click.echo(json.dumps({"volume_id": volume.volume_id, "capacity_bytes": volume.capacity_bytes, "context": dict(volume.volume_context)}, indent=1))
+        volume = client.create(name, parse_pairs(parameters), read_token_file(token_file))
+    click.echo(
+        json.dumps(
+            {
+                "volume_id": volume.volume_id,
+                "capacity_bytes": volume.capacity_bytes,
+                "context": dict(volume.volume_context),
+            },
+            indent=1,
+        )
+    )
 
 
 @cli.command()
@@ -216,10 +319,14 @@ def delete(endpoint: str, volume_id: str) -> None:
 @click.argument("context", nargs=-1, required=True)
 @_TOKEN
 @_MODE
-def stage(endpoint: str, volume_id: str, staging: Path, context: tuple[str, ...], token_file: Path | None, mode: str) -> None:
+def stage(
+    endpoint: str, volume_id: str, staging: Path, context: tuple[str, ...], token_file: Path | None, mode: str
+) -> None:
     """Fill and mount a volume's image and mark the STAGING path with it, for `publish` to show; CONTEXT is its key=value volume context."""
     with PluginClient(endpoint) as client:
-        client.stage(volume_id, str(staging.resolve()), pairs(context), secrets_from(token_file), MODES[mode])
+        client.stage(
+            volume_id, str(staging.resolve()), parse_pairs(context), read_token_file(token_file), MODES[mode]
+        )
 
 
 @cli.command()
@@ -227,15 +334,34 @@ def stage(endpoint: str, volume_id: str, staging: Path, context: tuple[str, ...]
 @click.argument("volume_id")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.argument("context", nargs=-1, required=True)
-@click.option("--staging", type=click.Path(path_type=Path), help="where the volume is staged; without it the volume is inline")
+@click.option(
+    "--staging",
+    type=click.Path(path_type=Path),
+    help="where the volume is staged; without it the volume is inline",
+)
 @_TOKEN
 @_MODE
-def publish(endpoint: str, volume_id: str, target: Path, context: tuple[str, ...], staging: Path | None, token_file: Path | None, mode: str) -> None:
+def publish(
+    endpoint: str,
+    volume_id: str,
+    target: Path,
+    context: tuple[str, ...],
+    staging: Path | None,
+    token_file: Path | None,
+    mode: str,
+) -> None:
     """Show a volume at the TARGET path, as for one pod."""
     inline = {} if staging else {"csi.storage.k8s.io/ephemeral": "true"}
     with PluginClient(endpoint) as client:
         where = str(staging.resolve()) if staging else ""
-        client.publish(volume_id, str(target.resolve()), pairs(context) | inline, where, secrets_from(token_file), MODES[mode])
+        client.publish(
+            volume_id,
+            str(target.resolve()),
+            parse_pairs(context) | inline,
+            where,
+            read_token_file(token_file),
+            MODES[mode],
+        )
 
 
 @cli.command()

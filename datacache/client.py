@@ -12,18 +12,20 @@ from csi.errors import DataCacheError
 from csi.parameters.access_modes import AccessMode
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
-from csi.server.grpc_server import CODES, target
+from csi.server.grpc_server import CODES, grpc_target
 
 _T = TypeVar("_T")
 _READER = AccessMode.MULTI_NODE_READER_ONLY
 _KINDS = {code: kind for kind, code in reversed(CODES.items()) if issubclass(kind, DataCacheError)}
 
 
-def capability(mode: AccessMode = _READER) -> pb.VolumeCapability:
+def volume_capability(mode: AccessMode = _READER) -> pb.VolumeCapability:
     """A mount capability of one access mode."""
     return pb.VolumeCapability(
         mount=pb.VolumeCapability.MountVolume(),
-        access_mode=pb.VolumeCapability.AccessMode(mode=pb.VolumeCapability.AccessMode.Mode.ValueType(mode.value)),
+        access_mode=pb.VolumeCapability.AccessMode(
+            mode=pb.VolumeCapability.AccessMode.Mode.ValueType(mode.value)
+        ),
     )
 
 
@@ -31,7 +33,7 @@ class PluginClient:
     """One plugin, at a unix:// endpoint. Methods raise the error of `csi.errors` that the gRPC code stands for; `timeout` is in seconds a call."""
 
     def __init__(self, endpoint: str, timeout: float = 120.0) -> None:
-        self._channel = grpc.insecure_channel(target(endpoint))
+        self._channel = grpc.insecure_channel(grpc_target(endpoint))
         self._timeout = timeout
         self.identity = csi_pb2_grpc.IdentityStub(self._channel)
         self.controller = csi_pb2_grpc.ControllerStub(self._channel)
@@ -40,29 +42,37 @@ class PluginClient:
     def __enter__(self) -> PluginClient:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._channel.close()
 
     def probe(self) -> bool:
         """Whether the plugin says it is ready."""
         return self._call(self.identity.Probe, pb.ProbeRequest()).ready.value
 
-    def create(self, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None = None, **extra: Any) -> pb.Volume:
+    def create(
+        self, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None = None, **extra: Any
+    ) -> pb.Volume:
         """CreateVolume with a reader mode; `extra` are further fields of CreateVolumeRequest."""
-        capabilities = extra.pop("volume_capabilities", [capability()])
-        request = pb.CreateVolumeRequest(name=name, parameters=parameters, secrets=secrets or {}, volume_capabilities=capabilities, **extra)
+        capabilities = extra.pop("volume_capabilities", [volume_capability()])
+        request = pb.CreateVolumeRequest(
+            name=name, parameters=parameters, secrets=secrets or {}, volume_capabilities=capabilities, **extra
+        )
         return self._call(self.controller.CreateVolume, request).volume
 
     def delete(self, volume_id: str) -> None:
         """DeleteVolume."""
         self._call(self.controller.DeleteVolume, pb.DeleteVolumeRequest(volume_id=volume_id))
 
-    def volumes(self) -> list[pb.Volume]:
+    def list_volumes(self) -> list[pb.Volume]:
         """ListVolumes, all pages."""
         found: list[pb.Volume] = []
         token = ""
         while True:
-            reply = self._call(self.controller.ListVolumes, pb.ListVolumesRequest(max_entries=500, starting_token=token))
+            reply = self._call(
+                self.controller.ListVolumes, pb.ListVolumesRequest(max_entries=500, starting_token=token)
+            )
             found += [entry.volume for entry in reply.entries]
             token = reply.next_token
             if not token:
@@ -70,14 +80,26 @@ class PluginClient:
 
     def modify(self, volume_id: str, parameters: Mapping[str, str]) -> None:
         """ControllerModifyVolume."""
-        self._call(self.controller.ControllerModifyVolume, pb.ControllerModifyVolumeRequest(volume_id=volume_id, mutable_parameters=parameters))
+        self._call(
+            self.controller.ControllerModifyVolume,
+            pb.ControllerModifyVolumeRequest(volume_id=volume_id, mutable_parameters=parameters),
+        )
 
     def stage(
-        self, volume_id: str, staging: str, context: Mapping[str, str], secrets: Mapping[str, str] | None = None, mode: AccessMode = _READER
+        self,
+        volume_id: str,
+        staging: str,
+        context: Mapping[str, str],
+        secrets: Mapping[str, str] | None = None,
+        mode: AccessMode = _READER,
     ) -> None:
         """NodeStageVolume; raises Busy while the fill goes on after the call's own wait."""
         request = pb.NodeStageVolumeRequest(
-            volume_id=volume_id, staging_target_path=staging, volume_context=context, secrets=secrets or {}, volume_capability=capability(mode)
+            volume_id=volume_id,
+            staging_target_path=staging,
+            volume_context=context,
+            secrets=secrets or {},
+            volume_capability=volume_capability(mode),
         )
         self._call(self.node.NodeStageVolume, request)
 
@@ -97,22 +119,30 @@ class PluginClient:
             staging_target_path=staging,
             volume_context=context,
             secrets=secrets or {},
-            volume_capability=capability(mode),
+            volume_capability=volume_capability(mode),
             readonly=True,
         )
         self._call(self.node.NodePublishVolume, request)
 
     def unpublish(self, volume_id: str, target: str) -> None:
         """NodeUnpublishVolume."""
-        self._call(self.node.NodeUnpublishVolume, pb.NodeUnpublishVolumeRequest(volume_id=volume_id, target_path=target))
+        self._call(
+            self.node.NodeUnpublishVolume,
+            pb.NodeUnpublishVolumeRequest(volume_id=volume_id, target_path=target),
+        )
 
     def unstage(self, volume_id: str, staging: str) -> None:
         """NodeUnstageVolume."""
-        self._call(self.node.NodeUnstageVolume, pb.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path=staging))
+        self._call(
+            self.node.NodeUnstageVolume,
+            pb.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path=staging),
+        )
 
-    def stats(self, volume_id: str, path: str) -> pb.NodeGetVolumeStatsResponse:
+    def get_stats(self, volume_id: str, path: str) -> pb.NodeGetVolumeStatsResponse:
         """NodeGetVolumeStats."""
-        return self._call(self.node.NodeGetVolumeStats, pb.NodeGetVolumeStatsRequest(volume_id=volume_id, volume_path=path))
+        return self._call(
+            self.node.NodeGetVolumeStats, pb.NodeGetVolumeStatsRequest(volume_id=volume_id, volume_path=path)
+        )
 
     def _call(self, method: Callable[..., _T], request: Any) -> _T:
         try:

@@ -12,31 +12,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi.errors import DataCacheError, UnsupportedByNode
-from csi.images.layout.layout import Layout, lay_out
+from csi.images.layout.layout import Layout, build_layout
 from csi.images.node_store.partial_image import PartialImage
-from csi.linux.cgroups.detect import hierarchy_at
+from csi.linux.cgroups.detect import detect_hierarchy
 from csi.linux.erofs_support import require_erofs
-from csi.linux.loop_devices import KernelLoops, read_ahead_of
-from csi.linux.mounts import KernelMounts, mounted_below
-from csi.manifest.manifest import Entry, Kind, build
-from csi.sources.http.connections import Connections, drop
+from csi.linux.loop_devices import KernelLoopDevices, default_read_ahead
+from csi.linux.mounts import KernelMountTable, find_mount_of_path
+from csi.manifest.manifest import Entry, EntryKind, build_manifest
+from csi.sources.http.connections import Connections, discard
 from datacache.client import PluginClient
 from datacache.findings import Finding, Verdict
 
 MIB = 2**20
-_LOST_WITH_THE_CONTAINER = ("overlay", "tmpfs", "ramfs", "devtmpfs")
-_REMOTE = ("nfs", "nfs4", "cifs", "smb3", "ceph", "fuse", "9p")
-_LEAST_FREE = 1024 * MIB
-_LEAST_SHARE = 0.05
-_TRIED = 4 * MIB
+_VOLATILE_FILESYSTEMS = ("overlay", "tmpfs", "ramfs", "devtmpfs")
+_REMOTE_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "fuse", "9p")
+_MIN_FREE_BYTES = 1024 * MIB
+_MIN_FREE_SHARE = 0.05
+_TEST_BYTES = 4 * MIB
 # S3 takes signatures that are at most 15 minutes old; certificates of a day fail sooner.
 _CLOCK_WRONG, _CLOCK_OFF = 300.0, 30.0
 _CONTENT = b"datacache doctor\n"
-_PROBE_SECONDS = 10.0
+_PROBE_TIMEOUT = 10.0
 
 
 @dataclass(frozen=True)
-class Node:
+class ExaminedNode:
     """What is looked at: the folders and flags of the node plugin, the hub's address, and the plugin's unix:// endpoint ("" for none)."""
 
     store: Path
@@ -46,62 +46,83 @@ class Node:
     endpoint: str = ""
 
 
-def public_hub() -> str:
+def public_hub_url() -> str:
     """The address of the hub that is asked where the environment names none."""
-    from csi.sources.hubs.huggingface import endpoint  # the hub's client takes a second to load
+    from csi.sources.hubs.huggingface import configured_endpoint  # the hub's client takes a second to load
 
-    return endpoint()
+    return configured_endpoint()
 
 
-def examine(node: Node) -> Iterator[Finding]:
+def run_checks(node: ExaminedNode) -> Iterator[Finding]:
     """All findings about `node`, as they are found. Takes up to a minute where the hub does not answer; must be run as root."""
     if os.geteuid():
-        yield Finding("root", Verdict.FAULT, "this program does not run as root, so it cannot try what the plugin does", "run it as root")
+        yield Finding(
+            "root",
+            Verdict.FAULT,
+            "this program does not run as root, so it cannot try what the plugin does",
+            "run it as root",
+        )
         return
-    for check in (erofs, loop_devices, image, propagation, cgroups, disk):
+    for check in (
+        check_erofs,
+        check_loop_devices,
+        check_image_mount,
+        check_propagation,
+        check_cgroups,
+        check_disk,
+    ):
         yield check(node)
-    yield from hub_and_clock(node)
+    yield from check_hub_and_clock(node)
     if node.endpoint:
-        yield plugin(node)
+        yield check_plugin(node)
 
 
-def erofs(node: Node) -> Finding:
+def check_erofs(node: ExaminedNode) -> Finding:
     """Whether the kernel can mount images."""
 
-    def known() -> str:
+    def describe() -> str:
         require_erofs()
         return "the kernel has EROFS"
 
-    return _tried("erofs", Verdict.FAULT, known)
+    return _run_check("erofs", Verdict.FAULT, describe)
 
 
-def loop_devices(node: Node) -> Finding:
+def check_loop_devices(node: ExaminedNode) -> Finding:
     """Whether a file can be a block device."""
 
     def attach() -> str:
-        with _scratch(node) as folder, _loops(node).attach(_file(folder, bytes(_TRIED))) as device:
+        with (
+            _scratch_folder(node) as folder,
+            _open_loop_devices(node).attach(_write_file(folder, bytes(_TEST_BYTES))) as device,
+        ):
             return f"{device} was had and given back"
 
-    return _tried("loop devices", Verdict.FAULT, attach)
+    return _run_check("loop devices", Verdict.FAULT, attach)
 
 
-def image(node: Node) -> Finding:
+def check_image_mount(node: ExaminedNode) -> Finding:
     """Whether an image can be mounted, read and unmounted."""
 
     def mount_and_read() -> str:
-        layout = _tiny()
-        with _scratch(node) as folder, _loops(node).attach(_file(folder, _bytes_of(layout))) as device, _mounted(device, folder) as target:
+        layout = _tiny_layout()
+        with (
+            _scratch_folder(node) as folder,
+            _open_loop_devices(node).attach(_write_file(folder, _render_layout(layout))) as device,
+            _mount_temporarily(device, folder) as target,
+        ):
             read = (target / "file").read_bytes()
         if read != _CONTENT:
-            raise UnsupportedByNode("an image was mounted, and other bytes were read than were written; check the disk and the kernel's log")
+            raise UnsupportedByNode(
+                "an image was mounted, and other bytes were read than were written; check the disk and the kernel's log"
+            )
         return "a small one was mounted and read"
 
-    return _tried("mounting an image", Verdict.FAULT, mount_and_read)
+    return _run_check("mounting an image", Verdict.FAULT, mount_and_read)
 
 
-def propagation(node: Node) -> Finding:
+def check_propagation(node: ExaminedNode) -> Finding:
     """Whether what is mounted here is seen by kubelet and the pods' containers."""
-    below = mounted_below(_existing(node.mount_dir))
+    below = find_mount_of_path(_nearest_existing(node.mount_dir))
     if below.shared:
         return Finding("propagation", Verdict.OK, f"{below.target} is shared")
     what = f"{node.mount_dir} is on {below.target}, whose mounts are private to this mount namespace: kubelet and pods may not see images"
@@ -109,66 +130,94 @@ def propagation(node: Node) -> Finding:
     return Finding("propagation", Verdict.FAULT, what, fix)
 
 
-def cgroups(node: Node) -> Finding:
+def check_cgroups(node: ExaminedNode) -> Finding:
     """Whether limits can be held."""
     try:
-        hierarchy = hierarchy_at(node.cgroup_root)
+        hierarchy = detect_hierarchy(node.cgroup_root)
     except UnsupportedByNode as error:
         what, _, advice = str(error).partition("; ")
         return Finding(
-            "cgroups", Verdict.WARNING, f"no limit is held: {what}", advice or "mount the node's /sys/fs/cgroup into the plugin's container"
+            "cgroups",
+            Verdict.WARNING,
+            f"no limit is held: {what}",
+            advice or "mount the node's /sys/fs/cgroup into the plugin's container",
         )
     return Finding("cgroups", Verdict.OK, f"limits are held by {hierarchy.shown} at {node.cgroup_root}")
 
 
-def disk(node: Node) -> Finding:
+def check_disk(node: ExaminedNode) -> Finding:
     """Whether the store's file system lasts, has room, and takes what a fill writes."""
-    folder = _existing(node.store)
-    kind, room = mounted_below(folder).fs_type, os.statvfs(folder)
+    folder = _nearest_existing(node.store)
+    kind, room = find_mount_of_path(folder).fs_type, os.statvfs(folder)
     free, size = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
-    if kind in _LOST_WITH_THE_CONTAINER:
+    if kind in _VOLATILE_FILESYSTEMS:
         what = f"the store {node.store} is on {kind}: images are gone with the container or the node's next start, or take its memory"
         return Finding("disk", Verdict.FAULT, what, "give --store a folder of the host's own disk (hostPath)")
-    if kind in _REMOTE or kind.startswith("fuse."):
+    if kind in _REMOTE_FILESYSTEMS or kind.startswith("fuse."):
         what = f"the store {node.store} is on {kind}, which is another machine's"
         return Finding("disk", Verdict.WARNING, what, "give --store a folder of a local disk")
-    if free < max(_LEAST_FREE, _LEAST_SHARE * size):
+    if free < max(_MIN_FREE_BYTES, _MIN_FREE_SHARE * size):
         what = f"the store {node.store} has {free // MIB} MiB free of {size // MIB}"
-        return Finding("disk", Verdict.FAULT, what, "add disk space, remove what is not an image, or give --store another disk")
+        return Finding(
+            "disk",
+            Verdict.FAULT,
+            what,
+            "add disk space, remove what is not an image, or give --store another disk",
+        )
 
     def write() -> str:
-        _write(node)
+        _write_directly(node)
         return f"{kind}, {free // MIB} MiB free of {size // MIB}"
 
-    return _tried("disk", Verdict.FAULT, write)
+    return _run_check("disk", Verdict.FAULT, write)
 
 
-def hub_and_clock(node: Node) -> Iterator[Finding]:
+def check_hub_and_clock(node: ExaminedNode) -> Iterator[Finding]:
     """Whether the hub answers, and whether it means the same time."""
     connections = Connections(1)
     try:
         answer = connections.get(f"{node.hub.rstrip('/')}/", {"Accept-Encoding": "identity"})
     except DataCacheError as error:
-        yield Finding("hub", Verdict.FAULT, str(error), "check DNS, HTTPS_PROXY and NO_PROXY, the firewall, HF_ENDPOINT and REQUESTS_CA_BUNDLE")
-        yield Finding("clock", Verdict.WARNING, "not compared with the hub's, which does not answer", "reach the hub first")
+        yield Finding(
+            "hub",
+            Verdict.FAULT,
+            str(error),
+            "check DNS, HTTPS_PROXY and NO_PROXY, the firewall, HF_ENDPOINT and REQUESTS_CA_BUNDLE",
+        )
+        yield Finding(
+            "clock",
+            Verdict.WARNING,
+            "not compared with the hub's, which does not answer",
+            "reach the hub first",
+        )
         connections.close()
         return
     status, date = answer.status, answer.headers.get("Date", "")
-    drop(answer)
+    discard(answer)
     connections.close()
     if status >= 500:
-        yield Finding("hub", Verdict.FAULT, f"{node.hub} answers with status {status}", "wait for it, or name another in HF_ENDPOINT")
+        yield Finding(
+            "hub",
+            Verdict.FAULT,
+            f"{node.hub} answers with status {status}",
+            "wait for it, or name another in HF_ENDPOINT",
+        )
     else:
         yield Finding("hub", Verdict.OK, f"{node.hub} answers")
-    yield clock(date)
+    yield check_clock(date)
 
 
-def clock(date: str) -> Finding:
+def check_clock(date: str) -> Finding:
     """How far this node's clock is from a Date header (RFC 9110, 6.6.1)."""
     try:
         off = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
     except ValueError:
-        return Finding("clock", Verdict.WARNING, "not compared with the hub's, which tells no time", "compare it with another")
+        return Finding(
+            "clock",
+            Verdict.WARNING,
+            "not compared with the hub's, which tells no time",
+            "compare it with another",
+        )
     if abs(off) < _CLOCK_OFF:
         return Finding("clock", Verdict.OK, "as the hub's")
     verdict = Verdict.FAULT if abs(off) >= _CLOCK_WRONG else Verdict.WARNING
@@ -176,19 +225,19 @@ def clock(date: str) -> Finding:
     return Finding("clock", verdict, what, "keep the node's clock by NTP")
 
 
-def plugin(node: Node) -> Finding:
+def check_plugin(node: ExaminedNode) -> Finding:
     """Whether the plugin answers."""
 
     def probe() -> str:
-        with PluginClient(node.endpoint, timeout=_PROBE_SECONDS) as client:
+        with PluginClient(node.endpoint, timeout=_PROBE_TIMEOUT) as client:
             client.probe()
         return f"{node.endpoint} answers"
 
     fix = "look at its log (kubectl logs), and whether --endpoint is the plugin's"
-    return _tried("plugin", Verdict.FAULT, probe, fix)
+    return _run_check("plugin", Verdict.FAULT, probe, fix)
 
 
-def _tried(check: str, verdict: Verdict, attempt: Callable[[], str], fix: str = "") -> Finding:
+def _run_check(check: str, verdict: Verdict, attempt: Callable[[], str], fix: str = "") -> Finding:
     """OK with what `attempt` says; where no `fix` is given, what it raises has one behind a semicolon."""
     try:
         return Finding(check, Verdict.OK, attempt())
@@ -196,19 +245,24 @@ def _tried(check: str, verdict: Verdict, attempt: Callable[[], str], fix: str = 
         what, _, advice = (str(error), "", fix) if fix else str(error).partition("; ")
         return Finding(check, verdict, what, advice or "look at the kernel's log (dmesg)")
     except OSError as error:
-        return Finding(check, verdict, f"{error.filename or 'the kernel'}: {error.strerror}", fix or "look at the kernel's log (dmesg)")
+        return Finding(
+            check,
+            verdict,
+            f"{error.filename or 'the kernel'}: {error.strerror}",
+            fix or "look at the kernel's log (dmesg)",
+        )
 
 
 @contextmanager
-def _scratch(node: Node) -> Iterator[Path]:
+def _scratch_folder(node: ExaminedNode) -> Iterator[Path]:
     """A folder on the store's disk, gone with the block."""
-    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=_existing(node.store)) as folder:
+    with tempfile.TemporaryDirectory(prefix=".doctor-", dir=_nearest_existing(node.store)) as folder:
         yield Path(folder)
 
 
 @contextmanager
-def _mounted(device: str, folder: Path) -> Iterator[Path]:
-    target, mounts = folder / "mounted", KernelMounts()
+def _mount_temporarily(device: str, folder: Path) -> Iterator[Path]:
+    target, mounts = folder / "mounted", KernelMountTable()
     target.mkdir()
     mounts.mount_image(device, target)
     try:
@@ -217,15 +271,17 @@ def _mounted(device: str, folder: Path) -> Iterator[Path]:
         mounts.unmount(target)
 
 
-def _loops(node: Node) -> KernelLoops:
-    return KernelLoops(read_ahead_of(_existing(node.store)))
+def _open_loop_devices(node: ExaminedNode) -> KernelLoopDevices:
+    return KernelLoopDevices(default_read_ahead(_nearest_existing(node.store)))
 
 
-def _tiny() -> Layout:
-    return lay_out(build([Entry("file", Kind.FILE, size=len(_CONTENT), digest="token:doctor")], {}))
+def _tiny_layout() -> Layout:
+    return build_layout(
+        build_manifest([Entry("file", EntryKind.FILE, size=len(_CONTENT), digest="token:doctor")], {})
+    )
 
 
-def _bytes_of(layout: Layout) -> bytes:
+def _render_layout(layout: Layout) -> bytes:
     data = bytearray(layout.size)
     data[: len(layout.metadata)] = layout.metadata
     for extent in layout.extents:
@@ -233,20 +289,20 @@ def _bytes_of(layout: Layout) -> bytes:
     return bytes(data)
 
 
-def _file(folder: Path, data: bytes) -> Path:
+def _write_file(folder: Path, data: bytes) -> Path:
     path = folder / "image"
     path.write_bytes(data)
     return path
 
 
-def _write(node: Node) -> None:
-    with _scratch(node) as folder:
-        PartialImage.create(folder / "partial", _TRIED)
-        with PartialImage(folder / "partial", _TRIED) as partial:
-            partial.write_metadata(bytes(_TRIED))
+def _write_directly(node: ExaminedNode) -> None:
+    with _scratch_folder(node) as folder:
+        PartialImage.create(folder / "partial", _TEST_BYTES)
+        with PartialImage(folder / "partial", _TEST_BYTES) as partial:
+            partial.write_metadata(bytes(_TEST_BYTES))
             partial.sync()
 
 
-def _existing(path: Path) -> Path:
+def _nearest_existing(path: Path) -> Path:
     """`path`, or the nearest folder above it that is there: the plugin makes the rest."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 
-_MOST = 10
+_MAX_LISTED = 10
 
 
 class Verdict(StrEnum):
@@ -24,32 +24,37 @@ class Finding:
 
     check: str
     verdict: Verdict
-    what: str
+    message: str
     fix: str = ""
 
     def to_json(self) -> dict[str, str]:
         """Return it for programs."""
-        return {"check": self.check, "verdict": self.verdict.value, "what": self.what, "fix": self.fix}
+        return {"check": self.check, "verdict": self.verdict.value, "what": self.message, "fix": self.fix}
 
 
-def ok(check: str, what: str) -> Finding:
+def ok_finding(check: str, what: str) -> Finding:
     """All is well."""
     return Finding(check, Verdict.OK, what)
 
 
-def warning(check: str, what: str, fix: str) -> Finding:
+def warning_finding(check: str, what: str, fix: str) -> Finding:
     """Something that is promised does not hold."""
     return Finding(check, Verdict.WARNING, what, fix)
 
 
-def fault(check: str, what: str, fix: str) -> Finding:
+def fault_finding(check: str, what: str, fix: str) -> Finding:
     """Volumes fail."""
     return Finding(check, Verdict.FAULT, what, fix)
 
 
-def at_most(check: str, found: Iterable[Finding], count: int) -> Iterator[Finding]:
+def limit_findings(check: str, findings: Iterable[Finding], count: int) -> Iterator[Finding]:
     """The first ten of `count` findings of a kind, no more of which are made; then one that says how many there are beside."""
-    shown = list(islice(found, _MOST))
+    shown = list(islice(findings, _MAX_LISTED))
     yield from shown
     if count > len(shown):
-        yield Finding(check, max(shown, key=lambda one: list(Verdict).index(one.verdict)).verdict, f"and {count - len(shown)} more", shown[-1].fix)
+        yield Finding(
+            check,
+            max(shown, key=lambda one: list(Verdict).index(one.verdict)).verdict,
+            f"and {count - len(shown)} more",
+            shown[-1].fix,
+        )

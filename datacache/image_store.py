@@ -11,25 +11,25 @@ from enum import StrEnum
 from pathlib import Path
 
 from csi.errors import CorruptContent, DataCacheError, FailedPrecondition, InvalidParameter, NotFound
-from csi.image_store.client import StoreAccess
-from csi.image_store.store import ImageStore, opened
+from csi.image_store.client import ImageStoreConfig
+from csi.image_store.store import ImageStore, open_image_store
 from csi.image_store.stored_image import StoredImage, snapshot_id_of
 from csi.manifest.manifest import Entry
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.volume_parameters import parse_kept
-from csi.registry.custom_resource import written
-from csi.values import shown
-from datacache.printing import printable
+from csi.parameters.volume_parameters import parse_accepted_parameters
+from csi.registry.custom_resource import format_time
+from csi.values import redact
+from datacache.printing import escape_unprintable
 
-TITLES = ("image", "snapshot", "content", "size", "stored", "source", "state")
-FIRST_FILES = 10
+IMAGE_COLUMNS = ("image", "snapshot", "content", "size", "stored", "source", "state")
+MAX_LISTED_FILES = 10
 """So many files are shown where not all are asked for."""
-_NAME = re.compile(r"s-[0-9a-f]{4,20}|[0-9a-f]{4,64}")
-_PARTS = "on its way here, or cut; the next upload goes on from there"
-_READERS = 16
+_IMAGE_NAME = re.compile(r"s-[0-9a-f]{4,20}|[0-9a-f]{4,64}")
+_PARTIAL_MESSAGE = "on its way here, or cut; the next upload goes on from there"
+_MAX_READERS = 16
 
 
-class State(StrEnum):
+class StoredState(StrEnum):
     """What there is under a digest: an image, one with a damaged record, or parts alone, which an upload brings or has left."""
 
     WHOLE = "whole"
@@ -38,15 +38,15 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Held:
-    """What there is under a digest: the record of a whole image, else None and `why`."""
+class ListedImage:
+    """What there is under a digest: the record of a whole image, else None and `reason`."""
 
     digest: str
-    state: State
+    state: StoredState
     stored: StoredImage | None = None
-    why: str = ""
+    reason: str = ""
 
-    def facts(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """For programs: sizes in bytes, the time in RFC 3339, None where there is no such thing."""
         stored = self.stored
         return {
@@ -54,89 +54,116 @@ class Held:
             "snapshotId": snapshot_id_of(self.digest),
             "contentBytes": stored.content_bytes if stored else None,
             "imageBytes": stored.image_bytes if stored else None,
-            "storedAt": written(stored.stored_at) if stored and stored.stored_at else None,
-            "source": _source(stored),
+            "storedAt": format_time(stored.stored_at) if stored and stored.stored_at else None,
+            "source": _describe_source(stored),
             "state": self.state.value,
-            "why": self.why or None,
+            "why": self.reason or None,
         }
 
-    def words(self) -> tuple[str, ...]:
-        """For people, as the columns of `TITLES`."""
-        stored, facts = self.stored, self.facts()
-        sizes = (_in_units(stored.content_bytes), _in_units(stored.image_bytes)) if stored else ("", "")
-        state = f"{self.state}: {self.why}" if self.why else str(self.state)
-        return (self.digest[:12], snapshot_id_of(self.digest), *sizes, str(facts["storedAt"] or ""), str(facts["source"] or ""), state)
+    def to_columns(self) -> tuple[str, ...]:
+        """For people, as the columns of `IMAGE_COLUMNS`."""
+        stored, facts = self.stored, self.to_json()
+        sizes = (_format_size(stored.content_bytes), _format_size(stored.image_bytes)) if stored else ("", "")
+        state = f"{self.state}: {self.reason}" if self.reason else str(self.state)
+        return (
+            self.digest[:12],
+            snapshot_id_of(self.digest),
+            *sizes,
+            str(facts["storedAt"] or ""),
+            str(facts["source"] or ""),
+            state,
+        )
 
 
 @dataclass(frozen=True)
-class Shown:
+class ImageDetails:
     """A whole image, its record and its files, in order."""
 
-    held: Held
+    image: ListedImage
     stored: StoredImage
     files: tuple[Entry, ...]
 
-    def summary(self) -> dict[str, object]:
-        """The facts without the files themselves, as `Held.facts`."""
-        spec, stored = _spec(self.stored.access), self.stored
-        more = {"pinned": spec.to_context() if spec else {}, "files": len(self.files), "parts": len(stored.parts), "partBytes": stored.part_bytes}
-        return {**self.held.facts(), **more}
+    def to_json(self) -> dict[str, object]:
+        """The facts without the files themselves, as `AppliedLimit.facts`."""
+        spec, stored = _parse_spec(self.stored.access), self.stored
+        more = {
+            "pinned": spec.to_context() if spec else {},
+            "files": len(self.files),
+            "parts": len(stored.parts),
+            "partBytes": stored.part_bytes,
+        }
+        return {**self.image.to_json(), **more}
 
-    def listed(self, all_files: bool) -> list[dict[str, object]]:
+    def list_files(self, all_files: bool) -> list[dict[str, object]]:
         """Of all files, or the first: path, bytes, and the digest, None where there is none to verify them by."""
-        files = self.files if all_files else self.files[:FIRST_FILES]
-        return [{"path": entry.path, "bytes": entry.size, "digest": entry.digest if entry.verifiable else None} for entry in files]
+        files = self.files if all_files else self.files[:MAX_LISTED_FILES]
+        return [
+            {"path": entry.path, "bytes": entry.size, "digest": entry.digest if entry.is_verifiable else None}
+            for entry in files
+        ]
 
 
-class HeldImages:
+class ImageStoreView:
     """The images of one image store. All raise what a Backend raises."""
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
 
-    def all(self) -> list[Held]:
+    def list_all(self) -> list[ListedImage]:
         """All that is there, by digest."""
-        with ThreadPoolExecutor(_READERS) as threads:
-            return list(threads.map(self.held, self._store.digests()))
+        with ThreadPoolExecutor(_MAX_READERS) as threads:
+            return list(threads.map(self.get, self._store.list_digests()))
 
-    def held(self, digest: str) -> Held:
+    def get(self, digest: str) -> ListedImage:
         """What there is under a digest."""
         try:
             stored = self._store.find(digest)
         except CorruptContent as error:
-            return Held(digest, State.DAMAGED, why=printable(str(error)))
-        return Held(digest, State.WHOLE, stored) if stored else Held(digest, State.PARTS, why=_PARTS)
+            return ListedImage(digest, StoredState.DAMAGED, reason=escape_unprintable(str(error)))
+        return (
+            ListedImage(digest, StoredState.WHOLE, stored)
+            if stored
+            else ListedImage(digest, StoredState.PARTS, reason=_PARTIAL_MESSAGE)
+        )
 
-    def digests(self, names: Iterable[str]) -> list[str]:
+    def resolve_names(self, names: Iterable[str]) -> list[str]:
         """The digest of each name: a digest, a snapshot id, or the first digits of one; each once.
 
         Raises InvalidParameter for a name that is none, or means several images, and NotFound.
         """
-        there = list(self._store.digests())
-        return list(dict.fromkeys(self._digest(name, there) for name in names))
+        there = list(self._store.list_digests())
+        return list(dict.fromkeys(self._resolve_name(name, there) for name in names))
 
-    def _digest(self, name: str, there: list[str]) -> str:
-        if not _NAME.fullmatch(name):
-            raise InvalidParameter(f"{shown(name)} names no image; give its digest, its snapshot id, or the first 4 digits of one, or more")
-        found = [digest for digest in there if digest.startswith(name.removeprefix("s-"))]
+    def _resolve_name(self, name: str, digests: list[str]) -> str:
+        if not _IMAGE_NAME.fullmatch(name):
+            raise InvalidParameter(
+                f"{redact(name)} names no image; give its digest, its snapshot id, or the first 4 digits of one, or more"
+            )
+        found = [digest for digest in digests if digest.startswith(name.removeprefix("s-"))]
         if not found:
-            raise NotFound(f"{self._store.shown} has no image {name}; `datacache image-store list` shows those that it has")
+            raise NotFound(
+                f"{self._store.display_name} has no image {name}; `datacache image-store list` shows those that it has"
+            )
         if len(found) > 1:
             some = ", ".join(digest[: max(12, len(name) + 4)] for digest in found[:3])
-            raise InvalidParameter(f"{name} is the beginning of {len(found)} images ({some}{', ...' if len(found) > 3 else ''}); give more digits")
+            raise InvalidParameter(
+                f"{name} is the beginning of {len(found)} images ({some}{', ...' if len(found) > 3 else ''}); give more digits"
+            )
         return found[0]
 
-    def show(self, digest: str) -> Shown:
+    def read_details(self, digest: str) -> ImageDetails:
         """A whole image; raises CorruptContent, and FailedPrecondition where it is not whole."""
-        held = self.held(digest)
-        if held.state is State.DAMAGED:
-            raise CorruptContent(held.why)
+        held = self.get(digest)
+        if held.state is StoredState.DAMAGED:
+            raise CorruptContent(held.reason)
         if held.stored is None:
-            raise FailedPrecondition(f"image {digest[:12]} is not whole: {held.why}")
+            raise FailedPrecondition(f"image {digest[:12]} is not whole: {held.reason}")
         try:
-            return Shown(held, held.stored, tuple(self._store.manifest(digest).files))
+            return ImageDetails(held, held.stored, tuple(self._store.read_manifest(digest).files))
         except NotFound:
-            raise CorruptContent(f"the manifest of image {digest[:12]} is gone; delete the image, and have it brought here anew") from None
+            raise CorruptContent(
+                f"the manifest of image {digest[:12]} is gone; delete the image, and have it brought here anew"
+            ) from None
 
     def remove(self, digest: str) -> None:
         """Remove an image, and what there is of one."""
@@ -144,28 +171,28 @@ class HeldImages:
 
 
 @contextmanager
-def held_images(url: str, secret: Path | None) -> Iterator[HeldImages]:
+def open_image_store_view(url: str, secret: Path | None) -> Iterator[ImageStoreView]:
     """The images of the store that an URL names, with the access key in the folder `secret`, None for none.
 
     Raises InvalidParameter for such an URL or key, FailedPrecondition where the folder cannot be read.
     """
-    with opened(url, StoreAccess(url, secret).credential()) as store:
-        yield HeldImages(store)
+    with open_image_store(url, ImageStoreConfig(url, secret).read_credential()) as store:
+        yield ImageStoreView(store)
 
 
-def _source(stored: StoredImage | None) -> str | None:
+def _describe_source(stored: StoredImage | None) -> str | None:
     """Where an image came from, as messages name it, without secrets; None where that is not to be told."""
-    spec = _spec(stored.access) if stored else None
-    return spec.source.shown if spec else None
+    spec = _parse_spec(stored.access) if stored else None
+    return spec.source.display_name if spec else None
 
 
-def _spec(access: Mapping[str, str]) -> CacheSpec | None:
+def _parse_spec(access: Mapping[str, str]) -> CacheSpec | None:
     """What a record says of its place, by the parser that refuses credentials; None for what it refuses."""
     try:
-        return parse_kept(access).spec
+        return parse_accepted_parameters(access).spec
     except DataCacheError:
         return None
 
 
-def _in_units(size: int) -> str:
+def _format_size(size: int) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -14,7 +14,7 @@ from csi.errors import FailedPrecondition
 from datacache.printing import print_facts, print_table
 
 if TYPE_CHECKING:
-    from datacache.image_store import Held, HeldImages, Shown
+    from datacache.image_store import ImageDetails, ImageStoreView, ListedImage
 
 _STORE = click.option(
     "--image-store",
@@ -32,15 +32,17 @@ _SECRET = click.option(
     envvar="DATACACHE_IMAGE_STORE_SECRET",
     help="the folder with its access key, one file a key",
 )
-_OUTPUT = click.option("--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs")
+_OUTPUT = click.option(
+    "--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs"
+)
 _JSON = click.option("--json", "output", flag_value="json", help="as --output json")
 
 
-def _images(url: str, secret: Path | None) -> AbstractContextManager[HeldImages]:
+def _open_images(url: str, secret: Path | None) -> AbstractContextManager[ImageStoreView]:
     # Loads what lays images out, and for a bucket its client: no other command needs them.
-    from datacache.image_store import held_images
+    from datacache.image_store import open_image_store_view
 
-    return held_images(url, secret)
+    return open_image_store_view(url, secret)
 
 
 @click.group(name="image-store")
@@ -59,18 +61,18 @@ def image_store() -> None:
 @_JSON
 def list_images(url: str, secret: Path | None, output: str) -> None:
     """List the images, those that are damaged or not whole too, with why."""
-    with _images(url, secret) as images:
-        held = images.all()
+    with _open_images(url, secret) as images:
+        held = images.list_all()
     if output == "json":
-        click.echo(json.dumps([one.facts() for one in held], indent=1))
+        click.echo(json.dumps([one.to_json() for one in held], indent=1))
     else:
-        _print_held(held)
+        _print_images(held)
 
 
-def _print_held(held: Iterable[Held]) -> None:
-    from datacache.image_store import TITLES
+def _print_images(held: Iterable[ListedImage]) -> None:
+    from datacache.image_store import IMAGE_COLUMNS
 
-    print_table(TITLES, (one.words() for one in held), unfolded=2)
+    print_table(IMAGE_COLUMNS, (one.to_columns() for one in held), unfolded=2)
 
 
 @image_store.command("show")
@@ -85,19 +87,21 @@ def show_image(name: str, url: str, secret: Path | None, output: str, files: boo
 
     NAME is its digest, its snapshot id (s-...), or the first 4 digits of one, or more.
     """
-    with _images(url, secret) as images:
-        (digest,) = images.digests([name])
-        shown = images.show(digest)
+    with _open_images(url, secret) as images:
+        (digest,) = images.resolve_names([name])
+        shown = images.read_details(digest)
     if output == "json":
-        click.echo(json.dumps({**shown.summary(), "list": shown.listed(files)}, indent=1))
+        click.echo(json.dumps({**shown.to_json(), "list": shown.list_files(files)}, indent=1))
     else:
-        _print(shown, files)
+        _print_details(shown, files)
 
 
-def _print(shown: Shown, files: bool) -> None:
-    print_facts({key: value for key, value in shown.summary().items() if value is not None})
-    listed = shown.listed(files)
-    rows = ((str(one["path"]), str(one["bytes"]), str(one["digest"] or "none (change token)")) for one in listed)
+def _print_details(shown: ImageDetails, files: bool) -> None:
+    print_facts({key: value for key, value in shown.to_json().items() if value is not None})
+    listed = shown.list_files(files)
+    rows = (
+        (str(one["path"]), str(one["bytes"]), str(one["digest"] or "none (change token)")) for one in listed
+    )
     print_table(("file", "bytes", "digest"), rows)
     if left := len(shown.files) - len(listed):
         click.echo(f"and {left} more (--files)")
@@ -114,10 +118,10 @@ def delete_images(names: tuple[str, ...], url: str, secret: Path | None, yes: bo
     NAMES are digests, snapshot ids (s-...), or the first 4 digits of one, or more; where one names no image, or several, nothing is
     removed. A DataCache that still holds such an image has its origin alone then.
     """
-    with _images(url, secret) as images:
-        digests = images.digests(names)
+    with _open_images(url, secret) as images:
+        digests = images.resolve_names(names)
         if not yes:
-            _print_held(map(images.held, digests))
+            _print_images(map(images.get, digests))
             raise FailedPrecondition("nothing was removed; give --yes to have these images removed for good")
         for digest in digests:
             images.remove(digest)

@@ -16,31 +16,35 @@ CONSOLE = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 10_000)
 def print_facts(facts: Mapping[str, object]) -> None:
     """Print a line for each fact, named by its key; a map is its key=value words."""
     for key, value in facts.items():
-        CONSOLE.print(f"[bold]{key}[/bold]: {plain(_text(value))}", highlight=False)
+        CONSOLE.print(f"[bold]{key}[/bold]: {as_plain_text(_format_value(value))}", highlight=False)
 
 
 def print_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]], unfolded: int = 0) -> None:
     """Print rows below their titles; the first `unfolded` columns are never folded: names, which people copy."""
-    CONSOLE.print(table(titles, rows, unfolded))
+    CONSOLE.print(build_table(titles, rows, unfolded))
 
 
-def table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]], unfolded: int = 0) -> Table:
+def build_table(titles: tuple[str, ...], rows: Iterable[tuple[str, ...]], unfolded: int = 0) -> Table:
     """What `print_table` prints."""
-    made = Table(*(Column(title, overflow="fold", no_wrap=at < unfolded) for at, title in enumerate(titles)), box=None)
+    made = Table(
+        *(Column(title, overflow="fold", no_wrap=at < unfolded) for at, title in enumerate(titles)), box=None
+    )
     for row in rows:
-        made.add_row(*map(plain, row))
+        made.add_row(*map(as_plain_text, row))
     return made
 
 
-def plain(text: str) -> str:
+def as_plain_text(text: str) -> str:
     """`text` as it is: what a source calls its files must reach neither the terminal nor rich as a command."""
-    return escape(printable(text))
+    return escape(escape_unprintable(text))
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """`text` with escapes in the place of what a terminal would obey."""
     return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
-def _text(value: object) -> str:
-    return " ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+def _format_value(value: object) -> str:
+    return (
+        " ".join(f"{key}={item}" for key, item in value.items()) if isinstance(value, Mapping) else str(value)
+    )

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
-from csi.linux.cgroups.detect import hierarchy_at
-from csi.linux.cgroups.hierarchy import Count, Hierarchy
+from csi.linux.cgroups.detect import detect_hierarchy
+from csi.linux.cgroups.hierarchy import CgroupHierarchy, ReadCount
 from csi.linux.cgroups.pod_cgroups import PodCgroups
 from csi.linux.diskstats import reads_by_device
-from csi.linux.mounts import KernelMounts, Mount, at
+from csi.linux.mounts import KernelMountTable, Mount, find_mount
 from csi.performance.limits import Limits, Rate
-from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.group import places
+from node_plugin.throttle.burst import BurstState
+from node_plugin.throttle.group import limited_cgroups
 from node_plugin.throttle.records import GroupRecord, read_records
 from node_plugin.volumes.records import read_volumes
 
@@ -23,10 +23,10 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Row:
+class ThrottleRow:
     """One volume in one pod (its uid, "" where none is known).
 
-    `limits`, `in_force` and `burst` are None without limits; `count` is what was read so far, by the pod where it has
+    `limits`, `applied_rate` and `burst` are None without limits; `count` is what was read so far, by the pod where it has
     limits, else from the device by all that share it.
     """
 
@@ -34,71 +34,85 @@ class Row:
     pod: str
     target: str
     device: str
-    count: Count
+    count: ReadCount
     limits: Limits | None = None
-    in_force: Rate | None = None
-    burst: Burst | None = None
+    applied_rate: Rate | None = None
+    burst: BurstState | None = None
 
 
-class Node:
+class ThrottledNode:
     """The node whose plugin keeps `store`; `hierarchy` is what throttles there, None for nothing."""
 
-    def __init__(self, store: Path, hierarchy: Hierarchy | None) -> None:
+    def __init__(self, store: Path, hierarchy: CgroupHierarchy | None) -> None:
         self._store, self._hierarchy = store, hierarchy
 
-    def rows(self) -> list[Row]:
+    def list_rows(self) -> list[ThrottleRow]:
         """A row for each published volume, those of one pod together."""
-        limited = self._limited()
-        mounts = KernelMounts().table()
+        limited = self._list_limited()
+        mounts = KernelMountTable().list_mounts()
         free = [
-            _free(volume.id, target, shown.pod, mounts)
+            _unlimited_row(volume.id, target, shown.pod, mounts)
             for volume in read_volumes(self._store / "volumes")
-            for target, shown in volume.targets.items()
+            for target, shown in volume.target_paths.items()
             if target not in limited
         ]
         reads = reads_by_device({row.device for row in free})
-        counted = [Row(row.volume, row.pod, row.target, row.device, Count(*reads.get(row.device, (0, 0)))) for row in free]
+        counted = [
+            ThrottleRow(
+                row.volume, row.pod, row.target, row.device, ReadCount(*reads.get(row.device, (0, 0)))
+            )
+            for row in free
+        ]
         return sorted([*limited.values(), *counted], key=lambda row: (row.pod, row.volume, row.target))
 
-    def _limited(self) -> dict[str, Row]:
+    def _list_limited(self) -> dict[str, ThrottleRow]:
         records = read_records(self._store / "throttles")
         pods = PodCgroups(self._hierarchy.root) if self._hierarchy else None
         if pods:
-            pods.look_around()
-        return {row.target: row for record in records for row in self._rows_of(record, pods)}
+            pods.rescan()
+        return {row.target: row for record in records for row in self._build_rows(record, pods)}
 
-    def _rows_of(self, record: GroupRecord, pods: PodCgroups | None) -> list[Row]:
-        in_force, count = Rate(), Count()
+    def _build_rows(self, record: GroupRecord, pods: PodCgroups | None) -> list[ThrottleRow]:
+        in_force, count = Rate(), ReadCount()
         if pods and self._hierarchy:
             for folder in pods.find(record.pod):
-                in_force = self._hierarchy.rate(folder, record.device)
-                count = sum((self._hierarchy.count(place, record.device) for place in places(self._hierarchy, folder)), count)
+                in_force = self._hierarchy.read_limit(folder, record.device)
+                count = sum(
+                    (
+                        self._hierarchy.read_count(place, record.device)
+                        for place in limited_cgroups(self._hierarchy, folder)
+                    ),
+                    count,
+                )
         pod, device, burst = record.pod, record.device, record.burst
-        return [Row(claim.volume, pod, target, device, count, claim.limits, in_force, burst) for target, claim in record.claims.items()]
+        return [
+            ThrottleRow(claim.volume, pod, target, device, count, claim.limits, in_force, burst)
+            for target, claim in record.members.items()
+        ]
 
 
-def hierarchy_or_none(root: Path) -> Hierarchy | None:
+def detect_hierarchy_or_none(root: Path) -> CgroupHierarchy | None:
     """What throttles on this machine, with cgroups at `root`; None for nothing."""
     try:
-        return hierarchy_at(root)
+        return detect_hierarchy(root)
     except UnsupportedByNode:
         return None
 
 
-def _free(volume: str, target: str, pod: str, mounts: list[Mount]) -> Row:
-    mount = at(mounts, target)
-    return Row(volume, pod, target, mount.device if mount else "", Count())
+def _unlimited_row(volume: str, target: str, pod: str, mounts: list[Mount]) -> ThrottleRow:
+    mount = find_mount(mounts, target)
+    return ThrottleRow(volume, pod, target, mount.device if mount else "", ReadCount())
 
 
 @dataclass(frozen=True)
-class Reading:
+class ThrottleSample:
     """A row and how fast it was read since the look before: I/Os and bytes a second."""
 
-    row: Row
+    row: ThrottleRow
     iops: float
     bytes_per_second: float
 
-    def facts(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """For programs: plain values, None where there is no such thing."""
         row = self.row
         sustained, burst = (row.limits.sustained, row.limits.burst) if row.limits else (Rate(), None)
@@ -112,44 +126,46 @@ class Reading:
             "limit_iops": sustained.iops,
             "limit_bytes_per_second": sustained.bytes_per_second,
             "burst_iops": burst.iops if burst else None,
-            "in_force_iops": row.in_force.iops if row.in_force else None,
-            "in_force_bytes_per_second": row.in_force.bytes_per_second if row.in_force else None,
-            "credit": None if row.burst is None or row.burst.credit is None else round(max(0, row.burst.credit)),
-            "metered_ios": None if row.burst is None or not burst else round(row.burst.metered),
+            "in_force_iops": row.applied_rate.iops if row.applied_rate else None,
+            "in_force_bytes_per_second": row.applied_rate.bytes_per_second if row.applied_rate else None,
+            "credit": None
+            if row.burst is None or row.burst.credit is None
+            else round(max(0, row.burst.credit)),
+            "metered_ios": None if row.burst is None or not burst else round(row.burst.metered_ios),
         }
 
-    def words(self) -> tuple[str, ...]:
-        """For people, as the columns of `TITLES`."""
-        facts, limits = self.facts(), self.row.limits
+    def to_columns(self) -> tuple[str, ...]:
+        """For people, as the columns of `TOP_COLUMNS`."""
+        facts, limits = self.to_json(), self.row.limits
         numbers = (f"{self.iops:.0f}", f"{self.bytes_per_second / MIB:.1f}")
         spent = tuple("" if facts[key] is None else str(facts[key]) for key in ("credit", "metered_ios"))
-        in_force = "" if limits is None else str(self.row.in_force)
+        in_force = "" if limits is None else str(self.row.applied_rate)
         return (self.row.volume, self.row.pod, str(limits or "none"), in_force, *numbers, *spent)
 
 
-TITLES = ("volume", "pod", "limits", "in force", "IOPS", "MiB/s", "credit left", "burst I/O")
+TOP_COLUMNS = ("volume", "pod", "limits", "in force", "IOPS", "MiB/s", "credit left", "burst I/O")
 
 
-class Watch:
+class ThrottleSampler:
     """Looks again and again at a node; each look gives the rates since the one before."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: ThrottledNode) -> None:
         self._node = node
         self._at = time.monotonic()
-        self._before = _counts(node.rows())
+        self._before = _count_by_row(node.list_rows())
 
-    def look(self) -> list[Reading]:
+    def sample(self) -> list[ThrottleSample]:
         """The rows with the rates since the last look, 0 for those that are new."""
-        rows, now = self._node.rows(), time.monotonic()
+        rows, now = self._node.list_rows(), time.monotonic()
         seconds, before = now - self._at, self._before
-        self._at, self._before = now, _counts(rows)
-        return [_reading(row, before.get((row.target, row.device), row.count), seconds) for row in rows]
+        self._at, self._before = now, _count_by_row(rows)
+        return [_build_sample(row, before.get((row.target, row.device), row.count), seconds) for row in rows]
 
 
-def _counts(rows: list[Row]) -> Mapping[tuple[str, str], Count]:
+def _count_by_row(rows: list[ThrottleRow]) -> Mapping[tuple[str, str], ReadCount]:
     return {(row.target, row.device): row.count for row in rows}
 
 
-def _reading(row: Row, before: Count, seconds: float) -> Reading:
+def _build_sample(row: ThrottleRow, before: ReadCount, seconds: float) -> ThrottleSample:
     done = row.count - before
-    return Reading(row, max(0, done.ios) / seconds, max(0, done.bytes) / seconds)
+    return ThrottleSample(row, max(0, done.ios) / seconds, max(0, done.bytes) / seconds)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from datacache.cluster.crd_fields import FIELDS, fields_of
+from datacache.cluster.crd_fields import FIELDS_FILE, list_crd_fields
 
 DEPLOY = Path(__file__).resolve().parent
 CHART, CRDS, MANIFESTS = DEPLOY / "chart/datacache-csi", DEPLOY / "crds", DEPLOY / "manifests"
@@ -46,18 +46,30 @@ def manifests() -> dict[str, str]:
     return {name: _HEAD + "---\n".join(parts) for name, parts in files.items()}
 
 
-def wanted(rendered: bool) -> dict[Path, str]:
+def build_outputs(rendered: bool) -> dict[Path, str]:
     """All files that are made, by their paths; those of deploy/manifests only where `rendered`."""
     crds = {path.name: path.read_text() for path in sorted(CRDS.glob("*.yaml"))}
-    fields = {thing["metadata"]["name"]: fields_of(thing) for text in crds.values() for thing in yaml.safe_load_all(text)}
-    files = {CHART / "crds" / name: text for name, text in crds.items()} | {FIELDS: json.dumps(fields, indent=1) + "\n"}
+    fields = {
+        thing["metadata"]["name"]: list_crd_fields(thing)
+        for text in crds.values()
+        for thing in yaml.safe_load_all(text)
+    }
+    files = {CHART / "crds" / name: text for name, text in crds.items()} | {
+        FIELDS_FILE: json.dumps(fields, indent=1) + "\n"
+    }
     return files | ({MANIFESTS / name: text for name, text in manifests().items()} if rendered else {})
 
 
 def stale(files: dict[Path, str], rendered: bool) -> list[Path]:
     """What differs from `files`, is missing, or is there and should not be."""
-    there = {path for folder in (CHART / "crds", *([MANIFESTS] if rendered else [])) for path in folder.glob("*.yaml")}
-    return sorted(path for path in there | files.keys() if not path.exists() or path.read_text() != files.get(path))
+    there = {
+        path
+        for folder in (CHART / "crds", *([MANIFESTS] if rendered else []))
+        for path in folder.glob("*.yaml")
+    }
+    return sorted(
+        path for path in there | files.keys() if not path.exists() or path.read_text() != files.get(path)
+    )
 
 
 def write(files: dict[Path, str], rendered: bool) -> None:
@@ -75,12 +87,20 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is stale")
     check, rendered = parser.parse_args().check, bool(helm())
     if not rendered:
-        print(NOT_RUN.format(what="deploy/manifests is not compared with deploy/chart" if check else "deploy/manifests is left as it is"))
-    files = wanted(rendered)
+        print(
+            NOT_RUN.format(
+                what="deploy/manifests is not compared with deploy/chart"
+                if check
+                else "deploy/manifests is left as it is"
+            )
+        )
+    files = build_outputs(rendered)
     if not check:
         write(files, rendered)
     elif found := stale(files, rendered):
-        sys.exit(f"stale: {', '.join(str(path.relative_to(DEPLOY.parent)) for path in found)}; run `make manifests` and commit the result")
+        sys.exit(
+            f"stale: {', '.join(str(path.relative_to(DEPLOY.parent)) for path in found)}; run `make manifests` and commit the result"
+        )
 
 
 if __name__ == "__main__":

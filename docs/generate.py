@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from csi.parameters.dialects.keys import Key, SecretKey, Setter
+from csi.parameters.dialects.keys import Key, KeySetter, SecretKey
 from csi.parameters.dialects.table import DIALECTS
 from csi.parameters.performance_keys import KEY_TABLE
 from csi.parameters.volume_parameters import VOLUME_KEYS
@@ -43,7 +43,11 @@ _FORMS = {
 def document() -> str:
     """The whole text of docs/parameters.md."""
     parts = [_INTRODUCTION, "## Every volume\n", _table(VOLUME_KEYS)]
-    parts += ["## Performance\n", 'What they mean together: README.md, "Performance". All can be changed on a live volume.\n', _table(KEY_TABLE)]
+    parts += [
+        "## Performance\n",
+        'What they mean together: README.md, "Performance". All can be changed on a live volume.\n',
+        _table(KEY_TABLE),
+    ]
     for dialect in DIALECTS:
         types = " or ".join(f"`{name}`" for name in dialect.types)
         parts += [f"## {_FORMS[dialect.name]}\n", f"`type`: {types}.\n", _table(dialect.keys)]
@@ -56,7 +60,12 @@ def document() -> str:
 
 def _within() -> str:
     """Who may set the keys of the sources within `sources`."""
-    refused = dict.fromkeys(f"`{key.name}`" for dialect in DIALECTS for key in dialect.keys if key.setter is Setter.ADMINISTRATOR)
+    refused = dict.fromkeys(
+        f"`{key.name}`"
+        for dialect in DIALECTS
+        for key in dialect.keys
+        if key.setter is KeySetter.ADMINISTRATOR
+    )
     return (
         "Within `sources` a source has the keys of its own table, and whom that table names may set them: "
         f"in an inline volume,\nall but {', '.join(refused)}. The keys of every volume and of performance stand beside `sources`.\n"
@@ -69,7 +78,9 @@ def _table(keys: Iterable[Key]) -> str:
 
 
 def _secrets(keys: Iterable[SecretKey]) -> str:
-    return _rows(("Key of the Secret", "Meaning", "Secret"), ((f"`{key.name}`", key.meaning, "yes") for key in keys))
+    return _rows(
+        ("Key of the Secret", "Meaning", "Secret"), ((f"`{key.name}`", key.meaning, "yes") for key in keys)
+    )
 
 
 def _names(key: Key) -> str:
@@ -77,17 +88,23 @@ def _names(key: Key) -> str:
 
 
 def _default(key: Key) -> str:
-    return "written by the controller" if key.setter is Setter.CONTROLLER else key.default
+    return "written by the controller" if key.setter is KeySetter.CONTROLLER else key.default
 
 
 def _rows(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    lines = [
+        head,
+        tuple("---" for _ in head),
+        *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when the document is stale")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when the document is stale"
+    )
     if not parser.parse_args().check:
         TARGET.write_text(document())
     elif not TARGET.exists() or TARGET.read_text() != document():

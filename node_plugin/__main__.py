@@ -12,22 +12,30 @@ from typing import TYPE_CHECKING
 import grpc
 
 from csi import __version__
-from csi.concurrency.wait_limiter import WaitingRoom
-from csi.destinations.allow_list import NAS_HELP, PREWARMS, AllowList, nas_prefixes
-from csi.destinations.destinations import ORIGINS_HELP, destinations
+from csi.concurrency.wait_limiter import WaitLimiter
+from csi.destinations.allow_list import CACHE_PREWARMS, NAS_HELP, AllowList, parse_nas_prefixes
+from csi.destinations.destinations import ORIGINS_HELP, parse_destinations
 from csi.errors import UnsupportedByNode
-from csi.image_store.client import LANE as STORED_LANE
-from csi.image_store.client import StoreAccess, StoredImages
+from csi.image_store.client import STORE_LANE as STORED_LANE
+from csi.image_store.client import ImageStoreClient, ImageStoreConfig
 from csi.images.node_store.store import Store
-from csi.linux.cgroups.detect import hierarchy_at
-from csi.linux.cgroups.hierarchy import Hierarchy
+from csi.linux.cgroups.detect import detect_hierarchy
+from csi.linux.cgroups.hierarchy import CgroupHierarchy
 from csi.linux.erofs_support import require_erofs
-from csi.linux.loop_devices import KernelLoops, read_ahead_of
-from csi.linux.mounts import KernelMounts
+from csi.linux.loop_devices import KernelLoopDevices, default_read_ahead
+from csi.linux.mounts import KernelMountTable
 from csi.pb import csi_pb2_grpc
 from csi.program import flags, lifecycle
-from csi.registry.factories import HELP, find_server, open_announcer, open_data_caches, open_pins, open_prewarms, open_registry
-from csi.registry.volumes.record import Interest, VolumeRegistry
+from csi.registry.factories import (
+    REGISTRY_HELP,
+    find_api_server,
+    open_data_caches,
+    open_event_recorder,
+    open_node_prewarms,
+    open_pins,
+    open_registry,
+)
+from csi.registry.volumes.record import VolumeRegistry, WatchedVolumes
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
 from csi.server import grpc_server, health
@@ -36,19 +44,19 @@ from csi.worker.pool import WorkerPool
 from node_plugin.fills.fill_events import FillEvents
 from node_plugin.fills.fills import Fills
 from node_plugin.fills.uploads import Uploads
-from node_plugin.prewarm.prewarming import Prewarming
-from node_plugin.registration import registered
+from node_plugin.prewarm.prewarming import PrewarmLoop
+from node_plugin.registration import serve_registration
 from node_plugin.servicer import NodeServicer
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
 from node_plugin.topology import NodeTopology
-from node_plugin.volumes.authorized_resolver import Proving
-from node_plugin.volumes.data_cache_grants import GrantedCaches
+from node_plugin.volumes.authorized_resolver import AuthorizedResolver
+from node_plugin.volumes.data_cache_grants import DataCacheGrants
 from node_plugin.volumes.image_mounts import ImageMounts
-from node_plugin.volumes.limits import VolumeLimits
+from node_plugin.volumes.limits import PerformanceLookup
 from node_plugin.volumes.pins import NodePins
 from node_plugin.volumes.records import VolumeRecords
-from node_plugin.volumes.volumes import Volumes
+from node_plugin.volumes.volumes import NodeVolumes
 
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
@@ -56,50 +64,103 @@ if TYPE_CHECKING:
 log = logging.getLogger("datacache.node")
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The flags of datacache-node."""
-    parser = argparse.ArgumentParser("datacache-node", description="The node plugin of the datacache CSI driver.")
-    parser.add_argument("--version", action="version", version=__version__)
-    flags.plugin_flags(parser)
-    flags.flag(parser, "--node-id", help="this node's name in the cluster")
-    flags.flag(parser, "--store", default="/var/lib/datacache", type=Path, help="the folder that keeps this node's images")
-    flags.flag(
-        parser, "--store-size", default="", type=flags.optional_size, help="the store's budget, such as 500Gi; empty for 85%% of its file system"
+    parser = argparse.ArgumentParser(
+        "datacache-node", description="The node plugin of the datacache CSI driver."
     )
-    flags.flag(parser, "--mount-dir", default="", help="where images are mounted, a path propagated to the host; empty for mounts/ in the store")
-    flags.flag(parser, "--allow-origins", default="", type=destinations, help=ORIGINS_HELP)
-    flags.flag(parser, "--resolve-workers", default="4", type=flags.count, help="resolves at a time")
-    flags.flag(parser, "--fill-workers", default="2", type=flags.count, help="fills at a time; more wait their turn")
-    flags.flag(parser, "--fill-connections", default="16", type=flags.count, help="most connections of a fill; a near origin gets fewer")
-    flags.flag(parser, "--fill-grace", default="5m", type=flags.duration, help="a fill that nobody waited for during this time is stopped")
-    flags.flag(
+    parser.add_argument("--version", action="version", version=__version__)
+    flags.add_plugin_flags(parser)
+    flags.add_flag(parser, "--node-id", help="this node's name in the cluster")
+    flags.add_flag(
+        parser,
+        "--store",
+        default="/var/lib/datacache",
+        type=Path,
+        help="the folder that keeps this node's images",
+    )
+    flags.add_flag(
+        parser,
+        "--store-size",
+        default="",
+        type=flags.parse_optional_size,
+        help="the store's budget, such as 500Gi; empty for 85%% of its file system",
+    )
+    flags.add_flag(
+        parser,
+        "--mount-dir",
+        default="",
+        help="where images are mounted, a path propagated to the host; empty for mounts/ in the store",
+    )
+    flags.add_flag(parser, "--allow-origins", default="", type=parse_destinations, help=ORIGINS_HELP)
+    flags.add_flag(
+        parser, "--resolve-workers", default="4", type=flags.parse_count, help="resolves at a time"
+    )
+    flags.add_flag(
+        parser,
+        "--fill-workers",
+        default="2",
+        type=flags.parse_count,
+        help="fills at a time; more wait their turn",
+    )
+    flags.add_flag(
+        parser,
+        "--fill-connections",
+        default="16",
+        type=flags.parse_count,
+        help="most connections of a fill; a near origin gets fewer",
+    )
+    flags.add_flag(
+        parser,
+        "--fill-grace",
+        default="5m",
+        type=flags.parse_duration,
+        help="a fill that nobody waited for during this time is stopped",
+    )
+    flags.add_flag(
         parser,
         "--read-ahead",
         default="",
-        type=flags.optional_size,
+        type=flags.parse_optional_size,
         help="how far the kernel reads ahead in an image; empty: as on the store's disk",
     )
-    flags.flag(parser, "--allow-inline-nas", default="", type=nas_prefixes, help=NAS_HELP)
-    flags.flag(
+    flags.add_flag(parser, "--allow-inline-nas", default="", type=parse_nas_prefixes, help=NAS_HELP)
+    flags.add_flag(
         parser,
         "--plugins-registry",
         default="",
         help="kubelet's folder of plugins, such as /var/lib/kubelet/plugins_registry, to be found by it; empty where a sidecar registers the driver",
     )
-    flags.flag(parser, "--host-endpoint", default="", help="the CSI socket's path as kubelet sees it; empty: as in --endpoint")
-    flags.image_store_flags(parser)
-    _limit_flags(parser)
+    flags.add_flag(
+        parser,
+        "--host-endpoint",
+        default="",
+        help="the CSI socket's path as kubelet sees it; empty: as in --endpoint",
+    )
+    flags.add_image_store_flags(parser)
+    _add_limit_flags(parser)
     return parser
 
 
-def _limit_flags(parser: argparse.ArgumentParser) -> None:
-    flags.flag(parser, "--registry", default="", help=f"the controller's registry, to learn of changed performance: {HELP}; empty for none")
-    flags.flag(parser, "--cgroup-root", default="/sys/fs/cgroup", type=Path, help="where the node's cgroups are mounted")
-    flags.flag(
+def _add_limit_flags(parser: argparse.ArgumentParser) -> None:
+    flags.add_flag(
+        parser,
+        "--registry",
+        default="",
+        help=f"the controller's registry, to learn of changed performance: {REGISTRY_HELP}; empty for none",
+    )
+    flags.add_flag(
+        parser,
+        "--cgroup-root",
+        default="/sys/fs/cgroup",
+        type=Path,
+        help="where the node's cgroups are mounted",
+    )
+    flags.add_flag(
         parser,
         "--require-throttle",
         default="false",
-        type=flags.boolean,
+        type=flags.parse_boolean,
         nargs="?",
         const=True,
         help="refuse volumes with limits where limits cannot be held",
@@ -108,67 +169,86 @@ def _limit_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Serve until SIGTERM; mounts stay. Exit status 1, with the reason on standard error, where the plugin cannot start."""
-    lifecycle.run(parser(), _serve, arguments)
+    lifecycle.run_program(build_parser(), _serve, arguments)
 
 
 def _serve(options: argparse.Namespace) -> None:
-    room = WaitingRoom(options.rpc_threads // 2)
+    room = WaitLimiter(options.rpc_threads // 2)
     store = Store(options.store, options.store_size)
-    pool = _pool(options)
-    mounts, loops = KernelMounts(), KernelLoops(options.read_ahead or read_ahead_of(options.store))
+    pool = _build_pool(options)
+    mounts, loops = (
+        KernelMountTable(),
+        KernelLoopDevices(options.read_ahead or default_read_ahead(options.store)),
+    )
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
-    server, shown = find_server(options.registry), Interest()
-    announcer = open_announcer(server, "datacache-node", options.node_id)
-    events, stored = FillEvents(announcer), _stored(options, pool)
+    server, shown = find_api_server(options.registry), WatchedVolumes()
+    announcer = open_event_recorder(server, "datacache-node", options.node_id)
+    events, stored = FillEvents(announcer), _build_image_store_client(options, pool)
     fills = Fills(
         store,
         pool,
         room,
         connections=options.fill_connections,
         grace=options.fill_grace,
-        in_use=images.in_use,
+        list_in_use=images.list_in_use,
         events=events,
-        stored=stored,
+        image_store=stored,
     )
     uploads = Uploads(store, stored)
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
-    resolver = Resolver(pool, proofs, room, ask_moving=False, scratch=store.temp_path)
+    resolver = Resolver(pool, proofs, room, refresh_moving=False, new_scratch_path=store.new_temp_path)
     allowed = AllowList(options.allow_inline_nas, options.allow_origins)
     registry = open_registry(options.registry, server) if options.registry else None
-    throttle = Throttle(_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles"), options.require_throttle)
-    limits = VolumeLimits(registry)
-    records, pins = VolumeRecords(options.store / "volumes", shown), NodePins(open_pins(server), options.node_id)
-    proving = Proving(store, resolver)
-    granted = _granted(options, server, store, stored, proving) if options.registry else None
-    volumes = Volumes(records, store, proving, fills, images, mounts, room, allowed, limits, throttle, pins, events, granted)
-    prewarms = open_prewarms(options.registry, server, options.node_id, registry)
-    asking_anew = Resolver(pool, proofs, room, ask_moving=True, scratch=store.temp_path)
-    prewarming = prewarms and Prewarming(
+    throttle = Throttle(
+        _detect_hierarchy(options.cgroup_root),
+        GroupRecords(options.store / "throttles"),
+        options.require_throttle,
+    )
+    limits = PerformanceLookup(registry)
+    records, pins = (
+        VolumeRecords(options.store / "volumes", shown),
+        NodePins(open_pins(server), options.node_id),
+    )
+    proving = AuthorizedResolver(store, resolver)
+    granted = _build_grants(options, server, store, stored, proving) if options.registry else None
+    volumes = NodeVolumes(
+        records, store, proving, fills, images, mounts, room, allowed, limits, throttle, pins, events, granted
+    )
+    prewarms = open_node_prewarms(options.registry, server, options.node_id, registry)
+    asking_anew = Resolver(pool, proofs, room, refresh_moving=True, new_scratch_path=store.new_temp_path)
+    prewarming = prewarms and PrewarmLoop(
         prewarms,
-        AllowList(options.allow_inline_nas, options.allow_origins, PREWARMS),
-        Proving(store, asking_anew),
+        AllowList(options.allow_inline_nas, options.allow_origins, CACHE_PREWARMS),
+        AuthorizedResolver(store, asking_anew),
         fills,
         store,
         pins,
         images.check_node,
         options.store / "prewarms.json",
-        granted=granted,
+        grants=granted,
         uploads=uploads,
     )
     if prewarming:
-        fills.keep(prewarming.kept)
+        fills.protect_prewarmed(prewarming.list_sealed)
     topology = NodeTopology(options.driver_name, options.node_id, images.check_node, announcer)
-    observe = _observer(options.metrics_address, throttle)
+    observe = _build_observer(options.metrics_address, throttle)
 
     def register(server: grpc.Server) -> None:
         csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)
         csi_pb2_grpc.add_NodeServicer_to_server(NodeServicer(volumes, options.node_id, topology), server)
 
     try:
-        with _watching(registry, volumes, shown):
+        with _watch_performance(registry, volumes, shown):
             volumes.recover()
-            with pins.tended(), prewarming.running() if prewarming else nullcontext():
-                grpc_server.serve(options.endpoint, options.rpc_threads, room, register, lambda: _meanwhile(options, topology), observe)
+            with pins.sync_in_background(), prewarming.run_in_background() if prewarming else nullcontext():
+                grpc_server.serve(
+                    options.endpoint,
+                    options.rpc_threads,
+                    room,
+                    register,
+                    lambda: _serve_probes_and_registration(options, topology),
+                    observe,
+                )
     finally:
         uploads.stop()
         fills.stop()
@@ -179,27 +259,42 @@ def _serve(options: argparse.Namespace) -> None:
         throttle.close()
 
 
-def _pool(options: argparse.Namespace) -> WorkerPool:
-    lanes = {"resolve": options.resolve_workers, "fill": options.fill_workers, "vouch": options.fill_workers, STORED_LANE: 2}
+def _build_pool(options: argparse.Namespace) -> WorkerPool:
+    lanes = {
+        "resolve": options.resolve_workers,
+        "fill": options.fill_workers,
+        "vouch": options.fill_workers,
+        STORED_LANE: 2,
+    }
     return WorkerPool(
-        lanes, log_format=options.log_format, log_level=options.log_level, profiles=options.egress_profile, allowed=options.allow_origins
+        lanes,
+        log_format=options.log_format,
+        log_level=options.log_level,
+        profiles=options.egress_profile,
+        allowed_destinations=options.allow_origins,
     )
 
 
-def _stored(options: argparse.Namespace, pool: WorkerPool) -> StoredImages:
-    access = StoreAccess(options.image_store, options.image_store_secret)
-    access.check()
-    return StoredImages(pool, access)
+def _build_image_store_client(options: argparse.Namespace, pool: WorkerPool) -> ImageStoreClient:
+    access = ImageStoreConfig(options.image_store, options.image_store_secret)
+    access.check_url()
+    return ImageStoreClient(pool, access)
 
 
-def _granted(options: argparse.Namespace, server: ApiServer | None, store: Store, stored: StoredImages, proving: Proving) -> GrantedCaches:
+def _build_grants(
+    options: argparse.Namespace,
+    server: ApiServer | None,
+    store: Store,
+    stored: ImageStoreClient,
+    proving: AuthorizedResolver,
+) -> DataCacheGrants:
     home = server.access.namespace if server else ""
-    return GrantedCaches(open_data_caches(options.registry, server), home, store, stored, proving)
+    return DataCacheGrants(open_data_caches(options.registry, server), home, store, stored, proving)
 
 
-def _observer(address: tuple[str, int] | None, throttle: Throttle) -> grpc_server.Observe:
+def _build_observer(address: tuple[str, int] | None, throttle: Throttle) -> grpc_server.CallObserver:
     if address is None:
-        return grpc_server.unobserved
+        return grpc_server.ignore_call
     # 5 MB that only those pay who ask for them.
     from csi.server.metrics import Metrics
     from node_plugin.metrics import LimitsCollector
@@ -210,18 +305,27 @@ def _observer(address: tuple[str, int] | None, throttle: Throttle) -> grpc_serve
 
 
 @contextmanager
-def _meanwhile(options: argparse.Namespace, topology: NodeTopology) -> Iterator[None]:
+def _serve_probes_and_registration(options: argparse.Namespace, topology: NodeTopology) -> Iterator[None]:
     """What others are told while calls are answered."""
-    host_endpoint = options.host_endpoint or grpc_server.socket_path(options.endpoint)
+    host_endpoint = options.host_endpoint or grpc_server.parse_socket_path(options.endpoint)
     with ExitStack() as told:
-        told.enter_context(health.answering(options.health_address, options.endpoint))
+        told.enter_context(health.serve_health(options.health_address, options.endpoint))
         if options.plugins_registry:
-            told.enter_context(registered(options.plugins_registry, options.driver_name, host_endpoint, topology.refused))
+            told.enter_context(
+                serve_registration(
+                    options.plugins_registry,
+                    options.driver_name,
+                    host_endpoint,
+                    topology.report_refused_registration,
+                )
+            )
         yield
 
 
 @contextmanager
-def _watching(registry: VolumeRegistry | None, volumes: Volumes, shown: Interest) -> Iterator[None]:
+def _watch_performance(
+    registry: VolumeRegistry | None, volumes: NodeVolumes, shown: WatchedVolumes
+) -> Iterator[None]:
     """Hear of changed performance of the volumes shown here for the block; where that cannot be, a volume's next publishing finds it."""
     with ExitStack() as watch:
         try:
@@ -231,9 +335,9 @@ def _watching(registry: VolumeRegistry | None, volumes: Volumes, shown: Interest
         yield
 
 
-def _hierarchy(root: Path) -> Hierarchy | UnsupportedByNode:
+def _detect_hierarchy(root: Path) -> CgroupHierarchy | UnsupportedByNode:
     try:
-        return hierarchy_at(root)
+        return detect_hierarchy(root)
     except UnsupportedByNode as error:
         return error
 

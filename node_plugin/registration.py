@@ -18,8 +18,8 @@ from csi.server import grpc_server
 log = logging.getLogger("datacache.registration")
 
 _TYPE, _VERSIONS = "CSIPlugin", ("1.0.0",)
-_THREADS = 2
-_KUBELET_SECONDS = 60.0
+_MAX_THREADS = 2
+_KUBELET_TIMEOUT = 60.0
 
 
 class RegistrationServicer(registration_pb2_grpc.RegistrationServicer):
@@ -40,35 +40,48 @@ class RegistrationServicer(registration_pb2_grpc.RegistrationServicer):
             fields = {"socket": path, "reason": "is --plugins-registry kubelet's own folder, seen from here?"}
             log.warning("kubelet has not asked for the driver", extra={"fields": fields})
 
-    def NotifyRegistrationStatus(self, request: pb.RegistrationStatus, context: grpc.ServicerContext) -> pb.RegistrationStatusResponse:
+    def NotifyRegistrationStatus(
+        self, request: pb.RegistrationStatus, context: grpc.ServicerContext
+    ) -> pb.RegistrationStatusResponse:
         """kubelet asks again by itself where it did not register the plugin; the log and people are told why it did not."""
         if request.plugin_registered:
             log.info("registered with kubelet", extra={"fields": {"driver": self._info.name}})
         else:
-            log.error("kubelet did not register the driver", extra={"fields": {"driver": self._info.name, "reason": request.error}})
+            log.error(
+                "kubelet did not register the driver",
+                extra={"fields": {"driver": self._info.name, "reason": request.error}},
+            )
             self._refused(request.error)
         return pb.RegistrationStatusResponse()
 
 
 @contextmanager
-def registered(folder: str, name: str, endpoint: str, refused: Callable[[str], None] = lambda reason: None) -> Iterator[None]:
+def serve_registration(
+    folder: str, name: str, endpoint: str, on_refused: Callable[[str], None] = lambda reason: None
+) -> Iterator[None]:
     """Be found by kubelet for the block: `folder` is its folder of plugins (plugins_registry) as seen here, all else as for the servicer.
 
     When the block ends kubelet forgets the driver until the next one. Raises AlreadyExists where another plugin of the name answers,
     FailedPrecondition where there is no such folder. Where kubelet does not come, the log says so.
     """
     if not os.path.isdir(folder):
-        raise FailedPrecondition(f"--plugins-registry is {folder}, and there is no such folder; mount kubelet's plugins_registry there")
-    path, servicer = f"{folder}/{name}-reg.sock", RegistrationServicer(name, endpoint, refused)
-    server = grpc_server.listening(path, _THREADS, lambda server: registration_pb2_grpc.add_RegistrationServicer_to_server(servicer, server))
+        raise FailedPrecondition(
+            f"--plugins-registry is {folder}, and there is no such folder; mount kubelet's plugins_registry there"
+        )
+    path, servicer = f"{folder}/{name}-reg.sock", RegistrationServicer(name, endpoint, on_refused)
+    server = grpc_server.start_server(
+        path,
+        _MAX_THREADS,
+        lambda server: registration_pb2_grpc.add_RegistrationServicer_to_server(servicer, server),
+    )
     os.chmod(path, 0o600)
-    unasked = threading.Timer(_KUBELET_SECONDS, servicer.warn_unasked, [path])
-    unasked.daemon = True
-    unasked.start()
+    unasked_timer = threading.Timer(_KUBELET_TIMEOUT, servicer.warn_unasked, [path])
+    unasked_timer.daemon = True
+    unasked_timer.start()
     try:
         yield
     finally:
-        unasked.cancel()
+        unasked_timer.cancel()
         with suppress(FileNotFoundError):
             os.unlink(path)
         server.stop(None).wait()

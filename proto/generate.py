@@ -17,7 +17,11 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path("csi/pb")
 INTERFACES = ("csi", "registration")
-MADE = tuple(f"{name}{suffix}" for name in INTERFACES for suffix in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi"))
+MADE = tuple(
+    f"{name}{suffix}"
+    for name in INTERFACES
+    for suffix in ("_pb2.py", "_pb2.pyi", "_pb2_grpc.py", "_pb2_grpc.pyi")
+)
 
 
 def generate(out: Path) -> None:
@@ -42,7 +46,11 @@ def stale() -> list[str]:
     """The files of csi/pb that differ from what would be made now."""
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
-        return [f"{PACKAGE}/{name}" for name in MADE if _bytes(ROOT / PACKAGE / name) != _bytes(Path(folder) / PACKAGE / name)]
+        return [
+            f"{PACKAGE}/{name}"
+            for name in MADE
+            if _bytes(ROOT / PACKAGE / name) != _bytes(Path(folder) / PACKAGE / name)
+        ]
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -16,11 +16,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from csi.cluster.access import Access
+from csi.cluster.access import ClusterAccess
 from csi.cluster.api_server import ApiServer as Client
 from csi.errors import DataCacheError
 from csi.registry.custom_resource import GROUP, VERSION
-from csi.registry.pins.kubernetes import path_in
+from csi.registry.pins.kubernetes import pins_path
 from csi.registry.volumes.codec import PLURAL
 from tests.origins.onc_rpc import free_port, wait_until
 
@@ -31,7 +31,12 @@ PREWARMS = f"/apis/{GROUP}/{VERSION}/cacheprewarms"
 DATA_CACHES = "/apis/eci.aliyun.com/v1alpha1/datacaches"
 ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
 NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test-cluster builds them, with Go)"
-AUDIT_POLICY = {"apiVersion": "audit.k8s.io/v1", "kind": "Policy", "omitStages": ["RequestReceived"], "rules": [{"level": "Metadata"}]}
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata"}],
+}
 """Everything that anybody asks, without bodies: what the rights of a component are compared with."""
 _PROGRAMS = ("etcd", "kube-apiserver", "kubectl")
 _START_SECONDS, _STOP_SECONDS = 60.0, 20.0
@@ -40,7 +45,9 @@ _START_SECONDS, _STOP_SECONDS = 60.0, 20.0
 def programs() -> Path | None:
     """The folder that has the programs, None where they are not built; of several the newest."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datacache-csi/cluster"
-    complete = (folder for folder in cache.glob("programs-*") if all((folder / name).exists() for name in _PROGRAMS))
+    complete = (
+        folder for folder in cache.glob("programs-*") if all((folder / name).exists() for name in _PROGRAMS)
+    )
     return max(complete, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
@@ -85,15 +92,29 @@ class ApiServer:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         while self._processes:
             _end(self._processes.pop())
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _configure(self) -> None:
-        lines = (f'{token},{name},{name},"{"system:masters" if name == ADMIN else ""}"\n' for name, token in self._users.items())
+        lines = (
+            f'{token},{name},{name},"{"system:masters" if name == ADMIN else ""}"\n'
+            for name, token in self._users.items()
+        )
         (self.folder / "tokens.csv").write_text("".join(lines))
-        key = ("openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", self.folder / "accounts.key")
+        key = (
+            "openssl",
+            "ecparam",
+            "-name",
+            "prime256v1",
+            "-genkey",
+            "-noout",
+            "-out",
+            self.folder / "accounts.key",
+        )
         subprocess.run(key, check=True, capture_output=True)
 
     def _start_etcd(self) -> None:
@@ -128,14 +149,19 @@ class ApiServer:
         }
         if self._audit:
             (self.folder / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
-            flags |= {"audit-policy-file": self.folder / "audit-policy.json", "audit-log-path": self.audit_log}
+            flags |= {
+                "audit-policy-file": self.folder / "audit-policy.json",
+                "audit-log-path": self.audit_log,
+            }
         process = self._run("kube-apiserver", flags)
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end and process.poll() is None:
             if self._is_ready():
                 return
             time.sleep(0.1)
-        raise AssertionError(f"kube-apiserver did not start:\n{(self.folder / 'kube-apiserver.log').read_text()[-3000:]}")
+        raise AssertionError(
+            f"kube-apiserver did not start:\n{(self.folder / 'kube-apiserver.log').read_text()[-3000:]}"
+        )
 
     def stop(self) -> None:
         """Kill the API server; etcd stays."""
@@ -146,7 +172,7 @@ class ApiServer:
     def _is_ready(self) -> bool:
         try:
             # Started anew, it says that it is ready before its custom resources are.
-            ready = self.client()._asked("GET", "/readyz", None, {}, 5.0).status == 200
+            ready = self.client()._send_authorized("GET", "/readyz", None, {}, 5.0).status == 200
             return ready and all(map(self._serves, self._kinds))
         except DataCacheError:
             return False
@@ -166,9 +192,11 @@ class ApiServer:
         self._processes.append(process)
         return process
 
-    def access(self, user: str = ADMIN) -> Access:
+    def access(self, user: str = ADMIN) -> ClusterAccess:
         """How `user` reaches it."""
-        return Access(self.url, token=self._users[user], ca_file=str(self.folder / "certificates/apiserver.crt"))
+        return ClusterAccess(
+            self.url, token=self._users[user], ca_file=str(self.folder / "certificates/apiserver.crt")
+        )
 
     def client(self, user: str = ADMIN) -> Client:
         """A client of its own for `user`."""
@@ -179,10 +207,11 @@ class ApiServer:
         self.client().call("DELETE", VOLUMES)
         self.client().call("DELETE", DATA_CACHES)
         for pin in self.client().call("GET", PINS)["items"]:
-            self.client().call("DELETE", path_in(pin["metadata"]["namespace"], pin["metadata"]["name"]))
+            self.client().call("DELETE", pins_path(pin["metadata"]["namespace"], pin["metadata"]["name"]))
         for thing in self.client().call("GET", PREWARMS)["items"]:
             self.client().call(
-                "DELETE", f"/apis/{GROUP}/{VERSION}/namespaces/{thing['metadata']['namespace']}/cacheprewarms/{thing['metadata']['name']}"
+                "DELETE",
+                f"/apis/{GROUP}/{VERSION}/namespaces/{thing['metadata']['namespace']}/cacheprewarms/{thing['metadata']['name']}",
             )
 
     def kubeconfig(self, user: str = ADMIN) -> Path:
@@ -191,7 +220,12 @@ class ApiServer:
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "test",
-            "clusters": [{"name": "test", "cluster": {"server": self.url, "certificate-authority": "certificates/apiserver.crt"}}],
+            "clusters": [
+                {
+                    "name": "test",
+                    "cluster": {"server": self.url, "certificate-authority": "certificates/apiserver.crt"},
+                }
+            ],
             "users": [{"name": user, "user": {"token": self._users[user]}}],
             "contexts": [{"name": "test", "context": {"cluster": "test", "user": user}}],
         }
@@ -203,7 +237,12 @@ class ApiServer:
         """What kubectl prints as the administrator; AssertionError with its words where it fails. `stdin` is sent as JSON."""
         folder = programs()
         assert folder, NOT_RUN
-        command = [str(folder / "kubectl"), f"--kubeconfig={self.kubeconfig()}", f"--cache-dir={self.folder}/kubectl", *words]
+        command = [
+            str(folder / "kubectl"),
+            f"--kubeconfig={self.kubeconfig()}",
+            f"--cache-dir={self.folder}/kubectl",
+            *words,
+        ]
         done = subprocess.run(command, input=json.dumps(stdin), capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         return done.stdout

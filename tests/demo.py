@@ -19,7 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 from safetensors import safe_open
 from tokenizers import Tokenizer
@@ -72,13 +79,21 @@ class Job:
 
 def run(job: Job, plugins: Plugins, timings: Timings) -> None:
     """Create, stage, publish twice, read and check everything, remove."""
-    staging, pods = str(plugins.folder / f"{job.name}-staging"), [str(plugins.folder / f"{job.name}-pod{n}" / "mount") for n in (1, 2)]
+    staging, pods = (
+        str(plugins.folder / f"{job.name}-staging"),
+        [str(plugins.folder / f"{job.name}-pod{n}" / "mount") for n in (1, 2)],
+    )
     with plugins.client("controller") as controller, plugins.client("node") as node:
         with timings.step(f"{job.name}: CreateVolume (resolve, pin, prove)"):
             volume = controller.create(f"demo-{job.name}", job.parameters, job.secrets)
         context = dict(volume.volume_context)
         with timings.step(f"{job.name}: NodeStage (fill, verify, seal, mount)", job.size):
-            _with_progress(plugins, context["manifestDigest"], job, lambda: _stage(node, volume.volume_id, staging, context, job.secrets))
+            _with_progress(
+                plugins,
+                context["manifestDigest"],
+                job,
+                lambda: _stage(node, volume.volume_id, staging, context, job.secrets),
+            )
         for pod in pods:
             with timings.step(f"{job.name}: NodePublish"):
                 node.publish(volume.volume_id, pod, context, staging)
@@ -94,7 +109,9 @@ def run(job: Job, plugins: Plugins, timings: Timings) -> None:
             controller.delete(volume.volume_id)
 
 
-def _stage(node: PluginClient, volume_id: str, staging: str, context: Mapping[str, str], secrets: Mapping[str, str]) -> None:
+def _stage(
+    node: PluginClient, volume_id: str, staging: str, context: Mapping[str, str], secrets: Mapping[str, str]
+) -> None:
     while True:
         try:
             return node.stage(volume_id, staging, context, secrets)
@@ -113,7 +130,13 @@ def _with_progress(plugins: Plugins, digest: str, job: Job, work: Callable[[], N
             failure.append(error)
 
     thread = threading.Thread(target=guarded)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=CONSOLE) as bar:
         task = bar.add_task(f"  filling {digest[:12]}", total=job.size)
         thread.start()
@@ -172,9 +195,16 @@ def local_demo(folder: Path, timings: Timings) -> None:
     files = {str(path.relative_to(model)): path for path in model.rglob("*") if path.is_file()}
     expected = {name: digest_of(path) for name, path in files.items()}
     size = sum(path.stat().st_size for path in files.values())
-    with Hub() as hub, Ganesha([Export(model)]) as nas, Plugins(folder, {"HF_ENDPOINT": hub.endpoint}, shared_registry=True) as plugins:
+    with (
+        Hub() as hub,
+        Ganesha([Export(model)]) as nas,
+        Plugins(folder, {"HF_ENDPOINT": hub.endpoint}, shared_registry=True) as plugins,
+    ):
         hub.repo("sentence-transformers/all-MiniLM-L6-v2", files)
-        hub_parameters = {"repoSource": "HuggingFace/Model", "repoId": "sentence-transformers/all-MiniLM-L6-v2"}
+        hub_parameters = {
+            "repoSource": "HuggingFace/Model",
+            "repoId": "sentence-transformers/all-MiniLM-L6-v2",
+        }
         options = f"nolock,proto=tcp,port={nas.port},mountport={nas.mount_port}"
         nas_parameters = {"server": "127.0.0.1", "path": str(model), "vers": "3", "options": options}
         for job in (Job("hub", hub_parameters, expected, size), Job("nas", nas_parameters, expected, size)):
@@ -193,7 +223,9 @@ def repo_demo(repo: str, folder: Path, timings: Timings) -> None:
     found = resolve_once(parameters, secrets, folder)
     expected = {entry.path: entry.digest for entry in found.manifest.files}
     with Plugins(folder) as plugins:
-        CONSOLE.rule(f"{repo}@{found.resolution.spec.to_context()['revision'][:12]}: {found.resolution.content_bytes / 1e6:.0f} MB")
+        CONSOLE.rule(
+            f"{repo}@{found.resolution.spec.to_context()['revision'][:12]}: {found.resolution.content_bytes / 1e6:.0f} MB"
+        )
         run(Job("hub", parameters, expected, found.resolution.content_bytes, secrets), plugins, timings)
         assert_nothing_left(plugins)
 

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from csi.errors import UnsupportedByNode
-from csi.linux.cgroups.detect import hierarchy_at
-from csi.linux.mounts import KernelMounts, at
-from csi.parameters.performance_keys import Performance, limits
+from csi.linux.cgroups.detect import detect_hierarchy
+from csi.linux.mounts import KernelMountTable, find_mount
+from csi.parameters.performance_keys import Performance, compute_limits
 from csi.pb import csi_pb2 as pb
 from csi.performance.limits import Limits, Rate
 from datacache.client import PluginClient
@@ -59,7 +59,13 @@ class Row:
     def words(self) -> tuple[str, ...]:
         """The line's columns, for people."""
         share = f"{self.iops / self.bought.iops:.3f}" if self.bought.iops else ""
-        return (self.volume, _figures(self.bought.iops, self.bought.bytes_per_second), _figures(self.iops, self.iops * _BLOCK), share, self.then)
+        return (
+            self.volume,
+            _figures(self.bought.iops, self.bought.bytes_per_second),
+            _figures(self.iops, self.iops * _BLOCK),
+            share,
+            self.then,
+        )
 
 
 def _figures(iops: float | None, size: float | None) -> str:
@@ -79,18 +85,23 @@ class Shown:
     @cached_property
     def file(self) -> Path:
         """The largest file, by the pod's path."""
-        return max((path for path in self.pod.target().rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+        return max(
+            (path for path in self.pod.target().rglob("*") if path.is_file()),
+            key=lambda path: path.stat().st_size,
+        )
 
     @cached_property
     def device(self) -> str:
         """ "major:minor" of what the pod reads from."""
-        mount = at(KernelMounts().table(), self.pod.target())
+        mount = find_mount(KernelMountTable().list_mounts(), self.pod.target())
         assert mount, f"{self.pod.target()} is not mounted"
         return mount.device
 
     def bought(self, **changes: str) -> Limits:
         """Its limits by the published formulae, or those it has with `changes`; none are no limit."""
-        return limits(Performance().changed({**self.performance, **changes}), self.volume.capacity_bytes) or Limits(Rate())
+        return compute_limits(
+            Performance().with_changes({**self.performance, **changes}), self.volume.capacity_bytes
+        ) or Limits(Rate())
 
     def read(self, seconds: float = _SECONDS, log: bool = False) -> fio.Result:
         """Read it with fio."""
@@ -111,7 +122,9 @@ class Cluster:
     def show(self, name: str, performance: Mapping[str, str]) -> Shown:
         """A volume for a claim of 20 GiB, in a pod whose container has started."""
         pod, parameters = self.kubelet.pod(), {**self.parameters, **performance}
-        volume = self.controller.create(f"demo-{name}", parameters, capacity_range=pb.CapacityRange(required_bytes=CLAIM))
+        volume = self.controller.create(
+            f"demo-{name}", parameters, capacity_range=pb.CapacityRange(required_bytes=CLAIM)
+        )
         context, staging = dict(volume.volume_context), str(self.folder / f"{name}-staging")
         self.node.stage(volume.volume_id, staging, context)
         self.node.publish(volume.volume_id, str(pod.target()), context, staging)
@@ -121,13 +134,15 @@ class Cluster:
     def message(self, shown: Shown) -> str:
         """What NodeGetVolumeStats says of the volume, once the node plugin has counted what was read."""
         time.sleep(_LOOK_SECONDS)
-        return self.node.stats(shown.volume.volume_id, str(shown.pod.target())).volume_condition.message
+        return self.node.get_stats(shown.volume.volume_id, str(shown.pod.target())).volume_condition.message
 
     def change(self, shown: Shown, performance: Mapping[str, str], wanted: Rate) -> float:
         """Change a live volume by ControllerModifyVolume: after how many seconds the kernel holds what is `wanted`."""
         began = time.monotonic()
         self.controller.modify(shown.volume.volume_id, performance)
-        assert until(lambda: shown.container.limit(shown.device) == wanted, _CHANGE_SECONDS), f"{wanted} does not come into force"
+        assert until(lambda: shown.container.limit(shown.device) == wanted, _CHANGE_SECONDS), (
+            f"{wanted} does not come into force"
+        )
         return time.monotonic() - began
 
     def remove(self) -> list[str]:
@@ -147,11 +162,15 @@ def run(plugins: Plugins, parameters: Mapping[str, str], console: Console) -> No
     Raises SystemExit naming what is left behind.
     """
     try:
-        hierarchy_at(_CGROUPS)
+        detect_hierarchy(_CGROUPS)
     except UnsupportedByNode as error:
         console.print(f"{_NOT_SHOWN} ({error})", markup=False, highlight=False, soft_wrap=True)
         return
-    with plugins.client("controller") as controller, plugins.client("node") as node, Kubelet(plugins.folder / "kubelet") as kubelet:
+    with (
+        plugins.client("controller") as controller,
+        plugins.client("node") as node,
+        Kubelet(plugins.folder / "kubelet") as kubelet,
+    ):
         cluster = Cluster(controller, node, kubelet, plugins.folder, parameters)
         _show(cluster, plugins.store, console)
         left = cluster.remove()
@@ -165,7 +184,11 @@ def _show(cluster: Cluster, store: Path, console: Console) -> None:
     if "not throttled" in (message := cluster.message(held)):
         console.print(f"{_NOT_SHOWN} ({message})", markup=False, highlight=False, soft_wrap=True)
         return
-    free, bursting, credit = cluster.show("free", {}), cluster.show("bursting", BURSTING), cluster.show("credit", CREDIT)
+    free, bursting, credit = (
+        cluster.show("free", {}),
+        cluster.show("bursting", BURSTING),
+        cluster.show("credit", CREDIT),
+    )
     rows, notes = [_row("no limits", free), _row("provisionedIops 2000", held)], []
     for more, note in (_bursting(cluster, bursting), _credit(cluster, credit), _changed(cluster, held)):
         rows += more
@@ -197,8 +220,16 @@ def _credit(cluster: Cluster, shown: Shown) -> tuple[list[Row], str]:
     read = shown.read(_CREDIT_SECONDS, log=True)
     left = _found(_CREDIT_LEFT, cluster.message(shown))
     burst = Row("readIops 500, burst", bought.burst, read.between(0, _CREDIT_PART))
-    then = Row(f"  its last {_CREDIT_PART} s", bought.sustained, read.between(_CREDIT_SECONDS - _CREDIT_PART, _CREDIT_SECONDS), f"credit left {left}")
-    return [burst, then], f"a credit of {bought.credit:,}, by half seconds: {' '.join(map(str, read.series()))} IOPS"
+    then = Row(
+        f"  its last {_CREDIT_PART} s",
+        bought.sustained,
+        read.between(_CREDIT_SECONDS - _CREDIT_PART, _CREDIT_SECONDS),
+        f"credit left {left}",
+    )
+    return [
+        burst,
+        then,
+    ], f"a credit of {bought.credit:,}, by half seconds: {' '.join(map(str, read.series()))} IOPS"
 
 
 def _changed(cluster: Cluster, shown: Shown) -> tuple[list[Row], str]:
@@ -234,6 +265,9 @@ def _mount_id(shown: Shown) -> str:
 def _top(store: Path, read: list[Shown]) -> None:
     """What the installed command prints of the node while volumes are read."""
     readers = [fio.Fio(shown.container, shown.file, _JOB, _TOP_SECONDS) for shown in read]
-    subprocess.run([Path(sys.executable).with_name("datacache"), "top", "--once", "--interval", _INTERVAL, str(store)], check=True)
+    subprocess.run(
+        [Path(sys.executable).with_name("datacache"), "top", "--once", "--interval", _INTERVAL, str(store)],
+        check=True,
+    )
     for reader in readers:
         reader.wait()

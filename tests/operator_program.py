@@ -20,11 +20,26 @@ _STOP_SECONDS = 60.0
 class OperatorProgram:
     """The operator over the registry `registry`, with an API for the access `keys`; `port` is the API's."""
 
-    def __init__(self, folder: Path, registry: str, keys: Mapping[str, str], environment: Mapping[str, str], *flags: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        registry: str,
+        keys: Mapping[str, str],
+        environment: Mapping[str, str],
+        *flags: str,
+    ) -> None:
         self.log, self.port = folder / "operator.log", free_port()
         self._keys, self._values = folder / "api-keys", keys
         api = ["--api-address", f"127.0.0.1:{self.port}", "--api-keys", str(self._keys)]
-        self._command = [str(_PROGRAM), "--registry", registry, "--state-dir", str(folder / "operator-state"), *api, *flags]
+        self._command = [
+            str(_PROGRAM),
+            "--registry",
+            registry,
+            "--state-dir",
+            str(folder / "operator-state"),
+            *api,
+            *flags,
+        ]
         self._environment = environment
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -40,7 +55,9 @@ class OperatorProgram:
         begun = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             environment = {**os.environ, **LOOPBACK, **self._environment}
-            self.process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
         assert wait_until(lambda: self._is_at_work(begun), 30), self.text()
 
     def _is_at_work(self, begun: int) -> bool:
@@ -68,7 +85,9 @@ class OperatorProgram:
         """Its process id and those of its workers."""
         return [self.pid, *children_of(self.pid)]
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self.process
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from csi.errors import DataCacheError
-from csi.linux.mounts import KernelMounts
+from csi.linux.mounts import KernelMountTable
 from datacache.client import PluginClient
 
 _BIN = Path(sys.executable).parent
@@ -34,7 +34,9 @@ class Program:
         """Start it and return when it answers Probe."""
         with self.log.open("ab") as log:
             environment = {**os.environ, **LOOPBACK, **self.environment, **extra_environment}
-            self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+            self.process = subprocess.Popen(
+                self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+            )
         end = time.monotonic() + _START_SECONDS
         while time.monotonic() < end and self.process.poll() is None:
             try:
@@ -100,12 +102,19 @@ class Plugins:
     ) -> None:
         self.folder = folder
         self.store, self.registry = folder / "store", folder / "registry"
-        environment, registry = {**(environment or {})}, ["--registry", "kubernetes" if kubeconfig else str(self.registry)]
+        environment, registry = (
+            {**(environment or {})},
+            ["--registry", "kubernetes" if kubeconfig else str(self.registry)],
+        )
         if kubeconfig:
             environment["KUBECONFIG"] = str(kubeconfig)
-        self.controller = self._program("controller", [*registry, "--state-dir", str(self.registry), *(controller or [])], environment)
+        self.controller = self._program(
+            "controller", [*registry, "--state-dir", str(self.registry), *(controller or [])], environment
+        )
         node = [*(registry if shared_registry or kubeconfig else []), *(node or [])]
-        self.node = self._program("node", ["--node-id", "node-1", "--store", str(self.store), *node], environment)
+        self.node = self._program(
+            "node", ["--node-id", "node-1", "--store", str(self.store), *node], environment
+        )
 
     def _program(self, name: str, flags: list[str], environment: Mapping[str, str]) -> Program:
         endpoint = f"unix://{self.folder}/{name}.sock"
@@ -122,7 +131,9 @@ class Plugins:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for program in (self.node, self.controller):
             if program.process:
                 program.stop()
@@ -134,7 +145,11 @@ class Plugins:
 
     def processes(self) -> list[int]:
         """Process ids of both programs and of all that descends from them; not of what else runs on the machine."""
-        found = [program.pid for program in (self.controller, self.node) if program.process and program.process.poll() is None]
+        found = [
+            program.pid
+            for program in (self.controller, self.node)
+            if program.process and program.process.poll() is None
+        ]
         for pid in found:
             found += children_of(pid)
         return found
@@ -158,7 +173,7 @@ def children_of(pid: int) -> list[int]:
 
 def mounts_below(folder: Path) -> list:
     """The mounts whose targets are below `folder`."""
-    return [mount for mount in KernelMounts().table() if mount.target.startswith(f"{folder}/")]
+    return [mount for mount in KernelMountTable().list_mounts() if mount.target.startswith(f"{folder}/")]
 
 
 def loops_below(folder: Path) -> Iterator[str]:
@@ -174,4 +189,4 @@ def loops_below(folder: Path) -> Iterator[str]:
 def unmount_below(folder: Path) -> None:
     """Unmount everything below `folder`, newest first: a test that failed must not leave its mounts to the next."""
     for mount in reversed(mounts_below(folder)):
-        KernelMounts().unmount(Path(mount.target))
+        KernelMountTable().unmount(Path(mount.target))

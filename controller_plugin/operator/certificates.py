@@ -12,103 +12,132 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from csi.errors import DataCacheError
 
-_AUTHORITY_DAYS, _DAYS = 3650, 90
+_AUTHORITY_LIFETIME_DAYS, _CERTIFICATE_LIFETIME_DAYS = 3650, 90
 # One that has less than this part of its life left is renewed.
-_LEFT = 1 / 3
+_RENEWAL_SHARE = 1 / 3
 # Clocks of a cluster differ.
-_EARLIER = timedelta(hours=1)
+_CLOCK_SKEW = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """All in PEM. `trusted` is the authority, before it the one that came earlier and may still be in use; its key signs the next certificate."""
+    """All in PEM. `ca_bundle` is the authority, before it the one that came earlier and may still be in use; its key signs the next certificate."""
 
-    trusted: str
+    ca_bundle: str
     authority_key: str = field(repr=False)
     certificate: str
     key: str = field(repr=False)
 
 
-def fresh(names: list[str], now: datetime, old: Certificates | None = None) -> Certificates:
+def renew_certificates(names: list[str], now: datetime, old: Certificates | None = None) -> Certificates:
     """Certificates for a server of these DNS names: the old ones where they last, else renewed, by the old authority where that lasts."""
-    authority = _authority(old, now)
-    if old and authority and _lasts(old.certificate, now) and set(names) <= _names(old.certificate):
+    authority = _load_authority(old, now)
+    if (
+        old
+        and authority
+        and _is_fresh(old.certificate, now)
+        and set(names) <= _read_dns_names(old.certificate)
+    ):
         return old
     if old and authority:
-        certificate, key = _issued(names, now, *authority)
-        return Certificates(old.trusted, old.authority_key, certificate, key)
-    made, made_key = _new_authority(now)
-    certificate, key = _issued(names, now, made, made_key)
-    earlier = _last(old.trusted) if old else ""
-    return Certificates(earlier + _pem(made), _key_pem(made_key), certificate, key)
+        certificate, key = _issue_certificate(names, now, *authority)
+        return Certificates(old.ca_bundle, old.authority_key, certificate, key)
+    made, made_key = _create_authority(now)
+    certificate, key = _issue_certificate(names, now, made, made_key)
+    earlier = _last_certificate(old.ca_bundle) if old else ""
+    return Certificates(earlier + _encode_certificate(made), _encode_key(made_key), certificate, key)
 
 
-def _authority(old: Certificates | None, now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
-    if old is None or not _lasts(_last(old.trusted), now):
+def _load_authority(
+    old: Certificates | None, now: datetime
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None:
+    if old is None or not _is_fresh(_last_certificate(old.ca_bundle), now):
         return None
     key = serialization.load_pem_private_key(old.authority_key.encode(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise DataCacheError("the webhook's authority has a key of another kind; delete the Secret of its certificates, and new ones are made")
-    return _parsed(_last(old.trusted)), key
+        raise DataCacheError(
+            "the webhook's authority has a key of another kind; delete the Secret of its certificates, and new ones are made"
+        )
+    return _parse_certificate(_last_certificate(old.ca_bundle)), key
 
 
-def _new_authority(now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    key, name = ec.generate_private_key(ec.SECP256R1()), _named("datacache-operator webhook authority")
-    builder = _builder(name, name, key.public_key(), now, _AUTHORITY_DAYS).add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+def _create_authority(now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    key, name = ec.generate_private_key(ec.SECP256R1()), _common_name("datacache-operator webhook authority")
+    builder = _certificate_builder(name, name, key.public_key(), now, _AUTHORITY_LIFETIME_DAYS).add_extension(
+        x509.BasicConstraints(ca=True, path_length=0), critical=True
+    )
     return builder.sign(key, hashes.SHA256()), key
 
 
-def _issued(names: list[str], now: datetime, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey) -> tuple[str, str]:
+def _issue_certificate(
+    names: list[str], now: datetime, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey
+) -> tuple[str, str]:
     key = ec.generate_private_key(ec.SECP256R1())
     builder = (
-        _builder(_named(names[0][:64]), authority.subject, key.public_key(), now, _DAYS)
+        _certificate_builder(
+            _common_name(names[0][:64]), authority.subject, key.public_key(), now, _CERTIFICATE_LIFETIME_DAYS
+        )
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
+        .add_extension(
+            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
+        )
     )
-    return _pem(builder.sign(authority_key, hashes.SHA256())), _key_pem(key)
+    return _encode_certificate(builder.sign(authority_key, hashes.SHA256())), _encode_key(key)
 
 
-def _builder(name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, days: int) -> x509.CertificateBuilder:
-    builder = x509.CertificateBuilder().subject_name(name).issuer_name(issuer).public_key(key).serial_number(x509.random_serial_number())
-    builder = builder.not_valid_before(now - _EARLIER).not_valid_after(now + timedelta(days=days))
+def _certificate_builder(
+    name: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, now: datetime, days: int
+) -> x509.CertificateBuilder:
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+    )
+    builder = builder.not_valid_before(now - _CLOCK_SKEW).not_valid_after(now + timedelta(days=days))
     return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
 
 
-def _lasts(certificate: str, now: datetime) -> bool:
-    parsed = _parsed(certificate)
+def _is_fresh(certificate: str, now: datetime) -> bool:
+    parsed = _parse_certificate(certificate)
     begins, ends = parsed.not_valid_before_utc, parsed.not_valid_after_utc
-    return begins <= now < ends - _LEFT * (ends - begins)
+    return begins <= now < ends - _RENEWAL_SHARE * (ends - begins)
 
 
-def _names(certificate: str) -> set[str]:
-    extension = _parsed(certificate).extensions.get_extension_for_class(x509.SubjectAlternativeName)
+def _read_dns_names(certificate: str) -> set[str]:
+    extension = _parse_certificate(certificate).extensions.get_extension_for_class(
+        x509.SubjectAlternativeName
+    )
     return set(extension.value.get_values_for_type(x509.DNSName))
 
 
-def _parsed(certificate: str) -> x509.Certificate:
+def _parse_certificate(certificate: str) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(certificate.encode())
     except ValueError as error:
-        raise DataCacheError("the webhook's certificates are damaged; delete their Secret, and new ones are made") from error
+        raise DataCacheError(
+            "the webhook's certificates are damaged; delete their Secret, and new ones are made"
+        ) from error
 
 
-def _last(trusted: str) -> str:
+def _last_certificate(trusted: str) -> str:
     """The last of several certificates."""
     end = "-----END CERTIFICATE-----\n"
     return end.join(trusted.split(end)[-2:])
 
 
-def _named(name: str) -> x509.Name:
+def _common_name(name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
 
-def _pem(certificate: x509.Certificate) -> str:
+def _encode_certificate(certificate: x509.Certificate) -> str:
     return certificate.public_bytes(serialization.Encoding.PEM).decode()
 
 
-def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+def _encode_key(key: ec.EllipticCurvePrivateKey) -> str:
     plain = serialization.NoEncryption()
     return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain).decode()
 

@@ -18,30 +18,30 @@ from starlette.routing import Route
 from controller_plugin.operator.certificates import Certificates
 from csi.errors import FailedPrecondition
 
-_START_SECONDS = 30.0
+_START_TIMEOUT = 30.0
 
 
-class Tls:
+class ReloadableTls:
     """A server's TLS: at least 1.2, with the certificate that was given last."""
 
     def __init__(self, certificates: Certificates) -> None:
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.show(certificates)
+        self.load(certificates)
 
-    def show(self, certificates: Certificates) -> None:
+    def load(self, certificates: Certificates) -> None:
         """Show these from the next connection on."""
         # The library takes files alone; this one is in memory, and gone at once.
-        with tempfile.NamedTemporaryFile("w", dir=_memory()) as file:
+        with tempfile.NamedTemporaryFile("w", dir=_memory_folder()) as file:
             file.write(certificates.key + certificates.certificate)
             file.flush()
             self.context.load_cert_chain(file.name)
 
 
-def _memory() -> str | None:
+def _memory_folder() -> str | None:
     return "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 
-def alive() -> Starlette:
+def health_app() -> Starlette:
     """An application that says that the program lives."""
 
     async def answer(request: Request) -> PlainTextResponse:
@@ -51,13 +51,21 @@ def alive() -> Starlette:
 
 
 @contextmanager
-def serving(app: Starlette, host: str, port: int, tls: Tls | None = None) -> Iterator[int]:
+def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = None) -> Iterator[int]:
     """For the block, answer at `host`:`port` (0 for any free one) from a thread of its own; the port.
 
     Raises FailedPrecondition where that cannot be.
     """
     config = uvicorn.Config(
-        app, host=host, port=port, log_config=None, access_log=False, server_header=False, lifespan="off", loop="asyncio", http="h11"
+        app,
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+        loop="asyncio",
+        http="h11",
     )
     config.load()
     if tls:
@@ -79,7 +87,9 @@ def serving(app: Starlette, host: str, port: int, tls: Tls | None = None) -> Ite
     while not (server.started or begun.wait(0.02)):
         pass
     if failed.is_set() or not server.started:
-        raise FailedPrecondition(f"no server could be started at {host}:{port}; is the port taken, or the address of another machine?")
+        raise FailedPrecondition(
+            f"no server could be started at {host}:{port}; is the port taken, or the address of another machine?"
+        )
     try:
         yield int(server.servers[0].sockets[0].getsockname()[1])
     finally:

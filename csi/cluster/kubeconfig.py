@@ -13,22 +13,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from csi.cluster.access import SERVICE_ACCOUNT, Access, of_pod
+from csi.cluster.access import SERVICE_ACCOUNT, ClusterAccess, find_pod_access
 from csi.errors import FailedPrecondition, InvalidParameter
 
-_PARTS = {"contexts": "context", "clusters": "cluster", "users": "user"}
-_FILES = {"clusters": ("certificate-authority",), "users": ("client-certificate", "client-key", "tokenFile")}
+_SECTIONS = {"contexts": "context", "clusters": "cluster", "users": "user"}
+_FILE_KEYS = {
+    "clusters": ("certificate-authority",),
+    "users": ("client-certificate", "client-key", "tokenFile"),
+}
 # What would have this program ask as somebody else, or on another way, than kubectl does: refused, not left out.
-_UNKNOWN = {
+_UNSUPPORTED_KEYS = {
     "users": ("auth-provider", "username", "as", "as-groups", "as-uid", "as-user-extra"),
     "clusters": ("insecure-skip-tls-verify", "proxy-url"),
 }
-_INSTEAD = {
+_ALTERNATIVES = {
     "insecure-skip-tls-verify": "give certificate-authority",
     "proxy-url": "run this in a pod, or where the server is reached without a proxy",
 }
 # What a program is told of its cluster, where it asks for that.
-_TOLD = ("server", "tls-server-name", "certificate-authority-data")
+_CLUSTER_INFO_KEYS = ("server", "tls-server-name", "certificate-authority-data")
 _EXTENSION = "client.authentication.k8s.io/exec"
 
 
@@ -36,139 +39,167 @@ _EXTENSION = "client.authentication.k8s.io/exec"
 class CredentialProgram:
     """A program that a kubeconfig names for a user's credential, and the variables that it wants.
 
-    It speaks that `version` of ExecCredential, and is told of its `cluster` where that is not empty. `asks` is whether it may ask on the
-    terminal, `hint` how it is had.
+    It speaks that `api_version` of ExecCredential, and is told of its `cluster_info` where that is not empty. `is_interactive` is whether it may ask on the
+    terminal, `install_hint` how it is had.
     """
 
     argv: tuple[str, ...]
     environment: Mapping[str, str]
-    version: str
-    cluster: Mapping[str, Any]
-    asks: bool
-    hint: str
+    api_version: str
+    cluster_info: Mapping[str, Any]
+    is_interactive: bool
+    install_hint: str
 
 
-def find(environment: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOUNT) -> Access:
+def find_cluster_access(
+    environment: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOUNT
+) -> ClusterAccess:
     """The API server that KUBECONFIG names, else that of the pod this is. Raises FailedPrecondition where there is neither, InvalidParameter."""
     if environment.get("KUBECONFIG"):
-        return kubeconfig(files(environment["KUBECONFIG"]))
-    if access := of_pod(environment, folder):
+        return load_kubeconfig(split_paths(environment["KUBECONFIG"]))
+    if access := find_pod_access(environment, folder):
         return access
-    raise FailedPrecondition("--registry is kubernetes, but this is no pod (KUBERNETES_SERVICE_HOST is not set) and KUBECONFIG names no file")
+    raise FailedPrecondition(
+        "--registry is kubernetes, but this is no pod (KUBERNETES_SERVICE_HOST is not set) and KUBECONFIG names no file"
+    )
 
 
-def files(text: str) -> list[Path]:
+def split_paths(text: str) -> list[Path]:
     """The files that a value of KUBECONFIG names."""
     return [Path(name) for name in text.split(os.pathsep) if name]
 
 
-def kubeconfig(paths: Sequence[Path], context: str = "", programs: bool = False) -> Access:
-    """A context of kubeconfig files, the current one by default; the credential that a program is to give is left out with `programs`.
+def load_kubeconfig(paths: Sequence[Path], context: str = "", allow_exec: bool = False) -> ClusterAccess:
+    """A context of kubeconfig files, the current one by default; the credential that a program is to give is left out with `allow_exec`.
 
     Of what several files have, the first one's counts; files that are not there are left out, as long as one is. Raises InvalidParameter
     for what cannot be used, naming it and the place.
     """
-    return _Chosen(paths, context).access(programs)
+    return _SelectedContext(paths, context).build_access(allow_exec)
 
 
-def credential_program(paths: Sequence[Path], context: str = "") -> CredentialProgram | None:
-    """The program that the user of a context is logged in by, None for none; raises as `kubeconfig`."""
-    return _Chosen(paths, context).program()
+def find_credential_program(paths: Sequence[Path], context: str = "") -> CredentialProgram | None:
+    """The program that the user of a context is logged in by, None for none; raises as `load_kubeconfig`."""
+    return _SelectedContext(paths, context).get_credential_program()
 
 
-class _Chosen:
+class _SelectedContext:
     """A context, its cluster and its user."""
 
     def __init__(self, paths: Sequence[Path], context: str) -> None:
-        self._where = f"KUBECONFIG {os.pathsep.join(map(str, paths))}"
+        self._description = f"KUBECONFIG {os.pathsep.join(map(str, paths))}"
         try:
-            merged, current = _merged(paths)
+            merged, current = _merge_files(paths)
             name = context or current
             if context and context not in merged["contexts"]:
-                raise InvalidParameter(f"{self._where} has no context {name!r}; kubectl config get-contexts lists them")
+                raise InvalidParameter(
+                    f"{self._description} has no context {name!r}; kubectl config get-contexts lists them"
+                )
             self._context = merged["contexts"][name]
-            self._cluster, self._user = merged["clusters"][self._context["cluster"]], merged["users"][self._context["user"]]
+            self._cluster, self._user = (
+                merged["clusters"][self._context["cluster"]],
+                merged["users"][self._context["user"]],
+            )
         except OSError as error:
-            raise InvalidParameter(f"{self._where} cannot be read: {error.filename}: {error.strerror}") from error
+            raise InvalidParameter(
+                f"{self._description} cannot be read: {error.filename}: {error.strerror}"
+            ) from error
         except (KeyError, TypeError, AttributeError, ValueError):
-            raise self._none() from None
+            raise self._malformed_error() from None
 
-    def access(self, programs: bool) -> Access:
-        self._check(programs)
+    def build_access(self, allow_exec: bool) -> ClusterAccess:
+        self._check_supported(allow_exec)
         cluster, user = self._cluster, self._user
         try:
-            return Access(
+            return ClusterAccess(
                 cluster["server"].rstrip("/"),
                 self._context.get("namespace") or "default",
                 Path(user["tokenFile"]) if user.get("tokenFile") else None,
                 user.get("token", ""),
-                ca=_pem(cluster, "certificate-authority"),
-                certificate=_pem(user, "client-certificate"),
-                key=_pem(user, "client-key"),
+                ca=_read_pem(cluster, "certificate-authority"),
+                certificate=_read_pem(user, "client-certificate"),
+                key=_read_pem(user, "client-key"),
                 tls_name=cluster.get("tls-server-name", ""),
             )
         except OSError as error:
-            raise InvalidParameter(f"{self._where}: {error.filename} cannot be read: {error.strerror}") from error
+            raise InvalidParameter(
+                f"{self._description}: {error.filename} cannot be read: {error.strerror}"
+            ) from error
         except (KeyError, ValueError, AttributeError, TypeError):
-            raise self._none() from None
+            raise self._malformed_error() from None
 
-    def program(self) -> CredentialProgram | None:
-        found = self._user.get("exec")
-        if not found:
+    def get_credential_program(self) -> CredentialProgram | None:
+        exec_config = self._user.get("exec")
+        if not exec_config:
             return None
         try:
             return CredentialProgram(
-                (found["command"], *(found.get("args") or ())),
-                {item["name"]: item["value"] for item in found.get("env") or ()},
-                found["apiVersion"],
-                self._told() if found.get("provideClusterInfo") else {},
-                found.get("interactiveMode") != "Never",
-                found.get("installHint") or "",
+                (exec_config["command"], *(exec_config.get("args") or ())),
+                {item["name"]: item["value"] for item in exec_config.get("env") or ()},
+                exec_config["apiVersion"],
+                self._build_cluster_info() if exec_config.get("provideClusterInfo") else {},
+                exec_config.get("interactiveMode") != "Never",
+                exec_config.get("installHint") or "",
             )
         except (KeyError, TypeError, AttributeError):
-            raise InvalidParameter(f"{self._where}: the exec of user {self._context['user']!r} has no command or no apiVersion") from None
+            raise InvalidParameter(
+                f"{self._description}: the exec of user {self._context['user']!r} has no command or no apiVersion"
+            ) from None
 
-    def _told(self) -> dict[str, Any]:
-        told = {key: self._cluster[key] for key in _TOLD if key in self._cluster}
-        if ca := _pem(self._cluster, "certificate-authority"):
-            told["certificate-authority-data"] = base64.b64encode(ca.encode()).decode()
-        config = [item["extension"] for item in self._cluster.get("extensions") or () if item["name"] == _EXTENSION]
-        return told | ({"config": config[0]} if config else {})
+    def _build_cluster_info(self) -> dict[str, Any]:
+        info = {key: self._cluster[key] for key in _CLUSTER_INFO_KEYS if key in self._cluster}
+        if ca := _read_pem(self._cluster, "certificate-authority"):
+            info["certificate-authority-data"] = base64.b64encode(ca.encode()).decode()
+        config = [
+            item["extension"] for item in self._cluster.get("extensions") or () if item["name"] == _EXTENSION
+        ]
+        return info | ({"config": config[0]} if config else {})
 
-    def _check(self, programs: bool) -> None:
-        for kind, part, name in (("users", self._user, self._context["user"]), ("clusters", self._cluster, self._context["cluster"])):
-            keys = (*_UNKNOWN[kind], *(() if programs or kind != "users" else ("exec",)))
+    def _check_supported(self, allow_exec: bool) -> None:
+        for kind, part, name in (
+            ("users", self._user, self._context["user"]),
+            ("clusters", self._cluster, self._context["cluster"]),
+        ):
+            keys = (*_UNSUPPORTED_KEYS[kind], *(() if allow_exec or kind != "users" else ("exec",)))
             if unknown := next((key for key in keys if part.get(key)), ""):
-                instead = _INSTEAD.get(unknown, "use a token or a client certificate")
-                raise InvalidParameter(f"{self._where}: {_PARTS[kind]} {name!r} has {unknown}, which is not supported; {instead}")
+                instead = _ALTERNATIVES.get(unknown, "use a token or a client certificate")
+                raise InvalidParameter(
+                    f"{self._description}: {_SECTIONS[kind]} {name!r} has {unknown}, which is not supported; {instead}"
+                )
 
-    def _none(self) -> InvalidParameter:
-        return InvalidParameter(f"{self._where} is no kubeconfig file with a current-context, its cluster and its user")
+    def _malformed_error(self) -> InvalidParameter:
+        return InvalidParameter(
+            f"{self._description} is no kubeconfig file with a current-context, its cluster and its user"
+        )
 
 
-def _merged(paths: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], str]:
-    """What is called how in each of `_PARTS`, and the current context. Raises OSError where no file is there, and whatever no kubeconfig does."""
-    merged: dict[str, dict[str, Any]] = {kinds: {} for kinds in _PARTS}
+def _merge_files(paths: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], str]:
+    """What is called how in each of `_SECTIONS`, and the current context. Raises OSError where no file is there, and whatever no kubeconfig does."""
+    merged: dict[str, dict[str, Any]] = {kinds: {} for kinds in _SECTIONS}
     current = ""
     for path in [path for path in paths if path.exists()] or paths[:1]:
-        file = _parsed(path.read_text())
+        file = _parse_file(path.read_text())
         current = current or file.get("current-context", "")
-        for kinds, kind in _PARTS.items():
+        for kinds, kind in _SECTIONS.items():
             for item in file.get(kinds) or ():
-                merged[kinds].setdefault(item["name"], _placed(path.absolute().parent, kinds, item.get(kind) or {}))
+                merged[kinds].setdefault(
+                    item["name"], _resolve_file_paths(path.absolute().parent, kinds, item.get(kind) or {})
+                )
     return merged, current
 
 
-def _placed(folder: Path, kinds: str, part: Mapping[str, Any]) -> dict[str, Any]:
+def _resolve_file_paths(folder: Path, kinds: str, part: Mapping[str, Any]) -> dict[str, Any]:
     """A part of a file in `folder`, with the files that it names where they are; a program's name with a slash in it is a file's, too."""
-    placed = dict(part) | {key: str(folder / part[key]) for key in _FILES.get(kinds, ()) if part.get(key)}
-    program = placed.get("exec") or {}
+    resolved = dict(part) | {
+        key: str(folder / part[key]) for key in _FILE_KEYS.get(kinds, ()) if part.get(key)
+    }
+    program = resolved.get("exec") or {}
     if "/" in program.get("command", ""):
-        placed["exec"] = {**program, "command": str(folder / program["command"])}
-    return placed
+        resolved["exec"] = {**program, "command": str(folder / program["command"])}
+    return resolved
 
 
-def _parsed(text: str) -> Any:
+def _parse_file(text: str) -> Any:
     """Raises ValueError where it is neither JSON nor YAML."""
     try:
         return json.loads(text)
@@ -181,7 +212,7 @@ def _parsed(text: str) -> Any:
             raise ValueError("no YAML") from None
 
 
-def _pem(part: Mapping[str, Any], key: str) -> str:
+def _read_pem(part: Mapping[str, Any], key: str) -> str:
     if part.get(f"{key}-data"):
         return base64.b64decode(part[f"{key}-data"], validate=True).decode()
     return Path(part[key]).read_text() if part.get(key) else ""

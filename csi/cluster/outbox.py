@@ -14,10 +14,10 @@ log = logging.getLogger("datacache.outbox")
 
 Write = Callable[[], None]
 # A storm of pods is told of at this pace, whatever their number; what comes meanwhile takes the place of what waits.
-_BETWEEN_SECONDS = 0.2
-_MOST = 256
-_FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0
-_SAID_SECONDS = 60.0
+_WRITE_INTERVAL = 0.2
+_MAX_WAITING = 256
+_MIN_BACKOFF, _MAX_BACKOFF = 1.0, 60.0
+_LOG_INTERVAL = 60.0
 
 
 class Outbox:
@@ -27,26 +27,26 @@ class Outbox:
     dropped unless it is lasting. Keys of lasting writes are for the caller to bound.
     """
 
-    def __init__(self, most: int = _MOST, between_seconds: float = _BETWEEN_SECONDS) -> None:
-        self._most, self._between = most, between_seconds
+    def __init__(self, max_waiting: int = _MAX_WAITING, write_interval: float = _WRITE_INTERVAL) -> None:
+        self._max_waiting, self._write_interval = max_waiting, write_interval
         self._changed = threading.Condition()
         self._waiting: dict[Hashable, tuple[Write, bool]] = {}
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        self._pause, self._said = 0.0, float("-inf")
+        self._backoff, self._logged_at = 0.0, float("-inf")
 
-    def put(self, key: Hashable, write: Write, lasting: bool = False) -> None:
+    def put(self, key: Hashable, write: Write, durable: bool = False) -> None:
         """Have `write` called soon, in the place of the one of the same key that waits; never waits or raises.
 
-        It may raise DataCacheError: ClusterConflict and ClusterUnavailable have a `lasting` one tried again.
+        It may raise DataCacheError: ClusterConflict and ClusterUnavailable have a `durable` one tried again.
         """
         with self._changed:
             if self._closing.is_set():
                 return
-            if not lasting and key not in self._waiting and len(self._waiting) >= self._most:
-                self._say("too many writes wait, some are dropped", f"{self._most} wait")
+            if not durable and key not in self._waiting and len(self._waiting) >= self._max_waiting:
+                self._log_limited("too many writes wait, some are dropped", f"{self._max_waiting} wait")
                 return
-            self._waiting[key] = write, lasting
+            self._waiting[key] = write, durable
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
                 self._thread.start()
@@ -71,30 +71,34 @@ class Outbox:
                     return
                 key = next(iter(self._waiting))
                 write, lasting = self._waiting.pop(key)
-            self._make(key, write, lasting)
-            self._closing.wait(self._pause or self._between)
+            self._execute(key, write, lasting)
+            self._closing.wait(self._backoff or self._write_interval)
 
-    def _make(self, key: Hashable, write: Write, lasting: bool) -> None:
+    def _execute(self, key: Hashable, write: Write, durable: bool) -> None:
         try:
             write()
-            self._pause = 0.0
+            self._backoff = 0.0
         except (ClusterUnavailable, ClusterConflict) as error:
-            away = isinstance(error, ClusterUnavailable)
+            is_unavailable = isinstance(error, ClusterUnavailable)
             # Those who write to one object must not come back together.
-            self._pause = min(max(_FIRST_PAUSE, 2 * self._pause), _LONGEST_PAUSE) if away else random.uniform(0.1, _FIRST_PAUSE)
-            if away:
-                self._say("the cluster is not told, which goes on when it can be", error)
-            if lasting:
+            self._backoff = (
+                min(max(_MIN_BACKOFF, 2 * self._backoff), _MAX_BACKOFF)
+                if is_unavailable
+                else random.uniform(0.1, _MIN_BACKOFF)
+            )
+            if is_unavailable:
+                self._log_limited("the cluster is not told, which goes on when it can be", error)
+            if durable:
                 with self._changed:
-                    self._waiting.setdefault(key, (write, lasting))
+                    self._waiting.setdefault(key, (write, durable))
         except DataCacheError as error:
-            self._say("the cluster does not take what it is told", error)
+            self._log_limited("the cluster does not take what it is told", error)
         except Exception as error:
             # A foreign exception's text is not vetted for secrets.
-            self._say("the cluster was not told", type(error).__name__)
+            self._log_limited("the cluster was not told", type(error).__name__)
 
-    def _say(self, what: str, reason: object) -> None:
+    def _log_limited(self, message: str, reason: object) -> None:
         now = time.monotonic()
-        if now - self._said > _SAID_SECONDS:
-            self._said = now
-            log.warning(what, extra={"fields": {"reason": reason}})
+        if now - self._logged_at > _LOG_INTERVAL:
+            self._logged_at = now
+            log.warning(message, extra={"fields": {"reason": reason}})

@@ -14,18 +14,26 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from csi.cluster.api_server import JSON, METADATA, METADATA_LIST, ApiServer, Expired, Stream, refusal
+from csi.cluster.api_server import (
+    JSON,
+    METADATA,
+    METADATA_LIST,
+    ApiServer,
+    ResourceExpired,
+    WatchStream,
+    error_from_status,
+)
 from csi.errors import ClusterUnavailable, DataCacheError
 
 log = logging.getLogger("datacache.watch")
 
-Told = Callable[[str, Mapping[str, Any] | None], None]
-_PAGE = 100
+OnChange = Callable[[str, Mapping[str, Any] | None], None]
+_PAGE_SIZE = 100
 # So that thousands of nodes neither watch anew nor come back in one moment.
-_WATCH_SECONDS = (300, 600)
-_FIRST_WAIT, _LONGEST_WAIT, _FORBIDDEN_WAIT = 0.5, 30.0, 60.0
+_WATCH_TIMEOUT_RANGE = (300, 600)
+_MIN_BACKOFF, _MAX_BACKOFF, _FORBIDDEN_BACKOFF = 0.5, 30.0, 60.0
 # Pods start in storms: what is wanted newly is gathered for this long before the server is asked.
-_GATHER_SECONDS = 0.2
+_DEBOUNCE_SECONDS = 0.2
 
 
 class Watch:
@@ -43,154 +51,174 @@ class Watch:
         self,
         server: ApiServer,
         path: str,
-        told: Told,
+        on_change: OnChange,
         *,
         selector: Callable[[], str | None] = lambda: "",
-        metadata: bool = True,
-        everything: bool = False,
-        status: bool = False,
+        metadata_only: bool = True,
+        report_initial: bool = False,
+        include_status: bool = False,
     ) -> None:
-        self._server, self._path, self._told, self._selector = server, path, told, selector
-        self._accept = (METADATA_LIST, METADATA) if metadata else (JSON, JSON)
-        self._counts = "resourceVersion" if status else "generation"
+        self._server, self._path, self._on_change, self._selector = server, path, on_change, selector
+        self._accept = (METADATA_LIST, METADATA) if metadata_only else (JSON, JSON)
+        self._version_field = "resourceVersion" if include_status else "generation"
         self._known: dict[str, tuple[str, str]] = {}
-        self._guard = threading.Lock()
-        self._asked_anew, self._ended = threading.Event(), False
-        self._stream: Stream | None = None
+        self._lock = threading.Lock()
+        self._renewed, self._is_stopped = threading.Event(), False
+        self._stream: WatchStream | None = None
         self._selected: str | None = None
-        self._silent, self._version, self._wait = not everything, "", _FIRST_WAIT
+        self._is_silent, self._version, self._backoff = not report_initial, "", _MIN_BACKOFF
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def run_in_background(self) -> Iterator[None]:
         """Watch for the block. What happens in it is told, even where the server could not be reached at its beginning."""
-        self._begin()
+        self._list_initial()
         thread = threading.Thread(target=self._run, name="cluster-watch", daemon=True)
         thread.start()
         try:
             yield
         finally:
-            self._ended = True
+            self._is_stopped = True
             self.renew()
             thread.join()
 
     def renew(self) -> None:
         """Ask for the selector again."""
-        with self._guard:
-            self._asked_anew.set()
+        with self._lock:
+            self._renewed.set()
             if self._stream:
-                self._stream.end()
+                self._stream.stop()
 
-    def _begin(self) -> None:
-        if not self._silent:
+    def _list_initial(self) -> None:
+        if not self._is_silent:
             return
         try:
             self._selected = self._selector()
             if self._selected is not None:
-                self._version = self._list(self._selected)
+                self._version = self._list_and_report_changes(self._selected)
         except DataCacheError as error:
-            log.warning("watch not begun, it is tried again", extra={"fields": {"objects": self._path, "reason": error}})
-        self._silent = False
+            log.warning(
+                "watch not begun, it is tried again",
+                extra={"fields": {"objects": self._path, "reason": error}},
+            )
+        self._is_silent = False
 
     def _run(self) -> None:
-        while not self._ended:
-            if self._asked_anew.is_set():
-                time.sleep(_GATHER_SECONDS)
-            self._asked_anew.clear()
-            if self._ended:
+        while not self._is_stopped:
+            if self._renewed.is_set():
+                time.sleep(_DEBOUNCE_SECONDS)
+            self._renewed.clear()
+            if self._is_stopped:
                 return
             try:
-                self._once()
-                self._rest(1.0)
-            except Expired:
+                self._watch_once()
+                self._wait_with_jitter(1.0)
+            except ResourceExpired:
                 self._version = ""
             except DataCacheError as error:
-                log.warning("watch broken off, it is tried again", extra={"fields": {"objects": self._path, "reason": error}})
-                self._rest(self._wait if isinstance(error, ClusterUnavailable) else _FORBIDDEN_WAIT)
-                self._wait = min(2 * self._wait, _LONGEST_WAIT)
+                log.warning(
+                    "watch broken off, it is tried again",
+                    extra={"fields": {"objects": self._path, "reason": error}},
+                )
+                self._wait_with_jitter(
+                    self._backoff if isinstance(error, ClusterUnavailable) else _FORBIDDEN_BACKOFF
+                )
+                self._backoff = min(2 * self._backoff, _MAX_BACKOFF)
 
-    def _rest(self, longest: float) -> None:
-        if not self._ended:
-            self._asked_anew.wait(random.uniform(longest / 4, longest))
+    def _wait_with_jitter(self, longest: float) -> None:
+        if not self._is_stopped:
+            self._renewed.wait(random.uniform(longest / 4, longest))
 
-    def _once(self) -> None:
+    def _watch_once(self) -> None:
         selected = self._selector()
         if selected != self._selected:
             self._selected, self._version = selected, ""
         if selected is None:
             self._known.clear()
-            if not self._ended:
-                self._asked_anew.wait()
+            if not self._is_stopped:
+                self._renewed.wait()
             return
         if not self._version:
-            self._version = self._list(selected)
-        self._follow(selected)
+            self._version = self._list_and_report_changes(selected)
+        self._follow_stream(selected)
 
-    def _list(self, selected: str) -> str:
+    def _list_and_report_changes(self, selected: str) -> str:
         """Tell what differs from what was known, and return the version that the watch goes on from."""
-        found: dict[str, tuple[str, str]] = {}
-        for page in pages(self._server, self._path, selected, _PAGE, self._accept[0]):
-            for thing in page["items"]:
-                found[_key(thing["metadata"])] = self._note(thing)
+        current: dict[str, tuple[str, str]] = {}
+        for page in list_pages(self._server, self._path, selected, _PAGE_SIZE, self._accept[0]):
+            for obj in page["items"]:
+                current[_object_key(obj["metadata"])] = self._report_if_changed(obj)
             version = page["metadata"]["resourceVersion"]
-        for name in self._known.keys() - found.keys():
-            self._tell(name, None)
-        self._known = found
+        for name in self._known.keys() - current.keys():
+            self._report(name, None)
+        self._known = current
         return str(version)
 
-    def _note(self, thing: Mapping[str, Any]) -> tuple[str, str]:
-        meta = thing["metadata"]
-        identity = (str(meta["uid"]), str(meta.get(self._counts, 0)))
-        if self._known.get(_key(meta)) != identity:
-            self._tell(_key(meta), thing)
+    def _report_if_changed(self, obj: Mapping[str, Any]) -> tuple[str, str]:
+        meta = obj["metadata"]
+        identity = (str(meta["uid"]), str(meta.get(self._version_field, 0)))
+        if self._known.get(_object_key(meta)) != identity:
+            self._report(_object_key(meta), obj)
         return identity
 
-    def _follow(self, selected: str) -> None:
-        seconds = random.randint(*_WATCH_SECONDS)
-        query = {"watch": "1", "allowWatchBookmarks": "true", "resourceVersion": self._version, "timeoutSeconds": str(seconds)}
+    def _follow_stream(self, selected: str) -> None:
+        seconds = random.randint(*_WATCH_TIMEOUT_RANGE)
+        query = {
+            "watch": "1",
+            "allowWatchBookmarks": "true",
+            "resourceVersion": self._version,
+            "timeoutSeconds": str(seconds),
+        }
         if selected:
             query["labelSelector"] = selected
         with self._server.stream(self._path, query, seconds + 30.0, self._accept[1]) as stream:
-            self._wait = _FIRST_WAIT
-            with self._guard:
+            self._backoff = _MIN_BACKOFF
+            with self._lock:
                 self._stream = stream
-                if self._asked_anew.is_set():
+                if self._renewed.is_set():
                     return
             try:
                 for event in stream:
-                    self._take(event["type"], event["object"])
+                    self._process_event(event["type"], event["object"])
             finally:
-                with self._guard:
+                with self._lock:
                     self._stream = None
 
-    def _take(self, kind: str, thing: Mapping[str, Any]) -> None:
+    def _process_event(self, kind: str, obj: Mapping[str, Any]) -> None:
         if kind == "ERROR":
-            raise refusal(int(thing.get("code", 500)), thing)
-        name = _key(thing["metadata"])
+            raise error_from_status(int(obj.get("code", 500)), obj)
+        name = _object_key(obj["metadata"])
         if kind == "DELETED":
             self._known.pop(name, None)
-            self._tell(name, None)
+            self._report(name, None)
         elif kind != "BOOKMARK":
-            self._known[name] = self._note(thing)
-        self._version = str(thing["metadata"]["resourceVersion"])
+            self._known[name] = self._report_if_changed(obj)
+        self._version = str(obj["metadata"]["resourceVersion"])
 
-    def _tell(self, name: str, thing: Mapping[str, Any] | None) -> None:
-        if not self._silent and not self._ended:
-            self._told(name.rpartition("/")[2], thing)
+    def _report(self, name: str, obj: Mapping[str, Any] | None) -> None:
+        if not self._is_silent and not self._is_stopped:
+            self._on_change(name.rpartition("/")[2], obj)
 
 
-def _key(meta: Mapping[str, Any]) -> str:
+def _object_key(meta: Mapping[str, Any]) -> str:
     """What tells an object from the others of the collection: its name, behind its namespace where it has one."""
     name = str(meta.get("name", ""))
     return f"{meta['namespace']}/{name}" if meta.get("namespace") else name
 
 
-def pages(server: ApiServer, path: str, selector: str = "", size: int = _PAGE, accept: str = JSON, fields: str = "") -> Iterator[dict[str, Any]]:
+def list_pages(
+    server: ApiServer,
+    path: str,
+    selector: str = "",
+    size: int = _PAGE_SIZE,
+    accept: str = JSON,
+    fields: str = "",
+) -> Iterator[dict[str, Any]]:
     """The lists of a collection, `size` objects each, by name and all of one moment; `selector` is of labels, `fields` of fields.
 
     Raises Expired where that moment is too long ago, and as `call`.
     """
-    chosen = {"labelSelector": selector, "fieldSelector": fields}
-    query = {"limit": str(size), **{key: value for key, value in chosen.items() if value}}
+    selectors = {"labelSelector": selector, "fieldSelector": fields}
+    query = {"limit": str(size), **{key: value for key, value in selectors.items() if value}}
     while True:
         page = server.call("GET", path, query, accept=accept)
         yield {**page, "items": page["items"] or []}

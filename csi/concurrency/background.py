@@ -8,14 +8,16 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def beside(work: Callable[[threading.Event], object], name: str, wake: Callable[[], object] = lambda: None) -> Iterator[None]:
+def background_thread(
+    work: Callable[[threading.Event], object], name: str, wake: Callable[[], object] = lambda: None
+) -> Iterator[None]:
     """For the block, `work(ended)` in a thread called `name`. The block's end sets `ended`, calls `wake()` and waits for the thread."""
-    ended = threading.Event()
-    thread = threading.Thread(target=work, args=(ended,), name=name, daemon=True)
+    stop = threading.Event()
+    thread = threading.Thread(target=work, args=(stop,), name=name, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        ended.set()
+        stop.set()
         wake()
         thread.join()

@@ -6,19 +6,19 @@ import threading
 import time
 
 
-class Patience:
+class Deadline:
     """How long one call may wait. `cancel` ends it from another thread; `wake` makes the waiter look again."""
 
     def __init__(self, seconds: float) -> None:
         """`seconds` from now on the waiting is over."""
-        self._until = time.monotonic() + seconds
+        self._expires_at = time.monotonic() + seconds
         self._event = threading.Event()
         self.cancelled = ""
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         """Whether there is nothing more to wait for: cancelled or out of time."""
-        return bool(self.cancelled) or time.monotonic() >= self._until
+        return bool(self.cancelled) or time.monotonic() >= self._expires_at
 
     def cancel(self, reason: str) -> None:
         """End the waiting; `reason` goes into the answer."""
@@ -31,6 +31,6 @@ class Patience:
 
     def sleep(self) -> None:
         """Wait until woken, cancelled or out of time."""
-        self._event.wait(max(0.0, self._until - time.monotonic()))
+        self._event.wait(max(0.0, self._expires_at - time.monotonic()))
         if not self.cancelled:
             self._event.clear()

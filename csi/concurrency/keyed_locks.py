@@ -14,18 +14,18 @@ class KeyedLocks:
 
     def __init__(self) -> None:
         self._held: set[str] = set()
-        self._guard = threading.Condition()
+        self._changed = threading.Condition()
 
     @contextmanager
-    def hold(self, key: str, seconds: float = 0.0) -> Iterator[None]:
-        """Hold `key` for the block; raises Busy when another thread holds it for `seconds` more."""
-        with self._guard:
-            if not self._guard.wait_for(lambda: key not in self._held, seconds):
+    def acquire(self, key: str, timeout: float = 0.0) -> Iterator[None]:
+        """Hold `key` for the block; raises Busy when another thread holds it for `timeout` more."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: key not in self._held, timeout):
                 raise Busy(f"another call is working on {key}; call again when it is done")
             self._held.add(key)
         try:
             yield
         finally:
-            with self._guard:
+            with self._changed:
                 self._held.discard(key)
-                self._guard.notify_all()
+                self._changed.notify_all()

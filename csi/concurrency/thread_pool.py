@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-_IDLE_SECONDS = 10.0
+_IDLE_TIMEOUT = 10.0
 
 
-_MANY = 8
+_BUSY_THREADS = 8
 
 
 class ShrinkingPool(Executor):
@@ -24,9 +24,20 @@ class ShrinkingPool(Executor):
     one is left at most: what the last ones needed counts as well. See concurrent.futures.Executor.
     """
 
-    def __init__(self, most: int, name: str, idle_seconds: float = _IDLE_SECONDS, shrunk: Callable[[], object] = lambda: None) -> None:
-        self._most, self._name, self._idle_seconds, self._shrunk = most, name, idle_seconds, shrunk
-        self._peak, self._were_many = 0, False
+    def __init__(
+        self,
+        max_threads: int,
+        name: str,
+        idle_seconds: float = _IDLE_TIMEOUT,
+        on_shrink: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._max_threads, self._name, self._idle_seconds, self._on_shrink = (
+            max_threads,
+            name,
+            idle_seconds,
+            on_shrink,
+        )
+        self._peak, self._has_been_busy = 0, False
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
         self._threads: set[threading.Thread] = set()
@@ -46,15 +57,15 @@ class ShrinkingPool(Executor):
             self._waiting.append((future, lambda: fn(*args, **kwargs)))
             if self._idle >= len(self._waiting):
                 self._changed.notify()
-            elif len(self._threads) < self._most:
-                thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            elif len(self._threads) < self._max_threads:
+                thread = threading.Thread(target=self._run_worker, name=self._name, daemon=True)
                 self._threads.add(thread)
                 self._peak = max(self._peak, len(self._threads))
                 thread.start()
         return future
 
-    def _run(self) -> None:
-        while (item := self._next()) is not None:
+    def _run_worker(self) -> None:
+        while (item := self._take_next()) is not None:
             future, work = item
             if future.set_running_or_notify_cancel():
                 try:
@@ -63,27 +74,27 @@ class ShrinkingPool(Executor):
                     future.set_exception(error)
             # A thread that waits keeps nothing of the last call.
             del item, future, work
-        if self._is_shrunk():
-            self._shrunk()
+        if self._has_shrunk():
+            self._on_shrink()
 
-    def _is_shrunk(self) -> bool:
+    def _has_shrunk(self) -> bool:
         with self._changed:
             left = len(self._threads)
-            if self._peak >= _MANY and 4 * left <= self._peak:
-                self._peak, self._were_many = left, left > 1
+            if self._peak >= _BUSY_THREADS and 4 * left <= self._peak:
+                self._peak, self._has_been_busy = left, left > 1
                 return True
-            if self._were_many and left <= 1:
-                self._were_many = False
+            if self._has_been_busy and left <= 1:
+                self._has_been_busy = False
                 return True
             return False
 
-    def _next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
+    def _take_next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
         """What is to be done next; None where this thread is to end."""
         with self._changed:
             self._idle += 1
-            there = self._changed.wait_for(lambda: bool(self._waiting) or self._closed, self._idle_seconds)
+            is_ready = self._changed.wait_for(lambda: bool(self._waiting) or self._closed, self._idle_seconds)
             self._idle -= 1
-            if there and self._waiting:
+            if is_ready and self._waiting:
                 return self._waiting.popleft()
             self._threads.discard(threading.current_thread())
             return None

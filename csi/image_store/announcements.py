@@ -13,8 +13,8 @@ from csi.images.node_store.records import is_digest
 from csi.linux.durable_files import check_keys
 from csi.parameters.data_cache import is_data_cache_id
 
-FORMAT = 1
-ANNOUNCED = "announced"
+ANNOUNCEMENT_FORMAT = 1
+ANNOUNCEMENTS_FOLDER = "announced"
 """The folder of the announcements."""
 _KEYS = (
     "id", "digest", "bucket", "path", "store", "region", "title", "retention_days", "tags", "resource_group", "namespaces", "adopted",
@@ -47,7 +47,7 @@ class Announcement:
     @property
     def key(self) -> str:
         """Its key in the image store."""
-        return f"{ANNOUNCED}/{self.id}.json"
+        return f"{ANNOUNCEMENTS_FOLDER}/{self.id}.json"
 
     def encode(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -67,10 +67,10 @@ class Announcement:
         }
 
     @staticmethod
-    def of(values: Mapping[str, Any]) -> Announcement:
+    def decode(values: Mapping[str, Any]) -> Announcement:
         """Return what `encode` made; raise KeyError, TypeError or ValueError for anything else."""
         check_keys(values, *_KEYS)
-        found = Announcement(
+        announcement = Announcement(
             id=values["id"],
             digest=values["digest"],
             bucket=values["bucket"],
@@ -84,25 +84,27 @@ class Announcement:
             namespaces=tuple(values.get("namespaces", ())),
             adopted=values.get("adopted", False),
         )
-        if not is_data_cache_id(found.id) or not is_digest(found.digest):
+        if not is_data_cache_id(announcement.id) or not is_digest(announcement.digest):
             raise ValueError("it names no DataCache or no image")
-        return found
+        return announcement
 
 
-def written(announcement: Announcement) -> bytes:
+def encode_announcement(announcement: Announcement) -> bytes:
     """An announcement as its object has it."""
-    return json.dumps({"format": FORMAT, **announcement.encode()}, sort_keys=True).encode()
+    return json.dumps({"format": ANNOUNCEMENT_FORMAT, **announcement.encode()}, sort_keys=True).encode()
 
 
-def read(content: bytes, key: str) -> Announcement:
+def decode_announcement(content: bytes, key: str) -> Announcement:
     """The announcement in an object; raises CorruptContent, naming `key`."""
     try:
         values: dict[str, Any] = json.loads(content)
-        if values.pop("format") != FORMAT:
+        if values.pop("format") != ANNOUNCEMENT_FORMAT:
             raise ValueError("another format")
-        found = Announcement.of(values)
-        if found.key != key:
+        announcement = Announcement.decode(values)
+        if announcement.key != key:
             raise ValueError("another one's name")
-        return found
+        return announcement
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CorruptContent(f"the image store's {key} is damaged ({error}); remove it there, and copy once more") from error
+        raise CorruptContent(
+            f"the image store's {key} is damaged ({error}); remove it there, and copy once more"
+        ) from error

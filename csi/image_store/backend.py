@@ -10,12 +10,12 @@ from csi.manifest.reader import OpenReader
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredObject:
     """An object: its key, bytes, and when it was put (seconds since 1970, by the store's clock)."""
 
     key: str
     size: int
-    put_at: float
+    modified_at: float
 
 
 class Backend(Protocol):
@@ -25,7 +25,7 @@ class Backend(Protocol):
     """
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The store as messages name it."""
 
     def get(self, key: str) -> bytes | None:
@@ -37,19 +37,19 @@ class Backend(Protocol):
     def put(self, key: str, content: bytes | memoryview) -> None:
         """Put an object, durably, in the place of one that is there. Of two who put at once, one is whole."""
 
-    def list(self, folder: str) -> Iterator[Kept]:
+    def list_objects(self, folder: str) -> Iterator[StoredObject]:
         """All objects whose keys begin with `folder`/."""
 
-    def folders(self, folder: str) -> Iterator[str]:
+    def list_folders(self, folder: str) -> Iterator[str]:
         """The names of the folders that are directly below `folder`."""
 
     def delete(self, key: str) -> None:
         """Remove an object; one that is not there is no error."""
 
-    def tidy(self, before: float) -> None:
-        """Remove what puts that were cut have left, where they were cut before `before` (seconds since 1970, by the store's clock)."""
+    def sweep(self, modified_before: float) -> None:
+        """Remove what puts that were cut have left, where they were cut before `modified_before` (seconds since 1970, by the store's clock)."""
 
-    def reader(self, folder: str) -> OpenReader:
+    def get_reader_factory(self, folder: str) -> OpenReader:
         """Opens readers for entries whose paths are keys below `folder`."""
 
     def close(self) -> None:

@@ -9,19 +9,25 @@ from contextlib import contextmanager
 import obstore
 from obstore.exceptions import BaseError, NotFoundError, PermissionDeniedError, UnauthenticatedError
 
-from csi.errors import DataCacheError, FailedPrecondition, OriginUnavailable, PermissionDenied, Unauthenticated
-from csi.image_store.backend import Kept
+from csi.errors import (
+    DataCacheError,
+    FailedPrecondition,
+    OriginUnavailable,
+    PermissionDenied,
+    Unauthenticated,
+)
+from csi.image_store.backend import StoredObject
 from csi.manifest.reader import OpenReader
-from csi.parameters.dialects.buckets import ObjectSpec
+from csi.parameters.dialects.buckets import BucketSpec
 from csi.sources.buckets.object_store import ObjectStore
-from csi.sources.catalog import access_key
+from csi.sources.catalog import find_access_key
 from csi.sources.http.connections import Connections
-from csi.sources.http.file_urls import Addresses
+from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 
-_CONNECTIONS = 16
+_MAX_CONNECTIONS = 16
 # obstore's own patience, three minutes, would keep fills from their origins; a part may take long over a slow line.
-_ASK_SECONDS, _PUT_SECONDS = 8.0, 900.0
+_REQUEST_TIMEOUT, _PUT_TIMEOUT = 8.0, 900.0
 _NO_BUCKET = "NoSuchBucket"
 _OTHER_REGION = re.compile(r"AuthorizationHeaderMalformed.*<Region>([a-z0-9-]{1,32})</Region>", re.DOTALL)
 
@@ -29,16 +35,16 @@ _OTHER_REGION = re.compile(r"AuthorizationHeaderMalformed.*<Region>([a-z0-9-]{1,
 class BucketBackend:
     """See Backend. Raises InvalidParameter where `secrets` hold no key for such a bucket."""
 
-    def __init__(self, where: ObjectSpec, secrets: Mapping[str, str]) -> None:
-        self._where, self.shown = where, f"the image store {where.shown}"
-        self._store = ObjectStore(where, access_key(where, secrets))
-        self._connections = Connections(_CONNECTIONS)
+    def __init__(self, spec: BucketSpec, secrets: Mapping[str, str]) -> None:
+        self._spec, self.display_name = spec, f"the image store {spec.display_name}"
+        self._store = ObjectStore(spec, find_access_key(spec, secrets))
+        self._connections = Connections(_MAX_CONNECTIONS)
 
     def get(self, key: str) -> bytes | None:
         """See Backend."""
-        with self._faults():
+        with self._translate_errors():
             try:
-                return bytes(obstore.get(self._store.client(_ASK_SECONDS), self._key(key)).bytes())
+                return bytes(obstore.get(self._store.get_client(_REQUEST_TIMEOUT), self._key(key)).bytes())
             except (NotFoundError, FileNotFoundError) as error:
                 if _NO_BUCKET in str(error):
                     raise
@@ -46,49 +52,57 @@ class BucketBackend:
 
     def size(self, key: str) -> int | None:
         """See Backend."""
-        with self._faults():
+        with self._translate_errors():
             try:
-                return int(obstore.head(self._store.client(_ASK_SECONDS), self._key(key))["size"])
+                return int(obstore.head(self._store.get_client(_REQUEST_TIMEOUT), self._key(key))["size"])
             except (NotFoundError, FileNotFoundError):
                 return None
 
     def put(self, key: str, content: bytes | memoryview) -> None:
         """See Backend: one request, so the object is whole or not there."""
-        with self._faults():
-            obstore.put(self._store.client(_PUT_SECONDS), self._key(key), content, use_multipart=False)
+        with self._translate_errors():
+            obstore.put(self._store.get_client(_PUT_TIMEOUT), self._key(key), content, use_multipart=False)
 
-    def list(self, folder: str) -> Iterator[Kept]:
+    def list_objects(self, folder: str) -> Iterator[StoredObject]:
         """See Backend."""
-        with self._faults():
-            for page in obstore.list(self._store.client(_ASK_SECONDS), self._key(folder), chunk_size=1000):
+        with self._translate_errors():
+            for page in obstore.list(
+                self._store.get_client(_REQUEST_TIMEOUT), self._key(folder), chunk_size=1000
+            ):
                 for item in page:
-                    yield Kept(item["path"].removeprefix(self._store.prefix), item["size"], item["last_modified"].timestamp())
+                    yield StoredObject(
+                        item["path"].removeprefix(self._store.prefix),
+                        item["size"],
+                        item["last_modified"].timestamp(),
+                    )
 
-    def folders(self, folder: str) -> Iterator[str]:
+    def list_folders(self, folder: str) -> Iterator[str]:
         """See Backend."""
-        with self._faults():
-            found = obstore.list_with_delimiter(self._store.client(_ASK_SECONDS), self._key(folder))
-            yield from sorted(path.rstrip("/").rpartition("/")[2] for path in found["common_prefixes"])
+        with self._translate_errors():
+            listing = obstore.list_with_delimiter(self._store.get_client(_REQUEST_TIMEOUT), self._key(folder))
+            yield from sorted(path.rstrip("/").rpartition("/")[2] for path in listing["common_prefixes"])
 
     def delete(self, key: str) -> None:
         """See Backend."""
-        with self._faults():
+        with self._translate_errors():
             try:
-                obstore.delete(self._store.client(_ASK_SECONDS), self._key(key))
+                obstore.delete(self._store.get_client(_REQUEST_TIMEOUT), self._key(key))
             except (NotFoundError, FileNotFoundError):
                 return
 
-    def tidy(self, before: float) -> None:
+    def sweep(self, modified_before: float) -> None:
         """See Backend; one request leaves nothing."""
 
-    def reader(self, folder: str) -> OpenReader:
+    def get_reader_factory(self, folder: str) -> OpenReader:
         """See Backend; all its readers share what was signed."""
-        addresses = Addresses(
-            lambda entry: self._store.address(self._key(f"{folder}/{entry.path}")),
-            refusal=lambda status, headers: self._store.refusal(status) if status in (401, 403, 404) else None,
-            signs=True,
+        file_urls = FileUrls(
+            lambda entry: self._store.get_object_url(self._key(f"{folder}/{entry.path}")),
+            error_for_status=lambda status, headers: (
+                self._store.error_for_status(status) if status in (401, 403, 404) else None
+            ),
+            is_signed=True,
         )
-        return lambda: RangeReader(self._connections, addresses)
+        return lambda: RangeReader(self._connections, file_urls)
 
     def close(self) -> None:
         """See Backend."""
@@ -98,26 +112,36 @@ class BucketBackend:
         return self._store.prefix + key
 
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Errors of obstore as those of `csi.errors`; its own texts hold addresses."""
         try:
             yield
         except (BaseError, OSError) as error:
-            raise self._named(error) from error
+            raise self._backend_error(error) from error
 
-    def _named(self, error: Exception) -> DataCacheError:
+    def _backend_error(self, error: Exception) -> DataCacheError:
         # Of a single object obstore has a class for each answer, of a listing and of many objects the answer's text alone.
-        said = str(error)
-        if isinstance(error, UnauthenticatedError) or "status code: 401" in said:
-            return Unauthenticated(f"{self.shown} refuses the driver's access key; check the Secret of --image-store-secret")
-        if isinstance(error, PermissionDeniedError | PermissionError) or "status code: 403" in said or "AccessDenied" in said:
+        text = str(error)
+        if isinstance(error, UnauthenticatedError) or "status code: 401" in text:
+            return Unauthenticated(
+                f"{self.display_name} refuses the driver's access key; check the Secret of --image-store-secret"
+            )
+        if (
+            isinstance(error, PermissionDeniedError | PermissionError)
+            or "status code: 403" in text
+            or "AccessDenied" in text
+        ):
             return PermissionDenied(
-                f"{self.shown} refuses the driver's access key, or does not let it read, write, list and delete objects; check it and its rights"
+                f"{self.display_name} refuses the driver's access key, or does not let it read, write, list and delete objects; check it and its rights"
             )
-        if _NO_BUCKET in said:
-            return OriginUnavailable(f"{self.shown} is not there: no such bucket; make it, or check the URL of --image-store")
-        if found := _OTHER_REGION.search(said):
+        if _NO_BUCKET in text:
+            return OriginUnavailable(
+                f"{self.display_name} is not there: no such bucket; make it, or check the URL of --image-store"
+            )
+        if found := _OTHER_REGION.search(text):
             return FailedPrecondition(
-                f"{self.shown} is in the region {found[1]}, and not in that of the URL of --image-store; say region={found[1]} there"
+                f"{self.display_name} is in the region {found[1]}, and not in that of the URL of --image-store; say region={found[1]} there"
             )
-        return OriginUnavailable(f"{self.shown} cannot be reached, or does not do what is asked ({type(error).__name__})")
+        return OriginUnavailable(
+            f"{self.display_name} cannot be reached, or does not do what is asked ({type(error).__name__})"
+        )

@@ -7,20 +7,33 @@ from concurrent.futures import ThreadPoolExecutor
 
 from csi.errors import CorruptContent, FillStopped, NotFound
 from csi.image_store.backend import Backend
-from csi.image_store.stored_image import StoredImage, index_of, manifest_of, parts_of, unwanted_of
-from csi.image_store.uploading import Stopped, Tell, patiently
+from csi.image_store.stored_image import StoredImage, index_key, manifest_key, parts_folder, unwanted_key
+from csi.image_store.uploading import OnProgress, ShouldStop, retry_with_backoff
 from csi.images.progress import ProgressMeter
-from csi.manifest.manifest import Entry, Kind
+from csi.manifest.manifest import Entry, EntryKind
 from csi.manifest.reader import OpenReader
 
-_COPIES = 3
+_MAX_CONCURRENT_COPIES = 3
 
 
 class ImageCopy:
     """The image `digest` on its way from `source` to `target`."""
 
-    def __init__(self, source: Backend, target: Backend, digest: str, tell: Tell | None = None, stopped: Stopped = lambda: False) -> None:
-        self._source, self._target, self._digest, self._tell, self._stopped = source, target, digest, tell, stopped
+    def __init__(
+        self,
+        source: Backend,
+        target: Backend,
+        digest: str,
+        on_progress: OnProgress | None = None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> None:
+        self._source, self._target, self._digest, self._on_progress, self._should_stop = (
+            source,
+            target,
+            digest,
+            on_progress,
+            should_stop,
+        )
 
     def run(self) -> None:
         """Bring it there, its record last, so that it is whole or not there; one that is there stays as it is.
@@ -28,41 +41,54 @@ class ImageCopy:
         Raises NotFound where the source does not have it, CorruptContent where a part is not what its name says, FillStopped when told to
         stop, and what a Backend raises; what is there by then stays, and the next one goes on from there.
         """
-        if patiently(lambda: self._target.get(index_of(self._digest))) is not None:
-            self._target.delete(unwanted_of(self._digest))
+        if retry_with_backoff(lambda: self._target.get(index_key(self._digest))) is not None:
+            self._target.delete(unwanted_key(self._digest))
             return
-        index = patiently(lambda: self._source.get(index_of(self._digest)))
-        manifest = patiently(lambda: self._source.get(manifest_of(self._digest)))
+        index = retry_with_backoff(lambda: self._source.get(index_key(self._digest)))
+        manifest = retry_with_backoff(lambda: self._source.get(manifest_key(self._digest)))
         if index is None or manifest is None:
-            raise NotFound(f"{self._source.shown} has no image {self._digest[:12]}")
+            raise NotFound(f"{self._source.display_name} has no image {self._digest[:12]}")
         stored = StoredImage.decode(index, self._digest)
-        patiently(lambda: self._target.put(manifest_of(self._digest), manifest))
-        self._parts(stored)
-        patiently(lambda: self._target.put(index_of(self._digest), index))
+        retry_with_backoff(lambda: self._target.put(manifest_key(self._digest), manifest))
+        self._copy_parts(stored)
+        retry_with_backoff(lambda: self._target.put(index_key(self._digest), index))
 
-    def _parts(self, stored: StoredImage) -> None:
-        opens, total = self._source.reader(parts_of(self._digest)), stored.image_bytes - stored.data_at
-        meter, done = ProgressMeter(total, self._tell), 0
+    def _copy_parts(self, stored: StoredImage) -> None:
+        open_reader, total = (
+            self._source.get_reader_factory(parts_folder(self._digest)),
+            stored.image_bytes - stored.data_offset,
+        )
+        meter, done = ProgressMeter(total, self._on_progress), 0
         numbers = range(len(stored.parts))
-        with ThreadPoolExecutor(_COPIES) as threads:
-            for number, size in zip(numbers, threads.map(lambda one: self._part(opens, stored, one), numbers), strict=True):
+        with ThreadPoolExecutor(_MAX_CONCURRENT_COPIES) as threads:
+            for number, size in zip(
+                numbers,
+                threads.map(lambda one: self._copy_part(open_reader, stored, one), numbers),
+                strict=True,
+            ):
                 done += size
                 meter.update(done, done, 0, final=number + 1 == len(numbers))
 
-    def _part(self, opens: OpenReader, stored: StoredImage, number: int) -> int:
-        if self._stopped():
-            raise FillStopped("copying the image was told to stop; what is there stays, and the next one goes on from there")
+    def _copy_part(self, open_reader: OpenReader, stored: StoredImage, number: int) -> int:
+        if self._should_stop():
+            raise FillStopped(
+                "copying the image was told to stop; what is there stays, and the next one goes on from there"
+            )
         name, size = stored.parts[number], stored.part_size(number)
-        key = f"{parts_of(self._digest)}/{name}"
-        if patiently(lambda: self._target.size(key)) != size:
+        key = f"{parts_folder(self._digest)}/{name}"
+        if retry_with_backoff(lambda: self._target.size(key)) != size:
             content = bytearray(size)
-            patiently(lambda: _read(opens, Entry(name, Kind.FILE, size=size), content))
+            retry_with_backoff(
+                lambda: _read_part(open_reader, Entry(name, EntryKind.FILE, size=size), content)
+            )
             if hashlib.sha256(content).hexdigest() != name:
-                raise CorruptContent(f"{self._source.shown} has a damaged part of image {self._digest[:12]}; remove that image there")
-            patiently(lambda: self._target.put(key, memoryview(content)))
+                raise CorruptContent(
+                    f"{self._source.display_name} has a damaged part of image {self._digest[:12]}; remove that image there"
+                )
+            retry_with_backoff(lambda: self._target.put(key, memoryview(content)))
         return size
 
 
-def _read(opens: OpenReader, entry: Entry, content: bytearray) -> None:
-    with opens() as reader:
+def _read_part(open_reader: OpenReader, entry: Entry, content: bytearray) -> None:
+    with open_reader() as reader:
         reader.read_into(entry, 0, memoryview(content))

@@ -8,9 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from csi.errors import DataCacheError, NoSpace, OriginUnavailable, PermissionDenied, SourceChanged, SourceNotFound
-from csi.image_store.backend import Kept
-from csi.image_store.location import FolderSpec
+from csi.errors import (
+    DataCacheError,
+    NoSpace,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceChanged,
+    SourceNotFound,
+)
+from csi.image_store.backend import StoredObject
+from csi.image_store.location import FolderStoreSpec
 from csi.linux.durable_files import TEMP_SUFFIX, write_bytes
 from csi.manifest.manifest import Entry
 from csi.manifest.reader import OpenReader
@@ -22,12 +29,12 @@ class FolderBackend:
     What root puts there is given to the folder's owner, so that programs which are not root, but the owner, can remove it.
     """
 
-    def __init__(self, where: FolderSpec) -> None:
-        self._root, self.shown = where.path, where.shown
+    def __init__(self, spec: FolderStoreSpec) -> None:
+        self._root, self.display_name = spec.path, spec.display_name
 
     def get(self, key: str) -> bytes | None:
         """See Backend."""
-        with self._faults():
+        with self._translate_errors():
             try:
                 return self._path(key).read_bytes()
             except FileNotFoundError:
@@ -35,7 +42,7 @@ class FolderBackend:
 
     def size(self, key: str) -> int | None:
         """See Backend."""
-        with self._faults():
+        with self._translate_errors():
             try:
                 return self._path(key).stat().st_size
             except FileNotFoundError:
@@ -44,108 +51,116 @@ class FolderBackend:
     def put(self, key: str, content: bytes | memoryview) -> None:
         """See Backend: a file is written beside its place, synced and renamed."""
         path = self._path(key)
-        with self._faults():
+        with self._translate_errors():
             for folder in [*reversed(path.relative_to(self._root).parents)][1:]:
-                self._make(self._root / folder)
+                self._make_folder(self._root / folder)
             write_bytes(path, content, 0o644)
-            self._give(path)
+            self._give_to_owner(path)
 
-    def _make(self, folder: Path) -> None:
+    def _make_folder(self, folder: Path) -> None:
         with suppress(FileExistsError):
             folder.mkdir()
-            self._give(folder)
+            self._give_to_owner(folder)
 
-    def _give(self, path: Path) -> None:
+    def _give_to_owner(self, path: Path) -> None:
         """An export that squashes root has given it already, to whom it says."""
         if os.geteuid() == 0:
             owner = self._root.stat()
             with suppress(PermissionError):
                 os.chown(path, owner.st_uid, owner.st_gid)
 
-    def list(self, folder: str) -> Iterator[Kept]:
+    def list_objects(self, folder: str) -> Iterator[StoredObject]:
         """See Backend; files that are being written are not there yet."""
-        with self._faults():
+        with self._translate_errors():
             for parent, _, names in os.walk(self._path(folder)):
                 for name in sorted(names):
                     if not name.endswith(TEMP_SUFFIX):
-                        yield from self._kept(Path(parent, name))
+                        yield from self._stat(Path(parent, name))
 
-    def folders(self, folder: str) -> Iterator[str]:
+    def list_folders(self, folder: str) -> Iterator[str]:
         """See Backend."""
-        with self._faults():
-            place = self._path(folder)
-            yield from sorted(path.name for path in place.iterdir() if path.is_dir()) if place.is_dir() else ()
+        with self._translate_errors():
+            folder_path = self._path(folder)
+            yield from (
+                sorted(path.name for path in folder_path.iterdir() if path.is_dir())
+                if folder_path.is_dir()
+                else ()
+            )
 
-    def _kept(self, path: Path) -> Iterator[Kept]:
+    def _stat(self, path: Path) -> Iterator[StoredObject]:
         try:
             status = path.stat()
         except FileNotFoundError:
             return
-        yield Kept(str(path.relative_to(self._root)), status.st_size, status.st_mtime)
+        yield StoredObject(str(path.relative_to(self._root)), status.st_size, status.st_mtime)
 
     def delete(self, key: str) -> None:
         """See Backend; folders that are empty then go too."""
-        with self._faults():
+        with self._translate_errors():
             self._unlink(self._path(key))
 
-    def tidy(self, before: float) -> None:
+    def sweep(self, modified_before: float) -> None:
         """See Backend."""
-        with self._faults():
+        with self._translate_errors():
             for path in list(self._path("").rglob(f".*{TEMP_SUFFIX}")):
-                if any(kept.put_at < before for kept in self._kept(path)):
+                if any(kept.modified_at < modified_before for kept in self._stat(path)):
                     self._unlink(path)
 
     def _unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)
         for folder in path.parents:
-            if folder == self._root or not _removed(folder):
+            if folder == self._root or not _remove_if_empty(folder):
                 break
 
-    def reader(self, folder: str) -> OpenReader:
+    def get_reader_factory(self, folder: str) -> OpenReader:
         """See Backend."""
-        return lambda: self._reading(folder)
+        return lambda: self._open_reader(folder)
 
     @contextmanager
-    def _reading(self, folder: str) -> Iterator[_Reader]:
-        yield _Reader(self, folder)
+    def _open_reader(self, folder: str) -> Iterator[_FolderReader]:
+        yield _FolderReader(self, folder)
 
     def close(self) -> None:
         """Nothing is open."""
 
     def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` from byte `offset` of an object on. Raises SourceNotFound and SourceChanged beside what all raise."""
-        with self._faults():
+        with self._translate_errors():
             try:
                 with self._path(key).open("rb", buffering=0) as stream:
                     done = os.preadv(stream.fileno(), [buffer], offset)
             except FileNotFoundError as error:
-                raise SourceNotFound(f"{self.shown} has no {key} any more") from error
+                raise SourceNotFound(f"{self.display_name} has no {key} any more") from error
         if done != len(buffer):
-            raise SourceChanged(f"{self.shown}: {key} is shorter than when it was put there")
+            raise SourceChanged(f"{self.display_name}: {key} is shorter than when it was put there")
 
     def _path(self, key: str) -> Path:
         if not self._root.is_dir():
             raise OriginUnavailable(
-                f"{self.shown}, the image store, is not there; mount it on this node, at the same place in the plugin's container"
+                f"{self.display_name}, the image store, is not there; mount it on this node, at the same place in the plugin's container"
             )
         return self._root / key
 
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            raise self._named(error) from error
+            raise self._backend_error(error) from error
 
-    def _named(self, error: OSError) -> DataCacheError:
+    def _backend_error(self, error: OSError) -> DataCacheError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return NoSpace(f"{self.shown}, the image store, is full; add room, or let fewer caches be kept")
+            return NoSpace(
+                f"{self.display_name}, the image store, is full; add room, or let fewer caches be kept"
+            )
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            return PermissionDenied(f"{self.shown}, the image store, may not be used ({error.strerror}); give this driver's user the right")
-        return OriginUnavailable(f"{self.shown}, the image store, cannot be used: {error.strerror}")
+            return PermissionDenied(
+                f"{self.display_name}, the image store, may not be used ({error.strerror}); give this driver's user the right"
+            )
+        return OriginUnavailable(f"{self.display_name}, the image store, cannot be used: {error.strerror}")
 
 
-class _Reader:
+class _FolderReader:
     """See `csi.manifest.reader.Reader`."""
 
     def __init__(self, backend: FolderBackend, folder: str) -> None:
@@ -155,7 +170,7 @@ class _Reader:
         self._backend.read_into(f"{self._folder}/{entry.path}", offset, buffer)
 
 
-def _removed(folder: Path) -> bool:
+def _remove_if_empty(folder: Path) -> bool:
     try:
         folder.rmdir()
     except OSError:

@@ -12,58 +12,62 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from csi.errors import InvalidParameter
-from csi.parameters.dialects.buckets import OSS, S3, ObjectSpec
-from csi.values import shown
+from csi.parameters.dialects.buckets import OSS, S3, BucketSpec
+from csi.values import redact
 
 _BUCKETS = {"s3": (S3, "endpoint"), "oss": (OSS, "url")}
-_KNOWN = ("endpoint", "region", "pathStyle")
+_OPTIONS = ("endpoint", "region", "pathStyle")
 
 
 @dataclass(frozen=True)
-class FolderSpec:
+class FolderStoreSpec:
     """A folder of a file system that all nodes have mounted."""
 
     path: Path
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The store as messages name it."""
         return f"the folder {self.path}"
 
 
-ImageStoreSpec = FolderSpec | ObjectSpec
+ImageStoreSpec = FolderStoreSpec | BucketSpec
 
 
-def image_store(text: str) -> ImageStoreSpec:
+def parse_image_store_url(text: str) -> ImageStoreSpec:
     """The image store that an URL names. Raises InvalidParameter that says what is wrong with it; no credential may be in it."""
     try:
         url = urlsplit(text)
         options = dict(parse_qsl(url.query, strict_parsing=True)) if url.query else {}
     except ValueError as error:
-        raise _refused(text, "cannot be read as an URL") from error
+        raise _url_error(text, "cannot be read as an URL") from error
     if url.username is not None or url.password is not None or url.fragment:
-        raise InvalidParameter("the image store's URL carries a credential or a fragment; put the access key into the folder of --image-store-secret")
+        raise InvalidParameter(
+            "the image store's URL carries a credential or a fragment; put the access key into the folder of --image-store-secret"
+        )
     if url.scheme == "file":
-        return _folder(text, url.netloc, unquote(url.path), options)
+        return _parse_folder(text, url.netloc, unquote(url.path), options)
     if url.scheme not in _BUCKETS:
-        raise _refused(text, "is of no known kind")
-    if unknown := next((key for key in options if key not in _KNOWN), ""):
-        raise _refused(text, f"has an unknown option {shown(unknown)}; it may have {', '.join(_KNOWN)}")
+        raise _url_error(text, "is of no known kind")
+    if unknown := next((key for key in options if key not in _OPTIONS), ""):
+        raise _url_error(text, f"has an unknown option {redact(unknown)}; it may have {', '.join(_OPTIONS)}")
     dialect, endpoint = _BUCKETS[url.scheme]
-    values = {"bucket": url.netloc, "path": unquote(url.path)} | {key: value for key, value in options.items() if key != "endpoint"}
+    values = {"bucket": url.netloc, "path": unquote(url.path)} | {
+        key: value for key, value in options.items() if key != "endpoint"
+    }
     found = dialect.parse(values | ({endpoint: options["endpoint"]} if "endpoint" in options else {}), ())
-    assert isinstance(found, ObjectSpec)
+    assert isinstance(found, BucketSpec)
     return found
 
 
-def _folder(text: str, host: str, path: str, options: dict[str, str]) -> FolderSpec:
+def _parse_folder(text: str, host: str, path: str, options: dict[str, str]) -> FolderStoreSpec:
     if host or options or not path.startswith("/") or ".." in PurePosixPath(path).parts:
-        raise _refused(text, "is no absolute folder")
-    return FolderSpec(Path(path))
+        raise _url_error(text, "is no absolute folder")
+    return FolderStoreSpec(Path(path))
 
 
-def _refused(text: str, why: str) -> InvalidParameter:
+def _url_error(text: str, why: str) -> InvalidParameter:
     # Not the whole of it: whoever got it wrong may have put a key there.
     return InvalidParameter(
-        f"the image store {shown(text.partition('?')[0].rpartition('@')[2])} {why}; write file:///folder, s3://bucket/folder or oss://"
+        f"the image store {redact(text.partition('?')[0].rpartition('@')[2])} {why}; write file:///folder, s3://bucket/folder or oss://"
     )

@@ -14,8 +14,8 @@ from csi.manifest.reader import OpenReader, Reader
 class PartsReader:
     """See `csi.manifest.reader.Reader`; for one thread, as a context."""
 
-    def __init__(self, opens: OpenReader, stored: StoredImage) -> None:
-        self._context: AbstractContextManager[Reader] = opens()
+    def __init__(self, open_reader: OpenReader, stored: StoredImage) -> None:
+        self._context: AbstractContextManager[Reader] = open_reader()
         self._stored = stored
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
@@ -26,5 +26,7 @@ class PartsReader:
         self._reader = self._context.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._context.__exit__(kind, error, trace)

@@ -9,16 +9,31 @@ from io import BytesIO
 from itertools import groupby
 
 from csi.errors import CorruptContent, DataCacheError, NotFound
-from csi.image_store.announcements import ANNOUNCED, Announcement, read, written
-from csi.image_store.backend import Backend, Kept
+from csi.image_store.announcements import (
+    ANNOUNCEMENTS_FOLDER,
+    Announcement,
+    decode_announcement,
+    encode_announcement,
+)
+from csi.image_store.backend import Backend, StoredObject
 from csi.image_store.copying import ImageCopy
-from csi.image_store.location import FolderSpec, ImageStoreSpec, image_store
+from csi.image_store.location import FolderStoreSpec, ImageStoreSpec, parse_image_store_url
 from csi.image_store.parts_reader import PartsReader
-from csi.image_store.stored_image import IMAGES, PART_BYTES, StoredImage, folder_of, index_of, manifest_of, parts_of, snapshot_id_of, unwanted_of
-from csi.image_store.uploading import Stopped, Tell, Upload, patiently
+from csi.image_store.stored_image import (
+    IMAGES_FOLDER,
+    PART_BYTES,
+    StoredImage,
+    image_folder,
+    index_key,
+    manifest_key,
+    parts_folder,
+    snapshot_id_of,
+    unwanted_key,
+)
+from csi.image_store.uploading import ImageUpload, OnProgress, ShouldStop, retry_with_backoff
 from csi.images.fill.fill import fill
 from csi.images.layout import layout as layouts
-from csi.images.layout.layout import lay_out
+from csi.images.layout.layout import build_layout
 from csi.images.node_store.records import ImagePaths, is_digest
 from csi.manifest.manifest import Manifest
 
@@ -30,159 +45,211 @@ class ImageStore:
         self._backend, self._part_bytes = backend, part_bytes
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The store as messages name it."""
-        return self._backend.shown
+        return self._backend.display_name
 
     def find(self, digest: str) -> StoredImage | None:
         """The image, if all of it is there. Raises CorruptContent where its record is damaged, and what Backend raises."""
-        content = self._backend.get(index_of(digest))
+        content = self._backend.get(index_key(digest))
         return None if content is None else StoredImage.decode(content, digest)
 
-    def manifest(self, digest: str) -> Manifest:
+    def read_manifest(self, digest: str) -> Manifest:
         """The manifest of an image that is there; raises NotFound, CorruptContent, and what Backend raises."""
-        content = self._backend.get(manifest_of(digest))
+        content = self._backend.get(manifest_key(digest))
         if content is None:
-            raise NotFound(f"{self.shown} has no image {digest[:12]}")
+            raise NotFound(f"{self.display_name} has no image {digest[:12]}")
         try:
-            found = Manifest.read(BytesIO(content))
+            manifest = Manifest.read(BytesIO(content))
         except DataCacheError as error:
-            raise CorruptContent(f"{self.shown} has a damaged manifest of {digest[:12]}; remove {folder_of(digest)} there") from error
-        if found.digest != digest:
-            raise CorruptContent(f"{self.shown} has another image's manifest under {folder_of(digest)}; remove that there")
-        return found
+            raise CorruptContent(
+                f"{self.display_name} has a damaged manifest of {digest[:12]}; remove {image_folder(digest)} there"
+            ) from error
+        if manifest.digest != digest:
+            raise CorruptContent(
+                f"{self.display_name} has another image's manifest under {image_folder(digest)}; remove that there"
+            )
+        return manifest
 
     def add(
-        self, image: ImagePaths, tell: Tell | None = None, stopped: Stopped = lambda: False, access: Mapping[str, str] | None = None
+        self,
+        image: ImagePaths,
+        on_progress: OnProgress | None = None,
+        should_stop: ShouldStop = lambda: False,
+        access: Mapping[str, str] | None = None,
     ) -> StoredImage:
         """Bring a sealed image here, unless it is here: what there is of it already is not sent again.
 
-        `tell` hears how far it is, in bytes behind the image's metadata. `access` is the pinned spec of a place that is known to hold its
+        `on_progress` hears how far it is, in bytes behind the image's metadata. `access` is the pinned spec of a place that is known to hold its
         bytes; without it that is where its manifest says.
         Raises FillStopped when told to stop, and what Backend raises; what is there by then stays.
         """
         with image.manifest.open("rb") as stream:
             manifest = Manifest.read(stream)
         digest = manifest.digest
-        if known := self.find(digest):
-            self._backend.delete(unwanted_of(digest))
-            return known
-        data_at = len(lay_out(manifest).metadata)
-        upload = Upload(self._backend, digest, image.image, data_at, self._part_bytes, tell, stopped)
-        patiently(lambda: self._backend.put(manifest_of(digest), image.manifest.read_bytes()))
-        parts, known_from = upload.run(), dict(access or manifest.access)
-        stored = StoredImage(
-            digest, upload.size, manifest.content_bytes, data_at, parts, known_from, layouts.FORMAT, self._part_bytes, stored_at=time.time()
+        if existing := self.find(digest):
+            self._backend.delete(unwanted_key(digest))
+            return existing
+        data_at = len(build_layout(manifest).metadata)
+        upload = ImageUpload(
+            self._backend, digest, image.image, data_at, self._part_bytes, on_progress, should_stop
         )
-        patiently(lambda: self._backend.put(index_of(digest), stored.encode()))
+        retry_with_backoff(lambda: self._backend.put(manifest_key(digest), image.manifest.read_bytes()))
+        parts, filled_from = upload.run(), dict(access or manifest.access)
+        stored = StoredImage(
+            digest,
+            upload.size,
+            manifest.content_bytes,
+            data_at,
+            parts,
+            filled_from,
+            layouts.LAYOUT_FORMAT,
+            self._part_bytes,
+            stored_at=time.time(),
+        )
+        retry_with_backoff(lambda: self._backend.put(index_key(digest), stored.encode()))
         return stored
 
-    def fill(self, stored: StoredImage, manifest: Manifest, paths: ImagePaths, connections: int, tell: Tell | None = None) -> None:
+    def fill(
+        self,
+        stored: StoredImage,
+        manifest: Manifest,
+        paths: ImagePaths,
+        connections: int,
+        on_progress: OnProgress | None = None,
+    ) -> None:
         """Bring an image's bytes to its partial image in a node's store, each part verified; what was there is gone on with.
 
         Raises CorruptContent where it is laid out otherwise than `manifest` is, and as `csi.images.fill.fill.fill`.
         """
-        layout = lay_out(manifest)
-        if stored.layout != layouts.FORMAT or (stored.image_bytes, stored.data_at) != (layout.size, len(layout.metadata)):
-            raise CorruptContent(f"{self.shown} has {stored.digest[:12]} as another version of this driver laid it out; it is filled from its origin")
-        opened = self._backend.reader(parts_of(stored.digest))
-        whole = stored.in_parts(layout.metadata)
-        fill(whole, paths.partial, paths.journal, lambda: PartsReader(opened, stored), connections=connections, progress=tell)
+        layout = build_layout(manifest)
+        if stored.layout_format != layouts.LAYOUT_FORMAT or (stored.image_bytes, stored.data_offset) != (
+            layout.size,
+            len(layout.metadata),
+        ):
+            raise CorruptContent(
+                f"{self.display_name} has {stored.digest[:12]} as another version of this driver laid it out; it is filled from its origin"
+            )
+        open_reader = self._backend.get_reader_factory(parts_folder(stored.digest))
+        parts_layout = stored.build_parts_layout(layout.metadata)
+        fill(
+            parts_layout,
+            paths.partial,
+            paths.journal,
+            lambda: PartsReader(open_reader, stored),
+            connections=connections,
+            on_progress=on_progress,
+        )
 
-    def copy_to(self, target: ImageStore, digest: str, tell: Tell | None = None, stopped: Stopped = lambda: False) -> None:
+    def copy_to(
+        self,
+        target: ImageStore,
+        digest: str,
+        on_progress: OnProgress | None = None,
+        should_stop: ShouldStop = lambda: False,
+    ) -> None:
         """Bring an image to another image store; see ImageCopy for what is raised."""
-        ImageCopy(self._backend, target._backend, digest, tell, stopped).run()
+        ImageCopy(self._backend, target._backend, digest, on_progress, should_stop).run()
 
     def announce(self, announcement: Announcement) -> None:
         """Say that an image is to become a DataCache here, in the place of what was said of that DataCache."""
-        patiently(lambda: self._backend.put(announcement.key, written(announcement)))
+        retry_with_backoff(lambda: self._backend.put(announcement.key, encode_announcement(announcement)))
 
-    def announced(self, damaged: Callable[[str], None] = lambda why: None) -> Iterator[Announcement]:
-        """All that was said and can be read, by DataCacheId; `damaged` is told of the others. Raises what Backend raises."""
-        for kept in sorted(self._backend.list(ANNOUNCED), key=lambda one: one.key):
+    def list_announcements(
+        self, on_damaged: Callable[[str], None] = lambda why: None
+    ) -> Iterator[Announcement]:
+        """All that was said and can be read, by DataCacheId; `on_damaged` is told of the others. Raises what Backend raises."""
+        for stored_object in sorted(
+            self._backend.list_objects(ANNOUNCEMENTS_FOLDER), key=lambda one: one.key
+        ):
             try:
-                if content := self._backend.get(kept.key):
-                    yield read(content, kept.key)
+                if content := self._backend.get(stored_object.key):
+                    yield decode_announcement(content, stored_object.key)
             except CorruptContent as error:
-                damaged(str(error))
+                on_damaged(str(error))
 
     def withdraw(self, announcement: Announcement) -> None:
         """Say so no more; what was not said is no error."""
         self._backend.delete(announcement.key)
 
-    def digests(self) -> Iterator[str]:
+    def list_digests(self) -> Iterator[str]:
         """Of all images, and of what there is of some, in order."""
-        return filter(is_digest, self._backend.folders(IMAGES))
+        return filter(is_digest, self._backend.list_folders(IMAGES_FOLDER))
 
-    def images(self) -> Iterator[StoredImage]:
+    def list_images(self) -> Iterator[StoredImage]:
         """All images that are whole, by digest; raises as `find`."""
-        for digest in self.digests():
+        for digest in self.list_digests():
             if found := self.find(digest):
                 yield found
 
-    def named(self, snapshot_id: str) -> StoredImage | None:
+    def find_by_snapshot_id(self, snapshot_id: str) -> StoredImage | None:
         """The image of a snapshot id, None where there is none; raises as `find`."""
-        for digest in self.digests():
+        for digest in self.list_digests():
             if snapshot_id_of(digest) == snapshot_id:
                 return self.find(digest)
         return None
 
     def remove(self, digest: str) -> None:
         """Remove an image, and what there is of one; one that is not there is no error."""
-        self._remove(digest, list(self._backend.list(folder_of(digest))))
+        self._delete_image(digest, list(self._backend.list_objects(image_folder(digest))))
 
-    def collect(self, wanted: Collection[str], grace: float, now: float) -> list[str]:
-        """Remove images that nobody has wanted for `grace` seconds, and parts of uploads that nobody went on with; the digests of what is gone.
+    def collect(self, wanted_digests: Collection[str], grace_seconds: float, now: float) -> list[str]:
+        """Remove images that nobody has wanted for `grace_seconds` seconds, and parts of uploads that nobody went on with; the digests of what is gone.
 
-        `wanted` are digests. An image is marked first, and goes with a later call: for one process at a time.
+        `wanted_digests` are digests. An image is marked first, and goes with a later call: for one process at a time.
         """
-        self._backend.tidy(now - grace)
-        gone = []
-        for digest, kept in self._folders():
-            if digest in wanted:
-                self._backend.delete(unwanted_of(digest))
-            elif self._is_over(digest, kept, grace, now):
-                self._remove(digest, kept)
-                gone.append(digest)
-        return gone
+        self._backend.sweep(now - grace_seconds)
+        removed = []
+        for digest, objects in self._group_by_image():
+            if digest in wanted_digests:
+                self._backend.delete(unwanted_key(digest))
+            elif self._is_expired(digest, objects, grace_seconds, now):
+                self._delete_image(digest, objects)
+                removed.append(digest)
+        return removed
 
-    def _is_over(self, digest: str, kept: list[Kept], grace: float, now: float) -> bool:
-        whole = any(one.key == index_of(digest) for one in kept)
-        marked = next((one.put_at for one in kept if one.key == unwanted_of(digest)), None)
-        if whole and marked is None:
-            self._backend.put(unwanted_of(digest), b"")
+    def _is_expired(self, digest: str, objects: list[StoredObject], grace_seconds: float, now: float) -> bool:
+        is_complete = any(one.key == index_key(digest) for one in objects)
+        marked_at = next((one.modified_at for one in objects if one.key == unwanted_key(digest)), None)
+        if is_complete and marked_at is None:
+            self._backend.put(unwanted_key(digest), b"")
             return False
-        since = marked if whole and marked is not None else max(one.put_at for one in kept)
-        return now - since >= grace
+        since = (
+            marked_at if is_complete and marked_at is not None else max(one.modified_at for one in objects)
+        )
+        return now - since >= grace_seconds
 
-    def _remove(self, digest: str, kept: list[Kept]) -> None:
+    def _delete_image(self, digest: str, objects: list[StoredObject]) -> None:
         """The record first: from then on nobody begins to read."""
-        self._backend.delete(index_of(digest))
-        for one in kept:
+        self._backend.delete(index_key(digest))
+        for one in objects:
             self._backend.delete(one.key)
 
-    def _folders(self) -> Iterator[tuple[str, list[Kept]]]:
-        for digest, kept in groupby(sorted(self._backend.list(IMAGES), key=lambda one: one.key), lambda one: one.key.split("/")[1]):
+    def _group_by_image(self) -> Iterator[tuple[str, list[StoredObject]]]:
+        for digest, objects in groupby(
+            sorted(self._backend.list_objects(IMAGES_FOLDER), key=lambda one: one.key),
+            lambda one: one.key.split("/")[1],
+        ):
             if is_digest(digest):
-                yield digest, list(kept)
+                yield digest, list(objects)
 
 
 @contextmanager
-def opened(url: str, secrets: Mapping[str, str]) -> Iterator[ImageStore]:
+def open_image_store(url: str, secrets: Mapping[str, str]) -> Iterator[ImageStore]:
     """The image store of an URL (`csi.image_store.location`); raises InvalidParameter."""
-    with closing(open_backend(image_store(url), secrets)) as backend:
+    with closing(open_backend(parse_image_store_url(url), secrets)) as backend:
         yield ImageStore(backend)
 
 
-def open_backend(where: ImageStoreSpec, secrets: Mapping[str, str]) -> Backend:
+def open_backend(spec: ImageStoreSpec, secrets: Mapping[str, str]) -> Backend:
     """The backend of an image store, with the driver's own credential (`accessKeyId`, `secretAccessKey` or OSS's `akId`, `akSecret`).
 
     Raises InvalidParameter where a credential was given that it cannot use.
     """
-    if isinstance(where, FolderSpec):
+    if isinstance(spec, FolderStoreSpec):
         from csi.image_store.folder import FolderBackend
 
-        return FolderBackend(where)
+        return FolderBackend(spec)
     from csi.image_store.bucket import BucketBackend
 
-    return BucketBackend(where, secrets)
+    return BucketBackend(spec, secrets)

@@ -17,31 +17,41 @@ from csi.errors import CorruptContent
 from csi.images.layout.layout import Extent, Layout
 from csi.images.node_store.records import is_digest
 from csi.linux.durable_files import check_keys
-from csi.manifest.manifest import Entry, Kind, Manifest
+from csi.manifest.manifest import Entry, EntryKind, Manifest
 
-FORMAT = 1
-IMAGES = "images"
+STORED_IMAGE_FORMAT = 1
+IMAGES_FOLDER = "images"
 PART_BYTES = 32 * 1024 * 1024
 _BLOCK = 4096
-_KEYS = ("digest", "image_bytes", "content_bytes", "data_at", "parts", "access", "layout", "part_bytes", "stored_at")
-_LATEST = 253_402_300_800  # the year 10000
+_KEYS = (
+    "digest",
+    "image_bytes",
+    "content_bytes",
+    "data_at",
+    "parts",
+    "access",
+    "layout",
+    "part_bytes",
+    "stored_at",
+)
+_MAX_STORED_AT = 253_402_300_800  # the year 10000
 
 
 @dataclass(frozen=True)
 class StoredImage:
     """An image: `digest` of its manifest, `image_bytes` long, of files of `content_bytes`; `parts` are sha256 sums (hex) in the image's order.
 
-    The first part begins at image byte `data_at`: what is before it follows from the manifest.
-    `access` is the pinned spec that it was filled from, `layout` the layout's format, `stored_at` seconds since 1970.
+    The first part begins at image byte `data_offset`: what is before it follows from the manifest.
+    `access` is the pinned spec that it was filled from, `layout_format` the layout's format, `stored_at` seconds since 1970.
     """
 
     digest: str
     image_bytes: int
     content_bytes: int
-    data_at: int
+    data_offset: int
     parts: Sequence[str]
     access: dict[str, str] = field(default_factory=dict)
-    layout: int = 0
+    layout_format: int = 0
     part_bytes: int = PART_BYTES
     stored_at: float = 0.0
 
@@ -53,14 +63,14 @@ class StoredImage:
     def encode(self) -> bytes:
         """Return the record as JSON."""
         kept = {
-            "format": FORMAT,
+            "format": STORED_IMAGE_FORMAT,
             "digest": self.digest,
             "image_bytes": self.image_bytes,
             "content_bytes": self.content_bytes,
-            "data_at": self.data_at,
+            "data_at": self.data_offset,
             "parts": list(self.parts),
             "access": self.access,
-            "layout": self.layout,
+            "layout": self.layout_format,
             "part_bytes": self.part_bytes,
             "stored_at": self.stored_at,
         }
@@ -70,46 +80,60 @@ class StoredImage:
     def decode(content: bytes, digest: str) -> StoredImage:
         """Return the record that `encode` wrote of the image `digest`; raise CorruptContent for any other."""
         try:
-            kept: dict[str, Any] = json.loads(content)
-            if kept.pop("format") != FORMAT:
+            values: dict[str, Any] = json.loads(content)
+            if values.pop("format") != STORED_IMAGE_FORMAT:
                 raise ValueError("another format")
-            check_keys(kept, *_KEYS)
-            found = StoredImage(
-                digest=kept["digest"],
-                image_bytes=kept["image_bytes"],
-                content_bytes=kept["content_bytes"],
-                data_at=kept["data_at"],
-                parts=kept["parts"],
-                access=kept.get("access", {}),
-                layout=kept.get("layout", 0),
-                part_bytes=kept.get("part_bytes", PART_BYTES),
-                stored_at=kept.get("stored_at", 0.0),
+            check_keys(values, *_KEYS)
+            stored = StoredImage(
+                digest=values["digest"],
+                image_bytes=values["image_bytes"],
+                content_bytes=values["content_bytes"],
+                data_offset=values["data_at"],
+                parts=values["parts"],
+                access=values.get("access", {}),
+                layout_format=values.get("layout", 0),
+                part_bytes=values.get("part_bytes", PART_BYTES),
+                stored_at=values.get("stored_at", 0.0),
             )
-            found.check(digest)
-            return found
+            stored.check_consistency(digest)
+            return stored
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
-            raise CorruptContent(f"the image store's record of {digest[:12]} is damaged ({error}); remove images/{digest} there") from error
+            raise CorruptContent(
+                f"the image store's record of {digest[:12]} is damaged ({error}); remove images/{digest} there"
+            ) from error
 
-    def check(self, digest: str) -> None:
+    def check_consistency(self, digest: str) -> None:
         """Raise ValueError unless the record is one of the image `digest` and agrees with itself."""
-        count = -(-(self.image_bytes - self.data_at) // self.part_bytes)
+        count = -(-(self.image_bytes - self.data_offset) // self.part_bytes)
         if self.digest != digest or not all(map(is_digest, self.parts)):
             raise ValueError("it is of another image")
-        if any(size % _BLOCK for size in (self.part_bytes, self.image_bytes, self.data_at)) or len(self.parts) != count:
-            raise ValueError(f"{len(self.parts)} parts of {self.part_bytes} bytes are no image of {self.image_bytes}")
-        if not isinstance(self.content_bytes, int) or not all(isinstance(text, str) for pair in self.access.items() for text in pair):
+        if (
+            any(size % _BLOCK for size in (self.part_bytes, self.image_bytes, self.data_offset))
+            or len(self.parts) != count
+        ):
+            raise ValueError(
+                f"{len(self.parts)} parts of {self.part_bytes} bytes are no image of {self.image_bytes}"
+            )
+        if not isinstance(self.content_bytes, int) or not all(
+            isinstance(text, str) for pair in self.access.items() for text in pair
+        ):
             raise ValueError("its size or where it came from cannot be read")
-        if not 0 <= self.stored_at < _LATEST:
+        if not 0 <= self.stored_at < _MAX_STORED_AT:
             raise ValueError("it came at no time that there is")
 
     def part_size(self, number: int) -> int:
         """The bytes of a part, numbered from 0."""
-        return min(self.part_bytes, self.image_bytes - self.data_at - number * self.part_bytes)
+        return min(self.part_bytes, self.image_bytes - self.data_offset - number * self.part_bytes)
 
-    def in_parts(self, metadata: bytes) -> Layout:
+    def build_parts_layout(self, metadata: bytes) -> Layout:
         """The image as a fill sees it whose files are the parts: each is verified, and what was there is gone on with."""
-        entries = [Entry(f"{number:06}", Kind.FILE, size=self.part_size(number), digest=f"sha256:{part}") for number, part in enumerate(self.parts)]
-        extents = tuple(Extent(entry, self.data_at + number * self.part_bytes) for number, entry in enumerate(entries))
+        entries = [
+            Entry(f"{number:06}", EntryKind.FILE, size=self.part_size(number), digest=f"sha256:{part}")
+            for number, part in enumerate(self.parts)
+        ]
+        extents = tuple(
+            Extent(entry, self.data_offset + number * self.part_bytes) for number, entry in enumerate(entries)
+        )
         return Layout(Manifest(tuple(entries), {}), self.image_bytes, metadata, extents)
 
 
@@ -118,26 +142,26 @@ def snapshot_id_of(digest: str) -> str:
     return f"s-{digest[:20]}"
 
 
-def folder_of(digest: str) -> str:
+def image_folder(digest: str) -> str:
     """Where all of an image is."""
-    return f"{IMAGES}/{digest}"
+    return f"{IMAGES_FOLDER}/{digest}"
 
 
-def index_of(digest: str) -> str:
+def index_key(digest: str) -> str:
     """The key of the record that makes an image whole."""
-    return f"{folder_of(digest)}/index.json"
+    return f"{image_folder(digest)}/index.json"
 
 
-def manifest_of(digest: str) -> str:
+def manifest_key(digest: str) -> str:
     """The key of the manifest."""
-    return f"{folder_of(digest)}/manifest"
+    return f"{image_folder(digest)}/manifest"
 
 
-def parts_of(digest: str) -> str:
+def parts_folder(digest: str) -> str:
     """The folder of the parts."""
-    return f"{folder_of(digest)}/parts"
+    return f"{image_folder(digest)}/parts"
 
 
-def unwanted_of(digest: str) -> str:
+def unwanted_key(digest: str) -> str:
     """The key of the mark that nobody wants an image."""
-    return f"{folder_of(digest)}/unwanted"
+    return f"{image_folder(digest)}/unwanted"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from csi.linux.durable_files import TEMP_SUFFIX, check_keys
-from csi.values import human
+from csi.values import format_size
 
-_WINDOW, _LONGEST_WINDOW = 5.0, 60.0
+_MIN_RATE_WINDOW, _MAX_RATE_WINDOW = 5.0, 60.0
 # Bytes are counted a chunk at a time, and over a slow line all connections may be in the middle of one for longer than the window.
-_PAUSES = 3
-_INTERVAL = 0.2
+_PAUSES_PER_WINDOW = 3
+_REPORT_INTERVAL = 0.2
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ class FillProgress:
         )
 
     @property
-    def speed(self) -> str:
+    def rate_text(self) -> str:
         """`rate` for people: "1.2 MiB/s"."""
-        return f"{human(round(self.rate))}/s"
+        return f"{format_size(round(self.rate))}/s"
 
-    def shown(self) -> str:
+    def format(self) -> str:
         """The progress for people: MiB done and in all, MiB that other images had, bytes a second, seconds left."""
         copied = f" ({self.bytes_copied / 2**20:.0f} MiB from other images)" if self.bytes_copied else ""
-        left = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
-        return f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB{copied}, {self.speed}{left}"
+        remaining = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
+        return f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB{copied}, {self.rate_text}{remaining}"
 
 
 def write_progress(path: Path, progress: FillProgress) -> None:
@@ -90,26 +90,35 @@ def read_progress(path: Path) -> FillProgress | None:
 class ProgressMeter:
     """Turns counts into FillProgress and hands it to `tell`, at most five times a second."""
 
-    def __init__(self, total: int, tell: Callable[[FillProgress], None] | None, now: Callable[[], float] = time.monotonic) -> None:
-        self._total, self._tell, self._now = total, tell, now
+    def __init__(
+        self,
+        total: int,
+        on_progress: Callable[[FillProgress], None] | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._on_progress, self._clock = total, on_progress, clock
         self._samples: deque[tuple[float, int]] = deque()
-        self._last = float("-inf")
+        self._reported_at = float("-inf")
 
     def update(self, done: int, fetched: int, copied: int = 0, *, final: bool = False) -> None:
         """Take the counts of now, in bytes; `final` is always told."""
-        now = self._now()
-        if self._tell is None or (now - self._last < _INTERVAL and not final):
+        now = self._clock()
+        if self._on_progress is None or (now - self._reported_at < _REPORT_INTERVAL and not final):
             return
-        self._last = now
+        self._reported_at = now
         if not self._samples or self._samples[-1][1] != done:
             self._samples.append((now, done))
         rate = self._rate(now)
-        left = (self._total - done) / rate if rate > 0 else None
-        self._tell(FillProgress(done, self._total, fetched, rate, 0.0 if done == self._total else left, copied))
+        seconds_left = (self._total - done) / rate if rate > 0 else None
+        self._on_progress(
+            FillProgress(
+                done, self._total, fetched, rate, 0.0 if done == self._total else seconds_left, copied
+            )
+        )
 
     def _rate(self, now: float) -> float:
         pause = max((later - earlier for (earlier, _), (later, _) in pairwise(self._samples)), default=0.0)
-        window = min(max(_WINDOW, _PAUSES * pause), _LONGEST_WINDOW)
+        window = min(max(_MIN_RATE_WINDOW, _PAUSES_PER_WINDOW * pause), _MAX_RATE_WINDOW)
         while len(self._samples) > 2 and now - self._samples[1][0] >= window:
             self._samples.popleft()
         (first_time, first_done), (last_time, last_done) = self._samples[0], self._samples[-1]

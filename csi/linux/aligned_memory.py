@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 
 
-class Buffer:
+class AlignedBuffer:
     """`size` bytes of page-aligned, writable memory, in `view`."""
 
     def __init__(self, size: int) -> None:

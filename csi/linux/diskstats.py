@@ -10,7 +10,9 @@ _SECTOR = 512
 _READS, _SECTORS = 3, 5
 
 
-def reads_by_device(devices: Collection[str], file: Path = Path("/proc/diskstats")) -> dict[str, tuple[int, int]]:
+def reads_by_device(
+    devices: Collection[str], file: Path = Path("/proc/diskstats")
+) -> dict[str, tuple[int, int]]:
     """(reads, bytes read) since boot of each of `devices` ("major:minor") that is there."""
     found = {}
     for line in file.read_text().splitlines():

@@ -24,7 +24,7 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 _renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Return when the folder's names are on disk; raises OSError."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -33,7 +33,7 @@ def sync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def sync_file(path: Path) -> None:
+def fsync_file(path: Path) -> None:
     """Return when the file's bytes are on disk; raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -42,12 +42,12 @@ def sync_file(path: Path) -> None:
         os.close(fd)
 
 
-def rename_durably(source: Path, target: Path) -> None:
+def rename_and_sync(source: Path, target: Path) -> None:
     """Rename and return when both folders are on disk; raises OSError."""
     source.rename(target)
-    sync_folder(target.parent)
+    fsync_folder(target.parent)
     if source.parent != target.parent:
-        sync_folder(source.parent)
+        fsync_folder(source.parent)
 
 
 def write_bytes(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None:
@@ -59,25 +59,28 @@ def write_bytes(path: Path, data: bytes | memoryview, mode: int = 0o600) -> None
             stream.write(data)
             stream.flush()
             os.fsync(fd)
-        rename_durably(temp, path)
+        rename_and_sync(temp, path)
     except BaseException:
         temp.unlink(missing_ok=True)
         raise
 
 
-def replace_text(path: Path, text: str) -> None:
+def replace_text_unsynced(path: Path, text: str) -> None:
     """Put a file of exactly `text` at `path`: whole at any time, but not on disk yet when this returns; raises OSError."""
     temp = path.with_name(f".{uuid.uuid4().hex}{TEMP_SUFFIX}")
     try:
         temp.write_text(text)
         # A plain rename over a file makes ext4 write the new one out first, behind all that a fill has queued.
-        if _renameat2 is None or _renameat2(_AT_FDCWD, bytes(temp), _AT_FDCWD, bytes(path), _RENAME_EXCHANGE) != 0:
+        if (
+            _renameat2 is None
+            or _renameat2(_AT_FDCWD, bytes(temp), _AT_FDCWD, bytes(path), _RENAME_EXCHANGE) != 0
+        ):
             temp.rename(path)
     finally:
         temp.unlink(missing_ok=True)
 
 
-def secret_key(path: Path) -> bytes:
+def load_or_create_key(path: Path) -> bytes:
     """The 32 random bytes kept at `path` with mode 0600, made on first use. Raises OSError, and DataCacheError when the file is damaged."""
     if not path.exists():
         write_bytes(path, secrets.token_bytes(KEY_BYTES))
@@ -105,14 +108,16 @@ def read_json(path: Path, format_version: int | None = None) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataCacheError(f"the record {path} is damaged: it is no JSON object; remove it")
     if format_version is not None and record.get("format") != format_version:
-        raise DataCacheError(f"the record {path} has format {record.get('format')}, this driver reads {format_version}")
+        raise DataCacheError(
+            f"the record {path} has format {record.get('format')}, this driver reads {format_version}"
+        )
     return record
 
 
-def check_keys(kept: Mapping[str, Any], *known: str) -> None:
+def check_keys(stored: Mapping[str, Any], *known: str) -> None:
     """Raise TypeError for a key of a record that is not `known`.
 
     A later version may have written it, and what it says may forbid what the rest of the record allows.
     """
-    if unknown := kept.keys() - set(known):
+    if unknown := stored.keys() - set(known):
         raise TypeError(f"it has {min(unknown)}, which this version of the driver does not know")

@@ -7,20 +7,20 @@ from pathlib import Path
 from csi.errors import UnsupportedByNode
 from csi.linux import processes
 
-_MODPROBE_SECONDS = 20.0
+_MODPROBE_TIMEOUT = 20.0
 
 
 def require_erofs(filesystems: Path = Path("/proc/filesystems")) -> None:
     """Return if the kernel knows EROFS, loading its module where needed; raises UnsupportedByNode saying what to install."""
-    if _knows_erofs(filesystems):
+    if _has_erofs(filesystems):
         return
-    tried = processes.run(["modprobe", "erofs"], _MODPROBE_SECONDS)
-    if not _knows_erofs(filesystems):
+    tried = processes.run(["modprobe", "erofs"], _MODPROBE_TIMEOUT)
+    if not _has_erofs(filesystems):
         raise UnsupportedByNode(
             f"this node's kernel has no EROFS, and `modprobe erofs` did not help ({tried.output[:200] or 'it said nothing'}); "
             "use a kernel of 6.1 or newer with CONFIG_EROFS_FS, or load the module erofs at boot"
         )
 
 
-def _knows_erofs(filesystems: Path) -> bool:
+def _has_erofs(filesystems: Path) -> bool:
     return "erofs" in filesystems.read_text().split()

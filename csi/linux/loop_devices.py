@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from csi.errors import DataCacheError, UnsupportedByNode
-from csi.linux.uevents import BlockEvents
+from csi.linux.uevents import BlockUevents
 
 log = logging.getLogger("datacache.loop")
 
@@ -26,8 +26,8 @@ _BLOCK_SIZE = 4096
 # struct loop_info64: device, inode, rdevice, offset, sizelimit (u64 each), number, encrypt type, key size, flags (u32 each), names, key, init.
 _INFO = struct.Struct("=5Q4I64s64s32s2Q")
 _CONFIG = struct.Struct(f"=2I{_INFO.size}s64x")
-_TRIES = 64
-_LEAST_READ_AHEAD = 2 * 2**20
+_MAX_TRIES = 64
+_MIN_READ_AHEAD = 2 * 2**20
 
 
 class LoopDevices(Protocol):
@@ -42,29 +42,29 @@ class LoopDevices(Protocol):
         DataCacheError when the kernel refuses.
         """
 
-    def read_ahead(self, device: str, size: int | None) -> None:
+    def set_read_ahead(self, device: str, size: int | None) -> None:
         """Read ahead `size` bytes on `device` from now on; None for these devices' default."""
 
-    def holds(self, device: str, image: Path) -> bool:
+    def is_backed_by(self, device: str, image: Path) -> bool:
         """Whether `device` is a loop device over the very file `image` (device and inode: names are cut at 64 bytes)."""
 
-    def wait_free(self, device: str, seconds: float) -> bool:
+    def wait_until_free(self, device: str, seconds: float) -> bool:
         """Wait until `device` is free, at most `seconds`; False where something else still holds it."""
 
 
-class KernelLoops:
+class KernelLoopDevices:
     """This machine's loop devices. `read_ahead_bytes` is how far the kernel reads ahead where nothing else is asked."""
 
     def __init__(self, read_ahead_bytes: int) -> None:
         self._read_ahead = read_ahead_bytes
-        self._watch = BlockEvents()
+        self._uevents = BlockUevents()
 
     @contextmanager
     def attach(self, image: Path, read_ahead: int | None = None) -> Iterator[str]:
         """LOOP_CONFIGURE with read-only, direct I/O and autoclear, so that a plugin killed before the mount leaves no device behind."""
         backing = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            device, path = self._configured(backing, image, read_ahead or self._read_ahead)
+            device, path = self._configure(backing, image, read_ahead or self._read_ahead)
         finally:
             os.close(backing)
         try:
@@ -72,93 +72,117 @@ class KernelLoops:
         finally:
             os.close(device)
 
-    def _configured(self, backing: int, image: Path, read_ahead: int) -> tuple[int, str]:
-        info = _INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, _READ_ONLY | _AUTOCLEAR | _DIRECT_IO, os.fsencode(image)[-63:], b"", b"", 0, 0)
+    def _configure(self, backing: int, image: Path, read_ahead: int) -> tuple[int, str]:
+        info = _INFO.pack(
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            _READ_ONLY | _AUTOCLEAR | _DIRECT_IO,
+            os.fsencode(image)[-63:],
+            b"",
+            b"",
+            0,
+            0,
+        )
         config = _CONFIG.pack(backing, _BLOCK_SIZE, info)
-        for _ in range(_TRIES):
-            path = _free_device()
+        for _ in range(_MAX_TRIES):
+            path = _find_free_device()
             device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 fcntl.ioctl(device, _LOOP_CONFIGURE, config)
-                _tune(device, path, read_ahead)
+                _apply_settings(device, path, read_ahead)
                 return device, path
             except OSError as error:
                 os.close(device)
                 if error.errno != errno.EBUSY:
-                    raise DataCacheError(f"the kernel refuses {image} as a loop device: {error.strerror}") from error
-        raise DataCacheError(f"no loop device could be had in {_TRIES} tries; something else takes them all")
+                    raise DataCacheError(
+                        f"the kernel refuses {image} as a loop device: {error.strerror}"
+                    ) from error
+        raise DataCacheError(
+            f"no loop device could be had in {_MAX_TRIES} tries; something else takes them all"
+        )
 
-    def read_ahead(self, device: str, size: int | None) -> None:
+    def set_read_ahead(self, device: str, size: int | None) -> None:
         """BLKRASET; a device that is gone, or does not take it, is left as it is."""
         try:
             descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         try:
-            _read_ahead(descriptor, device, size or self._read_ahead)
+            _set_read_ahead(descriptor, device, size or self._read_ahead)
         finally:
             os.close(descriptor)
 
-    def holds(self, device: str, image: Path) -> bool:
+    def is_backed_by(self, device: str, image: Path) -> bool:
         """LOOP_GET_STATUS64 against stat(2)."""
         try:
-            status, wanted = _status_of(device), image.stat()
+            status, wanted = _read_status_of(device), image.stat()
         except FileNotFoundError:
             return False
         return status is not None and (status[0], status[1]) == (wanted.st_dev, wanted.st_ino)
 
-    def wait_free(self, device: str, seconds: float) -> bool:
+    def wait_until_free(self, device: str, seconds: float) -> bool:
         """Look again at each uevent of a block device."""
-        return self._watch.wait(lambda: _status_of(device) is None, seconds)
+        return self._uevents.wait_for(lambda: _read_status_of(device) is None, seconds)
 
 
-def read_ahead_of(folder: Path, bdi: Path = Path("/sys/class/bdi")) -> int:
+def default_read_ahead(folder: Path, bdi: Path = Path("/sys/class/bdi")) -> int:
     """How far, in bytes, the kernel reads ahead on the disk below `folder`: at least 2 MiB, since an image is read through two devices."""
     number = folder.stat().st_dev
     setting = bdi / f"{os.major(number)}:{os.minor(number)}" / "read_ahead_kb"
     own = int(setting.read_text()) * 1024 if setting.exists() else 0
-    return max(own, _LEAST_READ_AHEAD)
+    return max(own, _MIN_READ_AHEAD)
 
 
-def _tune(device: int, path: str, read_ahead: int) -> None:
-    if not _status(device)[8] & _DIRECT_IO:
+def _apply_settings(device: int, path: str, read_ahead: int) -> None:
+    if not _read_status(device)[8] & _DIRECT_IO:
         try:
             fcntl.ioctl(device, _LOOP_SET_DIRECT_IO, 1)
         except OSError:
-            log.warning("no direct I/O: the store's disk does not take it in 4 KiB blocks; reads are slower", extra={"fields": {"device": path}})
-    _read_ahead(device, path, read_ahead)
+            log.warning(
+                "no direct I/O: the store's disk does not take it in 4 KiB blocks; reads are slower",
+                extra={"fields": {"device": path}},
+            )
+    _set_read_ahead(device, path, read_ahead)
 
 
-def _read_ahead(device: int, path: str, size: int) -> None:
+def _set_read_ahead(device: int, path: str, size: int) -> None:
     try:
         fcntl.ioctl(device, _BLKRASET, size // 512)
     except OSError as error:
         log.warning("read-ahead not set", extra={"fields": {"device": path, "reason": error.strerror}})
 
 
-def _free_device() -> str:
+def _find_free_device() -> str:
     try:
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise UnsupportedByNode(f"this node has no loop devices (/dev/loop-control: {error.strerror}); load the kernel module loop") from error
+        raise UnsupportedByNode(
+            f"this node has no loop devices (/dev/loop-control: {error.strerror}); load the kernel module loop"
+        ) from error
     try:
         return f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
     finally:
         os.close(control)
 
 
-def _status(device: int) -> tuple[int, ...]:
+def _read_status(device: int) -> tuple[int, ...]:
     return _INFO.unpack(fcntl.ioctl(device, _LOOP_GET_STATUS64, bytes(_INFO.size)))
 
 
-def _status_of(path: str) -> tuple[int, ...] | None:
+def _read_status_of(path: str) -> tuple[int, ...] | None:
     """The loop's status, None where it is free or gone."""
     try:
         device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
     try:
-        return _status(device)
+        return _read_status(device)
     except OSError as error:
         if error.errno == errno.ENXIO:
             return None

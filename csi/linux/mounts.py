@@ -21,7 +21,7 @@ _UMOUNT_NOFOLLOW = 8
 # Room for the root folder and nothing else (tmpfs(5)).
 _MARKER_OPTIONS = "size=4k,nr_inodes=1,mode=0555"
 # Most lines of the table are those of the last look.
-_KNOWN_LINES, _KNOWN_OPTIONS = 1024, 64
+_MAX_CACHED_LINES, _MAX_CACHED_OPTIONS = 1024, 64
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
@@ -37,16 +37,16 @@ class Mount:
     shared: bool = False
 
 
-class Mounts(Protocol):
+class MountTable(Protocol):
     """A mount table. Targets are absolute paths without symlinks."""
 
-    def table(self) -> list[Mount]:
+    def list_mounts(self) -> list[Mount]:
         """All mounts, oldest first; of several on one target the last one is seen."""
 
     def mount_image(self, device: str, target: Path) -> None:
         """Mount the EROFS on block device `device` at the folder `target`, ro,nosuid,nodev. Raises UnsupportedByNode, DataCacheError."""
 
-    def bind(self, source: Path, target: Path) -> None:
+    def bind_mount(self, source: Path, target: Path) -> None:
         """Show the folder `source` at the folder `target` too, ro,nosuid,nodev. Raises DataCacheError."""
 
     def mount_marker(self, label: str, target: Path) -> None:
@@ -56,78 +56,80 @@ class Mounts(Protocol):
         """Take away the topmost mount at `target`; nothing mounted there is no error. Raises Busy while it is in use."""
 
 
-def at(table: list[Mount], target: Path | str) -> Mount | None:
+def find_mount(table: list[Mount], target: Path | str) -> Mount | None:
     """The mount that is seen at `target`."""
     text = str(target)
     return next((mount for mount in reversed(table) if mount.target == text), None)
 
 
-def mounted_below(path: Path) -> Mount:
+def find_mount_of_path(path: Path) -> Mount:
     """The mount that shows the existing `path`, in this process's mount namespace."""
-    table, real_path = KernelMounts().table(), Path(os.path.realpath(path))
-    return next(mount for folder in (real_path, *real_path.parents) if (mount := at(table, folder)))
+    table, real_path = KernelMountTable().list_mounts(), Path(os.path.realpath(path))
+    return next(mount for folder in (real_path, *real_path.parents) if (mount := find_mount(table, folder)))
 
 
-def real(path: Path) -> Path:
+def resolve_parent(path: Path) -> Path:
     """`path` as the mount table spells it: no symlinks above its last component. Raises InvalidParameter when it cannot be one."""
     if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
         raise InvalidParameter(f"{str(path)[:200]!r} is not an absolute path without '..' and NUL")
     return Path(os.path.realpath(path.parent)) / path.name
 
 
-def image_options(selinux: Path = Path("/sys/fs/selinux/enforce")) -> str:
+def selinux_mount_options(selinux: Path = Path("/sys/fs/selinux/enforce")) -> str:
     """Mount options of an image: on SELinux hosts the label that containers may read, since a read-only image cannot be relabelled."""
     return 'context="system_u:object_r:container_file_t:s0"' if selinux.exists() else ""
 
 
-class KernelMounts:
+class KernelMountTable:
     """The mount table of this process's mount namespace."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._changed = threading.Condition()
-        self._begun = self._ended = 0
-        self._last: list[Mount] = []
+        self._reads_started = self._reads_finished = 0
+        self._last_table: list[Mount] = []
 
-    def table(self) -> list[Mount]:
+    def list_mounts(self) -> list[Mount]:
         """/proc/self/mountinfo, read in one go.
 
         While containers start the kernel lets nobody read for long, and a node of 200 pods has a thousand mounts. So one call reads, and
         whoever asks meanwhile gets what is read next, together: nobody gets what was read before he asked.
         """
         with self._changed:
-            wanted = self._begun + 1
-            self._changed.wait_for(lambda: self._ended >= wanted or self._begun == self._ended)
-            if self._ended >= wanted:
-                return self._last
-            self._begun += 1
+            next_read = self._reads_started + 1
+            self._changed.wait_for(
+                lambda: self._reads_finished >= next_read or self._reads_started == self._reads_finished
+            )
+            if self._reads_finished >= next_read:
+                return self._last_table
+            self._reads_started += 1
         try:
-            table = self._read()
+            table = self._read_mountinfo()
         except BaseException:
             with self._changed:
-                self._begun -= 1
+                self._reads_started -= 1
                 self._changed.notify_all()
             raise
         with self._changed:
-            self._ended, self._last = self._begun, table
+            self._reads_finished, self._last_table = self._reads_started, table
             self._changed.notify_all()
         return table
 
-    def _read(self) -> list[Mount]:
+    def _read_mountinfo(self) -> list[Mount]:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as stream:
-            return [_parsed(line) for line in stream.read().split("\n") if line]
+            return [_parse_line(line) for line in stream.read().split("\n") if line]
 
     def mount_image(self, device: str, target: Path) -> None:
         """mount(2) of type erofs."""
         try:
-            self._mount(device, target, "erofs", _READ_ONLY, image_options())
+            self._mount(device, target, "erofs", _READ_ONLY, selinux_mount_options())
         except OSError as error:
             if error.errno in (errno.ENODEV, errno.EINVAL):
                 reason = f"this node's kernel cannot mount the image on {device} as EROFS ({error.strerror})"
                 raise UnsupportedByNode(f"{reason}; it needs Linux 6.1 or newer with EROFS") from error
             raise DataCacheError(f"mounting {device} at {target} failed: {error.strerror}") from error
 
-    def bind(self, source: Path, target: Path) -> None:
+    def bind_mount(self, source: Path, target: Path) -> None:
         """mount(2) with MS_BIND, then again to set the flags that a bind takes over from nowhere else."""
         try:
             self._mount(str(source), target, "none", _MS_BIND)
@@ -154,24 +156,40 @@ class KernelMounts:
         raise DataCacheError(f"unmounting {target} failed: {os.strerror(number)}")
 
     def _mount(self, source: str, target: Path, fs_type: str, flags: int, options: str = "") -> None:
-        if self._libc.mount(os.fsencode(source), os.fsencode(target), fs_type.encode(), ctypes.c_ulong(flags), options.encode() or None) != 0:
+        if (
+            self._libc.mount(
+                os.fsencode(source),
+                os.fsencode(target),
+                fs_type.encode(),
+                ctypes.c_ulong(flags),
+                options.encode() or None,
+            )
+            != 0
+        ):
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number))
 
 
-@lru_cache(maxsize=_KNOWN_LINES)
-def _parsed(line: str) -> Mount:
+@lru_cache(maxsize=_MAX_CACHED_LINES)
+def _parse_line(line: str) -> Mount:
     """One line as proc_pid_mountinfo(5) has it: id, parent, device, root, target, options, ..., '-', type, source, super options."""
     before, _, after = line.partition(" - ")
     fields, (fs_type, source, super_options) = before.split(" "), after.split(" ", 2)
-    options = _options(fields[5], super_options)
-    return Mount(_plain(fields[4]), fields[2], fs_type, _plain(source), options, any(field.startswith("shared:") for field in fields[6:]))
+    options = _split_options(fields[5], super_options)
+    return Mount(
+        _unescape(fields[4]),
+        fields[2],
+        fs_type,
+        _unescape(source),
+        options,
+        any(field.startswith("shared:") for field in fields[6:]),
+    )
 
 
-@lru_cache(maxsize=_KNOWN_OPTIONS)
-def _options(*texts: str) -> frozenset[str]:
+@lru_cache(maxsize=_MAX_CACHED_OPTIONS)
+def _split_options(*texts: str) -> frozenset[str]:
     return frozenset(option for text in texts for option in text.split(","))
 
 
-def _plain(text: str) -> str:
+def _unescape(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text) if "\\" in text else text

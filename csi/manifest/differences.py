@@ -5,13 +5,13 @@ from __future__ import annotations
 from csi.manifest.manifest import Manifest
 
 
-def changes(old: Manifest, new: Manifest) -> str:
+def describe_changes(old: Manifest, new: Manifest) -> str:
     """The first path, in order, that differs, such as "'a/b' is gone", and how many more do; "" where none does."""
     before, after = ({entry.path: entry for entry in manifest.entries} for manifest in (old, new))
     differing = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     if not differing:
         return ""
     first = differing[0]
-    what = "is new" if first not in before else "is gone" if first not in after else "changed"
-    more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
-    return f"{first!r} {what}{more}"
+    change = "is new" if first not in before else "is gone" if first not in after else "changed"
+    remainder = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
+    return f"{first!r} {change}{remainder}"

@@ -2,7 +2,7 @@
 
 The content half (`Manifest.entries`) decides the image: its digest names the image and its layout is computed
 from it alone. The access half (`Manifest.access`) is the pinned cache spec, from which a source knows how to
-read each file. `build` is the only way in: it adds missing folders, orders, bounds and refuses what could harm
+read each file. `build_manifest` is the only way in: it adds missing folders, orders, bounds and refuses what could harm
 a node, so every `Manifest` that exists is safe and canonical.
 """
 
@@ -29,7 +29,7 @@ DEFAULT_MTIME_NS = 315_532_800 * 10**9
 _READ_BITS, _EXECUTE_BITS = 0o444, 0o111
 
 
-class Kind(enum.StrEnum):
+class EntryKind(enum.StrEnum):
     """What an entry is; the value is what the canonical form writes."""
 
     FILE = "f"
@@ -51,7 +51,7 @@ class Entry:
     """
 
     path: str
-    kind: Kind
+    kind: EntryKind
     size: int = 0
     mode: int = 0o444
     mtime_ns: int = DEFAULT_MTIME_NS
@@ -61,13 +61,23 @@ class Entry:
     target: str = ""
 
     @property
-    def verifiable(self) -> bool:
+    def is_verifiable(self) -> bool:
         """Whether there is a digest that the bytes can be checked against."""
         return self.digest.startswith(("sha256:", "git:", "claimed:"))
 
-    def canonical(self) -> list[str | int]:
+    def to_json(self) -> list[str | int]:
         """The entry as the JSON array that is digested and stored."""
-        return [self.path, self.kind.value, self.size, self.mode, self.mtime_ns, self.uid, self.gid, self.digest, self.target]
+        return [
+            self.path,
+            self.kind.value,
+            self.size,
+            self.mode,
+            self.mtime_ns,
+            self.uid,
+            self.gid,
+            self.digest,
+            self.target,
+        ]
 
 
 @dataclass(frozen=True)
@@ -83,9 +93,9 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """sha256 of the canonical content half, 64 hex digits: the name of the image."""
-        sha = hashlib.sha256(_dump(["datacache manifest", FORMAT]))
+        sha = hashlib.sha256(_encode_line(["datacache manifest", FORMAT]))
         for entry in self.entries:
-            sha.update(_dump(entry.canonical()))
+            sha.update(_encode_line(entry.to_json()))
         return sha.hexdigest()
 
     @cached_property
@@ -96,13 +106,13 @@ class Manifest:
     @property
     def files(self) -> Iterator[Entry]:
         """The file entries, in order."""
-        return (e for e in self.entries if e.kind is Kind.FILE)
+        return (e for e in self.entries if e.kind is EntryKind.FILE)
 
     def write(self, stream: IO[bytes]) -> None:
         """Write the manifest as JSON lines: a header with format, digest and access, then one array an entry."""
-        stream.write(_dump({"format": FORMAT, "digest": self.digest, "access": self.access}))
+        stream.write(_encode_line({"format": FORMAT, "digest": self.digest, "access": self.access}))
         for entry in self.entries:
-            stream.write(_dump(entry.canonical()))
+            stream.write(_encode_line(entry.to_json()))
 
     @staticmethod
     def read_access(stream: IO[bytes]) -> dict[str, str]:
@@ -110,7 +120,9 @@ class Manifest:
         try:
             return dict(json.loads(stream.readline())["access"])
         except (ValueError, TypeError, LookupError) as error:
-            raise DataCacheError("the stored manifest is damaged; remove its image folder so that it is resolved again") from error
+            raise DataCacheError(
+                "the stored manifest is damaged; remove its image folder so that it is resolved again"
+            ) from error
 
     @staticmethod
     def read(stream: IO[bytes]) -> Manifest:
@@ -118,19 +130,25 @@ class Manifest:
         try:
             header = json.loads(stream.readline())
             rows = [json.loads(line) for line in stream]
-            entries = tuple(Entry(r[0], Kind(r[1]), *r[2:]) for r in rows)
+            entries = tuple(Entry(r[0], EntryKind(r[1]), *r[2:]) for r in rows)
             version, digest, access = header["format"], header["digest"], dict(header["access"])
         except (ValueError, TypeError, LookupError) as error:
-            raise DataCacheError("the stored manifest is damaged; remove its image folder so that it is resolved again") from error
+            raise DataCacheError(
+                "the stored manifest is damaged; remove its image folder so that it is resolved again"
+            ) from error
         if version != FORMAT:
             raise DataCacheError(f"the stored manifest has format {version}, this driver reads {FORMAT}")
         manifest = Manifest(entries, access)
         if manifest.digest != digest:
-            raise DataCacheError("the stored manifest does not match its digest; remove its image folder so that it is resolved again")
+            raise DataCacheError(
+                "the stored manifest does not match its digest; remove its image folder so that it is resolved again"
+            )
         return manifest
 
 
-def build(entries: Iterable[Entry], access: dict[str, str], *, preserve_ownership: bool = False) -> Manifest:
+def build_manifest(
+    entries: Iterable[Entry], access: dict[str, str], *, preserve_ownership: bool = False
+) -> Manifest:
     """Check, complete and order `entries`.
 
     Unless `preserve_ownership`, owners become root:root and modes r--r--r-- (r-xr-xr-x for folders and files with
@@ -141,21 +159,25 @@ def build(entries: Iterable[Entry], access: dict[str, str], *, preserve_ownershi
     by_path: dict[str, Entry] = {}
     for entry in entries:
         check_path(entry.path)
-        if entry.kind is Kind.SYMLINK:
+        if entry.kind is EntryKind.SYMLINK:
             _check_target(entry)
         if entry.path in by_path:
             raise UnsafeContent(f"the source lists {entry.path!r} twice; a volume needs each path once")
-        by_path[entry.path] = entry if preserve_ownership else _plain(entry)
+        by_path[entry.path] = entry if preserve_ownership else _normalize_ownership(entry)
         if len(by_path) > MAX_ENTRIES:
-            raise OutOfRange(f"the source has more than {MAX_ENTRIES} files and folders; narrow it with allowPatterns, ignorePatterns or a sub-path")
+            raise OutOfRange(
+                f"the source has more than {MAX_ENTRIES} files and folders; narrow it with allowPatterns, ignorePatterns or a sub-path"
+            )
     _add_parents(by_path)
     for entry in by_path.values():
-        if entry.kind is Kind.SYMLINK and _leaves(entry, by_path):
-            raise UnsafeContent(f"the symlink {entry.path!r} in the source points to {entry.target!r}, outside the volume; make it stay inside")
+        if entry.kind is EntryKind.SYMLINK and _escapes_tree(entry, by_path):
+            raise UnsafeContent(
+                f"the symlink {entry.path!r} in the source points to {entry.target!r}, outside the volume; make it stay inside"
+            )
     return Manifest(tuple(sorted(by_path.values(), key=lambda e: e.path.encode())), dict(access))
 
 
-def _dump(value: object) -> bytes:
+def _encode_line(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True).encode() + b"\n"
 
 
@@ -167,43 +189,51 @@ def check_path(path: str) -> None:
     except UnicodeEncodeError as error:
         raise UnsafeContent(f"the name {shown} in the source is not UTF-8; rename it there") from error
     if not path or path.startswith("/") or "\0" in path:
-        raise UnsafeContent(f"the path {shown} in the source is empty, absolute or holds a NUL byte; it cannot be in a volume")
+        raise UnsafeContent(
+            f"the path {shown} in the source is empty, absolute or holds a NUL byte; it cannot be in a volume"
+        )
     if len(encoded) > MAX_PATH_BYTES:
         raise UnsafeContent(f"the path {shown}... in the source is over {MAX_PATH_BYTES} bytes")
     for name in path.split("/"):
         if name in ("", ".", ".."):
-            raise UnsafeContent(f"the path {shown} in the source has an empty, '.' or '..' component; it cannot be in a volume")
+            raise UnsafeContent(
+                f"the path {shown} in the source has an empty, '.' or '..' component; it cannot be in a volume"
+            )
         if len(name.encode()) > MAX_NAME_BYTES:
-            raise UnsafeContent(f"the path {shown} in the source has a name over {MAX_NAME_BYTES} bytes; rename it there")
+            raise UnsafeContent(
+                f"the path {shown} in the source has a name over {MAX_NAME_BYTES} bytes; rename it there"
+            )
 
 
 def _check_target(entry: Entry) -> None:
     target = entry.target
     if not target or "\0" in target or len(target.encode(errors="surrogateescape")) > MAX_TARGET_BYTES:
-        raise UnsafeContent(f"the symlink {entry.path!r} in the source has an empty, over-long or NUL-holding target")
+        raise UnsafeContent(
+            f"the symlink {entry.path!r} in the source has an empty, over-long or NUL-holding target"
+        )
 
 
-def _leaves(link: Entry, by_path: dict[str, Entry]) -> bool:
+def _escapes_tree(link: Entry, by_path: dict[str, Entry]) -> bool:
     """Whether following `link` can end outside the tree. A '..' behind another symlink counts, since where that leads is not known here."""
-    where = link.path.split("/")[:-1]
+    folder_parts = link.path.split("/")[:-1]
     if link.target.startswith("/"):
         return True
     behind_link = False
     for name in link.target.split("/"):
         if name == "..":
-            if behind_link or not where:
+            if behind_link or not folder_parts:
                 return True
-            where.pop()
+            folder_parts.pop()
         elif name not in ("", "."):
-            where.append(name)
-            known = by_path.get("/".join(where))
-            behind_link = behind_link or (known is not None and known.kind is Kind.SYMLINK)
+            folder_parts.append(name)
+            known = by_path.get("/".join(folder_parts))
+            behind_link = behind_link or (known is not None and known.kind is EntryKind.SYMLINK)
     return False
 
 
-def _plain(entry: Entry) -> Entry:
-    execute = entry.kind is Kind.DIRECTORY or entry.mode & _EXECUTE_BITS
-    mode = 0o777 if entry.kind is Kind.SYMLINK else _READ_BITS | (_EXECUTE_BITS if execute else 0)
+def _normalize_ownership(entry: Entry) -> Entry:
+    execute = entry.kind is EntryKind.DIRECTORY or entry.mode & _EXECUTE_BITS
+    mode = 0o777 if entry.kind is EntryKind.SYMLINK else _READ_BITS | (_EXECUTE_BITS if execute else 0)
     return replace(entry, mode=mode, uid=0, gid=0)
 
 
@@ -213,8 +243,8 @@ def _add_parents(by_path: dict[str, Entry]) -> None:
         while parent:
             known = by_path.get(parent)
             if known is None:
-                by_path[parent] = Entry(parent, Kind.DIRECTORY, mode=_READ_BITS | _EXECUTE_BITS)
-            elif known.kind is not Kind.DIRECTORY:
+                by_path[parent] = Entry(parent, EntryKind.DIRECTORY, mode=_READ_BITS | _EXECUTE_BITS)
+            elif known.kind is not EntryKind.DIRECTORY:
                 raise UnsafeContent(f"the source has {parent!r} both as a file and as a folder")
             else:
                 break

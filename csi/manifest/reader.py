@@ -24,20 +24,20 @@ class Reader(Protocol):
 SMALL_FILE = 1 << 20
 """Bytes of the largest file that a `ManyReader` is asked for."""
 
-Wanted = list[tuple[Entry, memoryview]]
+PendingFiles = list[tuple[Entry, memoryview]]
 """Files with the buffers that they fill."""
 
 
-class Turns(Protocol):
+class RequestPermits(Protocol):
     """How many requests at once one reader may have under way; that changes as it goes."""
 
-    def may_ask(self, under_way: int) -> bool:
+    def can_start(self, in_flight: int) -> bool:
         """Whether one more request may be begun while so many are under way. Raises what ends the fill."""
 
-    def needs(self, left: int) -> None:
+    def set_remaining(self, remaining: int) -> None:
         """At most so many answers are still to come: others may have the turns that this leaves."""
 
-    def came(self, count: int) -> None:
+    def on_bytes_received(self, count: int) -> None:
         """So many bytes more have come."""
 
 
@@ -45,11 +45,11 @@ class Turns(Protocol):
 class ManyReader(Reader, Protocol):
     """A reader that is faster when it may ask for many small files in one go."""
 
-    def read_many(self, wanted: Wanted, turns: Turns) -> dict[Entry, OriginUnavailable]:
+    def read_many(self, pending: PendingFiles, permits: RequestPermits) -> dict[Entry, OriginUnavailable]:
         """Fill buffers that are as long as their whole files, none empty or above SMALL_FILE.
 
-        What was read is taken out of `wanted`. The first file that is asked for in vain ends it, once those under way have ended: all that
-        failed are returned, asked for once each, and are still in `wanted`. So are those that only `read_into` can read. Raises as that does
+        What was read is taken out of `pending`. The first file that is asked for in vain ends it, once those under way have ended: all that
+        failed are returned, asked for once each, and are still in `pending`. So are those that only `read_into` can read. Raises as that does
         for what no second try would change.
         """
 

@@ -25,7 +25,7 @@ class AccessMode(enum.Enum):
         return _NAMES[self]
 
     @property
-    def reads_only(self) -> bool:
+    def is_reader(self) -> bool:
         """Whether the mode never writes."""
         return self in (AccessMode.SINGLE_NODE_READER_ONLY, AccessMode.MULTI_NODE_READER_ONLY)
 
@@ -44,19 +44,21 @@ MODES = {name: mode for mode, name in _NAMES.items()}
 """The modes by CSI's own names."""
 
 
-def mode_of(number: int) -> AccessMode:
+def parse_access_mode(number: int) -> AccessMode:
     """The mode of CSI's number; raises InvalidParameter for one that CSI 1.12 does not have."""
     try:
         return AccessMode(number)
     except ValueError as error:
-        raise InvalidParameter(f"access mode {number} is none that CSI 1.12 knows; a data cache takes ReadOnlyMany (ROX)") from error
+        raise InvalidParameter(
+            f"access mode {number} is none that CSI 1.12 knows; a data cache takes ReadOnlyMany (ROX)"
+        ) from error
 
 
-def check(mode: AccessMode, downgrade_writers: bool) -> None:
+def check_access_mode(mode: AccessMode, downgrade_writers: bool) -> None:
     """Raise InvalidParameter unless `mode` can be had: any reader mode, and writer modes where the volume downgrades them."""
     if mode is AccessMode.UNKNOWN:
         raise InvalidParameter("the access mode is missing; a data cache takes ReadOnlyMany (ROX)")
-    if not mode.reads_only and not downgrade_writers:
+    if not mode.is_reader and not downgrade_writers:
         raise InvalidParameter(
             f"access mode {mode.csi_name} writes, but a data cache is always read-only; use ReadOnlyMany (ROX) in the PVC, or set the parameter "
             "writerAccessModes: downgrade in the StorageClass to mount it read-only all the same"

@@ -13,7 +13,7 @@ _UID = re.compile(r"-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$")
 
 
 @dataclass(frozen=True)
-class Claim:
+class PvcReference:
     """A PVC. `uid` is "" where the volume's name does not tell it (`--volume-name-uuid-length`)."""
 
     namespace: str
@@ -21,14 +21,14 @@ class Claim:
     uid: str = ""
 
     @staticmethod
-    def of(words: Mapping[str, str]) -> Claim | None:
+    def from_context(context: Mapping[str, str]) -> PvcReference | None:
         """The PVC that parameters or a volume context name, None for none."""
-        namespace, name = words.get(_NAMESPACE, ""), words.get(_NAME, "")
-        found = _UID.search(words.get(_VOLUME, ""))
-        return Claim(namespace, name, found[1] if found else "") if namespace and name else None
+        namespace, name = context.get(_NAMESPACE, ""), context.get(_NAME, "")
+        found = _UID.search(context.get(_VOLUME, ""))
+        return PvcReference(namespace, name, found[1] if found else "") if namespace and name else None
 
     def to_context(self, volume_name: str) -> dict[str, str]:
-        """The keys that `of` reads; parsers of parameters leave them out, as all of Kubernetes' own."""
+        """The keys that `from_context` reads; parsers of parameters leave them out, as all of Kubernetes' own."""
         return {_NAMESPACE: self.namespace, _NAME: self.name, _VOLUME: volume_name}
 
     def to_json(self) -> dict[str, str]:
@@ -36,6 +36,6 @@ class Claim:
         return {"namespace": self.namespace, "name": self.name} | ({"uid": self.uid} if self.uid else {})
 
     @staticmethod
-    def from_json(kept: Mapping[str, str]) -> Claim:
+    def from_json(kept: Mapping[str, str]) -> PvcReference:
         """Return the PVC that `to_json` wrote; raise KeyError for anything else."""
-        return Claim(namespace=kept["namespace"], name=kept["name"], uid=kept.get("uid", ""))
+        return PvcReference(namespace=kept["namespace"], name=kept["name"], uid=kept.get("uid", ""))

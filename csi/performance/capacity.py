@@ -5,6 +5,6 @@ from __future__ import annotations
 GIB = 2**30
 
 
-def whole_gib(content_bytes: int) -> int:
+def round_up_to_gib(content_bytes: int) -> int:
     """The bytes of the smallest disk that holds the content: whole GiB, at least one, as the ESSD formulae count."""
     return max(1, -(-content_bytes // GIB)) * GIB

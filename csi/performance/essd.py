@@ -13,7 +13,7 @@ from csi.performance.limits import IO_SIZE, Rate
 
 MIB = 2**20
 # "ESSD AutoPL disks", provisioned and burst performance: capacity <= 3 GiB has none of either.
-LEAST_AUTOPL_GIB = 4
+MIN_AUTOPL_GIB = 4
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class _Level:
 
     iops: int
     iops_per_gib: int
-    most_iops: int
+    max_iops: int
     bytes: int
     bytes_per_gib: int
-    most_bytes: int
-    least_gib: int = 1
+    max_bytes: int
+    min_gib: int = 1
 
 
 _LEVELS = {
@@ -38,12 +38,12 @@ _LEVELS = {
 LEVELS = tuple(_LEVELS)
 
 
-def least_gib(level: str) -> int:
+def min_gib(level: str) -> int:
     """The smallest size that has `level` (one of LEVELS), in GiB.
 
     "ESSDs", capacity ranges: PL2 from 461 GiB on, PL3 from 1,261 GiB on; PL0 and PL1 are had in every size here.
     """
-    return _LEVELS[level].least_gib
+    return _LEVELS[level].min_gib
 
 
 def level_rate(level: str, gib: int) -> Rate:
@@ -53,15 +53,15 @@ def level_rate(level: str, gib: int) -> Rate:
     PL1 min(1,800 + 50C, 50,000) and min(120 + 0.5C, 350); PL2 and PL3 as PL1 with ceilings of 100,000 and 750,
     1,000,000 and 4,000.
     """
-    return Rate(_iops(_LEVELS[level], gib), _bytes(_LEVELS[level], gib))
+    return Rate(_level_iops(_LEVELS[level], gib), _level_bytes(_LEVELS[level], gib))
 
 
-def _iops(row: _Level, gib: int) -> int:
-    return min(row.iops + row.iops_per_gib * gib, row.most_iops)
+def _level_iops(row: _Level, gib: int) -> int:
+    return min(row.iops + row.iops_per_gib * gib, row.max_iops)
 
 
-def _bytes(row: _Level, gib: int) -> int:
-    return min(row.bytes + row.bytes_per_gib * gib, row.most_bytes)
+def _level_bytes(row: _Level, gib: int) -> int:
+    return min(row.bytes + row.bytes_per_gib * gib, row.max_bytes)
 
 
 def baseline_iops(gib: int) -> int:
@@ -69,36 +69,39 @@ def baseline_iops(gib: int) -> int:
 
     "ESSD AutoPL disks", baseline performance: max(min(1,800 + 50C, 50,000), 3,000): a PL1 disk with a floor.
     """
-    return max(_iops(_LEVELS["PL1"], gib), 3000)
+    return max(_level_iops(_LEVELS["PL1"], gib), 3000)
 
 
 def baseline_bytes(gib: int) -> int:
     """The bytes a second of an AutoPL disk with nothing provisioned: max(min(120 + 0.5C, 350), 125) MB/s, from the same table."""
-    return max(_bytes(_LEVELS["PL1"], gib), 125 * MIB)
+    return max(_level_bytes(_LEVELS["PL1"], gib), 125 * MIB)
 
 
-def most_provisioned(gib: int) -> int:
+def max_provisioned_iops(gib: int) -> int:
     """The most IOPS that can be provisioned on top of the baseline, 0 where none can.
 
     "ESSD AutoPL disks", provisioned IOPS: none up to 3 GiB, else 1 to min(1,000C - baseline IOPS, 50,000).
     """
-    return min(1000 * gib - baseline_iops(gib), 50_000) if gib >= LEAST_AUTOPL_GIB else 0
+    return min(1000 * gib - baseline_iops(gib), 50_000) if gib >= MIN_AUTOPL_GIB else 0
 
 
-def guaranteed(gib: int, provisioned: int) -> Rate:
+def guaranteed_rate(gib: int, provisioned: int) -> Rate:
     """Baseline and `provisioned` IOPS together. "ESSD AutoPL disks", provisioned throughput: 16 KB x provisioned IOPS / 1,024 MB/s."""
     return Rate(baseline_iops(gib) + provisioned, baseline_bytes(gib) + provisioned * IO_SIZE)
 
 
-def without_bursting(gib: int, provisioned: int) -> Rate:
+def rate_without_bursting(gib: int, provisioned: int) -> Rate:
     """What an AutoPL disk does with bursting off.
 
     "ESSD AutoPL disks", performance burst disabled: baseline and provisioned, at most 100,000 IOPS and 1,131 MB/s.
     """
-    return Rate(min(baseline_iops(gib) + provisioned, 100_000), min(baseline_bytes(gib) + provisioned * IO_SIZE, 1131 * MIB))
+    return Rate(
+        min(baseline_iops(gib) + provisioned, 100_000),
+        min(baseline_bytes(gib) + provisioned * IO_SIZE, 1131 * MIB),
+    )
 
 
-def burst_cap(gib: int, provisioned: int) -> Rate:
+def max_burst_rate(gib: int, provisioned: int) -> Rate:
     """The most that an AutoPL disk of at least LEAST_AUTOPL_GIB does with bursting on.
 
     "ESSD AutoPL disks", performance burst enabled: min(1,000,000, 1,000C) IOPS and

@@ -27,12 +27,14 @@ class Rate:
         return Rate(iops=_number(kept["iops"]), bytes_per_second=_number(kept["bytes_per_second"]))
 
     def __add__(self, other: Rate) -> Rate:
-        return Rate(_sum(self.iops, other.iops), _sum(self.bytes_per_second, other.bytes_per_second))
+        return Rate(
+            _add_or_none(self.iops, other.iops), _add_or_none(self.bytes_per_second, other.bytes_per_second)
+        )
 
     def __str__(self) -> str:
         words = [] if self.iops is None else [f"{self.iops} IOPS"]
         if self.bytes_per_second is not None:
-            words.append(f"{_size(self.bytes_per_second)}/s")
+            words.append(f"{_format_size(self.bytes_per_second)}/s")
         return " and ".join(words) or "no limit"
 
 
@@ -73,22 +75,35 @@ class Limits:
         )
 
     def __add__(self, other: Limits) -> Limits:
-        burst = (self.burst or self.sustained) + (other.burst or other.sustained) if self.burst or other.burst else None
-        return Limits(self.sustained + other.sustained, burst, _both(self.credit, other.credit), tuple(dict.fromkeys(self.notes + other.notes)))
+        burst = (
+            (self.burst or self.sustained) + (other.burst or other.sustained)
+            if self.burst or other.burst
+            else None
+        )
+        return Limits(
+            self.sustained + other.sustained,
+            burst,
+            _add_known(self.credit, other.credit),
+            tuple(dict.fromkeys(self.notes + other.notes)),
+        )
 
     def __str__(self) -> str:
         if self.burst is None:
             return str(self.sustained)
-        how = "bursting at any time, metered" if self.credit is None else f"bursting on a credit of {self.credit} I/Os"
+        how = (
+            "bursting at any time, metered"
+            if self.credit is None
+            else f"bursting on a credit of {self.credit} I/Os"
+        )
         return f"{self.sustained}, {how}, to {self.burst}"
 
 
-def together(first: Limits, *more: Limits) -> Limits:
+def sum_limits(first: Limits, *more: Limits) -> Limits:
     """The sum of limits."""
     return sum(more, first)
 
 
-def _size(number: int) -> str:
+def _format_size(number: int) -> str:
     unit, name = (2**20, "MiB") if number >= 2**20 else (2**10, "KiB")
     return f"{number / unit:.3f}".rstrip("0").rstrip(".") + f" {name}"
 
@@ -97,11 +112,11 @@ def _number(kept: Any) -> int | None:
     return None if kept is None else int(kept)
 
 
-def _sum(first: int | None, second: int | None) -> int | None:
+def _add_or_none(first: int | None, second: int | None) -> int | None:
     return None if first is None or second is None else first + second
 
 
-def _both(first: int | None, second: int | None) -> int | None:
+def _add_known(first: int | None, second: int | None) -> int | None:
     return None if first is None and second is None else (first or 0) + (second or 0)
 
 

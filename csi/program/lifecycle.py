@@ -17,7 +17,7 @@ from csi.program import logs
 _M_ARENA_MAX, _M_TRIM_THRESHOLD = -8, -1
 
 
-def keep_memory_small() -> None:
+def limit_malloc_arenas() -> None:
     """Let glibc keep two malloc arenas in place of eight a core: hundreds of threads would hold on to free memory otherwise."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
@@ -25,7 +25,7 @@ def keep_memory_small() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 256 * 1024)
 
 
-def give_memory_back() -> None:
+def release_free_memory() -> None:
     """Let the node have what a burst of work has needed and nobody holds any more."""
     gc.collect()
     libc = ctypes.CDLL(None)
@@ -33,27 +33,31 @@ def give_memory_back() -> None:
         libc.malloc_trim(0)
 
 
-def run(flags: argparse.ArgumentParser, serve_with: Callable[[argparse.Namespace], None], arguments: Sequence[str] | None) -> None:
-    """A program's whole life: flags, memory, logs, then `serve_with`. Exit status 1, with the reason on standard error, where it cannot start."""
-    options = flags.parse_args(arguments)
-    keep_memory_small()
-    logs.set_up(options.log_format, options.log_level)
+def run_program(
+    parser: argparse.ArgumentParser,
+    serve: Callable[[argparse.Namespace], None],
+    arguments: Sequence[str] | None,
+) -> None:
+    """A program's whole life: flags, memory, logs, then `serve`. Exit status 1, with the reason on standard error, where it cannot start."""
+    options = parser.parse_args(arguments)
+    limit_malloc_arenas()
+    logs.configure(options.log_format, options.log_level)
     try:
-        serve_with(options)
+        serve(options)
     except errors.DataCacheError as error:
-        sys.exit(f"{flags.prog}: {error}")
+        sys.exit(f"{parser.prog}: {error}")
     except OSError as error:
-        sys.exit(f"{flags.prog}: {error.filename}: {error.strerror}; check the folders that the flags name")
+        sys.exit(f"{parser.prog}: {error.filename}: {error.strerror}; check the folders that the flags name")
 
 
-def until_told_to_leave() -> None:
+def wait_for_signal() -> None:
     """Return at SIGTERM or SIGINT; for the main thread."""
-    told, teller = socket.socketpair()
-    with told, teller:
+    receiver, sender = socket.socketpair()
+    with receiver, sender:
         # Whichever thread the signal meets: an event would be set by the main thread's own handler, which waits for it.
-        teller.setblocking(False)
-        signal.set_wakeup_fd(teller.fileno())
+        sender.setblocking(False)
+        signal.set_wakeup_fd(sender.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
-        told.recv(1)
+        receiver.recv(1)
         signal.set_wakeup_fd(-1)

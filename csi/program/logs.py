@@ -8,10 +8,10 @@ import sys
 import time
 from typing import Any, Literal
 
-Format = Literal["text", "json"]
+LogFormat = Literal["text", "json"]
 
 
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
+def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
     return getattr(record, "fields", {})
 
 
@@ -24,8 +24,8 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The whole line; a traceback, where there is one, follows it."""
-        pairs = "".join(f" {key}={_quoted(value)}" for key, value in _fields(record).items())
-        line = f"{self.formatTime(record)} {record.levelname} {_one_line(record.getMessage())}{pairs}"
+        pairs = "".join(f" {key}={_quote_value(value)}" for key, value in _fields_of(record).items())
+        line = f"{self.formatTime(record)} {record.levelname} {_escape_line(record.getMessage())}{pairs}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -34,23 +34,32 @@ class JsonFormatter(TextFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The object as one line."""
-        line = {"time": self.formatTime(record), "level": record.levelname.lower(), "message": record.getMessage(), **_fields(record)}
+        line = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "message": record.getMessage(),
+            **_fields_of(record),
+        }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
 
 
-def _one_line(text: str) -> str:
+def _escape_line(text: str) -> str:
     return text if text.isprintable() else json.dumps(text)[1:-1]
 
 
-def _quoted(value: object) -> str:
+def _quote_value(value: object) -> str:
     text = str(value)
     # Line ends of every alphabet and terminal codes become escapes: a log must not be written by whoever names a volume.
-    return text if text and text.isprintable() and not set(text) & set(' "=') else json.dumps(text, ensure_ascii=not text.isprintable())
+    return (
+        text
+        if text and text.isprintable() and not set(text) & set(' "=')
+        else json.dumps(text, ensure_ascii=not text.isprintable())
+    )
 
 
-def set_up(format: Format, level: str = "INFO") -> None:
+def configure(format: LogFormat, level: str = "INFO") -> None:
     """Send all logging to standard error in `format`; libraries only from WARNING on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())

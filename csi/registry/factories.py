@@ -5,88 +5,92 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from csi.registry.events.recorder import Announcer, Silent
-from csi.registry.volumes.directory import DirectoryRegistry
+from csi.registry.events.recorder import EventRecorder, NullEventRecorder
+from csi.registry.volumes.directory import DirectoryVolumeRegistry
 from csi.registry.volumes.record import VolumeRegistry
 
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
-    from csi.registry.datacaches.data_caches import DataCaches
-    from csi.registry.pins.kubernetes import KubernetesPins
-    from csi.registry.prewarms.prewarms import Prewarms
-    from csi.registry.prewarms.requests import PrewarmOrders
+    from csi.registry.datacaches.data_caches import DataCacheRegistry
+    from csi.registry.pins.kubernetes import KubernetesPinRegistry
+    from csi.registry.prewarms.prewarms import NodePrewarms
+    from csi.registry.prewarms.requests import PrewarmRequests
 
 KUBERNETES = "kubernetes"
-HELP = "a folder, or the word kubernetes for the cluster that the program runs in (or that KUBECONFIG names)"
+REGISTRY_HELP = (
+    "a folder, or the word kubernetes for the cluster that the program runs in (or that KUBECONFIG names)"
+)
 
 
-def find_server(where: str) -> ApiServer | None:
+def find_api_server(where: str) -> ApiServer | None:
     """The API server that the flag means, None for a folder. Raises FailedPrecondition or InvalidParameter where there is no cluster to be found."""
     if where != KUBERNETES:
         return None
     from csi.cluster.api_server import ApiServer  # 3 MB that a folder does not need
-    from csi.cluster.kubeconfig import find
+    from csi.cluster.kubeconfig import find_cluster_access
 
-    return ApiServer(find())
+    return ApiServer(find_cluster_access())
 
 
 def open_registry(where: str, server: ApiServer | None) -> VolumeRegistry:
     """Open the registry that the flag names: that of the cluster of `server`, else a folder."""
     if server is None:
-        return DirectoryRegistry(Path(where))
-    from csi.registry.volumes.kubernetes import KubernetesRegistry
+        return DirectoryVolumeRegistry(Path(where))
+    from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
 
-    return KubernetesRegistry(server)
+    return KubernetesVolumeRegistry(server)
 
 
-def open_pins(server: ApiServer | None) -> KubernetesPins | None:
+def open_pins(server: ApiServer | None) -> KubernetesPinRegistry | None:
     """The pins of the cluster of `server`, None without one."""
     if server is None:
         return None
-    from csi.registry.pins.kubernetes import KubernetesPins
+    from csi.registry.pins.kubernetes import KubernetesPinRegistry
 
-    return KubernetesPins(server)
+    return KubernetesPinRegistry(server)
 
 
-def open_announcer(server: ApiServer | None, component: str, instance: str) -> Announcer:
+def open_event_recorder(server: ApiServer | None, component: str, instance: str) -> EventRecorder:
     """Who tells the people of the cluster of `server` what `component` on `instance` has to say; without one nobody is told."""
     if server is None:
-        return Silent()
-    from csi.registry.events.kubernetes import KubernetesAnnouncer
+        return NullEventRecorder()
+    from csi.registry.events.kubernetes import KubernetesEventRecorder
 
-    return KubernetesAnnouncer(server, component, instance)
+    return KubernetesEventRecorder(server, component, instance)
 
 
-def open_prewarms(where: str, server: ApiServer | None, node: str, registry: VolumeRegistry | None) -> Prewarms | None:
+def open_node_prewarms(
+    where: str, server: ApiServer | None, node: str, registry: VolumeRegistry | None
+) -> NodePrewarms | None:
     """What the registry that the flag names says that `node` is to have, None without one."""
     if registry is None:
         return None
     if server is None:
-        from csi.registry.prewarms.directory import DirectoryPrewarms
+        from csi.registry.prewarms.directory import DirectoryNodePrewarms
 
-        return DirectoryPrewarms(Path(where), registry)
-    from csi.registry.prewarms.kubernetes import KubernetesPrewarms
+        return DirectoryNodePrewarms(Path(where), registry)
+    from csi.registry.prewarms.kubernetes import KubernetesNodePrewarms
 
-    return KubernetesPrewarms(server, node, registry)
+    return KubernetesNodePrewarms(server, node, registry)
 
 
-def open_orders(where: str, server: ApiServer | None, driver_name: str) -> PrewarmOrders:
+def open_prewarm_requests(where: str, server: ApiServer | None, driver_name: str) -> PrewarmRequests:
     """Where orders to nodes are placed: in the server's own namespace, else in a folder."""
     if server is None:
-        from csi.registry.prewarms.directory import DirectoryPrewarmOrders
+        from csi.registry.prewarms.directory import DirectoryPrewarmRequests
 
-        return DirectoryPrewarmOrders(Path(where))
-    from csi.registry.prewarms.kubernetes_requests import KubernetesPrewarmOrders
+        return DirectoryPrewarmRequests(Path(where))
+    from csi.registry.prewarms.kubernetes_requests import KubernetesPrewarmRequests
 
-    return KubernetesPrewarmOrders(server, server.access.namespace, driver_name)
+    return KubernetesPrewarmRequests(server, server.access.namespace, driver_name)
 
 
-def open_data_caches(where: str, server: ApiServer | None) -> DataCaches:
+def open_data_caches(where: str, server: ApiServer | None) -> DataCacheRegistry:
     """The DataCaches that the flag names: of the cluster of `server`, with credentials in its own namespace, else of a folder."""
     if server is None:
-        from csi.registry.datacaches.directory import DirectoryDataCaches
+        from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
 
-        return DirectoryDataCaches(Path(where))
-    from csi.registry.datacaches.kubernetes import KubernetesDataCaches
+        return DirectoryDataCacheRegistry(Path(where))
+    from csi.registry.datacaches.kubernetes import KubernetesDataCacheRegistry
 
-    return KubernetesDataCaches(server, server.access.namespace)
+    return KubernetesDataCacheRegistry(server, server.access.namespace)

@@ -10,11 +10,13 @@ from csi.errors import DataCacheError
 log = logging.getLogger("datacache.registry")
 
 
-def tell(changed: Callable[[str], None], volume_id: str) -> None:
-    """Call `changed(volume_id)`; what it raises is logged."""
+def notify_watcher(on_change: Callable[[str], None], volume_id: str) -> None:
+    """Call `on_change(volume_id)`; what it raises is logged."""
     try:
-        changed(volume_id)
+        on_change(volume_id)
     except Exception as error:
         # A foreign exception's text is not vetted for secrets.
         reason = error if isinstance(error, DataCacheError) else type(error).__name__
-        log.error("a volume's change was not taken in", extra={"fields": {"volume": volume_id, "reason": reason}})
+        log.error(
+            "a volume's change was not taken in", extra={"fields": {"volume": volume_id, "reason": reason}}
+        )

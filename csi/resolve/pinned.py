@@ -13,35 +13,41 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.registry.pins.pins import CachePin
 from csi.worker.protocol import Resolution
 
-Find = Callable[[], CachePin | None]
-Resolve = Callable[[CacheSpec, str | None], Resolution]
-Hold = Callable[[CachePin], CachePin]
-_TRIES = 4
+FindPin = Callable[[], CachePin | None]
+ResolveSpec = Callable[[CacheSpec, str | None], Resolution]
+AddHolder = Callable[[CachePin], CachePin]
+_MAX_PIN_ATTEMPTS = 4
 
 
-def under_pin(namespace: str, asked: CacheSpec, find: Find, resolve: Resolve, hold: Hold) -> Resolution:
-    """What `asked` means in `namespace`, which is held then.
+def resolve_with_pin(
+    namespace: str, requested: CacheSpec, find_pin: FindPin, resolve: ResolveSpec, add_holder: AddHolder
+) -> Resolution:
+    """What `requested` means in `namespace`, which is held then.
 
-    `find` has the pin there is; `resolve(spec, digest)` resolves and proves, and raises SourceChanged where the manifest is not
-    that of a digest; `hold` holds a pin, and has the one that counts. Raises FailedPrecondition, naming the pin, where the
+    `find_pin` has the pin there is; `resolve(spec, digest)` resolves and proves, and raises SourceChanged where the manifest is not
+    that of a digest; `add_holder` holds a pin, and has the one that counts. Raises FailedPrecondition, naming the pin, where the
     origin does not have what is pinned any more, and what these raise.
     """
-    for _ in range(_TRIES):
-        pin = find()
+    for _ in range(_MAX_PIN_ATTEMPTS):
+        pin = find_pin()
         if pin is None:
-            found = resolve(asked, None)
+            resolution = resolve(requested, None)
         else:
-            with _named(pin):
-                found = resolve(pin.applied(asked), pin.digest)
-        kept = hold(CachePin.of(namespace, asked, found.spec, found.digest))
-        if kept.digest == found.digest:
-            return found
-    raise Busy(f"the pin of {asked.source.shown} in namespace {namespace} changed meanwhile; call again")
+            with _name_pin_in_errors(pin):
+                resolution = resolve(pin.apply_to(requested), pin.digest)
+        held_pin = add_holder(CachePin.from_specs(namespace, requested, resolution.spec, resolution.digest))
+        if held_pin.digest == resolution.digest:
+            return resolution
+    raise Busy(
+        f"the pin of {requested.source.display_name} in namespace {namespace} changed meanwhile; call again"
+    )
 
 
 @contextmanager
-def _named(pin: CachePin) -> Iterator[None]:
+def _name_pin_in_errors(pin: CachePin) -> Iterator[None]:
     try:
         yield
     except (SourceNotFound, SourceChanged) as error:
-        raise FailedPrecondition(f"{pin.pinned.source.shown} is what {pin.shown} pins here, but: {error}. The pin stays: {pin.way_out}") from error
+        raise FailedPrecondition(
+            f"{pin.pinned.source.display_name} is what {pin.display_name} pins here, but: {error}. The pin stays: {pin.remedy}"
+        ) from error

@@ -9,43 +9,43 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from csi.concurrency.deadline import Patience
-from csi.concurrency.wait_limiter import WaitingRoom
+from csi.concurrency.deadline import Deadline
+from csi.concurrency.wait_limiter import WaitLimiter
 from csi.errors import Busy, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.resolve.proof_memory import ProofMemory
-from csi.worker.pool import Call, WorkerPool
-from csi.worker.protocol import Request, Resolution
+from csi.worker.pool import WorkerCall, WorkerPool
+from csi.worker.protocol import Resolution, WorkerRequest
 
 log = logging.getLogger("datacache.resolve")
 
-_ERROR_KEPT_SECONDS = 60.0
+_ERROR_TTL = 60.0
 # external-provisioner comes back within five minutes, kubelet within two and a half.
-_GRACE_SECONDS = 600.0
-Keep = Callable[[Resolution, Path], None]
+_ABANDONED_TIMEOUT = 600.0
+AdoptManifest = Callable[[Resolution, Path], None]
 
 
 @dataclass
-class _Pending:
+class _PendingResolve:
     """One resolve under way and all who wait for it."""
 
-    waiters: set[Patience] = field(default_factory=set)
-    call: Call = field(default_factory=Call)
-    unwanted: threading.Timer | None = None
+    waiters: set[Deadline] = field(default_factory=set)
+    call: WorkerCall = field(default_factory=WorkerCall)
+    stop_timer: threading.Timer | None = None
     result: Resolution | None = None
     error: Exception | None = None
 
-    ended: float = 0.0
+    ended_at: float = 0.0
 
     @property
-    def done(self) -> bool:
-        return self.ended > 0
+    def is_done(self) -> bool:
+        return self.ended_at > 0
 
     @property
-    def stale(self) -> bool:
+    def is_stale(self) -> bool:
         """An error nobody came to hear is told to the next caller, but not to one that comes much later."""
-        return self.done and time.monotonic() - self.ended > _ERROR_KEPT_SECONDS
+        return self.is_done and time.monotonic() - self.ended_at > _ERROR_TTL
 
 
 class Resolver:
@@ -58,130 +58,194 @@ class Resolver:
     """
 
     def __init__(
-        self, pool: WorkerPool, proofs: ProofMemory, room: WaitingRoom, *, ask_moving: bool, scratch: Callable[[], Path] | None = None
+        self,
+        pool: WorkerPool,
+        proofs: ProofMemory,
+        wait_limiter: WaitLimiter,
+        *,
+        refresh_moving: bool,
+        new_scratch_path: Callable[[], Path] | None = None,
     ) -> None:
-        self._pool, self._proofs, self._room, self._ask_moving, self._scratch = pool, proofs, room, ask_moving, scratch
-        self._guard = threading.Lock()
-        self._pending: dict[str, _Pending] = {}
+        self._pool, self._proofs, self._wait_limiter, self._refresh_moving, self._new_scratch_path = (
+            pool,
+            proofs,
+            wait_limiter,
+            refresh_moving,
+            new_scratch_path,
+        )
+        self._lock = threading.Lock()
+        self._pending: dict[str, _PendingResolve] = {}
 
     def resolve(
         self,
-        key: str,
+        volume_id: str,
         spec: CacheSpec,
         secrets: Mapping[str, str],
-        patience: Patience,
-        has: Callable[[str], bool] = lambda _: True,
-        keep: Keep | None = None,
-        anew: bool = False,
+        deadline: Deadline,
+        has_manifest: Callable[[str], bool] = lambda _: True,
+        adopt_manifest: AdoptManifest | None = None,
+        force_refresh: bool = False,
     ) -> Resolution:
         """What `spec` holds, after this credential has read bytes of it.
 
-        `key` is the volume whose call waits. `has` says whether the manifest of a digest is at hand; where it is not, the
-        origin is asked whatever is remembered and `keep` gets the manifest's file. `anew` is `ask_moving` for this call. Raises
-        Busy when `patience` ends first (the work goes on and the next call finds it), else the errors of a Source.
+        `volume_id` is the volume whose call waits. `has_manifest` says whether the manifest of a digest is at hand; where it is not, the
+        origin is asked whatever is remembered and `adopt_manifest` gets the manifest's file. `force_refresh` is `ask_moving` for this call. Raises
+        Busy when `deadline` ends first (the work goes on and the next call finds it), else the errors of a Source.
         """
-        if not ((self._ask_moving or anew) and spec.moving):
-            known = self._proofs.fresh(secrets, spec)
-            if known and has(known.digest):
-                return known
-        name = self._proofs.name(secrets, spec)
-        with self._room.seat(key, patience):
-            return self._await(name, self._join(name, spec, dict(secrets), patience, has, keep), spec, patience)
+        if not ((self._refresh_moving or force_refresh) and spec.is_moving):
+            proven = self._proofs.find_fresh(secrets, spec)
+            if proven and has_manifest(proven.digest):
+                return proven
+        proof_key = self._proofs.get_key(secrets, spec)
+        with self._wait_limiter.slot(volume_id, deadline):
+            return self._wait_for_result(
+                proof_key,
+                self._join_or_start(proof_key, spec, dict(secrets), deadline, has_manifest, adopt_manifest),
+                spec,
+                deadline,
+            )
 
-    def _join(
-        self, name: str, spec: CacheSpec, secrets: dict[str, str], patience: Patience, has: Callable[[str], bool], keep: Keep | None
-    ) -> _Pending:
-        with self._guard:
+    def _join_or_start(
+        self,
+        proof_key: str,
+        spec: CacheSpec,
+        secrets: dict[str, str],
+        deadline: Deadline,
+        has_manifest: Callable[[str], bool],
+        adopt_manifest: AdoptManifest | None,
+    ) -> _PendingResolve:
+        with self._lock:
             # An error that nobody comes back for would stay for ever, and with it what its traceback holds.
-            self._pending = {other: kept for other, kept in self._pending.items() if not kept.stale}
-            pending = self._pending.get(name)
+            self._pending = {
+                other: pending_resolve
+                for other, pending_resolve in self._pending.items()
+                if not pending_resolve.is_stale
+            }
+            pending = self._pending.get(proof_key)
             if pending is None:
-                pending = self._pending[name] = _Pending()
-                arguments = (name, pending, spec, secrets, has, keep)
+                pending = self._pending[proof_key] = _PendingResolve()
+                arguments = (proof_key, pending, spec, secrets, has_manifest, adopt_manifest)
                 threading.Thread(target=self._run, args=arguments, name="resolve", daemon=True).start()
-            pending.waiters.add(patience)
-            if pending.unwanted:
-                pending.unwanted.cancel()
+            pending.waiters.add(deadline)
+            if pending.stop_timer:
+                pending.stop_timer.cancel()
             return pending
 
-    def _await(self, name: str, pending: _Pending, spec: CacheSpec, patience: Patience) -> Resolution:
-        while not pending.done and not patience.over:
-            patience.sleep()
-        with self._guard:
-            pending.waiters.discard(patience)
-            if pending.done and self._pending.get(name) is pending:
-                del self._pending[name]
-            if not pending.done and not pending.waiters:
-                pending.unwanted = self._stop_later(pending)
+    def _wait_for_result(
+        self, proof_key: str, pending: _PendingResolve, spec: CacheSpec, deadline: Deadline
+    ) -> Resolution:
+        while not pending.is_done and not deadline.is_over:
+            deadline.sleep()
+        with self._lock:
+            pending.waiters.discard(deadline)
+            if pending.is_done and self._pending.get(proof_key) is pending:
+                del self._pending[proof_key]
+            if not pending.is_done and not pending.waiters:
+                pending.stop_timer = self._stop_later(pending)
         if pending.error:
             raise pending.error
         if pending.result is None:
-            raise Busy(patience.cancelled or f"still resolving {spec.source.shown}; call again, the work goes on")
+            raise Busy(
+                deadline.cancelled
+                or f"still resolving {spec.source.display_name}; call again, the work goes on"
+            )
         return pending.result
 
-    def _stop_later(self, pending: _Pending) -> threading.Timer:
-        timer = threading.Timer(_GRACE_SECONDS, self._stop, (pending,))
+    def _stop_later(self, pending: _PendingResolve) -> threading.Timer:
+        timer = threading.Timer(_ABANDONED_TIMEOUT, self._stop_if_abandoned, (pending,))
         timer.daemon = True
         timer.start()
         return timer
 
-    def _stop(self, pending: _Pending) -> None:
-        with self._guard:
+    def _stop_if_abandoned(self, pending: _PendingResolve) -> None:
+        with self._lock:
             if not pending.waiters:
                 pending.call.stop()
 
-    def _run(self, name: str, pending: _Pending, spec: CacheSpec, secrets: dict[str, str], has: Callable[[str], bool], keep: Keep | None) -> None:
+    def _run(
+        self,
+        proof_key: str,
+        pending: _PendingResolve,
+        spec: CacheSpec,
+        secrets: dict[str, str],
+        has_manifest: Callable[[str], bool],
+        adopt_manifest: AdoptManifest | None,
+    ) -> None:
         result, error = None, None
         try:
-            result = self._ask(pending.call, spec, secrets, has, keep)
-        except Exception as raised:
-            error = raised
-        with self._guard:
-            pending.result, pending.error, pending.ended = result, error, time.monotonic()
-            if pending.unwanted:
-                pending.unwanted.cancel()
-            for patience in pending.waiters:
-                patience.wake()
-            if (result or pending.call.stopped) and not pending.waiters and self._pending.get(name) is pending:
-                del self._pending[name]
+            result = self._resolve_at_origin(pending.call, spec, secrets, has_manifest, adopt_manifest)
+        except Exception as exception:
+            error = exception
+        with self._lock:
+            pending.result, pending.error, pending.ended_at = result, error, time.monotonic()
+            if pending.stop_timer:
+                pending.stop_timer.cancel()
+            for deadline in pending.waiters:
+                deadline.wake()
+            if (
+                (result or pending.call.stopped)
+                and not pending.waiters
+                and self._pending.get(proof_key) is pending
+            ):
+                del self._pending[proof_key]
 
-    def _ask(self, call: Call, spec: CacheSpec, secrets: dict[str, str], has: Callable[[str], bool], keep: Keep | None) -> Resolution:
-        asked = {spec}
+    def _resolve_at_origin(
+        self,
+        call: WorkerCall,
+        spec: CacheSpec,
+        secrets: dict[str, str],
+        has_manifest: Callable[[str], bool],
+        adopt_manifest: AdoptManifest | None,
+    ) -> Resolution:
+        specs = {spec}
         try:
             pinned = self._pin(call, spec, secrets)
-            asked.add(pinned)
-            known = None if pinned.source_moves else self._proofs.fresh(secrets, pinned)
-            if known and has(known.digest):
-                self._proofs.share(secrets, pinned, spec)
+            specs.add(pinned)
+            known = None if pinned.is_unpinnable else self._proofs.find_fresh(secrets, pinned)
+            if known and has_manifest(known.digest):
+                self._proofs.share_proof(secrets, pinned, spec)
                 return known
-            found = self._resolve(call, pinned, secrets, keep)
+            resolution = self._resolve_in_worker(call, pinned, secrets, adopt_manifest)
         except OriginUnavailable as error:
-            known = self._proofs.lasting(secrets, spec)
-            if known is None or not has(known.digest):
+            known = self._proofs.find_within_grace(secrets, spec)
+            if known is None or not has_manifest(known.digest):
                 raise
-            log.warning("origin unreachable, taking what was proven before", extra={"fields": {"source": spec.source.shown, "reason": error}})
+            log.warning(
+                "origin unreachable, taking what was proven before",
+                extra={"fields": {"source": spec.source.display_name, "reason": error}},
+            )
             return known
         except (Unauthenticated, PermissionDenied, SourceNotFound):
-            for refused in asked:
-                self._proofs.forget(secrets, refused)
+            for refused_spec in specs:
+                self._proofs.forget(secrets, refused_spec)
             raise
-        for proven in asked | {found.spec}:
-            self._proofs.remember(secrets, proven, found)
-        return found
+        for spec_variant in specs | {resolution.spec}:
+            self._proofs.remember(secrets, spec_variant, resolution)
+        return resolution
 
-    def _pin(self, call: Call, spec: CacheSpec, secrets: dict[str, str]) -> CacheSpec:
-        if not spec.moving or spec.source_moves:
+    def _pin(self, call: WorkerCall, spec: CacheSpec, secrets: dict[str, str]) -> CacheSpec:
+        if not spec.is_moving or spec.is_unpinnable:
             return spec
-        return parse(self._pool.call("resolve", Request("pin", spec.to_context(), secrets), call)["spec"]).spec
+        return parse_volume_parameters(
+            self._pool.call("resolve", WorkerRequest("pin", spec.to_context(), secrets), call)["spec"]
+        ).spec
 
-    def _resolve(self, call: Call, pinned: CacheSpec, secrets: dict[str, str], keep: Keep | None) -> Resolution:
-        request = Request("resolve", pinned.to_context(), secrets)
-        if keep is None or self._scratch is None:
+    def _resolve_in_worker(
+        self,
+        call: WorkerCall,
+        pinned: CacheSpec,
+        secrets: dict[str, str],
+        adopt_manifest: AdoptManifest | None,
+    ) -> Resolution:
+        request = WorkerRequest("resolve", pinned.to_context(), secrets)
+        if adopt_manifest is None or self._new_scratch_path is None:
             return Resolution.decode(self._pool.call("resolve", request, call))
-        manifest = self._scratch()
+        manifest_path = self._new_scratch_path()
         try:
-            found = Resolution.decode(self._pool.call("resolve", replace(request, manifest=str(manifest)), call))
-            keep(found, manifest)
-            return found
+            resolution = Resolution.decode(
+                self._pool.call("resolve", replace(request, manifest=str(manifest_path)), call)
+            )
+            adopt_manifest(resolution, manifest_path)
+            return resolution
         finally:
-            manifest.unlink(missing_ok=True)
+            manifest_path.unlink(missing_ok=True)

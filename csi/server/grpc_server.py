@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from csi import errors
-from csi.concurrency.deadline import Patience
+from csi.concurrency.deadline import Deadline
 from csi.concurrency.thread_pool import ShrinkingPool
-from csi.concurrency.wait_limiter import WaitingRoom
+from csi.concurrency.wait_limiter import WaitLimiter
 from csi.program import lifecycle
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.CorruptContent: grpc.StatusCode.DATA_LOSS,
     NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,
 }
-_LEAVE_SECONDS = 25.0
+_SHUTDOWN_TIMEOUT = 25.0
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
@@ -51,21 +51,21 @@ def code_of(error: BaseException) -> grpc.StatusCode:
     return next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), grpc.StatusCode.INTERNAL)
 
 
-def patience(context: grpc.ServicerContext, longest: float) -> Patience:
-    """How long this call may wait: `longest` seconds, less where the caller's deadline is nearer; over when the caller hangs up."""
+def call_deadline(context: grpc.ServicerContext, max_seconds: float) -> Deadline:
+    """How long this call may wait: `max_seconds` seconds, less where the caller's deadline is nearer; over when the caller hangs up."""
     remaining = context.time_remaining()
-    waits = Patience(longest if remaining is None else min(longest, max(0.0, remaining - 1.0)))
+    deadline = Deadline(max_seconds if remaining is None else min(max_seconds, max(0.0, remaining - 1.0)))
 
-    def hung_up() -> None:
-        waits.cancel("the caller has hung up")
+    def on_hang_up() -> None:
+        deadline.cancel("the caller has hung up")
 
     # A call whose caller left while it stood in the queue takes no callback any more.
-    if not context.add_callback(hung_up):
-        hung_up()
-    return waits
+    if not context.add_callback(on_hang_up):
+        on_hang_up()
+    return deadline
 
 
-def require(request: Any, *fields: str) -> None:
+def require_fields(request: Any, *fields: str) -> None:
     """Raise InvalidParameter naming the first of `fields` that is not set in `request`."""
     for field in fields:
         value = getattr(request, field)
@@ -73,18 +73,18 @@ def require(request: Any, *fields: str) -> None:
             raise errors.InvalidParameter(f"{field} is missing in {type(request).__name__}")
 
 
-Observe = Callable[[str, str, float], None]
+CallObserver = Callable[[str, str, float], None]
 """Told of every call: its method, the name of its code, its seconds."""
 
 
-def unobserved(method: str, code: str, seconds: float) -> None:
+def ignore_call(method: str, code: str, seconds: float) -> None:
     """Nobody wants to know."""
 
 
-class Interceptor(_ServerInterceptor):
+class ErrorInterceptor(_ServerInterceptor):
     """Turns what a servicer raises into a gRPC status, writes one log line for each call and tells `observe` of it."""
 
-    def __init__(self, observe: Observe = unobserved) -> None:
+    def __init__(self, observe: CallObserver = ignore_call) -> None:
         self._observe = observe
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
@@ -94,23 +94,35 @@ class Interceptor(_ServerInterceptor):
             return handler
         method = details.method.rpartition("/")[2]
         return grpc.unary_unary_rpc_method_handler(
-            lambda request, context: _answer(method, handler.unary_unary, request, context, self._observe),
+            lambda request, context: _handle_call(
+                method, handler.unary_unary, request, context, self._observe
+            ),
             handler.request_deserializer,
             handler.response_serializer,
         )
 
 
-def _answer(method: str, behaviour: Callable[[Any, Any], Any], request: Any, context: grpc.ServicerContext, observe: Observe) -> Any:
+def _handle_call(
+    method: str,
+    method_handler: Callable[[Any, Any], Any],
+    request: Any,
+    context: grpc.ServicerContext,
+    observe: CallObserver,
+) -> Any:
     started = time.monotonic()
     try:
-        reply = behaviour(request, context)
+        reply = method_handler(request, context)
     except Exception as raised:
-        error = errors.recognised(raised)
+        error = errors.as_disk_full_error(raised)
         code = code_of(error)
-        message = "this driver does not have this call" if code is grpc.StatusCode.UNIMPLEMENTED else str(error)
+        message = (
+            "this driver does not have this call" if code is grpc.StatusCode.UNIMPLEMENTED else str(error)
+        )
         if not isinstance(error, (errors.DataCacheError, NotImplementedError)):
             message = f"unexpected {type(error).__name__}; the plugin's log has the place"
-        _log_call(method, request, code, started, message, error if code is grpc.StatusCode.INTERNAL else None)
+        _log_call(
+            method, request, code, started, message, error if code is grpc.StatusCode.INTERNAL else None
+        )
         observe(method, code.name, time.monotonic() - started)
         context.abort(code, message)
     _log_call(method, request, grpc.StatusCode.OK, started, "", None)
@@ -118,7 +130,9 @@ def _answer(method: str, behaviour: Callable[[Any, Any], Any], request: Any, con
     return reply
 
 
-def _log_call(method: str, request: Any, code: grpc.StatusCode, started: float, reason: str, fault: BaseException | None) -> None:
+def _log_call(
+    method: str, request: Any, code: grpc.StatusCode, started: float, reason: str, fault: BaseException | None
+) -> None:
     fields = {
         "method": method,
         "volume": getattr(request, "volume_id", "") or getattr(request, "name", "") or "-",
@@ -128,17 +142,17 @@ def _log_call(method: str, request: Any, code: grpc.StatusCode, started: float, 
     if reason:
         fields["reason"] = reason
     if fault:
-        fields["at"] = _places(fault)
+        fields["at"] = _format_traceback(fault)
     log.log(logging.INFO if code is grpc.StatusCode.OK else logging.WARNING, "rpc", extra={"fields": fields})
 
 
-def _places(fault: BaseException) -> str:
+def _format_traceback(fault: BaseException) -> str:
     """Where a fault came from, innermost first. A foreign exception's text is left out: it may quote what it was given."""
     frames = traceback.extract_tb(fault.__traceback__)
     return type(fault).__name__ + "".join(f" < {frame.filename}:{frame.lineno}" for frame in reversed(frames))
 
 
-def socket_path(endpoint: str) -> str:
+def parse_socket_path(endpoint: str) -> str:
     """The path in a unix:// endpoint; raises InvalidParameter for any other."""
     path = endpoint.removeprefix("unix://")
     if not endpoint.startswith("unix://") or not path.startswith("/"):
@@ -146,12 +160,12 @@ def socket_path(endpoint: str) -> str:
     return path
 
 
-def target(endpoint: str) -> str:
+def grpc_target(endpoint: str) -> str:
     """A unix:// endpoint as gRPC's clients want it."""
     return endpoint.replace("unix://", "unix:", 1)
 
 
-def claim_socket(path: str) -> str:
+def remove_stale_socket(path: str) -> str:
     """Make room for the socket: a stale one is removed, a live one or another kind of file raises AlreadyExists."""
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not os.path.lexists(path):
@@ -166,43 +180,50 @@ def claim_socket(path: str) -> str:
             os.unlink(path)
             return path
         except OSError as error:
-            raise errors.AlreadyExists(f"{path} cannot be looked at ({error.strerror}); stop what listens there") from error
+            raise errors.AlreadyExists(
+                f"{path} cannot be looked at ({error.strerror}); stop what listens there"
+            ) from error
     raise errors.AlreadyExists(f"another process answers on {path}; stop it or choose another path")
 
 
 def serve(
     endpoint: str,
     threads: int,
-    room: WaitingRoom,
+    wait_limiter: WaitLimiter,
     register: Callable[[grpc.Server], None],
-    meanwhile: Callable[[], AbstractContextManager[object]] = nullcontext,
-    observe: Observe = unobserved,
+    while_serving: Callable[[], AbstractContextManager[object]] = nullcontext,
+    observe: CallObserver = ignore_call,
 ) -> None:
     """Serve on `endpoint` until SIGTERM or SIGINT, then end all waiting, let running calls finish and return.
 
-    `meanwhile` is entered when calls are answered, and left before that ends. `observe` is told of every call.
+    `while_serving` is entered when calls are answered, and left before that ends. `observe` is told of every call.
     """
     mask = os.umask(0o077)
     try:
-        server = listening(socket_path(endpoint), threads, register, observe)
+        server = start_server(parse_socket_path(endpoint), threads, register, observe)
     finally:
         os.umask(mask)
     try:
-        with meanwhile():
+        with while_serving():
             log.info("serving", extra={"fields": {"endpoint": endpoint}})
-            lifecycle.until_told_to_leave()
+            lifecycle.wait_for_signal()
     finally:
-        room.close("the plugin is leaving; its successor goes on")
-        server.stop(_LEAVE_SECONDS).wait()
+        wait_limiter.close("the plugin is leaving; its successor goes on")
+        server.stop(_SHUTDOWN_TIMEOUT).wait()
     log.info("left", extra={"fields": {"endpoint": endpoint}})
 
 
-def listening(path: str, threads: int, register: Callable[[grpc.Server], None], observe: Observe = unobserved) -> grpc.Server:
+def start_server(
+    path: str, threads: int, register: Callable[[grpc.Server], None], observe: CallObserver = ignore_call
+) -> grpc.Server:
     """A server that answers on the socket `path`, of the mode that the umask leaves. Raises AlreadyExists where somebody else does."""
     # The stubs ask for a ThreadPoolExecutor; any Executor does.
-    server = grpc.server(ShrinkingPool(threads, "rpc", shrunk=lifecycle.give_memory_back), interceptors=[Interceptor(observe)])  # type: ignore[arg-type]
+    server = grpc.server(
+        ShrinkingPool(threads, "rpc", on_shrink=lifecycle.release_free_memory),
+        interceptors=[ErrorInterceptor(observe)],
+    )  # type: ignore[arg-type]
     register(server)
-    claim_socket(path)
+    remove_stale_socket(path)
     server.add_insecure_port(f"unix:{path}")
     server.start()
     return server

@@ -14,7 +14,7 @@ import grpc
 from csi.errors import DataCacheError
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
-from csi.server.grpc_server import target
+from csi.server.grpc_server import grpc_target
 
 log = logging.getLogger("datacache.health")
 
@@ -22,13 +22,13 @@ _PATHS = ("/healthz", "/readyz")
 PROBE_SECONDS = 5.0
 
 
-class _Server(ThreadingHTTPServer):
+class _HealthServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self, host: str, port: int, endpoint: str) -> None:
         self.address_family = AF_INET6 if ":" in host else AF_INET
-        super().__init__((host, port), _Answer)
-        self.channel = grpc.insecure_channel(target(endpoint))
+        super().__init__((host, port), _HealthHandler)
+        self.channel = grpc.insecure_channel(grpc_target(endpoint))
 
     def probe(self) -> str:
         """Why the plugin is not healthy, "" where it is."""
@@ -39,8 +39,8 @@ class _Server(ThreadingHTTPServer):
         return "" if reply.ready.value else "Probe: not ready"
 
 
-class _Answer(BaseHTTPRequestHandler):
-    server: _Server
+class _HealthHandler(BaseHTTPRequestHandler):
+    server: _HealthServer
     timeout = 2 * PROBE_SECONDS
 
     def do_GET(self) -> None:
@@ -62,7 +62,7 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def answering(address: tuple[str, int] | None, endpoint: str) -> Iterator[int]:
+def serve_health(address: tuple[str, int] | None, endpoint: str) -> Iterator[int]:
     """Answer on host and port (0: any free one) for the block; gives the port. `endpoint` is the plugin's unix:// one; None for nowhere.
 
     200 "ok", or 500 and the reason. Raises DataCacheError where the address cannot be had.
@@ -72,9 +72,11 @@ def answering(address: tuple[str, int] | None, endpoint: str) -> Iterator[int]:
         return
     host, port = address
     try:
-        server = _Server(host, port, endpoint)
+        server = _HealthServer(host, port, endpoint)
     except OSError as error:
-        raise DataCacheError(f"--health-address {host}:{port} cannot be served: {error.strerror or error}; choose another") from error
+        raise DataCacheError(
+            f"--health-address {host}:{port} cannot be served: {error.strerror or error}; choose another"
+        ) from error
     thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)
     thread.start()
     try:

@@ -23,13 +23,19 @@ class IdentityServicer(csi_pb2_grpc.IdentityServicer):
         self._driver_name = driver_name
         self._healthy = healthy
 
-    def GetPluginInfo(self, request: pb.GetPluginInfoRequest, context: grpc.ServicerContext) -> pb.GetPluginInfoResponse:
+    def GetPluginInfo(
+        self, request: pb.GetPluginInfoRequest, context: grpc.ServicerContext
+    ) -> pb.GetPluginInfoResponse:
         """The driver's name and version."""
         return pb.GetPluginInfoResponse(name=self._driver_name, vendor_version=__version__)
 
-    def GetPluginCapabilities(self, request: pb.GetPluginCapabilitiesRequest, context: grpc.ServicerContext) -> pb.GetPluginCapabilitiesResponse:
+    def GetPluginCapabilities(
+        self, request: pb.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
+    ) -> pb.GetPluginCapabilitiesResponse:
         """The plugin's capabilities."""
-        services = (pb.PluginCapability(service=pb.PluginCapability.Service(type=kind)) for kind in _CAPABILITIES)
+        services = (
+            pb.PluginCapability(service=pb.PluginCapability.Service(type=kind)) for kind in _CAPABILITIES
+        )
         return pb.GetPluginCapabilitiesResponse(capabilities=services)
 
     def Probe(self, request: pb.ProbeRequest, context: grpc.ServicerContext) -> pb.ProbeResponse:

@@ -19,13 +19,21 @@ class Metrics:
 
     def __init__(self, address: tuple[str, int]) -> None:
         self._registry = CollectorRegistry()
-        self._seconds = Histogram("datacache_rpc_seconds", "Seconds of a call", ("method", "code"), registry=self._registry, buckets=_BUCKETS)
+        self._seconds = Histogram(
+            "datacache_rpc_seconds",
+            "Seconds of a call",
+            ("method", "code"),
+            registry=self._registry,
+            buckets=_BUCKETS,
+        )
         ProcessCollector(registry=self._registry)
         host, port = address
         try:
             server, _ = start_http_server(port, host, self._registry)
         except OSError as error:
-            raise DataCacheError(f"--metrics-address {host}:{port} cannot be served: {error.strerror or error}; choose another") from error
+            raise DataCacheError(
+                f"--metrics-address {host}:{port} cannot be served: {error.strerror or error}; choose another"
+            ) from error
         self.port = int(server.server_port)
 
     def add(self, collector: Collector) -> None:

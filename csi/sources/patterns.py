@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Counted(Iterator[T]):
+class CountingIterator(Iterator[T]):
     """Passes `items` on one by one, keeping none; `count` is how many there were so far."""
 
     def __init__(self, items: Iterable[T]) -> None:
@@ -21,7 +21,7 @@ class Counted(Iterator[T]):
         return item
 
 
-def is_chosen(path: str, allow: Sequence[str], ignore: Sequence[str]) -> bool:
+def is_included(path: str, allow: Sequence[str], ignore: Sequence[str]) -> bool:
     """Whether `path` matches one of `allow` (empty: any does) and none of `ignore`."""
     return (not allow or _matches(path, allow)) and not _matches(path, ignore)
 

@@ -23,10 +23,10 @@ class Source(Protocol):
     def resolve(self, pinned: CacheSpec) -> Manifest:
         """List everything `pinned` holds. Two calls, on any two machines, give manifests of equal digest while the origin is unchanged."""
 
-    def prove(self, manifest: Manifest) -> None:
+    def check_read_access(self, manifest: Manifest) -> None:
         """Return if, and only if, this credential may read: bytes of the manifest are read from the origin, since listing is not reading."""
 
-    def reader(self, manifest: Manifest) -> AbstractContextManager[Reader]:
+    def open_reader(self, manifest: Manifest) -> AbstractContextManager[Reader]:
         """A fresh connection for reading the manifest's files; one for each thread that reads."""
 
     def close(self) -> None:

@@ -16,12 +16,12 @@ from csi.errors import Busy, DataCacheError, WorkerDied, from_wire
 from csi.images.progress import FillProgress
 from csi.linux import processes
 from csi.program import logs
-from csi.program.egress_profiles import EgressProfile, profile_of
-from csi.worker.protocol import Request
+from csi.program.egress_profiles import EgressProfile, get_profile
+from csi.worker.protocol import WorkerRequest
 
-COMMAND = (sys.executable, "-P", "-m", "csi.worker_process")
-_STOP_SECONDS = 5.0
-_CREDENTIALS = (
+WORKER_COMMAND = (sys.executable, "-P", "-m", "csi.worker_process")
+_STOP_TIMEOUT = 5.0
+_CREDENTIAL_VARIABLES = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
     "MODELSCOPE_API_TOKEN",
@@ -32,36 +32,38 @@ _CREDENTIALS = (
 )
 
 
-class Call:
+class WorkerCall:
     """A request under way, for whoever wants to stop it from another thread."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._worker: _Worker | None = None
+        self._lock = threading.Lock()
+        self._worker: _WorkerProcess | None = None
         self.stopped = False
 
     def stop(self) -> None:
         """Order the worker to stop; the call then raises Busy. Harmless when the call is over or has not begun."""
-        with self._guard:
+        with self._lock:
             self.stopped = True
             if self._worker:
                 self._worker.terminate()
 
-    def hand_to(self, worker: _Worker | None) -> None:
+    def set_worker(self, worker: _WorkerProcess | None) -> None:
         """Say which worker has the request now, None for none; raises Busy when `stop` came first."""
-        with self._guard:
+        with self._lock:
             self._worker = worker
             if self.stopped and worker:
                 raise Busy("the work was stopped; call again to go on")
 
 
-class _Worker:
+class _WorkerProcess:
     def __init__(self, command: Sequence[str], profile: EgressProfile) -> None:
-        self._process = processes.start([*command, profile.netns, str(profile.rate or 0)], _environment())
+        self._process = processes.spawn(
+            [*command, profile.netns, str(profile.rate or 0)], _clean_environment()
+        )
         self.profile = profile
         self.idle_since = 0.0
 
-    def ask(self, request: Request, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
+    def execute(self, request: WorkerRequest, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
         assert self._process.stdin and self._process.stdout
         try:
             self._process.stdin.write(request.encode())
@@ -79,10 +81,12 @@ class _Worker:
                     return dict(event)
                 case "error":
                     raise from_wire(event)
-        raise WorkerDied(f"the worker process ended in the middle of its work (exit status {self._process.wait()})")
+        raise WorkerDied(
+            f"the worker process ended in the middle of its work (exit status {self._process.wait()})"
+        )
 
     @property
-    def alive(self) -> bool:
+    def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def terminate(self) -> None:
@@ -96,16 +100,16 @@ class _Worker:
         except OSError:
             self._process.kill()
         try:
-            self._process.wait(_STOP_SECONDS)
+            self._process.wait(_STOP_TIMEOUT)
         except Exception:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
 
 
-def _environment() -> dict[str, str]:
+def _clean_environment() -> dict[str, str]:
     """Without credentials that are of the machine, not of a volume."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(_CREDENTIALS)}
+    return {key: value for key, value in os.environ.items() if not key.startswith(_CREDENTIAL_VARIABLES)}
 
 
 class WorkerPool:
@@ -113,98 +117,108 @@ class WorkerPool:
 
     def __init__(
         self,
-        lanes: dict[str, int],
-        idle_seconds: float = 60.0,
-        command: Sequence[str] = COMMAND,
-        log_format: logs.Format = "text",
+        lane_sizes: dict[str, int],
+        idle_timeout: float = 60.0,
+        command: Sequence[str] = WORKER_COMMAND,
+        log_format: logs.LogFormat = "text",
         log_level: str = "INFO",
         profiles: Mapping[str, EgressProfile] = MappingProxyType({}),
-        allowed: Sequence[str] = (),
+        allowed_destinations: Sequence[str] = (),
     ) -> None:
-        self._lanes = {name: threading.BoundedSemaphore(count) for name, count in lanes.items()}
-        self._idle_seconds = idle_seconds
+        self._lanes = {name: threading.BoundedSemaphore(count) for name, count in lane_sizes.items()}
+        self._idle_timeout = idle_timeout
         self._command = (*command, log_format, log_level)
-        self._profiles, self._allowed = profiles, tuple(allowed)
-        self._guard = threading.Lock()
-        self._idle: list[_Worker] = []
+        self._profiles, self._allowed_destinations = profiles, tuple(allowed_destinations)
+        self._lock = threading.Lock()
+        self._idle: list[_WorkerProcess] = []
         self._reaper: threading.Timer | None = None
-        self._closed = False
+        self._is_closed = False
 
     def call(
-        self, lane: str, request: Request, call: Call | None = None, on_progress: Callable[[FillProgress], None] = lambda _: None
+        self,
+        lane: str,
+        request: WorkerRequest,
+        call: WorkerCall | None = None,
+        on_progress: Callable[[FillProgress], None] = lambda _: None,
     ) -> dict[str, Any]:
         """Have a worker carry out `request` and return its result; waits for a place in `lane`.
 
         Raises what the worker raised, WorkerDied when it died twice, Busy when `call` was stopped, FailedPrecondition
         for an egress profile that there is not.
         """
-        profile = profile_of(self._profiles, request.profile)
-        request = replace(request, allowed=self._allowed)
-        call = call or Call()
+        profile = get_profile(self._profiles, request.egress_profile)
+        request = replace(request, allowed_destinations=self._allowed_destinations)
+        call = call or WorkerCall()
         with self._lanes[lane]:
             try:
-                return self._once(request, profile, call, on_progress)
+                return self._call_once(request, profile, call, on_progress)
             except WorkerDied:
-                if call.stopped or self._closed:
+                if call.stopped or self._is_closed:
                     raise Busy("the work was stopped; call again to go on") from None
-                return self._once(request, profile, call, on_progress)
+                return self._call_once(request, profile, call, on_progress)
 
-    def _once(self, request: Request, profile: EgressProfile, call: Call, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
-        worker = self._take(profile)
-        healthy = False
+    def _call_once(
+        self,
+        request: WorkerRequest,
+        profile: EgressProfile,
+        call: WorkerCall,
+        on_progress: Callable[[FillProgress], None],
+    ) -> dict[str, Any]:
+        worker = self._acquire(profile)
+        is_healthy = False
         try:
-            call.hand_to(worker)
-            result = worker.ask(request, on_progress)
-            healthy = True
+            call.set_worker(worker)
+            result = worker.execute(request, on_progress)
+            is_healthy = True
             return result
         except DataCacheError as error:
-            healthy = not call.stopped and not isinstance(error, WorkerDied)
+            is_healthy = not call.stopped and not isinstance(error, WorkerDied)
             raise
         finally:
-            call.hand_to(None)
-            self._give_back(worker, healthy)
+            call.set_worker(None)
+            self._release(worker, is_healthy)
 
-    def _take(self, profile: EgressProfile) -> _Worker:
-        with self._guard:
-            if self._closed:
+    def _acquire(self, profile: EgressProfile) -> _WorkerProcess:
+        with self._lock:
+            if self._is_closed:
                 raise Busy("the plugin is leaving; its successor goes on")
             for worker in [idle for idle in reversed(self._idle) if idle.profile == profile]:
                 self._idle.remove(worker)
-                if worker.alive:
+                if worker.is_alive:
                     return worker
                 worker.stop()
-        return _Worker(self._command, profile)
+        return _WorkerProcess(self._command, profile)
 
-    def _give_back(self, worker: _Worker, healthy: bool) -> None:
-        with self._guard:
-            if healthy and not self._closed:
+    def _release(self, worker: _WorkerProcess, is_healthy: bool) -> None:
+        with self._lock:
+            if is_healthy and not self._is_closed:
                 worker.idle_since = time.monotonic()
                 self._idle.append(worker)
-                self._watch_idle()
+                self._schedule_reaper()
                 return
         worker.stop()
 
-    def _watch_idle(self) -> None:
+    def _schedule_reaper(self) -> None:
         if self._idle and self._reaper is None:
-            expires = min(worker.idle_since for worker in self._idle) + self._idle_seconds
+            expires = min(worker.idle_since for worker in self._idle) + self._idle_timeout
             self._reaper = threading.Timer(max(0.0, expires - time.monotonic()), self._reap)
             self._reaper.daemon = True
             self._reaper.start()
 
     def _reap(self) -> None:
-        limit = time.monotonic() - self._idle_seconds + 0.1
-        with self._guard:
+        idle_before = time.monotonic() - self._idle_timeout + 0.1
+        with self._lock:
             self._reaper = None
-            old = [worker for worker in self._idle if worker.idle_since <= limit]
-            self._idle = [worker for worker in self._idle if worker.idle_since > limit]
-            self._watch_idle()
-        for worker in old:
+            expired = [worker for worker in self._idle if worker.idle_since <= idle_before]
+            self._idle = [worker for worker in self._idle if worker.idle_since > idle_before]
+            self._schedule_reaper()
+        for worker in expired:
             worker.stop()
 
     def close(self) -> None:
         """Stop the idle workers and start no more; a worker at work is stopped through its Call."""
-        with self._guard:
-            self._closed = True
+        with self._lock:
+            self._is_closed = True
             idle, self._idle = self._idle, []
         for worker in idle:
             worker.stop()

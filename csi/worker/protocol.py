@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from csi.linux.durable_files import check_keys
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 
 Operation = Literal[
     "pin",
@@ -34,23 +34,23 @@ Operation = Literal[
 
 
 @dataclass(frozen=True)
-class Request:
+class WorkerRequest:
     """One order. `spec` is a cache spec as flat parameters; a fill or vouch whose `spec` is empty takes the manifest's.
 
-    `allowed` are the operator's destinations (`csi.destinations.destinations`), put in by the pool.
+    `allowed_destinations` are the operator's destinations (`csi.destinations.destinations`), put in by the pool.
     Paths are absolute, "" where an operation has no use for them.
     pin: result is the pinned spec. resolve: list, prove and, where `manifest` is given, write the manifest there.
     fill: read `manifest`, fill `partial` (with its `journal`) over `connections` connections and seal it as `image`; copy what
-    the images in the folders `donors` hold of it. vouch: compare the sealed `image` of `manifest` with the source at ranges
+    the images in the folders `reuse_candidates` hold of it. vouch: compare the sealed `image` of `manifest` with the source at ranges
     that `seed` (hex) decides.
 
     `image_store` is the URL of the image store, "" for none, `store_secrets` the driver's own credential for it; a fill takes the image from
-    there where it has it, and one without it says `store_said` too when it fails: why the image does not come from there.
+    there where it has it, and one without it says `image_store_error` too when it fails: why the image does not come from there.
     store: bring the image in the folder `image` there, as filled from `access`. stored: result are the facts of the image of the digest or
     snapshot id `digest`, empty where there is none. stored-manifest: write the manifest of `digest` to `manifest`. stored-images: write the
     facts of all to `manifest`, one JSON object a line. collect: remove what is not among the digests in the file `manifest`, one a line, and
     was not for `grace` seconds; result are the digests of what is gone. unstore: remove `digest`. copy: bring the image `digest` to the image
-    store `target` (with `target_secrets`). announce, withdraw: of one `announcement`.
+    store `target_store` (with `target_secrets`). announce, withdraw: of one `announcement`.
     announced: result are all of them, and what is wrong with those that are `damaged`.
     """
 
@@ -62,21 +62,21 @@ class Request:
     journal: str = ""
     image: str = ""
     connections: int = 4
-    allowed: tuple[str, ...] = ()
-    donors: tuple[str, ...] = ()
+    allowed_destinations: tuple[str, ...] = ()
+    reuse_candidates: tuple[str, ...] = ()
     seed: str = field(default="", repr=False)
     image_store: str = ""
     store_secrets: dict[str, str] = field(default_factory=dict, repr=False)
-    store_said: str = ""
+    image_store_error: str = ""
     access: dict[str, str] = field(default_factory=dict)
     digest: str = ""
     grace: float = 0.0
-    target: str = ""
+    target_store: str = ""
     target_secrets: dict[str, str] = field(default_factory=dict, repr=False)
     announcement: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def profile(self) -> str:
+    def egress_profile(self) -> str:
         """The egress profile that all of it goes through, "" for none."""
         return self.spec.get("egressProfile", "")
 
@@ -91,26 +91,26 @@ class Request:
             "journal": self.journal,
             "image": self.image,
             "connections": self.connections,
-            "allowed": self.allowed,
-            "donors": self.donors,
+            "allowed": self.allowed_destinations,
+            "donors": self.reuse_candidates,
             "seed": self.seed,
             "image_store": self.image_store,
             "store_secrets": self.store_secrets,
-            "store_said": self.store_said,
+            "store_said": self.image_store_error,
             "access": self.access,
             "digest": self.digest,
             "grace": self.grace,
-            "target": self.target,
+            "target": self.target_store,
             "target_secrets": self.target_secrets,
             "announcement": self.announcement,
         }
         return json.dumps(wire).encode() + b"\n"
 
     @staticmethod
-    def decode(line: bytes) -> Request:
+    def decode(line: bytes) -> WorkerRequest:
         """Return the request in one line."""
         wire = json.loads(line)
-        return Request(
+        return WorkerRequest(
             operation=wire["operation"],
             spec=wire["spec"],
             secrets=wire["secrets"],
@@ -119,16 +119,16 @@ class Request:
             journal=wire["journal"],
             image=wire["image"],
             connections=wire["connections"],
-            allowed=tuple(wire["allowed"]),
-            donors=tuple(wire["donors"]),
+            allowed_destinations=tuple(wire["allowed"]),
+            reuse_candidates=tuple(wire["donors"]),
             seed=wire["seed"],
             image_store=wire["image_store"],
             store_secrets=wire["store_secrets"],
-            store_said=wire["store_said"],
+            image_store_error=wire["store_said"],
             access=wire["access"],
             digest=wire["digest"],
             grace=wire["grace"],
-            target=wire["target"],
+            target_store=wire["target"],
             target_secrets=wire["target_secrets"],
             announcement=wire["announcement"],
         )
@@ -136,14 +136,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a resolve found: the pinned `spec`, the manifest's `digest` and sizes in bytes; `unverifiable` counts files without an origin digest."""
+    """What a resolve found: the pinned `spec`, the manifest's `digest` and sizes in bytes; `unverifiable_count` counts files without an origin digest."""
 
     spec: CacheSpec
     digest: str
     content_bytes: int
     image_bytes: int
-    files: int
-    unverifiable: int
+    file_count: int
+    unverifiable_count: int
 
     def encode(self) -> dict[str, Any]:
         """Return the resolution as JSON values, as the worker's pipe and the memory of proofs have it."""
@@ -152,8 +152,8 @@ class Resolution:
             "digest": self.digest,
             "content_bytes": self.content_bytes,
             "image_bytes": self.image_bytes,
-            "files": self.files,
-            "unverifiable": self.unverifiable,
+            "files": self.file_count,
+            "unverifiable": self.unverifiable_count,
         }
 
     @staticmethod
@@ -161,10 +161,10 @@ class Resolution:
         """Return the resolution that `encode` wrote; raise KeyError or TypeError for anything else."""
         check_keys(wire, "spec", "digest", "content_bytes", "image_bytes", "files", "unverifiable")
         return Resolution(
-            spec=parse(wire["spec"]).spec,
+            spec=parse_volume_parameters(wire["spec"]).spec,
             digest=wire["digest"],
             content_bytes=wire["content_bytes"],
             image_bytes=wire["image_bytes"],
-            files=wire["files"],
-            unverifiable=wire["unverifiable"],
+            file_count=wire["files"],
+            unverifiable_count=wire["unverifiable"],
         )

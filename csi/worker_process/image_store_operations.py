@@ -11,13 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from csi.errors import GONE, LOST, CorruptContent, DataCacheError, FillStopped, NoSpace, NotFound, with_message
+from csi.errors import (
+    ORIGIN_LOST,
+    STORE_FALLBACK_ERRORS,
+    CorruptContent,
+    DataCacheError,
+    FillStopped,
+    NoSpace,
+    NotFound,
+    with_message,
+)
 from csi.image_store.announcements import Announcement
-from csi.images.node_store.journal import begun_by
+from csi.images.node_store.journal import read_journal_digest
 from csi.images.node_store.records import ImagePaths
 from csi.images.progress import FillProgress
 from csi.manifest.manifest import Manifest
-from csi.worker.protocol import Request
+from csi.worker.protocol import WorkerRequest
 
 if TYPE_CHECKING:
     from csi.image_store.store import ImageStore
@@ -25,71 +34,101 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("datacache.worker")
 
-WAY_OUT = "no image store keeps images here (--image-store): bring the origin back, or make the cache anew of what there is"
+REMEDY = "no image store keeps images here (--image-store): bring the origin back, or make the cache anew of what there is"
 
-Tell = Callable[[FillProgress], None]
-Operations = Mapping[str, Callable[[Request], dict[str, Any]]]
+OnProgress = Callable[[FillProgress], None]
+Operations = Mapping[str, Callable[[WorkerRequest], dict[str, Any]]]
 
 
-def store_operations(tell: Tell) -> Operations:
-    """The operations by their names; `tell` hears how far one is."""
+def build_store_operations(on_progress: OnProgress) -> Operations:
+    """The operations by their names; `on_progress` hears how far one is."""
 
-    def store(request: Request) -> dict[str, Any]:
-        with _opened(request) as found:
-            return _facts(found.add(ImagePaths(Path(request.image)), tell, access=request.access))
+    def store(request: WorkerRequest) -> dict[str, Any]:
+        with _open_store(request) as found:
+            return _encode_image(
+                found.add(ImagePaths(Path(request.image)), on_progress, access=request.access)
+            )
 
-    def copy(request: Request) -> dict[str, Any]:
-        with _opened(request) as source, _opened(replace(request, image_store=request.target, store_secrets=request.target_secrets)) as target:
-            source.copy_to(target, request.digest, tell)
+    def copy(request: WorkerRequest) -> dict[str, Any]:
+        with (
+            _open_store(request) as source,
+            _open_store(
+                replace(request, image_store=request.target_store, store_secrets=request.target_secrets)
+            ) as target,
+        ):
+            source.copy_to(target, request.digest, on_progress)
             return {}
 
-    asked = {"stored": _stored, "stored-manifest": _manifest, "stored-images": _images, "collect": _collect, "unstore": _remove}
-    return {"store": store, **asked, "copy": copy, "announce": _announce, "announced": _announced, "withdraw": _withdraw}
+    operations = {
+        "stored": _find,
+        "stored-manifest": _write_manifest,
+        "stored-images": _list_images,
+        "collect": _collect,
+        "unstore": _remove,
+    }
+    return {
+        "store": store,
+        **operations,
+        "copy": copy,
+        "announce": _announce,
+        "announced": _list_announcements,
+        "withdraw": _withdraw,
+    }
 
 
-def fill_from_either(request: Request, manifest: Manifest, tell: Tell, from_origin: Callable[[], None]) -> None:
+def fill_from_store_or_origin(
+    request: WorkerRequest, manifest: Manifest, on_progress: OnProgress, fill_from_origin: Callable[[], None]
+) -> None:
     """Have the partial image full: from the image store where it has it, else from its origin. What the origin has begun it goes on with,
     and the image store begins anew only where it cannot.
 
     The store is never in the way: that it fails is logged, and added to what the origin fails with. Raises that, FillStopped and NoSpace.
     """
-    if request.image_store and begun_by(Path(request.journal)) == manifest.digest:
+    if request.image_store and read_journal_digest(Path(request.journal)) == manifest.digest:
         try:
-            from_origin()
-        except GONE as error:
-            log.info("filled from the image store", extra={"fields": {"image": manifest.digest, "reason": error}})
-            if why := _fill(request, manifest, tell):
-                raise _with(error, f"and {why}") from error
+            fill_from_origin()
+        except STORE_FALLBACK_ERRORS as error:
+            log.info(
+                "filled from the image store", extra={"fields": {"image": manifest.digest, "reason": error}}
+            )
+            if store_error := _fill_from_store(request, manifest, on_progress):
+                raise _add_reason(error, f"and {store_error}") from error
         return
-    why = _fill(request, manifest, tell) if request.image_store else request.store_said
-    if why is None:
+    store_error = (
+        _fill_from_store(request, manifest, on_progress) if request.image_store else request.image_store_error
+    )
+    if store_error is None:
         return
-    if why:
-        log.info("filled from its origin", extra={"fields": {"image": manifest.digest, "reason": why}})
+    if store_error:
+        log.info(
+            "filled from its origin", extra={"fields": {"image": manifest.digest, "reason": store_error}}
+        )
     try:
-        from_origin()
+        fill_from_origin()
     except (FillStopped, NoSpace):
         raise
     except DataCacheError as error:
-        if why:
-            raise _with(error, f"and {why}") from error
-        if isinstance(error, LOST):
-            raise _with(error, WAY_OUT) from error
+        if store_error:
+            raise _add_reason(error, f"and {store_error}") from error
+        if isinstance(error, ORIGIN_LOST):
+            raise _add_reason(error, REMEDY) from error
         raise
 
 
-def _with(error: DataCacheError, why: str) -> DataCacheError:
-    return with_message(error, f"{error} ({why})")
+def _add_reason(error: DataCacheError, reason: str) -> DataCacheError:
+    return with_message(error, f"{error} ({reason})")
 
 
-def _fill(request: Request, manifest: Manifest, tell: Tell) -> str | None:
+def _fill_from_store(request: WorkerRequest, manifest: Manifest, on_progress: OnProgress) -> str | None:
     """Fill from the image store; None where that is done, else why it is not."""
     try:
-        with _opened(request) as store:
+        with _open_store(request) as store:
             stored = store.find(manifest.digest)
             if stored is None:
-                return f"{store.shown} does not have this image"
-            store.fill(stored, manifest, ImagePaths(Path(request.image).parent), request.connections, tell)
+                return f"{store.display_name} does not have this image"
+            store.fill(
+                stored, manifest, ImagePaths(Path(request.image).parent), request.connections, on_progress
+            )
             return None
     except (FillStopped, NoSpace):
         raise
@@ -97,84 +136,91 @@ def _fill(request: Request, manifest: Manifest, tell: Tell) -> str | None:
         return str(error)
 
 
-def _stored(request: Request) -> dict[str, Any]:
-    with _opened(request) as store:
-        found = store.named(request.digest) if request.digest.startswith("s-") else store.find(request.digest)
-        return _facts(found) if found else {}
+def _find(request: WorkerRequest) -> dict[str, Any]:
+    with _open_store(request) as store:
+        stored = (
+            store.find_by_snapshot_id(request.digest)
+            if request.digest.startswith("s-")
+            else store.find(request.digest)
+        )
+        return _encode_image(stored) if stored else {}
 
 
-def _manifest(request: Request) -> dict[str, Any]:
-    with _opened(request) as store:
-        found = store.find(request.digest)
-        if found is None:
-            raise NotFound(f"{store.shown} has no image {request.digest[:12]}")
-        manifest = store.manifest(request.digest)
+def _write_manifest(request: WorkerRequest) -> dict[str, Any]:
+    with _open_store(request) as store:
+        stored = store.find(request.digest)
+        if stored is None:
+            raise NotFound(f"{store.display_name} has no image {request.digest[:12]}")
+        manifest = store.read_manifest(request.digest)
     with Path(request.manifest).open("xb") as stream:
         manifest.write(stream)
-    return _facts(found)
+    return _encode_image(stored)
 
 
-def _images(request: Request) -> dict[str, Any]:
-    with _opened(request) as store, Path(request.manifest).open("w") as stream:
-        for digest in store.digests():
-            if facts := _facts_of(store, digest):
+def _list_images(request: WorkerRequest) -> dict[str, Any]:
+    with _open_store(request) as store, Path(request.manifest).open("w") as stream:
+        for digest in store.list_digests():
+            if facts := _describe_image(store, digest):
                 stream.write(json.dumps(facts) + "\n")
     return {}
 
 
-def _facts_of(store: ImageStore, digest: str) -> dict[str, Any]:
+def _describe_image(store: ImageStore, digest: str) -> dict[str, Any]:
     """What there is to say of one of many, empty for one that is not whole: a damaged record must not hide the others."""
     try:
-        found = store.find(digest)
+        stored = store.find(digest)
     except CorruptContent as error:
         return {"digest": digest, "damaged": str(error)}
-    return _facts(found) if found else {}
+    return _encode_image(stored) if stored else {}
 
 
-def _collect(request: Request) -> dict[str, Any]:
+def _collect(request: WorkerRequest) -> dict[str, Any]:
     wanted = frozenset(Path(request.manifest).read_text().split())
-    with _opened(request) as store:
+    with _open_store(request) as store:
         return {"gone": store.collect(wanted, request.grace, time.time())}
 
 
-def _remove(request: Request) -> dict[str, Any]:
-    with _opened(request) as store:
+def _remove(request: WorkerRequest) -> dict[str, Any]:
+    with _open_store(request) as store:
         store.remove(request.digest)
         return {}
 
 
-def _announce(request: Request) -> dict[str, Any]:
-    with _opened(request) as store:
-        store.announce(Announcement.of(request.announcement))
+def _announce(request: WorkerRequest) -> dict[str, Any]:
+    with _open_store(request) as store:
+        store.announce(Announcement.decode(request.announcement))
         return {}
 
 
-def _announced(request: Request) -> dict[str, Any]:
+def _list_announcements(request: WorkerRequest) -> dict[str, Any]:
     damaged: list[str] = []
-    with _opened(request) as store:
-        return {"announced": [one.encode() for one in store.announced(damaged.append)], "damaged": damaged}
+    with _open_store(request) as store:
+        return {
+            "announced": [one.encode() for one in store.list_announcements(damaged.append)],
+            "damaged": damaged,
+        }
 
 
-def _withdraw(request: Request) -> dict[str, Any]:
-    with _opened(request) as store:
-        store.withdraw(Announcement.of(request.announcement))
+def _withdraw(request: WorkerRequest) -> dict[str, Any]:
+    with _open_store(request) as store:
+        store.withdraw(Announcement.decode(request.announcement))
         return {}
 
 
 @contextmanager
-def _opened(request: Request) -> Iterator[ImageStore]:
+def _open_store(request: WorkerRequest) -> Iterator[ImageStore]:
     # obstore, which only those pay who have an image store.
-    from csi.image_store.store import opened
+    from csi.image_store.store import open_image_store
 
-    with opened(request.image_store, request.store_secrets) as store:
+    with open_image_store(request.image_store, request.store_secrets) as store:
         yield store
 
 
-def _facts(found: StoredImage) -> dict[str, Any]:
+def _encode_image(stored: StoredImage) -> dict[str, Any]:
     return {
-        "digest": found.digest,
-        "access": found.access,
-        "image_bytes": found.image_bytes,
-        "content_bytes": found.content_bytes,
-        "stored_at": found.stored_at,
+        "digest": stored.digest,
+        "access": stored.access,
+        "image_bytes": stored.image_bytes,
+        "content_bytes": stored.content_bytes,
+        "stored_at": stored.stored_at,
     }

@@ -7,28 +7,31 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-FIELDS = Path(__file__).with_name("crd_fields.json")
+FIELDS_FILE = Path(__file__).with_name("crd_fields.json")
 """By the CRD's name and the version, sorted; `deploy/generate.py` makes it from deploy/crds."""
 
 Fields = dict[str, list[str]]
 
 
-def known() -> dict[str, Fields]:
+def load_known_fields() -> dict[str, Fields]:
     """What this version of the driver has, by the CRD's name."""
-    found: dict[str, Fields] = json.loads(FIELDS.read_text())
+    found: dict[str, Fields] = json.loads(FIELDS_FILE.read_text())
     return found
 
 
-def fields_of(crd: Mapping[str, Any]) -> Fields:
+def list_crd_fields(crd: Mapping[str, Any]) -> Fields:
     """The fields of each version that a CustomResourceDefinition serves, sorted, as `spec.caches[].claimName` and `spec.nodes{}`."""
     served = [version for version in crd["spec"]["versions"] if version["served"]]
-    return {version["name"]: sorted(_below(version.get("schema", {}).get("openAPIV3Schema") or {}, "")) for version in served}
+    return {
+        version["name"]: sorted(_walk_schema(version.get("schema", {}).get("openAPIV3Schema") or {}, ""))
+        for version in served
+    }
 
 
-def _below(schema: Mapping[str, Any], path: str) -> Iterator[str]:
+def _walk_schema(schema: Mapping[str, Any], path: str) -> Iterator[str]:
     for name, part in (schema.get("properties") or {}).items():
         yield f"{path}.{name}".lstrip(".")
-        yield from _below(part, f"{path}.{name}")
+        yield from _walk_schema(part, f"{path}.{name}")
     for key, mark in (("items", "[]"), ("additionalProperties", "{}")):
         if isinstance(schema.get(key), Mapping):
-            yield from _below(schema[key], path + mark)
+            yield from _walk_schema(schema[key], path + mark)

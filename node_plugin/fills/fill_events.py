@@ -12,32 +12,38 @@ from dataclasses import dataclass, field
 from csi.errors import Busy, DataCacheError
 from csi.images.progress import FillProgress
 from csi.performance.limits import Limits
-from csi.registry.events.recorder import Announcer, Silent, Subject
+from csi.registry.events.recorder import EventRecorder, NullEventRecorder, ObjectReference
 from csi.registry.pins.pins import CachePin
-from csi.values import human
+from csi.values import format_size
 
-FILLING, READY, FAILED, CLAMPED, PINNED = "CacheFilling", "CacheReady", "CacheFillFailed", "PerformanceClamped", "CachePinned"
+FILLING_REASON, READY_REASON, FAILED_REASON, CLAMPED_REASON, PINNED_REASON = (
+    "CacheFilling",
+    "CacheReady",
+    "CacheFillFailed",
+    "PerformanceClamped",
+    "CachePinned",
+)
 """The reasons of the Events."""
-_FIRST_SECONDS, _EVERY_SECONDS, _SHOWN_EVERY_SECONDS = 5.0, 15.0, 5.0
-_LOOK_SECONDS = 1.0
-_MOST_FAILURES = 256
+_FIRST_EVENT_DELAY, _EVENT_INTERVAL, _STATUS_INTERVAL = 5.0, 15.0, 5.0
+_CHECK_INTERVAL = 1.0
+_MAX_FAILURES = 256
 _PERSISTENT = "PersistentVolumeClaim"
 
 
 @dataclass
 class _Listener:
-    """One volume that a fill is for; `due` is when its object is told next, `shown` what its registry's entry says."""
+    """One volume that a fill is for; `event_due` is when its object is told next, `has_status` what its registry's entry says."""
 
-    subject: Subject
-    due: float
-    due_shown: float
-    said: bool = False
-    shown: bool = False
+    reference: ObjectReference
+    event_due: float
+    status_due: float
+    has_event: bool = False
+    has_status: bool = False
 
 
 @dataclass
-class _Fill:
-    began: float
+class _ObservedFill:
+    started_at: float
     progress: FillProgress = field(default_factory=FillProgress)
     listeners: dict[str, _Listener] = field(default_factory=dict)
 
@@ -45,108 +51,125 @@ class _Fill:
 class FillEvents:
     """The fills of one node, told to people by `announcer`, from a thread that runs while there are any. Thread-safe; nothing waits or raises."""
 
-    def __init__(self, announcer: Announcer | None = None, first_seconds: float = _FIRST_SECONDS, every_seconds: float = _EVERY_SECONDS) -> None:
-        self._announcer, self._first, self._every = announcer or Silent(), first_seconds, every_seconds
-        self._guard = threading.Lock()
-        self._fills: dict[str, _Fill] = {}
-        self._failures: OrderedDict[Subject, tuple[str, float]] = OrderedDict()
+    def __init__(
+        self,
+        recorder: EventRecorder | None = None,
+        first_delay: float = _FIRST_EVENT_DELAY,
+        interval: float = _EVENT_INTERVAL,
+    ) -> None:
+        self._recorder, self._first_delay, self._interval = (
+            recorder or NullEventRecorder(),
+            first_delay,
+            interval,
+        )
+        self._lock = threading.Lock()
+        self._fills: dict[str, _ObservedFill] = {}
+        self._failures: OrderedDict[ObjectReference, tuple[str, float]] = OrderedDict()
         self._thread: threading.Thread | None = None
 
-    def joined(self, volume_id: str, digest: str, subject: Subject | None) -> None:
+    def on_volume_waiting(self, volume_id: str, digest: str, reference: ObjectReference | None) -> None:
         """A volume waits for the fill of an image, which runs; None is nobody to be told."""
-        if subject is None:
+        if reference is None:
             return
         now = time.monotonic()
-        with self._guard:
-            fill = self._fills.setdefault(digest, _Fill(now))
-            fill.listeners.setdefault(volume_id, _Listener(subject, now + self._first, now + self._first))
+        with self._lock:
+            fill = self._fills.setdefault(digest, _ObservedFill(now))
+            fill.listeners.setdefault(
+                volume_id, _Listener(reference, now + self._first_delay, now + self._first_delay)
+            )
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="fill-events", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._report_until_idle, name="fill-events", daemon=True
+                )
                 self._thread.start()
 
-    def progressed(self, digest: str, progress: FillProgress) -> None:
+    def on_progress(self, digest: str, progress: FillProgress) -> None:
         """How far a fill is now."""
         fill = self._fills.get(digest)
         if fill:
             fill.progress = progress
 
-    def ended(self, digest: str, error: Exception | None) -> None:
+    def on_fill_ended(self, digest: str, error: Exception | None) -> None:
         """A fill is over. What ended it is told to those whose calls fail by it: others began it, perhaps with another credential."""
-        with self._guard:
+        with self._lock:
             fill = self._fills.pop(digest, None)
         if fill is None:
             return
-        seconds = time.monotonic() - fill.began
+        seconds = time.monotonic() - fill.started_at
         for volume_id, listener in fill.listeners.items():
-            self._hide(volume_id, listener)
-            if error is None and listener.said:
-                self._announcer.announce(listener.subject, READY, _ready(digest, fill.progress, seconds))
+            self._clear_status(volume_id, listener)
+            if error is None and listener.has_event:
+                self._recorder.record(
+                    listener.reference, READY_REASON, _describe_ready(digest, fill.progress, seconds)
+                )
 
-    def left(self, volume_id: str) -> None:
+    def on_volume_removed(self, volume_id: str) -> None:
         """A volume was taken away."""
-        with self._guard:
-            gone = [fill.listeners.pop(volume_id) for fill in self._fills.values() if volume_id in fill.listeners]
-        for listener in gone:
-            self._hide(volume_id, listener)
+        with self._lock:
+            removed = [
+                fill.listeners.pop(volume_id) for fill in self._fills.values() if volume_id in fill.listeners
+            ]
+        for listener in removed:
+            self._clear_status(volume_id, listener)
 
     @contextmanager
-    def failures(self, subject: Subject | None) -> Iterator[None]:
+    def record_failures(self, reference: ObjectReference | None) -> Iterator[None]:
         """Tell what the block fails with, unless it only has to be waited for."""
         try:
             yield
         except Busy:
             raise
         except DataCacheError as error:
-            if subject:
-                self._fail(subject, str(error))
+            if reference:
+                self._record_failure(reference, str(error))
             raise
 
-    def clamped(self, subject: Subject | None, limits: Limits | None) -> None:
+    def record_clamped_limits(self, reference: ObjectReference | None, limits: Limits | None) -> None:
         """Tell what was lowered to fit the volume's size, if anything."""
-        if subject and limits and limits.notes:
+        if reference and limits and limits.notes:
             message = f"{'; '.join(limits.notes)}; ask for a larger size, or for less"
-            self._announcer.announce(subject, CLAMPED, message, warning=True)
+            self._recorder.record(reference, CLAMPED_REASON, message, warning=True)
 
-    def pinned(self, subject: Subject | None, pin: CachePin | None) -> None:
+    def record_pin(self, reference: ObjectReference | None, pin: CachePin | None) -> None:
         """Tell what a moving source stands for in the namespace, if the volume has one."""
-        if subject and pin:
-            self._announcer.announce(subject, PINNED, pin.words)
+        if reference and pin:
+            self._recorder.record(reference, PINNED_REASON, pin.summary)
 
-    def _fail(self, subject: Subject, message: str) -> None:
+    def _record_failure(self, reference: ObjectReference, message: str) -> None:
         # kubelet tries again after half a second, one, two, ...
         now = time.monotonic()
-        with self._guard:
-            text, when = self._failures.pop(subject, ("", 0.0))
-            again = text == message and now - when < self._every
-            self._failures[subject] = (message, when if again else now)
-            while len(self._failures) > _MOST_FAILURES:
+        with self._lock:
+            text, when = self._failures.pop(reference, ("", 0.0))
+            is_repeated = text == message and now - when < self._interval
+            self._failures[reference] = (message, when if is_repeated else now)
+            while len(self._failures) > _MAX_FAILURES:
                 self._failures.popitem(last=False)
-        if not again:
-            self._announcer.announce(subject, FAILED, message, warning=True)
+        if not is_repeated:
+            self._recorder.record(reference, FAILED_REASON, message, warning=True)
 
-    def _hide(self, volume_id: str, listener: _Listener) -> None:
-        if listener.shown:
-            self._announcer.filling(volume_id, None)
+    def _clear_status(self, volume_id: str, listener: _Listener) -> None:
+        if listener.has_status:
+            self._recorder.report_fill(volume_id, None)
 
-    def _run(self) -> None:
+    def _report_until_idle(self) -> None:
         while True:
-            time.sleep(max(0.01, min(_LOOK_SECONDS, self._first)))
-            with self._guard:
+            time.sleep(max(0.01, min(_CHECK_INTERVAL, self._first_delay)))
+            with self._lock:
                 if not self._fills:
                     self._thread = None
                     return
                 for fill in self._fills.values():
                     for volume_id, listener in fill.listeners.items():
-                        self._tell(volume_id, listener, fill.progress)
+                        self._report_progress(volume_id, listener, fill.progress)
 
-    def _tell(self, volume_id: str, listener: _Listener, progress: FillProgress) -> None:
+    def _report_progress(self, volume_id: str, listener: _Listener, progress: FillProgress) -> None:
         now = time.monotonic()
-        if now >= listener.due:
-            listener.due, listener.said = now + self._every, True
-            self._announcer.announce(listener.subject, FILLING, _filling(progress))
-        if now >= listener.due_shown and listener.subject.kind == _PERSISTENT:
-            listener.due_shown, listener.shown = now + _SHOWN_EVERY_SECONDS, True
-            self._announcer.filling(volume_id, percent(progress))
+        if now >= listener.event_due:
+            listener.event_due, listener.has_event = now + self._interval, True
+            self._recorder.record(listener.reference, FILLING_REASON, _describe_progress(progress))
+        if now >= listener.status_due and listener.reference.kind == _PERSISTENT:
+            listener.status_due, listener.has_status = now + _STATUS_INTERVAL, True
+            self._recorder.report_fill(volume_id, percent(progress))
 
 
 def percent(progress: FillProgress) -> int:
@@ -154,19 +177,27 @@ def percent(progress: FillProgress) -> int:
     return int(100 * progress.bytes_done / progress.bytes_total) if progress.bytes_total else 0
 
 
-def _filling(progress: FillProgress) -> str:
+def _describe_progress(progress: FillProgress) -> str:
     if not progress.bytes_total:
         return "the fill has not begun yet: this node fills other images first, or its worker starts"
-    copied = f", {human(progress.bytes_copied)} of it from other images" if progress.bytes_copied else ""
-    done = f"{human(progress.bytes_done)} of {human(progress.bytes_total)} ({percent(progress)}%){copied}"
-    left = "" if progress.seconds_left is None else f", about {_span(progress.seconds_left)} left"
-    return f"{done}, {progress.speed}{left}"
+    copied = (
+        f", {format_size(progress.bytes_copied)} of it from other images" if progress.bytes_copied else ""
+    )
+    done = f"{format_size(progress.bytes_done)} of {format_size(progress.bytes_total)} ({percent(progress)}%){copied}"
+    left = "" if progress.seconds_left is None else f", about {_format_seconds(progress.seconds_left)} left"
+    return f"{done}, {progress.rate_text}{left}"
 
 
-def _ready(digest: str, progress: FillProgress, seconds: float) -> str:
+def _describe_ready(digest: str, progress: FillProgress, seconds: float) -> str:
     here = progress.bytes_fetched + progress.bytes_copied
-    return f"image {digest[:12]} is on the node: {human(progress.bytes_total)} in {_span(seconds)}, {human(round(here / max(seconds, 0.001)))}/s"
+    return f"image {digest[:12]} is on the node: {format_size(progress.bytes_total)} in {_format_seconds(seconds)}, {format_size(round(here / max(seconds, 0.001)))}/s"
 
 
-def _span(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+def _format_seconds(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

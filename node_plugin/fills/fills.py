@@ -10,47 +10,47 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from csi.concurrency.deadline import Patience
-from csi.concurrency.wait_limiter import WaitingRoom
+from csi.concurrency.deadline import Deadline
+from csi.concurrency.wait_limiter import WaitLimiter
 from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, SourceChanged, UnsafeContent
-from csi.image_store.client import Sought, StoredImages
-from csi.images.node_store.provenance import IMAGE_STORE
-from csi.images.node_store.reuse_candidates import reserve
+from csi.image_store.client import ImageStoreClient, StoredImageLookup
+from csi.images.node_store.provenance import IMAGE_STORE_SCOPE
+from csi.images.node_store.reuse_candidates import reserve_with_candidates
 from csi.images.node_store.store import Store
 from csi.images.progress import FillProgress, write_progress
-from csi.parameters.origin_scope import is_of_place
-from csi.registry.events.recorder import Subject
-from csi.worker.pool import Call, WorkerPool
-from csi.worker.protocol import Request
+from csi.parameters.origin_scope import has_same_origin_scope
+from csi.registry.events.recorder import ObjectReference
+from csi.worker.pool import WorkerCall, WorkerPool
+from csi.worker.protocol import WorkerRequest
 from node_plugin.fills.fill_events import FillEvents
-from node_plugin.fills.verification import Vouching
+from node_plugin.fills.verification import OriginVerification
 
 log = logging.getLogger("datacache.fill")
 
 # After these the bytes so far are of no use to a next try.
-HOPELESS = (CorruptContent, SourceChanged, UnsafeContent)
-_REPORT_SECONDS = 0.5
-_OTHERS_FIRST = "fills that pods wait for go first"
+UNRECOVERABLE = (CorruptContent, SourceChanged, UnsafeContent)
+_PROGRESS_FILE_INTERVAL = 0.5
+_PODS_FIRST_MESSAGE = "fills that pods wait for go first"
 
 
 @dataclass
-class _Fill:
+class _RunningFill:
     digest: str
     access: dict[str, str]
     secrets: dict[str, str] = field(repr=False)
-    place: str
-    is_ahead: bool = False
-    donors: list[Path] = field(default_factory=list)
-    room: ExitStack = field(default_factory=ExitStack)
-    call: Call = field(default_factory=Call)
+    origin_scope: str
+    is_prefetch: bool = False
+    reuse_candidates: list[Path] = field(default_factory=list)
+    reservation: ExitStack = field(default_factory=ExitStack)
+    call: WorkerCall = field(default_factory=WorkerCall)
     progress: FillProgress = field(default_factory=FillProgress)
-    waiters: set[Patience] = field(default_factory=set)
-    ahead: set[Patience] = field(default_factory=set)
+    waiters: set[Deadline] = field(default_factory=set)
+    prefetchers: set[Deadline] = field(default_factory=set)
     """Who has it filled ahead of any pod: a fill of nobody else gives way to others."""
-    wanted: float = field(default_factory=time.monotonic)
+    wanted_at: float = field(default_factory=time.monotonic)
     error: Exception | None = None
-    done: bool = False
-    reported: float = 0.0
+    is_done: bool = False
+    reported_at: float = 0.0
 
 
 class Fills:
@@ -60,122 +60,142 @@ class Fills:
         self,
         store: Store,
         pool: WorkerPool,
-        room: WaitingRoom,
+        wait_limiter: WaitLimiter,
         *,
         connections: int,
         grace: float,
-        in_use: Callable[[], set[str]],
+        list_in_use: Callable[[], set[str]],
         events: FillEvents | None = None,
-        stored: StoredImages | None = None,
+        image_store: ImageStoreClient | None = None,
     ) -> None:
-        self._store, self._pool, self._room, self._stored = store, pool, room, stored
-        self._connections, self._grace, self._in_use = connections, grace, in_use
+        self._store, self._pool, self._wait_limiter, self._image_store = (
+            store,
+            pool,
+            wait_limiter,
+            image_store,
+        )
+        self._connections, self._grace, self._list_in_use = connections, grace, list_in_use
         self._events = events or FillEvents()
-        self._vouching = Vouching(store, pool, room, connections)
-        self._guard = threading.Lock()
-        self._fills: dict[str, _Fill] = {}
-        self._kept: Callable[[], set[str]] = set
+        self._verification = OriginVerification(store, pool, wait_limiter, connections)
+        self._lock = threading.Lock()
+        self._fills: dict[str, _RunningFill] = {}
+        self._list_prewarmed: Callable[[], set[str]] = set
 
     def wait(
         self,
         key: str,
         digest: str,
         secrets: Mapping[str, str],
-        patience: Patience,
+        deadline: Deadline,
         access: Mapping[str, str] | None = None,
-        subject: Subject | None = None,
-        known: bool = False,
+        reference: ObjectReference | None = None,
+        is_trusted: bool = False,
     ) -> None:
         """Return when the image is sealed, beginning its fill where none runs, and known to be what this volume's place holds.
 
         Its manifest must be in the store. `key` is the volume whose call waits, `access` its pinned spec: another repository may
         hold the same image, but what opens the one need not open the other. Without it the manifest in the store says where to
-        read. `known` says that the place is known to hold the image's bytes. `subject` is told of the fill. Raises Busy with the progress
-        when `patience` ends first, NoSpace at once when the image cannot fit, what ended the fill, and what `Vouching.wait` raises where
+        read. `is_trusted` says that the place is known to hold the image's bytes. `reference` is told of the fill. Raises Busy with the progress
+        when `deadline` ends first, NoSpace at once when the image cannot fit, what ended the fill, and what `OriginVerification.wait` raises where
         the bytes came from another place.
         """
-        while not self._store.sealed(digest):
-            with self._room.seat(key, patience):
-                fill = self._join(digest, access or {}, secrets, patience, (key, subject))
-                while not fill.done and not patience.over:
-                    patience.sleep()
-                self._leave(fill, patience)
-            if not fill.done or patience.cancelled:
-                raise Busy(patience.cancelled or f"filling the cache: {fill.progress.shown()}; call again, the fill goes on")
+        while not self._store.find_sealed(digest):
+            with self._wait_limiter.slot(key, deadline):
+                fill = self._join(digest, access or {}, secrets, deadline, (key, reference))
+                while not fill.is_done and not deadline.is_over:
+                    deadline.sleep()
+                self._leave(fill, deadline)
+            if not fill.is_done or deadline.cancelled:
+                raise Busy(
+                    deadline.cancelled
+                    or f"filling the cache: {fill.progress.format()}; call again, the fill goes on"
+                )
             # What ended a fill that another volume began, elsewhere or with another credential, says nothing about this one's.
             if fill.error and (fill.access, fill.secrets) == (access or {}, secrets):
                 raise fill.error
-        access = access or self._store.access(digest)
-        if known:
-            self.vouched(digest, access, secrets)
-        self._vouching.wait(key, digest, secrets, patience, access)
+        access = access or self._store.read_access(digest)
+        if is_trusted:
+            self.mark_verified(digest, access, secrets)
+        self._verification.wait(key, digest, secrets, deadline, access)
 
-    def vouched(self, digest: str, access: Mapping[str, str], secrets: Mapping[str, str]) -> None:
+    def mark_verified(self, digest: str, access: Mapping[str, str], secrets: Mapping[str, str]) -> None:
         """Let the sealed image count for a place that is known to hold its bytes; raises NotFound where the image is gone."""
-        place = self._store.place(access, secrets)
-        if place not in self._store.places(digest):
-            self._store.note_vouched(digest, place)
+        origin_scope = self._store.compute_origin_scope(access, secrets)
+        if origin_scope not in self._store.get_provenance(digest):
+            self._store.mark_verified(digest, origin_scope)
 
-    def compared(self, key: str, digest: str, secrets: Mapping[str, str], patience: Patience, access: Mapping[str, str]) -> None:
-        """Return when the sealed image is known to be what `access` reads; raises as `Vouching.wait`."""
-        self._vouching.wait(key, digest, secrets, patience, access)
+    def verify_against_origin(
+        self, key: str, digest: str, secrets: Mapping[str, str], deadline: Deadline, access: Mapping[str, str]
+    ) -> None:
+        """Return when the sealed image is known to be what `access` reads; raises as `OriginVerification.wait`."""
+        self._verification.wait(key, digest, secrets, deadline, access)
 
-    def ahead(self, digest: str, secrets: Mapping[str, str], access: Mapping[str, str], patience: Patience) -> None:
+    def prefetch(
+        self, digest: str, secrets: Mapping[str, str], access: Mapping[str, str], deadline: Deadline
+    ) -> None:
         """As `wait`, for an image that no pod has asked for yet: it goes last, and gives way to every fill that a pod waits for.
 
         It takes no seat and asks no origin about a sealed image. Raises Busy with the progress, or when others go first, NoSpace, and
         what ended the fill.
         """
-        if self._store.sealed(digest):
+        if self._store.find_sealed(digest):
             return
-        if self.hurried(digest):
-            raise Busy(_OTHERS_FIRST)
-        fill = self._join(digest, access, secrets, None, ahead=patience)
-        while not fill.done and not patience.over:
-            patience.sleep()
-        with self._guard:
-            fill.ahead.discard(patience)
-            fill.wanted = time.monotonic()
-        if not fill.done or patience.cancelled:
-            raise Busy(patience.cancelled or fill.progress.shown())
-        if fill.error and not isinstance(fill.error, Busy) and (fill.access, fill.secrets) == (access, secrets):
+        if self.has_waiting_pods(digest):
+            raise Busy(_PODS_FIRST_MESSAGE)
+        fill = self._join(digest, access, secrets, None, prefetcher=deadline)
+        while not fill.is_done and not deadline.is_over:
+            deadline.sleep()
+        with self._lock:
+            fill.prefetchers.discard(deadline)
+            fill.wanted_at = time.monotonic()
+        if not fill.is_done or deadline.cancelled:
+            raise Busy(deadline.cancelled or fill.progress.format())
+        if (
+            fill.error
+            and not isinstance(fill.error, Busy)
+            and (fill.access, fill.secrets) == (access, secrets)
+        ):
             raise fill.error
         if fill.error:
-            raise Busy(_OTHERS_FIRST)
+            raise Busy(_PODS_FIRST_MESSAGE)
 
-    def keep(self, kept: Callable[[], set[str]]) -> None:
-        """No fill evicts what `kept` names, either."""
-        self._kept = kept
+    def protect_prewarmed(self, list_prewarmed: Callable[[], set[str]]) -> None:
+        """No fill evicts what `list_prewarmed` names, either."""
+        self._list_prewarmed = list_prewarmed
 
-    def hurried(self, digest: str = "") -> bool:
+    def has_waiting_pods(self, digest: str = "") -> bool:
         """Whether a pod waits for a fill, of another image than `digest`."""
-        with self._guard:
+        with self._lock:
             return any(fill.waiters for fill in self._fills.values() if fill.digest != digest)
 
-    def give_way(self, digest: str = "") -> bool:
+    def preempt_prefetches(self, digest: str = "") -> bool:
         """Stop the fills, or that of `digest`, that go ahead of any pod and that none waits for; whether there were any. Their bytes stay."""
-        with self._guard:
-            return self._give_way(digest)
+        with self._lock:
+            return self._preempt_prefetches(digest)
 
-    def _give_way(self, digest: str = "") -> bool:
-        stopped = [fill for fill in self._fills.values() if fill.is_ahead and not fill.waiters and digest in ("", fill.digest)]
+    def _preempt_prefetches(self, digest: str = "") -> bool:
+        stopped = [
+            fill
+            for fill in self._fills.values()
+            if fill.is_prefetch and not fill.waiters and digest in ("", fill.digest)
+        ]
         for fill in stopped:
             fill.call.stop()
         return bool(stopped)
 
-    def begin(self, digest: str, secrets: Mapping[str, str]) -> None:
+    def start(self, digest: str, secrets: Mapping[str, str]) -> None:
         """Begin or go on with a fill without waiting for it; no image goes for one that nobody may want. Raises NoSpace."""
         self._join(digest, {}, secrets, None)
 
     def progress(self) -> dict[str, FillProgress]:
         """How far each fill under way is, by digest."""
-        with self._guard:
+        with self._lock:
             return {digest: fill.progress for digest, fill in self._fills.items()}
 
     def stop(self) -> None:
         """Stop all fills, whose bytes stay, and comparisons."""
-        self._vouching.stop()
-        with self._guard:
+        self._verification.stop()
+        with self._lock:
             fills = list(self._fills.values())
         for fill in fills:
             fill.call.stop()
@@ -185,52 +205,68 @@ class Fills:
         digest: str,
         access: Mapping[str, str],
         secrets: Mapping[str, str],
-        patience: Patience | None,
-        listener: tuple[str, Subject | None] = ("", None),
-        ahead: Patience | None = None,
-    ) -> _Fill:
-        with self._guard:
+        deadline: Deadline | None,
+        listener: tuple[str, ObjectReference | None] = ("", None),
+        prefetcher: Deadline | None = None,
+    ) -> _RunningFill:
+        with self._lock:
             fill = self._fills.get(digest)
             if fill is None:
-                fill = self._begun(digest, access, secrets, patience, ahead)
-            if ahead:
-                fill.ahead.add(ahead)
-            if patience:
-                fill.waiters.add(patience)
-                self._events.joined(listener[0], digest, listener[1])
+                fill = self._start(digest, access, secrets, deadline, prefetcher)
+            if prefetcher:
+                fill.prefetchers.add(prefetcher)
+            if deadline:
+                fill.waiters.add(deadline)
+                self._events.on_volume_waiting(listener[0], digest, listener[1])
             return fill
 
-    def _begun(self, digest: str, access: Mapping[str, str], secrets: Mapping[str, str], patience: Patience | None, ahead: Patience | None) -> _Fill:
-        place = self._store.place(access or self._store.access(digest), secrets)
-        fill = _Fill(digest, dict(access), dict(secrets), place, is_ahead=ahead is not None)
-        gives_way = patience is not None and self._give_way()
+    def _start(
+        self,
+        digest: str,
+        access: Mapping[str, str],
+        secrets: Mapping[str, str],
+        deadline: Deadline | None,
+        prefetcher: Deadline | None,
+    ) -> _RunningFill:
+        origin_scope = self._store.compute_origin_scope(access or self._store.read_access(digest), secrets)
+        fill = _RunningFill(
+            digest, dict(access), dict(secrets), origin_scope, is_prefetch=prefetcher is not None
+        )
+        has_preempted = deadline is not None and self._preempt_prefetches()
         try:
-            fill.donors = fill.room.enter_context(reserve(self._store, digest, fill.place, self._staying if patience or ahead else self._all))
+            fill.reuse_candidates = fill.reservation.enter_context(
+                reserve_with_candidates(
+                    self._store,
+                    digest,
+                    fill.origin_scope,
+                    self._list_protected if deadline or prefetcher else self._list_all,
+                )
+            )
         except NoSpace:
-            if gives_way:
+            if has_preempted:
                 raise Busy("a fill that goes ahead of its pods makes room; call again") from None
             raise
         self._fills[digest] = fill
-        threading.Thread(target=self._run, args=(fill,), name="fill", daemon=True).start()
+        threading.Thread(target=self._run_fill, args=(fill,), name="fill", daemon=True).start()
         return fill
 
-    def _staying(self) -> set[str]:
-        return self._in_use() | self._kept()
+    def _list_protected(self) -> set[str]:
+        return self._list_in_use() | self._list_prewarmed()
 
-    def _all(self) -> set[str]:
-        return {image.digest for image in self._store.images()}
+    def _list_all(self) -> set[str]:
+        return {image.digest for image in self._store.list_images()}
 
-    def _leave(self, fill: _Fill, patience: Patience) -> None:
-        with self._guard:
-            fill.waiters.discard(patience)
-            fill.wanted = time.monotonic()
+    def _leave(self, fill: _RunningFill, deadline: Deadline) -> None:
+        with self._lock:
+            fill.waiters.discard(deadline)
+            fill.wanted_at = time.monotonic()
 
-    def _run(self, fill: _Fill) -> None:
+    def _run_fill(self, fill: _RunningFill) -> None:
         started = time.monotonic()
         try:
             paths = self._store.paths(fill.digest)
-            place, sought = self._sought(fill)
-            request = Request(
+            origin_scope, sought = self._choose_byte_source(fill)
+            request = WorkerRequest(
                 "fill",
                 fill.access,
                 fill.secrets,
@@ -239,10 +275,12 @@ class Fills:
                 journal=str(paths.journal),
                 image=str(paths.image),
                 connections=self._connections,
-                donors=tuple(map(str, fill.donors)),
+                reuse_candidates=tuple(map(str, fill.reuse_candidates)),
             )
-            self._store.note_fill(fill.digest, place)
-            self._pool.call("fill", sought.carried_by(request), fill.call, lambda progress: self._heard(fill, progress))
+            self._store.mark_filling_from(fill.digest, origin_scope)
+            self._pool.call(
+                "fill", sought.add_to(request), fill.call, lambda progress: self._on_progress(fill, progress)
+            )
             fields = {
                 "image": fill.digest,
                 "bytes": fill.progress.bytes_total,
@@ -251,56 +289,61 @@ class Fills:
             }
             log.info("image sealed", extra={"fields": fields})
         except Exception as error:
-            self._failed(fill, error)
-        self._end(fill)
+            self._on_failure(fill, error)
+        self._finish(fill)
 
-    def _sought(self, fill: _Fill) -> tuple[str, Sought]:
+    def _choose_byte_source(self, fill: _RunningFill) -> tuple[str, StoredImageLookup]:
         """Find the place that the bytes will come from, and what the image store has of them."""
-        sought = self._stored.seek(fill.digest) if self._stored else Sought()
-        access = fill.access or self._store.access(fill.digest)
-        of_one_place = sought.found is None or is_of_place(sought.found.access, access)
+        sought = self._image_store.find_for_fill(fill.digest) if self._image_store else StoredImageLookup()
+        access = fill.access or self._store.read_access(fill.digest)
+        is_same_scope = sought.found is None or has_same_origin_scope(sought.found.access, access)
         # Another's bytes, which this place would have to send too before its volumes have them.
-        return fill.place if of_one_place else IMAGE_STORE, sought
+        return fill.origin_scope if is_same_scope else IMAGE_STORE_SCOPE, sought
 
-    def _heard(self, fill: _Fill, progress: FillProgress) -> None:
+    def _on_progress(self, fill: _RunningFill, progress: FillProgress) -> None:
         fill.progress = progress
-        self._events.progressed(fill.digest, progress)
-        self._report(fill)
-        with self._guard:
-            unwanted = not fill.waiters and not fill.ahead and time.monotonic() - fill.wanted > self._grace
-        if unwanted:
+        self._events.on_progress(fill.digest, progress)
+        self._write_progress_file(fill)
+        with self._lock:
+            is_abandoned = (
+                not fill.waiters and not fill.prefetchers and time.monotonic() - fill.wanted_at > self._grace
+            )
+        if is_abandoned:
             fill.call.stop()
 
-    def _report(self, fill: _Fill) -> None:
+    def _write_progress_file(self, fill: _RunningFill) -> None:
         """Put the progress where `datacache images` reads it, now and then."""
         now = time.monotonic()
-        if now - fill.reported < _REPORT_SECONDS:
+        if now - fill.reported_at < _PROGRESS_FILE_INTERVAL:
             return
-        fill.reported = now
+        fill.reported_at = now
         with suppress(OSError):
             write_progress(self._store.paths(fill.digest).progress, fill.progress)
 
-    def _failed(self, fill: _Fill, error: Exception) -> None:
+    def _on_failure(self, fill: _RunningFill, error: Exception) -> None:
         fill.error = error
         text = str(error) if isinstance(error, DataCacheError) else type(error).__name__
-        log.warning("fill ended", extra={"fields": {"image": fill.digest, "progress": fill.progress.shown(), "reason": text}})
+        log.warning(
+            "fill ended",
+            extra={"fields": {"image": fill.digest, "progress": fill.progress.format(), "reason": text}},
+        )
 
-    def _end(self, fill: _Fill) -> None:
+    def _finish(self, fill: _RunningFill) -> None:
         # A disk that fails here must not leave a fill that never ends.
         with suppress(OSError):
             self._store.paths(fill.digest).progress.unlink(missing_ok=True)
-        with self._guard:
-            fill.done = True
+        with self._lock:
+            fill.is_done = True
             del self._fills[fill.digest]
-            fill.room.close()
-            self._events.ended(fill.digest, fill.error)
-            for patience in fill.waiters | fill.ahead:
-                patience.wake()
-        if isinstance(fill.error, HOPELESS):
+            fill.reservation.close()
+            self._events.on_fill_ended(fill.digest, fill.error)
+            for deadline in fill.waiters | fill.prefetchers:
+                deadline.wake()
+        if isinstance(fill.error, UNRECOVERABLE):
             self.discard(fill.digest)
 
     def discard(self, digest: str) -> None:
         """Remove what there is of an image that cannot be finished, unless it is held or being filled."""
         with suppress(Busy):
-            if self._store.partial(digest):
+            if self._store.find_partial(digest):
                 self._store.remove(digest)

@@ -10,104 +10,136 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from csi.concurrency.deadline import Patience
-from csi.concurrency.wait_limiter import WaitingRoom
+from csi.concurrency.deadline import Deadline
+from csi.concurrency.wait_limiter import WaitLimiter
 from csi.errors import Busy
 from csi.images.node_store.records import ImagePaths
 from csi.images.node_store.store import Store
-from csi.worker.pool import Call, WorkerPool
-from csi.worker.protocol import Request
+from csi.worker.pool import WorkerCall, WorkerPool
+from csi.worker.protocol import WorkerRequest
 
 log = logging.getLogger("datacache.vouch")
 
-_ERROR_KEPT_SECONDS = 60.0
-_Name = tuple[str, str, frozenset[tuple[str, str]]]
+_ERROR_TTL = 60.0
+_Question = tuple[str, str, frozenset[tuple[str, str]]]
 
 
 @dataclass
 class _Comparison:
-    call: Call = field(default_factory=Call)
-    waiters: set[Patience] = field(default_factory=set)
+    call: WorkerCall = field(default_factory=WorkerCall)
+    waiters: set[Deadline] = field(default_factory=set)
     error: Exception | None = None
-    ended: float = 0.0
+    ended_at: float = 0.0
 
     @property
-    def stale(self) -> bool:
+    def is_stale(self) -> bool:
         """An error nobody came to hear is told to the next caller, but not to one that comes much later."""
-        return self.ended > 0 and time.monotonic() - self.ended > _ERROR_KEPT_SECONDS
+        return self.ended_at > 0 and time.monotonic() - self.ended_at > _ERROR_TTL
 
 
-class Vouching:
+class OriginVerification:
     """The comparisons of one node. Thread-safe."""
 
-    def __init__(self, store: Store, pool: WorkerPool, room: WaitingRoom, connections: int) -> None:
-        self._store, self._pool, self._room, self._connections = store, pool, room, connections
-        self._guard = threading.Lock()
-        self._under_way: dict[_Name, _Comparison] = {}
+    def __init__(self, store: Store, pool: WorkerPool, wait_limiter: WaitLimiter, connections: int) -> None:
+        self._store, self._pool, self._wait_limiter, self._connections = (
+            store,
+            pool,
+            wait_limiter,
+            connections,
+        )
+        self._lock = threading.Lock()
+        self._running: dict[_Question, _Comparison] = {}
 
-    def wait(self, key: str, digest: str, secrets: Mapping[str, str], patience: Patience, access: Mapping[str, str]) -> None:
+    def wait(
+        self, key: str, digest: str, secrets: Mapping[str, str], deadline: Deadline, access: Mapping[str, str]
+    ) -> None:
         """Return when the place that `access` reads from is known to hold the bytes of the sealed image, which the caller holds.
 
-        `key` is the volume whose call waits. Raises Busy when `patience` ends first (the work goes on), CorruptContent when the
+        `key` is the volume whose call waits. Raises Busy when `deadline` ends first (the work goes on), CorruptContent when the
         bytes differ, and what kept `secrets` from reading them; the image stays as it is.
         """
-        place = self._store.place(access, secrets)
-        name = (digest, place, frozenset(secrets.items()))
-        while place not in self._store.places(digest):
-            with self._room.seat(key, patience):
-                comparison = self._join(name, access, secrets, patience)
-                while not comparison.ended and not patience.over:
-                    patience.sleep()
-                self._leave(name, comparison, patience)
-            if not comparison.ended or patience.cancelled:
-                raise Busy(patience.cancelled or "comparing the cached files with what this volume's origin sends; call again, the work goes on")
+        origin_scope = self._store.compute_origin_scope(access, secrets)
+        question = (digest, origin_scope, frozenset(secrets.items()))
+        while origin_scope not in self._store.get_provenance(digest):
+            with self._wait_limiter.slot(key, deadline):
+                comparison = self._join(question, access, secrets, deadline)
+                while not comparison.ended_at and not deadline.is_over:
+                    deadline.sleep()
+                self._leave(question, comparison, deadline)
+            if not comparison.ended_at or deadline.cancelled:
+                raise Busy(
+                    deadline.cancelled
+                    or "comparing the cached files with what this volume's origin sends; call again, the work goes on"
+                )
             if comparison.error:
                 raise comparison.error
 
     def stop(self) -> None:
         """Stop all comparisons."""
-        with self._guard:
-            calls = [comparison.call for comparison in self._under_way.values()]
+        with self._lock:
+            calls = [comparison.call for comparison in self._running.values()]
         for call in calls:
             call.stop()
 
-    def _join(self, name: _Name, access: Mapping[str, str], secrets: Mapping[str, str], patience: Patience) -> _Comparison:
-        with self._guard:
-            self._under_way = {other: kept for other, kept in self._under_way.items() if not kept.stale}
-            comparison = self._under_way.get(name)
+    def _join(
+        self, question: _Question, access: Mapping[str, str], secrets: Mapping[str, str], deadline: Deadline
+    ) -> _Comparison:
+        with self._lock:
+            self._running = {other: kept for other, kept in self._running.items() if not kept.is_stale}
+            comparison = self._running.get(question)
             if comparison is None:
-                comparison = self._under_way[name] = _Comparison()
-                threading.Thread(target=self._run, args=(name, comparison, dict(access), dict(secrets)), name="vouch", daemon=True).start()
-            comparison.waiters.add(patience)
+                comparison = self._running[question] = _Comparison()
+                threading.Thread(
+                    target=self._run_comparison,
+                    args=(question, comparison, dict(access), dict(secrets)),
+                    name="vouch",
+                    daemon=True,
+                ).start()
+            comparison.waiters.add(deadline)
             return comparison
 
-    def _leave(self, name: _Name, comparison: _Comparison, patience: Patience) -> None:
-        with self._guard:
-            comparison.waiters.discard(patience)
-            if comparison.ended and self._under_way.get(name) is comparison:
-                del self._under_way[name]
+    def _leave(self, question: _Question, comparison: _Comparison, deadline: Deadline) -> None:
+        with self._lock:
+            comparison.waiters.discard(deadline)
+            if comparison.ended_at and self._running.get(question) is comparison:
+                del self._running[question]
 
-    def _run(self, name: _Name, comparison: _Comparison, access: dict[str, str], secrets: dict[str, str]) -> None:
-        digest, place, _ = name
+    def _run_comparison(
+        self, question: _Question, comparison: _Comparison, access: dict[str, str], secrets: dict[str, str]
+    ) -> None:
+        digest, origin_scope, _ = question
         try:
-            with self._store.hold(digest) as record:
-                self._pool.call("vouch", self._request(name, record.paths, access, secrets), comparison.call)
-                self._store.note_vouched(digest, place)
-            log.info("image vouched for", extra={"fields": {"image": digest, "place": place[:12]}})
+            with self._store.prevent_eviction(digest) as record:
+                self._pool.call(
+                    "vouch", self._build_request(question, record.paths, access, secrets), comparison.call
+                )
+                self._store.mark_verified(digest, origin_scope)
+            log.info("image vouched for", extra={"fields": {"image": digest, "place": origin_scope[:12]}})
         except Exception as error:
             comparison.error = error
-            log.warning("image not vouched for", extra={"fields": {"image": digest, "place": place[:12], "reason": type(error).__name__}})
-        with self._guard:
-            comparison.ended = time.monotonic()
-            for patience in comparison.waiters:
-                patience.wake()
+            log.warning(
+                "image not vouched for",
+                extra={
+                    "fields": {"image": digest, "place": origin_scope[:12], "reason": type(error).__name__}
+                },
+            )
+        with self._lock:
+            comparison.ended_at = time.monotonic()
+            for deadline in comparison.waiters:
+                deadline.wake()
             if not comparison.error and not comparison.waiters:
-                self._under_way.pop(name, None)
+                self._running.pop(question, None)
 
-    def _request(self, name: _Name, paths: ImagePaths, access: dict[str, str], secrets: dict[str, str]) -> Request:
-        manifest, image, seed = str(paths.manifest), str(paths.image), self._seed(name)
-        return Request("vouch", access, secrets, manifest=manifest, image=image, connections=self._connections, seed=seed)
+    def _build_request(
+        self, question: _Question, paths: ImagePaths, access: dict[str, str], secrets: dict[str, str]
+    ) -> WorkerRequest:
+        manifest, image, seed = str(paths.manifest), str(paths.image), self._sampling_seed(question)
+        return WorkerRequest(
+            "vouch", access, secrets, manifest=manifest, image=image, connections=self._connections, seed=seed
+        )
 
-    def _seed(self, name: _Name) -> str:
+    def _sampling_seed(self, question: _Question) -> str:
         """The same for the same question: who may try again is not to try elsewhere."""
-        return hmac.new(self._store.key(), f"vouch {name[0]} {name[1]}".encode(), hashlib.sha256).hexdigest()
+        return hmac.new(
+            self._store.key(), f"vouch {question[0]} {question[1]}".encode(), hashlib.sha256
+        ).hexdigest()

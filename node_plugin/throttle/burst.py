@@ -4,90 +4,100 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from csi.linux.cgroups.hierarchy import Count
+from csi.linux.cgroups.hierarchy import ReadCount
 from csi.performance.limits import IO_SIZE, Limits, Rate
-from node_plugin.throttle.meter import Meter, excess
+from node_plugin.throttle.meter import BurstMeter, excess_ios
 
 # An empty credit opens the burst again when it allows one this long: every change of a limit lets some I/O through.
-_LEAST_BURST_SECONDS = 0.2
+_MIN_BURST_SECONDS = 0.2
 # I/O that came too late to be stopped is a debt of at most this long a burst: where each container holds the limit by itself, it would grow for ever.
-_MOST_DEBT_SECONDS = 1.0
+_MAX_DEBT_SECONDS = 1.0
 # A credit that the next look would find used up within this time counts as used up.
-_NOTHING_SECONDS = 0.02
+_NEGLIGIBLE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
-class Burst:
-    """`credit` in I/Os left (None where limits have none; below 0 after I/O that the last look came too late for), `open` whether the burst cap is
+class BurstState:
+    """`credit` in I/Os left (None where limits have none; below 0 after I/O that the last look came too late for), `is_open` whether the burst cap is
     the limit, `meter` the I/Os above the sustained limit so far.
     """
 
     credit: float | None = None
-    open: bool = False
-    meter: Meter = Meter()
+    is_open: bool = False
+    meter: BurstMeter = BurstMeter()
 
     @staticmethod
-    def begin(limits: Limits) -> Burst:
+    def with_full_credit(limits: Limits) -> BurstState:
         """A full credit."""
-        burst = Burst(limits.credit)
-        return replace(burst, open=limits.burst is not None and (limits.credit is None or burst._stays_open(limits, limits.credit)))
+        burst = BurstState(limits.credit)
+        return replace(
+            burst,
+            is_open=limits.burst is not None
+            and (limits.credit is None or burst._stays_open(limits, limits.credit)),
+        )
 
-    def under(self, limits: Limits) -> Burst:
+    def with_limits(self, limits: Limits) -> BurstState:
         """The same burst when its limits change: a credit that was not there before is full, one that was keeps what it has."""
         if limits.burst is None:
-            return replace(self, credit=None, open=False)
+            return replace(self, credit=None, is_open=False)
         if limits.credit is None:
-            return replace(self, credit=None, open=True)
+            return replace(self, credit=None, is_open=True)
         if self.credit is None:
-            return replace(Burst.begin(limits), meter=self.meter)
+            return replace(BurstState.with_full_credit(limits), meter=self.meter)
         return replace(self, credit=min(self.credit, limits.credit))
 
-    def reduced(self, limits: Limits, share: float) -> Burst:
+    def with_reduced_credit(self, limits: Limits, share: float) -> BurstState:
         """The same burst when a volume leaves and `limits` are those of the others, who have a `share` (0 to 1) of what is left."""
-        return replace(self, credit=None if self.credit is None else min(self.credit * share, limits.credit or 0))
+        return replace(
+            self, credit=None if self.credit is None else min(self.credit * share, limits.credit or 0)
+        )
 
-    def after(self, limits: Limits, used: Count, seconds: float) -> Burst:
+    def charge(self, limits: Limits, used: ReadCount, seconds: float) -> BurstState:
         """The burst `seconds` later, when `used` was read meanwhile."""
         if limits.burst is None:
             return self
-        meter = self.meter.after(limits.sustained, used, seconds)
+        meter = self.meter.add_slice(limits.sustained, used, seconds)
         if limits.credit is None or self.credit is None:
             return replace(self, meter=meter)
-        above = excess(limits.sustained, used, seconds)
-        credit = max(min(limits.credit, self.credit - above), -most_drain(limits) * _MOST_DEBT_SECONDS)
-        return Burst(credit, self._stays_open(limits, credit), meter)
+        above = excess_ios(limits.sustained, used, seconds)
+        credit = max(min(limits.credit, self.credit - above), -max_drain_rate(limits) * _MAX_DEBT_SECONDS)
+        return BurstState(credit, self._stays_open(limits, credit), meter)
 
     def _stays_open(self, limits: Limits, credit: float) -> bool:
-        drain = most_drain(limits)
-        if credit <= drain * _NOTHING_SECONDS:
+        drain = max_drain_rate(limits)
+        if credit <= drain * _NEGLIGIBLE_SECONDS:
             return False
-        return self.open or credit >= min(limits.credit or 0, drain * _LEAST_BURST_SECONDS)
+        return self.is_open or credit >= min(limits.credit or 0, drain * _MIN_BURST_SECONDS)
 
-    def joined(self, limits: Limits, credit: int) -> Burst:
+    def with_added_credit(self, limits: Limits, credit: int) -> BurstState:
         """The same burst when a volume with a full `credit` joins and `limits` are those of both."""
-        return replace(self, credit=None if self.credit is None else min(self.credit + credit, limits.credit or 0))
+        return replace(
+            self, credit=None if self.credit is None else min(self.credit + credit, limits.credit or 0)
+        )
 
     @property
-    def metered(self) -> float:
+    def metered_ios(self) -> float:
         """I/Os above the sustained limit, up to the look before the last."""
         return self.meter.total
 
-    def at_rest(self, limits: Limits | None) -> bool:
+    def is_at_rest(self, limits: Limits | None) -> bool:
         """Whether time without reads changes nothing."""
-        return limits is None or (self.meter.at_rest and (limits.credit is None or self.credit == limits.credit))
+        return limits is None or (
+            self.meter.is_at_rest and (limits.credit is None or self.credit == limits.credit)
+        )
 
-    def rate(self, limits: Limits) -> Rate:
+    def current_rate(self, limits: Limits) -> Rate:
         """The limit in force."""
-        return limits.burst if limits.burst and self.open else limits.sustained
+        return limits.burst if limits.burst and self.is_open else limits.sustained
 
-    def look_again(self, limits: Limits) -> float:
+    def seconds_until_check(self, limits: Limits) -> float:
         """Seconds in which an open credit cannot be used up, since the burst cap holds; infinite without a credit."""
-        if self.credit is None or not self.open:
+        if self.credit is None or not self.is_open:
             return float("inf")
-        return max(self.credit / most_drain(limits), _NOTHING_SECONDS)
+        return max(self.credit / max_drain_rate(limits), _NEGLIGIBLE_SECONDS)
 
 
-def most_drain(limits: Limits) -> float:
+def max_drain_rate(limits: Limits) -> float:
     """I/Os a second that a burst takes from the credit at most; at least 1."""
     burst, sustained = limits.burst or limits.sustained, limits.sustained
     drains = [1.0]

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from csi.linux import durable_files
-from csi.linux.cgroups.hierarchy import Count
-from csi.performance.limits import Limits, together
-from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.meter import Meter
+from csi.linux.cgroups.hierarchy import ReadCount
+from csi.performance.limits import Limits, sum_limits
+from node_plugin.throttle.burst import BurstState
+from node_plugin.throttle.meter import BurstMeter
 
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Claimed:
+class RecordedMember:
     """A volume's claim on the device, made by its publishing at a target."""
 
     volume: str
@@ -34,21 +34,21 @@ class Claimed:
 class GroupRecord:
     """The claims (by target path) of the pod `pod` (its uid) on `device` ("major:minor") and the state of their burst.
 
-    `counts` are what each cgroup (by its path below the hierarchy's root) had read at the time `at` (seconds since the boot `boot`).
+    `counts` are what each cgroup (by its path below the hierarchy's root) had read at the time `counted_at` (seconds since the boot `boot`).
     """
 
     pod: str
     device: str
-    claims: Mapping[str, Claimed] = field(default_factory=dict)
-    burst: Burst = field(default_factory=Burst)
-    counts: Mapping[str, Count] = field(default_factory=dict)
-    at: float = 0.0
+    members: Mapping[str, RecordedMember] = field(default_factory=dict)
+    burst: BurstState = field(default_factory=BurstState)
+    counts: Mapping[str, ReadCount] = field(default_factory=dict)
+    counted_at: float = 0.0
     boot: str = ""
 
     @property
     def limits(self) -> Limits:
         """The sum of the claims, of which there is at least one."""
-        return together(*(claim.limits for claim in self.claims.values()))
+        return sum_limits(*(claim.limits for claim in self.members.values()))
 
 
 class GroupRecords:
@@ -60,20 +60,20 @@ class GroupRecords:
 
     def get(self, pod: str, device: str) -> GroupRecord | None:
         """The record of a group; None where there is none, or only a damaged one."""
-        return _read(self._path(pod, device))
+        return _read_or_none(self._path(pod, device))
 
     def put(self, record: GroupRecord) -> None:
         """Write the record; one without claims is removed."""
         path = self._path(record.pod, record.device)
-        if record.claims:
-            durable_files.replace_text(path, json.dumps(_encoded(record)))
+        if record.members:
+            durable_files.replace_text_unsynced(path, json.dumps(_encode_record(record)))
         else:
             path.unlink(missing_ok=True)
 
     def all(self) -> Iterator[GroupRecord]:
         """Every readable record; what is none is removed on the way."""
         for path in sorted(self._folder.iterdir()):
-            record = _read(path) if path.suffix == ".json" else None
+            record = _read_or_none(path) if path.suffix == ".json" else None
             if record:
                 yield record
             else:
@@ -86,57 +86,73 @@ class GroupRecords:
 
 def read_records(folder: Path) -> list[GroupRecord]:
     """The readable records in `folder`, by name; the folder is only read, whoever owns it."""
-    return [record for path in sorted(folder.glob("*.json")) if (record := _read(path))]
+    return [record for path in sorted(folder.glob("*.json")) if (record := _read_or_none(path))]
 
 
-def _read(path: Path) -> GroupRecord | None:
+def _read_or_none(path: Path) -> GroupRecord | None:
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        return _decoded(json.loads(path.read_text()))
+        return _decode_record(json.loads(path.read_text()))
     return None
 
 
-def _encoded(record: GroupRecord) -> dict[str, Any]:
+def _encode_record(record: GroupRecord) -> dict[str, Any]:
     burst, meter = record.burst, record.burst.meter
-    claims = {target: {"volume": claim.volume, "limits": claim.limits.to_json()} for target, claim in record.claims.items()}
-    used = {"total": meter.total, "used": _count_json(meter.used), "seconds": meter.seconds, "before": meter.before}
+    claims = {
+        target: {"volume": claim.volume, "limits": claim.limits.to_json()}
+        for target, claim in record.members.items()
+    }
+    used = {
+        "total": meter.total,
+        "used": _encode_count(meter.used),
+        "seconds": meter.seconds,
+        "before": meter.previous_speed,
+    }
     return {
         "format": _FORMAT,
         "pod": record.pod,
         "device": record.device,
         "claims": claims,
-        "burst": {"credit": burst.credit, "open": burst.open, "meter": used},
-        "counts": {path: _count_json(count) for path, count in record.counts.items()},
-        "at": record.at,
+        "burst": {"credit": burst.credit, "open": burst.is_open, "meter": used},
+        "counts": {path: _encode_count(count) for path, count in record.counts.items()},
+        "at": record.counted_at,
         "boot": record.boot,
     }
 
 
-def _count_json(count: Count) -> dict[str, int]:
+def _encode_count(count: ReadCount) -> dict[str, int]:
     return {"ios": count.ios, "bytes": count.bytes}
 
 
-def _decoded(kept: dict[str, Any]) -> GroupRecord:
-    if kept["format"] != _FORMAT:
+def _decode_record(stored: dict[str, Any]) -> GroupRecord:
+    if stored["format"] != _FORMAT:
         raise ValueError("another format")
     return GroupRecord(
-        pod=str(kept["pod"]),
-        device=str(kept["device"]),
-        claims={target: Claimed(claim["volume"], Limits.from_json(claim["limits"])) for target, claim in kept["claims"].items()},
-        burst=_burst(kept["burst"]),
-        counts={str(path): _count(count) for path, count in kept["counts"].items()},
-        at=float(kept["at"]),
-        boot=str(kept["boot"]),
+        pod=str(stored["pod"]),
+        device=str(stored["device"]),
+        members={
+            target: RecordedMember(claim["volume"], Limits.from_json(claim["limits"]))
+            for target, claim in stored["claims"].items()
+        },
+        burst=_decode_burst(stored["burst"]),
+        counts={str(path): _decode_count(count) for path, count in stored["counts"].items()},
+        counted_at=float(stored["at"]),
+        boot=str(stored["boot"]),
     )
 
 
-def _count(kept: dict[str, Any]) -> Count:
-    return Count(ios=int(kept["ios"]), bytes=int(kept["bytes"]))
+def _decode_count(kept: dict[str, Any]) -> ReadCount:
+    return ReadCount(ios=int(kept["ios"]), bytes=int(kept["bytes"]))
 
 
-def _burst(kept: dict[str, Any]) -> Burst:
+def _decode_burst(kept: dict[str, Any]) -> BurstState:
     meter = kept["meter"]
-    return Burst(
+    return BurstState(
         credit=None if kept["credit"] is None else float(kept["credit"]),
-        open=bool(kept["open"]),
-        meter=Meter(total=float(meter["total"]), used=_count(meter["used"]), seconds=float(meter["seconds"]), before=float(meter["before"])),
+        is_open=bool(kept["open"]),
+        meter=BurstMeter(
+            total=float(meter["total"]),
+            used=_decode_count(meter["used"]),
+            seconds=float(meter["seconds"]),
+            previous_speed=float(meter["before"]),
+        ),
     )

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
-from csi.linux.cgroups.hierarchy import Hierarchy
+from csi.linux.cgroups.hierarchy import CgroupHierarchy
 from csi.linux.diskstats import reads_by_device
 from csi.performance.limits import Limits, Rate
-from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.group import Claim, Group
-from node_plugin.throttle.limit_enforcer import Keeper, Reads
+from node_plugin.throttle.burst import BurstState
+from node_plugin.throttle.group import GroupMember, ThrottleGroup
+from node_plugin.throttle.limit_enforcer import LimitEnforcer, ReadCounters
 from node_plugin.throttle.records import GroupRecord, GroupRecords
 
 log = logging.getLogger("datacache.throttle")
@@ -25,10 +25,10 @@ NO_POD = "no pod is known for the path: neither does it hold pods/<uid>/volumes,
 
 
 @dataclass(frozen=True)
-class Wanted:
+class LimitRequest:
     """The volume `volume` at the path `target`, in the pod `pod` (its uid, "" where none is known), read from `device` ("major:minor").
 
-    `limits` are None for none; at a start of the plugin, `unknown` limits are those that its former life held.
+    `limits` are None for none; at a start of the plugin, `keep_recorded` limits are those that its former life held.
     """
 
     volume: str
@@ -36,15 +36,15 @@ class Wanted:
     pod: str
     device: str
     limits: Limits | None
-    unknown: bool = False
+    keep_recorded: bool = False
 
 
 @dataclass(frozen=True)
-class Held:
+class AppliedLimit:
     """What holds for a volume at a path of the pod `pod` (its uid), read from `device`.
 
-    `limits` are its own; `rate`, `together` and `burst` those of its pod on that device; `problem` is why none is in
-    force, "" where one is; `each_container` whether each container of the pod holds the limit by itself.
+    `limits` are its own; `rate`, `group_limits` and `burst` those of its pod on that device; `problem` is why none is in
+    force, "" where one is; `per_container` whether each container of the pod holds the limit by itself.
     """
 
     volume: str
@@ -52,13 +52,13 @@ class Held:
     device: str
     limits: Limits
     rate: Rate
-    together: Limits | None
-    burst: Burst
+    group_limits: Limits | None
+    burst: BurstState
     problem: str = ""
-    each_container: bool = False
+    per_container: bool = False
 
 
-def boot_seconds() -> float:
+def seconds_since_boot() -> float:
     """Seconds since boot, suspended time included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
@@ -71,182 +71,225 @@ class Throttle:
 
     def __init__(
         self,
-        hierarchy: Hierarchy | UnsupportedByNode,
+        hierarchy: CgroupHierarchy | UnsupportedByNode,
         records: GroupRecords,
         required: bool = False,
-        reads: Reads = reads_by_device,
-        now: Callable[[], float] = boot_seconds,
+        read_counters: ReadCounters = reads_by_device,
+        now: Callable[[], float] = seconds_since_boot,
     ) -> None:
         self._records, self._required, self._now = records, required, now
         self._boot = _BOOT_ID.read_text().strip()
-        self._guard = threading.RLock()
-        self._groups: dict[tuple[str, str], Group] = {}
-        self._targets: dict[str, Group] = {}
-        self._unsaved = False
-        self._missing = str(hierarchy) if isinstance(hierarchy, UnsupportedByNode) else ""
-        self._keeper: Keeper | None = None
+        self._lock = threading.RLock()
+        self._groups: dict[tuple[str, str], ThrottleGroup] = {}
+        self._group_by_target: dict[str, ThrottleGroup] = {}
+        self._has_unsaved = False
+        self._unsupported_reason = str(hierarchy) if isinstance(hierarchy, UnsupportedByNode) else ""
+        self._enforcer: LimitEnforcer | None = None
         if not isinstance(hierarchy, UnsupportedByNode):
             try:
-                self._keeper = Keeper(hierarchy, self._groups.values(), self._guard, reads, now, self._save)
+                self._enforcer = LimitEnforcer(
+                    hierarchy, self._groups.values(), self._lock, read_counters, now, self._save_group
+                )
             except UnsupportedByNode as error:
-                self._missing = str(error)
-        if self._missing:
-            log.warning("no limits on this node", extra={"fields": {"reason": self._missing}})
+                self._unsupported_reason = str(error)
+        if self._unsupported_reason:
+            log.warning("no limits on this node", extra={"fields": {"reason": self._unsupported_reason}})
 
-    def hold(self, wanted: Wanted) -> None:
+    def apply(self, request: LimitRequest) -> None:
         """Put the limits of a volume in force where it is shown; what is held there already is renewed.
 
         Raises UnsupportedByNode, holding nothing, where limits are required and known to be impossible.
         """
-        with self._guard:
-            group, joined = self._claim(wanted)
-            self._settle(group, joined)
+        with self._lock:
+            group, joined = self._join_group(request)
+            self._update_group(group, joined)
             try:
-                self._refuse(group, wanted.limits)
+                self._check_required(group, request.limits)
             except UnsupportedByNode:
-                self.release(wanted.target)
+                self.release(request.target)
                 raise
 
-    def resume(self, wanted: Iterable[Wanted]) -> None:
+    def resume(self, requests: Iterable[LimitRequest]) -> None:
         """Hold all that is shown at a start of the plugin; limits of pods that show no volume any more go."""
-        with self._guard:
+        with self._lock:
             # Only when all its volumes are there is the sum of a pod what it was.
-            for group in {id(group): group for group, _ in map(self._claim, wanted)}.values():
-                self._settle(group)
-            self._sweep()
+            for group in {id(group): group for group, _ in map(self._join_group, requests)}.values():
+                self._update_group(group)
+            self._clear_stale_limits()
 
-    def _claim(self, wanted: Wanted) -> tuple[Group, Limits | None]:
+    def _join_group(self, request: LimitRequest) -> tuple[ThrottleGroup, Limits | None]:
         """The group that the volume belongs to, and its limits where it is new there."""
         # Pods that nobody knows have nothing in common.
-        key = (wanted.pod, wanted.device) if wanted.pod else ("", wanted.target)
-        if self._targets.get(wanted.target) not in (None, self._groups.get(key)):
-            self.release(wanted.target)
+        key = (request.pod, request.device) if request.pod else ("", request.target)
+        if self._group_by_target.get(request.target) not in (None, self._groups.get(key)):
+            self.release(request.target)
         group = self._groups.get(key)
-        known = self._records.get(*key) if wanted.pod and (group is None or wanted.unknown) else None
-        group = group or self._begun(key, wanted, known)
-        limits = wanted.limits
-        if wanted.unknown and known and wanted.target in known.claims:
-            limits = known.claims[wanted.target].limits
-        joined = limits if wanted.target not in group.claims else None
-        group.claims[wanted.target] = Claim(wanted.volume, limits)
-        self._targets[wanted.target] = group
+        recorded = (
+            self._records.get(*key) if request.pod and (group is None or request.keep_recorded) else None
+        )
+        group = group or self._create_group(key, request, recorded)
+        limits = request.limits
+        if request.keep_recorded and recorded and request.target in recorded.members:
+            limits = recorded.members[request.target].limits
+        joined = limits if request.target not in group.members else None
+        group.members[request.target] = GroupMember(request.volume, limits)
+        self._group_by_target[request.target] = group
         return group, joined
 
-    def _begun(self, key: tuple[str, str], wanted: Wanted, known: GroupRecord | None) -> Group:
-        group = self._groups[key] = Group(wanted.pod, wanted.device)
-        if known and known.boot == self._boot and self._keeper:
-            group.restore(known, self._keeper.hierarchy.root)
+    def _create_group(
+        self, key: tuple[str, str], request: LimitRequest, recorded: GroupRecord | None
+    ) -> ThrottleGroup:
+        group = self._groups[key] = ThrottleGroup(request.pod, request.device)
+        if recorded and recorded.boot == self._boot and self._enforcer:
+            group.restore(recorded, self._enforcer.hierarchy.root)
         return group
 
-    def _settle(self, group: Group, joined: Limits | None = None, left: bool = False) -> None:
-        changed = group.settle(self._now(), joined, left)
+    def _update_group(self, group: ThrottleGroup, joined: Limits | None = None, left: bool = False) -> None:
+        changed = group.update_limits(self._now(), joined, left)
         if group.limits or changed:
-            self._enforce(group)
+            self._record_and_enforce(group)
         if changed:
-            fields = {"pod": group.pod, "device": group.device, "volumes": sorted(claim.volume for claim in group.claims.values())}
-            said = {"limits": group.limits or "none", "notes": "; ".join(group.limits.notes) if group.limits else ""}
-            log.info("limits", extra={"fields": {**fields, **said, "in force": not group.problem, "reason": group.problem}})
+            fields = {
+                "pod": group.pod,
+                "device": group.device,
+                "volumes": sorted(claim.volume for claim in group.members.values()),
+            }
+            limit_fields = {
+                "limits": group.limits or "none",
+                "notes": "; ".join(group.limits.notes) if group.limits else "",
+            }
+            log.info(
+                "limits",
+                extra={
+                    "fields": {
+                        **fields,
+                        **limit_fields,
+                        "in force": not group.problem,
+                        "reason": group.problem,
+                    }
+                },
+            )
 
-    def _enforce(self, group: Group) -> None:
+    def _record_and_enforce(self, group: ThrottleGroup) -> None:
         """The record first: what a killed plugin leaves in the kernel must be known to the next."""
-        if self._keeper is None or not group.pod:
-            group.problem = self._missing or NO_POD
+        if self._enforcer is None or not group.pod:
+            group.problem = self._unsupported_reason or NO_POD
             return
         if group.limits:
-            self._save(group)
-        self._keeper.apply(group)
-        if group.bursts or not group.limits:  # what was read before the limit is known now, or there is nothing to remember
-            self._save(group)
+            self._save_group(group)
+        self._enforcer.apply(group)
+        if (
+            group.is_metered or not group.limits
+        ):  # what was read before the limit is known now, or there is nothing to remember
+            self._save_group(group)
 
-    def _save(self, group: Group) -> None:
+    def _save_group(self, group: ThrottleGroup) -> None:
         """Record the group; a store that takes no file must not keep a limit from being in force."""
-        if self._keeper is None or not group.pod:
+        if self._enforcer is None or not group.pod:
             return
-        group.saved = self._now()
+        group.saved_at = self._now()
         try:
-            self._records.put(group.record(self._keeper.hierarchy.root, self._boot))
+            self._records.put(group.to_record(self._enforcer.hierarchy.root, self._boot))
         except OSError as error:
-            if not self._unsaved:
+            if not self._has_unsaved:
                 log.error(
-                    "limits cannot be recorded; burst credits begin anew when the plugin restarts", extra={"fields": {"reason": error.strerror}}
+                    "limits cannot be recorded; burst credits begin anew when the plugin restarts",
+                    extra={"fields": {"reason": error.strerror}},
                 )
-            self._unsaved = True
+            self._has_unsaved = True
         else:
-            self._unsaved = False
+            self._has_unsaved = False
 
-    def _refuse(self, group: Group, limits: Limits | None) -> None:
-        problem = _problem(group)
-        if self._required and limits and problem and not group.waits:
+    def _check_required(self, group: ThrottleGroup, limits: Limits | None) -> None:
+        problem = _describe_problem(group)
+        if self._required and limits and problem and not group.waits_for_cgroup:
             advice = "remove its performance keys, or --require-throttle from the node plugin"
             raise UnsupportedByNode(f"the volume's limits cannot be held: {problem}; {advice}")
 
     def release(self, *targets: str) -> None:
         """Take the limits of what was shown at `targets` out of force; one that holds nothing is no error."""
-        with self._guard:
+        with self._lock:
             for target in targets:
-                group = self._targets.pop(target, None)
+                group = self._group_by_target.pop(target, None)
                 if group is None:
                     continue
-                claim = group.claims.pop(target)
-                self._say_metered(claim, group)
-                self._settle(group, left=True)
-                if not group.claims:
+                member = group.members.pop(target)
+                self._log_metered(member, group)
+                self._update_group(group, left=True)
+                if not group.members:
                     del self._groups[(group.pod, group.device) if group.pod else ("", target)]
 
-    def _say_metered(self, claim: Claim, group: Group) -> None:
-        if self._keeper and group.bursts:
-            self._keeper.charge(group)
-        if group.burst.metered >= 1:
-            fields = {"volume": claim.volume, "pod": group.pod, "device": group.device, "ios": round(group.burst.metered)}
+    def _log_metered(self, member: GroupMember, group: ThrottleGroup) -> None:
+        if self._enforcer and group.is_metered:
+            self._enforcer.charge(group)
+        if group.burst.metered_ios >= 1:
+            fields = {
+                "volume": member.volume,
+                "pod": group.pod,
+                "device": group.device,
+                "ios": round(group.burst.metered_ios),
+            }
             log.info("burst I/O metered", extra={"fields": fields})
 
-    def renew(self, volume: str, limits: Limits | None) -> None:
+    def change_limits(self, volume: str, limits: Limits | None) -> None:
         """Put other limits of a volume in force, wherever it is shown."""
-        with self._guard:
+        with self._lock:
             for group in list(self._groups.values()):
-                claims = [claim for claim in group.claims.values() if claim.volume == volume]
+                claims = [claim for claim in group.members.values() if claim.volume == volume]
                 for claim in claims:
                     claim.limits = limits
                 if claims:
-                    self._settle(group)
+                    self._update_group(group)
 
-    def held(self, target: str) -> Held | None:
+    def get_applied(self, target: str) -> AppliedLimit | None:
         """What holds for the volume at `target`, None for one without limits."""
-        with self._guard:
-            group = self._targets.get(target)
-            return _held(group, group.claims[target], self._keeper) if group else None
+        with self._lock:
+            group = self._group_by_target.get(target)
+            return _applied_limit(group, group.members[target], self._enforcer) if group else None
 
-    def all_held(self) -> list[Held]:
+    def list_applied(self) -> list[AppliedLimit]:
         """What holds for every volume with limits at every path."""
-        with self._guard:
-            return [held for target in self._targets if (held := self.held(target))]
+        with self._lock:
+            return [held for target in self._group_by_target if (held := self.get_applied(target))]
 
-    def _sweep(self) -> None:
+    def _clear_stale_limits(self) -> None:
         for record in list(self._records.all()):
             if (record.pod, record.device) not in self._groups:
-                self._clear(record)
+                self._clear_limit(record)
 
-    def _clear(self, record: GroupRecord) -> None:
+    def _clear_limit(self, record: GroupRecord) -> None:
         """Take a limit out of force that a killed plugin left."""
-        if self._keeper and record.boot == self._boot:
-            self._keeper.apply(Group(record.pod, record.device))
+        if self._enforcer and record.boot == self._boot:
+            self._enforcer.apply(ThrottleGroup(record.pod, record.device))
         self._records.put(GroupRecord(record.pod, record.device))
 
     def close(self) -> None:
         """Stop keeping; limits stay in force."""
-        if self._keeper:
-            self._keeper.close()
+        if self._enforcer:
+            self._enforcer.close()
 
 
-def _held(group: Group, claim: Claim, keeper: Keeper | None) -> Held | None:
-    if claim.limits is None:
+def _applied_limit(
+    group: ThrottleGroup, member: GroupMember, enforcer: LimitEnforcer | None
+) -> AppliedLimit | None:
+    if member.limits is None:
         return None
-    each = keeper is not None and keeper.hierarchy.flat
-    problem = _problem(group)
-    return Held(claim.volume, group.pod, group.device, claim.limits, group.rate, group.limits, group.burst, problem, each)
+    per_container = enforcer is not None and enforcer.hierarchy.is_flat
+    problem = _describe_problem(group)
+    return AppliedLimit(
+        member.volume,
+        group.pod,
+        group.device,
+        member.limits,
+        group.current_rate,
+        group.limits,
+        group.burst,
+        problem,
+        per_container,
+    )
 
 
-def _problem(group: Group) -> str:
+def _describe_problem(group: ThrottleGroup) -> str:
     if not group.problem and group.limits is None:
         return "the pod shows another volume without limits from the same device; it gets one of its own when it is staged anew"
     return group.problem

@@ -7,94 +7,94 @@ from contextlib import suppress
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
-from csi.linux.cgroups.hierarchy import Hierarchy
-from csi.linux.cgroups.pod_cgroups import PodCgroups, is_pod_folder, tree
-from csi.linux.inotify import FileEvent, FileEvents, Kind
+from csi.linux.cgroups.hierarchy import CgroupHierarchy
+from csi.linux.cgroups.pod_cgroups import PodCgroups, is_pod_folder, walk_folders
+from csi.linux.inotify import FileEvent, FileEventKind, FolderWatcher
 
 
-class CgroupWatch:
+class CgroupWatcher:
     """Tells which pods a file event is about. Used by one thread."""
 
-    def __init__(self, hierarchy: Hierarchy, pods: PodCgroups, events: FileEvents) -> None:
+    def __init__(self, hierarchy: CgroupHierarchy, pods: PodCgroups, events: FolderWatcher) -> None:
         self._hierarchy, self._pods, self._events = hierarchy, pods, events
         self._pod_of: dict[Path, str] = {}
-        self._places: set[Path] = set()
-        self.missing: set[str] = set()
+        self._watched_parents: set[Path] = set()
+        self.pods_without_cgroup: set[str] = set()
         """The pods whose cgroup has not appeared yet."""
 
-    def follow(self, uid: str) -> None:
+    def watch_pod(self, uid: str) -> None:
         """Watch the pod's cgroups, or the folders where they may appear. Looking at them after this misses nothing.
 
         Raises UnsupportedByNode where the machine has no watch left for it.
         """
-        self.missing.add(uid)
-        self._watch_places(self._pods.places_to_watch())
+        self.pods_without_cgroup.add(uid)
+        self._watch_parents(self._pods.list_watch_folders())
         folders = self._pods.find(uid)
         if not folders:
-            self._look_around()
+            self._rescan()
             folders = self._pods.find(uid)
         for folder in folders:
-            self.missing.discard(uid)
-            for place in tree(folder) if self._hierarchy.flat else [folder]:
+            self.pods_without_cgroup.discard(uid)
+            for place in walk_folders(folder) if self._hierarchy.is_flat else [folder]:
                 if place not in self._pod_of and self._events.watch(place):
                     self._pod_of[place] = uid
 
-    def _look_around(self) -> None:
+    def _rescan(self) -> None:
         """Learn kubelet's folders, and look again once they are watched: one may have been made meanwhile."""
-        self._pods.look_around()
-        while self._watch_places(self._pods.places_to_watch()):
-            self._pods.look_around()
+        self._pods.rescan()
+        while self._watch_parents(self._pods.list_watch_folders()):
+            self._pods.rescan()
 
-    def _watch_places(self, places: Iterable[Path]) -> bool:
+    def _watch_parents(self, folders: Iterable[Path]) -> bool:
         """Watch those that are not; whether there were any. Each is watched before the next is taken."""
         new = False
-        for place in places:
-            if place not in self._places and self._events.watch(place):
-                self._places.add(place)
+        for place in folders:
+            if place not in self._watched_parents and self._events.watch(place):
+                self._watched_parents.add(place)
                 new = True
         return new
 
-    def leave(self, uid: str) -> None:
+    def unwatch_pod(self, uid: str) -> None:
         """Watch the pod no more."""
-        self.missing.discard(uid)
+        self.pods_without_cgroup.discard(uid)
         for place in [place for place, pod in self._pod_of.items() if pod == uid]:
-            self._forget(place)
+            self._unwatch_folder(place)
 
-    def _forget(self, place: Path) -> None:
-        self._events.forget(place)
-        self._pod_of.pop(place, None)
-        self._places.discard(place)
+    def _unwatch_folder(self, folder: Path) -> None:
+        self._events.unwatch(folder)
+        self._pod_of.pop(folder, None)
+        self._watched_parents.discard(folder)
 
-    def _forget_all(self) -> None:
+    def _unwatch_all(self) -> None:
         """A folder may have gone and come again unheard, and then nothing more is heard of it."""
-        for place in [*self._pod_of, *self._places]:
-            self._forget(place)
+        for place in [*self._pod_of, *self._watched_parents]:
+            self._unwatch_folder(place)
 
-    def concerned(self, events: list[FileEvent], followed: set[str]) -> set[str]:
-        """The pods among `followed` to look at because of these events."""
+    def affected_pods(self, events: list[FileEvent], watched_pods: set[str]) -> set[str]:
+        """The pods among `watched_pods` to look at because of these events."""
         found: set[str] = set()
         for event in events:
-            found |= self._concerned(event, followed)
-        return found & followed
+            found |= self._pods_affected_by(event, watched_pods)
+        return found & watched_pods
 
-    def _concerned(self, event: FileEvent, followed: set[str]) -> set[str]:
-        if event.kind is Kind.LOST:
-            self._forget_all()
-            return followed
-        if event.kind is Kind.GONE:
-            gone = self._pod_of.get(event.path)
-            self._forget(event.path)
-            return {gone} if gone else set()
+    def _pods_affected_by(self, event: FileEvent, watched_pods: set[str]) -> set[str]:
+        if event.kind is FileEventKind.OVERFLOW:
+            self._unwatch_all()
+            return watched_pods
+        if event.kind is FileEventKind.DELETED:
+            pod_removed = self._pod_of.get(event.path)
+            self._unwatch_folder(event.path)
+            return {pod_removed} if pod_removed else set()
         pod = self._pod_of.get(event.folder)
-        if event.kind is Kind.WRITTEN:
-            return ({pod} if pod else followed) if event.name in self._hierarchy.watched else set()
+        if event.kind is FileEventKind.WRITTEN:
+            return ({pod} if pod else watched_pods) if event.name in self._hierarchy.limit_files else set()
         if pod:
             return {pod}
-        return self._appeared(event)
+        return self._on_new_folder(event)
 
-    def _appeared(self, event: FileEvent) -> set[str]:
+    def _on_new_folder(self, event: FileEvent) -> set[str]:
         """Something new among or above kubelet's folders: the pods that are missing may be there now, or below it soon."""
-        if self.missing and not is_pod_folder(event.name):
+        if self.pods_without_cgroup and not is_pod_folder(event.name):
             with suppress(UnsupportedByNode):  # whoever is missing is followed now, and told so then
-                self._watch_places(tree(event.path))
-        return set(self.missing)
+                self._watch_parents(walk_folders(event.path))
+        return set(self.pods_without_cgroup)

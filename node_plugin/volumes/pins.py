@@ -14,197 +14,216 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from csi.concurrency.background import beside
+from csi.concurrency.background import background_thread
 from csi.errors import Busy, ClusterUnavailable, DataCacheError, NoSpace, OriginUnavailable
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.pinning import pin_name
-from csi.parameters.volume_parameters import parse_kept
-from csi.registry.pins.pins import CachePin, Holder, PinRegistry
-from csi.resolve.pinned import Resolve, under_pin
+from csi.parameters.volume_parameters import parse_accepted_parameters
+from csi.registry.pins.pins import CachePin, PinHolder, PinRegistry
+from csi.resolve.pinned import ResolveSpec, resolve_with_pin
 from csi.worker.protocol import Resolution
 from node_plugin.volumes.records import NodeVolume
 
 log = logging.getLogger("datacache.pins")
 
 # Pods start in storms: those of one moment share an answer.
-_FRESH_SECONDS = 2.0
+_PIN_TTL = 2.0
 # kubelet comes back within two and a half minutes; a volume that it does not come back for holds nothing.
-_WAITING_SECONDS = 600.0
-_TEND_SECONDS, _RETRY_SECONDS = 300.0, 30.0
+_RETRY_GRACE = 600.0
+_SYNC_INTERVAL, _SYNC_RETRY_INTERVAL = 300.0, 30.0
 # After these kubelet keeps the volume in doubt, and comes back or takes it away.
-COMING_BACK = (Busy, NoSpace, OriginUnavailable, ClusterUnavailable)
+RETRIED_ERRORS = (Busy, NoSpace, OriginUnavailable, ClusterUnavailable)
 _Key = tuple[str, str]
 
 
 @dataclass
-class _Held:
-    """What is known of one pin: as of `checked` (seconds of the clock), whether this node holds it, and which volumes want that until when."""
+class _PinState:
+    """What is known of one pin: as of `checked_at` (seconds of the clock), whether this node holds it, and which volumes want that until when."""
 
-    guard: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
     pin: CachePin | None = None
-    held: bool = False
-    checked: float = float("-inf")
+    is_held: bool = False
+    checked_at: float = float("-inf")
     users: dict[str, float] = field(default_factory=dict)
 
 
 class NodePins:
     """Pins of the node `name` in `registry`; without one there are none. `clock` is monotonic seconds. Thread-safe."""
 
-    def __init__(self, registry: PinRegistry | None = None, name: str = "", clock: Callable[[], float] = time.monotonic) -> None:
-        self._registry, self._me, self._clock = registry, Holder("node", name), clock
-        self._guard, self._wake = threading.Lock(), threading.Event()
-        self._known: dict[_Key, _Held] = {}
-        self._strays_looked_for = False
+    def __init__(
+        self, registry: PinRegistry | None = None, name: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._registry, self._holder, self._clock = registry, PinHolder("node", name), clock
+        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._pins: dict[_Key, _PinState] = {}
+        self._has_adopted_strays = False
 
-    def resolved(self, volume_id: str, namespace: str, asked: CacheSpec, resolve: Resolve) -> Resolution:
-        """What `asked` means in `namespace`, held for the volume until `let_go`. See `under_pin`; what cannot move is not asked for."""
+    def resolve_with_pin(
+        self, volume_id: str, namespace: str, requested: CacheSpec, resolve: ResolveSpec
+    ) -> Resolution:
+        """What `requested` means in `namespace`, held for the volume until `release`. See `resolve_with_pin`; what cannot move is not asked for."""
         registry = self._registry
-        if registry is None or not asked.moving or not self.shared(namespace):
-            return resolve(asked, None)
-        key = namespace, pin_name(asked)
-        held = self._held(key)
-        return under_pin(
-            namespace, asked, lambda: self._find(registry, key, held), resolve, lambda pin: self._hold(registry, key, held, volume_id, pin)
+        if registry is None or not requested.is_moving or not self.shares_pins(namespace):
+            return resolve(requested, None)
+        key = namespace, pin_name(requested)
+        state = self._get_state(key)
+        return resolve_with_pin(
+            namespace,
+            requested,
+            lambda: self._find_pin(registry, key, state),
+            resolve,
+            lambda pin: self._add_user(registry, key, state, volume_id, pin),
         )
 
-    def shared(self, namespace: str) -> bool:
+    def shares_pins(self, namespace: str) -> bool:
         """Whether the volumes of `namespace` share pins, so that the first one of a moving source decides for all."""
         return self._registry is not None and bool(namespace)
 
-    def _held(self, key: _Key) -> _Held:
-        with self._guard:
-            return self._known.setdefault(key, _Held())
+    def _get_state(self, key: _Key) -> _PinState:
+        with self._lock:
+            return self._pins.setdefault(key, _PinState())
 
-    def _find(self, registry: PinRegistry, key: _Key, held: _Held) -> CachePin | None:
-        with held.guard:
-            if self._clock() - held.checked > _FRESH_SECONDS:
+    def _find_pin(self, registry: PinRegistry, key: _Key, state: _PinState) -> CachePin | None:
+        with state.lock:
+            if self._clock() - state.checked_at > _PIN_TTL:
                 try:
-                    self._learn(held, registry.get(*key))
+                    self._update_state(state, registry.get(*key))
                 except ClusterUnavailable:
-                    if not held.held:
+                    if not state.is_held:
                         raise
-            return held.pin
+            return state.pin
 
-    def _learn(self, held: _Held, pin: CachePin | None) -> None:
-        held.pin, held.held, held.checked = pin, pin is not None and self._me in pin.holders, self._clock()
+    def _update_state(self, state: _PinState, pin: CachePin | None) -> None:
+        state.pin, state.is_held, state.checked_at = (
+            pin,
+            pin is not None and self._holder in pin.holders,
+            self._clock(),
+        )
 
-    def _hold(self, registry: PinRegistry, key: _Key, held: _Held, volume_id: str, pin: CachePin) -> CachePin:
-        with held.guard:
-            if not (held.held and held.pin):
-                self._learn(held, registry.hold(pin, self._me))
-            with self._guard:
-                held.users[volume_id] = self._clock() + _WAITING_SECONDS
-                self._known[key] = held  # it may have been tidied away since it was looked up
-            return held.pin or pin
+    def _add_user(
+        self, registry: PinRegistry, key: _Key, state: _PinState, volume_id: str, pin: CachePin
+    ) -> CachePin:
+        with state.lock:
+            if not (state.is_held and state.pin):
+                self._update_state(state, registry.add_holder(pin, self._holder))
+            with self._lock:
+                state.users[volume_id] = self._clock() + _RETRY_GRACE
+                self._pins[key] = state  # it may have been tidied away since it was looked up
+            return state.pin or pin
 
-    def pin_of(self, volume_id: str) -> CachePin | None:
+    def get_pin(self, volume_id: str) -> CachePin | None:
         """The pin that a volume was resolved under, None for none."""
-        with self._guard:
-            return next((held.pin for held in self._known.values() if volume_id in held.users), None)
+        with self._lock:
+            return next((state.pin for state in self._pins.values() if volume_id in state.users), None)
 
-    def of(self, volume_id: str) -> dict[str, object] | None:
+    def encode_pin(self, volume_id: str) -> dict[str, object] | None:
         """What the record of a volume keeps of its pin, None for none."""
-        pin = self.pin_of(volume_id)
+        pin = self.get_pin(volume_id)
         if pin is None:
             return None
-        return {"namespace": pin.namespace, "digest": pin.digest, "asked": pin.asked.to_context(), "pinned": pin.pinned.to_context()}
+        return {
+            "namespace": pin.namespace,
+            "digest": pin.digest,
+            "asked": pin.requested.to_context(),
+            "pinned": pin.pinned.to_context(),
+        }
 
     @contextmanager
-    def using(self, volume_id: str) -> Iterator[None]:
+    def keep_on_success(self, volume_id: str) -> Iterator[None]:
         """Whatever the block holds for the volume stays held when it ends well, and a while when it is to be tried again."""
         try:
             yield
-        except COMING_BACK:
+        except RETRIED_ERRORS:
             raise
         except BaseException:
-            self.let_go(volume_id)
+            self.release(volume_id)
             raise
-        with self._guard:
-            for held in self._known.values():
-                if volume_id in held.users:
-                    held.users[volume_id] = float("inf")
+        with self._lock:
+            for state in self._pins.values():
+                if volume_id in state.users:
+                    state.users[volume_id] = float("inf")
 
-    def let_go(self, volume_id: str) -> None:
+    def release(self, volume_id: str) -> None:
         """The volume is no more: it holds nothing. The cluster hears of it soon."""
-        with self._guard:
-            for held in self._known.values():
-                if held.users.pop(volume_id, None) is not None and not held.users:
+        with self._lock:
+            for state in self._pins.values():
+                if state.users.pop(volume_id, None) is not None and not state.users:
                     self._wake.set()
 
-    def adopt(self, volumes: Iterable[NodeVolume]) -> None:
+    def restore(self, volumes: Iterable[NodeVolume]) -> None:
         """Know the pins of volumes that an earlier start of the plugin has shown."""
         for volume in volumes:
-            pin = _read(volume.pin) if volume.pin and self._registry else None
+            pin = _decode_pin(volume.pin) if volume.pin and self._registry else None
             if pin:
-                held = self._held((pin.namespace, pin.name))
-                with held.guard, self._guard:
-                    held.pin, held.held = pin, True
-                    held.users[volume.id] = float("inf")
+                state = self._get_state((pin.namespace, pin.name))
+                with state.lock, self._lock:
+                    state.pin, state.is_held = pin, True
+                    state.users[volume.id] = float("inf")
 
     @contextmanager
-    def tended(self) -> Iterator[None]:
+    def sync_in_background(self) -> Iterator[None]:
         """For the block, have the cluster's pins say what this node holds, from a thread of its own."""
         if self._registry is None:
             yield
             return
-        with beside(self._run, "pins", self._wake.set):
+        with background_thread(self._run, "pins", self._wake.set):
             yield
 
-    def _run(self, ended: threading.Event) -> None:
-        while not ended.is_set():
+    def _run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
             self._wake.clear()
-            longest = _TEND_SECONDS
+            max_wait = _SYNC_INTERVAL
             try:
-                self.tend()
+                self.sync()
             except DataCacheError as error:
-                longest = _RETRY_SECONDS
+                max_wait = _SYNC_RETRY_INTERVAL
                 log.warning("pins not tended, it is tried again", extra={"fields": {"reason": error}})
-            if not ended.is_set():
-                self._wake.wait(random.uniform(0.8 * longest, longest))
+            if not stop.is_set():
+                self._wake.wait(random.uniform(0.8 * max_wait, max_wait))
 
-    def tend(self) -> None:
+    def sync(self) -> None:
         """Release what no volume wants, hold again what this node was swept from, and once what an earlier start left. Raises as PinRegistry."""
         if self._registry is None:
             return
-        if not self._strays_looked_for:
-            self._look_for_strays(self._registry)
-        for key, held in self._all():
-            with held.guard:
-                self._tend_one(self._registry, key, held)
+        if not self._has_adopted_strays:
+            self._adopt_strays(self._registry)
+        for key, state in self._list_states():
+            with state.lock:
+                self._sync_pin(self._registry, key, state)
 
-    def _look_for_strays(self, registry: PinRegistry) -> None:
-        for pin in registry.all():
-            if self._me in pin.holders:
-                held = self._held((pin.namespace, pin.name))
-                with held.guard:
-                    if not held.held:
-                        held.pin, held.held = pin, True
-        self._strays_looked_for = True
+    def _adopt_strays(self, registry: PinRegistry) -> None:
+        for pin in registry.list_all():
+            if self._holder in pin.holders:
+                state = self._get_state((pin.namespace, pin.name))
+                with state.lock:
+                    if not state.is_held:
+                        state.pin, state.is_held = pin, True
+        self._has_adopted_strays = True
 
-    def _tend_one(self, registry: PinRegistry, key: _Key, held: _Held) -> None:
-        now, old = self._clock(), held.pin
-        with self._guard:
-            held.users = {volume_id: until for volume_id, until in held.users.items() if until > now}
-            if not held.users and not held.held and now - held.checked > _WAITING_SECONDS:
-                self._known.pop(key, None)
+    def _sync_pin(self, registry: PinRegistry, key: _Key, state: _PinState) -> None:
+        now, previous = self._clock(), state.pin
+        with self._lock:
+            state.users = {volume_id: until for volume_id, until in state.users.items() if until > now}
+            if not state.users and not state.is_held and now - state.checked_at > _RETRY_GRACE:
+                self._pins.pop(key, None)
         # Whoever comes waits for the pin's guard, which is held here.
-        if not held.users and held.held:
-            registry.release(*key, self._me)
-            held.pin, held.held, held.checked = None, False, float("-inf")
-        elif held.users and now - held.checked > _TEND_SECONDS / 2:
-            self._learn(held, registry.get(*key))
+        if not state.users and state.is_held:
+            registry.remove_holder(*key, self._holder)
+            state.pin, state.is_held, state.checked_at = None, False, float("-inf")
+        elif state.users and now - state.checked_at > _SYNC_INTERVAL / 2:
+            self._update_state(state, registry.get(*key))
             # One that somebody deleted stays away, and what has taken its place is not what is shown here.
-            if held.pin and held.pin == old and not held.held:
-                self._learn(held, registry.hold(held.pin, self._me))
+            if state.pin and state.pin == previous and not state.is_held:
+                self._update_state(state, registry.add_holder(state.pin, self._holder))
 
-    def _all(self) -> list[tuple[_Key, _Held]]:
-        with self._guard:
-            return list(self._known.items())
+    def _list_states(self) -> list[tuple[_Key, _PinState]]:
+        with self._lock:
+            return list(self._pins.items())
 
 
-def _read(kept: Mapping[str, object]) -> CachePin | None:
+def _decode_pin(stored: Mapping[str, object]) -> CachePin | None:
     try:
-        asked, pinned = (parse_kept(kept[key]).spec for key in ("asked", "pinned"))  # type: ignore[arg-type]
-        return CachePin(str(kept["namespace"]), asked, pinned, str(kept["digest"]))
+        requested, pinned = (parse_accepted_parameters(stored[key]).spec for key in ("asked", "pinned"))  # type: ignore[arg-type]
+        return CachePin(str(stored["namespace"]), requested, pinned, str(stored["digest"]))
     except (KeyError, TypeError, DataCacheError):
         return None

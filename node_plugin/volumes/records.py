@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from csi.linux import durable_files
-from csi.registry.volumes.record import Interest
+from csi.registry.volumes.record import WatchedVolumes
 
 _FORMAT = 1
 NO_LIMITS = "none"
@@ -28,7 +28,7 @@ _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,180}")
 
 
 @dataclass(frozen=True)
-class Shown:
+class Exposure:
     """How a volume is shown at one path: the CSI access mode's name, whether read-only was asked, and the caller's mount flags.
 
     `pod` is the uid of the pod whose path it is, "" for none known; it is no part of how.
@@ -36,26 +36,36 @@ class Shown:
 
     mode: str
     readonly: bool = True
-    flags: tuple[str, ...] = ()
+    mount_flags: tuple[str, ...] = ()
     pod: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return what a record keeps of it."""
-        return {"mode": self.mode, "readonly": self.readonly, "flags": list(self.flags), "pod": self.pod}
+        return {
+            "mode": self.mode,
+            "readonly": self.readonly,
+            "flags": list(self.mount_flags),
+            "pod": self.pod,
+        }
 
     @staticmethod
-    def from_json(kept: Mapping[str, Any]) -> Shown:
+    def from_json(kept: Mapping[str, Any]) -> Exposure:
         """Return what `to_json` wrote; raise KeyError or TypeError for anything else."""
-        return Shown(mode=kept["mode"], readonly=kept["readonly"], flags=tuple(kept["flags"]), pod=kept.get("pod", ""))
+        return Exposure(
+            mode=kept["mode"],
+            readonly=kept["readonly"],
+            mount_flags=tuple(kept["flags"]),
+            pod=kept.get("pod", ""),
+        )
 
 
 @dataclass(frozen=True)
 class NodeVolume:
-    """A volume on this node. `context` holds its parameters without Kubernetes' own keys; `staged` and `targets` map paths to how they show it.
+    """A volume on this node. `context` holds its parameters without Kubernetes' own keys; `staging_paths` and `target_paths` map paths to how they show it.
 
-    `capacity_bytes` and `content_bytes` are what its stats say; `inline` marks volumes that live and die with their pod;
+    `capacity_bytes` and `content_bytes` are what its stats say; `is_inline` marks volumes that live and die with their pod;
     `limit_class` names the device, among those of its image, that it is read from; `performance` are its performance keys
-    as the registry had them last, None for those of the context; `pin` is that of an inline volume, as `NodePins.of` writes it, None for none.
+    as the registry had them last, None for those of the context; `pin` is that of an inline volume, as `NodePins.encode_pin` writes it, None for none.
     """
 
     id: str
@@ -63,25 +73,29 @@ class NodeVolume:
     context: Mapping[str, str]
     capacity_bytes: int
     content_bytes: int
-    inline: bool = False
-    staged: Mapping[str, Shown] = field(default_factory=dict)
-    targets: Mapping[str, Shown] = field(default_factory=dict)
+    is_inline: bool = False
+    staging_paths: Mapping[str, Exposure] = field(default_factory=dict)
+    target_paths: Mapping[str, Exposure] = field(default_factory=dict)
     limit_class: str = NO_LIMITS
     performance: Mapping[str, str] | None = None
     pin: Mapping[str, Any] | None = None
 
-    def with_staged(self, path: str, shown: Shown) -> NodeVolume:
+    def with_staging_path(self, path: str, exposure: Exposure) -> NodeVolume:
         """This volume, staged at `path` too."""
-        return replace(self, staged={**self.staged, path: shown})
+        return replace(self, staging_paths={**self.staging_paths, path: exposure})
 
-    def with_target(self, path: str, shown: Shown) -> NodeVolume:
+    def with_target_path(self, path: str, exposure: Exposure) -> NodeVolume:
         """This volume, published at `path` too."""
-        return replace(self, targets={**self.targets, path: shown})
+        return replace(self, target_paths={**self.target_paths, path: exposure})
 
-    def without(self, *gone: str) -> NodeVolume:
-        """This volume, shown neither staged nor published at the paths `gone`."""
-        staged = {path: shown for path, shown in self.staged.items() if path not in gone}
-        return replace(self, staged=staged, targets={path: shown for path, shown in self.targets.items() if path not in gone})
+    def without_paths(self, *removed: str) -> NodeVolume:
+        """This volume, shown neither staged nor published at the paths `removed`."""
+        staged = {path: shown for path, shown in self.staging_paths.items() if path not in removed}
+        return replace(
+            self,
+            staging_paths=staged,
+            target_paths={path: shown for path, shown in self.target_paths.items() if path not in removed},
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return what a record keeps of it."""
@@ -91,9 +105,9 @@ class NodeVolume:
             "context": dict(self.context),
             "capacity_bytes": self.capacity_bytes,
             "content_bytes": self.content_bytes,
-            "inline": self.inline,
-            "staged": {path: shown.to_json() for path, shown in self.staged.items()},
-            "targets": {path: shown.to_json() for path, shown in self.targets.items()},
+            "inline": self.is_inline,
+            "staged": {path: shown.to_json() for path, shown in self.staging_paths.items()},
+            "targets": {path: shown.to_json() for path, shown in self.target_paths.items()},
             "limit_class": self.limit_class,
             "performance": None if self.performance is None else dict(self.performance),
             "pin": None if self.pin is None else dict(self.pin),
@@ -109,9 +123,9 @@ class NodeVolume:
             context=kept["context"],
             capacity_bytes=kept["capacity_bytes"],
             content_bytes=kept["content_bytes"],
-            inline=kept.get("inline", False),
-            staged={path: Shown.from_json(shown) for path, shown in kept["staged"].items()},
-            targets={path: Shown.from_json(shown) for path, shown in kept["targets"].items()},
+            is_inline=kept.get("inline", False),
+            staging_paths={path: Exposure.from_json(shown) for path, shown in kept["staged"].items()},
+            target_paths={path: Exposure.from_json(shown) for path, shown in kept["targets"].items()},
             limit_class=kept.get("limit_class", NO_LIMITS),
             performance=kept.get("performance"),
             pin=kept.get("pin"),
@@ -120,35 +134,35 @@ class NodeVolume:
     @property
     def paths(self) -> list[str]:
         """All paths that show the volume."""
-        return [*self.staged, *self.targets]
+        return [*self.staging_paths, *self.target_paths]
 
 
 class VolumeRecords:
     """The records in `folder`, one file a volume. `shown` has the ids of those that this start has put and that the controller made."""
 
-    def __init__(self, folder: Path, shown: Interest | None = None) -> None:
+    def __init__(self, folder: Path, watched: WatchedVolumes | None = None) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder, self._shown = folder, shown or Interest()
+        self._folder, self._watched = folder, watched or WatchedVolumes()
 
     def get(self, volume_id: str) -> NodeVolume | None:
         """The record of a volume; None where there is none, or only a damaged one."""
-        return _read(self._path(volume_id))
+        return _read_or_none(self._path(volume_id))
 
     def put(self, volume: NodeVolume) -> None:
         """Write the record; one without paths is removed."""
         path = self._path(volume.id)
         if not volume.paths:
             path.unlink(missing_ok=True)
-            self._shown.discard(volume.id)
+            self._watched.discard(volume.id)
             return
-        durable_files.replace_text(path, json.dumps({"format": _FORMAT, **volume.to_json()}))
-        if not volume.inline:
-            self._shown.add(volume.id)
+        durable_files.replace_text_unsynced(path, json.dumps({"format": _FORMAT, **volume.to_json()}))
+        if not volume.is_inline:
+            self._watched.add(volume.id)
 
-    def all(self) -> Iterator[NodeVolume]:
+    def list_all(self) -> Iterator[NodeVolume]:
         """Every readable record; what a killed plugin left half-written is removed on the way."""
         for path in sorted(self._folder.iterdir()):
-            volume = _read(path) if path.suffix == ".json" else None
+            volume = _read_or_none(path) if path.suffix == ".json" else None
             if volume:
                 yield volume
             else:
@@ -162,16 +176,16 @@ class VolumeRecords:
 
 def read_volumes(folder: Path) -> list[NodeVolume]:
     """The readable records in `folder`, by name; the folder is only read, whoever owns it."""
-    return [volume for path in sorted(folder.glob("[!.]*.json")) if (volume := _read(path))]
+    return [volume for path in sorted(folder.glob("[!.]*.json")) if (volume := _read_or_none(path))]
 
 
-def _read(path: Path) -> NodeVolume | None:
+def _read_or_none(path: Path) -> NodeVolume | None:
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return _decoded(json.loads(path.read_text()))
+        return _decode_volume(json.loads(path.read_text()))
     return None
 
 
-def _decoded(kept: dict[str, Any]) -> NodeVolume:
-    if kept.pop("format") != _FORMAT:
+def _decode_volume(stored: dict[str, Any]) -> NodeVolume:
+    if stored.pop("format") != _FORMAT:
         raise ValueError("another format")
-    return NodeVolume.from_json(kept)
+    return NodeVolume.from_json(stored)

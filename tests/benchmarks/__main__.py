@@ -44,10 +44,14 @@ SUBJECTS = (
 def main() -> None:
     """Run the chosen benchmarks one after the other, each in a scratch folder of its own."""
     parser = argparse.ArgumentParser("benchmarks", description=__doc__)
-    parser.add_argument("subjects", nargs="*", metavar="subject", help=f"one or more of {', '.join(SUBJECTS)}")
+    parser.add_argument(
+        "subjects", nargs="*", metavar="subject", help=f"one or more of {', '.join(SUBJECTS)}"
+    )
     parser.add_argument("--gib", type=float, default=4.0, help="size of the repositories")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of each comparison")
-    parser.add_argument("--dir", type=Path, default=Path("/var/tmp"), help="where to work: the disk that is measured")
+    parser.add_argument(
+        "--dir", type=Path, default=Path("/var/tmp"), help="where to work: the disk that is measured"
+    )
     options = parser.parse_args()
     unknown = set(options.subjects) - set(SUBJECTS)
     if unknown:

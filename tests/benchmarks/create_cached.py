@@ -19,10 +19,22 @@ def measure(setting: Setting) -> list[Table]:
     """Milliseconds of one call at a gRPC client. The large content is only listed: a CreateVolume moves no bytes of it."""
     with Hub() as hub, plugins(setting.folder, {"HF_ENDPOINT": hub.endpoint}) as running:
         hub.repo(SMALL, {"config.json": b"{}", "model.safetensors": Declared(80 * 10**6)})
-        hub.repo(LARGE, {"config.json": b"{}", **{f"model-{n:02}-of-16.safetensors": Declared(5 * 10**9, f"{n:064x}") for n in range(16)}})
+        hub.repo(
+            LARGE,
+            {
+                "config.json": b"{}",
+                **{f"model-{n:02}-of-16.safetensors": Declared(5 * 10**9, f"{n:064x}") for n in range(16)},
+            },
+        )
         return [
             _table("CreateVolume of known content, hub on loopback", hub, running, _NEAR_ROUNDS, 0.0),
-            _table(f"CreateVolume of known content, hub {FAR_SECONDS * 1000:.0f} ms away", hub, running, _FAR_ROUNDS, FAR_SECONDS),
+            _table(
+                f"CreateVolume of known content, hub {FAR_SECONDS * 1000:.0f} ms away",
+                hub,
+                running,
+                _FAR_ROUNDS,
+                FAR_SECONDS,
+            ),
         ]
 
 
@@ -30,8 +42,13 @@ def _table(title: str, hub: Hub, running: Plugins, rounds: int, latency: float) 
     pinned = {name: _create(running, name, {}) for name in (SMALL, LARGE)}
     hub.faults.latency = latency
     trips = {name: _round_trips(hub, lambda name=name: _create(running, name, {})) for name in (SMALL, LARGE)}
-    measures = {name: lambda name=name: 1000 * seconds(lambda: _create(running, name, {})) for name in (SMALL, LARGE)}
-    commits = {f"{name}@commit": lambda name=name: 1000 * seconds(lambda: _create(running, name, pinned[name])) for name in (SMALL, LARGE)}
+    measures = {
+        name: lambda name=name: 1000 * seconds(lambda: _create(running, name, {})) for name in (SMALL, LARGE)
+    }
+    commits = {
+        f"{name}@commit": lambda name=name: 1000 * seconds(lambda: _create(running, name, pinned[name]))
+        for name in (SMALL, LARGE)
+    }
     figures = interleaved(rounds, measures | commits)
     hub.faults.latency = 0.0
     table = Table(title, "ms", 1)
@@ -41,7 +58,9 @@ def _table(title: str, hub: Hub, running: Plugins, rounds: int, latency: float) 
         table.row(f"80 MB at {revision}", small)
         table.compare(f"80 GB at {revision}", large, [("80 MB", small, None)])
         table.row("  of it the driver's own", Series(tuple(value - far for value in large.values)), _OURS)
-    table.notes.append(f"round trips to the hub for `main`: {trips[SMALL]} (80 MB), {trips[LARGE]} (80 GB); none for a commit")
+    table.notes.append(
+        f"round trips to the hub for `main`: {trips[SMALL]} (80 MB), {trips[LARGE]} (80 GB); none for a commit"
+    )
     return table
 
 

@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from csi.concurrency.deadline import Patience
-from csi.concurrency.wait_limiter import WaitingRoom
-from csi.image_store.location import image_store
+from csi.concurrency.deadline import Deadline
+from csi.concurrency.wait_limiter import WaitLimiter
+from csi.image_store.location import parse_image_store_url
 from csi.image_store.store import open_backend
-from csi.image_store.stored_image import PART_BYTES, StoredImage, index_of, manifest_of
+from csi.image_store.stored_image import PART_BYTES, StoredImage, index_key, manifest_key
 from csi.images.layout import layout as layouts
-from csi.images.layout.layout import lay_out
-from csi.linux.durable_files import secret_key
+from csi.images.layout.layout import build_layout
+from csi.linux.durable_files import load_or_create_key
 from csi.manifest.manifest import Manifest
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.registry.datacaches.data_caches import Phase
-from csi.registry.datacaches.kubernetes import KubernetesDataCaches
+from csi.registry.datacaches.kubernetes import KubernetesDataCacheRegistry
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
 from csi.worker.pool import WorkerPool
@@ -50,15 +50,35 @@ def measure(setting: Setting) -> list[Table]:
     with ExitStack() as stack:
         cluster, hub = stack.enter_context(ApiServer()), stack.enter_context(Hub())
         hub.repo(SMALL, {"config.json": b"{}", "model.safetensors": Declared(80 * 10**6)})
-        hub.repo(LARGE, {"config.json": b"{}", **{f"model-{n:02}-of-16.safetensors": Declared(5 * 10**9, f"{n:064x}") for n in range(16)}})
-        environment = {"HF_ENDPOINT": hub.endpoint, "KUBECONFIG": str(cluster.kubeconfig()), "POD_NAMESPACE": "default"}
+        hub.repo(
+            LARGE,
+            {
+                "config.json": b"{}",
+                **{f"model-{n:02}-of-16.safetensors": Declared(5 * 10**9, f"{n:064x}") for n in range(16)},
+            },
+        )
+        environment = {
+            "HF_ENDPOINT": hub.endpoint,
+            "KUBECONFIG": str(cluster.kubeconfig()),
+            "POD_NAMESPACE": "default",
+        }
         store = f"file://{setting.folder}/images"
         with _resolver(setting.folder, environment) as resolver:
             for repo in (SMALL, LARGE):
                 _keep(store, resolver, repo, setting.folder)
-        operator = stack.enter_context(OperatorProgram(setting.folder, "kubernetes", {KEY_ID: KEY_SECRET}, environment, "--image-store", store))
-        caches, sdk = KubernetesDataCaches(cluster.client(), "default"), Sdk2(operator.port, KEY_ID, KEY_SECRET)
-        ways: dict[str, Callable[[str], object]] = {"by the CRD": partial(_by_crd, cluster, caches), "by the API": partial(_by_api, sdk)}
+        operator = stack.enter_context(
+            OperatorProgram(
+                setting.folder, "kubernetes", {KEY_ID: KEY_SECRET}, environment, "--image-store", store
+            )
+        )
+        caches, sdk = (
+            KubernetesDataCacheRegistry(cluster.client(), "default"),
+            Sdk2(operator.port, KEY_ID, KEY_SECRET),
+        )
+        ways: dict[str, Callable[[str], object]] = {
+            "by the CRD": partial(_by_crd, cluster, caches),
+            "by the API": partial(_by_api, sdk),
+        }
         return [_table(way, create) for way, create in ways.items()]
 
 
@@ -81,12 +101,14 @@ def _milliseconds(create: Callable[[str], object], repo: str) -> float:
     return 1000 * seconds(lambda: create(repo))
 
 
-def _by_crd(cluster: ApiServer, caches: KubernetesDataCaches, repo: str) -> None:
+def _by_crd(cluster: ApiServer, caches: KubernetesDataCacheRegistry, repo: str) -> None:
     name = f"known-{next(_numbers)}"
     source = {"type": "URL", "options": hub_parameters(repo)}
     thing = {"apiVersion": "eci.aliyun.com/v1alpha1", "kind": "DataCache", "metadata": {"name": name}}
-    cluster.client().call("POST", DATA_CACHES, body={**thing, "spec": {"path": f"/models/{name}", "dataSource": source}})
-    while not ((cache := caches.named(name)) and cache.state.phase is Phase.AVAILABLE):
+    cluster.client().call(
+        "POST", DATA_CACHES, body={**thing, "spec": {"path": f"/models/{name}", "dataSource": source}}
+    )
+    while not ((cache := caches.get(name)) and cache.state.phase is Phase.AVAILABLE):
         time.sleep(_LOOK_SECONDS)
 
 
@@ -102,8 +124,10 @@ def _resolver(folder: Path, environment: dict[str, str]) -> Iterator[Resolver]:
     with patch.dict(os.environ, environment):
         pool = WorkerPool({"resolve": 1})
         try:
-            proofs = ProofMemory(folder / "proofs", secret_key(folder / "key"), 600.0, 600.0)
-            yield Resolver(pool, proofs, WaitingRoom(1), ask_moving=True, scratch=lambda: folder / "scratch")
+            proofs = ProofMemory(folder / "proofs", load_or_create_key(folder / "key"), 600.0, 600.0)
+            yield Resolver(
+                pool, proofs, WaitLimiter(1), refresh_moving=True, new_scratch_path=lambda: folder / "scratch"
+            )
         finally:
             pool.close()
 
@@ -111,18 +135,31 @@ def _resolver(folder: Path, environment: dict[str, str]) -> Iterator[Resolver]:
 def _keep(store: str, resolver: Resolver, repo: str, folder: Path) -> None:
     """The image store has the manifest and the record of the image, as if its bytes were there too."""
     path = folder / repo.replace("/", "-")
-    found: Resolution = resolver.resolve(repo, parse(hub_parameters(repo)).spec, {}, Patience(60.0), keep=lambda _, manifest: manifest.rename(path))
+    found: Resolution = resolver.resolve(
+        repo,
+        parse_volume_parameters(hub_parameters(repo)).spec,
+        {},
+        Deadline(60.0),
+        adopt_manifest=lambda _, manifest: manifest.rename(path),
+    )
     content = path.read_bytes()
     with path.open("rb") as stream:
         manifest = Manifest.read(stream)
-    layout = lay_out(manifest)
+    layout = build_layout(manifest)
     data_at = len(layout.metadata)
     parts = [f"{number:064x}" for number in range(-(-(layout.size - data_at) // PART_BYTES))]
     record = StoredImage(
-        found.digest, layout.size, manifest.content_bytes, data_at, parts, dict(manifest.access), layouts.FORMAT, stored_at=time.time()
+        found.digest,
+        layout.size,
+        manifest.content_bytes,
+        data_at,
+        parts,
+        dict(manifest.access),
+        layouts.LAYOUT_FORMAT,
+        stored_at=time.time(),
     )
     (folder / "images").mkdir(exist_ok=True)
-    backend = open_backend(image_store(store), {})
-    backend.put(manifest_of(found.digest), content)
-    backend.put(index_of(found.digest), record.encode())
+    backend = open_backend(parse_image_store_url(store), {})
+    backend.put(manifest_key(found.digest), content)
+    backend.put(index_key(found.digest), record.encode())
     backend.close()

@@ -42,7 +42,9 @@ def measure(setting: Setting) -> Iterator[Table]:
         origins = _origins(stack, setting)
         size = setting.total / 1e6
         url = origins["URL"].parameters["url"]
-        measures = {name: lambda origin=origin: size / _seconds(setting, origin) for name, origin in origins.items()}
+        measures = {
+            name: lambda origin=origin: size / _seconds(setting, origin) for name, origin in origins.items()
+        }
         figures = interleaved(setting.rounds, {"curl": lambda: size / _curl(url), **measures})
         table = Table(f"Fill, 1 file, {size / 1e3:.1f} GB, over a network of {LIMIT / 1e6:.0f} MB/s", "MB/s")
         table.row("curl, to nowhere", figures.pop("curl"))
@@ -74,7 +76,10 @@ def _origins(stack: ExitStack, setting: Setting) -> dict[str, _Origin]:
     (path,) = files.values()
     origins = {
         "Hugging Face": _Origin(hub_parameters("org/one"), {"HF_ENDPOINT": hub.endpoint}),
-        "ModelScope": _Origin({"repoSource": "ModelScope/Model", "repoId": "org/one"}, {"MODELSCOPE_ENDPOINT": modelscope.endpoint}),
+        "ModelScope": _Origin(
+            {"repoSource": "ModelScope/Model", "repoId": "org/one"},
+            {"MODELSCOPE_ENDPOINT": modelscope.endpoint},
+        ),
         "URL": _Origin({"type": "URL", "url": f"{nginx.base}/org/one/{path.name}"}),
         "NAS": _Origin(nas_parameters(nas, root / "org")),
     }
@@ -85,7 +90,12 @@ def _origins(stack: ExitStack, setting: Setting) -> dict[str, _Origin]:
     bucket = store.bucket({})
     os.link(path, store.root / bucket / path.name)
     keys = {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET}
-    return {**origins, "S3": _Origin({"type": "S3", "endpoint": store.endpoint, "bucket": bucket, "pathStyle": "true"}, secrets=keys)}
+    return {
+        **origins,
+        "S3": _Origin(
+            {"type": "S3", "endpoint": store.endpoint, "bucket": bucket, "pathStyle": "true"}, secrets=keys
+        ),
+    }
 
 
 @contextmanager
@@ -97,8 +107,16 @@ def _network(rate: float) -> Iterator[None]:
         netns.pushns(name)
         try:
             # With a loopback alone resolvers take no address for one of this machine (AI_ADDRCONFIG), and nfs-ganesha does not start.
-            other = ("ip link add other type veth peer name another", "ip addr add 198.18.0.1/32 dev other", "ip link set other up")
-            for words in (*other, "ip link set lo up", f"tc qdisc add dev lo root tbf rate {int(rate * 8)} burst 2mb limit 16mb"):
+            other = (
+                "ip link add other type veth peer name another",
+                "ip addr add 198.18.0.1/32 dev other",
+                "ip link set other up",
+            )
+            for words in (
+                *other,
+                "ip link set lo up",
+                f"tc qdisc add dev lo root tbf rate {int(rate * 8)} burst 2mb limit 16mb",
+            ):
                 subprocess.run(words.split(), check=True)
             yield
         finally:

@@ -28,15 +28,31 @@ def _compare(setting: Setting, hub: Hub, size: float) -> Table:
     few: list[float] = []
     measures = {
         "fill": lambda: fill_of(setting, hub, "org/far", size, alone),
-        "fill, 4 connections": lambda: fill_of(setting, hub, "org/far", size, few, ["--fill-connections", "4"]),
+        "fill, 4 connections": lambda: fill_of(
+            setting, hub, "org/far", size, few, ["--fill-connections", "4"]
+        ),
         "hf": lambda: size / hf(setting, hub, "org/far", {}, []),
     }
     figures = interleaved(setting.rounds, measures)
-    table = Table(f"Verified fill, {size / 1e3:.1f} GB, hub {FAR_SECONDS * 1000:.0f} ms away (a wait before each answer)", "MB/s")
+    table = Table(
+        f"Verified fill, {size / 1e3:.1f} GB, hub {FAR_SECONDS * 1000:.0f} ms away (a wait before each answer)",
+        "MB/s",
+    )
     table.row("hf download", figures["hf"])
-    table.compare("NodeStage with 4 connections at most", figures["fill, 4 connections"], [("hf download", figures["hf"], None)])
-    baselines = [("hf download", figures["hf"], None), ("4 connections", figures["fill, 4 connections"], None)]
+    table.compare(
+        "NodeStage with 4 connections at most",
+        figures["fill, 4 connections"],
+        [("hf download", figures["hf"], None)],
+    )
+    baselines = [
+        ("hf download", figures["hf"], None),
+        ("4 connections", figures["fill, 4 connections"], None),
+    ]
     table.compare("NodeStage, as it comes", figures["fill"], baselines)
-    table.compare("  its worker alone, to the seal", Series(tuple(alone)), [("hf download", figures["hf"], None)])
-    table.notes.append("hf download has one stream, which waits once; a real far network holds a single stream back, this one does not")
+    table.compare(
+        "  its worker alone, to the seal", Series(tuple(alone)), [("hf download", figures["hf"], None)]
+    )
+    table.notes.append(
+        "hf download has one stream, which waits once; a real far network holds a single stream back, this one does not"
+    )
     return table

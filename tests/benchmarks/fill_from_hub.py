@@ -37,18 +37,29 @@ def _race(setting: Setting, site: HubSite, repo: str, files: Mapping[str, Path])
     tuned, environment, flags = _best_hf(setting, site.hub, repo, len(files))
     urls = site.root / "urls"
     urls.write_text("".join(f'url = "{site.url(repo, name)}"\noutput = "{name}"\n' for name in files))
-    hashing = {f"curl + {name}": Tool(lambda folder, hash=hash: _curl(urls, folder, hash), goal=at_least(1.6)) for name, hash in _HASH.items()}
+    hashing = {
+        f"curl + {name}": Tool(lambda folder, hash=hash: _curl(urls, folder, hash), goal=at_least(1.6))
+        for name, hash in _HASH.items()
+    }
     by_hand = {"curl": Tool(lambda folder: _curl(urls, folder), goal=at_least(1.0)), **hashing}
     tools = {
         # curl asks nginx alone, not the hub for where each file is: of thousands of files that is another task.
         **(by_hand if len(files) < _MANY else {}),
-        "hf download": Tool(lambda folder: _hf(repo, folder), lambda folder: _home(site.hub, folder), at_least(2.0)),
+        "hf download": Tool(
+            lambda folder: _hf(repo, folder), lambda folder: _home(site.hub, folder), at_least(2.0)
+        ),
         f"hf download, {tuned}": Tool(
-            lambda folder: [*_hf(repo, folder), *flags], lambda folder: {**_home(site.hub, folder), **environment}, at_least(2.0)
+            lambda folder: [*_hf(repo, folder), *flags],
+            lambda folder: {**_home(site.hub, folder), **environment},
+            at_least(2.0),
         ),
     }
-    table = Race("Verified fill from a hub", files, hub_parameters(repo), tools, {"HF_ENDPOINT": site.hub.endpoint}).run(setting)
-    table.notes.append("curl: one connection, one file after the other; but for the fill all leave what they wrote in the page cache")
+    table = Race(
+        "Verified fill from a hub", files, hub_parameters(repo), tools, {"HF_ENDPOINT": site.hub.endpoint}
+    ).run(setting)
+    table.notes.append(
+        "curl: one connection, one file after the other; but for the fill all leave what they wrote in the page cache"
+    )
     return table
 
 
@@ -70,10 +81,15 @@ def _best_hf(setting: Setting, hub: Hub, repo: str, files: int) -> tuple[str, Ma
     fast = {"HF_XET_HIGH_PERFORMANCE": "1"}
     settings: list[tuple[str, Mapping[str, str], list[str]]] = [("high performance", fast, [])]
     counts = (1,) if files == 1 else (1, 4, 16) if files < _MANY else (16,)
-    settings += [(f"plain HTTP, {count} worker(s)", _PLAIN, ["--max-workers", str(count)]) for count in counts]
+    settings += [
+        (f"plain HTTP, {count} worker(s)", _PLAIN, ["--max-workers", str(count)]) for count in counts
+    ]
     if files >= _MANY:
         return settings[-1]
-    taken = [(hf(setting, hub, repo, environment, flags), name, environment, flags) for name, environment, flags in settings]
+    taken = [
+        (hf(setting, hub, repo, environment, flags), name, environment, flags)
+        for name, environment, flags in settings
+    ]
     say("hf download: " + ", ".join(f"{name} {duration:.1f} s" for duration, name, *_ in taken))
     return min(taken, key=lambda found: found[0])[1:]
 
@@ -84,7 +100,9 @@ def hf(setting: Setting, hub: Hub, repo: str, environment: Mapping[str, str], fl
         return seconds(lambda: command([*_hf(repo, folder), *flags], {**_home(hub, folder), **environment}))
 
 
-def fill_of(setting: Setting, hub: Hub, repo: str, size: float, alone: list[float], node: list[str] | None = None) -> float:
+def fill_of(
+    setting: Setting, hub: Hub, repo: str, size: float, alone: list[float], node: list[str] | None = None
+) -> float:
     """MB/s of NodeStage with fresh programs and an empty store; the worker's own goes to `alone`. `size` is in MB."""
     os.sync()
     done = fill(setting, hub_parameters(repo), {"HF_ENDPOINT": hub.endpoint}, node=node)

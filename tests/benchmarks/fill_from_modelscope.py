@@ -21,7 +21,11 @@ _MODELSCOPE = str(Path(sys.executable).parent / "modelscope")
 def measure(setting: Setting) -> Iterator[Table]:
     """The hub lists, nginx sends the files' bytes from memory; the client at its default and with 16 workers."""
     for shape in ("one", "mix", "small"):
-        with in_memory("modelscope") as root, Nginx(root) as nginx, ModelScopeHub(redirect_over=1, store_base=nginx.base) as hub:
+        with (
+            in_memory("modelscope") as root,
+            Nginx(root) as nginx,
+            ModelScopeHub(redirect_over=1, store_base=nginx.base) as hub,
+        ):
             say(f"making a repository, {shape}")
             files = make(root / "org" / shape, shape, setting.total)
             hub.repo(f"org/{shape}", files)
@@ -31,11 +35,20 @@ def measure(setting: Setting) -> Iterator[Table]:
 def _race(setting: Setting, hub: ModelScopeHub, repo: str, files: Mapping[str, Path]) -> Table:
     def client(*flags: str) -> Tool:
         def environment(folder: Path) -> dict[str, str]:
-            return {"MODELSCOPE_ENDPOINT": hub.endpoint, "MODELSCOPE_CACHE": str(folder / "cache"), "HOME": str(folder / "home")}
+            return {
+                "MODELSCOPE_ENDPOINT": hub.endpoint,
+                "MODELSCOPE_CACHE": str(folder / "cache"),
+                "HOME": str(folder / "home"),
+            }
 
         argv = [_MODELSCOPE, "download", "--model", repo, *flags, "--local_dir"]
         return Tool(lambda folder: [*argv, str(folder / "files")], environment, at_least(2.0))
 
     parameters = {"repoSource": "ModelScope/Model", "repoId": repo}
-    tools = {"modelscope download": client(), "modelscope download, 16 workers": client("--max-workers", "16")}
-    return Race("Verified fill from ModelScope", files, parameters, tools, {"MODELSCOPE_ENDPOINT": hub.endpoint}).run(setting)
+    tools = {
+        "modelscope download": client(),
+        "modelscope download, 16 workers": client("--max-workers", "16"),
+    }
+    return Race(
+        "Verified fill from ModelScope", files, parameters, tools, {"MODELSCOPE_ENDPOINT": hub.endpoint}
+    ).run(setting)

@@ -31,7 +31,10 @@ def measure(setting: Setting) -> Iterator[Table]:
 def _race(setting: Setting, nas: Ganesha, folder: Path, files: Mapping[str, Path]) -> Table:
     at_once = (1,) if len(files) == 1 else (1, 4) if len(files) < 1000 else (8,)
     tools = {
-        f"nfs-cp, {count} at once": Tool(lambda target, count=count: _nfs_cp(nas, files, target, count), goal=at_least(2.0)) for count in at_once
+        f"nfs-cp, {count} at once": Tool(
+            lambda target, count=count: _nfs_cp(nas, files, target, count), goal=at_least(2.0)
+        )
+        for count in at_once
     }
     return Race("Fill from a NAS (NFSv3)", files, nas_parameters(nas, folder), tools).run(setting)
 
@@ -40,5 +43,10 @@ def _nfs_cp(nas: Ganesha, files: Mapping[str, Path], target: Path, at_once: int)
     """Into one folder, under numbers: making folders is no part of it."""
     pairs = target / "pairs"
     where = f"?version=3&nfsport={nas.port}&mountport={nas.mount_port}"
-    pairs.write_text("".join(f"nfs://{nas.server}{path}{where}\n{target}/{number}\n" for number, path in enumerate(files.values())))
+    pairs.write_text(
+        "".join(
+            f"nfs://{nas.server}{path}{where}\n{target}/{number}\n"
+            for number, path in enumerate(files.values())
+        )
+    )
     return ["xargs", "-a", str(pairs), "-d", "\n", "-n", "2", "-P", str(at_once), "nfs-cp"]

@@ -31,12 +31,25 @@ def measure(setting: Setting) -> Iterator[Table]:
 def _race(setting: Setting, nginx: Nginx, files: Mapping[str, Path], at_once: str) -> Table:
     def curl(*flags: str) -> Tool:
         return Tool(
-            lambda folder: ["curl", "-sSf", "--create-dirs", *flags, "--config", str(_list(setting, nginx, files, folder))], goal=at_least(1.0)
+            lambda folder: [
+                "curl",
+                "-sSf",
+                "--create-dirs",
+                *flags,
+                "--config",
+                str(_list(setting, nginx, files, folder)),
+            ],
+            goal=at_least(1.0),
         )
 
     (nginx.root / _DOCUMENT).write_text(_metalink(nginx, files))
     tools = {"curl": curl(), "curl --parallel": curl("--parallel", "--parallel-max", at_once)}
-    return Race("Verified fill from URLs (nginx)", files, {"type": "URL", "metalink": f"{nginx.base}/{_DOCUMENT}"}, tools).run(setting)
+    return Race(
+        "Verified fill from URLs (nginx)",
+        files,
+        {"type": "URL", "metalink": f"{nginx.base}/{_DOCUMENT}"},
+        tools,
+    ).run(setting)
 
 
 def _metalink(nginx: Nginx, files: Mapping[str, Path]) -> str:

@@ -34,7 +34,10 @@ def measure(setting: Setting) -> list[Table]:
 
 
 def _measured(setting: Setting, what: str, kubeconfig: Path | None) -> Table:
-    with Hub() as hub, plugins(setting.folder, {"HF_ENDPOINT": hub.endpoint}, kubeconfig=kubeconfig) as running:
+    with (
+        Hub() as hub,
+        plugins(setting.folder, {"HF_ENDPOINT": hub.endpoint}, kubeconfig=kubeconfig) as running,
+    ):
         for number in range(CREATES):
             hub.repo(f"org/small-{number}", {"config.json": b"{}", "weights.bin": os.urandom(2**20)})
         started = {name: program.resident_bytes() for name, program in _programs(running)}
@@ -46,7 +49,9 @@ def _measured(setting: Setting, what: str, kubeconfig: Path | None) -> Table:
         for name, program in _programs(running):
             table.row(f"{name}, just started", Series((started[name] / 1e6,)))
             table.row(f"{name}, after work, idle", Series((program.resident_bytes() / 1e6,)), _GOAL)
-            table.notes.append(f"{name}: {_shares(program)}, {_threads(program)} threads, {len(program.children())} worker processes left")
+            table.notes.append(
+                f"{name}: {_shares(program)}, {_threads(program)} threads, {len(program.children())} worker processes left"
+            )
     return table
 
 
@@ -58,9 +63,17 @@ def _work(running: Plugins) -> None:
     with ExitStack() as opened:
         controller, node = (opened.enter_context(running.client(name)) for name in ("controller", "node"))
         callers = opened.enter_context(ThreadPoolExecutor(CALLERS))
-        list(callers.map(lambda n: controller.create(f"volume-{n}", hub_parameters(f"org/small-{n}")), range(CREATES)))
+        list(
+            callers.map(
+                lambda n: controller.create(f"volume-{n}", hub_parameters(f"org/small-{n}")), range(CREATES)
+            )
+        )
         say(f"{CREATES} volumes created")
-        volumes = list(callers.map(lambda n: stage(running, node, f"volume-{n}", hub_parameters(f"org/small-{n}")), range(FILLS)))
+        volumes = list(
+            callers.map(
+                lambda n: stage(running, node, f"volume-{n}", hub_parameters(f"org/small-{n}")), range(FILLS)
+            )
+        )
         say(f"{FILLS} images filled")
         list(callers.map(lambda n: _publish(running, node, volumes, n), range(PUBLISHED)))
         say(f"{PUBLISHED} published")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from csi.images.layout.layout import lay_out
-from csi.manifest.manifest import Entry, Kind, Manifest, build
-from csi.worker_process.__main__ import collect_seldom
+from csi.images.layout.layout import build_layout
+from csi.manifest.manifest import Entry, EntryKind, Manifest, build_manifest
+from csi.worker_process.__main__ import reduce_gc_frequency
 from tests.benchmarks.rounds import interleaved, seconds
 from tests.benchmarks.table import Table, at_most
 from tests.benchmarks.volume import Setting
@@ -14,24 +14,32 @@ FILES = 100_000
 
 def measure(setting: Setting) -> list[Table]:
     """Seconds of one thread, with the settings of a worker process; building the manifest is told beside it."""
-    collect_seldom()
-    entries = [Entry(f"part-{n % 100:02}/shard-{n % 1000:03}/{n:06}.json", Kind.FILE, size=1000 + n, digest=f"git:{n:040x}") for n in range(FILES)]
-    manifest = build(entries, {})
+    reduce_gc_frequency()
+    entries = [
+        Entry(
+            f"part-{n % 100:02}/shard-{n % 1000:03}/{n:06}.json",
+            EntryKind.FILE,
+            size=1000 + n,
+            digest=f"git:{n:040x}",
+        )
+        for n in range(FILES)
+    ]
+    manifest = build_manifest(entries, {})
     figures = interleaved(
         max(5, setting.rounds),
         {
-            "layout": lambda: seconds(lambda: lay_out(manifest)),
+            "layout": lambda: seconds(lambda: build_layout(manifest)),
             "manifest": lambda: seconds(lambda: _digested(entries)),
         },
     )
     table = Table(f"Layout of {FILES} files", "s", 2)
     table.row("layout, metadata written to memory", figures["layout"], at_most(2, " s"))
     table.row("manifest checked, ordered and digested", figures["manifest"])
-    table.notes.append(f"metadata: {len(lay_out(manifest).metadata) / 1e6:.1f} MB")
+    table.notes.append(f"metadata: {len(build_layout(manifest).metadata) / 1e6:.1f} MB")
     return [table]
 
 
 def _digested(entries: list[Entry]) -> Manifest:
-    manifest = build(entries, {})
+    manifest = build_manifest(entries, {})
     assert manifest.digest
     return manifest

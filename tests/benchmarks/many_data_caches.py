@@ -17,7 +17,7 @@ from pathlib import Path
 
 from csi.program.flags import DRIVER_NAME
 from csi.registry.datacaches.data_caches import Phase
-from csi.registry.datacaches.kubernetes import KubernetesDataCaches
+from csi.registry.datacaches.kubernetes import KubernetesDataCacheRegistry
 from csi.topology import volume_segments
 from tests.apiserver import DATA_CACHES, NOT_RUN, ApiServer, programs
 from tests.benchmarks.rounds import say
@@ -46,20 +46,37 @@ def measure(setting: Setting) -> list[Table]:
         cluster, hub = stack.enter_context(ApiServer([OPERATOR], audit=True)), stack.enter_context(Hub())
         for number in range(IMAGES):
             hub.repo(f"org/model-{number}", {"weights.bin": os.urandom(BYTES)})
-        cluster.kubectl("create", "clusterrolebinding", OPERATOR, "--clusterrole=cluster-admin", f"--user={OPERATOR}")
+        cluster.kubectl(
+            "create", "clusterrolebinding", OPERATOR, "--clusterrole=cluster-admin", f"--user={OPERATOR}"
+        )
         _node(cluster)
-        environment, store = {"HF_ENDPOINT": hub.endpoint, "POD_NAMESPACE": "default", "POD_NAME": "operator-1"}, f"file://{setting.folder}/images"
+        environment, store = (
+            {"HF_ENDPOINT": hub.endpoint, "POD_NAMESPACE": "default", "POD_NAME": "operator-1"},
+            f"file://{setting.folder}/images",
+        )
         (setting.folder / "images").mkdir()
-        running = stack.enter_context(plugins(setting.folder, environment, ["--image-store", store], cluster.kubeconfig()))
+        running = stack.enter_context(
+            plugins(setting.folder, environment, ["--image-store", store], cluster.kubeconfig())
+        )
         flags = ("--image-store", store)
-        starts = _Starts(setting.folder, {**environment, "KUBECONFIG": str(cluster.kubeconfig(OPERATOR))}, flags)
+        starts = _Starts(
+            setting.folder, {**environment, "KUBECONFIG": str(cluster.kubeconfig(OPERATOR))}, flags
+        )
         return _tables(cluster, hub, running, starts)
 
 
 def _node(cluster: ApiServer) -> None:
     make_node(cluster, "node-1", {"kubernetes.io/hostname": "node-1", **volume_segments(DRIVER_NAME)})
     ready = [{"type": "Ready", "status": "True", "reason": "Said", "message": ""}]
-    cluster.kubectl("patch", "node", "node-1", "--subresource=status", "--type=merge", "-p", json.dumps({"status": {"conditions": ready}}))
+    cluster.kubectl(
+        "patch",
+        "node",
+        "node-1",
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        json.dumps({"status": {"conditions": ready}}),
+    )
 
 
 @dataclass(frozen=True)
@@ -85,7 +102,9 @@ class _Starts:
         self._count += 1
         folder = self._folder / f"operator-{self._count}"
         folder.mkdir()
-        return OperatorProgram(folder, "kubernetes", {"LTAIexample": "a-secret"}, self._environment, *self._flags)
+        return OperatorProgram(
+            folder, "kubernetes", {"LTAIexample": "a-secret"}, self._environment, *self._flags
+        )
 
 
 class _Watched:
@@ -99,17 +118,21 @@ class _Watched:
         """Since the last time this was asked."""
         cpu, calls = sum(map(_cpu_seconds, self._operator.processes())), audit.calls(self._cluster.audit_log)
         asked = Counter(
-            f"{call.verb} {call.resource}{'/' * bool(call.subresource)}{call.subresource}" for call in calls[self._calls :] if call.user == OPERATOR
+            f"{call.verb} {call.resource}{'/' * bool(call.subresource)}{call.subresource}"
+            for call in calls[self._calls :]
+            if call.user == OPERATOR
         )
         workers = sum(_memory(pid, "VmRSS") for pid in self._operator.processes()[1:])
         now = time.monotonic()
-        found = _Spent(now - self._began, cpu - self._cpu, _memory(self._operator.pid, "VmHWM"), workers, asked)
+        found = _Spent(
+            now - self._began, cpu - self._cpu, _memory(self._operator.pid, "VmHWM"), workers, asked
+        )
         self._began, self._cpu, self._calls = now, cpu, len(calls)
         return found
 
 
 def _tables(cluster: ApiServer, hub: Hub, running: Plugins, starts: _Starts) -> list[Table]:
-    caches = KubernetesDataCaches(cluster.client(), "default")
+    caches = KubernetesDataCacheRegistry(cluster.client(), "default")
     phases: dict[str, _Spent] = {}
     with _killed(starts) as operator:
         watched = _Watched(cluster, operator)
@@ -146,15 +169,21 @@ def _killed(starts: _Starts) -> Iterator[OperatorProgram]:
 def _create(cluster: ApiServer) -> None:
     def one(number: int) -> None:
         source = {"type": "URL", "options": hub_parameters(f"org/model-{number % IMAGES}")}
-        thing = {"apiVersion": "eci.aliyun.com/v1alpha1", "kind": "DataCache", "metadata": {"name": f"cache-{number}"}}
-        cluster.client().call("POST", DATA_CACHES, body={**thing, "spec": {"path": f"/models/{number}", "dataSource": source}})
+        thing = {
+            "apiVersion": "eci.aliyun.com/v1alpha1",
+            "kind": "DataCache",
+            "metadata": {"name": f"cache-{number}"},
+        }
+        cluster.client().call(
+            "POST", DATA_CACHES, body={**thing, "spec": {"path": f"/models/{number}", "dataSource": source}}
+        )
 
     with ThreadPoolExecutor(_CALLERS) as callers:
         list(callers.map(one, range(CACHES)))
     say(f"{CACHES} DataCaches made")
 
 
-def _wait(caches: KubernetesDataCaches, count: int) -> None:
+def _wait(caches: KubernetesDataCacheRegistry, count: int) -> None:
     def there() -> bool:
         found = sum(cache.state.phase is Phase.AVAILABLE for cache in caches.find())
         say(f"{found} Available")
@@ -189,12 +218,18 @@ def _called(phases: dict[str, _Spent]) -> Table:
     table = Table(f"API calls of datacache-operator for each of {CACHES} DataCaches", "calls", 2)
     for what, spent in phases.items():
         table.row(what, Series((spent.calls.total() / CACHES,)), _CALLS)
-        table.notes.append(f"{what}: {', '.join(f'{count} {call}' for call, count in spent.calls.most_common())}")
+        table.notes.append(
+            f"{what}: {', '.join(f'{count} {call}' for call, count in spent.calls.most_common())}"
+        )
     return table
 
 
 def _filled(sealed: int, sent: int, again: int) -> Table:
     table = Table(f"{IMAGES} images of {CACHES} DataCaches", "images")
-    table.compare("filled", Series((float(sealed),)), [("images that there are", Series((float(IMAGES),)), at_most(1))])
-    table.notes.append(f"bytes that the hub sent: {sent}, of {IMAGES * BYTES} that there are; {again} after the last start")
+    table.compare(
+        "filled", Series((float(sealed),)), [("images that there are", Series((float(IMAGES),)), at_most(1))]
+    )
+    table.notes.append(
+        f"bytes that the hub sent: {sent}, of {IMAGES * BYTES} that there are; {again} after the last start"
+    )
     return table

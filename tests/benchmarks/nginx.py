@@ -66,7 +66,9 @@ class Nginx:
             return hasattr(error, "code")
         return True
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         assert self._process
         self._process.terminate()
         self._process.wait(10)

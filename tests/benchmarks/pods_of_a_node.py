@@ -78,7 +78,9 @@ def _round(lab: Lab, driver: Driver, volume: Object) -> Round:
     cpu, log, asked = _cpu_seconds(driver), len(_published(driver)), len(audit.calls(lab.plane.audit_log))
     with applied(lab.kubectl, _deployment(volume)):
         up = seconds(lambda: _all_run(lab.kubectl))
-    wait_for(lambda: not lab.kubectl.list("pod") and not driver.mounts(lab.nodes[0]), _UP_SECONDS, "all to be gone")
+    wait_for(
+        lambda: not lab.kubectl.list("pod") and not driver.mounts(lab.nodes[0]), _UP_SECONDS, "all to be gone"
+    )
     say(f"{PODS} pods in {up:.0f} s")
     spent = {name: after - cpu[name] for name, after in _cpu_seconds(driver).items()}
     return Round(up, _published(driver)[log:], spent, _asked(lab, asked))
@@ -88,11 +90,21 @@ def _deployment(volume: Object) -> Object:
     pod, labels = reader("reader", volume), {"app": "reader"}
     template = {"metadata": {"labels": labels}, "spec": pod["spec"]}
     spec = {"replicas": PODS, "selector": {"matchLabels": labels}, "template": template}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "readers", "namespace": "default"}, "spec": spec}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "readers", "namespace": "default"},
+        "spec": spec,
+    }
 
 
 def _all_run(kubectl: Kubectl) -> None:
-    kubectl.wait("deployment", "readers", lambda found: found["status"].get("readyReplicas") == PODS, seconds=_UP_SECONDS)
+    kubectl.wait(
+        "deployment",
+        "readers",
+        lambda found: found["status"].get("readyReplicas") == PODS,
+        seconds=_UP_SECONDS,
+    )
 
 
 def _pod(driver: Driver, program: str) -> str:
@@ -119,7 +131,10 @@ def _asked(lab: Lab, before: int) -> dict[str, Counter[str]]:
     """What each program asked the API server for: verb and resource."""
     new = audit.calls(lab.plane.audit_log)[before:]
     accounts = {name: f"system:serviceaccount:{NAMESPACE}:datacache-csi-{name}" for name in _PROGRAMS}
-    return {name: Counter(f"{call.verb} {call.resource}" for call in new if call.user == user) for name, user in accounts.items()}
+    return {
+        name: Counter(f"{call.verb} {call.resource}" for call in new if call.user == user)
+        for name, user in accounts.items()
+    }
 
 
 def _time(rounds: Mapping[str, Round]) -> Table:
@@ -154,14 +169,18 @@ def _calls(rounds: Mapping[str, Round]) -> Table:
     for what, one in rounds.items():
         for name, counted in one.calls.items():
             table.row(f"{what}: {name}", Series((counted.total() / PODS,)), _CALLS)
-            table.notes.append(f"{what}: {name}: {', '.join(f'{count} {call}' for call, count in counted.most_common()) or 'none'}")
+            table.notes.append(
+                f"{what}: {name}: {', '.join(f'{count} {call}' for call, count in counted.most_common()) or 'none'}"
+            )
     return table
 
 
 def _resident(driver: Driver) -> Table:
     say(f"idle for {_IDLE_SECONDS} s")
     time.sleep(_IDLE_SECONDS)
-    table = Table(f"Resident memory {_IDLE_SECONDS} s behind all that: {4 * PODS} pods came and went", "MB", 1)
+    table = Table(
+        f"Resident memory {_IDLE_SECONDS} s behind all that: {4 * PODS} pods came and went", "MB", 1
+    )
     for name in _PROGRAMS:
         status = dict(line.split(":", 1) for line in _proc(driver, name, "status").splitlines())
         table.row(name, Series((int(status["VmRSS"].split()[0]) * 1024 / 1e6,)), _MEMORY)

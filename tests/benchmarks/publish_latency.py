@@ -32,7 +32,10 @@ def measure(setting: Setting) -> list[Table]:
         site.add_copy(_COPY, site.add(_LARGE, "one", setting.total))
         site.add(_SMALL, "one", 2**20)
         size = ["--store-size", str(setting.total * 3 // 2)]
-        with plugins(setting.folder, {"HF_ENDPOINT": site.hub.endpoint}, size) as running, staged(running, "small", hub_parameters(_SMALL)) as volume:
+        with (
+            plugins(setting.folder, {"HF_ENDPOINT": site.hub.endpoint}, size) as running,
+            staged(running, "small", hub_parameters(_SMALL)) as volume,
+        ):
             measures = {"staged": _staged_publish(running, volume), "inline": _inline_publish(running)}
             figures = _figures(running, measures)
     return [_table(kind, figures) for kind in measures]
@@ -95,7 +98,11 @@ def _inline_publish(running: Plugins) -> Publish:
 
 def _table(kind: str, figures: Figures) -> Table:
     idle, filling = (Series(tuple(figures[kind, state])) for state in ("idle", "filling"))
-    table = Table(f"NodePublish, {kind}: {len(idle.values)} calls idle, {len(filling.values)} while a fill runs at full speed", "ms", 1)
+    table = Table(
+        f"NodePublish, {kind}: {len(idle.values)} calls idle, {len(filling.values)} while a fill runs at full speed",
+        "ms",
+        1,
+    )
     for label, share in (("p50", 0.5), ("p99", 0.99)):
         alone, beside = (Series((series.percentile(share),)) for series in (idle, filling))
         table.row(f"{label} idle", alone, _GOAL_MS if share > 0.9 else None)

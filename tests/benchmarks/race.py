@@ -45,7 +45,9 @@ class Race:
         size = sum(path.stat().st_size for path in self.files.values())
         cpu: dict[str, list[float]] = {name: [] for name in ("fill", *self.tools)}
         alone: list[float] = []
-        measures: dict[str, Callable[[], float]] = {"fill": lambda: self._fill(setting, size, alone, cpu["fill"])}
+        measures: dict[str, Callable[[], float]] = {
+            "fill": lambda: self._fill(setting, size, alone, cpu["fill"])
+        }
         for name, tool in self.tools.items():
             measures[name] = lambda tool=tool, name=name: self._tool(setting, tool, size, cpu[name])  # type: ignore[misc]
         figures = interleaved(setting.rounds, measures)
@@ -53,8 +55,16 @@ class Race:
         table = Table(f"{self.title}, {len(self.files)} file(s), {size / 1e9:.2f} GB", "MB/s")
         for name, series in figures.items():
             table.row(name, series)
-        table.compare("NodeStage, from call to mount", filled, [(name, figures[name], tool.goal) for name, tool in self.tools.items()])
-        table.compare("  its worker alone, to the seal", Series(tuple(alone)), [(name, series, None) for name, series in figures.items()])
+        table.compare(
+            "NodeStage, from call to mount",
+            filled,
+            [(name, figures[name], tool.goal) for name, tool in self.tools.items()],
+        )
+        table.compare(
+            "  its worker alone, to the seal",
+            Series(tuple(alone)),
+            [(name, series, None) for name, series in figures.items()],
+        )
         spent = ", ".join(f"{name} {Series(tuple(values)).shown(2)}" for name, values in cpu.items())
         table.notes.append(f"CPU-seconds per GiB, the origin's apart: {spent}")
         return table

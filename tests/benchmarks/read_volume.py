@@ -36,7 +36,8 @@ def measure(setting: Setting) -> Iterator[Table]:
 def _read_ahead(running: Plugins) -> str:
     loop = next(iter(loops_below(running.folder)))
     ours, disk = (
-        f"{int(path.read_text()) // 1024} MiB" for path in (Path(f"/sys/block/{loop}/queue/read_ahead_kb"), _disk_read_ahead(running.store))
+        f"{int(path.read_text()) // 1024} MiB"
+        for path in (Path(f"/sys/block/{loop}/queue/read_ahead_kb"), _disk_read_ahead(running.store))
     )
     return f"read-ahead: {ours} in the volume, {disk} on the host's disk"
 
@@ -49,7 +50,9 @@ def _disk_read_ahead(folder: Path) -> Path:
 def _dd(path: Path, block: str, *flags: str) -> float:
     """MB/s of one pass."""
     size = path.stat().st_size / 1e6
-    return size / seconds(lambda: command(["dd", f"if={path}", "of=/dev/null", f"bs={block}", "status=none", *flags]))
+    return size / seconds(
+        lambda: command(["dd", f"if={path}", "of=/dev/null", f"bs={block}", "status=none", *flags])
+    )
 
 
 def _after_drop(read: Callable[[], float]) -> Callable[[], float]:
@@ -68,8 +71,12 @@ def _cold(setting: Setting, inside: Path, raw: Path, note: str) -> Table:
     measures: Measures = {}
     for block in _BLOCKS:
         for name, path in (("host file", raw), ("volume", inside)):
-            measures[f"{name}, buffered, {block}"] = _after_drop(lambda path=path, block=block: _dd(path, block))
-            measures[f"{name}, O_DIRECT, {block}"] = _after_drop(lambda path=path, block=block: _dd(path, block, "iflag=direct"))
+            measures[f"{name}, buffered, {block}"] = _after_drop(
+                lambda path=path, block=block: _dd(path, block)
+            )
+            measures[f"{name}, O_DIRECT, {block}"] = _after_drop(
+                lambda path=path, block=block: _dd(path, block, "iflag=direct")
+            )
     figures = interleaved(setting.rounds, measures)
     table = Table("Cold sequential read", "MB/s")
     host = [name for name in measures if name.startswith("host")]
@@ -79,7 +86,9 @@ def _cold(setting: Setting, inside: Path, raw: Path, note: str) -> Table:
     for way in ("buffered", "O_DIRECT"):
         alike = _best(figures, [name for name in host if way in name])
         ours = _best(figures, [f"volume, {way}, {block}" for block in _BLOCKS])
-        baselines = [(alike, figures[alike], at_least(0.95))] + ([(best, figures[best], at_least(0.95))] if best != alike else [])
+        baselines = [(alike, figures[alike], at_least(0.95))] + (
+            [(best, figures[best], at_least(0.95))] if best != alike else []
+        )
         table.compare(ours, figures[ours], baselines)
     table.notes.append(note)
     return table
@@ -88,7 +97,9 @@ def _cold(setting: Setting, inside: Path, raw: Path, note: str) -> Table:
 def _warm(setting: Setting, inside: Path, raw: Path) -> Table:
     for path in (inside, raw):
         _dd(path, "8M")
-    figures = interleaved(2 * setting.rounds, {"host file": lambda: _dd(raw, "1M"), "volume": lambda: _dd(inside, "1M")})
+    figures = interleaved(
+        2 * setting.rounds, {"host file": lambda: _dd(raw, "1M"), "volume": lambda: _dd(inside, "1M")}
+    )
     table = Table("Warm sequential read (page cache), blocks of 1 MiB", "MB/s")
     table.row("host file", figures["host file"])
     table.compare("volume", figures["volume"], [("host file", figures["host file"], at_least(0.97))])
@@ -96,7 +107,10 @@ def _warm(setting: Setting, inside: Path, raw: Path) -> Table:
 
 
 def _mapped(setting: Setting, inside: Path, raw: Path) -> Table:
-    measures = {"host file": _after_drop(lambda: _touch_pages(raw)), "volume": _after_drop(lambda: _touch_pages(inside))}
+    measures = {
+        "host file": _after_drop(lambda: _touch_pages(raw)),
+        "volume": _after_drop(lambda: _touch_pages(inside)),
+    }
     figures = interleaved(setting.rounds, measures)
     table = Table("Cold read through mmap, every page touched in order", "MB/s")
     table.row("host file", figures["host file"])

@@ -25,14 +25,21 @@ _spawned = multiprocessing.get_context("spawn")
 
 def measure(setting: Setting) -> Iterator[Table]:
     """MB/s (10**6 bytes) of all readers together, each of which reads everything once in a process of its own."""
-    with in_memory("nas") as folder, Ganesha([Export(folder, attribute_seconds=60)]) as nas, plugins(setting.folder) as running:
+    with (
+        in_memory("nas") as folder,
+        Ganesha([Export(folder, attribute_seconds=60)]) as nas,
+        plugins(setting.folder) as running,
+    ):
         say(f"making {setting.gib:g} GiB")
         files = make(folder, "one", setting.total)
         with (
             staged(running, "volume", nas_parameters(nas, folder)) as volume,
             published(running, volume, running.folder / "pod" / "mount") as pod,
         ):
-            spec, size = nas.spec(folder, timeout=60), sum(path.stat().st_size for path in files.values()) / 1e6
+            spec, size = (
+                nas.spec(folder, timeout=60),
+                sum(path.stat().st_size for path in files.values()) / 1e6,
+            )
             for count in READERS:
                 yield _compare(setting, spec, pod, size, count)
 
@@ -49,7 +56,9 @@ def _compare(setting: Setting, spec: NasSpec, mounted: Path, size: float, count:
     table.row("straight from the NAS, libnfs", figures["NAS"])
     for name in ("cold", "warm"):
         table.compare(f"from the volume, {name}", figures[name], [("the NAS", figures["NAS"], None)])
-    table.notes.append("the NAS is on this very machine: its network costs nothing here, and every one of its bytes costs this machine's CPU")
+    table.notes.append(
+        "the NAS is on this very machine: its network costs nothing here, and every one of its bytes costs this machine's CPU"
+    )
     return table
 
 
@@ -81,7 +90,7 @@ def read_nas(spec: NasSpec) -> None:
     buffer = memoryview(bytearray(_BLOCK))
     with closing(NasSource(CacheSpec(spec))) as source:
         manifest = source.resolve(source.pin())
-        with source.reader(manifest) as reader:
+        with source.open_reader(manifest) as reader:
             for entry in manifest.files:
                 for offset in range(0, entry.size, _BLOCK):
                     reader.read_into(entry, offset, buffer[: entry.size - offset])

@@ -54,6 +54,13 @@ def warm(files: Iterable[Path]) -> None:
 
 def command(argv: list[str], environment: Mapping[str, str] | None = None) -> None:
     """Run a program to its end; raises RuntimeError with its last words when it fails."""
-    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env={**os.environ, **(environment or {})})
+    done = subprocess.run(
+        argv,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **(environment or {})},
+    )
     if done.returncode:
         raise RuntimeError(f"{argv[0]} failed ({done.returncode}): {(done.stdout + done.stderr)[-2000:]}")

@@ -30,7 +30,9 @@ class Series:
 
     def shown(self, digits: int) -> str:
         """Median and spread, for people."""
-        spread = f" ({min(self.values):.{digits}f}..{max(self.values):.{digits}f})" if len(self.values) > 1 else ""
+        spread = (
+            f" ({min(self.values):.{digits}f}..{max(self.values):.{digits}f})" if len(self.values) > 1 else ""
+        )
         return f"{self.median:.{digits}f}{spread}"
 
 
@@ -71,20 +73,34 @@ class Table:
 
     def row(self, what: str, series: Series, goal: Goal | None = None, unit: str = "") -> None:
         """A figure without a baseline, or a baseline itself; `goal` is for its median."""
-        self.rows.append((what, f"{series.shown(self.digits)} {unit or self.unit}", "", goal.verdict(series.median) if goal else ""))
+        self.rows.append(
+            (
+                what,
+                f"{series.shown(self.digits)} {unit or self.unit}",
+                "",
+                goal.verdict(series.median) if goal else "",
+            )
+        )
 
-    def compare(self, what: str, series: Series, baselines: Sequence[tuple[str, Series, Goal | None]]) -> None:
+    def compare(
+        self, what: str, series: Series, baselines: Sequence[tuple[str, Series, Goal | None]]
+    ) -> None:
         """A figure and its ratio to each baseline (label, figures, goal for the ratio), one line each."""
         shown = f"{series.shown(self.digits)} {self.unit}"
         for label, baseline, goal in baselines:
             ratio = series.over(baseline)
-            self.rows.append((what, shown, f"{ratio.shown(2)} x {label}", goal.verdict(ratio.median) if goal else ""))
+            self.rows.append(
+                (what, shown, f"{ratio.shown(2)} x {label}", goal.verdict(ratio.median) if goal else "")
+            )
             what = shown = ""
 
     def markdown(self) -> str:
         """The table as people paste it."""
         rows = [("what", "median (min..max)", "ratio, median (min..max)", "goal"), *self.rows]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
-        lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows]
+        lines = [
+            "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+            for row in rows
+        ]
         lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
         return "\n".join([f"### {self.title}", "", *lines, *[f"- {note}" for note in self.notes], ""])

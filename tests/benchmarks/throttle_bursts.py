@@ -29,7 +29,9 @@ def measure(setting: Setting) -> Iterator[Table]:
 def _credit(running: Site) -> Iterator[Table]:
     pod = running.kubelet.pod()
     container = pod.add_container()
-    shown = running.volumes.inline(pod, {**plain(SUSTAINED), "burstIops": str(BURST), "burstCredit": str(CREDIT)})
+    shown = running.volumes.inline(
+        pod, {**plain(SUSTAINED), "burstIops": str(BURST), "burstCredit": str(CREDIT)}
+    )
     file, lasts = parts(shown)[0], CREDIT / (BURST - SUSTAINED)
     first = fio.run(container, file, DIRECT_4K, SECONDS, log=True)
     began = time.monotonic()
@@ -58,7 +60,11 @@ def _metered(running: Site) -> Table:
     result = fio.run(container, parts(shown)[0], fio.direct("4k", 64), SECONDS)
     above = result.ios - (BASE + PROVISIONED) * result.seconds
     until(lambda: abs(metered(shown.message) / above - 1) < 0.001, 3)
-    table = Table(f"AutoPL of {GIB} GiB with {PROVISIONED} IOPS provisioned and bursting, {SECONDS:.0f} s", "I/Os")
-    within(table, f"metered above {BASE + PROVISIONED} IOPS, as fio counts", metered(shown.message), above, 0.02)
+    table = Table(
+        f"AutoPL of {GIB} GiB with {PROVISIONED} IOPS provisioned and bursting, {SECONDS:.0f} s", "I/Os"
+    )
+    within(
+        table, f"metered above {BASE + PROVISIONED} IOPS, as fio counts", metered(shown.message), above, 0.02
+    )
     within(table, "read", result.ios, 1000 * GIB * result.seconds, 0.03)
     return table

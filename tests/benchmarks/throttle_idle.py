@@ -27,13 +27,19 @@ def measure(setting: Setting) -> list[Table]:
     """Percent of one core over an idle minute, and resident megabytes (10**6 bytes, VmRSS)."""
     with hub_of(setting.folder, 2**26) as hub:
         found = {kind: _idle(setting, hub, performance) for kind, performance in KINDS.items()}
-    cpu = Table(f"CPU of the node plugin, idle with {VOLUMES} published persistent volumes, over {IDLE_SECONDS} s", "% of a core", 2)
+    cpu = Table(
+        f"CPU of the node plugin, idle with {VOLUMES} published persistent volumes, over {IDLE_SECONDS} s",
+        "% of a core",
+        2,
+    )
     memory = Table("Its resident memory then", "MB", 1)
     for kind, (share, resident) in found.items():
         cpu.row(kind, Series((share,)), at_most(1, " %"))
         memory.row(kind, Series((resident,)))
         if kind != "without limits":
-            memory.row("  more than without", Series((resident - found["without limits"][1],)), at_most(10, " MB"))
+            memory.row(
+                "  more than without", Series((resident - found["without limits"][1],)), at_most(10, " MB")
+            )
     return [cpu, memory]
 
 
@@ -47,7 +53,9 @@ def _idle(setting: Setting, hub: Hub, performance: Mapping[str, str]) -> tuple[f
         node = running.machine.plugins.node
         before, began = _cpu_seconds(node.pid), time.monotonic()
         time.sleep(IDLE_SECONDS)
-        return 100 * (_cpu_seconds(node.pid) - before) / (time.monotonic() - began), node.resident_bytes() / 1e6
+        return 100 * (_cpu_seconds(node.pid) - before) / (
+            time.monotonic() - began
+        ), node.resident_bytes() / 1e6
 
 
 def _publish(running: Site, performance: Mapping[str, str]) -> None:

@@ -31,7 +31,10 @@ def _two(running: Site) -> Table:
     pods = [running.kubelet.pod() for _ in PAIR]
     containers = [pod.add_container() for pod in pods]
     shown = [running.volumes.inline(pod, plain(iops)) for pod, iops in zip(pods, PAIR, strict=True)]
-    started = [fio.Fio(container, parts(one)[0], DIRECT_4K, SECONDS) for container, one in zip(containers, shown, strict=True)]
+    started = [
+        fio.Fio(container, parts(one)[0], DIRECT_4K, SECONDS)
+        for container, one in zip(containers, shown, strict=True)
+    ]
     table = Table(f"Two pods on one image at once, direct 4k, {SECONDS:.0f} s, {cgroups()}", "IOPS")
     for iops, result in zip(PAIR, [one.wait() for one in started], strict=True):
         within(table, f"limited to {iops}", result.iops, iops, 0.03)
@@ -43,7 +46,9 @@ def _beside(running: Site, rounds: int) -> Table:
     unlimited, limited = free.add_container(), crawling.add_container()
     ours, theirs = running.volumes.inline(free, {}), running.volumes.inline(crawling, plain(CRAWL))
     mine, other = parts(ours)[0], parts(theirs)[0]
-    figures: dict[tuple[str, str], list[float]] = {(kind, state): [] for kind in KINDS for state in ("alone", "beside")}
+    figures: dict[tuple[str, str], list[float]] = {
+        (kind, state): [] for kind in KINDS for state in ("alone", "beside")
+    }
     with disk_of_its_own(free, unlimited, ours.device):
         for number in range(rounds):
             for kind, state in figures:
@@ -52,12 +57,18 @@ def _beside(running: Site, rounds: int) -> Table:
                 figures[kind, state].append(1 / once_cold(unlimited, kind, ours.target, mine))
                 limited.end()
             say(f"round {number + 1} of {rounds}")
-    table = Table(f"A reader without a limit, beside three (buffered, mmap, find) at {CRAWL} IOPS on the same cold image", "a second", 2)
+    table = Table(
+        f"A reader without a limit, beside three (buffered, mmap, find) at {CRAWL} IOPS on the same cold image",
+        "a second",
+        2,
+    )
     for kind in KINDS:
         alone, beside = (Series(tuple(figures[kind, state])) for state in ("alone", "beside"))
         table.row(f"{kind}, alone", alone)
         table.compare(f"{kind}, beside them", beside, [("alone", alone, at_least(0.9))])
-    table.notes.append(f"on a disk of {DISK}: faster than that, the host's cache and everybody else's work would be measured")
+    table.notes.append(
+        f"on a disk of {DISK}: faster than that, the host's cache and everybody else's work would be measured"
+    )
     table.notes.append("passes a second: through one file, or through the tree of the model")
     return table
 

@@ -44,7 +44,10 @@ def _disk(running: Site, setting: Setting) -> Disk:
     """Every job without a limit."""
     pod = running.kubelet.pod()
     container, shown = pod.add_container(), running.volumes.inline(pod, {})
-    found = {job.name: _run(container, shown, job, min(DISK_SECONDS, _longest(setting, 100_000))) for job, _ in [*_jobs(0), (SEQUENTIAL, 0.0)]}
+    found = {
+        job.name: _run(container, shown, job, min(DISK_SECONDS, _longest(setting, 100_000)))
+        for job, _ in [*_jobs(0), (SEQUENTIAL, 0.0)]
+    }
     say("without a limit: " + ", ".join(f"{name} {result.iops:.0f} IOPS" for name, result in found.items()))
     return found
 
@@ -63,7 +66,9 @@ def _random(running: Site, setting: Setting, disk: Disk) -> Table:
             result = _run(container, shown, job, min(SECONDS, _longest(setting, iops)))
             within(table, f"{job.name} at {iops}", result.iops, iops, share, disk[job.name].iops)
             say(f"{job.name} at {iops}: {result.iops:.1f}")
-    table.notes.append("without a limit: " + ", ".join(f"{name} {result.iops:.0f} IOPS" for name, result in disk.items()))
+    table.notes.append(
+        "without a limit: " + ", ".join(f"{name} {result.iops:.0f} IOPS" for name, result in disk.items())
+    )
     return table
 
 
@@ -74,5 +79,12 @@ def _sequential(running: Site, disk: Disk) -> Table:
         container, shown = pod.add_container(), running.volumes.inline(pod, plain(iops))
         result = _run(container, shown, SEQUENTIAL, SECONDS)
         most = disk[SEQUENTIAL.name].bytes_per_second / 2**20
-        within(table, f"{iops} IOPS x 16 KiB", result.bytes_per_second / 2**20, iops * IO_SIZE / 2**20, 0.05, most)
+        within(
+            table,
+            f"{iops} IOPS x 16 KiB",
+            result.bytes_per_second / 2**20,
+            iops * IO_SIZE / 2**20,
+            0.05,
+            most,
+        )
     return table

@@ -49,7 +49,9 @@ def _limits(running: Site) -> Table:
 def _credit(running: Site) -> Table:
     pod = running.kubelet.pod()
     container = pod.add_container()
-    shown = running.volumes.inline(pod, {**plain(SUSTAINED), "burstIops": str(BURST), "burstCredit": str(CREDIT)})
+    shown = running.volumes.inline(
+        pod, {**plain(SUSTAINED), "burstIops": str(BURST), "burstCredit": str(CREDIT)}
+    )
     lasts = CREDIT / (BURST - SUSTAINED)
     reader = fio.Fio(container, parts(shown)[0], DIRECT_4K, 2 * lasts, log=True)
     with watched(container, shown.device) as seen:

@@ -37,7 +37,9 @@ def _tables(running: Site, where: str) -> list[Table]:
         "reads at once": lambda pod: EarlyReader(file, SECONDS).read_from_the_start_of(pod, device, limit)[1],
         "starts a program": lambda pod: started_in(pod, file, SECONDS, device, limit)[1],
     }
-    late = Table(f"From a new container's cgroup to its limit, {where}, {STARTS} starts, {cgroups()}", "ms", 1)
+    late = Table(
+        f"From a new container's cgroup to its limit, {where}, {STARTS} starts, {cgroups()}", "ms", 1
+    )
     ahead = Table(f"Direct 4 KiB reads ahead of {LIMIT} IOPS meanwhile", "I/Os")
     for what, start in starts.items():
         found = [start(pod) for _ in range(STARTS)]

@@ -34,7 +34,10 @@ def hub_of(folder: Path, total: int) -> Iterator[Hub]:
     """A hub with a model of `total` bytes in `FILES` files and folders enough for a walk; gone afterwards, its files too."""
     say(f"making {total / 2**30:g} GiB")
     root = folder / "model"
-    files = {f"model-{number}.bin": make(root / str(number), "one", total // FILES)["model.safetensors"] for number in range(FILES)}
+    files = {
+        f"model-{number}.bin": make(root / str(number), "one", total // FILES)["model.safetensors"]
+        for number in range(FILES)
+    }
     notes = {f"notes/{number:04}/a-note-with-a-name.json": b"{}" for number in range(1000)}
     with Hub() as hub:
         hub.repo("org/model", {**files, **notes})
@@ -48,7 +51,10 @@ def hub_of(folder: Path, total: int) -> Iterator[Hub]:
 def site(folder: Path, hub: Hub, *node: str) -> Iterator[Site]:
     """Fresh programs on one registry; everything is taken away afterwards."""
     place = Path(tempfile.mkdtemp(prefix="throttled-", dir=folder))
-    with Machine(place, {"HF_ENDPOINT": hub.endpoint}, list(node), shared_registry=True) as machine, Kubelet(place) as kubelet:
+    with (
+        Machine(place, {"HF_ENDPOINT": hub.endpoint}, list(node), shared_registry=True) as machine,
+        Kubelet(place) as kubelet,
+    ):
         volumes = Volumes(machine, kubelet)
         try:
             yield Site(machine, kubelet, volumes)
@@ -62,12 +68,21 @@ def parts(shown: Shown) -> list[Path]:
     return [shown.target / f"model-{number}.bin" for number in range(FILES)]
 
 
-def within(table: Table, what: str, figure: float, limit: float, share: float, most: float = float("inf")) -> None:
+def within(
+    table: Table, what: str, figure: float, limit: float, share: float, most: float = float("inf")
+) -> None:
     """A line: how far `figure` is from `limit`, and whether that is within `share`; `most` is what the disk gives without a limit."""
     verdict = f"within {share:.0%}: {'met' if abs(figure / limit - 1) <= share else 'MISSED'}"
     if most < limit * 1.1:
         verdict = f"the disk gives {most:.{table.digits}f}"
-    table.rows.append((what, f"{figure:.{table.digits}f} {table.unit}", f"{figure / limit - 1:+.2%} of {limit:.{table.digits}f}", verdict))
+    table.rows.append(
+        (
+            what,
+            f"{figure:.{table.digits}f} {table.unit}",
+            f"{figure / limit - 1:+.2%} of {limit:.{table.digits}f}",
+            verdict,
+        )
+    )
 
 
 def percentiles(table: Table, what: str, values: Sequence[float]) -> None:

@@ -38,12 +38,17 @@ def hub_parameters(repo: str) -> dict[str, str]:
 
 @contextmanager
 def plugins(
-    folder: Path, environment: Mapping[str, str] | None = None, node: list[str] | None = None, kubeconfig: Path | None = None
+    folder: Path,
+    environment: Mapping[str, str] | None = None,
+    node: list[str] | None = None,
+    kubeconfig: Path | None = None,
 ) -> Iterator[Plugins]:
     """Both programs with fresh folders below `folder`, which are removed afterwards."""
     place = Path(tempfile.mkdtemp(prefix="plugins-", dir=folder))
     try:
-        with Plugins(place, environment, node=["--log-format", "json", *(node or [])], kubeconfig=kubeconfig) as running:
+        with Plugins(
+            place, environment, node=["--log-format", "json", *(node or [])], kubeconfig=kubeconfig
+        ) as running:
             yield running
     finally:
         shutil.rmtree(place)
@@ -63,7 +68,13 @@ class Staged:
     fill_seconds: float
 
 
-def stage(running: Plugins, node: PluginClient, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None = None) -> Staged:
+def stage(
+    running: Plugins,
+    node: PluginClient,
+    name: str,
+    parameters: Mapping[str, str],
+    secrets: Mapping[str, str] | None = None,
+) -> Staged:
     """Create a volume and stage it, calling again while its fill goes on, as kubelet does."""
     with running.client("controller") as controller:
         volume = _created(controller, name, parameters, secrets)
@@ -76,10 +87,18 @@ def stage(running: Plugins, node: PluginClient, name: str, parameters: Mapping[s
             break
         except Busy:
             continue
-    return Staged(volume.volume_id, path, context, time.monotonic() - started, _fill_seconds(running, context["manifestDigest"]))
+    return Staged(
+        volume.volume_id,
+        path,
+        context,
+        time.monotonic() - started,
+        _fill_seconds(running, context["manifestDigest"]),
+    )
 
 
-def _created(controller: PluginClient, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None) -> pb.Volume:
+def _created(
+    controller: PluginClient, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None
+) -> pb.Volume:
     """The volume, asked for again while its source is resolved, as external-provisioner does."""
     while True:
         try:
@@ -89,12 +108,18 @@ def _created(controller: PluginClient, name: str, parameters: Mapping[str, str],
 
 
 def _fill_seconds(running: Plugins, digest: str) -> float:
-    events = [json.loads(line) for line in running.node.text().splitlines() if digest in line and "image sealed" in line]
+    events = [
+        json.loads(line)
+        for line in running.node.text().splitlines()
+        if digest in line and "image sealed" in line
+    ]
     return float(events[-1]["s"]) if events else 0.0
 
 
 @contextmanager
-def staged(running: Plugins, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None = None) -> Iterator[Staged]:
+def staged(
+    running: Plugins, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None = None
+) -> Iterator[Staged]:
     """A staged volume, taken away afterwards; its image stays in the store."""
     with running.client("node") as node, running.client("controller") as controller:
         volume = stage(running, node, name, parameters, secrets)

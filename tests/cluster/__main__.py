@@ -17,7 +17,9 @@ def main() -> int:
     """Exit status 1, with the reason, where no cluster can run here."""
     flags = argparse.ArgumentParser("python -m tests.cluster", description=__doc__)
     flags.add_argument("--nodes", type=int, choices=range(1, MOST_NODES + 1), default=1)
-    flags.add_argument("--bare", action="store_true", help="without the images of the driver and its sidecars")
+    flags.add_argument(
+        "--bare", action="store_true", help="without the images of the driver and its sidecars"
+    )
     options = flags.parse_args()
     if why := programs.obstacle():
         print(f"cluster: CANNOT RUN: {why}", file=sys.stderr)
@@ -34,7 +36,9 @@ def main() -> int:
 
 def _tell(lab: Lab) -> None:
     print(f"export KUBECONFIG={lab.kubectl.kubeconfig} PATH={lab.programs}:$PATH")
-    print(f"# logs: {lab.folder}; this machine, for pods: {lab.outside[0]}; images: {', '.join(archive.name for archive in lab.archives)}")
+    print(
+        f"# logs: {lab.folder}; this machine, for pods: {lab.outside[0]}; images: {', '.join(archive.name for archive in lab.archives)}"
+    )
     for node in lab.nodes:
         print(f"# {node.name}: nsenter -t {node.space.pid} --all --wd=/ sh")
     print("# Ctrl-C ends it", flush=True)

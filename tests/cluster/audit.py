@@ -40,8 +40,21 @@ def _events(log: Path) -> Iterator[dict[str, Any]]:
 
 def _call(event: dict[str, Any]) -> Call:
     thing = event["objectRef"]
-    group, resource, subresource, namespace, name = (thing.get(key, "") for key in ("apiGroup", "resource", "subresource", "namespace", "name"))
+    group, resource, subresource, namespace, name = (
+        thing.get(key, "") for key in ("apiGroup", "resource", "subresource", "namespace", "name")
+    )
     code, agent = event["responseStatus"].get("code", 0), event.get("userAgent", "")
     # 403 is also what a namespace on its way out answers to who may write there.
     forbidden = event.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid"
-    return Call(event["user"]["username"], event["verb"], group, resource, subresource, namespace, name, code, agent, forbidden)
+    return Call(
+        event["user"]["username"],
+        event["verb"],
+        group,
+        resource,
+        subresource,
+        namespace,
+        name,
+        code,
+        agent,
+        forbidden,
+    )

@@ -21,7 +21,17 @@ class Authority:
 
     def __post_init__(self) -> None:
         self.folder.mkdir(mode=0o700)
-        _openssl("req", "-x509", *_KEY, "-subj", "/CN=lab", "-keyout", self.key("ca"), "-out", self.certificate("ca"))
+        _openssl(
+            "req",
+            "-x509",
+            *_KEY,
+            "-subj",
+            "/CN=lab",
+            "-keyout",
+            self.key("ca"),
+            "-out",
+            self.certificate("ca"),
+        )
 
     def key(self, name: str) -> Path:
         """The private key of `name` (PEM)."""
@@ -33,9 +43,25 @@ class Authority:
 
     def certify(self, name: str, subject: str, addresses: Sequence[str] = ()) -> None:
         """A key and a certificate for `subject` (as /O=x/CN=y), valid for these IP addresses."""
-        more = ["-addext", "subjectAltName=" + ",".join(f"IP:{address}" for address in addresses)] if addresses else []
+        more = (
+            ["-addext", "subjectAltName=" + ",".join(f"IP:{address}" for address in addresses)]
+            if addresses
+            else []
+        )
         signed: list[str | Path] = ["-CA", self.certificate("ca"), "-CAkey", self.key("ca")]
-        _openssl("req", "-x509", *_KEY, *signed, "-subj", subject, *more, "-keyout", self.key(name), "-out", self.certificate(name))
+        _openssl(
+            "req",
+            "-x509",
+            *_KEY,
+            *signed,
+            "-subj",
+            subject,
+            *more,
+            "-keyout",
+            self.key(name),
+            "-out",
+            self.certificate(name),
+        )
 
     def signing_key(self, name: str) -> None:
         """A key without a certificate, as for the tokens of service accounts."""
@@ -49,7 +75,9 @@ class Authority:
 
     def write_tokens(self) -> Path:
         """What kube-apiserver reads as --token-auth-file: one line a user so far, `token,user,uid,"groups"`."""
-        lines = [f'{token},{name},{name},"{",".join(groups)}"\n' for name, (token, groups) in self._tokens.items()]
+        lines = [
+            f'{token},{name},{name},"{",".join(groups)}"\n' for name, (token, groups) in self._tokens.items()
+        ]
         (self.folder / "tokens.csv").write_text("".join(lines))
         return self.folder / "tokens.csv"
 

@@ -27,7 +27,11 @@ class Hierarchy:
 def hierarchies() -> list[Hierarchy]:
     """The mounted hierarchies; none on a machine that has version 2 alone."""
     mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
-    of_interest = [(Path(place), kind, words) for _, place, kind, words, *_ in mounts if kind in ("cgroup", "cgroup2") and Path(place).parent == ROOT]
+    of_interest = [
+        (Path(place), kind, words)
+        for _, place, kind, words, *_ in mounts
+        if kind in ("cgroup", "cgroup2") and Path(place).parent == ROOT
+    ]
     return [Hierarchy(place, kind, _options(kind, words)) for place, kind, words in of_interest]
 
 

@@ -18,12 +18,23 @@ from tests.origins.hub import Hub
 _HERE = Path(__file__).parent
 # What adds a node, where pods of others would be put too; what gives the driver that they share an operator; what judges all that tests
 # before it did; what changes that driver, and what removes it.
-_LAST = ("test_leaving_nodes.py", "test_two_nodes.py", "test_eci.py", "test_rights.py", "test_upgrades.py", "test_install_document.py")
+_LAST = (
+    "test_leaving_nodes.py",
+    "test_two_nodes.py",
+    "test_eci.py",
+    "test_rights.py",
+    "test_upgrades.py",
+    "test_install_document.py",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put those at the end that have to be there."""
-    items.sort(key=lambda item: _LAST.index(item.path.name) + 1 if item.path.parent == _HERE and item.path.name in _LAST else 0)
+    items.sort(
+        key=lambda item: (
+            _LAST.index(item.path.name) + 1 if item.path.parent == _HERE and item.path.name in _LAST else 0
+        )
+    )
 
 
 @pytest.fixture(scope="session")

@@ -49,9 +49,13 @@ class ControlPlane:
         kubectl = Kubectl(self.programs, self.authority.kubeconfig(ADMIN, self.server))
         wait_for(lambda: self._ready(kubectl), _START_SECONDS, f"kube-apiserver:\n{self.daemons[-1].log}")
         self._daemon("kube-controller-manager", self._manager())
-        self._daemon("kube-scheduler", [*self._client(_SCHEDULER), "--leader-elect=false", "--bind-address=127.0.0.1"])
+        self._daemon(
+            "kube-scheduler", [*self._client(_SCHEDULER), "--leader-elect=false", "--bind-address=127.0.0.1"]
+        )
         # No pod is admitted before its namespace has this one.
-        wait_for(lambda: self._has_account(kubectl), _START_SECONDS, "the service account of the namespace default")
+        wait_for(
+            lambda: self._has_account(kubectl), _START_SECONDS, "the service account of the namespace default"
+        )
         return kubectl
 
     def check(self) -> None:
@@ -78,13 +82,18 @@ class ControlPlane:
             self.authority.user(user)
         for number in range(1, MOST_NODES + 1):
             self.authority.user(f"system:node:node-{number}", ["system:nodes"])
-        self.authority.certify("apiserver", "/CN=kube-apiserver", [self.network.control, network.KUBERNETES, "127.0.0.1"])
+        self.authority.certify(
+            "apiserver", "/CN=kube-apiserver", [self.network.control, network.KUBERNETES, "127.0.0.1"]
+        )
         self.authority.certify("apiserver-to-kubelet", "/O=system:masters/CN=kube-apiserver")
         self.authority.signing_key("service-accounts")
 
     def _client(self, user: str) -> list[str]:
         path = self.authority.kubeconfig(user, self.server)
-        return [f"--{what}={path}" for what in ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")]
+        return [
+            f"--{what}={path}"
+            for what in ("kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig")
+        ]
 
     def _apiserver(self) -> list[str]:
         policy = self.space.folder / "audit-policy.json"
@@ -125,11 +134,21 @@ class ControlPlane:
             "--use-service-account-credentials",
         ]
         # A node that is switched off is seen to be so in a quarter of a minute.
-        return [*self._client(_MANAGER), *keys, "--leader-elect=false", "--bind-address=127.0.0.1", "--node-monitor-grace-period=16s"]
+        return [
+            *self._client(_MANAGER),
+            *keys,
+            "--leader-elect=false",
+            "--bind-address=127.0.0.1",
+            "--node-monitor-grace-period=16s",
+        ]
 
 
 def _etcd(folder: Path) -> list[str]:
     peers = "http://127.0.0.1:2380"
     clients = [f"--listen-client-urls={_ETCD}", f"--advertise-client-urls={_ETCD}"]
-    members = [f"--listen-peer-urls={peers}", f"--initial-advertise-peer-urls={peers}", f"--initial-cluster=default={peers}"]
+    members = [
+        f"--listen-peer-urls={peers}",
+        f"--initial-advertise-peer-urls={peers}",
+        f"--initial-cluster=default={peers}",
+    ]
     return [f"--data-dir={folder / 'etcd'}", *clients, *members, "--unsafe-no-fsync"]

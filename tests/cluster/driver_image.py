@@ -24,7 +24,9 @@ _KEPT = 4
 _CERTIFICATES = Path(os.environ.get("PIP_CERT", "/etc/ssl/certs/ca-certificates.crt"))
 _APT = Path("/etc/apt/apt.conf.d")
 # As in Debian's own slim images: no documentation, no packages kept.
-_EXCLUDED = "/usr/share/doc/* /usr/share/info/* /usr/share/lintian/* /usr/share/locale/* /usr/share/man/*".split()
+_EXCLUDED = (
+    "/usr/share/doc/* /usr/share/info/* /usr/share/lintian/* /usr/share/locale/* /usr/share/man/*".split()
+)
 _NOTHING_KEPT = 'APT::Keep-Downloaded-Packages "false"; Dir::Cache::pkgcache ""; Dir::Cache::srcpkgcache "";'
 _SLIM = [
     *(f"--dpkgopt=path-exclude={path}" for path in _EXCLUDED),
@@ -88,16 +90,27 @@ class _Build:
         if not self.base.storage.exists():
             self._base()
         self._buildah(self.base.storage, "rm", "--all")  # Those of a build that was killed.
-        network = ["-v", f"{_CERTIFICATES}:/run/certificates.crt:ro", "--build-arg", "PIP_CERT=/run/certificates.crt"]
+        network = [
+            "-v",
+            f"{_CERTIFICATES}:/run/certificates.crt:ro",
+            "--build-arg",
+            "PIP_CERT=/run/certificates.crt",
+        ]
         network += ["-v", f"{_APT}:{_APT}:ro"]
         network += ["--build-arg", "PIP_INDEX_URL"] if "PIP_INDEX_URL" in os.environ else []
         how = ["--quiet", "--layers", "--pull-never", *network]
-        self._buildah(self.base.storage, "bud", *how, "-f", str(DOCKERFILE), "-t", archive.name, ".", cwd=tree)
+        self._buildah(
+            self.base.storage, "bud", *how, "-f", str(DOCKERFILE), "-t", archive.name, ".", cwd=tree
+        )
         half = archive.path.with_suffix(".half")
         half.unlink(missing_ok=True)
-        self._buildah(self.base.storage, "push", "--quiet", archive.name, f"docker-archive:{half}:{archive.name}")
+        self._buildah(
+            self.base.storage, "push", "--quiet", archive.name, f"docker-archive:{half}:{archive.name}"
+        )
         half.rename(archive.path)
-        built = self._buildah(self.base.storage, "images", "--quiet", "--filter", f"reference={_NAME}").split()
+        built = self._buildah(
+            self.base.storage, "images", "--quiet", "--filter", f"reference={_NAME}"
+        ).split()
         for old in list(dict.fromkeys(built))[_KEPT:]:
             self._buildah(self.base.storage, "rmi", old)
 
@@ -120,7 +133,9 @@ class _Build:
         places = ["--root", str(storage), "--runroot", str(self.folder / "run.partial")]
         places += ["--storage-driver", "overlay", "--registries-conf", "/dev/null"]
         environment = {**os.environ, "BUILDAH_ISOLATION": "chroot"}
-        done = subprocess.run([*_APART, "buildah", *places, *words], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [*_APART, "buildah", *places, *words], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True
+        )
         done.check_returncode()
         return done.stdout
 

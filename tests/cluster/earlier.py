@@ -32,7 +32,9 @@ def earlier(tree: Path, folder: Path) -> str:
         copy(tree / name, folder / name)
     with (folder / "LICENSE").open("a") as changed:
         changed.write("\n")
-    return "this very checkout, with another licence: git knows no commit before the last change of the programs"
+    return (
+        "this very checkout, with another licence: git knows no commit before the last change of the programs"
+    )
 
 
 def _before(tree: Path, made_from: list[str]) -> str:

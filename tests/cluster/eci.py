@@ -80,7 +80,8 @@ def eci(driver: Driver, hub: Hub) -> Iterator[Eci]:
         images = objects.bucket({})
         lab = driver.lab
         lab.kubectl.apply(
-            secret("image-store", NAMESPACE, accessKeyId=ROOT_ID, secretAccessKey=ROOT_SECRET), secret("api-keys", NAMESPACE, **{KEY_ID: KEY_SECRET})
+            secret("image-store", NAMESPACE, accessKeyId=ROOT_ID, secretAccessKey=ROOT_SECRET),
+            secret("api-keys", NAMESPACE, **{KEY_ID: KEY_SECRET}),
         )
         url = f"s3://{images}/cluster?endpoint={objects.endpoint}"
         values: dict[str, Any] = {

@@ -25,7 +25,9 @@ class Archive:
 
 def busybox(folder: Path, name: str = BUSYBOX) -> Archive:
     """An image with busybox under the names of all its applets; it sleeps by default."""
-    applets = subprocess.run([BUSYBOX_PROGRAM, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    applets = subprocess.run(
+        [BUSYBOX_PROGRAM, "--list"], capture_output=True, text=True, check=True
+    ).stdout.split()
     links = {f"bin/{applet}": "busybox" for applet in applets if applet != "busybox"}
     return pack(folder, name, {"bin/busybox": BUSYBOX_PROGRAM}, ["/bin/sleep", "2147483647"], links)
 
@@ -36,7 +38,13 @@ def sidecars(folder: Path, programs: Path) -> list[Archive]:
     return [pack(folder, f"localhost/{name}:1", {name: programs / name}, [f"/{name}"]) for name in names]
 
 
-def pack(folder: Path, name: str, files: Mapping[str, Path], command: Sequence[str], links: Mapping[str, str] | None = None) -> Archive:
+def pack(
+    folder: Path,
+    name: str,
+    files: Mapping[str, Path],
+    command: Sequence[str],
+    links: Mapping[str, str] | None = None,
+) -> Archive:
     """An image of `files` (path in it: file) and symbolic `links` (path in it: target) that runs `command`, written to `folder`."""
     layer = _layer(files, links or {})
     config = {
@@ -48,7 +56,11 @@ def pack(folder: Path, name: str, files: Mapping[str, Path], command: Sequence[s
     manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
     path = folder / f"{name.replace('/', '-').replace(':', '-')}.tar"
     with tarfile.open(path, "w") as archive:
-        for part, data in (("layer.tar", layer), ("config.json", _json(config)), ("manifest.json", _json(manifest))):
+        for part, data in (
+            ("layer.tar", layer),
+            ("config.json", _json(config)),
+            ("manifest.json", _json(manifest)),
+        ):
             _add(archive, part, data)
     return Archive(path, name)
 

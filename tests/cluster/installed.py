@@ -33,7 +33,15 @@ class Driver:
     def replace(self, tree: Path, image: Archive) -> None:
         """Have the chart and the image of the checkout at `tree` in its place; all pods are that and ready then."""
         values = {**self.values, "image": _image(image)}
-        _helm(self.lab, "upgrade", RELEASE, str(tree / CHART.relative_to(TREE)), "--values", "-", input=json.dumps(values))
+        _helm(
+            self.lab,
+            "upgrade",
+            RELEASE,
+            str(tree / CHART.relative_to(TREE)),
+            "--values",
+            "-",
+            input=json.dumps(values),
+        )
 
     def changed(self, **values: Any) -> Driver:
         """The same driver with other values of the chart beside those it has; all pods are ready then."""
@@ -93,7 +101,9 @@ def lives(thing: Object) -> bool:
 
 
 @contextmanager
-def installed(lab: Lab, image: Archive, sidecars: Sequence[Archive], hub: str, **more: Any) -> Iterator[Driver]:
+def installed(
+    lab: Lab, image: Archive, sidecars: Sequence[Archive], hub: str, **more: Any
+) -> Iterator[Driver]:
     """The chart is installed for the block, all its pods ready; `hub` is the address of the hub, `more` are further values."""
     lab.kubectl.run("apply", "-f", str(TREE / "deploy/namespace.yaml"))
     origins = [f"{address}/32" for address in lab.outside]
@@ -120,7 +130,14 @@ def installed(lab: Lab, image: Archive, sidecars: Sequence[Archive], hub: str, *
 
 
 def _helm(lab: Lab, *words: str, input: str = "") -> None:
-    command = [str(lab.programs / "helm"), "--kubeconfig", str(lab.kubectl.kubeconfig), "--namespace", NAMESPACE, *words]
+    command = [
+        str(lab.programs / "helm"),
+        "--kubeconfig",
+        str(lab.kubectl.kubeconfig),
+        "--namespace",
+        NAMESPACE,
+        *words,
+    ]
     if words[0] in ("install", "upgrade"):
         command += ["--wait", "--timeout", "3m"]
     done = subprocess.run(command, input=input, capture_output=True, text=True, timeout=_HELM_SECONDS)

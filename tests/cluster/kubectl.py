@@ -53,7 +53,14 @@ class Kubectl:
         """Delete an object and wait until it is gone."""
         self.run("-n", namespace, "delete", kind, name, *words)
 
-    def wait(self, kind: str, name: str, ready: Callable[[Object], object], namespace: str = "default", seconds: float = WAIT_SECONDS) -> Object:
+    def wait(
+        self,
+        kind: str,
+        name: str,
+        ready: Callable[[Object], object],
+        namespace: str = "default",
+        seconds: float = WAIT_SECONDS,
+    ) -> Object:
         """The object once `ready(object)` is true; AssertionError with its status and events where that does not come."""
         last: list[Object] = [{}]
 
@@ -64,7 +71,9 @@ class Kubectl:
         try:
             wait_for(look, seconds, f"{kind} {name}")
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{json.dumps(last[0].get('status'), indent=1)}\n{self.events(name, namespace)}") from None
+            raise AssertionError(
+                f"{error}\n{json.dumps(last[0].get('status'), indent=1)}\n{self.events(name, namespace)}"
+            ) from None
         return last[0]
 
     def wait_running(self, pod: str, namespace: str = "default", seconds: float = WAIT_SECONDS) -> Object:
@@ -81,8 +90,12 @@ class Kubectl:
 
     def events(self, name: str, namespace: str = "default") -> str:
         """The events of an object, a line each: reason and message."""
-        found = self.run("-n", namespace, "get", "events", "--field-selector", f"involvedObject.name={name}", "-o", "json")
-        return "\n".join(f"{event['reason']}: {event.get('message', '')}" for event in json.loads(found)["items"])
+        found = self.run(
+            "-n", namespace, "get", "events", "--field-selector", f"involvedObject.name={name}", "-o", "json"
+        )
+        return "\n".join(
+            f"{event['reason']}: {event.get('message', '')}" for event in json.loads(found)["items"]
+        )
 
 
 def condition(thing: Object, kind: str) -> str:

@@ -81,7 +81,11 @@ class Lab:
     def logs(self, lines: int = 15) -> str:
         """The end of every log."""
         files = sorted(self.folder.glob("*/*.log"))
-        ends = [(file, file.read_text(errors="replace").splitlines()[-lines:]) for file in files if file.name != "audit.log"]
+        ends = [
+            (file, file.read_text(errors="replace").splitlines()[-lines:])
+            for file in files
+            if file.name != "audit.log"
+        ]
         return "\n".join(f"--- {file.parent.name}/{file.name}\n" + "\n".join(end) for file, end in ends)
 
 
@@ -93,8 +97,12 @@ def running(nodes: int = 1) -> Iterator[Lab]:
     with ExitStack() as stack:
         folder = stack.enter_context(run_folder(cache))
         groups = stack.enter_context(cgroups.for_run(folder))
-        space = stack.enter_context(Space("control-plane", folder / "control-plane", groups.within("control-plane")))
-        plane = ControlPlane(space, stack.enter_context(network.joined(space)), found, Authority(folder / "identities"))
+        space = stack.enter_context(
+            Space("control-plane", folder / "control-plane", groups.within("control-plane"))
+        )
+        plane = ControlPlane(
+            space, stack.enter_context(network.joined(space)), found, Authority(folder / "identities")
+        )
         lab = Lab(folder, found, groups, plane, plane.start(), stack)
         try:
             lab.load(images.busybox(folder, images.PAUSE), images.busybox(folder))

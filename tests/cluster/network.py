@@ -61,7 +61,9 @@ def joined(control: Space) -> Iterator[Network]:
         if f"100.{number}.0.0/16" not in used and _taken(number, control):
             break
     else:
-        raise AssertionError(f"no network from 100.{_NUMBERS[0]}.0.0/16 to 100.{_NUMBERS[-1]}.0.0/16 is free here")
+        raise AssertionError(
+            f"no network from 100.{_NUMBERS[0]}.0.0/16 to 100.{_NUMBERS[-1]}.0.0/16 is free here"
+        )
     try:
         for address in (network.outside, network.outside_too):
             _ip("addr", "add", f"{address}/24", "dev", _device(number))
@@ -80,7 +82,20 @@ def join(control: Space, node: Space, network: Network, number: int) -> None:
     name = f"node-{number}"
     # The pair of a node that was just switched off may still be on its way out.
     control.run("sh", "-c", f"ip link delete {name} 2>/dev/null || true")
-    _ip("link", "add", "eth0", "netns", str(node.pid), "type", "veth", "peer", "name", name, "netns", str(control.pid))
+    _ip(
+        "link",
+        "add",
+        "eth0",
+        "netns",
+        str(node.pid),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        name,
+        "netns",
+        str(control.pid),
+    )
     gateway = f"100.{network.number}.{number}.1"
     node.run("ip", "addr", "add", f"{network.node(number)}/24", "dev", "eth0")
     node.run("ip", "link", "set", "eth0", "up")
@@ -95,7 +110,18 @@ def _device(number: int) -> str:
 
 
 def _taken(number: int, control: Space) -> bool:
-    words = ["link", "add", _device(number), "type", "veth", "peer", "name", "outside", "netns", str(control.pid)]
+    words = [
+        "link",
+        "add",
+        _device(number),
+        "type",
+        "veth",
+        "peer",
+        "name",
+        "outside",
+        "netns",
+        str(control.pid),
+    ]
     if subprocess.run(["ip", *words], capture_output=True).returncode != 0:
         return False
     control.run("ip", "link", "set", "outside", "up")

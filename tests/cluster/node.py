@@ -93,15 +93,28 @@ class Node:
     def start_containerd(self) -> None:
         """Start containerd and wait until it answers."""
         path = f"{self.programs}:/usr/sbin:/usr/bin:/sbin:/bin"
-        daemon = self.space.daemon("containerd", [str(self.programs / "containerd"), "--config", str(self._containerd())], {"PATH": path})
+        daemon = self.space.daemon(
+            "containerd",
+            [str(self.programs / "containerd"), "--config", str(self._containerd())],
+            {"PATH": path},
+        )
         self.daemons["containerd"] = daemon
-        wait_for(lambda: self._containerd_answers(daemon), _START_SECONDS, f"containerd of {self.name}: {daemon.log}")
+        wait_for(
+            lambda: self._containerd_answers(daemon),
+            _START_SECONDS,
+            f"containerd of {self.name}: {daemon.log}",
+        )
 
     def start_kubelet(self) -> None:
         """Start kubelet."""
         user = f"system:node:{self.name}"
         kubeconfig = self.plane.authority.kubeconfig(user, self.plane.server)
-        flags = [f"--config={self._kubelet()}", f"--kubeconfig={kubeconfig}", f"--hostname-override={self.name}", f"--node-ip={self._address}"]
+        flags = [
+            f"--config={self._kubelet()}",
+            f"--kubeconfig={kubeconfig}",
+            f"--hostname-override={self.name}",
+            f"--node-ip={self._address}",
+        ]
         self.daemons["kubelet"] = self.space.daemon("kubelet", [str(self.programs / "kubelet"), *flags])
 
     def stop_daemon(self, name: str) -> None:
@@ -150,7 +163,9 @@ class Node:
         folder = self.space.folder
         _write(folder / "cni" / "10-pods.conflist", json.dumps(_cni(self.plane.network.pods(self.number))))
         spec = "" if self.erofs else f'base_runtime_spec = "{self._without_erofs()}"'
-        text = _CONTAINERD.format(socket=_SOCKET, pause=PAUSE, programs=self.programs, cni=CNI, folder=folder, spec=spec)
+        text = _CONTAINERD.format(
+            socket=_SOCKET, pause=PAUSE, programs=self.programs, cni=CNI, folder=folder, spec=spec
+        )
         return _write(folder / "containerd.toml", text)
 
     def _without_erofs(self) -> Path:
@@ -161,7 +176,9 @@ class Node:
         hook = _write(folder / "hook.sh", _HOOK.format(listed=folder / "filesystems"))
         hook.chmod(0o755)
         spec = json.loads(self.space.run(str(self.programs / "ctr"), "oci", "spec"))
-        return _write(folder / "spec.json", json.dumps({**spec, "hooks": {"createContainer": [{"path": str(hook)}]}}))
+        return _write(
+            folder / "spec.json", json.dumps({**spec, "hooks": {"createContainer": [{"path": str(hook)}]}})
+        )
 
     def _kubelet(self) -> Path:
         # Pods must not have this machine's: the lab reaches no name server.
@@ -170,7 +187,10 @@ class Node:
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
             "containerRuntimeEndpoint": f"unix://{_SOCKET}",
-            "authentication": {"x509": {"clientCAFile": str(self.plane.authority.certificate("ca"))}, "anonymous": {"enabled": False}},
+            "authentication": {
+                "x509": {"clientCAFile": str(self.plane.authority.certificate("ca"))},
+                "anonymous": {"enabled": False},
+            },
             "cgroupDriver": "cgroupfs",
             "failCgroupV1": False,
             "enforceNodeAllocatable": [],
@@ -196,7 +216,12 @@ def machine(folder: Path, name: str, groups: Groups) -> Space:
 
 
 def _cni(pods: str) -> object:
-    address = {"type": "host-local", "ranges": [[{"subnet": pods}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/run/cni/addresses"}
+    address = {
+        "type": "host-local",
+        "ranges": [[{"subnet": pods}]],
+        "routes": [{"dst": "0.0.0.0/0"}],
+        "dataDir": "/run/cni/addresses",
+    }
     plugins = [{"type": "ptp", "ipam": address}]
     return {"cniVersion": "1.0.0", "name": "pods", "plugins": plugins}
 

@@ -15,8 +15,18 @@ def pod(name: str, command: Sequence[str] = (), image: str = BUSYBOX, node: str 
     container: Object = {"name": "main", "image": image, "imagePullPolicy": "Never"}
     if command:
         container["command"] = list(command)
-    whole = {"containers": [container], "terminationGracePeriodSeconds": 0, **({"nodeName": node} if node else {}), **spec}
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "default"}, "spec": whole}
+    whole = {
+        "containers": [container],
+        "terminationGracePeriodSeconds": 0,
+        **({"nodeName": node} if node else {}),
+        **spec,
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": whole,
+    }
 
 
 @contextmanager
@@ -28,4 +38,6 @@ def applied(kubectl: Kubectl, *objects: Object) -> Iterator[None]:
     finally:
         for each in reversed(objects):
             about = each["metadata"]
-            kubectl.delete(each["kind"], about["name"], about.get("namespace", "default"), "--ignore-not-found")
+            kubectl.delete(
+                each["kind"], about["name"], about.get("namespace", "default"), "--ignore-not-found"
+            )

@@ -19,7 +19,11 @@ _CONTROLLERS = {"blkio", "cpu", "cpuset", "memory", "pids"}
 
 def folder() -> Path:
     """The folder of the programs of this checkout's versions, whether they are there or not."""
-    return Path(subprocess.run(["sh", _SETUP / "programs.sh", "--where"], capture_output=True, text=True, check=True).stdout.strip())
+    return Path(
+        subprocess.run(
+            ["sh", _SETUP / "programs.sh", "--where"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
 
 
 def cache() -> Path:
@@ -29,7 +33,11 @@ def cache() -> Path:
 
 def names() -> list[str]:
     """The names of the programs."""
-    return [line.split()[0] for line in (_SETUP / "programs.txt").read_text().splitlines() if not line.startswith("#")]
+    return [
+        line.split()[0]
+        for line in (_SETUP / "programs.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
 
 
 def obstacle() -> str:
@@ -38,8 +46,14 @@ def obstacle() -> str:
         return "a cluster in namespaces of its own needs root"
     if missing := sorted(_CONTROLLERS - {hierarchy.options for hierarchy in hierarchies()}):
         return f"the lab's nodes have cgroups of version 1, and there are none for {', '.join(missing)} in /sys/fs/cgroup"
-    missing = [name for name in _NEEDED if not shutil.which(name)] + [str(path) for path in (CNI / "ptp", BUSYBOX_PROGRAM) if not path.exists()]
+    missing = [name for name in _NEEDED if not shutil.which(name)] + [
+        str(path) for path in (CNI / "ptp", BUSYBOX_PROGRAM) if not path.exists()
+    ]
     if missing:
         return f"{', '.join(missing)} not found; tests/setup/cluster.sh installs it"
     unbuilt = [name for name in names() if not (folder() / name).exists()]
-    return f"{', '.join(unbuilt)} not in {folder()}; tests/setup/cluster/programs.sh builds it (with Go)" if unbuilt else ""
+    return (
+        f"{', '.join(unbuilt)} not in {folder()}; tests/setup/cluster/programs.sh builds it (with Go)"
+        if unbuilt
+        else ""
+    )

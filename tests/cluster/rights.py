@@ -32,13 +32,21 @@ class Right(NamedTuple):
 
 def granted(lab: Lab) -> set[Right]:
     """The rules of the installed chart's roles, taken apart."""
-    roles = [role for kind in ("clusterrole", "role") for role in lab.kubectl.list(kind, "", f"app.kubernetes.io/instance={RELEASE}")]
+    roles = [
+        role
+        for kind in ("clusterrole", "role")
+        for role in lab.kubectl.list(kind, "", f"app.kubernetes.io/instance={RELEASE}")
+    ]
     return {right for role in roles for right in _rights(role)}
 
 
 def used(lab: Lab, rights: set[Right]) -> set[Right]:
     """Those of `rights` that programs have used so far; AssertionError where one asked for what its roles do not let it."""
-    asked = {(_right(call), call.namespace, call.forbidden) for call in calls(lab.plane.audit_log) if call.user.startswith(_ACCOUNT)}
+    asked = {
+        (_right(call), call.namespace, call.forbidden)
+        for call in calls(lab.plane.audit_log)
+        if call.user.startswith(_ACCOUNT)
+    }
     forbidden = sorted(f"{right} (namespace {namespace!r})" for right, namespace, refused in asked if refused)
     assert not forbidden, f"the API server refused this: {forbidden}"
     found = {_of(right, namespace, rights) for right, namespace, _ in asked}
@@ -53,7 +61,11 @@ def _rights(role: Object) -> Iterator[Right]:
     program = of_namespace if role["kind"] == "Role" else about["name"].removeprefix(f"{RELEASE}-")
     for rule in role["rules"]:
         for resource in rule["resources"]:
-            yield from (Right(program, verb, _named(resource, group)) for verb in rule["verbs"] for group in rule["apiGroups"])
+            yield from (
+                Right(program, verb, _named(resource, group))
+                for verb in rule["verbs"]
+                for group in rule["apiGroups"]
+            )
 
 
 def _right(call: Call) -> Right:

@@ -46,7 +46,9 @@ class Space:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
 
     def start(self) -> None:
@@ -56,7 +58,9 @@ class Space:
         argv = [*_ENDING, *self._in_groups(), *_UNSHARED, "sh", "-euc", self._boot()]
         log = self.folder / "boot.log"
         with log.open("ab") as errors:
-            self._holder = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)
+            self._holder = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
+            )
         assert self._holder.stdout
         if self._holder.stdout.readline() != b"up\n":
             self.stop()
@@ -75,7 +79,11 @@ class Space:
         self._holder, self.pid = None, 0
         while self._daemons:
             self._daemons.pop().process.wait(_STOP_SECONDS)
-        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside), _STOP_SECONDS, f"processes of {self.name} to end")
+        wait_for(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside),
+            _STOP_SECONDS,
+            f"processes of {self.name} to end",
+        )
         self.groups.remove()
 
     @property
@@ -91,7 +99,9 @@ class Space:
     def run(self, *argv: str, input: str = "") -> str:
         """Run a program there to its end; its standard output. AssertionError with what it said where it fails."""
         done = subprocess.run(self.argv(argv), input=input, capture_output=True, text=True)
-        assert done.returncode == 0, f"{shlex.join(argv)} on {self.name} ended with {done.returncode}: {done.stderr.strip()}"
+        assert done.returncode == 0, (
+            f"{shlex.join(argv)} on {self.name} ended with {done.returncode}: {done.stderr.strip()}"
+        )
         return done.stdout
 
     def daemon(self, name: str, argv: Sequence[str], environment: Mapping[str, str] | None = None) -> Daemon:
@@ -99,7 +109,9 @@ class Space:
         log = self.folder / f"{name}.log"
         with log.open("ab") as output:
             environment = {**os.environ, **(environment or {})}
-            process = subprocess.Popen(self.argv(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
+            process = subprocess.Popen(
+                self.argv(argv), stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment
+            )
         self._daemons.append(Daemon(name, process, log))
         return self._daemons[-1]
 
@@ -108,10 +120,19 @@ class Space:
         return ["sh", "-euc", f'{enter}; exec "$@"', "sh"]
 
     def _boot(self) -> str:
-        mounts = [f"umount {one.place}; mount -t {one.kind} -o {one.options} cgroup {one.place}" for one in hierarchies()]
+        mounts = [
+            f"umount {one.place}; mount -t {one.kind} -o {one.options} cgroup {one.place}"
+            for one in hierarchies()
+        ]
         mounts += [f"mount --bind {source} {place}" for place, source in self.binds.items()]
         mounts += [f"mount -t tmpfs {self.name} {place}" for place in self.memory]
-        steps = [*mounts, "mount --make-rshared /", f"hostname {self.name}", "ip link set lo up", "echo 1 > /proc/sys/net/ipv4/ip_forward"]
+        steps = [
+            *mounts,
+            "mount --make-rshared /",
+            f"hostname {self.name}",
+            "ip link set lo up",
+            "echo 1 > /proc/sys/net/ipv4/ip_forward",
+        ]
         return "\n".join([*steps, "echo up", "exec >/dev/null", _FIRST])
 
 
@@ -125,7 +146,9 @@ class Daemon:
 
     def check(self) -> None:
         """AssertionError with the end of its log where it has ended."""
-        assert self.process.poll() is None, f"{self.name} ended with {self.process.returncode}:\n{self.tail()}"
+        assert self.process.poll() is None, (
+            f"{self.name} ended with {self.process.returncode}:\n{self.tail()}"
+        )
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """End it and wait for that."""
@@ -153,7 +176,11 @@ def wait_for(ready: Callable[[], object], seconds: float, what: str) -> None:
 
 def _inside(pid: int) -> list[int]:
     """The processes that share the process namespace of `pid`."""
-    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and _space(int(entry.name)) == _space(pid) != ""]
+    return [
+        int(entry.name)
+        for entry in Path("/proc").iterdir()
+        if entry.name.isdigit() and _space(int(entry.name)) == _space(pid) != ""
+    ]
 
 
 def _space(pid: int) -> str:

@@ -24,12 +24,21 @@ def tree(tmp_path: Path) -> Path:
 
 def commit(tree: Path, name: str, text: str) -> None:
     (tree / name).write_text(text)
-    for words in (["init", "-q"], ["add", "-A"], ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", text]):
+    for words in (
+        ["init", "-q"],
+        ["add", "-A"],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", text],
+    ):
         subprocess.run(["git", "-C", str(tree), *words], check=True)
 
 
 def test_it_is_the_commit_before_the_last_change_of_the_programs(tree: Path, tmp_path: Path) -> None:
-    for name, text in [("csi/code.py", "second\n"), ("csi/code.py", "third\n"), ("LICENSE", "another\n"), ("notes", "about it\n")]:
+    for name, text in [
+        ("csi/code.py", "second\n"),
+        ("csi/code.py", "third\n"),
+        ("LICENSE", "another\n"),
+        ("notes", "about it\n"),
+    ]:
         commit(tree, name, text)
     assert earlier(tree, tmp_path / "before").startswith("commit ")
     assert (tmp_path / "before/csi/code.py").read_text() == "second\n"
@@ -43,10 +52,12 @@ def test_it_is_the_last_commit_where_the_programs_were_changed_since(tree: Path,
 
 
 @pytest.mark.parametrize("commits", [0, 1], ids=["no git", "a single commit"])
-def test_without_history_it_says_that_it_is_the_same_with_another_image(tree: Path, tmp_path: Path, commits: int) -> None:
+def test_without_history_it_says_that_it_is_the_same_with_another_image(
+    tree: Path, tmp_path: Path, commits: int
+) -> None:
     for _ in range(commits):
         commit(tree, "csi/code.py", "second\n")
     assert "this very checkout" in earlier(tree, tmp_path / "before")
-    assert {name: (tmp_path / "before" / name).read_text() != (tree / name).read_text() for name in NAMES} == {
-        name: name == "LICENSE" for name in NAMES
-    }
+    assert {
+        name: (tmp_path / "before" / name).read_text() != (tree / name).read_text() for name in NAMES
+    } == {name: name == "LICENSE" for name in NAMES}

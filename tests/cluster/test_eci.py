@@ -38,12 +38,18 @@ def place(lab: Lab, driver: Driver, hub: Hub, tmp_path_factory: pytest.TempPathF
 
 def available(lab: Lab, *caches: Object) -> None:
     for cache in caches:
-        lab.kubectl.wait("datacache", cache["metadata"]["name"], lambda found: found.get("status", {}).get("status") == "Available")
+        lab.kubectl.wait(
+            "datacache",
+            cache["metadata"]["name"],
+            lambda found: found.get("status", {}).get("status") == "Available",
+        )
 
 
 def parted(objects: list[Object]) -> tuple[list[Object], list[Object]]:
     """DataCaches, and the rest."""
-    return [one for one in objects if one["kind"] == "DataCache"], [one for one in objects if one["kind"] != "DataCache"]
+    return [one for one in objects if one["kind"] == "DataCache"], [
+        one for one in objects if one["kind"] != "DataCache"
+    ]
 
 
 @contextmanager
@@ -81,7 +87,9 @@ def test_a_folder_of_an_oss_bucket_whose_key_is_in_the_datacache(place: Eci) -> 
         said = listed(place.lab, reader)
         kept = place.lab.kubectl.run("get", "datacache", "speech", "-o", "yaml", "--show-managed-fields")
     assert has(said, "model.bin", len(MODEL)) and "other" not in said
-    assert example[0]["spec"]["dataSource"]["options"]["akSecret"] not in kept.replace(f"s3://{place.images}", "")
+    assert example[0]["spec"]["dataSource"]["options"]["akSecret"] not in kept.replace(
+        f"s3://{place.images}", ""
+    )
 
 
 def test_a_file_of_a_web_server(place: Eci) -> None:
@@ -91,7 +99,9 @@ def test_a_file_of_a_web_server(place: Eci) -> None:
 
 
 def test_a_folder_of_a_model_of_modelscope(place: Eci) -> None:
-    place.modelscope.repo("example-org/word-segmentation", {"model.bin": MODEL, "tokenizer/vocabulary.json": b"[1, 2, 3]"})
+    place.modelscope.repo(
+        "example-org/word-segmentation", {"model.bin": MODEL, "tokenizer/vocabulary.json": b"[1, 2, 3]"}
+    )
     with cached(place.lab, place.example("modelscope")) as (reader,):
         said = listed(place.lab, reader)
     assert has(said, "vocabulary.json", 9) and "model.bin" not in said
@@ -104,7 +114,14 @@ def test_a_model_and_weights_tuned_for_it_as_two_caches_of_one_pod_with_bought_i
     with cached(place.lab, place.example("huggingface")) as (reader,):
         said = listed(place.lab, reader)
         assert has(said, "model.safetensors", len(MODEL)) and has(said, "adapter.safetensors", 7)
-        wait_for(lambda: "provisionedIops 25000 lowered to 17000, the most for 20 GiB" in place.lab.kubectl.events("llama"), 20, "the event")
+        wait_for(
+            lambda: (
+                "provisionedIops 25000 lowered to 17000, the most for 20 GiB"
+                in place.lab.kubectl.events("llama")
+            ),
+            20,
+            "the event",
+        )
 
 
 def test_a_deployment_goes_from_one_pod_to_ten(place: Eci) -> None:
@@ -150,7 +167,9 @@ def sum_in(lab: Lab, name: str) -> str:
     return lab.kubectl.exec(name, ["sha256sum", "/data/model.bin"]).split()[0]
 
 
-def test_a_node_that_never_saw_it_serves_a_cache_whose_origin_was_changed_and_switched_off(place: Eci, second_node: Node) -> None:
+def test_a_node_that_never_saw_it_serves_a_cache_whose_origin_was_changed_and_switched_off(
+    place: Eci, second_node: Node
+) -> None:
     model = place.folder / "kept/model.bin"
     model.parent.mkdir()
     model.write_bytes(MODEL)
@@ -159,7 +178,9 @@ def test_a_node_that_never_saw_it_serves_a_cache_whose_origin_was_changed_and_sw
     cache["spec"]["path"] = "/models/outlives"
     lab, first = place.lab, place.lab.nodes[0]
     cache["spec"]["nodeSelector"] = {"kubernetes.io/hostname": first.name}
-    readers = [a_pod(f"reader-{node.number}", "/models/outlives", node=node.name) for node in (first, second_node)]
+    readers = [
+        a_pod(f"reader-{node.number}", "/models/outlives", node=node.name) for node in (first, second_node)
+    ]
     for one in readers:
         one["metadata"]["annotations"][BUCKET] = "vision"
     with applied(lab.kubectl, cache):
@@ -178,31 +199,46 @@ def test_a_node_that_never_saw_it_serves_a_cache_whose_origin_was_changed_and_sw
     settled(lab, place.driver)
 
 
-def test_pods_that_ask_for_no_cache_start_while_the_operator_is_away_and_those_that_do_are_told(place: Eci) -> None:
+def test_pods_that_ask_for_no_cache_start_while_the_operator_is_away_and_those_that_do_are_told(
+    place: Eci,
+) -> None:
     lab = place.lab
     scaled = ["-n", NAMESPACE, "scale", "deployment/datacache-csi-operator"]
     lab.kubectl.run(*scaled, "--replicas=0")
     try:
-        wait_for(lambda: lab.kubectl.list("pod", NAMESPACE, "app.kubernetes.io/component=operator") == [], 60, "the operator to go")
+        wait_for(
+            lambda: lab.kubectl.list("pod", NAMESPACE, "app.kubernetes.io/component=operator") == [],
+            60,
+            "the operator to go",
+        )
         with applied(lab.kubectl, pod("plain", volumes=[{"name": "data", "hostPath": {"path": "/tmp"}}])):
             lab.kubectl.wait_running("plain")
         with pytest.raises(AssertionError, match=r"failed calling webhook .*pods\.datacache\.csi\.io"):
             lab.kubectl.apply(a_pod("asks", "/models/any"))
     finally:
         lab.kubectl.run(*scaled, "--replicas=1")
-        lab.kubectl.run("-n", NAMESPACE, "rollout", "status", "deployment/datacache-csi-operator", "--timeout=60s")
+        lab.kubectl.run(
+            "-n", NAMESPACE, "rollout", "status", "deployment/datacache-csi-operator", "--timeout=60s"
+        )
 
 
-def test_a_namespace_that_a_cache_is_not_for_is_refused_and_a_hostpath_of_no_cache_is_left_alone(place: Eci) -> None:
+def test_a_namespace_that_a_cache_is_not_for_is_refused_and_a_hostpath_of_no_cache_is_left_alone(
+    place: Eci,
+) -> None:
     place.hub.repo("example-org/team", {"model.bin": MODEL})
     lab, cache = place.lab, a_cache("of-a-team", "/models/team", "example-org/team", namespaces=["team"])
     with cached(lab, [cache]), applied(lab.kubectl, namespace("team")):
-        with pytest.raises(AssertionError, match="is not for namespace default; have its owner list the namespace in spec.namespaces"):
+        with pytest.raises(
+            AssertionError,
+            match="is not for namespace default; have its owner list the namespace in spec.namespaces",
+        ):
             lab.kubectl.apply(a_pod("refused", "/models/team"))
         with applied(lab.kubectl, a_pod("theirs", "/models/team", "team"), a_pod("plain", "/tmp")):
             lab.kubectl.wait_running("theirs", "team")
             assert "hostPath" in lab.kubectl.wait_running("plain")["spec"]["volumes"][0]
-            matched = lab.kubectl.wait("datacache", "of-a-team", lambda found: found["status"].get("lastMatchedTime"))
+            matched = lab.kubectl.wait(
+                "datacache", "of-a-team", lambda found: found["status"].get("lastMatchedTime")
+            )
             assert matched["status"]["lastMatchedTime"].endswith("Z")
     settled(lab, place.driver)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from csi.registry.custom_resource import GROUP, VERSION, read
+from csi.registry.custom_resource import GROUP, VERSION, parse_time
 from tests.cluster.installed import Driver
 from tests.cluster.kubectl import Object, condition
 from tests.cluster.lab import Lab
@@ -46,7 +46,11 @@ def warnings(lab: Lab, name: str) -> dict[str, set[str]]:
     """The messages of an object's warnings, by their reasons; not that the lab has no name service."""
     found: dict[str, set[str]] = {}
     for event in lab.kubectl.list("events"):
-        if event["involvedObject"]["name"] == name and event["type"] == "Warning" and event["reason"] != "MissingClusterDNS":
+        if (
+            event["involvedObject"]["name"] == name
+            and event["type"] == "Warning"
+            and event["reason"] != "MissingClusterDNS"
+        ):
             found.setdefault(event["reason"], set()).add(event["message"])
     return found
 
@@ -66,19 +70,30 @@ def check_conditions(thing: Object, types: Sequence[str]) -> None:
         assert set(one) == {"type", "status", "reason", "message", "lastTransitionTime", "observedGeneration"}
         assert one["status"] in ("True", "False", "Unknown") and one["message"]
         assert re.fullmatch("[A-Z][A-Za-z]+", one["reason"])
-        assert read(one["lastTransitionTime"]) >= read(thing["metadata"]["creationTimestamp"])
-        assert one["observedGeneration"] == thing["status"]["observedGeneration"] == thing["metadata"]["generation"]
+        assert parse_time(one["lastTransitionTime"]) >= parse_time(thing["metadata"]["creationTimestamp"])
+        assert (
+            one["observedGeneration"]
+            == thing["status"]["observedGeneration"]
+            == thing["metadata"]["generation"]
+        )
 
 
 @pytest.mark.usefixtures("slow")
-def test_a_slow_fill_is_told_to_the_claim_and_to_the_pod_and_shown_with_the_volume(lab: Lab, driver: Driver) -> None:
+def test_a_slow_fill_is_told_to_the_claim_and_to_the_pod_and_shown_with_the_volume(
+    lab: Lab, driver: Driver
+) -> None:
     percents: list[int] = []
 
     def all_is_told() -> bool:
         percents.extend(int(number) for number in re.findall(r"^(\d+)%$", filling(lab)))
-        return len({*percents}) > 1 and all(_PROGRESS.search(lab.kubectl.events(name)) for name in ("long-claim", "long-inline"))
+        return len({*percents}) > 1 and all(
+            _PROGRESS.search(lab.kubectl.events(name)) for name in ("long-claim", "long-inline")
+        )
 
-    volumes = {"long-inline": inline_volume({"repoId": "org/long"}), "long-mounting": claim_volume("long-claim")}
+    volumes = {
+        "long-inline": inline_volume({"repoId": "org/long"}),
+        "long-mounting": claim_volume("long-claim"),
+    }
     # One node, one fill: the line is not shared.
     inline, mounting = (reader(name, volume, node=lab.nodes[0].name) for name, volume in volumes.items())
     with volumes_of(lab, {"repoId": "org/long"}), applied(lab.kubectl, claim("long-claim", "models")):
@@ -86,26 +101,41 @@ def test_a_slow_fill_is_told_to_the_claim_and_to_the_pod_and_shown_with_the_volu
         with applied(lab.kubectl, inline, mounting):
             wait_for(all_is_told, 60, "Events with bytes, rate and time left")
             for kind, name in (("pvc", "long-claim"), ("pod", "long-inline")):
-                assert re.search(r"Normal +CacheFilling .* datacache-node .* of 96\.0 MiB", lab.kubectl.run("describe", kind, name))
+                assert re.search(
+                    r"Normal +CacheFilling .* datacache-node .* of 96\.0 MiB",
+                    lab.kubectl.run("describe", kind, name),
+                )
                 progress = _PROGRESS.search(lab.kubectl.events(name))
                 assert progress and float(progress[2]) * MIB == pytest.approx(LINE, rel=0.5)
             assert percents == sorted(percents) and percents[-1] < 100
             for name in ("long-inline", "long-mounting"):
                 lab.kubectl.wait_running(name)
             for name in ("long-claim", "long-inline"):
-                wait_for(lambda name=name: "CacheReady: image " in lab.kubectl.events(name), 10, f"{name} to hear that the image is there")  # type: ignore[misc]
+                wait_for(
+                    lambda name=name: "CacheReady: image " in lab.kubectl.events(name),
+                    10,
+                    f"{name} to hear that the image is there",
+                )  # type: ignore[misc]
                 assert warnings(lab, name) == {}
             wait_for(lambda: filling(lab) == "", 10, "the volume to be shown as full")
     settled(lab, driver)
 
 
-def test_a_repository_that_is_nowhere_is_one_clear_reason_on_the_claim_and_on_the_pod(lab: Lab, driver: Driver) -> None:
+def test_a_repository_that_is_nowhere_is_one_clear_reason_on_the_claim_and_on_the_pod(
+    lab: Lab, driver: Driver
+) -> None:
     nowhere = {"repoId": "org/nowhere"}
     with (
         volumes_of(lab, nowhere),
-        applied(lab.kubectl, claim("nowhere-claim", "models"), reader("nowhere-inline", inline_volume(nowhere))),
+        applied(
+            lab.kubectl, claim("nowhere-claim", "models"), reader("nowhere-inline", inline_volume(nowhere))
+        ),
     ):
-        wait_for(lambda: warnings(lab, "nowhere-claim") and len(warnings(lab, "nowhere-inline")) == 2, 60, "the warnings")
+        wait_for(
+            lambda: warnings(lab, "nowhere-claim") and len(warnings(lab, "nowhere-inline")) == 2,
+            60,
+            "the warnings",
+        )
         refused = f"rpc error: code = Unauthenticated desc = {NOWHERE}"
         assert warnings(lab, "nowhere-claim") == {"ProvisioningFailed": {refused}}
         assert warnings(lab, "nowhere-inline") == {
@@ -115,32 +145,58 @@ def test_a_repository_that_is_nowhere_is_one_clear_reason_on_the_claim_and_on_th
     settled(lab, driver)
 
 
-def test_a_repository_that_went_after_the_claim_was_bound_is_one_clear_reason_on_both(lab: Lab, driver: Driver, hub: Hub) -> None:
+def test_a_repository_that_went_after_the_claim_was_bound_is_one_clear_reason_on_both(
+    lab: Lab, driver: Driver, hub: Hub
+) -> None:
     hub.repo("org/gone", {"model.bin": os.urandom(MIB)})
     with volumes_of(lab, {"repoId": "org/gone"}), applied(lab.kubectl, claim("gone-claim", "models")):
         bound = lab.kubectl.wait("pvc", "gone-claim", lambda found: found["status"]["phase"] == "Bound")
         gone = hub.repositories.pop(("model", "org/gone"))
         why = NOWHERE.replace("org/nowhere@main", f"org/gone@{gone.branches['main']}")
         with applied(lab.kubectl, reader("gone-mounting", claim_volume("gone-claim"))):
-            wait_for(lambda: warnings(lab, "gone-claim") and "FailedMount" in warnings(lab, "gone-mounting"), 60, "the warnings")
+            wait_for(
+                lambda: warnings(lab, "gone-claim") and "FailedMount" in warnings(lab, "gone-mounting"),
+                60,
+                "the warnings",
+            )
             assert warnings(lab, "gone-claim") == {"CacheFillFailed": {why}}
             mount = f'MountVolume.MountDevice failed for volume "{bound["spec"]["volumeName"]}"'
-            assert warnings(lab, "gone-mounting")["FailedMount"] == {f"{mount} : rpc error: code = Unauthenticated desc = {why}"}
+            assert warnings(lab, "gone-mounting")["FailedMount"] == {
+                f"{mount} : rpc error: code = Unauthenticated desc = {why}"
+            }
     settled(lab, driver)
 
 
 def test_conditions_follow_the_spec_and_keep_their_time_while_they_hold(lab: Lab, driver: Driver) -> None:
-    prewarm: Object = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "CachePrewarm", "metadata": {"name": "short", "namespace": "default"}}
+    prewarm: Object = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "CachePrewarm",
+        "metadata": {"name": "short", "namespace": "default"},
+    }
     prewarm["spec"] = {"caches": [{"parameters": {"repoId": "org/short"}}]}
     with volumes_of(lab, {"repoId": "org/short"}), applied(lab.kubectl, claim("short", "models"), prewarm):
         lab.kubectl.wait("pvc", "short", lambda found: found["status"]["phase"] == "Bound")
         (volume,) = [one["metadata"]["name"] for one in lab.kubectl.list("cachevolumes", "")]
-        before = lab.kubectl.wait("cachevolume", volume, lambda found: found.get("status", {}).get("conditions"))
+        before = lab.kubectl.wait(
+            "cachevolume", volume, lambda found: found.get("status", {}).get("conditions")
+        )
         check_conditions(before, ["Resolved"])
         ready = lab.kubectl.wait("cacheprewarm", "short", lambda found: condition(found, "Ready") == "True")
         check_conditions(ready, ["Ready", "Progressing", "Failed"])
-        lab.kubectl.run("patch", "cachevolume", volume, "--type=merge", "-p", '{"spec": {"performance": {"readIops": 5000}}}')
-        after = lab.kubectl.wait("cachevolume", volume, lambda found: found["status"]["observedGeneration"] == 2)
+        lab.kubectl.run(
+            "patch",
+            "cachevolume",
+            volume,
+            "--type=merge",
+            "-p",
+            '{"spec": {"performance": {"readIops": 5000}}}',
+        )
+        after = lab.kubectl.wait(
+            "cachevolume", volume, lambda found: found["status"]["observedGeneration"] == 2
+        )
         check_conditions(after, ["Resolved"])
-        assert after["status"]["conditions"][0]["lastTransitionTime"] == before["status"]["conditions"][0]["lastTransitionTime"]
+        assert (
+            after["status"]["conditions"][0]["lastTransitionTime"]
+            == before["status"]["conditions"][0]["lastTransitionTime"]
+        )
     settled(lab, driver)

@@ -21,7 +21,9 @@ _SUCCEEDED = "Succeeded"
 def output(lab: Lab, name: str, image: Archive, command: list[str]) -> str:
     """What a pod of the image wrote that ran to its end."""
     with applied(lab.kubectl, pod(name, command, image.name, restartPolicy="Never")):
-        ended = lab.kubectl.wait("pod", name, lambda found: found["status"]["phase"] in (_SUCCEEDED, "Failed"))
+        ended = lab.kubectl.wait(
+            "pod", name, lambda found: found["status"]["phase"] in (_SUCCEEDED, "Failed")
+        )
         said = lab.kubectl.logs(name)
         assert ended["status"]["phase"] == _SUCCEEDED, said
         return said
@@ -44,7 +46,10 @@ from csi.sources import libnfs
 libnfs._library()
 print(ssl.create_default_context().cert_store_stats()["x509_ca"] > 100, [importlib.util.find_spec(name) for name in ("pip", "setuptools")])
 """
-    assert output(lab, "loads", driver_image, ["/opt/datacache/bin/python", "-c", script]) == "True [None, None]\n"
+    assert (
+        output(lab, "loads", driver_image, ["/opt/datacache/bin/python", "-c", script])
+        == "True [None, None]\n"
+    )
 
 
 def test_a_pod_is_who_its_service_account_is(lab: Lab, driver_image: Archive) -> None:

@@ -54,7 +54,14 @@ class Reader:
     def types(self, script: str, folder: Path = TREE) -> str:
         """What is printed; AssertionError where a command fails."""
         script = self.theirs(script)
-        done = subprocess.run(["sh", "-ec", script], cwd=folder, env=self._environment, capture_output=True, text=True, timeout=_SECONDS)
+        done = subprocess.run(
+            ["sh", "-ec", script],
+            cwd=folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+        )
         pods = self._lab.kubectl.run("-n", NAMESPACE, "describe", "pods")[-4000:] if done.returncode else ""
         assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}\n{pods}"
         return done.stdout
@@ -68,12 +75,17 @@ def blocks(document: Path, heading: str, kind: str = "") -> list[str]:
 
 
 @pytest.fixture
-def images_in_their_registry(lab: Lab, driver_image: Archive, sidecars: list[Archive], tmp_path: Path) -> None:
+def images_in_their_registry(
+    lab: Lab, driver_image: Archive, sidecars: list[Archive], tmp_path: Path
+) -> None:
     """Every node has the images under the names that the document has for them, as if it had pulled them."""
     python = busybox(tmp_path, "python:3.12-slim")
     lab.load(python)
     names = [(driver_image, f"datacache-csi:{TAG}"), (driver_image, "datacache-csi:0.2.0")]
-    names += [(sidecars[0], "sig-storage/csi-provisioner:v6.3.0"), (sidecars[1], "sig-storage/csi-resizer:v2.3.0")]
+    names += [
+        (sidecars[0], "sig-storage/csi-provisioner:v6.3.0"),
+        (sidecars[1], "sig-storage/csi-resizer:v2.3.0"),
+    ]
     for node in lab.nodes:
         for archive, name in names:
             node.tag(archive, f"{REGISTRY}/{name}")
@@ -82,15 +94,25 @@ def images_in_their_registry(lab: Lab, driver_image: Archive, sidecars: list[Arc
 @pytest.fixture
 def reader(lab: Lab, driver: Driver, hub: Hub, images_in_their_registry: None) -> Iterator[Reader]:
     """Of a cluster that has no driver, before and after."""
-    hub.repo("sentence-transformers/all-MiniLM-L6-v2", {"config.json": b"{}", "model.safetensors": os.urandom(1 << 20), "vocab.txt": b"a\n"})
+    hub.repo(
+        "sentence-transformers/all-MiniLM-L6-v2",
+        {"config.json": b"{}", "model.safetensors": os.urandom(1 << 20), "vocab.txt": b"a\n"},
+    )
     driver.uninstall()
     lab.kubectl.run("delete", "--ignore-not-found", "-f", str(TREE / "deploy/crds"))
     lab.kubectl.run("delete", "namespace", NAMESPACE, "--ignore-not-found")
     # The lab's hub has private addresses, where DataCaches may be led by nobody but the cluster's owner.
     private = f"--set hfEndpoint={hub.endpoint} --set 'allowOrigins={{{','.join(lab.outside)}}}'"
-    hubs = {f"--set image.tag={TAG}": f"--set image.tag={TAG} {private}", "https://hub.example.com": hub.endpoint}
+    hubs = {
+        f"--set image.tag={TAG}": f"--set image.tag={TAG} {private}",
+        "https://hub.example.com": hub.endpoint,
+    }
     yield Reader(lab, {**hubs, f"image.tag={NEW}": "image.tag=0.2.0"})
-    assert lab.kubectl.run("get", "namespace", NAMESPACE, "--ignore-not-found") == lab.kubectl.run("get", "crds", "-o", "name") == ""
+    assert (
+        lab.kubectl.run("get", "namespace", NAMESPACE, "--ignore-not-found")
+        == lab.kubectl.run("get", "crds", "-o", "name")
+        == ""
+    )
     for node in lab.nodes:
         assert driver.mounts(node) == driver.loops(node) == []
 
@@ -118,7 +140,11 @@ def keeps_images(reader: Reader, objects: ObjectServer, folder: Path) -> None:
         "values.yaml": str(folder / "values.yaml"),
     }
     reader = reader.knows(**own)
-    for name, value in {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET, "LTAI5tExample": "secret-of-the-api"}.items():
+    for name, value in {
+        "accessKeyId": ROOT_ID,
+        "secretAccessKey": ROOT_SECRET,
+        "LTAI5tExample": "secret-of-the-api",
+    }.items():
         (folder / name).write_text(value)
     (folder / "values.yaml").write_text(reader.theirs(blocks(INSTALL, heading, "yaml")[0]))
     reader.types(secrets, folder)

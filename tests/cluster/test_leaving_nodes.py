@@ -61,7 +61,11 @@ def topology_keys(csinode: Object) -> list[str] | None:
 def preferring(node: Node) -> Object:
     """The affinity of a pod that the scheduler puts on `node` where it can."""
     term = {"matchExpressions": [{"key": HOST, "operator": "In", "values": [node.name]}]}
-    return {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]}}
+    return {
+        "nodeAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "preference": term}]
+        }
+    }
 
 
 def deployment(name: str, volume: Object, replicas: int, **spec: Any) -> Object:
@@ -69,12 +73,21 @@ def deployment(name: str, volume: Object, replicas: int, **spec: Any) -> Object:
     labels = {"app": name}
     template = {"metadata": {"labels": labels}, "spec": {**reader(name, volume)["spec"], **spec}}
     whole = {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template}
-    return {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name, "namespace": "default"}, "spec": whole}
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": whole,
+    }
 
 
 def where(lab: Lab, name: str) -> list[tuple[str, str]]:
     """The replicas of a Deployment that are ready and stay: pod and node."""
-    found = [one for one in lab.kubectl.list("pod", "default", f"app={name}") if lives(one) and condition(one, "Ready") == "True"]
+    found = [
+        one
+        for one in lab.kubectl.list("pod", "default", f"app={name}")
+        if lives(one) and condition(one, "Ready") == "True"
+    ]
     return sorted((one["metadata"]["name"], one["spec"]["nodeName"]) for one in found)
 
 
@@ -84,22 +97,35 @@ def on(lab: Lab, name: str, *nodes: Node, seconds: float = 60) -> None:
     try:
         wait_for(lambda: sorted(node for _, node in where(lab, name)) == names, seconds, f"{name} on {names}")
     except AssertionError as error:
-        raise AssertionError(f"{error}: {lab.kubectl.run('describe', 'pod', '-l', f'app={name}')[-4000:]}") from None
+        raise AssertionError(
+            f"{error}: {lab.kubectl.run('describe', 'pod', '-l', f'app={name}')[-4000:]}"
+        ) from None
     assert {sum_in(lab, pod) for pod, _ in where(lab, name)} == {SUM}
 
 
-def test_a_drained_node_has_no_mounts_and_its_pods_read_the_same_elsewhere(lab: Lab, driver: Driver, second_node: Node) -> None:
+def test_a_drained_node_has_no_mounts_and_its_pods_read_the_same_elsewhere(
+    lab: Lab, driver: Driver, second_node: Node
+) -> None:
     first = lab.nodes[0]
     registered(lab, second_node)
-    spread = {"maxSkew": 1, "topologyKey": HOST, "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {"matchLabels": {"app": "drained"}}}
+    spread = {
+        "maxSkew": 1,
+        "topologyKey": HOST,
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": {"matchLabels": {"app": "drained"}},
+    }
     with (
         volumes_of(lab, {"repoId": "org/stays"}),
         applied(lab.kubectl, claim("drained", "models")),
-        applied(lab.kubectl, deployment("drained", claim_volume("drained"), 2, topologySpreadConstraints=[spread])),
+        applied(
+            lab.kubectl, deployment("drained", claim_volume("drained"), 2, topologySpreadConstraints=[spread])
+        ),
     ):
         on(lab, "drained", first, second_node)
         try:
-            lab.kubectl.run("drain", second_node.name, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s")
+            lab.kubectl.run(
+                "drain", second_node.name, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=60s"
+            )
             on(lab, "drained", first, first)
             empty(driver, second_node)
         finally:
@@ -109,35 +135,67 @@ def test_a_drained_node_has_no_mounts_and_its_pods_read_the_same_elsewhere(lab: 
     settled(lab, driver)
 
 
-def test_a_node_without_erofs_says_why_it_gets_no_volumes_and_keeps_no_pod_from_the_others(lab: Lab, driver: Driver, second_node: Node) -> None:
-    with extra_node(lab, erofs=False) as node, volumes_of(lab, {"repoId": "org/stays"}, binding="WaitForFirstConsumer"), ExitStack() as stack:
+def test_a_node_without_erofs_says_why_it_gets_no_volumes_and_keeps_no_pod_from_the_others(
+    lab: Lab, driver: Driver, second_node: Node
+) -> None:
+    with (
+        extra_node(lab, erofs=False) as node,
+        volumes_of(lab, {"repoId": "org/stays"}, binding="WaitForFirstConsumer"),
+        ExitStack() as stack,
+    ):
         assert topology_keys(lab.kubectl.get("csinode", node.name)) == [f"{DRIVER}/plugin"]
-        wait_for(lambda: "CannotMountVolumes" in lab.kubectl.run("describe", "node", node.name), 20, "the node's event")
-        assert "kernel has no EROFS" in lab.kubectl.events(node.name) and "load the module erofs at boot" in lab.kubectl.events(node.name)
+        wait_for(
+            lambda: "CannotMountVolumes" in lab.kubectl.run("describe", "node", node.name),
+            20,
+            "the node's event",
+        )
+        assert "kernel has no EROFS" in lab.kubectl.events(
+            node.name
+        ) and "load the module erofs at boot" in lab.kubectl.events(node.name)
         assert "this node can mount no volumes" in lab.kubectl.logs(driver.node_pod(node), NAMESPACE)
 
-        prefers, kept_there = reader("prefers", claim_volume("late")), reader("kept-there", claim_volume("late"))
+        prefers, kept_there = (
+            reader("prefers", claim_volume("late")),
+            reader("kept-there", claim_volume("late")),
+        )
         prefers["spec"]["affinity"], kept_there["spec"]["nodeSelector"] = preferring(node), {HOST: node.name}
         stack.enter_context(applied(lab.kubectl, claim("late", "models")))
         stack.enter_context(pods(lab, prefers))
         assert sum_in(lab, "prefers") == SUM
-        assert lab.kubectl.get("pod", "prefers")["spec"]["nodeName"] in {other.name for other in lab.nodes[:2]}
+        assert lab.kubectl.get("pod", "prefers")["spec"]["nodeName"] in {
+            other.name for other in lab.nodes[:2]
+        }
 
         forced = reader("forced", inline_volume({"repoId": "org/stays"}), node=node.name)
         stack.enter_context(applied(lab.kubectl, kept_there, forced))
-        wait_for(lambda: "didn't match PersistentVolume's node affinity" in lab.kubectl.events("kept-there"), 60, "the scheduler's event")
+        wait_for(
+            lambda: "didn't match PersistentVolume's node affinity" in lab.kubectl.events("kept-there"),
+            60,
+            "the scheduler's event",
+        )
         wait_for(lambda: "kernel has no EROFS" in lab.kubectl.events("forced"), 60, "kubelet's event")
-        assert {lab.kubectl.get("pod", name)["status"]["phase"] for name in ("kept-there", "forced")} == {"Pending"}
+        assert {lab.kubectl.get("pod", name)["status"]["phase"] for name in ("kept-there", "forced")} == {
+            "Pending"
+        }
     settled(lab, driver)
 
 
-def test_a_node_that_is_gone_for_good_is_named_nowhere_and_its_pods_read_elsewhere(lab: Lab, driver: Driver, hub: Hub, second_node: Node) -> None:
+def test_a_node_that_is_gone_for_good_is_named_nowhere_and_its_pods_read_elsewhere(
+    lab: Lab, driver: Driver, hub: Hub, second_node: Node
+) -> None:
     hub.repo("org/half", {"model.bin": MODEL * 16})
     with ExitStack() as stack:
         node = stack.enter_context(extra_node(lab))
         stack.enter_context(volumes_of(lab, {"repoId": "org/stays"}))
         stack.enter_context(volumes_of(lab, {"repoId": "org/half"}, "halves"))
-        stack.enter_context(applied(lab.kubectl, claim("stays", "models"), claim("half", "halves"), prewarm("everywhere", "org/stays")))
+        stack.enter_context(
+            applied(
+                lab.kubectl,
+                claim("stays", "models"),
+                claim("half", "halves"),
+                prewarm("everywhere", "org/stays"),
+            )
+        )
         moves = deployment("moves", claim_volume("stays"), 1, affinity=preferring(node))
         stack.enter_context(applied(lab.kubectl, moves))
         on(lab, "moves", node)
@@ -152,7 +210,11 @@ def test_a_node_that_is_gone_for_good_is_named_nowhere_and_its_pods_read_elsewhe
         wait_for(lambda: where(lab, "moves"), 60, "the pod's successor")
         assert {sum_in(lab, pod) for pod, _ in where(lab, "moves")} == {SUM}
         named(lab, *lab.nodes)
-        wait_for(lambda: all("fills" not in one["status"] for one in lab.kubectl.list("cachevolumes", "")), 30, "the fill to be forgotten")
+        wait_for(
+            lambda: all("fills" not in one["status"] for one in lab.kubectl.list("cachevolumes", "")),
+            30,
+            "the fill to be forgotten",
+        )
         assert loops_over(images) == []
     settled(lab, driver)
 
@@ -161,10 +223,14 @@ def named(lab: Lab, *nodes: Node) -> None:
     """Wait until these nodes and no other hold the pin and are shown to have what everybody is to have."""
     states = {node.name: ("Ready", 100) for node in nodes}
     lab.kubectl.wait(
-        "cacheprewarm", "everywhere", lambda found: entries(found) == states and found["status"]["ready"] == f"{len(nodes)}/{len(nodes)}"
+        "cacheprewarm",
+        "everywhere",
+        lambda found: entries(found) == states and found["status"]["ready"] == f"{len(nodes)}/{len(nodes)}",
     )
     (pin,) = [one for one in lab.kubectl.list("cachepins") if "org/stays" in str(one["spec"])]
-    lab.kubectl.wait("cachepin", pin["metadata"]["name"], lambda found: set(found["spec"]["nodes"]) == set(states))
+    lab.kubectl.wait(
+        "cachepin", pin["metadata"]["name"], lambda found: set(found["spec"]["nodes"]) == set(states)
+    )
 
 
 def fill_on(lab: Lab, hub: Hub, stack: ExitStack, node: Node) -> None:
@@ -172,5 +238,13 @@ def fill_on(lab: Lab, hub: Hub, stack: ExitStack, node: Node) -> None:
     hub.faults.rate = MIB
     stack.callback(setattr, hub.faults, "rate", None)
     stack.enter_context(applied(lab.kubectl, reader("half", claim_volume("half"), node=node.name)))
-    (half,) = [one["metadata"]["name"] for one in lab.kubectl.list("cachevolumes", "") if "org/half" in str(one["spec"])]
-    lab.kubectl.wait("cachevolume", half, lambda found: [fill["node"] for fill in found["status"].get("fills", [])] == [node.name])
+    (half,) = [
+        one["metadata"]["name"]
+        for one in lab.kubectl.list("cachevolumes", "")
+        if "org/half" in str(one["spec"])
+    ]
+    lab.kubectl.wait(
+        "cachevolume",
+        half,
+        lambda found: [fill["node"] for fill in found["status"].get("fills", [])] == [node.name],
+    )

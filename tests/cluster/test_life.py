@@ -39,11 +39,15 @@ def node_pod_replaced(lab: Lab, driver: Driver) -> None:
     """The node plugin's pod is deleted, and its successor ready."""
     old = driver.node_pod(lab.nodes[0])
     lab.kubectl.delete("pod", old, NAMESPACE)
-    wait_for(lambda: driver.pod("node", lab.nodes[0].name)["metadata"]["name"] != old, 60, "another node plugin")
+    wait_for(
+        lambda: driver.pod("node", lab.nodes[0].name)["metadata"]["name"] != old, 60, "another node plugin"
+    )
     lab.kubectl.wait_running(driver.node_pod(lab.nodes[0]), NAMESPACE)
 
 
-def test_a_fill_that_takes_longer_than_kubelet_waits_is_gone_on_with(lab: Lab, driver: Driver, hub: Hub) -> None:
+def test_a_fill_that_takes_longer_than_kubelet_waits_is_gone_on_with(
+    lab: Lab, driver: Driver, hub: Hub
+) -> None:
     hub.faults.rate = len(MODEL) / (_DEADLINE + 20)
     started = time.monotonic()
     try:
@@ -58,7 +62,9 @@ def test_a_fill_that_takes_longer_than_kubelet_waits_is_gone_on_with(lab: Lab, d
     settled(lab, driver)
 
 
-def test_a_pod_that_is_deleted_in_the_middle_of_its_fill_goes_at_once(lab: Lab, driver: Driver, hub: Hub) -> None:
+def test_a_pod_that_is_deleted_in_the_middle_of_its_fill_goes_at_once(
+    lab: Lab, driver: Driver, hub: Hub
+) -> None:
     hub.faults.rate = 100_000
     try:
         with applied(lab.kubectl, reader("hasty", inline_volume({"repoId": "org/abandoned"}))):
@@ -71,9 +77,16 @@ def test_a_pod_that_is_deleted_in_the_middle_of_its_fill_goes_at_once(lab: Lab, 
 
 
 def test_readers_do_not_notice_that_the_plugin_is_replaced(lab: Lab, driver: Driver) -> None:
-    read = ["sh", "-c", "while :; do sha256sum /data/model.bin || echo failed; cat /data/model.bin > /dev/null || echo failed; done"]
+    read = [
+        "sh",
+        "-c",
+        "while :; do sha256sum /data/model.bin || echo failed; cat /data/model.bin > /dev/null || echo failed; done",
+    ]
     with volumes_of(lab, {"repoId": "org/lively"}), applied(lab.kubectl, claim("lively", "models")):
-        readers = [reader("inline-reader", inline_volume({"repoId": "org/lively"}), read), reader("claim-reader", claim_volume("lively"), read)]
+        readers = [
+            reader("inline-reader", inline_volume({"repoId": "org/lively"}), read),
+            reader("claim-reader", claim_volume("lively"), read),
+        ]
         with pods(lab, *readers):
             node_pod_replaced(lab, driver)
             time.sleep(2)
@@ -83,28 +96,50 @@ def test_readers_do_not_notice_that_the_plugin_is_replaced(lab: Lab, driver: Dri
     settled(lab, driver)
 
 
-def test_a_claim_that_is_deleted_under_a_reader_stays_until_the_reader_has_gone(lab: Lab, driver: Driver) -> None:
-    node, read = lab.nodes[0], ["sh", "-c", "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; done"]
+def test_a_claim_that_is_deleted_under_a_reader_stays_until_the_reader_has_gone(
+    lab: Lab, driver: Driver
+) -> None:
+    node, read = (
+        lab.nodes[0],
+        [
+            "sh",
+            "-c",
+            "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; done",
+        ],
+    )
     with volumes_of(lab, {"repoId": "org/lively"}), applied(lab.kubectl, claim("doomed", "models")):
         with pods(lab, reader("holds", claim_volume("doomed"), read, node.name)):
             volume, mounted = of_claim(lab, "doomed"), driver.mounts(node)
             lab.kubectl.delete("pvc", "doomed", "default", "--wait=false")
-            wait_for(lambda: "Terminating" in lab.kubectl.run("get", "pvc", "doomed"), 10, "the claim to be on its way out")
+            wait_for(
+                lambda: "Terminating" in lab.kubectl.run("get", "pvc", "doomed"),
+                10,
+                "the claim to be on its way out",
+            )
             before = len(lab.kubectl.logs("holds").splitlines())
-            wait_for(lambda: len(lab.kubectl.logs("holds").splitlines()) > before + 10, 60, "the pod to read on")
+            wait_for(
+                lambda: len(lab.kubectl.logs("holds").splitlines()) > before + 10, 60, "the pod to read on"
+            )
             assert {line.split()[0] for line in lab.kubectl.logs("holds").splitlines()[:-1]} == {SUM}
             assert driver.mounts(node) == mounted != []
-            assert lives(lab.kubectl.get("cachevolume", volume)) and not lives(lab.kubectl.get("pvc", "doomed"))
+            assert lives(lab.kubectl.get("cachevolume", volume)) and not lives(
+                lab.kubectl.get("pvc", "doomed")
+            )
         for kind, name in (("pvc", "doomed"), ("cachevolume", volume)):
             wait_for(lambda kind=kind, name=name: not lab.kubectl.get(kind, name), 60, f"{kind} {name} to go")  # type: ignore[misc]
     settled(lab, driver)
     wait_for(lambda: lab.kubectl.list("cachepins", "") == [], 60, "the pin of the claim to go")
 
 
-def test_a_node_that_lost_power_has_its_volumes_again_and_keeps_none_of_a_pod_that_went_meanwhile(lab: Lab, driver: Driver) -> None:
+def test_a_node_that_lost_power_has_its_volumes_again_and_keeps_none_of_a_pod_that_went_meanwhile(
+    lab: Lab, driver: Driver
+) -> None:
     node = lab.nodes[0]
     with volumes_of(lab, {"repoId": "org/lively"}), applied(lab.kubectl, claim("lively", "models")):
-        stays, goes = reader("stays", claim_volume("lively")), reader("goes", inline_volume({"repoId": "org/lively"}))
+        stays, goes = (
+            reader("stays", claim_volume("lively")),
+            reader("goes", inline_volume({"repoId": "org/lively"})),
+        )
         lab.kubectl.apply(stays, goes)
         for name in ("stays", "goes"):
             lab.kubectl.wait_running(name)
@@ -143,7 +178,11 @@ def test_a_volume_attributes_class_changes_the_limits_of_a_running_pod(lab: Lab,
         assert iops(lab, driver) == {500}
         patch = {"spec": {"volumeAttributesClassName": "fast"}}
         lab.kubectl.run("patch", "pvc", "tuned", "--type=merge", "-p", json.dumps(patch))
-        lab.kubectl.wait("cachevolume", of_claim(lab, "tuned"), lambda one: one["spec"].get("performance", {}).get("readIops") == 5000)
+        lab.kubectl.wait(
+            "cachevolume",
+            of_claim(lab, "tuned"),
+            lambda one: one["spec"].get("performance", {}).get("readIops") == 5000,
+        )
         wait_for(lambda: iops(lab, driver) == {5000}, 5, "the limit to be in force")
         assert sum_in(lab, "tuned") == SUM
     settled(lab, driver)
@@ -156,5 +195,15 @@ def of_claim(lab: Lab, name: str) -> str:
 
 def iops(lab: Lab, driver: Driver) -> set[int]:
     """What is in force on the node, by the plugin's own command."""
-    said = driver.in_node(lab.nodes[0], "datacache", "top", "--output", "json", "--interval", "0.1", "--cgroup-root", "/host/cgroup")
+    said = driver.in_node(
+        lab.nodes[0],
+        "datacache",
+        "top",
+        "--output",
+        "json",
+        "--interval",
+        "0.1",
+        "--cgroup-root",
+        "/host/cgroup",
+    )
     return {row["in_force_iops"] for row in json.loads(said) if row["in_force_iops"]}

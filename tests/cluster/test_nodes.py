@@ -58,11 +58,15 @@ def test_a_pod_reaches_this_machine_and_the_api_server(lab: Lab) -> None:
         lab.kubectl.wait_running("asks")
         for address in lab.outside:
             lab.kubectl.exec("asks", ["ping", "-c", "1", address])
-        lab.kubectl.exec("asks", ["sh", "-c", "nc -w 10 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null"])
+        lab.kubectl.exec(
+            "asks", ["sh", "-c", "nc -w 10 $KUBERNETES_SERVICE_HOST $KUBERNETES_SERVICE_PORT </dev/null"]
+        )
 
 
 def test_a_container_has_the_seccomp_profile_it_asks_for(lab: Lab) -> None:
-    with applied(lab.kubectl, pod("confined", SLEEP, securityContext={"seccompProfile": {"type": "RuntimeDefault"}})):
+    with applied(
+        lab.kubectl, pod("confined", SLEEP, securityContext={"seccompProfile": {"type": "RuntimeDefault"}})
+    ):
         lab.kubectl.wait_running("confined")
         assert "Seccomp:\t2" in lab.kubectl.exec("confined", ["cat", "/proc/1/status"])
 
@@ -70,9 +74,15 @@ def test_a_container_has_the_seccomp_profile_it_asks_for(lab: Lab) -> None:
 def test_who_asked_what_is_in_the_audit_log(lab: Lab) -> None:
     with applied(lab.kubectl, pod("audited", SLEEP)):
         lab.kubectl.wait_running("audited")
-    calls = [call for call in audit.calls(lab.plane.audit_log) if (call.resource, call.name) == ("pods", "audited")]
+    calls = [
+        call for call in audit.calls(lab.plane.audit_log) if (call.resource, call.name) == ("pods", "audited")
+    ]
     asked = {(call.user, call.verb, call.subresource) for call in calls}
-    assert {("admin", "patch", ""), ("system:kube-scheduler", "create", "binding"), ("system:node:node-1", "patch", "status")} <= asked
+    assert {
+        ("admin", "patch", ""),
+        ("system:kube-scheduler", "create", "binding"),
+        ("system:node:node-1", "patch", "status"),
+    } <= asked
 
 
 def test_kubelet_tells_what_a_pod_uses(lab: Lab) -> None:
@@ -83,21 +93,34 @@ def test_kubelet_tells_what_a_pod_uses(lab: Lab) -> None:
     assert "used" in [one["podRef"]["name"] for one in told["pods"]]
 
 
-def test_what_a_pod_mounts_reaches_its_node_and_the_pods_there_and_no_other_node(lab: Lab, second_node: Node) -> None:
+def test_what_a_pod_mounts_reaches_its_node_and_the_pods_there_and_no_other_node(
+    lab: Lab, second_node: Node
+) -> None:
     """As a node plugin does: an EROFS image on a loop device, below kubelet's folder, by a container that shares its mounts."""
     place = "/var/lib/kubelet/plugins/test"
     image = lab.nodes[0].root / "var/lib/kubelet/image"
     write_erofs(image, {"read": "by all\n"})
-    volumes = [{"name": "kubelet", "hostPath": {"path": "/var/lib/kubelet"}}, {"name": "dev", "hostPath": {"path": "/dev"}}]
-    shared = [{"name": "kubelet", "mountPath": "/var/lib/kubelet", "mountPropagation": "Bidirectional"}, {"name": "dev", "mountPath": "/dev"}]
+    volumes = [
+        {"name": "kubelet", "hostPath": {"path": "/var/lib/kubelet"}},
+        {"name": "dev", "hostPath": {"path": "/dev"}},
+    ]
+    shared = [
+        {"name": "kubelet", "mountPath": "/var/lib/kubelet", "mountPropagation": "Bidirectional"},
+        {"name": "dev", "mountPath": "/dev"},
+    ]
     plugin = pod("mounts", SLEEP, node="node-1", volumes=volumes)
     plugin["spec"]["containers"][0] |= {"securityContext": {"privileged": True}, "volumeMounts": shared}
     reader = pod("reads", SLEEP, node="node-1", volumes=volumes[:1])
-    reader["spec"]["containers"][0] |= {"volumeMounts": [{"name": "kubelet", "mountPath": "/seen", "mountPropagation": "HostToContainer"}]}
+    reader["spec"]["containers"][0] |= {
+        "volumeMounts": [{"name": "kubelet", "mountPath": "/seen", "mountPropagation": "HostToContainer"}]
+    }
     with applied(lab.kubectl, plugin, reader):
         for name in ("mounts", "reads"):
             lab.kubectl.wait_running(name)
-        lab.kubectl.exec("mounts", ["sh", "-c", f"mkdir -p {place} && mount -t erofs -o ro,loop /var/lib/kubelet/image {place}"])
+        lab.kubectl.exec(
+            "mounts",
+            ["sh", "-c", f"mkdir -p {place} && mount -t erofs -o ro,loop /var/lib/kubelet/image {place}"],
+        )
         assert (lab.nodes[0].root / place[1:] / "read").read_text() == "by all\n"
         assert lab.kubectl.exec("reads", ["cat", "/seen/plugins/test/read"]) == "by all\n"
         assert not (second_node.root / place[1:] / "read").exists() and not Path(place, "read").exists()
@@ -110,12 +133,16 @@ def test_pods_of_two_nodes_reach_each_other(lab: Lab, second_node: Node) -> None
     assert condition(lab.kubectl.get("node", second_node.name), "Ready") == "True"
     first, second = (pod(f"on-{node.name}", SLEEP, node=node.name) for node in lab.nodes[:2])
     with applied(lab.kubectl, first, second):
-        addresses = [lab.kubectl.wait_running(one["metadata"]["name"])["status"]["podIP"] for one in (first, second)]
+        addresses = [
+            lab.kubectl.wait_running(one["metadata"]["name"])["status"]["podIP"] for one in (first, second)
+        ]
         lab.kubectl.exec("on-node-1", ["ping", "-c", "1", addresses[1]])
         lab.kubectl.exec("on-node-2", ["ping", "-c", "1", addresses[0]])
 
 
-def test_a_node_that_was_switched_off_comes_back_with_its_disk_and_its_pods(lab: Lab, second_node: Node) -> None:
+def test_a_node_that_was_switched_off_comes_back_with_its_disk_and_its_pods(
+    lab: Lab, second_node: Node
+) -> None:
     kept = second_node.root / "var/lib/kept"
     kept.write_text("on disk")
     (second_node.root / "run/forgotten").touch()
@@ -127,7 +154,11 @@ def test_a_node_that_was_switched_off_comes_back_with_its_disk_and_its_pods(lab:
         second_node.wait_ready(lab.kubectl)
         assert (second_node.root / "var/lib/kept").read_text() == "on disk"
         assert not (second_node.root / "run/forgotten").exists()
-        lab.kubectl.wait("pod", "returns", lambda found: status(found).get("running", {"startedAt": before})["startedAt"] != before)
+        lab.kubectl.wait(
+            "pod",
+            "returns",
+            lambda found: status(found).get("running", {"startedAt": before})["startedAt"] != before,
+        )
         lab.kubectl.exec("returns", ["true"])
 
 

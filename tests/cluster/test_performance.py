@@ -41,8 +41,12 @@ def models(hub: Hub) -> None:
 def measuring(name: str, image: Archive, bought: Object) -> Object:
     """A pod with Python that has the volume `bought` at /bought and the same model without a limit at /free."""
     free = inline_volume(MODEL)
-    made = pod(name, ["sleep", "3600"], image.name, volumes=[{**bought, "name": "bought"}, {**free, "name": "free"}])
-    made["spec"]["containers"][0]["volumeMounts"] = [{"name": each, "mountPath": f"/{each}", "readOnly": True} for each in ("bought", "free")]
+    made = pod(
+        name, ["sleep", "3600"], image.name, volumes=[{**bought, "name": "bought"}, {**free, "name": "free"}]
+    )
+    made["spec"]["containers"][0]["volumeMounts"] = [
+        {"name": each, "mountPath": f"/{each}", "readOnly": True} for each in ("bought", "free")
+    ]
     return made
 
 
@@ -58,16 +62,24 @@ def reads(lab: Lab, name: str, volume: str, seconds: float) -> float:
 
 
 @pytest.mark.parametrize("kind", ["inline", "claim"])
-def test_provisioned_iops_are_what_a_container_reads(lab: Lab, driver: Driver, driver_image: Archive, kind: str) -> None:
+def test_provisioned_iops_are_what_a_container_reads(
+    lab: Lab, driver: Driver, driver_image: Archive, kind: str
+) -> None:
     name = f"measured-{kind}"
-    bought = inline_volume({**MODEL, **PERFORMANCE, "size": f"{GIB}Gi"}) if kind == "inline" else claim_volume("bought")
+    bought = (
+        inline_volume({**MODEL, **PERFORMANCE, "size": f"{GIB}Gi"})
+        if kind == "inline"
+        else claim_volume("bought")
+    )
     with (
         volumes_of(lab, {**MODEL, **PERFORMANCE}),
         applied(lab.kubectl, claim("bought", "models", size=f"{GIB}Gi")),
         pods(lab, measuring(name, driver_image, bought)),
     ):
         free = reads(lab, name, "free", FREE_SECONDS)
-        assert free > 1.2 * BOUGHT, f"this machine's disk gives {free:.0f} IOPS: too little to show a limit of {BOUGHT}"
+        assert free > 1.2 * BOUGHT, (
+            f"this machine's disk gives {free:.0f} IOPS: too little to show a limit of {BOUGHT}"
+        )
         ratio = reads(lab, name, "bought", SECONDS) / BOUGHT
         print(f"{name}: {ratio:.4f} of the {BOUGHT} IOPS that were bought")
         assert ratio == pytest.approx(1, rel=0.03)

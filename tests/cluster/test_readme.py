@@ -28,23 +28,39 @@ WEIGHTS = os.urandom(1 << 20)
 
 def example_of(pod: str) -> list[dict[str, Any]]:
     """The objects of the example that has a pod of that name."""
-    examples = [list(yaml.safe_load_all(text)) for text in _EXAMPLES.findall((TREE / "README.md").read_text())]
-    (found,) = (things for things in examples if any(thing["kind"] == "Pod" and thing["metadata"]["name"] == pod for thing in things))
+    examples = [
+        list(yaml.safe_load_all(text)) for text in _EXAMPLES.findall((TREE / "README.md").read_text())
+    ]
+    (found,) = (
+        things
+        for things in examples
+        if any(thing["kind"] == "Pod" and thing["metadata"]["name"] == pod for thing in things)
+    )
     return found
 
 
 @pytest.mark.parametrize(
-    ("pod", "repository", "revision"), [("reader", "sentence-transformers/all-MiniLM-L6-v2", "main"), ("inline-reader", "org/private-model", "v1.0")]
+    ("pod", "repository", "revision"),
+    [
+        ("reader", "sentence-transformers/all-MiniLM-L6-v2", "main"),
+        ("inline-reader", "org/private-model", "v1.0"),
+    ],
 )
 def test_an_example_is_applied_as_it_stands_and_its_pod_reads_the_model(
     lab: Lab, driver: Driver, hub: Hub, tmp_path: Path, pod: str, repository: str, revision: str
 ) -> None:
     lab.load(busybox(tmp_path, "python:3.12-slim"))
-    files: dict[str, bytes] = {"config.json": b"{}", "model.safetensors": WEIGHTS, "model.onnx": b"not wanted"}
+    files: dict[str, bytes] = {
+        "config.json": b"{}",
+        "model.safetensors": WEIGHTS,
+        "model.onnx": b"not wanted",
+    }
     made = hub.repo(repository, files, private=True, tokens={TOKEN})
     made.branches[revision] = made.branches["main"]
     with applied(lab.kubectl, secret("hub-token", token=TOKEN), *example_of(pod)):
         lab.kubectl.wait("pod", pod, lambda thing: thing["status"].get("phase") == "Succeeded")
         listed = lab.kubectl.logs(pod)
-    assert re.search(rf"\b{len(WEIGHTS)}\b.*model\.safetensors", listed) and ("model.onnx" in listed) == (pod == "inline-reader")
+    assert re.search(rf"\b{len(WEIGHTS)}\b.*model\.safetensors", listed) and ("model.onnx" in listed) == (
+        pod == "inline-reader"
+    )
     settled(lab, driver)

@@ -29,17 +29,31 @@ NEVER_USED = {
     Right(
         "operator", "create", "cacheprewarms.datacache.csi.io"
     ): "to apply an order that is not there yet; asked for as patch, which is all that the log has",
-    Right("operator", "update", "secrets"): "nonces of the OpenAPI, where tests have called it, and the webhook's certificate, which ends in weeks",
-    Right("controller", "list", "nodes"): "pins of nodes that are gone are let go, at a look every five minutes",
+    Right(
+        "operator", "update", "secrets"
+    ): "nonces of the OpenAPI, where tests have called it, and the webhook's certificate, which ends in weeks",
+    Right(
+        "controller", "list", "nodes"
+    ): "pins of nodes that are gone are let go, at a look every five minutes",
     Right("controller", "patch", "events"): _SAID_AGAIN,
     Right("resizer", "patch", "events"): _SAID_AGAIN,
     **{
         Right("provisioner", "list", resource): _LIST_FIRST
-        for resource in ("csinodes.storage.k8s.io", "nodes", "persistentvolumeclaims", "persistentvolumes", "storageclasses.storage.k8s.io")
+        for resource in (
+            "csinodes.storage.k8s.io",
+            "nodes",
+            "persistentvolumeclaims",
+            "persistentvolumes",
+            "storageclasses.storage.k8s.io",
+        )
     },
     **{
         Right("resizer", "list", resource): _LIST_FIRST
-        for resource in ("persistentvolumeclaims", "persistentvolumes", "volumeattributesclasses.storage.k8s.io")
+        for resource in (
+            "persistentvolumeclaims",
+            "persistentvolumes",
+            "volumeattributesclasses.storage.k8s.io",
+        )
     },
 }
 """Why a right is there that tests use by chance, or never."""
@@ -47,14 +61,26 @@ NEVER_USED = {
 
 def test_the_roles_of_the_chart_are_what_the_programs_use(lab: Lab, driver: Driver, hub: Hub) -> None:
     rights = granted(lab)
-    reasons = NEVER_USED if any(right.program == "operator" for right in rights) else {k: v for k, v in NEVER_USED.items() if k.program != "operator"}
-    assert reasons.keys() <= rights, f"reasons for what no role has: {sorted(map(str, reasons.keys() - rights))}"
+    reasons = (
+        NEVER_USED
+        if any(right.program == "operator" for right in rights)
+        else {k: v for k, v in NEVER_USED.items() if k.program != "operator"}
+    )
+    assert reasons.keys() <= rights, (
+        f"reasons for what no role has: {sorted(map(str, reasons.keys() - rights))}"
+    )
     if rights - used(lab, rights) - NEVER_USED.keys():
         # Not all tests have run before.
         everything(lab, driver, hub)
     unused = rights - used(lab, rights)
-    print("\nrights that no test used:", *(f"  {right}: {NEVER_USED.get(right, '?')}" for right in sorted(unused)), sep="\n")
-    assert unused <= NEVER_USED.keys(), f"nobody uses these, and no reason is given: {sorted(map(str, unused - NEVER_USED.keys()))}"
+    print(
+        "\nrights that no test used:",
+        *(f"  {right}: {NEVER_USED.get(right, '?')}" for right in sorted(unused)),
+        sep="\n",
+    )
+    assert unused <= NEVER_USED.keys(), (
+        f"nobody uses these, and no reason is given: {sorted(map(str, unused - NEVER_USED.keys()))}"
+    )
 
 
 def everything(lab: Lab, driver: Driver, hub: Hub) -> None:
@@ -79,8 +105,12 @@ def everything(lab: Lab, driver: Driver, hub: Hub) -> None:
 
 
 def _classes() -> list[Object]:
-    of_secret = {f"csi.storage.k8s.io/{stage}-secret-name": "right" for stage in ("provisioner", "node-stage")}
-    of_secret |= {f"csi.storage.k8s.io/{stage}-secret-namespace": "default" for stage in ("provisioner", "node-stage")}
+    of_secret = {
+        f"csi.storage.k8s.io/{stage}-secret-name": "right" for stage in ("provisioner", "node-stage")
+    }
+    of_secret |= {
+        f"csi.storage.k8s.io/{stage}-secret-namespace": "default" for stage in ("provisioner", "node-stage")
+    }
     attributes = [
         {
             "apiVersion": "storage.k8s.io/v1",
@@ -115,11 +145,27 @@ def _pods() -> list[Object]:
 def _modified(lab: Lab) -> None:
     """Another VolumeAttributesClass, in force."""
     bound = lab.kubectl.wait("pvc", "right", lambda found: found["status"]["phase"] == "Bound")
-    lab.kubectl.run("patch", "pvc", "right", "--type=merge", "-p", json.dumps({"spec": {"volumeAttributesClassName": "right-fast"}}))
+    lab.kubectl.run(
+        "patch",
+        "pvc",
+        "right",
+        "--type=merge",
+        "-p",
+        json.dumps({"spec": {"volumeAttributesClassName": "right-fast"}}),
+    )
     volume = lab.kubectl.get("pv", bound["spec"]["volumeName"])["spec"]["csi"]["volumeHandle"]
-    lab.kubectl.wait("cachevolume", volume, lambda found: found["spec"].get("performance") == {"readIops": 5000})
+    lab.kubectl.wait(
+        "cachevolume", volume, lambda found: found["spec"].get("performance") == {"readIops": 5000}
+    )
 
 
 def _prewarm() -> Object:
-    about = {"apiVersion": f"{GROUP}/{VERSION}", "kind": "CachePrewarm", "metadata": {"name": "right", "namespace": "default"}}
-    return {**about, "spec": {"nodeSelector": {"kubernetes.io/os": "linux"}, "caches": [{"claimName": "long-right"}]}}
+    about = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": "CachePrewarm",
+        "metadata": {"name": "right", "namespace": "default"},
+    }
+    return {
+        **about,
+        "spec": {"nodeSelector": {"kubernetes.io/os": "linux"}, "caches": [{"claimName": "long-right"}]},
+    }

@@ -24,16 +24,24 @@ class Traces:
     """What a lab has on this machine while it runs: its folder, cgroups, network device, processes, loop devices."""
 
     def __init__(self, lab: Lab) -> None:
-        self.places = [lab.folder, *lab.groups.places, Path(f"/sys/class/net/dccluster{lab.plane.network.number}")]
+        self.places = [
+            lab.folder,
+            *lab.groups.places,
+            Path(f"/sys/class/net/dccluster{lab.plane.network.number}"),
+        ]
         self.folder = str(lab.folder)
         # Numbers of processes and inodes are used again, on a machine where others work: those of now are told by when they began.
         self.processes = {pid: began(pid) for pid in lab.groups.processes()}
-        self.inodes = {file.stat().st_ino for node in lab.nodes for file in node.space.folder.glob("disk/*/*")}
+        self.inodes = {
+            file.stat().st_ino for node in lab.nodes for file in node.space.folder.glob("disk/*/*")
+        }
 
     def left(self) -> list[str]:
         """What of it is still there."""
         places = [str(place) for place in self.places if place.exists()]
-        mounts = [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if self.folder in line]
+        mounts = [
+            line for line in Path("/proc/self/mountinfo").read_text().splitlines() if self.folder in line
+        ]
         return [*places, *mounts, *self._processes(), *self._loops()]
 
     def _processes(self) -> Iterator[str]:
@@ -43,7 +51,9 @@ class Traces:
                 yield f"process {pid}: {command}"
 
     def _loops(self) -> list[str]:
-        asked = subprocess.run(["losetup", "--json", "--output", "NAME,BACK-INO"], capture_output=True, text=True, check=True).stdout
+        asked = subprocess.run(
+            ["losetup", "--json", "--output", "NAME,BACK-INO"], capture_output=True, text=True, check=True
+        ).stdout
         found = json.loads(asked)["loopdevices"] if asked else []
         return [f"loop device {loop['name']}" for loop in found if int(loop["back-ino"]) in self.inodes]
 
@@ -65,7 +75,9 @@ def command_of(pid: int) -> str:
 
 def mounted_here() -> list[str]:
     """What this machine has mounted where nodes have folders of their own; elsewhere others may be at work."""
-    places = [line.split(" - ")[0].split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    places = [
+        line.split(" - ")[0].split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    ]
     return [place for place in places if not place.startswith(("/tmp/", "/var/tmp/"))]
 
 
@@ -80,13 +92,22 @@ def test_a_cluster_that_is_stopped_leaves_nothing(built: None) -> None:
         traces = Traces(lab)
         assert mounted_here() == mounts
         found = "\n".join(traces.left())
-        for trace in ("loop device", "/kubelet ", "containerd-shim-runc-v2 ", "/blkio/", "dccluster", "sleep"):
+        for trace in (
+            "loop device",
+            "/kubelet ",
+            "containerd-shim-runc-v2 ",
+            "/blkio/",
+            "dccluster",
+            "sleep",
+        ):
             assert trace in found
     assert traces.left() == []
     assert mounted_here() == mounts
 
 
-def test_a_cluster_whose_test_fails_says_what_its_programs_said_and_leaves_nothing(built: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_cluster_whose_test_fails_says_what_its_programs_said_and_leaves_nothing(
+    built: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(AssertionError, match="kubelet ended with"), running() as lab:
         traces = Traces(lab)
         os.kill(lab.nodes[0].daemons["kubelet"].process.pid, signal.SIGKILL)

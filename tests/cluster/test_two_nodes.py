@@ -51,15 +51,24 @@ def labelled(lab: Lab, *nodes: Node) -> Iterator[None]:
 def prewarm(name: str, repository: str, **selector: str) -> Object:
     """The caches of a repository on the nodes with these labels."""
     spec = {"nodeSelector": selector, "caches": [{"parameters": {"repoId": repository}}]}
-    return {"apiVersion": "datacache.csi.io/v1alpha1", "kind": "CachePrewarm", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
+    return {
+        "apiVersion": "datacache.csi.io/v1alpha1",
+        "kind": "CachePrewarm",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": spec,
+    }
 
 
 def entries(prewarmed: Object) -> dict[str, Any]:
     """What a CachePrewarm shows of each node: state and percent."""
-    return {one["node"]: (one["state"], one["percent"]) for one in prewarmed.get("status", {}).get("nodes", [])}
+    return {
+        one["node"]: (one["state"], one["percent"]) for one in prewarmed.get("status", {}).get("nodes", [])
+    }
 
 
-def test_replicas_on_two_nodes_read_what_the_branch_was_until_the_last_has_gone(lab: Lab, driver: Driver, hub: Hub, second_node: Node) -> None:
+def test_replicas_on_two_nodes_read_what_the_branch_was_until_the_last_has_gone(
+    lab: Lab, driver: Driver, hub: Hub, second_node: Node
+) -> None:
     repository = hub.repo("org/moving", {"model.bin": OLD})
     pinned = repository.branches["main"]
     first, second = on_each(lab, "replica", inline_volume({"repoId": "org/moving"}))
@@ -69,10 +78,16 @@ def test_replicas_on_two_nodes_read_what_the_branch_was_until_the_last_has_gone(
             assert {sum_in(lab, one["metadata"]["name"]) for one in (first, second)} == {sum_of(OLD)}
             (pin,) = lab.kubectl.list("cachepins")
             held = f"{lab.nodes[0].name}, {second_node.name}"
-            shown = lab.kubectl.wait("cachepin", pin["metadata"]["name"], lambda one: one.get("status", {}).get("holders") == held)["status"]
+            shown = lab.kubectl.wait(
+                "cachepin", pin["metadata"]["name"], lambda one: one.get("status", {}).get("holders") == held
+            )["status"]
             assert (shown["revision"], shown["pin"]) == ("main", pinned[:12])
             for one in (first, second):
-                wait_for(lambda one=one: f"org/moving@{pinned}" in told(lab, one, "CachePinned"), 20, "the event of the pin")  # type: ignore[misc]
+                wait_for(
+                    lambda one=one: f"org/moving@{pinned}" in told(lab, one, "CachePinned"),
+                    20,
+                    "the event of the pin",
+                )  # type: ignore[misc]
     wait_for(lambda: lab.kubectl.list("cachepins") == [], 60, "the pin to go with its last holder")
     with pods(lab, first, second):
         assert {sum_in(lab, one["metadata"]["name"]) for one in (first, second)} == {sum_of(NEW)}
@@ -81,38 +96,69 @@ def test_replicas_on_two_nodes_read_what_the_branch_was_until_the_last_has_gone(
 
 def told(lab: Lab, pod: Object, reason: str) -> str:
     """The events of a pod for a reason."""
-    return "\n".join(line for line in lab.kubectl.events(pod["metadata"]["name"]).splitlines() if line.startswith(f"{reason}: "))
+    return "\n".join(
+        line
+        for line in lab.kubectl.events(pod["metadata"]["name"]).splitlines()
+        if line.startswith(f"{reason}: ")
+    )
 
 
-def test_what_a_pool_was_told_to_have_is_there_before_its_pods_and_nowhere_else(lab: Lab, driver: Driver, hub: Hub, second_node: Node) -> None:
+def test_what_a_pool_was_told_to_have_is_there_before_its_pods_and_nowhere_else(
+    lab: Lab, driver: Driver, hub: Hub, second_node: Node
+) -> None:
     # Bytes of their own: what another repository has brought already would be no prewarm's doing.
     warm = os.urandom(3 * MIB)
     hub.repo("org/warm", {"model.bin": warm})
     hub.repo("org/warm-on-one", {"model.bin": warm[::-1]})
     one = {"kubernetes.io/hostname": second_node.name}
     before = driver.images(lab.nodes[0])
-    with labelled(lab, *lab.nodes[:2]), applied(lab.kubectl, prewarm("both", "org/warm", **{POOL: "warm"}), prewarm("one", "org/warm-on-one", **one)):
+    with (
+        labelled(lab, *lab.nodes[:2]),
+        applied(
+            lab.kubectl,
+            prewarm("both", "org/warm", **{POOL: "warm"}),
+            prewarm("one", "org/warm-on-one", **one),
+        ),
+    ):
         for name, nodes in (("both", lab.nodes[:2]), ("one", [second_node])):
-            ready = lab.kubectl.wait("cacheprewarm", name, lambda found: condition(found, "Ready") == "True" and len(entries(found)) >= len(nodes))  # noqa: B023
+            ready = lab.kubectl.wait(
+                "cacheprewarm",
+                name,
+                lambda found: condition(found, "Ready") == "True" and len(entries(found)) >= len(nodes),
+            )  # noqa: B023
             assert entries(ready) == {node.name: ("Ready", 100) for node in nodes}
-            assert (ready["status"]["ready"], ready["status"]["progress"]) == (f"{len(nodes)}/{len(nodes)}", "100%")
+            assert (ready["status"]["ready"], ready["status"]["progress"]) == (
+                f"{len(nodes)}/{len(nodes)}",
+                "100%",
+            )
         sent = dict(hub.counters.bytes_sent)
         with pods(lab, *on_each(lab, "warmed", inline_volume({"repoId": "org/warm"}))):
             assert {sum_in(lab, f"warmed-{node.number}") for node in lab.nodes[:2]} == {sum_of(warm)}
         assert dict(hub.counters.bytes_sent) == sent
-        assert len(set(driver.images(lab.nodes[0])) - set(before)) == 1, "the first node has what it was told to have, and no more"
+        assert len(set(driver.images(lab.nodes[0])) - set(before)) == 1, (
+            "the first node has what it was told to have, and no more"
+        )
     settled(lab, driver)
 
 
-def test_a_prewarm_that_is_deleted_ends_on_every_node(lab: Lab, driver: Driver, hub: Hub, second_node: Node) -> None:
+def test_a_prewarm_that_is_deleted_ends_on_every_node(
+    lab: Lab, driver: Driver, hub: Hub, second_node: Node
+) -> None:
     hub.repo("org/never-full", {"model.bin": OLD * 16})
     hub.faults.rate = 2 * MIB
     # Of a node that lost its power nobody has closed the connections.
     lost = hub.counters.connections["cdn"]
     try:
         with applied(lab.kubectl, prewarm("slow", "org/never-full")):
-            filling = lab.kubectl.wait("cacheprewarm", "slow", lambda found: [state for state, _ in entries(found).values()] == ["Filling"] * 2)
-            assert set(entries(filling)) == {node.name for node in lab.nodes[:2]} and condition(filling, "Progressing") == "True"
+            filling = lab.kubectl.wait(
+                "cacheprewarm",
+                "slow",
+                lambda found: [state for state, _ in entries(found).values()] == ["Filling"] * 2,
+            )
+            assert (
+                set(entries(filling)) == {node.name for node in lab.nodes[:2]}
+                and condition(filling, "Progressing") == "True"
+            )
             wait_for(lambda: hub.counters.connections["cdn"] > lost, 20, "the fills")
         wait_for(lambda: hub.counters.connections["cdn"] <= lost, 20, "the fills to be stopped")
         wait_for(lambda: lab.kubectl.list("cachepins") == [], 60, "the pin to go with the prewarm")
@@ -134,9 +180,18 @@ def test_a_volume_that_is_deleted_while_it_is_read_elsewhere_is_read_on_and_leav
             lab.kubectl.delete("pvc", "deleted", "default", "--wait=false")
         empty(driver, lab.nodes[0])
         assert sum_in(lab, "deleted-2") == sum_of(OLD)
-        assert lab.kubectl.get("pvc", "deleted")["metadata"]["deletionTimestamp"] and len(lab.kubectl.list("cachevolumes", "")) == 1
-        lab.kubectl.run("patch", "pvc", "deleted", "--type=merge", "-p", json.dumps({"metadata": {"finalizers": None}}))
-        wait_for(lambda: lab.kubectl.list("cachevolumes", "") == [] and lab.kubectl.list("pv", "") == [], 60, "the volume to go")
+        assert (
+            lab.kubectl.get("pvc", "deleted")["metadata"]["deletionTimestamp"]
+            and len(lab.kubectl.list("cachevolumes", "")) == 1
+        )
+        lab.kubectl.run(
+            "patch", "pvc", "deleted", "--type=merge", "-p", json.dumps({"metadata": {"finalizers": None}})
+        )
+        wait_for(
+            lambda: lab.kubectl.list("cachevolumes", "") == [] and lab.kubectl.list("pv", "") == [],
+            60,
+            "the volume to go",
+        )
         assert sum_in(lab, "deleted-2") == sum_of(OLD)
         unread = lab.kubectl.exec("deleted-2", ["sha256sum", "/data/unread.bin"]).split()[0]
         assert unread == sum_of(NEW), "what is in no page cache yet"

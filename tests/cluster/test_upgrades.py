@@ -28,7 +28,11 @@ MODEL = os.urandom(8 << 20)
 SUM = hashlib.sha256(MODEL).hexdigest()
 SOURCE = {"repoId": "org/upgraded"}
 # Past the page cache, by the device.
-READ = ["sh", "-c", "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; sleep 0.1; done"]
+READ = [
+    "sh",
+    "-c",
+    "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; sleep 0.1; done",
+]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +56,9 @@ def as_it_was(driver: Driver, driver_image: Archive) -> Iterator[None]:
 
 def running(lab: Lab) -> set[str]:
     """The images of the driver's own containers."""
-    found = [container for one in lab.kubectl.list("pod", NAMESPACE) for container in one["spec"]["containers"]]
+    found = [
+        container for one in lab.kubectl.list("pod", NAMESPACE) for container in one["spec"]["containers"]
+    ]
     return {container["image"] for container in found if container["name"].startswith("datacache-")}
 
 
@@ -69,17 +75,28 @@ def test_readers_and_claims_outlive_a_rollback_and_an_upgrade(
 ) -> None:
     hub.repo("org/upgraded", {"model.bin": MODEL})
     claims = [claim(name, "models") for name in ("made-first", "made-before", "made-after")]
-    readers = [reader("claim-reader", claim_volume("made-first"), READ), reader("inline-reader", inline_volume(SOURCE), READ)]
+    readers = [
+        reader("claim-reader", claim_volume("made-first"), READ),
+        reader("inline-reader", inline_volume(SOURCE), READ),
+    ]
     with volumes_of(lab, SOURCE), applied(lab.kubectl, claims[0]), pods(lab, *readers):
         for number, (tree, image) in enumerate([before, (programs.TREE, driver_image)], 1):
             read = counted(lab, readers)
             driver.replace(tree, image)
-            wait_for(lambda image=image: running(lab) == {image.name}, 60, "the last pod of the other image to end")  # type: ignore[misc]
+            wait_for(
+                lambda image=image: running(lab) == {image.name}, 60, "the last pod of the other image to end"
+            )  # type: ignore[misc]
             lab.kubectl.apply(claims[number])
             fresh = [reader(f"fresh-{name}", volume) for name, volume in _volumes(claims[: number + 1])]
             with pods(lab, *fresh):
                 assert {sum_in(lab, one["metadata"]["name"]) for one in fresh} == {SUM}
-            wait_for(lambda read=read: all(now > then + 10 for now, then in zip(counted(lab, readers), read, strict=True)), 30, "reads")  # type: ignore[misc]
+            wait_for(
+                lambda read=read: all(
+                    now > then + 10 for now, then in zip(counted(lab, readers), read, strict=True)
+                ),
+                30,
+                "reads",
+            )  # type: ignore[misc]
         for one in claims[1:]:
             lab.kubectl.delete("pvc", one["metadata"]["name"])
         print(f"\nread {counted(lab, readers)} times meanwhile, always the same")

@@ -15,7 +15,16 @@ from tests.cluster.lab import Lab
 from tests.cluster.node import Node
 from tests.cluster.pods import applied
 from tests.cluster.spaces import wait_for
-from tests.cluster.volumes import DRIVER, claim, claim_volume, inline_volume, namespace, reader, secret, storage_class
+from tests.cluster.volumes import (
+    DRIVER,
+    claim,
+    claim_volume,
+    inline_volume,
+    namespace,
+    reader,
+    secret,
+    storage_class,
+)
 from tests.origins.hub import Hub
 
 pytestmark = pytest.mark.cluster
@@ -34,7 +43,9 @@ def models(hub: Hub) -> None:
 
 
 @contextmanager
-def volumes_of(lab: Lab, parameters: dict[str, str], name: str = "models", binding: str = "Immediate") -> Iterator[None]:
+def volumes_of(
+    lab: Lab, parameters: dict[str, str], name: str = "models", binding: str = "Immediate"
+) -> Iterator[None]:
     with applied(lab.kubectl, storage_class(name, parameters, binding)):
         yield
 
@@ -56,7 +67,11 @@ def settled(lab: Lab, driver: Driver) -> None:
     """Nothing is mounted any more, and no volume is left."""
     for node in lab.nodes:
         empty(driver, node)
-    wait_for(lambda: lab.kubectl.list("cachevolumes", "") == [] and lab.kubectl.list("pv", "") == [], 60, "volumes to go")
+    wait_for(
+        lambda: lab.kubectl.list("cachevolumes", "") == [] and lab.kubectl.list("pv", "") == [],
+        60,
+        "volumes to go",
+    )
 
 
 def empty(driver: Driver, node: Node) -> None:
@@ -68,29 +83,54 @@ def empty(driver: Driver, node: Node) -> None:
 @pytest.mark.parametrize("binding", ["Immediate", "WaitForFirstConsumer"])
 def test_a_claim_becomes_a_volume_that_ten_pods_read(lab: Lab, driver: Driver, binding: str) -> None:
     readers = [reader(f"reader-{number}", claim_volume("model")) for number in range(10)]
-    with volumes_of(lab, {"repoId": "org/model"}, binding=binding), applied(lab.kubectl, claim("model", "models")), pods(lab, *readers):
+    with (
+        volumes_of(lab, {"repoId": "org/model"}, binding=binding),
+        applied(lab.kubectl, claim("model", "models")),
+        pods(lab, *readers),
+    ):
         assert {sum_in(lab, one["metadata"]["name"]) for one in readers} == {SUM}
         (volume,) = lab.kubectl.list("cachevolumes", "")
         assert condition(volume, "Resolved") == "True" and volume["status"]["source"]
-        assert len({target for target in driver.mounts(lab.nodes[0]) if "/plugins/" in target and "globalmount" not in target}) == 1
+        assert (
+            len(
+                {
+                    target
+                    for target in driver.mounts(lab.nodes[0])
+                    if "/plugins/" in target and "globalmount" not in target
+                }
+            )
+            == 1
+        )
     settled(lab, driver)
 
 
 def test_a_volume_cannot_be_written(lab: Lab, driver: Driver) -> None:
-    with pods(lab, reader("writer", inline_volume({"repoId": "org/model"}))), pytest.raises(AssertionError, match="Read-only file system"):
+    with (
+        pods(lab, reader("writer", inline_volume({"repoId": "org/model"}))),
+        pytest.raises(AssertionError, match="Read-only file system"),
+    ):
         lab.kubectl.exec("writer", ["touch", "/data/new"])
 
 
-def test_two_pods_of_a_node_read_a_claim_of_one_writer_where_the_class_downgrades(lab: Lab, driver: Driver) -> None:
+def test_two_pods_of_a_node_read_a_claim_of_one_writer_where_the_class_downgrades(
+    lab: Lab, driver: Driver
+) -> None:
     readers = [reader(f"downgraded-{number}", claim_volume("rwo")) for number in range(2)]
     parameters = {"repoId": "org/model", "writerAccessModes": "downgrade"}
-    with volumes_of(lab, parameters), applied(lab.kubectl, claim("rwo", "models", "ReadWriteOnce")), pods(lab, *readers):
+    with (
+        volumes_of(lab, parameters),
+        applied(lab.kubectl, claim("rwo", "models", "ReadWriteOnce")),
+        pods(lab, *readers),
+    ):
         assert {sum_in(lab, one["metadata"]["name"]) for one in readers} == {SUM}
     settled(lab, driver)
 
 
 def test_a_claim_that_wants_to_write_is_refused_with_the_way_out(lab: Lab, driver: Driver) -> None:
-    with volumes_of(lab, {"repoId": "org/model"}), applied(lab.kubectl, claim("writer", "models", "ReadWriteMany")):
+    with (
+        volumes_of(lab, {"repoId": "org/model"}),
+        applied(lab.kubectl, claim("writer", "models", "ReadWriteMany")),
+    ):
         wait_for(lambda: "writerAccessModes" in lab.kubectl.events("writer"), 60, "the event of the refusal")
         assert lab.kubectl.get("pvc", "writer")["status"]["phase"] == "Pending"
 
@@ -116,7 +156,12 @@ def test_a_static_volume_reads_with_its_own_secret(lab: Lab, driver: Driver) -> 
         "storageClassName": "",
         "csi": csi,
     }
-    static = {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": "static-model"}, "spec": spec}
+    static = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": "static-model"},
+        "spec": spec,
+    }
     wanted = [secret("token", token=TOKEN), static, claim("static", "", volume="static-model")]
     with applied(lab.kubectl, *wanted), pods(lab, reader("static", claim_volume("static"))):
         assert sum_in(lab, "static") == hashlib.sha256(MODEL[::-1]).hexdigest()
@@ -124,8 +169,14 @@ def test_a_static_volume_reads_with_its_own_secret(lab: Lab, driver: Driver) -> 
 
 
 def test_a_private_model_comes_with_the_secrets_that_its_class_names(lab: Lab, driver: Driver) -> None:
-    named = {f"csi.storage.k8s.io/{which}-secret-name": "token" for which in ("provisioner", "node-stage", "node-publish")}
-    spaces = {f"csi.storage.k8s.io/{which}-secret-namespace": "${pvc.namespace}" for which in ("provisioner", "node-stage", "node-publish")}
+    named = {
+        f"csi.storage.k8s.io/{which}-secret-name": "token"
+        for which in ("provisioner", "node-stage", "node-publish")
+    }
+    spaces = {
+        f"csi.storage.k8s.io/{which}-secret-namespace": "${pvc.namespace}"
+        for which in ("provisioner", "node-stage", "node-publish")
+    }
     with (
         applied(lab.kubectl, secret("token", token=TOKEN)),
         volumes_of(lab, {"repoId": "org/private", **named, **spaces}),
@@ -137,9 +188,16 @@ def test_a_private_model_comes_with_the_secrets_that_its_class_names(lab: Lab, d
 
 
 @pytest.mark.parametrize(
-    ("token", "words"), [("", "give a token in a Secret"), ("another-token", "this token may not see it"), ("wrong", "refuses the token")]
+    ("token", "words"),
+    [
+        ("", "give a token in a Secret"),
+        ("another-token", "this token may not see it"),
+        ("wrong", "refuses the token"),
+    ],
 )
-def test_another_tenant_does_not_get_a_private_image_that_the_node_has(lab: Lab, driver: Driver, token: str, words: str) -> None:
+def test_another_tenant_does_not_get_a_private_image_that_the_node_has(
+    lab: Lab, driver: Driver, token: str, words: str
+) -> None:
     private = {"repoId": "org/private"}
     with ExitStack() as stack:
         stack.enter_context(applied(lab.kubectl, secret("token", token=TOKEN)))
@@ -148,7 +206,9 @@ def test_another_tenant_does_not_get_a_private_image_that_the_node_has(lab: Lab,
         given = inline_volume(private, "token") if token else inline_volume(private)
         wanted = [secret("token", "strangers", token=token)] if token else []
         stack.enter_context(applied(lab.kubectl, *wanted, reader("stranger", given, namespace="strangers")))
-        wait_for(lambda: words in lab.kubectl.events("stranger", "strangers"), 60, f"the event that says {words!r}")
+        wait_for(
+            lambda: words in lab.kubectl.events("stranger", "strangers"), 60, f"the event that says {words!r}"
+        )
         assert lab.kubectl.get("pod", "stranger", "strangers")["status"]["phase"] == "Pending"
         assert TOKEN not in lab.kubectl.events("stranger", "strangers")
 
@@ -163,6 +223,8 @@ def test_another_tenant_does_not_get_a_private_image_that_the_node_has(lab: Lab,
         ({"repoId": "../../etc"}, "repoId"),
     ],
 )
-def test_hostile_attributes_are_refused_by_name(lab: Lab, driver: Driver, attributes: dict[str, str], words: str) -> None:
+def test_hostile_attributes_are_refused_by_name(
+    lab: Lab, driver: Driver, attributes: dict[str, str], words: str
+) -> None:
     with applied(lab.kubectl, reader("hostile", inline_volume(attributes))):
         wait_for(lambda: words in lab.kubectl.events("hostile"), 60, f"the event that says {words!r}")

@@ -24,13 +24,28 @@ def storage_class(name: str, parameters: Mapping[str, str], binding: str = "Imme
 
 
 def claim(
-    name: str, of: str, mode: str = "ReadOnlyMany", namespace: str = "default", size: str = "1Gi", attributes: str = "", volume: str = ""
+    name: str,
+    of: str,
+    mode: str = "ReadOnlyMany",
+    namespace: str = "default",
+    size: str = "1Gi",
+    attributes: str = "",
+    volume: str = "",
 ) -> Object:
     """A claim of the class `of`; `attributes` names a VolumeAttributesClass, `volume` the PersistentVolume that it is for."""
-    spec: Object = {"storageClassName": of, "accessModes": [mode], "resources": {"requests": {"storage": size}}}
+    spec: Object = {
+        "storageClassName": of,
+        "accessModes": [mode],
+        "resources": {"requests": {"storage": size}},
+    }
     spec |= {"volumeAttributesClassName": attributes} if attributes else {}
     spec |= {"volumeName": volume} if volume else {}
-    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name, "namespace": "default"}, "spec": spec}
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": spec,
+    }
 
 
 def claim_volume(name: str) -> Object:
@@ -45,7 +60,9 @@ def inline_volume(attributes: Mapping[str, str], secret: str = "") -> Object:
     return {"name": "data", "csi": csi}
 
 
-def reader(name: str, volume: Object, command: Sequence[str] = (), node: str = "", namespace: str = "default") -> Object:
+def reader(
+    name: str, volume: Object, command: Sequence[str] = (), node: str = "", namespace: str = "default"
+) -> Object:
     """A pod that has `volume` at /data, and sleeps unless it has something to do."""
     made = pod(name, command, node=node, volumes=[volume])
     made["metadata"]["namespace"] = namespace
@@ -55,7 +72,12 @@ def reader(name: str, volume: Object, command: Sequence[str] = (), node: str = "
 
 def secret(name: str, namespace: str = "default", **values: str) -> Object:
     """A Secret."""
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": namespace}, "stringData": values}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": name, "namespace": namespace},
+        "stringData": values,
+    }
 
 
 def namespace(name: str) -> Object:

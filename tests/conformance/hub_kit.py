@@ -29,7 +29,10 @@ from csi.sources.huggingface import HuggingFaceSource as open
 def pointed_at(endpoint: str) -> Iterator[None]:
     """What HF_ENDPOINT does for a process that starts: huggingface_hub of this one talks to `endpoint`."""
     before = (constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE)
-    constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = endpoint, endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    constants.ENDPOINT, constants.HUGGINGFACE_CO_URL_TEMPLATE = (
+        endpoint,
+        endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     try:
         yield
     finally:
@@ -63,7 +66,9 @@ class HubKit(HttpKit):
         self._pointed.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._pointed.__exit__(kind, error, trace)
         self.hub.stop()
 

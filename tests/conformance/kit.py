@@ -41,7 +41,9 @@ class Kit(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def missing(self) -> str:
         """Why this origin cannot run here, in words; empty when it can. Called before `__enter__`."""

@@ -45,7 +45,9 @@ class ModelScopeKit(HttpKit):
         os.environ["MODELSCOPE_ENDPOINT"] = self.hub.endpoint
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.environ.pop("MODELSCOPE_ENDPOINT")
         if self._before is not None:
             os.environ["MODELSCOPE_ENDPOINT"] = self._before

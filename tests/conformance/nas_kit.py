@@ -56,7 +56,9 @@ class NasKit:
         self._server.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._server.__exit__(kind, error, trace)
         shutil.rmtree(self._export)
 
@@ -122,7 +124,9 @@ class NasKit:
     def open_connections(self) -> int:
         # The clients' ends: ganesha's own sockets are listed with IPv6.
         rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-        return sum(row[3] == _ESTABLISHED and int(row[2].rpartition(":")[2], 16) == self._server.port for row in rows)
+        return sum(
+            row[3] == _ESTABLISHED and int(row[2].rpartition(":")[2], 16) == self._server.port for row in rows
+        )
 
 
 def _folder(spec: CacheSpec) -> Path:

@@ -10,7 +10,7 @@ from typing import Self
 
 from csi.errors import DataCacheError, PermissionDenied, SourceChanged
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.dialects.buckets import ObjectSpec
+from csi.parameters.dialects.buckets import BucketSpec
 from csi.sources.buckets.object_store import AccessKey
 from csi.sources.buckets.source import ObjectSource
 from csi.sources.source import Source
@@ -52,7 +52,9 @@ class ObjectsKit:
         self.server.__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.server.__exit__(kind, error, trace)
 
     def missing(self) -> str:
@@ -61,7 +63,7 @@ class ObjectsKit:
     def place(self, tree: Tree) -> CacheSpec:
         objects = {f"{FOLDER}/{path}": data for path, data in tree.items() if isinstance(data, bytes)}
         bucket = self.server.bucket(objects | {"models/elsewhere": b"not of this place"})
-        return CacheSpec(ObjectSpec(self._store, self.server.endpoint, bucket, FOLDER, path_style=True))
+        return CacheSpec(BucketSpec(self._store, self.server.endpoint, bucket, FOLDER, path_style=True))
 
     @property
     def credential(self) -> str | None:
@@ -71,7 +73,11 @@ class ObjectsKit:
         return ObjectSource(spec, key_of(credential))
 
     def environment(self) -> dict[str, str]:
-        return {"AWS_ACCESS_KEY_ID": "somebody", "AWS_SECRET_ACCESS_KEY": "else", "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1"}
+        return {
+            "AWS_ACCESS_KEY_ID": "somebody",
+            "AWS_SECRET_ACCESS_KEY": "else",
+            "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:1",
+        }
 
     def program(self) -> str:
         return _PROGRAM
@@ -105,7 +111,9 @@ class ObjectsKit:
 
     def open_connections(self) -> int:
         rows = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
-        return sum(row[3] == _ESTABLISHED and int(row[2].rpartition(":")[2], 16) == self.server.port for row in rows)
+        return sum(
+            row[3] == _ESTABLISHED and int(row[2].rpartition(":")[2], 16) == self.server.port for row in rows
+        )
 
 
 class FaultyObjectsKit(ObjectsKit):
@@ -119,13 +127,15 @@ class FaultyObjectsKit(ObjectsKit):
         self.proxy.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.proxy.stop()
         super().__exit__(kind, error, trace)
 
     def place(self, tree: Tree) -> CacheSpec:
         spec = super().place(tree)
-        assert isinstance(spec.source, ObjectSpec)
+        assert isinstance(spec.source, BucketSpec)
         return replace(spec, source=replace(spec.source, endpoint=self.proxy.url))
 
     @property
@@ -153,5 +163,5 @@ def key_of(credential: str | None) -> Callable[[], AccessKey] | None:
 
 
 def _bucket(spec: CacheSpec) -> str:
-    assert isinstance(spec.source, ObjectSpec)
+    assert isinstance(spec.source, BucketSpec)
     return spec.source.bucket

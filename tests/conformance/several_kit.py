@@ -8,7 +8,7 @@ from typing import Self
 
 from csi.errors import DataCacheError, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.dialects.composite import SeveralSpec
+from csi.parameters.dialects.composite import CompositeSpec
 from csi.sources.catalog import open_source
 from csi.sources.source import Source
 from tests.conformance.hub_kit import HubKit
@@ -51,7 +51,9 @@ class SeveralKit:
             self._running = stack.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._running.close()
 
     def missing(self) -> str:
@@ -62,14 +64,22 @@ class SeveralKit:
         for path, content in tree.items():
             folder, _, below = path.partition("/")
             parts.setdefault(folder, {})[below] = content
-        return CacheSpec(SeveralSpec(tuple((folder, self._kit(folder).place(part).source) for folder, part in sorted(parts.items()))))
+        return CacheSpec(
+            CompositeSpec(
+                tuple(
+                    (folder, self._kit(folder).place(part).source) for folder, part in sorted(parts.items())
+                )
+            )
+        )
 
     @property
     def credential(self) -> str | None:
         return TOKEN
 
     def open(self, spec: CacheSpec, credential: str | None) -> Source:
-        return open_source(spec, {f"{folder}.token": credential for folder in _parts(spec)} if credential else {})
+        return open_source(
+            spec, {f"{folder}.token": credential for folder in _parts(spec)} if credential else {}
+        )
 
     def environment(self) -> dict[str, str]:
         return self._hub.environment() | self._web.environment()
@@ -126,5 +136,5 @@ class SeveralKit:
 
 
 def _parts(spec: CacheSpec) -> dict[str, CacheSpec]:
-    assert isinstance(spec.source, SeveralSpec)
+    assert isinstance(spec.source, CompositeSpec)
     return {folder: CacheSpec(source) for folder, source in spec.source.parts}

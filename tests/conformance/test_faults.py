@@ -14,17 +14,24 @@ from pathlib import Path
 
 import pytest
 
-from csi.errors import CorruptContent, DataCacheError, OriginThrottled, OriginUnavailable, SourceChanged, Unauthenticated
+from csi.errors import (
+    CorruptContent,
+    DataCacheError,
+    OriginThrottled,
+    OriginUnavailable,
+    SourceChanged,
+    Unauthenticated,
+)
 from csi.images.fill import fetch
 from csi.images.fill.fetch import MAX_FAILURES
 from csi.images.fill.fill import fill
-from csi.images.layout.layout import lay_out
+from csi.images.layout.layout import build_layout
 from csi.manifest.manifest import Entry, Manifest
 from csi.manifest.reader import Reader
 from csi.parameters.cache_spec import CacheSpec
 from csi.sources.http import connections, throughput
 from csi.sources.http.connections import Connections, Site
-from csi.sources.http.curl_fetch import SmallAnswer
+from csi.sources.http.curl_fetch import CurlResponse
 from csi.sources.http.file_urls import MAX_REDIRECTS
 from tests.conformance import trees
 from tests.conformance.conftest import FAULTY_KITS, name_of
@@ -54,20 +61,22 @@ class Shape:
 
 LARGE = Shape("in-parts", trees.tree(seed=9, big=6_000_001), 1 << 18)
 # Files of at most 1 MiB that are asked for at once come another way (`csi.sources.http.curl_fetch`).
-SMALL = Shape("at-once", {BIG: trees.tree(seed=8, big=900_001)[BIG], "config.json": b"{}", "empty.txt": b""}, 1 << 20)
+SMALL = Shape(
+    "at-once", {BIG: trees.tree(seed=8, big=900_001)[BIG], "config.json": b"{}", "empty.txt": b""}, 1 << 20
+)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses, and what is too long a silence, in the time of a test."""
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.15)
-    monkeypatch.setattr(throughput, "WINDOW_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "READ_TIMEOUT", 0.15)
+    monkeypatch.setattr(throughput, "MEASURING_WINDOW", 0.1)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -142,21 +151,23 @@ class Run:
 
     def fill(self, readers: int = 4, midway: Midway | None = None) -> dict[str, bytes]:
         """What the filled image holds: every file that is not empty."""
-        layout, watched = lay_out(self.manifest), midway or Midway(0, lambda: None)
+        layout, watched = build_layout(self.manifest), midway or Midway(0, lambda: None)
         image, journal = self._folder / "image", self._folder / "journal"
         with closing(self.faulty.open(self.spec, self.faulty.credential)) as source:
 
             def reader() -> AbstractContextManager[Reader]:
-                return watched.reader(source.reader(self.manifest))
+                return watched.reader(source.open_reader(self.manifest))
 
             fill(layout, image, journal, reader, connections=readers, chunk_bytes=self.shape.chunk)
         data = image.read_bytes()
-        return {e.entry.path: data[e.offset : e.offset + e.entry.size] for e in layout.extents if e.entry.size}
+        return {
+            e.entry.path: data[e.offset : e.offset + e.entry.size] for e in layout.extents if e.entry.size
+        }
 
     @property
     def verifiable(self) -> bool:
         """Whether the origin gives a digest of BIG."""
-        return trees.entry(self.manifest, BIG).verifiable
+        return trees.entry(self.manifest, BIG).is_verifiable
 
 
 @pytest.fixture
@@ -169,13 +180,15 @@ def named(fault: Fault) -> str:
 
 
 def test_the_two_shapes_come_by_the_two_ways(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, get_small = list[int](), Connections.get_small
+    asked, get_small = list[int](), Connections.get_with_curl
 
-    def seen(self: Connections, url: str, headers: Mapping[str, str], home: Site | None, wanted: int) -> SmallAnswer | None:
+    def seen(
+        self: Connections, url: str, headers: Mapping[str, str], home: Site | None, wanted: int
+    ) -> CurlResponse | None:
         asked.append(wanted)
         return get_small(self, url, headers, home, wanted)
 
-    monkeypatch.setattr(Connections, "get_small", seen)
+    monkeypatch.setattr(Connections, "get_with_curl", seen)
     assert run.fill() == run.shape.expected
     assert (len(run.shape.expected[BIG]) in asked) is (run.shape is SMALL)
 
@@ -221,9 +234,18 @@ LASTING = [
 ]
 
 
-@pytest.mark.parametrize(("fault", "expected", "tries"), LASTING, ids=lambda value: named(value) if isinstance(value, Fault) else "")
+@pytest.mark.parametrize(
+    ("fault", "expected", "tries"),
+    LASTING,
+    ids=lambda value: named(value) if isinstance(value, Fault) else "",
+)
 def test_what_lasts_is_an_error_that_names_the_file_after_bounded_tries(
-    run: Run, fault: Fault, expected: type[DataCacheError], tries: int, impatient: None, monkeypatch: pytest.MonkeyPatch
+    run: Run,
+    fault: Fault,
+    expected: type[DataCacheError],
+    tries: int,
+    impatient: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if run.shape is SMALL and fault.action in SLOW:
         monkeypatch.setattr(fetch, "MAX_FAILURES", 1)
@@ -260,7 +282,9 @@ def test_bytes_that_stay_wrong_are_never_taken_where_a_digest_tells(run: Run) ->
 
 
 @pytest.mark.parametrize("more", [(), ("no-length",)], ids=["with-length", "without-length"])
-def test_an_origin_that_ignores_ranges_sends_not_much_more_than_its_bytes(run: Run, more: tuple[str, ...]) -> None:
+def test_an_origin_that_ignores_ranges_sends_not_much_more_than_its_bytes(
+    run: Run, more: tuple[str, ...]
+) -> None:
     happens = run.add(Fault("ignore-range"))
     for action in more:
         run.add(Fault(action))
@@ -286,7 +310,10 @@ def test_an_origin_that_sends_small_files_whole_is_read_by_all_readers(run: Run,
 
 def test_signed_addresses_that_end_during_a_fill_are_signed_anew(run: Run, large_only: None) -> None:
     before, ended = run.faulty.counters.requests["ended"], list[bool]()
-    assert run.fill(midway=Midway(run.shape.half, lambda: ended.append(run.faulty.expire()))) == run.shape.expected
+    assert (
+        run.fill(midway=Midway(run.shape.half, lambda: ended.append(run.faulty.expire())))
+        == run.shape.expected
+    )
     if ended == [False]:
         pytest.skip(f"{run.faulty.name} was filled without signed addresses: it gives none out")
     assert ended == [True] and run.faulty.counters.requests["ended"] > before
@@ -311,7 +338,7 @@ def test_a_credential_that_is_revoked_during_a_fill_ends_it(run: Run, large_only
 
     with pytest.raises((*run.faulty.forbidden, Unauthenticated)) as error:
         run.fill(midway=Midway(run.shape.half, revoke))
-    assert BIG in str(error.value) or run.spec.source.shown.split("@")[0] in str(error.value)
+    assert BIG in str(error.value) or run.spec.source.display_name.split("@")[0] in str(error.value)
     assert run.faulty.credential is None or run.faulty.credential not in str(error.value)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from csi.errors import CorruptContent, FillStopped
 from csi.images.fill.fill import fill
-from csi.images.layout.layout import Layout, lay_out
+from csi.images.layout.layout import Layout, build_layout
 from csi.manifest.manifest import Entry, Manifest
 from csi.manifest.reader import Reader
 from csi.parameters.cache_spec import CacheSpec
@@ -67,16 +67,18 @@ class _TappedReader:
         self._tap.passed(len(buffer))
 
 
-def run(origin: Kit, spec: CacheSpec, manifest: Manifest, folder: Path, stop_after: int | None = None) -> Layout:
+def run(
+    origin: Kit, spec: CacheSpec, manifest: Manifest, folder: Path, stop_after: int | None = None
+) -> Layout:
     """Fill an image of `manifest` in `folder`; with `stop_after`, tell it to stop once so many bytes were read."""
-    layout = lay_out(manifest)
+    layout = build_layout(manifest)
     tap = Tap(stop_after)
     with closing(origin.open(spec, origin.credential)) as source:
         fill(
             layout,
             folder / "image.partial",
             folder / "journal",
-            lambda: tap.reader(source.reader(manifest)),
+            lambda: tap.reader(source.open_reader(manifest)),
             connections=2,
             chunk_bytes=1 << 20,
             should_stop=lambda: tap.dry,
@@ -93,13 +95,17 @@ def in_image(layout: Layout, folder: Path) -> Tree:
         return found
 
 
-def test_the_image_holds_the_origins_bytes(origin: Kit, place: CacheSpec, files: Tree, tmp_path: Path) -> None:
+def test_the_image_holds_the_origins_bytes(
+    origin: Kit, place: CacheSpec, files: Tree, tmp_path: Path
+) -> None:
     layout = run(origin, place, resolved(origin, place), tmp_path)
     expected = {path: data for path, data in trees.contents(files).items() if data}
     assert {path: data for path, data in in_image(layout, tmp_path).items() if data} == expected
 
 
-def test_a_fill_that_was_stopped_fetches_the_rest_only(origin: Kit, place: CacheSpec, files: Tree, tmp_path: Path) -> None:
+def test_a_fill_that_was_stopped_fetches_the_rest_only(
+    origin: Kit, place: CacheSpec, files: Tree, tmp_path: Path
+) -> None:
     manifest = resolved(origin, place)
     before = origin.bytes_sent(place, BIG)
     with pytest.raises(FillStopped):
@@ -112,10 +118,12 @@ def test_a_fill_that_was_stopped_fetches_the_rest_only(origin: Kit, place: Cache
         assert after - before <= 40_000_001 + (2 + 16 + 4) * (1 << 20)
 
 
-def test_wrong_bytes_are_caught_where_a_digest_tells(origin: Kit, place: CacheSpec, files: Tree, tmp_path: Path) -> None:
+def test_wrong_bytes_are_caught_where_a_digest_tells(
+    origin: Kit, place: CacheSpec, files: Tree, tmp_path: Path
+) -> None:
     manifest = resolved(origin, place)
     origin.corrupt(place, BIG)
-    assert trees.entry(manifest, BIG).verifiable is origin.verifies
+    assert trees.entry(manifest, BIG).is_verifiable is origin.verifies
     if origin.verifies:
         with pytest.raises(CorruptContent, match=BIG):
             run(origin, place, manifest, tmp_path)

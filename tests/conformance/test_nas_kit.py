@@ -36,7 +36,7 @@ def test_the_guarded_export_is_for_the_owner_at_a_low_port(version: str) -> None
         spec = kit.place({"folder/file": b"1"})
         assert isinstance(spec.source, NasSpec)
         with closing(kit.open(spec, None)) as source:
-            source.prove(source.resolve(source.pin()))
+            source.check_read_access(source.resolve(source.pin()))
         for uid in (0, 4321):
             stranger = replace(spec, source=replace(spec.source, uid=uid, gid=uid))
             with closing(kit.open(stranger, None)) as source, pytest.raises(PermissionDenied):

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from csi.errors import DataCacheError, OriginUnavailable, SourceChanged, SourceNotFound, Unauthenticated
-from csi.manifest.manifest import Kind, Manifest
+from csi.manifest.manifest import EntryKind, Manifest
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 from tests.conformance import trees
 from tests.conformance.kit import Kit, Tree
 from tests.conformance.trees import BIG, EMPTY, ONE, SMALL
@@ -64,7 +64,7 @@ def test_the_manifest_holds_every_file_of_the_origin(origin: Kit, place: CacheSp
     manifest = resolved(origin, place)
     found = {e.path: e.size for e in manifest.files}
     assert found == {path: len(data) for path, data in trees.contents(files).items()}
-    folders = {e.path for e in manifest.entries if e.kind is Kind.DIRECTORY}
+    folders = {e.path for e in manifest.entries if e.kind is EntryKind.DIRECTORY}
     assert {"weights", "deep/er/and/deep", "names/\u00fcber/\u65e5\u672c\u8a9e"} <= folders
 
 
@@ -81,11 +81,23 @@ def test_two_resolutions_are_alike(origin: Kit, place: CacheSpec) -> None:
 
 def test_another_machine_resolves_the_same(origin: Kit, place: CacheSpec, tmp_path: Path) -> None:
     here = resolved(origin, place)
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LANG": "C", "TZ": "Asia/Tokyo", **origin.environment()}
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "LANG": "C",
+        "TZ": "Asia/Tokyo",
+        **origin.environment(),
+    }
     told = pickle.dumps((place, origin.credential)).hex()
     program = _ELSEWHERE.format(program=origin.program())
     done = subprocess.run(
-        [sys.executable, "-c", program, str(ROOT)], input=told, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program, str(ROOT)],
+        input=told,
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == [here.digest, len(here.entries), here.content_bytes]
@@ -96,7 +108,7 @@ def test_the_access_half_is_the_pinned_spec(origin: Kit, place: CacheSpec) -> No
         pinned = source.pin()
         manifest = source.resolve(pinned)
     assert manifest.access == pinned.to_context()
-    assert parse(manifest.access).spec == pinned
+    assert parse_volume_parameters(manifest.access).spec == pinned
     assert origin.credential is None or origin.credential not in json.dumps(manifest.access)
 
 
@@ -112,9 +124,12 @@ def test_any_range_is_the_files(origin: Kit, place: CacheSpec, files: Tree) -> N
     manifest = resolved(origin, place)
     rng = random.Random(1)
     spans = [(0, 1), (len(data) - 1, 1), (0, len(data)), (4095, 2), (1 << 20, 1 << 20), (len(data) - 3, 3)]
-    spans += [(start, rng.randint(1, min(900_000, len(data) - start))) for start in (rng.randrange(len(data)) for _ in range(12))]
+    spans += [
+        (start, rng.randint(1, min(900_000, len(data) - start)))
+        for start in (rng.randrange(len(data)) for _ in range(12))
+    ]
     big = trees.entry(manifest, BIG)
-    with closing(origin.open(place, origin.credential)) as source, source.reader(manifest) as reader:
+    with closing(origin.open(place, origin.credential)) as source, source.open_reader(manifest) as reader:
         for start, length in spans:
             buffer = bytearray(length)
             reader.read_into(big, start, memoryview(buffer))
@@ -124,7 +139,7 @@ def test_any_range_is_the_files(origin: Kit, place: CacheSpec, files: Tree) -> N
 def test_files_can_be_read_in_turns_by_one_reader(origin: Kit, place: CacheSpec, files: Tree) -> None:
     manifest = resolved(origin, place)
     data = trees.contents(files)
-    with closing(origin.open(place, origin.credential)) as source, source.reader(manifest) as reader:
+    with closing(origin.open(place, origin.credential)) as source, source.open_reader(manifest) as reader:
         for turn in range(4):
             for path in (BIG, "deep/page", ONE):
                 start = min(turn * 500_000, len(data[path]) - 1)
@@ -142,7 +157,9 @@ def test_an_empty_file_is_read_and_nothing_beyond_the_end_is(origin: Kit, place:
                 trees.read(source, manifest, path, offset, 5)
 
 
-def test_readers_of_several_threads_do_not_disturb_each_other(origin: Kit, place: CacheSpec, files: Tree) -> None:
+def test_readers_of_several_threads_do_not_disturb_each_other(
+    origin: Kit, place: CacheSpec, files: Tree
+) -> None:
     manifest = resolved(origin, place)
     expected = trees.contents(files)
     wrong: list[object] = []
@@ -203,14 +220,17 @@ def test_what_is_not_there_is_not_found(origin: Kit, place: CacheSpec) -> None:
     manifest = resolved(origin, place)
     origin.remove(place)
     for ask in ("pin and resolve", "prove"):
-        with closing(origin.open(place, origin.credential)) as source, pytest.raises((SourceNotFound, SourceChanged)):
-            source.prove(manifest) if ask == "prove" else source.resolve(source.pin())
+        with (
+            closing(origin.open(place, origin.credential)) as source,
+            pytest.raises((SourceNotFound, SourceChanged)),
+        ):
+            source.check_read_access(manifest) if ask == "prove" else source.resolve(source.pin())
 
 
 def test_the_right_to_read_is_proved(origin: Kit, place: CacheSpec) -> None:
     manifest = resolved(origin, place)
     with closing(origin.open(place, origin.credential)) as source:
-        source.prove(manifest)
+        source.check_read_access(manifest)
 
 
 def test_a_forbidden_source_is_refused(origin: Kit, place: CacheSpec) -> None:
@@ -219,7 +239,7 @@ def test_a_forbidden_source_is_refused(origin: Kit, place: CacheSpec) -> None:
     with closing(origin.open(place, origin.credential)) as source, pytest.raises(origin.forbidden):
         source.resolve(source.pin())
     with closing(origin.open(place, origin.credential)) as source, pytest.raises(origin.forbidden):
-        source.prove(manifest)
+        source.check_read_access(manifest)
 
 
 def test_a_source_that_lists_but_does_not_read_is_refused(origin: Kit, place: CacheSpec) -> None:
@@ -230,17 +250,21 @@ def test_a_source_that_lists_but_does_not_read_is_refused(origin: Kit, place: Ca
             resolved(origin, place)
     manifest = before if origin.lists_by_reading else resolved(origin, place)
     with closing(origin.open(place, origin.credential)) as source, pytest.raises(origin.unreadable):
-        source.prove(manifest)
+        source.check_read_access(manifest)
 
 
 @pytest.mark.parametrize("credential", [None, "wrong-credential"])
-def test_a_missing_or_wrong_credential_is_refused_and_not_repeated(origin: Kit, place: CacheSpec, credential: str | None) -> None:
+def test_a_missing_or_wrong_credential_is_refused_and_not_repeated(
+    origin: Kit, place: CacheSpec, credential: str | None
+) -> None:
     if origin.credential is None:
-        pytest.skip(f"no wrong credential was tried against {origin.name}: it knows users and machines, not credentials")
+        pytest.skip(
+            f"no wrong credential was tried against {origin.name}: it knows users and machines, not credentials"
+        )
     manifest = resolved(origin, place)
     for ask in ("resolve", "prove"):
         with closing(origin.open(place, credential)) as source, pytest.raises(Unauthenticated) as refused:
-            source.prove(manifest) if ask == "prove" else source.resolve(source.pin())
+            source.check_read_access(manifest) if ask == "prove" else source.resolve(source.pin())
         assert str(credential) not in str(refused.value)
 
 
@@ -248,10 +272,13 @@ def test_an_unreachable_origin_is_named(stopped: Kit, place: CacheSpec) -> None:
     manifest = resolved(stopped, place)
     stopped.stop()
     for ask in ("resolve", "prove", "read"):
-        with closing(stopped.open(place, stopped.credential)) as source, pytest.raises(OriginUnavailable) as error:
+        with (
+            closing(stopped.open(place, stopped.credential)) as source,
+            pytest.raises(OriginUnavailable) as error,
+        ):
             {
                 "resolve": lambda: source.resolve(source.pin()),
-                "prove": lambda: source.prove(manifest),
+                "prove": lambda: source.check_read_access(manifest),
                 "read": lambda: trees.read(source, manifest, BIG),
             }[ask]()
         assert "127.0.0" in str(error.value) or "localhost" in str(error.value)
@@ -278,7 +305,7 @@ def test_an_origin_that_comes_back_is_read_again(stopped: Kit, place: CacheSpec,
 def test_closing_lets_go_of_connections(origin: Kit, place: CacheSpec) -> None:
     manifest = resolved(origin, place)
     source = origin.open(place, origin.credential)
-    readers = [source.reader(manifest) for _ in range(8)]
+    readers = [source.open_reader(manifest) for _ in range(8)]
     for context in readers:
         reader = context.__enter__()
         reader.read_into(trees.entry(manifest, BIG), 0, memoryview(bytearray(100_000)))
@@ -301,7 +328,7 @@ def test_no_error_says_more_than_it_should(origin: Kit, place: CacheSpec) -> Non
             if operation == "resolve":
                 source.resolve(source.pin())
             elif operation == "prove":
-                source.prove(manifest)
+                source.check_read_access(manifest)
             else:
                 trees.read(source, manifest, SMALL)
         message = str(error.value)

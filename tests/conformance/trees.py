@@ -7,7 +7,7 @@ import os
 import random
 from pathlib import Path
 
-from csi.manifest.manifest import Entry, Kind, Manifest
+from csi.manifest.manifest import Entry, EntryKind, Manifest
 from csi.sources.source import Source
 from tests.conformance.kit import Tree
 
@@ -53,16 +53,16 @@ def read(source: Source, manifest: Manifest, path: str, offset: int = 0, length:
     """One range of a file over a fresh reader; the rest of the file where `length` is None."""
     wanted = entry(manifest, path)
     buffer = bytearray(wanted.size - offset if length is None else length)
-    with source.reader(manifest) as reader:
+    with source.open_reader(manifest) as reader:
         reader.read_into(wanted, offset, memoryview(buffer))
     return bytes(buffer)
 
 
 def read_all(source: Source, manifest: Manifest) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    with source.reader(manifest) as reader:
+    with source.open_reader(manifest) as reader:
         for e in manifest.entries:
-            if e.kind is Kind.FILE:
+            if e.kind is EntryKind.FILE:
                 buffer = bytearray(e.size)
                 reader.read_into(e, 0, memoryview(buffer))
                 found[e.path] = bytes(buffer)

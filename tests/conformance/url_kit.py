@@ -44,7 +44,9 @@ class UrlKit(HttpKit):
         self.web.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.web.stop()
 
     def place(self, tree: Tree) -> CacheSpec:
@@ -53,8 +55,17 @@ class UrlKit(HttpKit):
         files = {path: data for path, data in tree.items() if isinstance(data, bytes)}
         self.web.files |= {folder + path: data for path, data in files.items()}
         self.web.sites[folder] = Site({self.token})
-        sums = {path: hashlib.sha256(data).hexdigest() if self.verifies else "" for path, data in files.items()}
-        return CacheSpec(UrlSpec(tuple(UrlFile(f"{self.web.url}{quote(folder + path)}", sums[path], path) for path in sorted(files))))
+        sums = {
+            path: hashlib.sha256(data).hexdigest() if self.verifies else "" for path, data in files.items()
+        }
+        return CacheSpec(
+            UrlSpec(
+                tuple(
+                    UrlFile(f"{self.web.url}{quote(folder + path)}", sums[path], path)
+                    for path in sorted(files)
+                )
+            )
+        )
 
     @property
     def credential(self) -> str | None:
@@ -125,8 +136,14 @@ class MetalinkKit(UrlKit):
 
     def _describe(self, spec: CacheSpec) -> None:
         folder = _folder(spec)
-        inside = {path.removeprefix(folder): data for path, data in self.web.files.items() if path.startswith(folder) and isinstance(data, bytes)}
-        self.web.files[_document(spec)] = metalink({path: (self.web.url + quote(folder + path), data) for path, data in inside.items()})
+        inside = {
+            path.removeprefix(folder): data
+            for path, data in self.web.files.items()
+            if path.startswith(folder) and isinstance(data, bytes)
+        }
+        self.web.files[_document(spec)] = metalink(
+            {path: (self.web.url + quote(folder + path), data) for path, data in inside.items()}
+        )
 
 
 def metalink(files: dict[str, tuple[str, bytes]]) -> bytes:

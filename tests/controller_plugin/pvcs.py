@@ -1,4 +1,4 @@
-"""PVCs in a dictionary: what ClusterClaims reads of a cluster (tests/controller_plugin/test_cluster_pvcs.py proves it)."""
+"""PVCs in a dictionary: what ClusterPvcs reads of a cluster (tests/controller_plugin/test_cluster_pvcs.py proves it)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class FakeClaims:
     def delete(self, namespace: str, name: str) -> None:
         del self.kept[namespace, name]
 
-    def annotations(self, namespace: str, name: str) -> dict[str, str]:
+    def read_annotations(self, namespace: str, name: str) -> dict[str, str]:
         if self.away:
             raise ClusterUnavailable("the API server cannot be reached")
         if (namespace, name) not in self.kept:

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import pytest
 
-from controller_plugin.pvc_annotations import ClusterClaims
+from controller_plugin.pvc_annotations import ClusterPvcs
 from csi.errors import ClusterForbids, FailedPrecondition
 from tests.apiserver import STRANGER, ApiServer
 from tests.controller_plugin.pvcs import FakeClaims
@@ -20,10 +20,10 @@ class Kept(Protocol):
 
     def delete(self, namespace: str, name: str) -> None: ...
 
-    def annotations(self, namespace: str, name: str) -> dict[str, str]: ...
+    def read_annotations(self, namespace: str, name: str) -> dict[str, str]: ...
 
 
-class InCluster(ClusterClaims):
+class InCluster(ClusterPvcs):
     """The PVCs of a cluster, put by its administrator."""
 
     def __init__(self, cluster: ApiServer) -> None:
@@ -31,14 +31,20 @@ class InCluster(ClusterClaims):
         self._cluster = cluster
 
     def put(self, namespace: str, name: str, annotations: Mapping[str, str]) -> None:
-        spec = {"accessModes": ["ReadOnlyMany"], "storageClassName": "any", "resources": {"requests": {"storage": "1Gi"}}}
+        spec = {
+            "accessModes": ["ReadOnlyMany"],
+            "storageClassName": "any",
+            "resources": {"requests": {"storage": "1Gi"}},
+        }
         meta = {"name": name, "namespace": namespace, "annotations": dict(annotations)}
         thing = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": meta, "spec": spec}
         self._cluster.kubectl("apply", "--server-side", "-f", "-", stdin=thing)
 
     def delete(self, namespace: str, name: str) -> None:
         # The protection of PVCs in use waits for a controller that is not here.
-        self._cluster.kubectl("patch", "pvc", name, "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":null}}')
+        self._cluster.kubectl(
+            "patch", "pvc", name, "-n", namespace, "--type=merge", "-p", '{"metadata":{"finalizers":null}}'
+        )
         self._cluster.kubectl("delete", "pvc", name, "-n", namespace, "--ignore-not-found")
 
 
@@ -50,9 +56,9 @@ def claims(request: pytest.FixtureRequest) -> Kept:
 def test_a_claim_has_the_annotations_that_it_was_given_last(claims: Kept) -> None:
     claims.put("default", "models", {"datacache.csi.io/repoId": "org/old", "other": "x"})
     claims.put("default", "models", {"datacache.csi.io/repoId": "org/new"})
-    assert claims.annotations("default", "models")["datacache.csi.io/repoId"] == "org/new"
+    assert claims.read_annotations("default", "models")["datacache.csi.io/repoId"] == "org/new"
     claims.put("default", "plain", {})
-    assert "datacache.csi.io/repoId" not in claims.annotations("default", "plain")
+    assert "datacache.csi.io/repoId" not in claims.read_annotations("default", "plain")
     for name in ("models", "plain"):
         claims.delete("default", name)
 
@@ -62,9 +68,9 @@ def test_a_claim_that_is_gone_is_named(claims: Kept) -> None:
     claims.delete("default", "gone")
     for namespace, name in (("default", "gone"), ("nowhere", "gone")):
         with pytest.raises(FailedPrecondition, match=f"PVC {namespace}/{name} is gone"):
-            claims.annotations(namespace, name)
+            claims.read_annotations(namespace, name)
 
 
 def test_a_missing_right_is_named(cluster: ApiServer) -> None:
     with pytest.raises(ClusterForbids, match='cannot get resource "persistentvolumeclaims"'):
-        ClusterClaims(cluster.client(STRANGER)).annotations("default", "models")
+        ClusterPvcs(cluster.client(STRANGER)).read_annotations("default", "models")

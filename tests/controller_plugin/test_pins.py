@@ -17,9 +17,9 @@ from csi.errors import (
     PermissionDenied,
     SourceNotFound,
 )
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.performance.capacity import GIB
-from csi.registry.pins.pins import CachePin, Holder
+from csi.registry.pins.pins import CachePin, PinHolder
 from csi.registry.volumes.record import VolumeRecord
 from tests.controller_plugin.controller import HUB, Controller
 from tests.csi.registry.pins.fake_pins import FakePins
@@ -29,7 +29,12 @@ NAS = {"server": "nas", "path": "/models"}
 
 
 def claim(namespace: str = "team", **keys: str) -> dict[str, str]:
-    return {**HUB, **keys, "csi.storage.k8s.io/pvc/namespace": namespace, "csi.storage.k8s.io/pvc/name": "models"}
+    return {
+        **HUB,
+        **keys,
+        "csi.storage.k8s.io/pvc/namespace": namespace,
+        "csi.storage.k8s.io/pvc/name": "models",
+    }
 
 
 @pytest.fixture
@@ -46,44 +51,55 @@ def commit(record: VolumeRecord) -> str:
     return record.spec.source.revision  # type: ignore[no-any-return, union-attr]
 
 
-def holders(pins: FakePins) -> set[Holder]:
-    return {holder for pin in pins.all() for holder in pin.holders}
+def holders(pins: FakePins) -> set[PinHolder]:
+    return {holder for pin in pins.list_all() for holder in pin.holders}
 
 
-def test_claims_of_a_namespace_get_one_commit_while_any_of_their_volumes_lives(controller: Controller, pins: FakePins) -> None:
+def test_claims_of_a_namespace_get_one_commit_while_any_of_their_volumes_lives(
+    controller: Controller, pins: FakePins
+) -> None:
     first = controller.create(parameters=claim())
     controller.source.commit = COMMITS[1]
     second = controller.create(parameters=claim(bandwidthLimit="5Mi"), name="pvc-2")
     assert commit(first) == commit(second) == COMMITS[0]
     assert commit(controller.create(parameters=claim("others"), name="pvc-3")) == COMMITS[1]
-    assert [len(pin.holders) for pin in pins.all()] == [2, 1]
+    assert [len(pin.holders) for pin in pins.list_all()] == [2, 1]
     for record in (first, second):
-        assert controller.registry.get(record.id).namespace == "team"  # type: ignore[union-attr]
+        assert controller.registry.get(record.id).pin_namespace == "team"  # type: ignore[union-attr]
         controller.volumes.delete(record.id)
         controller.volumes.delete(record.id)
     assert commit(controller.create(parameters=claim(), name="pvc-4")) == COMMITS[1]
 
 
-def test_a_claim_reads_what_the_inline_volumes_of_its_namespace_read(controller: Controller, pins: FakePins) -> None:
-    asked, pinned = parse(HUB).spec, parse({**HUB, "revision": COMMITS[1]}).spec
+def test_a_claim_reads_what_the_inline_volumes_of_its_namespace_read(
+    controller: Controller, pins: FakePins
+) -> None:
+    asked, pinned = (
+        parse_volume_parameters(HUB).spec,
+        parse_volume_parameters({**HUB, "revision": COMMITS[1]}).spec,
+    )
     other = Controller(controller.folder / "other")
     other.source.commit = COMMITS[1]
-    pins.hold(CachePin.of("team", asked, pinned, other.create().digest), Holder("node", "node-a"))
+    pins.add_holder(
+        CachePin.from_specs("team", asked, pinned, other.create().digest), PinHolder("node", "node-a")
+    )
     assert commit(controller.create(parameters=claim())) == COMMITS[1]
 
 
 @pytest.mark.parametrize("parameters", [claim(revision=COMMITS[0]), HUB])
-def test_a_commit_or_a_claim_that_is_not_known_needs_no_pin(controller: Controller, pins: FakePins, parameters: dict[str, str]) -> None:
+def test_a_commit_or_a_claim_that_is_not_known_needs_no_pin(
+    controller: Controller, pins: FakePins, parameters: dict[str, str]
+) -> None:
     record = controller.create(parameters=parameters)
     controller.volumes.delete(record.id)
-    assert pins.calls == [] and record.namespace == ""
+    assert pins.calls == [] and record.pin_namespace == ""
 
 
 def test_a_clone_is_what_its_original_is_and_holds_nothing(controller: Controller, pins: FakePins) -> None:
     first = controller.create(parameters=claim())
     controller.source.commit = COMMITS[1]
     clone = controller.create(name="pvc-2", parameters={}, clone_of=first.id)
-    assert commit(clone) == COMMITS[0] and holders(pins) == {Holder("volume", first.id)}
+    assert commit(clone) == COMMITS[0] and holders(pins) == {PinHolder("volume", first.id)}
 
 
 FAILURES: list[tuple[Callable[[Controller], object], type[DataCacheError]]] = [
@@ -94,7 +110,10 @@ FAILURES: list[tuple[Callable[[Controller], object], type[DataCacheError]]] = [
 
 @pytest.mark.parametrize(("create", "error"), FAILURES)
 def test_a_volume_that_cannot_be_holds_nothing(
-    controller: Controller, pins: FakePins, create: Callable[[Controller], object], error: type[DataCacheError]
+    controller: Controller,
+    pins: FakePins,
+    create: Callable[[Controller], object],
+    error: type[DataCacheError],
 ) -> None:
     with pytest.raises(error):
         create(controller)
@@ -106,7 +125,7 @@ def test_a_pin_is_no_authorisation(controller: Controller, pins: FakePins) -> No
     first = controller.create(parameters=claim(), secrets={"token": "good"})
     with pytest.raises(PermissionDenied):
         controller.create(parameters=claim(), name="pvc-2", secrets={"token": "bad"})
-    assert holders(pins) == {Holder("volume", first.id)}
+    assert holders(pins) == {PinHolder("volume", first.id)}
 
 
 def test_a_cluster_that_is_away_gives_no_second_answer(controller: Controller, pins: FakePins) -> None:
@@ -122,16 +141,21 @@ def test_a_resolve_that_takes_long_is_found_by_the_next_call(controller: Control
         controller.create(parameters=claim(), seconds=0.1)
     controller.source.go.set()
     record = controller.create(parameters=claim())
-    assert holders(pins) == {Holder("volume", record.id)}
+    assert holders(pins) == {PinHolder("volume", record.id)}
 
 
-def test_a_commit_that_is_gone_names_the_pin_and_how_to_release_it(controller: Controller, pins: FakePins) -> None:
+def test_a_commit_that_is_gone_names_the_pin_and_how_to_release_it(
+    controller: Controller, pins: FakePins
+) -> None:
     first = controller.create(parameters=claim())
     controller.source.error = SourceNotFound("there is no such revision")
-    (pin,) = pins.all()
-    with pytest.raises(FailedPrecondition, match=f"CachePin team/{pin.name} pins here.*kubectl delete cachepin -n team {pin.name}"):
+    (pin,) = pins.list_all()
+    with pytest.raises(
+        FailedPrecondition,
+        match=f"CachePin team/{pin.name} pins here.*kubectl delete cachepin -n team {pin.name}",
+    ):
         controller.create(parameters=claim(), name="pvc-2", secrets={"token": "another"})
-    assert holders(pins) == {Holder("volume", first.id)}
+    assert holders(pins) == {PinHolder("volume", first.id)}
 
 
 def test_a_nas_that_changed_is_not_mixed(controller: Controller, pins: FakePins) -> None:
@@ -139,5 +163,8 @@ def test_a_nas_that_changed_is_not_mixed(controller: Controller, pins: FakePins)
     first = controller.create(parameters=nas)
     assert controller.create(parameters=nas, name="pvc-2").digest == first.digest
     controller.source.files["new"] = 5
-    with pytest.raises(FailedPrecondition, match="NAS nas:/models is what CachePin team/pin-.* pins here, but: NAS nas:/models changed"):
+    with pytest.raises(
+        FailedPrecondition,
+        match="NAS nas:/models is what CachePin team/pin-.* pins here, but: NAS nas:/models changed",
+    ):
         controller.create(parameters=nas, name="pvc-3", required_bytes=GIB)

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from csi.parameters.pvc import Claim
-from csi.registry.events.recorder import Subject
+from csi.parameters.pvc import PvcReference
+from csi.registry.events.recorder import ObjectReference
 from csi.registry.volumes.record import VolumeRecord
 from tests.controller_plugin.controller import HUB, Controller
 from tests.csi.registry.events.recorders import Said
@@ -15,14 +15,22 @@ from tests.csi.worker.in_process import COMMITS
 
 UID = "0f0e0d0c-0b0a-0908-0706-050403020100"
 NAME = f"pvc-{UID}"
-CLAIM = {"csi.storage.k8s.io/pvc/name": "models", "csi.storage.k8s.io/pvc/namespace": "team-a", "csi.storage.k8s.io/pv/name": NAME}
-PVC = Subject("PersistentVolumeClaim", "team-a", "models", UID)
+CLAIM = {
+    "csi.storage.k8s.io/pvc/name": "models",
+    "csi.storage.k8s.io/pvc/namespace": "team-a",
+    "csi.storage.k8s.io/pv/name": NAME,
+}
+PVC = ObjectReference("PersistentVolumeClaim", "team-a", "models", UID)
 
 
-def test_the_claim_goes_into_the_record_and_to_the_nodes_and_is_no_part_of_what_is_asked(controller: Controller) -> None:
+def test_the_claim_goes_into_the_record_and_to_the_nodes_and_is_no_part_of_what_is_asked(
+    controller: Controller,
+) -> None:
     made = controller.create(name=NAME, parameters=HUB | CLAIM)
-    assert made.claim == Claim("team-a", "models", UID)
-    assert Claim.of(made.to_context()) == made.claim and controller.registry.get(made.id) == made
+    assert made.pvc == PvcReference("team-a", "models", UID)
+    assert (
+        PvcReference.from_context(made.to_context()) == made.pvc and controller.registry.get(made.id) == made
+    )
     assert controller.create(name=NAME, parameters=HUB) == made
 
 
@@ -40,7 +48,7 @@ def test_a_revision_that_cannot_move_is_told_as_it_is(controller: Controller) ->
 
 
 def test_a_volume_of_nobody_is_told_to_nobody(controller: Controller) -> None:
-    assert controller.create().claim is None
+    assert controller.create().pvc is None
     assert controller.announcer.history == []
 
 
@@ -48,7 +56,7 @@ def test_a_record_of_an_earlier_version_has_no_claim(controller: Controller) -> 
     made = controller.create(name=NAME, parameters=HUB | CLAIM)
     earlier = made.encode()
     earlier["context"] = {key: value for key, value in made.to_context().items() if key not in CLAIM}
-    assert VolumeRecord.decode(earlier) == replace(made, claim=None)
+    assert VolumeRecord.decode(earlier) == replace(made, pvc=None)
 
 
 @pytest.mark.parametrize(
@@ -56,10 +64,12 @@ def test_a_record_of_an_earlier_version_has_no_claim(controller: Controller) -> 
     [
         ({}, None),
         ({"csi.storage.k8s.io/pvc/name": "models"}, None),
-        ({**CLAIM, "csi.storage.k8s.io/pv/name": "pvc-0f0e0d0c"}, Claim("team-a", "models")),
-        ({**CLAIM, "csi.storage.k8s.io/pv/name": ""}, Claim("team-a", "models")),
-        (CLAIM, Claim("team-a", "models", UID)),
+        ({**CLAIM, "csi.storage.k8s.io/pv/name": "pvc-0f0e0d0c"}, PvcReference("team-a", "models")),
+        ({**CLAIM, "csi.storage.k8s.io/pv/name": ""}, PvcReference("team-a", "models")),
+        (CLAIM, PvcReference("team-a", "models", UID)),
     ],
 )
-def test_the_uid_is_known_where_the_name_of_the_volume_tells_it(words: dict[str, str], claim: Claim | None) -> None:
-    assert Claim.of(words) == claim
+def test_the_uid_is_known_where_the_name_of_the_volume_tells_it(
+    words: dict[str, str], claim: PvcReference | None
+) -> None:
+    assert PvcReference.from_context(words) == claim

@@ -30,8 +30,12 @@ def test_a_volume_is_pinned_recorded_and_says_all_a_node_needs(controller: Contr
     record = controller.create()
     assert controller.registry.get(record.id) == record
     context = record.to_context()
-    assert (context["revision"], context["manifestDigest"], context["capacityBytes"]) == (COMMITS[0], controller.source.digest, str(GIB))
-    assert record.asked.source.revision == "main"  # type: ignore[union-attr]
+    assert (context["revision"], context["manifestDigest"], context["capacityBytes"]) == (
+        COMMITS[0],
+        controller.source.digest,
+        str(GIB),
+    )
+    assert record.requested_spec.source.revision == "main"  # type: ignore[union-attr]
 
 
 def test_the_same_name_and_request_is_the_same_volume_without_asking_again(controller: Controller) -> None:
@@ -41,7 +45,9 @@ def test_the_same_name_and_request_is_the_same_volume_without_asking_again(contr
     assert controller.create() == first and len(controller.source.asked) == asked
 
 
-def test_a_volume_that_another_replica_made_meanwhile_is_the_answer(controller: Controller, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_that_another_replica_made_meanwhile_is_the_answer(
+    controller: Controller, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither replica saw the other's, and the revision moved between the two."""
     first = controller.create()
     controller.source.commit = COMMITS[1]
@@ -82,14 +88,18 @@ def test_what_means_the_same_finds_the_same_volume(controller: Controller, chang
 
 
 @pytest.mark.parametrize(("changes", "field"), OTHER, ids=str)
-def test_a_name_that_stands_for_something_else_is_refused_naming_what_differs(controller: Controller, changes: dict, field: str) -> None:
+def test_a_name_that_stands_for_something_else_is_refused_naming_what_differs(
+    controller: Controller, changes: dict, field: str
+) -> None:
     first = controller.create()
     with pytest.raises(AlreadyExists, match=f"'pvc-1' exists with other .*{field}"):
         controller.create(**changes)
-    assert controller.registry.page("", 0) == [first]
+    assert controller.registry.list_page("", 0) == [first]
 
 
-def test_a_volume_that_was_modified_is_still_found_by_the_request_that_made_it(controller: Controller) -> None:
+def test_a_volume_that_was_modified_is_still_found_by_the_request_that_made_it(
+    controller: Controller,
+) -> None:
     made = controller.create(LARGE, mutable={"provisionedIops": "100"})
     changed = controller.volumes.modify(made.id, {"provisionedIops": "200"})
     assert controller.create(LARGE) == changed
@@ -121,11 +131,13 @@ def test_the_capacity_is_the_larger_of_what_was_asked_and_what_the_content_needs
     assert capacity >= max(required, content) and (not limit or capacity <= limit)
 
 
-def test_content_over_the_limit_is_refused_with_both_numbers_and_nothing_is_recorded(controller: Controller) -> None:
+def test_content_over_the_limit_is_refused_with_both_numbers_and_nothing_is_recorded(
+    controller: Controller,
+) -> None:
     controller.source.content_bytes = 5001
     with pytest.raises(OutOfRange, match="5001 bytes.*5000"):
         controller.create(limit_bytes=5000)
-    assert controller.registry.page("", 0) == []
+    assert controller.registry.list_page("", 0) == []
 
 
 def test_a_limit_below_what_is_required_is_refused(controller: Controller) -> None:
@@ -145,22 +157,28 @@ def test_any_name_makes_an_id_that_is_safe_and_its_own(controller: Controller) -
     assert len(ids) == 6 and all(set(volume_id) <= set("dc-0123456789abcdef") for volume_id in ids)
 
 
-def test_writer_modes_are_refused_before_anything_is_asked_unless_they_are_downgraded(controller: Controller) -> None:
+def test_writer_modes_are_refused_before_anything_is_asked_unless_they_are_downgraded(
+    controller: Controller,
+) -> None:
     with pytest.raises(InvalidParameter, match="writerAccessModes: downgrade"):
         controller.create(modes=(READER, WRITER))
     assert controller.source.asked == []
-    assert controller.create(modes=(WRITER,), parameters=HUB | {"writerAccessModes": "downgrade"}).downgrade_writers
+    assert controller.create(
+        modes=(WRITER,), parameters=HUB | {"writerAccessModes": "downgrade"}
+    ).downgrade_writers
 
 
 def test_what_a_source_refuses_is_told_and_nothing_is_recorded(controller: Controller) -> None:
     controller.source.readers = {"right"}
     with pytest.raises(PermissionDenied):
         controller.create(secrets={"token": "wrong"})
-    assert controller.registry.page("", 0) == []
+    assert controller.registry.list_page("", 0) == []
     assert controller.create(secrets={"token": "right"})
 
 
-def test_a_resolve_that_takes_long_goes_on_behind_the_call_and_the_next_one_finds_it(controller: Controller) -> None:
+def test_a_resolve_that_takes_long_goes_on_behind_the_call_and_the_next_one_finds_it(
+    controller: Controller,
+) -> None:
     controller.source.go.clear()
     with pytest.raises(Busy, match="still resolving"):
         controller.create(seconds=0.05)
@@ -226,7 +244,9 @@ def test_a_clone_and_a_plain_volume_of_one_name_differ(controller: Controller) -
 
 def test_a_clone_takes_keys_of_its_own_in_any_case(controller: Controller) -> None:
     original = controller.create(parameters=NAS | {"preserveOwnership": "true"})
-    clone = controller.create(name="clone", parameters={"PRESERVEOWNERSHIP": "true", "readiops": "7"}, clone_of=original.id)
+    clone = controller.create(
+        name="clone", parameters={"PRESERVEOWNERSHIP": "true", "readiops": "7"}, clone_of=original.id
+    )
     assert (clone.spec, clone.performance) == (original.spec, Performance(read_iops=7))
 
 
@@ -234,7 +254,9 @@ def test_modifying_changes_the_keys_it_names_and_keeps_the_others(controller: Co
     made = controller.create(LARGE, mutable={"performanceLevel": "AutoPL", "provisionedIops": "100"})
     assert controller.volumes.modify(made.id, {}).performance == made.performance
     changed = controller.volumes.modify(made.id, {"burstingEnabled": "true", "provisionedIops": "200"})
-    assert changed.performance == Performance("AutoPL", 200, True) and controller.volumes.get(made.id) == changed
+    assert (
+        changed.performance == Performance("AutoPL", 200, True) and controller.volumes.get(made.id) == changed
+    )
     for bad in ({"repoId": "x"}, {"provisionedIops": "many"}, {"unknown": "x"}):
         with pytest.raises(InvalidParameter):
             controller.volumes.modify(made.id, bad)
@@ -256,39 +278,50 @@ def test_pages_show_every_volume_once_while_others_come_and_go(controller: Contr
     made = sorted(controller.create(name=f"v{number}").id for number in range(7))
     seen, token = [], ""
     while True:
-        page, token = controller.volumes.page(token, 2)
+        page, token = controller.volumes.list_page(token, 2)
         seen += [record.id for record in page]
         if page and not token:
             break
         controller.volumes.delete(page[-1].id)
     assert seen == made
-    assert controller.volumes.page("", 0)[1] == ""
+    assert controller.volumes.list_page("", 0)[1] == ""
 
 
 def test_a_last_page_that_is_full_has_no_successor(controller: Controller) -> None:
     for number in range(4):
         controller.create(name=f"v{number}")
-    _, token = controller.volumes.page("", 2)
-    page, last = controller.volumes.page(token, 2)
+    _, token = controller.volumes.list_page("", 2)
+    page, last = controller.volumes.list_page(token, 2)
     assert len(page) == 2 and last == ""
-    assert controller.volumes.page("", 4)[1] == "" and controller.volumes.page("", 5)[1] == ""
+    assert controller.volumes.list_page("", 4)[1] == "" and controller.volumes.list_page("", 5)[1] == ""
 
 
 @pytest.mark.parametrize(
-    "token", ["invalid-token", "dc-1", base64.urlsafe_b64encode(b"before:x").decode(), "\u00ff", "=", "YWZ0ZXI6\n", "A" * 10_000]
+    "token",
+    [
+        "invalid-token",
+        "dc-1",
+        base64.urlsafe_b64encode(b"before:x").decode(),
+        "\u00ff",
+        "=",
+        "YWZ0ZXI6\n",
+        "A" * 10_000,
+    ],
 )
 def test_a_token_that_was_never_given_out_is_refused(controller: Controller, token: str) -> None:
     with pytest.raises(InvalidToken, match="starting_token"):
-        controller.volumes.page(token, 2)
+        controller.volumes.list_page(token, 2)
 
 
 def test_a_negative_page_size_is_refused(controller: Controller) -> None:
     with pytest.raises(InvalidParameter, match="max_entries is -1"):
-        controller.volumes.page("", -1)
+        controller.volumes.list_page("", -1)
 
 
 @pytest.mark.parametrize("sizes", [{"required_bytes": 2**62}, {"required_bytes": -1}, {"limit_bytes": -1}])
-def test_a_size_that_no_volume_can_have_is_out_of_range(controller: Controller, sizes: dict[str, int]) -> None:
+def test_a_size_that_no_volume_can_have_is_out_of_range(
+    controller: Controller, sizes: dict[str, int]
+) -> None:
     with pytest.raises(OutOfRange, match="16 TiB"):
         controller.create(**sizes)
-    assert controller.volumes.page("", 0) == ([], "")
+    assert controller.volumes.list_page("", 0) == ([], "")

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from datacache.__main__ import cli, pairs, secrets_from
+from datacache.__main__ import cli, parse_pairs, read_token_file
 from tests.origins.hub import Hub
 from tests.plugins import Plugins
 
@@ -36,7 +36,9 @@ def run(hub: Hub, tmp_path: Path) -> Run:
     environment = {**os.environ, "HF_ENDPOINT": hub.endpoint, "HOME": str(tmp_path), "COLUMNS": "60"}
 
     def ran(*arguments: object) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([COMMAND, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=120)
+        return subprocess.run(
+            [COMMAND, *map(str, arguments)], env=environment, capture_output=True, text=True, timeout=120
+        )
 
     return ran
 
@@ -54,10 +56,22 @@ def test_resolve_tells_programs_what_a_volume_would_hold_and_fetches_no_file(run
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     commit = hub.repositories["model", "org/open"].branches["main"]
-    assert found["pinned"] == {"type": "URL", "repoSource": "HuggingFace/Model", "repoId": "org/open", "revision": commit}
-    assert (found["files"], found["contentBytes"], found["filesWithDigest"], found["filesWithoutDigest"]) == (3, SIZE, 3, 0)
+    assert found["pinned"] == {
+        "type": "URL",
+        "repoSource": "HuggingFace/Model",
+        "repoId": "org/open",
+        "revision": commit,
+    }
+    assert (found["files"], found["contentBytes"], found["filesWithDigest"], found["filesWithoutDigest"]) == (
+        3,
+        SIZE,
+        3,
+        0,
+    )
     assert found["imageBytes"] >= SIZE and found["imageBytes"] % 4096 == 0 and len(found["digest"]) == 64
-    assert {entry["path"]: entry["bytes"] for entry in found["list"]} == {path: len(data) for path, data in FILES.items()}
+    assert {entry["path"]: entry["bytes"] for entry in found["list"]} == {
+        path: len(data) for path, data in FILES.items()
+    }
     assert all(entry["digest"].startswith(("sha256:", "git:")) for entry in found["list"])
     assert hub.counters.bytes_sent.total() - before < 100_000
 
@@ -89,18 +103,36 @@ def test_the_names_of_files_are_shown_and_never_obeyed(run: Run, hub: Hub) -> No
 
 
 def test_two_resolves_say_the_same_digest(run: Run) -> None:
-    digests = {json.loads(run("resolve", *spec, "-o", "json").stdout)["digest"] for spec in (["repoId=org/open"], ["REPOID=org/open", "type=URL"])}
+    digests = {
+        json.loads(run("resolve", *spec, "-o", "json").stdout)["digest"]
+        for spec in (["repoId=org/open"], ["REPOID=org/open", "type=URL"])
+    }
     assert len(digests) == 1
 
 
 def test_patterns_choose_files(run: Run) -> None:
-    found = json.loads(run("resolve", "repoId=org/open", "allowPatterns=*.json,sub/*", "ignorePatterns=sub/*", "-o", "json", "--files").stdout)
+    found = json.loads(
+        run(
+            "resolve",
+            "repoId=org/open",
+            "allowPatterns=*.json,sub/*",
+            "ignorePatterns=sub/*",
+            "-o",
+            "json",
+            "--files",
+        ).stdout
+    )
     assert [entry["path"] for entry in found["list"]] == ["config.json"]
 
 
 def test_a_private_repository_needs_a_token_from_a_file(run: Run, token_file: Path) -> None:
     refused = run("resolve", "repoId=org/private")
-    assert refused.returncode == 1 and refused.stdout == "" and refused.stderr.startswith("datacache: ") and refused.stderr.count("\n") == 1
+    assert (
+        refused.returncode == 1
+        and refused.stdout == ""
+        and refused.stderr.startswith("datacache: ")
+        and refused.stderr.count("\n") == 1
+    )
     assert run("resolve", "repoId=org/private", "--token-file", token_file).returncode == 0
     token_file.write_text("hf_wrong\n")
     again = run("resolve", "repoId=org/private", "--token-file", token_file)
@@ -119,21 +151,28 @@ def test_a_private_repository_needs_a_token_from_a_file(run: Run, token_file: Pa
         (["repoId=org/open", "--token-file", "/no/such/file"], 2, "does not exist"),
     ],
 )
-def test_what_cannot_be_resolved_is_one_line_on_standard_error(run: Run, arguments: list[str], status: int, words: str) -> None:
+def test_what_cannot_be_resolved_is_one_line_on_standard_error(
+    run: Run, arguments: list[str], status: int, words: str
+) -> None:
     done = run("resolve", *arguments)
     assert (done.returncode, done.stdout) == (status, "")
     assert words in done.stderr and "Traceback" not in done.stderr and "hf_secret" not in done.stderr
 
 
 def test_words_are_pairs_and_a_value_may_hold_an_equals_sign() -> None:
-    assert pairs(("a=1", "b=x=y", "c=")) == {"a": "1", "b": "x=y", "c": ""}
+    assert parse_pairs(("a=1", "b=x=y", "c=")) == {"a": "1", "b": "x=y", "c": ""}
     with pytest.raises(click.BadParameter, match="'word' is not key=value"):
-        pairs(("a=1", "word"))
+        parse_pairs(("a=1", "word"))
 
 
 def test_a_token_is_read_from_a_file_and_no_option_takes_one(token_file: Path) -> None:
-    assert secrets_from(token_file) == {"token": "hf_right"} and secrets_from(None) == {}
-    names = {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
+    assert read_token_file(token_file) == {"token": "hf_right"} and read_token_file(None) == {}
+    names = {
+        option
+        for command in cli.commands.values()
+        for parameter in command.params
+        for option in parameter.opts
+    }
     assert "--token-file" in names and "--token" not in names
 
 
@@ -142,7 +181,9 @@ def test_every_subcommand_explains_itself(run: Run) -> None:
     assert all(name in shown and command.help for name, command in cli.commands.items())
 
 
-def test_volumes_are_created_listed_and_deleted_through_a_controllers_socket(run: Run, hub: Hub, tmp_path: Path, token_file: Path) -> None:
+def test_volumes_are_created_listed_and_deleted_through_a_controllers_socket(
+    run: Run, hub: Hub, tmp_path: Path, token_file: Path
+) -> None:
     plugins = Plugins(tmp_path, {"HF_ENDPOINT": hub.endpoint})
     plugins.controller.start()
     try:
@@ -150,7 +191,11 @@ def test_volumes_are_created_listed_and_deleted_through_a_controllers_socket(run
         made = json.loads(run("create", *at, "mine", "repoId=org/private", "--token-file", token_file).stdout)
         assert made["context"]["repoId"] == "org/private" and made["capacity_bytes"] == 2**30
         listed = run("volumes", *at).stdout
-        assert made["volume_id"] in listed and "org/private" in listed and made["context"]["manifestDigest"][:12] in listed
+        assert (
+            made["volume_id"] in listed
+            and "org/private" in listed
+            and made["context"]["manifestDigest"][:12] in listed
+        )
         refused = run("create", *at, "mine", "repoId=org/open")
         assert refused.returncode == 1 and "exists with other parameters" in refused.stderr
         assert run("delete", *at, made["volume_id"]).returncode == 0
@@ -169,7 +214,10 @@ def test_a_volume_is_mounted_and_taken_away_as_kubelet_would(run: Run, hub: Hub,
         staging, pod, inline = (tmp_path / name for name in ("staging", "pod", "inline"))
         assert run("stage", *at, "vol", staging, "repoId=org/open").returncode == 0
         assert run("publish", *at, "vol", pod, "repoId=org/open", "--staging", staging).returncode == 0
-        assert run("publish", *at, "csi-1", inline, "repoId=org/open", "--mode", "SINGLE_NODE_WRITER").returncode == 0
+        assert (
+            run("publish", *at, "csi-1", inline, "repoId=org/open", "--mode", "SINGLE_NODE_WRITER").returncode
+            == 0
+        )
         for root in (pod, inline):
             assert (root / "model.safetensors").read_bytes() == FILES["model.safetensors"]
         shown = run("images", plugins.store).stdout

@@ -17,7 +17,7 @@ import pytest
 
 from csi.errors import NoSpace
 from csi.pb import csi_pb2_grpc
-from csi.server.grpc_server import listening
+from csi.server.grpc_server import start_server
 from csi.server.identity import IdentityServicer
 from datacache import doctor
 from tests.kernel.disks import disk
@@ -45,7 +45,11 @@ class Examination(NamedTuple):
 
     def only(self, check: str, verdict: str) -> Found:
         """The finding of `check`, when it alone is of this verdict and all others are ok."""
-        others = {found.check: found for found in self.found.values() if found.verdict != "ok" and found.check != check}
+        others = {
+            found.check: found
+            for found in self.found.values()
+            if found.verdict != "ok" and found.check != check
+        }
         assert others == {} and self.found[check].verdict == verdict, self.found
         assert self.status == (verdict == "fault") and self.found[check].fix
         return self.found[check]
@@ -66,8 +70,25 @@ def examine(hub: Server, tmp_path: Path) -> Callable[..., Examination]:
     def examined(broken: str = "", *flags: str, store: Path = tmp_path, hub_at: str = hub.url) -> Examination:
         well = f"mount --bind {store} {store} && mount --make-shared {store}"
         script = f'{well}; {broken or ":"}; exec "$@"'
-        command = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh", str(_DATACACHE), "doctor", str(store)]
-        done = subprocess.run([*command, "--output", "json", "--hub", hub_at, *flags], capture_output=True, text=True, timeout=120)
+        command = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            script,
+            "sh",
+            str(_DATACACHE),
+            "doctor",
+            str(store),
+        ]
+        done = subprocess.run(
+            [*command, "--output", "json", "--hub", hub_at, *flags],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.stdout, done.stderr
         found = [Found(**finding) for finding in json.loads(done.stdout)]
         assert [path.name for path in store.iterdir() if path.name.startswith(".doctor")] == []
@@ -82,10 +103,14 @@ Examine = Callable[..., Examination]
 def test_a_good_node_has_nothing_wrong(examine: Examine) -> None:
     done = examine()
     assert done.status == 0 and tuple(done.found) == CHECKS
-    assert {found.verdict for found in done.found.values()} == {"ok"} and all(found.what for found in done.found.values())
+    assert {found.verdict for found in done.found.values()} == {"ok"} and all(
+        found.what for found in done.found.values()
+    )
 
 
-def test_a_store_that_is_not_there_yet_is_looked_at_where_it_will_be(examine: Examine, tmp_path: Path) -> None:
+def test_a_store_that_is_not_there_yet_is_looked_at_where_it_will_be(
+    examine: Examine, tmp_path: Path
+) -> None:
     assert examine("", "--mount-dir", str(tmp_path / "to/be/made")).status == 0
     assert list(tmp_path.iterdir()) == []
 
@@ -100,8 +125,14 @@ def test_a_kernel_without_erofs(examine: Examine, tmp_path: Path) -> None:
 def test_a_node_without_loop_devices(examine: Examine) -> None:
     others = "mknod /dev/null c 1 3; mknod /dev/zero c 1 5; mknod /dev/urandom c 1 9; mknod /dev/random c 1 8"
     done = examine(f"mount -t tmpfs tmpfs /dev; {others}")
-    assert {check for check, found in done.found.items() if found.verdict == "fault"} == {"loop devices", "mounting an image"}
-    assert "/dev/loop-control" in done.found["loop devices"].what and "module loop" in done.found["loop devices"].fix
+    assert {check for check, found in done.found.items() if found.verdict == "fault"} == {
+        "loop devices",
+        "mounting an image",
+    }
+    assert (
+        "/dev/loop-control" in done.found["loop devices"].what
+        and "module loop" in done.found["loop devices"].fix
+    )
     assert done.status == 1
 
 
@@ -112,15 +143,25 @@ def test_mounts_that_nobody_else_sees(examine: Examine, tmp_path: Path) -> None:
 
 def test_a_kernel_that_mounts_nothing(examine: Examine) -> None:
     found = examine('set -- setpriv --bounding-set -sys_admin "$@"').only("mounting an image", "fault")
-    assert "mounting /dev/loop" in found.what and "Operation not permitted" in found.what and "dmesg" in found.fix
+    assert (
+        "mounting /dev/loop" in found.what
+        and "Operation not permitted" in found.what
+        and "dmesg" in found.fix
+    )
 
 
-def test_an_image_that_reads_otherwise_than_it_was_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_image_that_reads_otherwise_than_it_was_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """A disk that loses writes cannot be had here: what is put on it is another file's bytes."""
-    honest = doctor._bytes_of
-    monkeypatch.setattr(doctor, "_bytes_of", lambda layout: honest(layout).replace(b"doctor", b"dictor"))
-    found = doctor.image(doctor.Node(tmp_path, tmp_path, tmp_path, "http://127.0.0.1:1"))
-    assert found.verdict == "fault" and "other bytes were read than were written" in found.what and "check the disk" in found.fix
+    honest = doctor._render_layout
+    monkeypatch.setattr(doctor, "_render_layout", lambda layout: honest(layout).replace(b"doctor", b"dictor"))
+    found = doctor.check_image_mount(doctor.ExaminedNode(tmp_path, tmp_path, tmp_path, "http://127.0.0.1:1"))
+    assert (
+        found.verdict == "fault"
+        and "other bytes were read than were written" in found.message
+        and "check the disk" in found.fix
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -128,7 +169,10 @@ def test_an_image_that_reads_otherwise_than_it_was_written(monkeypatch: pytest.M
     ("broken", "what"),
     [
         ("mount -t tmpfs tmpfs /sys/fs/cgroup", "no cgroups with block throttling"),
-        ("mount -t tmpfs tmpfs /sys/fs/cgroup; echo cpu memory > /sys/fs/cgroup/cgroup.controllers", "no controller io"),
+        (
+            "mount -t tmpfs tmpfs /sys/fs/cgroup; echo cpu memory > /sys/fs/cgroup/cgroup.controllers",
+            "no controller io",
+        ),
         ("mount -t tmpfs tmpfs /sys/fs/cgroup; mkdir /sys/fs/cgroup/blkio", "cannot throttle"),
     ],
 )
@@ -141,7 +185,9 @@ def test_a_hub_that_nobody_answers_for(examine: Examine, hub: Server) -> None:
     hub.shutdown()
     hub.server_close()
     done = examine()
-    assert done.status == 1 and "127.0.0.1" in done.found["hub"].what and "HTTPS_PROXY" in done.found["hub"].fix
+    assert (
+        done.status == 1 and "127.0.0.1" in done.found["hub"].what and "HTTPS_PROXY" in done.found["hub"].fix
+    )
     assert done.found["clock"].verdict == "warning"
 
 
@@ -154,10 +200,15 @@ def test_a_hub_that_fails(examine: Examine, hub: Server) -> None:
     assert "status 502" in examine().only("hub", "fault").what
 
 
-@pytest.mark.parametrize(("seconds", "verdict", "words"), [(-3600, "fault", "ahead of"), (7200, "fault", "behind"), (120, "warning", "behind")])
+@pytest.mark.parametrize(
+    ("seconds", "verdict", "words"),
+    [(-3600, "fault", "ahead of"), (7200, "fault", "behind"), (120, "warning", "behind")],
+)
 def test_a_clock_that_is_wrong(examine: Examine, hub: Server, seconds: int, verdict: str, words: str) -> None:
     def at_another_time(answer: Answer) -> None:
-        answer.date_time_string = lambda timestamp=None: email.utils.formatdate(time.time() + seconds, usegmt=True)  # type: ignore[method-assign]
+        answer.date_time_string = lambda timestamp=None: email.utils.formatdate(
+            time.time() + seconds, usegmt=True
+        )  # type: ignore[method-assign]
         answer.say(200)
 
     hub.behave["/"] = at_another_time
@@ -180,7 +231,10 @@ def test_a_store_on_another_machine(examine: Examine, tmp_path: Path, kind: str)
     """This kernel has no NFS: the mount table that the command reads has the store's file system by that name."""
     table = f"sed -E 's#( {tmp_path} .* - )[^ ]+ #\\1{kind} #' /proc/self/mountinfo > {tmp_path}/table"
     found = examine(f"{table}; mount --bind {tmp_path}/table /proc/$$/mountinfo").only("disk", "warning")
-    assert f"the store {tmp_path} is on {kind}, which is another machine's" in found.what and "local disk" in found.fix
+    assert (
+        f"the store {tmp_path} is on {kind}, which is another machine's" in found.what
+        and "local disk" in found.fix
+    )
 
 
 def test_a_disk_that_is_full(examine: Examine, tmp_path: Path) -> None:
@@ -203,7 +257,13 @@ def test_a_plugin_that_does_not_answer_and_one_that_does(examine: Examine, tmp_p
     socket = tmp_path / "csi.sock"
     endpoint = ("--endpoint", f"unix://{socket}")
     assert "kubectl logs" in examine("", *endpoint).only("plugin", "fault").fix
-    server = listening(str(socket), 2, lambda server: csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer("datacache.csi.io"), server))
+    server = start_server(
+        str(socket),
+        2,
+        lambda server: csi_pb2_grpc.add_IdentityServicer_to_server(
+            IdentityServicer("datacache.csi.io"), server
+        ),
+    )
     try:
         assert examine("", *endpoint).found["plugin"].verdict == "ok"
     finally:
@@ -220,7 +280,9 @@ def test_a_plugin_that_answers_too_late_or_says_that_it_is_ill(examine: Examine,
 
     socket = tmp_path / "csi.sock"
     servicer = IdentityServicer("datacache.csi.io", healthy)
-    server = listening(str(socket), 2, lambda server: csi_pb2_grpc.add_IdentityServicer_to_server(servicer, server))
+    server = start_server(
+        str(socket), 2, lambda server: csi_pb2_grpc.add_IdentityServicer_to_server(servicer, server)
+    )
     try:
         slow = examine("", "--endpoint", f"unix://{socket}").only("plugin", "fault")
         ill = True
@@ -234,10 +296,12 @@ def test_a_plugin_that_answers_too_late_or_says_that_it_is_ill(examine: Examine,
 def test_people_get_a_table(hub: Server, tmp_path: Path) -> None:
     command = [str(_DATACACHE), "doctor", str(tmp_path), "--hub", hub.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split()[:4] == ["check", "verdict", "what", "fix"] and all(check in done.stdout for check in CHECKS)
+    assert done.stdout.split()[:4] == ["check", "verdict", "what", "fix"] and all(
+        check in done.stdout for check in CHECKS
+    )
 
 
 def test_without_root_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    found = list(doctor.examine(doctor.Node(tmp_path, tmp_path, tmp_path, "http://127.0.0.1:1")))
+    found = list(doctor.run_checks(doctor.ExaminedNode(tmp_path, tmp_path, tmp_path, "http://127.0.0.1:1")))
     assert [(one.check, one.verdict.value, one.fix) for one in found] == [("root", "fault", "run it as root")]

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from csi.images.node_store.records import ImagePaths, State
+from csi.images.node_store.records import ImagePaths, ImageState
 from csi.images.node_store.store import Store
 from csi.images.progress import FillProgress, read_progress
 from datacache.__main__ import cli
-from datacache.images import images_of
+from datacache.images import list_images
 from tests.csi.images.node_store.test_store import put
 
 MIB = 2**20
@@ -30,12 +30,14 @@ def root(tmp_path: Path) -> Path:
 def test_each_image_is_a_row_with_state_size_progress_and_age(root: Path) -> None:
     with Store(root, 100 * MIB) as store:
         sealed = put(store, "a", 3 * MIB, 0.0)
-        partial = put(store, "b", 2 * MIB, 0.0, State.PARTIAL)
+        partial = put(store, "b", 2 * MIB, 0.0, ImageState.PARTIAL)
         os.utime(store.paths(sealed).manifest, (time.time() - 90,) * 2)
         for digest in (sealed, partial):
-            store.paths(digest).used.unlink()
-        store.paths(partial).progress.write_text(json.dumps(asdict(FillProgress(MIB, 2 * MIB, MIB, 1.0 * MIB, 1.0))))
-        rows = {row[0]: row[1:] for row in images_of(root)}
+            store.paths(digest).last_used_mark.unlink()
+        store.paths(partial).progress.write_text(
+            json.dumps(asdict(FillProgress(MIB, 2 * MIB, MIB, 1.0 * MIB, 1.0)))
+        )
+        rows = {row[0]: row[1:] for row in list_images(root)}
         assert rows[sealed[:12]][:3] == ("sealed", "3.0 MiB", "")
         assert rows[partial[:12]][:3] == ("partial", "2.0 MiB", "1 of 2 MiB, 1.0 MiB/s, about 1 s left")
         assert 85 < float(rows[sealed[:12]][3].split(" ")[0]) < 200
@@ -47,7 +49,7 @@ def test_a_sealed_image_has_no_progress_whatever_file_was_left(root: Path) -> No
     with Store(root, 100 * MIB) as store:
         sealed = put(store, "a", MIB, 0.0)
         store.paths(sealed).progress.write_text("{}")
-        assert images_of(root)[0][3] == ""
+        assert list_images(root)[0][3] == ""
 
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"other": 1}', "5"])
@@ -61,8 +63,8 @@ def test_progress_that_cannot_be_read_is_none(tmp_path: Path, damage: str) -> No
 def test_what_is_no_image_is_not_shown(root: Path) -> None:
     (root / "images" / "not-a-digest").mkdir(parents=True)
     (root / "images" / ("0" * 64)).mkdir()
-    assert images_of(root) == []
-    assert images_of(root / "missing") == []
+    assert list_images(root) == []
+    assert list_images(root / "missing") == []
 
 
 def test_a_store_that_does_not_exist_is_told(tmp_path: Path) -> None:

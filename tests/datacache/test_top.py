@@ -8,14 +8,20 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from csi.linux.cgroups.hierarchy import Count
+from csi.linux.cgroups.hierarchy import ReadCount
 from csi.performance.limits import Limits, Rate
 from datacache.__main__ import cli
-from datacache.top import TITLES, Node, Reading, Watch, hierarchy_or_none
-from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.meter import Meter
-from node_plugin.throttle.records import Claimed, GroupRecord, GroupRecords
-from node_plugin.volumes.records import NodeVolume, Shown, VolumeRecords
+from datacache.top import (
+    TOP_COLUMNS,
+    ThrottledNode,
+    ThrottleSample,
+    ThrottleSampler,
+    detect_hierarchy_or_none,
+)
+from node_plugin.throttle.burst import BurstState
+from node_plugin.throttle.meter import BurstMeter
+from node_plugin.throttle.records import GroupRecord, GroupRecords, RecordedMember
+from node_plugin.volumes.records import Exposure, NodeVolume, VolumeRecords
 from tests.csi.linux.cgroups.fakes import FakeHierarchy
 
 UID, DEVICE = "1111-2222", "7:3"
@@ -29,20 +35,27 @@ class Place:
         self.store, self.cgroups = folder / "store", FakeHierarchy(folder / "cgroups")
         self.pod = self.cgroups.root / f"kubepods/pod{UID}"
         (self.pod / "c1").mkdir(parents=True)
-        self.volumes, self.throttles = VolumeRecords(self.store / "volumes"), GroupRecords(self.store / "throttles")
+        self.volumes, self.throttles = (
+            VolumeRecords(self.store / "volumes"),
+            GroupRecords(self.store / "throttles"),
+        )
 
     def limited(self, *targets: str) -> None:
-        claims = {target: Claimed(f"volume{target}", CREDIT) for target in targets}
-        self.throttles.put(GroupRecord(UID, DEVICE, claims, Burst(1234.4, True, Meter(766.0))))
+        claims = {target: RecordedMember(f"volume{target}", CREDIT) for target in targets}
+        self.throttles.put(GroupRecord(UID, DEVICE, claims, BurstState(1234.4, True, BurstMeter(766.0))))
         for target in targets:
             self.publish(target)
-        self.cgroups.limit(self.pod, DEVICE, CREDIT.burst or Rate())
+        self.cgroups.set_limit(self.pod, DEVICE, CREDIT.burst or Rate())
 
     def publish(self, target: str) -> None:
-        self.volumes.put(NodeVolume(f"volume{target}", "d" * 64, {}, 1, 1, targets={target: Shown("READER", pod=UID)}))
+        self.volumes.put(
+            NodeVolume(
+                f"volume{target}", "d" * 64, {}, 1, 1, target_paths={target: Exposure("READER", pod=UID)}
+            )
+        )
 
-    def watch(self) -> Watch:
-        return Watch(Node(self.store, self.cgroups))
+    def watch(self) -> ThrottleSampler:
+        return ThrottleSampler(ThrottledNode(self.store, self.cgroups))
 
 
 @pytest.fixture
@@ -50,33 +63,33 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def facts(readings: list[Reading]) -> list[dict[str, object]]:
-    return [reading.facts() for reading in readings]
+def facts(readings: list[ThrottleSample]) -> list[dict[str, object]]:
+    return [reading.to_json() for reading in readings]
 
 
 def test_a_volume_with_limits_shows_them_its_credit_and_what_its_pod_reads(place: Place) -> None:
     place.limited("/t1")
     watch = place.watch()
     place.cgroups.read(place.pod / "c1", DEVICE, 600, 8192)
-    (row,) = facts(watch.look())
+    (row,) = facts(watch.sample())
     iops, rate = float(str(row["iops"])), float(str(row["bytes_per_second"]))
     assert iops > 0 and rate == pytest.approx(8192 * iops, rel=0.01)
     assert (row["volume"], row["pod"], row["limit_iops"], row["burst_iops"]) == ("volume/t1", UID, 500, 3000)
     assert (row["in_force_iops"], row["credit"], row["metered_ios"]) == (3000, 1234, 766)
-    (row,) = facts(watch.look())
+    (row,) = facts(watch.sample())
     assert row["iops"] == 0
 
 
 def test_a_volume_without_limits_is_shown_too(place: Place) -> None:
     place.publish("/t1")
-    (reading,) = place.watch().look()
-    assert reading.facts()["limit_iops"] is None and reading.facts()["credit"] is None
-    assert dict(zip(TITLES, reading.words(), strict=True))["limits"] == "none"
+    (reading,) = place.watch().sample()
+    assert reading.to_json()["limit_iops"] is None and reading.to_json()["credit"] is None
+    assert dict(zip(TOP_COLUMNS, reading.to_columns(), strict=True))["limits"] == "none"
 
 
 def test_two_volumes_of_a_pod_are_two_rows(place: Place) -> None:
     place.limited("/t1", "/t2")
-    assert [row["target"] for row in facts(place.watch().look())] == ["/t1", "/t2"]
+    assert [row["target"] for row in facts(place.watch().sample())] == ["/t1", "/t2"]
 
 
 def test_a_pod_that_went_between_two_looks_is_no_error(place: Place) -> None:
@@ -86,22 +99,26 @@ def test_a_pod_that_went_between_two_looks_is_no_error(place: Place) -> None:
     for path in sorted(place.pod.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
     place.pod.rmdir()
-    (row,) = facts(watch.look())
+    (row,) = facts(watch.sample())
     assert row["iops"] == 0 and row["in_force_iops"] is None
 
 
 def test_a_node_without_cgroups_shows_its_volumes_all_the_same(place: Place, tmp_path: Path) -> None:
     place.limited("/t1")
-    assert hierarchy_or_none(tmp_path / "absent") is None
-    (reading,) = Watch(Node(place.store, None)).look()
-    assert reading.row.count == Count() and reading.facts()["limit_iops"] == 500
+    assert detect_hierarchy_or_none(tmp_path / "absent") is None
+    (reading,) = ThrottleSampler(ThrottledNode(place.store, None)).sample()
+    assert reading.row.count == ReadCount() and reading.to_json()["limit_iops"] == 500
 
 
-def test_the_command_prints_a_table_or_json_and_ends_where_nobody_watches(place: Place, tmp_path: Path) -> None:
+def test_the_command_prints_a_table_or_json_and_ends_where_nobody_watches(
+    place: Place, tmp_path: Path
+) -> None:
     place.limited("/t1")
     arguments = ["top", str(place.store), "--cgroup-root", str(tmp_path), "--interval", "0.1"]
     text = CliRunner().invoke(cli, arguments)
-    assert text.exit_code == 0 and "volume/t1" in text.output and "bursting on a credit of 6000" in text.output
+    assert (
+        text.exit_code == 0 and "volume/t1" in text.output and "bursting on a credit of 6000" in text.output
+    )
     found = json.loads(CliRunner().invoke(cli, [*arguments, "-o", "json"]).output)
     assert [row["volume"] for row in found] == ["volume/t1"]
     assert len(list((place.store / "throttles").iterdir())) == 1

@@ -33,7 +33,13 @@ def helm(*words: str | Path, values: Mapping[str, Any] | None = None) -> subproc
     program = generator().helm()
     if not program:
         pytest.skip(generator().NOT_RUN.format(what="what the chart makes of other values is not tested"))
-    return subprocess.run([program, *map(str, words)], input=yaml.safe_dump(dict(values or {})), capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [program, *map(str, words)],
+        input=yaml.safe_dump(dict(values or {})),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def rendered(values: Mapping[str, Any]) -> list[Object]:
@@ -52,7 +58,9 @@ def refusal(values: Mapping[str, Any]) -> str:
 
 def manifests() -> list[Object]:
     """The objects of deploy/manifests."""
-    return [thing for path in sorted(MANIFESTS.glob("*.yaml")) for thing in yaml.safe_load_all(path.read_text())]
+    return [
+        thing for path in sorted(MANIFESTS.glob("*.yaml")) for thing in yaml.safe_load_all(path.read_text())
+    ]
 
 
 def kinds(things: list[Object], kind: str) -> list[Object]:
@@ -87,8 +95,17 @@ def environment(of: Object) -> dict[str, str]:
 def rules(things: list[Object], name: str) -> set[tuple[str, str, str]]:
     """(group, resource, verb) of each rule of the roles called `name`, those that hold for some names only marked by "*" behind the resource."""
     found = set()
-    for role in [thing for thing in things if thing["kind"] in ("Role", "ClusterRole") and thing["metadata"]["name"] == name]:
+    for role in [
+        thing
+        for thing in things
+        if thing["kind"] in ("Role", "ClusterRole") and thing["metadata"]["name"] == name
+    ]:
         for rule in role["rules"]:
             mark = "*" if "resourceNames" in rule else ""
-            found |= {(group, resource + mark, verb) for group in rule["apiGroups"] for resource in rule["resources"] for verb in rule["verbs"]}
+            found |= {
+                (group, resource + mark, verb)
+                for group in rule["apiGroups"]
+                for resource in rule["resources"]
+                for verb in rule["verbs"]
+            }
     return found

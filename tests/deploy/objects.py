@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
-from csi.parameters.annotations import completed
-from csi.parameters.volume_parameters import ANNOTATED
+from csi.parameters.annotations import apply_annotations
+from csi.parameters.volume_parameters import PVC_ANNOTATIONS_KEY
 
 ROOT = Path(__file__).parents[2]
 DRIVER = "datacache.csi.io"
@@ -47,10 +47,19 @@ def asked() -> Iterator[Asked]:
         if thing["kind"] == "StorageClass":
             secret = thing["parameters"].get("csi.storage.k8s.io/node-stage-secret-name", "")
             whole = thing["parameters"]
-            if ANNOTATED in whole:
+            if PVC_ANNOTATIONS_KEY in whole:
                 claim = annotating(name, thing["metadata"]["name"])
-                whole = dict(completed(whole, claim["annotations"], f"default/{claim['name']}").parameters)
-            yield Asked(name, whole, thing.get("mountOptions", []), [], secret=secret, by_user=ANNOTATED in thing["parameters"])
+                whole = dict(
+                    apply_annotations(whole, claim["annotations"], f"default/{claim['name']}").parameters
+                )
+            yield Asked(
+                name,
+                whole,
+                thing.get("mountOptions", []),
+                [],
+                secret=secret,
+                by_user=PVC_ANNOTATIONS_KEY in thing["parameters"],
+            )
         if thing["kind"] == "PersistentVolume":
             spec = thing["spec"]
             yield Asked(
@@ -76,7 +85,11 @@ def pod_volumes(thing: dict[str, Any]) -> list[dict[str, Any]]:
 
 def annotating(where: str, storage_class: str) -> dict[str, Any]:
     """The metadata of the PVC beside an example's StorageClass that names the source in annotations."""
-    beside = (thing for name, thing in objects() if name.partition(":")[0] == where.partition(":")[0] and thing["kind"] == "PersistentVolumeClaim")
+    beside = (
+        thing
+        for name, thing in objects()
+        if name.partition(":")[0] == where.partition(":")[0] and thing["kind"] == "PersistentVolumeClaim"
+    )
     return next(thing["metadata"] for thing in beside if thing["spec"]["storageClassName"] == storage_class)
 
 

@@ -8,10 +8,22 @@ import re
 import pytest
 import yaml
 
-from controller_plugin.__main__ import parser as controller_flags
+from controller_plugin.__main__ import build_parser as controller_flags
 from csi.program.flags import DRIVER_NAME
-from node_plugin.__main__ import parser as node_flags
-from tests.deploy.chart import CHART, NAMESPACE, Object, container, generator, helm, kinds, manifests, pod, programs, rules
+from node_plugin.__main__ import build_parser as node_flags
+from tests.deploy.chart import (
+    CHART,
+    NAMESPACE,
+    Object,
+    container,
+    generator,
+    helm,
+    kinds,
+    manifests,
+    pod,
+    programs,
+    rules,
+)
 from tests.deploy.objects import ROOT
 
 THINGS = manifests()
@@ -28,13 +40,19 @@ def flags(of: Object, program: str) -> argparse.Namespace:
     assert own.keys() - {"NODE_NAME"} <= {entry["name"] for entry in of["env"]}
     unknown = [word for word in of["args"] if word.partition("=")[0] not in parser._option_string_actions]
     assert unknown == [], f"{program} has no such flags"
-    return parser.parse_args([re.sub(r"\$\((\w+)\)", lambda match: own[match[1]], word) for word in of["args"]])
+    return parser.parse_args(
+        [re.sub(r"\$\((\w+)\)", lambda match: own[match[1]], word) for word in of["args"]]
+    )
 
 
 def host_paths(spec: Object) -> dict[str, str]:
     """The host's paths by where the first container has them."""
     paths = {volume["name"]: volume["hostPath"]["path"] for volume in spec["volumes"] if "hostPath" in volume}
-    return {mount["mountPath"]: paths[mount["name"]] for mount in spec["containers"][0]["volumeMounts"] if mount["name"] in paths}
+    return {
+        mount["mountPath"]: paths[mount["name"]]
+        for mount in spec["containers"][0]["volumeMounts"]
+        if mount["name"] in paths
+    }
 
 
 def test_the_manifests_are_what_the_chart_makes() -> None:
@@ -72,7 +90,9 @@ def test_a_node_pod_is_one_container_that_registers_itself_with_kubelet() -> Non
     assert [one["name"] for one in NODE["containers"]] == ["datacache-node"]
     told = flags(PLUGIN, "datacache-node")
     assert str(told.plugins_registry) == f"{KUBELET}/plugins_registry"
-    assert f"unix://{told.host_endpoint}" == told.endpoint == f"unix://{KUBELET}/plugins/{DRIVER_NAME}/csi.sock"
+    assert (
+        f"unix://{told.host_endpoint}" == told.endpoint == f"unix://{KUBELET}/plugins/{DRIVER_NAME}/csi.sock"
+    )
 
 
 def test_mounts_of_the_node_plugin_are_on_a_path_that_the_host_shares() -> None:
@@ -87,7 +107,11 @@ def test_the_node_plugin_has_the_devices_the_cgroups_and_the_store_of_its_node()
     assert paths["/dev"] == "/dev"
     assert paths[str(told.cgroup_root)] == "/sys/fs/cgroup"
     assert paths[str(told.store)] == str(told.store)
-    assert not [mount for mount in PLUGIN["volumeMounts"] if mount["mountPath"] in ("/dev", str(told.cgroup_root)) and mount.get("readOnly")]
+    assert not [
+        mount
+        for mount in PLUGIN["volumeMounts"]
+        if mount["mountPath"] in ("/dev", str(told.cgroup_root)) and mount.get("readOnly")
+    ]
 
 
 def test_no_file_is_made_in_the_hosts_folder_of_devices() -> None:
@@ -112,7 +136,11 @@ def test_a_program_says_when_it_is_ready_where_it_answers(program: str, one: Obj
     host, port = flags(one, program).health_address
     assert host == "10.0.0.1"
     found = [one[probe]["httpGet"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")]
-    assert [(probe["path"], probe["port"]) for probe in found] == [("/healthz", port), ("/healthz", port), ("/readyz", port)]
+    assert [(probe["path"], probe["port"]) for probe in found] == [
+        ("/healthz", port),
+        ("/healthz", port),
+        ("/readyz", port),
+    ]
 
 
 @pytest.mark.parametrize("one", CONTROLLER["containers"], ids=lambda one: one["name"])
@@ -125,27 +153,40 @@ def test_the_controllers_containers_have_no_right_on_their_node(one: Object) -> 
 
 
 def test_critical_pods_are_called_so_and_a_node_plugin_runs_wherever_pods_do() -> None:
-    assert (NODE["priorityClassName"], CONTROLLER["priorityClassName"]) == ("system-node-critical", "system-cluster-critical")
+    assert (NODE["priorityClassName"], CONTROLLER["priorityClassName"]) == (
+        "system-node-critical",
+        "system-cluster-critical",
+    )
     assert NODE["tolerations"] == [{"operator": "Exists"}]
 
 
 def test_node_pods_are_replaced_some_at_a_time() -> None:
     (daemons,) = kinds(THINGS, "DaemonSet")
-    assert daemons["spec"]["updateStrategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "10%"}}
+    assert daemons["spec"]["updateStrategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": "10%"},
+    }
 
 
 def test_one_replica_of_each_sidecar_leads_and_waits_as_long_as_the_controller_may_take() -> None:
     for name in ("csi-provisioner", "csi-resizer"):
         args = container(CONTROLLER, name)["args"]
-        assert {"--leader-election", "--leader-election-namespace=$(POD_NAMESPACE)", "--timeout=10s"} <= set(args)
+        assert {"--leader-election", "--leader-election-namespace=$(POD_NAMESPACE)", "--timeout=10s"} <= set(
+            args
+        )
     assert "--extra-create-metadata" in container(CONTROLLER, "csi-provisioner")["args"]
 
 
 def test_all_replicas_keep_their_volumes_in_the_cluster() -> None:
-    assert [str(flags(one, program).registry) for program, one in programs(THINGS)] == ["kubernetes", "kubernetes"]
+    assert [str(flags(one, program).registry) for program, one in programs(THINGS)] == [
+        "kubernetes",
+        "kubernetes",
+    ]
     state = str(flags(container(CONTROLLER, "datacache-controller"), "datacache-controller").state_dir)
     (mount,) = (mount for mount in CONTROLLER["containers"][0]["volumeMounts"] if mount["mountPath"] == state)
-    assert [volume for volume in CONTROLLER["volumes"] if volume["name"] == mount["name"] and "emptyDir" in volume]
+    assert [
+        volume for volume in CONTROLLER["volumes"] if volume["name"] == mount["name"] and "emptyDir" in volume
+    ]
 
 
 def test_a_node_plugin_may_read_volumes_hold_pins_and_tell_events_and_nothing_else() -> None:
@@ -153,8 +194,15 @@ def test_a_node_plugin_may_read_volumes_hold_pins_and_tell_events_and_nothing_el
     pins = {("datacache.csi.io", "cachepins", verb) for verb in ("get", "list", "create", "patch", "delete")}
     prewarms = {("datacache.csi.io", "cacheprewarms", verb) for verb in ("get", "list", "watch")}
     told = {("datacache.csi.io", f"{kind}/status", "patch") for kind in ("cachevolumes", "cacheprewarms")}
-    looked_at = {("", "nodes", "get"), ("", "persistentvolumeclaims", "get"), *(("eci.aliyun.com", "datacaches", verb) for verb in ("get", "list"))}
-    assert rules(THINGS, "datacache-csi-node") == reads | pins | prewarms | told | looked_at | {("", "events", "create"), ("", "events", "patch")}
+    looked_at = {
+        ("", "nodes", "get"),
+        ("", "persistentvolumeclaims", "get"),
+        *(("eci.aliyun.com", "datacaches", verb) for verb in ("get", "list")),
+    }
+    assert rules(THINGS, "datacache-csi-node") == reads | pins | prewarms | told | looked_at | {
+        ("", "events", "create"),
+        ("", "events", "patch"),
+    }
 
 
 def test_secrets_are_read_one_by_one_by_the_provisioner_alone() -> None:
@@ -170,8 +218,16 @@ def test_secrets_are_read_one_by_one_by_the_provisioner_alone() -> None:
 
 
 def test_leases_are_held_to_names_and_to_the_drivers_own_namespace() -> None:
-    with_leases = [thing for thing in THINGS if "rules" in thing for rule in thing["rules"] if "leases" in rule["resources"]]
-    assert {(thing["kind"], thing["metadata"].get("namespace")) for thing in with_leases} == {("Role", NAMESPACE)}
+    with_leases = [
+        thing
+        for thing in THINGS
+        if "rules" in thing
+        for rule in thing["rules"]
+        if "leases" in rule["resources"]
+    ]
+    assert {(thing["kind"], thing["metadata"].get("namespace")) for thing in with_leases} == {
+        ("Role", NAMESPACE)
+    }
     lease = "coordination.k8s.io"
     assert {rule for rule in rules(THINGS, "datacache-csi-controller") if rule[0] == lease} == {
         (lease, "leases", "create"),
@@ -182,14 +238,23 @@ def test_leases_are_held_to_names_and_to_the_drivers_own_namespace() -> None:
 
 def test_no_rule_is_for_everything() -> None:
     assert not [
-        rule for thing in THINGS if "rules" in thing for rule in thing["rules"] if "*" in rule["verbs"] + rule["resources"] + rule["apiGroups"]
+        rule
+        for thing in THINGS
+        if "rules" in thing
+        for rule in thing["rules"]
+        if "*" in rule["verbs"] + rule["resources"] + rule["apiGroups"]
     ]
 
 
 def test_every_role_is_bound_once_and_to_an_account_of_the_driver() -> None:
-    accounts = {(thing["metadata"]["namespace"], thing["metadata"]["name"]) for thing in kinds(THINGS, "ServiceAccount")}
+    accounts = {
+        (thing["metadata"]["namespace"], thing["metadata"]["name"])
+        for thing in kinds(THINGS, "ServiceAccount")
+    }
     bound = [thing for thing in THINGS if "roleRef" in thing]
-    assert {(subject["namespace"], subject["name"]) for thing in bound for subject in thing["subjects"]} == accounts
+    assert {
+        (subject["namespace"], subject["name"]) for thing in bound for subject in thing["subjects"]
+    } == accounts
     roles = sorted((thing["kind"], thing["metadata"]["name"]) for thing in THINGS if "rules" in thing)
     assert sorted((thing["roleRef"]["kind"], thing["roleRef"]["name"]) for thing in bound) == roles
     assert {(NAMESPACE, spec["serviceAccountName"]) for spec in (NODE, CONTROLLER)} == accounts
@@ -213,4 +278,8 @@ def test_the_namespace_lets_the_node_pods_in() -> None:
 
 
 def test_nothing_in_the_manifests_says_that_helm_manages_it() -> None:
-    assert not [thing for thing in THINGS if {"helm.sh/chart", "app.kubernetes.io/managed-by"} & thing["metadata"]["labels"].keys()]
+    assert not [
+        thing
+        for thing in THINGS
+        if {"helm.sh/chart", "app.kubernetes.io/managed-by"} & thing["metadata"]["labels"].keys()
+    ]

@@ -7,9 +7,15 @@ from typing import Any
 
 import pytest
 
-from csi.parameters.data_cache import data_cache
+from csi.parameters.data_cache import parse_data_cache
 from csi.registry.datacaches.codec import encode_status
-from csi.registry.datacaches.data_caches import Content, DataCache, DataCacheState, Note, Phase
+from csi.registry.datacaches.data_caches import (
+    DataCache,
+    DataCacheContent,
+    DataCacheEvent,
+    DataCacheState,
+    Phase,
+)
 from tests.apiserver import DATA_CACHES, ApiServer
 from tests.deploy.test_crds import refusal
 
@@ -37,7 +43,10 @@ REFUSED = {
     "no path": (of(path=None), "spec.path: Required value"),
     "no source": (of(dataSource=None), "spec.dataSource: Required value"),
     "the root": (of(path="/"), "spec.path"),
-    "a relative path": (of(path="models/one"), "path has to be an absolute path below /, such as /models/llama"),
+    "a relative path": (
+        of(path="models/one"),
+        "path has to be an absolute path below /, such as /models/llama",
+    ),
     "a path that leads up": (of(path="/models/../one"), "without '.' and '..'"),
     "a reserved bucket": (of(bucket="eci-system"), "bucket eci-system is reserved"),
     "a bucket that is none": (of(bucket="a b"), "spec.bucket"),
@@ -48,22 +57,35 @@ REFUSED = {
     "a snapshot without an id": (source("SNAPSHOT"), "a SNAPSHOT has the option snapshotId"),
     "an id that is none": (source("SNAPSHOT", snapshotId="s-1"), "s- and 20 hex digits"),
     "an unknown key": (of(flavour="vanilla"), 'unknown field "spec.flavour"'),
-    "a number among the options": (of(dataSource={"type": "NAS", "options": {"vers": 3}}), "must be of type string"),
+    "a number among the options": (
+        of(dataSource={"type": "NAS", "options": {"vers": 3}}),
+        "must be of type string",
+    ),
     "two tags of one key": (of(tags=[{"key": "a"}, {"key": "a"}]), "Duplicate value"),
 }
 
 
 @pytest.mark.parametrize(("what", "words"), REFUSED.values(), ids=REFUSED)
-def test_what_is_no_cache_is_refused_in_words_that_help(cluster: ApiServer, what: dict[str, Any], words: str) -> None:
+def test_what_is_no_cache_is_refused_in_words_that_help(
+    cluster: ApiServer, what: dict[str, Any], words: str
+) -> None:
     assert words in refusal(cluster, what)
 
 
 TAKEN = {
     "as the article has it": of(vSwitchId="vsw-1", securityGroupId="sg-1"),
-    "as the documentation has it": of(bucket="b", size=20, retentionDays=7, netConfig={"securityGroupId": "sg-1", "vSwitchId": "vsw-1"}),
+    "as the documentation has it": of(
+        bucket="b", size=20, retentionDays=7, netConfig={"securityGroupId": "sg-1", "vSwitchId": "vsw-1"}
+    ),
     "lower case": source("nas", server="nas.example.com", path="/a"),
     "a snapshot": source("SNAPSHOT", snapshotId="s-" + "0a" * 10),
-    "all of it": of(namespaces=["a"], nodeSelector={"pool": "x"}, name="n", tags=[{"key": "a", "value": "b"}, {"key": "c"}], refresh="1"),
+    "all of it": of(
+        namespaces=["a"],
+        nodeSelector={"pool": "x"},
+        name="n",
+        tags=[{"key": "a", "value": "b"}, {"key": "c"}],
+        refresh="1",
+    ),
 }
 
 
@@ -81,12 +103,18 @@ def test_its_name_cannot_change(cluster: ApiServer) -> None:
 
 def test_people_see_the_columns_that_they_know_and_the_largest_status_is_taken(cluster: ApiServer) -> None:
     cluster.kubectl("apply", "-f", "-", stdin=VALID)
-    made = DataCache("one", "u", 1, 1e9, data_cache("", "/models/one", "URL", HUB))
-    content = Content("a" * 64, {"url": "u" * 200_000}, 2**44, 2**44)
-    notes = tuple(Note("Warning", "Failed", "x" * 4000, 9, 1e9, 1e9) for _ in range(16))
+    made = DataCache("one", "u", 1, 1e9, parse_data_cache("", "/models/one", "URL", HUB))
+    content = DataCacheContent("a" * 64, {"url": "u" * 200_000}, 2**44, 2**44)
+    notes = tuple(DataCacheEvent("Warning", "Failed", "x" * 4000, 9, 1e9, 1e9) for _ in range(16))
     state = DataCacheState(Phase.UPDATING, 40, 1, content, content, True, "x" * 5000, 2e9, 1e9, notes)
     patch = {"status": encode_status(made, state, {}, 1e9)}
-    cluster.client().call("PATCH", f"{DATA_CACHES}/one/status", {"fieldValidation": "Strict"}, patch, "application/merge-patch+json")
+    cluster.client().call(
+        "PATCH",
+        f"{DATA_CACHES}/one/status",
+        {"fieldValidation": "Strict"},
+        patch,
+        "application/merge-patch+json",
+    )
     titles, row = cluster.kubectl("get", "edc").splitlines()
     assert titles.split() == ["NAME", "DATACACHEID", "STATUS", "PROGRESS", "BUCKET", "PATH", "AGE"]
     assert row.split()[1:6] == [made.id, "Updating", "40%", "default", "/models/one/"]

@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from controller_plugin.__main__ import parser as controller_flags
-from controller_plugin.operator.__main__ import parser as operator_flags
+from controller_plugin.__main__ import build_parser as controller_flags
+from controller_plugin.operator.__main__ import build_parser as operator_flags
 from csi import __version__
-from csi.images.fill.fetch import FIRST_PAUSE, LONGEST_PAUSE, MAX_FAILURES
-from csi.images.fill.request_gate import LONGEST_RETRY_AFTER
+from csi.images.fill.fetch import MAX_FAILURES, MAX_RETRY_PAUSE, MIN_RETRY_PAUSE
+from csi.images.fill.request_gate import MAX_RETRY_AFTER
 from csi.parameters import volume_parameters
-from csi.parameters.dialects.keys import Setter
+from csi.parameters.dialects.keys import KeySetter
 from csi.parameters.dialects.table import source_key_table
 from csi.sources.http.file_urls import MAX_REDIRECTS
 from datacache.__main__ import cli
-from node_plugin.__main__ import parser as node_flags
+from node_plugin.__main__ import build_parser as node_flags
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = (
@@ -61,21 +61,32 @@ def test_the_walks_name_many_files() -> None:
 
 
 def test_the_walks_name_every_module_that_reads_a_source() -> None:
-    modules = {f"csi/sources/{path.name}" for path in (ROOT / "csi/sources").glob("*.py")} - {"csi/sources/__init__.py"}
+    modules = {f"csi/sources/{path.name}" for path in (ROOT / "csi/sources").glob("*.py")} - {
+        "csi/sources/__init__.py"
+    }
     assert sorted(modules - set(paths_in("ARCHITECTURE.md"))) == []
 
 
 def test_the_readme_says_how_often_an_origin_is_asked() -> None:
     said = " ".join(text("README.md").split())
     assert f"asked for {MAX_FAILURES} times at most" in said
-    assert f"pause that grows from {FIRST_PAUSE:g} to {LONGEST_PAUSE:g} seconds" in said and f"{LONGEST_RETRY_AFTER:g} seconds at most" in said
+    assert (
+        f"pause that grows from {MIN_RETRY_PAUSE:g} to {MAX_RETRY_PAUSE:g} seconds" in said
+        and f"{MAX_RETRY_AFTER:g} seconds at most" in said
+    )
     assert f"{MAX_REDIRECTS} redirects at most, so it is {MAX_REDIRECTS + 1} requests" in said
 
 
 def test_every_name_that_the_walks_put_beside_a_file_is_in_it() -> None:
-    named = [(path, name) for path, names in _NAMED.findall(text("ARCHITECTURE.md")) for name in re.findall(r"\w+", names)]
+    named = [
+        (path, name)
+        for path, names in _NAMED.findall(text("ARCHITECTURE.md"))
+        for name in re.findall(r"\w+", names)
+    ]
     assert len(named) > 20
-    assert [(path, name) for path, name in named if not re.search(rf"\b(def|class) {name}\b", text(path))] == []
+    assert [
+        (path, name) for path, name in named if not re.search(rf"\b(def|class) {name}\b", text(path))
+    ] == []
 
 
 def _texts_of(source: str) -> Iterator[str]:
@@ -89,36 +100,64 @@ def _texts_of(source: str) -> Iterator[str]:
 
 def test_every_message_that_troubleshooting_explains_can_still_be_printed() -> None:
     folders = ("csi", "node_plugin", "controller_plugin", "datacache")
-    printed = "\n".join(said for folder in folders for path in sorted((ROOT / folder).rglob("*.py")) for said in _texts_of(path.read_text()))
-    messages = [code for code in _CODE.findall(text("docs/troubleshooting.md")) if "…" in code and " " in code]
+    printed = "\n".join(
+        said
+        for folder in folders
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for said in _texts_of(path.read_text())
+    )
+    messages = [
+        code for code in _CODE.findall(text("docs/troubleshooting.md")) if "…" in code and " " in code
+    ]
     assert len(messages) > 40
-    patterns = {message: "[^\n]*?".join(re.escape(part) for part in re.split(r"\s*…\s*", message) if part) for message in messages}
+    patterns = {
+        message: "[^\n]*?".join(re.escape(part) for part in re.split(r"\s*…\s*", message) if part)
+        for message in messages
+    }
     assert [message for message, pattern in patterns.items() if not re.search(pattern, printed)] == []
 
 
 def test_the_document_of_parameters_is_what_the_code_would_make() -> None:
-    done = subprocess.run([sys.executable, ROOT / "docs/generate.py", "--check"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs/generate.py", "--check"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_the_document_of_parameters_has_every_key_and_says_who_may_set_it() -> None:
-    rows = [line.split("|") for line in text("docs/parameters.md").splitlines() if line.startswith("| `") and line.count("|") == 6]
+    rows = [
+        line.split("|")
+        for line in text("docs/parameters.md").splitlines()
+        if line.startswith("| `") and line.count("|") == 6
+    ]
     shown = {key: row[4].strip() for row in rows for key in _CODE.findall(row[1])}
     assert volume_parameters.KEYS.keys() <= shown.keys()
-    assert set(shown.values()) == {setter.value for setter in Setter}
+    assert set(shown.values()) == {setter.value for setter in KeySetter}
 
 
 def test_the_document_of_parameters_says_who_may_set_the_keys_within_sources() -> None:
-    refused = [key.name for key in source_key_table().values() if key.setter is Setter.ADMINISTRATOR]
+    refused = [key.name for key in source_key_table().values() if key.setter is KeySetter.ADMINISTRATOR]
     said = text("docs/parameters.md").partition("Within `sources`")[2]
     assert refused and f"in an inline volume,\nall but {', '.join(f'`{name}`' for name in refused)}." in said
 
 
 def test_every_flag_that_a_document_names_exists() -> None:
-    known = {option for parser in (controller_flags(), node_flags(), operator_flags()) for option in parser._option_string_actions}
-    known |= {option for command in cli.commands.values() for parameter in command.params for option in parameter.opts}
+    known = {
+        option
+        for parser in (controller_flags(), node_flags(), operator_flags())
+        for option in parser._option_string_actions
+    }
+    known |= {
+        option
+        for command in cli.commands.values()
+        for parameter in command.params
+        for option in parameter.opts
+    }
     for document in DOCUMENTS[:2]:
-        flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(_CODE.findall(text(document))))) - {"--repo", "--extra-create-metadata"}
+        flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", "\n".join(_CODE.findall(text(document))))) - {
+            "--repo",
+            "--extra-create-metadata",
+        }
         assert flags <= known
 
 
@@ -135,7 +174,11 @@ def test_every_make_target_that_a_document_names_exists() -> None:
 
 def test_each_flag_of_the_programs_is_explained() -> None:
     for parser in (controller_flags(), node_flags(), operator_flags()):
-        assert [action.dest for action in parser._actions if not action.help and not isinstance(action, argparse._HelpAction)] == []
+        assert [
+            action.dest
+            for action in parser._actions
+            if not action.help and not isinstance(action, argparse._HelpAction)
+        ] == []
 
 
 def test_the_changes_name_this_version() -> None:
@@ -147,7 +190,9 @@ def test_the_licence_is_whole() -> None:
     assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence and len(licence) > 10_000
 
 
-@pytest.mark.parametrize("name", ["requirements/runtime.txt", "requirements/dev.txt", "requirements/model.txt"])
+@pytest.mark.parametrize(
+    "name", ["requirements/runtime.txt", "requirements/dev.txt", "requirements/model.txt"]
+)
 def test_the_lock_files_name_no_index_and_pin_everything_by_hash(name: str) -> None:
     lines = text(name).splitlines()
     assert not [line for line in lines if line.startswith("-") or "://" in line]

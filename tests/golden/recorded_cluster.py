@@ -12,7 +12,16 @@ from urllib.parse import parse_qsl, urlsplit
 
 UID = "0f0e0d0c-0b0a-4908-8706-050403020100"
 MADE = "2023-11-14T22:13:20Z"
-_COLLECTIONS = ("cachevolumes", "cachepins", "cacheprewarms", "datacaches", "nodes", "secrets", "events", "leases")
+_COLLECTIONS = (
+    "cachevolumes",
+    "cachepins",
+    "cacheprewarms",
+    "datacaches",
+    "nodes",
+    "secrets",
+    "events",
+    "leases",
+)
 _TIMES = ("renewTime", "acquireTime")
 
 
@@ -33,14 +42,20 @@ class RecordedCluster:
             if method == "GET":
                 return self._got(url.path)
             query = dict(parse_qsl(url.query))
-            self.writes.append({"method": method, "path": url.path, "query": query, "type": kind, "body": body})
+            self.writes.append(
+                {"method": method, "path": url.path, "query": query, "type": kind, "body": body}
+            )
             return self._written(method, url.path, body)
 
     def _got(self, path: str) -> tuple[int, Any]:
         if path in self.objects:
             return 200, self.objects[path]
         group, _, plural = path.rpartition("/")
-        inside = [kept for at, kept in sorted(self.objects.items()) if at.startswith(group) and at.split("/")[-2] == plural]
+        inside = [
+            kept
+            for at, kept in sorted(self.objects.items())
+            if at.startswith(group) and at.split("/")[-2] == plural
+        ]
         if plural in _COLLECTIONS:
             return 200, {"kind": "List", "metadata": {"resourceVersion": "7"}, "items": inside}
         return 404, {"kind": "Status", "message": "not found", "details": {"name": plural}}
@@ -87,7 +102,9 @@ def recorded_cluster(objects: Mapping[str, Any] | None = None) -> Iterator[Recor
 
         def handle_any(self) -> None:
             content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            status, body = cluster.answer(self.command, self.path, self.headers.get("Content-Type", ""), content)
+            status, body = cluster.answer(
+                self.command, self.path, self.headers.get("Content-Type", ""), content
+            )
             data = json.dumps(body).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")

@@ -37,12 +37,19 @@ def test_the_lease_of_a_program(program: str, driver: str, lease: str, tmp_path:
             "current-context": "test",
             "clusters": [{"name": "test", "cluster": {"server": cluster.url}}],
             "users": [{"name": "test", "user": {}}],
-            "contexts": [{"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "here"}}],
+            "contexts": [
+                {"name": "test", "context": {"cluster": "test", "user": "test", "namespace": "here"}}
+            ],
         }
         (tmp_path / "kubeconfig").write_text(json.dumps(config))
         flags = ["--registry", "kubernetes", "--driver-name", driver, "--state-dir", str(tmp_path / "state")]
         flags += ["--endpoint", f"unix://{tmp_path}/csi.sock"] if program == "datacache-controller" else []
-        environment = {**os.environ, **LOOPBACK, "KUBECONFIG": str(tmp_path / "kubeconfig"), "POD_NAME": "pod-1"}
+        environment = {
+            **os.environ,
+            **LOOPBACK,
+            "KUBECONFIG": str(tmp_path / "kubeconfig"),
+            "POD_NAME": "pod-1",
+        }
         with (tmp_path / "log").open("w") as log:
             process = subprocess.Popen([str(_BIN / program), *flags], env=environment, stdout=log, stderr=log)
             try:

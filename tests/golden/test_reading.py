@@ -12,39 +12,39 @@ from typing import Any
 import pytest
 
 from controller_plugin.operator.certificates import Certificates
-from controller_plugin.operator.openapi.nonces import FileNonces, SecretNonces
+from controller_plugin.operator.openapi.nonces import FileNonceStore, SecretNonceStore
 from controller_plugin.operator.webhook.trust import WebhookTrust
-from csi.cluster.access import Access
+from csi.cluster.access import ClusterAccess
 from csi.cluster.api_server import ApiServer
 from csi.image_store.folder import FolderBackend
-from csi.image_store.location import image_store
+from csi.image_store.location import parse_image_store_url
 from csi.image_store.store import ImageStore
-from csi.images.layout.layout import lay_out
-from csi.images.node_store.journal import Journal, begun_by
-from csi.images.node_store.records import State
+from csi.images.layout.layout import build_layout
+from csi.images.node_store.journal import Journal, read_journal_digest
+from csi.images.node_store.records import ImageState
 from csi.images.node_store.store import Store
 from csi.images.progress import read_progress
 from csi.manifest.manifest import Manifest
 from csi.parameters.data_cache import DataCacheSpec
-from csi.parameters.pvc import Claim
-from csi.parameters.volume_parameters import parse_kept
+from csi.parameters.pvc import PvcReference
+from csi.parameters.volume_parameters import parse_accepted_parameters
 from csi.registry.datacaches import codec as data_cache_object
 from csi.registry.datacaches.data_caches import DataCache, DataCacheState, Phase, SecretRef
-from csi.registry.datacaches.directory import DirectoryDataCaches
-from csi.registry.datacaches.kubernetes import KubernetesDataCaches
+from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
+from csi.registry.datacaches.kubernetes import KubernetesDataCacheRegistry
 from csi.registry.pins import codec as cache_pin
-from csi.registry.pins.pins import Holder
-from csi.registry.prewarms.directory import DirectoryPrewarmOrders, DirectoryPrewarms
-from csi.registry.prewarms.kubernetes import KubernetesPrewarms
-from csi.registry.prewarms.prewarms import Prewarm, PrewarmedCache
-from csi.registry.prewarms.prewarms import State as Readiness
-from csi.registry.prewarms.requests import OrderState
+from csi.registry.pins.pins import PinHolder
+from csi.registry.prewarms.directory import DirectoryNodePrewarms, DirectoryPrewarmRequests
+from csi.registry.prewarms.kubernetes import KubernetesNodePrewarms
+from csi.registry.prewarms.prewarms import PrewarmedCache, PrewarmRequest
+from csi.registry.prewarms.prewarms import PrewarmState as Readiness
+from csi.registry.prewarms.requests import PrewarmProgress
 from csi.registry.volumes import codec as cache_volume
-from csi.registry.volumes.directory import DirectoryRegistry
-from csi.registry.volumes.kubernetes import KubernetesRegistry
+from csi.registry.volumes.directory import DirectoryVolumeRegistry
+from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
 from csi.resolve.proof_memory import ProofMemory
-from node_plugin.prewarm.prewarming import _Answer
-from node_plugin.prewarm.prewarming import _read as read_answers
+from node_plugin.prewarm.prewarming import _read_resolved as read_answers
+from node_plugin.prewarm.prewarming import _ResolvedCache
 from node_plugin.throttle.records import GroupRecords, read_records
 from node_plugin.volumes.pins import NodePins
 from node_plugin.volumes.records import VolumeRecords, read_volumes
@@ -72,17 +72,21 @@ def copy(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.mark.parametrize("name", values.PARAMETERS)
 def test_parameters_of_every_source(name: str) -> None:
-    assert parse_kept(loaded(f"contexts/{name}.json")) == values.PARAMETERS[name]
+    assert parse_accepted_parameters(loaded(f"contexts/{name}.json")) == values.PARAMETERS[name]
 
 
 def test_the_context_of_a_claimed_volume() -> None:
     context = loaded("contexts/of-a-claim.json")
-    assert Claim.of(context) == Claim("team-a", "model", "11111111-2222-3333-4444-555555555555")
-    assert parse_kept(context).spec == values.FULL_VOLUME.spec
-    assert parse_kept(context).performance == values.FULL_VOLUME.performance
+    assert PvcReference.from_context(context) == PvcReference(
+        "team-a", "model", "11111111-2222-3333-4444-555555555555"
+    )
+    assert parse_accepted_parameters(context).spec == values.FULL_VOLUME.spec
+    assert parse_accepted_parameters(context).performance == values.FULL_VOLUME.performance
 
 
-@pytest.mark.parametrize(("name", "expected"), [("manifest", values.MANIFEST), ("owned-manifest", values.OWNED_MANIFEST)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("manifest", values.MANIFEST), ("owned-manifest", values.OWNED_MANIFEST)]
+)
 def test_manifests(name: str, expected: Manifest) -> None:
     with (DATA / "manifests" / name).open("rb") as stream:
         assert Manifest.read(stream) == expected
@@ -97,7 +101,11 @@ def test_volumes_of_a_node(copy: Callable[[str], Path]) -> None:
 
 def test_the_pods_of_volumes_of_a_node() -> None:
     """The pod is no part of how a volume is shown, so equality says nothing of it."""
-    pods = {path: shown.pod for volume in read_volumes(DATA / "node-volumes") for path, shown in volume.targets.items()}
+    pods = {
+        path: shown.pod
+        for volume in read_volumes(DATA / "node-volumes")
+        for path, shown in volume.target_paths.items()
+    }
     assert pods == {
         "/var/lib/kubelet/pods/a/mount": "uid-of-a",
         "/var/lib/kubelet/pods/b/mount": "",
@@ -124,28 +132,30 @@ def test_throttles(copy: Callable[[str], Path]) -> None:
 
 def test_a_store_of_a_node(copy: Callable[[str], Path]) -> None:
     folder = copy("node-store")
-    digest, layout = values.MANIFEST.digest, lay_out(values.MANIFEST)
+    digest, layout = values.MANIFEST.digest, build_layout(values.MANIFEST)
     with Store(folder) as store:
         assert store.key() == KEY
-        (image,) = store.images()
+        (image,) = store.list_images()
         assert image.digest == "542aa3f8e14f9ae014baf7bd47bcfb94b8a135ceec929ce5cb28e5679a583bff"
-        assert image.state is State.PARTIAL
+        assert image.state is ImageState.PARTIAL
         assert image.size == 36_864
-        assert store.manifest(digest) == values.MANIFEST
-        assert store.access(digest) == values.ACCESS
-        assert begun_by(image.paths.journal) == digest
+        assert store.read_manifest(digest) == values.MANIFEST
+        assert store.read_access(digest) == values.ACCESS
+        assert read_journal_digest(image.paths.journal) == digest
         with Journal(image.paths.journal, layout, JOURNAL_CHUNK) as journal:
-            assert journal.durable == 4096
-            assert journal.copied == {4096, 8192}
+            assert journal.durable_bytes == 4096
+            assert journal.copied_offsets == {4096, 8192}
 
 
 def test_the_provenance_of_images(copy: Callable[[str], Path]) -> None:
     folder = copy("node-store")
     shutil.copytree(DATA / "manifests/image", folder / "images" / OTHER_DIGEST, dirs_exist_ok=True)
     with Store(folder) as store:
-        assert store.places(OTHER_DIGEST) == (PLACES[2], PLACES[1], PLACES[0])
+        assert store.get_provenance(OTHER_DIGEST) == (PLACES[2], PLACES[1], PLACES[0])
         store.paths(values.MANIFEST.digest).partial.rename(store.paths(values.MANIFEST.digest).image)
-        assert store.places(values.MANIFEST.digest) == (), "it was filled from two places, and nothing is known of either"
+        assert store.get_provenance(values.MANIFEST.digest) == (), (
+            "it was filled from two places, and nothing is known of either"
+        )
 
 
 @pytest.mark.parametrize("name", values.FILL_PROGRESS)
@@ -156,50 +166,50 @@ def test_the_progress_of_a_fill(name: str) -> None:
 
 def test_what_prewarm_orders_turned_out_to_be() -> None:
     found = read_answers(DATA / "prewarms/prewarms.json")
-    assert found == {key: _Answer(*answer) for key, answer in values.PREWARM_ANSWERS.items()}
+    assert found == {key: _ResolvedCache(*answer) for key, answer in values.PREWARM_ANSWERS.items()}
     assert loaded("prewarms/keys.json") == ["prewarm-uid-1-4-0", "prewarm-uid-1-4-1", "prewarm-uid-1-4-2"]
 
 
 def test_proofs(copy: Callable[[str], Path]) -> None:
     memory = ProofMemory(copy("proofs"), KEY, 600, 3600, lambda: NOW + 599)
-    assert memory.fresh({"token": "hf_golden"}, values.RESOLUTION.spec) == values.RESOLUTION
+    assert memory.find_fresh({"token": "hf_golden"}, values.RESOLUTION.spec) == values.RESOLUTION
     several = values.PARAMETERS["several"].spec
-    assert memory.fresh({}, several) == replace(values.RESOLUTION, spec=several)
-    assert memory.fresh({"token": "another"}, values.RESOLUTION.spec) is None
+    assert memory.find_fresh({}, several) == replace(values.RESOLUTION, spec=several)
+    assert memory.find_fresh({"token": "another"}, values.RESOLUTION.spec) is None
 
 
 def test_a_pin_that_a_node_keeps() -> None:
     pins = NodePins(FakePins(), "node-a")
-    pins.adopt(read_volumes(DATA / "node-volumes"))
-    pin = pins.pin_of("csi-inline")
+    pins.restore(read_volumes(DATA / "node-volumes"))
+    pin = pins.get_pin("csi-inline")
     assert pin is not None
     assert pin.namespace == "team-a"
     assert pin.digest == DIGEST
-    assert pin.asked == replace(values.PIN.asked, preserve_ownership=False, source=replace(
+    assert pin.requested == replace(values.PIN.requested, preserve_ownership=False, source=replace(
         values.HUGGING_FACE, allow_patterns=(), ignore_patterns=()))  # fmt: skip
     assert pin.pinned.source == replace(values.PINNED_HUGGING_FACE, allow_patterns=(), ignore_patterns=())
-    assert pins.of("csi-inline") == values.PIN_OBJECT
+    assert pins.encode_pin("csi-inline") == values.PIN_OBJECT
 
 
 @pytest.mark.parametrize("volume", values.VOLUMES, ids=lambda volume: volume.id)
 def test_volumes_of_a_folder(copy: Callable[[str], Path], volume: Any) -> None:
-    assert DirectoryRegistry(copy("registry")).get(volume.id) == volume
+    assert DirectoryVolumeRegistry(copy("registry")).get(volume.id) == volume
 
 
 FULL_DATA_CACHE = DataCache(
     name="edc-0123456789abcdef0123",
     uid=UID,
     generation=1,
-    created=1_700_000_000.0,
+    created_at=1_700_000_000.0,
     spec=values.HUB_CACHE,
-    state=replace(values.AVAILABLE_STATE, matched=1_700_000_000.0),
-    secret=SecretRef("", "edc-0123456789abcdef0123"),
+    state=replace(values.AVAILABLE_STATE, last_matched_at=1_700_000_000.0),
+    secret_ref=SecretRef("", "edc-0123456789abcdef0123"),
     title="llama",
     tags={"team": "a", "empty": ""},
     resource_group="rg-1",
-    token="client-token",
-    asked="5e" * 32,
-    given_id="edc-0123456789abcdef0123",
+    client_token="client-token",
+    request_hash="5e" * 32,
+    assigned_id="edc-0123456789abcdef0123",
 )
 
 
@@ -219,50 +229,64 @@ DATA_CACHES = (
 
 
 def test_data_caches_of_a_folder(copy: Callable[[str], Path]) -> None:
-    caches = DirectoryDataCaches(copy("registry"))
+    caches = DirectoryDataCacheRegistry(copy("registry"))
     assert caches.find() == [*DATA_CACHES, FULL_DATA_CACHE]
-    assert caches.credential(FULL_DATA_CACHE) == {"token": "hf_golden"}
-    assert caches.digests() == {DIGEST, OTHER_DIGEST}
+    assert caches.read_credential(FULL_DATA_CACHE) == {"token": "hf_golden"}
+    assert caches.list_digests() == {DIGEST, OTHER_DIGEST}
 
 
 def test_orders_of_a_folder(copy: Callable[[str], Path]) -> None:
     folder = copy("registry")
-    orders = DirectoryPrewarms(folder, DirectoryRegistry(folder)).all()
+    orders = DirectoryNodePrewarms(folder, DirectoryVolumeRegistry(folder)).list_requests()
     name = "edc-7ac1b8d7010bb6cd3a3e"
     uid = f"00000000-0000-0000-0000-000000000001/{OTHER_DIGEST}"
-    assert orders[0] == Prewarm("", name, uid, 1, (PrewarmedCache(data_cache=name, digest=OTHER_DIGEST),))
-    found = [DirectoryPrewarmOrders(folder).place(replace(cache, state=values.LOADING_STATE)) for cache in DATA_CACHES]
+    assert orders[0] == PrewarmRequest(
+        "", name, uid, 1, (PrewarmedCache(data_cache=name, digest=OTHER_DIGEST),)
+    )
+    found = [
+        DirectoryPrewarmRequests(folder).submit(replace(cache, state=values.LOADING_STATE))
+        for cache in DATA_CACHES
+    ]
     assert found == [
-        OrderState(Readiness.PENDING, 0, "fills that pods wait for go first"),
-        OrderState(Readiness.STORING, 99, "bringing it to the image store"),
-        OrderState(Readiness.READY, 100, ""),
-        OrderState(Readiness.FAILED, 10, "the origin refuses the credential"),
-        OrderState(Readiness.FILLING, 42, ""),
+        PrewarmProgress(Readiness.PENDING, 0, "fills that pods wait for go first"),
+        PrewarmProgress(Readiness.STORING, 99, "bringing it to the image store"),
+        PrewarmProgress(Readiness.READY, 100, ""),
+        PrewarmProgress(Readiness.FAILED, 10, "the origin refuses the credential"),
+        PrewarmProgress(Readiness.FILLING, 42, ""),
     ]
 
 
 def test_nonces_of_a_folder(copy: Callable[[str], Path]) -> None:
-    nonces = FileNonces(copy("registry") / "nonces.json", 1800)
+    nonces = FileNonceStore(copy("registry") / "nonces.json", 1800)
     assert [nonces.use(mark, NOW) for mark in ("a-mark", "an-old-mark", "a-new-mark")] == [False, False, True]
 
 
 def test_a_data_cache_of_the_openapi(copy: Callable[[str], Path]) -> None:
-    (cache,) = DirectoryDataCaches(copy("openapi")).find()
-    assert cache.token == "token-1"
-    assert cache.asked == "7036a48102d6edd91372070098cc0192d55f03e4e0e5bd4294b1addfbbdbf65d"
+    (cache,) = DirectoryDataCacheRegistry(copy("openapi")).find()
+    assert cache.client_token == "token-1"
+    assert cache.request_hash == "7036a48102d6edd91372070098cc0192d55f03e4e0e5bd4294b1addfbbdbf65d"
     assert cache.title == "llama"
     assert cache.spec == DataCacheSpec(
-        "models", "/llama", "URL", {"repoSource": "HuggingFace/Model", "repoId": "org/model"}, 30, 7, ("vsw-1", "sg-1")
+        "models",
+        "/llama",
+        "URL",
+        {"repoSource": "HuggingFace/Model", "repoId": "org/model"},
+        30,
+        7,
+        ("vsw-1", "sg-1"),
     )
 
 
 def test_an_image_store(copy: Callable[[str], Path]) -> None:
-    store = ImageStore(FolderBackend(image_store(copy("image-store").as_uri())))
-    (image,) = store.images()
+    store = ImageStore(FolderBackend(parse_image_store_url(copy("image-store").as_uri())))
+    (image,) = store.list_images()
     assert image == values.STORED_IMAGE
-    assert store.named("s-cac5b5ed579a5a23908e") == values.STORED_IMAGE
-    assert [entry.path for entry in store.manifest(image.digest).entries] == ["config.json", "weights.bin"]
-    assert tuple(store.announced()) == values.ANNOUNCEMENTS
+    assert store.find_by_snapshot_id("s-cac5b5ed579a5a23908e") == values.STORED_IMAGE
+    assert [entry.path for entry in store.read_manifest(image.digest).entries] == [
+        "config.json",
+        "weights.bin",
+    ]
+    assert tuple(store.list_announcements()) == values.ANNOUNCEMENTS
     assert store.collect((), 0, NOW * 2) == [image.digest], "it was marked as unwanted"
 
 
@@ -273,7 +297,7 @@ def server() -> Any:
 
         def having(name: str) -> ApiServer:
             cluster.objects = loaded(f"cluster/{name}.json")["objects"]
-            return ApiServer(Access(cluster.url, namespace="datacache"))
+            return ApiServer(ClusterAccess(cluster.url, namespace="datacache"))
 
         yield having
 
@@ -284,7 +308,7 @@ def applied(name: str) -> list[Any]:
 
 
 def test_volumes_of_a_cluster(server: Callable[[str], ApiServer]) -> None:
-    registry = KubernetesRegistry(server("volumes"))
+    registry = KubernetesVolumeRegistry(server("volumes"))
     assert registry.get(values.FULL_VOLUME.id) == values.FULL_VOLUME
     assert registry.get(values.PLAINLY_LIMITED_VOLUME.id) == values.PLAINLY_LIMITED_VOLUME
     assert [cache_volume.decode(thing) for thing in applied("volumes")[:3]] == list(values.VOLUMES)
@@ -294,33 +318,33 @@ def test_pins_of_a_cluster() -> None:
     pin = cache_pin.decode(loaded("pin/object.json"))
     assert pin == values.PIN
     assert pin.holders == {
-        Holder("node", "node-a"): 1_699_999_000.0,
-        Holder("volume", "dc-0123456789012345678901234567890123456789"): 1_699_999_100.0,
+        PinHolder("node", "node-a"): 1_699_999_000.0,
+        PinHolder("volume", "dc-0123456789012345678901234567890123456789"): 1_699_999_100.0,
     }
     (kept,) = loaded("cluster/pins.json")["objects"].values()
     assert cache_pin.decode(kept) == values.PIN
-    assert cache_pin.decode(kept).holders == {Holder("node", "node-a"): 1_700_000_000.0}
+    assert cache_pin.decode(kept).holders == {PinHolder("node", "node-a"): 1_700_000_000.0}
 
 
 def test_data_caches_of_a_cluster(server: Callable[[str], ApiServer]) -> None:
-    caches = KubernetesDataCaches(server("data-caches"), "datacache")
+    caches = KubernetesDataCacheRegistry(server("data-caches"), "datacache")
     found = caches.find(("edc-0123456789abcdef0123",))
-    cache = next(one for one in found if one.token)
+    cache = next(one for one in found if one.client_token)
     assert cache == replace(
         FULL_DATA_CACHE,
         name="edc-02d5026fe5e556c58a44d43f7de83be62744af13",
         spec=replace(values.HUB_CACHE, refresh="again"),
         state=DataCacheState(
             Phase.UPDATE_FAILED, 0, 3, values.CONTENT, values.COMING, True, "no such repository",
-            1_702_592_000.0, 1_700_000_000.0, values.AVAILABLE_STATE.notes,
+            1_702_592_000.0, 1_700_000_000.0, values.AVAILABLE_STATE.events,
         ),
-        secret=SecretRef("datacache", "data-cache-e5176ded499f592099bb"),
+        secret_ref=SecretRef("datacache", "data-cache-e5176ded499f592099bb"),
     )  # fmt: skip
-    assert caches.credential(cache) == {"token": "hf_golden"}
-    assert caches.credential_fits(cache)
-    referring = caches.named("edc-c993956740d4a8fab0e2b5449f986a2acd83a99d")
+    assert caches.read_credential(cache) == {"token": "hf_golden"}
+    assert caches.is_credential_in_scope(cache)
+    referring = caches.get("edc-c993956740d4a8fab0e2b5449f986a2acd83a99d")
     assert referring is not None
-    assert referring.secret == SecretRef("team-a", "oss-key")
+    assert referring.secret_ref == SecretRef("team-a", "oss-key")
     assert referring.spec == values.OSS_CACHE
 
 
@@ -328,27 +352,31 @@ def test_data_caches_of_a_cluster(server: Callable[[str], ApiServer]) -> None:
 def test_states_of_a_data_cache(at: int, name: str) -> None:
     status = applied("data-caches")[2 + at]["status"]
     (cache, *_) = (body for body in applied("data-caches") if body and "spec" in body)
-    whole = {**cache, "metadata": {**cache["metadata"], "uid": UID, "creationTimestamp": "2023-11-14T22:13:20Z"}, "status": status}
+    whole = {
+        **cache,
+        "metadata": {**cache["metadata"], "uid": UID, "creationTimestamp": "2023-11-14T22:13:20Z"},
+        "status": status,
+    }
     assert data_cache_object.decode(whole).state == values.STATES[name]
 
 
 def test_digests_of_a_data_cache() -> None:
     found = loaded("cluster/data-caches.json")["objects"]
     path = "/apis/eci.aliyun.com/v1alpha1/datacaches/edc-02d5026fe5e556c58a44d43f7de83be62744af13"
-    assert data_cache_object.digests_of(found[path]) == {DIGEST, OTHER_DIGEST}
+    assert data_cache_object.list_digests(found[path]) == {DIGEST, OTHER_DIGEST}
 
 
 def test_prewarms_of_a_cluster(server: Callable[[str], ApiServer]) -> None:
     found = server("prewarms")
-    prewarms = KubernetesPrewarms(found, "node-a", KubernetesRegistry(found))
-    assert prewarms.all() == list(values.PREWARMS)
+    prewarms = KubernetesNodePrewarms(found, "node-a", KubernetesVolumeRegistry(found))
+    assert prewarms.list_requests() == list(values.PREWARMS)
     prewarms.close()
 
 
 def test_orders_of_a_cluster(server: Callable[[str], ApiServer]) -> None:
     found = server("orders")
-    prewarms = KubernetesPrewarms(found, "node-a", KubernetesRegistry(found))
-    hub, plain = prewarms.all()
+    prewarms = KubernetesNodePrewarms(found, "node-a", KubernetesVolumeRegistry(found))
+    hub, plain = prewarms.list_requests()
     prewarms.close()
     assert plain.caches == (PrewarmedCache(data_cache="edc-1", digest=OTHER_DIGEST),)
     assert plain.selector == {"kubernetes.io/hostname": "host-a"}
@@ -356,10 +384,16 @@ def test_orders_of_a_cluster(server: Callable[[str], ApiServer]) -> None:
 
 
 def test_nonces_of_a_cluster(server: Callable[[str], ApiServer]) -> None:
-    nonces = SecretNonces(server("nonces"), "datacache-operator-nonces", 1800)
-    assert [nonces.use(mark, NOW) for mark in ("a-mark", "another-mark", "a-new-mark")] == [False, False, True]
+    nonces = SecretNonceStore(server("nonces"), "datacache-operator-nonces", 1800)
+    assert [nonces.use(mark, NOW) for mark in ("a-mark", "another-mark", "a-new-mark")] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_the_certificates_of_the_webhook(server: Callable[[str], ApiServer]) -> None:
-    trust = WebhookTrust(server("webhook"), ["datacache-operator"], "datacache-operator", "datacache-operator")
+    trust = WebhookTrust(
+        server("webhook"), ["datacache-operator"], "datacache-operator", "datacache-operator"
+    )
     assert trust.read() == Certificates("authority", "authority's key", "certificate", "key")

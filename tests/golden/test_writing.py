@@ -11,7 +11,11 @@ from tests.golden.writers import DATA, FORMATS, fixed
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All files below a folder, by their paths in it."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("name", FORMATS)

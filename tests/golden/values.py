@@ -5,32 +5,39 @@ from __future__ import annotations
 from csi.image_store.announcements import Announcement
 from csi.image_store.stored_image import StoredImage
 from csi.images.progress import FillProgress
-from csi.linux.cgroups.hierarchy import Count
-from csi.manifest.manifest import Entry, Kind, Manifest
+from csi.linux.cgroups.hierarchy import ReadCount
+from csi.manifest.manifest import Entry, EntryKind, Manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.data_cache import DataCacheSpec
-from csi.parameters.dialects.buckets import ObjectSpec
-from csi.parameters.dialects.composite import SeveralSpec
+from csi.parameters.dialects.buckets import BucketSpec
+from csi.parameters.dialects.composite import CompositeSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.dialects.nas import NasSpec
 from csi.parameters.dialects.urls import UrlFile, UrlSpec
 from csi.parameters.performance_keys import Performance
-from csi.parameters.pvc import Claim
+from csi.parameters.pvc import PvcReference
 from csi.parameters.volume_parameters import VolumeParameters
 from csi.performance.limits import Limits, Rate
-from csi.registry.datacaches.data_caches import Content, DataCache, DataCacheState, Note, Phase, SecretRef
-from csi.registry.events.recorder import Subject
-from csi.registry.pins.pins import CachePin, Holder
-from csi.registry.prewarms.prewarms import NodeState, Prewarm, PrewarmedCache, State
+from csi.registry.datacaches.data_caches import (
+    DataCache,
+    DataCacheContent,
+    DataCacheEvent,
+    DataCacheState,
+    Phase,
+    SecretRef,
+)
+from csi.registry.events.recorder import ObjectReference
+from csi.registry.pins.pins import CachePin, PinHolder
+from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, PrewarmRequest, PrewarmState
 from csi.registry.volumes.record import VolumeRecord
 from csi.worker.protocol import Resolution
 from datacache.findings import Finding, Verdict
-from datacache.image_store import Held
-from datacache.image_store import State as StoredState
-from node_plugin.throttle.burst import Burst
-from node_plugin.throttle.meter import Meter
-from node_plugin.throttle.records import Claimed, GroupRecord
-from node_plugin.volumes.records import NodeVolume, Shown
+from datacache.image_store import ListedImage
+from datacache.image_store import StoredState as StoredState
+from node_plugin.throttle.burst import BurstState
+from node_plugin.throttle.meter import BurstMeter
+from node_plugin.throttle.records import GroupRecord, RecordedMember
+from node_plugin.volumes.records import Exposure, NodeVolume
 
 NOW = 1_700_000_000.25
 """The time at which everything is written."""
@@ -42,12 +49,21 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 DIGEST, OTHER_DIGEST = "ab" * 32, "cd" * 32
 
 HUGGING_FACE = HubSpec("HuggingFace/Model", "org/model", "main", ("*.safetensors", "*.json"), ("*.bin",))
-PINNED_HUGGING_FACE = HubSpec("HuggingFace/Model", "org/model", COMMIT, ("*.safetensors", "*.json"), ("*.bin",))
+PINNED_HUGGING_FACE = HubSpec(
+    "HuggingFace/Model", "org/model", COMMIT, ("*.safetensors", "*.json"), ("*.bin",)
+)
 MODEL_SCOPE = HubSpec("ModelScope/DataSet", "org/data", "master")
 NAS_3 = NasSpec("nas.example", "/export/models", "3", 2049, 635, 1.5, 5, 1000, 100)
 NAS_4 = NasSpec("10.0.0.7", "/models", "4.0")
-OSS = ObjectSpec("OSS", "https://oss-cn-hangzhou-internal.aliyuncs.com", "models", "llama/7b", "cn-hangzhou", ram_role="reader")
-S3 = ObjectSpec("S3", "http://minio.example:9000", "models", "", "eu-central-1", path_style=True)
+OSS = BucketSpec(
+    "OSS",
+    "https://oss-cn-hangzhou-internal.aliyuncs.com",
+    "models",
+    "llama/7b",
+    "cn-hangzhou",
+    ram_role="reader",
+)
+S3 = BucketSpec("S3", "http://minio.example:9000", "models", "", "eu-central-1", path_style=True)
 URLS = UrlSpec(
     (
         UrlFile("https://files.example/a/weights.bin", "12" * 32),
@@ -56,7 +72,10 @@ URLS = UrlSpec(
 )
 PLAIN_URL = UrlSpec((UrlFile("http://files.example:8080/one.bin"),))
 METALINK = UrlSpec(metalink="https://files.example/all.meta4")
-SEVERAL = SeveralSpec((("base", PINNED_HUGGING_FACE), ("extra", NAS_4), ("weights", S3)), (("base", 104_857_600), ("extra", 1_000_000)))
+SEVERAL = CompositeSpec(
+    (("base", PINNED_HUGGING_FACE), ("extra", NAS_4), ("weights", S3)),
+    (("base", 104_857_600), ("extra", 1_000_000)),
+)
 PARAMETERS = {
     "hugging-face": VolumeParameters(
         CacheSpec(HUGGING_FACE, True, "fast-net", 524_288_000, True),
@@ -68,8 +87,12 @@ PARAMETERS = {
     ),
     "hugging-face-pinned": VolumeParameters(CacheSpec(PINNED_HUGGING_FACE), Performance()),
     "model-scope": VolumeParameters(CacheSpec(MODEL_SCOPE), Performance("PL2")),
-    "nas-3": VolumeParameters(CacheSpec(NAS_3, True), Performance(read_iops=2000, read_bandwidth=104_857_600)),
-    "nas-4": VolumeParameters(CacheSpec(NAS_4), Performance(read_iops=100, burst_iops=4000, burst_credit=600_000)),
+    "nas-3": VolumeParameters(
+        CacheSpec(NAS_3, True), Performance(read_iops=2000, read_bandwidth=104_857_600)
+    ),
+    "nas-4": VolumeParameters(
+        CacheSpec(NAS_4), Performance(read_iops=100, burst_iops=4000, burst_credit=600_000)
+    ),
     "oss": VolumeParameters(CacheSpec(OSS), Performance("AutoPL", bursting=False)),
     "s3": VolumeParameters(CacheSpec(S3), Performance()),
     "urls": VolumeParameters(CacheSpec(URLS), Performance()),
@@ -78,27 +101,27 @@ PARAMETERS = {
     "several": VolumeParameters(CacheSpec(SEVERAL, bandwidth_limit=1_048_576), Performance()),
 }
 
-CLAIM = Claim("team-a", "model", "11111111-2222-3333-4444-555555555555")
+CLAIM = PvcReference("team-a", "model", "11111111-2222-3333-4444-555555555555")
 VOLUME_NAME = "pvc-11111111-2222-3333-4444-555555555555"
 FULL_VOLUME = VolumeRecord(
     id="dc-0123456789012345678901234567890123456789",
     name=VOLUME_NAME,
-    asked=CacheSpec(HUGGING_FACE, True, "fast-net", 524_288_000, True),
+    requested_spec=CacheSpec(HUGGING_FACE, True, "fast-net", 524_288_000, True),
     spec=CacheSpec(PINNED_HUGGING_FACE, True, "fast-net", 524_288_000, True),
     digest=DIGEST,
     capacity_bytes=21_474_836_480,
     content_bytes=15_000_000_001,
     downgrade_writers=True,
     cloned_from="dc-original",
-    created=1_699_999_999.125,
+    created_at=1_699_999_999.125,
     performance=Performance("AutoPL", 5000, True),
-    claim=CLAIM,
-    namespace="team-a",
+    pvc=CLAIM,
+    pin_namespace="team-a",
 )
 PLAIN_VOLUME = VolumeRecord(
     id="dc-plain",
     name="plain",
-    asked=CacheSpec(NAS_4),
+    requested_spec=CacheSpec(NAS_4),
     spec=CacheSpec(NAS_4),
     digest=OTHER_DIGEST,
     capacity_bytes=1_073_741_824,
@@ -107,14 +130,14 @@ PLAIN_VOLUME = VolumeRecord(
 PLAINLY_LIMITED_VOLUME = VolumeRecord(
     id="By_Hand",
     name="by-hand",
-    asked=CacheSpec(SEVERAL),
+    requested_spec=CacheSpec(SEVERAL),
     spec=CacheSpec(SEVERAL),
     digest=OTHER_DIGEST,
     capacity_bytes=2_147_483_648,
     content_bytes=77,
-    created=1_600_000_000.0,
+    created_at=1_600_000_000.0,
     performance=Performance(read_iops=100, read_bandwidth=1_048_576, burst_iops=4000, burst_credit=600_000),
-    claim=Claim("team-b", "data"),
+    pvc=PvcReference("team-b", "data"),
 )
 VOLUMES = (FULL_VOLUME, PLAIN_VOLUME, PLAINLY_LIMITED_VOLUME)
 
@@ -123,7 +146,7 @@ PIN = CachePin(
     CacheSpec(HUGGING_FACE, True),
     CacheSpec(PINNED_HUGGING_FACE, True),
     DIGEST,
-    {Holder("node", "node-a"): 1_699_999_000.0, Holder("volume", FULL_VOLUME.id): 1_699_999_100.0},
+    {PinHolder("node", "node-a"): 1_699_999_000.0, PinHolder("volume", FULL_VOLUME.id): 1_699_999_100.0},
 )
 PIN_OBJECT = {
     "namespace": "team-a",
@@ -140,10 +163,12 @@ NODE_VOLUMES = (
         context={"type": "NAS", "server": "10.0.0.7", "path": "/models", "vers": "4.0"},
         capacity_bytes=21_474_836_480,
         content_bytes=15_000_000_001,
-        staged={"/var/lib/kubelet/globalmount": Shown("MULTI_NODE_READER_ONLY")},
-        targets={
-            "/var/lib/kubelet/pods/a/mount": Shown("MULTI_NODE_READER_ONLY", False, ("ro", "noatime"), "uid-of-a"),
-            "/var/lib/kubelet/pods/b/mount": Shown("SINGLE_NODE_WRITER", True),
+        staging_paths={"/var/lib/kubelet/globalmount": Exposure("MULTI_NODE_READER_ONLY")},
+        target_paths={
+            "/var/lib/kubelet/pods/a/mount": Exposure(
+                "MULTI_NODE_READER_ONLY", False, ("ro", "noatime"), "uid-of-a"
+            ),
+            "/var/lib/kubelet/pods/b/mount": Exposure("SINGLE_NODE_WRITER", True),
         },
         limit_class="volume-0123456789abcdef",
         performance={"performanceLevel": "PL1"},
@@ -154,8 +179,10 @@ NODE_VOLUMES = (
         context={"repoId": "org/model", "readIops": "100"},
         capacity_bytes=1_073_741_824,
         content_bytes=5,
-        inline=True,
-        targets={"/var/lib/kubelet/pods/c/mount": Shown("MULTI_NODE_READER_ONLY", True, (), "uid-of-c")},
+        is_inline=True,
+        target_paths={
+            "/var/lib/kubelet/pods/c/mount": Exposure("MULTI_NODE_READER_ONLY", True, (), "uid-of-c")
+        },
         limit_class="limits-0123456789abcdef",
         pin=PIN_OBJECT,
     ),
@@ -165,8 +192,8 @@ NODE_VOLUMES = (
         context={"cacheBucket": "default", "cachePath": "/models/llama"},
         capacity_bytes=21_474_836_480,
         content_bytes=5,
-        inline=True,
-        targets={"/var/lib/kubelet/pods/d/mount": Shown("MULTI_NODE_READER_ONLY")},
+        is_inline=True,
+        target_paths={"/var/lib/kubelet/pods/d/mount": Exposure("MULTI_NODE_READER_ONLY")},
         performance={},
     ),
     NodeVolume(
@@ -175,26 +202,36 @@ NODE_VOLUMES = (
         context={},
         capacity_bytes=0,
         content_bytes=0,
-        staged={"/staged": Shown("MULTI_NODE_READER_ONLY")},
+        staging_paths={"/staged": Exposure("MULTI_NODE_READER_ONLY")},
     ),
 )
 
 NO_LIMIT = Limits(Rate())
 FIXED = Limits(Rate(1800, 100_000_000))
 CREDITED = Limits(Rate(100, 1_638_400), Rate(4000, 65_536_000), 600_000)
-METERED = Limits(Rate(6800, 173_015_040), Rate(25_000, 367_001_600), None, ("provisionedIops 9000 lowered to 5000",))
+METERED = Limits(
+    Rate(6800, 173_015_040), Rate(25_000, 367_001_600), None, ("provisionedIops 9000 lowered to 5000",)
+)
 THROTTLES = (
     GroupRecord(
         pod="11111111-2222-3333-4444-555555555555",
         device="7:3",
-        claims={"/pods/a/mount": Claimed("dc-persistent", CREDITED), "/pods/a/other": Claimed("csi-inline", METERED)},
-        burst=Burst(599_123.5, True, Meter(12.25, Count(40, 655_360), 1.5, 26.5)),
-        counts={"kubepods/pod1": Count(1000, 16_384_000), "kubepods/pod1/c1": Count(1, 4096)},
-        at=1234.5,
+        members={
+            "/pods/a/mount": RecordedMember("dc-persistent", CREDITED),
+            "/pods/a/other": RecordedMember("csi-inline", METERED),
+        },
+        burst=BurstState(599_123.5, True, BurstMeter(12.25, ReadCount(40, 655_360), 1.5, 26.5)),
+        counts={"kubepods/pod1": ReadCount(1000, 16_384_000), "kubepods/pod1/c1": ReadCount(1, 4096)},
+        counted_at=1234.5,
         boot="b0071d",
     ),
-    GroupRecord("uid-of-b", "259:0", {"/pods/b/mount": Claimed("dc-persistent", FIXED)}),
-    GroupRecord("uid-of-c", "7:4", {"/pods/c/mount": Claimed("dc-persistent", NO_LIMIT)}, Burst(None, True)),
+    GroupRecord("uid-of-b", "259:0", {"/pods/b/mount": RecordedMember("dc-persistent", FIXED)}),
+    GroupRecord(
+        "uid-of-c",
+        "7:4",
+        {"/pods/c/mount": RecordedMember("dc-persistent", NO_LIMIT)},
+        BurstState(None, True),
+    ),
 )
 
 PREWARM_ANSWERS = {
@@ -205,22 +242,35 @@ PREWARM_ANSWERS = {
 
 FILL_PROGRESS = {
     "begun": FillProgress(0, 15_000_000_001),
-    "at-work": FillProgress(5_000_000_000, 15_000_000_001, 4_000_000_000, 104_857_600.5, 95.25, 1_000_000_000),
+    "at-work": FillProgress(
+        5_000_000_000, 15_000_000_001, 4_000_000_000, 104_857_600.5, 95.25, 1_000_000_000
+    ),
 }
 
 ENTRIES = (
-    Entry("config.json", Kind.FILE, 21, 0o444, 1_600_000_000_000_000_001, 0, 0, "git:" + "1a" * 20),
-    Entry("docs", Kind.DIRECTORY, mode=0o555),
-    Entry("docs/latest", Kind.SYMLINK, mode=0o777, target="../config.json"),
-    Entry("docs/läse mich.txt", Kind.FILE, 4097, 0o555, 315_532_800_000_000_000, 0, 0, 'token:url ["a"]'),
-    Entry("empty", Kind.FILE),
-    Entry("weights.bin", Kind.FILE, 12_345, 0o444, 1_600_000_000_000_000_000, 0, 0, "claimed:" + "2b" * 32 + " x"),
-    Entry("z.bin", Kind.FILE, 4096, digest="sha256:" + "3c" * 32),
+    Entry("config.json", EntryKind.FILE, 21, 0o444, 1_600_000_000_000_000_001, 0, 0, "git:" + "1a" * 20),
+    Entry("docs", EntryKind.DIRECTORY, mode=0o555),
+    Entry("docs/latest", EntryKind.SYMLINK, mode=0o777, target="../config.json"),
+    Entry(
+        "docs/läse mich.txt", EntryKind.FILE, 4097, 0o555, 315_532_800_000_000_000, 0, 0, 'token:url ["a"]'
+    ),
+    Entry("empty", EntryKind.FILE),
+    Entry(
+        "weights.bin",
+        EntryKind.FILE,
+        12_345,
+        0o444,
+        1_600_000_000_000_000_000,
+        0,
+        0,
+        "claimed:" + "2b" * 32 + " x",
+    ),
+    Entry("z.bin", EntryKind.FILE, 4096, digest="sha256:" + "3c" * 32),
 )
 ACCESS = {"type": "URL", "repoSource": "HuggingFace/Model", "repoId": "org/model", "revision": COMMIT}
 MANIFEST = Manifest(ENTRIES, ACCESS)
 OWNED_MANIFEST = Manifest(
-    (Entry("a", Kind.FILE, 3, 0o640, 5, 1000, 100, "sha256:" + "4d" * 32),),
+    (Entry("a", EntryKind.FILE, 3, 0o640, 5, 1000, 100, "sha256:" + "4d" * 32),),
     {"type": "NAS", "server": "10.0.0.7", "path": "/models", "vers": "4.0", "preserveOwnership": "true"},
 )
 
@@ -239,14 +289,26 @@ HUB_CACHE = DataCacheSpec(
     node_selector={"disktype": "ssd"},
     refresh="2024-01-01",
 )
-NAS_CACHE = DataCacheSpec("default", "/plain", "NAS", {"server": "10.0.0.7", "path": "/models", "vers": "4.0"})
-OSS_CACHE = DataCacheSpec("default", "/oss", "OSS", {"bucket": "models", "path": "/", "url": "oss-cn-hangzhou.aliyuncs.com"})
-S3_CACHE = DataCacheSpec("default", "/s3", "S3", {"bucket": "models", "path": "/", "endpoint": "http://minio.example:9000"}, networks=("", "sg-1"))
+NAS_CACHE = DataCacheSpec(
+    "default", "/plain", "NAS", {"server": "10.0.0.7", "path": "/models", "vers": "4.0"}
+)
+OSS_CACHE = DataCacheSpec(
+    "default", "/oss", "OSS", {"bucket": "models", "path": "/", "url": "oss-cn-hangzhou.aliyuncs.com"}
+)
+S3_CACHE = DataCacheSpec(
+    "default",
+    "/s3",
+    "S3",
+    {"bucket": "models", "path": "/", "endpoint": "http://minio.example:9000"},
+    networks=("", "sg-1"),
+)
 SNAPSHOT_CACHE = DataCacheSpec("default", "/snapshot", "SNAPSHOT", {"snapshotId": "s-0123456789abcdef0123"})
 
-CONTENT = Content(DIGEST, {"type": "NAS", "server": "10.0.0.7", "path": "/models"}, 15_000_100_864, 15_000_000_001)
-COMING = Content(OTHER_DIGEST, {"type": "NAS", "server": "10.0.0.7", "path": "/models"}, 8192, 5)
-LOADING_STATE = DataCacheState(percent=12, generation=1, coming=COMING, message="filling on node-a")
+CONTENT = DataCacheContent(
+    DIGEST, {"type": "NAS", "server": "10.0.0.7", "path": "/models"}, 15_000_100_864, 15_000_000_001
+)
+COMING = DataCacheContent(OTHER_DIGEST, {"type": "NAS", "server": "10.0.0.7", "path": "/models"}, 8192, 5)
+LOADING_STATE = DataCacheState(percent=12, generation=1, next_content=COMING, message="filling on node-a")
 CREATING_STATE = DataCacheState(Phase.CREATING, 99, 1, None, COMING)
 AVAILABLE_STATE = DataCacheState(
     Phase.AVAILABLE,
@@ -256,10 +318,10 @@ AVAILABLE_STATE = DataCacheState(
     None,
     True,
     "",
-    expires=1_702_592_000.0,
-    notes=(
-        Note("Normal", "SuccessfulCreate", "made", 1, 1_699_999_000.0, 1_699_999_000.0),
-        Note("Warning", "Failed", "no route", 3, 1_699_990_000.0, 1_699_999_500.0),
+    expires_at=1_702_592_000.0,
+    events=(
+        DataCacheEvent("Normal", "SuccessfulCreate", "made", 1, 1_699_999_000.0, 1_699_999_000.0),
+        DataCacheEvent("Warning", "Failed", "no route", 3, 1_699_990_000.0, 1_699_999_500.0),
     ),
 )
 FAILED_STATE = DataCacheState(Phase.FAILED, 0, 1, message="the origin refuses the credential")
@@ -278,39 +340,39 @@ HUB_DATA_CACHE = DataCache(
     name="",
     uid="",
     generation=0,
-    created=0.0,
+    created_at=0.0,
     spec=HUB_CACHE,
     title="llama",
     tags={"team": "a", "empty": ""},
     resource_group="rg-1",
-    token="client-token",
-    asked="5e" * 32,
-    given_id="edc-0123456789abcdef0123",
+    client_token="client-token",
+    request_hash="5e" * 32,
+    assigned_id="edc-0123456789abcdef0123",
 )
 NAS_DATA_CACHE = DataCache("", "", 0, 0.0, NAS_CACHE)
-REFERRING_DATA_CACHE = DataCache("", "", 0, 0.0, OSS_CACHE, secret=SecretRef("team-a", "oss-key"))
+REFERRING_DATA_CACHE = DataCache("", "", 0, 0.0, OSS_CACHE, secret_ref=SecretRef("team-a", "oss-key"))
 
 PREWARMS = (
-    Prewarm(
+    PrewarmRequest(
         "team-a",
         "everything",
         "uid-1",
         4,
         (
-            PrewarmedCache({"repoId": "org/model", "revision": "main"}, secret="hub-token"),
-            PrewarmedCache(claim="model"),
+            PrewarmedCache({"repoId": "org/model", "revision": "main"}, secret_name="hub-token"),
+            PrewarmedCache(pvc_name="model"),
             PrewarmedCache(data_cache="edc-1", digest=DIGEST),
         ),
         {"disktype": "ssd"},
     ),
-    Prewarm("team-b", "one", "uid-2", 1, (PrewarmedCache({"server": "10.0.0.7", "path": "/models"}),)),
+    PrewarmRequest("team-b", "one", "uid-2", 1, (PrewarmedCache({"server": "10.0.0.7", "path": "/models"}),)),
 )
 NODE_STATES = {
-    "pending": NodeState(State.PENDING, 0, "fills that pods wait for go first"),
-    "filling": NodeState(State.FILLING, 42),
-    "storing": NodeState(State.STORING, 99, "bringing it to the image store"),
-    "ready": NodeState(State.READY, 100),
-    "failed": NodeState(State.FAILED, 10, "the origin refuses the credential"),
+    "pending": NodePrewarmState(PrewarmState.PENDING, 0, "fills that pods wait for go first"),
+    "filling": NodePrewarmState(PrewarmState.FILLING, 42),
+    "storing": NodePrewarmState(PrewarmState.STORING, 99, "bringing it to the image store"),
+    "ready": NodePrewarmState(PrewarmState.READY, 100),
+    "failed": NodePrewarmState(PrewarmState.FAILED, 10, "the origin refuses the credential"),
 }
 
 ANNOUNCEMENTS = (
@@ -331,13 +393,16 @@ ANNOUNCEMENTS = (
     Announcement("edc-ffffffffffffffffffff", OTHER_DIGEST, "default", "/plain", "file:///images", "cn-local"),
 )
 
-SUBJECTS = (Subject("Pod", "team-a", "pod-1", "uid-1"), Subject("Node", "", "node-a", "node-a"))
+SUBJECTS = (
+    ObjectReference("Pod", "team-a", "pod-1", "uid-1"),
+    ObjectReference("Node", "", "node-a", "node-a"),
+)
 
 STORED_IMAGE = StoredImage(
     digest="cac5b5ed579a5a23908e9db2795d8bf94c2b7b7bd28cf15ccbf05a9b84898f60",
     image_bytes=20_480,
     content_bytes=10_021,
-    data_at=4096,
+    data_offset=4096,
     parts=[
         "43e16fae61ceb1f7b3170d02a50fd4fc603eafcab6589f8a6fb43d33cf9a2257",
         "08b6369fb86e53a292c96dcf9c0f4d275b871dc47869c5515d5daff41a61eab6",
@@ -345,7 +410,7 @@ STORED_IMAGE = StoredImage(
         "80fb16c7a16efda1fe23a1b778e85cbdd644ee36644133cc5493412d31bfe8eb",
     ],
     access={**ACCESS, "repoId": "org/copy"},
-    layout=2,
+    layout_format=2,
     part_bytes=4096,
     stored_at=NOW,
 )
@@ -356,7 +421,9 @@ FINDINGS = (
     Finding("kernel", Verdict.FAULT, "no EROFS", "load the module"),
 )
 HELD = (
-    Held(DIGEST, StoredState.WHOLE, StoredImage(DIGEST, 8192, 5, 4096, ["3c" * 32], ACCESS, 1, 4096, NOW)),
-    Held(OTHER_DIGEST, StoredState.DAMAGED, why="another format"),
-    Held(OTHER_DIGEST, StoredState.PARTS),
+    ListedImage(
+        DIGEST, StoredState.WHOLE, StoredImage(DIGEST, 8192, 5, 4096, ["3c" * 32], ACCESS, 1, 4096, NOW)
+    ),
+    ListedImage(OTHER_DIGEST, StoredState.DAMAGED, reason="another format"),
+    ListedImage(OTHER_DIGEST, StoredState.PARTS),
 )

@@ -15,57 +15,57 @@ from unittest.mock import patch
 
 from controller_plugin.operator.certificates import Certificates
 from controller_plugin.operator.openapi.actions import Actions
-from controller_plugin.operator.openapi.nonces import FileNonces, SecretNonces
-from controller_plugin.operator.openapi.parameters import Parameters
-from controller_plugin.operator.regions.copying import StoreRegions
+from controller_plugin.operator.openapi.nonces import FileNonceStore, SecretNonceStore
+from controller_plugin.operator.openapi.parameters import ApiParameters
+from controller_plugin.operator.regions.copying import ImageStoreRegions
 from controller_plugin.operator.webhook.trust import WebhookTrust
-from csi.cluster.access import Access
+from csi.cluster.access import ClusterAccess
 from csi.cluster.api_server import ApiServer
 from csi.cluster.lease import Lease
-from csi.destinations.allow_list import DATA_CACHES, AllowList
-from csi.destinations.destinations import destinations
-from csi.image_store.client import StoreAccess, StoredImages
+from csi.destinations.allow_list import DATA_CACHE_OBJECTS, AllowList
+from csi.destinations.destinations import parse_destinations
+from csi.image_store.client import ImageStoreClient, ImageStoreConfig
 from csi.image_store.folder import FolderBackend
-from csi.image_store.location import image_store
+from csi.image_store.location import parse_image_store_url
 from csi.image_store.store import ImageStore
 from csi.images import progress as progress_file
-from csi.images.layout.layout import lay_out
+from csi.images.layout.layout import build_layout
 from csi.images.node_store.journal import Journal
 from csi.images.node_store.records import ImagePaths
 from csi.images.node_store.store import Store
-from csi.linux.loop_devices import KernelLoops
-from csi.linux.mounts import KernelMounts
-from csi.manifest.manifest import Entry, Kind
+from csi.linux.loop_devices import KernelLoopDevices
+from csi.linux.mounts import KernelMountTable
+from csi.manifest.manifest import Entry, EntryKind
 from csi.parameters import origin_scope
-from csi.parameters.access_modes import mode_of
+from csi.parameters.access_modes import parse_access_mode
 from csi.parameters.performance_keys import Performance
 from csi.parameters.pinning import pin_name
 from csi.registry.datacaches import codec as data_cache_object
-from csi.registry.datacaches.data_caches import DataCaches, id_of_uid, place_of
-from csi.registry.datacaches.directory import DirectoryDataCaches
-from csi.registry.datacaches.kubernetes import KubernetesDataCaches
-from csi.registry.events.kubernetes import KubernetesAnnouncer
+from csi.registry.datacaches.data_caches import DataCacheRegistry, bucket_path_hash, data_cache_id_from_uid
+from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
+from csi.registry.datacaches.kubernetes import KubernetesDataCacheRegistry
+from csi.registry.events.kubernetes import KubernetesEventRecorder
 from csi.registry.pins import codec as cache_pin
-from csi.registry.pins.kubernetes import KubernetesPins
-from csi.registry.pins.pins import Holder
-from csi.registry.prewarms.directory import DirectoryPrewarmOrders, DirectoryPrewarms
-from csi.registry.prewarms.kubernetes import KubernetesPrewarms
-from csi.registry.prewarms.kubernetes_requests import KubernetesPrewarmOrders
-from csi.registry.prewarms.status import reported
+from csi.registry.pins.kubernetes import KubernetesPinRegistry
+from csi.registry.pins.pins import PinHolder
+from csi.registry.prewarms.directory import DirectoryNodePrewarms, DirectoryPrewarmRequests
+from csi.registry.prewarms.kubernetes import KubernetesNodePrewarms
+from csi.registry.prewarms.kubernetes_requests import KubernetesPrewarmRequests
+from csi.registry.prewarms.status import patch_with_node
 from csi.registry.volumes import codec as cache_volume
-from csi.registry.volumes.directory import DirectoryRegistry
-from csi.registry.volumes.fill_status import FillStatus
-from csi.registry.volumes.kubernetes import KubernetesRegistry
-from csi.registry.volumes.record import id_of_name
+from csi.registry.volumes.directory import DirectoryVolumeRegistry
+from csi.registry.volumes.fill_status import FillStatusWriter
+from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
+from csi.registry.volumes.record import volume_id_from_name
 from csi.resolve.proof_memory import ProofMemory
 from csi.topology import node_segments, volume_segments
 from csi.worker.pool import WorkerPool
-from datacache.__main__ import _tell
-from node_plugin.prewarm.prewarming import _Answer, _Order
+from datacache.__main__ import _print_and_exit
+from node_plugin.prewarm.prewarming import _ActiveRequest, _ResolvedCache
 from node_plugin.prewarm.prewarming import _write as write_answers
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.volumes.image_mounts import ImageMounts
-from node_plugin.volumes.limits import limit_class
+from node_plugin.volumes.limits import limit_class_name
 from node_plugin.volumes.mount_request import MountRequest
 from node_plugin.volumes.records import NodeVolume, VolumeRecords
 from tests.golden import values
@@ -93,10 +93,13 @@ def put(path: Path, found: object) -> None:
 
 def small_image(folder: Path) -> ImagePaths:
     """A sealed image of two files below `folder`, with its manifest."""
-    entries = tuple(Entry(name, Kind.FILE, len(content), digest=f"sha256:{hashlib.sha256(content).hexdigest()}") for name, content in _FILES.items())
+    entries = tuple(
+        Entry(name, EntryKind.FILE, len(content), digest=f"sha256:{hashlib.sha256(content).hexdigest()}")
+        for name, content in _FILES.items()
+    )
     manifest = replace(values.MANIFEST, entries=entries)
     folder.mkdir(parents=True, exist_ok=True)
-    paths, layout = ImagePaths(folder), lay_out(manifest)
+    paths, layout = ImagePaths(folder), build_layout(manifest)
     with paths.manifest.open("wb") as stream:
         manifest.write(stream)
     whole = bytearray(layout.size)
@@ -125,7 +128,7 @@ def write_manifests(folder: Path) -> None:
     put(folder / "digests.json", {
         "manifest": values.MANIFEST.digest,
         "owned manifest": values.OWNED_MANIFEST.digest,
-        "laid out metadata of manifest": hashlib.sha256(lay_out(values.MANIFEST).metadata).hexdigest(),
+        "laid out metadata of manifest": hashlib.sha256(build_layout(values.MANIFEST).metadata).hexdigest(),
         "image": hashlib.sha256(image.image.read_bytes()).hexdigest(),
     })  # fmt: skip
 
@@ -152,18 +155,18 @@ def write_node_store(folder: Path) -> None:
         temp = folder / "tmp" / "manifest.tmp"
         with temp.open("wb") as stream:
             values.MANIFEST.write(stream)
-        digest, layout = values.MANIFEST.digest, lay_out(values.MANIFEST)
+        digest, layout = values.MANIFEST.digest, build_layout(values.MANIFEST)
         paths = store.adopt_manifest(digest, temp, layout.size).paths
         paths.partial.touch()
         for place in PLACES[:2]:
-            store.note_fill(digest, place)
+            store.mark_filling_from(digest, place)
         with Journal(paths.journal, layout, JOURNAL_CHUNK) as journal:
             journal.append(4096)
             journal.append_copied([8192, 4096])
         sealed = small_image(folder / "images" / OTHER_DIGEST)
-        store.note_fill(OTHER_DIGEST, PLACES[0])
+        store.mark_filling_from(OTHER_DIGEST, PLACES[0])
         for place in PLACES[1:]:
-            store.note_vouched(OTHER_DIGEST, place)
+            store.mark_verified(OTHER_DIGEST, place)
         sealed.manifest.unlink()
         sealed.image.unlink()
     write_progress(folder / "images" / digest)
@@ -177,68 +180,75 @@ def write_progress(folder: Path) -> None:
 
 def write_places(folder: Path) -> None:
     """The places of every source, plain and with a credential that opens a part."""
-    found = {name: origin_scope.place_of(parameters.to_context(), KEY, values.SECRETS) for name, parameters in values.PARAMETERS.items()}
+    found = {
+        name: origin_scope.compute_origin_scope(parameters.to_context(), KEY, values.SECRETS)
+        for name, parameters in values.PARAMETERS.items()
+    }
     put(folder / "places.json", found)
 
 
 def write_prewarms(folder: Path) -> None:
     """What orders turned out to be."""
     folder.mkdir(parents=True, exist_ok=True)
-    answers = {key: _Answer(*answer) for key, answer in values.PREWARM_ANSWERS.items()}
+    answers = {key: _ResolvedCache(*answer) for key, answer in values.PREWARM_ANSWERS.items()}
     write_answers(folder / "prewarms.json", answers)
-    put(folder / "keys.json", _Order(values.PREWARMS[0]).keys)
+    put(folder / "keys.json", _ActiveRequest(values.PREWARMS[0]).keys)
 
 
 def write_proofs(folder: Path) -> None:
     """What was proven, under keyed hashes."""
     memory = ProofMemory(folder, KEY, 600, 3600, lambda: NOW)
     memory.remember(values.SECRETS, values.RESOLUTION.spec, values.RESOLUTION)
-    memory.remember({}, values.PARAMETERS["several"].spec, replace(values.RESOLUTION, spec=values.PARAMETERS["several"].spec))
+    memory.remember(
+        {},
+        values.PARAMETERS["several"].spec,
+        replace(values.RESOLUTION, spec=values.PARAMETERS["several"].spec),
+    )
 
 
 def write_registry(folder: Path) -> None:
     """A registry that is a folder: volumes, DataCaches in every phase, orders, nonces."""
-    volumes = DirectoryRegistry(folder)
+    volumes = DirectoryVolumeRegistry(folder)
     for record in values.VOLUMES:
         volumes.put(record)
-    caches = DirectoryDataCaches(folder)
+    caches = DirectoryDataCacheRegistry(folder)
     full = caches.add(values.HUB_DATA_CACHE, values.SECRETS)
-    caches.note_match(full, NOW)
-    caches.report(full, values.AVAILABLE_STATE)
+    caches.write_match_time(full, NOW)
+    caches.write_state(full, values.AVAILABLE_STATE)
     specs = {"loading": values.NAS_CACHE, "creating": values.OSS_CACHE, "failed": values.S3_CACHE,
              "updating": values.SNAPSHOT_CACHE, "update-failed": replace(values.NAS_CACHE, path="/failed")}  # fmt: skip
     for number, (state, spec) in enumerate(specs.items()):
         with patch.object(uuid, "uuid4", lambda number=number: uuid.UUID(int=number + 1)):
             made = caches.add(replace(values.NAS_DATA_CACHE, spec=spec), {})
-        caches.report(made, values.STATES[state])
-        DirectoryPrewarmOrders(folder).place(replace(made, state=values.LOADING_STATE))
-    orders = DirectoryPrewarms(folder, volumes)
-    for order, state in zip(orders.all(), values.NODE_STATES.values(), strict=True):
-        orders.report(order, state)
-    nonces = FileNonces(folder / "nonces.json", 1800)
+        caches.write_state(made, values.STATES[state])
+        DirectoryPrewarmRequests(folder).submit(replace(made, state=values.LOADING_STATE))
+    orders = DirectoryNodePrewarms(folder, volumes)
+    for order, state in zip(orders.list_requests(), values.NODE_STATES.values(), strict=True):
+        orders.report_state(order, state)
+    nonces = FileNonceStore(folder / "nonces.json", 1800)
     nonces.use("an-old-mark", NOW - 60)
     nonces.use("a-mark", NOW)
 
 
 def write_openapi(folder: Path) -> None:
     """DataCaches that the OpenAPI has made, with the hash of what was asked for."""
-    caches = DirectoryDataCaches(folder)
-    allowed = AllowList(["nas.example:/m"], destinations(""), DATA_CACHES)
-    stored = StoredImages(WorkerPool({}), StoreAccess())
-    actions = Actions(caches, allowed, StoreRegions(caches, stored, {}, "cn-local"), "cn-local")
+    caches = DirectoryDataCacheRegistry(folder)
+    allowed = AllowList(["nas.example:/m"], parse_destinations(""), DATA_CACHE_OBJECTS)
+    stored = ImageStoreClient(WorkerPool({}), ImageStoreConfig())
+    actions = Actions(caches, allowed, ImageStoreRegions(caches, stored, {}, "cn-local"), "cn-local")
     asked = {
         "Path": "/llama", "Bucket": "models", "ClientToken": "token-1", "Name": "llama", "Size": "30", "RetentionDays": "7",
         "ResourceGroupId": "rg-1", "Tag.1.Key": "team", "Tag.1.Value": "a", "VSwitchId": "vsw-1", "SecurityGroupId": "sg-1",
         "DataSource.Type": "URL", "DataSource.Options.repoSource": "HuggingFace/Model", "DataSource.Options.repoId": "org/model",
         "DataSource.Options.token": "hf_golden",
     }  # fmt: skip
-    actions.answer("CreateDataCache", Parameters(asked), "request-1")
+    actions.call("CreateDataCache", ApiParameters(asked), "request-1")
 
 
 def write_image_store(folder: Path) -> None:
     """An image store: a whole image, parts of an upload, a mark, announcements."""
     folder.mkdir(parents=True, exist_ok=True)
-    backend = FolderBackend(image_store(folder.as_uri()))
+    backend = FolderBackend(parse_image_store_url(folder.as_uri()))
     store = ImageStore(backend, part_bytes=4096)
     store.add(small_image(folder / "small"), access={**values.ACCESS, "repoId": "org/copy"})
     store.collect((), 3600, NOW)
@@ -270,20 +280,20 @@ def _volume(performance: Performance, capacity: int, inline: bool) -> NodeVolume
 
 def write_names(folder: Path) -> None:
     """Names that are computed: hashes, labels, keys."""
-    classes = {name: limit_class(_volume(*given, True)) for name, given in _performances().items()}
+    classes = {name: limit_class_name(_volume(*given, True)) for name, given in _performances().items()}
     volume, cache = values.FULL_VOLUME, values.HUB_CACHE
     made = replace(values.NAS_DATA_CACHE, name="edc-1", uid=UID)
     put(folder / "names.json", {
         "limit classes of inline volumes": classes,
-        "limit class of a volume": limit_class(_volume(Performance("PL1"), 20 * 2**30, False)),
-        "volume id": id_of_name(values.VOLUME_NAME),
+        "limit class of a volume": limit_class_name(_volume(Performance("PL1"), 20 * 2**30, False)),
+        "volume id": volume_id_from_name(values.VOLUME_NAME),
         "object of a volume id": {one: cache_volume.object_name(one) for one in ("dc-1", "By_Hand", "odd/id", "hashed-1")},
         "label of a volume id": cache_volume.label_value(volume.id),
         "pins": {name: pin_name(parameters.spec) for name, parameters in values.PARAMETERS.items()},
-        "place of a bucket and path": place_of(cache.bucket, cache.path),
-        "DataCacheId": id_of_uid(UID),
+        "place of a bucket and path": bucket_path_hash(cache.bucket, cache.path),
+        "DataCacheId": data_cache_id_from_uid(UID),
         "snapshot id": values.CONTENT.snapshot_id,
-        "labels of a DataCache": data_cache_object.labels_of(made),
+        "labels of a DataCache": data_cache_object.build_labels(made),
         "topology of nodes": node_segments("datacache.csi.io", True),
         "topology of volumes": volume_segments("datacache.csi.io"),
         "access modes": {str(number): _mode(number) for number in range(1, 8)},
@@ -293,10 +303,10 @@ def write_names(folder: Path) -> None:
 
 def _mode(number: int) -> str:
     """How the record of a volume names an access mode of CSI."""
-    return MountRequest("volume", Path("/target"), mode_of(number), {}, {}).shown.mode
+    return MountRequest("volume", Path("/target"), parse_access_mode(number), {}, {}).exposure.mode
 
 
-class _Marks(KernelMounts):
+class _Marks(KernelMountTable):
     """Mounts nothing, and keeps what markers are called."""
 
     def __init__(self) -> None:
@@ -309,41 +319,43 @@ class _Marks(KernelMounts):
 def _marker() -> str:
     """The source of the mount that marks a staging path."""
     marks = _Marks()
-    images = ImageMounts(Path("/"), marks, KernelLoops(0), lambda: None)
-    images.mark(Path("/var/lib/datacache/mounts", DIGEST, "none"), Path("/staged"))
+    images = ImageMounts(Path("/"), marks, KernelLoopDevices(0), lambda: None)
+    images.mount_marker(Path("/var/lib/datacache/mounts", DIGEST, "none"), Path("/staged"))
     return marks.labels[0]
 
 
 @contextmanager
-def _recording(folder: Path, name: str, objects: Mapping[str, Any] | None = None) -> Iterator[tuple[RecordedCluster, ApiServer]]:
+def _recording(
+    folder: Path, name: str, objects: Mapping[str, Any] | None = None
+) -> Iterator[tuple[RecordedCluster, ApiServer]]:
     with recorded_cluster(objects) as cluster:
-        yield cluster, ApiServer(Access(cluster.url, namespace="datacache"))
+        yield cluster, ApiServer(ClusterAccess(cluster.url, namespace="datacache"))
         put(folder / f"{name}.json", {"writes": cluster.writes, "objects": cluster.objects})
 
 
 def write_cluster(folder: Path) -> None:
     """What is written to an API server, and the objects that this makes."""
     with _recording(folder, "volumes") as (cluster, server):
-        registry = KubernetesRegistry(server)
+        registry = KubernetesVolumeRegistry(server)
         for record in values.VOLUMES:
             registry.add(record)
         for path, thing in list(cluster.objects.items()):
-            registry._tend(path.rpartition("/")[2], thing)
-        FillStatus(server, "node-a").write(values.FULL_VOLUME.id, 42)
+            registry._update_status(path.rpartition("/")[2], thing)
+        FillStatusWriter(server, "node-a").write(values.FULL_VOLUME.id, 42)
         registry.delete(values.PLAIN_VOLUME.id)
     with _recording(folder, "pins") as (cluster, server):
-        pins = KubernetesPins(server)
-        pins.hold(values.PIN, Holder("node", "node-a"))
-        pins.hold(values.PIN, Holder("volume", values.FULL_VOLUME.id))
+        pins = KubernetesPinRegistry(server)
+        pins.add_holder(values.PIN, PinHolder("node", "node-a"))
+        pins.add_holder(values.PIN, PinHolder("volume", values.FULL_VOLUME.id))
         for thing in list(cluster.objects.values()):
-            pins._tell("", thing)
-        pins.release("team-a", values.PIN.name, Holder("volume", values.FULL_VOLUME.id))
+            pins._update_status("", thing)
+        pins.remove_holder("team-a", values.PIN.name, PinHolder("volume", values.FULL_VOLUME.id))
     with _recording(folder, "data-caches") as (cluster, server):
-        _write_data_caches(KubernetesDataCaches(server, "datacache"))
+        _write_data_caches(KubernetesDataCacheRegistry(server, "datacache"))
     with _recording(folder, "orders", {"/api/v1/nodes/node-a": _NODE}) as (cluster, server):
-        orders = KubernetesPrewarmOrders(server, "datacache", "datacache.csi.io")
-        orders.place(replace(values.NAS_DATA_CACHE, name="edc-1", uid=UID, state=values.LOADING_STATE))
-        orders.place(replace(values.HUB_DATA_CACHE, name="edc-2", uid="uid-2", state=values.UPDATING_STATE))
+        orders = KubernetesPrewarmRequests(server, "datacache", "datacache.csi.io")
+        orders.submit(replace(values.NAS_DATA_CACHE, name="edc-1", uid=UID, state=values.LOADING_STATE))
+        orders.submit(replace(values.HUB_DATA_CACHE, name="edc-2", uid="uid-2", state=values.UPDATING_STATE))
     _write_prewarm_status(folder)
     _write_rest(folder)
 
@@ -354,11 +366,11 @@ _NODE = {
 }
 
 
-def _write_data_caches(caches: DataCaches) -> None:
+def _write_data_caches(caches: DataCacheRegistry) -> None:
     full = caches.add(values.HUB_DATA_CACHE, values.SECRETS)
     for state in values.STATES.values():
-        caches.report(full, state)
-    caches.note_match(full, NOW)
+        caches.write_state(full, state)
+    caches.write_match_time(full, NOW)
     caches.change(full, lambda cache: replace(cache, spec=replace(cache.spec, refresh="again")))
     plain = caches.add(values.NAS_DATA_CACHE, {})
     caches.add(values.REFERRING_DATA_CACHE, {})
@@ -375,54 +387,61 @@ def _prewarm_objects() -> dict[str, Any]:
 
 def _write_prewarm_status(folder: Path) -> None:
     with _recording(folder, "prewarms", _prewarm_objects()) as (_, server):
-        prewarms = KubernetesPrewarms(server, "node-a", KubernetesRegistry(server))
-        for order in prewarms.all():
+        prewarms = KubernetesNodePrewarms(server, "node-a", KubernetesVolumeRegistry(server))
+        for order in prewarms.list_requests():
             for state in values.NODE_STATES.values():
-                prewarms._write(order, state)
-            prewarms._write(order, None)
+                prewarms._write_status(order, state)
+            prewarms._write_status(order, None)
         prewarms.close()
     order = values.PREWARMS[0]
     found: dict[str, Any] = {}
     for name, state in zip("abcde", values.NODE_STATES.values(), strict=True):
-        found = reported(order, found, f"node-{name}", state, NOW) or found
+        found = patch_with_node(order, found, f"node-{name}", state, NOW) or found
     put(folder / "prewarm-status.json", found)
 
 
 def _write_rest(folder: Path) -> None:
     with _recording(folder, "nonces") as (_, server):
-        nonces = SecretNonces(server, "datacache-operator-nonces", 1800)
+        nonces = SecretNonceStore(server, "datacache-operator-nonces", 1800)
         nonces.use("a-mark", NOW - 60)
         nonces.use("another-mark", NOW)
     with _recording(folder, "leases") as (_, server):
         lease = Lease(server, "a-lease", "pod-1")
-        lease.hold()
-        lease.hold()
-        lease.let_go()
+        lease.acquire_or_renew()
+        lease.acquire_or_renew()
+        lease.release()
     with _recording(folder, "events") as (cluster, server):
-        announcer = KubernetesAnnouncer(server, "datacache-node", "node-a")
+        announcer = KubernetesEventRecorder(server, "datacache-node", "node-a")
         for subject in values.SUBJECTS:
             for _ in range(2):
-                announcer._say(subject, "FillFailed", {"message": "no route", "type": "Warning", "lastTimestamp": "2023-11-14T22:13:20Z"})
-    hook = {"metadata": {"name": "datacache-operator", "resourceVersion": "7"}, "webhooks": [{"name": "a", "clientConfig": {}}]}
+                announcer._write_event(
+                    subject,
+                    "FillFailed",
+                    {"message": "no route", "type": "Warning", "lastTimestamp": "2023-11-14T22:13:20Z"},
+                )
+    hook = {
+        "metadata": {"name": "datacache-operator", "resourceVersion": "7"},
+        "webhooks": [{"name": "a", "clientConfig": {}}],
+    }
     hooks = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/datacache-operator"
     with _recording(folder, "webhook", {hooks: hook}) as (_, server):
         trust = WebhookTrust(server, ["datacache-operator"], "datacache-operator", "datacache-operator")
-        trust._have_trusted("mutatingwebhookconfigurations", "authority")
-        trust._write(None, Certificates("authority", "authority's key", "certificate", "key"))
+        trust._publish_ca_bundle("mutatingwebhookconfigurations", "authority")
+        trust._write_secret(None, Certificates("authority", "authority's key", "certificate", "key"))
 
 
 def write_command(folder: Path) -> None:
     """What the command prints for programs."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "doctor.json").open("w") as stream, redirect_stdout(stream), suppress(SystemExit):
-        _tell(values.FINDINGS, "json")
-    put(folder / "image-store.json", [held.facts() for held in values.HELD])
+        _print_and_exit(values.FINDINGS, "json")
+    put(folder / "image-store.json", [held.to_json() for held in values.HELD])
 
 
 def write_pin_objects(folder: Path) -> None:
     """A pin's object, its status, and what a node keeps of it."""
     put(folder / "object.json", cache_pin.encode(values.PIN))
-    put(folder / "status.json", cache_pin.status(values.PIN))
+    put(folder / "status.json", cache_pin.build_status(values.PIN))
 
 
 DATA = Path(__file__).parent / "data"

@@ -14,7 +14,10 @@ from tests.guest.cache import run_folder
 
 TREE = Path(__file__).parents[2]
 CACHE = TREE / ".cache" / "guest"
-_THROTTLE = [f"tests/kernel/throttle/test_{name}.py" for name in ("rates", "bursts", "cgroups", "changes", "neighbours")]
+_THROTTLE = [
+    f"tests/kernel/throttle/test_{name}.py"
+    for name in ("rates", "bursts", "cgroups", "changes", "neighbours")
+]
 _KERNELS = ["tests/csi/linux/test_kernels.py", "tests/csi/linux/cgroups/test_hierarchies.py"]
 SELECTION = ["-m", "guest or kernel", "tests/guest", *_KERNELS, *_THROTTLE]
 _PROGRAMS = ("qemu-system-x86_64", "mmdebstrap", "mkfs.ext4", "git")
@@ -27,7 +30,9 @@ def obstacle() -> str:
     if here != there:
         return f"the guest (Debian {root.SUITE}) has Python {there} and could not load the packages of this virtual environment, which has {here}"
     if platform.machine() != "x86_64":
-        return f"this machine is {platform.machine()}: its virtual environment does not run in a guest of x86_64"
+        return (
+            f"this machine is {platform.machine()}: its virtual environment does not run in a guest of x86_64"
+        )
     if sys.prefix == sys.base_prefix:
         return "this Python is in no virtual environment that could be brought along; call it through make test-guest"
     if os.geteuid() != 0:
@@ -45,7 +50,10 @@ def main(arguments: list[str]) -> int:
     try:
         system = root.ready(CACHE)
     except subprocess.CalledProcessError as error:
-        print(f"guest: CANNOT RUN: its root file system was not built (status {error.returncode})", file=sys.stderr)
+        print(
+            f"guest: CANNOT RUN: its root file system was not built (status {error.returncode})",
+            file=sys.stderr,
+        )
         return 1
     with run_folder(CACHE) as folder:
         reports = machine.Reports(folder)

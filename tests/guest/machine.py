@@ -18,11 +18,14 @@ _TAIL_LINES = 60
 # The guest ends with this process, however that ends.
 _ENDING = "setpriv --pdeathsig KILL --"
 # Without a KVM that runs an unmodified kernel: emulation, a thread a processor.
-_QEMU = "qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nodefaults -display none -no-reboot"
+_QEMU = (
+    "qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nodefaults -display none -no-reboot"
+)
 _MASKED = "e2scrub_reap.service getty@tty1.service serial-getty@ttyS0.service systemd-binfmt.service apt-daily.timer dpkg-db-backup.timer"
 _KERNEL = (
     "root=/dev/vda rw rootflags=noatime console=ttyS0 loglevel=4 panic=-1 systemd.unified_cgroup_hierarchy=1 systemd.hostname=guest "
-    "systemd.machine_id=0123456789abcdef0123456789abcdef systemd.wants=tests.service " + " ".join(f"systemd.mask={unit}" for unit in _MASKED.split())
+    "systemd.machine_id=0123456789abcdef0123456789abcdef systemd.wants=tests.service "
+    + " ".join(f"systemd.mask={unit}" for unit in _MASKED.split())
 )
 
 
@@ -56,8 +59,16 @@ class Reports:
 def command(root: Root, payload: Path, reports: Reports) -> list[str]:
     """The guest's command line: disks whose changes are dropped, and three serial lines (console, pytest's output, its status)."""
     boot = ["-kernel", str(root.kernel), "-initrd", str(root.initrd), "-append", _KERNEL]
-    disks = [word for disk in (root.disk, payload) for word in ("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe,snapshot=on")]
-    lines = [word for place in (reports.console, "/dev/stdout", reports.status) for word in ("-serial", f"file:{place}")]
+    disks = [
+        word
+        for disk in (root.disk, payload)
+        for word in ("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe,snapshot=on")
+    ]
+    lines = [
+        word
+        for place in (reports.console, "/dev/stdout", reports.status)
+        for word in ("-serial", f"file:{place}")
+    ]
     return [*_ENDING.split(), *_QEMU.split(), *boot, *disks, *lines]
 
 
@@ -76,7 +87,12 @@ def run(argv: list[str], reports: Reports, limit_seconds: float) -> int:
     status = reports.exit_status()
     if ended and status is not None:
         return status
-    _explain("it ended without saying how pytest ended" if ended else f"it was stopped after {limit_seconds:g} seconds", reports)
+    _explain(
+        "it ended without saying how pytest ended"
+        if ended
+        else f"it was stopped after {limit_seconds:g} seconds",
+        reports,
+    )
     return _FAILED
 
 

@@ -43,8 +43,14 @@ def write(folder: Path, tree: Path, venv: Path, arguments: Sequence[str], colour
     stage = folder / "payload"
     link_tree(tree, stage / "tree")
     link_venv(venv, stage / "venv")
-    places = {"tree": shlex.quote(str(tree)), "venv": shlex.quote(str(venv)), "arguments": shlex.join(arguments)}
-    (stage / "start").write_text(_START.format(**places, colours=int(colours), columns=shutil.get_terminal_size().columns))
+    places = {
+        "tree": shlex.quote(str(tree)),
+        "venv": shlex.quote(str(venv)),
+        "arguments": shlex.join(arguments),
+    }
+    (stage / "start").write_text(
+        _START.format(**places, colours=int(colours), columns=shutil.get_terminal_size().columns)
+    )
     disk = folder / "payload.img"
     ext4.write(stage, disk, _ROOM)
     return disk
@@ -52,7 +58,13 @@ def write(folder: Path, tree: Path, venv: Path, arguments: Sequence[str], colour
 
 def link_tree(tree: Path, target: Path) -> None:
     """The files that git tracks or would, as they are now (hard links)."""
-    listed = subprocess.run(["git", "ls-files", "-coz", "--exclude-standard"], cwd=tree, check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"],
+        cwd=tree,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
     for name in filter(None, listed.split("\0")):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         # Git still lists what was removed without telling it.

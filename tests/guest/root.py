@@ -13,11 +13,16 @@ from tests.guest.cache import alone
 
 SUITE, PYTHON = "bookworm", (3, 11)
 # What the plugins and their tests use, and what makes a Debian that boots.
-PACKAGES = tuple("dbus erofs-utils fio iproute2 kmod libnfs13 linux-image-amd64 netbase openssl procps python3 systemd systemd-sysv udev".split())
+PACKAGES = tuple(
+    "dbus erofs-utils fio iproute2 kmod libnfs13 linux-image-amd64 netbase openssl procps python3 systemd systemd-sysv udev".split()
+)
 _MODULES = "/usr/lib/modules/*/kernel"
 _LEFT_OUT = tuple(
     "/usr/share/doc/* /usr/share/man/* /usr/share/locale/*".split()
-    + [f"{_MODULES}/{what}/*" for what in "sound drivers/gpu drivers/media drivers/infiniband drivers/net/ethernet drivers/net/wireless".split()]
+    + [
+        f"{_MODULES}/{what}/*"
+        for what in "sound drivers/gpu drivers/media drivers/infiniband drivers/net/ethernet drivers/net/wireless".split()
+    ]
 )
 _OVERLAY = Path(__file__).with_name("overlay")
 _ROOM = 4 * 2**30
@@ -65,7 +70,16 @@ def _build(root: Root, lock: int) -> None:
     work.mkdir()
     excluded = [f"--dpkgopt=path-exclude={path}" for path in _LEFT_OUT]
     hook = f'--setup-hook=cp -r --preserve=mode {_OVERLAY}/. "$1"'
-    what = ["--quiet", "--variant=minbase", f"--include={','.join(PACKAGES)}", *excluded, hook, SUITE, str(files), *mirrors()]
+    what = [
+        "--quiet",
+        "--variant=minbase",
+        f"--include={','.join(PACKAGES)}",
+        *excluded,
+        hook,
+        SUITE,
+        str(files),
+        *mirrors(),
+    ]
     # It holds the lock by itself, should this process be killed.
     subprocess.run([*_APART, "mmdebstrap", *what], check=True, pass_fds=[lock])
     for kept, pattern in (("vmlinuz", "vmlinuz-*"), ("initrd", "initrd.img-*")):
@@ -77,14 +91,24 @@ def _build(root: Root, lock: int) -> None:
 
 def _key() -> str:
     """Changes with the packages, the kernel that apt offers, and everything else that the root is made from."""
-    made_from = [Path(__file__), Path(ext4.__file__), *sorted(path for path in _OVERLAY.rglob("*") if path.is_file())]
-    offered = subprocess.run(["apt-cache", "policy", "linux-image-amd64"], capture_output=True, text=True).stdout
+    made_from = [
+        Path(__file__),
+        Path(ext4.__file__),
+        *sorted(path for path in _OVERLAY.rglob("*") if path.is_file()),
+    ]
+    offered = subprocess.run(
+        ["apt-cache", "policy", "linux-image-amd64"], capture_output=True, text=True
+    ).stdout
     candidate = [line.strip() for line in offered.splitlines() if "Candidate:" in line]
-    return hashlib.sha256(repr([candidate, *(path.read_bytes() for path in made_from)]).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr([candidate, *(path.read_bytes() for path in made_from)]).encode()).hexdigest()[
+        :12
+    ]
 
 
 def mirrors() -> list[str]:
     """This machine's own sources of the suite, for a network that reaches no other; none where apt knows none: mmdebstrap then has its defaults."""
     wanted = ["Origin: Debian", "Created-By: Packages", "--format=deb $(SITE) $(RELEASE) $(COMPONENT)"]
-    known = subprocess.run(["apt-get", "indextargets", *wanted], capture_output=True, text=True).stdout.splitlines()
+    known = subprocess.run(
+        ["apt-get", "indextargets", *wanted], capture_output=True, text=True
+    ).stdout.splitlines()
     return sorted({line for line in known if line.split()[2].startswith(SUITE)})

@@ -24,7 +24,11 @@ class SystemdPod:
 
     def __init__(self, uid: str, accounted: bool = True) -> None:
         self.uid, self._accounted = uid, accounted
-        self.slices = ["kubepods.slice", "kubepods-burstable.slice", f"kubepods-burstable-pod{uid.replace('-', '_')}.slice"]
+        self.slices = [
+            "kubepods.slice",
+            "kubepods-burstable.slice",
+            f"kubepods-burstable-pod{uid.replace('-', '_')}.slice",
+        ]
         self.path = ROOT.joinpath(*self.slices)
         self.containers: list[Container] = []
 
@@ -35,7 +39,9 @@ class SystemdPod:
         assert until(self.path.exists)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         systemctl("stop", *(container.path.name for container in self.containers), *reversed(self.slices))
         assert until(lambda: not self.path.exists())
         for container in self.containers:
@@ -56,7 +62,11 @@ class SystemdPod:
     def _unit(self, name: str, properties: list[list[str]]) -> None:
         given = [*properties, *_DEFAULT, *(_ACCOUNTED if self._accounted else [])]
         words = [word for one in given for word in one]
-        subprocess.run([*_START.split(), name, "replace", str(len(given)), *words, "0"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*_START.split(), name, "replace", str(len(given)), *words, "0"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
 
 
 def systemctl(*words: str) -> None:

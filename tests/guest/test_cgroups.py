@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from csi.linux.loop_devices import KernelLoops
-from csi.linux.mounts import KernelMounts
-from csi.manifest.manifest import build
+from csi.linux.loop_devices import KernelLoopDevices
+from csi.linux.mounts import KernelMountTable
+from csi.manifest.manifest import build_manifest
 from tests.csi.images.trees import file, image_of
 from tests.guest.slices import SystemdPod, controllers, systemctl
 from tests.kernel import fio
@@ -49,7 +49,11 @@ class Shown:
         """I/Os a second of the pod while all `containers` read: the median second, since a busy host stops the whole guest now and then."""
         readers = [fio.Fio(container, self.file, DIRECT_4K, SECONDS + 3) for container in containers]
         before = [self.read(container.path) for container in containers]
-        assert until(lambda: all(self.read(container.path) > then for container, then in zip(containers, before, strict=True)))
+        assert until(
+            lambda: all(
+                self.read(container.path) > then for container, then in zip(containers, before, strict=True)
+            )
+        )
         counts = []
         for _ in range(SECONDS + 1):
             begin = time.monotonic()
@@ -58,16 +62,18 @@ class Shown:
             time.sleep(1)
         for reader in readers:
             reader.wait()
-        return statistics.median((ios - earlier) / (at - then) for (then, earlier), (at, ios) in itertools.pairwise(counts))
+        return statistics.median(
+            (ios - earlier) / (at - then) for (then, earlier), (at, ios) in itertools.pairwise(counts)
+        )
 
 
 @pytest.fixture
 def shown(tmp_path: Path) -> Iterator[Shown]:
     """An EROFS image on a direct-I/O loop device."""
-    image, target, mounts = tmp_path / "image", tmp_path / "mounted", KernelMounts()
+    image, target, mounts = tmp_path / "image", tmp_path / "mounted", KernelMountTable()
     target.mkdir()
-    image_of(build([file("large", 16 * MIB)], {}), image)
-    with KernelLoops(2 * MIB).attach(image) as device:
+    image_of(build_manifest([file("large", 16 * MIB)], {}), image)
+    with KernelLoopDevices(2 * MIB).attach(image) as device:
         mounts.mount_image(device, target)
     assert Path(f"/sys/block/{Path(device).name}/loop/dio").read_text().strip() == "1"
     yield Shown(target / "large", Path(f"/sys/block/{Path(device).name}/dev").read_text().strip())
@@ -108,7 +114,10 @@ def test_the_pods_counter_agrees_with_fio(shown: Shown) -> None:
 def test_kubelets_slices_have_the_controller_and_keep_a_limit_through_a_reload(shown: Shown) -> None:
     with pod(accounted=True) as burstable:
         burstable.add_container()
-        assert all("io" in controllers(parent) for parent in (ROOT, *(burstable.path.parents[level] for level in (0, 1))))
+        assert all(
+            "io" in controllers(parent)
+            for parent in (ROOT, *(burstable.path.parents[level] for level in (0, 1)))
+        )
         shown.limit(burstable)
         systemctl("daemon-reload")
         burstable.add_container()

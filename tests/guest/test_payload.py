@@ -14,11 +14,18 @@ from tests.guest.__main__ import TREE
 from tests.guest.payload import link_tree, link_venv
 
 # In the guest there is no git, and these tests have nothing to say about it.
-pytestmark = pytest.mark.skipif("IN_TEST_GUEST" in os.environ, reason="NOT RUN in the guest: it is about how a guest comes to be")
+pytestmark = pytest.mark.skipif(
+    "IN_TEST_GUEST" in os.environ, reason="NOT RUN in the guest: it is about how a guest comes to be"
+)
 
 
 def git(tree: Path, *words: str) -> None:
-    subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words], cwd=tree, check=True, capture_output=True)
+    subprocess.run(
+        ["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *words],
+        cwd=tree,
+        check=True,
+        capture_output=True,
+    )
 
 
 @pytest.fixture
@@ -50,7 +57,9 @@ def test_the_tree_is_what_git_sees_changes_and_new_files_included(tree: Path, tm
 
 def test_the_environment_keeps_packages_and_scripts_and_has_the_guests_python(tmp_path: Path) -> None:
     if TREE.stat().st_dev != tmp_path.stat().st_dev:
-        pytest.skip("NOT RUN: the temporary folder is on another file system than the virtual environment, so that nothing can be linked there")
+        pytest.skip(
+            "NOT RUN: the temporary folder is on another file system than the virtual environment, so that nothing can be linked there"
+        )
     venv = tmp_path / "venv"
     link_venv(Path(sys.prefix), venv)
     assert os.readlink(venv / "bin/python3") == os.readlink(venv / "bin/python") == "/usr/bin/python3"

@@ -23,8 +23,12 @@ def guest(reports: Reports, script: str, limit: float = 60.0) -> int:
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 5])
-def test_the_status_is_pytests(reports: Reports, status: int, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
-    assert guest(reports, f"echo '{status} dots ... é'; echo 'pytest ended with {status}' > $status") == status
+def test_the_status_is_pytests(
+    reports: Reports, status: int, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    assert (
+        guest(reports, f"echo '{status} dots ... é'; echo 'pytest ended with {status}' > $status") == status
+    )
     assert capfdbinary.readouterr().out == f"{status} dots ... é\n".encode()
 
 
@@ -40,8 +44,15 @@ def test_a_guest_that_ends_without_a_status_has_failed_and_its_console_says_why(
     assert "no such disk" in out
 
 
-def test_a_guest_that_hangs_is_stopped_and_has_failed_whatever_it_said(reports: Reports, capfd: pytest.CaptureFixture[str]) -> None:
-    assert guest(reports, "echo 'pytest ended with 0' > $status; echo stuck > $console; exec sleep 1000", limit=0.5) == 1
+def test_a_guest_that_hangs_is_stopped_and_has_failed_whatever_it_said(
+    reports: Reports, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        guest(
+            reports, "echo 'pytest ended with 0' > $status; echo stuck > $console; exec sleep 1000", limit=0.5
+        )
+        == 1
+    )
     out = capfd.readouterr().out
     assert "stopped after 0.5 seconds" in out and "stuck" in out
 
@@ -57,7 +68,9 @@ def test_output_is_passed_on_while_it_comes(reports: Reports, tmp_path: Path) ->
         assert process.wait(60) == 0
 
 
-def test_an_interrupted_run_leaves_no_guest(reports: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_leaves_no_guest(
+    reports: Reports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     number = tmp_path / "number"
 
     def interrupt(*_: object) -> bool:

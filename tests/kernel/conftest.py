@@ -32,7 +32,9 @@ def start(hub: Hub, tmp_path: Path) -> Iterator[Start]:
         def started(*node: str, controller: list[str] | None = None) -> Machine:
             folder = tmp_path / f"machine{next(numbers)}"
             folder.mkdir()
-            return machines.enter_context(Machine(folder, {"HF_ENDPOINT": hub.endpoint}, list(node), controller))
+            return machines.enter_context(
+                Machine(folder, {"HF_ENDPOINT": hub.endpoint}, list(node), controller)
+            )
 
         yield started
 

@@ -19,7 +19,12 @@ def disk(folder: Path, size: int, kind: str = "ext4") -> Iterator[Path]:
     with image.open("wb") as stream:
         stream.truncate(size)
     subprocess.run([*_MAKE[kind], str(image)], check=True)
-    device = subprocess.run(["losetup", "--find", "--show", "--direct-io=on", str(image)], check=True, capture_output=True, text=True).stdout.strip()
+    device = subprocess.run(
+        ["losetup", "--find", "--show", "--direct-io=on", str(image)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
     try:
         subprocess.run(["mount", device, str(target)], check=True)
         try:

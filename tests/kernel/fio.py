@@ -23,7 +23,10 @@ class Job:
 
 def direct(size: str, depth: int = 8) -> Job:
     """Random O_DIRECT reads of `size` ("4k"), `depth` at a time."""
-    return Job(f"direct {size}", ("--direct=1", "--ioengine=libaio", f"--iodepth={depth}", "--rw=randread", f"--bs={size}"))
+    return Job(
+        f"direct {size}",
+        ("--direct=1", "--ioengine=libaio", f"--iodepth={depth}", "--rw=randread", f"--bs={size}"),
+    )
 
 
 # MAPPED faults single pages in, in random order, none twice before a whole file is read: a page that is there already is no I/O.
@@ -69,7 +72,11 @@ class Result:
 
     def undisturbed(self, begin: float = 0.0, end: float = math.inf) -> float:
         """I/Os a second in the best quarter of the half seconds from `begin` to `end`: whatever else the machine does only lowers the others."""
-        inside = [iops for number, iops in enumerate(self.series()) if begin <= number / 2 and number / 2 + 0.5 <= end]
+        inside = [
+            iops
+            for number, iops in enumerate(self.series())
+            if begin <= number / 2 and number / 2 + 0.5 <= end
+        ]
         return sorted(inside)[-max(1, len(inside) // 4)]
 
     def held_at(self, iops: float, tolerance: float) -> bool:
@@ -83,10 +90,25 @@ class Fio:
     `clock`: by the machine's clock, so that several runs can be judged `together`.
     """
 
-    def __init__(self, container: Container, files: Path | Sequence[Path], job: Job, seconds: float, log: bool = False, clock: bool = False) -> None:
+    def __init__(
+        self,
+        container: Container,
+        files: Path | Sequence[Path],
+        job: Job,
+        seconds: float,
+        log: bool = False,
+        clock: bool = False,
+    ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="datacache-fio-")
         self._log = log
-        argv = ["fio", "--readonly", "--time_based", f"--runtime={round(seconds * 1000)}ms", "--group_reporting", *job.flags]
+        argv = [
+            "fio",
+            "--readonly",
+            "--time_based",
+            f"--runtime={round(seconds * 1000)}ms",
+            "--group_reporting",
+            *job.flags,
+        ]
         argv += [f"--output={self._folder.name}/json", "--output-format=json"]
         if log:
             argv += [
@@ -105,7 +127,9 @@ class Fio:
         _, errors = self.process.communicate()
         with self._folder:
             output = Path(self._folder.name, "json")
-            assert self.process.returncode == 0, f"fio ended with {self.process.returncode}: {errors}\n{output.exists() and output.read_text()}"
+            assert self.process.returncode == 0, (
+                f"fio ended with {self.process.returncode}: {errors}\n{output.exists() and output.read_text()}"
+            )
             read = json.loads(output.read_text())["jobs"][0]["read"]
             moments = _moments(Path(self._folder.name, "log_lat.log")) if self._log else ()
         return Result(read["runtime"] / 1000, read["total_ios"], read["io_bytes"], moments)
@@ -113,12 +137,19 @@ class Fio:
 
 def together(results: Sequence[Result]) -> Result:
     """What runs that kept to the clock read as one, while all of them ran: each begins when its fio is ready."""
-    begin, end = max(min(result.moments) for result in results), min(max(result.moments) for result in results)
-    moments = sorted(moment - begin for result in results for moment in result.moments if begin <= moment < end)
+    begin, end = (
+        max(min(result.moments) for result in results),
+        min(max(result.moments) for result in results),
+    )
+    moments = sorted(
+        moment - begin for result in results for moment in result.moments if begin <= moment < end
+    )
     return Result(end - begin, len(moments), 0, moments)
 
 
-def run(container: Container, files: Path | Sequence[Path], job: Job, seconds: float, log: bool = False) -> Result:
+def run(
+    container: Container, files: Path | Sequence[Path], job: Job, seconds: float, log: bool = False
+) -> Result:
     """One run to its end."""
     return Fio(container, files, job, seconds, log).wait()
 

@@ -89,11 +89,11 @@ def arm_worker(knife: Knife, worker: ModuleType) -> None:
     from csi.images.fill import fill
     from csi.images.node_store.journal import Journal
     from csi.images.node_store.partial_image import PartialImage
-    from csi.images.reuse.copy_runs import Copier
+    from csi.images.reuse.copy_runs import RunCopier
 
     knife.around(PartialImage, "create", "allocate", before=True, after=True)
-    knife.around(Copier, "_step", "copy", before=True, after=True)
-    knife.around(Copier, "sync", "copy sync", after=True)
+    knife.around(RunCopier, "_step", "copy", before=True, after=True)
+    knife.around(RunCopier, "sync", "copy sync", after=True)
     knife.around(PartialImage, "write_metadata", "metadata", after=True)
     knife.around(PartialImage, "write", "chunk", before=True, after=True)
     knife.around(PartialImage, "sync", "sync", after=True)
@@ -106,19 +106,19 @@ def arm_worker(knife: Knife, worker: ModuleType) -> None:
 def arm_node(knife: Knife) -> None:
     """The points of adopting, mounting, marking, binding and their undoing."""
     from csi.images.node_store.store import Store
-    from csi.linux.loop_devices import KernelLoops
-    from csi.linux.mounts import KernelMounts
+    from csi.linux.loop_devices import KernelLoopDevices
+    from csi.linux.mounts import KernelMountTable
     from node_plugin.volumes import volumes
     from node_plugin.volumes.records import VolumeRecords
 
     knife.around(Store, "adopt_manifest", "adopt", before=True, after=True)
-    knife.around(KernelLoops, "_configured", "loop", before=True, after=True)
-    knife.around(KernelMounts, "mount_image", "mount", after=True)
+    knife.around(KernelLoopDevices, "_configured", "loop", before=True, after=True)
+    knife.around(KernelMountTable, "mount_image", "mount", after=True)
     knife.around(VolumeRecords, "put", "record", before=True, after=True)
-    knife.around(KernelMounts, "_mount", "mount(2)", after=True)
-    knife.around(KernelMounts, "bind", "bind", before=True, after=True)
-    knife.around(KernelMounts, "mount_marker", "marker", before=True, after=True)
-    knife.around(KernelMounts, "unmount", "unmount", before=True, after=True)
+    knife.around(KernelMountTable, "_mount", "mount(2)", after=True)
+    knife.around(KernelMountTable, "bind", "bind", before=True, after=True)
+    knife.around(KernelMountTable, "mount_marker", "marker", before=True, after=True)
+    knife.around(KernelMountTable, "unmount", "unmount", before=True, after=True)
     knife.around(volumes, "_remove_target", "target removal", before=True, after=True)
 
 

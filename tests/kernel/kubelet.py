@@ -61,12 +61,16 @@ class Kubelet:
         _make(self.root)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for pod in self.pods:
             pod.end()
         remove(self.root)
 
-    def pod(self, qos: Qos = Qos.BURSTABLE, driver: Driver = Driver.CGROUPFS, uid: str = "", cgroup: bool = True) -> Pod:
+    def pod(
+        self, qos: Qos = Qos.BURSTABLE, driver: Driver = Driver.CGROUPFS, uid: str = "", cgroup: bool = True
+    ) -> Pod:
         """A pod; without `cgroup` its own cgroup is to be made later, by its first container or `make`."""
         made = Pod(self.root, self._folder, uid or str(uuid.uuid4()), qos, driver)
         self.pods.append(made)
@@ -194,7 +198,9 @@ def remove(root: Path) -> None:
             try:
                 folder.rmdir()
             except OSError:
-                assert time.monotonic() < end, f"{folder} cannot be removed: {(folder / 'cgroup.procs').read_text()!r} are in it"
+                assert time.monotonic() < end, (
+                    f"{folder} cannot be removed: {(folder / 'cgroup.procs').read_text()!r} are in it"
+                )
                 time.sleep(0.02)
 
 

@@ -44,11 +44,15 @@ class Machine:
         self.connect()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.disconnect()
         workers = self.workers()
         self.plugins.__exit__(kind, error, trace)
-        assert until(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()]), "workers outlive their plugin"
+        assert until(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()]), (
+            "workers outlive their plugin"
+        )
 
     def connect(self) -> None:
         """Open the clients."""
@@ -91,28 +95,45 @@ class Machine:
 
     def stage(self, volume: pb.Volume, secrets: Words | None = None, **more: Any) -> Answer:
         """Stage a volume at its place."""
-        return requests.answer(self.node.NodeStageVolume, requests.stage(volume, self.staging(volume.volume_id), secrets, **more))
+        return requests.answer(
+            self.node.NodeStageVolume, requests.stage(volume, self.staging(volume.volume_id), secrets, **more)
+        )
 
     def publish(self, volume: pb.Volume, pod: Place, **more: Any) -> Answer:
         """Publish a staged volume to a pod."""
         request = requests.publish(volume, self.staging(volume.volume_id), self.target(pod), **more)
         return requests.answer(self.node.NodePublishVolume, request)
 
-    def inline(self, pod: Place, attributes: Words, secrets: Words | None = None, timeout: float = 60.0) -> Answer:
+    def inline(
+        self, pod: Place, attributes: Words, secrets: Words | None = None, timeout: float = 60.0
+    ) -> Answer:
         """Publish a pod's inline volume."""
-        return requests.answer(self.node.NodePublishVolume, requests.inline(str(pod), self.target(pod), attributes, secrets), timeout)
+        return requests.answer(
+            self.node.NodePublishVolume,
+            requests.inline(str(pod), self.target(pod), attributes, secrets),
+            timeout,
+        )
 
-    def inline_soon(self, pod: Place, attributes: Words, secrets: Words | None = None, timeout: float = 120.0) -> Any:
+    def inline_soon(
+        self, pod: Place, attributes: Words, secrets: Words | None = None, timeout: float = 120.0
+    ) -> Any:
         """The same without waiting: the call's future."""
-        return self.node.NodePublishVolume.future(requests.inline(str(pod), self.target(pod), attributes, secrets), timeout=timeout)
+        return self.node.NodePublishVolume.future(
+            requests.inline(str(pod), self.target(pod), attributes, secrets), timeout=timeout
+        )
 
     def unpublish(self, pod: Place, volume_id: str = "") -> Answer:
         """Take a volume (a pod's own inline one by default) from a pod."""
-        return requests.answer(self.node.NodeUnpublishVolume, requests.unpublish(volume_id or requests.inline_id(str(pod)), self.target(pod)))
+        return requests.answer(
+            self.node.NodeUnpublishVolume,
+            requests.unpublish(volume_id or requests.inline_id(str(pod)), self.target(pod)),
+        )
 
     def unstage(self, volume_id: str) -> Answer:
         """Unstage a volume."""
-        return requests.answer(self.node.NodeUnstageVolume, requests.unstage(volume_id, self.staging(volume_id)))
+        return requests.answer(
+            self.node.NodeUnstageVolume, requests.unstage(volume_id, self.staging(volume_id))
+        )
 
     def show(self, volume: pb.Volume, pod: Place, secrets: Words | None = None) -> Path:
         """Stage and publish; the pod's path."""
@@ -146,9 +167,18 @@ class Machine:
         return self._half_made()
 
     def _half_made(self) -> list[str]:
-        partial = [path for path in files_below(self.store / "images") if not (path.parent / "image").exists()]
-        unfinished = [path for folder in (self.store, self.plugins.registry) for path in files_below(folder) if path.suffix == ".tmp"]
-        return [str(path.relative_to(self.folder)) for path in (*partial, *unfinished)] + self.plugins.leftovers()
+        partial = [
+            path for path in files_below(self.store / "images") if not (path.parent / "image").exists()
+        ]
+        unfinished = [
+            path
+            for folder in (self.store, self.plugins.registry)
+            for path in files_below(folder)
+            if path.suffix == ".tmp"
+        ]
+        return [
+            str(path.relative_to(self.folder)) for path in (*partial, *unfinished)
+        ] + self.plugins.leftovers()
 
     def loops(self) -> list[str]:
         """Loop devices over this machine's images."""
@@ -169,7 +199,12 @@ class Machine:
     def workers(self) -> list[int]:
         """Process ids of both programs' workers."""
         programs = (self.plugins.node, self.plugins.controller)
-        return [pid for program in programs if program.process and program.process.poll() is None for pid in program.children()]
+        return [
+            pid
+            for program in programs
+            if program.process and program.process.poll() is None
+            for pid in program.children()
+        ]
 
     def descriptors(self) -> int:
         """How many files the node plugin has open."""

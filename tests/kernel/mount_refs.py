@@ -25,15 +25,29 @@ class _Line:
 
 def staging_path(kubelet: Path, volume_id: str, driver: str = "datacache.csi.io") -> Path:
     """Where kubelet, whose folder is `kubelet`, has a volume staged."""
-    return kubelet / "plugins/kubernetes.io/csi" / driver / hashlib.sha256(volume_id.encode()).hexdigest() / "globalmount"
+    return (
+        kubelet
+        / "plugins/kubernetes.io/csi"
+        / driver
+        / hashlib.sha256(volume_id.encode()).hexdigest()
+        / "globalmount"
+    )
 
 
 def foreign_refs(staging: Path) -> list[str]:
     """The mounts for which kubelet does not unstage what is at `staging`."""
     lines = [_line(text) for text in Path("/proc/self/mountinfo").read_text().splitlines()]
-    shown = next(line for line in reversed(lines) if staging == Path(line.target) or Path(line.target) in staging.parents)
+    shown = next(
+        line
+        for line in reversed(lines)
+        if staging == Path(line.target) or Path(line.target) in staging.parents
+    )
     root = str(Path(shown.root) / staging.relative_to(shown.target))
-    others = [line.target for line in lines if line is not shown and (line.device, line.root) == (shown.device, root)]
+    others = [
+        line.target
+        for line in lines
+        if line is not shown and (line.device, line.root) == (shown.device, root)
+    ]
     text = str(staging)
     own = text[text.index(_PLUGINS) :]
     return [target for target in others if own not in target]

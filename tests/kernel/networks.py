@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from csi.linux.network_namespace import DEVICE
+from csi.linux.network_namespace import IFB_DEVICE
 
 _numbers = itertools.count(1)
 
@@ -30,7 +30,11 @@ class Network:
 
     def let_on(self) -> int:
         """Bytes that the profile's rate has let on so far; 0 before there is one."""
-        shown = subprocess.run(["ip", "-n", self.name, "-j", "-s", "link", "show", "dev", DEVICE], capture_output=True, text=True)
+        shown = subprocess.run(
+            ["ip", "-n", self.name, "-j", "-s", "link", "show", "dev", IFB_DEVICE],
+            capture_output=True,
+            text=True,
+        )
         return int(json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"]) if shown.returncode == 0 else 0
 
 

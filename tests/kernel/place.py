@@ -29,7 +29,11 @@ class Store:
     @property
     def flags(self) -> list[str]:
         """What the programs are told of it."""
-        return ["--image-store", self.url, *(["--image-store-secret", str(self.secret)] if self.secret else [])]
+        return [
+            "--image-store",
+            self.url,
+            *(["--image-store-secret", str(self.secret)] if self.secret else []),
+        ]
 
     def copy_flags(self, region: str) -> list[str]:
         """What the operator of another place is told of it."""
@@ -57,23 +61,37 @@ def bucket_store(server: ObjectServer, secret: Path) -> Store:
     (secret / "accessKeyId").write_text(ROOT_ID)
     (secret / "secretAccessKey").write_text(ROOT_SECRET)
     bucket = server.bucket({})
-    return Store(f"s3://{bucket}/prod?endpoint={quote(server.endpoint)}", server.root / bucket / "prod", secret)
+    return Store(
+        f"s3://{bucket}/prod?endpoint={quote(server.endpoint)}", server.root / bucket / "prod", secret
+    )
 
 
 class Place:
     """An operator and nodes over one registry in `folder`, with a hub and, where there is one, an image store."""
 
-    def __init__(self, folder: Path, hub: Hub, store: Store | None, stack: ExitStack, *operator: str, region: str = REGION) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        hub: Hub,
+        store: Store | None,
+        stack: ExitStack,
+        *operator: str,
+        region: str = REGION,
+    ) -> None:
         self.folder, self.hub, self.stack = folder, hub, stack
         self.region, self.store = region, store.flags if store else []
         self.registry = folder / "registry"
         self.environment = {"HF_ENDPOINT": hub.endpoint}
         flags = [*self.store, "--api-region", region, *operator]
-        self.operator = stack.enter_context(OperatorProgram(folder, str(self.registry), KEYS, self.environment, *flags))
+        self.operator = stack.enter_context(
+            OperatorProgram(folder, str(self.registry), KEYS, self.environment, *flags)
+        )
 
     def node(self, name: str) -> Plugins:
         """One more node."""
-        made = Plugins(self.folder / name, self.environment, node=["--registry", str(self.registry), *self.store])
+        made = Plugins(
+            self.folder / name, self.environment, node=["--registry", str(self.registry), *self.store]
+        )
         made.folder.mkdir()
         return self.stack.enter_context(made)
 
@@ -92,9 +110,18 @@ def status(sdk: Sdk, cache_id: str) -> str:
 def read(node: Plugins, name: str, path: str = "/models/cached", **attributes: str) -> dict[str, str]:
     """SHA-256 of each file that a pod reads, which names the cache by its path."""
     target = node.folder / f"pods/{name}/volumes/kubernetes.io~csi/v/mount"
-    context = {"cachePath": path, "csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.namespace": "default", **attributes}
+    context = {
+        "cachePath": path,
+        "csi.storage.k8s.io/ephemeral": "true",
+        "csi.storage.k8s.io/pod.namespace": "default",
+        **attributes,
+    }
     with node.client() as client:
         client.publish(f"csi-{name}", str(target), context)
-        found = {str(file.relative_to(target)): hashlib.sha256(file.read_bytes()).hexdigest() for file in target.rglob("*") if file.is_file()}
+        found = {
+            str(file.relative_to(target)): hashlib.sha256(file.read_bytes()).hexdigest()
+            for file in target.rglob("*")
+            if file.is_file()
+        }
         client.unpublish(f"csi-{name}", str(target))
     return found

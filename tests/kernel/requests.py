@@ -11,7 +11,7 @@ import grpc
 
 from csi.parameters.access_modes import AccessMode
 from csi.pb import csi_pb2 as pb
-from datacache.client import capability
+from datacache.client import volume_capability
 
 OK = grpc.StatusCode.OK
 ROX, RWO = AccessMode.MULTI_NODE_READER_ONLY, AccessMode.SINGLE_NODE_WRITER
@@ -35,44 +35,58 @@ def answer_of(future: Any, seconds: float = 60.0) -> Answer:
     return OK, ""
 
 
-def create(name: str, parameters: Words, secrets: Words | None = None, mode: AccessMode = ROX, **more: Any) -> pb.CreateVolumeRequest:
+def create(
+    name: str, parameters: Words, secrets: Words | None = None, mode: AccessMode = ROX, **more: Any
+) -> pb.CreateVolumeRequest:
     """As external-provisioner asks for a PVC."""
-    capabilities = more.pop("volume_capabilities", [capability(mode)])
-    return pb.CreateVolumeRequest(name=name, parameters=parameters, secrets=secrets or {}, volume_capabilities=capabilities, **more)
+    capabilities = more.pop("volume_capabilities", [volume_capability(mode)])
+    return pb.CreateVolumeRequest(
+        name=name, parameters=parameters, secrets=secrets or {}, volume_capabilities=capabilities, **more
+    )
 
 
-def stage(volume: pb.Volume, staging: Path, secrets: Words | None = None, mode: AccessMode = ROX) -> pb.NodeStageVolumeRequest:
+def stage(
+    volume: pb.Volume, staging: Path, secrets: Words | None = None, mode: AccessMode = ROX
+) -> pb.NodeStageVolumeRequest:
     """As kubelet asks for a persistent volume's first pod."""
     return pb.NodeStageVolumeRequest(
         volume_id=volume.volume_id,
         staging_target_path=str(staging),
         volume_context=volume.volume_context,
         secrets=secrets or {},
-        volume_capability=capability(mode),
+        volume_capability=volume_capability(mode),
     )
 
 
-def publish(volume: pb.Volume, staging: Path, target: Path, mode: AccessMode = ROX) -> pb.NodePublishVolumeRequest:
+def publish(
+    volume: pb.Volume, staging: Path, target: Path, mode: AccessMode = ROX
+) -> pb.NodePublishVolumeRequest:
     """As kubelet asks for each pod of a staged volume."""
     return pb.NodePublishVolumeRequest(
         volume_id=volume.volume_id,
         staging_target_path=str(staging),
         target_path=str(target),
         volume_context=volume.volume_context,
-        volume_capability=capability(mode),
+        volume_capability=volume_capability(mode),
         readonly=True,
     )
 
 
-def inline(pod: str, target: Path, attributes: Words, secrets: Words | None = None) -> pb.NodePublishVolumeRequest:
+def inline(
+    pod: str, target: Path, attributes: Words, secrets: Words | None = None
+) -> pb.NodePublishVolumeRequest:
     """As kubelet asks for an inline volume: always a writer mode, and facts of the pod among the attributes."""
-    facts = {"csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.name": pod, "csi.storage.k8s.io/pod.namespace": "default"}
+    facts = {
+        "csi.storage.k8s.io/ephemeral": "true",
+        "csi.storage.k8s.io/pod.name": pod,
+        "csi.storage.k8s.io/pod.namespace": "default",
+    }
     return pb.NodePublishVolumeRequest(
         volume_id=inline_id(pod),
         target_path=str(target),
         volume_context={**attributes, **facts},
         secrets=secrets or {},
-        volume_capability=capability(RWO),
+        volume_capability=volume_capability(RWO),
     )
 
 

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.kernel
 WHO, DENIED = grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED
 MISSING, UNAVAILABLE = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE
 PRIVATE, GATED = {"repoId": "org/private"}, {"repoId": "org/gated"}
-GOOD, SECOND, STRANGER, WRONG = ({"token": f"{name}-s3cr3t"} for name in ("good", "second", "stranger", "wrong"))
+GOOD, SECOND, STRANGER, WRONG = (
+    {"token": f"{name}-s3cr3t"} for name in ("good", "second", "stranger", "wrong")
+)
 # How long a proof counts without asking again, in the tests that wait for its end.
 TTL = 1.0
 
@@ -49,7 +51,9 @@ def refused(machine: Machine, answer: Answer, code: grpc.StatusCode, words: str)
     assert leaks(machine, "s3cr3t", answer[1]) == []
 
 
-def test_a_cached_private_image_is_not_handed_to_a_wrong_or_missing_token(start: Start, private: Repository) -> None:
+def test_a_cached_private_image_is_not_handed_to_a_wrong_or_missing_token(
+    start: Start, private: Repository
+) -> None:
     machine = start()
     cached(machine, PRIVATE)
     refused(machine, machine.inline("pod", PRIVATE), WHO, "give a token in a Secret")
@@ -72,11 +76,18 @@ def test_a_pod_author_cannot_name_the_image_of_another(start: Start, private: Re
     machine = start()
     cached(machine, PRIVATE)
     digest = machine.images()[0].name
-    refused(machine, machine.inline("pod", {**PRIVATE, "manifestDigest": digest}, GOOD), grpc.StatusCode.INVALID_ARGUMENT, "manifestDigest")
+    refused(
+        machine,
+        machine.inline("pod", {**PRIVATE, "manifestDigest": digest}, GOOD),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "manifestDigest",
+    )
 
 
 @pytest.mark.parametrize("asked", ["branch", "commit"])
-def test_a_revoked_token_is_refused_and_its_proofs_are_gone(start: Start, hub: Hub, private: Repository, asked: str) -> None:
+def test_a_revoked_token_is_refused_and_its_proofs_are_gone(
+    start: Start, hub: Hub, private: Repository, asked: str
+) -> None:
     """Whatever revision the refusal was heard for: with the origin down, what the token had proven counts no more."""
     machine = start("--proof-ttl", f"{TTL}s")
     cached(machine, PRIVATE)
@@ -89,7 +100,9 @@ def test_a_revoked_token_is_refused_and_its_proofs_are_gone(start: Start, hub: H
         refused(machine, machine.inline("pod", attributes, GOOD), UNAVAILABLE, "127.0.0.1")
 
 
-def test_a_gated_repository_that_lists_but_cannot_be_read_is_refused(start: Start, private: Repository) -> None:
+def test_a_gated_repository_that_lists_but_cannot_be_read_is_refused(
+    start: Start, private: Repository
+) -> None:
     machine = start()
     cached(machine, GATED)
     refused(machine, machine.inline("pod", GATED, STRANGER), DENIED, "is gated")
@@ -97,7 +110,9 @@ def test_a_gated_repository_that_lists_but_cannot_be_read_is_refused(start: Star
     assert machine.inline("pod", GATED, SECOND) == (OK, "")
 
 
-def test_with_the_origin_down_only_what_was_proven_mounts(start: Start, hub: Hub, private: Repository) -> None:
+def test_with_the_origin_down_only_what_was_proven_mounts(
+    start: Start, hub: Hub, private: Repository
+) -> None:
     machine = start("--proof-ttl", f"{TTL}s")
     volume = machine.create("volume", PRIVATE, GOOD)
     assert machine.stage(volume, GOOD) == (OK, "")
@@ -135,9 +150,16 @@ def test_after_the_grace_what_was_proven_counts_no_more(start: Start, hub: Hub, 
     assert machine.inline("pod", PRIVATE, GOOD) == (OK, "")
 
 
-def test_a_fill_whose_token_is_revoked_fails_for_that_token_alone(start: Start, hub: Hub, tmp_path: Path) -> None:
+def test_a_fill_whose_token_is_revoked_fails_for_that_token_alone(
+    start: Start, hub: Hub, tmp_path: Path
+) -> None:
     size = 192 * MIB
-    hub.repo("org/large", {"model.bin": content(tmp_path / "large", size)}, private=True, tokens={GOOD["token"], SECOND["token"]})
+    hub.repo(
+        "org/large",
+        {"model.bin": content(tmp_path / "large", size)},
+        private=True,
+        tokens={GOOD["token"], SECOND["token"]},
+    )
     machine = start("--fill-connections", "4")
     hub.faults.rate = 24e6
     first = machine.inline_soon("first", {"repoId": "org/large"}, GOOD)

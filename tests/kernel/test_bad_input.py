@@ -13,7 +13,7 @@ import pytest
 from csi.parameters.access_modes import AccessMode
 from csi.pb import csi_pb2 as pb
 from csi.performance.capacity import GIB
-from datacache.client import capability
+from datacache.client import volume_capability
 from tests.kernel import requests
 from tests.kernel.bad_input import CASES, FAILED, HUB, INVALID, SECRET, UNAVAILABLE, Case, token
 from tests.kernel.machine import Machine
@@ -26,8 +26,8 @@ from tests.origins.onc_rpc import free_port
 
 pytestmark = pytest.mark.kernel
 
-WRITERS = [mode for mode in AccessMode if not mode.reads_only and mode is not AccessMode.UNKNOWN]
-READERS = [mode for mode in AccessMode if mode.reads_only]
+WRITERS = [mode for mode in AccessMode if not mode.is_reader and mode is not AccessMode.UNKNOWN]
+READERS = [mode for mode in AccessMode if mode.is_reader]
 
 
 @dataclass
@@ -79,7 +79,9 @@ def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     flags = ["--log-format", request.param]
     with Hub() as hub, Ganesha(exports) as nas:
         fill_hub(hub)
-        with Machine(folder, {"HF_ENDPOINT": hub.endpoint}, [*flags, "--allow-inline-nas", "*"], flags) as machine:
+        with Machine(
+            folder, {"HF_ENDPOINT": hub.endpoint}, [*flags, "--allow-inline-nas", "*"], flags
+        ) as machine:
             ports = {"port": str(nas.port), "mountport": str(nas.mount_port), "closed": str(free_port())}
             yield World(machine, hub, nas, {"export": str(export), "foreign": str(foreign), **ports})
 
@@ -93,7 +95,10 @@ def test_what_is_wrong_is_said_and_nothing_stays(world: World, case: Case) -> No
 
 
 def test_a_server_that_hangs_is_unavailable(world: World) -> None:
-    parameters = {**world.filled_in({"server": "127.0.0.1", "path": "{export}/models"}), "options": f"port={world.nas.port},timeo=5,retrans=0"}
+    parameters = {
+        **world.filled_in({"server": "127.0.0.1", "path": "{export}/models"}),
+        "options": f"port={world.nas.port},timeo=5,retrans=0",
+    }
     parameters["options"] += f",mountport={world.nas.mount_port}"
     world.nas.pause()
     try:
@@ -122,23 +127,32 @@ TOO_MUCH = [
 
 
 @pytest.mark.parametrize(("keys", "words"), TOO_MUCH)
-def test_a_live_volume_gets_nothing_that_its_size_does_not_have(world: World, keys: Words, words: str) -> None:
+def test_a_live_volume_gets_nothing_that_its_size_does_not_have(
+    world: World, keys: Words, words: str
+) -> None:
     controller = world.machine.controller
-    volume = world.machine.create("modified", {**HUB, "provisionedIops": "1000"}, capacity_range={"required_bytes": 20 * GIB})
+    volume = world.machine.create(
+        "modified", {**HUB, "provisionedIops": "1000"}, capacity_range={"required_bytes": 20 * GIB}
+    )
     request = pb.ControllerModifyVolumeRequest(volume_id=volume.volume_id, mutable_parameters=keys)
     code, message = requests.answer(controller.ControllerModifyVolume, request)
     assert code is INVALID and words in message
-    assert controller.ControllerGetVolume(pb.ControllerGetVolumeRequest(volume_id=volume.volume_id)).volume == volume
+    assert (
+        controller.ControllerGetVolume(pb.ControllerGetVolumeRequest(volume_id=volume.volume_id)).volume
+        == volume
+    )
     assert requests.answer(controller.DeleteVolume, requests.delete(volume.volume_id)) == (OK, "")
     assert_clean(world.machine, SECRET, message)
 
 
 @pytest.mark.parametrize("way", ["create", "publish"])
 def test_block_access_is_refused(world: World, way: str) -> None:
-    block = capability()
+    block = volume_capability()
     block.block.SetInParent()
     if way == "create":
-        answer = requests.answer(world.machine.controller.CreateVolume, requests.create("block", HUB, volume_capabilities=[block]))
+        answer = requests.answer(
+            world.machine.controller.CreateVolume, requests.create("block", HUB, volume_capabilities=[block])
+        )
     else:
         request = requests.inline("block", world.machine.target("block"), HUB)
         request.volume_capability.CopyFrom(block)
@@ -157,7 +171,11 @@ def test_writer_modes_are_refused_with_the_way_out(world: World, mode: AccessMod
     published = machine.publish(volume, "pod", mode=mode)
     for code, message in (created, staged, published):
         assert code is INVALID
-        assert mode.name in message and "ReadOnlyMany (ROX)" in message and "writerAccessModes: downgrade" in message
+        assert (
+            mode.name in message
+            and "ReadOnlyMany (ROX)" in message
+            and "writerAccessModes: downgrade" in message
+        )
     remove(machine, volume.volume_id)
     assert_clean(machine, SECRET, created[1], staged[1], published[1])
 
@@ -182,7 +200,11 @@ def test_downgraded_writer_modes_mount_read_only(world: World, mode: AccessMode)
     assert machine.publish(volume, "pod1", mode=mode) == (OK, "")
     second = machine.publish(volume, "pod2", mode=mode)
     if mode is AccessMode.SINGLE_NODE_SINGLE_WRITER:
-        assert second[0] is FAILED and "ReadWriteOncePod" in second[1] and str(machine.target("pod1")) in second[1]
+        assert (
+            second[0] is FAILED
+            and "ReadWriteOncePod" in second[1]
+            and str(machine.target("pod1")) in second[1]
+        )
     else:
         assert second == (OK, "")
         assert (machine.target("pod2") / "config.json").read_bytes() == b"{}"

@@ -53,17 +53,23 @@ def test_an_image_over_the_budget_is_refused_with_both_numbers(start: Start, hub
     assert machine.inline("small", {"repoId": "org/small"}) == (OK, "")
 
 
-def test_an_image_larger_than_the_disk_is_refused_with_both_numbers(hub: Hub, large: None, small_disk: Path) -> None:
+def test_an_image_larger_than_the_disk_is_refused_with_both_numbers(
+    hub: Hub, large: None, small_disk: Path
+) -> None:
     with on_disk(small_disk, hub, "--store-size", "10Gi") as machine:
         code, message = machine.inline("pod", LARGE)
         assert code is NO_SPACE
-        assert "needs 64" in message and "its file system has no more" in message and "add disk space" in message
+        assert (
+            "needs 64" in message and "its file system has no more" in message and "add disk space" in message
+        )
         assert_clean(machine, SECRET, message)
         assert machine.images() == []
         assert machine.inline("small", {"repoId": "org/small"}) == (OK, "")
 
 
-def test_a_disk_without_room_for_a_manifest_is_said_to_be_full(hub: Hub, large: None, small_disk: Path) -> None:
+def test_a_disk_without_room_for_a_manifest_is_said_to_be_full(
+    hub: Hub, large: None, small_disk: Path
+) -> None:
     with on_disk(small_disk, hub) as machine:
         assert machine.inline("early", {"repoId": "org/small"}) == (OK, "")
         ballast = fill_up(small_disk)
@@ -91,20 +97,31 @@ def fill_up(folder: Path) -> Path:
 def test_a_kernel_without_erofs_is_told_apart_after_modprobe(tmp_path: Path) -> None:
     filesystems = tmp_path / "filesystems"
     filesystems.write_text("nodev\tsysfs\n\text4\nnodev\ttmpfs\n")
-    with pytest.raises(UnsupportedByNode, match="no EROFS, and `modprobe erofs` did not help.*CONFIG_EROFS_FS"):
+    with pytest.raises(
+        UnsupportedByNode, match="no EROFS, and `modprobe erofs` did not help.*CONFIG_EROFS_FS"
+    ):
         require_erofs(filesystems)
     filesystems.write_text("nodev\tsysfs\n\terofs\n")
     require_erofs(filesystems)
 
 
-def test_a_volume_on_a_kernel_without_erofs_fails_before_anything_is_fetched(hub: Hub, large: None, tmp_path: Path) -> None:
+def test_a_volume_on_a_kernel_without_erofs_fails_before_anything_is_fetched(
+    hub: Hub, large: None, tmp_path: Path
+) -> None:
     """The node plugin in a mount namespace of its own, where /proc/filesystems does not list EROFS."""
     filesystems, folder = tmp_path / "filesystems", tmp_path / "machine"
     filesystems.write_text(Path("/proc/filesystems").read_text().replace("erofs", "other"))
     folder.mkdir()
     machine = Machine(folder, {"HF_ENDPOINT": hub.endpoint})
     hide = f'mount --bind "{filesystems}" /proc/filesystems && exec "$@"'
-    machine.plugins.node.command[:0] = [shutil.which("unshare") or "unshare", "--mount", "sh", "-c", hide, "sh"]
+    machine.plugins.node.command[:0] = [
+        shutil.which("unshare") or "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        hide,
+        "sh",
+    ]
     with machine:
         hub.counters.reset()
         code, message = machine.inline("pod", LARGE)

@@ -73,14 +73,18 @@ def test_a_cache_is_created_filled_kept_and_read_on_a_node_that_never_saw_its_or
 ) -> None:
     place = Place(tmp_path, hub, new_store("images"), stack)
     sdk, first = place.sdk(kind), place.node("first")
-    available(place, sdk, sdk("CreateDataCache", Path="/models/cached", DataSource=SOURCE, Size=20)["DataCacheId"])
+    available(
+        place, sdk, sdk("CreateDataCache", Path="/models/cached", DataSource=SOURCE, Size=20)["DataCacheId"]
+    )
     assert read(first, "one") == sums(FILES)
     hub.repo("org/cached", {"model.bin": b"another"})
     hub.stop()
     assert read(place.node("second"), "two") == sums(FILES)
 
 
-def test_a_request_that_was_made_counts_no_more_after_a_restart(tmp_path: Path, hub: Hub, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_was_made_counts_no_more_after_a_restart(
+    tmp_path: Path, hub: Hub, stack: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = Place(tmp_path, hub, None, stack)
     sdk = place.sdk()
     monkeypatch.setattr(parameter_helper, "get_uuid", lambda: "the-same")
@@ -91,7 +95,9 @@ def test_a_request_that_was_made_counts_no_more_after_a_restart(tmp_path: Path, 
         sdk("DeleteDataCache", Bucket="default", Path="/models/cached")
 
 
-def test_without_an_image_store_a_lost_origin_is_told_with_what_to_do(tmp_path: Path, hub: Hub, stack: ExitStack) -> None:
+def test_without_an_image_store_a_lost_origin_is_told_with_what_to_do(
+    tmp_path: Path, hub: Hub, stack: ExitStack
+) -> None:
     place = Place(tmp_path, hub, None, stack)
     sdk, first = place.sdk(), place.node("first")
     available(place, sdk, sdk("CreateDataCache", Path="/models/cached", DataSource=SOURCE)["DataCacheId"])
@@ -100,7 +106,8 @@ def test_without_an_image_store_a_lost_origin_is_told_with_what_to_do(tmp_path: 
     first.node.stop()
     second = place.node("second")
     with pytest.raises(
-        DataCacheError, match=r"no image store keeps what was cached \(--image-store\): bring the origin back, or update the DataCache"
+        DataCacheError,
+        match=r"no image store keeps what was cached \(--image-store\): bring the origin back, or update the DataCache",
     ):
         read(second, "two")
 
@@ -114,12 +121,18 @@ def test_uploads_by_two_nodes_at_once_that_are_killed_at_random_leave_one_good_c
     nodes, sdk = [place.node(name) for name in ("first", "second")], place.sdk()
     made = sdk("CreateDataCache", Path="/models/cached", DataSource=SOURCE)["DataCacheId"]
     for parts in sorted(random.sample(range(1, PARTS), 3)):
-        assert wait_until(lambda parts=parts: len(store.parts()) >= parts, TAKE), place.operator.text()[-4000:]  # type: ignore[misc]
-        print(f"killed at {len(store.parts())} of {PARTS} parts, {'whole' if store.images() else 'not whole'}")
+        assert wait_until(lambda parts=parts: len(store.parts()) >= parts, TAKE), place.operator.text()[
+            -4000:
+        ]  # type: ignore[misc]
+        print(
+            f"killed at {len(store.parts())} of {PARTS} parts, {'whole' if store.images() else 'not whole'}"
+        )
         killed_and_back(nodes)
     available(place, sdk, made)
     assert len(store.images()) == 1 and len(store.parts()) == PARTS
-    assert [part.name for part in store.parts()] == sorted(hashlib.sha256(part.read_bytes()).hexdigest() for part in store.parts())
+    assert [part.name for part in store.parts()] == sorted(
+        hashlib.sha256(part.read_bytes()).hexdigest() for part in store.parts()
+    )
     hub.stop()
     for node in nodes:
         node.node.stop()
@@ -147,7 +160,13 @@ def test_a_copy_is_had_in_the_other_region_though_the_operator_that_brings_it_is
     made = sdk("CreateDataCache", Path="/models/cached", DataSource=SOURCE)["DataCacheId"]
     available(here, sdk, made)
     hub.stop()
-    asked = {"DataCacheId": made, "DestinationRegionId": "cn-there", "Bucket": "copies", "Path": "/models/copied", "ClientToken": "one"}
+    asked = {
+        "DataCacheId": made,
+        "DestinationRegionId": "cn-there",
+        "Bucket": "copies",
+        "Path": "/models/copied",
+        "ClientToken": "one",
+    }
     copied = sdk("CopyDataCache", **asked)["DataCacheId"]
     for parts in sorted(random.sample(range(1, PARTS), 2)):
         assert wait_until(lambda parts=parts: len(far.parts()) >= parts, TAKE), here.operator.text()[-4000:]  # type: ignore[misc]
@@ -155,7 +174,9 @@ def test_a_copy_is_had_in_the_other_region_though_the_operator_that_brings_it_is
         here.operator.kill()
         here.operator.start()
     assert sdk("CopyDataCache", **asked)["DataCacheId"] == copied
-    assert wait_until(lambda: bool(there.sdk()("DescribeDataCaches", DataCacheId=[copied])["DataCaches"]), TAKE), there.operator.text()[-4000:]
+    assert wait_until(
+        lambda: bool(there.sdk()("DescribeDataCaches", DataCacheId=[copied])["DataCaches"]), TAKE
+    ), there.operator.text()[-4000:]
     available(there, there.sdk(), copied)
     assert read(there.node("second"), "two", "/models/copied", cacheBucket="copies") == sums(LARGE)
     assert [part.name for part in far.parts()] == [part.name for part in store.parts()]

@@ -56,7 +56,9 @@ class Meter(threading.Thread):
 @pytest.fixture(scope="module")
 def networks() -> Iterator[list[Network]]:
     if shutil.which("ip") is None:
-        pytest.skip("egress profiles were not tried: the program ip (Debian package iproute2) is not installed")
+        pytest.skip(
+            "egress profiles were not tried: the program ip (Debian package iproute2) is not installed"
+        )
     with ExitStack() as stack:
         yield [stack.enter_context(network()) for _ in RATES]
 
@@ -64,19 +66,24 @@ def networks() -> Iterator[list[Network]]:
 @pytest.fixture
 def machine(networks: list[Network], tmp_path: Path) -> Iterator[Machine]:
     flags = [
-        f"--egress-profile=net{n}=netns:{one.path},rate:{rate // 1_000_000}mbit" for n, (one, rate) in enumerate(zip(networks, RATES, strict=True))
+        f"--egress-profile=net{n}=netns:{one.path},rate:{rate // 1_000_000}mbit"
+        for n, (one, rate) in enumerate(zip(networks, RATES, strict=True))
     ]
     flags.append("--egress-profile=gone=netns:/run/netns/datacache-test-not-there")
     with Machine(tmp_path, node=flags, controller=flags) as running:
         yield running
 
 
-def test_http_goes_through_the_profiles_network_at_its_rate(machine: Machine, networks: list[Network], tmp_path: Path) -> None:
+def test_http_goes_through_the_profiles_network_at_its_rate(
+    machine: Machine, networks: list[Network], tmp_path: Path
+) -> None:
     file = content(tmp_path / "data.bin", SIZE)
     for number, (one, rate) in enumerate(zip(networks, RATES, strict=True)):
         with WebServer(one.host) as web, Meter(one) as meter:
             web.files["/data.bin"] = file
-            volume = machine.create(f"http{number}", {"url": f"{web.url}/data.bin", "egressProfile": f"net{number}"})
+            volume = machine.create(
+                f"http{number}", {"url": f"{web.url}/data.bin", "egressProfile": f"net{number}"}
+            )
             shown = machine.show(volume, f"http{number}")
         assert (shown / "data.bin").read_bytes() == file.read_bytes()
         assert web.clients == {one.address}
@@ -94,7 +101,11 @@ def test_nfs_goes_through_the_profiles_network_at_its_rate(machine: Machine, net
             file = content(export / "data.bin", SIZE + number)
             # The server itself lets nobody else in.
             with Ganesha([Export(export, clients=one.address)], server=one.host) as nas, Meter(one) as meter:
-                parameters = {"server": one.host, "path": folder, "options": f"port={nas.port},mountport={nas.mount_port},timeo=100"}
+                parameters = {
+                    "server": one.host,
+                    "path": folder,
+                    "options": f"port={nas.port},mountport={nas.mount_port},timeo=100",
+                }
                 volume = machine.create(f"nfs{number}", parameters | {"egressProfile": f"net{number}"})
                 shown = machine.show(volume, f"nfs{number}")
                 assert (shown / "data.bin").read_bytes() == file.read_bytes()
@@ -110,16 +121,27 @@ def test_a_limit_holds_without_a_network_of_its_own(tmp_path: Path) -> None:
         urls = [f"{web.url}/{number}.bin" for number in range(3)]
         web.files.update({f"/{number}.bin": data for number in range(3)})
         one_of_many = {"sources": json.dumps([{"folder": "slow", "url": urls[2], "bandwidthLimit": "6Mi"}])}
-        for number, limited in enumerate(({"url": urls[0], "bandwidthLimit": "6Mi"}, {"url": urls[1], "egressProfile": "slow"}, one_of_many)):
+        for number, limited in enumerate(
+            (
+                {"url": urls[0], "bandwidthLimit": "6Mi"},
+                {"url": urls[1], "egressProfile": "slow"},
+                one_of_many,
+            )
+        ):
             volume = machine.create(f"limited{number}", limited)
             begun = time.monotonic()
             machine.show(volume, f"limited{number}")
             assert time.monotonic() - begun >= 0.9 * (SIZE // 4) / (6 * MIB), limited
 
 
-def test_a_profile_that_is_not_known_or_whose_network_is_gone_is_said(machine: Machine, networks: list[Network]) -> None:
+def test_a_profile_that_is_not_known_or_whose_network_is_gone_is_said(
+    machine: Machine, networks: list[Network]
+) -> None:
     attributes = {"url": f"http://{networks[0].host}:1/x"}
-    for profile, words in (("nowhere", "known are net0, net1, gone"), ("gone", "/run/netns/datacache-test-not-there of an egress profile")):
+    for profile, words in (
+        ("nowhere", "known are net0, net1, gone"),
+        ("gone", "/run/netns/datacache-test-not-there of an egress profile"),
+    ):
         code, message = _refused(machine, attributes | {"egressProfile": profile})
         assert code == "FAILED_PRECONDITION" and words in message
 

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from csi.registry.events.recorder import Subject
+from csi.registry.events.recorder import ObjectReference
 from tests.apiserver import ApiServer
 from tests.csi.registry.events.recorders import events
 from tests.kernel import requests
@@ -49,32 +49,44 @@ def empty(machine: Machine) -> Iterator[None]:
     machine.restart_node()
 
 
-def said(cluster: ApiServer, subject: Subject) -> dict[str, dict[str, Any]]:
+def said(cluster: ApiServer, subject: ObjectReference) -> dict[str, dict[str, Any]]:
     return {event["reason"]: event for event in events(cluster, subject)}
 
 
 def test_the_pod_of_an_inline_volume_is_told_of_its_fill(machine: Machine, api_server: ApiServer) -> None:
     pod = f"reader-{uuid.uuid4().hex[:8]}"
-    about = Subject("Pod", "default", pod)
+    about = ObjectReference("Pod", "default", pod)
     assert machine.inline(pod, SLOW) == (OK, "")
     assert until(lambda: {"CacheReady", "CachePinned"} <= set(said(api_server, about)))
     found = said(api_server, about)
     assert set(found) == {"CacheFilling", "CacheReady", "CachePinned"}
     assert "of 24.0 MiB" in found["CacheFilling"]["message"] and "MiB/s" in found["CacheFilling"]["message"]
-    assert found["CacheReady"]["message"].startswith("image ") and "24.0 MiB in" in found["CacheReady"]["message"]
+    assert (
+        found["CacheReady"]["message"].startswith("image ")
+        and "24.0 MiB in" in found["CacheReady"]["message"]
+    )
     assert found["CacheFilling"]["source"] == {"component": "datacache-node", "host": "node-1"}
     assert machine.unpublish(pod) == (OK, "")
 
 
-def test_the_claim_of_a_persistent_volume_is_told_and_kubectl_get_shows_how_far_it_is(machine: Machine, api_server: ApiServer) -> None:
+def test_the_claim_of_a_persistent_volume_is_told_and_kubectl_get_shows_how_far_it_is(
+    machine: Machine, api_server: ApiServer
+) -> None:
     uid = str(uuid.uuid4())
     facts = {"pvc/name": "models", "pvc/namespace": "default", "pv/name": f"pvc-{uid}"}
-    about = Subject("PersistentVolumeClaim", "default", "models", uid)
-    volume = machine.create(f"pvc-{uid}", {**SLOW, **{f"csi.storage.k8s.io/{key}": value for key, value in facts.items()}})
+    about = ObjectReference("PersistentVolumeClaim", "default", "models", uid)
+    volume = machine.create(
+        f"pvc-{uid}", {**SLOW, **{f"csi.storage.k8s.io/{key}": value for key, value in facts.items()}}
+    )
     assert until(lambda: "CachePinned" in said(api_server, about))
     pinned = said(api_server, about)["CachePinned"]
-    assert "org/model, revision main -> " in pinned["message"] and pinned["reportingComponent"] == "datacache-controller"
-    stage = machine.node.NodeStageVolume.future(requests.stage(volume, machine.staging(volume.volume_id)), timeout=60)
+    assert (
+        "org/model, revision main -> " in pinned["message"]
+        and pinned["reportingComponent"] == "datacache-controller"
+    )
+    stage = machine.node.NodeStageVolume.future(
+        requests.stage(volume, machine.staging(volume.volume_id)), timeout=60
+    )
     row = ("get", "dcv", volume.volume_id, "-o", "jsonpath={.status.filling}")
     assert until(lambda: api_server.kubectl(*row).endswith("%"), 30)
     stage.result(60)
@@ -83,15 +95,17 @@ def test_the_claim_of_a_persistent_volume_is_told_and_kubectl_get_shows_how_far_
     assert machine.unstage(volume.volume_id) == (OK, "")
 
 
-def test_a_failure_is_told_with_its_reason_and_limits_that_were_lowered_too(machine: Machine, api_server: ApiServer) -> None:
+def test_a_failure_is_told_with_its_reason_and_limits_that_were_lowered_too(
+    machine: Machine, api_server: ApiServer
+) -> None:
     pod = f"reader-{uuid.uuid4().hex[:8]}"
     code, message = machine.inline(pod, {"repoId": "org/none"})
     assert code is grpc.StatusCode.UNAUTHENTICATED
-    about = Subject("Pod", "default", pod)
+    about = ObjectReference("Pod", "default", pod)
     assert until(lambda: "CacheFillFailed" in said(api_server, about))
     event = said(api_server, about)["CacheFillFailed"]
     assert (event["type"], event["message"]) == ("Warning", message)
-    clamped = Subject("Pod", "default", f"reader-{uuid.uuid4().hex[:8]}")
+    clamped = ObjectReference("Pod", "default", f"reader-{uuid.uuid4().hex[:8]}")
     assert machine.inline(clamped.name, {"repoId": "org/model", "performanceLevel": "PL3"}) == (OK, "")
     assert until(lambda: "PerformanceClamped" in said(api_server, clamped))
     assert "lowered to PL1" in said(api_server, clamped)["PerformanceClamped"]["message"]

@@ -25,7 +25,12 @@ from tests.origins.web import Site, WebServer
 pytestmark = pytest.mark.kernel
 EXAMPLES = [example for example in asked() if example.name.startswith("deploy/")]
 TOKEN = "example-token"
-FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "notes.md": b"# notes", "vocab.txt": b"a\nb\n"}
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights" * 1000,
+    "notes.md": b"# notes",
+    "vocab.txt": b"a\nb\n",
+}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -34,7 +39,9 @@ class Relocated:
 
     def __init__(self, stack: ExitStack, nas: Ganesha) -> None:
         self.nas, self.export, self.private = nas, nas.exports[0].path, True
-        self.hub, self.modelscope, self.web = (stack.enter_context(origin) for origin in (Hub(), ModelScopeHub(), WebServer()))
+        self.hub, self.modelscope, self.web = (
+            stack.enter_context(origin) for origin in (Hub(), ModelScopeHub(), WebServer())
+        )
         self.web.sites["/"] = Site({TOKEN})
         self.objects = None if versitygw.missing() else stack.enter_context(ObjectServer())
 
@@ -45,7 +52,10 @@ class Relocated:
     def parameters(self, written: dict[str, str]) -> dict[str, str]:
         """`written`, for here."""
         if "sources" in written:
-            parts = [{"folder": part.pop("folder"), **self.parameters(part)} for part in json.loads(written["sources"])]
+            parts = [
+                {"folder": part.pop("folder"), **self.parameters(part)}
+                for part in json.loads(written["sources"])
+            ]
             return {**written, "sources": json.dumps(parts)}
         if "repoId" in written:
             return self._repository(written)
@@ -73,7 +83,12 @@ class Relocated:
             (folder / name).write_bytes(data)
         others = {key: value for key, value in written.items() if key not in ("share", "subDir")}
         ports = f"port={self.nas.port},mountport={self.nas.mount_port}"
-        return {**others, "server": self.nas.server, "path": str(folder), "options": ",".join(filter(None, (written.get("options"), ports)))}
+        return {
+            **others,
+            "server": self.nas.server,
+            "path": str(folder),
+            "options": ",".join(filter(None, (written.get("options"), ports))),
+        }
 
     def _bucket(self, written: dict[str, str]) -> dict[str, str]:
         if self.objects is None:
@@ -92,7 +107,9 @@ class Relocated:
     def _document(self, url: str) -> str:
         folder, name = re.sub(r"https://[^/]+", "", url).rsplit("/", 1)
         self.web.files |= {f"{folder}/{path}": data for path, data in FILES.items()}
-        self.web.files[f"{folder}/{name}"] = metalink({path: (f"{self.web.url}{folder}/{path}", data) for path, data in FILES.items()})
+        self.web.files[f"{folder}/{name}"] = metalink(
+            {path: (f"{self.web.url}{folder}/{path}", data) for path, data in FILES.items()}
+        )
         return f"{self.web.url}{folder}/{name}"
 
 
@@ -105,7 +122,12 @@ def _secrets() -> Iterator[tuple[str, list[str]]]:
 
 def _value(key: str) -> str:
     name = key.rpartition(".")[2]
-    return {"akId": READER_ID, "accessKeyId": READER_ID, "akSecret": READER_SECRET, "secretAccessKey": READER_SECRET}.get(name, TOKEN)
+    return {
+        "akId": READER_ID,
+        "accessKeyId": READER_ID,
+        "akSecret": READER_SECRET,
+        "secretAccessKey": READER_SECRET,
+    }.get(name, TOKEN)
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +139,15 @@ def origins(nas: Ganesha) -> Iterator[Relocated]:
 @pytest.fixture(scope="module")
 def machine(origins: Relocated, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     folder = tmp_path_factory.mktemp("examples")
-    with Machine(folder, origins.environment, ["--allow-inline-nas", f"{origins.nas.server}:{origins.export}"]) as running:
+    with Machine(
+        folder, origins.environment, ["--allow-inline-nas", f"{origins.nas.server}:{origins.export}"]
+    ) as running:
         yield running
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name.removeprefix("deploy/examples/"))
+@pytest.mark.parametrize(
+    "example", EXAMPLES, ids=lambda example: example.name.removeprefix("deploy/examples/")
+)
 def test_an_example_is_mounted_and_read(origins: Relocated, machine: Machine, example: Asked) -> None:
     origins.private = bool(example.secret)
     parameters = origins.parameters(dict(example.parameters))
@@ -140,4 +166,8 @@ def test_an_example_is_mounted_and_read(origins: Relocated, machine: Machine, ex
 
 def _capacity(example: Asked) -> dict[str, object]:
     """Performance that has a price needs a size; the claim beside the class asks for it."""
-    return {"capacity_range": pb.CapacityRange(required_bytes=500 << 30)} if "provisionedIops" in example.parameters else {}
+    return (
+        {"capacity_range": pb.CapacityRange(required_bytes=500 << 30)}
+        if "provisionedIops" in example.parameters
+        else {}
+    )

@@ -43,15 +43,33 @@ AT_THE_START = ("allocate begins", "allocate done", "metadata done")
 IN_THE_MIDDLE = ("chunk begins", "chunk done", "sync done", "journal done")
 SEALING = ("seal sync begins", "seal sync done", "seal rename done", "seal done")
 ADOPTING = ("adopt begins", "adopt done")
-SHOWING = ("loop begins", "loop done", "mount done", "record begins", "record done", "mount(2) done", "marker begins", "marker done")
-UNPUBLISHING = ("unmount begins", "unmount done", "record begins", "record done", "target removal begins", "target removal done")
+SHOWING = (
+    "loop begins",
+    "loop done",
+    "mount done",
+    "record begins",
+    "record done",
+    "mount(2) done",
+    "marker begins",
+    "marker done",
+)
+UNPUBLISHING = (
+    "unmount begins",
+    "unmount done",
+    "record begins",
+    "record done",
+    "target removal begins",
+    "target removal done",
+)
 UNSTAGING = ("unmount begins", "unmount done", "record begins", "record done")
 
 
 PUBLISHING = ("record begins", "record done", "mount(2) done", "bind begins", "bind done")
-FILL_STATES = {f"{victim} at {point}" for victim in ("worker", "plugin") for point in (*AT_THE_START, *IN_THE_MIDDLE, *SEALING)} | {
-    f"plugin at {point}" for point in ADOPTING
-}
+FILL_STATES = {
+    f"{victim} at {point}"
+    for victim in ("worker", "plugin")
+    for point in (*AT_THE_START, *IN_THE_MIDDLE, *SEALING)
+} | {f"plugin at {point}" for point in ADOPTING}
 SHOWN_STATES = {f"plugin at {point}" for point in (*SHOWING, *PUBLISHING, *UNPUBLISHING, *UNSTAGING)}
 
 
@@ -189,7 +207,11 @@ def test_kills_in_every_state_lose_no_byte_and_leave_nothing(tmp_path: Path, man
         sent = sum(hub.counters.bytes_sent.values())
     kills = Counter((tmp_path / "hits").read_text().splitlines())
     report(kills, sent, time.monotonic() - started)
-    in_fill = sum(count for state, count in kills.items() if state.partition(" at ")[2] in (*AT_THE_START, *IN_THE_MIDDLE))
+    in_fill = sum(
+        count
+        for state, count in kills.items()
+        if state.partition(" at ")[2] in (*AT_THE_START, *IN_THE_MIDDLE)
+    )
     assert sent - SIZE <= in_fill * (IN_FLIGHT + AT_RISK)
     assert set(kills) == FILL_STATES | (SHOWN_STATES if shown else set())
     assert min(kills.values()) >= KILLS
@@ -268,7 +290,9 @@ def unseal(life: Life, journal: bytes) -> None:
 
 
 def report(kills: Counter[str], sent: int, seconds: float) -> None:
-    print(f"\n{kills.total()} kills in {seconds:.0f} s; the origin sent {sent / MIB:.0f} MiB for {SIZE / MIB:.0f} MiB")
+    print(
+        f"\n{kills.total()} kills in {seconds:.0f} s; the origin sent {sent / MIB:.0f} MiB for {SIZE / MIB:.0f} MiB"
+    )
     for state, count in sorted(kills.items()):
         print(f"  {count:3d} x {state}")
 
@@ -276,4 +300,8 @@ def report(kills: Counter[str], sent: int, seconds: float) -> None:
 def still_running(folder: Path) -> list[str]:
     """Processes that were under the knife and have not ended."""
     pids = set((folder / "pids").read_text().split())
-    return [pid for pid in pids if Path(f"/proc/{pid}").exists() and "knife" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [
+        pid
+        for pid in pids
+        if Path(f"/proc/{pid}").exists() and "knife" in Path(f"/proc/{pid}/cmdline").read_text()
+    ]

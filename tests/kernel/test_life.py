@@ -49,7 +49,9 @@ def repositories(hub: Hub, tmp_path: Path) -> None:
 @contextmanager
 def undisturbed_reader(file: Path) -> Iterator[None]:
     """A process that reads `file` during the block, and must not notice anything."""
-    reader = subprocess.Popen([sys.executable, "-c", _READER, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    reader = subprocess.Popen(
+        [sys.executable, "-c", _READER, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert reader.stdout and reader.stdout.readline() == b"read\n"
     try:
         yield
@@ -63,7 +65,9 @@ def sent(hub: Hub, name: str) -> int:
     return hub.counters.bytes_sent[f"{name}/model.bin"]
 
 
-def test_sigterm_ends_waits_and_leaves_mounts_and_readers_alone(start: Start, hub: Hub, repositories: None) -> None:
+def test_sigterm_ends_waits_and_leaves_mounts_and_readers_alone(
+    start: Start, hub: Hub, repositories: None
+) -> None:
     machine = start()
     volume = machine.create("volume", MODEL)
     target = machine.show(volume, "pod")
@@ -85,11 +89,18 @@ def test_sigterm_ends_waits_and_leaves_mounts_and_readers_alone(start: Start, hu
 
     hub.faults.rate = None
     assert machine.inline("waiting", SLOW) == (OK, "")
-    assert machine.unpublish("pod", volume.volume_id) == machine.unpublish("waiting") == machine.unstage(volume.volume_id) == (OK, "")
+    assert (
+        machine.unpublish("pod", volume.volume_id)
+        == machine.unpublish("waiting")
+        == machine.unstage(volume.volume_id)
+        == (OK, "")
+    )
     assert machine.half_made() == []
 
 
-def test_after_a_reboot_records_without_mounts_are_gone_and_images_are_there(start: Start, hub: Hub, repositories: None) -> None:
+def test_after_a_reboot_records_without_mounts_are_gone_and_images_are_there(
+    start: Start, hub: Hub, repositories: None
+) -> None:
     machine = start()
     volume = machine.create("volume", MODEL)
     machine.show(volume, "pod")
@@ -107,17 +118,23 @@ def test_after_a_reboot_records_without_mounts_are_gone_and_images_are_there(sta
     assert sent(hub, "org/model") == 0
 
 
-def test_a_mount_that_was_taken_away_by_hand_is_abnormal_until_published_anew(start: Start, repositories: None) -> None:
+def test_a_mount_that_was_taken_away_by_hand_is_abnormal_until_published_anew(
+    start: Start, repositories: None
+) -> None:
     machine = start()
     assert machine.inline("pod", MODEL) == (OK, "")
     subprocess.run(["umount", str(machine.target("pod"))], check=True)
-    stats = machine.node.NodeGetVolumeStats(requests.stats(requests.inline_id("pod"), machine.target("pod")), timeout=30)
+    stats = machine.node.NodeGetVolumeStats(
+        requests.stats(requests.inline_id("pod"), machine.target("pod")), timeout=30
+    )
     assert stats.volume_condition.abnormal and "delete the pod" in stats.volume_condition.message
     assert machine.inline("pod", MODEL) == (OK, "")
     assert (machine.target("pod") / "model.bin").exists()
 
 
-def test_an_image_stays_mounted_until_its_last_volume_is_gone(start: Start, hub: Hub, repositories: None) -> None:
+def test_an_image_stays_mounted_until_its_last_volume_is_gone(
+    start: Start, hub: Hub, repositories: None
+) -> None:
     machine = start()
     first, second = (machine.create(name, MODEL) for name in ("first", "second"))
     machine.show(first, "pod1")
@@ -125,7 +142,12 @@ def test_an_image_stays_mounted_until_its_last_volume_is_gone(start: Start, hub:
     assert machine.inline("inline", MODEL) == (OK, "")
     (loop,) = machine.loops()
 
-    assert machine.unpublish("pod1", first.volume_id) == machine.unstage(first.volume_id) == machine.unpublish("inline") == (OK, "")
+    assert (
+        machine.unpublish("pod1", first.volume_id)
+        == machine.unstage(first.volume_id)
+        == machine.unpublish("inline")
+        == (OK, "")
+    )
     assert machine.loops() == [loop]
     assert (target / "model.bin").stat().st_size == 4 * MIB
 
@@ -149,7 +171,9 @@ def test_kubelet_finds_no_reference_that_keeps_it_from_unstaging(start: Start, r
         assert machine.unpublish(f"pod{number}", volume.volume_id) == (OK, "")
     for volume in volumes:
         assert foreign_refs(machine.staging(volume.volume_id)) == []
-        stats = machine.node.NodeGetVolumeStats(requests.stats(volume.volume_id, machine.staging(volume.volume_id)), timeout=30)
+        stats = machine.node.NodeGetVolumeStats(
+            requests.stats(volume.volume_id, machine.staging(volume.volume_id)), timeout=30
+        )
         assert [usage.used for usage in stats.usage] == [4 * MIB, 2] and not stats.volume_condition.abnormal
 
     assert machine.unpublish("inline") == machine.unstage(volumes[0].volume_id) == (OK, "")
@@ -159,7 +183,9 @@ def test_kubelet_finds_no_reference_that_keeps_it_from_unstaging(start: Start, r
     assert machine.half_made() == []
 
 
-def test_volumes_that_an_earlier_version_staged_are_unstaged_after_an_upgrade(start: Start, repositories: None) -> None:
+def test_volumes_that_an_earlier_version_staged_are_unstaged_after_an_upgrade(
+    start: Start, repositories: None
+) -> None:
     """It bound the image's mount to the staging path, for which kubelet had them staged for ever."""
     machine = start()
     volumes = [machine.create(name, MODEL) for name in ("first", "second")]
@@ -182,7 +208,9 @@ def test_volumes_that_an_earlier_version_staged_are_unstaged_after_an_upgrade(st
     assert machine.half_made() == []
 
 
-def test_an_image_mount_that_was_taken_away_by_hand_is_back_for_the_next_pod(start: Start, repositories: None) -> None:
+def test_an_image_mount_that_was_taken_away_by_hand_is_back_for_the_next_pod(
+    start: Start, repositories: None
+) -> None:
     machine = start()
     volume = machine.create("volume", MODEL)
     assert machine.stage(volume) == (OK, "")
@@ -194,7 +222,9 @@ def test_an_image_mount_that_was_taken_away_by_hand_is_back_for_the_next_pod(sta
     assert machine.half_made() == []
 
 
-def test_a_volume_in_use_by_a_process_is_taken_away_when_that_has_ended(start: Start, repositories: None) -> None:
+def test_a_volume_in_use_by_a_process_is_taken_away_when_that_has_ended(
+    start: Start, repositories: None
+) -> None:
     machine = start()
     assert machine.inline("pod", MODEL) == (OK, "")
     with (machine.target("pod") / "model.bin").open("rb"):
@@ -214,8 +244,13 @@ def test_the_same_path_with_other_arguments_is_taken(start: Start, repositories:
     other.volume_context["provisionedIops"] = "1000"
     writable = requests.publish(volume, machine.staging(volume.volume_id), machine.target("pod"))
     writable.readonly = False
-    answers = [requests.answer(machine.node.NodeStageVolume, other), requests.answer(machine.node.NodePublishVolume, writable)]
-    for (code, message), path in zip(answers, (machine.staging(volume.volume_id), machine.target("pod")), strict=True):
+    answers = [
+        requests.answer(machine.node.NodeStageVolume, other),
+        requests.answer(machine.node.NodePublishVolume, writable),
+    ]
+    for (code, message), path in zip(
+        answers, (machine.staging(volume.volume_id), machine.target("pod")), strict=True
+    ):
         assert code is EXISTS
         assert str(path) in message and "with other arguments" in message
 
@@ -260,7 +295,9 @@ def test_a_killed_worker_costs_one_retry(start: Start, hub: Hub, repositories: N
     assert machine.half_made() == []
 
 
-def test_workers_that_keep_dying_are_unavailable_and_the_next_call_goes_on(start: Start, hub: Hub, repositories: None) -> None:
+def test_workers_that_keep_dying_are_unavailable_and_the_next_call_goes_on(
+    start: Start, hub: Hub, repositories: None
+) -> None:
     machine = start()
     hub.faults.rate = 24e6
     call = machine.inline_soon("pod", SLOW)
@@ -275,15 +312,26 @@ def test_workers_that_keep_dying_are_unavailable_and_the_next_call_goes_on(start
 def kill_fills(machine: Machine) -> None:
     """Kill every worker that writes a partial image."""
     for worker in machine.plugins.node.children():
-        files = [path.resolve() for path in Path(f"/proc/{worker}/fd").glob("*")] if Path(f"/proc/{worker}").exists() else []
+        files = (
+            [path.resolve() for path in Path(f"/proc/{worker}/fd").glob("*")]
+            if Path(f"/proc/{worker}").exists()
+            else []
+        )
         if any(path.name == "image.partial" for path in files):
             subprocess.run(["kill", "-KILL", str(worker)], check=False)
     time.sleep(0.05)
 
 
-def test_a_private_fill_that_was_cut_goes_on_when_kubelet_calls_again_with_its_secret(start: Start, hub: Hub, tmp_path: Path) -> None:
+def test_a_private_fill_that_was_cut_goes_on_when_kubelet_calls_again_with_its_secret(
+    start: Start, hub: Hub, tmp_path: Path
+) -> None:
     secret = {"token": "good-s3cr3t"}
-    hub.repo("org/private", {"model.bin": content(tmp_path / "private", SIZE)}, private=True, tokens={secret["token"]})
+    hub.repo(
+        "org/private",
+        {"model.bin": content(tmp_path / "private", SIZE)},
+        private=True,
+        tokens={secret["token"]},
+    )
     machine = start()
     hub.faults.rate = 24e6
     call = machine.inline_soon("pod", {"repoId": "org/private"}, secret)

@@ -25,7 +25,9 @@ def machine(start: Start, hub: Hub) -> Machine:
 
 def page(machine: Machine, token: str = "", most: int = 0) -> tuple[list[str], str]:
     """The ids of one page, and the next one's token."""
-    reply = machine.controller.ListVolumes(pb.ListVolumesRequest(max_entries=most, starting_token=token), timeout=30)
+    reply = machine.controller.ListVolumes(
+        pb.ListVolumesRequest(max_entries=most, starting_token=token), timeout=30
+    )
     return [entry.volume.volume_id for entry in reply.entries], reply.next_token
 
 
@@ -61,5 +63,7 @@ def test_a_token_whose_volume_is_gone_still_leads_on(machine: Machine) -> None:
 
 
 def test_a_token_that_was_never_given_out_is_refused(machine: Machine) -> None:
-    code, message = requests.answer(machine.controller.ListVolumes, pb.ListVolumesRequest(starting_token="invalid-token"))
+    code, message = requests.answer(
+        machine.controller.ListVolumes, pb.ListVolumesRequest(starting_token="invalid-token")
+    )
     assert code is grpc.StatusCode.ABORTED and "starting_token" in message

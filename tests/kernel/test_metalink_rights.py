@@ -24,7 +24,9 @@ def sends(data: bytes, *readers: dict[str, str]) -> Callable[[Answer], None]:
     """Bytes for everybody, or for `readers` alone."""
 
     def answer(to: Answer) -> None:
-        if readers and to.headers["Authorization"] not in {f"Bearer {reader['accessToken']}" for reader in readers}:
+        if readers and to.headers["Authorization"] not in {
+            f"Bearer {reader['accessToken']}" for reader in readers
+        }:
             to.say(401)
         elif to.headers["Range"]:
             first, end = to.span()
@@ -41,7 +43,11 @@ def attributes() -> Iterator[dict[str, str]]:
     with Server() as server:
         files = {"README": OPEN, "weights.bin": CLOSED}
         body = metalink({name: (f"{server.url}/{name}", data) for name, data in files.items()})
-        server.behave |= {"/all.meta4": sends(body), "/README": sends(OPEN), "/weights.bin": sends(CLOSED, GOOD, SECOND)}
+        server.behave |= {
+            "/all.meta4": sends(body),
+            "/README": sends(OPEN),
+            "/weights.bin": sends(CLOSED, GOOD, SECOND),
+        }
         yield {"type": "URL", "metalink": f"{server.url}/all.meta4"}
         server.shutdown()
 
@@ -50,13 +56,17 @@ def weights(machine: Machine, pod: str) -> str:
     return hashlib.sha256((machine.target(pod) / "weights.bin").read_bytes()).hexdigest()
 
 
-def test_an_image_is_not_handed_to_who_may_read_the_document_and_one_of_its_files(start: Start, attributes: dict[str, str]) -> None:
+def test_an_image_is_not_handed_to_who_may_read_the_document_and_one_of_its_files(
+    start: Start, attributes: dict[str, str]
+) -> None:
     machine = start()
     assert machine.inline("owner", attributes, GOOD) == (OK, "")
     for secrets in ({}, WRONG):
         code, message = machine.inline("stranger", attributes, secrets)
         assert code is grpc.StatusCode.UNAUTHENTICATED and "s3cr3t" not in message, message
         assert not machine.target("stranger").exists() or list(machine.target("stranger").iterdir()) == []
-    assert machine.inline("second", attributes, SECOND) == machine.inline("again", attributes, GOOD) == (OK, "")
+    assert (
+        machine.inline("second", attributes, SECOND) == machine.inline("again", attributes, GOOD) == (OK, "")
+    )
     assert weights(machine, "second") == weights(machine, "again") == hashlib.sha256(CLOSED).hexdigest()
     assert len(machine.sealed()) == 1

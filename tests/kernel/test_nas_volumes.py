@@ -30,11 +30,17 @@ def models(nas: Ganesha, tmp_path: Path) -> Path:
 
 def parameters(nas: Ganesha, folder: Path) -> dict[str, str]:
     """The folder, as a StorageClass names it."""
-    return {"server": nas.server, "path": str(folder), "options": f"nolock,port={nas.port},mountport={nas.mount_port}"}
+    return {
+        "server": nas.server,
+        "path": str(folder),
+        "options": f"nolock,port={nas.port},mountport={nas.mount_port}",
+    }
 
 
 @pytest.mark.parametrize("cached", [True, False], ids=["image on the node", "no image yet"])
-def test_a_file_that_changed_is_told_and_a_new_volume_picks_it_up(start: Start, nas: Ganesha, models: Path, cached: bool) -> None:
+def test_a_file_that_changed_is_told_and_a_new_volume_picks_it_up(
+    start: Start, nas: Ganesha, models: Path, cached: bool
+) -> None:
     machine = start("--proof-ttl", "0s")
     volume = machine.create("old", parameters(nas, models))
     if cached:
@@ -43,7 +49,10 @@ def test_a_file_that_changed_is_told_and_a_new_volume_picks_it_up(start: Start, 
 
     code, message = machine.stage(volume)
     assert code is CHANGED
-    assert f"NAS 127.0.0.1:{models} is not what this volume was created from any more" in message and "create a new volume" in message
+    assert (
+        f"NAS 127.0.0.1:{models} is not what this volume was created from any more" in message
+        and "create a new volume" in message
+    )
     assert ("'weights.bin' changed" in message) is cached
     assert machine.mounts() == [] and machine.half_made() == []
 
@@ -60,8 +69,12 @@ def test_a_mounted_volume_keeps_what_it_was_created_from(start: Start, nas: Gane
     assert machine.stage(volume) == machine.publish(volume, "another") == (OK, "")
 
 
-@pytest.mark.parametrize("allowed", ["", "{server}:{models}/small", "{server}:{models}/weights", "other:{models}"])
-def test_an_inline_volume_of_an_unlisted_nas_is_refused(start: Start, nas: Ganesha, models: Path, allowed: str) -> None:
+@pytest.mark.parametrize(
+    "allowed", ["", "{server}:{models}/small", "{server}:{models}/weights", "other:{models}"]
+)
+def test_an_inline_volume_of_an_unlisted_nas_is_refused(
+    start: Start, nas: Ganesha, models: Path, allowed: str
+) -> None:
     machine = start("--allow-inline-nas", allowed.format(server=nas.server, models=models))
     code, message = machine.inline("pod", parameters(nas, models))
     assert code is DENIED
@@ -70,15 +83,21 @@ def test_an_inline_volume_of_an_unlisted_nas_is_refused(start: Start, nas: Ganes
 
 
 @pytest.mark.parametrize("allowed", ["*", "{server}:{models}", "other:/x,{server}:{export}"])
-def test_an_inline_volume_of_a_listed_nas_is_mounted(start: Start, nas: Ganesha, models: Path, allowed: str) -> None:
-    machine = start("--allow-inline-nas", allowed.format(server=nas.server, models=models, export=nas.exports[0].path))
+def test_an_inline_volume_of_a_listed_nas_is_mounted(
+    start: Start, nas: Ganesha, models: Path, allowed: str
+) -> None:
+    machine = start(
+        "--allow-inline-nas", allowed.format(server=nas.server, models=models, export=nas.exports[0].path)
+    )
     assert machine.inline("pod", parameters(nas, models / "small")) == (OK, "")
     assert (machine.target("pod") / "config.json").read_bytes() == b"{}"
     assert machine.unpublish("pod") == (OK, "")
     assert machine.half_made() == []
 
 
-def test_a_cached_image_is_not_handed_to_a_user_who_may_not_read(start: Start, nas: Ganesha, models: Path) -> None:
+def test_a_cached_image_is_not_handed_to_a_user_who_may_not_read(
+    start: Start, nas: Ganesha, models: Path
+) -> None:
     owner = 1234
     for path in (models, models / "small", models / "weights.bin", models / "small" / "config.json"):
         os.chown(path, owner, owner)
@@ -107,14 +126,20 @@ def test_with_the_server_down_only_what_was_proven_mounts(start: Start, nas: Gan
         nas.start()
 
 
-def test_what_one_identity_has_read_is_no_source_for_another(start: Start, nas: Ganesha, models: Path) -> None:
+def test_what_one_identity_has_read_is_no_source_for_another(
+    start: Start, nas: Ganesha, models: Path
+) -> None:
     """The image of a whole tree is compared first, and files of one identity's image are not copied into another's."""
     machine = start("--proof-ttl", "0s")
 
     def copied(name: str, uid: str) -> list[int]:
         """Show what the folder holds now as `uid` reads it; the bytes that each fill so far had from other images."""
         assert machine.stage(machine.create(name, {**parameters(nas, models), "uid": uid})) == (OK, "")
-        return [int(number) for line in machine.logged("image sealed") for number in re.findall(r"copied=(\d+)", line)]
+        return [
+            int(number)
+            for line in machine.logged("image sealed")
+            for number in re.findall(r"copied=(\d+)", line)
+        ]
 
     assert copied("first", "1000") == [0]
     assert not machine.logged("image vouched for")

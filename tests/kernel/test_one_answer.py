@@ -39,7 +39,13 @@ def machines(hub: Hub, model: Repository, cluster: ApiServer, tmp_path: Path) ->
         for name in ("node-a", "node-b"):
             (tmp_path / name).mkdir()
             flags = ["--node-id", name, "--proof-ttl", "0s"]
-            made.append(running.enter_context(Machine(tmp_path / name, {"HF_ENDPOINT": hub.endpoint}, flags, kubeconfig=cluster.kubeconfig())))
+            made.append(
+                running.enter_context(
+                    Machine(
+                        tmp_path / name, {"HF_ENDPOINT": hub.endpoint}, flags, kubeconfig=cluster.kubeconfig()
+                    )
+                )
+            )
         yield made
 
 
@@ -48,7 +54,9 @@ def pins(cluster: ApiServer) -> list[dict[str, Any]]:
 
 
 def held(cluster: ApiServer) -> list[str]:
-    return sorted(name for pin in pins(cluster) for kind in ("nodes", "volumes") for name in pin["spec"].get(kind, {}))
+    return sorted(
+        name for pin in pins(cluster) for kind in ("nodes", "volumes") for name in pin["spec"].get(kind, {})
+    )
 
 
 def read(machine: Machine, pod: str) -> bytes:
@@ -69,13 +77,18 @@ def test_replicas_and_claims_read_what_the_branch_was_until_the_last_of_them_is_
     for machine in machines:
         assert machine.unpublish("pod") == (OK, "")
     assert until(lambda: held(cluster) == [volume.volume_id])
-    assert (second.unpublish("of-a-claim", volume.volume_id), second.unstage(volume.volume_id)) == ((OK, ""), (OK, ""))
+    assert (second.unpublish("of-a-claim", volume.volume_id), second.unstage(volume.volume_id)) == (
+        (OK, ""),
+        (OK, ""),
+    )
     first.plugins.client("controller").__enter__().delete(volume.volume_id)
     assert pins(cluster) == []
     assert first.inline("later", MAIN, GOOD) == (OK, "") and read(first, "later") == b"new"
 
 
-def test_a_pinned_and_cached_model_is_not_handed_to_a_wrong_token(machines: list[Machine], cluster: ApiServer) -> None:
+def test_a_pinned_and_cached_model_is_not_handed_to_a_wrong_token(
+    machines: list[Machine], cluster: ApiServer
+) -> None:
     first, second = machines
     assert first.inline("pod", MAIN, GOOD) == (OK, "")
     for machine in machines:
@@ -84,7 +97,9 @@ def test_a_pinned_and_cached_model_is_not_handed_to_a_wrong_token(machines: list
     assert second.mounts() == [] and held(cluster) == ["node-a"]
 
 
-def test_a_killed_plugin_still_holds_and_lets_go_of_what_went_meanwhile(machines: list[Machine], model: Repository, cluster: ApiServer) -> None:
+def test_a_killed_plugin_still_holds_and_lets_go_of_what_went_meanwhile(
+    machines: list[Machine], model: Repository, cluster: ApiServer
+) -> None:
     first, second = machines
     for pod in ("one", "two"):
         assert first.inline(pod, MAIN, GOOD) == (OK, "")
@@ -111,7 +126,9 @@ def test_while_the_api_server_is_away_a_node_mounts_what_it_holds_and_nothing_el
         assert first.inline("another", MAIN, GOOD) == (OK, "") and read(first, "another") == b"old"
         assert second.inline("pod", MAIN, GOOD)[0] is grpc.StatusCode.UNAVAILABLE and second.mounts() == []
         commit = MAIN | {"revision": model.branches["main"]}
-        assert second.inline("of-a-commit", commit, GOOD) == (OK, "") and read(second, "of-a-commit") == b"new"
+        assert (
+            second.inline("of-a-commit", commit, GOOD) == (OK, "") and read(second, "of-a-commit") == b"new"
+        )
         for pod in ("pod", "another"):
             assert first.unpublish(pod) == (OK, "")
     finally:
@@ -145,8 +162,13 @@ def test_a_claim_names_its_model_in_annotations(machines: list[Machine], cluster
         assert volume.volume_context["namedBy"] == "pod"
         assert (machine.show(volume, "pod", GOOD) / "config.json").read_bytes() == b"old"
         claims.put("default", "models", {"datacache.csi.io/url": "http://169.254.169.254/latest"})
-        with pytest.raises(grpc.RpcError, match="annotation 'datacache.csi.io/url', which its StorageClass does not allow"):
+        with pytest.raises(
+            grpc.RpcError, match="annotation 'datacache.csi.io/url', which its StorageClass does not allow"
+        ):
             machine.create("pvc-2", parameters, GOOD)
-        assert (machine.unpublish("pod", volume.volume_id), machine.unstage(volume.volume_id)) == ((OK, ""), (OK, ""))
+        assert (machine.unpublish("pod", volume.volume_id), machine.unstage(volume.volume_id)) == (
+            (OK, ""),
+            (OK, ""),
+        )
     finally:
         claims.delete("default", "models")

@@ -66,7 +66,14 @@ def test_a_listed_host_may_not_send_an_inline_volume_to_where_the_list_does_not_
     hub: Hub, mirror: Server, inner: Server, tmp_path: Path
 ) -> None:
     with machine(tmp_path, hub.endpoint, "127.0.0.1") as one:
-        for number, where in enumerate(("169.254.169.254/latest", "[::ffff:169.254.169.254]/latest", "10.0.0.1/x", inner.url[7:] + "/data.bin")):
+        for number, where in enumerate(
+            (
+                "169.254.169.254/latest",
+                "[::ffff:169.254.169.254]/latest",
+                "10.0.0.1/x",
+                inner.url[7:] + "/data.bin",
+            )
+        ):
             send_on(mirror, f"http://{where}")
             code, message = one.inline(f"pod{number}", {"url": f"{mirror.url}/data.bin"})
             assert code is DENIED and "--allow-origins" in message, (where, message)
@@ -75,7 +82,9 @@ def test_a_listed_host_may_not_send_an_inline_volume_to_where_the_list_does_not_
         assert one.inline("last", {"url": f"{mirror.url}/data.bin"}) == (OK, "")
 
 
-def test_a_redirect_to_what_is_listed_is_followed(hub: Hub, mirror: Server, inner: Server, tmp_path: Path) -> None:
+def test_a_redirect_to_what_is_listed_is_followed(
+    hub: Hub, mirror: Server, inner: Server, tmp_path: Path
+) -> None:
     send_on(mirror, f"{inner.url}/data.bin")
     with machine(tmp_path, hub.endpoint, "127.0.0.0/8") as one:
         assert one.inline("pod", {"url": f"{mirror.url}/data.bin"}) == (OK, "")
@@ -92,7 +101,9 @@ def test_a_storage_class_may_name_a_mirror_on_the_loopback_whose_proof_is_no_inl
         assert one.inline("pod", {"url": f"{mirror.url}/data.bin"})[0] is DENIED
 
 
-def test_the_operators_hub_may_be_anywhere_but_not_send_an_inline_volume_anywhere(hub: Hub, tmp_path: Path) -> None:
+def test_the_operators_hub_may_be_anywhere_but_not_send_an_inline_volume_anywhere(
+    hub: Hub, tmp_path: Path
+) -> None:
     hub.repo("org/small", {"config.json": b"{}"})
     hub.repo("org/large", {"model.safetensors": DATA}, lfs_over=100)
     with machine(tmp_path, hub.endpoint) as one:

@@ -11,7 +11,13 @@ import pytest
 from csi.registry.prewarms.prewarms import PrewarmedCache
 from tests.apiserver import NODE, ApiServer
 from tests.csi.registry.prewarms.kinds import apply, make_node, order, path, thing
-from tests.csi.registry.rights import NODE_PREWARM_RIGHTS, NODE_RIGHTS, NODE_SECRET_RIGHTS, NODE_TELLING_RIGHTS, grant
+from tests.csi.registry.rights import (
+    NODE_PREWARM_RIGHTS,
+    NODE_RIGHTS,
+    NODE_SECRET_RIGHTS,
+    NODE_TELLING_RIGHTS,
+    grant,
+)
 from tests.kernel.machine import MIB, Machine, content, until
 from tests.kernel.requests import OK
 from tests.origins.hub import Hub
@@ -19,7 +25,7 @@ from tests.origins.hub import Hub
 pytestmark = pytest.mark.kernel
 
 MODEL = {"repoId": "org/model"}
-PRIVATE = PrewarmedCache({"repoId": "org/private"}, secret="hub-token")
+PRIVATE = PrewarmedCache({"repoId": "org/private"}, secret_name="hub-token")
 MOST_MB = 64
 
 
@@ -32,7 +38,12 @@ def machine(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> 
     grant(api_server, NODE, [*NODE_RIGHTS, *NODE_TELLING_RIGHTS, *NODE_PREWARM_RIGHTS, *NODE_SECRET_RIGHTS])
     with Hub() as hub:
         hub.repo("org/model", {"model.bin": content(tree / "model.bin", 24 * MIB)})
-        hub.repo("org/private", {"model.bin": content(tree / "private.bin", 2 * MIB)}, private=True, tokens={"right"})
+        hub.repo(
+            "org/private",
+            {"model.bin": content(tree / "private.bin", 2 * MIB)},
+            private=True,
+            tokens={"right"},
+        )
         environment = {"HF_ENDPOINT": hub.endpoint, "KUBECONFIG": str(api_server.kubeconfig(NODE))}
         with Machine(folder, environment, ["--registry", "kubernetes"]) as running:
             yield running
@@ -53,12 +64,27 @@ def row(cluster: ApiServer, name: str) -> list[str]:
 
 
 def secret(token: str) -> dict:
-    return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub-token", "namespace": "default"}, "stringData": {"token": token}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "hub-token", "namespace": "default"},
+        "stringData": {"token": token},
+    }
 
 
-def test_what_is_ordered_is_on_the_node_and_people_see_how_far_it_is(machine: Machine, cluster: ApiServer) -> None:
-    apply(cluster, thing(order("models", PrewarmedCache({**MODEL, "bandwidthLimit": "4Mi"}), selector={"pool": "gpu"})))
-    assert until(lambda: cluster.kubectl("get", "dcpw", "models", "-o", "jsonpath={.status.nodes[0].state}") == "Filling", 30)
+def test_what_is_ordered_is_on_the_node_and_people_see_how_far_it_is(
+    machine: Machine, cluster: ApiServer
+) -> None:
+    apply(
+        cluster,
+        thing(order("models", PrewarmedCache({**MODEL, "bandwidthLimit": "4Mi"}), selector={"pool": "gpu"})),
+    )
+    assert until(
+        lambda: (
+            cluster.kubectl("get", "dcpw", "models", "-o", "jsonpath={.status.nodes[0].state}") == "Filling"
+        ),
+        30,
+    )
     assert until(lambda: row(cluster, "models") == ["1", "1/1", "100%"], 60)
     assert len(machine.sealed()) == 1
     cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "dcpw/models")
@@ -85,19 +111,27 @@ def test_a_wrong_token_shows_in_the_status_with_its_reason(machine: Machine, clu
     cluster.kubectl("wait", "--for=condition=Failed", "--timeout=60s", "dcpw/wrong")
     said = cluster.kubectl("get", "dcpw", "wrong", "-o", "wide")
     assert "org/private" in said and "node-1" in said
-    assert not machine.logged("s3cr3t") and "s3cr3t" not in cluster.kubectl("get", "dcpw", "wrong", "-o", "yaml")
+    assert not machine.logged("s3cr3t") and "s3cr3t" not in cluster.kubectl(
+        "get", "dcpw", "wrong", "-o", "yaml"
+    )
 
 
-def test_a_secret_that_the_node_may_not_get_shows_the_right_that_is_missing(machine: Machine, cluster: ApiServer) -> None:
+def test_a_secret_that_the_node_may_not_get_shows_the_right_that_is_missing(
+    machine: Machine, cluster: ApiServer
+) -> None:
     rights = [*NODE_RIGHTS, *NODE_TELLING_RIGHTS, *NODE_PREWARM_RIGHTS]
     grant(cluster, NODE, rights)
     apply(cluster, thing(order("forbidden", PRIVATE, PrewarmedCache(MODEL))))
     cluster.kubectl("wait", "--for=condition=Failed", "--timeout=60s", "dcpw/forbidden")
-    assert 'cannot get resource "secrets"' in cluster.kubectl("get", "dcpw", "forbidden", "-o", "jsonpath={.status.nodes[0].message}")
+    assert 'cannot get resource "secrets"' in cluster.kubectl(
+        "get", "dcpw", "forbidden", "-o", "jsonpath={.status.nodes[0].message}"
+    )
     grant(cluster, NODE, [*rights, *NODE_SECRET_RIGHTS])
 
 
-def test_a_plugin_that_is_killed_goes_on_with_its_orders_and_stays_small(machine: Machine, cluster: ApiServer) -> None:
+def test_a_plugin_that_is_killed_goes_on_with_its_orders_and_stays_small(
+    machine: Machine, cluster: ApiServer
+) -> None:
     apply(cluster, thing(order("again", PrewarmedCache(MODEL))))
     assert until(lambda: row(cluster, "again") == ["1", "1/1", "100%"], 60)
     machine.plugins.node.kill()

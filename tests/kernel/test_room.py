@@ -65,8 +65,14 @@ def test_a_mounted_image_never_goes(machine: Machine, hub: Hub) -> None:
 
     code, message = machine.inline("f", {"repoId": "org/f"})
     assert code is NO_SPACE
-    assert "needs 16" in message and "its budget is 56" in message and "mounted, prewarmed or being filled" in message
-    assert cached(machine) == {"a", "d", "e"} and machine.images() == [image.parent for image in machine.sealed()]
+    assert (
+        "needs 16" in message
+        and "its budget is 56" in message
+        and "mounted, prewarmed or being filled" in message
+    )
+    assert cached(machine) == {"a", "d", "e"} and machine.images() == [
+        image.parent for image in machine.sealed()
+    ]
     for name in "ade":
         assert (machine.target(name) / "model.bin").read_bytes()[:1] == name.encode()
 

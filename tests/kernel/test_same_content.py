@@ -33,5 +33,7 @@ def test_a_fill_goes_on_from_the_repository_of_who_asks(start: Start, hub: Hub, 
 
     assert machine.inline("second", {"repoId": "org/copy"}) == (OK, "")
     assert (machine.target("second") / "model.bin").read_bytes() == file.read_bytes()
-    assert hub.counters.bytes_sent["org/copy/model.bin"] < 96 * MIB, "what the other repository gave is not fetched again"
+    assert hub.counters.bytes_sent["org/copy/model.bin"] < 96 * MIB, (
+        "what the other repository gave is not fetched again"
+    )
     assert machine.unpublish("second") == (OK, "")

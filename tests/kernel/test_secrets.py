@@ -29,7 +29,17 @@ MODELSCOPE = "ms_s3cr3tOfModelScope"
 HUB, WEB, WRONG = "hf_s3cr3tOfTheHub", "s3cr3tOfTheWeb", "s3cr3tThatIsWrong"
 ROLE_TOKEN, METADATA_TOKEN = "s3cr3tOfTheRole", "s3cr3tOfTheMetadataService"
 ROLE = "/latest/meta-data/ram/security-credentials/reader"
-SECRETS = (HUB, MODELSCOPE, WEB, READER_SECRET, WRONG, ROLE_TOKEN, METADATA_TOKEN, "Signature=", "X-Amz-Credential")
+SECRETS = (
+    HUB,
+    MODELSCOPE,
+    WEB,
+    READER_SECRET,
+    WRONG,
+    ROLE_TOKEN,
+    METADATA_TOKEN,
+    "Signature=",
+    "X-Amz-Credential",
+)
 DATA = b"data" * 50_000
 
 
@@ -60,14 +70,29 @@ class Origins:
 @pytest.fixture
 def origins(hub: Hub) -> Iterator[Origins]:
     with ExitStack() as stack:
-        hub.repo("org/private", {"config.json": b"{}", "model.safetensors": DATA}, private=True, tokens={HUB}, lfs_over=1000)
+        hub.repo(
+            "org/private",
+            {"config.json": b"{}", "model.safetensors": DATA},
+            private=True,
+            tokens={HUB},
+            lfs_over=1000,
+        )
         modelscope = stack.enter_context(ModelScopeHub(redirect_over=1000))
-        modelscope.repo("org/private", {"config.json": b"{}", "model.safetensors": DATA}, private=True, tokens={MODELSCOPE})
+        modelscope.repo(
+            "org/private",
+            {"config.json": b"{}", "model.safetensors": DATA},
+            private=True,
+            tokens={MODELSCOPE},
+        )
         web = stack.enter_context(WebServer())
         web.files["/data.bin"], web.sites["/"] = DATA, Site({WEB})
         cases = [
             Case("hub", {"repoId": "org/private"}, {"token": HUB}),
-            Case("modelscope", {"repoSource": "ModelScope/Model", "repoId": "org/private"}, {"token": MODELSCOPE}),
+            Case(
+                "modelscope",
+                {"repoSource": "ModelScope/Model", "repoId": "org/private"},
+                {"token": MODELSCOPE},
+            ),
             Case("url", {"url": f"{web.url}/data.bin"}, {"accessToken": WEB}),
         ]
         metadata, role = stack.enter_context(Server()), None
@@ -84,7 +109,12 @@ def origins(hub: Hub) -> Iterator[Origins]:
 def _grant(metadata: Server, token: str = "") -> None:
     """The instance has the role "reader". The object server knows no keys with a token and refuses those."""
     ends = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    key = {"AccessKeyId": READER_ID, "AccessKeySecret": READER_SECRET, "SecurityToken": token, "Expiration": ends}
+    key = {
+        "AccessKeyId": READER_ID,
+        "AccessKeySecret": READER_SECRET,
+        "SecurityToken": token,
+        "Expiration": ends,
+    }
     metadata.behave["PUT /latest/api/token"] = lambda handler: handler.say(200, METADATA_TOKEN.encode())
     metadata.behave[ROLE] = lambda handler: handler.say(200, json.dumps(key).encode())
 
@@ -92,8 +122,16 @@ def _grant(metadata: Server, token: str = "") -> None:
 def _buckets(server: ObjectServer) -> list[Case]:
     where = {"bucket": server.bucket({"data.bin": DATA}), "pathStyle": "true"}
     return [
-        Case("s3", {"type": "S3", "endpoint": server.endpoint, **where}, {"accessKeyId": READER_ID, "secretAccessKey": READER_SECRET}),
-        Case("oss", {"type": "OSS", "url": server.endpoint, **where}, {"akId": READER_ID, "akSecret": READER_SECRET}),
+        Case(
+            "s3",
+            {"type": "S3", "endpoint": server.endpoint, **where},
+            {"accessKeyId": READER_ID, "secretAccessKey": READER_SECRET},
+        ),
+        Case(
+            "oss",
+            {"type": "OSS", "url": server.endpoint, **where},
+            {"akId": READER_ID, "akSecret": READER_SECRET},
+        ),
     ]
 
 
@@ -126,8 +164,14 @@ def _assert_searched(machine: Machine, endpoint: str) -> None:
     workers, found = machine.workers(), leaks(machine, endpoint, f"asked {endpoint}")
     assert workers and f"message: asked {endpoint}" in found
     processes = {f"/proc/{pid}" for pid in machine.plugins.processes()}
-    assert {f"/proc/{pid}" for pid in workers} < processes == {line.partition("/environ")[0] for line in found if line.startswith("/proc")}
-    assert {f"/proc/{pid}/cmdline: csi.worker_process" for pid in workers} <= set(leaks(machine, "csi.worker_process"))
+    assert (
+        {f"/proc/{pid}" for pid in workers}
+        < processes
+        == {line.partition("/environ")[0] for line in found if line.startswith("/proc")}
+    )
+    assert {f"/proc/{pid}/cmdline: csi.worker_process" for pid in workers} <= set(
+        leaks(machine, "csi.worker_process")
+    )
     # Of what workers say at debug level.
     logs = {str(program.log) for program in (machine.plugins.node, machine.plugins.controller)}
     assert logs <= set(leaks(machine, "operation"))
@@ -158,7 +202,9 @@ def _lead(machine: Machine, origins: Origins, case: Case) -> list[str]:
     """Lead a case through success and failures; what was said and given back on the way."""
     said: list[str] = []
     for secrets in (case.wrong, {}):
-        code, message = requests.answer(machine.controller.CreateVolume, requests.create(case.name, case.parameters, secrets))
+        code, message = requests.answer(
+            machine.controller.CreateVolume, requests.create(case.name, case.parameters, secrets)
+        )
         assert code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INVALID_ARGUMENT), message
         said.append(message)
     volume = machine.create(case.name, case.parameters, case.secrets)
@@ -168,7 +214,12 @@ def _lead(machine: Machine, origins: Origins, case: Case) -> list[str]:
     code, message = machine.inline(f"inline-{case.name}", case.parameters, case.wrong)
     assert code is not OK
     assert machine.inline(f"inline-{case.name}", case.parameters, case.secrets) == (OK, "")
-    return [*said, message, str(machine.condition(case.name, volume.volume_id)), str(machine.condition(f"inline-{case.name}"))]
+    return [
+        *said,
+        message,
+        str(machine.condition(case.name, volume.volume_id)),
+        str(machine.condition(f"inline-{case.name}")),
+    ]
 
 
 def _failing_stages(machine: Machine, origins: Origins, case: Case, volume: object) -> Iterator[str]:

@@ -32,7 +32,11 @@ def shards(count: int = 20, size: int = 2 * MIB) -> dict[str, bytes]:
 
 def sent(hub: Hub, *repositories: str) -> int:
     """Bytes of files that the hub has sent of these repositories."""
-    return sum(count for path, count in hub.counters.bytes_sent.items() if path.startswith(tuple(f"{name}/" for name in repositories)))
+    return sum(
+        count
+        for path, count in hub.counters.bytes_sent.items()
+        if path.startswith(tuple(f"{name}/" for name in repositories))
+    )
 
 
 @pytest.fixture(params=["xfs", "btrfs", "ext4"])
@@ -53,7 +57,9 @@ def used(machine: Machine) -> int:
     return (status.f_blocks - status.f_bfree) * status.f_frsize
 
 
-def test_a_new_revision_fetches_what_is_new_and_takes_no_room_twice(kind: str, machine: Machine, hub: Hub) -> None:
+def test_a_new_revision_fetches_what_is_new_and_takes_no_room_twice(
+    kind: str, machine: Machine, hub: Hub
+) -> None:
     files = shards()
     files["config.json"] = b"{}" * 300
     repository = hub.repo("org/model", files)
@@ -75,7 +81,9 @@ def test_a_new_revision_fetches_what_is_new_and_takes_no_room_twice(kind: str, m
         assert machine.unpublish(name) == (OK, "")
 
 
-def test_workers_killed_in_the_middle_of_copying_leave_the_right_bytes_to_the_next(hub: Hub, tmp_path: Path) -> None:
+def test_workers_killed_in_the_middle_of_copying_leave_the_right_bytes_to_the_next(
+    hub: Hub, tmp_path: Path
+) -> None:
     files = shards()
     repository = hub.repo("org/model", files)
     machine = Machine(tmp_path, {"HF_ENDPOINT": hub.endpoint})
@@ -85,7 +93,10 @@ def test_workers_killed_in_the_middle_of_copying_leave_the_right_bytes_to_the_ne
         new = {**files, "model-03.bin": os.urandom(2 * MIB)}
         repository.commit(new)
         hub.counters.reset()
-        deaths = [{"point": point, "victim": "worker", "skip": 0, "times": 2} for point in ("copy begins", "copy done", "copy sync done")]
+        deaths = [
+            {"point": point, "victim": "worker", "skip": 0, "times": 2}
+            for point in ("copy begins", "copy done", "copy sync done")
+        ]
         write_orders(tmp_path, [{**deaths[1], "skip": 1}, *deaths])
         pinned = {"repoId": "org/model", "revision": repository.branches["main"]}
         assert until(lambda: machine.inline("new", pinned) == (OK, "")) and read_orders(tmp_path) == []
@@ -117,10 +128,14 @@ def refused(machine: Machine, attributes: dict[str, str], secrets: dict[str, str
     assert not machine.target("thief").exists() or not os.listdir(machine.target("thief"))
 
 
-def test_a_listing_that_claims_the_digests_of_a_cached_image_does_not_open_it(start: Start, hub: Hub, private: Repository) -> None:
+def test_a_listing_that_claims_the_digests_of_a_cached_image_does_not_open_it(
+    start: Start, hub: Hub, private: Repository
+) -> None:
     """The same manifest, digest for digest; the thief's hub lists it, lets it be read, and has zeros in the files' place."""
     machine = start()
-    hub.repo("thief/pointers", pointers(private, "model.bin", "other.bin"), private=True, tokens={THIEF["token"]})
+    hub.repo(
+        "thief/pointers", pointers(private, "model.bin", "other.bin"), private=True, tokens={THIEF["token"]}
+    )
     assert machine.inline("owner", {"repoId": "org/private"}, OWNER) == (OK, "")
     image = machine.sealed()
     for _ in range(2):
@@ -136,7 +151,9 @@ def test_a_listing_that_claims_the_digests_of_a_cached_image_does_not_open_it(st
         assert machine.unpublish(pod) == (OK, "")
 
 
-def test_who_waits_for_the_owners_fill_is_not_let_in_with_the_owner(start: Start, hub: Hub, private: Repository) -> None:
+def test_who_waits_for_the_owners_fill_is_not_let_in_with_the_owner(
+    start: Start, hub: Hub, private: Repository
+) -> None:
     machine = start()
     hub.repo("thief/pointers", pointers(private, "model.bin", "other.bin"))
     hub.faults.rate = 2.5e6
@@ -150,7 +167,9 @@ def test_who_waits_for_the_owners_fill_is_not_let_in_with_the_owner(start: Start
     assert machine.unpublish("owner") == (OK, "")
 
 
-def test_one_file_of_another_repository_is_not_copied_into_ones_own(start: Start, hub: Hub, private: Repository) -> None:
+def test_one_file_of_another_repository_is_not_copied_into_ones_own(
+    start: Start, hub: Hub, private: Repository
+) -> None:
     machine = start()
     assert machine.inline("owner", {"repoId": "org/private"}, OWNER) == (OK, "")
     hub.repo("thief/mine", {"config.json": b"{}", **pointers(private, "model.bin")})
@@ -159,7 +178,9 @@ def test_one_file_of_another_repository_is_not_copied_into_ones_own(start: Start
     assert machine.unpublish("owner") == (OK, "")
 
 
-def test_a_rightful_second_repository_shares_the_image_for_a_few_bytes(start: Start, hub: Hub, private: Repository, tmp_path: Path) -> None:
+def test_a_rightful_second_repository_shares_the_image_for_a_few_bytes(
+    start: Start, hub: Hub, private: Repository, tmp_path: Path
+) -> None:
     machine = start()
     assert machine.inline("owner", {"repoId": "org/private"}, OWNER) == (OK, "")
     files = {path: file.content for path, file in private.at("main").files.items()}  # type: ignore[union-attr]
@@ -175,13 +196,17 @@ def test_a_rightful_second_repository_shares_the_image_for_a_few_bytes(start: St
         assert machine.unpublish(pod) == (OK, "")
 
 
-def test_an_origin_that_ignores_ranges_can_be_compared_with_too(start: Start, hub: Hub, private: Repository) -> None:
+def test_an_origin_that_ignores_ranges_can_be_compared_with_too(
+    start: Start, hub: Hub, private: Repository
+) -> None:
     machine = start()
     assert machine.inline("owner", {"repoId": "org/private"}, OWNER) == (OK, "")
     hub.repo("org/copy", {path: file.content for path, file in private.at("main").files.items()})  # type: ignore[union-attr]
     hub.faults.add(Fault("ignore-range", "org/copy/*"))
     assert machine.inline("second", {"repoId": "org/copy"}) == (OK, "")
-    assert sent(hub, "org/copy") < 4 * 5 * MIB, "it sends a file whole for a byte of it, but not for each range"
+    assert sent(hub, "org/copy") < 4 * 5 * MIB, (
+        "it sends a file whole for a byte of it, but not for each range"
+    )
     assert len(machine.sealed()) == 1
     for pod in ("owner", "second"):
         assert machine.unpublish(pod) == (OK, "")

@@ -49,13 +49,18 @@ def cold_runs(files: list[Path], groups: Pods, devices: list[str], rounds: int) 
             forget_pages(files[0])
             before = [bytes_read(device) for device in devices]
             run = read_at_once(files[:readers], groups)
-            done.append(Cold(run, *(now - old for now, old in zip(map(bytes_read, devices), before, strict=True))))
+            done.append(
+                Cold(run, *(now - old for now, old in zip(map(bytes_read, devices), before, strict=True)))
+            )
     return runs
 
 
 def test_sixteen_cold_readers_of_two_volumes_read_the_disk_once(hub: Hub, tmp_path: Path) -> None:
     hub.repo("org/big", {"model.bin": content(tmp_path / "model.bin", IMAGE)})
-    with disk(tmp_path, IMAGE + IMAGE // 4) as folder, Machine(folder, {"HF_ENDPOINT": hub.endpoint}) as machine:
+    with (
+        disk(tmp_path, IMAGE + IMAGE // 4) as folder,
+        Machine(folder, {"HF_ENDPOINT": hub.endpoint}) as machine,
+    ):
         files = two_volumes_in_sixteen_pods(machine)
         loops = [loop for loop in machine.loops() if loop != disk_of(machine.store)]
         assert len(loops) == 1
@@ -79,7 +84,9 @@ def test_sixteen_cold_readers_of_two_volumes_read_the_disk_once(hub: Hub, tmp_pa
 
 def ratio(runs: Runs) -> float:
     """Median over the rounds of the time of sixteen over the time of one."""
-    return statistics.median(many.run.seconds / one.run.seconds for one, many in zip(runs[1], runs[PODS], strict=True))
+    return statistics.median(
+        many.run.seconds / one.run.seconds for one, many in zip(runs[1], runs[PODS], strict=True)
+    )
 
 
 def show(title: str, runs: Runs) -> None:

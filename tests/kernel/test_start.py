@@ -41,7 +41,13 @@ def refused(machine: Machine, program: str, **changed: str) -> str:
             command[command.index(name) + 1] = value
         else:
             command += [name, value]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env={**os.environ, **machine.plugins.node.environment})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env={**os.environ, **machine.plugins.node.environment},
+    )
     assert done.returncode in (1, 2), done.stderr
     assert "Traceback" not in done.stderr and ".py" not in done.stderr, done.stderr
     return done.stderr.strip().splitlines()[-1]
@@ -59,7 +65,14 @@ def test_kubelet_finds_the_driver_and_its_health_until_it_leaves(start: Start, t
     (tmp_path / "registry").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    machine = start("--plugins-registry", str(tmp_path / "registry"), "--health-address", address, "--host-endpoint", "/host/csi.sock")
+    machine = start(
+        "--plugins-registry",
+        str(tmp_path / "registry"),
+        "--health-address",
+        address,
+        "--host-endpoint",
+        "/host/csi.sock",
+    )
     assert until((tmp_path / "registry/datacache.csi.io-reg.sock").is_socket)
     info = asked_by_kubelet(tmp_path / "registry", registration.RegistrationStatus(plugin_registered=True))
     assert info.endpoint == "/host/csi.sock"
@@ -79,7 +92,10 @@ def test_prometheus_reads_how_long_calls_took(start: Start, program: str) -> Non
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
         found = answer.read().decode()
     method = {"node": "NodeStageVolume", "controller": "CreateVolume"}[program]
-    assert f'datacache_rpc_seconds_count{{code="OK",method="{method}"}} 1.0' in found and "process_resident_memory_bytes" in found
+    assert (
+        f'datacache_rpc_seconds_count{{code="OK",method="{method}"}} 1.0' in found
+        and "process_resident_memory_bytes" in found
+    )
 
 
 def test_the_controller_answers_external_resizer_that_it_is_no_node(start: Start) -> None:
@@ -122,7 +138,9 @@ def test_a_store_has_one_owner(start: Start, tmp_path: Path) -> None:
         ("controller", "driver_name", "-", "driver name"),
     ],
 )
-def test_a_flag_that_cannot_be_used_is_one_line(start: Start, tmp_path: Path, program: str, flag: str, value: str, words: str) -> None:
+def test_a_flag_that_cannot_be_used_is_one_line(
+    start: Start, tmp_path: Path, program: str, flag: str, value: str, words: str
+) -> None:
     machine = start()
     folder = "store" if program == "node" else "registry"
     other = {"endpoint": f"unix://{tmp_path}/second.sock", folder: str(tmp_path / "other")}
@@ -172,9 +190,17 @@ def test_every_call_is_one_line_of_text(start: Start) -> None:
 def test_every_call_is_one_json_object(start: Start) -> None:
     machine = start("--log-format", "json", controller=["--log-format", "json"])
     wanted = calls(machine)
-    lines = [line for line in json_lines(machine.logs()) if line["message"] == "rpc" and line["method"] != "Probe"]
+    lines = [
+        line for line in json_lines(machine.logs()) if line["message"] == "rpc" and line["method"] != "Probe"
+    ]
     assert len(machine.logs().splitlines()) == len(json_lines(machine.logs()))
     for method, volume, code, reason in wanted:
-        (line,) = [line for line in lines if (line["method"], line["volume"], line["code"]) == (method, volume, code)]
-        assert line["ms"] >= 0 and line.get("reason", "").startswith(reason) and ("reason" in line) == bool(reason)
+        (line,) = [
+            line for line in lines if (line["method"], line["volume"], line["code"]) == (method, volume, code)
+        ]
+        assert (
+            line["ms"] >= 0
+            and line.get("reason", "").startswith(reason)
+            and ("reason" in line) == bool(reason)
+        )
     assert len(lines) == len(wanted)

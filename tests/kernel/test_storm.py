@@ -59,7 +59,9 @@ def test_pods_that_come_and_go_at_once_leave_nothing_and_disturb_nobody(machine:
     assert len(machine.sealed()) == 1
 
 
-def test_one_call_made_many_times_at_once_shows_the_volume_once(machine: Machine, hub: Hub, tmp_path: Path) -> None:
+def test_one_call_made_many_times_at_once_shows_the_volume_once(
+    machine: Machine, hub: Hub, tmp_path: Path
+) -> None:
     hub.repo("org/slow", {"model.bin": content(tmp_path / "slow", 24 * MIB)})
     hub.faults.rate = 24e6
     calls = [machine.inline_soon("pod", {"repoId": "org/slow"}) for _ in range(20)]
@@ -75,7 +77,9 @@ def test_publish_and_unpublish_of_one_pod_by_chance_end_in_the_last_word(machine
     with ThreadPoolExecutor(8) as callers:
         for _ in range(10):
             calls = [machine.inline if chance.random() < 0.5 else machine.unpublish for _ in range(8)]
-            list(callers.map(lambda call: call("pod", MODEL) if call == machine.inline else call("pod"), calls))
+            list(
+                callers.map(lambda call: call("pod", MODEL) if call == machine.inline else call("pod"), calls)
+            )
     assert again(lambda: machine.unpublish("pod")) == (OK, "")
     assert machine.half_made() == []
 
@@ -94,7 +98,11 @@ def test_a_path_that_cannot_be_a_folder_leaves_nothing(machine: Machine, way: st
         "stage": lambda: machine.stage(volume),
     }
     code, message = calls[way]()
-    assert code is grpc.StatusCode.FAILED_PRECONDITION and str(blocked) in message and "remove what is there" in message
+    assert (
+        code is grpc.StatusCode.FAILED_PRECONDITION
+        and str(blocked) in message
+        and "remove what is there" in message
+    )
     if way == "publish":
         assert machine.unstage(volume.volume_id) == (OK, "")
     assert machine.half_made() == []
@@ -102,5 +110,7 @@ def test_a_path_that_cannot_be_a_folder_leaves_nothing(machine: Machine, way: st
 
 def test_a_path_that_is_not_absolute_is_refused(machine: Machine) -> None:
     for path in ("some/path", "/pods/../pods/x"):
-        code, message = requests.answer(machine.node.NodePublishVolume, requests.inline("pod", Path(path), MODEL))
+        code, message = requests.answer(
+            machine.node.NodePublishVolume, requests.inline("pod", Path(path), MODEL)
+        )
         assert code is grpc.StatusCode.INVALID_ARGUMENT and "absolute path" in message

@@ -12,7 +12,7 @@ from aliyunsdkcore.utils import parameter_helper
 
 from csi.program.flags import DRIVER_NAME
 from csi.registry.datacaches.data_caches import Phase
-from csi.registry.datacaches.kubernetes import KubernetesDataCaches
+from csi.registry.datacaches.kubernetes import KubernetesDataCacheRegistry
 from csi.topology import volume_segments
 from tests.apiserver import NOT_RUN, ApiServer, programs
 from tests.controller_plugin.operator.openapi.sdks import ApiError, Sdk1
@@ -38,7 +38,15 @@ class Replicas:
         self.environment = {"HF_ENDPOINT": hub.endpoint, "POD_NAMESPACE": "default"}
         make_node(cluster, "node-1", {"kubernetes.io/hostname": "node-1", **volume_segments(DRIVER_NAME)})
         ready = [{"type": "Ready", "status": "True", "reason": "Said", "message": ""}]
-        cluster.kubectl("patch", "node", "node-1", "--subresource=status", "--type=merge", "-p", json.dumps({"status": {"conditions": ready}}))
+        cluster.kubectl(
+            "patch",
+            "node",
+            "node-1",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            json.dumps({"status": {"conditions": ready}}),
+        )
         (folder / "node").mkdir()
         stack.enter_context(Plugins(folder / "node", self.environment, kubeconfig=cluster.kubeconfig()))
 
@@ -67,19 +75,21 @@ def leads(operator: OperatorProgram) -> bool:
     return "this replica leads" in operator.text()
 
 
-def test_what_one_replica_made_available_stays_so_under_the_next_one(replicas: Replicas, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_one_replica_made_available_stays_so_under_the_next_one(
+    replicas: Replicas, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = replicas.operator("first")
     assert wait_until(lambda: leads(first), TAKE), first.text()
     second = replicas.operator("second")
     made = sdk(second)("CreateDataCache", Path="/models/cached", DataSource=SOURCE)["DataCacheId"]
     assert wait_until(lambda: status(sdk(second), made) == "Available", TAKE), first.text()
-    before = KubernetesDataCaches(replicas.cluster.client(), "default").find((made,))[0].state
+    before = KubernetesDataCacheRegistry(replicas.cluster.client(), "default").find((made,))[0].state
     replicas.hub.stop()
     first.kill()
     assert wait_until(lambda: leads(second), TAKE), second.text()
     later = sdk(second)("CreateDataCache", Path="/models/later", DataSource=SOURCE)["DataCacheId"]
     assert wait_until(lambda: status(sdk(second), later) == "Failed", TAKE), second.text()
-    assert KubernetesDataCaches(replicas.cluster.client(), "default").find((made,))[0].state == before
+    assert KubernetesDataCacheRegistry(replicas.cluster.client(), "default").find((made,))[0].state == before
     assert before.phase is Phase.AVAILABLE and before.content
     # The first has died with its flags; it comes back so that its end is looked at as any other's.
     first.start()

@@ -47,7 +47,9 @@ def sent(hub: Hub) -> int:
     return sum(hub.counters.bytes_sent.values())
 
 
-def test_two_hundred_calls_wait_while_probe_stats_and_unpublish_answer(start: Start, hub: Hub, tmp_path: Path) -> None:
+def test_two_hundred_calls_wait_while_probe_stats_and_unpublish_answer(
+    start: Start, hub: Hub, tmp_path: Path
+) -> None:
     hub.repo("org/small", {"config.json": b"{}"})
     slow = [repository(hub, tmp_path, f"org/slow{n}", 48 * MIB) for n in range(IMAGES)]
     machine = start("--log-format", "json")
@@ -75,7 +77,9 @@ def test_two_hundred_calls_wait_while_probe_stats_and_unpublish_answer(start: St
 
 def other_calls(machine: Machine, while_: Callable[[], bool]) -> dict[str, list[float]]:
     """Seconds of each of kubelet's other calls, made by turns."""
-    probe = csi_pb2_grpc.IdentityStub(grpc.insecure_channel(machine.plugins.node.endpoint.replace("unix://", "unix:"))).Probe
+    probe = csi_pb2_grpc.IdentityStub(
+        grpc.insecure_channel(machine.plugins.node.endpoint.replace("unix://", "unix:"))
+    ).Probe
     took: dict[str, list[float]] = {"Probe": [], "stats": [], "unpublish": []}
     pods = [f"early{n}" for n in range(1, 40)]
     while while_():
@@ -100,7 +104,10 @@ def seconds_after_seal(machine: Machine, ready: dict[str, float]) -> list[float]
     lines = [line for line in json_lines(machine.plugins.node.text()) if line["message"] == "image sealed"]
     sealed = {line["image"]: datetime.fromisoformat(line["time"]).timestamp() for line in lines}
     records = machine.store / "volumes"
-    digests = {pod: re.search('"digest": "([0-9a-f]+)"', (records / f"{requests.inline_id(pod)}.json").read_text()) for pod in ready}
+    digests = {
+        pod: re.search('"digest": "([0-9a-f]+)"', (records / f"{requests.inline_id(pod)}.json").read_text())
+        for pod in ready
+    }
     return [ready[pod] - sealed[found[1]] for pod, found in digests.items() if found]
 
 
@@ -137,7 +144,9 @@ def test_a_pod_deleted_and_made_again_waits_on_the_same_fill(start: Start, hub: 
     assert sent(hub) <= 96 * MIB + 4
 
 
-def test_more_calls_than_half_the_threads_are_turned_away_at_once(start: Start, hub: Hub, tmp_path: Path) -> None:
+def test_more_calls_than_half_the_threads_are_turned_away_at_once(
+    start: Start, hub: Hub, tmp_path: Path
+) -> None:
     attributes = repository(hub, tmp_path)
     machine = start("--rpc-threads", "8")
     hub.faults.rate = SLOW
@@ -145,7 +154,9 @@ def test_more_calls_than_half_the_threads_are_turned_away_at_once(start: Start, 
     assert until(lambda: fills(machine))
     calls = [first, *(machine.inline_soon(f"pod{n}", attributes) for n in range(1, 5))]
     over = until(lambda: [call for call in calls if call.done()])
-    assert [answer_of(call) for call in over] == [(ABORTED, "4 calls are waiting already; the work goes on, call again")]
+    assert [answer_of(call) for call in over] == [
+        (ABORTED, "4 calls are waiting already; the work goes on, call again")
+    ]
     assert not machine.sealed()
     hub.faults.rate = None
     assert [answer_of(call) for call in calls if call not in over] == [(OK, "")] * 4
@@ -158,7 +169,10 @@ def test_a_call_that_runs_out_of_time_tells_the_progress(start: Start, hub: Hub,
     code, message = machine.inline("pod", attributes, timeout=3)
     print(f"\n{message}")
     assert code is ABORTED
-    assert re.fullmatch(r"filling the cache: [1-9]\d* of 96 MiB, [1-9][\d.]* MiB/s, about \d+ s left; call again, the fill goes on", message)
+    assert re.fullmatch(
+        r"filling the cache: [1-9]\d* of 96 MiB, [1-9][\d.]* MiB/s, about \d+ s left; call again, the fill goes on",
+        message,
+    )
     hub.faults.rate = None
     assert machine.inline("pod", attributes) == (OK, "")
     assert sent(hub) <= 96 * MIB + 4
@@ -235,7 +249,9 @@ def test_sigterm_ends_the_wait_for_a_resolve_and_its_worker(start: Start, hub: H
     hub.repo("org/small", {"config.json": b"{}"})
     machine = start()
     hub.faults.latency = 2.0
-    call = machine.controller.CreateVolume.future(requests.create("volume", {"repoId": "org/small"}), timeout=30)
+    call = machine.controller.CreateVolume.future(
+        requests.create("volume", {"repoId": "org/small"}), timeout=30
+    )
     assert until(lambda: hub.counters.accepted["hub"])
     workers = machine.plugins.controller.children()
     assert workers and machine.plugins.controller.stop() == 0

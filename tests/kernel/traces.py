@@ -14,7 +14,9 @@ def leaks(machine: Machine, secret: str, *messages: str) -> list[str]:
     found = [f"message: {message}" for message in messages if secret in message]
     files = (path for path in files_below(machine.folder) if path.is_file() and not path.is_symlink())
     found += [str(path) for path in files if secret.encode() in _read(path) or secret in path.name]
-    processes = (Path(f"/proc/{pid}/{name}") for pid in machine.plugins.processes() for name in ("cmdline", "environ"))
+    processes = (
+        Path(f"/proc/{pid}/{name}") for pid in machine.plugins.processes() for name in ("cmdline", "environ")
+    )
     return found + [f"{path}: {secret}" for path in processes if secret.encode() in _read(path)]
 
 

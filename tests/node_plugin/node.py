@@ -6,28 +6,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from csi.concurrency.deadline import Patience
-from csi.concurrency.wait_limiter import WaitingRoom
+from csi.concurrency.deadline import Deadline
+from csi.concurrency.wait_limiter import WaitLimiter
 from csi.destinations.allow_list import AllowList
 from csi.errors import UnsupportedByNode
 from csi.images.node_store.store import Store
-from csi.linux.cgroups.pod_cgroups import tree
+from csi.linux.cgroups.pod_cgroups import walk_folders
 from csi.parameters.access_modes import AccessMode
 from csi.registry.pins.pins import PinRegistry
-from csi.registry.volumes.directory import DirectoryRegistry
+from csi.registry.volumes.directory import DirectoryVolumeRegistry
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
 from node_plugin.fills.fill_events import FillEvents
 from node_plugin.fills.fills import Fills
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
-from node_plugin.volumes.authorized_resolver import Proving
+from node_plugin.volumes.authorized_resolver import AuthorizedResolver
 from node_plugin.volumes.image_mounts import ImageMounts
-from node_plugin.volumes.limits import VolumeLimits
+from node_plugin.volumes.limits import PerformanceLookup
 from node_plugin.volumes.mount_request import MountRequest
 from node_plugin.volumes.pins import NodePins
 from node_plugin.volumes.records import VolumeRecords
-from node_plugin.volumes.volumes import Volumes
+from node_plugin.volumes.volumes import NodeVolumes
 from tests.csi.linux.cgroups.fakes import FakeHierarchy
 from tests.csi.linux.fakes import FakeKernel, FakeLoops, FakeMounts
 from tests.csi.registry.events.recorders import FakeAnnouncer
@@ -62,25 +62,45 @@ class Node:
         self.kernel = FakeKernel(folder / "kernel.json")
         self.mounts, self.loops = FakeMounts(self.kernel), FakeLoops(self.kernel)
         self.store = Store(folder / "store", budget)
-        self.room = WaitingRoom(seats)
+        self.room = WaitLimiter(seats)
         self.not_ready: Exception | None = None
         self.images = ImageMounts(folder / "mounts", self.mounts, self.loops, self._ready)
         self.announcer = FakeAnnouncer()
         self.events = FillEvents(self.announcer, told_after, 2 * told_after)
-        wanted = {"connections": 1, "grace": grace, "in_use": self.images.in_use}
+        wanted = {"connections": 1, "grace": grace, "in_use": self.images.list_in_use}
         self.fills = Fills(self.store, self.source, self.room, **wanted, events=self.events)  # type: ignore[arg-type]
         proofs = ProofMemory(folder / "store/proofs", self.store.key(), 600.0, 86400.0)
-        resolver = Resolver(self.source, proofs, self.room, ask_moving=False, scratch=self.store.temp_path)  # type: ignore[arg-type]
+        resolver = Resolver(
+            self.source, proofs, self.room, refresh_moving=False, new_scratch_path=self.store.new_temp_path
+        )  # type: ignore[arg-type]
         self.records = VolumeRecords(folder / "store/volumes")
         self.cgroups = FakeHierarchy(folder / "cgroups")
-        self.registry = DirectoryRegistry(folder / "registry")
+        self.registry = DirectoryVolumeRegistry(folder / "registry")
         throttles = GroupRecords(folder / "store/throttles")
-        self.throttle = Throttle(UnsupportedByNode("no cgroups here") if unthrottled else self.cgroups, throttles, require_throttle)
-        anew = Resolver(self.source, proofs, self.room, ask_moving=True, scratch=self.store.temp_path)  # type: ignore[arg-type]
-        self.proving, self.proving_anew = Proving(self.store, resolver), Proving(self.store, anew)
-        parts = (self.records, self.store, self.proving, self.fills, self.images, self.mounts, self.room, AllowList(nas))
+        self.throttle = Throttle(
+            UnsupportedByNode("no cgroups here") if unthrottled else self.cgroups, throttles, require_throttle
+        )
+        force_refresh = Resolver(
+            self.source, proofs, self.room, refresh_moving=True, new_scratch_path=self.store.new_temp_path
+        )  # type: ignore[arg-type]
+        self.proving, self.proving_anew = (
+            AuthorizedResolver(self.store, resolver),
+            AuthorizedResolver(self.store, force_refresh),
+        )
+        parts = (
+            self.records,
+            self.store,
+            self.proving,
+            self.fills,
+            self.images,
+            self.mounts,
+            self.room,
+            AllowList(nas),
+        )
         self.pins = NodePins(pins, name, lambda: self.now)
-        self.volumes = Volumes(*parts, VolumeLimits(self.registry), self.throttle, self.pins, self.events)
+        self.volumes = NodeVolumes(
+            *parts, PerformanceLookup(self.registry), self.throttle, self.pins, self.events
+        )
 
     def _ready(self) -> None:
         if self.not_ready:
@@ -101,14 +121,16 @@ class Node:
         return replace(MountRequest(volume, self.path(path), READER, HUB, {}, (), True, staging), **more)
 
     def stage(self, volume: str = "vol", path: str = "staging", seconds: float = 30, **more: Any) -> None:
-        self.volumes.stage(self.request(volume, path, **more), Patience(seconds))
+        self.volumes.stage(self.request(volume, path, **more), Deadline(seconds))
 
     def publish(self, volume: str = "vol", path: str = "pod1", seconds: float = 30, **more: Any) -> None:
-        self.volumes.publish(self.request(volume, path, **{"staging": "staging", **more}), Patience(seconds))
+        self.volumes.publish(self.request(volume, path, **{"staging": "staging", **more}), Deadline(seconds))
 
     def inline(self, volume: str = "csi-1", path: str = "pod1", seconds: float = 30, **more: Any) -> None:
         mode = AccessMode.SINGLE_NODE_WRITER
-        self.volumes.publish(self.request(volume, path, **{"context": INLINE, "mode": mode, **more}), Patience(seconds))
+        self.volumes.publish(
+            self.request(volume, path, **{"context": INLINE, "mode": mode, **more}), Deadline(seconds)
+        )
 
     def unpublish(self, volume: str = "vol", path: str = "pod1") -> None:
         self.volumes.unpublish(volume, self.path(path))
@@ -125,26 +147,40 @@ class Node:
     def staged_as_before(self, path: str = "staging") -> None:
         """Have a volume staged as earlier versions did: by a bind mount of its image."""
         self.mounts.unmount(self.path(path))
-        self.mounts.bind(self.image_path, self.path(path))
+        self.mounts.bind_mount(self.image_path, self.path(path))
 
     @property
     def shown(self) -> list[str]:
         """The names of the paths that show a volume, as the kernel says."""
         below = f"{self.folder}/kubelet/"
-        return sorted(mount.target.removeprefix(below) for mount in self.mounts.table() if mount.target.startswith(below))
+        return sorted(
+            mount.target.removeprefix(below)
+            for mount in self.mounts.list_mounts()
+            if mount.target.startswith(below)
+        )
 
     @property
     def image_mounts(self) -> list[str]:
         """The digests of the mounted images, once for each mount."""
-        return sorted(Path(mount.target).parent.name for mount in self.mounts.table() if mount.target.startswith(f"{self.folder}/mounts/"))
+        return sorted(
+            Path(mount.target).parent.name
+            for mount in self.mounts.list_mounts()
+            if mount.target.startswith(f"{self.folder}/mounts/")
+        )
 
     @property
     def left(self) -> list[str]:
         """Mounts, loop devices and records that are there."""
-        return [*(mount.target for mount in self.mounts.table()), *self.kernel.loops, *(volume.id for volume in self.records.all())]
+        return [
+            *(mount.target for mount in self.mounts.list_mounts()),
+            *self.kernel.loops,
+            *(volume.id for volume in self.records.list_all()),
+        ]
 
     @property
     def limits_left(self) -> list[str]:
         """Devices that any cgroup still has a limit for, and the plugin's records of limits."""
-        devices = {device for place in tree(self.cgroups.root) for device in self.cgroups.limited(place)}
+        devices = {
+            device for place in walk_folders(self.cgroups.root) for device in self.cgroups.limited(place)
+        }
         return [*sorted(devices), *(path.name for path in (self.folder / "store/throttles").iterdir())]

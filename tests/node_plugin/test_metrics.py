@@ -14,7 +14,7 @@ from csi.performance.limits import Limits, Rate
 from csi.server.metrics import Metrics
 from node_plugin.metrics import LimitsCollector
 from node_plugin.throttle.records import GroupRecords
-from node_plugin.throttle.throttle import Throttle, Wanted
+from node_plugin.throttle.throttle import LimitRequest, Throttle
 from tests.csi.linux.cgroups.fakes import FakeHierarchy
 from tests.kernel.machine import until
 
@@ -35,7 +35,7 @@ class Place:
         self.port = metrics.port
 
     def hold(self, volume: str, limits: Limits, pod: str = UID) -> None:
-        self.throttle.hold(Wanted(volume, f"/{volume}", pod, DEVICE, limits))
+        self.throttle.apply(LimitRequest(volume, f"/{volume}", pod, DEVICE, limits))
 
     def samples(self) -> dict[str, list[tuple[dict[str, str], float]]]:
         """Name to (labels, value)."""

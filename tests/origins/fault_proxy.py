@@ -14,7 +14,15 @@ from tests.origins.faults import Counters, Faults
 from tests.origins.listener import Handler, Listener, Part
 
 ADDRESS = "127.0.0.1"
-_HOP_BY_HOP = ("connection", "keep-alive", "transfer-encoding", "content-length", "content-range", "date", "server")
+_HOP_BY_HOP = (
+    "connection",
+    "keep-alive",
+    "transfer-encoding",
+    "content-length",
+    "content-range",
+    "date",
+    "server",
+)
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
 
 
@@ -27,7 +35,9 @@ class _ProxyHandler(Handler):
         if self._has_expired():
             self.server.counters.ended()
             self.send_small(
-                b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>", 403, {"Content-Type": "application/xml"}
+                b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>",
+                403,
+                {"Content-Type": "application/xml"},
             )
             return
         if self.refused_on_purpose(key) or self.redirected_on_purpose(key):
@@ -93,7 +103,9 @@ class FaultProxy:
     def start(self) -> None:
         """Listen, if it does not yet; after a `stop`, on the same port."""
         if self._listener is None:
-            self._listener = Listener("proxy", (ADDRESS, self.port), _ProxyHandler, self, self.faults, self.counters)
+            self._listener = Listener(
+                "proxy", (ADDRESS, self.port), _ProxyHandler, self, self.faults, self.counters
+            )
             self.port = self._listener.port
 
     def stop(self) -> None:

@@ -86,7 +86,12 @@ class Faults:
         """The first fault of that kind in force for `key`, if any."""
         with self._lock:
             for fault in self._list:
-                if fault.action == action and fault.times and fault.listener in ("", listener) and fnmatch.fnmatchcase(key, fault.match):
+                if (
+                    fault.action == action
+                    and fault.times
+                    and fault.listener in ("", listener)
+                    and fnmatch.fnmatchcase(key, fault.match)
+                ):
                     return fault
         return None
 

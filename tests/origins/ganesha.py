@@ -65,7 +65,9 @@ class Export:
 
     def configuration(self, number: int) -> str:
         """The EXPORT block of ganesha.conf; `number` is unique in it."""
-        clients = f"CLIENT {{ Clients = {self.clients}; Access_Type = {self.access}; }}" if self.clients else ""
+        clients = (
+            f"CLIENT {{ Clients = {self.clients}; Access_Type = {self.access}; }}" if self.clients else ""
+        )
         return _EXPORT.format(
             number=number, export=self, pseudo=self.pseudo or self.path, clients=clients,
             access="None" if self.clients else self.access, privileged=str(self.privileged_port).lower(),
@@ -87,10 +89,14 @@ class _Rpcbind:
         self._users += 1
         if self._answers():
             return
-        self._process = subprocess.Popen(["rpcbind", "-f"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = subprocess.Popen(
+            ["rpcbind", "-f"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         if not wait_until(self._answers, 5.0):
             self.release()
-            raise RuntimeError("rpcbind does not answer on 127.0.0.1:111; is the Debian package rpcbind installed?")
+            raise RuntimeError(
+                "rpcbind does not answer on 127.0.0.1:111; is the Debian package rpcbind installed?"
+            )
 
     def release(self) -> None:
         self._users -= 1
@@ -107,7 +113,9 @@ _rpcbind = _Rpcbind()
 class Ganesha:
     """A ganesha server; `server`, `port` and `mount_port` say where it is. Entering starts it, leaving removes every trace."""
 
-    def __init__(self, exports: list[Export], *, port: int = 0, mount_port: int = 0, server: str = "127.0.0.1") -> None:
+    def __init__(
+        self, exports: list[Export], *, port: int = 0, mount_port: int = 0, server: str = "127.0.0.1"
+    ) -> None:
         self.exports, self.server = exports, server
         self.port = port or free_port()
         self.mount_port = mount_port or free_port()
@@ -124,7 +132,9 @@ class Ganesha:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
         shutil.rmtree(self._folder)
 
@@ -145,7 +155,16 @@ class Ganesha:
         path = self._folder / "log"
         return path.read_text(errors="replace") if path.exists() else ""
 
-    def spec(self, path: str | Path, version: str = "3", *, timeout: float = 5.0, retries: int = 1, uid: int = 0, gid: int = 0) -> NasSpec:
+    def spec(
+        self,
+        path: str | Path,
+        version: str = "3",
+        *,
+        timeout: float = 5.0,
+        retries: int = 1,
+        uid: int = 0,
+        gid: int = 0,
+    ) -> NasSpec:
         """A spec for `path` on this server, with short timeouts (seconds)."""
         return NasSpec(
             server=self.server, path=str(path), version=version, port=self.port, mount_port=self.mount_port,
@@ -197,30 +216,57 @@ class Ganesha:
     def _spawn(self) -> None:
         blocks = [export.configuration(number) for number, export in enumerate(self.exports, 1)]
         configuration = self._folder / "ganesha.conf"
-        configuration.write_text(_CORE.format(server=self.server, port=self.port, mount_port=self.mount_port, folder=self._folder) + "".join(blocks))
-        command = ["ganesha.nfsd", "-F", "-f", str(configuration), "-L", str(self._folder / "log"), "-p", str(self._folder / "pid")]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        configuration.write_text(
+            _CORE.format(server=self.server, port=self.port, mount_port=self.mount_port, folder=self._folder)
+            + "".join(blocks)
+        )
+        command = [
+            "ganesha.nfsd",
+            "-F",
+            "-f",
+            str(configuration),
+            "-L",
+            str(self._folder / "log"),
+            "-p",
+            str(self._folder / "pid"),
+        ]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
 
     def _stands(self) -> bool:
-        states = [path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        states = [
+            path.read_text().rpartition(")")[2].split()[0]
+            for path in Path(f"/proc/{self.pid}/task").glob("*/stat")
+        ]
         return set(states) == {"T"}
 
     def _ended(self) -> bool:
         return self._process is None or self._process.poll() is not None
 
     def _answers(self) -> bool:
-        return onc_rpc.answers(self.server, self.port, onc_rpc.NFS) and onc_rpc.answers(self.server, self.mount_port, onc_rpc.MOUNT)
+        return onc_rpc.answers(self.server, self.port, onc_rpc.NFS) and onc_rpc.answers(
+            self.server, self.mount_port, onc_rpc.MOUNT
+        )
 
 
 def main() -> None:
     """Serve folders until interrupted."""
     parser = argparse.ArgumentParser(description="Serve folders over NFS v3 and v4 on 127.0.0.1.")
-    parser.add_argument("--export", type=Path, action="append", required=True, help="folder to serve, read-only; may be given again")
+    parser.add_argument(
+        "--export",
+        type=Path,
+        action="append",
+        required=True,
+        help="folder to serve, read-only; may be given again",
+    )
     parser.add_argument("--port", type=int, default=0, help="NFS port, 0 for a free one")
     parser.add_argument("--mount-port", type=int, default=0, help="MOUNT port, 0 for a free one")
     parser.add_argument("--squash", default="No_Root_Squash")
     arguments = parser.parse_args()
-    exports = [Export(folder.resolve(), squash=arguments.squash, attribute_seconds=60) for folder in arguments.export]
+    exports = [
+        Export(folder.resolve(), squash=arguments.squash, attribute_seconds=60) for folder in arguments.export
+    ]
     with Ganesha(exports, port=arguments.port, mount_port=arguments.mount_port) as nas:
         # Blocked only now: the server would inherit the mask and never stop.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})

@@ -45,7 +45,11 @@ class Hub:
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.tokens: dict[str, str] = {}
         self.faults, self.counters = Faults(), Counters()
-        self.redirects, self.relative_redirects, self.cdn_base = redirects, relative_redirects, cdn_base.rstrip("/")
+        self.redirects, self.relative_redirects, self.cdn_base = (
+            redirects,
+            relative_redirects,
+            cdn_base.rstrip("/"),
+        )
         self.page, self.url_life = page, url_life
         self.signing_key = b"first"
         self._listeners: list[Listener] = []
@@ -120,7 +124,11 @@ class Hub:
             return f"{self.cdn_base}/{folder}{quote(repository.id)}/{quote(path)}"
         target = f"/{repository.kind}/{quote(repository.id, safe='')}/{quote(path)}"
         expires = f"{time.time() + self.url_life:.3f}"
-        query = {"Content": sha256, "Expires": expires, "Signature": signature(self.signing_key, target, expires)}
+        query = {
+            "Content": sha256,
+            "Expires": expires,
+            "Signature": signature(self.signing_key, target, expires),
+        }
         return f"{self.cdn}{target}?{urlencode(query)}"
 
 
@@ -131,19 +139,36 @@ def serve_folder(hub: Hub, root: Path, lfs_over: int) -> None:
     for kind, base, folders in (("model", root, models), ("dataset", datasets, sorted(datasets.glob("*/*")))):
         for folder in filter(Path.is_dir, folders):
             name = str(folder.relative_to(base))
-            repository = hub.repo(name, files_below(folder), kind=kind, lfs_over=lfs_over, digests=root / ".hub-digests")
+            repository = hub.repo(
+                name, files_below(folder), kind=kind, lfs_over=lfs_over, digests=root / ".hub-digests"
+            )
             print(f"{kind} {name} at {repository.branches['main']}", flush=True)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", type=Path, required=True, help="folder with org/name/... and datasets/org/name/...")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--root", type=Path, required=True, help="folder with org/name/... and datasets/org/name/..."
+    )
     parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--rate", type=float, default=0.0, help="bytes per second over all connections (default: no limit)")
+    parser.add_argument(
+        "--rate", type=float, default=0.0, help="bytes per second over all connections (default: no limit)"
+    )
     parser.add_argument("--latency", type=float, default=0.0, help="seconds before each answer")
-    parser.add_argument("--lfs-over", type=int, default=LFS_OVER, help="files over this many bytes are large files, whatever their name")
-    parser.add_argument("--lfs-base", default="", help="redirect large files to this URL, whose root is the same folder")
-    parser.add_argument("--no-redirects", action="store_true", help="send large files from the hub's own address")
+    parser.add_argument(
+        "--lfs-over",
+        type=int,
+        default=LFS_OVER,
+        help="files over this many bytes are large files, whatever their name",
+    )
+    parser.add_argument(
+        "--lfs-base", default="", help="redirect large files to this URL, whose root is the same folder"
+    )
+    parser.add_argument(
+        "--no-redirects", action="store_true", help="send large files from the hub's own address"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Hub(port=options.port, redirects=not options.no_redirects, cdn_base=options.lfs_base) as hub:

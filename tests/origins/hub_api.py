@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from tests.origins.hub import Hub
 
 PAGE, EXPANDED_PAGE = 1000, 50
-_API = re.compile(r"/api/(?P<kind>model|dataset)s/(?P<id>.+?)(?:/(?P<call>revision|tree|auth-check|refs)(?:/(?P<rest>.*))?)?$")
+_API = re.compile(
+    r"/api/(?P<kind>model|dataset)s/(?P<id>.+?)(?:/(?P<call>revision|tree|auth-check|refs)(?:/(?P<rest>.*))?)?$"
+)
 _RESOLVE = re.compile(r"/(?P<dataset>datasets/)?(?P<id>.+?)/resolve/(?P<rev>[^/]+)/(?P<path>.+)$")
-_CACHED = re.compile(r"/api/resolve-cache/(?P<kind>model|dataset)s/(?P<id>.+?)/(?P<rev>[0-9a-f]{40})/(?P<path>.+)$")
+_CACHED = re.compile(
+    r"/api/resolve-cache/(?P<kind>model|dataset)s/(?P<id>.+?)/(?P<rev>[0-9a-f]{40})/(?P<path>.+)$"
+)
 
 
 class Refused(Exception):
@@ -40,23 +44,38 @@ class HubHandler(Handler):
         try:
             self._route(hub, url.path, {k: v[-1] for k, v in parse_qs(url.query).items()})
         except Refused as refused:
-            headers = {"X-Error-Message": refused.message} | ({"X-Error-Code": refused.code} if refused.code else {})
+            headers = {"X-Error-Message": refused.message} | (
+                {"X-Error-Code": refused.code} if refused.code else {}
+            )
             self.send_json({"error": refused.message}, refused.status, headers)
 
     def _route(self, hub: Hub, path: str, query: dict[str, str]) -> None:
         if match := _CACHED.match(path):
-            self._file(hub, match["kind"], unquote(match["id"]), match["rev"], unquote(match["path"]), near=True)
+            self._file(
+                hub, match["kind"], unquote(match["id"]), match["rev"], unquote(match["path"]), near=True
+            )
         elif match := _API.match(path):
-            self._api(hub, match["kind"], unquote(match["id"]), match["call"] or "", match["rest"] or "", query)
+            self._api(
+                hub, match["kind"], unquote(match["id"]), match["call"] or "", match["rest"] or "", query
+            )
         elif match := _RESOLVE.match(path):
             kind = "dataset" if match["dataset"] else "model"
-            self._file(hub, kind, unquote(match["id"]), unquote(match["rev"]), unquote(match["path"]), near=not hub.relative_redirects)
+            self._file(
+                hub,
+                kind,
+                unquote(match["id"]),
+                unquote(match["rev"]),
+                unquote(match["path"]),
+                near=not hub.relative_redirects,
+            )
         elif path == "/api/whoami-v2":
             self._asked("whoami")
             user = self._user(hub)
             if user is None:
                 raise Refused(401, "", "Invalid username or password.")
-            self.send_json({"type": "user", "name": user, "fullname": user, "orgs": [], "auth": {"type": "access_token"}})
+            self.send_json(
+                {"type": "user", "name": user, "fullname": user, "orgs": [], "auth": {"type": "access_token"}}
+            )
         else:
             self._asked("other")
             raise Refused(404, "", "Not Found")
@@ -91,7 +110,11 @@ class HubHandler(Handler):
         """Raise unless who asks may read files here; a gated repository lists for everyone."""
         if repository.gated and self._token() not in repository.granted:
             known = bool(self._token())
-            raise Refused(403 if known else 401, "GatedRepo", f"Access to {repository.kind} {repository.id} is restricted.")
+            raise Refused(
+                403 if known else 401,
+                "GatedRepo",
+                f"Access to {repository.kind} {repository.id} is restricted.",
+            )
 
     def _api(self, hub: Hub, kind: str, name: str, call: str, rest: str, query: dict[str, str]) -> None:
         blobs = query.get("blobs", "").lower() == "true"
@@ -104,15 +127,33 @@ class HubHandler(Handler):
             self._admit(repository)
             self.send_json({})
         elif call == "refs":
-            self.send_json({"branches": _refs("heads", repository.branches), "tags": _refs("tags", repository.tags), "converts": []})
+            self.send_json(
+                {
+                    "branches": _refs("heads", repository.branches),
+                    "tags": _refs("tags", repository.tags),
+                    "converts": [],
+                }
+            )
         elif call == "tree":
             revision, _, folder = rest.partition("/")
-            self._tree(hub, repository, self._commit(repository, unquote(revision)), revision, unquote(folder), query)
+            self._tree(
+                hub, repository, self._commit(repository, unquote(revision)), revision, unquote(folder), query
+            )
         else:
             self.send_json(_info(repository, self._commit(repository, unquote(rest) or "main"), blobs))
 
-    def _tree(self, hub: Hub, repository: Repository, commit: Commit, revision: str, folder: str, query: dict[str, str]) -> None:
-        rows = _all_rows(commit, repository.xet, folder.strip("/"), query.get("recursive", "").lower() == "true")
+    def _tree(
+        self,
+        hub: Hub,
+        repository: Repository,
+        commit: Commit,
+        revision: str,
+        folder: str,
+        query: dict[str, str],
+    ) -> None:
+        rows = _all_rows(
+            commit, repository.xet, folder.strip("/"), query.get("recursive", "").lower() == "true"
+        )
         if folder and not rows:
             raise Refused(404, "EntryNotFound", f"{folder} does not exist on {revision}")
         most = min(hub.page, EXPANDED_PAGE) if query.get("expand", "").lower() == "true" else hub.page
@@ -144,13 +185,26 @@ class HubHandler(Handler):
             linked = {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.etag}"'}
             self.send_small(b"", 307, {**headers, **linked, "Location": target, "ETag": f'"{file.etag}"'})
 
-    def _redirect_to_cdn(self, hub: Hub, repository: Repository, path: str, file: StoredFile, headers: dict[str, str]) -> None:
+    def _redirect_to_cdn(
+        self, hub: Hub, repository: Repository, path: str, file: StoredFile, headers: dict[str, str]
+    ) -> None:
         location = hub.signed(repository, path, file.sha256)
-        linked = {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.sha256}"', "ETag": f'"{file.sha256}"', "Location": location}
+        linked = {
+            "X-Linked-Size": str(file.size),
+            "X-Linked-ETag": f'"{file.sha256}"',
+            "ETag": f'"{file.sha256}"',
+            "Location": location,
+        }
         if repository.xet:
             token = f"{hub.endpoint}/api/{repository.kind}s/{repository.id}/xet-read-token/{headers['X-Repo-Commit']}"
-            linked |= {"X-Xet-Hash": file.xet_hash, "X-Xet-Refresh-Route": token, "Link": f'<{token}>; rel="xet-auth"'}
-        self.send_small(f"Found. Redirecting to {location}".encode(), 302, {**headers, **linked, "Accept-Ranges": "bytes"})
+            linked |= {
+                "X-Xet-Hash": file.xet_hash,
+                "X-Xet-Refresh-Route": token,
+                "Link": f'<{token}>; rel="xet-auth"',
+            }
+        self.send_small(
+            f"Found. Redirecting to {location}".encode(), 302, {**headers, **linked, "Accept-Ranges": "bytes"}
+        )
 
 
 class CdnHandler(Handler):
@@ -166,12 +220,20 @@ class CdnHandler(Handler):
         key = f"{name}/{path}"
         if self.refused_on_purpose(key):
             return
-        fits = hmac.compare_digest(query.get("Signature", ""), signature(hub.signing_key, url.path, query.get("Expires", "")))
+        fits = hmac.compare_digest(
+            query.get("Signature", ""), signature(hub.signing_key, url.path, query.get("Expires", ""))
+        )
         if repository is None or not fits or float(query["Expires"]) < time.time():
             self.server.counters.ended()
-            self.send_small(b"<Error><Code>AccessDenied</Code></Error>", 403, {"Content-Type": "application/xml"})
+            self.send_small(
+                b"<Error><Code>AccessDenied</Code></Error>", 403, {"Content-Type": "application/xml"}
+            )
             return
-        file = next(c.files[path] for c in repository.commits.values() if path in c.files and c.files[path].sha256 == query["Content"])
+        file = next(
+            c.files[path]
+            for c in repository.commits.values()
+            if path in c.files and c.files[path].sha256 == query["Content"]
+        )
         self.send_content(key, file.content, {"ETag": f'"{file.sha256[:32]}"'})
 
 
@@ -186,14 +248,32 @@ def _refs(kind: str, names: dict[str, str]) -> list[dict[str, str]]:
 def _info(repository: Repository, commit: Commit, blobs: bool) -> dict[str, Any]:
     moment = "2024-01-01T00:00:00.000Z"
     siblings = [{"rfilename": path, **(_blob(file) if blobs else {})} for path, file in commit.files.items()]
-    facts = {"_id": commit.sha[:24], "id": repository.id, "sha": commit.sha, "private": repository.private, "siblings": siblings}
+    facts = {
+        "_id": commit.sha[:24],
+        "id": repository.id,
+        "sha": commit.sha,
+        "private": repository.private,
+        "siblings": siblings,
+    }
     gated = "auto" if repository.gated else False
-    more: dict[str, Any] = {"gated": gated, "disabled": False, "tags": [], "downloads": 0, "likes": 0, "lastModified": moment, "createdAt": moment}
+    more: dict[str, Any] = {
+        "gated": gated,
+        "disabled": False,
+        "tags": [],
+        "downloads": 0,
+        "likes": 0,
+        "lastModified": moment,
+        "createdAt": moment,
+    }
     return {**facts, **more, **({"modelId": repository.id} if repository.kind == "model" else {})}
 
 
 def _blob(file: StoredFile) -> dict[str, Any]:
-    lfs = {"lfs": {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}} if file.sha256 else {}
+    lfs = (
+        {"lfs": {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}}
+        if file.sha256
+        else {}
+    )
     return {"size": file.size, "blobId": file.oid, **lfs}
 
 
@@ -215,12 +295,21 @@ def _rows(commit: Commit, xet: bool, folder: str, recursive: bool) -> Iterator[d
         for parent in parents if recursive else parents[:1]:
             if parent not in seen:
                 seen.add(parent)
-                yield {"type": "directory", "oid": hashlib.sha1(f"{commit.sha} {parent}".encode()).hexdigest(), "size": 0, "path": parent}
+                yield {
+                    "type": "directory",
+                    "oid": hashlib.sha1(f"{commit.sha} {parent}".encode()).hexdigest(),
+                    "size": 0,
+                    "path": parent,
+                }
         if recursive or not parents:
             yield _row(path, file, xet)
 
 
 def _row(path: str, file: StoredFile, xet: bool) -> dict[str, Any]:
-    lfs = {"lfs": {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer_size}} if file.sha256 else {}
+    lfs = (
+        {"lfs": {"oid": file.sha256, "size": file.size, "pointerSize": file.pointer_size}}
+        if file.sha256
+        else {}
+    )
     stored = {"xetHash": file.xet_hash} if xet and file.sha256 else {}
     return {"type": "file", "oid": file.oid, "size": file.size, "path": path, **lfs, **stored}

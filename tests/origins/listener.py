@@ -45,7 +45,15 @@ class Listener(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
     request_queue_size = 512
 
-    def __init__(self, name: str, address: tuple[str, int], handler: type[Handler], owner: Any, faults: Faults, counters: Counters) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: tuple[str, int],
+        handler: type[Handler],
+        owner: Any,
+        faults: Faults,
+        counters: Counters,
+    ) -> None:
         self.name, self.owner, self.faults, self.counters = name, owner, faults, counters
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
@@ -124,7 +132,11 @@ class Handler(BaseHTTPRequestHandler):
         return fault is not None
 
     def send_json(self, value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
-        self.send_small(json.dumps(value).encode(), status, {"Content-Type": "application/json; charset=utf-8", **(headers or {})})
+        self.send_small(
+            json.dumps(value).encode(),
+            status,
+            {"Content-Type": "application/json; charset=utf-8", **(headers or {})},
+        )
 
     def send_small(self, body: bytes, status: int, headers: Mapping[str, str]) -> None:
         self._head(status, {**headers, "Content-Length": str(len(body))})
@@ -138,11 +150,20 @@ class Handler(BaseHTTPRequestHandler):
         if span is not None and span[0] >= span[1]:
             self.send_small(b"", 416, {"Content-Range": f"bytes */{size}"})
         elif not self.redirected_on_purpose(key):
-            self.send_part(key, content, span, size, {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers})
+            self.send_part(
+                key,
+                content,
+                span,
+                size,
+                {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", **headers},
+            )
 
     def ignores_range(self, key: str) -> bool:
         """Whether a Range header is not to be looked at; it happened then."""
-        return "Range" in self.headers and self.server.faults.take("ignore-range", key, self.server.name) is not None
+        return (
+            "Range" in self.headers
+            and self.server.faults.take("ignore-range", key, self.server.name) is not None
+        )
 
     def redirected_on_purpose(self, key: str) -> bool:
         """Answer with a redirect to the same address, if that fault is in force for `key`."""
@@ -151,14 +172,25 @@ class Handler(BaseHTTPRequestHandler):
         self.send_small(b"", 302, {"Location": self.path})
         return True
 
-    def send_part(self, key: str, content: Content | Part, span: tuple[int, int] | None, size: int, headers: Mapping[str, str]) -> None:
+    def send_part(
+        self,
+        key: str,
+        content: Content | Part,
+        span: tuple[int, int] | None,
+        size: int,
+        headers: Mapping[str, str],
+    ) -> None:
         """Bytes `span` of a file of `size` bytes as 206, or all of them as 200, with the faults of bodies and their lengths."""
         faults, name = self.server.faults, self.server.name
         start, end = span or (0, size)
         wrong, cut = faults.take("wrong-length", key, name), faults.take("truncate", key, name)
         sent = min(end, start + cut.after) if cut else end
         chunked = faults.take("no-length", key, name) is not None
-        length = {"Transfer-Encoding": "chunked"} if chunked else {"Content-Length": str(sent - start + bool(wrong and not span))}
+        length = (
+            {"Transfer-Encoding": "chunked"}
+            if chunked
+            else {"Content-Length": str(sent - start + bool(wrong and not span))}
+        )
         extra = {"Content-Range": f"bytes {start}-{end - 1}/{size + bool(wrong)}"} if span else {}
         self.close_connection |= wrong is not None
         self._head(206 if span else 200, {**headers, **length, **extra})
@@ -211,12 +243,16 @@ class Handler(BaseHTTPRequestHandler):
         if fault.action in ("drop", "reset"):
             raise Dropped
 
-    def _trickle(self, key: str, content: Content | Part, file: int | None, start: int, end: int, seconds: float) -> None:
+    def _trickle(
+        self, key: str, content: Content | Part, file: int | None, start: int, end: int, seconds: float
+    ) -> None:
         for position in range(start, end):
             self._send_range(key, content, file, position, position + 1, None)
             time.sleep(seconds)
 
-    def _send_range(self, key: str, content: Content | Part, file: int | None, start: int, end: int, corrupt: Fault | None) -> None:
+    def _send_range(
+        self, key: str, content: Content | Part, file: int | None, start: int, end: int, corrupt: Fault | None
+    ) -> None:
         rate = self.server.faults.rate
         step = max(4096, min(_CHUNK, int(rate / 50))) if rate else _CHUNK
         while start < end:

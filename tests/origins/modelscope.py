@@ -57,11 +57,16 @@ class HubHandler(Handler):
         parts = unquote(url.path).strip("/").split("/")
         try:
             if parts[:2] == ["api", "v1"] and len(parts) >= 5 and parts[2] in ("models", "datasets"):
-                self._repository(hub, parts[2].removesuffix("s"), "/".join(parts[3:5]), "/".join(parts[5:]), query)
+                self._repository(
+                    hub, parts[2].removesuffix("s"), "/".join(parts[3:5]), "/".join(parts[5:]), query
+                )
             else:
                 raise Refused(404, "page not found")
         except Refused as refused:
-            self.send_json({"Code": refused.status, "Message": refused.message, "Success": False, "Data": None}, refused.status)
+            self.send_json(
+                {"Code": refused.status, "Message": refused.message, "Success": False, "Data": None},
+                refused.status,
+            )
 
     def _repository(self, hub: ModelScopeHub, kind: str, name: str, call: str, query: dict[str, str]) -> None:
         self.server.counters.asked(call or "info", "hub", self.headers.get("Authorization"))
@@ -79,7 +84,14 @@ class HubHandler(Handler):
             names = [{"Revision": name} for name in repository.revisions]
             self.send_data({"RevisionMap": {"Branches": names, "Tags": []}})
         else:
-            self.send_data({"Name": name.partition("/")[2], "Path": name.partition("/")[0], "Id": 1, "IsPublic": not repository.private})
+            self.send_data(
+                {
+                    "Name": name.partition("/")[2],
+                    "Path": name.partition("/")[0],
+                    "Id": 1,
+                    "IsPublic": not repository.private,
+                }
+            )
 
     def send_data(self, data: object) -> None:
         """A success as the hub wraps it."""
@@ -96,14 +108,18 @@ class HubHandler(Handler):
             raise Refused(403 if token else 401, "no permission")
         return repository
 
-    def _listing(self, hub: ModelScopeHub, kind: str, files: Mapping[str, Content], query: dict[str, str]) -> dict[str, Any]:
+    def _listing(
+        self, hub: ModelScopeHub, kind: str, files: Mapping[str, Content], query: dict[str, str]
+    ) -> dict[str, Any]:
         rows = hub.rows(files, query.get("Root", "").strip("/"), query.get("Recursive", "").lower() == "true")
         if kind == "dataset":
             size, number = int(query.get("PageSize", "100")), int(query.get("PageNumber", "1"))
             return {"Files": rows[(number - 1) * size : number * size], "TotalCount": len(rows)}
         return {"Files": rows[: hub.limit]}
 
-    def _file(self, hub: ModelScopeHub, repository: ModelScopeRepository, files: Mapping[str, Content], path: str) -> None:
+    def _file(
+        self, hub: ModelScopeHub, repository: ModelScopeRepository, files: Mapping[str, Content], path: str
+    ) -> None:
         key = f"{repository.id}/{path}"
         if path not in files:
             raise Refused(404, f"{path} not found")
@@ -126,7 +142,10 @@ class StoreHandler(Handler):
         query = {key: values[-1] for key, values in parse_qs(url.query).items()}
         self.server.counters.asked("store", "store", self.headers.get("Authorization"))
         kind, name, path = (unquote(part) for part in url.path.lstrip("/").split("/", 2))
-        if query.get("Signature") != signature(hub.signing_key, url.path, query["Expires"]) or float(query["Expires"]) < time.time():
+        if (
+            query.get("Signature") != signature(hub.signing_key, url.path, query["Expires"])
+            or float(query["Expires"]) < time.time()
+        ):
             self.server.counters.ended()
             self.send_json({"Code": "AccessDenied"}, 403)
         elif not self.refused_on_purpose(f"{name}/{path}"):
@@ -139,12 +158,22 @@ class ModelScopeHub:
     from an nginx whose root holds org/name/... `limit` entries of a model are listed at once."""
 
     def __init__(
-        self, *, redirect_over: int = 100_000, limit: int = LIMIT, store_base: str = "", addresses: tuple[str, str] = (HUB_ADDRESS, STORE_ADDRESS)
+        self,
+        *,
+        redirect_over: int = 100_000,
+        limit: int = LIMIT,
+        store_base: str = "",
+        addresses: tuple[str, str] = (HUB_ADDRESS, STORE_ADDRESS),
     ) -> None:
         self.repositories: dict[tuple[str, str], ModelScopeRepository] = {}
         self.tokens: set[str] = set()
         self.faults, self.counters = Faults(), Counters()
-        self.redirect_over, self.limit, self.store_base, self.signing_key = redirect_over, limit, store_base, b"first"
+        self.redirect_over, self.limit, self.store_base, self.signing_key = (
+            redirect_over,
+            limit,
+            store_base,
+            b"first",
+        )
         self._listeners: list[Listener] = []
         self._addresses, self._ports = addresses, (0, 0)
         self._digests: dict[int, tuple[Content, str]] = {}
@@ -161,8 +190,17 @@ class ModelScopeHub:
         """Listen, if it does not yet; after a `stop`, on the same ports."""
         if not self._listeners:
             self._listeners = [
-                Listener("hub", (self._addresses[0], self._ports[0]), HubHandler, self, self.faults, self.counters),
-                Listener("store", (self._addresses[1], self._ports[1]), StoreHandler, self, self.faults, self.counters),
+                Listener(
+                    "hub", (self._addresses[0], self._ports[0]), HubHandler, self, self.faults, self.counters
+                ),
+                Listener(
+                    "store",
+                    (self._addresses[1], self._ports[1]),
+                    StoreHandler,
+                    self,
+                    self.faults,
+                    self.counters,
+                ),
             ]
             self._ports = (self._listeners[0].port, self._listeners[1].port)
 
@@ -177,7 +215,13 @@ class ModelScopeHub:
         return f"http://{self._addresses[0]}:{self._ports[0]}"
 
     def repo(
-        self, name: str, files: Mapping[str, Content], *, kind: str = "model", private: bool = False, tokens: Iterable[str] = ()
+        self,
+        name: str,
+        files: Mapping[str, Content],
+        *,
+        kind: str = "model",
+        private: bool = False,
+        tokens: Iterable[str] = (),
     ) -> ModelScopeRepository:
         """A new repository with one commit on master."""
         repository = ModelScopeRepository(kind, name, {"master": dict(files)}, private, set(tokens))
@@ -207,14 +251,29 @@ class ModelScopeHub:
     def _rows(self, files: Mapping[str, Content], root: str, recursive: bool) -> Iterable[dict[str, Any]]:
         below = sorted(path for path in files if not root or path.startswith(root + "/"))
         start = len(root) + 1 if root else 0
-        folders = {path[: at + start] for path in below for at, letter in enumerate(path[start:]) if letter == "/"}
+        folders = {
+            path[: at + start] for path in below for at, letter in enumerate(path[start:]) if letter == "/"
+        }
         for folder in sorted(folders):
             if recursive or "/" not in folder[start:]:
-                yield {"Path": folder, "Name": folder.rpartition("/")[2], "Type": "tree", "Size": 0, "Sha256": "", "Revision": "r1"}
+                yield {
+                    "Path": folder,
+                    "Name": folder.rpartition("/")[2],
+                    "Type": "tree",
+                    "Size": 0,
+                    "Sha256": "",
+                    "Revision": "r1",
+                }
         for path in below:
             if recursive or "/" not in path[start:]:
                 facts = {"Size": size_of(files[path]), "Sha256": self._sha256(files[path])}
-                yield {"Path": path, "Name": path.rpartition("/")[2], "Type": "blob", "Revision": "r1", **facts}
+                yield {
+                    "Path": path,
+                    "Name": path.rpartition("/")[2],
+                    "Type": "blob",
+                    "Revision": "r1",
+                    **facts,
+                }
 
     def _sha256(self, content: Content) -> str:
         known = self._digests.get(id(content))

@@ -71,9 +71,13 @@ class Repository:
     branches: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
-    def commit(self, files: Files, *, branch: str = "main", lfs_over: int = LFS_OVER, digests: Path | None = None) -> str:
+    def commit(
+        self, files: Files, *, branch: str = "main", lfs_over: int = LFS_OVER, digests: Path | None = None
+    ) -> str:
         """Make `files` the whole content of `branch`; returns the commit's id. `digests` is a file that remembers what was hashed."""
-        stored = {path: stored_file(path, content, lfs_over, digests) for path, content in sorted(files.items())}
+        stored = {
+            path: stored_file(path, content, lfs_over, digests) for path, content in sorted(files.items())
+        }
         parent = self.branches.get(branch, "")
         tree = json.dumps([[path, f.oid, f.size] for path, f in stored.items()])
         sha = hashlib.sha1(f"{self.kind} {self.id} {parent} {len(self.commits)} {tree}".encode()).hexdigest()
@@ -96,12 +100,16 @@ class Repository:
         return self.commits.get(self.branches.get(revision) or self.tags.get(revision) or revision)
 
 
-def stored_file(path: str, content: Content, lfs_over: int = LFS_OVER, digests: Path | None = None) -> StoredFile:
+def stored_file(
+    path: str, content: Content, lfs_over: int = LFS_OVER, digests: Path | None = None
+) -> StoredFile:
     size = size_of(content)
     if path.endswith(LFS_SUFFIXES) or size > lfs_over:
         sha256 = _sha256(content, digests)
         return StoredFile(content, size, git_blob_id(_pointer(sha256, size)), sha256)
-    return StoredFile(content, size, git_blob_id(content.read_bytes() if isinstance(content, Path) else _plain(content)))
+    return StoredFile(
+        content, size, git_blob_id(content.read_bytes() if isinstance(content, Path) else _plain(content))
+    )
 
 
 def git_blob_id(data: bytes) -> str:
@@ -117,7 +125,11 @@ def size_of(content: Content) -> int:
 
 def files_below(folder: Path) -> dict[str, Content]:
     """Every file below `folder` by its relative path; names that start with ".hub-" are the hub's own."""
-    return {str(p.relative_to(folder)): p for p in sorted(folder.rglob("*")) if p.is_file() and not p.name.startswith(".hub-")}
+    return {
+        str(p.relative_to(folder)): p
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and not p.name.startswith(".hub-")
+    }
 
 
 def _plain(content: bytes | Declared) -> bytes:

@@ -11,7 +11,12 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url, set_client_factory
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils._http import default_client_factory
 
@@ -35,8 +40,16 @@ def the_client_of_huggingface_hub_itself() -> None:
     set_client_factory(default_client_factory)
 
 
-def hf(hub: Hub, folder: Path, *arguments: str, token: str = "", **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": os.environ["PATH"], "HOME": str(folder), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_TELEMETRY": "1", **more}
+def hf(
+    hub: Hub, folder: Path, *arguments: str, token: str = "", **more: str
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(folder),
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **more,
+    }
     if token:
         environment["HF_TOKEN"] = token
     command = [str(HF), "download", *arguments, "--local-dir", str(folder / "out")]
@@ -45,7 +58,11 @@ def hf(hub: Hub, folder: Path, *arguments: str, token: str = "", **more: str) ->
 
 def fetched(folder: Path) -> dict[str, bytes]:
     out = folder / "out"
-    return {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file() and ".cache" not in p.relative_to(out).parts}
+    return {
+        str(p.relative_to(out)): p.read_bytes()
+        for p in out.rglob("*")
+        if p.is_file() and ".cache" not in p.relative_to(out).parts
+    }
 
 
 @pytest.mark.parametrize("name", ["org/model", "gpt2"])
@@ -75,10 +92,18 @@ def test_files_in_xet_are_told_as_the_client_knows_them_and_downloaded_without_i
         repository = hub.repo("org/model", FILES, xet=True)
         stored = repository.commits[repository.branches["main"]].files["model.safetensors"]
         api = HfApi(endpoint=hub.endpoint, token=False)
-        listed = {item.path: item.xet_hash for item in api.list_repo_tree("org/model", recursive=True) if isinstance(item, RepoFile)}
-        assert listed == {path: stored.xet_hash if path == "model.safetensors" else listed[path] for path in FILES}
+        listed = {
+            item.path: item.xet_hash
+            for item in api.list_repo_tree("org/model", recursive=True)
+            if isinstance(item, RepoFile)
+        }
+        assert listed == {
+            path: stored.xet_hash if path == "model.safetensors" else listed[path] for path in FILES
+        }
         assert listed["config.json"] is None and listed["onnx/deep/er/model.onnx"]
-        told = get_hf_file_metadata(hf_hub_url("org/model", "model.safetensors", endpoint=hub.endpoint), token=False).xet_file_data
+        told = get_hf_file_metadata(
+            hf_hub_url("org/model", "model.safetensors", endpoint=hub.endpoint), token=False
+        ).xet_file_data
         assert told is not None and told.file_hash == stored.xet_hash
         done = hf(hub, tmp_path, "org/model", HF_HUB_DISABLE_XET="1")
         assert done.returncode == 0, done.stderr
@@ -88,7 +113,9 @@ def test_files_in_xet_are_told_as_the_client_knows_them_and_downloaded_without_i
 def test_hf_download_honours_patterns(tmp_path: Path) -> None:
     with Hub() as hub:
         hub.repo("org/model", FILES)
-        done = hf(hub, tmp_path, "org/model", "--include", "*.json", "--include", "onnx/*", "--exclude", "*.txt")
+        done = hf(
+            hub, tmp_path, "org/model", "--include", "*.json", "--include", "onnx/*", "--exclude", "*.txt"
+        )
         assert done.returncode == 0, done.stderr
         assert sorted(fetched(tmp_path)) == ["config.json", "onnx/deep/er/model.onnx"]
 
@@ -156,7 +183,11 @@ def test_ranges_are_answered_as_http_says() -> None:
         url = f"{hub.endpoint}/org/model/resolve/main/model.safetensors"
         assert ask(url)[2] == data
         status, headers, body = ask(url, Range="bytes=1000-1999")
-        assert (status, headers["Content-Range"], body) == (206, f"bytes 1000-1999/{len(data)}", data[1000:2000])
+        assert (status, headers["Content-Range"], body) == (
+            206,
+            f"bytes 1000-1999/{len(data)}",
+            data[1000:2000],
+        )
         assert ask(url, Range="bytes=-5")[2] == data[-5:]
         assert ask(url, Range=f"bytes={len(data) - 3}-")[2] == data[-3:]
         status, headers, _ = ask(url, Range=f"bytes={len(data)}-")
@@ -180,7 +211,11 @@ def test_faults_happen_as_often_as_asked() -> None:
 def test_a_signed_address_ends() -> None:
     with Hub() as hub:
         repository = hub.repo("org/model", FILES)
-        url = hub.signed(repository, "model.safetensors", repository.commits[repository.branches["main"]].files["model.safetensors"].sha256)
+        url = hub.signed(
+            repository,
+            "model.safetensors",
+            repository.commits[repository.branches["main"]].files["model.safetensors"].sha256,
+        )
         assert ask(url)[0] == 200
         hub.expire_urls()
         assert ask(url)[0] == 403
@@ -214,7 +249,10 @@ def test_the_program_serves_folders(tmp_path: Path) -> None:
         endpoint = lines[2].removeprefix("HF_ENDPOINT=")
         for kind in ("", "datasets/"):
             name = "org/data" if kind else "org/model"
-            assert ask(f"{endpoint}/{kind}{name}/resolve/main/model.safetensors")[2] == FILES["model.safetensors"]
+            assert (
+                ask(f"{endpoint}/{kind}{name}/resolve/main/model.safetensors")[2]
+                == FILES["model.safetensors"]
+            )
         assert ask(f"{endpoint}/org/model/resolve/main/big.bin")[2] == big
     finally:
         program.terminate()

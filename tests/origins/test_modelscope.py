@@ -21,10 +21,24 @@ FILES = {
 _MODELSCOPE = str(Path(sys.executable).parent / "modelscope")
 
 
-def download(hub: ModelScopeHub, folder: Path, kind: str, name: str, token: str = "") -> subprocess.CompletedProcess[str]:
+def download(
+    hub: ModelScopeHub, folder: Path, kind: str, name: str, token: str = ""
+) -> subprocess.CompletedProcess[str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("MODELSCOPE_")}
-    environment |= {"MODELSCOPE_ENDPOINT": hub.endpoint, "MODELSCOPE_CACHE": str(folder / "cache"), "HOME": str(folder / "home")}
-    argv = [_MODELSCOPE, *(["--token", token] if token else []), "download", f"--{kind}", name, "--local_dir", str(folder / "files")]
+    environment |= {
+        "MODELSCOPE_ENDPOINT": hub.endpoint,
+        "MODELSCOPE_CACHE": str(folder / "cache"),
+        "HOME": str(folder / "home"),
+    }
+    argv = [
+        _MODELSCOPE,
+        *(["--token", token] if token else []),
+        "download",
+        f"--{kind}",
+        name,
+        "--local_dir",
+        str(folder / "files"),
+    ]
     return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120, cwd=folder)
 
 

@@ -50,7 +50,9 @@ class ObjectServer:
         self._admin("create-user", "--access", READER_ID, "--secret", READER_SECRET, "--role", "user")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.stop()
         shutil.rmtree(self._folder)
 
@@ -62,14 +64,34 @@ class ObjectServer:
         """Start, or start again on the same port, and wait until it answers."""
         if self._process:
             return
-        environment = {"ROOT_ACCESS_KEY": ROOT_ID, "ROOT_SECRET_KEY": ROOT_SECRET, "VGW_VIRTUAL_DOMAIN": DOMAIN, "PATH": "/usr/bin:/bin"}
-        argv = [PROGRAM, "--port", f"{self.address}:{self.port}", "--admin-port", f"{self.address}:{self._admin_port}", "--keep-alive", "--quiet"]
+        environment = {
+            "ROOT_ACCESS_KEY": ROOT_ID,
+            "ROOT_SECRET_KEY": ROOT_SECRET,
+            "VGW_VIRTUAL_DOMAIN": DOMAIN,
+            "PATH": "/usr/bin:/bin",
+        }
+        argv = [
+            PROGRAM,
+            "--port",
+            f"{self.address}:{self.port}",
+            "--admin-port",
+            f"{self.address}:{self._admin_port}",
+            "--keep-alive",
+            "--quiet",
+        ]
         argv += ["--iam-dir", str(self._folder / "iam"), "posix", str(self.root)]
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        if not wait_until(lambda: _answers(self.address, self.port) and _answers(self.address, self._admin_port), _START_SECONDS):
+            self._process = subprocess.Popen(
+                argv, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        if not wait_until(
+            lambda: _answers(self.address, self.port) and _answers(self.address, self._admin_port),
+            _START_SECONDS,
+        ):
             self.stop()
-            raise RuntimeError(f"versitygw did not start; the end of its log:\n{(self._folder / 'log').read_text()[-2000:]}")
+            raise RuntimeError(
+                f"versitygw did not start; the end of its log:\n{(self._folder / 'log').read_text()[-2000:]}"
+            )
 
     def stop(self) -> None:
         """Stop; buckets stay."""
@@ -101,12 +123,19 @@ class ObjectServer:
         """From now on `principal` may do `actions` in the bucket, and nothing else."""
         things = [f"arn:aws:s3:::{bucket}", f"arn:aws:s3:::{bucket}/*"]
         statements = [
-            {"Effect": "Allow", "Principal": principal if principal == "*" else {"AWS": [principal]}, "Action": action, "Resource": resource}
+            {
+                "Effect": "Allow",
+                "Principal": principal if principal == "*" else {"AWS": [principal]},
+                "Action": action,
+                "Resource": resource,
+            }
             for action in actions
             for resource in things[action == "s3:GetObject" :][:1]
         ]
         if statements:
-            self._curl("PUT", f"/{bucket}?policy=", json.dumps({"Version": "2012-10-17", "Statement": statements}))
+            self._curl(
+                "PUT", f"/{bucket}?policy=", json.dumps({"Version": "2012-10-17", "Statement": statements})
+            )
         else:
             self._curl("DELETE", f"/{bucket}?policy=")
 
@@ -128,13 +157,38 @@ class ObjectServer:
         )
 
     def _admin(self, *words: str) -> None:
-        own = ["--access", ROOT_ID, "--secret", ROOT_SECRET, "--endpoint-url", f"http://{self.address}:{self._admin_port}"]
+        own = [
+            "--access",
+            ROOT_ID,
+            "--secret",
+            ROOT_SECRET,
+            "--endpoint-url",
+            f"http://{self.address}:{self._admin_port}",
+        ]
         _run([PROGRAM, "admin", *own, *words])
 
     def _curl(self, method: str, path: str, body: str = "") -> None:
         digest = hashlib.sha256(body.encode()).hexdigest()
-        signed = ["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", f"{ROOT_ID}:{ROOT_SECRET}", "-H", f"x-amz-content-sha256: {digest}"]
-        _run(["curl", "-sS", "--fail-with-body", "-X", method, *signed, *(["--data-binary", body] if body else []), self.endpoint + path])
+        signed = [
+            "--aws-sigv4",
+            "aws:amz:us-east-1:s3",
+            "--user",
+            f"{ROOT_ID}:{ROOT_SECRET}",
+            "-H",
+            f"x-amz-content-sha256: {digest}",
+        ]
+        _run(
+            [
+                "curl",
+                "-sS",
+                "--fail-with-body",
+                "-X",
+                method,
+                *signed,
+                *(["--data-binary", body] if body else []),
+                self.endpoint + path,
+            ]
+        )
 
 
 def _run(argv: list[str]) -> None:

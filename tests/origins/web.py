@@ -65,7 +65,9 @@ class WebServer:
     def start(self) -> None:
         """Listen, if it does not yet; after a `stop`, on the same port."""
         if self._listener is None:
-            self._listener = Listener("web", (self.address, self.port), WebHandler, self, self.faults, self.counters)
+            self._listener = Listener(
+                "web", (self.address, self.port), WebHandler, self, self.faults, self.counters
+            )
             self.port = self._listener.port
 
     def stop(self) -> None:
@@ -82,4 +84,7 @@ class WebServer:
         """The headers that tell one state of a file from another."""
         content = self.files[path]
         text = content if isinstance(content, bytes) else str(content).encode()
-        return {"ETag": f'"{hashlib.md5(text, usedforsecurity=False).hexdigest()}"', "Last-Modified": formatdate(1_700_000_000, usegmt=True)}
+        return {
+            "ETag": f'"{hashlib.md5(text, usedforsecurity=False).hexdigest()}"',
+            "Last-Modified": formatdate(1_700_000_000, usegmt=True),
+        }

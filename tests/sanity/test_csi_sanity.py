@@ -21,11 +21,20 @@ _SANITY = Path(sys.executable).parent / "csi-sanity"
 _TOTAL = re.compile(r"Ran (\d+) of (\d+) Specs")
 _RESULT = re.compile(r"(\d+) Passed \| (\d+) Failed \| (\d+) Pending \| (\d+) Skipped")
 
-pytestmark = pytest.mark.skipif(not _SANITY.exists() and shutil.which("go") is None, reason="NOT RUN: csi-sanity, because Go is not installed")
+pytestmark = pytest.mark.skipif(
+    not _SANITY.exists() and shutil.which("go") is None,
+    reason="NOT RUN: csi-sanity, because Go is not installed",
+)
 
 
-def run_sanity(plugins: Plugins, parameters: Mapping[str, str], secrets: Mapping[str, str], folder: Path) -> str:
-    files = {"parameters": parameters, "mutable": {"provisionedIops": "2000", "burstingEnabled": "true"}, "secrets": _all_secrets(secrets)}
+def run_sanity(
+    plugins: Plugins, parameters: Mapping[str, str], secrets: Mapping[str, str], folder: Path
+) -> str:
+    files = {
+        "parameters": parameters,
+        "mutable": {"provisionedIops": "2000", "burstingEnabled": "true"},
+        "secrets": _all_secrets(secrets),
+    }
     for name, content in files.items():
         (folder / f"{name}.yaml").write_text(json.dumps(content))
     command = [
@@ -67,9 +76,19 @@ def assert_passed(output: str, plugins: Plugins) -> None:
 @pytest.mark.kernel
 def test_csi_sanity_passes_with_a_private_hugging_face_source(tmp_path: Path) -> None:
     with Hub() as hub:
-        hub.repo("org/tiny", files={"config.json": b"{}", "model.safetensors": b"\0" * 3_000_000}, private=True, tokens={"good-token"})
+        hub.repo(
+            "org/tiny",
+            files={"config.json": b"{}", "model.safetensors": b"\0" * 3_000_000},
+            private=True,
+            tokens={"good-token"},
+        )
         with Plugins(tmp_path, {"HF_ENDPOINT": hub.endpoint}) as plugins:
-            parameters = {"type": "URL", "repoSource": "HuggingFace/Model", "repoId": "org/tiny", "writerAccessModes": "downgrade"}
+            parameters = {
+                "type": "URL",
+                "repoSource": "HuggingFace/Model",
+                "repoId": "org/tiny",
+                "writerAccessModes": "downgrade",
+            }
             assert_passed(run_sanity(plugins, parameters, {"token": "good-token"}, tmp_path), plugins)
 
 

@@ -14,7 +14,7 @@ class AccessKeys:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
-    def secret(self, key_id: str) -> str | None:
+    def find_secret(self, key_id: str) -> str | None:
         """The secret of an access key, None for one that there is not."""
         if self._folder is None or not _ID.fullmatch(key_id):
             return None

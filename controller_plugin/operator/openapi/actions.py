@@ -10,226 +10,304 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from controller_plugin.operator.openapi.answers import described
-from controller_plugin.operator.openapi.parameters import MOST_NAME, MOST_TOKEN, Parameters
-from controller_plugin.operator.openapi.refusals import Refusal, invalid, missing, unknown_cache
-from controller_plugin.operator.regions.regions import Copy, Regions
+from controller_plugin.operator.openapi.answers import describe_data_cache
+from controller_plugin.operator.openapi.parameters import MAX_NAME_LENGTH, MAX_TOKEN_LENGTH, ApiParameters
+from controller_plugin.operator.openapi.refusals import (
+    ApiRefusal,
+    invalid_parameter,
+    missing_parameter,
+    unknown_data_cache,
+)
+from controller_plugin.operator.regions.regions import CopyRequest, Regions
 from csi.destinations.allow_list import AllowList
 from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition
-from csi.parameters.data_cache import MOST_DAYS, MOST_GIB, DataCacheSpec, checked_bucket, checked_path, data_cache, split_secrets
+from csi.parameters.data_cache import (
+    MAX_GIB,
+    MAX_RETENTION_DAYS,
+    DataCacheSpec,
+    parse_bucket,
+    parse_data_cache,
+    parse_path,
+    split_secrets,
+)
 from csi.registry.datacaches.codec import encode_spec
-from csi.registry.datacaches.data_caches import DataCache, DataCaches, Phase
+from csi.registry.datacaches.data_caches import DataCache, DataCacheRegistry, Phase
 
 VERSION = "2018-08-08"
-DEFAULT_LIMIT, MOST_LIMIT = 20, 100
+DEFAULT_LIMIT, MAX_LIMIT = 20, 100
 # So many tokens of deletions are known again; with several replicas, by the one that was asked.
-_MOST_DELETED = 1024
-_AT_WORK = (Phase.LOADING, Phase.CREATING, Phase.UPDATING)
+_MAX_REMEMBERED_DELETIONS = 1024
+_IN_PROGRESS = (Phase.LOADING, Phase.CREATING, Phase.UPDATING)
 # They belong to the cloud's own network, which this driver does not make; numbers among them are looked at all the same.
 _EIP_BANDWIDTH = "EipCreateParam.Bandwidth"
 
-Action = Callable[[Parameters, str], dict[str, Any]]
+Action = Callable[[ApiParameters, str], dict[str, Any]]
 
 
 class Actions:
     """Answers calls; `region` is what this place calls itself. All raise Refusal and DataCacheError. Thread-safe."""
 
-    def __init__(self, caches: DataCaches, allowed: AllowList, regions: Regions, region: str) -> None:
-        self._caches, self._allowed, self._regions, self._region = caches, allowed, regions, region
+    def __init__(
+        self, registry: DataCacheRegistry, allow_list: AllowList, regions: Regions, region: str
+    ) -> None:
+        self._registry, self._allow_list, self._regions, self._region = registry, allow_list, regions, region
         self._deleted: dict[str, tuple[str, ...]] = {}
         self._actions: dict[str, Action] = {
-            "CreateDataCache": self._create,
-            "DescribeDataCaches": self._describe,
-            "UpdateDataCache": self._update,
-            "DeleteDataCache": self._delete,
-            "CopyDataCache": self._copy,
+            "CreateDataCache": self._create_data_cache,
+            "DescribeDataCaches": self._describe_data_caches,
+            "UpdateDataCache": self._update_data_cache,
+            "DeleteDataCache": self._delete_data_cache,
+            "CopyDataCache": self._copy_data_cache,
         }
 
-    def answer(self, action: str, parameters: Parameters, request_id: str) -> dict[str, Any]:
+    def call(self, action: str, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
         """What is answered beside the RequestId."""
         if action not in self._actions:
-            raise Refusal(404, "InvalidAction.NotFound", f"There is no such call; there are {', '.join(self._actions)}.")
-        region = parameters.text("RegionId")
+            raise ApiRefusal(
+                404, "InvalidAction.NotFound", f"There is no such call; there are {', '.join(self._actions)}."
+            )
+        region = parameters.get_text("RegionId")
         if region and region != self._region:
-            raise Refusal(404, "InvalidRegionId.NotFound", f"This is region {self._region}, and no other.")
+            raise ApiRefusal(404, "InvalidRegionId.NotFound", f"This is region {self._region}, and no other.")
         return self._actions[action](parameters, request_id)
 
-    def _create(self, given: Parameters, request_id: str) -> dict[str, Any]:
-        spec, secrets = self._spec(given, checked_path(given.needed("Path")))
-        title, group, token = given.text("Name", MOST_NAME), given.text("ResourceGroupId"), given.text("ClientToken", MOST_TOKEN)
-        asked = DataCache("", "", 0, 0.0, spec, title=title, tags=given.tags, resource_group=group, token=token)
+    def _create_data_cache(self, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
+        spec, secrets = self._parse_spec(parameters, parse_path(parameters.require_text("Path")))
+        title, group, token = (
+            parameters.get_text("Name", MAX_NAME_LENGTH),
+            parameters.get_text("ResourceGroupId"),
+            parameters.get_text("ClientToken", MAX_TOKEN_LENGTH),
+        )
+        requested = DataCache(
+            "", "", 0, 0.0, spec, title=title, tags=parameters.tags, resource_group=group, client_token=token
+        )
         if not token:
-            return {"DataCacheId": self._caches.add(asked, secrets).id}
-        asked = replace(asked, asked=_hashed(asked))
-        made = self._made_before(asked, secrets)
+            return {"DataCacheId": self._registry.add(requested, secrets).id}
+        requested = replace(requested, request_hash=_hash_request(requested))
+        existing = self._find_by_client_token(requested, secrets)
         try:
-            return {"DataCacheId": (made or self._caches.add(asked, secrets)).id}
+            return {"DataCacheId": (existing or self._registry.add(requested, secrets)).id}
         except AlreadyExists:
             # Another call of this token may be what was first.
-            made = self._made_before(asked, secrets)
-            if made is None:
+            existing = self._find_by_client_token(requested, secrets)
+            if existing is None:
                 raise
-            return {"DataCacheId": made.id}
+            return {"DataCacheId": existing.id}
 
-    def _made_before(self, asked: DataCache, secrets: Mapping[str, str]) -> DataCache | None:
+    def _find_by_client_token(self, requested: DataCache, secrets: Mapping[str, str]) -> DataCache | None:
         """The one that a call of the same token has made, with the credential, which that call may not have come to."""
-        made = next((cache for cache in self._caches.find() if cache.token == asked.token), None)
-        if made is None:
+        existing = next(
+            (cache for cache in self._registry.find() if cache.client_token == requested.client_token), None
+        )
+        if existing is None:
             return None
-        if made.asked != asked.asked:
-            raise _mismatch()
-        return self._caches.change(made, lambda cache: cache, secrets) if secrets and not self._has_credential(made) else made
+        if existing.request_hash != requested.request_hash:
+            raise _token_mismatch()
+        return (
+            self._registry.change(existing, lambda cache: cache, secrets)
+            if secrets and not self._has_credential(existing)
+            else existing
+        )
 
-    def _has_credential(self, made: DataCache) -> bool:
+    def _has_credential(self, cache: DataCache) -> bool:
         try:
-            return bool(self._caches.credential(made))
+            return bool(self._registry.read_credential(cache))
         except (Busy, FailedPrecondition):
             return False
 
-    def _spec(self, given: Parameters, path: str, old: DataCacheSpec | None = None) -> tuple[DataCacheSpec, dict[str, str]]:
+    def _parse_spec(
+        self, parameters: ApiParameters, path: str, old: DataCacheSpec | None = None
+    ) -> tuple[DataCacheSpec, dict[str, str]]:
         """What is asked for, with what is not given as it was, and the credentials."""
-        given.number(_EIP_BANDWIDTH, 1, 1000)
-        kind, options = given.text("DataSource.Type"), given.options
+        parameters.get_number(_EIP_BANDWIDTH, 1, 1000)
+        kind, options = parameters.get_text("DataSource.Type"), parameters.options
         if not kind and (old is None or options):
-            raise missing("DataSource.Type")
+            raise missing_parameter("DataSource.Type")
         plain, secrets = split_secrets(options)
         plain = {key: value for key, value in plain.items() if value}
-        size, days = given.number("Size", 1, MOST_GIB), given.number("RetentionDays", 1, MOST_DAYS)
-        spec = data_cache(
-            given.text("Bucket"),
+        size, days = (
+            parameters.get_number("Size", 1, MAX_GIB),
+            parameters.get_number("RetentionDays", 1, MAX_RETENTION_DAYS),
+        )
+        spec = parse_data_cache(
+            parameters.get_text("Bucket"),
             path,
             kind or (old.type if old else ""),
             plain if kind or old is None else old.options,
             size_gib=size if size or old is None else old.size_gib,
             retention_days=days if days or old is None else old.retention_days,
-            networks=_networks(given, old),
+            networks=_parse_networks(parameters, old),
             namespaces=old.namespaces if old else (),
             node_selector=old.node_selector if old else None,
         )
         spec.check()
         if not spec.snapshot_id:
-            self._allowed.check(spec.parameters())
+            self._allow_list.check(spec.to_volume_parameters())
         return spec, secrets
 
-    def _describe(self, given: Parameters, request_id: str) -> dict[str, Any]:
-        ids, bucket, path = given.ids, given.text("Bucket"), given.text("Path")
-        limit = given.number("Limit", 1, MOST_LIMIT) or DEFAULT_LIMIT
-        found = self._caches.find(ids, checked_bucket(bucket) if bucket else "", checked_path(path) if path else "")
-        fitting = [cache for cache in found if _fits(cache, given.tags, given.text("ResourceGroupId"))]
-        start = _start(fitting, given.text("NextToken"))
-        page = fitting[start : start + limit]
-        answer = {"DataCaches": [described(cache, self._region) for cache in page], "TotalCount": len(fitting)}
-        return answer | ({"NextToken": _token(page[-1])} if start + limit < len(fitting) else {})
+    def _describe_data_caches(self, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
+        ids, bucket, path = parameters.ids, parameters.get_text("Bucket"), parameters.get_text("Path")
+        limit = parameters.get_number("Limit", 1, MAX_LIMIT) or DEFAULT_LIMIT
+        found = self._registry.find(
+            ids, parse_bucket(bucket) if bucket else "", parse_path(path) if path else ""
+        )
+        matching = [
+            cache
+            for cache in found
+            if _matches_filter(cache, parameters.tags, parameters.get_text("ResourceGroupId"))
+        ]
+        start = _find_page_start(matching, parameters.get_text("NextToken"))
+        page = matching[start : start + limit]
+        answer = {
+            "DataCaches": [describe_data_cache(cache, self._region) for cache in page],
+            "TotalCount": len(matching),
+        }
+        return answer | ({"NextToken": _encode_page_token(page[-1])} if start + limit < len(matching) else {})
 
-    def _update(self, given: Parameters, request_id: str) -> dict[str, Any]:
-        found = self._named(given.needed("DataCacheId"))
-        if given.text("Bucket") and checked_bucket(given.text("Bucket")) != found.spec.bucket:
-            raise invalid("Bucket", f"that of {found.id} is {found.spec.bucket} and cannot change; create another DataCache")
-        if given.text("Path") and checked_path(given.text("Path")) != found.spec.path:
-            raise invalid("Path", f"that of {found.id} is {found.spec.path} and cannot change; create another DataCache")
-        refresh = given.text("ClientToken", MOST_TOKEN) or request_id
-        if found.phase in _AT_WORK and refresh != found.spec.refresh:
-            raise Refusal(403, "IncorrectStatus", f"{found.id} is {found.phase.value}; wait until it is Available or Failed.")
-        spec, secrets = self._spec(given, found.spec.path, found.spec)
-        spec = replace(spec, bucket=found.spec.bucket, refresh=refresh)
-        title, tags, group = given.text("Name", MOST_NAME), given.tags, given.text("ResourceGroupId")
-        keeps = bool(secrets) or _keeps_credential(given, spec, found.spec)
+    def _update_data_cache(self, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
+        cache = self._get_data_cache(parameters.require_text("DataCacheId"))
+        if parameters.get_text("Bucket") and parse_bucket(parameters.get_text("Bucket")) != cache.spec.bucket:
+            raise invalid_parameter(
+                "Bucket",
+                f"that of {cache.id} is {cache.spec.bucket} and cannot change; create another DataCache",
+            )
+        if parameters.get_text("Path") and parse_path(parameters.get_text("Path")) != cache.spec.path:
+            raise invalid_parameter(
+                "Path", f"that of {cache.id} is {cache.spec.path} and cannot change; create another DataCache"
+            )
+        refresh = parameters.get_text("ClientToken", MAX_TOKEN_LENGTH) or request_id
+        if cache.phase in _IN_PROGRESS and refresh != cache.spec.refresh:
+            raise ApiRefusal(
+                403,
+                "IncorrectStatus",
+                f"{cache.id} is {cache.phase.value}; wait until it is Available or Failed.",
+            )
+        spec, secrets = self._parse_spec(parameters, cache.spec.path, cache.spec)
+        spec = replace(spec, bucket=cache.spec.bucket, refresh=refresh)
+        title, tags, group = (
+            parameters.get_text("Name", MAX_NAME_LENGTH),
+            parameters.tags,
+            parameters.get_text("ResourceGroupId"),
+        )
+        keeps_credential = bool(secrets) or _keeps_credential(parameters, spec, cache.spec)
 
-        def updated(cache: DataCache) -> DataCache:
+        def update(cache: DataCache) -> DataCache:
             return replace(
                 cache,
                 spec=spec,
-                secret=cache.secret if keeps else None,
+                secret_ref=cache.secret_ref if keeps_credential else None,
                 title=title or cache.title,
                 tags=tags or cache.tags,
                 resource_group=group or cache.resource_group,
             )
 
-        if self._caches.change(found, updated, secrets or None) is None:
-            raise unknown_cache(found.id)
+        if self._registry.change(cache, update, secrets or None) is None:
+            raise unknown_data_cache(cache.id)
         return {}
 
-    def _delete(self, given: Parameters, request_id: str) -> dict[str, Any]:
-        cache_id, path, token = given.text("DataCacheId"), given.text("Path"), given.text("ClientToken", MOST_TOKEN)
+    def _delete_data_cache(self, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
+        cache_id, path, token = (
+            parameters.get_text("DataCacheId"),
+            parameters.get_text("Path"),
+            parameters.get_text("ClientToken", MAX_TOKEN_LENGTH),
+        )
         if not cache_id and not path:
-            raise missing("DataCacheId")
-        bucket, path = (given.text("Bucket"), path) if cache_id else (checked_bucket(given.text("Bucket")), checked_path(path))
+            raise missing_parameter("DataCacheId")
+        bucket, path = (
+            (parameters.get_text("Bucket"), path)
+            if cache_id
+            else (parse_bucket(parameters.get_text("Bucket")), parse_path(path))
+        )
         target = (cache_id, bucket, path)
-        if token and (before := self._deleted.get(token)):
-            if before != target:
-                raise _mismatch()
+        if token and (deleted_before := self._deleted.get(token)):
+            if deleted_before != target:
+                raise _token_mismatch()
             return {}
-        found = self._caches.find((cache_id,)) if cache_id else self._caches.find(bucket=bucket, path=path)
+        found = (
+            self._registry.find((cache_id,)) if cache_id else self._registry.find(bucket=bucket, path=path)
+        )
         if not found:
-            raise unknown_cache(cache_id or path)
-        self._caches.delete(found[0])
+            raise unknown_data_cache(cache_id or path)
+        self._registry.delete(found[0])
         if token:
             self._deleted[token] = target
-            while len(self._deleted) > _MOST_DELETED:
+            while len(self._deleted) > _MAX_REMEMBERED_DELETIONS:
                 self._deleted.pop(next(iter(self._deleted)))
         return {}
 
-    def _copy(self, given: Parameters, request_id: str) -> dict[str, Any]:
-        found, region = self._named(given.needed("DataCacheId")), given.needed("DestinationRegionId")
-        bucket, path = given.text("Bucket") or found.spec.bucket, given.text("Path") or found.spec.path
-        copy = Copy(
-            checked_bucket(bucket),
-            checked_path(path),
-            given.text("Name", MOST_NAME) or found.title,
-            given.number("RetentionDays", 1, MOST_DAYS),
-            given.tags,
-            given.text("ResourceGroupId"),
-            given.text("ClientToken", MOST_TOKEN),
+    def _copy_data_cache(self, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
+        cache, region = (
+            self._get_data_cache(parameters.require_text("DataCacheId")),
+            parameters.require_text("DestinationRegionId"),
         )
-        if found.state.content is None or found.phase is not Phase.AVAILABLE:
-            raise Refusal(403, "IncorrectStatus", f"{found.id} is {found.phase.value}; wait until it is Available.")
-        return {"DataCacheId": self._regions.copy(found, region, copy)}
+        bucket, path = (
+            parameters.get_text("Bucket") or cache.spec.bucket,
+            parameters.get_text("Path") or cache.spec.path,
+        )
+        copy = CopyRequest(
+            parse_bucket(bucket),
+            parse_path(path),
+            parameters.get_text("Name", MAX_NAME_LENGTH) or cache.title,
+            parameters.get_number("RetentionDays", 1, MAX_RETENTION_DAYS),
+            parameters.tags,
+            parameters.get_text("ResourceGroupId"),
+            parameters.get_text("ClientToken", MAX_TOKEN_LENGTH),
+        )
+        if cache.state.content is None or cache.phase is not Phase.AVAILABLE:
+            raise ApiRefusal(
+                403, "IncorrectStatus", f"{cache.id} is {cache.phase.value}; wait until it is Available."
+            )
+        return {"DataCacheId": self._regions.start_copy(cache, region, copy)}
 
-    def _named(self, cache_id: str) -> DataCache:
-        found = self._caches.find((cache_id,))
+    def _get_data_cache(self, cache_id: str) -> DataCache:
+        found = self._registry.find((cache_id,))
         if not found:
-            raise unknown_cache(cache_id)
+            raise unknown_data_cache(cache_id)
         return found[0]
 
 
-def _mismatch() -> Refusal:
-    return Refusal(400, "IdempotentParameterMismatch", "A call of this ClientToken had other parameters; use another token.")
+def _token_mismatch() -> ApiRefusal:
+    return ApiRefusal(
+        400,
+        "IdempotentParameterMismatch",
+        "A call of this ClientToken had other parameters; use another token.",
+    )
 
 
-def _networks(given: Parameters, old: DataCacheSpec | None) -> tuple[str, str]:
+def _parse_networks(parameters: ApiParameters, old: DataCacheSpec | None) -> tuple[str, str]:
     """The vSwitch and the security group, each as it was where it is not given."""
     switch, group, *_ = (*(old.networks if old else ()), "", "")
-    return given.text("VSwitchId") or switch, given.text("SecurityGroupId") or group
+    return parameters.get_text("VSwitchId") or switch, parameters.get_text("SecurityGroupId") or group
 
 
-def _keeps_credential(given: Parameters, spec: DataCacheSpec, old: DataCacheSpec) -> bool:
+def _keeps_credential(parameters: ApiParameters, spec: DataCacheSpec, old: DataCacheSpec) -> bool:
     """Whether an update that brings no credential goes on with the one before: never with one of another source, which would learn it."""
-    options = given.options
-    if not given.text("DataSource.Type"):
+    options = parameters.options
+    if not parameters.get_text("DataSource.Type"):
         return True
     names_one = len(split_secrets(options)[0]) < len(options)
     try:
-        return not names_one and spec.credential_for == old.credential_for
+        return not names_one and spec.credential_scope == old.credential_scope
     except DataCacheError:
         return False
 
 
-def _hashed(asked: DataCache) -> str:
+def _hash_request(requested: DataCache) -> str:
     """What a call asks for, but for the values of credentials, which a hash would give away to who guesses."""
-    return hashlib.sha256(json.dumps(encode_spec(asked), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(encode_spec(requested), sort_keys=True).encode()).hexdigest()
 
 
-def _fits(cache: DataCache, tags: dict[str, str], group: str) -> bool:
+def _matches_filter(cache: DataCache, tags: dict[str, str], group: str) -> bool:
     """Whether a cache has all tags, a tag without a value in any, and is of the resource group."""
     has = all(key in cache.tags and value in ("", cache.tags[key]) for key, value in tags.items())
     return has and group in ("", cache.resource_group)
 
 
-def _token(cache: DataCache) -> str:
-    return base64.urlsafe_b64encode(json.dumps([cache.created, cache.uid]).encode()).decode()
+def _encode_page_token(cache: DataCache) -> str:
+    return base64.urlsafe_b64encode(json.dumps([cache.created_at, cache.uid]).encode()).decode()
 
 
-def _start(caches: Sequence[DataCache], token: str) -> int:
+def _find_page_start(caches: Sequence[DataCache], token: str) -> int:
     """Where the page behind a token begins; those that are gone meanwhile shift nothing."""
     if not token:
         return 0
@@ -237,5 +315,7 @@ def _start(caches: Sequence[DataCache], token: str) -> int:
         created, uid = json.loads(base64.urlsafe_b64decode(token.encode()))
         behind = (float(created), str(uid))
     except (ValueError, TypeError, binascii.Error):
-        raise invalid("NextToken", "it is none that this API gave out") from None
-    return next((number for number, cache in enumerate(caches) if (cache.created, cache.uid) > behind), len(caches))
+        raise invalid_parameter("NextToken", "it is none that this API gave out") from None
+    return next(
+        (number for number, cache in enumerate(caches) if (cache.created_at, cache.uid) > behind), len(caches)
+    )

@@ -7,16 +7,16 @@ import time
 from typing import Any
 
 from csi.parameters.data_cache import split_secrets
-from csi.registry.datacaches.data_caches import DataCache, Note
+from csi.registry.datacaches.data_caches import DataCache, DataCacheEvent
 
 _TIME = "%Y-%m-%dT%H:%MZ"
 
 
-def described(cache: DataCache, region: str) -> dict[str, Any]:
+def describe_data_cache(cache: DataCache, region: str) -> dict[str, Any]:
     """One item of DataCaches. No credential is in it, nor one that an object made by hand still has among its options."""
     state, spec = cache.state, cache.spec
     options, _ = split_secrets(spec.options)
-    content = state.content or state.coming
+    content = state.content or state.next_content
     return {
         "DataCacheId": cache.id,
         "Name": cache.title,
@@ -30,19 +30,29 @@ def described(cache: DataCache, region: str) -> dict[str, Any]:
         "SnapshotId": content.snapshot_id if content and state.content else "",
         "FlashSnapshotId": "",
         "ContainerGroupId": "",
-        "CreationTime": _written(cache.created),
-        "ExpireDateTime": _written(state.expires),
-        "LastMatchedTime": _written(state.matched),
-        "DataSource": {"Type": spec.type, "Options": json.dumps(dict(options), ensure_ascii=False, sort_keys=True)},
+        "CreationTime": _format_time(cache.created_at),
+        "ExpireDateTime": _format_time(state.expires_at),
+        "LastMatchedTime": _format_time(state.last_matched_at),
+        "DataSource": {
+            "Type": spec.type,
+            "Options": json.dumps(dict(options), ensure_ascii=False, sort_keys=True),
+        },
         "Tags": [{"Key": key, "Value": value} for key, value in cache.tags.items()],
-        "Events": [_event(cache, note) for note in state.notes],
+        "Events": [_event(cache, note) for note in state.events],
     }
 
 
-def _event(cache: DataCache, note: Note) -> dict[str, Any]:
-    times = {"FirstTimestamp": _written(note.first), "LastTimestamp": _written(note.last)}
-    return {"Type": note.kind, "Name": cache.id, "Reason": note.reason, "Message": note.message, "Count": note.count, **times}
+def _event(cache: DataCache, note: DataCacheEvent) -> dict[str, Any]:
+    times = {"FirstTimestamp": _format_time(note.first), "LastTimestamp": _format_time(note.last)}
+    return {
+        "Type": note.type,
+        "Name": cache.id,
+        "Reason": note.reason,
+        "Message": note.message,
+        "Count": note.count,
+        **times,
+    }
 
 
-def _written(seconds: float) -> str:
+def _format_time(seconds: float) -> str:
     return time.strftime(_TIME, time.gmtime(seconds)) if seconds else ""

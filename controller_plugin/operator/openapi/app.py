@@ -15,74 +15,89 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from controller_plugin.operator.openapi.actions import VERSION, Actions
-from controller_plugin.operator.openapi.calls import Call
-from controller_plugin.operator.openapi.parameters import Parameters
-from controller_plugin.operator.openapi.refusals import Refusal, refusal_of
-from controller_plugin.operator.openapi.signatures import Signatures
+from controller_plugin.operator.openapi.calls import ApiCall
+from controller_plugin.operator.openapi.parameters import ApiParameters
+from controller_plugin.operator.openapi.refusals import ApiRefusal, refusal_from_error
+from controller_plugin.operator.openapi.signatures import SignatureVerifier
 from csi.errors import DataCacheError
 
 log = logging.getLogger("datacache.openapi")
 
-_MOST_BYTES = 2**20
+_MAX_BODY_BYTES = 2**20
 _FORM = "application/x-www-form-urlencoded"
 
 
-def openapi(actions: Actions, signatures: Signatures) -> Starlette:
+def openapi_app(actions: Actions, signatures: SignatureVerifier) -> Starlette:
     """The application; each call that is answered or refused becomes one log line, without its parameters."""
-    api = _Api(actions, signatures)
-    return Starlette(routes=[Route("/healthz", _healthy), Route("/", api.call, methods=["GET", "POST"])])
+    api = _OpenApiHandler(actions, signatures)
+    return Starlette(
+        routes=[Route("/healthz", _answer_health), Route("/", api.call, methods=["GET", "POST"])]
+    )
 
 
-async def _healthy(request: Request) -> Response:
+async def _answer_health(request: Request) -> Response:
     return PlainTextResponse("ok")
 
 
-class _Api:
-    def __init__(self, actions: Actions, signatures: Signatures) -> None:
+class _OpenApiHandler:
+    def __init__(self, actions: Actions, signatures: SignatureVerifier) -> None:
         self._actions, self._signatures = actions, signatures
 
     async def call(self, request: Request) -> Response:
         request_id = str(uuid.uuid4()).upper()
         try:
-            call = await _read(request)
-            return await run_in_threadpool(self._answered, call, request_id, request.headers.get("host", ""))
-        except Refusal as refusal:
-            return _refused(refusal, request_id, request.headers.get("host", ""), "", "")
+            call = await _read_call(request)
+            return await run_in_threadpool(
+                self._authenticate_and_call, call, request_id, request.headers.get("host", "")
+            )
+        except ApiRefusal as refusal:
+            return _refusal_response(refusal, request_id, request.headers.get("host", ""), "", "")
 
-    def _answered(self, call: Call, request_id: str, host: str) -> Response:
+    def _authenticate_and_call(self, call: ApiCall, request_id: str, host: str) -> Response:
         key_id = ""
         try:
-            key_id = self._signatures.check(call, time.time())
+            key_id = self._signatures.verify(call, time.time())
             if call.version != VERSION:
-                raise Refusal(404, "InvalidVersion", f"This is version {VERSION} of the API.")
-            answer = self._actions.answer(call.action, Parameters(call.parameters), request_id)
-        except Refusal as refusal:
-            return _refused(refusal, request_id, host, call.action, key_id)
+                raise ApiRefusal(404, "InvalidVersion", f"This is version {VERSION} of the API.")
+            answer = self._actions.call(call.action, ApiParameters(call.parameters), request_id)
+        except ApiRefusal as refusal:
+            return _refusal_response(refusal, request_id, host, call.action, key_id)
         except DataCacheError as error:
-            return _refused(refusal_of(error), request_id, host, call.action, key_id)
+            return _refusal_response(refusal_from_error(error), request_id, host, call.action, key_id)
         except Exception as error:
             # A foreign exception's text is not vetted for secrets.
-            log.error("call failed", extra={"fields": {"request": request_id, "reason": type(error).__name__}})
-            return _refused(refusal_of(DataCacheError()), request_id, host, call.action, key_id)
-        log.info("call answered", extra={"fields": {"request": request_id, "action": call.action, "key": key_id}})
+            log.error(
+                "call failed", extra={"fields": {"request": request_id, "reason": type(error).__name__}}
+            )
+            return _refusal_response(
+                refusal_from_error(DataCacheError()), request_id, host, call.action, key_id
+            )
+        log.info(
+            "call answered", extra={"fields": {"request": request_id, "action": call.action, "key": key_id}}
+        )
         return JSONResponse({"RequestId": request_id, **answer})
 
 
-async def _read(request: Request) -> Call:
+async def _read_call(request: Request) -> ApiCall:
     body = b""
     async for part in request.stream():
         body += part
-        if len(body) > _MOST_BYTES:
-            raise Refusal(413, "RequestTooLarge", f"A request has at most {_MOST_BYTES} bytes.")
+        if len(body) > _MAX_BODY_BYTES:
+            raise ApiRefusal(413, "RequestTooLarge", f"A request has at most {_MAX_BODY_BYTES} bytes.")
     query = parse_qsl(request.scope["query_string"].decode("ascii", "replace"), keep_blank_values=True)
     is_form = request.headers.get("content-type", "").partition(";")[0].strip().lower() == _FORM
     form = parse_qsl(body.decode("utf-8", "replace"), keep_blank_values=True) if is_form else []
     headers = {name.lower(): value for name, value in request.headers.items()}
-    return Call(request.method, request.url.path, query, form, headers, body)
+    return ApiCall(request.method, request.url.path, query, form, headers, body)
 
 
-def _refused(refusal: Refusal, request_id: str, host: str, action: str, key_id: str) -> Response:
-    fields: dict[str, Any] = {"request": request_id, "action": action[:64], "key": key_id, "code": refusal.code}
+def _refusal_response(refusal: ApiRefusal, request_id: str, host: str, action: str, key_id: str) -> Response:
+    fields: dict[str, Any] = {
+        "request": request_id,
+        "action": action[:64],
+        "key": key_id,
+        "code": refusal.code,
+    }
     log.info("call refused", extra={"fields": fields})
     body = {"RequestId": request_id, "HostId": host, "Code": refusal.code, "Message": refusal.message}
     return JSONResponse(body, refusal.status)

@@ -9,7 +9,7 @@ Pairs = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Call:
+class ApiCall:
     """A request. `headers` are by their lower-case names; `query` and `form` as they were sent, `body` the bytes that the form was in."""
 
     method: str

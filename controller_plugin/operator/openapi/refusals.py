@@ -16,7 +16,7 @@ from csi.errors import (
 )
 
 
-class Refusal(Exception):
+class ApiRefusal(Exception):
     """A call that is not answered: an HTTP status, a code for programs, a message for people. No secret is in the message."""
 
     def __init__(self, status: int, code: str, message: str) -> None:
@@ -24,19 +24,19 @@ class Refusal(Exception):
         self.status, self.code, self.message = status, code, message
 
 
-def missing(name: str) -> Refusal:
+def missing_parameter(name: str) -> ApiRefusal:
     """A parameter that has to be given is not."""
-    return Refusal(400, "MissingParameter", f"The parameter {name} is missing; give it.")
+    return ApiRefusal(400, "MissingParameter", f"The parameter {name} is missing; give it.")
 
 
-def invalid(name: str, why: str) -> Refusal:
+def invalid_parameter(name: str, why: str) -> ApiRefusal:
     """A parameter cannot be what it is."""
-    return Refusal(400, "InvalidParameter", f"The parameter {name} is invalid: {why}.")
+    return ApiRefusal(400, "InvalidParameter", f"The parameter {name} is invalid: {why}.")
 
 
-def unknown_cache(name: str) -> Refusal:
+def unknown_data_cache(name: str) -> ApiRefusal:
     """There is no such DataCache."""
-    return Refusal(404, "InvalidParameter.NotFound", f"The DataCache {name} does not exist.")
+    return ApiRefusal(404, "InvalidParameter.NotFound", f"The DataCache {name} does not exist.")
 
 
 _CODES: tuple[tuple[type[DataCacheError], int, str], ...] = (
@@ -52,9 +52,11 @@ _CODES: tuple[tuple[type[DataCacheError], int, str], ...] = (
 )
 
 
-def refusal_of(error: DataCacheError) -> Refusal:
+def refusal_from_error(error: DataCacheError) -> ApiRefusal:
     """What an error of the driver means to a caller of the API."""
     for kind, status, code in _CODES:
         if isinstance(error, kind):
-            return Refusal(status, code, str(error))
-    return Refusal(500, "InternalError", "the request failed inside datacache-operator; its log has this RequestId")
+            return ApiRefusal(status, code, str(error))
+    return ApiRefusal(
+        500, "InternalError", "the request failed inside datacache-operator; its log has this RequestId"
+    )

@@ -7,23 +7,45 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from controller_plugin.operator.data_cache_index import KnownCaches
-from controller_plugin.operator.reconcile.images import Images
+from controller_plugin.operator.data_cache_index import DataCacheIndex
+from controller_plugin.operator.reconcile.images import DataCacheImages
 from csi.destinations.allow_list import AllowList
-from csi.errors import AlreadyExists, Busy, ClusterUnavailable, DataCacheError, FailedPrecondition, OriginUnavailable, OutOfRange
+from csi.errors import (
+    AlreadyExists,
+    Busy,
+    ClusterUnavailable,
+    DataCacheError,
+    FailedPrecondition,
+    OriginUnavailable,
+    OutOfRange,
+)
 from csi.parameters.data_cache import split_secrets
-from csi.parameters.origin_scope import is_of_place
+from csi.parameters.origin_scope import has_same_origin_scope
 from csi.performance.capacity import GIB
-from csi.registry.datacaches.data_caches import SECONDS_OF_A_DAY, Content, DataCache, DataCaches, DataCacheState, Note, Phase
-from csi.registry.prewarms.prewarms import State
-from csi.registry.prewarms.requests import OrderState, PrewarmOrders
+from csi.registry.datacaches.data_caches import (
+    SECONDS_PER_DAY,
+    DataCache,
+    DataCacheContent,
+    DataCacheEvent,
+    DataCacheRegistry,
+    DataCacheState,
+    Phase,
+)
+from csi.registry.prewarms.prewarms import PrewarmState
+from csi.registry.prewarms.requests import PrewarmProgress, PrewarmRequests
 
 log = logging.getLogger("datacache.operator")
 
-MOST_NOTES = 16
-_BUSY_SECONDS, _FIRST_RETRY, _LONGEST_RETRY, _LOOK_SECONDS, _NODE_SECONDS = 2.0, 15.0, 600.0, 300.0, 30.0
+MAX_EVENTS = 16
+_BUSY_RETRY_INTERVAL, _MIN_BACKOFF, _MAX_BACKOFF, _RESYNC_INTERVAL, _NO_NODE_RETRY_INTERVAL = (
+    2.0,
+    15.0,
+    600.0,
+    300.0,
+    30.0,
+)
 # How often the image store is asked whether it still has what was Available from it.
-_KEPT_SECONDS = 3600.0
+_IMAGE_STORE_CHECK_INTERVAL = 3600.0
 _READY = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
@@ -32,216 +54,295 @@ class Reconciler:
 
     def __init__(
         self,
-        caches: DataCaches,
-        known: KnownCaches,
-        images: Images,
-        orders: PrewarmOrders,
-        allowed: AllowList,
+        registry: DataCacheRegistry,
+        index: DataCacheIndex,
+        images: DataCacheImages,
+        prewarm_requests: PrewarmRequests,
+        allow_list: AllowList,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self._caches, self._known, self._images, self._orders = caches, known, images, orders
-        self._allowed, self._clock = allowed, clock
-        self._pauses: dict[str, float] = {}
-        self._asked: dict[str, float] = {}
+        self._registry, self._index, self._images, self._prewarm_requests = (
+            registry,
+            index,
+            images,
+            prewarm_requests,
+        )
+        self._allow_list, self._clock = allow_list, clock
+        self._backoffs: dict[str, float] = {}
+        self._store_checked_at: dict[str, float] = {}
 
-    def look(self, name: str) -> float | None:
+    def reconcile(self, name: str) -> float | None:
         """Do what is to be done for one DataCache now; the seconds until it wants to be looked at again, None for when it changes."""
-        cache = self._known.named(name)
+        cache = self._index.get(name)
         if cache is None:
-            self._pauses.pop(name, None)
-            self._asked.pop(name, None)
+            self._backoffs.pop(name, None)
+            self._store_checked_at.pop(name, None)
             return None
-        expires = self._expires(cache)
-        if expires and expires <= self._clock():
-            log.info("a DataCache has expired", extra={"fields": {"object": name, "days": cache.spec.retention_days}})
-            self._caches.delete(cache)
+        expires_at = self._compute_expiry(cache)
+        if expires_at and expires_at <= self._clock():
+            log.info(
+                "a DataCache has expired",
+                extra={"fields": {"object": name, "days": cache.spec.retention_days}},
+            )
+            self._registry.delete(cache)
             return None
-        state, pause = self._looked(cache)
-        self._put(cache, replace(state, expires=expires))
-        return min(pause, max(1.0, expires - self._clock())) if expires else pause
+        state, pause = self._reconcile_or_record_error(cache)
+        self._write_state(cache, replace(state, expires_at=expires_at))
+        return min(pause, max(1.0, expires_at - self._clock())) if expires_at else pause
 
-    def _expires(self, cache: DataCache) -> float:
+    def _compute_expiry(self, cache: DataCache) -> float:
         days = cache.spec.retention_days
-        return float(int(cache.created + days * SECONDS_OF_A_DAY)) if days else 0.0
+        return float(int(cache.created_at + days * SECONDS_PER_DAY)) if days else 0.0
 
-    def _looked(self, cache: DataCache) -> tuple[DataCacheState, float]:
+    def _reconcile_or_record_error(self, cache: DataCache) -> tuple[DataCacheState, float]:
         try:
-            found = self._moved(cache)
-            self._pauses.pop(cache.name, None)
-            return found
+            state_and_delay = self._advance(cache)
+            self._backoffs.pop(cache.name, None)
+            return state_and_delay
         except Busy as error:
-            return self._going_on(self._now(cache), str(error)), _BUSY_SECONDS
+            return self._loading_state(self._with_current_state(cache), str(error)), _BUSY_RETRY_INTERVAL
         except (OriginUnavailable, ClusterUnavailable) as error:
-            pause = self._pauses[cache.name] = min(2 * self._pauses.get(cache.name, _FIRST_RETRY / 2), _LONGEST_RETRY)
-            return self._failing(self._now(cache), error), pause
+            pause = self._backoffs[cache.name] = min(
+                2 * self._backoffs.get(cache.name, _MIN_BACKOFF / 2), _MAX_BACKOFF
+            )
+            return self._failed_state(self._with_current_state(cache), error), pause
         except DataCacheError as error:
-            return self._failing(self._now(cache), error), _LONGEST_RETRY
+            return self._failed_state(self._with_current_state(cache), error), _MAX_BACKOFF
 
-    def _now(self, cache: DataCache) -> DataCache:
+    def _with_current_state(self, cache: DataCache) -> DataCache:
         """The cache with the state that was put last."""
-        known = self._known.named(cache.name)
-        return replace(cache, state=known.state) if known and known.uid == cache.uid else cache
+        indexed = self._index.get(cache.name)
+        return replace(cache, state=indexed.state) if indexed and indexed.uid == cache.uid else cache
 
-    def _moved(self, cache: DataCache) -> tuple[DataCacheState, float]:
-        if self._secrets_moved(cache):
+    def _advance(self, cache: DataCache) -> tuple[DataCacheState, float]:
+        if self._move_credential_to_secret(cache):
             raise Busy("its credential is moved into a Secret")
-        self._check_place(cache)
+        self._check_unique_name(cache)
         state = cache.state
-        is_new = state.generation != cache.generation or (state.coming is None and state.phase is not Phase.AVAILABLE)
+        is_new = state.generation != cache.generation or (
+            state.next_content is None and state.phase is not Phase.AVAILABLE
+        )
         if is_new:
-            state = self._resolved(cache)
+            state = self._resolve(cache)
             # Nodes look it up there: an order before would be one for what it held until now.
-            self._put(cache, state)
+            self._write_state(cache, state)
             cache = replace(cache, state=state)
-        if state.coming is None:
-            return self._kept_up(cache), _LOOK_SECONDS
-        order = self._orders.place(cache)
-        if is_new and order == OrderState(message=order.message):
-            return state, _LOOK_SECONDS
-        return self._nearer(cache, order)
+        if state.next_content is None:
+            return self._maintain_available(cache), _RESYNC_INTERVAL
+        progress = self._prewarm_requests.submit(cache)
+        if is_new and progress == PrewarmProgress(message=progress.message):
+            return state, _RESYNC_INTERVAL
+        return self._track_prewarm(cache, progress)
 
-    def _check_place(self, cache: DataCache) -> None:
-        first = self._known.at(cache.spec.bucket, cache.spec.path)
+    def _check_unique_name(self, cache: DataCache) -> None:
+        first = self._index.find_at(cache.spec.bucket, cache.spec.path)
         if first and first.uid != cache.uid:
-            raise AlreadyExists(f"{cache.spec.shown} is the name of the DataCache {first.name} already; delete one of them")
+            raise AlreadyExists(
+                f"{cache.spec.display_name} is the name of the DataCache {first.name} already; delete one of them"
+            )
 
-    def _secrets_moved(self, cache: DataCache) -> bool:
+    def _move_credential_to_secret(self, cache: DataCache) -> bool:
         """Whether its options had credentials, which are in a Secret now; empty ones are none."""
         options, secrets = split_secrets(cache.spec.options)
         if options == cache.spec.options:
             return False
 
-        def without(now: DataCache) -> DataCache:
+        def remove_credential(now: DataCache) -> DataCache:
             return replace(now, spec=now.spec.with_options(split_secrets(now.spec.options)[0]))
 
-        self._caches.change(cache, without, secrets)
+        self._registry.change(cache, remove_credential, secrets)
         return True
 
-    def _resolved(self, cache: DataCache) -> DataCacheState:
+    def _resolve(self, cache: DataCache) -> DataCacheState:
         """What it is to hold, and whether that is there already."""
         state = cache.state
         cache.spec.check()
         if not cache.spec.snapshot_id:
-            self._allowed.check(cache.spec.parameters())
-        if not self._caches.credential_fits(cache):
+            self._allow_list.check(cache.spec.to_volume_parameters())
+        if not self._registry.is_credential_in_scope(cache):
             raise FailedPrecondition(
                 "its credential was given for another kind of source or other hosts; give one for this source among dataSource.options, "
                 "or remove dataSource.secretRef"
             )
-        content = self._images.resolve(cache, self._caches.credential(cache))
+        content = self._images.resolve(cache, self._registry.read_credential(cache))
         _check_size(cache, content)
-        said = f"it holds {content.content_bytes} bytes, image {content.digest[:12]}"
-        state = self._noted(replace(state, generation=cache.generation, expires=self._expires(cache), message=""), "Normal", "Resolved", said)
-        elsewhere = self._elsewhere(cache, content)
-        is_kept = self._is_kept(content) or bool(elsewhere and elsewhere.is_kept)
+        message = f"it holds {content.content_bytes} bytes, image {content.digest[:12]}"
+        state = self._with_event(
+            replace(state, generation=cache.generation, expires_at=self._compute_expiry(cache), message=""),
+            "Normal",
+            "Resolved",
+            message,
+        )
+        other_state = self._find_available_with_same_content(cache, content)
+        in_image_store = self._is_in_image_store(content) or bool(other_state and other_state.in_image_store)
         is_here = state.content is not None and state.content.digest == content.digest
-        if is_kept or elsewhere or is_here:
-            self._asked[cache.name] = self._clock()
-            return self._available(state, content, is_kept)
-        return replace(state, phase=Phase.UPDATING if state.content else Phase.LOADING, percent=0, coming=content)
+        if in_image_store or other_state or is_here:
+            self._store_checked_at[cache.name] = self._clock()
+            return self._available_state(state, content, in_image_store)
+        return replace(
+            state, phase=Phase.UPDATING if state.content else Phase.LOADING, percent=0, next_content=content
+        )
 
-    def _is_kept(self, content: Content) -> bool:
+    def _is_in_image_store(self, content: DataCacheContent) -> bool:
         """Whether the image store has it, as it was filled from this very place: a listing is no proof of having the bytes."""
         try:
-            kept = self._images.kept(content.digest)
+            stored = self._images.find_in_image_store(content.digest)
         except DataCacheError:
             return False
-        return kept is not None and is_of_place(kept.access, content.access)
+        return stored is not None and has_same_origin_scope(stored.access, content.access)
 
-    def _elsewhere(self, cache: DataCache, content: Content) -> DataCacheState | None:
+    def _find_available_with_same_content(
+        self, cache: DataCache, content: DataCacheContent
+    ) -> DataCacheState | None:
         """The state of another DataCache of the same place that has it."""
-        for other in self._known.all():
-            held = other.state.content if other.uid != cache.uid and other.state.phase is Phase.AVAILABLE else None
-            if held and held.digest == content.digest and is_of_place(held.access, content.access):
+        for other in self._index.list_all():
+            other_content = (
+                other.state.content
+                if other.uid != cache.uid and other.state.phase is Phase.AVAILABLE
+                else None
+            )
+            if (
+                other_content
+                and other_content.digest == content.digest
+                and has_same_origin_scope(other_content.access, content.access)
+            ):
                 return other.state
         return None
 
-    def _kept_up(self, cache: DataCache) -> DataCacheState:
+    def _maintain_available(self, cache: DataCache) -> DataCacheState:
         """The state of one that is Available: nodes keep it where they are named, or until the image store has it. It stays Available."""
-        state = replace(cache.state, is_kept=self._still_kept(cache), message="")
+        state = replace(cache.state, in_image_store=self._is_still_in_image_store(cache), message="")
         try:
-            if cache.spec.node_selector or not state.is_kept:
-                order = self._orders.place(replace(cache, state=state))
-                return self._placed(cache, state, order)
-            self._orders.drop(cache)
+            if cache.spec.node_selector or not state.in_image_store:
+                progress = self._prewarm_requests.submit(replace(cache, state=state))
+                return self._track_upload(cache, state, progress)
+            self._prewarm_requests.cancel(cache)
         except DataCacheError as error:
             return replace(state, message=str(error))
         return state
 
-    def _placed(self, cache: DataCache, state: DataCacheState, order: OrderState) -> DataCacheState:
-        if not order.placed:
-            return replace(state, message=order.message)
-        if state.is_kept or order.state is not State.READY or not self._images.has_store:
+    def _track_upload(
+        self, cache: DataCache, state: DataCacheState, progress: PrewarmProgress
+    ) -> DataCacheState:
+        if not progress.has_node:
+            return replace(state, message=progress.message)
+        if (
+            state.in_image_store
+            or progress.state is not PrewarmState.READY
+            or not self._images.has_image_store
+        ):
             return state
-        there = self._is_there(cache, state.content)
-        if there is False:
+        in_store = self._check_image_store(cache, state.content)
+        if in_store is False:
             # The node brings it once more with another order.
-            self._orders.drop(cache)
+            self._prewarm_requests.cancel(cache)
             return replace(
-                state, message="a node is done with it, and the image store does not have it; give nodes and operator the same --image-store"
+                state,
+                message="a node is done with it, and the image store does not have it; give nodes and operator the same --image-store",
             )
-        return replace(state, is_kept=bool(there))
+        return replace(state, in_image_store=bool(in_store))
 
-    def _still_kept(self, cache: DataCache) -> bool:
+    def _is_still_in_image_store(self, cache: DataCache) -> bool:
         """Whether the image store has it, asked now and then: people remove images there. One that does not answer has it."""
         state = cache.state
-        if not state.is_kept or self._clock() - self._asked.setdefault(cache.name, self._clock()) < _KEPT_SECONDS:
-            return state.is_kept
-        return self._is_there(cache, state.content) is not False
+        if (
+            not state.in_image_store
+            or self._clock() - self._store_checked_at.setdefault(cache.name, self._clock())
+            < _IMAGE_STORE_CHECK_INTERVAL
+        ):
+            return state.in_image_store
+        return self._check_image_store(cache, state.content) is not False
 
-    def _is_there(self, cache: DataCache, content: Content | None) -> bool | None:
+    def _check_image_store(self, cache: DataCache, content: DataCacheContent | None) -> bool | None:
         """Whether the image store has an image; None where it does not say."""
-        self._asked[cache.name] = self._clock()
+        self._store_checked_at[cache.name] = self._clock()
         try:
-            return content is not None and self._images.kept(content.digest) is not None
+            return content is not None and self._images.find_in_image_store(content.digest) is not None
         except DataCacheError:
             return None
 
-    def _nearer(self, cache: DataCache, order: OrderState) -> tuple[DataCacheState, float]:
-        state, coming = cache.state, cache.state.coming
-        assert coming is not None
-        if not order.placed:
-            return replace(state, message=order.message), _NODE_SECONDS
-        if order.state is State.READY:
-            is_kept = self._images.has_store and self._is_there(cache, coming) is True
-            ready = self._available(state, coming, is_kept)
-            return self._kept_up(replace(cache, state=ready)), _LOOK_SECONDS
-        if order.state is State.FAILED:
-            return self._failing(cache, DataCacheError(order.message)), _LOOK_SECONDS
-        phase = Phase.UPDATING if state.content else Phase.CREATING if order.state is State.STORING else Phase.LOADING
-        return replace(state, phase=phase, percent=order.percent, message=order.message), _LOOK_SECONDS
+    def _track_prewarm(self, cache: DataCache, progress: PrewarmProgress) -> tuple[DataCacheState, float]:
+        state, next_content = cache.state, cache.state.next_content
+        assert next_content is not None
+        if not progress.has_node:
+            return replace(state, message=progress.message), _NO_NODE_RETRY_INTERVAL
+        if progress.state is PrewarmState.READY:
+            in_image_store = (
+                self._images.has_image_store and self._check_image_store(cache, next_content) is True
+            )
+            available = self._available_state(state, next_content, in_image_store)
+            return self._maintain_available(replace(cache, state=available)), _RESYNC_INTERVAL
+        if progress.state is PrewarmState.FAILED:
+            return self._failed_state(cache, DataCacheError(progress.message)), _RESYNC_INTERVAL
+        phase = (
+            Phase.UPDATING
+            if state.content
+            else Phase.CREATING
+            if progress.state is PrewarmState.STORING
+            else Phase.LOADING
+        )
+        return replace(
+            state, phase=phase, percent=progress.percent, message=progress.message
+        ), _RESYNC_INTERVAL
 
-    def _available(self, state: DataCacheState, content: Content, is_kept: bool) -> DataCacheState:
-        ready = replace(state, phase=Phase.AVAILABLE, percent=100, content=content, coming=None, is_kept=is_kept, message="")
-        return self._noted(ready, "Normal", "Available", f"image {content.digest[:12]} is {'in the image store' if is_kept else 'on a node'}")
+    def _available_state(
+        self, state: DataCacheState, content: DataCacheContent, in_image_store: bool
+    ) -> DataCacheState:
+        available = replace(
+            state,
+            phase=Phase.AVAILABLE,
+            percent=100,
+            content=content,
+            next_content=None,
+            in_image_store=in_image_store,
+            message="",
+        )
+        return self._with_event(
+            available,
+            "Normal",
+            "Available",
+            f"image {content.digest[:12]} is {'in the image store' if in_image_store else 'on a node'}",
+        )
 
-    def _going_on(self, cache: DataCache, message: str) -> DataCacheState:
+    def _loading_state(self, cache: DataCache, message: str) -> DataCacheState:
         state = cache.state
-        phase = Phase.UPDATING if state.content else Phase.CREATING if state.phase is Phase.CREATING else Phase.LOADING
+        phase = (
+            Phase.UPDATING
+            if state.content
+            else Phase.CREATING
+            if state.phase is Phase.CREATING
+            else Phase.LOADING
+        )
         return replace(state, phase=phase, message=message)
 
-    def _failing(self, cache: DataCache, error: DataCacheError) -> DataCacheState:
+    def _failed_state(self, cache: DataCache, error: DataCacheError) -> DataCacheState:
         state = cache.state
         phase = Phase.UPDATE_FAILED if state.content else Phase.FAILED
         # What an earlier spec was to hold is of no use to this one.
-        coming = state.coming if state.generation == cache.generation else None
-        failed = replace(state, phase=phase, generation=cache.generation, coming=coming, message=str(error))
-        return self._noted(failed, "Warning", phase.value, str(error))
+        next_content = state.next_content if state.generation == cache.generation else None
+        failed = replace(
+            state, phase=phase, generation=cache.generation, next_content=next_content, message=str(error)
+        )
+        return self._with_event(failed, "Warning", phase.value, str(error))
 
-    def _noted(self, state: DataCacheState, kind: str, reason: str, message: str) -> DataCacheState:
+    def _with_event(self, state: DataCacheState, kind: str, reason: str, message: str) -> DataCacheState:
         """The state with one more note, or the last one counted once more where it says the same."""
         now = float(int(self._clock()))
-        last = state.notes[-1] if state.notes else None
-        if last and (last.kind, last.reason, last.message) == (kind, reason, message):
-            return replace(state, notes=(*state.notes[:-1], replace(last, count=last.count + 1, last=now)))
-        return replace(state, notes=(*state.notes, Note(kind, reason, message, 1, now, now))[-MOST_NOTES:])
+        last = state.events[-1] if state.events else None
+        if last and (last.type, last.reason, last.message) == (kind, reason, message):
+            return replace(state, events=(*state.events[:-1], replace(last, count=last.count + 1, last=now)))
+        return replace(
+            state, events=(*state.events, DataCacheEvent(kind, reason, message, 1, now, now))[-MAX_EVENTS:]
+        )
 
-    def _put(self, cache: DataCache, state: DataCacheState) -> None:
-        if state != self._now(cache).state:
-            self._caches.report(cache, state)
-            self._known.put_state(cache, state)
+    def _write_state(self, cache: DataCache, state: DataCacheState) -> None:
+        if state != self._with_current_state(cache).state:
+            self._registry.write_state(cache, state)
+            self._index.set_state(cache, state)
 
 
-def _check_size(cache: DataCache, content: Content) -> None:
+def _check_size(cache: DataCache, content: DataCacheContent) -> None:
     if cache.spec.size_gib and content.content_bytes > cache.spec.size_gib * GIB:
-        raise OutOfRange(f"the source holds {content.content_bytes} bytes and size is {cache.spec.size_gib} GiB; give a larger size, or none")
+        raise OutOfRange(
+            f"the source holds {content.content_bytes} bytes and size is {cache.spec.size_gib} GiB; give a larger size, or none"
+        )

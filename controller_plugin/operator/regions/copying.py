@@ -13,52 +13,69 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from controller_plugin.operator.regions.regions import Copy
-from csi.concurrency.background import beside
+from controller_plugin.operator.regions.regions import CopyRequest
+from csi.concurrency.background import background_thread
 from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter
 from csi.image_store.announcements import Announcement
-from csi.image_store.client import StoredImages
-from csi.parameters.data_cache import data_cache
-from csi.registry.datacaches.data_caches import Content, DataCache, DataCaches, id_of_uid
-from csi.worker.pool import Call
+from csi.image_store.client import ImageStoreClient
+from csi.parameters.data_cache import parse_data_cache
+from csi.registry.datacaches.data_caches import (
+    DataCache,
+    DataCacheContent,
+    DataCacheRegistry,
+    data_cache_id_from_uid,
+)
+from csi.worker.pool import WorkerCall
 
 log = logging.getLogger("datacache.operator")
 
-_LOOK_SECONDS = 30.0
+_CHECK_INTERVAL = 30.0
 
 
-class StoreRegions:
+class ImageStoreRegions:
     """See Regions: places known by the image store that each has. `region` is this place, `stored` its image store."""
 
-    def __init__(self, caches: DataCaches, stored: StoredImages, others: Mapping[str, StoredImages], region: str) -> None:
-        self._caches, self._stored, self.region = caches, stored, region
+    def __init__(
+        self,
+        caches: DataCacheRegistry,
+        stored: ImageStoreClient,
+        others: Mapping[str, ImageStoreClient],
+        region: str,
+    ) -> None:
+        self._caches, self._image_store, self.region = caches, stored, region
         self.others, self.announced = dict(others), threading.Event()
 
-    def copy(self, cache: DataCache, region: str, copy: Copy) -> str:
+    def start_copy(self, cache: DataCache, region: str, copy: CopyRequest) -> str:
         """See Regions; raises FailedPrecondition too, where no image store here has what is to be copied."""
         if region not in (self.region, *self.others):
             known = ", ".join(sorted((self.region, *self.others)))
-            raise InvalidParameter(f"DestinationRegionId is {region[:64]!r}; the operator knows {known} (--copy-region)")
+            raise InvalidParameter(
+                f"DestinationRegionId is {region[:64]!r}; the operator knows {known} (--copy-region)"
+            )
         content = cache.state.content
-        if not self._stored.there or content is None or not cache.state.is_kept:
-            raise FailedPrecondition(f"{cache.id} is not in an image store, from which it could be copied; give the operator one (--image-store)")
-        wanted = self._announcement(cache, content, region, copy)
+        if not self._image_store.is_configured or content is None or not cache.state.in_image_store:
+            raise FailedPrecondition(
+                f"{cache.id} is not in an image store, from which it could be copied; give the operator one (--image-store)"
+            )
+        announcement = self._build_announcement(cache, content, region, copy)
         if region == self.region:
-            if not self._caches.find((wanted.id,)):
-                self._caches.add(_data_cache(wanted), {})
+            if not self._caches.find((announcement.id,)):
+                self._caches.add(_build_data_cache(announcement), {})
         else:
-            self.others[region].announce(wanted)
+            self.others[region].announce(announcement)
             self.announced.set()
-        return wanted.id
+        return announcement.id
 
-    def _announcement(self, cache: DataCache, content: Content, region: str, copy: Copy) -> Announcement:
-        token = copy.token or uuid.uuid4().hex
+    def _build_announcement(
+        self, cache: DataCache, content: DataCacheContent, region: str, copy: CopyRequest
+    ) -> Announcement:
+        token = copy.client_token or uuid.uuid4().hex
         return Announcement(
-            id_of_uid(f"{token}\0{cache.uid}\0{region}"),
+            data_cache_id_from_uid(f"{token}\0{cache.uid}\0{region}"),
             content.digest,
             copy.bucket,
             copy.path,
-            store=self._stored.place,
+            store=self._image_store.location,
             region=self.region,
             title=copy.title,
             retention_days=copy.retention_days,
@@ -68,100 +85,144 @@ class StoreRegions:
         )
 
 
-class Copier:
+class CopySender:
     """Brings images where this place has announced them. For one process at a time."""
 
-    def __init__(self, stored: StoredImages, regions: StoreRegions) -> None:
-        self._stored, self.regions = stored, regions
+    def __init__(self, image_store: ImageStoreClient, regions: ImageStoreRegions) -> None:
+        self._image_store, self.regions = image_store, regions
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def run_in_background(self) -> Iterator[None]:
         """For the block, look when something was announced, and now and then, from a thread of its own."""
-        call = Call()
+        call = WorkerCall()
 
         def rounds(ended: threading.Event) -> None:
             while not ended.is_set():
                 self.regions.announced.clear()
                 for name, target in self.regions.others.items():
-                    _tried(f"the region {name} was not looked at", partial(self.copy, target, call))
+                    _log_errors(
+                        f"the region {name} was not looked at", partial(self.send_announced, target, call)
+                    )
                 if not ended.is_set():
-                    self.regions.announced.wait(_LOOK_SECONDS)
+                    self.regions.announced.wait(_CHECK_INTERVAL)
 
         def stop() -> None:
             call.stop()
             self.regions.announced.set()
 
-        with beside(rounds, "copying", stop):
+        with background_thread(rounds, "copying", stop):
             yield
 
-    def copy(self, target: StoredImages, call: Call) -> None:
-        """Bring one image store what is announced there from here; one that fails is in no other's way. Raises as StoredImages."""
-        for wanted in target.announced():
+    def send_announced(self, target: ImageStoreClient, call: WorkerCall) -> None:
+        """Bring one image store what is announced there from here; one that fails is in no other's way. Raises as ImageStoreClient."""
+        for announcement in target.list_announcements():
             if not call.stopped:
-                _tried(f"the copy {wanted.id} was not brought to {target.place}", partial(self._bring, target, wanted, call))
+                _log_errors(
+                    f"the copy {announcement.id} was not brought to {target.location}",
+                    partial(self._copy_image, target, announcement, call),
+                )
 
-    def _bring(self, target: StoredImages, wanted: Announcement, call: Call) -> None:
+    def _copy_image(self, target: ImageStoreClient, announcement: Announcement, call: WorkerCall) -> None:
         # file:///images is a place of its own in each region.
-        is_ours = (wanted.store, wanted.region) == (self._stored.place, self.regions.region)
-        if is_ours and target.find(wanted.digest) is None:
-            self._stored.copy_to(target, wanted.digest, call)
-            log.info("an image was copied", extra={"fields": {"image": wanted.digest, "data cache": wanted.id, "to": target.place}})
+        is_ours = (announcement.store, announcement.region) == (
+            self._image_store.location,
+            self.regions.region,
+        )
+        if is_ours and target.find(announcement.digest) is None:
+            self._image_store.copy_to(target, announcement.digest, call)
+            log.info(
+                "an image was copied",
+                extra={
+                    "fields": {
+                        "image": announcement.digest,
+                        "data cache": announcement.id,
+                        "to": target.location,
+                    }
+                },
+            )
 
 
-class Adopter:
+class CopyReceiver:
     """Makes DataCaches of what is announced in our image store. For one process at a time."""
 
-    def __init__(self, caches: DataCaches, stored: StoredImages) -> None:
-        self._caches, self._stored = caches, stored
-        self._told: set[str] = set()
+    def __init__(self, caches: DataCacheRegistry, image_store: ImageStoreClient) -> None:
+        self._caches, self._image_store = caches, image_store
+        self._logged: set[str] = set()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def run_in_background(self) -> Iterator[None]:
         """For the block, look now and then, from a thread of its own."""
 
         def rounds(ended: threading.Event) -> None:
             while not ended.is_set():
-                _tried("announced copies were not looked at", self.adopt)
-                ended.wait(_LOOK_SECONDS)
+                _log_errors("announced copies were not looked at", self.adopt_announced)
+                ended.wait(_CHECK_INTERVAL)
 
-        with beside(rounds, "adopting"):
+        with background_thread(rounds, "adopting"):
             yield
 
-    def adopt(self) -> None:
-        """Look once. Raises as DataCaches and StoredImages."""
-        for wanted in self._stored.announced(lambda why: self._tell("an announced copy cannot be read", reason=why)):
-            is_made = bool(self._caches.find((wanted.id,)))
+    def adopt_announced(self) -> None:
+        """Look once. Raises as DataCaches and ImageStoreClient."""
+        for announcement in self._image_store.list_announcements(
+            lambda why: self._log_once("an announced copy cannot be read", reason=why)
+        ):
+            is_made = bool(self._caches.find((announcement.id,)))
             # One that was deleted does not come back.
-            if wanted.adopted and not is_made or is_made and self._stored.find(wanted.digest):
-                self._stored.withdraw(wanted)
-            elif not wanted.adopted and (is_made or self._made(wanted)):
-                self._stored.announce(replace(wanted, adopted=True))
+            if (
+                announcement.adopted
+                and not is_made
+                or is_made
+                and self._image_store.find(announcement.digest)
+            ):
+                self._image_store.withdraw(announcement)
+            elif not announcement.adopted and (is_made or self._create_data_cache(announcement)):
+                self._image_store.announce(replace(announcement, adopted=True))
 
-    def _made(self, wanted: Announcement) -> bool:
+    def _create_data_cache(self, announcement: Announcement) -> bool:
         try:
-            self._caches.add(_data_cache(wanted), {})
+            self._caches.add(_build_data_cache(announcement), {})
         except (AlreadyExists, InvalidParameter) as error:
-            self._tell("a copy has no place here", **{"data cache": wanted.id, "from": wanted.region, "reason": str(error)})
+            self._log_once(
+                "a copy has no place here",
+                **{"data cache": announcement.id, "from": announcement.region, "reason": str(error)},
+            )
             return False
         return True
 
-    def _tell(self, what: str, **fields: str) -> None:
+    def _log_once(self, what: str, **fields: str) -> None:
         """Warn of it once."""
         said = repr(fields)
-        if said not in self._told:
+        if said not in self._logged:
             log.warning(what, extra={"fields": fields})
-        self._told.add(said)
+        self._logged.add(said)
 
 
-def _data_cache(wanted: Announcement) -> DataCache:
+def _build_data_cache(announcement: Announcement) -> DataCache:
     """Raises InvalidParameter, naming the field, for what no DataCache can be."""
-    options = {"snapshotId": wanted.snapshot_id}
-    spec = data_cache(wanted.bucket, wanted.path, "SNAPSHOT", options, retention_days=wanted.retention_days, namespaces=tuple(wanted.namespaces))
-    group = wanted.resource_group
-    return DataCache("", "", 0, 0.0, spec, title=wanted.title, tags=wanted.tags, resource_group=group, given_id=wanted.id)
+    options = {"snapshotId": announcement.snapshot_id}
+    spec = parse_data_cache(
+        announcement.bucket,
+        announcement.path,
+        "SNAPSHOT",
+        options,
+        retention_days=announcement.retention_days,
+        namespaces=tuple(announcement.namespaces),
+    )
+    group = announcement.resource_group
+    return DataCache(
+        "",
+        "",
+        0,
+        0.0,
+        spec,
+        title=announcement.title,
+        tags=announcement.tags,
+        resource_group=group,
+        assigned_id=announcement.id,
+    )
 
 
-def _tried(what: str, work: Callable[[], None]) -> None:
+def _log_errors(what: str, work: Callable[[], None]) -> None:
     try:
         work()
     except Busy:

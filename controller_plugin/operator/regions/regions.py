@@ -10,8 +10,8 @@ from csi.registry.datacaches.data_caches import DataCache
 
 
 @dataclass(frozen=True)
-class Copy:
-    """What a copy is to be called there, whose it is, and for how many days it is kept, None for ever. `token` makes a second call the same copy."""
+class CopyRequest:
+    """What a copy is to be called there, whose it is, and for how many days it is kept, None for ever. `client_token` makes a second call the same copy."""
 
     bucket: str
     path: str
@@ -19,11 +19,11 @@ class Copy:
     retention_days: int | None = None
     tags: Mapping[str, str] | None = None
     resource_group: str = ""
-    token: str = ""
+    client_token: str = ""
 
 
 class Regions(Protocol):
     """Copies caches. Thread-safe."""
 
-    def copy(self, cache: DataCache, region: str, copy: Copy) -> str:
+    def start_copy(self, cache: DataCache, region: str, copy: CopyRequest) -> str:
         """Begin to copy what a cache holds to a region; the DataCacheId that it has there. Raises InvalidParameter for an unknown region."""

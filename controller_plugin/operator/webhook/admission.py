@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from controller_plugin.operator.data_cache_index import KnownCaches
-from controller_plugin.operator.webhook.pod_volumes import PodVolumes
+from controller_plugin.operator.data_cache_index import DataCacheIndex
+from controller_plugin.operator.webhook.pod_volumes import PodMutator
 from csi.destinations.allow_list import AllowList
 from csi.errors import ClusterUnavailable, DataCacheError, PermissionDenied
 from csi.parameters.data_cache import split_secrets
@@ -23,82 +23,107 @@ from csi.registry.datacaches.data_caches import DataCache
 log = logging.getLogger("datacache.admission")
 
 _VERSION = "admission.k8s.io/v1"
-_MATCH_SECONDS = 60.0
+_MATCH_INTERVAL = 60.0
 _FORBIDDEN, _UNPROCESSABLE, _FAILED, _UNAVAILABLE = 403, 422, 500, 503
 # A dry run of an object that is to be has neither, and both are needed to read one.
-_UNBORN = {"uid": "", "creationTimestamp": "1970-01-01T00:00:00Z"}
+_DRY_RUN_METADATA = {"uid": "", "creationTimestamp": "1970-01-01T00:00:00Z"}
 
 
-class Admission:
+class AdmissionReviewer:
     """Answers reviews. `matched` is told of a cache that a pod asks for, now and then; it never waits. Thread-safe."""
 
-    def __init__(self, known: KnownCaches, pods: PodVolumes, allowed: AllowList, matched: Callable[[DataCache, float], None]) -> None:
-        self._known, self._pods, self._allowed, self._matched = known, pods, allowed, matched
-        self._told: dict[str, float] = {}
+    def __init__(
+        self,
+        index: DataCacheIndex,
+        pods: PodMutator,
+        allow_list: AllowList,
+        on_match: Callable[[DataCache, float], None],
+    ) -> None:
+        self._index, self._pods, self._allow_list, self._on_match = index, pods, allow_list, on_match
+        self._matched_at: dict[str, float] = {}
 
-    def pods(self, review: Mapping[str, Any]) -> dict[str, Any]:
+    def review_pod(self, review: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a review of a pod: allowed with a patch, allowed as it is, or refused with a message. Raises KeyError for no review."""
-        return _answered(review, self._pod)
+        return _respond(review, self._mutate_pod)
 
-    def data_caches(self, review: Mapping[str, Any]) -> dict[str, Any]:
+    def review_data_cache(self, review: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a review of a DataCache that is made or changed: allowed, or refused with what is wrong. Raises KeyError for no review."""
-        return _answered(review, self._data_cache)
+        return _respond(review, self._validate_data_cache)
 
-    def _pod(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        found = self._pods.change(request["object"], request.get("namespace", ""))
+    def _mutate_pod(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        change = self._pods.mutate(request["object"], request.get("namespace", ""))
         if not request.get("dryRun"):
-            self._tell(found.caches)
-        warned: dict[str, Any] = {"warnings": [_unmatched(found.left)]} if found.left else {}
-        if not found.patch:
-            return warned
-        return {"patchType": "JSONPatch", "patch": base64.b64encode(json.dumps(found.patch).encode()).decode(), **warned}
+            self._report_matches(change.caches)
+        warnings: dict[str, Any] = (
+            {"warnings": [_unmatched_warning(change.unmatched_paths)]} if change.unmatched_paths else {}
+        )
+        if not change.patch:
+            return warnings
+        return {
+            "patchType": "JSONPatch",
+            "patch": base64.b64encode(json.dumps(change.patch).encode()).decode(),
+            **warnings,
+        }
 
-    def _tell(self, caches: tuple[DataCache, ...]) -> None:
+    def _report_matches(self, caches: tuple[DataCache, ...]) -> None:
         now = time.time()
         for cache in caches:
-            if now - self._told.get(cache.uid, 0.0) > _MATCH_SECONDS:
-                self._told[cache.uid] = now
-                self._matched(cache, now)
+            if now - self._matched_at.get(cache.uid, 0.0) > _MATCH_INTERVAL:
+                self._matched_at[cache.uid] = now
+                self._on_match(cache, now)
 
-    def _data_cache(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        thing = request["object"]
+    def _validate_data_cache(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        obj = request["object"]
         old = request.get("oldObject")
-        if old and old.get("spec") == thing.get("spec"):
+        if old and old.get("spec") == obj.get("spec"):
             return {}
-        cache = decode({**thing, "metadata": {"name": request.get("name", ""), **_UNBORN, **thing["metadata"]}})
+        cache = decode(
+            {**obj, "metadata": {"name": request.get("name", ""), **_DRY_RUN_METADATA, **obj["metadata"]}}
+        )
         options, _ = split_secrets(cache.spec.options)
         plain = cache.spec.with_options(options)
         plain.check()
         if not plain.snapshot_id:
-            self._allowed.check(plain.parameters())
-        other = self._known.at(plain.bucket, plain.path)
+            self._allow_list.check(plain.to_volume_parameters())
+        other = self._index.find_at(plain.bucket, plain.path)
         if other and other.name != cache.name:
-            raise PermissionDenied(f"{plain.shown} is the name of the DataCache {other.name} already; take another path, or delete that one")
+            raise PermissionDenied(
+                f"{plain.display_name} is the name of the DataCache {other.name} already; take another path, or delete that one"
+            )
         return {}
 
 
-def _answered(review: Mapping[str, Any], look: Callable[[Mapping[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+def _respond(
+    review: Mapping[str, Any], review_object: Callable[[Mapping[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
     request = review["request"]
     try:
-        response = {"allowed": True, **look(request)}
+        response = {"allowed": True, **review_object(request)}
     except PermissionDenied as error:
-        response = _refusal(_FORBIDDEN, str(error))
+        response = _deny(_FORBIDDEN, str(error))
     except ClusterUnavailable as error:
-        response = _refusal(_UNAVAILABLE, str(error))
+        response = _deny(_UNAVAILABLE, str(error))
     except DataCacheError as error:
-        response = _refusal(_UNPROCESSABLE, str(error))
+        response = _deny(_UNPROCESSABLE, str(error))
     except Exception as error:
         # A foreign exception's text is not vetted for secrets.
         log.error(
-            "an object was not looked at", extra={"fields": {"kind": request.get("kind", {}).get("kind", KIND), "reason": type(error).__name__}}
+            "an object was not looked at",
+            extra={
+                "fields": {"kind": request.get("kind", {}).get("kind", KIND), "reason": type(error).__name__}
+            },
         )
-        response = _refusal(_FAILED, "datacache-operator failed to look at this object; its log has the place")
-    return {"apiVersion": _VERSION, "kind": "AdmissionReview", "response": {"uid": request["uid"], **response}}
+        response = _deny(_FAILED, "datacache-operator failed to look at this object; its log has the place")
+    return {
+        "apiVersion": _VERSION,
+        "kind": "AdmissionReview",
+        "response": {"uid": request["uid"], **response},
+    }
 
 
-def _unmatched(paths: tuple[str, ...]) -> str:
+def _unmatched_warning(paths: tuple[str, ...]) -> str:
     return f"no DataCache of the annotated bucket holds {', '.join(paths)[:200]}: the pod gets the node's own folder"
 
 
-def _refusal(code: int, message: str) -> dict[str, Any]:
+def _deny(code: int, message: str) -> dict[str, Any]:
     return {"allowed": False, "status": {"code": code, "message": message}}

@@ -12,34 +12,34 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from controller_plugin.operator.webhook.admission import Admission
+from controller_plugin.operator.webhook.admission import AdmissionReviewer
 
 PODS, DATA_CACHES = "/pods", "/datacaches"
 # The API server's own limit for a request is 3 MiB; a review may hold an object twice.
-_MOST_BYTES = 8 * 2**20
+_MAX_BODY_BYTES = 8 * 2**20
 
 
-def webhook(admission: Admission) -> Starlette:
+def webhook_app(admission: AdmissionReviewer) -> Starlette:
     """The application."""
     return Starlette(
         routes=[
-            Route(PODS, _reviewed(admission.pods), methods=["POST"]),
-            Route(DATA_CACHES, _reviewed(admission.data_caches), methods=["POST"]),
-            Route("/healthz", _healthy),
+            Route(PODS, _review_route(admission.review_pod), methods=["POST"]),
+            Route(DATA_CACHES, _review_route(admission.review_data_cache), methods=["POST"]),
+            Route("/healthz", _answer_health),
         ]
     )
 
 
-async def _healthy(request: Request) -> Response:
+async def _answer_health(request: Request) -> Response:
     return PlainTextResponse("ok")
 
 
-def _reviewed(answer: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
+def _review_route(answer: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
     async def review(request: Request) -> Response:
         body = b""
         async for part in request.stream():
             body += part
-            if len(body) > _MOST_BYTES:
+            if len(body) > _MAX_BODY_BYTES:
                 return PlainTextResponse("the review is too long", 413)
         try:
             return JSONResponse(await run_in_threadpool(answer, json.loads(body)))

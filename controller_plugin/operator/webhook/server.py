@@ -8,39 +8,41 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from controller_plugin.operator.certificates import Certificates
-from controller_plugin.operator.https_server import Tls, serving
-from controller_plugin.operator.webhook.admission import Admission
-from controller_plugin.operator.webhook.app import webhook
+from controller_plugin.operator.https_server import ReloadableTls, serve_app
+from controller_plugin.operator.webhook.admission import AdmissionReviewer
+from controller_plugin.operator.webhook.app import webhook_app
 from controller_plugin.operator.webhook.trust import WebhookTrust
 from csi.cluster.api_server import ApiServer
 
 log = logging.getLogger("datacache.webhook")
 
 
-def names_of(service: str, namespace: str) -> list[str]:
+def service_dns_names(service: str, namespace: str) -> list[str]:
     """The DNS names by which the API server asks a Service."""
     return [f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"]
 
 
 @contextmanager
-def webhook_served(server: ApiServer, admission: Admission, name: str, host: str, port: int) -> Iterator[None]:
+def serve_webhook(
+    server: ApiServer, admission: AdmissionReviewer, name: str, host: str, port: int
+) -> Iterator[None]:
     """For the block, answer reviews at `host`:`port`. `name` is that of the Service, the Secret and the configurations.
 
     Every replica tends the certificate: who comes second finds that there is nothing to do.
     """
-    trust = WebhookTrust(server, names_of(name, server.access.namespace), name, name)
+    trust = WebhookTrust(server, service_dns_names(name, server.access.namespace), name, name)
     guard, stack = threading.Lock(), ExitStack()
-    shown: list[Tls] = []
+    tls_in_use: list[ReloadableTls] = []
 
-    def changed(certificates: Certificates) -> None:
+    def on_certificates(certificates: Certificates) -> None:
         with guard:
-            if shown:
-                shown[0].show(certificates)
+            if tls_in_use:
+                tls_in_use[0].load(certificates)
                 return
-            tls = Tls(certificates)
-            stack.enter_context(serving(webhook(admission), host, port, tls))
-            shown.append(tls)
+            tls = ReloadableTls(certificates)
+            stack.enter_context(serve_app(webhook_app(admission), host, port, tls))
+            tls_in_use.append(tls)
             log.info("the webhook is answered", extra={"fields": {"port": port}})
 
-    with stack, trust.tended(), trust.followed(changed):
+    with stack, trust.renew_in_background(), trust.follow_certificates(on_certificates):
         yield

@@ -10,84 +10,106 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-FEW = 4
-_WINDOW_SECONDS = 0.5
+INITIAL_READERS = 4
+_MEASURING_WINDOW = 0.5
 # A window too short to see each reader end this many reads would judge by chance.
-_READS_EACH = 2
-_WORTH_IT = 1.25
+_MIN_READS_PER_READER = 2
+_MIN_SPEEDUP = 1.25
 # One more brings little: it is judged over more windows, so that chance does not decide, and by half of its fair share.
-_WINDOWS_OF_ONE_MORE = 4
-_SHARE = 0.5
-_LONGEST_WAIT = 16
-_CEILING_SECONDS = 30.0
-_LONGEST_CEILING = 600.0
+_WINDOWS_PER_PROBE = 4
+_MIN_PROBE_SHARE = 0.5
+_MAX_PROBE_BACKOFF = 16
+_INITIAL_CEILING_TTL = 30.0
+_MAX_CEILING_TTL = 600.0
 
 
-class Widening:
-    """Judges by `fetched` bytes; `readers`, at most `most` and at least 1, is how many should be reading now. For one thread at a time."""
+class AdaptiveConcurrency:
+    """Judges by `fetched` bytes; `reader_limit`, at most `most` and at least 1, is how many should be reading now. For one thread at a time."""
 
-    def __init__(self, most: int, chunk_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self.readers = min(FEW, most)
-        self._most, self._chunk_bytes, self._clock = most, chunk_bytes, clock
-        self._before, self._rate = 0, 0.0
-        self._doubling = True
-        self._wait = self._patience = 1
-        self._ceiling, self._ceiling_seconds, self._ceiling_until = most, _CEILING_SECONDS, 0.0
-        self._since, self._fetched = clock(), 0
+    def __init__(
+        self, max_readers: int, chunk_bytes: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.reader_limit = min(INITIAL_READERS, max_readers)
+        self._max_readers, self._chunk_bytes, self._clock = max_readers, chunk_bytes, clock
+        self._previous_limit, self._previous_rate = 0, 0.0
+        self._is_doubling = True
+        self._windows_until_probe = self._probe_backoff = 1
+        self._ceiling, self._ceiling_ttl, self._ceiling_until = max_readers, _INITIAL_CEILING_TTL, 0.0
+        self._window_start, self._bytes_at_window_start = clock(), 0
 
-    def look(self, fetched: int) -> None:
-        """Take in that `fetched` bytes came so far, and change `readers` where a window ends."""
-        seconds, more = self._clock() - self._since, fetched - self._fetched
-        windows = 1 if self._doubling else _WINDOWS_OF_ONE_MORE
-        if seconds < windows * _WINDOW_SECONDS or more < _READS_EACH * self.readers * self._chunk_bytes:
+    def adapt(self, fetched_bytes: int) -> None:
+        """Take in that `fetched_bytes` bytes came so far, and change `reader_limit` where a window ends."""
+        seconds, window_bytes = (
+            self._clock() - self._window_start,
+            fetched_bytes - self._bytes_at_window_start,
+        )
+        windows = 1 if self._is_doubling else _WINDOWS_PER_PROBE
+        if (
+            seconds < windows * _MEASURING_WINDOW
+            or window_bytes < _MIN_READS_PER_READER * self.reader_limit * self._chunk_bytes
+        ):
             return
-        self._double(more / seconds) if self._doubling else self._try_one_more(more / seconds)
-        self.skip(fetched)
+        self._double(window_bytes / seconds) if self._is_doubling else self._probe_one_more(
+            window_bytes / seconds
+        )
+        self.skip(fetched_bytes)
 
-    def skip(self, fetched: int) -> None:
+    def skip(self, fetched_bytes: int) -> None:
         """Do not judge by the time until now: the fill was held up."""
-        self._since, self._fetched = self._clock(), fetched
+        self._window_start, self._bytes_at_window_start = self._clock(), fetched_bytes
 
     def halve(self) -> None:
         """The origin asks for patience: half as many, and for a while (longer each time) not as many again."""
-        self._ceiling, self._ceiling_until = max(1, self.readers - 1), self._clock() + self._ceiling_seconds
-        self._ceiling_seconds = min(_LONGEST_CEILING, 2 * self._ceiling_seconds)
-        self._settle(max(1, self.readers // 2), 0.0)
+        self._ceiling, self._ceiling_until = max(1, self.reader_limit - 1), self._clock() + self._ceiling_ttl
+        self._ceiling_ttl = min(_MAX_CEILING_TTL, 2 * self._ceiling_ttl)
+        self._settle_at(max(1, self.reader_limit // 2), 0.0)
 
-    def one_by_one(self) -> None:
+    def limit_to_one_reader(self) -> None:
         """One reader from now on: the origin cannot give parts of files."""
-        self._most = 1
-        self._settle(1, 0.0)
+        self._max_readers = 1
+        self._settle_at(1, 0.0)
 
     def _double(self, rate: float) -> None:
-        if rate < _WORTH_IT * self._rate:
-            self._settle(self._before, self._rate)
-        elif self.readers == self._most:
-            self._settle(self._most, rate)
+        if rate < _MIN_SPEEDUP * self._previous_rate:
+            self._settle_at(self._previous_limit, self._previous_rate)
+        elif self.reader_limit == self._max_readers:
+            self._settle_at(self._max_readers, rate)
         else:
-            self._before, self._rate = self.readers, rate
-            self.readers = min(self._most, 2 * self.readers)
+            self._previous_limit, self._previous_rate = self.reader_limit, rate
+            self.reader_limit = min(self._max_readers, 2 * self.reader_limit)
 
-    def _settle(self, readers: int, rate: float) -> None:
-        self.readers, self._before, self._rate, self._doubling = readers, readers, rate, False
-        self._wait = self._patience = 1
+    def _settle_at(self, readers: int, rate: float) -> None:
+        self.reader_limit, self._previous_limit, self._previous_rate, self._is_doubling = (
+            readers,
+            readers,
+            rate,
+            False,
+        )
+        self._windows_until_probe = self._probe_backoff = 1
 
-    def _try_one_more(self, rate: float) -> None:
-        if self.readers > self._before:
-            self._judge_one_more(rate)
+    def _probe_one_more(self, rate: float) -> None:
+        if self.reader_limit > self._previous_limit:
+            self._evaluate_probe(rate)
             return
-        self._rate = rate
-        self._wait -= 1
-        if self._wait < 0 and self.readers < self._bound:
-            self.readers += 1
+        self._previous_rate = rate
+        self._windows_until_probe -= 1
+        if self._windows_until_probe < 0 and self.reader_limit < self._current_max:
+            self.reader_limit += 1
 
-    def _judge_one_more(self, rate: float) -> None:
-        if rate >= self._rate * (1 + _SHARE / self._before):
-            self._before, self._rate, self._patience = self.readers, rate, 1
+    def _evaluate_probe(self, rate: float) -> None:
+        if rate >= self._previous_rate * (1 + _MIN_PROBE_SHARE / self._previous_limit):
+            self._previous_limit, self._previous_rate, self._probe_backoff = self.reader_limit, rate, 1
         else:
-            self.readers, self._patience = self._before, min(_LONGEST_WAIT, 2 * self._patience)
-        self._wait = self._patience
+            self.reader_limit, self._probe_backoff = (
+                self._previous_limit,
+                min(_MAX_PROBE_BACKOFF, 2 * self._probe_backoff),
+            )
+        self._windows_until_probe = self._probe_backoff
 
     @property
-    def _bound(self) -> int:
-        return min(self._most, self._ceiling) if self._clock() < self._ceiling_until else self._most
+    def _current_max(self) -> int:
+        return (
+            min(self._max_readers, self._ceiling)
+            if self._clock() < self._ceiling_until
+            else self._max_readers
+        )

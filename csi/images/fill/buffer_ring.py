@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from csi.images.layout.chunks import Chunk, ChunkPlan
-from csi.linux.aligned_memory import Buffer
+from csi.linux.aligned_memory import AlignedBuffer
 
 
 @dataclass(slots=True)
-class Job:
+class ChunkJob:
     """A chunk and the buffer it is in; `view` is as long as the chunk."""
 
     chunk: Chunk
-    buffer: Buffer
+    buffer: AlignedBuffer
     written: bool = False
     hashed: bool = False
 
@@ -29,107 +29,121 @@ class Job:
         return self.buffer.view[: self.chunk.length]
 
 
-class Ring:
+class BufferRing:
     """What the threads of one fill share, from chunk `first` of `plan` on.
 
     `ahead` is how many chunks may be given out that are not durable yet: what a kill can cost. When `fail` was called, every
     method that waits raises that error.
     """
 
-    def __init__(self, plan: ChunkPlan, first: int, buffers: int, ahead: int) -> None:
-        self._plan, self._ahead = plan, ahead
-        self._next = self._durable = self.done = first
-        self.content_done = plan.content_before(plan.offset(first))
-        self._free = [Buffer(plan.chunk_bytes) for _ in range(min(buffers, plan.count - first))]
-        self._jobs: dict[int, Job] = {}
-        self._changed = threading.Condition()
-        self._failed = threading.Event()
+    def __init__(self, plan: ChunkPlan, first: int, buffers: int, max_unsynced: int) -> None:
+        self._plan, self._max_unsynced = plan, max_unsynced
+        self._next_index = self._durable_index = self.done_chunks = first
+        self.content_bytes_done = plan.content_bytes_before(plan.offset(first))
+        self._free = [AlignedBuffer(plan.chunk_bytes) for _ in range(min(buffers, plan.count - first))]
+        self._jobs: dict[int, ChunkJob] = {}
+        self._condition = threading.Condition()
+        self._failed_event = threading.Event()
         self._error: BaseException | None = None
 
-    def take(self) -> Job | None:
+    def take(self) -> ChunkJob | None:
         """The next chunk to read, with a buffer; waits for one. None when all chunks are given out."""
-        with self._changed:
-            self._changed.wait_for(self._can_take)
-            self.check()
-            if self._next == self._plan.count:
+        with self._condition:
+            self._condition.wait_for(self._can_take)
+            self.raise_if_failed()
+            if self._next_index == self._plan.count:
                 return None
-            index, buffer = self._next, self._free.pop()
-            self._next += 1
-        return Job(self._plan.chunk(index), buffer)
+            index, buffer = self._next_index, self._free.pop()
+            self._next_index += 1
+        return ChunkJob(self._plan.chunk(index), buffer)
 
     def _can_take(self) -> bool:
-        within = self._next < self._durable + self._ahead
-        return self._failed.is_set() or self._next == self._plan.count or (bool(self._free) and within)
+        is_within_limit = self._next_index < self._durable_index + self._max_unsynced
+        return (
+            self._failed_event.is_set()
+            or self._next_index == self._plan.count
+            or (bool(self._free) and is_within_limit)
+        )
 
-    def filled(self, job: Job) -> None:
+    def add_filled(self, job: ChunkJob) -> None:
         """The chunk's bytes are in its buffer: the hashing thread may have it."""
-        with self._changed:
+        with self._condition:
             self._jobs[job.chunk.index] = job
-            self._changed.notify_all()
+            self._condition.notify_all()
 
-    def in_order(self) -> Iterator[Job]:
+    def iter_in_order(self) -> Iterator[ChunkJob]:
         """The filled chunks, one after the other, for the hashing thread; each is done with when the next is asked for."""
-        for index in range(self.done, self._plan.count):
-            with self._changed:
-                self._changed.wait_for(lambda index=index: self._failed.is_set() or index in self._jobs)  # type: ignore[misc]
-                self.check()
+        for index in range(self.done_chunks, self._plan.count):
+            with self._condition:
+                self._condition.wait_for(
+                    lambda index=index: self._failed_event.is_set() or index in self._jobs
+                )  # type: ignore[misc]
+                self.raise_if_failed()
                 job = self._jobs[index]
             yield job
             job.hashed = True
-            self._settle()
+            self._free_done_buffers()
 
-    def wrote(self, job: Job) -> None:
+    def mark_written(self, job: ChunkJob) -> None:
         """The chunk is in the image file."""
         job.written = True
-        self._settle()
+        self._free_done_buffers()
 
-    def wait_written(self, job: Job) -> None:
+    def wait_written(self, job: ChunkJob) -> None:
         """Wait until this chunk and all before it are in the image file."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._failed.is_set() or all(j.written for i, j in self._jobs.items() if i <= job.chunk.index))
-            self.check()
+        with self._condition:
+            self._condition.wait_for(
+                lambda: (
+                    self._failed_event.is_set()
+                    or all(j.written for i, j in self._jobs.items() if i <= job.chunk.index)
+                )
+            )
+            self.raise_if_failed()
 
-    def _settle(self) -> None:
-        with self._changed:
-            while (job := self._jobs.get(self.done)) is not None and job.written and job.hashed:
-                self.content_done += job.chunk.content_bytes
-                self._free.append(self._jobs.pop(self.done).buffer)
-                self.done += 1
-            self._changed.notify_all()
+    def _free_done_buffers(self) -> None:
+        with self._condition:
+            while (job := self._jobs.get(self.done_chunks)) is not None and job.written and job.hashed:
+                self.content_bytes_done += job.chunk.content_bytes
+                self._free.append(self._jobs.pop(self.done_chunks).buffer)
+                self.done_chunks += 1
+            self._condition.notify_all()
 
-    def reach(self, ahead: int) -> None:
+    def set_max_unsynced(self, max_unsynced: int) -> None:
         """Change how many chunks may be given out that are not durable yet."""
-        with self._changed:
-            if ahead != self._ahead:
-                self._ahead = ahead
-                self._changed.notify_all()
+        with self._condition:
+            if max_unsynced != self._max_unsynced:
+                self._max_unsynced = max_unsynced
+                self._condition.notify_all()
 
-    def durable(self, index: int) -> None:
+    def mark_durable(self, index: int) -> None:
         """All chunks before `index` are synced and in the journal."""
-        with self._changed:
-            self._durable = index
-            self._changed.notify_all()
+        with self._condition:
+            self._durable_index = index
+            self._condition.notify_all()
 
     def wait_done(self, chunks: int, seconds: float) -> bool:
         """Wait at most `seconds` until `chunks` chunks are done; whether all of the plan are."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._failed.is_set() or self.done >= min(chunks, self._plan.count), seconds)
-            self.check()
-            return self.done == self._plan.count
+        with self._condition:
+            self._condition.wait_for(
+                lambda: self._failed_event.is_set() or self.done_chunks >= min(chunks, self._plan.count),
+                seconds,
+            )
+            self.raise_if_failed()
+            return self.done_chunks == self._plan.count
 
     def fail(self, error: BaseException) -> None:
         """End the fill; the first error counts."""
-        with self._changed:
+        with self._condition:
             self._error = self._error or error
-            self._failed.set()
-            self._changed.notify_all()
+            self._failed_event.set()
+            self._condition.notify_all()
 
-    def check(self) -> None:
+    def raise_if_failed(self) -> None:
         """Raise the error that ended the fill, if one did."""
         if self._error is not None:
             raise self._error
 
-    def pause(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
         """Sleep; raises as soon as the fill has ended."""
-        self._failed.wait(seconds)
-        self.check()
+        self._failed_event.wait(seconds)
+        self.raise_if_failed()

@@ -12,30 +12,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from csi.errors import DataCacheError, FillStopped
-from csi.images.fill.adaptive_concurrency import Widening
-from csi.images.fill.buffer_ring import Job, Ring
-from csi.images.fill.fetch import PatientReader
+from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
+from csi.images.fill.buffer_ring import BufferRing, ChunkJob
+from csi.images.fill.fetch import RetryingReader
 from csi.images.fill.repair import hash_from_disk, refetch
-from csi.images.fill.request_gate import Flow
-from csi.images.fill.verify_digests import Verifier, check_empty_files
-from csi.images.layout.chunks import CHUNK, ChunkPlan, Piece, zero_padding
+from csi.images.fill.request_gate import RequestGate
+from csi.images.fill.verify_digests import DigestVerifier, check_empty_files
+from csi.images.layout.chunks import CHUNK_BYTES, ChunkPlan, Piece, zero_padding
 from csi.images.layout.layout import Extent, Layout
 from csi.images.node_store.journal import Journal
 from csi.images.node_store.partial_image import PartialImage
 from csi.images.node_store.records import ImagePaths
 from csi.images.progress import FillProgress, ProgressMeter
-from csi.images.reuse.prepare import begin
-from csi.linux.durable_files import rename_durably, sync_file, sync_folder
+from csi.images.reuse.prepare import prepare_partial_image
+from csi.linux.durable_files import fsync_file, fsync_folder, rename_and_sync
 from csi.manifest.manifest import Entry
 from csi.manifest.reader import SMALL_FILE, OpenReader
 
 CHECKPOINT_CHUNKS = 4
 """So many chunks done (16 MiB) are synced and put into the journal, ..."""
-CHECKPOINT_SECONDS = 1.0
+CHECKPOINT_INTERVAL = 1.0
 """... or all that are done after this time."""
-AT_RISK_CHUNKS = 16
+MAX_UNSYNCED_CHUNKS = 16
 """What a kill may cost beside the chunks that are being read: 64 MiB."""
-_TICK = 0.1
+_POLL_INTERVAL = 0.1
 
 
 def fill(
@@ -45,67 +45,94 @@ def fill(
     open_reader: OpenReader,
     *,
     connections: int = 4,
-    chunk_bytes: int = CHUNK,
-    donors: Sequence[ImagePaths] = (),
-    progress: Callable[[FillProgress], None] | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+    reuse_candidates: Sequence[ImagePaths] = (),
+    on_progress: Callable[[FillProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
     """Bring the image of `layout` to `partial`, whole, verified and on disk; goes on where `journal` says.
 
-    Files that an image of `donors` (sealed, of the same source, held by the caller) has by the same digest are copied from it.
+    Files that an image of `reuse_candidates` (sealed, of the same source, held by the caller) has by the same digest are copied from it.
     At most `connections` readers (at least 1) are opened, as many as bring more; memory is one and a half buffers of
-    `chunk_bytes` (a multiple of 4096) for each and four more. `progress` and `should_stop` are called in the calling
+    `chunk_bytes` (a multiple of 4096) for each and four more. `on_progress` and `should_stop` are called in the calling
     thread. Raises FillStopped when told to stop, CorruptContent when a file is
     wrong twice, NoSpace, and what the reader raises; what is done by then stays.
     """
     check_empty_files(layout.manifest)
-    meter = ProgressMeter(layout.manifest.content_bytes, progress)
+    meter = ProgressMeter(layout.manifest.content_bytes, on_progress)
 
-    def check() -> None:
+    def check_stopped() -> None:
         if should_stop is not None and should_stop():
-            raise FillStopped("the fill was told to stop; what is there stays, and the next fill goes on from there")
+            raise FillStopped(
+                "the fill was told to stop; what is there stays, and the next fill goes on from there"
+            )
 
     with Journal(journal, layout, chunk_bytes) as log:
-        copied = begin(layout, partial, log, donors, lambda done, copied: meter.update(done, 0, copied), check)
+        copied = prepare_partial_image(
+            layout,
+            partial,
+            log,
+            reuse_candidates,
+            lambda done, copied: meter.update(done, 0, copied),
+            check_stopped,
+        )
         with PartialImage(partial, layout.size) as image:
-            plan = ChunkPlan(layout, chunk_bytes, log.copied)
-            _Fill(layout, plan, image, log, open_reader, connections, copied).run(meter, check)
+            plan = ChunkPlan(layout, chunk_bytes, log.copied_offsets)
+            _ImageFill(layout, plan, image, log, open_reader, connections, copied).run(meter, check_stopped)
 
 
 def seal(partial: Path, final: Path, journal: Path) -> None:
     """Make the filled `partial` the read-only image `final`, durably, then drop the journal. Done twice, it is done once."""
     if partial.exists():
-        sync_file(partial)
+        fsync_file(partial)
         partial.chmod(0o400)
-        rename_durably(partial, final)
+        rename_and_sync(partial, final)
     elif not final.exists():
         raise DataCacheError(f"there is no partial image {partial} to seal; fill it first")
     journal.unlink(missing_ok=True)
-    sync_folder(journal.parent)
+    fsync_folder(journal.parent)
 
 
-class _Fill:
+class _ImageFill:
     def __init__(
-        self, layout: Layout, plan: ChunkPlan, image: PartialImage, journal: Journal, open_reader: OpenReader, connections: int, copied: int
+        self,
+        layout: Layout,
+        plan: ChunkPlan,
+        image: PartialImage,
+        journal: Journal,
+        open_reader: OpenReader,
+        connections: int,
+        copied_bytes: int,
     ) -> None:
-        self._layout, self._plan, self._image, self._journal, self._copied = layout, plan, image, journal, copied
-        self._resumed_at = max(journal.durable, len(layout.metadata))
+        self._layout, self._plan, self._image, self._journal, self._copied_bytes = (
+            layout,
+            plan,
+            image,
+            journal,
+            copied_bytes,
+        )
+        self._resumed_at = max(journal.durable_bytes, len(layout.metadata))
         first = self._plan.index_at(self._resumed_at)
-        widening = Widening(connections, plan.chunk_bytes)
-        self._ring = Ring(self._plan, first, connections + connections // 2 + 4, widening.readers + AT_RISK_CHUNKS)
-        self._flow = Flow(widening, self._ring.pause)
+        concurrency = AdaptiveConcurrency(connections, plan.chunk_bytes)
+        self._ring = BufferRing(
+            self._plan,
+            first,
+            connections + connections // 2 + 4,
+            concurrency.reader_limit + MAX_UNSYNCED_CHUNKS,
+        )
+        self._gate = RequestGate(concurrency, self._ring.sleep)
         # One more than connections: the hashing thread's own, for files that were wrong.
-        self._readers = [PatientReader(open_reader, self._flow) for _ in range(connections + 1)]
+        self._readers = [RetryingReader(open_reader, self._gate) for _ in range(connections + 1)]
         self._threads: dict[int, threading.Thread] = {}
-        self._resting: set[int] = set()
+        self._idle: set[int] = set()
         self._synced_at = time.monotonic()
 
-    def run(self, meter: ProgressMeter, check: Callable[[], None]) -> None:
+    def run(self, meter: ProgressMeter, check_stopped: Callable[[], None]) -> None:
         self._image.write_metadata(self._layout.metadata)
         self._start_readers()
-        self._thread(self._hash, 0, "fill hash")
+        self._start_thread(self._hash_chunks, 0, "fill hash")
         try:
-            self._watch(meter, check)
+            self._supervise(meter, check_stopped)
         except BaseException as error:
             self._ring.fail(error)
             raise
@@ -113,18 +140,23 @@ class _Fill:
             for thread in self._threads.values():
                 thread.join()
             self._checkpoint()
-        self._tell(meter, final=True)
+        self._report(meter, final=True)
 
-    def _tell(self, meter: ProgressMeter, final: bool = False) -> None:
-        meter.update(self._copied + self._ring.content_done, self._fetched(), self._copied, final=final)
+    def _report(self, meter: ProgressMeter, final: bool = False) -> None:
+        meter.update(
+            self._copied_bytes + self._ring.content_bytes_done,
+            self._count_fetched_bytes(),
+            self._copied_bytes,
+            final=final,
+        )
 
     def _start_readers(self) -> None:
-        for number in range(1, self._flow.readers + 1):
-            if number not in self._threads or (number in self._resting and not self._threads[number].is_alive()):
-                self._resting.discard(number)
-                self._thread(self._read, number, "fill read")
+        for number in range(1, self._gate.reader_limit + 1):
+            if number not in self._threads or (number in self._idle and not self._threads[number].is_alive()):
+                self._idle.discard(number)
+                self._start_thread(self._read_chunks, number, "fill read")
 
-    def _thread(self, work: Callable[[PatientReader], None], number: int, name: str) -> None:
+    def _start_thread(self, work: Callable[[RetryingReader], None], number: int, name: str) -> None:
         reader = self._readers[number]
 
         def guarded() -> None:
@@ -138,80 +170,92 @@ class _Fill:
         thread.start()
         self._threads[number] = thread
 
-    def _watch(self, meter: ProgressMeter, check: Callable[[], None]) -> None:
-        finished = False
-        while not finished:
-            finished = self._ring.wait_done(self._plan.index_at(self._journal.durable) + CHECKPOINT_CHUNKS, _TICK)
-            self._tell(meter)
-            self._widen()
-            if not finished:
-                check()
-            if self._is_due():
+    def _supervise(self, meter: ProgressMeter, check_stopped: Callable[[], None]) -> None:
+        is_finished = False
+        while not is_finished:
+            is_finished = self._ring.wait_done(
+                self._plan.index_at(self._journal.durable_bytes) + CHECKPOINT_CHUNKS, _POLL_INTERVAL
+            )
+            self._report(meter)
+            self._adapt_readers()
+            if not is_finished:
+                check_stopped()
+            if self._is_checkpoint_due():
                 self._checkpoint()
 
-    def _widen(self) -> None:
-        self._flow.look(self._fetched())
-        self._ring.reach(self._flow.readers + AT_RISK_CHUNKS)
+    def _adapt_readers(self) -> None:
+        self._gate.adapt(self._count_fetched_bytes())
+        self._ring.set_max_unsynced(self._gate.reader_limit + MAX_UNSYNCED_CHUNKS)
         self._start_readers()
 
-    def _is_due(self) -> bool:
-        behind = self._ring.done - self._plan.index_at(self._journal.durable)
-        return behind >= CHECKPOINT_CHUNKS or time.monotonic() - self._synced_at >= CHECKPOINT_SECONDS
+    def _is_checkpoint_due(self) -> bool:
+        unsynced_chunks = self._ring.done_chunks - self._plan.index_at(self._journal.durable_bytes)
+        return (
+            unsynced_chunks >= CHECKPOINT_CHUNKS or time.monotonic() - self._synced_at >= CHECKPOINT_INTERVAL
+        )
 
     def _checkpoint(self) -> None:
         """Sync, then write down, what was done before the sync began."""
-        done = self._ring.done
+        done = self._ring.done_chunks
         self._synced_at = time.monotonic()
-        if self._plan.offset(done) == self._journal.durable:
+        if self._plan.offset(done) == self._journal.durable_bytes:
             return
         self._image.sync()
         self._journal.append(self._plan.offset(done))
-        self._ring.durable(done)
+        self._ring.mark_durable(done)
 
-    def _fetched(self) -> int:
-        return sum(reader.fetched for reader in self._readers)
+    def _count_fetched_bytes(self) -> int:
+        return sum(reader.fetched_bytes for reader in self._readers)
 
-    def _read(self, reader: PatientReader) -> None:
+    def _read_chunks(self, reader: RetryingReader) -> None:
         number = self._readers.index(reader)
-        while number <= self._flow.readers:
+        while number <= self._gate.reader_limit:
             job = self._ring.take()
             if job is None:
                 return
             view = job.view
             reader.rank = job.chunk.index
             self._read_pieces(reader, job.chunk.pieces, view)
-            self._ring.filled(job)
+            self._ring.add_filled(job)
             for start, end in job.chunk.spans:
                 self._image.write(job.chunk.offset + start, view[start:end])
-            self._ring.wrote(job)
-        self._resting.add(number)
+            self._ring.mark_written(job)
+        self._idle.add(number)
 
-    def _read_pieces(self, reader: PatientReader, pieces: Sequence[Piece], view: memoryview) -> None:
-        reader.read_many([(piece.entry, view[piece.start : piece.start + piece.length]) for piece in pieces if _is_small(piece)])
+    def _read_pieces(self, reader: RetryingReader, pieces: Sequence[Piece], view: memoryview) -> None:
+        reader.read_many(
+            [
+                (piece.entry, view[piece.start : piece.start + piece.length])
+                for piece in pieces
+                if _is_small_file(piece)
+            ]
+        )
         for piece in pieces:
-            self._ring.check()
+            self._ring.raise_if_failed()
             end = piece.start + piece.length
-            if not _is_small(piece):
+            if not _is_small_file(piece):
                 reader.read_into(piece.entry, piece.offset, view[piece.start : end])
             zero_padding(view, end)
 
-    def _hash(self, reader: PatientReader) -> None:
-        verifier = Verifier()
-        straddling = self._plan.straddling(self._resumed_at)
+    def _hash_chunks(self, reader: RetryingReader) -> None:
+        verifier = DigestVerifier()
+        straddling = self._plan.find_straddling_extent(self._resumed_at)
         if straddling is not None:
-            verifier.go_on(hash_from_disk(self._image, straddling, self._resumed_at, self._ring.check))
-        for job in self._ring.in_order():
+            verifier.resume(
+                hash_from_disk(self._image, straddling, self._resumed_at, self._ring.raise_if_failed)
+            )
+        for job in self._ring.iter_in_order():
             view = job.view
             for piece in job.chunk.pieces:
                 if verifier.feed(piece, view[piece.start : piece.start + piece.length]):
                     self._repair(job, piece.entry, job.chunk.offset + piece.start - piece.offset, reader)
 
-    def _repair(self, job: Job, entry: Entry, at: int, reader: PatientReader) -> None:
+    def _repair(self, job: ChunkJob, entry: Entry, image_offset: int, reader: RetryingReader) -> None:
         # The wrong bytes may still be on their way into the file.
         self._ring.wait_written(job)
-        refetch(self._image, Extent(entry, at), reader, self._ring.check)
+        refetch(self._image, Extent(entry, image_offset), reader, self._ring.raise_if_failed)
 
 
-def _is_small(piece: Piece) -> bool:
+def _is_small_file(piece: Piece) -> bool:
     """Whether this is a whole file that may be asked for with others."""
     return piece.length == piece.entry.size <= SMALL_FILE

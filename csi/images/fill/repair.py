@@ -6,56 +6,60 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 
-from csi.images.fill.fetch import PatientReader
-from csi.images.fill.verify_digests import FileHash, corrupt
-from csi.images.layout.chunks import CHUNK, zero_padding
-from csi.images.layout.erofs import aligned
+from csi.images.fill.fetch import RetryingReader
+from csi.images.fill.verify_digests import FileHash, corrupt_content_error
+from csi.images.layout.chunks import CHUNK_BYTES, zero_padding
+from csi.images.layout.erofs import align
 from csi.images.layout.layout import Extent
 from csi.images.node_store.partial_image import PartialImage
-from csi.linux.aligned_memory import Buffer
+from csi.linux.aligned_memory import AlignedBuffer
 
 
-def hash_from_disk(image: PartialImage, extent: Extent, until: int, check: Callable[[], None]) -> FileHash:
-    """The running digest of a file up to image byte `until` (a chunk's begin), from the bytes on disk. `check` raises to stop."""
-    running = FileHash(extent.entry)
-    if extent.entry.verifiable:
-        for view in _read_ahead(image, extent.offset, until):
-            check()
-            running.update(view)
-    return running
+def hash_from_disk(
+    image: PartialImage, extent: Extent, end: int, check_stopped: Callable[[], None]
+) -> FileHash:
+    """The running digest of a file up to image byte `end` (a chunk's begin), from the bytes on disk. `check_stopped` raises to stop."""
+    file_hash = FileHash(extent.entry)
+    if extent.entry.is_verifiable:
+        for view in _read_ahead(image, extent.offset, end):
+            check_stopped()
+            file_hash.update(view)
+    return file_hash
 
 
 def _read_ahead(image: PartialImage, begin: int, end: int) -> Iterator[memoryview]:
     """The image's bytes from `begin` to `end`, in order; the next are read while the caller has the last."""
-    buffers = cycle([Buffer(CHUNK).view, Buffer(CHUNK).view])
+    buffers = cycle([AlignedBuffer(CHUNK_BYTES).view, AlignedBuffer(CHUNK_BYTES).view])
 
     def read(at: int) -> memoryview:
-        view = next(buffers)[: min(CHUNK, end - at)]
+        view = next(buffers)[: min(CHUNK_BYTES, end - at)]
         image.read(at, view)
         return view
 
     with ThreadPoolExecutor(1, "fill read back") as disk:
         ready = disk.submit(read, begin)
-        for at in range(begin + CHUNK, end + CHUNK, CHUNK):
+        for at in range(begin + CHUNK_BYTES, end + CHUNK_BYTES, CHUNK_BYTES):
             view = ready.result()
             if at < end:
                 ready = disk.submit(read, at)
             yield view
 
 
-def refetch(image: PartialImage, extent: Extent, reader: PatientReader, check: Callable[[], None]) -> None:
+def refetch(
+    image: PartialImage, extent: Extent, reader: RetryingReader, check_stopped: Callable[[], None]
+) -> None:
     """Fetch a whole file once more, from its beginning, over a fresh connection. Raises CorruptContent when it is wrong again."""
     entry = extent.entry
-    running = FileHash(entry)
-    reader.renew()
-    buffer = Buffer(min(aligned(entry.size), CHUNK)).view
-    for offset in range(0, entry.size, CHUNK):
-        check()
-        length = min(CHUNK, entry.size - offset)
-        view = buffer[: aligned(length)]
+    file_hash = FileHash(entry)
+    reader.reset()
+    buffer = AlignedBuffer(min(align(entry.size), CHUNK_BYTES)).view
+    for offset in range(0, entry.size, CHUNK_BYTES):
+        check_stopped()
+        length = min(CHUNK_BYTES, entry.size - offset)
+        view = buffer[: align(length)]
         reader.read_into(entry, offset, view[:length])
         zero_padding(view, length)
-        running.update(view[:length])
+        file_hash.update(view[:length])
         image.write(extent.offset + offset, view)
-    if found := running.wrong():
-        raise corrupt(entry, found)
+    if digest := file_hash.find_mismatch():
+        raise corrupt_content_error(entry, digest)

@@ -1,6 +1,6 @@
 """When a fill's readers may ask the origin: as many at once as it bears, and none while it asks for patience.
 
-All readers of a fill share one `Flow`. What one of them meets (429, Retry-After, silence) holds for all.
+All readers of a fill share one `RequestGate`. What one of them meets (429, Retry-After, silence) holds for all.
 """
 
 from __future__ import annotations
@@ -14,147 +14,156 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from csi.errors import OriginThrottled, OriginTimedOut
-from csi.images.fill.adaptive_concurrency import Widening
+from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
 
-_LOOK_SECONDS = 0.1
-LONGEST_RETRY_AFTER = 600.0
+_WAIT_INTERVAL = 0.1
+MAX_RETRY_AFTER = 600.0
 # So much longer than asked for, by chance: the readers of many nodes are not to come back in the same moment.
-_JITTER = 0.1
+_RETRY_JITTER = 0.1
 
 
-class _Ticket(NamedTuple):
+class _Waiter(NamedTuple):
     rank: int
     thread: int
-    many: bool = False
+    is_batch: bool = False
 
 
-class ManyTurns:
-    """The turns of the one reader that asks for many files. Implements `csi.manifest.reader.Turns`; `count` is how many of them it has."""
+class BatchPermits:
+    """The turns of the one reader that asks for many files. Implements `csi.manifest.reader.RequestPermits`; `count` is how many of them it has."""
 
-    def __init__(self, flow: Flow, came: Callable[[int], None]) -> None:
-        self._flow, self.came, self.count, self.left = flow, came, 1, sys.maxsize
+    def __init__(self, gate: RequestGate, on_bytes_received: Callable[[int], None]) -> None:
+        self._gate, self.on_bytes_received, self.count, self.remaining = (
+            gate,
+            on_bytes_received,
+            1,
+            sys.maxsize,
+        )
 
-    def may_ask(self, under_way: int) -> bool:
+    def can_start(self, in_flight: int) -> bool:
         """See `Turns`: not while the origin asks for patience, and one fewer for each reader that waits."""
-        return self._flow.share(self, under_way)
+        return self._gate.resize(self, in_flight)
 
-    def needs(self, left: int) -> None:
+    def set_remaining(self, remaining: int) -> None:
         """See `Turns`."""
-        self.left = max(1, left)
-        if left < self.count:
-            self._flow.share(self, left)
+        self.remaining = max(1, remaining)
+        if remaining < self.count:
+            self._gate.resize(self, remaining)
 
 
-class Flow:
-    """`pause(seconds)` waits, and raises when the fill is to stop. Safe for any number of threads."""
+class RequestGate:
+    """`sleep(seconds)` waits, and raises when the fill is to stop. Safe for any number of threads."""
 
-    def __init__(self, widening: Widening, pause: Callable[[float], None]) -> None:
-        self._widening, self.pause = widening, pause
-        self._changed = threading.Condition()
-        self._waiting: list[_Ticket] = []
-        self._many = False
-        self._asking = 0
-        self._until = self._slowed_at = float("-inf")
+    def __init__(self, concurrency: AdaptiveConcurrency, sleep: Callable[[float], None]) -> None:
+        self._concurrency, self.sleep = concurrency, sleep
+        self._condition = threading.Condition()
+        self._waiting: list[_Waiter] = []
+        self._has_batch = False
+        self._active = 0
+        self._paused_until = self._slowed_at = float("-inf")
 
     @property
-    def readers(self) -> int:
+    def reader_limit(self) -> int:
         """How many should be reading now."""
-        return self._widening.readers
+        return self._concurrency.reader_limit
 
-    def look(self, fetched: int) -> None:
-        """Take in that `fetched` bytes came so far in all; may change `readers`."""
-        with self._changed:
-            held = time.monotonic() < self._until
-            self._widening.skip(fetched) if held else self._widening.look(fetched)
-            self._changed.notify_all()
+    def adapt(self, fetched_bytes: int) -> None:
+        """Take in that `fetched_bytes` bytes came so far in all; may change `reader_limit`."""
+        with self._condition:
+            is_paused = time.monotonic() < self._paused_until
+            self._concurrency.skip(fetched_bytes) if is_paused else self._concurrency.adapt(fetched_bytes)
+            self._condition.notify_all()
 
     @contextmanager
-    def turn(self, rank: int) -> Iterator[None]:
+    def permit(self, rank: int) -> Iterator[None]:
         """For the time of one read. Where more wait than may ask, the lowest `rank` (a chunk's index) is first.
 
         An OriginThrottled or OriginTimedOut that leaves it halves the readers, once for all that asked at that time.
         """
-        begun = self._enter(_Ticket(rank, threading.get_ident()))
+        acquired_at = self._acquire(_Waiter(rank, threading.get_ident()))
         try:
             yield
         except (OriginThrottled, OriginTimedOut):
-            self._slow_down(begun)
+            self._halve_readers(acquired_at)
             raise
         finally:
-            self._give_back(1)
+            self._release(1)
 
     @contextmanager
-    def turns(self, rank: int, came: Callable[[int], None]) -> Iterator[ManyTurns]:
-        """As `turn`, for many reads at once: all that nobody else asks for, changing as it goes. One reader at a time has it.
+    def batch_permits(self, rank: int, on_bytes_received: Callable[[int], None]) -> Iterator[BatchPermits]:
+        """As `permit`, for many reads at once: all that nobody else asks for, changing as it goes. One reader at a time has it.
 
-        `came` is told of bytes as they come.
+        `on_bytes_received` is told of bytes as they come.
         """
-        begun = self._enter(_Ticket(rank, threading.get_ident(), many=True))
-        turns = ManyTurns(self, came)
+        acquired_at = self._acquire(_Waiter(rank, threading.get_ident(), is_batch=True))
+        permits = BatchPermits(self, on_bytes_received)
         try:
-            yield turns
+            yield permits
         except (OriginThrottled, OriginTimedOut):
-            self._slow_down(begun)
+            self._halve_readers(acquired_at)
             raise
         finally:
-            self._give_back(turns.count, many=True)
+            self._release(permits.count, is_batch=True)
 
-    def share(self, turns: ManyTurns, under_way: int) -> bool:
-        """Set how many turns `turns` counts as; whether one request more may be begun by it."""
-        self.pause(0)
-        with self._changed:
-            if time.monotonic() < self._until:
-                share = under_way
+    def resize(self, permits: BatchPermits, in_flight: int) -> bool:
+        """Set how many turns `permits` counts as; whether one request more may be begun by it."""
+        self.sleep(0)
+        with self._condition:
+            if time.monotonic() < self._paused_until:
+                allowed = in_flight
             else:
-                others = self._asking - turns.count + sum(not ticket.many for ticket in self._waiting)
-                share = max(1, min(turns.left, self.readers - others))
-            count = max(1, under_way, share)
-            if count != turns.count:
-                self._asking += count - turns.count
-                turns.count = count
-                self._changed.notify_all()
-            return under_way < share
+                others = self._active - permits.count + sum(not ticket.is_batch for ticket in self._waiting)
+                allowed = max(1, min(permits.remaining, self.reader_limit - others))
+            count = max(1, in_flight, allowed)
+            if count != permits.count:
+                self._active += count - permits.count
+                permits.count = count
+                self._condition.notify_all()
+            return in_flight < allowed
 
-    def _give_back(self, count: int, many: bool = False) -> None:
-        with self._changed:
-            self._asking -= count
-            self._many &= not many
-            self._changed.notify_all()
+    def _release(self, count: int, is_batch: bool = False) -> None:
+        with self._condition:
+            self._active -= count
+            self._has_batch &= not is_batch
+            self._condition.notify_all()
 
-    def hold(self, seconds: float) -> None:
+    def pause_all(self, seconds: float) -> None:
         """Nobody asks for `seconds` (at most LONGEST_RETRY_AFTER) and a little longer."""
-        wait = min(seconds, LONGEST_RETRY_AFTER) * random.uniform(1, 1 + _JITTER)
-        with self._changed:
-            self._until = max(self._until, time.monotonic() + wait)
+        wait = min(seconds, MAX_RETRY_AFTER) * random.uniform(1, 1 + _RETRY_JITTER)
+        with self._condition:
+            self._paused_until = max(self._paused_until, time.monotonic() + wait)
 
-    def one_by_one(self) -> None:
+    def limit_to_one_reader(self) -> None:
         """The origin cannot give parts of files: one reader from now on, and reads in the order of their ranks."""
-        with self._changed:
-            self._widening.one_by_one()
+        with self._condition:
+            self._concurrency.limit_to_one_reader()
 
-    def _enter(self, ticket: _Ticket) -> float:
-        with self._changed:
-            self._waiting.append(ticket)
+    def _acquire(self, waiter: _Waiter) -> float:
+        with self._condition:
+            self._waiting.append(waiter)
             try:
-                while (wait := self._must_wait(ticket)) > 0:
-                    self._changed.wait(wait)
-                    self.pause(0)
+                while (wait := self._get_wait_seconds(waiter)) > 0:
+                    self._condition.wait(wait)
+                    self.sleep(0)
             finally:
-                self._waiting.remove(ticket)
-                self._changed.notify_all()
-            self._asking += 1
-            self._many |= ticket.many
+                self._waiting.remove(waiter)
+                self._condition.notify_all()
+            self._active += 1
+            self._has_batch |= waiter.is_batch
             return time.monotonic()
 
-    def _must_wait(self, ticket: _Ticket) -> float:
-        left = self._until - time.monotonic()
-        if left > 0:
-            return min(left, _LOOK_SECONDS)
-        able = [other for other in self._waiting if not (other.many and self._many)]
-        return 0.0 if self._asking < self.readers and able and ticket == min(able) else _LOOK_SECONDS
+    def _get_wait_seconds(self, waiter: _Waiter) -> float:
+        remaining = self._paused_until - time.monotonic()
+        if remaining > 0:
+            return min(remaining, _WAIT_INTERVAL)
+        eligible = [other for other in self._waiting if not (other.is_batch and self._has_batch)]
+        return (
+            0.0
+            if self._active < self.reader_limit and eligible and waiter == min(eligible)
+            else _WAIT_INTERVAL
+        )
 
-    def _slow_down(self, begun: float) -> None:
-        with self._changed:
-            if begun > self._slowed_at:
+    def _halve_readers(self, acquired_at: float) -> None:
+        with self._condition:
+            if acquired_at > self._slowed_at:
                 self._slowed_at = time.monotonic()
-                self._widening.halve()
+                self._concurrency.halve()

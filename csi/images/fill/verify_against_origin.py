@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 from csi.errors import CorruptContent, DataCacheError
-from csi.images.fill.adaptive_concurrency import Widening
-from csi.images.fill.fetch import PatientReader
-from csi.images.fill.request_gate import Flow
+from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
+from csi.images.fill.fetch import RetryingReader
+from csi.images.fill.request_gate import RequestGate
 from csi.images.layout.erofs import BLOCK
-from csi.images.layout.layout import Extent, Layout, is_laid_out
+from csi.images.layout.layout import Extent, Layout, matches_layout
 from csi.manifest.manifest import Entry
 from csi.manifest.reader import OpenReader
 
-RANGE = BLOCK
+PROBE_BYTES = BLOCK
 """Bytes of a range; a file of no more is read whole."""
-LARGE = 1024 * 1024
-RANGES_OF_LARGE = 8
+LARGE_FILE_BYTES = 1024 * 1024
+PROBES_PER_LARGE_FILE = 8
 """A file over LARGE bytes is read in so many ranges: much of it may be public, or zeros."""
-_TICK = 0.1
+_POLL_INTERVAL = 0.1
 
 
 class Probe(NamedTuple):
@@ -38,88 +38,102 @@ class Probe(NamedTuple):
     length: int
 
 
-def probes(layout: Layout, seed: bytes) -> Iterator[Probe]:
+def select_probes(layout: Layout, seed: bytes) -> Iterator[Probe]:
     """What is compared of each file that has bytes; `seed` (at most 64 secret bytes) decides where."""
     for extent in layout.extents:
         size = extent.entry.size
-        count = RANGES_OF_LARGE if size > LARGE else 1
-        yield from (Probe(extent, offset, min(RANGE, size)) for offset in sorted(_offset(seed, extent, number) for number in range(count)))
+        count = PROBES_PER_LARGE_FILE if size > LARGE_FILE_BYTES else 1
+        yield from (
+            Probe(extent, offset, min(PROBE_BYTES, size))
+            for offset in sorted(_choose_offset(seed, extent, number) for number in range(count))
+        )
 
 
-def _offset(seed: bytes, extent: Extent, number: int) -> int:
+def _choose_offset(seed: bytes, extent: Extent, number: int) -> int:
     drawn = hashlib.blake2b(b"%d %d" % (extent.offset, number), key=seed, digest_size=16).digest()
-    return int.from_bytes(drawn) % (max(0, extent.entry.size - RANGE) + 1)
+    return int.from_bytes(drawn) % (max(0, extent.entry.size - PROBE_BYTES) + 1)
 
 
-def vouch(layout: Layout, image: Path, open_reader: OpenReader, seed: bytes, *, connections: int = 4) -> None:
-    """Return if the origin sends what the image of `layout` at `image` holds, as far as `probes` tell.
+def verify_against_origin(
+    layout: Layout, image: Path, open_reader: OpenReader, seed: bytes, *, connections: int = 4
+) -> None:
+    """Return if the origin sends what the image of `layout` at `image` holds, as far as `select_probes` tell.
 
     Raises CorruptContent naming the first file found to differ, what the reader raises, and DataCacheError where the image
     is not laid out as `layout` is. At most `connections` readers are opened.
     """
-    if not is_laid_out(image, layout):
-        raise DataCacheError(f"the image {image} was laid out by another version of this driver; remove it with its folder, and it is filled anew")
+    if not matches_layout(image, layout):
+        raise DataCacheError(
+            f"the image {image} was laid out by another version of this driver; remove it with its folder, and it is filled anew"
+        )
     file = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
-        _Comparison(file, probes(layout, seed), open_reader, min(connections, max(1, len(layout.extents)))).run()
+        _OriginComparison(
+            file, select_probes(layout, seed), open_reader, min(connections, max(1, len(layout.extents)))
+        ).run()
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(file)
 
 
-class _Comparison:
+class _OriginComparison:
     """All readers take their probes from one line; the first error ends them."""
 
-    def __init__(self, image: int, line: Iterator[Probe], open_reader: OpenReader, connections: int) -> None:
-        self._image, self._line = image, enumerate(line)
-        self._guard = threading.Lock()
-        self._ended = threading.Event()
+    def __init__(
+        self, image: int, probes: Iterator[Probe], open_reader: OpenReader, connections: int
+    ) -> None:
+        self._image, self._probes = image, enumerate(probes)
+        self._lock = threading.Lock()
+        self._stop_event = threading.Event()
         self._error: BaseException | None = None
-        self._flow = Flow(Widening(connections, RANGE), self._pause)
-        self._readers = [PatientReader(open_reader, self._flow) for _ in range(connections)]
+        self._gate = RequestGate(AdaptiveConcurrency(connections, PROBE_BYTES), self._sleep)
+        self._readers = [RetryingReader(open_reader, self._gate) for _ in range(connections)]
 
     def run(self) -> None:
-        threads = [threading.Thread(target=self._guarded, args=(reader,), name="vouch", daemon=True) for reader in self._readers]
+        threads = [
+            threading.Thread(target=self._run_reader, args=(reader,), name="vouch", daemon=True)
+            for reader in self._readers
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             while thread.is_alive():
-                thread.join(_TICK)
-                self._flow.look(sum(reader.fetched for reader in self._readers))
+                thread.join(_POLL_INTERVAL)
+                self._gate.adapt(sum(reader.fetched_bytes for reader in self._readers))
         if self._error:
             raise self._error
 
-    def _guarded(self, reader: PatientReader) -> None:
+    def _run_reader(self, reader: RetryingReader) -> None:
         try:
             with reader:
                 self._compare(reader)
         except BaseException as error:
-            with self._guard:
+            with self._lock:
                 self._error = self._error or error
-            self._ended.set()
+            self._stop_event.set()
 
-    def _compare(self, reader: PatientReader) -> None:
-        found = memoryview(bytearray(RANGE))
+    def _compare(self, reader: RetryingReader) -> None:
+        buffer = memoryview(bytearray(PROBE_BYTES))
         # An origin that ignores ranges is asked in this order, so that it sends each file once.
-        while (probe := self._next(reader)) is not None and not self._ended.is_set():
-            part = found[: probe.length]
+        while (probe := self._take_probe(reader)) is not None and not self._stop_event.is_set():
+            part = buffer[: probe.length]
             reader.read_into(probe.extent.entry, probe.offset, part)
             if part != os.pread(self._image, probe.length, probe.extent.offset + probe.offset):
-                raise _differs(probe.extent.entry)
+                raise _mismatch_error(probe.extent.entry)
 
-    def _next(self, reader: PatientReader) -> Probe | None:
-        with self._guard:
-            reader.rank, probe = next(self._line, (0, None))
+    def _take_probe(self, reader: RetryingReader) -> Probe | None:
+        with self._lock:
+            reader.rank, probe = next(self._probes, (0, None))
             return probe
 
-    def _pause(self, seconds: float) -> None:
-        self._ended.wait(seconds)
+    def _sleep(self, seconds: float) -> None:
+        self._stop_event.wait(seconds)
         if self._error:
             raise self._error
 
 
-def _differs(entry: Entry) -> CorruptContent:
+def _mismatch_error(entry: Entry) -> CorruptContent:
     return CorruptContent(
         f"the origin does not send the bytes of {entry.path!r} that its listing names ({entry.digest}); "
         "check the origin or the mirror in front of it, then create the cache again"

@@ -18,11 +18,11 @@ class FileHash:
 
     def __init__(self, entry: Entry) -> None:
         self._hash: _Hash | None = None
-        self._form, _, rest = entry.digest.partition(":")
+        self._scheme, _, rest = entry.digest.partition(":")
         self._expected = rest.partition(" ")[0]
-        if self._form in ("sha256", "claimed"):
+        if self._scheme in ("sha256", "claimed"):
             self._hash = hashlib.sha256()
-        elif self._form == "git":
+        elif self._scheme == "git":
             # git-hash-object: sha1 of "blob <size>\0" and the bytes.
             self._hash = hashlib.sha1(b"blob %d\0" % entry.size, usedforsecurity=False)
 
@@ -31,21 +31,21 @@ class FileHash:
         if self._hash is not None:
             self._hash.update(data)
 
-    def wrong(self) -> str | None:
+    def find_mismatch(self) -> str | None:
         """After the last byte: None when the digest is right, else the digest found."""
         if self._hash is None:
             return None
-        found = self._hash.hexdigest()
-        return None if found == self._expected else f"{self._form}:{found}"
+        digest = self._hash.hexdigest()
+        return None if digest == self._expected else f"{self._scheme}:{digest}"
 
 
-class Verifier:
+class DigestVerifier:
     """Follows the files through their pieces, which come in the image's order."""
 
     def __init__(self) -> None:
         self._current: FileHash | None = None
 
-    def go_on(self, current: FileHash) -> None:
+    def resume(self, current: FileHash) -> None:
         """The first piece to come continues the file of `current`."""
         self._current = current
 
@@ -54,24 +54,24 @@ class Verifier:
         if piece.offset == 0 or self._current is None:
             self._current = FileHash(piece.entry)
         self._current.update(data)
-        return self._current.wrong() if piece.ends_file else None
+        return self._current.find_mismatch() if piece.ends_file else None
 
 
 def check_empty_files(manifest: Manifest) -> None:
     """Raise CorruptContent when a file of no bytes has a digest of some."""
     for entry in manifest.files:
-        if entry.size == 0 and entry.verifiable and (found := FileHash(entry).wrong()):
-            raise corrupt(entry, found)
+        if entry.size == 0 and entry.is_verifiable and (digest := FileHash(entry).find_mismatch()):
+            raise corrupt_content_error(entry, digest)
 
 
-def corrupt(entry: Entry, found: str) -> CorruptContent:
+def corrupt_content_error(entry: Entry, digest: str) -> CorruptContent:
     """The error for a file whose bytes are not those of its digest."""
     if entry.digest.startswith("claimed:"):
         return CorruptContent(
-            f"{entry.path!r} has the sha256 {found.removeprefix('claimed:')}, not {entry.digest[len('claimed:') :].partition(' ')[0]}; "
+            f"{entry.path!r} has the sha256 {digest.removeprefix('claimed:')}, not {entry.digest[len('claimed:') :].partition(' ')[0]}; "
             "check sha256, and whether the file has changed"
         )
     return CorruptContent(
-        f"the origin sent wrong bytes for {entry.path!r}: expected {entry.digest}, found {found}; "
+        f"the origin sent wrong bytes for {entry.path!r}: expected {entry.digest}, found {digest}; "
         "check the origin or the mirror in front of it, then create the cache again"
     )

@@ -8,11 +8,11 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from csi.images.layout.erofs import aligned
+from csi.images.layout.erofs import align
 from csi.images.layout.layout import Extent, Layout
 from csi.manifest.manifest import Entry
 
-CHUNK = 4 * 1024 * 1024
+CHUNK_BYTES = 4 * 1024 * 1024
 """Bytes of a chunk, but of the last, unless the caller wants another multiple of 4096."""
 
 
@@ -49,7 +49,7 @@ class Chunk:
         """The whole blocks that the pieces take, as begin and end in the chunk: all that may be written, since files between them are copied."""
         spans: list[tuple[int, int]] = []
         for piece in self.pieces:
-            end = aligned(piece.start + piece.length)
+            end = align(piece.start + piece.length)
             begin = spans.pop()[0] if spans and spans[-1][1] == piece.start else piece.start
             spans.append((begin, end))
         return spans
@@ -61,58 +61,73 @@ class ChunkPlan:
     Chunks begin a multiple of `chunk_bytes` behind the metadata. Files that begin at an image byte in `copied` are left out.
     """
 
-    def __init__(self, layout: Layout, chunk_bytes: int = CHUNK, copied: Container[int] = ()) -> None:
+    def __init__(
+        self, layout: Layout, chunk_bytes: int = CHUNK_BYTES, copied_offsets: Container[int] = ()
+    ) -> None:
         self.chunk_bytes = chunk_bytes
-        self._extents = tuple(extent for extent in layout.extents if extent.offset not in copied) if copied else layout.extents
-        self._start = len(layout.metadata)
+        self._extents = (
+            tuple(extent for extent in layout.extents if extent.offset not in copied_offsets)
+            if copied_offsets
+            else layout.extents
+        )
+        self._data_start = len(layout.metadata)
         self._size = layout.size
-        everything = range(-(-(self._size - self._start) // self.chunk_bytes))
-        self._numbers: Sequence[int] = everything if self._extents is layout.extents else self._numbers_of(self._extents)
+        everything = range(-(-(self._size - self._data_start) // self.chunk_bytes))
+        self._numbers: Sequence[int] = (
+            everything if self._extents is layout.extents else self._get_chunk_numbers(self._extents)
+        )
         self.count = len(self._numbers)
 
-    def _numbers_of(self, extents: Iterable[Extent]) -> Sequence[int]:
+    def _get_chunk_numbers(self, extents: Iterable[Extent]) -> Sequence[int]:
         numbers = array("Q")
         for extent in extents:
-            first, last = ((extent.offset + at - self._start) // self.chunk_bytes for at in (0, extent.entry.size - 1))
+            first, last = (
+                (extent.offset + at - self._data_start) // self.chunk_bytes
+                for at in (0, extent.entry.size - 1)
+            )
             numbers.extend(range(max(first, numbers[-1] + 1) if numbers else first, last + 1))
         return numbers
 
     def offset(self, index: int) -> int:
         """The image byte where chunk `index` begins; of `count`, where the image ends."""
-        return self._start + self._numbers[index] * self.chunk_bytes if index < self.count else self._size
+        return (
+            self._data_start + self._numbers[index] * self.chunk_bytes if index < self.count else self._size
+        )
 
     def index_at(self, offset: int) -> int:
         """The first chunk that begins at image byte `offset` or behind it (`count` for the image's end)."""
-        return bisect_left(self._numbers, -(-max(0, offset - self._start) // self.chunk_bytes))
+        return bisect_left(self._numbers, -(-max(0, offset - self._data_start) // self.chunk_bytes))
 
     def chunk(self, index: int) -> Chunk:
         """Chunk `index`, 0 <= index < count."""
         begin = self.offset(index)
         end = min(begin + self.chunk_bytes, self._size)
         pieces = []
-        at = self._extent_at(begin)
-        while at < len(self._extents) and self._extents[at].offset < end:
-            entry, offset = self._extents[at].entry, self._extents[at].offset
+        extent_index = self._extent_index_at(begin)
+        while extent_index < len(self._extents) and self._extents[extent_index].offset < end:
+            entry, offset = self._extents[extent_index].entry, self._extents[extent_index].offset
             first, last = max(begin, offset), min(end, offset + entry.size)
             # The first one found may end before the chunk.
             if first < last:
                 pieces.append(Piece(entry, first - offset, first - begin, last - first))
-            at += 1
+            extent_index += 1
         return Chunk(index, begin, end - begin, pieces)
 
-    def content_before(self, offset: int) -> int:
+    def content_bytes_before(self, offset: int) -> int:
         """Bytes of files that stand before image byte `offset`."""
         at = bisect_right(self._extents, offset, key=_offset)
         whole = sum(extent.entry.size for extent in self._extents[: max(0, at - 1)])
-        return whole + (min(self._extents[at - 1].entry.size, offset - self._extents[at - 1].offset) if at else 0)
+        return whole + (
+            min(self._extents[at - 1].entry.size, offset - self._extents[at - 1].offset) if at else 0
+        )
 
-    def straddling(self, offset: int) -> Extent | None:
+    def find_straddling_extent(self, offset: int) -> Extent | None:
         """The file that has bytes both before and from image byte `offset` on."""
         at = bisect_right(self._extents, offset, key=_offset) - 1
         extent = self._extents[at] if at >= 0 else None
         return extent if extent and extent.offset < offset < extent.offset + extent.entry.size else None
 
-    def _extent_at(self, offset: int) -> int:
+    def _extent_index_at(self, offset: int) -> int:
         return max(0, bisect_right(self._extents, offset, key=_offset) - 1)
 
 
@@ -122,6 +137,6 @@ def _offset(extent: Extent) -> int:
 
 def zero_padding(view: memoryview, end: int) -> None:
     """Zero what follows byte `end` of `view` up to a whole block: a file's last block is padded with zeros."""
-    stop = aligned(end)
+    stop = align(end)
     if stop != end:
         view[end:stop] = bytes(stop - end)

@@ -33,10 +33,10 @@ _inode = struct.Struct("<HHHHQIIIIqII16x")
 _dirent = struct.Struct("<QHBB")
 
 # A directory's name, the byte offset of the inode it stands for, and that inode's TYPE_.
-Name = tuple[bytes, int, int]
+DirectoryEntry = tuple[bytes, int, int]
 
 
-def _crc_table() -> tuple[int, ...]:
+def _build_crc_table() -> tuple[int, ...]:
     table = []
     for value in range(256):
         for _ in range(8):
@@ -45,7 +45,7 @@ def _crc_table() -> tuple[int, ...]:
     return tuple(table)
 
 
-_CRC_TABLE = _crc_table()
+_CRC_TABLE = _build_crc_table()
 
 
 def crc32c(data: bytes, crc: int = 0xFFFFFFFF) -> int:
@@ -55,30 +55,30 @@ def crc32c(data: bytes, crc: int = 0xFFFFFFFF) -> int:
     return crc
 
 
-def blocks(size: int) -> int:
+def count_blocks(size: int) -> int:
     """How many blocks `size` bytes take."""
     return -(-size // BLOCK)
 
 
-def aligned(size: int) -> int:
+def align(size: int) -> int:
     """`size` rounded up to whole blocks, in bytes."""
-    return blocks(size) * BLOCK
+    return count_blocks(size) * BLOCK
 
 
-def super_block(inodes: int, image_blocks: int, uuid: bytes, root: int) -> bytes:
-    """The 128 bytes at SUPER_OFFSET, with a zero checksum: `seal_super_block` sets it. `uuid` is 16 bytes, `root` the byte of the root's inode."""
+def build_super_block(inodes: int, image_blocks: int, uuid: bytes, root_offset: int) -> bytes:
+    """The 128 bytes at SUPER_OFFSET, with a zero checksum: `write_super_block_checksum` sets it. `uuid` is 16 bytes, `root_offset` the byte of the root's inode."""
     return _super.pack(
-        _MAGIC, 0, _COMPAT_CHECKSUM | _COMPAT_MTIME, BLOCK_BITS, 0, root >> _NID_SHIFT, inodes,
+        _MAGIC, 0, _COMPAT_CHECKSUM | _COMPAT_MTIME, BLOCK_BITS, 0, root_offset >> _NID_SHIFT, inodes,
         0, 0, image_blocks, 0, 0, uuid, b"", 0, 0, 0, 0, 0, 0, 0, 0, 0,
     )  # fmt: skip
 
 
-def seal_super_block(metadata: bytearray) -> None:
+def write_super_block_checksum(metadata: bytearray) -> None:
     """Put the checksum over the rest of the first block, from SUPER_OFFSET on, into the super block."""
     struct.pack_into("<I", metadata, SUPER_OFFSET + 4, crc32c(bytes(metadata[SUPER_OFFSET:BLOCK])))
 
 
-def root_of(first_block: bytes) -> int | None:
+def read_root_offset(first_block: bytes) -> int | None:
     """The byte of the root's inode, as the super block in the first BLOCK of an image says; None where there is no super block."""
     if len(first_block) < BLOCK:
         return None
@@ -86,38 +86,64 @@ def root_of(first_block: bytes) -> int | None:
     return root << _NID_SHIFT if magic == _MAGIC else None
 
 
-def is_folder(inode: bytes) -> bool:
+def is_directory_inode(inode: bytes) -> bool:
     """Whether these INODE_SIZE bytes are a folder's inode."""
     return len(inode) == INODE_SIZE and _inode.unpack(inode)[2] & _IFMT == IFDIR
 
 
 def write_inode(
-    into: bytearray, at: int, *, number: int, data: int, mode: int, size: int, block: int, uid: int, gid: int, mtime_ns: int, nlink: int
+    buffer: bytearray,
+    offset: int,
+    *,
+    number: int,
+    data: int,
+    mode: int,
+    size: int,
+    block: int,
+    uid: int,
+    gid: int,
+    mtime_ns: int,
+    nlink: int,
 ) -> None:
-    """Write the 64-byte inode at byte `at`: `data` is PLAIN or INLINE, `mode` has the file type bits, `block` is the first data block."""
+    """Write the 64-byte inode at byte `offset`: `data` is PLAIN or INLINE, `mode` has the file type bits, `block` is the first data block."""
     seconds, nanoseconds = divmod(mtime_ns, _NANO)
-    _inode.pack_into(into, at, data << 1 | _EXTENDED, 0, mode, 0, size, block, number, uid, gid, seconds, nanoseconds, nlink)
+    _inode.pack_into(
+        buffer,
+        offset,
+        data << 1 | _EXTENDED,
+        0,
+        mode,
+        0,
+        size,
+        block,
+        number,
+        uid,
+        gid,
+        seconds,
+        nanoseconds,
+        nlink,
+    )
 
 
-def split_names(names: Sequence[bytes]) -> list[int]:
+def split_into_blocks(names: Sequence[bytes]) -> list[int]:
     """Where each directory block ends, as indices into the sorted `names`; every block holds whole entries."""
-    ends, used = [], 0
+    ends, used_bytes = [], 0
     for index, name in enumerate(names):
         need = DIRENT_SIZE + len(name)
-        if used + need > BLOCK:
+        if used_bytes + need > BLOCK:
             ends.append(index)
-            used = 0
-        used += need
+            used_bytes = 0
+        used_bytes += need
     return [*ends, len(names)]
 
 
-def directory_size(names: Sequence[bytes], ends: Sequence[int]) -> int:
+def get_directory_size(names: Sequence[bytes], ends: Sequence[int]) -> int:
     """Bytes of a directory's data: all blocks but the last are whole."""
     last = names[ends[-2] if len(ends) > 1 else 0 :]
     return (len(ends) - 1) * BLOCK + DIRENT_SIZE * len(last) + sum(map(len, last))
 
 
-def directory_block(names: Sequence[Name]) -> bytes:
+def build_directory_block(names: Sequence[DirectoryEntry]) -> bytes:
     """One self-contained directory block, not padded: the entries, then their names."""
     offset = DIRENT_SIZE * len(names)
     entries = []

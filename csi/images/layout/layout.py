@@ -14,15 +14,15 @@ from pathlib import Path
 from csi.errors import OutOfRange
 from csi.images.layout import erofs
 from csi.images.layout.erofs import BLOCK, INODE_SIZE
-from csi.manifest.manifest import Entry, Kind, Manifest
+from csi.manifest.manifest import Entry, EntryKind, Manifest
 
-FORMAT = 2
+LAYOUT_FORMAT = 2
 """Goes up when the same manifest would give other bytes; a partial image of another format starts again."""
 
-_TYPES = {
-    Kind.FILE: (erofs.TYPE_FILE, erofs.IFREG),
-    Kind.DIRECTORY: (erofs.TYPE_DIRECTORY, erofs.IFDIR),
-    Kind.SYMLINK: (erofs.TYPE_SYMLINK, erofs.IFLNK),
+_INODE_TYPES = {
+    EntryKind.FILE: (erofs.TYPE_FILE, erofs.IFREG),
+    EntryKind.DIRECTORY: (erofs.TYPE_DIRECTORY, erofs.IFDIR),
+    EntryKind.SYMLINK: (erofs.TYPE_SYMLINK, erofs.IFLNK),
 }
 
 
@@ -50,11 +50,11 @@ class Layout:
 
 @dataclass(slots=True)
 class _Node:
-    """An entry on its way into the image; `at` is its inode's byte."""
+    """An entry on its way into the image; `inode_offset` is its inode's byte."""
 
     entry: Entry
     size: int = 0
-    at: int = 0
+    inode_offset: int = 0
     block: int = erofs.NO_BLOCK
     nlink: int = 1
     inline: bool = False
@@ -62,151 +62,161 @@ class _Node:
 
 @dataclass(slots=True)
 class _Folder(_Node):
-    """A folder; `names` are sorted bytes with their nodes, `ends` where each block of them ends."""
+    """A folder; `children` are sorted bytes with their nodes, `block_ends` where each block of them ends."""
 
-    names: list[tuple[bytes, _Node]] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    children: list[tuple[bytes, _Node]] = field(default_factory=list)
+    block_ends: list[int] = field(default_factory=list)
 
 
-def is_laid_out(image: Path, layout: Layout) -> bool:
+def matches_layout(image: Path, layout: Layout) -> bool:
     """Whether the file at `image` is one of `layout`: as long, and beginning with its metadata. Raises OSError."""
     with image.open("rb") as stream:
-        return os.fstat(stream.fileno()).st_size == layout.size and stream.read(len(layout.metadata)) == layout.metadata
+        return (
+            os.fstat(stream.fileno()).st_size == layout.size
+            and stream.read(len(layout.metadata)) == layout.metadata
+        )
 
 
-def has_root(image: Path) -> bool:
+def has_root_directory(image: Path) -> bool:
     """Whether the super block of the file at `image` leads to a folder, without which no kernel mounts it. Raises OSError.
 
     Format 1 named the wrong place where the root did not fit behind the super block; all its other images are as format 2 has them.
     """
     with image.open("rb") as stream:
-        root = erofs.root_of(stream.read(BLOCK))
+        root = erofs.read_root_offset(stream.read(BLOCK))
         if root is None:
             return False
         stream.seek(root)
-        return erofs.is_folder(stream.read(INODE_SIZE))
+        return erofs.is_directory_inode(stream.read(INODE_SIZE))
 
 
-def lay_out(manifest: Manifest) -> Layout:
+def build_layout(manifest: Manifest) -> Layout:
     """The layout of `manifest`; raises OutOfRange when the image would be over 16 TiB (32-bit block numbers)."""
-    nodes = _tree(manifest)
+    nodes = _build_tree(manifest)
     for node in nodes:
-        _measure(node)
-    end = _place_inodes(nodes)
-    data_block = _place_metadata_blocks(nodes, erofs.blocks(end))
-    extents, image_blocks = _place_files(nodes, data_block)
+        _set_size(node)
+    end = _assign_inode_offsets(nodes)
+    data_block = _assign_metadata_blocks(nodes, erofs.count_blocks(end))
+    extents, image_blocks = _assign_file_blocks(nodes, data_block)
     if image_blocks > erofs.MAX_BLOCKS:
-        raise OutOfRange(f"the content needs an image of {image_blocks * BLOCK} bytes; one image holds at most {erofs.MAX_BLOCKS * BLOCK}")
+        raise OutOfRange(
+            f"the content needs an image of {image_blocks * BLOCK} bytes; one image holds at most {erofs.MAX_BLOCKS * BLOCK}"
+        )
     metadata = bytearray(data_block * BLOCK)
-    sb = erofs.super_block(len(nodes), image_blocks, bytes.fromhex(manifest.digest[:32]), nodes[0].at)
+    sb = erofs.build_super_block(
+        len(nodes), image_blocks, bytes.fromhex(manifest.digest[:32]), nodes[0].inode_offset
+    )
     metadata[erofs.SUPER_OFFSET : erofs.FIRST_INODE] = sb
     for number, node in enumerate(nodes, 1):
-        _write(metadata, node, number)
-    _part(nodes)
-    erofs.seal_super_block(metadata)
+        _write_node(metadata, node, number)
+    _break_cycles(nodes)
+    erofs.write_super_block_checksum(metadata)
     return Layout(manifest, image_blocks * BLOCK, bytes(metadata), tuple(extents))
 
 
-def _tree(manifest: Manifest) -> list[_Node]:
+def _build_tree(manifest: Manifest) -> list[_Node]:
     """All nodes, the root first, then in the manifest's order (a folder before what is in it)."""
-    root = _folder(Entry("", Kind.DIRECTORY, mode=0o555), None)
+    root = _create_folder(Entry("", EntryKind.DIRECTORY, mode=0o555), None)
     folders: dict[str, _Folder] = {"": root}
     nodes: list[_Node] = [root]
     for entry in manifest.entries:
         parent_path, _, name = entry.path.rpartition("/")
         parent = folders[parent_path]
         node: _Node
-        if entry.kind is Kind.DIRECTORY:
-            node = folders[entry.path] = _folder(entry, parent)
+        if entry.kind is EntryKind.DIRECTORY:
+            node = folders[entry.path] = _create_folder(entry, parent)
             parent.nlink += 1
         else:
             node = _Node(entry, entry.size)
-        parent.names.append((name.encode(), node))
+        parent.children.append((name.encode(), node))
         nodes.append(node)
     return nodes
 
 
-def _folder(entry: Entry, parent: _Folder | None) -> _Folder:
+def _create_folder(entry: Entry, parent: _Folder | None) -> _Folder:
     node = _Folder(entry, nlink=2)
-    node.names = [(b".", node), (b"..", parent or node)]
+    node.children = [(b".", node), (b"..", parent or node)]
     return node
 
 
-def _part(nodes: list[_Node]) -> None:
+def _break_cycles(nodes: list[_Node]) -> None:
     """Folders and what is in them name each other: nodes would stay in memory, 300 bytes a file, until garbage is looked for."""
     for node in nodes:
         if isinstance(node, _Folder):
-            node.names.clear()
+            node.children.clear()
 
 
-def _measure(node: _Node) -> None:
+def _set_size(node: _Node) -> None:
     """Set what of a folder or symlink follows from its own content: its size, and whether it stands behind its inode."""
-    if node.entry.kind is Kind.FILE:
+    if node.entry.kind is EntryKind.FILE:
         return
     if not isinstance(node, _Folder):
-        node.size = len(_target(node.entry))
+        node.size = len(_encode_target(node.entry))
     else:
         # Names can sort before '.', so the manifest's order is not enough.
-        node.names.sort(key=lambda pair: pair[0])
-        names = [name for name, _ in node.names]
-        node.ends = erofs.split_names(names)
-        node.size = erofs.directory_size(names, node.ends)
+        node.children.sort(key=lambda pair: pair[0])
+        names = [name for name, _ in node.children]
+        node.block_ends = erofs.split_into_blocks(names)
+        node.size = erofs.get_directory_size(names, node.block_ends)
     node.inline = INODE_SIZE + node.size <= BLOCK
 
 
-def _target(entry: Entry) -> bytes:
+def _encode_target(entry: Entry) -> bytes:
     return entry.target.encode(errors="surrogateescape")
 
 
-def _place_inodes(nodes: list[_Node]) -> int:
+def _assign_inode_offsets(nodes: list[_Node]) -> int:
     """Give every node its inode's byte; an inode and what is behind it never cross a block. Returns the end."""
-    at = erofs.FIRST_INODE
+    offset = erofs.FIRST_INODE
     for node in nodes:
         need = INODE_SIZE + (node.size if node.inline else 0)
-        if at % BLOCK + need > BLOCK:
-            at = erofs.aligned(at)
-        node.at = at
-        at += -(-need // INODE_SIZE) * INODE_SIZE
-    return at
+        if offset % BLOCK + need > BLOCK:
+            offset = erofs.align(offset)
+        node.inode_offset = offset
+        offset += -(-need // INODE_SIZE) * INODE_SIZE
+    return offset
 
 
-def _place_metadata_blocks(nodes: list[_Node], block: int) -> int:
+def _assign_metadata_blocks(nodes: list[_Node], block: int) -> int:
     """Give blocks, from `block` on, to the folders and symlinks that are too long to stand behind their inode."""
     for node in nodes:
-        if node.entry.kind is not Kind.FILE and not node.inline:
+        if node.entry.kind is not EntryKind.FILE and not node.inline:
             node.block = block
-            block += erofs.blocks(node.size)
+            block += erofs.count_blocks(node.size)
     return block
 
 
-def _place_files(nodes: list[_Node], block: int) -> tuple[list[Extent], int]:
+def _assign_file_blocks(nodes: list[_Node], block: int) -> tuple[list[Extent], int]:
     """Give blocks to all files with bytes; returns their extents and the block behind the last."""
     extents = []
     for node in nodes:
-        if node.entry.kind is Kind.FILE and node.size:
+        if node.entry.kind is EntryKind.FILE and node.size:
             node.block = block
             extents.append(Extent(node.entry, block * BLOCK))
-            block += erofs.blocks(node.size)
+            block += erofs.count_blocks(node.size)
     return extents, block
 
 
-def _write(metadata: bytearray, node: _Node, number: int) -> None:
+def _write_node(metadata: bytearray, node: _Node, number: int) -> None:
     entry = node.entry
     data = erofs.INLINE if node.inline else erofs.PLAIN
-    mode = _TYPES[entry.kind][1] | entry.mode
+    mode = _INODE_TYPES[entry.kind][1] | entry.mode
     erofs.write_inode(
-        metadata, node.at, number=number, data=data, mode=mode, size=node.size, block=node.block,
+        metadata, node.inode_offset, number=number, data=data, mode=mode, size=node.size, block=node.block,
         uid=entry.uid, gid=entry.gid, mtime_ns=entry.mtime_ns, nlink=node.nlink,
     )  # fmt: skip
-    if entry.kind is Kind.FILE:
+    if entry.kind is EntryKind.FILE:
         return
-    at = node.at + INODE_SIZE if node.inline else node.block * BLOCK
-    content = _directory(node) if isinstance(node, _Folder) else _target(entry)
-    metadata[at : at + len(content)] = content
+    offset = node.inode_offset + INODE_SIZE if node.inline else node.block * BLOCK
+    content = _build_directory(node) if isinstance(node, _Folder) else _encode_target(entry)
+    metadata[offset : offset + len(content)] = content
 
 
-def _directory(node: _Folder) -> bytes:
-    names = [(name, child.at, _TYPES[child.entry.kind][0]) for name, child in node.names]
-    starts = [0, *node.ends[:-1]]
-    parts = [erofs.directory_block(names[start:end]) for start, end in zip(starts, node.ends, strict=True)]
+def _build_directory(node: _Folder) -> bytes:
+    names = [(name, child.inode_offset, _INODE_TYPES[child.entry.kind][0]) for name, child in node.children]
+    starts = [0, *node.block_ends[:-1]]
+    parts = [
+        erofs.build_directory_block(names[start:end])
+        for start, end in zip(starts, node.block_ends, strict=True)
+    ]
     return b"".join([*(part.ljust(BLOCK, b"\0") for part in parts[:-1]), parts[-1]])

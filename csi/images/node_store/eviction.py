@@ -6,50 +6,58 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from csi.errors import NoSpace
-from csi.values import human
+from csi.values import format_size
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What an image takes of the store, in bytes: `size` in the end (its reservation), `allocated` on disk by now.
+class ImageUsage:
+    """What an image takes of the store, in bytes: `reserved_bytes` in the end (its reservation), `allocated_bytes` on disk by now.
 
-    `fixed` images stay: they are mounted, prewarmed or being filled. `last_used` is in seconds since 1970.
+    `in_use` images stay: they are mounted, prewarmed or being filled. `last_used` is in seconds since 1970.
     """
 
     digest: str
-    size: int
-    allocated: int
+    reserved_bytes: int
+    allocated_bytes: int
     last_used: float = 0.0
-    fixed: bool = False
+    in_use: bool = False
 
 
-def victims(wanted: Claim, others: Iterable[Claim], budget: int, free: int) -> list[str]:
-    """The digests to evict, least recently used first, so that `wanted` fits `budget` and the `free` bytes of the file system.
+def select_victims(
+    requested: ImageUsage, others: Iterable[ImageUsage], budget_bytes: int, free_bytes: int
+) -> list[str]:
+    """The digests to evict, least recently used first, so that `requested` fits `budget_bytes` and the `free_bytes` bytes of the file system.
 
     Raises NoSpace, with what is needed and what there could be, when evicting all that may go is not enough.
     """
-    claims = list(others)
-    in_budget = budget - sum(claim.size for claim in claims)
+    usages = list(others)
+    in_budget = budget_bytes - sum(claim.reserved_bytes for claim in usages)
     # Other fills will still take what they reserved; what `wanted` allocated before is its own.
-    on_disk = free + wanted.allocated - sum(max(0, claim.size - claim.allocated) for claim in claims)
-    gone = []
-    for claim in sorted((c for c in claims if not c.fixed), key=lambda c: c.last_used):
-        if min(in_budget, on_disk) >= wanted.size:
+    on_disk = (
+        free_bytes
+        + requested.allocated_bytes
+        - sum(max(0, claim.reserved_bytes - claim.allocated_bytes) for claim in usages)
+    )
+    victims = []
+    for claim in sorted((c for c in usages if not c.in_use), key=lambda c: c.last_used):
+        if min(in_budget, on_disk) >= requested.reserved_bytes:
             break
-        gone.append(claim.digest)
-        in_budget += claim.size
-        on_disk += max(claim.size, claim.allocated)
-    if min(in_budget, on_disk) < wanted.size:
-        raise _no_space(wanted, claims, budget, in_budget, on_disk)
-    return gone
+        victims.append(claim.digest)
+        in_budget += claim.reserved_bytes
+        on_disk += max(claim.reserved_bytes, claim.allocated_bytes)
+    if min(in_budget, on_disk) < requested.reserved_bytes:
+        raise _no_space_error(requested, usages, budget_bytes, in_budget, on_disk)
+    return victims
 
 
-def _no_space(wanted: Claim, claims: list[Claim], budget: int, in_budget: int, on_disk: int) -> NoSpace:
-    pinned = sum(claim.size for claim in claims if claim.fixed)
-    limit, way_out = f"its budget is {human(budget)}", "raise --store-size"
+def _no_space_error(
+    requested: ImageUsage, usages: list[ImageUsage], budget_bytes: int, in_budget: int, on_disk: int
+) -> NoSpace:
+    in_use_bytes = sum(claim.reserved_bytes for claim in usages if claim.in_use)
+    limit, remedy = f"its budget is {format_size(budget_bytes)}", "raise --store-size"
     if on_disk < in_budget:
-        limit, way_out = "its file system has no more", "add disk space"
+        limit, remedy = "its file system has no more", "add disk space"
     return NoSpace(
-        f"the image needs {human(wanted.size)}, the node's store has room for {human(max(0, min(in_budget, on_disk)))}: {limit}, "
-        f"{human(pinned)} are mounted, prewarmed or being filled; delete pods that mount other caches, or CachePrewarms, or {way_out}"
+        f"the image needs {format_size(requested.reserved_bytes)}, the node's store has room for {format_size(max(0, min(in_budget, on_disk)))}: {limit}, "
+        f"{format_size(in_use_bytes)} are mounted, prewarmed or being filled; delete pods that mount other caches, or CachePrewarms, or {remedy}"
     )

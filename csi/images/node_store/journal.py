@@ -16,70 +16,70 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
-from csi.images.layout.layout import FORMAT, Layout
+from csi.images.layout.layout import LAYOUT_FORMAT, Layout
 
 _MAGIC = b"DCFILL\0\1"
 _header = struct.Struct("<8sIIQ32sI")
 _record = struct.Struct("<QI")
-_COPIED = 1 << 63
+_COPIED_FLAG = 1 << 63
 
 
 class Journal:
     """The open journal at `path` for `layout`; what is there of another image, or damaged, is dropped. For one thread."""
 
     def __init__(self, path: Path, layout: Layout, chunk_bytes: int) -> None:
-        self._header = _header_of(layout, chunk_bytes)
-        self._seed = zlib.crc32(self._header)
+        self._header = _build_header(layout, chunk_bytes)
+        self._crc_seed = zlib.crc32(self._header)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         content = path.read_bytes()
-        self.durable = 0
+        self.durable_bytes = 0
         """Image bytes, from offset 0 on, that are on disk with every file that ends in them verified."""
-        self.copied: set[int] = set()
+        self.copied_offsets: set[int] = set()
         """Where the files begin that were copied whole from other images and are on disk."""
         if content.startswith(self._header):
             self._recover(content)
         else:
-            self.restart()
+            self.reset()
 
-    def append(self, durable: int) -> None:
-        """Record that image bytes up to `durable` are synced. The record itself is not: losing it only costs fetching again."""
-        os.write(self._fd, self._packed(durable))
-        self.durable = durable
+    def append(self, durable_bytes: int) -> None:
+        """Record that image bytes up to `durable_bytes` are synced. The record itself is not: losing it only costs fetching again."""
+        os.write(self._fd, self._pack(durable_bytes))
+        self.durable_bytes = durable_bytes
 
     def append_copied(self, offsets: Iterable[int]) -> None:
         """Record that the files that begin at these image bytes were copied and synced."""
-        fresh = sorted(set(offsets) - self.copied)
-        os.write(self._fd, b"".join(self._packed(_COPIED | offset) for offset in fresh))
-        self.copied.update(fresh)
+        new_offsets = sorted(set(offsets) - self.copied_offsets)
+        os.write(self._fd, b"".join(self._pack(_COPIED_FLAG | offset) for offset in new_offsets))
+        self.copied_offsets.update(new_offsets)
 
     @property
-    def begun(self) -> bool:
+    def has_records(self) -> bool:
         """Whether anything of the image is on disk."""
-        return self.durable > 0 or bool(self.copied)
+        return self.durable_bytes > 0 or bool(self.copied_offsets)
 
-    def _packed(self, value: int) -> bytes:
+    def _pack(self, value: int) -> bytes:
         body = struct.pack("<Q", value)
-        return body + struct.pack("<I", zlib.crc32(body, self._seed))
+        return body + struct.pack("<I", zlib.crc32(body, self._crc_seed))
 
-    def restart(self) -> None:
+    def reset(self) -> None:
         """Forget all records, durably: an old record must not come back, after a power cut, beside a new partial image."""
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         os.write(self._fd, self._header)
         os.fsync(self._fd)
-        self.durable = 0
-        self.copied.clear()
+        self.durable_bytes = 0
+        self.copied_offsets.clear()
 
     def _recover(self, content: bytes) -> None:
         at = len(self._header)
         while at + _record.size <= len(content):
             value, crc = _record.unpack_from(content, at)
-            if crc != zlib.crc32(content[at : at + 8], self._seed):
+            if crc != zlib.crc32(content[at : at + 8], self._crc_seed):
                 break
-            if value & _COPIED:
-                self.copied.add(value ^ _COPIED)
+            if value & _COPIED_FLAG:
+                self.copied_offsets.add(value ^ _COPIED_FLAG)
             else:
-                self.durable = value
+                self.durable_bytes = value
             at += _record.size
         os.ftruncate(self._fd, at)
         os.lseek(self._fd, at, os.SEEK_SET)
@@ -91,11 +91,13 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
 
-def begun_by(path: Path) -> str:
+def read_journal_digest(path: Path) -> str:
     """The digest of the manifest whose fill has begun with the journal at `path`, "" for none."""
     try:
         with path.open("rb") as stream:
@@ -108,6 +110,6 @@ def begun_by(path: Path) -> str:
     return digest.hex() if fields[0] == _MAGIC and crc == zlib.crc32(_header.pack(*fields, digest, 0)) else ""
 
 
-def _header_of(layout: Layout, chunk_bytes: int) -> bytes:
-    fields = (_MAGIC, FORMAT, chunk_bytes, layout.size, bytes.fromhex(layout.manifest.digest))
+def _build_header(layout: Layout, chunk_bytes: int) -> bytes:
+    fields = (_MAGIC, LAYOUT_FORMAT, chunk_bytes, layout.size, bytes.fromhex(layout.manifest.digest))
     return _header.pack(*fields, zlib.crc32(_header.pack(*fields, 0)))

@@ -9,16 +9,16 @@ from pathlib import Path
 from types import TracebackType
 
 from csi.errors import DataCacheError, NoSpace
-from csi.images.layout.chunks import CHUNK
-from csi.images.layout.erofs import aligned
-from csi.linux.aligned_memory import Buffer
-from csi.linux.durable_files import sync_folder
-from csi.values import human
+from csi.images.layout.chunks import CHUNK_BYTES
+from csi.images.layout.erofs import align
+from csi.linux.aligned_memory import AlignedBuffer
+from csi.linux.durable_files import fsync_folder
+from csi.values import format_size
 
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-Range = tuple[int, int]
+_NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+ByteRange = tuple[int, int]
 """Bytes of an image: from the first on, up to, but without, the second."""
-_NO_ALLOCATE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+_NO_FALLOCATE_ERRNOS = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class PartialImage:
@@ -29,10 +29,10 @@ class PartialImage:
 
     def __init__(self, path: Path, size: int) -> None:
         self._path, self._size = path, size
-        self._fd, self._direct = _open(path)
+        self._fd, self._is_direct = _open_direct(path)
 
     @staticmethod
-    def create(path: Path, size: int, ranges: Iterable[Range] | None = None) -> None:
+    def create(path: Path, size: int, ranges: Iterable[ByteRange] | None = None) -> None:
         """Make a new file of mode 0600 in the place of whatever is there, with `ranges` of it allocated (None: the whole)."""
         path.unlink(missing_ok=True)
         try:
@@ -43,14 +43,14 @@ class PartialImage:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            sync_folder(path.parent)
+            fsync_folder(path.parent)
         except OSError as error:
             # What was allocated before the file system was full would keep the room from everyone.
             path.unlink(missing_ok=True)
-            raise fault(error, path, size) from error
+            raise image_io_error(error, path, size) from error
 
     @staticmethod
-    def allocate(path: Path, size: int, ranges: Iterable[Range]) -> None:
+    def allocate(path: Path, size: int, ranges: Iterable[ByteRange]) -> None:
         """Allocate what is not yet of these ranges of the file; what is there stays as it is."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -59,10 +59,10 @@ class PartialImage:
             finally:
                 os.close(fd)
         except OSError as error:
-            raise fault(error, path, size) from error
+            raise image_io_error(error, path, size) from error
 
     @staticmethod
-    def is_whole(path: Path, size: int) -> bool:
+    def exists_with_size(path: Path, size: int) -> bool:
         """Whether there is a partial image of exactly this size."""
         return path.is_file() and path.stat().st_size == size
 
@@ -73,51 +73,59 @@ class PartialImage:
                 done = os.pwrite(self._fd, data, offset)
                 offset, data = offset + done, data[done:]
         except OSError as error:
-            raise fault(error, self._path, self._size) from error
+            raise image_io_error(error, self._path, self._size) from error
 
     def write_metadata(self, metadata: bytes) -> None:
         """Write `metadata` at offset 0, through an aligned buffer. A file system that takes O_DIRECT at open only is found out here."""
-        view = Buffer(min(aligned(len(metadata)), CHUNK)).view
+        view = AlignedBuffer(min(align(len(metadata)), CHUNK_BYTES)).view
         for at in range(0, len(metadata), len(view)):
             part = metadata[at : at + len(view)]
             view[: len(part)] = part
             try:
                 self.write(at, view[: len(part)])
             except DataCacheError as error:
-                if not (self._direct and isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EINVAL):
+                if not (
+                    self._is_direct
+                    and isinstance(error.__cause__, OSError)
+                    and error.__cause__.errno == errno.EINVAL
+                ):
                     raise
                 os.close(self._fd)
-                self._fd, self._direct = os.open(self._path, os.O_RDWR | os.O_CLOEXEC), False
+                self._fd, self._is_direct = os.open(self._path, os.O_RDWR | os.O_CLOEXEC), False
                 self.write(at, view[: len(part)])
 
-    def read(self, offset: int, into: memoryview) -> None:
-        """Fill `into` (page-aligned, a multiple of 4096 long) from image byte `offset` on."""
+    def read(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` (page-aligned, a multiple of 4096 long) from image byte `offset` on."""
         try:
-            while into:
-                done = os.preadv(self._fd, [into], offset)
+            while buffer:
+                done = os.preadv(self._fd, [buffer], offset)
                 if done == 0:
-                    raise DataCacheError(f"the partial image {self._path} ends early; remove it so that it is filled again")
-                offset, into = offset + done, into[done:]
+                    raise DataCacheError(
+                        f"the partial image {self._path} ends early; remove it so that it is filled again"
+                    )
+                offset, buffer = offset + done, buffer[done:]
         except OSError as error:
-            raise fault(error, self._path, self._size) from error
+            raise image_io_error(error, self._path, self._size) from error
 
     def sync(self) -> None:
         """Return when all that was written before is on disk."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
-            raise fault(error, self._path, self._size) from error
-        if not self._direct:
+            raise image_io_error(error, self._path, self._size) from error
+        if not self._is_direct:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def __enter__(self) -> PartialImage:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._fd)
 
 
-def _open(path: Path) -> tuple[int, bool]:
+def _open_direct(path: Path) -> tuple[int, bool]:
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         return os.open(path, flags | os.O_DIRECT), True
@@ -127,21 +135,23 @@ def _open(path: Path) -> tuple[int, bool]:
         return os.open(path, flags), False
 
 
-def _allocate(fd: int, ranges: Iterable[Range]) -> None:
+def _allocate(fd: int, ranges: Iterable[ByteRange]) -> None:
     try:
         for begin, end in ranges:
             os.posix_fallocate(fd, begin, end - begin)
     except OSError as error:
-        if error.errno not in _NO_ALLOCATE:
+        if error.errno not in _NO_FALLOCATE_ERRNOS:
             raise
 
 
-def fault(error: OSError, path: Path, size: int) -> DataCacheError:
+def image_io_error(error: OSError, path: Path, size: int) -> DataCacheError:
     """What an OSError about the image at `path`, which needs `size` bytes, means."""
-    if error.errno in _NO_SPACE:
-        free = os.statvfs(path.parent)
-        there = human(free.f_bavail * free.f_frsize)
+    if error.errno in _NO_SPACE_ERRNOS:
+        filesystem = os.statvfs(path.parent)
+        free_text = format_size(filesystem.f_bavail * filesystem.f_frsize)
         return NoSpace(
-            f"the image needs {human(size)}, the file system of {path.parent} has {there} left ({error.strerror}); free or add space on the node"
+            f"the image needs {format_size(size)}, the file system of {path.parent} has {free_text} left ({error.strerror}); free or add space on the node"
         )
-    return DataCacheError(f"the image {path} cannot be written or read: {error.strerror}; look at the node's disk")
+    return DataCacheError(
+        f"the image {path} cannot be written or read: {error.strerror}; look at the node's disk"
+    )

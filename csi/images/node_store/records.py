@@ -14,7 +14,7 @@ FACTS_FORMAT = 1
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
-class State(enum.StrEnum):
+class ImageState(enum.StrEnum):
     """Whether an image can be mounted."""
 
     PARTIAL = "partial"
@@ -53,7 +53,7 @@ class ImagePaths:
         return self.folder / "facts.json"
 
     @property
-    def places(self) -> Path:
+    def provenance(self) -> Path:
         """The record of where its bytes are known to come from."""
         return self.folder / "places.json"
 
@@ -63,7 +63,7 @@ class ImagePaths:
         return self.folder / "progress.json"
 
     @property
-    def used(self) -> Path:
+    def last_used_mark(self) -> Path:
         """An empty file whose time is when the image was last used."""
         return self.folder / "used"
 
@@ -76,7 +76,7 @@ class ImageRecord:
     """
 
     digest: str
-    state: State
+    state: ImageState
     size: int
     allocated: int
     last_used: float
@@ -96,17 +96,22 @@ def write_facts(paths: ImagePaths, digest: str, size: int) -> None:
 def read_record(paths: ImagePaths) -> ImageRecord | None:
     """The image in a folder, or None when there is nothing usable: no manifest, or a partial image without its facts."""
     # A worker may seal the image while its files are looked at one by one; it does so once.
-    return _read(paths) or _read(paths)
+    return _read_once(paths) or _read_once(paths)
 
 
-def _read(paths: ImagePaths) -> ImageRecord | None:
+def _read_once(paths: ImagePaths) -> ImageRecord | None:
     try:
-        last_used = max(paths.manifest.stat().st_mtime, paths.used.stat().st_mtime if paths.used.exists() else 0.0)
+        last_used = max(
+            paths.manifest.stat().st_mtime,
+            paths.last_used_mark.stat().st_mtime if paths.last_used_mark.exists() else 0.0,
+        )
         if paths.image.exists():
             status = paths.image.stat()
-            return ImageRecord(paths.folder.name, State.SEALED, status.st_size, status.st_blocks * 512, last_used, paths)
+            return ImageRecord(
+                paths.folder.name, ImageState.SEALED, status.st_size, status.st_blocks * 512, last_used, paths
+            )
         size = int(read_json(paths.facts, FACTS_FORMAT)["image_bytes"])
         allocated = paths.partial.stat().st_blocks * 512 if paths.partial.exists() else 0
-        return ImageRecord(paths.folder.name, State.PARTIAL, size, allocated, last_used, paths)
+        return ImageRecord(paths.folder.name, ImageState.PARTIAL, size, allocated, last_used, paths)
     except (FileNotFoundError, KeyError, ValueError, TypeError, DataCacheError):
         return None

@@ -7,43 +7,55 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from csi.errors import NoSpace, NotFound
-from csi.images.node_store.records import State
+from csi.images.node_store.records import ImageState
 from csi.images.node_store.store import Store
 
-MOST = 8
+MAX_REUSE_CANDIDATES = 8
 """Each costs the worker a manifest to read; a source's last few revisions hold what its next one shares with any."""
 
 
 @contextmanager
-def reserve(store: Store, digest: str, place: str, in_use: Callable[[], Container[str]]) -> Iterator[list[Path]]:
-    """As `Store.reserve`; the folders of sealed images that are known to come from `place` too, last used first, held for the block.
+def reserve_with_candidates(
+    store: Store, digest: str, origin_scope: str, in_use: Callable[[], Container[str]]
+) -> Iterator[list[Path]]:
+    """As `Store.reserve`; the folders of sealed images that are known to come from `origin_scope` too, last used first, held for the block.
 
     A donor goes before a fill fails for want of room. Raises NoSpace, Busy, NotFound.
     """
-    donors = _donors(store, digest, place)
+    candidates = _select_candidates(store, digest, origin_scope)
     while True:
         try:
-            with ExitStack() as held:
-                folders = [folder for donor in donors if (folder := _hold(store, donor, held))]
-                held.enter_context(store.reserve(digest, in_use))
+            with ExitStack() as exit_stack:
+                folders = [
+                    folder for donor in candidates if (folder := _prevent_eviction(store, donor, exit_stack))
+                ]
+                exit_stack.enter_context(store.reserve(digest, in_use))
                 # From here on an error is the caller's.
-                kept = held.pop_all()
+                eviction_holds = exit_stack.pop_all()
             break
         except NoSpace:
-            if not donors:
+            if not candidates:
                 raise
-            donors.pop()
-    with kept:
+            candidates.pop()
+    with eviction_holds:
         yield folders
 
 
-def _donors(store: Store, digest: str, place: str) -> list[str]:
-    sealed = [image for image in store.images() if image.state is State.SEALED and image.digest != digest and place in store.places(image.digest)]
-    return [image.digest for image in sorted(sealed, key=lambda image: -image.last_used)[:MOST]]
+def _select_candidates(store: Store, digest: str, origin_scope: str) -> list[str]:
+    sealed = [
+        image
+        for image in store.list_images()
+        if image.state is ImageState.SEALED
+        and image.digest != digest
+        and origin_scope in store.get_provenance(image.digest)
+    ]
+    return [
+        image.digest for image in sorted(sealed, key=lambda image: -image.last_used)[:MAX_REUSE_CANDIDATES]
+    ]
 
 
-def _hold(store: Store, digest: str, held: ExitStack) -> Path | None:
+def _prevent_eviction(store: Store, digest: str, exit_stack: ExitStack) -> Path | None:
     try:
-        return held.enter_context(store.hold(digest)).paths.folder
+        return exit_stack.enter_context(store.prevent_eviction(digest)).paths.folder
     except NotFound:
         return None

@@ -26,19 +26,34 @@ from pathlib import Path
 from types import TracebackType
 
 from csi.errors import Busy, DataCacheError, FailedPrecondition, NoSpace, NotFound
-from csi.images.layout.layout import has_root
+from csi.images.layout.layout import has_root_directory
 from csi.images.node_store import provenance
-from csi.images.node_store.eviction import Claim, victims
-from csi.images.node_store.records import ImagePaths, ImageRecord, State, is_digest, read_record, write_facts
-from csi.linux.durable_files import TEMP_SUFFIX, read_json, rename_durably, secret_key, sync_file, sync_folder, write_json
+from csi.images.node_store.eviction import ImageUsage, select_victims
+from csi.images.node_store.records import (
+    ImagePaths,
+    ImageRecord,
+    ImageState,
+    is_digest,
+    read_record,
+    write_facts,
+)
+from csi.linux.durable_files import (
+    TEMP_SUFFIX,
+    fsync_file,
+    fsync_folder,
+    load_or_create_key,
+    read_json,
+    rename_and_sync,
+    write_json,
+)
 from csi.manifest.manifest import Manifest
 from csi.parameters import origin_scope
-from csi.values import human
+from csi.values import format_size
 
 log = logging.getLogger("datacache.store")
 
-FORMAT = 1
-DEFAULT_SHARE = 0.85
+STORE_FORMAT = 1
+DEFAULT_BUDGET_SHARE = 0.85
 """The budget's share of the file system where none is given."""
 
 
@@ -53,36 +68,42 @@ class Store:
         self._root = root
         self._images, self._temp = root / "images", root / "tmp"
         self._mutex = threading.RLock()
-        self._reserved: dict[str, int] = {}
-        self._held: Counter[str] = Counter()
-        with self._faults():
+        self._reserved_bytes: dict[str, int] = {}
+        self._eviction_holds: Counter[str] = Counter()
+        with self._translate_errors():
             root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = _own(root)
+            self._lock_fd = _acquire_lock(root)
             try:
-                self._prepare()
-                self.budget = int(self._file_system()[0] * DEFAULT_SHARE) if budget_bytes is None else budget_bytes
+                self._create_folders()
+                self.budget_bytes = (
+                    int(self._get_disk_space()[0] * DEFAULT_BUDGET_SHARE)
+                    if budget_bytes is None
+                    else budget_bytes
+                )
             except BaseException:
-                os.close(self._lock)
+                os.close(self._lock_fd)
                 raise
 
     def close(self) -> None:
         """Give up the ownership; a second time changes nothing."""
-        lock, self._lock = self._lock, -1
+        lock, self._lock_fd = self._lock_fd, -1
         if lock >= 0:
             os.close(lock)
 
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def key(self) -> bytes:
         """The store's secret of 32 bytes, made on first use."""
-        with self._mutex, self._faults():
-            return secret_key(self._root / "key")
+        with self._mutex, self._translate_errors():
+            return load_or_create_key(self._root / "key")
 
-    def temp_path(self) -> Path:
+    def new_temp_path(self) -> Path:
         """A new name in the store's file system, for what `adopt_manifest` takes; gone after the next start."""
         return self._temp / f"{uuid.uuid4().hex}{TEMP_SUFFIX}"
 
@@ -98,71 +119,73 @@ class Store:
         `image_bytes` is the size of its layout. An image that is known already stays as it is, and `temp` is removed.
         """
         paths = self.paths(digest)
-        with self._mutex, self._faults():
+        with self._mutex, self._translate_errors():
             record = read_record(paths)
             if record is None:
                 self._discard(paths)
                 paths.folder.mkdir(mode=0o700)
                 write_facts(paths, digest, image_bytes)
-                sync_file(temp)
-                rename_durably(temp, paths.manifest)
-                sync_folder(self._images)
-                record = self._known(digest)
+                fsync_file(temp)
+                rename_and_sync(temp, paths.manifest)
+                fsync_folder(self._images)
+                record = self._get_record(digest)
             temp.unlink(missing_ok=True)
             return record
 
-    def manifest(self, digest: str) -> Manifest:
+    def read_manifest(self, digest: str) -> Manifest:
         """The manifest of an image in the store; raises NotFound, and DataCacheError when it is damaged."""
-        path = self._known(digest).paths.manifest
+        path = self._get_record(digest).paths.manifest
         try:
             with path.open("rb") as stream:
                 return Manifest.read(stream)
         except FileNotFoundError as error:
-            raise NotFound(f"the manifest {path} is missing; remove the image so that it is resolved again") from error
+            raise NotFound(
+                f"the manifest {path} is missing; remove the image so that it is resolved again"
+            ) from error
 
-    def access(self, digest: str) -> dict[str, str]:
-        """The pinned spec that the image's manifest came from, as flat parameters; raises as `manifest`."""
-        path = self._known(digest).paths.manifest
-        with self._faults(), path.open("rb") as stream:
+    def read_access(self, digest: str) -> dict[str, str]:
+        """The pinned spec that the image's manifest came from, as flat parameters; raises as `read_manifest`."""
+        path = self._get_record(digest).paths.manifest
+        with self._translate_errors(), path.open("rb") as stream:
             return Manifest.read_access(stream)
 
-    def place(self, access: Mapping[str, str], secrets: Mapping[str, str]) -> str:
+    def compute_origin_scope(self, access: Mapping[str, str], secrets: Mapping[str, str]) -> str:
         """The place that a pinned spec, as flat parameters, reads from with this credential; raises InvalidParameter."""
-        return origin_scope.place_of(access, self.key(), secrets)
+        return origin_scope.compute_origin_scope(access, self.key(), secrets)
 
-    def places(self, digest: str) -> tuple[str, ...]:
+    def get_provenance(self, digest: str) -> tuple[str, ...]:
         """The places (`csi.images.node_store.provenance`) known to hold the bytes of a sealed image; none when there is no such image."""
-        with self._faults():
-            return provenance.places(self.paths(digest)) if self.sealed(digest) else ()
+        with self._translate_errors():
+            return provenance.read_provenance(self.paths(digest)) if self.find_sealed(digest) else ()
 
-    def note_fill(self, digest: str, place: str) -> None:
-        """A fill of the image is going to read from `place`; to be said before it does."""
-        with self._mutex, self._faults():
-            provenance.note_fill(self._known(digest).paths, place)
+    def mark_filling_from(self, digest: str, origin_scope: str) -> None:
+        """A fill of the image is going to read from `origin_scope`; to be said before it does."""
+        with self._mutex, self._translate_errors():
+            provenance.mark_filling_from(self._get_record(digest).paths, origin_scope)
 
-    def note_vouched(self, digest: str, place: str) -> None:
-        """The bytes of `place` were found to be those of the sealed image; raises NotFound when it is gone."""
-        with self._mutex, self._faults():
-            provenance.note_vouched(self._known(digest).paths, place)
+    def mark_verified(self, digest: str, origin_scope: str) -> None:
+        """The bytes of `origin_scope` were found to be those of the sealed image; raises NotFound when it is gone."""
+        with self._mutex, self._translate_errors():
+            provenance.mark_verified(self._get_record(digest).paths, origin_scope)
 
-    def sealed(self, digest: str) -> ImageRecord | None:
+    def find_sealed(self, digest: str) -> ImageRecord | None:
         """The image, if it can be mounted."""
-        return self._in_state(digest, State.SEALED)
+        return self._find_in_state(digest, ImageState.SEALED)
 
-    def partial(self, digest: str) -> ImageRecord | None:
+    def find_partial(self, digest: str) -> ImageRecord | None:
         """The image, if it has to be filled first."""
-        return self._in_state(digest, State.PARTIAL)
+        return self._find_in_state(digest, ImageState.PARTIAL)
 
-    def images(self) -> list[ImageRecord]:
+    def list_images(self) -> list[ImageRecord]:
         """All images, ordered by digest."""
-        with self._faults():
+        with self._translate_errors():
             folders = sorted(path for path in self._images.iterdir() if is_digest(path.name))
             return [record for folder in folders if (record := read_record(ImagePaths(folder))) is not None]
 
     def touch(self, digest: str) -> None:
         """The image is being used now; raises NotFound."""
-        with self._faults():
-            self._known(digest).paths.used.touch(mode=0o600)
+        with self._translate_errors():
+            self._get_record(digest).paths.last_used_mark.touch(mode=0o600)
 
     @contextmanager
     def reserve(self, digest: str, in_use: Callable[[], Container[str]] = frozenset) -> Iterator[ImageRecord]:
@@ -173,36 +196,38 @@ class Store:
         image until it is mounted never loses it. Raises NoSpace, and evicts nothing, when that would not do; Busy
         when the image is being filled; NotFound when its manifest was not adopted.
         """
-        with self._mutex, self._faults():
-            record = self._known(digest)
-            if digest in self._reserved:
+        with self._mutex, self._translate_errors():
+            record = self._get_record(digest)
+            if digest in self._reserved_bytes:
                 raise Busy(f"the image {digest[:12]} is being filled")
-            for victim in self._victims(record, in_use()):
+            for victim in self._select_victims(record, in_use()):
                 self._discard(self.paths(victim))
-            self._reserved[digest] = record.size
+            self._reserved_bytes[digest] = record.size
         try:
             yield record
         finally:
             with self._mutex:
-                del self._reserved[digest]
+                del self._reserved_bytes[digest]
 
     @contextmanager
-    def hold(self, digest: str) -> Iterator[ImageRecord]:
+    def prevent_eviction(self, digest: str) -> Iterator[ImageRecord]:
         """Keep the image where it is, such as between looking it up and having it mounted; raises NotFound when it is gone."""
-        with self._mutex, self._faults():
-            record = self._known(digest)
-            self._held[digest] += 1
+        with self._mutex, self._translate_errors():
+            record = self._get_record(digest)
+            self._eviction_holds[digest] += 1
         try:
             yield record
         finally:
             with self._mutex:
-                self._held[digest] -= 1
+                self._eviction_holds[digest] -= 1
 
     def remove(self, digest: str) -> None:
         """Remove the image, whatever its state; nothing happens when there is none. Raises Busy while it is being filled or held."""
-        with self._mutex, self._faults():
-            if digest in self._reserved or self._held[digest]:
-                raise Busy(f"the image {digest[:12]} is being filled or mounted; it can be removed after that")
+        with self._mutex, self._translate_errors():
+            if digest in self._reserved_bytes or self._eviction_holds[digest]:
+                raise Busy(
+                    f"the image {digest[:12]} is being filled or mounted; it can be removed after that"
+                )
             self._discard(self.paths(digest))
 
     def sweep(self) -> None:
@@ -210,21 +235,23 @@ class Store:
 
         A sealed image that cannot be mounted goes too, so that it is resolved and filled anew.
         """
-        with self._mutex, self._faults():
+        with self._mutex, self._translate_errors():
             for path in [*self._temp.iterdir(), *self._root.glob(f"*{TEMP_SUFFIX}")]:
                 _delete(path)
             for folder in [path for path in self._images.iterdir() if is_digest(path.name)]:
                 self._sweep_image(ImagePaths(folder))
 
     def _sweep_image(self, paths: ImagePaths) -> None:
-        if paths.folder.name in self._reserved:
+        if paths.folder.name in self._reserved_bytes:
             return
         # A manifest without a byte of its image is of a volume that was taken away before the fill; resolving gives it again.
         if read_record(paths) is None or not (paths.image.exists() or paths.partial.exists()):
             self._discard(paths)
             return
-        if paths.image.exists() and not has_root(paths.image):
-            log.warning("an image that no kernel mounts is removed", extra={"fields": {"image": paths.folder.name}})
+        if paths.image.exists() and not has_root_directory(paths.image):
+            log.warning(
+                "an image that no kernel mounts is removed", extra={"fields": {"image": paths.folder.name}}
+            )
             self._discard(paths)
             return
         for leftover in paths.folder.glob(f"*{TEMP_SUFFIX}"):
@@ -234,67 +261,75 @@ class Store:
             paths.journal.unlink(missing_ok=True)
             paths.partial.unlink(missing_ok=True)
 
-    def _victims(self, record: ImageRecord, in_use: Container[str]) -> list[str]:
-        others = [self._claim(other, in_use) for other in self.images() if other.digest != record.digest]
-        wanted = Claim(record.digest, record.size, record.allocated)
-        return victims(wanted, others, self.budget, self._file_system()[1])
+    def _select_victims(self, record: ImageRecord, in_use: Container[str]) -> list[str]:
+        others = [
+            self._get_usage(other, in_use) for other in self.list_images() if other.digest != record.digest
+        ]
+        requested = ImageUsage(record.digest, record.size, record.allocated)
+        return select_victims(requested, others, self.budget_bytes, self._get_disk_space()[1])
 
-    def _claim(self, record: ImageRecord, in_use: Container[str]) -> Claim:
-        filling = record.digest in self._reserved
+    def _get_usage(self, record: ImageRecord, in_use: Container[str]) -> ImageUsage:
+        is_filling = record.digest in self._reserved_bytes
         # A partial image that nobody fills takes what it has, not what it would need.
-        size = self._reserved[record.digest] if filling else record.allocated
-        fixed = filling or self._held[record.digest] > 0 or record.digest in in_use
-        return Claim(record.digest, size, record.allocated, record.last_used, fixed)
+        size = self._reserved_bytes[record.digest] if is_filling else record.allocated
+        is_in_use = is_filling or self._eviction_holds[record.digest] > 0 or record.digest in in_use
+        return ImageUsage(record.digest, size, record.allocated, record.last_used, is_in_use)
 
-    def _known(self, digest: str) -> ImageRecord:
+    def _get_record(self, digest: str) -> ImageRecord:
         record = read_record(self.paths(digest))
         if record is None:
             raise NotFound(f"the store {self._root} has no image {digest[:12]}; it has to be resolved first")
         return record
 
-    def _in_state(self, digest: str, state: State) -> ImageRecord | None:
-        with self._faults():
+    def _find_in_state(self, digest: str, state: ImageState) -> ImageRecord | None:
+        with self._translate_errors():
             record = read_record(self.paths(digest))
         return record if record is not None and record.state is state else None
 
     def _discard(self, paths: ImagePaths) -> None:
         if paths.folder.exists():
             doomed = self._temp / f"{paths.folder.name}.{uuid.uuid4().hex}"
-            rename_durably(paths.folder, doomed)
+            rename_and_sync(paths.folder, doomed)
             _delete(doomed)
 
-    def _prepare(self) -> None:
+    def _create_folders(self) -> None:
         stamp = self._root / "format"
         if not stamp.exists():
-            write_json(stamp, {"format": FORMAT})
-        read_json(stamp, FORMAT)
+            write_json(stamp, {"format": STORE_FORMAT})
+        read_json(stamp, STORE_FORMAT)
         for folder in (self._images, self._temp):
             folder.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(self._root)
+        fsync_folder(self._root)
 
-    def _file_system(self) -> tuple[int, int]:
+    def _get_disk_space(self) -> tuple[int, int]:
         """Bytes of the file system: all, and free for this process."""
         status = os.statvfs(self._root)
         return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
 
     @contextmanager
-    def _faults(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                left = human(self._file_system()[1])
-                raise NoSpace(f"the file system of the store {self._root} is full: {left} left; add or free space on the node") from error
-            raise DataCacheError(f"the store {self._root} cannot be used: {error.strerror} ({error.filename}); look at the node's disk") from error
+                left = format_size(self._get_disk_space()[1])
+                raise NoSpace(
+                    f"the file system of the store {self._root} is full: {left} left; add or free space on the node"
+                ) from error
+            raise DataCacheError(
+                f"the store {self._root} cannot be used: {error.strerror} ({error.filename}); look at the node's disk"
+            ) from error
 
 
-def _own(root: Path) -> int:
+def _acquire_lock(root: Path) -> int:
     fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(fd)
-        raise FailedPrecondition(f"the store {root} belongs to another running process; stop it or give this one another --store") from error
+        raise FailedPrecondition(
+            f"the store {root} belongs to another running process; stop it or give this one another --store"
+        ) from error
     return fd
 
 

@@ -7,26 +7,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 from csi.errors import DataCacheError
-from csi.images.layout.erofs import aligned
-from csi.images.layout.layout import Extent, Layout, is_laid_out, lay_out
+from csi.images.layout.erofs import align
+from csi.images.layout.layout import Extent, Layout, build_layout, matches_layout
 from csi.images.node_store.records import ImagePaths
 from csi.manifest.manifest import Manifest
 
-FORMS = ("sha256:", "git:", "token:")
+ORIGIN_DIGEST_PREFIXES = ("sha256:", "git:", "token:")
 """Digests that an origin gave. One that a user gave says what the bytes should be, not whose they are."""
-RUN_BYTES = 64 * 1024 * 1024
+TARGET_RUN_BYTES = 64 * 1024 * 1024
 """A run of several files ends at the first file that makes it so long."""
 
 
-class Run(NamedTuple):
-    """Files that follow each other in the new image and in the image at `donor` alike: `length` bytes, whole blocks.
+class CopyRun(NamedTuple):
+    """Files that follow each other in the new image and in the image at `source_path` alike: `length` bytes, whole blocks.
 
-    They stand from byte `source` of the donor on and are wanted from byte `target` on. `extents` are those of the new image.
+    They stand from byte `source_offset` of the donor on and are wanted from byte `target_offset` on. `extents` are those of the new image.
     """
 
-    donor: Path
-    source: int
-    target: int
+    source_path: Path
+    source_offset: int
+    target_offset: int
     length: int
     extents: list[Extent]
 
@@ -36,45 +36,51 @@ class Run(NamedTuple):
         return sum(extent.entry.size for extent in self.extents)
 
 
-def runs(layout: Layout, donors: Iterable[ImagePaths], there: Container[int] = ()) -> list[Run]:
-    """What can be copied to the image of `layout`, in its order, but for the files whose image byte is `there` already.
+def find_copy_runs(
+    layout: Layout, reuse_candidates: Iterable[ImagePaths], present_offsets: Container[int] = ()
+) -> list[CopyRun]:
+    """What can be copied to the image of `layout`, in its order, but for the files whose image byte is `present_offsets` already.
 
     A donor that is damaged, gone, or laid out by another version gives nothing.
     """
-    wanted: dict[tuple[str, int], list[int]] = {}
+    targets_by_content: dict[tuple[str, int], list[int]] = {}
     for extent in layout.extents:
-        if extent.entry.digest.startswith(FORMS) and extent.offset not in there:
-            wanted.setdefault((extent.entry.digest, extent.entry.size), []).append(extent.offset)
-    found: dict[int, tuple[Path, int]] = {}
-    for donor in donors:
-        for extent in _extents_of(donor) if wanted else ():
-            for target in wanted.pop((extent.entry.digest, extent.entry.size), ()):
-                found[target] = (donor.image, extent.offset)
-    return list(_joined(layout, found))
+        if extent.entry.digest.startswith(ORIGIN_DIGEST_PREFIXES) and extent.offset not in present_offsets:
+            targets_by_content.setdefault((extent.entry.digest, extent.entry.size), []).append(extent.offset)
+    matches: dict[int, tuple[Path, int]] = {}
+    for candidate in reuse_candidates:
+        for extent in _read_extents(candidate) if targets_by_content else ():
+            for target in targets_by_content.pop((extent.entry.digest, extent.entry.size), ()):
+                matches[target] = (candidate.image, extent.offset)
+    return list(_join_runs(layout, matches))
 
 
-def _extents_of(donor: ImagePaths) -> tuple[Extent, ...]:
+def _read_extents(candidate: ImagePaths) -> tuple[Extent, ...]:
     try:
-        with donor.manifest.open("rb") as stream:
-            layout = lay_out(Manifest.read(stream))
-        return layout.extents if is_laid_out(donor.image, layout) else ()
+        with candidate.manifest.open("rb") as stream:
+            layout = build_layout(Manifest.read(stream))
+        return layout.extents if matches_layout(candidate.image, layout) else ()
     except (OSError, DataCacheError):
         return ()
 
 
-def _joined(layout: Layout, found: dict[int, tuple[Path, int]]) -> Iterator[Run]:
-    begun: list[Extent] = []
-    donor, source, length = Path(), 0, 0
+def _join_runs(layout: Layout, matches: dict[int, tuple[Path, int]]) -> Iterator[CopyRun]:
+    extents: list[Extent] = []
+    source_path, source_offset, length = Path(), 0, 0
     for extent in layout.extents:
-        if extent.offset not in found:
+        if extent.offset not in matches:
             continue
-        here = found[extent.offset]
-        if begun and (length >= RUN_BYTES or here != (donor, source + length) or extent.offset != begun[0].offset + length):
-            yield Run(donor, source, begun[0].offset, length, begun)
-            begun = []
-        if not begun:
-            (donor, source), length = here, 0
-        begun.append(extent)
-        length += aligned(extent.entry.size)
-    if begun:
-        yield Run(donor, source, begun[0].offset, length, begun)
+        match_source = matches[extent.offset]
+        if extents and (
+            length >= TARGET_RUN_BYTES
+            or match_source != (source_path, source_offset + length)
+            or extent.offset != extents[0].offset + length
+        ):
+            yield CopyRun(source_path, source_offset, extents[0].offset, length, extents)
+            extents = []
+        if not extents:
+            (source_path, source_offset), length = match_source, 0
+        extents.append(extent)
+        length += align(extent.entry.size)
+    if extents:
+        yield CopyRun(source_path, source_offset, extents[0].offset, length, extents)

@@ -10,107 +10,142 @@ from itertools import chain
 from pathlib import Path
 
 from csi.images.layout.chunks import ChunkPlan
-from csi.images.layout.erofs import aligned
+from csi.images.layout.erofs import align
 from csi.images.layout.layout import Extent, Layout
 from csi.images.node_store.journal import Journal
-from csi.images.node_store.partial_image import PartialImage, Range, fault
+from csi.images.node_store.partial_image import ByteRange, PartialImage, image_io_error
 from csi.images.node_store.records import ImagePaths
-from csi.images.reuse.copy_runs import Copier, shares_extents
-from csi.images.reuse.extents import Run, runs
+from csi.images.reuse.copy_runs import RunCopier, can_share_extents
+from csi.images.reuse.extents import CopyRun, find_copy_runs
 
 log = logging.getLogger("datacache.fill")
 
-_SYNC_SECONDS = 1.0
-_SYNC_BYTES = 256 * 1024 * 1024
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_SYNC_INTERVAL = 1.0
+_MAX_UNSYNCED_BYTES = 256 * 1024 * 1024
+_DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
 
 
-def begin(
-    layout: Layout, partial: Path, journal: Journal, donors: Sequence[ImagePaths], tell: Callable[[int, int], None], check: Callable[[], None]
+def prepare_partial_image(
+    layout: Layout,
+    partial: Path,
+    journal: Journal,
+    reuse_candidates: Sequence[ImagePaths],
+    on_progress: Callable[[int, int], None],
+    check_stopped: Callable[[], None],
 ) -> int:
-    """See to a partial image at `partial` that holds all that `journal` says, and what `donors` have of the rest; bytes of files copied in all.
+    """See to a partial image at `partial` that holds all that `journal` says, and what `reuse_candidates` have of the rest; bytes of files copied in all.
 
-    Blocks that will be shared are not allocated first: the file system would reserve them twice. `tell` is called with the
-    bytes of files that are there and those of them that were copied, `check` often: it raises to stop. Raises NoSpace and
+    Blocks that will be shared are not allocated first: the file system would reserve them twice. `on_progress` is called with the
+    bytes of files that are there and those of them that were copied, `check_stopped` often: it raises to stop. Raises NoSpace and
     DataCacheError; a donor that cannot be read only costs a fetch.
     """
-    if not journal.begun or not PartialImage.is_whole(partial, layout.size):
-        journal.restart()
+    if not journal.has_records or not PartialImage.exists_with_size(partial, layout.size):
+        journal.reset()
     # Before the journal's end all is there, whether fetched or copied.
-    behind = [extent.offset for extent in layout.extents if extent.offset + extent.entry.size <= journal.durable]
-    found = runs(layout, donors, journal.copied.union(behind)) if donors else []
-    _allocate(layout, partial, journal, found)
-    count = _Count(layout, journal, tell)
+    durable_offsets = [
+        extent.offset
+        for extent in layout.extents
+        if extent.offset + extent.entry.size <= journal.durable_bytes
+    ]
+    copy_runs = (
+        find_copy_runs(layout, reuse_candidates, journal.copied_offsets.union(durable_offsets))
+        if reuse_candidates
+        else []
+    )
+    _allocate(layout, partial, journal, copy_runs)
+    progress = _CopyProgress(layout, journal, on_progress)
     try:
-        if found:
-            with Copier(partial) as copier:
-                _copy(found, copier, count, check)
+        if copy_runs:
+            with RunCopier(partial) as copier:
+                _copy_runs(copy_runs, copier, progress, check_stopped)
     except OSError as error:
-        if error.errno in _NO_SPACE:
-            raise fault(error, partial, layout.size) from error
-        log.warning("what other images hold could not be copied, it is fetched", extra={"fields": {"reason": error.strerror}})
-    return sum(extent.entry.size for extent in layout.extents if extent.offset in journal.copied)
+        if error.errno in _DISK_FULL_ERRNOS:
+            raise image_io_error(error, partial, layout.size) from error
+        log.warning(
+            "what other images hold could not be copied, it is fetched",
+            extra={"fields": {"reason": error.strerror}},
+        )
+    return sum(extent.entry.size for extent in layout.extents if extent.offset in journal.copied_offsets)
 
 
-def _allocate(layout: Layout, partial: Path, journal: Journal, found: Sequence[Run]) -> None:
-    wanted = chain.from_iterable(run.extents for run in found)
-    if not journal.begun:
-        shared = bool(found) and shares_extents(found[0].donor, partial.parent)
-        PartialImage.create(partial, layout.size, _gaps(layout, {extent.offset for extent in wanted}) if shared else None)
-    elif journal.copied:
+def _allocate(layout: Layout, partial: Path, journal: Journal, copy_runs: Sequence[CopyRun]) -> None:
+    extents = chain.from_iterable(run.extents for run in copy_runs)
+    if not journal.has_records:
+        shared = bool(copy_runs) and can_share_extents(copy_runs[0].source_path, partial.parent)
+        PartialImage.create(
+            partial,
+            layout.size,
+            _unshared_ranges(layout, {extent.offset for extent in extents}) if shared else None,
+        )
+    elif journal.copied_offsets:
         # What an earlier fill meant to share may have nobody to share it with now.
-        PartialImage.allocate(partial, layout.size, _gaps(layout, journal.copied.union(extent.offset for extent in wanted)))
+        PartialImage.allocate(
+            partial,
+            layout.size,
+            _unshared_ranges(layout, journal.copied_offsets.union(extent.offset for extent in extents)),
+        )
 
 
-def _gaps(layout: Layout, shared: set[int]) -> Iterator[Range]:
+def _unshared_ranges(layout: Layout, shared: set[int]) -> Iterator[ByteRange]:
     """All of the image but the files that begin at the bytes in `shared`."""
     begin = 0
     for extent in layout.extents:
         if extent.offset in shared:
             if begin < extent.offset:
                 yield begin, extent.offset
-            begin = extent.offset + aligned(extent.entry.size)
+            begin = extent.offset + align(extent.entry.size)
     if begin < layout.size:
         yield begin, layout.size
 
 
-class _Count:
+class _CopyProgress:
     """What is there, for the journal and for who looks on."""
 
-    def __init__(self, layout: Layout, journal: Journal, tell: Callable[[int, int], None]) -> None:
-        self._journal, self._tell = journal, tell
-        self._fetched = ChunkPlan(layout, copied=journal.copied).content_before(journal.durable)
-        self._fresh: list[Extent] = []
-        self.copied = sum(extent.entry.size for extent in layout.extents if extent.offset in journal.copied)
+    def __init__(self, layout: Layout, journal: Journal, on_progress: Callable[[int, int], None]) -> None:
+        self._journal, self._on_progress = journal, on_progress
+        self._fetched_bytes = ChunkPlan(layout, copied_offsets=journal.copied_offsets).content_bytes_before(
+            journal.durable_bytes
+        )
+        self._unsynced: list[Extent] = []
+        self.copied_bytes = sum(
+            extent.entry.size for extent in layout.extents if extent.offset in journal.copied_offsets
+        )
 
-    def tell(self, more: int = 0) -> None:
-        """Say how much there is, with `more` bytes of files that are on their way."""
-        self._tell(self._fetched + self.copied + more, self.copied + more)
+    def report(self, in_flight_bytes: int = 0) -> None:
+        """Say how much there is, with `in_flight_bytes` bytes of files that are on their way."""
+        self._on_progress(
+            self._fetched_bytes + self.copied_bytes + in_flight_bytes, self.copied_bytes + in_flight_bytes
+        )
 
-    def done(self, run: Run) -> None:
+    def add_run(self, run: CopyRun) -> None:
         """The run is copied, but not on disk for sure."""
-        self._fresh += run.extents
-        self.copied += run.content_bytes
+        self._unsynced += run.extents
+        self.copied_bytes += run.content_bytes
 
-    def synced(self) -> None:
+    def mark_synced(self) -> None:
         """All runs done are on disk."""
-        self._journal.append_copied(extent.offset for extent in self._fresh)
-        self._fresh.clear()
+        self._journal.append_copied(extent.offset for extent in self._unsynced)
+        self._unsynced.clear()
 
 
-def _copy(found: Sequence[Run], copier: Copier, count: _Count, check: Callable[[], None]) -> None:
-    pending, since = 0, time.monotonic()
-    for run in found:
-        moved = 0
-        for step in copier.copy(run.donor, run.source, run.target, run.length):
-            check()
-            moved, pending = moved + step, pending + step
-            count.tell(min(moved, run.content_bytes))
-            if pending >= _SYNC_BYTES or time.monotonic() - since >= _SYNC_SECONDS:
+def _copy_runs(
+    copy_runs: Sequence[CopyRun],
+    copier: RunCopier,
+    progress: _CopyProgress,
+    check_stopped: Callable[[], None],
+) -> None:
+    unsynced_bytes, synced_at = 0, time.monotonic()
+    for run in copy_runs:
+        copied_bytes = 0
+        for step in copier.copy(run.source_path, run.source_offset, run.target_offset, run.length):
+            check_stopped()
+            copied_bytes, unsynced_bytes = copied_bytes + step, unsynced_bytes + step
+            progress.report(min(copied_bytes, run.content_bytes))
+            if unsynced_bytes >= _MAX_UNSYNCED_BYTES or time.monotonic() - synced_at >= _SYNC_INTERVAL:
                 copier.sync()
-                count.synced()
-                pending, since = 0, time.monotonic()
-        count.done(run)
+                progress.mark_synced()
+                unsynced_bytes, synced_at = 0, time.monotonic()
+        progress.add_run(run)
     copier.sync()
-    count.synced()
-    count.tell()
+    progress.mark_synced()
+    progress.report()

@@ -7,26 +7,34 @@ from pathlib import Path
 
 from csi.errors import UnsupportedByNode
 from csi.linux.cgroups.blkio import Blkio
-from csi.linux.cgroups.hierarchy import Hierarchy
+from csi.linux.cgroups.hierarchy import CgroupHierarchy
 from csi.linux.cgroups.io_max import IoMax
 
 
-def hierarchy_at(root: Path) -> Hierarchy:
+def detect_hierarchy(root: Path) -> CgroupHierarchy:
     """The hierarchy below `root`, where cgroups are mounted (/sys/fs/cgroup); raises UnsupportedByNode saying what is missing."""
     controllers = root / "cgroup.controllers"
     blkio = root / "blkio"
     if controllers.exists():
         if "io" not in controllers.read_text().split():
-            raise UnsupportedByNode(f"the cgroups at {root} (version 2) have no controller io; boot a kernel with CONFIG_BLK_CGROUP, or delegate io")
-        return _writable(IoMax(root), root / "cgroup.subtree_control")
+            raise UnsupportedByNode(
+                f"the cgroups at {root} (version 2) have no controller io; boot a kernel with CONFIG_BLK_CGROUP, or delegate io"
+            )
+        return _require_writable(IoMax(root), root / "cgroup.subtree_control")
     if not blkio.is_dir():
-        raise UnsupportedByNode(f"there are no cgroups with block throttling at {root}: neither cgroup.controllers nor blkio/ is there")
+        raise UnsupportedByNode(
+            f"there are no cgroups with block throttling at {root}: neither cgroup.controllers nor blkio/ is there"
+        )
     if not (blkio / "blkio.throttle.read_iops_device").exists():
-        raise UnsupportedByNode(f"the controller blkio at {blkio} cannot throttle; boot a kernel with CONFIG_BLK_DEV_THROTTLING")
-    return _writable(Blkio(blkio), blkio / "blkio.throttle.read_iops_device")
+        raise UnsupportedByNode(
+            f"the controller blkio at {blkio} cannot throttle; boot a kernel with CONFIG_BLK_DEV_THROTTLING"
+        )
+    return _require_writable(Blkio(blkio), blkio / "blkio.throttle.read_iops_device")
 
 
-def _writable(hierarchy: Hierarchy, file: Path) -> Hierarchy:
+def _require_writable(hierarchy: CgroupHierarchy, file: Path) -> CgroupHierarchy:
     if not os.access(file, os.W_OK):
-        raise UnsupportedByNode(f"{file} cannot be written; mount the node's cgroups read-write into this program's container")
+        raise UnsupportedByNode(
+            f"{file} cannot be written; mount the node's cgroups read-write into this program's container"
+        )
     return hierarchy

@@ -15,20 +15,20 @@ _NO_IOPS_LIMIT = 2**32 - 1
 
 
 @dataclass(frozen=True)
-class Count:
+class ReadCount:
     """Reads since the cgroup exists: I/Os as the kernel counts them (an I/O may be as large as the device's largest request), and bytes."""
 
     ios: int = 0
     bytes: int = 0
 
-    def __add__(self, other: Count) -> Count:
-        return Count(self.ios + other.ios, self.bytes + other.bytes)
+    def __add__(self, other: ReadCount) -> ReadCount:
+        return ReadCount(self.ios + other.ios, self.bytes + other.bytes)
 
-    def __sub__(self, other: Count) -> Count:
-        return Count(self.ios - other.ios, self.bytes - other.bytes)
+    def __sub__(self, other: ReadCount) -> ReadCount:
+        return ReadCount(self.ios - other.ios, self.bytes - other.bytes)
 
 
-class Hierarchy(Protocol):
+class CgroupHierarchy(Protocol):
     """The cgroup hierarchy that throttles block devices. Devices are "major:minor".
 
     Methods that meet a cgroup that is gone do nothing; one that the kernel refuses raises UnsupportedByNode.
@@ -38,30 +38,30 @@ class Hierarchy(Protocol):
     """The hierarchy as messages name it."""
     root: Path
     """The folder of the root cgroup."""
-    flat: bool
+    is_flat: bool
     """Whether a limit on a cgroup leaves those below it free (version 1), so that each one needs its own."""
-    watched: tuple[str, ...]
+    limit_files: tuple[str, ...]
     """The files whose writing by somebody else may undo a limit."""
 
-    def prepare(self, pod: Path) -> None:
+    def enable_throttling(self, pod: Path) -> None:
         """Make limits on the cgroup `pod` possible; raises UnsupportedByNode."""
 
-    def limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
+    def set_limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
         """Let `cgroup` read no faster from `device`; whether something had to be written for it, since every write lets some I/O through."""
 
-    def rate(self, cgroup: Path, device: str) -> Rate:
+    def read_limit(self, cgroup: Path, device: str) -> Rate:
         """The limit in force."""
 
-    def count(self, cgroup: Path, device: str) -> Count:
+    def read_count(self, cgroup: Path, device: str) -> ReadCount:
         """What was read; counting begins with the first limit on the device."""
 
 
-def holdable(iops: int | None) -> int | None:
+def representable_iops(iops: int | None) -> int | None:
     """A limit in I/Os as the kernel can hold it: an unsigned int whose largest value means none."""
     return None if iops is None or iops >= _NO_IOPS_LIMIT else iops
 
 
-def write_to(file: Path, text: str) -> bool:
+def write_cgroup_file(file: Path, text: str) -> bool:
     """Write to a cgroup file; False where the cgroup is gone. Raises UnsupportedByNode with what the kernel says."""
     try:
         # Without O_CREAT: with it, a file that is not there is "permission denied".
@@ -77,7 +77,7 @@ def write_to(file: Path, text: str) -> bool:
     return True
 
 
-def lines_of(file: Path) -> list[list[str]]:
+def read_cgroup_lines(file: Path) -> list[list[str]]:
     """The words of each line of a cgroup file; nothing where the cgroup is gone."""
     try:
         return [line.split() for line in file.read_text().splitlines()]

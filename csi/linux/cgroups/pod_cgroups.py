@@ -18,13 +18,13 @@ _UID = re.compile(r"[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*")
 # A kubelet in a pod keeps its pods below a volume of that one: the last is the innermost.
 _TARGET = re.compile(r"/pods/([^/]+)(?=/volumes/)")
 # kubelet in a container of a container runtime that is in a slice of its own: /docker.slice/docker-<id>.scope/kubelet/kubepods.
-_DEPTH = 6
+_MAX_DEPTH = 6
 
 
-def pod_uid(target: Path, said: str = "") -> str:
-    """The uid of the pod that a target path is for, else `said`; "" for none and for what is no uid: it becomes part of a path."""
+def find_pod_uid(target: Path, fallback: str = "") -> str:
+    """The uid of the pod that a target path is for, else `fallback`; "" for none and for what is no uid: it becomes part of a path."""
     found = _TARGET.findall(str(target))
-    uid = found[-1] if found else said
+    uid = found[-1] if found else fallback
     return uid if _UID.fullmatch(uid) and len(uid) <= 64 else ""
 
 
@@ -42,13 +42,22 @@ class PodCgroups:
         """
         return [path for parent in self._parents if (path := _pod_folder(parent, uid)).is_dir()]
 
-    def look_around(self) -> None:
+    def rescan(self) -> None:
         """Learn kubelet's folders anew."""
-        self._parents = [folder for kubepods in _kubepods(self._root, _DEPTH) for folder in (kubepods, *_qos_folders(kubepods))]
+        self._parents = [
+            folder
+            for kubepods in _find_kubepods(self._root, _MAX_DEPTH)
+            for folder in (kubepods, *_list_qos_folders(kubepods))
+        ]
 
-    def places_to_watch(self) -> set[Path]:
+    def list_watch_folders(self) -> set[Path]:
         """The folders in which a pod's cgroup, or a folder on the way to it, may appear."""
-        return {folder for parent in self._parents for folder in (parent, *parent.parents) if folder.is_relative_to(self._root)} | {self._root}
+        return {
+            folder
+            for parent in self._parents
+            for folder in (parent, *parent.parents)
+            if folder.is_relative_to(self._root)
+        } | {self._root}
 
 
 def is_pod_folder(name: str) -> bool:
@@ -62,19 +71,19 @@ def _pod_folder(parent: Path, uid: str) -> Path:
     return parent / f"pod{uid}"
 
 
-def _kubepods(folder: Path, depth: int) -> Iterator[Path]:
-    for child in folders_in(folder):
+def _find_kubepods(folder: Path, depth: int) -> Iterator[Path]:
+    for child in list_folders(folder):
         if _KUBEPODS.fullmatch(child.name):
             yield child
         elif depth > 1:
-            yield from _kubepods(child, depth - 1)
+            yield from _find_kubepods(child, depth - 1)
 
 
-def _qos_folders(kubepods: Path) -> list[Path]:
-    return [child for child in folders_in(kubepods) if _QOS.fullmatch(child.name)]
+def _list_qos_folders(kubepods: Path) -> list[Path]:
+    return [child for child in list_folders(kubepods) if _QOS.fullmatch(child.name)]
 
 
-def folders_in(folder: Path) -> list[Path]:
+def list_folders(folder: Path) -> list[Path]:
     """The folders directly in `folder`, by name; none where it is gone."""
     try:
         with os.scandir(folder) as entries:
@@ -83,8 +92,8 @@ def folders_in(folder: Path) -> list[Path]:
         return []
 
 
-def tree(folder: Path) -> Iterator[Path]:
+def walk_folders(folder: Path) -> Iterator[Path]:
     """`folder` and every folder below it."""
     yield folder
-    for child in folders_in(folder):
-        yield from tree(child)
+    for child in list_folders(folder):
+        yield from walk_folders(child)

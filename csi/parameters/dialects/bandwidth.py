@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from csi.performance.limits import MAX_BANDWIDTH
-from csi.values import quantity
+from csi.values import quantity_value
 
-_LEAST = 1 << 16
+_MIN_BANDWIDTH = 1 << 16
 
 
-def bandwidth_limit(text: str) -> int | None:
+def parse_bandwidth_limit(text: str) -> int | None:
     """Bytes per second, None for ""; raises InvalidParameter naming the key and its range."""
-    return quantity("bandwidthLimit", text, _LEAST, MAX_BANDWIDTH) if text else None
+    return quantity_value("bandwidthLimit", text, _MIN_BANDWIDTH, MAX_BANDWIDTH) if text else None

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from csi.errors import InvalidParameter
-from csi.parameters.dialects.endpoints import addresses, endpoint, has_subdomains
-from csi.parameters.dialects.keys import ChangesInPlace, Dialect, Key, SecretKey, Setter
-from csi.parameters.dialects.mount_flags import refuse_flags
-from csi.parameters.dialects.ossfs_options import check_options
-from csi.values import boolean, shown
+from csi.parameters.dialects.endpoints import can_have_subdomains, parse_endpoint, unique_addresses
+from csi.parameters.dialects.keys import Dialect, Key, KeySetter, MutableSource, SecretKey
+from csi.parameters.dialects.mount_flags import refuse_mount_flags
+from csi.parameters.dialects.ossfs_options import check_ossfs_options
+from csi.values import boolean_value, redact
 
 _BUCKET = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _OSS_REGION = re.compile(r"(?:s3\.)?oss-([a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com")
-_CLOUDS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com")
+_VIRTUAL_HOST_CLOUDS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com")
 
 
 @dataclass(frozen=True)
-class ObjectSpec(ChangesInPlace):
+class BucketSpec(MutableSource):
     """The objects of a bucket below a prefix.
 
     `store` is "OSS" or "S3" (which keys and Secrets it was written with; both are read over the S3 protocol), `endpoint`
@@ -39,19 +39,19 @@ class ObjectSpec(ChangesInPlace):
     ram_role: str = ""
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The source as messages name it."""
         return f"{self.store} {self.bucket}/{self.prefix} at {urlsplit(self.endpoint).netloc}"
 
     @property
-    def place(self) -> str:
+    def origin_scope(self) -> str:
         """What a credential opens: the folder of the bucket."""
         return f"{self.store} {self.endpoint} {self.bucket}/{self.prefix}"
 
     @property
     def addresses(self) -> tuple[str, ...]:
         """The endpoint's host."""
-        return addresses((self.endpoint,))
+        return unique_addresses((self.endpoint,))
 
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec."""
@@ -60,60 +60,84 @@ class ObjectSpec(ChangesInPlace):
             context |= {"url": self.endpoint} | ({"ramRole": self.ram_role} if self.ram_role else {})
         else:
             context |= {"endpoint": self.endpoint}
-        return context | {"pathStyle": str(self.path_style).lower()} | ({"region": self.region} if self.region else {})
+        return (
+            context
+            | {"pathStyle": str(self.path_style).lower()}
+            | ({"region": self.region} if self.region else {})
+        )
 
 
-def _parse_oss(values: Mapping[str, str], flags: Sequence[str]) -> ObjectSpec:
-    check_options(values.get("otherOpts", ""))
+def _parse_oss(values: Mapping[str, str], flags: Sequence[str]) -> BucketSpec:
+    check_ossfs_options(values.get("otherOpts", ""))
     if not values.get("url"):
-        raise InvalidParameter("url is missing; give the endpoint of OSS, such as oss-cn-hangzhou-internal.aliyuncs.com")
-    where = endpoint("url", values["url"])
+        raise InvalidParameter(
+            "url is missing; give the endpoint of OSS, such as oss-cn-hangzhou-internal.aliyuncs.com"
+        )
+    endpoint = parse_endpoint("url", values["url"])
     role = values.get("ramRole", "")
     if role and not _ROLE.fullmatch(role):
-        raise InvalidParameter(f"ramRole is {shown(role)}; it is the name of a RAM role")
-    known = _OSS_REGION.fullmatch(urlsplit(where).hostname or "")
-    return _object_spec("OSS", where, values, flags, known[1] if known else "", role)
+        raise InvalidParameter(f"ramRole is {redact(role)}; it is the name of a RAM role")
+    known = _OSS_REGION.fullmatch(urlsplit(endpoint).hostname or "")
+    return _build_bucket_spec("OSS", endpoint, values, flags, known[1] if known else "", role)
 
 
-def _parse_s3(values: Mapping[str, str], flags: Sequence[str]) -> ObjectSpec:
+def _parse_s3(values: Mapping[str, str], flags: Sequence[str]) -> BucketSpec:
     region = values.get("region", "")
     if values.get("endpoint"):
-        where = endpoint("endpoint", values["endpoint"])
+        endpoint = parse_endpoint("endpoint", values["endpoint"])
     elif region and _REGION.fullmatch(region):
-        where = f"https://s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
+        endpoint = f"https://s3.{region}.amazonaws.com" + (".cn" if region.startswith("cn-") else "")
     elif region:
-        raise InvalidParameter(f"region is {shown(region)}; it is a name such as eu-central-1")
+        raise InvalidParameter(f"region is {redact(region)}; it is a name such as eu-central-1")
     else:
         raise InvalidParameter("endpoint is missing; give the store's address, or region for Amazon S3")
-    return _object_spec("S3", where, values, flags, "", "")
+    return _build_bucket_spec("S3", endpoint, values, flags, "", "")
 
 
-def _object_spec(store: str, where: str, values: Mapping[str, str], flags: Sequence[str], region: str, role: str) -> ObjectSpec:
-    refuse_flags(flags, "an object store")
-    bucket, host = values.get("bucket", ""), urlsplit(where).hostname or ""
+def _build_bucket_spec(
+    store: str, endpoint: str, values: Mapping[str, str], flags: Sequence[str], region: str, role: str
+) -> BucketSpec:
+    refuse_mount_flags(flags, "an object store")
+    bucket, host = values.get("bucket", ""), urlsplit(endpoint).hostname or ""
     if not _BUCKET.fullmatch(bucket):
         missing = (
-            "bucket is missing; give the bucket's name" if not bucket else f"bucket is {shown(bucket)}; it is 3 to 63 letters, digits, '-' and '.'"
+            "bucket is missing; give the bucket's name"
+            if not bucket
+            else f"bucket is {redact(bucket)}; it is 3 to 63 letters, digits, '-' and '.'"
         )
         raise InvalidParameter(missing)
     region = values.get("region", "") or region
     if region and not _REGION.fullmatch(region):
-        raise InvalidParameter(f"region is {shown(region)}; it is a name such as eu-central-1")
+        raise InvalidParameter(f"region is {redact(region)}; it is a name such as eu-central-1")
     given = values.get("pathStyle", "")
-    path_style = boolean("pathStyle", given) if given else not host.endswith(_CLOUDS) or "." in bucket
-    if not path_style and not has_subdomains(host):
-        raise InvalidParameter(f"pathStyle is false, but no bucket can be a name below {shown(host)}; leave pathStyle out or set it to true")
-    return ObjectSpec(store, where, bucket, _prefix(values.get("path", "")), region, path_style, role)
+    path_style = (
+        boolean_value("pathStyle", given)
+        if given
+        else not host.endswith(_VIRTUAL_HOST_CLOUDS) or "." in bucket
+    )
+    if not path_style and not can_have_subdomains(host):
+        raise InvalidParameter(
+            f"pathStyle is false, but no bucket can be a name below {redact(host)}; leave pathStyle out or set it to true"
+        )
+    return BucketSpec(
+        store, endpoint, bucket, _parse_prefix(values.get("path", "")), region, path_style, role
+    )
 
 
-def _prefix(path: str) -> str:
+def _parse_prefix(path: str) -> str:
     parts = [part for part in path.split("/") if part]
     if "." in parts or ".." in parts:
-        raise InvalidParameter(f"path is {shown(path, 100)}; it is a folder of the bucket, without '.' and '..'")
+        raise InvalidParameter(
+            f"path is {redact(path, 100)}; it is a folder of the bucket, without '.' and '..'"
+        )
     return "/".join(parts)
 
 
-_PATH_STYLE = Key("pathStyle", "`true`: the bucket is part of the path, not of the host name", "`true` but for Amazon's and Alibaba's own endpoints")
+_PATH_STYLE = Key(
+    "pathStyle",
+    "`true`: the bucket is part of the path, not of the host name",
+    "`true` but for Amazon's and Alibaba's own endpoints",
+)
 
 OSS = Dialect(
     "oss",
@@ -123,11 +147,14 @@ OSS = Dialect(
         Key("bucket", "the bucket", "required"),
         Key("url", "the endpoint, as `oss-cn-hangzhou-internal.aliyuncs.com`", "required"),
         Key("path", "a folder of the bucket", "`/`"),
-        Key("otherOpts", "options of ossfs: those that steer a mount are taken without effect, others and all credentials are refused"),
+        Key(
+            "otherOpts",
+            "options of ossfs: those that steer a mount are taken without effect, others and all credentials are refused",
+        ),
         Key(
             "ramRole",
             "the RAM role of the node's instance, whose credential reads; no Secret is needed then",
-            setter=Setter.ADMINISTRATOR,
+            setter=KeySetter.ADMINISTRATOR,
             aliases=("roleName",),
         ),
         Key("region", "the region of the signature", "the endpoint's"),

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from csi.errors import InvalidParameter
-from csi.parameters.dialects.bandwidth import bandwidth_limit
+from csi.parameters.dialects.bandwidth import parse_bandwidth_limit
 from csi.parameters.dialects.keys import Dialect, Key, SecretKey, SourceSpec
-from csi.parameters.dialects.mount_flags import refuse_flags
-from csi.values import shown
+from csi.parameters.dialects.mount_flags import refuse_mount_flags
+from csi.values import redact
 
-MOST_SOURCES = 64
+MAX_SOURCES = 64
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 # What an item has beside its source's own keys.
-_OWN = {"folder": "folder", "bandwidthlimit": "bandwidthLimit"}
+_ITEM_KEYS = {"folder": "folder", "bandwidthlimit": "bandwidthLimit"}
 
 
 @dataclass(frozen=True)
-class SeveralSpec:
+class CompositeSpec:
     """Sources by the top folder that shows them, ordered by folder.
 
     `limits` are the bytes per second that a fill may fetch of the sources that have such a limit of their own, ordered by folder.
@@ -33,29 +33,33 @@ class SeveralSpec:
     limits: tuple[tuple[str, int], ...] = ()
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The source as messages name it."""
-        return "several sources (" + ", ".join(f"{folder}: {source.shown}" for folder, source in self.parts) + ")"
+        return (
+            "several sources ("
+            + ", ".join(f"{folder}: {source.display_name}" for folder, source in self.parts)
+            + ")"
+        )
 
     @property
-    def opens_whole(self) -> bool:
+    def grants_whole_scope(self) -> bool:
         """Whether that holds for each source."""
-        return all(source.opens_whole for _, source in self.parts)
+        return all(source.grants_whole_scope for _, source in self.parts)
 
     @property
-    def place(self) -> str:
+    def origin_scope(self) -> str:
         """What the credentials open."""
-        return "several " + json.dumps([[folder, source.place] for folder, source in self.parts])
+        return "several " + json.dumps([[folder, source.origin_scope] for folder, source in self.parts])
 
     @property
-    def pinned(self) -> bool:
+    def is_pinned(self) -> bool:
         """Whether all of them are."""
-        return all(source.pinned for _, source in self.parts)
+        return all(source.is_pinned for _, source in self.parts)
 
     @property
-    def source_moves(self) -> bool:
+    def is_unpinnable(self) -> bool:
         """Whether one of them cannot be pinned."""
-        return any(source.source_moves for _, source in self.parts)
+        return any(source.is_unpinnable for _, source in self.parts)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -65,30 +69,33 @@ class SeveralSpec:
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec."""
         limits = {folder: {"bandwidthLimit": str(limit)} for folder, limit in self.limits}
-        parts = [{"folder": folder, **source.to_context(), **limits.get(folder, {})} for folder, source in self.parts]
+        parts = [
+            {"folder": folder, **source.to_context(), **limits.get(folder, {})}
+            for folder, source in self.parts
+        ]
         return {"type": "Several", "sources": json.dumps(parts, separators=(",", ":"))}
 
 
-def several(parse_source: Callable[[Mapping[str, str], Sequence[str]], SourceSpec]) -> Dialect:
+def composite_dialect(parse_source: Callable[[Mapping[str, str], Sequence[str]], SourceSpec]) -> Dialect:
     """The dialect of volumes with several sources; `parse_source` reads one of them from its own parameters."""
 
-    def parse(values: Mapping[str, str], flags: Sequence[str]) -> SeveralSpec:
-        refuse_flags(flags, "several sources; give a NAS its options within sources")
+    def parse(values: Mapping[str, str], flags: Sequence[str]) -> CompositeSpec:
+        refuse_mount_flags(flags, "several sources; give a NAS its options within sources")
         parts: dict[str, SourceSpec] = {}
         limits: dict[str, int] = {}
-        for number, item in enumerate(_items(values.get("sources", ""))):
+        for number, item in enumerate(_parse_items(values.get("sources", ""))):
             folder = item.pop("folder", "")
             if not _FOLDER.fullmatch(folder) or folder in parts:
                 raise InvalidParameter(
-                    f"sources[{number}].folder is {shown(folder)}; give each source a folder of its own, of letters, digits, '.', '_', '-'"
+                    f"sources[{number}].folder is {redact(folder)}; give each source a folder of its own, of letters, digits, '.', '_', '-'"
                 )
             try:
-                if limit := bandwidth_limit(item.pop("bandwidthLimit", "")):
+                if limit := parse_bandwidth_limit(item.pop("bandwidthLimit", "")):
                     limits[folder] = limit
                 parts[folder] = parse_source(item, ())
             except InvalidParameter as error:
                 raise InvalidParameter(f"sources[{number}] ({folder}): {error}") from error
-        return SeveralSpec(tuple(sorted(parts.items())), tuple(sorted(limits.items())))
+        return CompositeSpec(tuple(sorted(parts.items())), tuple(sorted(limits.items())))
 
     key = Key(
         "sources",
@@ -102,29 +109,33 @@ def several(parse_source: Callable[[Mapping[str, str], Sequence[str]], SourceSpe
     return Dialect("several", "several sources", ("SEVERAL",), (key,), parse, (secret,))
 
 
-def _items(text: str) -> list[dict[str, str]]:
+def _parse_items(text: str) -> list[dict[str, str]]:
     try:
-        items = json.loads(text or "[]", object_pairs_hook=_once)
+        items = json.loads(text or "[]", object_pairs_hook=_refuse_duplicate_keys)
     except (ValueError, RecursionError) as error:
-        raise InvalidParameter('sources is no JSON; write it as [{"folder": "base", "repoId": "org/name"}, ...]') from error
-    if not isinstance(items, list) or not 1 <= len(items) <= MOST_SOURCES:
-        raise InvalidParameter(f"sources is a JSON list of 1 to {MOST_SOURCES} objects")
-    return [_flat(number, item) for number, item in enumerate(items)]
+        raise InvalidParameter(
+            'sources is no JSON; write it as [{"folder": "base", "repoId": "org/name"}, ...]'
+        ) from error
+    if not isinstance(items, list) or not 1 <= len(items) <= MAX_SOURCES:
+        raise InvalidParameter(f"sources is a JSON list of 1 to {MAX_SOURCES} objects")
+    return [_flatten_item(number, item) for number, item in enumerate(items)]
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object, unless it has a key twice, in whatever case: what others read of it would depend on the reader."""
     keys = Counter(key.lower() for key, _ in pairs)
     for key, _ in pairs:
         if keys[key.lower()] > 1:
-            raise InvalidParameter(f"sources has an object with {shown(key)} twice; keep one")
+            raise InvalidParameter(f"sources has an object with {redact(key)} twice; keep one")
     return dict(pairs)
 
 
-def _flat(number: int, item: Any) -> dict[str, str]:
+def _flatten_item(number: int, item: Any) -> dict[str, str]:
     if not isinstance(item, dict):
         raise InvalidParameter(f"sources[{number}] is no JSON object of a source's keys")
     if any(not isinstance(value, str | int | bool) for value in item.values()):
-        raise InvalidParameter(f"sources[{number}] has a value that is no text; write lists as one text, by commas")
+        raise InvalidParameter(
+            f"sources[{number}] has a value that is no text; write lists as one text, by commas"
+        )
     flat = {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in item.items()}
-    return {_OWN.get(key.lower(), key): value for key, value in flat.items()}
+    return {_ITEM_KEYS.get(key.lower(), key): value for key, value in flat.items()}

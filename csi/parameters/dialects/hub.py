@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from csi.errors import InvalidParameter
 from csi.parameters.dialects.keys import Dialect, Key, SecretKey
-from csi.parameters.dialects.mount_flags import refuse_flags
-from csi.values import join_list, shown, split_list
+from csi.parameters.dialects.mount_flags import refuse_mount_flags
+from csi.values import join_list, redact, split_list
 
 REPO_SOURCES = ("HuggingFace/Model", "HuggingFace/DataSet", "ModelScope/Model", "ModelScope/DataSet")
 _REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
@@ -38,27 +38,27 @@ class HubSpec:
         return self.repo_source.partition("/")[0]
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The source as messages name it."""
-        return f"{self.place}@{self.revision}"
+        return f"{self.origin_scope}@{self.revision}"
 
     @property
-    def opens_whole(self) -> bool:
+    def grants_whole_scope(self) -> bool:
         """Rights are of the repository."""
         return True
 
     @property
-    def place(self) -> str:
+    def origin_scope(self) -> str:
         """What a credential opens: the repository, whatever its revision."""
         return f"{self.repo_source} {self.repo_id}"
 
     @property
-    def pinned(self) -> bool:
+    def is_pinned(self) -> bool:
         """Whether the revision is a commit; ModelScope lists none, so it never is there."""
-        return not self.source_moves and is_commit(self.revision)
+        return not self.is_unpinnable and is_commit(self.revision)
 
     @property
-    def source_moves(self) -> bool:
+    def is_unpinnable(self) -> bool:
         """Whether the digests of the files are the only pin there is (ModelScope)."""
         return self.hub == "ModelScope"
 
@@ -69,7 +69,12 @@ class HubSpec:
 
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec."""
-        context = {"type": "URL", "repoSource": self.repo_source, "repoId": self.repo_id, "revision": self.revision}
+        context = {
+            "type": "URL",
+            "repoSource": self.repo_source,
+            "repoId": self.repo_id,
+            "revision": self.revision,
+        }
         patterns = {"allowPatterns": self.allow_patterns, "ignorePatterns": self.ignore_patterns}
         return context | {key: join_list(value) for key, value in patterns.items() if value}
 
@@ -79,29 +84,33 @@ def is_commit(revision: str) -> bool:
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
-def _parse(values: Mapping[str, str], flags: Sequence[str]) -> HubSpec:
-    refuse_flags(flags, "a hub repository")
+def _parse_hub_source(values: Mapping[str, str], flags: Sequence[str]) -> HubSpec:
+    refuse_mount_flags(flags, "a hub repository")
     repo_id = values.get("repoId", "")
     if not repo_id:
-        raise InvalidParameter("repoId is missing; give the repository as org/name (for plain files give url)")
+        raise InvalidParameter(
+            "repoId is missing; give the repository as org/name (for plain files give url)"
+        )
     if not _REPO_ID.fullmatch(repo_id):
-        raise InvalidParameter(f"repoId is {shown(repo_id, 100)}; it is org/name of letters, digits, '-', '_' and '.'")
-    source = _repo_source(values.get("repoSource", ""), values.get("type", ""))
+        raise InvalidParameter(
+            f"repoId is {redact(repo_id, 100)}; it is org/name of letters, digits, '-', '_' and '.'"
+        )
+    source = _parse_repo_source(values.get("repoSource", ""), values.get("type", ""))
     revision = values.get("revision", "") or _DEFAULT_REVISIONS[source.partition("/")[0]]
     if not _REVISION.fullmatch(revision):
-        raise InvalidParameter(f"revision is {shown(revision, 100)}; it is a branch, tag or commit")
+        raise InvalidParameter(f"revision is {redact(revision, 100)}; it is a branch, tag or commit")
     patterns = {key: split_list(values.get(key, "")) for key in ("allowPatterns", "ignorePatterns")}
     return HubSpec(source, repo_id, revision, patterns["allowPatterns"], patterns["ignorePatterns"])
 
 
-def _repo_source(text: str, given_type: str) -> str:
+def _parse_repo_source(text: str, given_type: str) -> str:
     known = {source.lower(): source for source in REPO_SOURCES}
     if not text:
         return "ModelScope/Model" if given_type.upper() == "MODELSCOPE" else REPO_SOURCES[0]
     hub = {"HUGGINGFACE": "huggingface/", "MODELSCOPE": "modelscope/"}.get(given_type.upper(), "")
     if text.lower() not in known or not text.lower().startswith(hub):
         allowed = [source for source in REPO_SOURCES if source.lower().startswith(hub)]
-        raise InvalidParameter(f"repoSource is {shown(text)}; it is one of {', '.join(allowed)}")
+        raise InvalidParameter(f"repoSource is {redact(text)}; it is one of {', '.join(allowed)}")
     return known[text.lower()]
 
 
@@ -110,7 +119,11 @@ DIALECT = Dialect(
     "a hub repository",
     ("URL", "HUGGINGFACE", "MODELSCOPE"),
     (
-        Key("repoSource", f"which hub and kind of repository: {', '.join(f'`{source}`' for source in REPO_SOURCES)}", "`HuggingFace/Model`"),
+        Key(
+            "repoSource",
+            f"which hub and kind of repository: {', '.join(f'`{source}`' for source in REPO_SOURCES)}",
+            "`HuggingFace/Model`",
+        ),
         Key("repoId", "the repository, `org/name`", "required"),
         Key(
             "revision",
@@ -120,7 +133,7 @@ DIALECT = Dialect(
         Key("allowPatterns", "shell patterns of files to keep, by commas or one a line", "all"),
         Key("ignorePatterns", "shell patterns of files to leave out", "none"),
     ),
-    _parse,
+    _parse_hub_source,
     (
         SecretKey("token", "the hub's token"),
         SecretKey("accessToken", "the same, as ECI spells it"),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Setter(enum.StrEnum):
+class KeySetter(enum.StrEnum):
     """Who may set a key; the value is what documents say."""
 
     ANYONE = "StorageClass, PV, inline"
@@ -25,7 +25,7 @@ class Key:
     name: str
     meaning: str
     default: str = ""
-    setter: Setter = Setter.ANYONE
+    setter: KeySetter = KeySetter.ANYONE
     aliases: tuple[str, ...] = ()
 
 
@@ -41,23 +41,23 @@ class SourceSpec(Protocol):
     """Where data lives, in one form whatever dialect it was written in; a frozen dataclass that holds no secret."""
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The source as messages name it."""
 
     @property
-    def place(self) -> str:
+    def origin_scope(self) -> str:
         """What a credential opens: the source, whatever its revision. Files are copied between images of one place only."""
 
     @property
-    def opens_whole(self) -> bool:
+    def grants_whole_scope(self) -> bool:
         """Whether a credential that reads some of the files reads all of them."""
 
     @property
-    def pinned(self) -> bool:
+    def is_pinned(self) -> bool:
         """Whether the same spec means the same content for ever (a commit)."""
 
     @property
-    def source_moves(self) -> bool:
+    def is_unpinnable(self) -> bool:
         """Whether no pin can hold the source still; what it held is then told by the manifest's digest alone."""
 
     @property
@@ -68,44 +68,44 @@ class SourceSpec(Protocol):
         """The flat parameters that parse to this spec."""
 
 
-class ChangesInPlace:
+class MutableSource:
     """What specs have in common whose files are replaced where they are: a NAS's, a bucket's, a URL's."""
 
     @property
-    def opens_whole(self) -> bool:
+    def grants_whole_scope(self) -> bool:
         """Rights are of the export, the bucket, or proven for each file."""
         return True
 
     @property
-    def pinned(self) -> bool:
+    def is_pinned(self) -> bool:
         """Never: the same spec means other files tomorrow."""
         return False
 
     @property
-    def source_moves(self) -> bool:
+    def is_unpinnable(self) -> bool:
         """Always: there is no revision to hold."""
         return True
 
 
-Parse = Callable[[Mapping[str, str], Sequence[str]], SourceSpec]
+ParseSource = Callable[[Mapping[str, str], Sequence[str]], SourceSpec]
 
 
 @dataclass(frozen=True)
 class Dialect:
     """One way to name a source.
 
-    `types` are the values of `type` that mean it (upper case), `what` names it in messages, `keys` are its own. `parse`
+    `types` are the values of `type` that mean it (upper case), `noun` names it in messages, `keys` are its own. `parse`
     reads values (canonical keys) and mount flags, and raises InvalidParameter. `secrets` are what it reads of a Secret.
     """
 
     name: str
-    what: str
+    noun: str
     types: tuple[str, ...]
     keys: tuple[Key, ...]
-    parse: Parse
+    parse: ParseSource
     secrets: tuple[SecretKey, ...] = ()
 
     @property
-    def names(self) -> frozenset[str]:
+    def key_names(self) -> frozenset[str]:
         """The names of its keys."""
         return frozenset(key.name for key in self.keys)

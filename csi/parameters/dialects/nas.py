@@ -8,14 +8,16 @@ from dataclasses import dataclass
 
 from csi.errors import InvalidParameter
 from csi.parameters.dialects import nfs_options
-from csi.parameters.dialects.keys import ChangesInPlace, Dialect, Key
-from csi.values import integer, shown
+from csi.parameters.dialects.keys import Dialect, Key, MutableSource
+from csi.values import integer_value, redact
 
-_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?\]?")
+_HOST = re.compile(
+    r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?|\[?[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%[A-Za-z0-9]+)?\]?"
+)
 
 
 @dataclass(frozen=True)
-class NasSpec(ChangesInPlace):
+class NasSpec(MutableSource):
     """A folder of an NFS export.
 
     `server` is a host name or address, `path` the absolute path on the server (export and sub-folder together),
@@ -35,14 +37,14 @@ class NasSpec(ChangesInPlace):
     gid: int = 0
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The source as messages name it."""
         return f"NAS {self.server}:{self.path}"
 
     @property
-    def place(self) -> str:
+    def origin_scope(self) -> str:
         """What an identity opens: the folder, read as that uid and gid."""
-        return f"{self.shown} as {self.uid}:{self.gid}"
+        return f"{self.display_name} as {self.uid}:{self.gid}"
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -52,17 +54,29 @@ class NasSpec(ChangesInPlace):
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec; the timeout is written as nfs(5)'s deciseconds."""
         options = [f"timeo={round(self.timeout * 10)}", f"retrans={self.retries}"]
-        options += [f"{key}={port}" for key, port in (("port", self.port), ("mountport", self.mount_port)) if port]
-        context = {"type": "NAS", "server": self.server, "path": self.path, "vers": self.version, "options": ",".join(options)}
+        options += [
+            f"{key}={port}" for key, port in (("port", self.port), ("mountport", self.mount_port)) if port
+        ]
+        context = {
+            "type": "NAS",
+            "server": self.server,
+            "path": self.path,
+            "vers": self.version,
+            "options": ",".join(options),
+        }
         return context | {key: str(value) for key, value in (("uid", self.uid), ("gid", self.gid)) if value}
 
 
-def _parse(values: Mapping[str, str], flags: Sequence[str]) -> NasSpec:
-    server, path = _server_and_path(values)
+def _parse_nas_source(values: Mapping[str, str], flags: Sequence[str]) -> NasSpec:
+    server, path = _parse_server_and_path(values)
     options = nfs_options.NfsOptions()
-    for key, text in (("mountOptions", ",".join(flags)), ("mountOptions", values.get("mountOptions", "")), ("options", values.get("options", ""))):
-        options = options.overlaid(nfs_options.parse(text, key))
-    version = nfs_options.version(values["vers"]) if values.get("vers") else options.version or "3"
+    for key, text in (
+        ("mountOptions", ",".join(flags)),
+        ("mountOptions", values.get("mountOptions", "")),
+        ("options", values.get("options", "")),
+    ):
+        options = options.with_overrides(nfs_options.parse_nfs_options(text, key))
+    version = nfs_options.parse_version(values["vers"]) if values.get("vers") else options.version or "3"
     return NasSpec(
         server=server,
         path=path,
@@ -71,12 +85,12 @@ def _parse(values: Mapping[str, str], flags: Sequence[str]) -> NasSpec:
         mount_port=options.mount_port or 0,
         timeout=60.0 if options.timeout is None else options.timeout,
         retries=2 if options.retries is None else options.retries,
-        uid=integer("uid", values.get("uid", "0"), 0, 2**32 - 2),
-        gid=integer("gid", values.get("gid", "0"), 0, 2**32 - 2),
+        uid=integer_value("uid", values.get("uid", "0"), 0, 2**32 - 2),
+        gid=integer_value("gid", values.get("gid", "0"), 0, 2**32 - 2),
     )
 
 
-def _server_and_path(values: Mapping[str, str]) -> tuple[str, str]:
+def _parse_server_and_path(values: Mapping[str, str]) -> tuple[str, str]:
     given = values.get("server", "")
     server, colon, rest = given.partition(":/")
     path = values.get("path", "") or values.get("share", "") or (colon and "/" + rest)
@@ -84,19 +98,23 @@ def _server_and_path(values: Mapping[str, str]) -> tuple[str, str]:
         raise InvalidParameter("server is missing; give the NAS's host name or address")
     # With a scheme or a user in it, "host:/path" would split at the wrong place, and a password become part of the path.
     if not _HOST.fullmatch(server) or "://" in given or "@" in given:
-        raise InvalidParameter(f"server is {shown(given, 100)}; it is a host name or address, without scheme, port or user")
+        raise InvalidParameter(
+            f"server is {redact(given, 100)}; it is a host name or address, without scheme, port or user"
+        )
     if values.get("path") and values.get("share"):
         raise InvalidParameter("path and share are both given; they are two spellings of one thing, keep one")
     if not path:
-        raise InvalidParameter("path is missing; give the export (and folder) on the NAS, such as /share/models")
-    return server.strip("[]"), _absolute(path, values.get("subDir", ""))
+        raise InvalidParameter(
+            "path is missing; give the export (and folder) on the NAS, such as /share/models"
+        )
+    return server.strip("[]"), _join_absolute(path, values.get("subDir", ""))
 
 
-def _absolute(path: str, sub_dir: str) -> str:
+def _join_absolute(path: str, sub_dir: str) -> str:
     parts = [part for part in (path + "/" + sub_dir).split("/") if part]
     if not path.startswith("/") or ".." in parts or "." in parts:
         raise InvalidParameter(
-            f"path is {shown(path, 100)} with subDir {shown(sub_dir, 100)}; together they are an absolute path without '.' or '..'"
+            f"path is {redact(path, 100)} with subDir {redact(sub_dir, 100)}; together they are an absolute path without '.' or '..'"
         )
     return "/" + "/".join(parts)
 
@@ -120,5 +138,5 @@ DIALECT = Dialect(
         Key("uid", "who reads (AUTH_SYS)", "`0`"),
         Key("gid", "the group that reads (AUTH_SYS)", "`0`"),
     ),
-    _parse,
+    _parse_nas_source,
 )

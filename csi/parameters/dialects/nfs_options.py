@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from csi.errors import InvalidParameter
-from csi.values import integer, shown
+from csi.values import integer_value, redact
 
 # They steer the kernel's client (caching, locking, write-back, mounting); a reader that copies every byte once has no use for them.
 _WITHOUT_EFFECT = frozenset(
@@ -28,59 +28,63 @@ class NfsOptions:
     timeout: float | None = None
     retries: int | None = None
 
-    def overlaid(self, top: NfsOptions) -> NfsOptions:
-        """Return these options with those that `top` gives over them."""
+    def with_overrides(self, overrides: NfsOptions) -> NfsOptions:
+        """Return these options with those that `overrides` gives over them."""
         return NfsOptions(
-            version=self.version if top.version is None else top.version,
-            port=self.port if top.port is None else top.port,
-            mount_port=self.mount_port if top.mount_port is None else top.mount_port,
-            timeout=self.timeout if top.timeout is None else top.timeout,
-            retries=self.retries if top.retries is None else top.retries,
+            version=self.version if overrides.version is None else overrides.version,
+            port=self.port if overrides.port is None else overrides.port,
+            mount_port=self.mount_port if overrides.mount_port is None else overrides.mount_port,
+            timeout=self.timeout if overrides.timeout is None else overrides.timeout,
+            retries=self.retries if overrides.retries is None else overrides.retries,
         )
 
 
-def version(text: str) -> str:
+def parse_version(text: str) -> str:
     """ "3" or "4.0" for an NFS version as users write it; 4.1 and 4.2 are read over 4.0. Raises InvalidParameter."""
     if text not in _VERSIONS:
-        raise InvalidParameter(f"vers is {shown(text)}; it is one of {', '.join(_VERSIONS)}")
+        raise InvalidParameter(f"vers is {redact(text)}; it is one of {', '.join(_VERSIONS)}")
     return _VERSIONS[text]
 
 
-def parse(text: str, key: str) -> NfsOptions:
+def parse_nfs_options(text: str, key: str) -> NfsOptions:
     """Read a comma separated option list. Raises InvalidParameter that names `key` and the option it cannot honour."""
     options = NfsOptions()
     for item in filter(None, (part.strip() for part in text.split(","))):
-        options = _take(options, item, key)
+        options = _apply_option(options, item, key)
     return options
 
 
-def _take(options: NfsOptions, item: str, key: str) -> NfsOptions:
+def _apply_option(options: NfsOptions, item: str, key: str) -> NfsOptions:
     name, _, value = item.partition("=")
     name = name.lower()
-    if name in _HONOURED:
-        return _HONOURED[name](options, value)
+    if name in _OPTION_PARSERS:
+        return _OPTION_PARSERS[name](options, value)
     if name in ("proto", "mountproto"):
-        return _only(options, name, value, ("tcp", "tcp6"))
+        return _check_value(options, name, value, ("tcp", "tcp6"))
     if name == "sec":
-        return _only(options, name, value, ("sys",))
+        return _check_value(options, name, value, ("sys",))
     if name in _WITHOUT_EFFECT:
         return options
     # Its value may be a secret: CIFS has password=.
-    raise InvalidParameter(f"{key} has the NFS option {shown(name)}, which this driver cannot honour; remove it")
+    raise InvalidParameter(
+        f"{key} has the NFS option {redact(name)}, which this driver cannot honour; remove it"
+    )
 
 
-def _only(options: NfsOptions, name: str, value: str, allowed: tuple[str, ...]) -> NfsOptions:
+def _check_value(options: NfsOptions, name: str, value: str, allowed: tuple[str, ...]) -> NfsOptions:
     if value.lower() not in allowed:
-        raise InvalidParameter(f"the NFS option {shown(f'{name}={value}')} cannot be honoured; use {name}={allowed[0]}")
+        raise InvalidParameter(
+            f"the NFS option {redact(f'{name}={value}')} cannot be honoured; use {name}={allowed[0]}"
+        )
     return options
 
 
-_HONOURED: dict[str, Callable[[NfsOptions, str], NfsOptions]] = {
-    "vers": lambda o, v: replace(o, version=version(v)),
-    "nfsvers": lambda o, v: replace(o, version=version(v)),
-    "minorversion": lambda o, v: replace(o, version=version(f"4.{v}")),
-    "port": lambda o, v: replace(o, port=integer("port", v, 0, 65535)),
-    "mountport": lambda o, v: replace(o, mount_port=integer("mountport", v, 0, 65535)),
-    "timeo": lambda o, v: replace(o, timeout=integer("timeo", v, 1, 36000) / 10),
-    "retrans": lambda o, v: replace(o, retries=integer("retrans", v, 0, 100)),
+_OPTION_PARSERS: dict[str, Callable[[NfsOptions, str], NfsOptions]] = {
+    "vers": lambda o, v: replace(o, version=parse_version(v)),
+    "nfsvers": lambda o, v: replace(o, version=parse_version(v)),
+    "minorversion": lambda o, v: replace(o, version=parse_version(f"4.{v}")),
+    "port": lambda o, v: replace(o, port=integer_value("port", v, 0, 65535)),
+    "mountport": lambda o, v: replace(o, mount_port=integer_value("mountport", v, 0, 65535)),
+    "timeo": lambda o, v: replace(o, timeout=integer_value("timeo", v, 1, 36000) / 10),
+    "retrans": lambda o, v: replace(o, retries=integer_value("retrans", v, 0, 100)),
 }

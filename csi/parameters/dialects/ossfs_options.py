@@ -15,27 +15,39 @@ _WITHOUT_EFFECT = frozenset(
     "direct_read_prefetch_limit direct_read_backward_chunks readdir_optimize readdir_check_size symlink_in_meta complement_stat mime big_writes "
     "attr_timeout entry_timeout negative_timeout kernel_cache auto_cache".split()
 )
-_CREDENTIALS = frozenset("passwd_file akid aksecret ak sk access_key access_key_id access_key_secret security_token sts_token ahbe_conf".split())
+_CREDENTIALS = frozenset(
+    "passwd_file akid aksecret ak sk access_key access_key_id access_key_secret security_token sts_token ahbe_conf".split()
+)
 # How ossfs spells its options. What has no value behind it may be a value itself (BUCKET:ID:SECRET), so it is not repeated.
 _NAME = re.compile(r"[a-z][a-z0-9_]{1,40}")
 
 
-def check_options(text: str) -> None:
+def check_ossfs_options(text: str) -> None:
     """Return when every option of `text` ("-o a -o b=1,c") can be passed over; raises InvalidParameter naming one that cannot, never a value."""
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise InvalidParameter("otherOpts has a quote that is not closed; write it as -o name=value -o name") from error
-    options = [option for word in words if word != "-o" for option in word.removeprefix("-o").lstrip("-").split(",")]
+        raise InvalidParameter(
+            "otherOpts has a quote that is not closed; write it as -o name=value -o name"
+        ) from error
+    options = [
+        option for word in words if word != "-o" for option in word.removeprefix("-o").lstrip("-").split(",")
+    ]
     for number, option in enumerate(options, 1):
-        _check(option, number)
+        _check_option(option, number)
 
 
-def _check(option: str, number: int) -> None:
+def _check_option(option: str, number: int) -> None:
     given, equals, _ = option.partition("=")
     name = given.strip().lower()
-    said = repr(name) if name in _CREDENTIALS or (equals and _NAME.fullmatch(given)) else f"an option (number {number})"
+    quoted = (
+        repr(name)
+        if name in _CREDENTIALS or (equals and _NAME.fullmatch(given))
+        else f"an option (number {number})"
+    )
     if name in _CREDENTIALS or "secret" in name or "token" in name or "passw" in name or ":" in name:
-        raise InvalidParameter(f"otherOpts has {said}, a credential; put akId and akSecret into a Secret and name that Secret")
+        raise InvalidParameter(
+            f"otherOpts has {quoted}, a credential; put akId and akSecret into a Secret and name that Secret"
+        )
     if name and name not in _WITHOUT_EFFECT:
-        raise InvalidParameter(f"otherOpts has {said}, which this driver cannot honour; remove it")
+        raise InvalidParameter(f"otherOpts has {quoted}, which this driver cannot honour; remove it")

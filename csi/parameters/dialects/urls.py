@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from csi.errors import InvalidParameter
-from csi.parameters.dialects.endpoints import addresses, http_url
-from csi.parameters.dialects.keys import ChangesInPlace, Dialect, Key, SecretKey
-from csi.parameters.dialects.mount_flags import refuse_flags
-from csi.values import join_list, shown, split_list
+from csi.parameters.dialects.endpoints import parse_http_url, unique_addresses
+from csi.parameters.dialects.keys import Dialect, Key, MutableSource, SecretKey
+from csi.parameters.dialects.mount_flags import refuse_mount_flags
+from csi.values import join_list, redact, split_list
 
-MOST_FILES = 1000
+MAX_URLS = 1000
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
-_NAMED = re.compile(r"(?!https?://)(.+?)=(https?://.*)", re.IGNORECASE | re.DOTALL)
+_PATH_AND_URL = re.compile(r"(?!https?://)(.+?)=(https?://.*)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,20 @@ class UrlFile:
         return self.given_path or unquote(urlsplit(self.url).path.rpartition("/")[2])
 
     @property
-    def written(self) -> str:
+    def as_item(self) -> str:
         """The file as an item of `url`."""
         return f"{self.given_path}={self.url}" if self.given_path else self.url
 
 
 @dataclass(frozen=True)
-class UrlSpec(ChangesInPlace):
+class UrlSpec(MutableSource):
     """Files of HTTP servers: `files`, or those that the document at `metalink` names ("" for none; then there are no `files`)."""
 
     files: tuple[UrlFile, ...] = ()
     metalink: str = ""
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The source as messages name it: hosts and names, no query."""
         if self.metalink:
             return f"Metalink {self.addresses[0]} {UrlFile(self.metalink).path!r}"
@@ -53,12 +53,12 @@ class UrlSpec(ChangesInPlace):
         return f"URL {self.addresses[0]} {self.files[0].path!r}{more}"
 
     @property
-    def opens_whole(self) -> bool:
+    def grants_whole_scope(self) -> bool:
         """Not what a document names: a server may give each path to others, and a proof reads some of them."""
         return not self.metalink
 
     @property
-    def place(self) -> str:
+    def origin_scope(self) -> str:
         """What a credential opens: these files, or what the document names."""
         if self.metalink:
             return f"Metalink {self.metalink}"
@@ -67,66 +67,84 @@ class UrlSpec(ChangesInPlace):
     @property
     def addresses(self) -> tuple[str, ...]:
         """The hosts of the URLs; of a document its own, since what it names is that host's word."""
-        return addresses([self.metalink] if self.metalink else (file.url for file in self.files))
+        return unique_addresses([self.metalink] if self.metalink else (file.url for file in self.files))
 
     def to_context(self) -> dict[str, str]:
         """The flat parameters that parse to this spec."""
         if self.metalink:
             return {"type": "URL", "metalink": self.metalink}
-        context = {"type": "URL", "url": join_list(tuple(file.written for file in self.files))}
+        context = {"type": "URL", "url": join_list(tuple(file.as_item for file in self.files))}
         # "-" keeps the place of a file without one.
         sums = tuple(file.sha256 or "-" for file in self.files)
         return context | ({"sha256": ",".join(sums)} if any(file.sha256 for file in self.files) else {})
 
 
-def _parse(values: Mapping[str, str], flags: Sequence[str]) -> UrlSpec:
-    refuse_flags(flags, "a URL")
+def _parse_url_source(values: Mapping[str, str], flags: Sequence[str]) -> UrlSpec:
+    refuse_mount_flags(flags, "a URL")
     if values.get("metalink"):
-        return _metalink(values)
+        return _parse_metalink_source(values)
     urls = split_list(values.get("url", ""))
     if not urls:
         raise InvalidParameter(
             "url is missing; give one http:// or https:// URL, or several by commas or one a line, or as metalink the URL of a Metalink document"
         )
-    if len(urls) > MOST_FILES:
-        raise InvalidParameter(f"url has {len(urls)} URLs; at most {MOST_FILES} make a volume; a Metalink document (key metalink) can name more")
-    files = tuple(_file(url, sha256) for url, sha256 in zip(urls, _sums(values.get("sha256", ""), len(urls)), strict=True))
+    if len(urls) > MAX_URLS:
+        raise InvalidParameter(
+            f"url has {len(urls)} URLs; at most {MAX_URLS} make a volume; a Metalink document (key metalink) can name more"
+        )
+    files = tuple(
+        _parse_file(url, sha256)
+        for url, sha256 in zip(urls, _parse_checksums(values.get("sha256", ""), len(urls)), strict=True)
+    )
     _check_paths(files)
     return UrlSpec(files)
 
 
-def _metalink(values: Mapping[str, str]) -> UrlSpec:
-    for key, instead in (("url", "keep one of them"), ("sha256", "the document has the sums of its files; remove sha256, or give url")):
+def _parse_metalink_source(values: Mapping[str, str]) -> UrlSpec:
+    for key, instead in (
+        ("url", "keep one of them"),
+        ("sha256", "the document has the sums of its files; remove sha256, or give url"),
+    ):
         if values.get(key):
             raise InvalidParameter(f"metalink and {key} are both given; {instead}")
-    return UrlSpec(metalink=http_url("metalink", values["metalink"])._replace(fragment="").geturl())
+    return UrlSpec(metalink=parse_http_url("metalink", values["metalink"])._replace(fragment="").geturl())
 
 
-def _file(text: str, sha256: str) -> UrlFile:
-    named = _NAMED.fullmatch(text)
-    url = http_url("url", named[2] if named else text)
+def _parse_file(text: str, sha256: str) -> UrlFile:
+    named = _PATH_AND_URL.fullmatch(text)
+    url = parse_http_url("url", named[2] if named else text)
     return UrlFile(url._replace(fragment="").geturl(), sha256, named[1] if named else "")
 
 
-def _sums(text: str, count: int) -> list[str]:
+def _parse_checksums(text: str, count: int) -> list[str]:
     sums = ["" if part == "-" else part.removeprefix("sha256:").lower() for part in split_list(text)]
     if not sums:
         return [""] * count
     if len(sums) != count:
-        raise InvalidParameter(f"sha256 has {len(sums)} values for {count} URLs; give one for each, '-' for a file without one")
+        raise InvalidParameter(
+            f"sha256 has {len(sums)} values for {count} URLs; give one for each, '-' for a file without one"
+        )
     for part in sums:
         if part and not _SHA256.fullmatch(part):
-            raise InvalidParameter(f"sha256 is {shown(part, 70)}; it is 64 hex digits")
+            raise InvalidParameter(f"sha256 is {redact(part, 70)}; it is 64 hex digits")
     return sums
 
 
 def _check_paths(files: Sequence[UrlFile]) -> None:
     seen: set[str] = set()
     for file in files:
-        if any(part in ("", ".", "..") for part in file.path.split("/")) or ("/" in file.path and not file.given_path) or "\0" in file.path:
-            raise InvalidParameter(f"url {shown(file.url, 100)} ends in no file name; give the URL of a file, or its path as path=URL")
+        if (
+            any(part in ("", ".", "..") for part in file.path.split("/"))
+            or ("/" in file.path and not file.given_path)
+            or "\0" in file.path
+        ):
+            raise InvalidParameter(
+                f"url {redact(file.url, 100)} ends in no file name; give the URL of a file, or its path as path=URL"
+            )
         if file.path in seen:
-            raise InvalidParameter(f"url names two files {shown(file.path, 100)}; give them paths of their own as path=URL")
+            raise InvalidParameter(
+                f"url names two files {redact(file.path, 100)}; give them paths of their own as path=URL"
+            )
         seen.add(file.path)
 
 
@@ -153,9 +171,12 @@ DIALECT = Dialect(
             "not checked; learnt by reading the file where its server tells no length, or no ETag and no time",
         ),
     ),
-    _parse,
+    _parse_url_source,
     (
-        SecretKey("accessToken", "sent as `Authorization: Bearer` to the host of the URL or of the Metalink document, and no other"),
+        SecretKey(
+            "accessToken",
+            "sent as `Authorization: Bearer` to the host of the URL or of the Metalink document, and no other",
+        ),
         SecretKey("token", "the same"),
     ),
 )

@@ -6,137 +6,166 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from csi.errors import DataCacheError, InvalidParameter
-from csi.parameters.data_cache import DataCacheSpec, data_cache, is_data_cache_id
-from csi.registry.custom_resource import condition, read, written
-from csi.registry.datacaches.data_caches import Content, DataCache, DataCacheState, Note, Phase, SecretRef, place_of
+from csi.parameters.data_cache import DataCacheSpec, is_data_cache_id, parse_data_cache
+from csi.registry.custom_resource import build_condition, format_time, parse_time
+from csi.registry.datacaches.data_caches import (
+    DataCache,
+    DataCacheContent,
+    DataCacheEvent,
+    DataCacheState,
+    Phase,
+    SecretRef,
+    bucket_path_hash,
+)
 
 GROUP, VERSION, KIND, PLURAL = "eci.aliyun.com", "v1alpha1", "DataCache", "datacaches"
-ID_LABEL, PLACE_LABEL = "datacache.csi.io/data-cache-id", "datacache.csi.io/data-cache-place"
-TOKEN_ANNOTATION, ASKED_ANNOTATION = "datacache.csi.io/client-token", "datacache.csi.io/client-token-parameters"
-ID_ANNOTATION = "datacache.csi.io/data-cache-id"
-MATCHED = "lastMatchedTime"
-_LONGEST_MESSAGE = 2048
+ID_LABEL, BUCKET_PATH_LABEL = "datacache.csi.io/data-cache-id", "datacache.csi.io/data-cache-place"
+CLIENT_TOKEN_ANNOTATION, REQUEST_HASH_ANNOTATION = (
+    "datacache.csi.io/client-token",
+    "datacache.csi.io/client-token-parameters",
+)
+DATA_CACHE_ID_ANNOTATION = "datacache.csi.io/data-cache-id"
+MATCHED_KEY = "lastMatchedTime"
+_MAX_MESSAGE = 2048
 _NETWORKS = ("vSwitchId", "securityGroupId")
-_DONE = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
+_USABLE_PHASES = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
-def decode(thing: Mapping[str, Any]) -> DataCache:
+def decode(obj: Mapping[str, Any]) -> DataCache:
     """The DataCache of an object; raises DataCacheError, naming it, where it cannot be read."""
-    meta = thing["metadata"]
+    meta = obj["metadata"]
     try:
-        given = thing["spec"]
-        secret = given["dataSource"].get("secretRef")
+        spec = obj["spec"]
+        secret = spec["dataSource"].get("secretRef")
         return DataCache(
             name=str(meta["name"]),
             uid=str(meta["uid"]),
             generation=int(meta.get("generation", 1)),
-            created=read(meta["creationTimestamp"]),
-            spec=_spec(given),
-            state=_state(thing.get("status") or {}),
-            secret=SecretRef(secret.get("namespace", ""), secret["name"]) if secret else None,
-            title=given.get("name", ""),
-            tags={tag["key"]: tag.get("value", "") for tag in given.get("tags") or ()},
-            resource_group=given.get("resourceGroupId", ""),
-            token=(meta.get("annotations") or {}).get(TOKEN_ANNOTATION, ""),
-            asked=(meta.get("annotations") or {}).get(ASKED_ANNOTATION, ""),
-            given_id=_given_id(meta),
+            created_at=parse_time(meta["creationTimestamp"]),
+            spec=_decode_spec(spec),
+            state=_decode_state(obj.get("status") or {}),
+            secret_ref=SecretRef(secret.get("namespace", ""), secret["name"]) if secret else None,
+            title=spec.get("name", ""),
+            tags={tag["key"]: tag.get("value", "") for tag in spec.get("tags") or ()},
+            resource_group=spec.get("resourceGroupId", ""),
+            client_token=(meta.get("annotations") or {}).get(CLIENT_TOKEN_ANNOTATION, ""),
+            request_hash=(meta.get("annotations") or {}).get(REQUEST_HASH_ANNOTATION, ""),
+            assigned_id=_decode_assigned_id(meta),
         )
     except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter) as error:
-        raise DataCacheError(f"the DataCache {meta.get('name')} cannot be read ({error}); mend or delete it") from error
+        raise DataCacheError(
+            f"the DataCache {meta.get('name')} cannot be read ({error}); mend or delete it"
+        ) from error
 
 
-def _spec(given: Mapping[str, Any]) -> DataCacheSpec:
-    source, net = given["dataSource"], given.get("netConfig") or {}
-    return data_cache(
-        given.get("bucket", ""),
-        given["path"],
+def _decode_spec(spec: Mapping[str, Any]) -> DataCacheSpec:
+    source, net = spec["dataSource"], spec.get("netConfig") or {}
+    return parse_data_cache(
+        spec.get("bucket", ""),
+        spec["path"],
         source["type"],
         source.get("options") or {},
-        size_gib=given.get("size"),
-        retention_days=given.get("retentionDays"),
-        networks=[net.get(kind) or given.get(kind) or "" for kind in _NETWORKS],
-        namespaces=given.get("namespaces") or (),
-        node_selector=given.get("nodeSelector"),
-        refresh=given.get("refresh", ""),
+        size_gib=spec.get("size"),
+        retention_days=spec.get("retentionDays"),
+        networks=[net.get(kind) or spec.get(kind) or "" for kind in _NETWORKS],
+        namespaces=spec.get("namespaces") or (),
+        node_selector=spec.get("nodeSelector"),
+        refresh=spec.get("refresh", ""),
     )
 
 
 def encode_spec(cache: DataCache) -> dict[str, Any]:
     """`spec` of the object."""
-    spec, secret = cache.spec, cache.secret
+    spec, secret = cache.spec, cache.secret_ref
     source: dict[str, Any] = {"type": spec.type, "options": dict(spec.options)}
     if secret:
-        source["secretRef"] = ({"namespace": secret.namespace} if secret.namespace else {}) | {"name": secret.name}
-    found: dict[str, Any] = {"bucket": spec.bucket, "path": spec.path, "dataSource": source}
+        source["secretRef"] = ({"namespace": secret.namespace} if secret.namespace else {}) | {
+            "name": secret.name
+        }
+    encoded: dict[str, Any] = {"bucket": spec.bucket, "path": spec.path, "dataSource": source}
     optional = {
         "size": spec.size_gib,
         "retentionDays": spec.retention_days,
         "namespaces": list(spec.namespaces),
         "nodeSelector": dict(spec.node_selector),
         "refresh": spec.refresh,
-        "netConfig": _net(spec.networks),
+        "netConfig": _encode_networks(spec.networks),
         "name": cache.title,
         "tags": [{"key": key, "value": value} for key, value in cache.tags.items()],
         "resourceGroupId": cache.resource_group,
     }
-    return found | {key: value for key, value in optional.items() if value}
+    return encoded | {key: value for key, value in optional.items() if value}
 
 
-def _net(networks: Sequence[str]) -> dict[str, str]:
+def _encode_networks(networks: Sequence[str]) -> dict[str, str]:
     return {kind: network for kind, network in zip(_NETWORKS, networks, strict=False) if network}
 
 
-def annotations_of(cache: DataCache) -> dict[str, str]:
+def build_annotations(cache: DataCache) -> dict[str, str]:
     """What an object is made with that no spec has."""
-    given = {TOKEN_ANNOTATION: cache.token, ASKED_ANNOTATION: cache.asked, ID_ANNOTATION: cache.given_id}
+    given = {
+        CLIENT_TOKEN_ANNOTATION: cache.client_token,
+        REQUEST_HASH_ANNOTATION: cache.request_hash,
+        DATA_CACHE_ID_ANNOTATION: cache.assigned_id,
+    }
     return {key: value for key, value in given.items() if value}
 
 
-def digests_of(thing: Mapping[str, Any]) -> set[str]:
+def list_digests(obj: Mapping[str, Any]) -> set[str]:
     """The digests of the images in an object's status, whatever else it has."""
-    status = thing.get("status") or {}
+    status = obj.get("status") or {}
     return {str(status[key]["manifestDigest"]) for key in ("content", "coming") if key in status}
 
 
-def _given_id(meta: Mapping[str, Any]) -> str:
-    given = str((meta.get("annotations") or {}).get(ID_ANNOTATION, ""))
+def _decode_assigned_id(meta: Mapping[str, Any]) -> str:
+    given = str((meta.get("annotations") or {}).get(DATA_CACHE_ID_ANNOTATION, ""))
     return given if is_data_cache_id(given) else ""
 
 
-def labels_of(cache: DataCache) -> dict[str, str]:
+def build_labels(cache: DataCache) -> dict[str, str]:
     """The labels by which an object is found."""
-    return {PLACE_LABEL: place_of(cache.spec.bucket, cache.spec.path)} | ({ID_LABEL: cache.id} if cache.uid or cache.given_id else {})
+    return {BUCKET_PATH_LABEL: bucket_path_hash(cache.spec.bucket, cache.spec.path)} | (
+        {ID_LABEL: cache.id} if cache.uid or cache.assigned_id else {}
+    )
 
 
-def encode_status(cache: DataCache, state: DataCacheState, old: Mapping[str, Any], now: float) -> dict[str, Any]:
+def encode_status(
+    cache: DataCache, state: DataCacheState, old: Mapping[str, Any], now: float
+) -> dict[str, Any]:
     """`status` of the object in the state; `old` is the one that it has. `now` in seconds since 1970."""
-    content = state.content or state.coming
-    times = {"creationTime": cache.created, "expireDateTime": state.expires}
-    shown: dict[str, Any] = {
+    content = state.content or state.next_content
+    times = {"creationTime": cache.created_at, "expireDateTime": state.expires_at}
+    encoded: dict[str, Any] = {
         "dataCacheId": cache.id,
         "status": state.phase.value,
         "progress": f"{state.percent}%",
         "observedGeneration": state.generation,
-        "message": state.message[:_LONGEST_MESSAGE],
+        "message": state.message[:_MAX_MESSAGE],
         "snapshotId": content.snapshot_id if content else "",
         "size": cache.spec.capacity_gib(content.content_bytes) if content else cache.spec.size_gib,
-        "content": _content(state.content),
-        "coming": _content(state.coming),
-        "inImageStore": state.is_kept or None,
-        "events": [_note(note) for note in state.notes],
-        **{key: written(seconds) for key, seconds in times.items() if seconds},
+        "content": _encode_content(state.content),
+        "coming": _encode_content(state.next_content),
+        "inImageStore": state.in_image_store or None,
+        "events": [_encode_note(note) for note in state.events],
+        **{key: format_time(seconds) for key, seconds in times.items() if seconds},
     }
-    shown = {key: value for key, value in shown.items() if value not in (None, "", [])}
-    return {**shown, "conditions": _conditions(state, (old.get("conditions") or []), now)}
+    encoded = {key: value for key, value in encoded.items() if value not in (None, "", [])}
+    return {**encoded, "conditions": _build_conditions(state, (old.get("conditions") or []), now)}
 
 
-def _conditions(state: DataCacheState, old: Sequence[Mapping[str, Any]], now: float) -> list[dict[str, Any]]:
-    usable = state.phase in _DONE
-    said = state.message[:_LONGEST_MESSAGE] or f"it is {state.phase.value}, {state.percent}%"
-    return [condition(old, "Available", "True" if usable else "False", state.phase.value, said, state.generation, now)]
+def _build_conditions(
+    state: DataCacheState, old: Sequence[Mapping[str, Any]], now: float
+) -> list[dict[str, Any]]:
+    usable = state.phase in _USABLE_PHASES
+    message = state.message[:_MAX_MESSAGE] or f"it is {state.phase.value}, {state.percent}%"
+    return [
+        build_condition(
+            old, "Available", "True" if usable else "False", state.phase.value, message, state.generation, now
+        )
+    ]
 
 
-def _content(content: Content | None) -> dict[str, Any] | None:
+def _encode_content(content: DataCacheContent | None) -> dict[str, Any] | None:
     if content is None:
         return None
     return {
@@ -147,33 +176,50 @@ def _content(content: Content | None) -> dict[str, Any] | None:
     }
 
 
-def _note(note: Note) -> dict[str, Any]:
-    times = {"firstTimestamp": written(note.first), "lastTimestamp": written(note.last)}
-    return {"type": note.kind, "reason": note.reason, "message": note.message[:_LONGEST_MESSAGE], "count": note.count, **times}
+def _encode_note(note: DataCacheEvent) -> dict[str, Any]:
+    times = {"firstTimestamp": format_time(note.first), "lastTimestamp": format_time(note.last)}
+    return {
+        "type": note.type,
+        "reason": note.reason,
+        "message": note.message[:_MAX_MESSAGE],
+        "count": note.count,
+        **times,
+    }
 
 
-def _state(status: Mapping[str, Any]) -> DataCacheState:
+def _decode_state(status: Mapping[str, Any]) -> DataCacheState:
     return DataCacheState(
         phase=Phase(status.get("status", Phase.LOADING.value)),
         percent=int(status.get("progress", "0%").rstrip("%")),
         generation=int(status.get("observedGeneration", 0)),
-        content=_read_content(status.get("content")),
-        coming=_read_content(status.get("coming")),
-        is_kept=bool(status.get("inImageStore")),
+        content=_decode_content(status.get("content")),
+        next_content=_decode_content(status.get("coming")),
+        in_image_store=bool(status.get("inImageStore")),
         message=status.get("message", ""),
-        expires=_read_time(status.get("expireDateTime")),
-        matched=_read_time(status.get(MATCHED)),
-        notes=tuple(map(_read_note, status.get("events") or ())),
+        expires_at=_decode_time(status.get("expireDateTime")),
+        last_matched_at=_decode_time(status.get(MATCHED_KEY)),
+        events=tuple(map(_decode_note, status.get("events") or ())),
     )
 
 
-def _read_content(kept: Mapping[str, Any] | None) -> Content | None:
-    return Content(kept["manifestDigest"], kept["parameters"], kept["imageBytes"], kept["contentBytes"]) if kept else None
+def _decode_content(kept: Mapping[str, Any] | None) -> DataCacheContent | None:
+    return (
+        DataCacheContent(kept["manifestDigest"], kept["parameters"], kept["imageBytes"], kept["contentBytes"])
+        if kept
+        else None
+    )
 
 
-def _read_note(kept: Mapping[str, Any]) -> Note:
-    return Note(kept["type"], kept["reason"], kept["message"], kept["count"], read(kept["firstTimestamp"]), read(kept["lastTimestamp"]))
+def _decode_note(kept: Mapping[str, Any]) -> DataCacheEvent:
+    return DataCacheEvent(
+        kept["type"],
+        kept["reason"],
+        kept["message"],
+        kept["count"],
+        parse_time(kept["firstTimestamp"]),
+        parse_time(kept["lastTimestamp"]),
+    )
 
 
-def _read_time(text: str | None) -> float:
-    return read(text) if text else 0.0
+def _decode_time(text: str | None) -> float:
+    return parse_time(text) if text else 0.0

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from csi.parameters.data_cache import DataCacheSpec, holds
+from csi.parameters.data_cache import DataCacheSpec, is_same_or_below
 
-SECONDS_OF_A_DAY = 86_400.0
+SECONDS_PER_DAY = 86_400.0
 
 
 class Phase(StrEnum):
@@ -34,7 +34,7 @@ class SecretRef:
 
 
 @dataclass(frozen=True)
-class Content:
+class DataCacheContent:
     """What a DataCache turned out to hold: the manifest's digest (64 hex digits), its pinned spec as flat parameters, and bytes."""
 
     digest: str
@@ -49,10 +49,10 @@ class Content:
 
 
 @dataclass(frozen=True)
-class Note:
-    """Something that happened to a DataCache, `count` times between `first` and `last` (seconds since 1970). `kind` is Normal or Warning."""
+class DataCacheEvent:
+    """Something that happened to a DataCache, `count` times between `first` and `last` (seconds since 1970). `type` is Normal or Warning."""
 
-    kind: str
+    type: str
     reason: str
     message: str
     count: int = 1
@@ -64,49 +64,49 @@ class Note:
 class DataCacheState:
     """What has become of a DataCache. `generation` is that of the spec that it is about.
 
-    `content` is what pods get, None before there is any; `coming` what is being made ready, None where nothing is.
-    `is_kept`: the image store has `content`. `message` says what it waits for or fails with. Times are seconds since 1970, 0 for never.
+    `content` is what pods get, None before there is any; `next_content` what is being made ready, None where nothing is.
+    `in_image_store`: the image store has `content`. `message` says what it waits for or fails with. Times are seconds since 1970, 0 for never.
     """
 
     phase: Phase = Phase.LOADING
     percent: int = 0
     generation: int = 0
-    content: Content | None = None
-    coming: Content | None = None
-    is_kept: bool = False
+    content: DataCacheContent | None = None
+    next_content: DataCacheContent | None = None
+    in_image_store: bool = False
     message: str = ""
-    expires: float = 0.0
-    matched: float = 0.0
-    notes: tuple[Note, ...] = ()
+    expires_at: float = 0.0
+    last_matched_at: float = 0.0
+    events: tuple[DataCacheEvent, ...] = ()
 
 
 @dataclass(frozen=True)
 class DataCache:
     """A DataCache. `name` is its object's, `uid` differs for each that was ever made, `generation` for each spec that it had.
 
-    `secret` holds the source's credential, `title`, `tags` and `resource_group` are the API's, `token` the ClientToken that made it, and `asked`
+    `secret_ref` holds the source's credential, `title`, `tags` and `resource_group` are the API's, `client_token` the ClientToken that made it, and `request_hash`
     a hash of what that call asked for.
-    `given_id` is the DataCacheId that was given out before there was an object, which copies have.
+    `assigned_id` is the DataCacheId that was given out before there was an object, which copies have.
     """
 
     name: str
     uid: str
     generation: int
-    created: float
+    created_at: float
     spec: DataCacheSpec
     state: DataCacheState = field(default_factory=DataCacheState)
-    secret: SecretRef | None = None
+    secret_ref: SecretRef | None = None
     title: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     resource_group: str = ""
-    token: str = ""
-    asked: str = ""
-    given_id: str = ""
+    client_token: str = ""
+    request_hash: str = ""
+    assigned_id: str = ""
 
     @property
     def id(self) -> str:
         """What ECI's users name it by."""
-        return self.given_id or id_of_uid(self.uid)
+        return self.assigned_id or data_cache_id_from_uid(self.uid)
 
     @property
     def phase(self) -> Phase:
@@ -116,37 +116,39 @@ class DataCache:
         return Phase.UPDATING if self.state.content else Phase.LOADING
 
     @property
-    def usable(self) -> Content | None:
+    def mountable_content(self) -> DataCacheContent | None:
         """What a pod can mount now: what is ready, else what is coming, which its node then fills as well."""
-        return self.state.content or self.state.coming
+        return self.state.content or self.state.next_content
 
 
-def id_of_uid(uid: str) -> str:
+def data_cache_id_from_uid(uid: str) -> str:
     """The DataCacheId of an object."""
     return "edc-" + hashlib.sha256(uid.encode()).hexdigest()[:20]
 
 
-def place_of(bucket: str, path: str) -> str:
+def bucket_path_hash(bucket: str, path: str) -> str:
     """A name, 40 hex digits, that stands for a bucket and a path."""
     return hashlib.sha256(f"{bucket}\0{path}".encode()).hexdigest()[:40]
 
 
-def first_at(caches: list[DataCache], bucket: str, path: str) -> DataCache | None:
+def find_oldest_at(caches: list[DataCache], bucket: str, path: str) -> DataCache | None:
     """The cache that has a bucket and path for its name: of several, which only people who make objects by hand can do, the oldest."""
-    there = [cache for cache in caches if (cache.spec.bucket, cache.spec.path) == (bucket, path)]
-    return min(there, key=lambda cache: (cache.created, cache.uid), default=None)
+    matching = [cache for cache in caches if (cache.spec.bucket, cache.spec.path) == (bucket, path)]
+    return min(matching, key=lambda cache: (cache.created_at, cache.uid), default=None)
 
 
-def longest_match(caches: list[DataCache], bucket: str, path: str) -> DataCache | None:
+def find_longest_match(caches: list[DataCache], bucket: str, path: str) -> DataCache | None:
     """The cache of a bucket that holds a path: of several the one with the longest path."""
-    above = [cache for cache in caches if cache.spec.bucket == bucket and holds(cache.spec.path, path)]
+    above = [
+        cache for cache in caches if cache.spec.bucket == bucket and is_same_or_below(cache.spec.path, path)
+    ]
     if not above:
         return None
     longest = max(above, key=lambda cache: len(cache.spec.path))
-    return first_at(above, bucket, longest.spec.path)
+    return find_oldest_at(above, bucket, longest.spec.path)
 
 
-class DataCaches(Protocol):
+class DataCacheRegistry(Protocol):
     """Keeps DataCaches. Every change is durable when the method returns. Thread-safe.
 
     In a cluster all raise ClusterUnavailable, and ClusterForbids where a right is missing.
@@ -155,7 +157,7 @@ class DataCaches(Protocol):
     def find(self, ids: tuple[str, ...] = (), bucket: str = "", path: str = "") -> list[DataCache]:
         """Those of the given ids, or of a bucket, or of a bucket and a path, or all; oldest first. Objects that cannot be read are left out."""
 
-    def named(self, name: str) -> DataCache | None:
+    def get(self, name: str) -> DataCache | None:
         """The one whose object has a name."""
 
     def add(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCache:
@@ -164,35 +166,40 @@ class DataCaches(Protocol):
         Of all who add at once, in all processes, one does. Raises AlreadyExists where its bucket and path name another.
         """
 
-    def label(self, cache: DataCache) -> None:
+    def apply_labels(self, cache: DataCache) -> None:
         """Have the object that `watch` told of found by its id and place; one that is gone is no error."""
 
-    def change(self, cache: DataCache, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
-        """Replace what `add` gives of this very cache by that of `how(cache)`, and before that the credential where one is given; None where it
-        is gone. Where `how` leaves no `secret`, the credential that was made for it alone goes.
+    def change(
+        self,
+        cache: DataCache,
+        update: Callable[[DataCache], DataCache],
+        secrets: Mapping[str, str] | None = None,
+    ) -> DataCache | None:
+        """Replace what `add` gives of this very cache by that of `update(cache)`, and before that the credential where one is given; None where it
+        is gone. Where `update` leaves no `secret`, the credential that was made for it alone goes.
 
-        `how` may be called again, for what somebody else has changed meanwhile; what it raises is raised.
+        `update` may be called again, for what somebody else has changed meanwhile; what it raises is raised.
         """
 
-    def report(self, cache: DataCache, state: DataCacheState) -> None:
+    def write_state(self, cache: DataCache, state: DataCacheState) -> None:
         """Put the state of this very cache, but for `matched`; one that is gone is no error."""
 
-    def note_match(self, cache: DataCache, when: float) -> None:
+    def write_match_time(self, cache: DataCache, matched_at: float) -> None:
         """Put the time at which a pod asked for this very cache, in seconds since 1970; one that is gone is no error."""
 
     def delete(self, cache: DataCache) -> None:
         """Remove this very cache, and a credential that was made for it alone; one that is gone is no error."""
 
-    def credential(self, cache: DataCache) -> Mapping[str, str]:
+    def read_credential(self, cache: DataCache) -> Mapping[str, str]:
         """The credential of its source, empty for none; raises FailedPrecondition where its Secret is missing or no text, Busy while it may come."""
 
-    def credential_fits(self, cache: DataCache) -> bool:
+    def is_credential_in_scope(self, cache: DataCache) -> bool:
         """Whether its credential, where it was given with a cache, was given for a source like the one that its spec names now
-        (`DataCacheSpec.credential_for`); whoever may change an object is not who may read its credential."""
+        (`DataCacheSpec.credential_scope`); whoever may change an object is not who may read its credential."""
 
-    def digests(self) -> set[str]:
+    def list_digests(self) -> set[str]:
         """Those of all images that any of them holds or is to hold, also of objects that cannot be read otherwise."""
 
-    def watch(self, told: Callable[[str, DataCache | None], None]) -> AbstractContextManager[None]:
-        """For the block, call `told(name, cache)` from a thread of its own: for all there are, and soon for what was added or changed,
+    def watch(self, on_change: Callable[[str, DataCache | None], None]) -> AbstractContextManager[None]:
+        """For the block, call `on_change(name, cache)` from a thread of its own: for all there are, and soon for what was added or changed,
         with None for what is gone."""

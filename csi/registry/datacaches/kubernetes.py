@@ -11,43 +11,49 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from csi.cluster.api_server import APPLY, MERGE, ApiServer, path_of
-from csi.cluster.watch import Watch, pages
+from csi.cluster.api_server import APPLY_PATCH, MERGE_PATCH, ApiServer, api_path
+from csi.cluster.watch import Watch, list_pages
 from csi.errors import AlreadyExists, Busy, ClusterConflict, DataCacheError, FailedPrecondition, NotFound
 from csi.parameters.data_cache import is_data_cache_id
-from csi.registry.custom_resource import written
+from csi.registry.custom_resource import format_time
 from csi.registry.datacaches.codec import (
+    BUCKET_PATH_LABEL,
     GROUP,
     ID_LABEL,
     KIND,
-    MATCHED,
-    PLACE_LABEL,
+    MATCHED_KEY,
     PLURAL,
     VERSION,
-    annotations_of,
+    build_annotations,
+    build_labels,
     decode,
-    digests_of,
     encode_spec,
     encode_status,
-    labels_of,
+    list_digests,
 )
-from csi.registry.datacaches.data_caches import DataCache, DataCacheState, SecretRef, first_at, place_of
-from csi.registry.notify import tell
+from csi.registry.datacaches.data_caches import (
+    DataCache,
+    DataCacheState,
+    SecretRef,
+    bucket_path_hash,
+    find_oldest_at,
+)
+from csi.registry.notify import notify_watcher
 
 log = logging.getLogger("datacache.registry")
 
-FOR_ANNOTATION = "datacache.csi.io/credential-for"
+CREDENTIAL_SCOPE_ANNOTATION = "datacache.csi.io/credential-for"
 """On a Secret that was made for a DataCache: what it was given for."""
-MANAGER, STATUS_MANAGER = "datacache-operator", "datacache-operator-status"
-_ALL = path_of("apis", GROUP, VERSION, PLURAL)
+DATA_CACHE_MANAGER, DATA_CACHE_STATUS_MANAGER = "datacache-operator", "datacache-operator-status"
+_DATA_CACHES_PATH = api_path("apis", GROUP, VERSION, PLURAL)
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
-_TRIES = 8
-_MANY = 500
+_MAX_TRIES = 8
+_PAGE_SIZE = 500
 # The API makes the object first, which owns the Secret.
-_BORN_SECONDS = 60.0
+_CREATION_GRACE = 60.0
 
 
-class KubernetesDataCaches:
+class KubernetesDataCacheRegistry:
     """See DataCaches. Credentials become Secrets of `namespace`, each owned by its DataCache."""
 
     def __init__(self, server: ApiServer, namespace: str) -> None:
@@ -58,197 +64,294 @@ class KubernetesDataCaches:
         """See DataCaches; those that the operator has not looked at yet are found by neither id nor place."""
         if ids and not (ids := tuple(filter(is_data_cache_id, ids))):
             return []
-        selector = f"{ID_LABEL} in ({','.join(ids)})" if ids else f"{PLACE_LABEL}={place_of(bucket, path)}" if bucket and path else ""
-        found = [cache for page in pages(self._server, _ALL, selector, _MANY) for thing in page["items"] if (cache := _readable(thing))]
-        fitting = [one for one in found if bucket in ("", one.spec.bucket) and path in ("", one.spec.path) and (not ids or one.id in ids)]
-        return sorted(fitting, key=lambda one: (one.created, one.uid))
+        selector = (
+            f"{ID_LABEL} in ({','.join(ids)})"
+            if ids
+            else f"{BUCKET_PATH_LABEL}={bucket_path_hash(bucket, path)}"
+            if bucket and path
+            else ""
+        )
+        found = [
+            cache
+            for page in list_pages(self._server, _DATA_CACHES_PATH, selector, _PAGE_SIZE)
+            for obj in page["items"]
+            if (cache := _decode_or_log(obj))
+        ]
+        matching = [
+            one
+            for one in found
+            if bucket in ("", one.spec.bucket) and path in ("", one.spec.path) and (not ids or one.id in ids)
+        ]
+        return sorted(matching, key=lambda one: (one.created_at, one.uid))
 
-    def named(self, name: str) -> DataCache | None:
+    def get(self, name: str) -> DataCache | None:
         """See DataCaches; raises DataCacheError where the object cannot be read."""
-        thing = self._object(name)
-        return decode(thing) if thing else None
+        obj = self._get_object(name)
+        return decode(obj) if obj else None
 
-    def _object(self, name: str) -> dict[str, Any] | None:
+    def _get_object(self, name: str) -> dict[str, Any] | None:
         try:
-            return self._server.call("GET", path_of("apis", GROUP, VERSION, PLURAL, name))
+            return self._server.call("GET", api_path("apis", GROUP, VERSION, PLURAL, name))
         except NotFound:
             return None
 
     def add(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCache:
         """See DataCaches."""
-        taken = AlreadyExists(f"there is a DataCache of {cache.spec.shown} already; update or delete that, or take another path")
-        if first_at(self.find(bucket=cache.spec.bucket, path=cache.spec.path), cache.spec.bucket, cache.spec.path):
+        taken = AlreadyExists(
+            f"there is a DataCache of {cache.spec.display_name} already; update or delete that, or take another path"
+        )
+        if find_oldest_at(
+            self.find(bucket=cache.spec.bucket, path=cache.spec.path), cache.spec.bucket, cache.spec.path
+        ):
             raise taken
-        name = f"edc-{place_of(cache.spec.bucket, cache.spec.path)}"
-        wanted = replace(cache, name=name, secret=self._own_secret(name) if secrets else cache.secret)
+        name = f"edc-{bucket_path_hash(cache.spec.bucket, cache.spec.path)}"
+        wanted = replace(
+            cache, name=name, secret_ref=self._owned_secret_ref(name) if secrets else cache.secret_ref
+        )
         try:
-            thing = self._server.call("POST", _ALL, {"fieldManager": MANAGER}, _object_of(wanted))
+            obj = self._server.call(
+                "POST", _DATA_CACHES_PATH, {"fieldManager": DATA_CACHE_MANAGER}, _build_object(wanted)
+            )
         except ClusterConflict:
             raise taken from None
-        self._keep(decode(thing), secrets)
-        return decode(self._labelled(thing))
+        self._store_credential(decode(obj), secrets)
+        return decode(self._ensure_labels(obj))
 
-    def _labelled(self, thing: dict[str, Any]) -> dict[str, Any]:
+    def _ensure_labels(self, obj: dict[str, Any]) -> dict[str, Any]:
         """The object with the labels that it is found by; the id's needs the uid, which the server gives."""
-        labels = labels_of(decode(thing))
-        if _has(thing, labels):
-            return thing
-        patch = {"metadata": {"uid": thing["metadata"]["uid"], "labels": labels}}
-        return self._server.call("PATCH", _path(thing), {"fieldManager": MANAGER}, patch, MERGE)
+        labels = build_labels(decode(obj))
+        if _has_labels(obj, labels):
+            return obj
+        patch = {"metadata": {"uid": obj["metadata"]["uid"], "labels": labels}}
+        return self._server.call(
+            "PATCH", _object_path(obj), {"fieldManager": DATA_CACHE_MANAGER}, patch, MERGE_PATCH
+        )
 
-    def label(self, cache: DataCache) -> None:
+    def apply_labels(self, cache: DataCache) -> None:
         """See DataCaches."""
         if cache.uid not in self._unlabelled:
             return
-        thing = self._object(cache.name)
-        if thing and thing["metadata"]["uid"] == cache.uid:
-            self._labelled(thing)
+        obj = self._get_object(cache.name)
+        if obj and obj["metadata"]["uid"] == cache.uid:
+            self._ensure_labels(obj)
         self._unlabelled.discard(cache.uid)
 
-    def change(self, cache: DataCache, how: Callable[[DataCache], DataCache], secrets: Mapping[str, str] | None = None) -> DataCache | None:
+    def change(
+        self,
+        cache: DataCache,
+        update: Callable[[DataCache], DataCache],
+        secrets: Mapping[str, str] | None = None,
+    ) -> DataCache | None:
         """See DataCaches."""
-        for _ in range(_TRIES):
-            thing = self._object(cache.name)
-            if thing is None or thing["metadata"]["uid"] != cache.uid:
+        for _ in range(_MAX_TRIES):
+            obj = self._get_object(cache.name)
+            if obj is None or obj["metadata"]["uid"] != cache.uid:
                 return None
-            now = decode(thing)
-            changed = how(replace(now, secret=self._own_secret(now.name)) if secrets else now)
+            current = decode(obj)
+            changed = update(
+                replace(current, secret_ref=self._owned_secret_ref(current.name)) if secrets else current
+            )
             # A credential that is in the object still goes from there once it is in the Secret.
-            self._keep(changed, secrets or {})
+            self._store_credential(changed, secrets or {})
             with suppress(ClusterConflict):
-                put = self._written(thing, changed)
-                if changed.secret is None and now.secret == self._own_secret(now.name):
-                    self._write_secret(now, now.secret, {})
-                return put
+                written = self._replace_spec(obj, changed)
+                if changed.secret_ref is None and current.secret_ref == self._owned_secret_ref(current.name):
+                    self._write_secret(current, current.secret_ref, {})
+                return written
         raise ClusterConflict(f"the DataCache {cache.name} changes all the time; the call is tried again")
 
-    def digests(self) -> set[str]:
+    def list_digests(self) -> set[str]:
         """See DataCaches."""
-        return {digest for page in pages(self._server, _ALL, "", _MANY) for thing in page["items"] for digest in digests_of(thing)}
+        return {
+            digest
+            for page in list_pages(self._server, _DATA_CACHES_PATH, "", _PAGE_SIZE)
+            for thing in page["items"]
+            for digest in list_digests(thing)
+        }
 
-    def _written(self, thing: dict[str, Any], changed: DataCache) -> DataCache:
+    def _replace_spec(self, obj: dict[str, Any], changed: DataCache) -> DataCache:
         """Replace the spec of this very version; what kubectl remembers of it may hold a credential, and goes with one."""
         # A place may be written in several ways, and the schema lets no other take its place.
-        spec = encode_spec(changed) | {key: thing["spec"][key] for key in ("bucket", "path") if key in thing["spec"]}
-        if spec == thing["spec"]:
-            return decode(thing)
-        meta = thing["metadata"]
-        annotations = {key: value for key, value in (meta.get("annotations") or {}).items() if key != _LAST_APPLIED or changed.secret is None}
-        body = {**thing, "metadata": {**meta, "annotations": annotations, "labels": (meta.get("labels") or {}) | labels_of(changed)}, "spec": spec}
-        return decode(self._server.call("PUT", _path(thing), {"fieldManager": MANAGER}, body))
+        spec = encode_spec(changed) | {
+            key: obj["spec"][key] for key in ("bucket", "path") if key in obj["spec"]
+        }
+        if spec == obj["spec"]:
+            return decode(obj)
+        meta = obj["metadata"]
+        annotations = {
+            key: value
+            for key, value in (meta.get("annotations") or {}).items()
+            if key != _LAST_APPLIED or changed.secret_ref is None
+        }
+        body = {
+            **obj,
+            "metadata": {
+                **meta,
+                "annotations": annotations,
+                "labels": (meta.get("labels") or {}) | build_labels(changed),
+            },
+            "spec": spec,
+        }
+        return decode(self._server.call("PUT", _object_path(obj), {"fieldManager": DATA_CACHE_MANAGER}, body))
 
-    def report(self, cache: DataCache, state: DataCacheState) -> None:
+    def write_state(self, cache: DataCache, state: DataCacheState) -> None:
         """See DataCaches."""
-        thing = self._object(cache.name)
-        if thing is None or thing["metadata"]["uid"] != cache.uid:
+        obj = self._get_object(cache.name)
+        if obj is None or obj["metadata"]["uid"] != cache.uid:
             return
-        said = encode_status(cache, state, thing.get("status") or {}, time.time())
-        body = {**_kind(), "metadata": {"name": cache.name, "uid": cache.uid}, "status": said}
+        status = encode_status(cache, state, obj.get("status") or {}, time.time())
+        body = {**_type_meta(), "metadata": {"name": cache.name, "uid": cache.uid}, "status": status}
         with suppress(NotFound):
-            self._server.call("PATCH", f"{_path(thing)}/status", {"fieldManager": STATUS_MANAGER, "force": "true"}, body, APPLY)
+            self._server.call(
+                "PATCH",
+                f"{_object_path(obj)}/status",
+                {"fieldManager": DATA_CACHE_STATUS_MANAGER, "force": "true"},
+                body,
+                APPLY_PATCH,
+            )
 
-    def note_match(self, cache: DataCache, when: float) -> None:
+    def write_match_time(self, cache: DataCache, matched_at: float) -> None:
         """See DataCaches."""
-        patch = {"metadata": {"uid": cache.uid}, "status": {MATCHED: written(when)}}
+        patch = {"metadata": {"uid": cache.uid}, "status": {MATCHED_KEY: format_time(matched_at)}}
         with suppress(NotFound, ClusterConflict):
-            self._server.call("PATCH", path_of("apis", GROUP, VERSION, PLURAL, cache.name, "status"), {"fieldManager": MANAGER}, patch, MERGE)
+            self._server.call(
+                "PATCH",
+                api_path("apis", GROUP, VERSION, PLURAL, cache.name, "status"),
+                {"fieldManager": DATA_CACHE_MANAGER},
+                patch,
+                MERGE_PATCH,
+            )
 
     def delete(self, cache: DataCache) -> None:
         """See DataCaches; what the object owns goes with it."""
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": cache.uid}, "propagationPolicy": "Background"}
+        body = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "preconditions": {"uid": cache.uid},
+            "propagationPolicy": "Background",
+        }
         with suppress(NotFound, ClusterConflict):
-            self._server.call("DELETE", path_of("apis", GROUP, VERSION, PLURAL, cache.name), body=body)
+            self._server.call("DELETE", api_path("apis", GROUP, VERSION, PLURAL, cache.name), body=body)
 
-    def credential(self, cache: DataCache) -> Mapping[str, str]:
+    def read_credential(self, cache: DataCache) -> Mapping[str, str]:
         """See DataCaches."""
-        if cache.secret is None:
+        if cache.secret_ref is None:
             return {}
-        namespace, name = cache.secret.namespace or self._namespace, cache.secret.name
+        namespace, name = cache.secret_ref.namespace or self._namespace, cache.secret_ref.name
         try:
-            data = self._server.call("GET", self._secret_path(cache.secret)).get("data") or {}
+            data = self._server.call("GET", self._secret_path(cache.secret_ref)).get("data") or {}
             return {key: base64.b64decode(value).decode() for key, value in data.items()}
         except NotFound:
-            if cache.secret == self._own_secret(cache.name) and time.time() - cache.created < _BORN_SECONDS:
+            if (
+                cache.secret_ref == self._owned_secret_ref(cache.name)
+                and time.time() - cache.created_at < _CREATION_GRACE
+            ):
                 raise Busy(f"the credential of the DataCache {cache.name} is being written") from None
-            raise FailedPrecondition(f"the Secret {namespace}/{name} of the DataCache {cache.name} is not there; make it") from None
+            raise FailedPrecondition(
+                f"the Secret {namespace}/{name} of the DataCache {cache.name} is not there; make it"
+            ) from None
         except UnicodeDecodeError:
-            raise FailedPrecondition(f"the Secret {namespace}/{name} has a value that is no text; put the credential there as it is") from None
+            raise FailedPrecondition(
+                f"the Secret {namespace}/{name} has a value that is no text; put the credential there as it is"
+            ) from None
 
-    def credential_fits(self, cache: DataCache) -> bool:
+    def is_credential_in_scope(self, cache: DataCache) -> bool:
         """See DataCaches."""
-        if cache.secret is None:
+        if cache.secret_ref is None:
             return True
         try:
             # By whatever reference: the Secret itself says that it was made for a DataCache.
-            annotations = self._server.call("GET", self._secret_path(cache.secret))["metadata"].get("annotations") or {}
+            annotations = (
+                self._server.call("GET", self._secret_path(cache.secret_ref))["metadata"].get("annotations")
+                or {}
+            )
         except NotFound:
             return True
-        return annotations.get(FOR_ANNOTATION, "") in ("", _for(cache))
+        return annotations.get(CREDENTIAL_SCOPE_ANNOTATION, "") in ("", _credential_scope_hash(cache))
 
     def _secret_path(self, secret: SecretRef) -> str:
-        return path_of("api", "v1", "namespaces", secret.namespace or self._namespace, "secrets", secret.name)
+        return api_path(
+            "api", "v1", "namespaces", secret.namespace or self._namespace, "secrets", secret.name
+        )
 
-    def _own_secret(self, name: str) -> SecretRef:
-        return SecretRef(self._namespace, f"data-cache-{place_of('', name)[:20]}")
+    def _owned_secret_ref(self, name: str) -> SecretRef:
+        return SecretRef(self._namespace, f"data-cache-{bucket_path_hash('', name)[:20]}")
 
-    def _keep(self, cache: DataCache, secrets: Mapping[str, str]) -> None:
-        if secrets and cache.secret:
-            self._write_secret(cache, cache.secret, secrets)
+    def _store_credential(self, cache: DataCache, secrets: Mapping[str, str]) -> None:
+        if secrets and cache.secret_ref:
+            self._write_secret(cache, cache.secret_ref, secrets)
 
     def _write_secret(self, cache: DataCache, secret: SecretRef, secrets: Mapping[str, str]) -> None:
-        owner = {**_kind(), "name": cache.name, "uid": cache.uid, "controller": True}
-        about = {"name": secret.name, "namespace": secret.namespace, "ownerReferences": [owner], "annotations": {FOR_ANNOTATION: _for(cache)}}
+        owner = {**_type_meta(), "name": cache.name, "uid": cache.uid, "controller": True}
+        about = {
+            "name": secret.name,
+            "namespace": secret.namespace,
+            "ownerReferences": [owner],
+            "annotations": {CREDENTIAL_SCOPE_ANNOTATION: _credential_scope_hash(cache)},
+        }
         body = {
             "apiVersion": "v1",
             "kind": "Secret",
             "metadata": about,
             "data": {key: base64.b64encode(value.encode()).decode() for key, value in secrets.items()},
         }
-        self._server.call("PATCH", self._secret_path(secret), {"fieldManager": MANAGER, "force": "true"}, body, APPLY)
+        self._server.call(
+            "PATCH",
+            self._secret_path(secret),
+            {"fieldManager": DATA_CACHE_MANAGER, "force": "true"},
+            body,
+            APPLY_PATCH,
+        )
 
     @contextmanager
-    def watch(self, told: Callable[[str, DataCache | None], None]) -> Iterator[None]:
+    def watch(self, on_change: Callable[[str, DataCache | None], None]) -> Iterator[None]:
         """See DataCaches."""
 
-        def heard(name: str, thing: Mapping[str, Any] | None) -> None:
-            cache = _readable(thing) if thing else None
+        def on_object(name: str, thing: Mapping[str, Any] | None) -> None:
+            cache = _decode_or_log(thing) if thing else None
             if cache and thing:
-                (self._unlabelled.discard if _has(thing, labels_of(cache)) else self._unlabelled.add)(cache.uid)
+                (
+                    self._unlabelled.discard
+                    if _has_labels(thing, build_labels(cache))
+                    else self._unlabelled.add
+                )(cache.uid)
             if cache or thing is None:
-                tell(lambda name: told(name, cache), name)
+                notify_watcher(lambda name: on_change(name, cache), name)
 
-        with Watch(self._server, _ALL, heard, metadata=False, everything=True).running():
+        with Watch(
+            self._server, _DATA_CACHES_PATH, on_object, metadata_only=False, report_initial=True
+        ).run_in_background():
             yield
 
 
-def _for(cache: DataCache) -> str:
+def _credential_scope_hash(cache: DataCache) -> str:
     """What a credential of the cache is for, as 64 hex digits; "" where its spec cannot be read."""
     try:
-        return hashlib.sha256(repr(cache.spec.credential_for).encode()).hexdigest()
+        return hashlib.sha256(repr(cache.spec.credential_scope).encode()).hexdigest()
     except DataCacheError:
         return ""
 
 
-def _has(thing: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
-    return labels.items() <= (thing["metadata"].get("labels") or {}).items()
+def _has_labels(obj: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
+    return labels.items() <= (obj["metadata"].get("labels") or {}).items()
 
 
-def _object_of(cache: DataCache) -> dict[str, Any]:
-    about = {"name": cache.name, "labels": labels_of(cache), "annotations": annotations_of(cache)}
-    return {**_kind(), "metadata": about, "spec": encode_spec(cache)}
+def _build_object(cache: DataCache) -> dict[str, Any]:
+    about = {"name": cache.name, "labels": build_labels(cache), "annotations": build_annotations(cache)}
+    return {**_type_meta(), "metadata": about, "spec": encode_spec(cache)}
 
 
-def _kind() -> dict[str, str]:
+def _type_meta() -> dict[str, str]:
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND}
 
 
-def _path(thing: Mapping[str, Any]) -> str:
-    return path_of("apis", GROUP, VERSION, PLURAL, thing["metadata"]["name"])
+def _object_path(obj: Mapping[str, Any]) -> str:
+    return api_path("apis", GROUP, VERSION, PLURAL, obj["metadata"]["name"])
 
 
-def _readable(thing: Mapping[str, Any]) -> DataCache | None:
+def _decode_or_log(obj: Mapping[str, Any]) -> DataCache | None:
     try:
-        return decode(thing)
+        return decode(obj)
     except DataCacheError as error:
         log.warning("a DataCache is left out", extra={"fields": {"reason": error}})
         return None

@@ -12,105 +12,148 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from csi.cluster.api_server import MERGE, ApiServer, path_of
+from csi.cluster.api_server import MERGE_PATCH, ApiServer, api_path
 from csi.cluster.outbox import Outbox
 from csi.errors import ClusterConflict, NotFound
-from csi.registry.custom_resource import written
-from csi.registry.events.recorder import Subject
-from csi.registry.volumes.fill_status import FillStatus
+from csi.registry.custom_resource import format_time
+from csi.registry.events.recorder import ObjectReference
+from csi.registry.volumes.fill_status import FillStatusWriter
 
 # Of an Event's message the server takes 1,024 bytes.
-_LONGEST_MESSAGE = 1000
-_MOST_KNOWN = 1024
+_MAX_MESSAGE = 1000
+_MAX_REMEMBERED = 1024
 
 
 @dataclass(frozen=True)
-class _Kept:
+class _RecordedEvent:
     """An Event that is there: its name and how often it was said."""
 
     name: str
     count: int
 
 
-class KubernetesAnnouncer:
+class KubernetesEventRecorder:
     """Says what `component` (datacache-node, datacache-controller) on `instance` (the node, or the pod) has to say."""
 
-    def __init__(self, server: ApiServer, component: str, instance: str, outbox: Outbox | None = None) -> None:
+    def __init__(
+        self, server: ApiServer, component: str, instance: str, outbox: Outbox | None = None
+    ) -> None:
         self._server, self._component, self._instance = server, component, instance
         self._outbox = outbox or Outbox()
-        self._fills = FillStatus(server, instance)
-        self._known: OrderedDict[tuple[Subject, str], _Kept] = OrderedDict()
+        self._fills = FillStatusWriter(server, instance)
+        self._recorded: OrderedDict[tuple[ObjectReference, str], _RecordedEvent] = OrderedDict()
 
-    def announce(self, subject: Subject, reason: str, message: str, warning: bool = False) -> None:
+    def record(self, reference: ObjectReference, reason: str, message: str, warning: bool = False) -> None:
         """See Announcer."""
-        said = {"message": _cut(message), "type": "Warning" if warning else "Normal", "lastTimestamp": written(time.time())}
-        self._outbox.put((subject, reason), lambda: self._say(subject, reason, said))
+        fields = {
+            "message": _truncate(message),
+            "type": "Warning" if warning else "Normal",
+            "lastTimestamp": format_time(time.time()),
+        }
+        self._outbox.put((reference, reason), lambda: self._write_event(reference, reason, fields))
 
-    def filling(self, volume_id: str, percent: int | None) -> None:
+    def report_fill(self, volume_id: str, percent: int | None) -> None:
         """See Announcer."""
-        self._outbox.put(volume_id, lambda: self._fills.write(volume_id, percent), lasting=percent is None)
+        self._outbox.put(volume_id, lambda: self._fills.write(volume_id, percent), durable=percent is None)
 
     def close(self) -> None:
         """See Announcer; a write under way ends first."""
         self._outbox.close()
 
-    def _say(self, subject: Subject, reason: str, said: dict[str, Any]) -> None:
-        kept = self._known.pop((subject, reason), None)
+    def _write_event(self, reference: ObjectReference, reason: str, fields: dict[str, Any]) -> None:
+        recorded = self._recorded.pop((reference, reason), None)
         try:
-            kept = self._said_again(subject, kept, said) if kept else self._said_first(subject, reason, said)
+            recorded = (
+                self._patch_event(reference, recorded, fields)
+                if recorded
+                else self._create_event(reference, reason, fields)
+            )
         except NotFound:  # an Event lives for an hour after it was said last
-            kept = self._said_first(subject, reason, said)
-        self._known[(subject, reason)] = kept
-        while len(self._known) > _MOST_KNOWN:
-            self._known.popitem(last=False)
+            recorded = self._create_event(reference, reason, fields)
+        self._recorded[(reference, reason)] = recorded
+        while len(self._recorded) > _MAX_REMEMBERED:
+            self._recorded.popitem(last=False)
 
-    def _said_again(self, subject: Subject, kept: _Kept, said: dict[str, Any]) -> _Kept:
-        self._server.call("PATCH", f"{_events(subject)}/{kept.name}", self._query(), {**said, "count": kept.count + 1}, MERGE)
-        return _Kept(kept.name, kept.count + 1)
+    def _patch_event(
+        self, reference: ObjectReference, recorded: _RecordedEvent, fields: dict[str, Any]
+    ) -> _RecordedEvent:
+        self._server.call(
+            "PATCH",
+            f"{_events_path(reference)}/{recorded.name}",
+            self._write_query(),
+            {**fields, "count": recorded.count + 1},
+            MERGE_PATCH,
+        )
+        return _RecordedEvent(recorded.name, recorded.count + 1)
 
-    def _said_first(self, subject: Subject, reason: str, said: dict[str, Any]) -> _Kept:
-        name = self._name(subject, reason)
+    def _create_event(
+        self, reference: ObjectReference, reason: str, fields: dict[str, Any]
+    ) -> _RecordedEvent:
+        name = self._event_name(reference, reason)
         try:
-            self._server.call("POST", _events(subject), self._query(), self._event(subject, reason, name, said))
-            return _Kept(name, 1)
+            self._server.call(
+                "POST",
+                _events_path(reference),
+                self._write_query(),
+                self._build_event(reference, reason, name, fields),
+            )
+            return _RecordedEvent(name, 1)
         except ClusterConflict:
             # An earlier start of this program said it; the answer tells how often.
-            answer = self._server.call("PATCH", f"{_events(subject)}/{name}", self._query(), said, MERGE)
-            return _Kept(name, int(answer.get("count") or 1))
+            answer = self._server.call(
+                "PATCH", f"{_events_path(reference)}/{name}", self._write_query(), fields, MERGE_PATCH
+            )
+            return _RecordedEvent(name, int(answer.get("count") or 1))
 
-    def _event(self, subject: Subject, reason: str, name: str, said: dict[str, Any]) -> dict[str, Any]:
-        about = {"apiVersion": "v1", "kind": subject.kind, "name": subject.name}
-        about |= {"namespace": subject.namespace} if subject.namespace else {}
+    def _build_event(
+        self, reference: ObjectReference, reason: str, name: str, fields: dict[str, Any]
+    ) -> dict[str, Any]:
+        involved_object = {"apiVersion": "v1", "kind": reference.kind, "name": reference.name}
+        involved_object |= {"namespace": reference.namespace} if reference.namespace else {}
         return {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"name": name, "namespace": _namespace(subject)},
-            "involvedObject": {**about, "uid": subject.uid} if subject.uid else about,
+            "metadata": {"name": name, "namespace": _event_namespace(reference)},
+            "involvedObject": {**involved_object, "uid": reference.uid} if reference.uid else involved_object,
             "reason": reason,
-            "firstTimestamp": said["lastTimestamp"],
+            "firstTimestamp": fields["lastTimestamp"],
             "count": 1,
             "source": {"component": self._component, "host": self._instance},
             "reportingComponent": self._component,
             "reportingInstance": self._instance,
-            **said,
+            **fields,
         }
 
-    def _name(self, subject: Subject, reason: str) -> str:
-        whole = "\0".join((subject.kind, subject.namespace, subject.name, subject.uid, reason, self._component, self._instance))
-        return f"{subject.name[:200].rstrip('-.')}.{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+    def _event_name(self, reference: ObjectReference, reason: str) -> str:
+        whole = "\0".join(
+            (
+                reference.kind,
+                reference.namespace,
+                reference.name,
+                reference.uid,
+                reason,
+                self._component,
+                self._instance,
+            )
+        )
+        return f"{reference.name[:200].rstrip('-.')}.{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
 
-    def _query(self) -> dict[str, str]:
+    def _write_query(self) -> dict[str, str]:
         return {"fieldManager": self._component}
 
 
-def _events(subject: Subject) -> str:
-    return path_of("api", "v1", "namespaces", _namespace(subject), "events")
+def _events_path(reference: ObjectReference) -> str:
+    return api_path("api", "v1", "namespaces", _event_namespace(reference), "events")
 
 
-def _namespace(subject: Subject) -> str:
+def _event_namespace(reference: ObjectReference) -> str:
     """Where its Events are."""
-    return subject.namespace or "default"
+    return reference.namespace or "default"
 
 
-def _cut(message: str) -> str:
-    return message if len(message.encode()) <= _LONGEST_MESSAGE else message.encode()[:_LONGEST_MESSAGE].decode(errors="ignore") + " ..."
+def _truncate(message: str) -> str:
+    return (
+        message
+        if len(message.encode()) <= _MAX_MESSAGE
+        else message.encode()[:_MAX_MESSAGE].decode(errors="ignore") + " ..."
+    )

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from csi.parameters.pvc import Claim
+from csi.parameters.pvc import PvcReference
 
 
 @dataclass(frozen=True)
-class Subject:
+class ObjectReference:
     """The object that people look at: a Pod, a PersistentVolumeClaim or a Node. `kubectl describe` finds by the uid what is said of it."""
 
     kind: str
@@ -18,41 +18,41 @@ class Subject:
     uid: str = ""
 
     @staticmethod
-    def pod(namespace: str, name: str, uid: str) -> Subject | None:
+    def for_pod(namespace: str, name: str, uid: str) -> ObjectReference | None:
         """A pod, None where it is not named."""
-        return Subject("Pod", namespace, name, uid) if namespace and name else None
+        return ObjectReference("Pod", namespace, name, uid) if namespace and name else None
 
     @staticmethod
-    def claim(claim: Claim | None) -> Subject | None:
+    def for_pvc(pvc: PvcReference | None) -> ObjectReference | None:
         """A PVC, None for none."""
-        return Subject("PersistentVolumeClaim", claim.namespace, claim.name, claim.uid) if claim else None
+        return ObjectReference("PersistentVolumeClaim", pvc.namespace, pvc.name, pvc.uid) if pvc else None
 
     @staticmethod
-    def node(name: str) -> Subject:
+    def for_node(name: str) -> ObjectReference:
         """A node, which is in no namespace; as of kubelet's own Events of it, its name stands for its uid."""
-        return Subject("Node", "", name, name)
+        return ObjectReference("Node", "", name, name)
 
 
-class Announcer(Protocol):
+class EventRecorder(Protocol):
     """Tells people. No method waits for anybody or raises; what cannot be told is dropped. Thread-safe."""
 
-    def announce(self, subject: Subject, reason: str, message: str, warning: bool = False) -> None:
-        """Say `message` of `subject`. What was said before of it for the same `reason` (CamelCase) is replaced, and counted. No secret is in it."""
+    def record(self, reference: ObjectReference, reason: str, message: str, warning: bool = False) -> None:
+        """Say `message` of `reference`. What was said before of it for the same `reason` (CamelCase) is replaced, and counted. No secret is in it."""
 
-    def filling(self, volume_id: str, percent: int | None) -> None:
+    def report_fill(self, volume_id: str, percent: int | None) -> None:
         """Show with the volume how full its image is on this node, None when that fill is over. One that the registry has not is no error."""
 
     def close(self) -> None:
         """Say nothing more."""
 
 
-class Silent:
+class NullEventRecorder:
     """Tells nobody: a folder has no people who look at it."""
 
-    def announce(self, subject: Subject, reason: str, message: str, warning: bool = False) -> None:
+    def record(self, reference: ObjectReference, reason: str, message: str, warning: bool = False) -> None:
         """Nothing happens."""
 
-    def filling(self, volume_id: str, percent: int | None) -> None:
+    def report_fill(self, volume_id: str, percent: int | None) -> None:
         """Nothing happens."""
 
     def close(self) -> None:

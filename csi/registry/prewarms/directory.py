@@ -9,108 +9,126 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from csi.concurrency.background import beside
+from csi.concurrency.background import background_thread
 from csi.errors import DataCacheError, FailedPrecondition, UnsupportedByNode
 from csi.linux import durable_files
-from csi.linux.inotify import FileEvents, Kind
+from csi.linux.inotify import FileEventKind, FolderWatcher
 from csi.registry.datacaches.data_caches import DataCache
-from csi.registry.notify import tell
-from csi.registry.prewarms.prewarms import NodeState, Prewarm, PrewarmedCache, State
-from csi.registry.prewarms.requests import OrderState
-from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, id_of_name
+from csi.registry.notify import notify_watcher
+from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, PrewarmRequest, PrewarmState
+from csi.registry.prewarms.requests import PrewarmProgress
+from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, volume_id_from_name
 
 log = logging.getLogger("datacache.registry")
 
 _FORMAT = 1
-_ORDER, _SAID = ".order.json", ".said.json"
+_REQUEST_SUFFIX, _STATUS_SUFFIX = ".order.json", ".said.json"
 
 
-class DirectoryPrewarmOrders:
-    """See PrewarmOrders. In `folder`/orders, made with mode 0700."""
+class DirectoryPrewarmRequests:
+    """See PrewarmRequests. In `folder`/orders, made with mode 0700."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "orders"
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def place(self, cache: DataCache) -> OrderState:
-        """See PrewarmOrders; the one node there is has all."""
-        content = cache.state.coming or cache.state.content
+    def submit(self, cache: DataCache) -> PrewarmProgress:
+        """See PrewarmRequests; the one node there is has all."""
+        content = cache.state.next_content or cache.state.content
         assert content is not None
-        path = self._folder / f"{cache.name}{_ORDER}"
-        wanted = {"format": _FORMAT, "cache": cache.name, "uid": cache.uid, "digest": content.digest}
-        if _read(path) != wanted:
-            durable_files.write_json(path, wanted)
-        said = _read(self._folder / f"{cache.name}{_SAID}")
-        if said.get("digest") != content.digest:
-            return OrderState(message="the node plugin has not begun yet")
-        return OrderState(State(said["state"]), said["percent"], said["message"])
+        path = self._folder / f"{cache.name}{_REQUEST_SUFFIX}"
+        request = {"format": _FORMAT, "cache": cache.name, "uid": cache.uid, "digest": content.digest}
+        if _read_or_log(path) != request:
+            durable_files.write_json(path, request)
+        status = _read_or_log(self._folder / f"{cache.name}{_STATUS_SUFFIX}")
+        if status.get("digest") != content.digest:
+            return PrewarmProgress(message="the node plugin has not begun yet")
+        return PrewarmProgress(PrewarmState(status["state"]), status["percent"], status["message"])
 
-    def drop(self, cache: DataCache) -> None:
-        """See PrewarmOrders."""
-        for ending in (_ORDER, _SAID):
+    def cancel(self, cache: DataCache) -> None:
+        """See PrewarmRequests."""
+        for ending in (_REQUEST_SUFFIX, _STATUS_SUFFIX):
             (self._folder / f"{cache.name}{ending}").unlink(missing_ok=True)
 
     @contextmanager
-    def watch(self, changed: Callable[[str], None]) -> Iterator[None]:
-        """See PrewarmOrders."""
-        with _heard(self._folder, _SAID, changed):
+    def watch(self, on_change: Callable[[str], None]) -> Iterator[None]:
+        """See PrewarmRequests."""
+        with _watch_files(self._folder, _STATUS_SUFFIX, on_change):
             yield
 
 
-class DirectoryPrewarms:
+class DirectoryNodePrewarms:
     """See Prewarms: what the operator of the same folder has ordered. `registry` has the volumes of this machine."""
 
     def __init__(self, folder: Path, registry: VolumeRegistry) -> None:
         self._folder, self._registry = folder / "orders", registry
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def all(self) -> list[Prewarm]:
+    def list_requests(self) -> list[PrewarmRequest]:
         """See Prewarms. Another image is another order."""
-        return [found for path in sorted(self._folder.glob(f"*{_ORDER}")) if (found := _order(_read(path)))]
+        return [
+            found
+            for path in sorted(self._folder.glob(f"*{_REQUEST_SUFFIX}"))
+            if (found := _decode_request(_read_or_log(path)))
+        ]
 
     @contextmanager
-    def watch(self, changed: Callable[[str], None]) -> Iterator[None]:
+    def watch(self, on_change: Callable[[str], None]) -> Iterator[None]:
         """See Prewarms."""
-        with _heard(self._folder, _ORDER, changed):
+        with _watch_files(self._folder, _REQUEST_SUFFIX, on_change):
             yield
 
-    def labels(self) -> Mapping[str, str]:
+    def read_node_labels(self) -> Mapping[str, str]:
         """See Prewarms; orders select nothing here."""
         return {}
 
-    def secret(self, namespace: str, name: str) -> Mapping[str, str]:
+    def read_secret(self, namespace: str, name: str) -> Mapping[str, str]:
         """See Prewarms; there are no Secrets in a folder."""
-        raise FailedPrecondition(f"there is no Secret {name} without a cluster; a DataCache has its credential itself")
+        raise FailedPrecondition(
+            f"there is no Secret {name} without a cluster; a DataCache has its credential itself"
+        )
 
-    def claimed(self, namespace: str, claim: str) -> VolumeRecord:
+    def get_volume_of_pvc(self, namespace: str, pvc_name: str) -> VolumeRecord:
         """See Prewarms; a claim is the name of a volume here."""
-        record = self._registry.get(id_of_name(claim))
+        record = self._registry.get(volume_id_from_name(pvc_name))
         if record is None:
-            raise FailedPrecondition(f"there is no volume {claim}; create it")
+            raise FailedPrecondition(f"there is no volume {pvc_name}; create it")
         return record
 
-    def report(self, prewarm: Prewarm, state: NodeState | None) -> None:
+    def report_state(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
         """See Prewarms."""
-        path = self._folder / f"{prewarm.name}{_SAID}"
+        path = self._folder / f"{prewarm.name}{_STATUS_SUFFIX}"
         with suppress(OSError):
-            if state is None or not (self._folder / f"{prewarm.name}{_ORDER}").exists():
+            if state is None or not (self._folder / f"{prewarm.name}{_REQUEST_SUFFIX}").exists():
                 path.unlink(missing_ok=True)
                 return
             digest = prewarm.uid.rpartition("/")[2]
-            said = {"format": _FORMAT, "digest": digest, "state": state.state.value, "percent": state.percent, "message": state.message}
-            durable_files.write_json(path, said)
+            status = {
+                "format": _FORMAT,
+                "digest": digest,
+                "state": state.state.value,
+                "percent": state.percent,
+                "message": state.message,
+            }
+            durable_files.write_json(path, status)
 
     def close(self) -> None:
         """Nothing is open."""
 
 
-def _order(kept: Mapping[str, Any]) -> Prewarm | None:
-    if not kept:
+def _decode_request(stored: Mapping[str, Any]) -> PrewarmRequest | None:
+    if not stored:
         return None
-    return Prewarm("", kept["cache"], f"{kept['uid']}/{kept['digest']}", 1, (PrewarmedCache(data_cache=kept["cache"], digest=kept["digest"]),))
+    return PrewarmRequest(
+        "",
+        stored["cache"],
+        f"{stored['uid']}/{stored['digest']}",
+        1,
+        (PrewarmedCache(data_cache=stored["cache"], digest=stored["digest"]),),
+    )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_or_log(path: Path) -> dict[str, Any]:
     try:
         return durable_files.read_json(path, _FORMAT)
     except FileNotFoundError:
@@ -121,17 +139,21 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _heard(folder: Path, ending: str, changed: Callable[[str], None]) -> Iterator[None]:
-    """For the block, call `changed` with the name of each file of that ending that comes, goes or is replaced."""
-    with FileEvents() as events:
+def _watch_files(folder: Path, suffix: str, on_change: Callable[[str], None]) -> Iterator[None]:
+    """For the block, call `on_change` with the name of each file of that ending that comes, goes or is replaced."""
+    with FolderWatcher() as events:
         if not events.watch(folder):
             raise UnsupportedByNode(f"the folder {folder} is gone; start the program again")
 
         def run(ended: threading.Event) -> None:
             while not ended.is_set():
-                names = {event.name.removesuffix(ending) for event in events.wait() if event.kind is not Kind.WRITTEN and event.name.endswith(ending)}
+                names = {
+                    event.name.removesuffix(suffix)
+                    for event in events.wait()
+                    if event.kind is not FileEventKind.WRITTEN and event.name.endswith(suffix)
+                }
                 for name in sorted(names):
-                    tell(changed, name)
+                    notify_watcher(on_change, name)
 
-        with beside(run, "orders-watch", events.wake):
+        with background_thread(run, "orders-watch", events.wake):
             yield

@@ -12,140 +12,177 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
-from csi.cluster.api_server import MERGE, METADATA, ApiServer, path_of
+from csi.cluster.api_server import MERGE_PATCH, METADATA, ApiServer, api_path
 from csi.cluster.outbox import Outbox
-from csi.cluster.watch import Watch, pages
+from csi.cluster.watch import Watch, list_pages
 from csi.errors import ClusterConflict, FailedPrecondition, NotFound
-from csi.registry.custom_resource import GROUP, STATUS_MANAGER, VERSION
-from csi.registry.prewarms.prewarms import NodeState, Prewarm, PrewarmedCache
-from csi.registry.prewarms.status import forgotten, reported
-from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, id_of_name
+from csi.registry.custom_resource import CONTROLLER_STATUS_MANAGER, GROUP, VERSION
+from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, PrewarmRequest
+from csi.registry.prewarms.status import patch_with_node, patch_without_nodes
+from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, volume_id_from_name
 
 log = logging.getLogger("datacache.prewarms")
 
-MANAGER, PLURAL = "datacache-node", "cacheprewarms"
-_ALL = path_of("apis", GROUP, VERSION, PLURAL)
+NODE_PREWARM_MANAGER, PLURAL = "datacache-node", "cacheprewarms"
+_PREWARMS_PATH = api_path("apis", GROUP, VERSION, PLURAL)
 # Somebody waits for each of these words, and a node has few of them for an order.
-_BETWEEN_SECONDS = 0.05
+_REPORT_INTERVAL = 0.05
 
 
-class KubernetesPrewarms:
+class KubernetesNodePrewarms:
     """See Prewarms. `node` is this node's name; `registry` has the volumes of PVCs."""
 
-    def __init__(self, server: ApiServer, node: str, registry: VolumeRegistry, outbox: Outbox | None = None) -> None:
+    def __init__(
+        self, server: ApiServer, node: str, registry: VolumeRegistry, outbox: Outbox | None = None
+    ) -> None:
         self._server, self._node, self._registry = server, node, registry
-        self._outbox = outbox or Outbox(between_seconds=_BETWEEN_SECONDS)
+        self._outbox = outbox or Outbox(write_interval=_REPORT_INTERVAL)
 
-    def all(self) -> list[Prewarm]:
+    def list_requests(self) -> list[PrewarmRequest]:
         """See Prewarms."""
-        things = (thing for page in pages(self._server, _ALL) for thing in page["items"])
-        return [found for thing in things if (found := _readable(thing))]
+        objects = (obj for page in list_pages(self._server, _PREWARMS_PATH) for obj in page["items"])
+        return [found for obj in objects if (found := _decode_or_log(obj))]
 
-    def watch(self, changed: Callable[[str], None]) -> AbstractContextManager[None]:
+    def watch(self, on_change: Callable[[str], None]) -> AbstractContextManager[None]:
         """See Prewarms."""
-        return Watch(self._server, _ALL, lambda name, thing: changed(name)).running()
+        return Watch(self._server, _PREWARMS_PATH, lambda name, thing: on_change(name)).run_in_background()
 
-    def labels(self) -> Mapping[str, str]:
+    def read_node_labels(self) -> Mapping[str, str]:
         """See Prewarms; raises NotFound where the cluster has no node of this name."""
-        return dict(self._server.call("GET", path_of("api", "v1", "nodes", self._node), accept=METADATA)["metadata"].get("labels") or {})
+        return dict(
+            self._server.call("GET", api_path("api", "v1", "nodes", self._node), accept=METADATA)[
+                "metadata"
+            ].get("labels")
+            or {}
+        )
 
-    def secret(self, namespace: str, name: str) -> Mapping[str, str]:
+    def read_secret(self, namespace: str, name: str) -> Mapping[str, str]:
         """See Prewarms."""
         try:
-            data = self._server.call("GET", path_of("api", "v1", "namespaces", namespace, "secrets", name)).get("data") or {}
+            data = (
+                self._server.call("GET", api_path("api", "v1", "namespaces", namespace, "secrets", name)).get(
+                    "data"
+                )
+                or {}
+            )
             return {key: base64.b64decode(value).decode() for key, value in data.items()}
         except NotFound:
-            raise FailedPrecondition(f"the Secret {namespace}/{name} is not there; make it, or name another in secretRef") from None
+            raise FailedPrecondition(
+                f"the Secret {namespace}/{name} is not there; make it, or name another in secretRef"
+            ) from None
         except UnicodeDecodeError:
-            raise FailedPrecondition(f"the Secret {namespace}/{name} has a value that is no text; put the credential there as it is") from None
+            raise FailedPrecondition(
+                f"the Secret {namespace}/{name} has a value that is no text; put the credential there as it is"
+            ) from None
 
-    def claimed(self, namespace: str, claim: str) -> VolumeRecord:
+    def get_volume_of_pvc(self, namespace: str, pvc_name: str) -> VolumeRecord:
         """See Prewarms."""
         try:
-            found = self._server.call("GET", path_of("api", "v1", "namespaces", namespace, "persistentvolumeclaims", claim))
+            pvc = self._server.call(
+                "GET", api_path("api", "v1", "namespaces", namespace, "persistentvolumeclaims", pvc_name)
+            )
         except NotFound:
-            raise FailedPrecondition(f"the PVC {namespace}/{claim} is not there; make it, or name the source in parameters") from None
+            raise FailedPrecondition(
+                f"the PVC {namespace}/{pvc_name} is not there; make it, or name the source in parameters"
+            ) from None
         # Anybody may write the name of a PV into a PVC; the phase is Kubernetes' own word.
-        volume = found["spec"].get("volumeName", "") if found.get("status", {}).get("phase") == "Bound" else ""
-        record = self._registry.get(id_of_name(volume)) if volume else None
+        volume = pvc["spec"].get("volumeName", "") if pvc.get("status", {}).get("phase") == "Bound" else ""
+        record = self._registry.get(volume_id_from_name(volume)) if volume else None
         if record is None:
             why = f"its PV {volume} is none that this driver made" if volume else "it is not bound to a PV"
-            raise FailedPrecondition(f"the PVC {namespace}/{claim} has no cache: {why}; name the source in parameters")
+            raise FailedPrecondition(
+                f"the PVC {namespace}/{pvc_name} has no cache: {why}; name the source in parameters"
+            )
         return record
 
-    def report(self, prewarm: Prewarm, state: NodeState | None) -> None:
+    def report_state(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
         """See Prewarms."""
-        self._outbox.put(prewarm.key, lambda: self._write(prewarm, state), lasting=True)
+        self._outbox.put(prewarm.key, lambda: self._write_status(prewarm, state), durable=True)
 
     def close(self) -> None:
         """Report nothing more."""
         self._outbox.close()
 
-    def _write(self, prewarm: Prewarm, state: NodeState | None) -> None:
+    def _write_status(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
         try:
-            thing = self._server.call("GET", _path(prewarm.namespace, prewarm.name))
-            if (thing["metadata"]["uid"], thing["metadata"]["generation"]) != (prewarm.uid, prewarm.generation):
+            obj = self._server.call("GET", _object_path(prewarm.namespace, prewarm.name))
+            if (obj["metadata"]["uid"], obj["metadata"]["generation"]) != (prewarm.uid, prewarm.generation):
                 return  # changed meanwhile: this is news of yesterday
-            said = reported(prewarm, thing.get("status", {}), self._node, state, time.time())
-            if said:
-                _patch(self._server, thing, said, MANAGER)
+            patch = patch_with_node(prewarm, obj.get("status", {}), self._node, state, time.time())
+            if patch:
+                _patch_status(self._server, obj, patch, NODE_PREWARM_MANAGER)
         except NotFound:
             return
 
 
-class PrewarmedNodes:
+class PrewarmReferences:
     """The nodes in the status of CachePrewarms (see Traces)."""
 
     kind = "CachePrewarm"
 
     def __init__(self, server: ApiServer) -> None:
         self._server = server
-        self._showing: list[tuple[Mapping[str, Any], frozenset[str]]] = []
+        self._objects: list[tuple[Mapping[str, Any], frozenset[str]]] = []
 
-    def nodes(self) -> frozenset[str]:
+    def list_nodes(self) -> frozenset[str]:
         """See Traces."""
-        things = (thing for page in pages(self._server, _ALL) for thing in page["items"])
-        self._showing = [(thing, names) for thing in things if (names := _shown(thing))]
-        return frozenset().union(*(names for _, names in self._showing))
+        objects = (obj for page in list_pages(self._server, _PREWARMS_PATH) for obj in page["items"])
+        self._objects = [(obj, names) for obj in objects if (names := _nodes_in_status(obj))]
+        return frozenset().union(*(names for _, names in self._objects))
 
-    def sweep(self, gone: frozenset[str]) -> None:
+    def remove_nodes(self, gone: frozenset[str]) -> None:
         """See Traces."""
-        for thing, names in self._showing:
-            prewarm = _readable(thing) if names & gone else None
-            said = prewarm and forgotten(prewarm, thing["status"], gone, time.time())
-            if prewarm and said:
-                log.info("nodes swept", extra={"fields": {"object": prewarm.key, "nodes": sorted(names & gone)}})
+        for obj, names in self._objects:
+            prewarm = _decode_or_log(obj) if names & gone else None
+            patch = prewarm and patch_without_nodes(prewarm, obj["status"], gone, time.time())
+            if prewarm and patch:
+                log.info(
+                    "nodes swept", extra={"fields": {"object": prewarm.key, "nodes": sorted(names & gone)}}
+                )
                 with suppress(NotFound, ClusterConflict):  # one that has changed meanwhile is looked at again
-                    _patch(self._server, thing, said, STATUS_MANAGER)
+                    _patch_status(self._server, obj, patch, CONTROLLER_STATUS_MANAGER)
 
 
-def _shown(thing: Mapping[str, Any]) -> frozenset[str]:
-    return frozenset(entry["node"] for entry in thing.get("status", {}).get("nodes") or [])
+def _nodes_in_status(obj: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(entry["node"] for entry in obj.get("status", {}).get("nodes") or [])
 
 
-def _patch(server: ApiServer, thing: Mapping[str, Any], said: Mapping[str, Any], manager: str) -> None:
+def _patch_status(server: ApiServer, obj: Mapping[str, Any], patch: Mapping[str, Any], manager: str) -> None:
     """Change the status of the very version that was read. Raises NotFound, ClusterConflict, and as `ApiServer.call`."""
-    meta = thing["metadata"]
-    body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": said}
-    server.call("PATCH", f"{_path(meta['namespace'], meta['name'])}/status", {"fieldManager": manager}, body, MERGE)
+    meta = obj["metadata"]
+    body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": patch}
+    server.call(
+        "PATCH",
+        f"{_object_path(meta['namespace'], meta['name'])}/status",
+        {"fieldManager": manager},
+        body,
+        MERGE_PATCH,
+    )
 
 
-def _path(namespace: str, name: str) -> str:
-    return path_of("apis", GROUP, VERSION, "namespaces", namespace, PLURAL, name)
+def _object_path(namespace: str, name: str) -> str:
+    return api_path("apis", GROUP, VERSION, "namespaces", namespace, PLURAL, name)
 
 
-def _readable(thing: Mapping[str, Any]) -> Prewarm | None:
-    meta, spec = thing["metadata"], thing["spec"]
+def _decode_or_log(obj: Mapping[str, Any]) -> PrewarmRequest | None:
+    meta, spec = obj["metadata"], obj["spec"]
     try:
-        caches = tuple(map(_cache, spec["caches"]))
+        caches = tuple(map(_decode_cache, spec["caches"]))
         selector = dict(spec.get("nodeSelector") or {})
-        return Prewarm(meta["namespace"], meta["name"], meta["uid"], int(meta["generation"]), caches, selector)
+        return PrewarmRequest(
+            meta["namespace"], meta["name"], meta["uid"], int(meta["generation"]), caches, selector
+        )
     except (KeyError, TypeError, AttributeError) as error:
-        log.warning("a CachePrewarm cannot be read", extra={"fields": {"object": meta.get("name"), "reason": type(error).__name__}})
+        log.warning(
+            "a CachePrewarm cannot be read",
+            extra={"fields": {"object": meta.get("name"), "reason": type(error).__name__}},
+        )
         return None
 
 
-def _cache(given: Mapping[str, Any]) -> PrewarmedCache:
-    secret = (given.get("secretRef") or {}).get("name", "")
-    named = given.get("dataCache", ""), given.get("manifestDigest", "")
-    return PrewarmedCache(dict(given.get("parameters") or {}), given.get("claimName", ""), secret, *named)
+def _decode_cache(entry: Mapping[str, Any]) -> PrewarmedCache:
+    secret = (entry.get("secretRef") or {}).get("name", "")
+    data_cache_and_digest = entry.get("dataCache", ""), entry.get("manifestDigest", "")
+    return PrewarmedCache(
+        dict(entry.get("parameters") or {}), entry.get("claimName", ""), secret, *data_cache_and_digest
+    )

@@ -13,19 +13,19 @@ from csi.registry.volumes.record import VolumeRecord
 
 @dataclass(frozen=True)
 class PrewarmedCache:
-    """One cache: `parameters` as an inline volume has them, or what the PVC `claim` holds, or the DataCache whose object is `data_cache`,
-    which goes to the image store too; of that `digest` is the image that it has to hold, "" for any. `secret` is the name of its Secret, "" for
+    """One cache: `parameters` as an inline volume has them, or what the PVC `pvc_name` holds, or the DataCache whose object is `data_cache`,
+    which goes to the image store too; of that `digest` is the image that it has to hold, "" for any. `secret_name` is the name of its Secret, "" for
     none."""
 
     parameters: Mapping[str, str] = field(default_factory=dict)
-    claim: str = ""
-    secret: str = ""
+    pvc_name: str = ""
+    secret_name: str = ""
     data_cache: str = ""
     digest: str = ""
 
 
 @dataclass(frozen=True)
-class Prewarm:
+class PrewarmRequest:
     """An object of `namespace`; another `uid` or `generation` is another order. `selector` has the labels that a node must have."""
 
     namespace: str
@@ -40,12 +40,12 @@ class Prewarm:
         """The name in the cluster: namespace/name."""
         return f"{self.namespace}/{self.name}"
 
-    def selects(self, labels: Mapping[str, str]) -> bool:
+    def selects_node(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with these labels is to have the caches."""
         return all(labels.get(key) == value for key, value in self.selector.items())
 
 
-class State(StrEnum):
+class PrewarmState(StrEnum):
     """How far a node is with all caches of an object."""
 
     PENDING = "Pending"
@@ -56,34 +56,34 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class NodeState:
+class NodePrewarmState:
     """What a node says: how much of all caches is there, and what it waits for or fails with. No secret is in the message."""
 
-    state: State
+    state: PrewarmState
     percent: int = 0
     message: str = ""
 
 
-class Prewarms(Protocol):
-    """What one node is to have. Thread-safe. But for `watch` and `report` all raise ClusterUnavailable and ClusterForbids."""
+class NodePrewarms(Protocol):
+    """What one node is to have. Thread-safe. But for `watch` and `report_state` all raise ClusterUnavailable and ClusterForbids."""
 
-    def all(self) -> list[Prewarm]:
+    def list_requests(self) -> list[PrewarmRequest]:
         """All objects of the cluster that can be read."""
 
-    def watch(self, changed: Callable[[str], None]) -> AbstractContextManager[None]:
-        """For the block, call `changed(name)` from another thread soon after an object of that name, in whatever namespace, was made, changed
+    def watch(self, on_change: Callable[[str], None]) -> AbstractContextManager[None]:
+        """For the block, call `on_change(name)` from another thread soon after an object of that name, in whatever namespace, was made, changed
         in its spec, or removed."""
 
-    def labels(self) -> Mapping[str, str]:
+    def read_node_labels(self) -> Mapping[str, str]:
         """The labels of this node."""
 
-    def secret(self, namespace: str, name: str) -> Mapping[str, str]:
+    def read_secret(self, namespace: str, name: str) -> Mapping[str, str]:
         """The values of a Secret; raises FailedPrecondition where it is not there or no text."""
 
-    def claimed(self, namespace: str, claim: str) -> VolumeRecord:
+    def get_volume_of_pvc(self, namespace: str, pvc_name: str) -> VolumeRecord:
         """The volume of a PVC; raises FailedPrecondition where that has none of this driver's."""
 
-    def report(self, prewarm: Prewarm, state: NodeState | None) -> None:
+    def report_state(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
         """Show with the object how far this node is, None where it is not to have the caches. Never waits or raises."""
 
     def close(self) -> None:

@@ -8,25 +8,35 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from csi.cluster.api_server import APPLY, ApiServer, Expired, path_of
-from csi.cluster.watch import Watch, pages
+from csi.cluster.api_server import APPLY_PATCH, ApiServer, ResourceExpired, api_path
+from csi.cluster.watch import Watch, list_pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
 from csi.registry.custom_resource import GROUP, VERSION, apply_status
-from csi.registry.notify import tell
-from csi.registry.volumes.codec import KIND, PLURAL, VOLUME_LABEL, decode, encode, id_of, label_value, object_name, status
-from csi.registry.volumes.fill_status import KEYS
-from csi.registry.volumes.record import Interest, VolumeRecord
+from csi.registry.notify import notify_watcher
+from csi.registry.volumes.codec import (
+    KIND,
+    PLURAL,
+    VOLUME_LABEL,
+    build_status,
+    decode,
+    encode,
+    get_volume_id,
+    label_value,
+    object_name,
+)
+from csi.registry.volumes.fill_status import FILL_STATUS_KEYS
+from csi.registry.volumes.record import VolumeRecord, WatchedVolumes
 
 log = logging.getLogger("datacache.registry")
 
-MANAGER = "datacache-controller"
-_PATH = path_of("apis", GROUP, VERSION, PLURAL)
-_TRIES = 5
+CONTROLLER_MANAGER = "datacache-controller"
+_PATH = api_path("apis", GROUP, VERSION, PLURAL)
+_MAX_TRIES = 5
 # Labels of more volumes than this would make a URL that proxies before the server may refuse; then all volumes are watched.
-MOST_SELECTED = 400
+MAX_SELECTED_VOLUMES = 400
 
 
-class KubernetesRegistry:
+class KubernetesVolumeRegistry:
     """Volumes as CacheVolume objects. Every replica may use it: what two of them do to one volume at once, the API server puts in order.
 
     All methods raise ClusterUnavailable where the server cannot be reached, ClusterForbids where a right is missing, and
@@ -38,11 +48,11 @@ class KubernetesRegistry:
 
     def get(self, volume_id: str) -> VolumeRecord | None:
         """The record of `volume_id`; raises DataCacheError when its object is damaged."""
-        thing = self._object(volume_id)
-        record = decode(thing) if thing else None
+        obj = self._get_object(volume_id)
+        record = decode(obj) if obj else None
         return record if record and record.id == volume_id else None
 
-    def _object(self, volume_id: str) -> dict[str, Any] | None:
+    def _get_object(self, volume_id: str) -> dict[str, Any] | None:
         try:
             return self._server.call("GET", f"{_PATH}/{object_name(volume_id)}")
         except NotFound:
@@ -53,40 +63,40 @@ class KubernetesRegistry:
         try:
             self._apply(encode(record))
         except InvalidParameter:
-            kept = self.get(record.id)
-            if kept is None:
+            existing = self.get(record.id)
+            if existing is None:
                 raise
-            return kept
+            return existing
         return record
 
     def put(self, record: VolumeRecord) -> None:
         """Add or replace a record; raises InvalidParameter where it differs in what cannot change."""
         self._apply(encode(record))
 
-    def change(self, volume_id: str, how: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord | None:
+    def change(self, volume_id: str, update: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord | None:
         """See VolumeRegistry; raises ClusterConflict where others change the volume all the time."""
-        for left in reversed(range(_TRIES)):
-            thing = self._object(volume_id)
-            record = decode(thing) if thing else None
-            if thing is None or record is None or record.id != volume_id:
+        for tries_left in reversed(range(_MAX_TRIES)):
+            obj = self._get_object(volume_id)
+            record = decode(obj) if obj else None
+            if obj is None or record is None or record.id != volume_id:
                 return None
-            changed = how(record)
+            changed = update(record)
             if changed == record:
                 return record
-            wanted = encode(changed)
-            wanted["metadata"] |= {key: thing["metadata"][key] for key in ("uid", "resourceVersion")}
+            updated = encode(changed)
+            updated["metadata"] |= {key: obj["metadata"][key] for key in ("uid", "resourceVersion")}
             try:
-                self._apply(wanted)
+                self._apply(updated)
                 return changed
             except ClusterConflict:
-                if not left:
+                if not tries_left:
                     raise
         raise AssertionError("unreachable")
 
-    def _apply(self, thing: Mapping[str, Any]) -> None:
+    def _apply(self, obj: Mapping[str, Any]) -> None:
         # Strict: a server with an older CRD refuses what it does not know, in place of dropping it.
-        query = {"fieldManager": MANAGER, "force": "true", "fieldValidation": "Strict"}
-        self._server.call("PATCH", f"{_PATH}/{thing['metadata']['name']}", query, thing, APPLY)
+        query = {"fieldManager": CONTROLLER_MANAGER, "force": "true", "fieldValidation": "Strict"}
+        self._server.call("PATCH", f"{_PATH}/{obj['metadata']['name']}", query, obj, APPLY_PATCH)
 
     def delete(self, volume_id: str) -> None:
         """Delete the object; one that is not there is no error."""
@@ -95,29 +105,29 @@ class KubernetesRegistry:
         except NotFound:
             return
 
-    def page(self, after: str, limit: int) -> list[VolumeRecord]:
+    def list_page(self, after: str, limit: int) -> list[VolumeRecord]:
         """At most `limit` records behind the id `after`, by the names of their objects. One that is damaged is left out, with a log line.
 
         The server cannot begin in the middle, so a page costs what stands before it, too; volumes that come and go shift nothing.
         """
         while True:
             try:
-                return self._page(object_name(after) if after else "", limit)
-            except Expired:
+                return self._list_page(object_name(after) if after else "", limit)
+            except ResourceExpired:
                 log.info("the list of volumes took too long, it is begun anew")
 
-    def _page(self, after: str, limit: int) -> list[VolumeRecord]:
-        found: list[VolumeRecord] = []
-        for listed in pages(self._server, _PATH):
-            for thing in listed["items"]:
-                if thing["metadata"]["name"] > after and (record := _readable(thing)):
-                    found.append(record)
-                    if len(found) == limit:
-                        return found
-        return found
+    def _list_page(self, after: str, limit: int) -> list[VolumeRecord]:
+        records: list[VolumeRecord] = []
+        for listed in list_pages(self._server, _PATH):
+            for obj in listed["items"]:
+                if obj["metadata"]["name"] > after and (record := _decode_or_log(obj)):
+                    records.append(record)
+                    if len(records) == limit:
+                        return records
+        return records
 
     @contextmanager
-    def watch(self, changed: Callable[[str], None], only: Interest | None = None) -> Iterator[None]:
+    def watch(self, on_change: Callable[[str], None], only: WatchedVolumes | None = None) -> Iterator[None]:
         """See VolumeRegistry. One watch, with a selector over the labels of `only`; it goes on when the server comes back."""
         ids: dict[str, str] = {}
 
@@ -127,49 +137,57 @@ class KubernetesRegistry:
             wanted = only.ids()
             ids.clear()
             ids.update({object_name(volume_id): volume_id for volume_id in wanted})
-            return _selector(wanted)
+            return _label_selector(wanted)
 
-        def told(name: str, thing: Mapping[str, Any] | None) -> None:
+        def on_object(name: str, thing: Mapping[str, Any] | None) -> None:
             if thing is not None and only is None:
-                ids[name] = id_of(thing)
+                ids[name] = get_volume_id(thing)
             volume_id = ids.get(name, name)
             if only is None or volume_id in only:
-                tell(changed, volume_id)
+                notify_watcher(on_change, volume_id)
             if thing is None and only is None:
                 ids.pop(name, None)
 
-        watch = Watch(self._server, _PATH, told, selector=selector)
-        with (only or Interest()).heard(watch.renew), watch.running():
+        watch = Watch(self._server, _PATH, on_object, selector=selector)
+        with (only or WatchedVolumes()).notify_on_change(watch.renew), watch.run_in_background():
             yield
 
     @contextmanager
-    def tended(self) -> Iterator[None]:
+    def maintain_statuses(self) -> Iterator[None]:
         """For the block, keep the status of every volume current. For one process at a time."""
-        with Watch(self._server, _PATH, self._tend, metadata=False, everything=True).running():
+        with Watch(
+            self._server, _PATH, self._update_status, metadata_only=False, report_initial=True
+        ).run_in_background():
             yield
 
-    def _tend(self, name: str, thing: Mapping[str, Any] | None) -> None:
-        said = thing and status(thing, time.time())
+    def _update_status(self, name: str, obj: Mapping[str, Any] | None) -> None:
+        wanted_status = obj and build_status(obj, time.time())
         # What nodes say of their fills is theirs.
-        if thing is None or said == {key: value for key, value in thing.get("status", {}).items() if key not in KEYS}:
+        if obj is None or wanted_status == {
+            key: value for key, value in obj.get("status", {}).items() if key not in FILL_STATUS_KEYS
+        }:
             return
         try:
-            apply_status(self._server, KIND, f"{_PATH}/{name}", thing, said or {})
+            apply_status(self._server, KIND, f"{_PATH}/{name}", obj, wanted_status or {})
         except (NotFound, ClusterConflict):  # deleted meanwhile
             return
         except DataCacheError as error:
             log.warning("status not written", extra={"fields": {"volume": name, "reason": error}})
 
 
-def _selector(wanted: frozenset[str]) -> str | None:
-    if not wanted:
+def _label_selector(volume_ids: frozenset[str]) -> str | None:
+    if not volume_ids:
         return None
-    return f"{VOLUME_LABEL} in ({','.join(sorted(map(label_value, wanted)))})" if len(wanted) <= MOST_SELECTED else ""
+    return (
+        f"{VOLUME_LABEL} in ({','.join(sorted(map(label_value, volume_ids)))})"
+        if len(volume_ids) <= MAX_SELECTED_VOLUMES
+        else ""
+    )
 
 
-def _readable(thing: Mapping[str, Any]) -> VolumeRecord | None:
+def _decode_or_log(obj: Mapping[str, Any]) -> VolumeRecord | None:
     try:
-        return decode(thing)
+        return decode(obj)
     except DataCacheError as error:
         log.warning("a volume is left out of the list", extra={"fields": {"reason": error}})
         return None

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from urllib.parse import quote
 
 from csi.errors import OriginThrottled, OriginUnavailable, OriginUntrusted, UnsafeContent
-from csi.sources.buckets.listing_page import Listed, Page, parse_page
+from csi.sources.buckets.listing_page import ListedObject, ListingPage, parse_page
 from csi.sources.buckets.object_store import ObjectStore
 from csi.sources.http.connections import Connections
 
-_PAGE = 1000
-_LARGEST_PAGE = 8 << 20
-_PAUSES = (0.5, 2.0)
-_LONGEST_PAUSE = 10.0
+_PAGE_SIZE = 1000
+_MAX_PAGE_BYTES = 8 << 20
+_PAGE_RETRY_PAUSES = (0.5, 2.0)
+_MAX_PAGE_RETRY_PAUSE = 10.0
 
 
 class BucketListing:
@@ -26,57 +26,75 @@ class BucketListing:
     def __init__(self, store: ObjectStore, connections: Connections) -> None:
         self._store, self._connections = store, connections
 
-    def objects(self) -> Iterator[Listed]:
+    def objects(self) -> Iterator[ListedObject]:
         """Every object of the folder, a page of a thousand at a time.
 
         Raises OriginUnavailable where the listing is cut short or turns in circles, OriginThrottled with the store's Retry-After,
-        UnsafeContent for keys that are not UTF-8, and what `ObjectStore.refusal` makes of a refusal.
+        UnsafeContent for keys that are not UTF-8, and what `ObjectStore.error_for_status` makes of a refusal.
         """
-        token, seen = "", set[bytes]()
+        continuation_token, seen = "", set[bytes]()
         while True:
-            page = self._page(token)
+            page = self._fetch_page_with_retry(continuation_token)
             yield from page.objects
-            if not page.more:
+            if not page.is_truncated:
                 return
-            token = page.token
-            mark = hashlib.blake2b(token.encode(), digest_size=16).digest()
-            if not token or mark in seen:
-                what = "goes on where it was before" if token else "ends in the middle: more is said to follow, but not where"
-                raise OriginUnavailable(f"{self._store.host}: the listing of {self._store.shown} {what}; check that the store speaks ListObjectsV2")
-            seen.add(mark)
+            continuation_token = page.continuation_token
+            token_hash = hashlib.blake2b(continuation_token.encode(), digest_size=16).digest()
+            if not continuation_token or token_hash in seen:
+                problem = (
+                    "goes on where it was before"
+                    if continuation_token
+                    else "ends in the middle: more is said to follow, but not where"
+                )
+                raise OriginUnavailable(
+                    f"{self._store.host}: the listing of {self._store.display_name} {problem}; check that the store speaks ListObjectsV2"
+                )
+            seen.add(token_hash)
 
-    def _page(self, token: str) -> Page:
+    def _fetch_page_with_retry(self, continuation_token: str) -> ListingPage:
         """A page in the middle is asked for again where it fails in passing: all that came before it would be lost."""
-        for pause in _PAUSES if token else ():
+        for pause in _PAGE_RETRY_PAUSES if continuation_token else ():
             try:
-                return self._ask(token)
+                return self._fetch_page(continuation_token)
             except OriginUntrusted:
                 raise
             except OriginUnavailable as error:
                 wait = max(pause, error.retry_after if isinstance(error, OriginThrottled) else 0.0)
-                if wait > _LONGEST_PAUSE:
+                if wait > _MAX_PAGE_RETRY_PAUSE:
                     raise
                 time.sleep(wait)
-        return self._ask(token)
+        return self._fetch_page(continuation_token)
 
-    def _ask(self, token: str) -> Page:
-        fields = {"continuation-token": token, "encoding-type": "url", "list-type": "2", "max-keys": str(_PAGE), "prefix": self._store.prefix}
+    def _fetch_page(self, continuation_token: str) -> ListingPage:
+        fields = {
+            "continuation-token": continuation_token,
+            "encoding-type": "url",
+            "list-type": "2",
+            "max-keys": str(_PAGE_SIZE),
+            "prefix": self._store.prefix,
+        }
         query = "&".join(f"{name}={quote(value, safe='')}" for name, value in fields.items() if value)
-        key, headers = self._store.signing()
-        answer = self._connections.get_signed(f"{self._store.listed_at}?{query}", headers, _LARGEST_PAGE, key)
-        body = bytes(answer.read(_LARGEST_PAGE + 1))
-        if answer.status != 200:
-            raise self._store.refusal(answer.status, body, answer.headers)
-        if len(body) > _LARGEST_PAGE:
+        key, headers = self._store.get_signing_credentials()
+        response = self._connections.get_signed(
+            f"{self._store.bucket_url}?{query}", headers, _MAX_PAGE_BYTES, key
+        )
+        body = bytes(response.read(_MAX_PAGE_BYTES + 1))
+        if response.status != 200:
+            raise self._store.error_for_status(response.status, body, response.headers)
+        if len(body) > _MAX_PAGE_BYTES:
             raise OriginUnavailable(
-                f"{self._store.host}: a page of the listing of {self._store.shown} has over {_LARGEST_PAGE >> 20} MiB; check the endpoint"
+                f"{self._store.host}: a page of the listing of {self._store.display_name} has over {_MAX_PAGE_BYTES >> 20} MiB; check the endpoint"
             )
-        return self._parsed(body)
+        return self._parse_page(body)
 
-    def _parsed(self, body: bytes) -> Page:
+    def _parse_page(self, body: bytes) -> ListingPage:
         try:
             return parse_page(body)
         except UnicodeDecodeError as error:
-            raise UnsafeContent(f"{self._store.shown} has an object whose key is not UTF-8; rename it there") from error
+            raise UnsafeContent(
+                f"{self._store.display_name} has an object whose key is not UTF-8; rename it there"
+            ) from error
         except ValueError as error:
-            raise OriginUnavailable(f"{self._store.host}: it answers as no object store does ({error}); check the endpoint") from error
+            raise OriginUnavailable(
+                f"{self._store.host}: it answers as no object store does ({error}); check the endpoint"
+            ) from error

@@ -12,16 +12,16 @@ from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
-from csi.sources.plain_xml import plain_parser
-from csi.values import whole_number
+from csi.sources.plain_xml import create_parser
+from csi.values import parse_decimal
 
-_ROOT = "ListBucketResult"
-_OBJECT = [_ROOT, "Contents"]
-_DEEPEST = 16
-_LARGEST_SIZE = 1 << 62
+_ROOT_ELEMENT = "ListBucketResult"
+_OBJECT_PATH = [_ROOT_ELEMENT, "Contents"]
+_MAX_DEPTH = 16
+_MAX_OBJECT_SIZE = 1 << 62
 
 
-class Listed(NamedTuple):
+class ListedObject(NamedTuple):
     """An object as its bucket lists it; `etag` is "" where the store gives none."""
 
     key: str
@@ -31,78 +31,85 @@ class Listed(NamedTuple):
 
 
 @dataclass
-class Page:
-    """Objects, in the store's order, and whether more follow, after `token` ("" where the answer has none)."""
+class ListingPage:
+    """Objects, in the store's order, and whether more follow, after `continuation_token` ("" where the answer has none)."""
 
-    objects: list[Listed] = field(default_factory=list)
-    more: bool = False
-    token: str = ""
+    objects: list[ListedObject] = field(default_factory=list)
+    is_truncated: bool = False
+    continuation_token: str = ""
 
 
-def parse_page(body: bytes) -> Page:
+def parse_page(body: bytes) -> ListingPage:
     """The page that `body` holds; raises ValueError (with no word of the body) for what is none, and for a document type of its own."""
-    reading = _Reading()
-    parser = plain_parser(reading)
+    handler = _PageHandler()
+    parser = create_parser(handler)
     try:
         parser.Parse(body, True)
     except expat.ExpatError as error:
         raise ValueError("no XML, or cut short") from error
-    return reading.page()
+    return handler.build()
 
 
-class _Reading:
+class _PageHandler:
     """What the parser has come by: the fields of the page, and those of the object it is in. Elements within elements that it does not know
     (Owner, RestoreStatus) are left out."""
 
     def __init__(self) -> None:
-        self._where: list[str] = []
-        self._text: list[str] = []
-        self._fields: dict[str, str] = {}
-        self._of_object: dict[str, str] = {}
-        self._objects: list[Listed] = []
+        self._path: list[str] = []
+        self._characters: list[str] = []
+        self._page_fields: dict[str, str] = {}
+        self._object_fields: dict[str, str] = {}
+        self._objects: list[ListedObject] = []
 
-    def start(self, name: str, _: dict[str, str]) -> None:
-        self._where.append(name.rpartition(":")[2])
-        self._text.clear()
-        if self._where[0] != _ROOT or len(self._where) > _DEEPEST:
+    def on_start_element(self, name: str, _: dict[str, str]) -> None:
+        self._path.append(name.rpartition(":")[2])
+        self._characters.clear()
+        if self._path[0] != _ROOT_ELEMENT or len(self._path) > _MAX_DEPTH:
             raise ValueError("no listing")
 
-    def text(self, text: str) -> None:
-        self._text.append(text)
+    def on_text(self, text: str) -> None:
+        self._characters.append(text)
 
-    def end(self, _: str) -> None:
-        name, text = self._where.pop(), "".join(self._text)
-        self._text.clear()
-        if self._where == _OBJECT:
-            self._of_object[name] = text
-        elif self._where == [_ROOT] and name == _OBJECT[1]:
-            self._objects.append(_listed(self._of_object))
-            self._of_object = {}
-        elif self._where == [_ROOT]:
-            self._fields[name] = text
+    def on_end_element(self, _: str) -> None:
+        name, text = self._path.pop(), "".join(self._characters)
+        self._characters.clear()
+        if self._path == _OBJECT_PATH:
+            self._object_fields[name] = text
+        elif self._path == [_ROOT_ELEMENT] and name == _OBJECT_PATH[1]:
+            self._objects.append(_parse_object(self._object_fields))
+            self._object_fields = {}
+        elif self._path == [_ROOT_ELEMENT]:
+            self._page_fields[name] = text
 
-    def page(self) -> Page:
-        token, truncated = self._fields.get("NextContinuationToken", ""), self._fields.get("IsTruncated", "").strip()
+    def build(self) -> ListingPage:
+        token, truncated = (
+            self._page_fields.get("NextContinuationToken", ""),
+            self._page_fields.get("IsTruncated", "").strip(),
+        )
         if truncated not in ("true", "false", ""):
             raise ValueError("IsTruncated is neither true nor false")
-        if self._fields.get("EncodingType", "").strip() == "url":
-            self._objects = [item._replace(key=unquote_plus(item.key, errors="strict")) for item in self._objects]
-        return Page(self._objects, truncated == "true" if truncated else bool(token), token)
+        if self._page_fields.get("EncodingType", "").strip() == "url":
+            self._objects = [
+                item._replace(key=unquote_plus(item.key, errors="strict")) for item in self._objects
+            ]
+        return ListingPage(self._objects, truncated == "true" if truncated else bool(token), token)
 
 
-def _listed(fields: dict[str, str]) -> Listed:
-    key, size = fields.get("Key", ""), whole_number(fields.get("Size", "").strip())
-    if not key or size is None or size > _LARGEST_SIZE:
+def _parse_object(fields: dict[str, str]) -> ListedObject:
+    key, size = fields.get("Key", ""), parse_decimal(fields.get("Size", "").strip())
+    if not key or size is None or size > _MAX_OBJECT_SIZE:
         raise ValueError("an object without a key or a size")
-    return Listed(key, size, _nanoseconds(fields.get("LastModified", "").strip()), fields.get("ETag", ""))
+    return ListedObject(
+        key, size, _parse_time_ns(fields.get("LastModified", "").strip()), fields.get("ETag", "")
+    )
 
 
-def _nanoseconds(text: str) -> int:
+def _parse_time_ns(text: str) -> int:
     """Since 1970, of a time as RFC 3339 writes it, to the microsecond."""
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError as error:
         raise ValueError("an object with a time that is none") from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
-    whole = moment.replace(microsecond=0) - datetime.datetime.fromtimestamp(0, datetime.UTC)
-    return (whole.days * 86400 + whole.seconds) * 10**9 + moment.microsecond * 1000
+    since_epoch = moment.replace(microsecond=0) - datetime.datetime.fromtimestamp(0, datetime.UTC)
+    return (since_epoch.days * 86400 + since_epoch.seconds) * 10**9 + moment.microsecond * 1000

@@ -20,21 +20,35 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
-from csi.parameters.dialects.buckets import ObjectSpec
+from csi.errors import (
+    DataCacheError,
+    InvalidParameter,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceNotFound,
+    Unauthenticated,
+)
+from csi.parameters.dialects.buckets import BucketSpec
 from csi.sources.http.curl_fetch import SigningKey
-from csi.sources.http.response_checks import passing_fault
+from csi.sources.http.response_checks import transient_error
 
 if TYPE_CHECKING:
     from obstore.store import S3Config
 
-SIGNED_SECONDS = 3600
-_ENDING = datetime.timedelta(minutes=5)
-_CONNECT, _RETRIES = datetime.timedelta(seconds=5), 2
+SIGNED_URL_TTL = 3600
+_KEY_EXPIRY_MARGIN = datetime.timedelta(minutes=5)
+_CONNECT_TIMEOUT, _MAX_RETRIES = datetime.timedelta(seconds=5), 2
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-_CODE = re.compile(rb"<Code>(\w{1,64})</Code>")
+_ERROR_CODE = re.compile(rb"<Code>(\w{1,64})</Code>")
 _REGION = re.compile(r"[a-z0-9-]{1,64}")
-_BAD_KEYS = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "TokenRefreshRequired", "InvalidSecurityToken")
+_BAD_KEY_CODES = (
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "InvalidToken",
+    "ExpiredToken",
+    "TokenRefreshRequired",
+    "InvalidSecurityToken",
+)
 
 
 @dataclass(frozen=True)
@@ -50,53 +64,61 @@ class AccessKey:
 class ObjectStore:
     """One bucket folder; `credential` is asked for a key whenever the last one ends, None reads as anybody. Makes no request. Thread-safe."""
 
-    def __init__(self, spec: ObjectSpec, credential: Callable[[], AccessKey] | None) -> None:
+    def __init__(self, spec: BucketSpec, credential: Callable[[], AccessKey] | None) -> None:
         self._spec, self._credential = spec, credential
-        self._key: AccessKey | None = None
+        self._access_key: AccessKey | None = None
         self._signer: S3Store | None = None
         self._clients: dict[float, tuple[AccessKey, S3Store]] = {}
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
 
-    def address(self, key: str) -> str:
+    def get_object_url(self, key: str) -> str:
         """Where an object's bytes are for SIGNED_SECONDS; for a bucket that is read as anybody, for ever."""
         if self._credential is None:
-            return f"{self.listed_at.rstrip('/')}/{quote(key)}"
-        with self._explained():
-            return str(obstore.sign(self._current()[1], "GET", key, datetime.timedelta(seconds=SIGNED_SECONDS)))
+            return f"{self.bucket_url.rstrip('/')}/{quote(key)}"
+        with self._translate_errors():
+            return str(
+                obstore.sign(
+                    self._get_key_and_signer()[1], "GET", key, datetime.timedelta(seconds=SIGNED_URL_TTL)
+                )
+            )
 
-    def client(self, seconds: float) -> S3Store:
-        """obstore's own client of the bucket, for who writes to it; there is a credential. Each of its requests may take `seconds`."""
-        key, _ = self._current()
-        with self._guard, self._explained():
-            made = self._clients.get(seconds)
-            if made is None or made[0] is not key:
-                made = self._clients[seconds] = (key, self._new_client(key, seconds))
-            return made[1]
+    def get_client(self, timeout: float) -> S3Store:
+        """obstore's own client of the bucket, for who writes to it; there is a credential. Each of its requests may take `timeout`."""
+        key, _ = self._get_key_and_signer()
+        with self._lock, self._translate_errors():
+            cached = self._clients.get(timeout)
+            if cached is None or cached[0] is not key:
+                cached = self._clients[timeout] = (key, self._new_client(key, timeout))
+            return cached[1]
 
-    def signing(self) -> tuple[SigningKey | None, dict[str, str]]:
+    def get_signing_credentials(self) -> tuple[SigningKey | None, dict[str, str]]:
         """With what requests to the bucket itself are signed, and the headers that go along; None and none as anybody."""
         if self._credential is None:
             return None, {}
-        key = self._current()[0]
+        key = self._get_key_and_signer()[0]
         headers = {"x-amz-security-token": key.token} if key.token else {}
         return SigningKey(key.id, key.secret, self._region), headers
 
-    def _current(self) -> tuple[AccessKey, S3Store]:
-        with self._guard:
-            if self._key is None or self._signer is None or _ends(self._key):
+    def _get_key_and_signer(self) -> tuple[AccessKey, S3Store]:
+        with self._lock:
+            if self._access_key is None or self._signer is None or _is_expiring(self._access_key):
                 if self._credential is None:
-                    raise InvalidParameter(f"{self._spec.shown} is written to with an access key; name the Secret or folder that holds it")
-                self._key = self._checked(self._credential())
-                with self._explained():
-                    self._signer = self._new_client(self._key)
-            return self._key, self._signer
+                    raise InvalidParameter(
+                        f"{self._spec.display_name} is written to with an access key; name the Secret or folder that holds it"
+                    )
+                self._access_key = self._check_key(self._credential())
+                with self._translate_errors():
+                    self._signer = self._new_client(self._access_key)
+            return self._access_key, self._signer
 
-    def _checked(self, key: AccessKey) -> AccessKey:
+    def _check_key(self, key: AccessKey) -> AccessKey:
         if not all(text.isascii() and text.isprintable() for text in (key.id, key.secret, key.token)):
-            raise InvalidParameter(f"the access key for {self._spec.shown} has a line end or another character that no access key has; write it anew")
+            raise InvalidParameter(
+                f"the access key for {self._spec.display_name} has a line end or another character that no access key has; write it anew"
+            )
         return key
 
-    def _new_client(self, key: AccessKey, seconds: float = SIGNED_SECONDS) -> S3Store:
+    def _new_client(self, key: AccessKey, timeout: float = SIGNED_URL_TTL) -> S3Store:
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             del os.environ[name]
         config: S3Config = {"access_key_id": key.id, "secret_access_key": key.secret}
@@ -105,35 +127,48 @@ class ObjectStore:
         return S3Store(
             self._spec.bucket,
             config=config,
-            endpoint=self._spec.endpoint if self._spec.path_style else self.base,
+            endpoint=self._spec.endpoint if self._spec.path_style else self.virtual_hosted_url,
             region=self._region,
             virtual_hosted_style_request=not self._spec.path_style,
-            client_options={"allow_http": True, "connect_timeout": _CONNECT, "timeout": datetime.timedelta(seconds=seconds)},
-            retry_config={"max_retries": _RETRIES, "retry_timeout": datetime.timedelta(seconds=_RETRIES * seconds)},
+            client_options={
+                "allow_http": True,
+                "connect_timeout": _CONNECT_TIMEOUT,
+                "timeout": datetime.timedelta(seconds=timeout),
+            },
+            retry_config={
+                "max_retries": _MAX_RETRIES,
+                "retry_timeout": datetime.timedelta(seconds=_MAX_RETRIES * timeout),
+            },
         )
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Errors of obstore as those of `csi.errors`; its own texts hold addresses."""
         try:
             yield
         except BaseError as error:
-            raise InvalidParameter(f"{self._spec.shown}: no address in it can be signed; check bucket, path, endpoint and region") from error
+            raise InvalidParameter(
+                f"{self._spec.display_name}: no address in it can be signed; check bucket, path, endpoint and region"
+            ) from error
 
     @property
     def _region(self) -> str:
         return self._spec.region or "us-east-1"
 
     @property
-    def base(self) -> str:
+    def virtual_hosted_url(self) -> str:
         """The bucket's own host."""
-        where = urlsplit(self._spec.endpoint)
-        return f"{where.scheme}://{self._spec.bucket}.{where.netloc}"
+        endpoint = urlsplit(self._spec.endpoint)
+        return f"{endpoint.scheme}://{self._spec.bucket}.{endpoint.netloc}"
 
     @property
-    def listed_at(self) -> str:
+    def bucket_url(self) -> str:
         """The bucket's own URL."""
-        return f"{self._spec.endpoint}/{self._spec.bucket}" if self._spec.path_style else f"{self.base}/"
+        return (
+            f"{self._spec.endpoint}/{self._spec.bucket}"
+            if self._spec.path_style
+            else f"{self.virtual_hosted_url}/"
+        )
 
     @property
     def prefix(self) -> str:
@@ -141,41 +176,51 @@ class ObjectStore:
         return self._spec.prefix + "/" if self._spec.prefix else ""
 
     @property
-    def shown(self) -> str:
+    def display_name(self) -> str:
         """The folder as messages name it."""
-        return self._spec.shown
+        return self._spec.display_name
 
     @property
     def host(self) -> str:
         """The endpoint's host, for messages."""
         return urlsplit(self._spec.endpoint).netloc
 
-    def refusal(self, status: int, body: bytes = b"", headers: Mapping[str, str] = _NO_HEADERS) -> DataCacheError:
+    def error_for_status(
+        self, status: int, body: bytes = b"", headers: Mapping[str, str] = _NO_HEADERS
+    ) -> DataCacheError:
         """What an error answer of the store means, by its status and S3's error code where `body` has one."""
-        what, where, found = self._spec.shown, self.host, _CODE.search(body)
-        code = found[1].decode() if found else ""
-        if code in _BAD_KEYS or status == 401:
-            return Unauthenticated(f"{where} refuses the access key for {what} ({code or status}): it is wrong, revoked or expired; check the Secret")
+        display_name, host, code_match = self._spec.display_name, self.host, _ERROR_CODE.search(body)
+        code = code_match[1].decode() if code_match else ""
+        if code in _BAD_KEY_CODES or status == 401:
+            return Unauthenticated(
+                f"{host} refuses the access key for {display_name} ({code or status}): it is wrong, revoked or expired; check the Secret"
+            )
         if status == 403 and self._credential is None:
-            return Unauthenticated(f"{what} may not be read by anybody; name a Secret that holds an access key")
+            return Unauthenticated(
+                f"{display_name} may not be read by anybody; name a Secret that holds an access key"
+            )
         if status == 403:
-            return PermissionDenied(f"{where} does not let this access key read {what}; give it the rights to list the bucket and read its objects")
+            return PermissionDenied(
+                f"{host} does not let this access key read {display_name}; give it the rights to list the bucket and read its objects"
+            )
         if status == 404:
-            return SourceNotFound(f"{what} does not exist; check bucket, path and the endpoint")
+            return SourceNotFound(f"{display_name} does not exist; check bucket, path and the endpoint")
         if 300 <= status < 400:
             return OriginUnavailable(
-                f"{where} does not serve {what} but sends elsewhere ({code or status}), where no access key is taken; "
-                f"check endpoint and region, bucket and pathStyle{_other_region(headers)}"
+                f"{host} does not serve {display_name} but sends elsewhere ({code or status}), where no access key is taken; "
+                f"check endpoint and region, bucket and pathStyle{_region_hint(headers)}"
             )
         if status == 400:
-            return OriginUnavailable(f"{where} does not serve {what} ({code or status}); check endpoint, region, bucket and pathStyle")
-        return passing_fault(status, headers, f"{where} answered {status} for {what}")
+            return OriginUnavailable(
+                f"{host} does not serve {display_name} ({code or status}); check endpoint, region, bucket and pathStyle"
+            )
+        return transient_error(status, headers, f"{host} answered {status} for {display_name}")
 
 
-def _ends(key: AccessKey) -> bool:
-    return key.expires is not None and key.expires - datetime.datetime.now(datetime.UTC) < _ENDING
+def _is_expiring(key: AccessKey) -> bool:
+    return key.expires is not None and key.expires - datetime.datetime.now(datetime.UTC) < _KEY_EXPIRY_MARGIN
 
 
-def _other_region(headers: Mapping[str, str]) -> str:
+def _region_hint(headers: Mapping[str, str]) -> str:
     region = headers.get("x-amz-bucket-region", "")
     return f" (the bucket's region is {region})" if _REGION.fullmatch(region) else ""

@@ -15,11 +15,11 @@ import urllib.request
 from csi.errors import OriginUnavailable, PermissionDenied
 from csi.sources.buckets.object_store import AccessKey
 
-_ADDRESS = "http://100.100.100.200"
-_SECONDS = 10.0
+_DEFAULT_ADDRESS = "http://100.100.100.200"
+_METADATA_TIMEOUT = 10.0
 
 
-class _NoRedirects(urllib.request.HTTPRedirectHandler):
+class _RejectRedirects(urllib.request.HTTPRedirectHandler):
     """An answer that sends elsewhere is an error as others are: the token, and the key, are of this service alone."""
 
     def redirect_request(self, *_: object) -> None:
@@ -27,36 +27,50 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 # No proxy: the service is the instance's own.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirects)
+_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _RejectRedirects)
 
 
-def role_key(role: str) -> AccessKey:
+def fetch_role_key(role: str) -> AccessKey:
     """The temporary key of `role`. Raises PermissionDenied where the instance has no such role, OriginUnavailable where no service answers."""
-    base = os.environ.get("ALIBABA_CLOUD_ECS_METADATA", _ADDRESS).rstrip("/") + "/latest/"
+    base = os.environ.get("ALIBABA_CLOUD_ECS_METADATA", _DEFAULT_ADDRESS).rstrip("/") + "/latest/"
     try:
-        text = _ask(f"{base}meta-data/ram/security-credentials/{role}", {"X-aliyun-ecs-metadata-token": token} if (token := _token(base)) else {})
-        told = json.loads(text)
-        ends = datetime.datetime.fromisoformat(told["Expiration"])
-        ends = ends if ends.tzinfo else ends.replace(tzinfo=datetime.UTC)
-        return AccessKey(str(told["AccessKeyId"]), str(told["AccessKeySecret"]), str(told["SecurityToken"]), ends)
+        text = _request(
+            f"{base}meta-data/ram/security-credentials/{role}",
+            {"X-aliyun-ecs-metadata-token": token} if (token := _fetch_token(base)) else {},
+        )
+        credentials = json.loads(text)
+        expires = datetime.datetime.fromisoformat(credentials["Expiration"])
+        expires = expires if expires.tzinfo else expires.replace(tzinfo=datetime.UTC)
+        return AccessKey(
+            str(credentials["AccessKeyId"]),
+            str(credentials["AccessKeySecret"]),
+            str(credentials["SecurityToken"]),
+            expires,
+        )
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404):
-            raise PermissionDenied(f"ramRole {role}: this node's instance has no such RAM role; attach it, or name a Secret") from error
-        raise OriginUnavailable(f"ramRole {role}: the instance's metadata service answered {error.code}; trying again may help") from error
+            raise PermissionDenied(
+                f"ramRole {role}: this node's instance has no such RAM role; attach it, or name a Secret"
+            ) from error
+        raise OriginUnavailable(
+            f"ramRole {role}: the instance's metadata service answered {error.code}; trying again may help"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OriginUnavailable(
             f"ramRole {role}: no metadata service of an Alibaba Cloud instance answers on this node; name a Secret instead"
         ) from error
 
 
-def _token(base: str) -> str:
+def _fetch_token(base: str) -> str:
     """The token of a hardened service, empty where it asks for none."""
     try:
-        return _ask(f"{base}api/token", {"X-aliyun-ecs-metadata-token-ttl-seconds": "300"}, "PUT")
+        return _request(f"{base}api/token", {"X-aliyun-ecs-metadata-token-ttl-seconds": "300"}, "PUT")
     except urllib.error.HTTPError:
         return ""
 
 
-def _ask(url: str, headers: dict[str, str], method: str = "GET") -> str:
-    with _opener.open(urllib.request.Request(url, headers=headers, method=method), timeout=_SECONDS) as answer:
-        return str(answer.read(1 << 16).decode())
+def _request(url: str, headers: dict[str, str], method: str = "GET") -> str:
+    with _opener.open(
+        urllib.request.Request(url, headers=headers, method=method), timeout=_METADATA_TIMEOUT
+    ) as response:
+        return str(response.read(1 << 16).decode())

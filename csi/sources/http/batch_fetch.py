@@ -9,146 +9,170 @@ from typing import NamedTuple
 
 from csi.errors import DataCacheError, OriginUnavailable
 from csi.manifest.manifest import Entry
-from csi.manifest.reader import Turns, Wanted
-from csi.sources.http.connections import Connections, Site, shown_site, site, unreachable
-from csi.sources.http.curl_fetch import Outcome, Request, SmallAnswer, is_plain
-from csi.sources.http.file_urls import MAX_REDIRECTS, REDIRECTS, Address, Addresses, next_address, redirected_too_often
+from csi.manifest.reader import PendingFiles, RequestPermits
+from csi.sources.http.connections import Connections, Site, format_site, parse_site, unreachable_error
+from csi.sources.http.curl_fetch import CurlRequest, CurlResponse, FetchOutcome, can_send_verbatim
+from csi.sources.http.file_urls import (
+    MAX_REDIRECTS,
+    REDIRECT_STATUSES,
+    FileUrl,
+    FileUrls,
+    follow_redirect,
+    too_many_redirects_error,
+)
 
 
-class _Asked(NamedTuple):
-    """`number` among the files that are wanted, `hops` redirects behind its first address; `anew` once an address of it was refused."""
+class _PendingFile(NamedTuple):
+    """`number` among the files that are wanted, `redirects` redirects behind its first address; `has_new_url` once an address of it was refused."""
 
     number: int
     entry: Entry
     buffer: memoryview
-    address: Address
-    hops: int = 0
-    anew: bool = False
+    file_url: FileUrl
+    redirects: int = 0
+    has_new_url: bool = False
 
     @property
     def route(self) -> tuple[Site, Site]:
-        return site(self.address.url), self.address.home
+        return parse_site(self.file_url.url), self.file_url.origin_site
 
 
-class ManyFiles:
-    """One go at files of one source: `read` is called once."""
+class BatchFetch:
+    """One go at files of one source: `run` is called once."""
 
-    def __init__(self, connections: Connections, addresses: Addresses, turns: Turns) -> None:
-        self._connections, self._addresses, self._turns = connections, addresses, turns
-        self._read: set[int] = set()
-        self._again: list[_Asked] = []
-        self._left = 0
-        self._ended = False
-        self._in_vain: dict[Entry, OriginUnavailable] = {}
+    def __init__(self, connections: Connections, file_urls: FileUrls, permits: RequestPermits) -> None:
+        self._connections, self._file_urls, self._permits = connections, file_urls, permits
+        self._completed: set[int] = set()
+        self._retries: list[_PendingFile] = []
+        self._remaining = 0
+        self._is_ended = False
+        self._failed: dict[Entry, OriginUnavailable] = {}
         self._error: DataCacheError | None = None
 
-    def read(self, wanted: Wanted) -> dict[Entry, OriginUnavailable]:
+    def run(self, pending: PendingFiles) -> dict[Entry, OriginUnavailable]:
         """See `csi.manifest.reader.ManyReader.read_many`."""
-        asked = [_Asked(number, entry, buffer, self._first(entry)) for number, (entry, buffer) in enumerate(wanted)]
-        while asked and not self._ended:
-            self._left, self._again = len(asked), []
-            for route, group in groupby(sorted(asked, key=_route), _route):
-                self._ask(route, list(group))
-            asked = self._again
-        self._remember(asked)
-        wanted[:] = [file for number, file in enumerate(wanted) if number not in self._read]
+        batch = [
+            _PendingFile(number, entry, buffer, self._get_url(entry))
+            for number, (entry, buffer) in enumerate(pending)
+        ]
+        while batch and not self._is_ended:
+            self._remaining, self._retries = len(batch), []
+            for route, group in groupby(sorted(batch, key=_route), _route):
+                self._fetch_route(route, list(group))
+            batch = self._retries
+        self._remember_redirects(batch)
+        pending[:] = [file for number, file in enumerate(pending) if number not in self._completed]
         if self._error is not None:
             raise self._error
-        return self._in_vain
+        return self._failed
 
-    def _first(self, entry: Entry) -> Address:
-        return self._addresses.known(entry) or self._addresses.first(entry)
+    def _get_url(self, entry: Entry) -> FileUrl:
+        return self._file_urls.find_cached(entry) or self._file_urls.get_first_url(entry)
 
-    def _ask(self, route: tuple[Site, Site], asked: list[_Asked]) -> None:
-        answers = self._connections.small_answers(asked[0].address.url, route[1])
-        if answers is None:
+    def _fetch_route(self, route: tuple[Site, Site], files: list[_PendingFile]) -> None:
+        client = self._connections.find_curl_client(files[0].file_url.url, route[1])
+        if client is None:
             # What only a stream can ask for is left.
-            self._done(len(asked))
+            self._count_done(len(files))
             return
-        begun: list[_Asked] = []
-        waiting = deque(asked)
-        for number, outcome in answers.get_many(self._requests(route, waiting, begun), self._turns.may_ask):
+        started: list[_PendingFile] = []
+        waiting = deque(files)
+        for number, outcome in client.get_many(
+            self._iter_requests(route, waiting, started), self._permits.can_start
+        ):
             try:
-                self._take(begun[number], outcome)
+                self._handle_outcome(started[number], outcome)
             except OriginUnavailable as error:
-                self._in_vain[begun[number].entry] = error
-                self._ended = True
+                self._failed[started[number].entry] = error
+                self._is_ended = True
             except DataCacheError as error:
-                self._ended, self._error = True, self._error or error
-            self._done(1)
-        self._remember(waiting)
+                self._is_ended, self._error = True, self._error or error
+            self._count_done(1)
+        self._remember_redirects(waiting)
 
-    def _remember(self, unasked: Iterable[_Asked]) -> None:
+    def _remember_redirects(self, files: Iterable[_PendingFile]) -> None:
         """Whoever asks for them next need not ask for the way again."""
-        for file in unasked:
-            if file.hops:
-                self._addresses.remember(file.entry, file.address)
+        for file in files:
+            if file.redirects:
+                self._file_urls.remember(file.entry, file.file_url)
 
-    def _requests(self, route: tuple[Site, Site], waiting: deque[_Asked], begun: list[_Asked]) -> Iterator[Request]:
+    def _iter_requests(
+        self, route: tuple[Site, Site], waiting: deque[_PendingFile], started: list[_PendingFile]
+    ) -> Iterator[CurlRequest]:
         while file := self._next(route, waiting):
-            headers = self._addresses.asked(file.address, self._addresses.range_of(file.entry, 0, file.entry.size))
-            request = Request(file.address.url, file.route[0][1], headers, file.entry.size)
-            if self._ended or self._is_held(file):
+            headers = self._file_urls.build_headers(
+                file.file_url, self._file_urls.build_range_headers(file.entry, 0, file.entry.size)
+            )
+            request = CurlRequest(file.file_url.url, file.route[0][1], headers, file.entry.size)
+            if self._is_ended or self._is_rate_limited(file):
                 waiting.append(file)
                 return
-            if is_plain(request):
-                begun.append(file)
+            if can_send_verbatim(request):
+                started.append(file)
                 yield request
             else:
-                self._done(1)
+                self._count_done(1)
 
-    def _next(self, route: tuple[Site, Site], waiting: deque[_Asked]) -> _Asked | None:
+    def _next(self, route: tuple[Site, Site], waiting: deque[_PendingFile]) -> _PendingFile | None:
         """What was redirected to the same site is asked for before anything new."""
-        if self._again and self._again[-1].route == route:
-            self._left += 1
-            return self._again.pop()
+        if self._retries and self._retries[-1].route == route:
+            self._remaining += 1
+            return self._retries.pop()
         return waiting.popleft() if waiting else None
 
-    def _is_held(self, file: _Asked) -> bool:
+    def _is_rate_limited(self, file: _PendingFile) -> bool:
         """Whether the file's site allows no further request; the file is one that was asked for in vain, then."""
         try:
-            self._addresses.allowances.check(file.address.url)
+            self._file_urls.rate_limits.check(file.file_url.url)
         except OriginUnavailable as error:
-            self._in_vain[file.entry] = error
-            self._ended = True
-        return self._ended
+            self._failed[file.entry] = error
+            self._is_ended = True
+        return self._is_ended
 
-    def _done(self, count: int) -> None:
-        self._left -= count
-        self._turns.needs(self._left + len(self._again))
+    def _count_done(self, count: int) -> None:
+        self._remaining -= count
+        self._permits.set_remaining(self._remaining + len(self._retries))
 
-    def _take(self, asked: _Asked, outcome: Outcome) -> None:
-        url = asked.address.url
+    def _handle_outcome(self, file: _PendingFile, outcome: FetchOutcome) -> None:
+        url = file.file_url.url
         if isinstance(outcome, OSError):
-            self._addresses.forget(asked.entry, asked.address)
-            raise unreachable(outcome, shown_site(url), f" (asked for {asked.entry.path!r})") from outcome
+            self._file_urls.forget(file.entry, file.file_url)
+            raise unreachable_error(
+                outcome, format_site(url), f" (asked for {file.entry.path!r})"
+            ) from outcome
         if outcome is None:
             # Nothing could be sent: whoever asks for the file alone is told why.
-            self._addresses.forget(asked.entry, asked.address)
-            self._ended = True
+            self._file_urls.forget(file.entry, file.file_url)
+            self._is_ended = True
             return
-        self._addresses.allowances.note(url, outcome.headers)
-        if outcome.status in REDIRECTS and asked.hops < MAX_REDIRECTS:
-            self._again.append(asked._replace(address=next_address(outcome, asked.address), hops=asked.hops + 1))
-        elif outcome.status in REDIRECTS:
-            raise redirected_too_often(asked.address, asked.entry)
-        elif self._addresses.may_have_ended(asked.address, outcome.status) and not asked.anew:
-            self._addresses.forget(asked.entry, asked.address)
-            self._again.append(asked._replace(address=self._addresses.first(asked.entry), hops=0, anew=True))
-        elif self._fits(asked, outcome):
-            self._read.add(asked.number)
-            self._turns.came(asked.entry.size)
+        self._file_urls.rate_limits.update(url, outcome.headers)
+        if outcome.status in REDIRECT_STATUSES and file.redirects < MAX_REDIRECTS:
+            self._retries.append(
+                file._replace(file_url=follow_redirect(outcome, file.file_url), redirects=file.redirects + 1)
+            )
+        elif outcome.status in REDIRECT_STATUSES:
+            raise too_many_redirects_error(file.file_url, file.entry)
+        elif self._file_urls.may_have_expired(file.file_url, outcome.status) and not file.has_new_url:
+            self._file_urls.forget(file.entry, file.file_url)
+            self._retries.append(
+                file._replace(
+                    file_url=self._file_urls.get_first_url(file.entry), redirects=0, has_new_url=True
+                )
+            )
+        elif self._copy_body(file, outcome):
+            self._completed.add(file.number)
+            self._permits.on_bytes_received(file.entry.size)
 
-    def _fits(self, asked: _Asked, answer: SmallAnswer) -> bool:
+    def _copy_body(self, file: _PendingFile, response: CurlResponse) -> bool:
         """Whether the whole file came; it is in the buffer then."""
-        size = asked.entry.size
-        self._addresses.span(answer, asked.address, asked.entry, 0, size)
-        body = answer.read(size + 1)
+        size = file.entry.size
+        self._file_urls.get_byte_span(response, file.file_url, file.entry, 0, size)
+        body = response.read(size + 1)
         if len(body) != size:
             return False
-        asked.buffer[:] = body
+        file.buffer[:] = body
         return True
 
 
-def _route(asked: _Asked) -> tuple[Site, Site]:
-    return asked.route
+def _route(file: _PendingFile) -> tuple[Site, Site]:
+    return file.route

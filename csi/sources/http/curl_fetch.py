@@ -25,21 +25,21 @@ import pycurl
 from csi.errors import PermissionDenied
 from csi.manifest.reader import SMALL_FILE
 
-LARGEST = SMALL_FILE
+MAX_BODY_BYTES = SMALL_FILE
 """Bytes of the largest file that is asked for in this way."""
-_LOOK_SECONDS = 0.1
-_NAP_SECONDS = 0.005
+_SELECT_TIMEOUT = 0.1
+_CURL_POLL_INTERVAL = 0.005
 # Of a body that nobody wants: what is left unread costs the connection.
-_SPARE = 1 << 16
+_MAX_UNREAD_BYTES = 1 << 16
 # Nothing was sent then: a stream, which is tried instead, says what is wrong and costs the origin no second request.
-_NOTHING_SENT = (
+_NOT_SENT_ERRORS = (
     pycurl.E_URL_MALFORMAT,
     pycurl.E_COULDNT_RESOLVE_HOST,
     pycurl.E_COULDNT_RESOLVE_PROXY,
     pycurl.E_COULDNT_CONNECT,
     pycurl.E_SSL_CACERT_BADFILE,
 )
-_TRANSPORT = (
+_TRANSPORT_OPTIONS = (
     (pycurl.NOSIGNAL, 1),
     (pycurl.NOPROXY, ""),
     (pycurl.PROTOCOLS, pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS),
@@ -49,12 +49,12 @@ _TRANSPORT = (
     (pycurl.USERAGENT, "datacache-csi"),
 )
 # Without "@": curl would make a login of what stands before it.
-_PLAIN_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]+")
-_OF_PROXY = {pycurl.CAINFO: pycurl.PROXY_CAINFO, pycurl.CAPATH: pycurl.PROXY_CAPATH}
-_ENDED_EARLY = (pycurl.E_PARTIAL_FILE, pycurl.E_GOT_NOTHING)
+_SAFE_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]+")
+_PROXY_CA_OPTIONS = {pycurl.CAINFO: pycurl.PROXY_CAINFO, pycurl.CAPATH: pycurl.PROXY_CAPATH}
+_EARLY_END_ERRORS = (pycurl.E_PARTIAL_FILE, pycurl.E_GOT_NOTHING)
 
 
-class Headers(dict[str, str]):
+class ResponseHeaders(dict[str, str]):
     """The headers of an answer, asked for in any case; those that came more than once are one, with commas."""
 
     def __init__(self, lines: Sequence[bytes]) -> None:
@@ -76,10 +76,10 @@ class Headers(dict[str, str]):
         return super().get(key.lower(), default)
 
 
-class SmallAnswer:
+class CurlResponse:
     """An answer that is here already, to be read as one of urllib3's is. A body that is longer than was wanted has one byte more than that."""
 
-    def __init__(self, status: int, headers: Headers, body: memoryview) -> None:
+    def __init__(self, status: int, headers: ResponseHeaders, body: memoryview) -> None:
         self.status, self.headers, self._body = status, headers, body
 
     def read1(self, count: int) -> memoryview:
@@ -96,13 +96,13 @@ class SmallAnswer:
 
 
 @dataclass(frozen=True)
-class Patience:
-    """Seconds to connect, seconds (whole ones: curl counts so) with less than `floor` bytes a second, and seconds an idle connection is kept."""
+class CurlTimeouts:
+    """Seconds to connect, seconds (whole ones: curl counts so) with less than `min_rate` bytes a second, and seconds an idle connection is kept."""
 
     connect: float
-    silence: float
+    stall: float
     idle: float
-    floor: float
+    min_rate: float
 
 
 @dataclass(frozen=True)
@@ -114,211 +114,240 @@ class SigningKey:
     region: str
 
 
-class Request(NamedTuple):
-    """One GET of `url`, a site of `host`, for a body of at most `wanted` bytes."""
+class CurlRequest(NamedTuple):
+    """One GET of `url`, a site of `host`, for a body of at most `max_body_bytes` bytes."""
 
     url: str
     host: str
     headers: Mapping[str, str]
-    wanted: int
+    max_body_bytes: int
 
 
-Outcome = SmallAnswer | OSError | None
+FetchOutcome = CurlResponse | OSError | None
 """An answer, why none came whole, or None where nothing could be sent."""
 
 
-class SmallAnswers:
+class CurlClient:
     """Asks over connections of its own, for any number of threads; at most `limit` are kept.
 
     `check(host, port, address)` raises PermissionDenied where the numeric address may not be connected to; `bundle` is the file or
     folder of the CA certificates that are trusted, empty for the system's; `proxy` the URL of the proxy that asks, empty for none.
     """
 
-    def __init__(self, limit: int, check: Callable[[str, int, str], object], bundle: str, patience: Patience, proxy: str = "") -> None:
-        self._limit, self._check = limit, check
-        trusted = _trusted(bundle)
-        self._options = [*_TRANSPORT, *_waits(patience), *trusted, (pycurl.PROXY, proxy), *((_OF_PROXY[option], path) for option, path in trusted)]
-        self._kept: list[_Handle] = []
-        self._kept_many: _Many | None = None
-        self._guard = threading.Lock()
+    def __init__(
+        self,
+        max_idle: int,
+        check_address: Callable[[str, int, str], object],
+        ca_bundle: str,
+        timeouts: CurlTimeouts,
+        proxy: str = "",
+    ) -> None:
+        self._max_idle, self._check_address = max_idle, check_address
+        ca_options = _ca_options(ca_bundle)
+        self._options = [
+            *_TRANSPORT_OPTIONS,
+            *_timeout_options(timeouts),
+            *ca_options,
+            (pycurl.PROXY, proxy),
+            *((_PROXY_CA_OPTIONS[option], path) for option, path in ca_options),
+        ]
+        self._idle_handles: list[_CurlHandle] = []
+        self._idle_multi: _CurlMulti | None = None
+        self._lock = threading.Lock()
 
-    def get(self, request: Request, key: SigningKey | None = None) -> SmallAnswer | None:
+    def get(self, request: CurlRequest, signing_key: SigningKey | None = None) -> CurlResponse | None:
         """The answer; None when nothing could be sent.
 
-        With `key` the request is signed, all its headers too. Raises TimeoutError and other OSErrors when the answer did not come whole.
+        With `signing_key` the request is signed, all its headers too. Raises TimeoutError and other OSErrors when the answer did not come whole.
         """
-        if not is_plain(request):
+        if not can_send_verbatim(request):
             return None
-        with self._handle() as handle:
-            outcome = handle.get(request, key)
+        with self._borrow_handle() as handle:
+            outcome = handle.fetch(request, signing_key)
         if isinstance(outcome, OSError):
             raise outcome
         return outcome
 
-    def get_many(self, requests: Iterator[Request], may_ask: Callable[[int], bool]) -> Iterator[tuple[int, Outcome]]:
-        """What came of each request, as soon as it is there, with its number: the first is 0. They must be plain (`is_plain`).
+    def get_many(
+        self, requests: Iterator[CurlRequest], can_start: Callable[[int], bool]
+    ) -> Iterator[tuple[int, FetchOutcome]]:
+        """What came of each request, as soon as it is there, with its number: the first is 0. They must be plain (`can_send_verbatim`).
 
-        The next one is taken from `requests` when `may_ask`, told how many are under way, says so. A caller that wants no more ends
+        The next one is taken from `requests` when `can_start`, told how many are under way, says so. A caller that wants no more ends
         `requests` and hears of those that are under way. Of callers at the same time, one keeps its connections.
         """
-        with self._guard:
-            many, self._kept_many = self._kept_many, None
-        many = many or _Many(lambda: _Handle(self._check, self._options))
+        with self._lock:
+            multi, self._idle_multi = self._idle_multi, None
+        multi = multi or _CurlMulti(lambda: _CurlHandle(self._check_address, self._options))
         try:
-            yield from many.answers(requests, may_ask)
+            yield from multi.fetch_all(requests, can_start)
         finally:
-            with self._guard:
-                keep = self._limit > 0 and self._kept_many is None
-                if keep:
-                    self._kept_many = many
-            if not keep:
-                many.close()
+            with self._lock:
+                should_keep = self._max_idle > 0 and self._idle_multi is None
+                if should_keep:
+                    self._idle_multi = multi
+            if not should_keep:
+                multi.close()
 
     @contextmanager
-    def _handle(self) -> Iterator[_Handle]:
-        with self._guard:
-            handle = self._kept.pop() if self._kept else None
-        handle = handle or _Handle(self._check, self._options)
+    def _borrow_handle(self) -> Iterator[_CurlHandle]:
+        with self._lock:
+            handle = self._idle_handles.pop() if self._idle_handles else None
+        handle = handle or _CurlHandle(self._check_address, self._options)
         try:
             yield handle
         finally:
-            with self._guard:
-                keep = len(self._kept) < self._limit
-                if keep:
-                    self._kept.append(handle)
-            if not keep:
+            with self._lock:
+                should_keep = len(self._idle_handles) < self._max_idle
+                if should_keep:
+                    self._idle_handles.append(handle)
+            if not should_keep:
                 handle.close()
 
     def close(self) -> None:
         """Close the connections that nobody uses now, and keep no others."""
-        with self._guard:
-            kept: list[_Handle | _Many] = [*self._kept, *filter(None, [self._kept_many])]
-            self._kept, self._kept_many, self._limit = [], None, 0
-        for handle in kept:
+        with self._lock:
+            handles: list[_CurlHandle | _CurlMulti] = [*self._idle_handles, *filter(None, [self._idle_multi])]
+            self._idle_handles, self._idle_multi, self._max_idle = [], None, 0
+        for handle in handles:
             handle.close()
 
 
-class _Handle:
-    """One connection, or `curl` for one among those of a `_Many`. For one thread at a time."""
+class _CurlHandle:
+    """One connection, or `curl` for one among those of a `_CurlMulti`. For one thread at a time."""
 
-    def __init__(self, check: Callable[[str, int, str], object], options: Sequence[tuple[int, Any]]) -> None:
-        self._check, self._host, self._wanted = check, "", 0
-        self._body, self._head = bytearray(), list[bytes]()
+    def __init__(
+        self, check_address: Callable[[str, int, str], object], options: Sequence[tuple[int, Any]]
+    ) -> None:
+        self._check_address, self._host, self._max_body_bytes = check_address, "", 0
+        self._body, self._header_lines = bytearray(), list[bytes]()
         self.curl, self._options = pycurl.Curl(), options
-        self._set_up()
+        self._reset()
 
-    def _set_up(self) -> None:
+    def _reset(self) -> None:
         """As a new one, but for its connection."""
         self.curl.reset()
         for option, value in self._options:
             self.curl.setopt(option, value)
-        self.curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open)
-        self.curl.setopt(pycurl.HEADERFUNCTION, self._take_head)
-        self.curl.setopt(pycurl.WRITEFUNCTION, self._take_body)
+        self.curl.setopt(pycurl.OPENSOCKETFUNCTION, self._open_socket)
+        self.curl.setopt(pycurl.HEADERFUNCTION, self._on_header)
+        self.curl.setopt(pycurl.WRITEFUNCTION, self._on_body)
 
-    def get(self, request: Request, key: SigningKey | None) -> Outcome:
-        if key is None:
-            return self._get(request)
+    def fetch(self, request: CurlRequest, signing_key: SigningKey | None) -> FetchOutcome:
+        if signing_key is None:
+            return self._perform(request)
         try:
-            self._sign(key)
-            return self._get(request)
+            self._sign(signing_key)
+            return self._perform(request)
         finally:
-            self._set_up()
+            self._reset()
 
-    def _sign(self, key: SigningKey) -> None:
-        options = ((pycurl.AWS_SIGV4, f"aws:amz:{key.region}:s3"), (pycurl.USERNAME, key.id), (pycurl.PASSWORD, key.secret))
+    def _sign(self, signing_key: SigningKey) -> None:
+        options = (
+            (pycurl.AWS_SIGV4, f"aws:amz:{signing_key.region}:s3"),
+            (pycurl.USERNAME, signing_key.id),
+            (pycurl.PASSWORD, signing_key.secret),
+        )
         for option, value in options:
             self.curl.setopt(option, value)
 
-    def _get(self, request: Request) -> Outcome:
+    def _perform(self, request: CurlRequest) -> FetchOutcome:
         self.prepare(request)
         try:
             self.curl.perform()
         except pycurl.error as error:
-            return self.outcome(int(error.args[0]), str(error.args[-1]))
-        return self.outcome()
+            return self.build_outcome(int(error.args[0]), str(error.args[-1]))
+        return self.build_outcome()
 
-    def prepare(self, request: Request) -> None:
+    def prepare(self, request: CurlRequest) -> None:
         """Be ready to ask."""
-        self._host, self._wanted, self._body = request.host, request.wanted, bytearray()
+        self._host, self._max_body_bytes, self._body = request.host, request.max_body_bytes, bytearray()
         self.curl.setopt(pycurl.URL, request.url)
         self.curl.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in request.headers.items()])
 
-    def outcome(self, code: int = pycurl.E_OK, words: str = "") -> Outcome:
+    def build_outcome(self, code: int = pycurl.E_OK, message: str = "") -> FetchOutcome:
         """What came of the request by libcurl's error code, with its own words for that."""
-        if code in _NOTHING_SENT:
+        if code in _NOT_SENT_ERRORS:
             return None
         if code not in (pycurl.E_OK, pycurl.E_WRITE_ERROR):
-            return _broken(code, words)
+            return _error_for_code(code, message)
         # Not kept: an idle handle has no use for it.
         body, self._body = self._body, bytearray()
-        return SmallAnswer(self.curl.getinfo(pycurl.RESPONSE_CODE), Headers(self._head), memoryview(body))
+        return CurlResponse(
+            self.curl.getinfo(pycurl.RESPONSE_CODE), ResponseHeaders(self._header_lines), memoryview(body)
+        )
 
     def close(self) -> None:
         self.curl.close()
 
-    def _open(self, purpose: int, address: Any) -> Any:
+    def _open_socket(self, purpose: int, address: Any) -> Any:
         try:
-            self._check(self._host, address.addr[1], str(address.addr[0]))
+            self._check_address(self._host, address.addr[1], str(address.addr[0]))
             return socket.socket(address.family, address.socktype, address.protocol)
         except (PermissionDenied, OSError):
             return pycurl.SOCKET_BAD
 
-    def _take_head(self, line: bytes) -> None:
+    def _on_header(self, line: bytes) -> None:
         if line.startswith(b"HTTP/"):
             # Others, such as 100 Continue, may come before.
-            self._head = []
-        self._head.append(line)
+            self._header_lines = []
+        self._header_lines.append(line)
 
-    def _take_body(self, data: bytes) -> int:
-        wanted = self._wanted if self._head[0].split(None, 2)[1:2] in ([b"200"], [b"206"]) else max(self._wanted, _SPARE)
-        room = wanted + 1 - len(self._body)
-        self._body += data[:room]
+    def _on_body(self, data: bytes) -> int:
+        max_bytes = (
+            self._max_body_bytes
+            if self._header_lines[0].split(None, 2)[1:2] in ([b"200"], [b"206"])
+            else max(self._max_body_bytes, _MAX_UNREAD_BYTES)
+        )
+        space = max_bytes + 1 - len(self._body)
+        self._body += data[:space]
         # Anything else than all ends the transfer.
-        return len(data) if len(data) <= room else 0
+        return len(data) if len(data) <= space else 0
 
 
-class _Many:
+class _CurlMulti:
     """Handles whose connections are one pool. For one thread at a time."""
 
-    def __init__(self, new: Callable[[], _Handle]) -> None:
-        self._new, self._multi = new, pycurl.CurlMulti()
-        self._idle: list[_Handle] = []
-        self._busy: dict[pycurl.Curl, tuple[int, _Handle]] = {}
+    def __init__(self, new_handle: Callable[[], _CurlHandle]) -> None:
+        self._new_handle, self._multi = new_handle, pycurl.CurlMulti()
+        self._idle: list[_CurlHandle] = []
+        self._active: dict[pycurl.Curl, tuple[int, _CurlHandle]] = {}
 
-    def answers(self, requests: Iterator[Request], may_ask: Callable[[int], bool]) -> Iterator[tuple[int, Outcome]]:
+    def fetch_all(
+        self, requests: Iterator[CurlRequest], can_start: Callable[[int], bool]
+    ) -> Iterator[tuple[int, FetchOutcome]]:
         numbered = enumerate(requests)
         try:
-            while self._start(numbered, may_ask) or self._busy:
+            while self._start(numbered, can_start) or self._active:
                 self._multi.perform()
-                yield from self._ended()
+                yield from self._iter_finished()
         finally:
-            for curl in list(self._busy):
-                self._free(curl)
+            for curl in list(self._active):
+                self._release(curl)
 
-    def _start(self, numbered: Iterator[tuple[int, Request]], may_ask: Callable[[int], bool]) -> bool:
+    def _start(self, numbered: Iterator[tuple[int, CurlRequest]], can_start: Callable[[int], bool]) -> bool:
         """Begin what may be begun; whether there may be more to begin later."""
-        while may_ask(len(self._busy)):
+        while can_start(len(self._active)):
             number, request = next(numbered, (0, None))
             if request is None:
                 return False
-            handle = self._idle.pop() if self._idle else self._new()
+            handle = self._idle.pop() if self._idle else self._new_handle()
             handle.prepare(request)
-            self._busy[handle.curl] = number, handle
+            self._active[handle.curl] = number, handle
             self._multi.add_handle(handle.curl)
         return True
 
-    def _ended(self) -> Iterator[tuple[int, Outcome]]:
-        _, whole, failed = self._multi.info_read(max(1, len(self._busy)))
-        for curl, code, words in (*((curl, pycurl.E_OK, "") for curl in whole), *failed):
-            number, handle = self._free(curl)
-            yield number, handle.outcome(code, words)
-        if not (whole or failed) and self._multi.select(_LOOK_SECONDS) < 0:
+    def _iter_finished(self) -> Iterator[tuple[int, FetchOutcome]]:
+        _, succeeded, failed = self._multi.info_read(max(1, len(self._active)))
+        for curl, code, message in (*((curl, pycurl.E_OK, "") for curl in succeeded), *failed):
+            number, handle = self._release(curl)
+            yield number, handle.build_outcome(code, message)
+        if not (succeeded or failed) and self._multi.select(_SELECT_TIMEOUT) < 0:
             # No descriptor to wait for: a name is being looked up, or nothing may be asked for now.
-            time.sleep(_NAP_SECONDS if self._busy else _LOOK_SECONDS)
+            time.sleep(_CURL_POLL_INTERVAL if self._active else _SELECT_TIMEOUT)
 
-    def _free(self, curl: pycurl.Curl) -> tuple[int, _Handle]:
-        number, handle = self._busy.pop(curl)
+    def _release(self, curl: pycurl.Curl) -> tuple[int, _CurlHandle]:
+        number, handle = self._active.pop(curl)
         self._multi.remove_handle(curl)
         self._idle.append(handle)
         return number, handle
@@ -329,45 +358,57 @@ class _Many:
         self._multi.close()
 
 
-def is_plain(request: Request) -> bool:
+def can_send_verbatim(request: CurlRequest) -> bool:
     """Whether curl sends these as they are, and nothing else."""
-    return _PLAIN_URL.fullmatch(request.url) is not None and all(text.isascii() and text.isprintable() and text for text in request.headers.values())
+    return _SAFE_URL.fullmatch(request.url) is not None and all(
+        text.isascii() and text.isprintable() and text for text in request.headers.values()
+    )
 
 
-def _broken(code: int, words: str) -> OSError:
+def _error_for_code(code: int, message: str) -> OSError:
     if code == pycurl.E_OPERATION_TIMEDOUT:
         return TimeoutError("no answer in time")
     if code in (pycurl.E_PEER_FAILED_VERIFICATION, pycurl.E_SSL_CONNECT_ERROR):
-        return _tls_failed(words.rpartition(":")[2].strip(), untrusted=code == pycurl.E_PEER_FAILED_VERIFICATION)
-    if code in _ENDED_EARLY:
+        return _tls_error(
+            message.rpartition(":")[2].strip(), untrusted=code == pycurl.E_PEER_FAILED_VERIFICATION
+        )
+    if code in _EARLY_END_ERRORS:
         return ConnectionError(errno.ECONNRESET, "the connection ended early")
     if code in (pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR):
         return ConnectionError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
     return ConnectionError("no answer that can be read")
 
 
-def _tls_failed(words: str, untrusted: bool) -> ssl.SSLError:
+def _tls_error(message: str, untrusted: bool) -> ssl.SSLError:
     """As Python's own TLS says it."""
     if not untrusted:
-        failed = ssl.SSLError()
-        failed.reason = words
-        return failed
-    refused = ssl.SSLCertVerificationError()
-    refused.verify_message = words
-    return refused
+        error = ssl.SSLError()
+        error.reason = message
+        return error
+    untrusted_error = ssl.SSLCertVerificationError()
+    untrusted_error.verify_message = message
+    return untrusted_error
 
 
-def _waits(patience: Patience) -> list[tuple[int, Any]]:
+def _timeout_options(timeouts: CurlTimeouts) -> list[tuple[int, Any]]:
     return [
-        (pycurl.CONNECTTIMEOUT_MS, int(patience.connect * 1000)),
-        (pycurl.LOW_SPEED_LIMIT, int(patience.floor)),
-        (pycurl.LOW_SPEED_TIME, math.ceil(patience.silence)),
-        (pycurl.MAXAGE_CONN, int(patience.idle)),
+        (pycurl.CONNECTTIMEOUT_MS, int(timeouts.connect * 1000)),
+        (pycurl.LOW_SPEED_LIMIT, int(timeouts.min_rate)),
+        (pycurl.LOW_SPEED_TIME, math.ceil(timeouts.stall)),
+        (pycurl.MAXAGE_CONN, int(timeouts.idle)),
     ]
 
 
-def _trusted(bundle: str) -> list[tuple[int, Any]]:
-    if bundle:
-        return [(pycurl.CAINFO, None), (pycurl.CAPATH, bundle)] if Path(bundle).is_dir() else [(pycurl.CAINFO, bundle)]
+def _ca_options(ca_bundle: str) -> list[tuple[int, Any]]:
+    if ca_bundle:
+        return (
+            [(pycurl.CAINFO, None), (pycurl.CAPATH, ca_bundle)]
+            if Path(ca_bundle).is_dir()
+            else [(pycurl.CAINFO, ca_bundle)]
+        )
     system = ssl.get_default_verify_paths()
-    return [(option, path) for option, path in ((pycurl.CAINFO, system.cafile), (pycurl.CAPATH, system.capath)) if path]
+    return [
+        (option, path)
+        for option, path in ((pycurl.CAINFO, system.cafile), (pycurl.CAPATH, system.capath))
+        if path
+    ]

@@ -12,133 +12,150 @@ import urllib3
 
 from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied
 from csi.manifest.manifest import Entry
-from csi.sources.http.connections import Site, drop, shown_site, site
-from csi.sources.http.curl_fetch import SmallAnswer
-from csi.sources.http.rate_limit_headers import Allowances
-from csi.sources.http.response_checks import changed, check_whole, failure, range_end
+from csi.sources.http.connections import Site, discard, format_site, parse_site
+from csi.sources.http.curl_fetch import CurlResponse
+from csi.sources.http.rate_limit_headers import RateLimitTracker
+from csi.sources.http.response_checks import (
+    check_full_response,
+    check_range_end,
+    source_changed_error,
+    status_error,
+)
 from csi.sources.http.streaming_fetch import SharedStreams
 
 MAX_REDIRECTS = 5
-REDIRECTS = (301, 302, 303, 307, 308)
-ENDED = (400, 401, 403, 410, *REDIRECTS)
+REDIRECT_STATUSES = (301, 302, 303, 307, 308)
+EXPIRED_STATUSES = (400, 401, 403, 410, *REDIRECT_STATUSES)
 """A signed address that ended: S3 and CDNs say 403, S3 says 400 of a session's token, some hubs 401, some 410."""
-_REMEMBERED = 1024
+_MAX_CACHED_URLS = 1024
 
-Refusal = Callable[[int, Mapping[str, str]], DataCacheError | None]
-Headers = Callable[[Entry], Mapping[str, str]]
-Judge = Callable[[Entry, Mapping[str, str]], bool]
-Answer = urllib3.BaseHTTPResponse | SmallAnswer
+StatusErrorMapper = Callable[[int, Mapping[str, str]], DataCacheError | None]
+HeadersForEntry = Callable[[Entry], Mapping[str, str]]
+UnchangedCheck = Callable[[Entry, Mapping[str, str]], bool]
+Response = urllib3.BaseHTTPResponse | CurlResponse
 
 
-class Address(NamedTuple):
-    """Where a file's bytes came from; `home` is the site that credentials go to: that of its first address, or of who named that."""
+class FileUrl(NamedTuple):
+    """Where a file's bytes came from; `origin_site` is the site that credentials go to: that of its first address, or of who named that."""
 
     url: str
-    home: Site
+    origin_site: Site
 
     @property
-    def at_home(self) -> bool:
+    def is_at_origin(self) -> bool:
         """Whether this is on that site."""
-        return site(self.url) == self.home
+        return parse_site(self.url) == self.origin_site
 
 
 @dataclass
-class Addresses:
-    """Where files are: `url_of` gives the first address, `headers` (a credential among them) go to that address's site only.
+class FileUrls:
+    """Where files are: `build_url` gives the first address, `headers` (a credential among them) go to that address's site only.
 
-    `refusal` may turn an error status of that site, and its headers, into an error in the source's own words. With
-    `signs`, `url_of` signs addresses that end: each is used until it is refused, then it is asked for a new one, once.
-    `home` is set where another site's word is all there is for the first addresses: only that site gets `headers`, and all others are
+    `error_for_status` may turn an error status of that site, and its headers, into an error in the source's own words. With
+    `is_signed`, `build_url` signs addresses that end: each is used until it is refused, then it is asked for a new one, once.
+    `origin_site` is set where another site's word is all there is for the first addresses: only that site gets `headers`, and all others are
     judged as what it redirects to.
-    `conditions` are headers of one file (If-Match) that go along to every host; an answer 412 is SourceChanged. `unchanged` is asked
+    `condition_headers` are headers of one file (If-Match) that go along to every host; an answer 412 is SourceChanged. `is_unchanged` is asked
     with the headers of every answer that has bytes; False is SourceChanged, in the middle of a file too.
-    What was signed, where redirects led to and what each site allows is shared by all readers of one source. `in_order` is set
+    What was signed, where redirects led to and what each site allows is shared by all readers of one source. `reads_in_order` is set
     once the origin sent a large file whole where a part was asked for: then one stream is read on from reader to reader.
     """
 
-    url_of: Callable[[Entry], str]
+    build_url: Callable[[Entry], str]
     headers: Mapping[str, str] = field(default_factory=dict)
-    refusal: Refusal = lambda status, headers: None
-    signs: bool = False
-    conditions: Headers = lambda entry: {}
-    unchanged: Judge = lambda entry, headers: True
-    home: Site | None = None
-    allowances: Allowances = field(default_factory=Allowances, init=False, repr=False)
-    in_order: bool = field(default=False, init=False)
-    streams: SharedStreams = field(default_factory=SharedStreams, init=False, repr=False)
-    _known: dict[str, Address] = field(default_factory=dict, init=False, repr=False)
-    _guard: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
+    error_for_status: StatusErrorMapper = lambda status, headers: None
+    is_signed: bool = False
+    condition_headers: HeadersForEntry = lambda entry: {}
+    is_unchanged: UnchangedCheck = lambda entry, headers: True
+    origin_site: Site | None = None
+    rate_limits: RateLimitTracker = field(default_factory=RateLimitTracker, init=False, repr=False)
+    reads_in_order: bool = field(default=False, init=False)
+    shared_streams: SharedStreams = field(default_factory=SharedStreams, init=False, repr=False)
+    _cached: dict[str, FileUrl] = field(default_factory=dict, init=False, repr=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    def known(self, entry: Entry) -> Address | None:
+    def find_cached(self, entry: Entry) -> FileUrl | None:
         """What `remember` was told last, of the last files that were read."""
-        return self._known.get(entry.path)
+        return self._cached.get(entry.path)
 
-    def remember(self, entry: Entry, address: Address) -> None:
-        """The file's bytes came from `address`: the next range may ask there."""
-        with self._guard:
-            self._known.pop(entry.path, None)
-            self._known[entry.path] = address
+    def remember(self, entry: Entry, file_url: FileUrl) -> None:
+        """The file's bytes came from `file_url`: the next range may ask there."""
+        with self._lock:
+            self._cached.pop(entry.path, None)
+            self._cached[entry.path] = file_url
             # Files are read one after the other: what is behind would only take memory, in a source of many files.
-            if len(self._known) > _REMEMBERED:
-                del self._known[next(iter(self._known))]
+            if len(self._cached) > _MAX_CACHED_URLS:
+                del self._cached[next(iter(self._cached))]
 
-    def forget(self, entry: Entry, address: Address) -> None:
-        """`address` is refused now; a newer one that another reader found stays."""
-        with self._guard:
-            if self._known.get(entry.path) == address:
-                del self._known[entry.path]
+    def forget(self, entry: Entry, file_url: FileUrl) -> None:
+        """`file_url` is refused now; a newer one that another reader found stays."""
+        with self._lock:
+            if self._cached.get(entry.path) == file_url:
+                del self._cached[entry.path]
 
-    def first(self, entry: Entry) -> Address:
+    def get_first_url(self, entry: Entry) -> FileUrl:
         """Where to ask for the file, unless it is known better."""
-        url = self.url_of(entry)
-        return Address(url, self.home or site(url))
+        url = self.build_url(entry)
+        return FileUrl(url, self.origin_site or parse_site(url))
 
-    def asked(self, address: Address, headers: Mapping[str, str]) -> Mapping[str, str]:
+    def build_headers(self, file_url: FileUrl, headers: Mapping[str, str]) -> Mapping[str, str]:
         """`headers` and, at home, what goes along there."""
-        return {**self.headers, **headers} if address.at_home else headers
+        return {**self.headers, **headers} if file_url.is_at_origin else headers
 
-    def range_of(self, entry: Entry, offset: int, end: int) -> dict[str, str]:
+    def build_range_headers(self, entry: Entry, offset: int, end: int) -> dict[str, str]:
         """The headers that ask for bytes `offset` to `end` of the file as it was listed."""
-        return {**self.conditions(entry), "Range": f"bytes={offset}-{end - 1}", "Accept-Encoding": "identity"}
+        return {
+            **self.condition_headers(entry),
+            "Range": f"bytes={offset}-{end - 1}",
+            "Accept-Encoding": "identity",
+        }
 
-    def may_have_ended(self, address: Address, status: int) -> bool:
+    def may_have_expired(self, file_url: FileUrl, status: int) -> bool:
         """Whether a new address may be answered better than this status."""
-        return status in ENDED and (self.signs or not address.at_home)
+        return status in EXPIRED_STATUSES and (self.is_signed or not file_url.is_at_origin)
 
-    def refused(self, answer: Answer, address: Address, entry: Entry) -> DataCacheError:
+    def response_error(self, response: Response, file_url: FileUrl, entry: Entry) -> DataCacheError:
         """What an error status means: in the source's own words where it is of the site that credentials go to."""
-        refusal = self.refusal(answer.status, answer.headers) if address.at_home else None
-        return refusal or failure(answer.status, answer.headers, address.url, entry)
+        error = self.error_for_status(response.status, response.headers) if file_url.is_at_origin else None
+        return error or status_error(response.status, response.headers, file_url.url, entry)
 
-    def span(self, answer: Answer, address: Address, entry: Entry, offset: int, end: int) -> tuple[int, int]:
-        """Which bytes of the file an answer to `range_of` holds, first and behind the last; raises where it holds none, or those of another file."""
-        if answer.status not in (200, 206):
-            raise self.refused(answer, address, entry)
-        if not self.unchanged(entry, answer.headers):
-            raise changed(entry, address.url)
-        if answer.status == 206:
-            return offset, range_end(answer.headers, address.url, entry, offset, end)
-        check_whole(answer.headers, address.url, entry)
+    def get_byte_span(
+        self, response: Response, file_url: FileUrl, entry: Entry, offset: int, end: int
+    ) -> tuple[int, int]:
+        """Which bytes of the file an answer to `build_range_headers` holds, first and behind the last; raises where it holds none, or those of another file."""
+        if response.status not in (200, 206):
+            raise self.response_error(response, file_url, entry)
+        if not self.is_unchanged(entry, response.headers):
+            raise source_changed_error(entry, file_url.url)
+        if response.status == 206:
+            return offset, check_range_end(response.headers, file_url.url, entry, offset, end)
+        check_full_response(response.headers, file_url.url, entry)
         return 0, entry.size
 
 
-def next_address(response: Answer, address: Address) -> Address:
+def follow_redirect(response: Response, file_url: FileUrl) -> FileUrl:
     """Where a redirect leads; its body is dropped. Raises OriginUnavailable for nowhere, PermissionDenied for a way out of TLS."""
-    url = address.url
+    url = file_url.url
     location = response.headers.get("Location", "")
-    drop(response)
+    discard(response)
     try:
         target = urljoin(url, location)
-        scheme = site(target)[0]
+        scheme = parse_site(target)[0]
     except (ValueError, OriginUnavailable) as error:
-        raise OriginUnavailable(f"{shown_site(url)}: it redirects to an address that is no http or https URL") from error
+        raise OriginUnavailable(
+            f"{format_site(url)}: it redirects to an address that is no http or https URL"
+        ) from error
     if not location:
-        raise OriginUnavailable(f"{shown_site(url)}: it redirects to nowhere")
-    if site(url)[0] == "https" and scheme != "https":
-        raise PermissionDenied(f"{shown_site(url)} redirects from https to {scheme} ({shown_site(target)}), where anybody could change what comes")
-    return address._replace(url=target)
+        raise OriginUnavailable(f"{format_site(url)}: it redirects to nowhere")
+    if parse_site(url)[0] == "https" and scheme != "https":
+        raise PermissionDenied(
+            f"{format_site(url)} redirects from https to {scheme} ({format_site(target)}), where anybody could change what comes"
+        )
+    return file_url._replace(url=target)
 
 
-def redirected_too_often(address: Address, entry: Entry) -> OriginUnavailable:
+def too_many_redirects_error(file_url: FileUrl, entry: Entry) -> OriginUnavailable:
     """An answer behind MAX_REDIRECTS redirects leads on."""
-    return OriginUnavailable(f"{shown_site(address.url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}")
+    return OriginUnavailable(
+        f"{format_site(file_url.url)}: more than {MAX_REDIRECTS} redirects for {entry.path!r}"
+    )

@@ -16,21 +16,23 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
 from urllib3.util.connection import create_connection
 
-from csi.destinations.destinations import Destinations, Reach, resolved
+from csi.destinations.destinations import AddressScope, Destinations, lookup_host
 
-Connect = Callable[[HTTPConnection], socket.socket]
-Limit = Callable[[socket.socket], AbstractContextManager[None]]
+ConnectFunction = Callable[[HTTPConnection], socket.socket]
+HeaderLimit = Callable[[socket.socket], AbstractContextManager[None]]
 
 
-def guard(manager: urllib3.PoolManager, connect: Connect, head: Limit) -> urllib3.PoolManager:
-    """Let all connections of `manager` be made by `connect`, and wait for the heads of their answers within `head`; returns `manager`."""
+def guard_pools(
+    manager: urllib3.PoolManager, connect: ConnectFunction, limit_header_wait: HeaderLimit
+) -> urllib3.PoolManager:
+    """Let all connections of `manager` be made by `connect`, and wait for the heads of their answers within `limit_header_wait`; returns `manager`."""
 
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
             return connect(self)
 
         def getresponse(self) -> Any:
-            with head(self.sock):
+            with limit_header_wait(self.sock):
                 return super().getresponse()
 
     class Secure(HTTPSConnection):
@@ -38,7 +40,7 @@ def guard(manager: urllib3.PoolManager, connect: Connect, head: Limit) -> urllib
             return connect(self)
 
         def getresponse(self) -> Any:
-            with head(self.sock):
+            with limit_header_wait(self.sock):
                 return super().getresponse()
 
     class PlainPool(urllib3.HTTPConnectionPool):
@@ -51,31 +53,40 @@ def guard(manager: urllib3.PoolManager, connect: Connect, head: Limit) -> urllib
     return manager
 
 
-def unchecked(connection: HTTPConnection) -> socket.socket:
+def connect_unchecked(connection: HTTPConnection) -> socket.socket:
     """A socket to a proxy, as urllib3 makes it."""
     return HTTPConnection._new_conn(connection)
 
 
-def connect(connection: HTTPConnection, destinations: Destinations, farthest: Reach) -> socket.socket:
+def connect_checked(
+    connection: HTTPConnection, destinations: Destinations, max_scope: AddressScope
+) -> socket.socket:
     """A socket to the first of the host's allowed addresses that answers.
 
     Raises PermissionDenied when none is allowed; fails as urllib3's own connections do else.
     """
     try:
-        addresses = resolved(connection.host, connection.port)
+        addresses = lookup_host(connection.host, connection.port)
     except socket.gaierror as error:
         raise NameResolutionError(connection.host, connection, error) from error
     except UnicodeError as error:
-        raise NameResolutionError(connection.host, connection, socket.gaierror(socket.EAI_NONAME, "no host name")) from error
-    allowed = destinations.check(connection.host, connection.port, addresses, farthest)
-    return _first_that_answers(connection, allowed)
+        raise NameResolutionError(
+            connection.host, connection, socket.gaierror(socket.EAI_NONAME, "no host name")
+        ) from error
+    allowed = destinations.filter_allowed(connection.host, connection.port, addresses, max_scope)
+    return _connect_first_reachable(connection, allowed)
 
 
-def _first_that_answers(connection: HTTPConnection, addresses: list[str]) -> socket.socket:
+def _connect_first_reachable(connection: HTTPConnection, addresses: list[str]) -> socket.socket:
     failure: OSError = OSError("no address")
     for address in addresses:
         try:
-            return create_connection((address, connection.port), connection.timeout, connection.source_address, connection.socket_options)
+            return create_connection(
+                (address, connection.port),
+                connection.timeout,
+                connection.source_address,
+                connection.socket_options,
+            )
         except OSError as error:
             failure = error
     if isinstance(failure, TimeoutError):

@@ -1,7 +1,7 @@
 """Ranged reads over HTTP: byte ranges of files straight into the caller's buffers, over reused connections.
 
 What a file's address is, what is sent along, and what tells that the file is still the one that was listed, is the
-caller's: see `Addresses`. This module follows redirects, keeps credentials from other hosts, remembers signed addresses until
+caller's: see `FileUrls`. This module follows redirects, keeps credentials from other hosts, remembers signed addresses until
 they fail, and checks that what comes is what was asked.
 """
 
@@ -12,36 +12,45 @@ from contextlib import contextmanager
 
 from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, RangesIgnored, SourceChanged
 from csi.manifest.manifest import Entry
-from csi.manifest.reader import Turns, Wanted
-from csi.sources.http.batch_fetch import ManyFiles
-from csi.sources.http.connections import Connections, drop
-from csi.sources.http.curl_fetch import LARGEST
-from csi.sources.http.file_urls import ENDED, MAX_REDIRECTS, REDIRECTS, Address, Addresses, Answer, next_address, redirected_too_often
-from csi.sources.http.streaming_fetch import Stream
+from csi.manifest.reader import PendingFiles, RequestPermits
+from csi.sources.http.batch_fetch import BatchFetch
+from csi.sources.http.connections import Connections, discard
+from csi.sources.http.curl_fetch import MAX_BODY_BYTES
+from csi.sources.http.file_urls import (
+    EXPIRED_STATUSES,
+    MAX_REDIRECTS,
+    REDIRECT_STATUSES,
+    FileUrl,
+    FileUrls,
+    Response,
+    follow_redirect,
+    too_many_redirects_error,
+)
+from csi.sources.http.streaming_fetch import ResponseStream
 
-_SKIP = 1 << 18
+_SKIP_BUFFER_BYTES = 1 << 18
 # Some mirrors send small files whole whatever is asked for: what is read in vain then is less than what reading in order would cost.
-_SMALL = 4 << 20
+_MAX_REREAD_BYTES = 4 << 20
 
 
 class RangeReader:
     """Reads ranges of files; for one thread at a time, as a context. Implements `csi.manifest.reader.Reader`."""
 
-    def __init__(self, connections: Connections, addresses: Addresses) -> None:
-        self._connections, self._addresses = connections, addresses
-        self._stream: Stream | None = None
-        self._ignored = False
+    def __init__(self, connections: Connections, file_urls: FileUrls) -> None:
+        self._connections, self._file_urls = connections, file_urls
+        self._stream: ResponseStream | None = None
+        self._ranges_ignored = False
 
     def __enter__(self) -> RangeReader:
-        self._addresses.streams.joined()
+        self._file_urls.shared_streams.add_reader()
         return self
 
     def __exit__(self, *_: object) -> None:
         # Not before: who heard of it from this reader reads in order by now.
-        self._addresses.in_order |= self._ignored
-        self._pass_on()
+        self._file_urls.reads_in_order |= self._ranges_ignored
+        self._share_stream()
         self._close_stream()
-        self._addresses.streams.left()
+        self._file_urls.shared_streams.remove_reader()
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
         """Fill the whole of `buffer` with the bytes of `entry` from byte `offset` on; see `Reader.read_into`.
@@ -50,49 +59,57 @@ class RangeReader:
         RangesIgnored is raised once, where a large file came whole: from then on reads should be in order.
         """
         if offset + len(buffer) > entry.size:
-            raise SourceChanged(f"{entry.path!r} has {entry.size} bytes; {len(buffer)} from byte {offset} on were asked for")
+            raise SourceChanged(
+                f"{entry.path!r} has {entry.size} bytes; {len(buffer)} from byte {offset} on were asked for"
+            )
         done = 0
         while done < len(buffer):
-            stream = self._stream_at(entry, offset + done, offset + len(buffer))
+            stream = self._get_stream(entry, offset + done, offset + len(buffer))
             done += self._read(stream, buffer[done:])
-        self._pass_on()
+        self._share_stream()
 
-    def ask(self, entry: Entry, headers: Mapping[str, str], wanted: int = 0) -> tuple[Answer, Address]:
+    def get_response(
+        self, entry: Entry, headers: Mapping[str, str], max_bytes: int = 0
+    ) -> tuple[Response, FileUrl]:
         """The last answer to a GET of `entry`, redirects followed, whatever its status, and where it is from; the caller reads or drops its body.
 
-        Of the body come at most `wanted` bytes and one more, or all where that is 0.
+        Of the body come at most `max_bytes` bytes and one more, or all where that is 0.
         """
-        return self._follow(entry, headers, wanted)
+        return self._follow_redirects(entry, headers, max_bytes)
 
-    def read_many(self, wanted: Wanted, turns: Turns) -> dict[Entry, OriginUnavailable]:
+    def read_many(self, pending: PendingFiles, permits: RequestPermits) -> dict[Entry, OriginUnavailable]:
         """See `csi.manifest.reader.ManyReader`. What is behind a proxy is left, and of a site with TLS what is asked for before its first answer."""
-        return ManyFiles(self._connections, self._addresses, turns).read(wanted)
+        return BatchFetch(self._connections, self._file_urls, permits).run(pending)
 
-    def _stream_at(self, entry: Entry, offset: int, end: int) -> Stream:
+    def _get_stream(self, entry: Entry, offset: int, end: int) -> ResponseStream:
         """An open answer whose next byte is `offset` of `entry`: the one at hand where it goes on, else a new request."""
         if self._stream is not None and self._stream.position != offset:
             # Another reader may have left one that is further.
-            self._pass_on()
+            self._share_stream()
         stream = self._stream
-        if stream is None or not stream.reaches(entry, offset):
+        if stream is None or not stream.can_reach(entry, offset):
             self._close_stream()
-            self._stream = stream = self._addresses.streams.take(entry, offset) or self._request(entry, offset, end)
+            self._stream = stream = self._file_urls.shared_streams.take(entry, offset) or self._open_stream(
+                entry, offset, end
+            )
         if stream.position < offset:
             self._skip(stream, offset)
         return stream
 
-    def _skip(self, stream: Stream, offset: int) -> None:
-        if stream.whole and not self._is_in_order(stream.entry):
-            self._ignored = True
-            raise RangesIgnored(f"the origin sends all of {stream.entry.path!r} where a part was asked for; its files are read in order from now on")
-        scratch = memoryview(bytearray(_SKIP))
+    def _skip(self, stream: ResponseStream, offset: int) -> None:
+        if stream.is_full_response and not self._can_read_in_order(stream.entry):
+            self._ranges_ignored = True
+            raise RangesIgnored(
+                f"the origin sends all of {stream.entry.path!r} where a part was asked for; its files are read in order from now on"
+            )
+        scratch = memoryview(bytearray(_SKIP_BUFFER_BYTES))
         while stream.position < offset:
             self._read(stream, scratch[: offset - stream.position])
 
-    def _is_in_order(self, entry: Entry) -> bool:
-        return entry.size <= _SMALL or self._addresses.in_order or self._ignored
+    def _can_read_in_order(self, entry: Entry) -> bool:
+        return entry.size <= _MAX_REREAD_BYTES or self._file_urls.reads_in_order or self._ranges_ignored
 
-    def _read(self, stream: Stream, buffer: memoryview) -> int:
+    def _read(self, stream: ResponseStream, buffer: memoryview) -> int:
         try:
             count = stream.read(buffer)
             if stream.position == stream.end:
@@ -103,9 +120,9 @@ class RangeReader:
             raise
         return count
 
-    def _pass_on(self) -> None:
-        if self._stream is not None and self._stream.whole and self._addresses.in_order:
-            self._addresses.streams.put(self._stream)
+    def _share_stream(self) -> None:
+        if self._stream is not None and self._stream.is_full_response and self._file_urls.reads_in_order:
+            self._file_urls.shared_streams.put(self._stream)
             self._stream = None
 
     def _close_stream(self) -> None:
@@ -113,64 +130,82 @@ class RangeReader:
             self._stream.close()
             self._stream = None
 
-    def _request(self, entry: Entry, offset: int, end: int) -> Stream:
+    def _open_stream(self, entry: Entry, offset: int, end: int) -> ResponseStream:
         """A new answer for bytes `offset` to `end` of `entry`, checked; through the remembered address, if it still works."""
-        asked = self._addresses.range_of(entry, offset, end)
-        known = self._addresses.known(entry)
-        wanted = entry.size if end - offset == entry.size <= LARGEST else 0
-        if known is not None:
-            with self._forgotten_when_dead(entry, known):
-                response = self._get(known, asked, entry, wanted)
-                if response.status not in ENDED:
-                    return self._checked(response, known, entry, offset, end)
-            drop(response)
-            self._addresses.forget(entry, known)
-        response, address = self._follow(entry, asked, wanted)
-        if self._addresses.may_have_ended(address, response.status) and known is None:
+        range_headers = self._file_urls.build_range_headers(entry, offset, end)
+        cached_url = self._file_urls.find_cached(entry)
+        max_bytes = entry.size if end - offset == entry.size <= MAX_BODY_BYTES else 0
+        if cached_url is not None:
+            with self._forget_on_failure(entry, cached_url):
+                response = self._send(cached_url, range_headers, entry, max_bytes)
+                if response.status not in EXPIRED_STATUSES:
+                    return self._build_stream(response, cached_url, entry, offset, end)
+            discard(response)
+            self._file_urls.forget(entry, cached_url)
+        response, file_url = self._follow_redirects(entry, range_headers, max_bytes)
+        if self._file_urls.may_have_expired(file_url, response.status) and cached_url is None:
             # It may have ended between being given out and being asked.
-            drop(response)
-            response, address = self._follow(entry, asked, wanted)
-        return self._checked(response, address, entry, offset, end)
+            discard(response)
+            response, file_url = self._follow_redirects(entry, range_headers, max_bytes)
+        return self._build_stream(response, file_url, entry, offset, end)
 
     @contextmanager
-    def _forgotten_when_dead(self, entry: Entry, address: Address) -> Iterator[None]:
+    def _forget_on_failure(self, entry: Entry, file_url: FileUrl) -> Iterator[None]:
         """Where a remembered address gives no answer, or a bad one, the next try asks the first address, which may lead elsewhere by then."""
         try:
             yield
         except OriginUnavailable as error:
             if not isinstance(error, OriginThrottled):
-                self._addresses.forget(entry, address)
+                self._file_urls.forget(entry, file_url)
             raise
 
-    def _get(self, address: Address, asked: Mapping[str, str], entry: Entry, wanted: int) -> Answer:
-        """`wanted` is how many bytes of body there should be where they are few, else 0."""
-        allowed = self._addresses.allowances
-        allowed.check(address.url)
-        headers = self._addresses.asked(address, asked)
+    def _send(
+        self, file_url: FileUrl, request_headers: Mapping[str, str], entry: Entry, max_bytes: int
+    ) -> Response:
+        """`max_bytes` is how many bytes of body there should be where they are few, else 0."""
+        rate_limits = self._file_urls.rate_limits
+        rate_limits.check(file_url.url)
+        headers = self._file_urls.build_headers(file_url, request_headers)
         try:
-            response: Answer | None = self._connections.get_small(address.url, headers, address.home, wanted) if wanted else None
-            response = response or self._connections.get(address.url, headers, address.home)
+            response: Response | None = (
+                self._connections.get_with_curl(file_url.url, headers, file_url.origin_site, max_bytes)
+                if max_bytes
+                else None
+            )
+            response = response or self._connections.get(file_url.url, headers, file_url.origin_site)
         except OriginUnavailable as error:
             raise type(error)(f"{error} (asked for {entry.path!r})") from error
-        allowed.note(address.url, response.headers)
+        rate_limits.update(file_url.url, response.headers)
         return response
 
-    def _follow(self, entry: Entry, asked: Mapping[str, str], wanted: int) -> tuple[Answer, Address]:
+    def _follow_redirects(
+        self, entry: Entry, request_headers: Mapping[str, str], max_bytes: int
+    ) -> tuple[Response, FileUrl]:
         """Ask the first address and go where it sends; returns the last answer and where it is from."""
-        address = self._addresses.first(entry)
+        file_url = self._file_urls.get_first_url(entry)
         for _ in range(MAX_REDIRECTS + 1):
-            response = self._get(address, asked, entry, wanted)
-            if response.status not in REDIRECTS:
-                if response.status in (200, 206) and (self._addresses.signs or not address.at_home):
-                    self._addresses.remember(entry, address)
-                return response, address
-            address = next_address(response, address)
-        raise redirected_too_often(address, entry)
+            response = self._send(file_url, request_headers, entry, max_bytes)
+            if response.status not in REDIRECT_STATUSES:
+                if response.status in (200, 206) and (self._file_urls.is_signed or not file_url.is_at_origin):
+                    self._file_urls.remember(entry, file_url)
+                return response, file_url
+            file_url = follow_redirect(response, file_url)
+        raise too_many_redirects_error(file_url, entry)
 
-    def _checked(self, response: Answer, address: Address, entry: Entry, offset: int, end: int) -> Stream:
+    def _build_stream(
+        self, response: Response, file_url: FileUrl, entry: Entry, offset: int, end: int
+    ) -> ResponseStream:
         try:
-            start, end = self._addresses.span(response, address, entry, offset, end)
-            return Stream(response, address.url, entry, start, end, self._connections.tempo, whole=response.status == 200)
+            start, end = self._file_urls.get_byte_span(response, file_url, entry, offset, end)
+            return ResponseStream(
+                response,
+                file_url.url,
+                entry,
+                start,
+                end,
+                self._connections.baseline,
+                is_full_response=response.status == 200,
+            )
         except DataCacheError:
-            drop(response)
+            discard(response)
             raise

@@ -11,30 +11,39 @@ import urllib3
 from csi.errors import OriginUnavailable, SourceChanged
 from csi.manifest.manifest import Entry
 from csi.sources.http import throughput
-from csi.sources.http.connections import shown_site, unreachable
-from csi.sources.http.curl_fetch import SmallAnswer
-from csi.sources.http.throughput import Meter, Tempo
+from csi.sources.http.connections import format_site, unreachable_error
+from csi.sources.http.curl_fetch import CurlResponse
+from csi.sources.http.throughput import ThroughputBaseline, ThroughputMeter
 
-_COPIED = 1 << 16
-_LOOKS = 8
-_BROKEN = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
+_CHUNKED_READ_BYTES = 1 << 16
+_CHECKS_PER_WINDOW = 8
+_CONNECTION_ERRORS = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 
-class Stream:
-    """An open answer: `response` holds bytes `position` to `end` of `entry`; `whole` where it is the answer of an origin that was asked for less."""
+class ResponseStream:
+    """An open answer: `response` holds bytes `position` to `end` of `entry`; `is_full_response` where it is the answer of an origin that was asked for less."""
 
     def __init__(
-        self, response: urllib3.BaseHTTPResponse | SmallAnswer, url: str, entry: Entry, position: int, end: int, usual: Tempo, whole: bool = False
+        self,
+        response: urllib3.BaseHTTPResponse | CurlResponse,
+        url: str,
+        entry: Entry,
+        position: int,
+        end: int,
+        baseline: ThroughputBaseline,
+        is_full_response: bool = False,
     ) -> None:
-        self.entry, self.position, self.end, self.whole = entry, position, end, whole
-        self._response, self._site = response, shown_site(url)
+        self.entry, self.position, self.end, self.is_full_response = entry, position, end, is_full_response
+        self._response, self._site = response, format_site(url)
         # What is here already says nothing of what a connection usually gives.
-        self._meter = Meter(Tempo() if isinstance(response, SmallAnswer) else usual)
+        self._meter = ThroughputMeter(
+            ThroughputBaseline() if isinstance(response, CurlResponse) else baseline
+        )
         # urllib3's own reads copy; below them is the http.client body, whose file reads into the buffer itself (a fifth less CPU).
         body = getattr(response, "_fp", None)
         self._body = body if isinstance(body, http.client.HTTPResponse) else None
 
-    def reaches(self, entry: Entry, offset: int) -> bool:
+    def can_reach(self, entry: Entry, offset: int) -> bool:
         """Whether byte `offset` of `entry` is still to come."""
         return entry == self.entry and self.position <= offset < self.end
 
@@ -43,28 +52,41 @@ class Stream:
 
         Raises OriginUnavailable when the answer ends early or trickles, OriginTimedOut when nothing comes.
         """
-        began, before = time.monotonic(), self.position
+        started_at, start_position = time.monotonic(), self.position
         view = buffer[: self.end - self.position]
         try:
-            self._receive_plain(view, began) if self._is_plain else self._receive(view)
-        except _BROKEN as error:
-            raise unreachable(error, self._site, f" (in {self.entry.path!r} at byte {self.position})") from error
-        count = self.position - before
+            self._receive_sized(view, started_at) if self._has_known_length else self._receive_chunk(view)
+        except _CONNECTION_ERRORS as error:
+            raise unreachable_error(
+                error, self._site, f" (in {self.entry.path!r} at byte {self.position})"
+            ) from error
+        count = self.position - start_position
         if not count:
-            raise self._unavailable("the connection ended early")
-        if self._meter.trickles(count, time.monotonic() - began):
-            raise self._unavailable("the connection gives far less than others do, a fresh one may give more")
+            raise self._unavailable_error("the connection ended early")
+        if self._meter.is_too_slow(count, time.monotonic() - started_at):
+            raise self._unavailable_error(
+                "the connection gives far less than others do, a fresh one may give more"
+            )
         return count
 
     @property
-    def _is_plain(self) -> bool:
-        return self._body is not None and not self._body.chunked and self._body.length is not None and self._body.fp is not None
+    def _has_known_length(self) -> bool:
+        return (
+            self._body is not None
+            and not self._body.chunked
+            and self._body.length is not None
+            and self._body.fp is not None
+        )
 
-    def _receive_plain(self, view: memoryview, began: float) -> None:
+    def _receive_sized(self, view: memoryview, started_at: float) -> None:
         """All of `view`, or what comes in a part of a window: one receive that waited for all of it would not see a trickle."""
         body = self._body
         assert body is not None and body.length is not None
-        view, receive, enough = view[: body.length], body.fp.readinto1, began + throughput.WINDOW_SECONDS / _LOOKS
+        view, receive, return_at = (
+            view[: body.length],
+            body.fp.readinto1,
+            started_at + throughput.MEASURING_WINDOW / _CHECKS_PER_WINDOW,
+        )
         while view:
             count = receive(view)
             if not count:
@@ -72,35 +94,37 @@ class Stream:
             body.length -= count
             self.position += count
             view = view[count:]
-            if time.monotonic() >= enough:
+            if time.monotonic() >= return_at:
                 return
 
-    def _receive(self, view: memoryview) -> None:
+    def _receive_chunk(self, view: memoryview) -> None:
         """What one receive gives of a body that is chunked or ends with the connection."""
-        data = (self._body or self._response).read1(min(len(view), _COPIED))
+        data = (self._body or self._response).read1(min(len(view), _CHUNKED_READ_BYTES))
         view[: len(data)] = data
         self.position += len(data)
 
-    def _unavailable(self, what: str) -> OriginUnavailable:
-        return OriginUnavailable(f"{self._site}: {what} (in {self.entry.path!r} at byte {self.position})")
+    def _unavailable_error(self, reason: str) -> OriginUnavailable:
+        return OriginUnavailable(f"{self._site}: {reason} (in {self.entry.path!r} at byte {self.position})")
 
     def finish(self) -> None:
         """All bytes that count were read: the connection is free for the next request, unless more than that was sent.
 
         Raises SourceChanged when a whole file goes on where it should end.
         """
-        self._meter.end()
+        self._meter.end_window()
         try:
             # Lets http.client see the end of the body.
-            more = len((self._body or self._response).read(1))
-        except _BROKEN:
-            more = 1
-        if not more:
+            excess_bytes = len((self._body or self._response).read(1))
+        except _CONNECTION_ERRORS:
+            excess_bytes = 1
+        if not excess_bytes:
             self._response.release_conn()
             return
         self.close()
-        if self.whole and self.end == self.entry.size:
-            raise SourceChanged(f"{self.entry.path!r} has more than {self.end} bytes now, which it had when it was listed")
+        if self.is_full_response and self.end == self.entry.size:
+            raise SourceChanged(
+                f"{self.entry.path!r} has more than {self.end} bytes now, which it had when it was listed"
+            )
 
     def close(self) -> None:
         """Be done with the answer and its connection."""
@@ -111,47 +135,53 @@ class SharedStreams:
     """Answers that hold whole files, passed on from reader to reader: what one has read up to, the next goes on from.
 
     One a file is kept, that which is furthest, of at most two files (the second is one that is read again), and none once the
-    last of the readers that `joined` has `left`: what nobody takes only fills buffers.
+    last of the readers that `add_reader` has `remove_reader`: what nobody takes only fills buffers.
     """
 
     def __init__(self) -> None:
-        self._streams: list[Stream] = []
+        self._streams: list[ResponseStream] = []
         self._readers = 0
-        self._guard = threading.Lock()
+        self._lock = threading.Lock()
 
-    def joined(self) -> None:
+    def add_reader(self) -> None:
         """One more reader."""
-        with self._guard:
+        with self._lock:
             self._readers += 1
 
-    def left(self) -> None:
+    def remove_reader(self) -> None:
         """One reader fewer."""
-        with self._guard:
+        with self._lock:
             self._readers -= 1
             if not self._readers:
                 self._close(self._streams)
 
-    def put(self, stream: Stream) -> None:
+    def put(self, stream: ResponseStream) -> None:
         """Leave an answer for the next reader of its file."""
-        with self._guard:
-            same = sorted((other for other in (*self._streams, stream) if other.entry == stream.entry), key=_position)
+        with self._lock:
+            same_file = sorted(
+                (other for other in (*self._streams, stream) if other.entry == stream.entry), key=_position
+            )
             others = [other for other in self._streams if other.entry != stream.entry]
-            self._close([*same[:-1], *others[:-1]])
-            self._streams = [*others[-1:], same[-1]]
+            self._close([*same_file[:-1], *others[:-1]])
+            self._streams = [*others[-1:], same_file[-1]]
 
-    def take(self, entry: Entry, offset: int) -> Stream | None:
+    def take(self, entry: Entry, offset: int) -> ResponseStream | None:
         """Of the answers that were left and in which byte `offset` of `entry` is still to come, the one that is furthest."""
-        with self._guard:
-            found = max((stream for stream in self._streams if stream.reaches(entry, offset)), key=_position, default=None)
+        with self._lock:
+            found = max(
+                (stream for stream in self._streams if stream.can_reach(entry, offset)),
+                key=_position,
+                default=None,
+            )
             if found is not None:
                 self._streams.remove(found)
             return found
 
-    def _close(self, streams: list[Stream]) -> None:
+    def _close(self, streams: list[ResponseStream]) -> None:
         for stream in streams:
             stream.close()
         self._streams = [stream for stream in self._streams if stream not in streams]
 
 
-def _position(stream: Stream) -> int:
+def _position(stream: ResponseStream) -> int:
     return stream.position

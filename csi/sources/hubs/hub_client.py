@@ -12,15 +12,24 @@ import httpx2
 
 from csi.destinations.destinations import Destinations
 from csi.errors import OriginUnavailable
-from csi.sources.http.connections import CONNECT_SECONDS, IDLE_SECONDS, SILENCE_SECONDS, Site, shown_site, site, trust, unreachable
+from csi.sources.http.connections import (
+    CONNECT_TIMEOUT,
+    IDLE_TIMEOUT,
+    READ_TIMEOUT,
+    Site,
+    format_site,
+    get_ssl_context,
+    parse_site,
+    unreachable_error,
+)
 from csi.sources.http.file_urls import MAX_REDIRECTS
-from csi.sources.http.response_checks import passing_fault
+from csi.sources.http.response_checks import transient_error
 from csi.sources.hubs.redirect_policy import check_hop
 
-_TIMEOUT = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
-_LIMITS = httpx2.Limits(max_keepalive_connections=2, keepalive_expiry=IDLE_SECONDS)
+_TIMEOUT = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
+_LIMITS = httpx2.Limits(max_keepalive_connections=2, keepalive_expiry=IDLE_TIMEOUT)
 # What a connection that the other end closed while it idled fails with; asking once more is safe, all requests only read.
-_STALE = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)
+_STALE_CONNECTION_ERRORS = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)
 
 
 class HubClient(httpx2.Client):
@@ -30,34 +39,42 @@ class HubClient(httpx2.Client):
     which connects to what it judged.
     """
 
-    def __init__(self, home: Site, destinations: Destinations | None = None) -> None:
+    def __init__(self, hub_site: Site, destinations: Destinations | None = None) -> None:
         hooks = {"request": [self._check]}
-        super().__init__(verify=trust(), follow_redirects=True, max_redirects=MAX_REDIRECTS, limits=_LIMITS, event_hooks=hooks)
-        self._home, self._destinations = home, destinations or Destinations()
+        super().__init__(
+            verify=get_ssl_context(),
+            follow_redirects=True,
+            max_redirects=MAX_REDIRECTS,
+            limits=_LIMITS,
+            event_hooks=hooks,
+        )
+        self._hub_site, self._destinations = hub_site, destinations or Destinations()
 
     def _check(self, request: httpx2.Request) -> None:
-        check_hop(self._destinations, self._home, site(str(request.url)))
+        check_hop(self._destinations, self._hub_site, parse_site(str(request.url)))
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
         """As httpx2.Client.send; raises OriginUnavailable and OriginThrottled for what may pass."""
         url = str(request.url)
         request.extensions = {**request.extensions, "timeout": _TIMEOUT.as_dict()}
-        if site(url) != self._home:
+        if parse_site(url) != self._hub_site:
             request.headers.pop("Authorization", None)
         self.cookies.clear()
         try:
-            response = self._send_twice(request, options)
+            response = self._send_with_retry(request, options)
         except (httpx2.TransportError, httpx2.DecodingError) as error:
-            raise unreachable(error, shown_site(url)) from error
+            raise unreachable_error(error, format_site(url)) from error
         except httpx2.TooManyRedirects as error:
-            raise OriginUnavailable(f"{shown_site(url)}: more than {MAX_REDIRECTS} redirects") from error
+            raise OriginUnavailable(f"{format_site(url)}: more than {MAX_REDIRECTS} redirects") from error
         if response.status_code in (408, 429) or response.status_code >= 500:
             response.close()
-            raise passing_fault(response.status_code, response.headers, f"{shown_site(url)} answered {response.status_code}")
+            raise transient_error(
+                response.status_code, response.headers, f"{format_site(url)} answered {response.status_code}"
+            )
         return response
 
-    def _send_twice(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
+    def _send_with_retry(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
         try:
             return super().send(request, **options)
-        except _STALE:
+        except _STALE_CONNECTION_ERRORS:
             return super().send(request, **options)

@@ -20,28 +20,35 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects  # type:
 
 from csi import __version__
 from csi.destinations.destinations import Destinations
-from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
-from csi.manifest.manifest import Entry, Kind, Manifest, build
+from csi.errors import (
+    DataCacheError,
+    InvalidParameter,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceNotFound,
+    Unauthenticated,
+)
+from csi.manifest.manifest import Entry, EntryKind, Manifest, build_manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec, is_commit
-from csi.sources.http.connections import Connections, shown_site, site
-from csi.sources.http.file_urls import Addresses
+from csi.sources.http.connections import Connections, format_site, parse_site
+from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 from csi.sources.hubs.hub_client import HubClient
-from csi.sources.patterns import Counted
+from csi.sources.patterns import CountingIterator
 
-_KINDS = {"HuggingFace/Model": "model", "HuggingFace/DataSet": "dataset"}
+_REPO_TYPES = {"HuggingFace/Model": "model", "HuggingFace/DataSet": "dataset"}
 # Readers of one fill and one to spare; idle connections beyond this are closed.
 _FILL_CONNECTIONS = 16
 _WARM_CONNECTIONS = 2
-_AGENT = "datacache-csi"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
+_USER_AGENT = "datacache-csi"
+_FILE_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 
 # Usage statistics, and a look-up of what other programs run here: not a node's to send.
 constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
-def endpoint() -> str:
+def configured_endpoint() -> str:
     """The address of the hub that HF_ENDPOINT names, else of the public one."""
     return constants.ENDPOINT
 
@@ -49,28 +56,41 @@ def endpoint() -> str:
 class HuggingFaceSource:
     """One repository of the hub, read with `token` (None: as anybody). Implements `csi.sources.source.Source`."""
 
-    def __init__(self, spec: CacheSpec, token: str | None, where: Destinations | None = None) -> None:
+    def __init__(self, spec: CacheSpec, token: str | None, destinations: Destinations | None = None) -> None:
         """Raises InvalidParameter when `spec` is of another source."""
-        if not isinstance(spec.source, HubSpec) or spec.source.repo_source not in _KINDS:
-            raise InvalidParameter(f"repoSource must be one of {', '.join(_KINDS)}, this is {spec.source.shown}")
+        if not isinstance(spec.source, HubSpec) or spec.source.repo_source not in _REPO_TYPES:
+            raise InvalidParameter(
+                f"repoSource must be one of {', '.join(_REPO_TYPES)}, this is {spec.source.display_name}"
+            )
         self._spec, self._hub, self._token = spec, spec.source, token
-        self._kind = _KINDS[spec.source.repo_source]
-        self._endpoint = endpoint()
-        self._where = (where or Destinations()).with_operators(shown_site(self._endpoint))
-        _use_endpoint(self._endpoint, self._where)
-        self._api = HfApi(endpoint=self._endpoint, token=token or False, library_name=_AGENT, library_version=__version__)
-        self._headers: dict[str, str] = build_hf_headers(token=token or False, library_name=_AGENT, library_version=__version__)
-        self._addresses: dict[str, Addresses] = {}
-        self._connections = Connections(_FILL_CONNECTIONS, self._where)
+        self._repo_type = _REPO_TYPES[spec.source.repo_source]
+        self._endpoint = configured_endpoint()
+        self._destinations = (destinations or Destinations()).with_operator_host(format_site(self._endpoint))
+        _configure_endpoint(self._endpoint, self._destinations)
+        self._api = HfApi(
+            endpoint=self._endpoint,
+            token=token or False,
+            library_name=_USER_AGENT,
+            library_version=__version__,
+        )
+        self._headers: dict[str, str] = build_hf_headers(
+            token=token or False, library_name=_USER_AGENT, library_version=__version__
+        )
+        self._file_urls: dict[str, FileUrls] = {}
+        self._connections = Connections(_FILL_CONNECTIONS, self._destinations)
 
     def pin(self) -> CacheSpec:
         """The spec at the commit that its revision means now; no request when it is a commit already."""
         if is_commit(self._hub.revision):
             return self._spec
-        with self._explained():
-            commit = self._api.repo_info(self._hub.repo_id, revision=self._hub.revision, repo_type=self._kind).sha
+        with self._translate_errors():
+            commit = self._api.repo_info(
+                self._hub.repo_id, revision=self._hub.revision, repo_type=self._repo_type
+            ).sha
         if commit is None or not is_commit(commit):
-            raise OriginUnavailable(f"{self._host} names no commit for {self._hub.shown}; check that HF_ENDPOINT is a hub")
+            raise OriginUnavailable(
+                f"{self._host} names no commit for {self._hub.display_name}; check that HF_ENDPOINT is a hub"
+            )
         return replace(self._spec, source=replace(self._hub, revision=commit))
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
@@ -80,35 +100,51 @@ class HuggingFaceSource:
         """
         hub = pinned.source
         assert isinstance(hub, HubSpec)
-        files = Counted(self._listing(hub))
+        files = CountingIterator(self._iter_files(hub))
         allow, ignore = list(hub.allow_patterns) or None, list(hub.ignore_patterns) or None
-        chosen = filter_repo_objects(files, allow_patterns=allow, ignore_patterns=ignore, key=lambda file: file.path)
-        manifest = build(map(self._entry, chosen), pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
+        selected = filter_repo_objects(
+            files, allow_patterns=allow, ignore_patterns=ignore, key=lambda file: file.path
+        )
+        manifest = build_manifest(
+            map(self._build_entry, selected),
+            pinned.to_context(),
+            preserve_ownership=pinned.preserve_ownership,
+        )
         if not files.count:
-            raise SourceNotFound(f"{self._host} lists no file in {hub.shown}; check repoId and revision, and that HF_ENDPOINT is a hub")
+            raise SourceNotFound(
+                f"{self._host} lists no file in {hub.display_name}; check repoId and revision, and that HF_ENDPOINT is a hub"
+            )
         if not manifest.entries:
-            raise InvalidParameter(f"allowPatterns and ignorePatterns leave none of the {files.count} files of {hub.shown}; check allowPatterns")
+            raise InvalidParameter(
+                f"allowPatterns and ignorePatterns leave none of the {files.count} files of {hub.display_name}; check allowPatterns"
+            )
         return manifest
 
-    def _listing(self, hub: HubSpec) -> Iterator[RepoFile]:
-        with self._explained():
-            for item in self._api.list_repo_tree(hub.repo_id, recursive=True, revision=hub.revision, repo_type=self._kind):
+    def _iter_files(self, hub: HubSpec) -> Iterator[RepoFile]:
+        with self._translate_errors():
+            for item in self._api.list_repo_tree(
+                hub.repo_id, recursive=True, revision=hub.revision, repo_type=self._repo_type
+            ):
                 if isinstance(item, RepoFile):
                     yield item
 
-    def prove(self, manifest: Manifest) -> None:
+    def check_read_access(self, manifest: Manifest) -> None:
         """The hub's permission check, then one byte of the smallest file that has one."""
-        smallest = min((file for file in manifest.files if file.size), key=lambda file: file.size, default=None)
-        with self._explained():
+        smallest = min(
+            (file for file in manifest.files if file.size), key=lambda file: file.size, default=None
+        )
+        with self._translate_errors():
             self._check_permission((404,) if smallest is None else (401, 404))
             if smallest is not None:
-                with RangeReader(_warm_connections(self._where), self._addresses_at(manifest)) as reader:
+                with RangeReader(
+                    _get_warm_connections(self._destinations), self._get_file_urls(manifest)
+                ) as reader:
                     reader.read_into(smallest, 0, memoryview(bytearray(1)))
 
-    def reader(self, manifest: Manifest) -> RangeReader:
+    def open_reader(self, manifest: Manifest) -> RangeReader:
         """A reader of the manifest's files; all readers of this source share what redirects led to."""
-        with self._explained():
-            return RangeReader(self._connections, self._addresses_at(manifest))
+        with self._translate_errors():
+            return RangeReader(self._connections, self._get_file_urls(manifest))
 
     def close(self) -> None:
         """Let go of the fill's connections; at most two to the hub stay warm for the next source in this process."""
@@ -116,86 +152,122 @@ class HuggingFaceSource:
 
     @property
     def _host(self) -> str:
-        return shown_site(self._endpoint)
+        return format_site(self._endpoint)
 
-    def _entry(self, file: RepoFile) -> Entry:
-        size, digest = (file.lfs.size, f"sha256:{file.lfs.sha256}") if file.lfs else (file.size, f"git:{file.blob_id}")
-        if not _DIGEST.fullmatch(digest) or not isinstance(size, int) or size < 0:
-            raise OriginUnavailable(f"{self._host} lists {file.path!r} of {self._hub.shown} without a usable size and digest")
-        return Entry(file.path, Kind.FILE, size=size, digest=digest)
+    def _build_entry(self, file: RepoFile) -> Entry:
+        size, digest = (
+            (file.lfs.size, f"sha256:{file.lfs.sha256}") if file.lfs else (file.size, f"git:{file.blob_id}")
+        )
+        if not _FILE_DIGEST.fullmatch(digest) or not isinstance(size, int) or size < 0:
+            raise OriginUnavailable(
+                f"{self._host} lists {file.path!r} of {self._hub.display_name} without a usable size and digest"
+            )
+        return Entry(file.path, EntryKind.FILE, size=size, digest=digest)
 
-    def _check_permission(self, unknown: tuple[int, ...]) -> None:
+    def _check_permission(self, ignored_statuses: tuple[int, ...]) -> None:
         try:
-            self._api.auth_check(self._hub.repo_id, repo_type=self._kind)
+            self._api.auth_check(self._hub.repo_id, repo_type=self._repo_type)
         except HfHubHTTPError as error:
             # Mirrors that do not know this call answer with one of these and no code; the byte that is read next decides there.
-            if error.response.status_code not in unknown or error.response.headers.get("X-Error-Code"):
+            if error.response.status_code not in ignored_statuses or error.response.headers.get(
+                "X-Error-Code"
+            ):
                 raise
 
-    def _addresses_at(self, manifest: Manifest) -> Addresses:
+    def _get_file_urls(self, manifest: Manifest) -> FileUrls:
         revision = manifest.access["revision"]
-        if revision not in self._addresses:
-            where = functools.partial(hf_hub_url, self._hub.repo_id, repo_type=self._kind, revision=revision, endpoint=self._endpoint)
-            self._addresses[revision] = Addresses(lambda entry: where(filename=entry.path), self._headers, self._refusal)
-        return self._addresses[revision]
+        if revision not in self._file_urls:
+            build_url = functools.partial(
+                hf_hub_url,
+                self._hub.repo_id,
+                repo_type=self._repo_type,
+                revision=revision,
+                endpoint=self._endpoint,
+            )
+            self._file_urls[revision] = FileUrls(
+                lambda entry: build_url(filename=entry.path), self._headers, self._error_for_status
+            )
+        return self._file_urls[revision]
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         """Errors of huggingface_hub as those of `csi.errors`."""
         if constants.is_offline_mode():
-            raise OriginUnavailable("HF_HUB_OFFLINE is set in the plugin's environment, so no hub is asked; unset it to reach one")
+            raise OriginUnavailable(
+                "HF_HUB_OFFLINE is set in the plugin's environment, so no hub is asked; unset it to reach one"
+            )
         try:
             yield
         except HFValidationError as error:
-            raise InvalidParameter(f"repoId {self._hub.repo_id!r} is no repository id; write org/name as the hub shows it") from error
+            raise InvalidParameter(
+                f"repoId {self._hub.repo_id!r} is no repository id; write org/name as the hub shows it"
+            ) from error
         except HfHubHTTPError as error:
-            refusal = self._refusal(error.response.status_code, error.response.headers)
-            fallback = OriginUnavailable(f"{self._host} answered {error.response.status_code} for {self._hub.shown}; trying again may help")
+            refusal = self._error_for_status(error.response.status_code, error.response.headers)
+            fallback = OriginUnavailable(
+                f"{self._host} answered {error.response.status_code} for {self._hub.display_name}; trying again may help"
+            )
             raise refusal or fallback from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OriginUnavailable(f"{self._host} does not answer as a hub does; check HF_ENDPOINT and the proxies on the way") from error
+            raise OriginUnavailable(
+                f"{self._host} does not answer as a hub does; check HF_ENDPOINT and the proxies on the way"
+            ) from error
 
-    def _refusal(self, status: int, headers: Mapping[str, str]) -> DataCacheError | None:
+    def _error_for_status(self, status: int, headers: Mapping[str, str]) -> DataCacheError | None:
         """What an error answer of the hub means (its X-Error-Code first, then the status); None where it means nothing in particular."""
-        shown, code = self._hub.shown, headers.get("X-Error-Code", "")
+        shown, code = self._hub.display_name, headers.get("X-Error-Code", "")
         if code == "GatedRepo":
-            return PermissionDenied(f"{shown} is gated: accept the terms at {self._page} with the account of this token{self._token_hint}")
+            return PermissionDenied(
+                f"{shown} is gated: accept the terms at {self._page_url} with the account of this token{self._token_hint}"
+            )
         if code == "RevisionNotFound":
-            return SourceNotFound(f"{shown}: {self._hub.repo_id} has no revision {self._hub.revision!r}; check revision (a branch, tag or commit)")
+            return SourceNotFound(
+                f"{shown}: {self._hub.repo_id} has no revision {self._hub.revision!r}; check revision (a branch, tag or commit)"
+            )
         if code == "EntryNotFound":
-            return SourceNotFound(f"{shown}: a file that the hub listed is not there; check the repository on {self._host}")
+            return SourceNotFound(
+                f"{shown}: a file that the hub listed is not there; check the repository on {self._host}"
+            )
         if status == 401:
-            return Unauthenticated(self._who())
+            return Unauthenticated(self._unauthenticated_message())
         if code == "RepoNotFound" or status == 404:
-            return SourceNotFound(f"{shown} does not exist on {self._host}, or this token may not see it: check repoSource, repoId and the token")
-        return PermissionDenied(f"{self._host} lets this credential not read {shown}; check the token's rights") if status == 403 else None
+            return SourceNotFound(
+                f"{shown} does not exist on {self._host}, or this token may not see it: check repoSource, repoId and the token"
+            )
+        return (
+            PermissionDenied(f"{self._host} lets this credential not read {shown}; check the token's rights")
+            if status == 403
+            else None
+        )
 
-    def _who(self) -> str:
+    def _unauthenticated_message(self) -> str:
         if self._token is None:
-            return f"{self._hub.shown} does not exist, or is private: check repoId or give a token in a Secret (key `token`)"
-        return f"{self._host} refuses the token for {self._hub.shown}: it is wrong, revoked or expired; put a valid one in the Secret (key `token`)"
+            return f"{self._hub.display_name} does not exist, or is private: check repoId or give a token in a Secret (key `token`)"
+        return f"{self._host} refuses the token for {self._hub.display_name}: it is wrong, revoked or expired; put a valid one in the Secret (key `token`)"
 
     @property
     def _token_hint(self) -> str:
         return "" if self._token else " (none was given: put one in a Secret, key `token`)"
 
     @property
-    def _page(self) -> str:
-        folder = "datasets/" if self._kind == "dataset" else ""
-        return f"{site(self._endpoint)[0]}://{self._host}/{folder}{self._hub.repo_id}"
+    def _page_url(self) -> str:
+        folder = "datasets/" if self._repo_type == "dataset" else ""
+        return f"{parse_site(self._endpoint)[0]}://{self._host}/{folder}{self._hub.repo_id}"
 
 
 @functools.lru_cache(maxsize=1)
-def _use_endpoint(endpoint: str, where: Destinations) -> None:
+def _configure_endpoint(endpoint: str, destinations: Destinations) -> None:
     """Give huggingface_hub a client for this endpoint; kept, with its connections, from one source of the process to the next."""
     try:
-        home = site(endpoint)
+        hub_site = parse_site(endpoint)
     except OriginUnavailable as error:
-        raise InvalidParameter("HF_ENDPOINT in the plugin's environment is no http or https URL; set it to the hub's address") from error
-    huggingface_hub.set_client_factory(functools.partial(HubClient, home, where))
+        raise InvalidParameter(
+            "HF_ENDPOINT in the plugin's environment is no http or https URL; set it to the hub's address"
+        ) from error
+    huggingface_hub.set_client_factory(functools.partial(HubClient, hub_site, destinations))
 
 
 @functools.lru_cache(maxsize=2)
-def _warm_connections(where: Destinations) -> Connections:
+def _get_warm_connections(destinations: Destinations) -> Connections:
     """For the few bytes of proofs, from one source of the process to the next."""
-    return Connections(_WARM_CONNECTIONS, where)
+    return Connections(_WARM_CONNECTIONS, destinations)

@@ -28,7 +28,13 @@ from modelscope_hub.errors import APIError, HubError, RateLimitError  # noqa: E4
 from csi import __version__  # noqa: E402
 from csi.destinations.destinations import Destinations  # noqa: E402
 from csi.errors import DataCacheError, InvalidParameter, OriginThrottled, OriginUnavailable  # noqa: E402
-from csi.sources.http.connections import CA_KEYS, shown_site, site, trust, unreachable  # noqa: E402
+from csi.sources.http.connections import (  # noqa: E402
+    CA_BUNDLE_VARIABLES,
+    format_site,
+    get_ssl_context,
+    parse_site,
+    unreachable_error,
+)
 from csi.sources.hubs.redirect_policy import check_hop  # noqa: E402
 
 # It writes lines of its own form to standard error; what matters of them is in the errors here.
@@ -38,20 +44,22 @@ _log.propagate = True
 _log.setLevel(logging.ERROR)
 
 # What the SDK asks of datasets at once; the hub's own bound is 500.
-_PAGE = 200
+_DATASET_PAGE_SIZE = 200
 
 
 def configured_endpoint() -> str:
     """The hub's address, as the environment says (MODELSCOPE_ENDPOINT), else the public one. Raises InvalidParameter for no http or https URL."""
     endpoint = str(HubConfig(token="").endpoint)
     try:
-        site(endpoint)
+        parse_site(endpoint)
     except OriginUnavailable as error:
-        raise InvalidParameter("MODELSCOPE_ENDPOINT in the plugin's environment is no http or https URL; set it to the hub's address") from error
+        raise InvalidParameter(
+            "MODELSCOPE_ENDPOINT in the plugin's environment is no http or https URL; set it to the hub's address"
+        ) from error
     return endpoint
 
 
-class HubRefusal(Exception):
+class HubStatusError(Exception):
     """The hub answered with an error `status`; what that means is the source's to say."""
 
     def __init__(self, status: int) -> None:
@@ -62,38 +70,46 @@ class HubRefusal(Exception):
 class ModelScopeClient:
     """One repository of the hub at `endpoint`: `kind` is "model" or "dataset". For one thread."""
 
-    def __init__(self, endpoint: str, kind: str, repo_id: str, token: str | None, where: Destinations) -> None:
-        self._kind, self._repo_id, self._where = kind, repo_id, where
-        self._home = site(endpoint)
+    def __init__(
+        self, endpoint: str, repo_type: str, repo_id: str, token: str | None, destinations: Destinations
+    ) -> None:
+        self._repo_type, self._repo_id, self._destinations = repo_type, repo_id, destinations
+        self._hub_site = parse_site(endpoint)
         # What it raises is better said at once than by the SDK.
-        trust()
+        get_ssl_context()
         # An empty token is none; None would be what the SDK finds on the disk.
-        api = HubApi(HubConfig(endpoint=endpoint, token=token or ""), user_agent=f"datacache-csi/{__version__}")
+        api = HubApi(
+            HubConfig(endpoint=endpoint, token=token or ""), user_agent=f"datacache-csi/{__version__}"
+        )
         self._client: Any = api.legacy
         self._sessions: tuple[Any, ...] = (self._client._session, self._client._read_session)
         for session in self._sessions:
-            session.hooks["response"].append(self._judge_redirect)
-            _trusting(session)
+            session.hooks["response"].append(self._check_redirect)
+            _set_ca_bundle(session)
 
-    def listing(self, revision: str) -> Iterator[dict[str, Any]]:
-        """Every entry of the tree ("Path", "Type", "Size", "Sha256", ...), once. Raises HubRefusal, and OriginUnavailable where it was cut short.
+    def iter_entries(self, revision: str) -> Iterator[dict[str, Any]]:
+        """Every entry of the tree ("Path", "Type", "Size", "Sha256", ...), once. Raises HubStatusError, and OriginUnavailable where it was cut short.
 
         Of a dataset one page is held at a time; of a model the SDK holds the listing, and of that what was not taken yet.
         """
         # The pages of a dataset have no such bound.
-        whole = Wholeness(None if self._kind == "dataset" else REPO_FILES_TRUNCATION_LIMIT)
-        with self._explained():
-            for entry in self._dataset(revision) if self._kind == "dataset" else self._model(revision):
-                whole.add(entry)
+        completeness = ListingCompleteness(
+            None if self._repo_type == "dataset" else REPO_FILES_TRUNCATION_LIMIT
+        )
+        with self._translate_errors():
+            for entry in (
+                self._list_dataset(revision) if self._repo_type == "dataset" else self._list_model(revision)
+            ):
+                completeness.add(entry)
                 yield entry
-        if why := whole.lacks():
+        if why := completeness.describe_missing():
             raise OriginUnavailable(
-                f"{shown_site(self._client.endpoint)} cut the listing of {self._repo_id} short: {why}; a volume of half a repository is not made"
+                f"{format_site(self._client.endpoint)} cut the listing of {self._repo_id} short: {why}; a volume of half a repository is not made"
             )
 
-    def address(self, path: str, revision: str) -> str:
+    def get_file_url(self, path: str, revision: str) -> str:
         """Where a file's bytes are."""
-        return str(self._client.get_download_url(self._repo_id, self._kind, path, revision))
+        return str(self._client.get_download_url(self._repo_id, self._repo_type, path, revision))
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -105,73 +121,90 @@ class ModelScopeClient:
                     pool.close()
             session.close()
 
-    def _model(self, revision: str) -> Iterator[dict[str, Any]]:
-        entries = list(self._client.list_repo_files(self._repo_id, self._kind, revision))
+    def _list_model(self, revision: str) -> Iterator[dict[str, Any]]:
+        entries = list(self._client.list_repo_files(self._repo_id, self._repo_type, revision))
         if getattr(self._client._read_state, "listing_incomplete", False):
-            raise self._cut("it lists no folder with more direct entries")
+            raise self._truncated_error("it lists no folder with more direct entries")
         while entries:
             yield entries.pop()
 
-    def _dataset(self, revision: str) -> Iterator[dict[str, Any]]:
-        for page, files, error in self._client.iter_dataset_file_pages(self._repo_id, revision, page_size=_PAGE):
+    def _list_dataset(self, revision: str) -> Iterator[dict[str, Any]]:
+        for page, files, error in self._client.iter_dataset_file_pages(
+            self._repo_id, revision, page_size=_DATASET_PAGE_SIZE
+        ):
             if isinstance(error, HubError):
                 raise error
             if error is not None:
-                raise self._cut(f"page {page} did not come")
+                raise self._truncated_error(f"page {page} did not come")
             yield from files
 
-    def _cut(self, why: str) -> OriginUnavailable:
-        return OriginUnavailable(f"{shown_site(self._client.endpoint)} cut the listing of {self._repo_id} short ({why}); narrow it, or try again")
+    def _truncated_error(self, reason: str) -> OriginUnavailable:
+        return OriginUnavailable(
+            f"{format_site(self._client.endpoint)} cut the listing of {self._repo_id} short ({reason}); narrow it, or try again"
+        )
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
-        host = shown_site(self._client.endpoint)
+    def _translate_errors(self) -> Iterator[None]:
+        host = format_site(self._client.endpoint)
         try:
             yield
         except RateLimitError as error:
             wait = float(getattr(error, "retry_after", 0) or 0)
-            raise OriginThrottled(f"{host} asks for patience" + (f" ({wait:.0f} s)" if wait else ""), wait) from error
+            raise OriginThrottled(
+                f"{host} asks for patience" + (f" ({wait:.0f} s)" if wait else ""), wait
+            ) from error
         except APIError as error:
             status = error.status_code or 0
             if status in (400, 401, 403, 404):
-                raise HubRefusal(status) from error
-            raise OriginUnavailable(f"{host} answered {status or 'with an error'} for {self._repo_id}; trying again may help") from error
+                raise HubStatusError(status) from error
+            raise OriginUnavailable(
+                f"{host} answered {status or 'with an error'} for {self._repo_id}; trying again may help"
+            ) from error
         except (requests.JSONDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise OriginUnavailable(f"{host} does not answer as ModelScope does; check MODELSCOPE_ENDPOINT and the proxies on the way") from error
+            raise OriginUnavailable(
+                f"{host} does not answer as ModelScope does; check MODELSCOPE_ENDPOINT and the proxies on the way"
+            ) from error
         except (HubError, requests.RequestException, OSError) as error:
-            cause = _own(error)
-            raise cause or unreachable(error, host) from error
+            cause = _find_own_error(error)
+            raise cause or unreachable_error(error, host) from error
 
-    def _judge_redirect(self, response: requests.Response, *_: Any, **__: Any) -> None:
+    def _check_redirect(self, response: requests.Response, *_: Any, **__: Any) -> None:
         if not response.is_redirect:
             return
-        check_hop(self._where, self._home, site(urljoin(response.url, response.headers["location"])))
+        check_hop(
+            self._destinations,
+            self._hub_site,
+            parse_site(urljoin(response.url, response.headers["location"])),
+        )
 
 
-def _trusting(session: Any) -> None:
+def _set_ca_bundle(session: Any) -> None:
     """Have `session` trust what our own connections trust; the SDK's library reads other variables, in another order."""
     system = ssl.get_default_verify_paths()
-    bundle = next((os.environ[key] for key in CA_KEYS if os.environ.get(key)), system.cafile or system.capath or True)
+    bundle = next(
+        (os.environ[key] for key in CA_BUNDLE_VARIABLES if os.environ.get(key)),
+        system.cafile or system.capath or True,
+    )
     merge = session.merge_environment_settings
 
-    def merged(url: str, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
+    def merge_settings(url: str, proxies: Any, stream: Any, verify: Any, cert: Any) -> Any:
         return merge(url, proxies, stream, bundle if verify in (None, True) else verify, cert)
 
-    session.merge_environment_settings = merged
+    session.merge_environment_settings = merge_settings
 
 
-def _own(error: BaseException | None) -> DataCacheError | None:
+def _find_own_error(error: BaseException | None) -> DataCacheError | None:
     """Our own error, where one is among the causes: that of a redirect that may not be followed."""
     while error is not None and not isinstance(error, DataCacheError):
         error = error.__cause__ or error.__context__
     return error
 
 
-class Wholeness:
+class ListingCompleteness:
     """Tells of a listing that went by whether the hub left something out: it cuts a folder at `most` entries, and git knows no empty folders."""
 
-    def __init__(self, most: int | None) -> None:
-        self._most = most
+    def __init__(self, max_entries: int | None) -> None:
+        self._max_entries = max_entries
         self._children: Counter[str] = Counter()
         self._folders: set[str] = set()
 
@@ -184,10 +217,17 @@ class Wholeness:
             self._folders.add(path)
         self._children[path.rpartition("/")[0]] += 1
 
-    def lacks(self) -> str:
+    def describe_missing(self) -> str:
         """What is missing, in words; empty when all is there."""
-        full = next((folder for folder, count in self._children.items() if self._most and count >= self._most), None)
-        if full is not None:
-            return f"the folder {full or '/'!r} has {self._most} entries or more, and it tells no more of them"
-        empty = next((folder for folder in self._folders if not self._children.get(folder)), None)
-        return "" if empty is None else f"it lists the folder {empty!r}, and nothing in it"
+        truncated_folder = next(
+            (
+                folder
+                for folder, count in self._children.items()
+                if self._max_entries and count >= self._max_entries
+            ),
+            None,
+        )
+        if truncated_folder is not None:
+            return f"the folder {truncated_folder or '/'!r} has {self._max_entries} entries or more, and it tells no more of them"
+        empty_folder = next((folder for folder in self._folders if not self._children.get(folder)), None)
+        return "" if empty_folder is None else f"it lists the folder {empty_folder!r}, and nothing in it"

@@ -1,6 +1,6 @@
 """NFS as a transport: connections to one folder of a server, what its refusals mean, and how often to try again.
 
-A `Place` is where a spec's folder is found on its server; a `Connection` is one mounted context for one thread, made
+A `NfsFolder` is where a spec's folder is found on its server; a `NfsConnection` is one mounted context for one thread, made
 again after a call that timed out or a connection that broke: a server that is dead or hangs costs at most
 timeout x (retries + 1) seconds and then is OriginUnavailable.
 """
@@ -18,20 +18,20 @@ from typing import TypeVar
 
 from csi.errors import DataCacheError, InvalidParameter, OriginUnavailable, PermissionDenied, SourceNotFound
 from csi.parameters.dialects.nas import NasSpec
-from csi.sources.nfs.export_list import exported_folders
-from csi.sources.nfs.libnfs import Attributes, Context, Failure, Options
+from csi.sources.nfs.export_list import list_exports
+from csi.sources.nfs.libnfs import ContextOptions, FileAttributes, NfsContext, NfsError
 
 _PORTMAPPER_PORT, _NFS_PORT = 111, 2049
-_REFUSED = (errno.EACCES, errno.EPERM)
-_MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_TIMED_OUT = errno.EINTR
-_STATUS = re.compile(r"(?:NFS3|NFS4|MNT3)ERR_\w+")
+_ACCESS_ERRNOS = (errno.EACCES, errno.EPERM)
+_NOT_FOUND_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_TIMEOUT_ERRNO = errno.EINTR
+_STATUS_NAME = re.compile(r"(?:NFS3|NFS4|MNT3)ERR_\w+")
 # What a server may forget (a lease of 90 seconds, a removed file, a restart): a new connection makes it new, or finds it missing.
-_STATE_LOST = {
+_STATE_LOST_STATUSES = {
     *("NFS3ERR_STALE", "NFS4ERR_STALE", "NFS4ERR_EXPIRED", "NFS4ERR_STALE_CLIENTID"),
     *("NFS4ERR_STALE_STATEID", "NFS4ERR_OLD_STATEID", "NFS4ERR_BAD_STATEID"),
 }
-_LATER = {
+_RETRY_LATER_REASONS = {
     "NFS4ERR_GRACE": "has just started and lets its earlier clients in first (about 90 s)",
     "NFS4ERR_DELAY": "asks to try again later",
     "NFS3ERR_JUKEBOX": "asks to try again later",
@@ -39,50 +39,50 @@ _LATER = {
 _T = TypeVar("_T")
 
 
-def status_name(failure: Failure) -> str:
+def get_status_name(failure: NfsError) -> str:
     """The NFS or MOUNT status that the server answered with, "" when it answered nothing."""
-    found = _STATUS.search(failure.text)
+    found = _STATUS_NAME.search(failure.text)
     return found.group() if found else ""
 
 
-def lost(failure: Failure) -> bool:
+def is_connection_lost(failure: NfsError) -> bool:
     """Whether the connection is of no more use: a time-out, a broken socket, forgotten NFSv4 state."""
-    status = status_name(failure)
+    status = get_status_name(failure)
     if not status:
-        return failure.code in (_TIMED_OUT, errno.EIO, errno.EFAULT)
-    return status in _STATE_LOST
+        return failure.code in (_TIMEOUT_ERRNO, errno.EIO, errno.EFAULT)
+    return status in _STATE_LOST_STATUSES
 
 
-class Place:
+class NfsFolder:
     """Where the folder of a spec is on its server: which export to mount for it is found once for all connections of a source."""
 
     def __init__(self, spec: NasSpec) -> None:
         self.spec = spec
         self.path = posixpath.normpath("/" + spec.path.strip("/"))
         self._export: str | None = None
-        self._straight = self.path == "/"
+        self._has_no_symlinks = self.path == "/"
 
-    def connect(self) -> tuple[Context, bytes]:
+    def connect(self) -> tuple[NfsContext, bytes]:
         """A context with an export mounted, and the path of this place below it: "" or starting with '/'.
 
-        Raises SourceNotFound, PermissionDenied, OriginUnavailable, or a `Failure` that is `lost`: trying again may help.
+        Raises SourceNotFound, PermissionDenied, OriginUnavailable, or a `NfsError` that is `is_connection_lost`: trying again may help.
         """
-        self._reach()
-        first: Failure | None = None
-        for export in self._candidates():
+        self._check_ports()
+        first_failure: NfsError | None = None
+        for export in self._iter_candidate_exports():
             try:
                 context = self._mount(export)
-            except Failure as failure:
-                self._give_up_unless_refused(failure)
-                first = first or failure
+            except NfsError as failure:
+                self._raise_unless_refused(failure)
+                first_failure = first_failure or failure
             else:
                 self._export = export
-                self._refuse_symlinks(context)
+                self._check_no_symlinks(context)
                 return context, self.path[len(export.rstrip("/")) :].encode()
-        assert first
-        raise self._not_mounted(first) from first
+        assert first_failure
+        raise self._mount_error(first_failure) from first_failure
 
-    def _candidates(self) -> Iterator[str]:
+    def _iter_candidate_exports(self) -> Iterator[str]:
         """NFSv3 mounts exports, and with most servers folders below them: what worked before, the folder itself, then its parents."""
         path = self.path
         if self._export:
@@ -92,69 +92,75 @@ class Place:
             path = posixpath.dirname(path)
             yield path
 
-    def _refuse_symlinks(self, mounted: Context) -> None:
-        """Raise InvalidParameter when the path goes through a symlink, closing `mounted`: whoever may name a folder could reach any other by one.
+    def _check_no_symlinks(self, context: NfsContext) -> None:
+        """Raise InvalidParameter when the path goes through a symlink, closing `context`: whoever may name a folder could reach any other by one.
 
         The components are looked at from the highest folder that can be mounted; where only the path itself can, it is an
         export, and the server's administrator chose its components.
         """
         try:
-            for top in () if self._straight else self._tops():
-                if self._looked_at(top):
+            for top in () if self._has_no_symlinks else self._iter_top_folders():
+                if self._check_symlinks_below(top):
                     break
         except BaseException:
-            mounted.close()
+            context.close()
             raise
-        self._straight = True
+        self._has_no_symlinks = True
 
-    def _tops(self) -> Iterator[str]:
+    def _iter_top_folders(self) -> Iterator[str]:
         """NFSv4 always has a root; with NFSv3 any folder above the path may be the export."""
         yield "/"
         parts = self.path.strip("/").split("/")
         for count in range(1, len(parts) if self.spec.version == "3" else 1):
             yield "/" + "/".join(parts[:count])
 
-    def _looked_at(self, top: str) -> bool:
+    def _check_symlinks_below(self, top: str) -> bool:
         try:
             context = self._mount(top)
-        except Failure as failure:
-            self._give_up_unless_refused(failure)
+        except NfsError as failure:
+            self._raise_unless_refused(failure)
             if self.spec.version != "3":
-                raise self._not_mounted(failure) from failure
+                raise self._mount_error(failure) from failure
             return False
         parts = self.path[len(top.rstrip("/")) :].strip("/").split("/")
-        below = ["/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1)]
+        paths = ["/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1)]
         with closing(context):
-            for path, found in zip(below, self._stats(context, below), strict=False):
-                if found.format == stat.S_IFLNK:
-                    through = top.rstrip("/") + path
-                    raise InvalidParameter(f"path is {self.path!r}, and {through!r} on the server is a symlink; give the folder it points to")
+            for path, found in zip(paths, self._stat_paths(context, paths), strict=False):
+                if found.file_type == stat.S_IFLNK:
+                    link = top.rstrip("/") + path
+                    raise InvalidParameter(
+                        f"path is {self.path!r}, and {link!r} on the server is a symlink; give the folder it points to"
+                    )
         return True
 
-    def _stats(self, context: Context, paths: list[str]) -> list[Attributes]:
+    def _stat_paths(self, context: NfsContext, paths: list[str]) -> list[FileAttributes]:
         try:
             return context.stat_many([path.encode() for path in paths])
-        except Failure as failure:
-            self._give_up_unless_refused(failure)
-            if failure.code in _MISSING:
+        except NfsError as failure:
+            self._raise_unless_refused(failure)
+            if failure.code in _NOT_FOUND_ERRNOS:
                 return []  # whoever reads the path next is told
-            raise self._not_mounted(failure) from failure
+            raise self._mount_error(failure) from failure
 
-    def _give_up_unless_refused(self, failure: Failure) -> None:
+    def _raise_unless_refused(self, failure: NfsError) -> None:
         # libnfs has no words for a call that the server's RPC layer denies (AUTH_ERROR, RFC 5531).
         if failure.code == errno.EFAULT and failure.text.endswith("(null)"):
             raise PermissionDenied(
-                f"{self.spec.shown}: the server {self.spec.server} denies every call of this node; it may want a source port below 1024 "
+                f"{self.spec.display_name}: the server {self.spec.server} denies every call of this node; it may want a source port below 1024 "
                 "(this driver has to run as root, without a NAT between) or another security flavour than sec=sys"
             ) from failure
-        if lost(failure):
+        if is_connection_lost(failure):
             raise failure
-        if failure.code not in (*_REFUSED, *_MISSING):
-            raise unavailable(self.spec, failure) from failure
+        if failure.code not in (*_ACCESS_ERRNOS, *_NOT_FOUND_ERRNOS):
+            raise unavailable_error(self.spec, failure) from failure
 
-    def _mount(self, export: str) -> Context:
+    def _mount(self, export: str) -> NfsContext:
         spec = self.spec
-        context = Context(Options(3 if spec.version == "3" else 4, spec.port, spec.mount_port, spec.uid, spec.gid, spec.timeout))
+        context = NfsContext(
+            ContextOptions(
+                3 if spec.version == "3" else 4, spec.port, spec.mount_port, spec.uid, spec.gid, spec.timeout
+            )
+        )
         try:
             context.mount(spec.server, export)
         except BaseException:
@@ -162,75 +168,79 @@ class Place:
             raise
         return context
 
-    def _reach(self) -> None:
+    def _check_ports(self) -> None:
         """Connect to the ports that will be used: libnfs does not say which of them refused, or that a name has no address."""
         spec, v3 = self.spec, self.spec.version == "3"
-        ports = {spec.port or (_PORTMAPPER_PORT if v3 else _NFS_PORT)} | ({spec.mount_port or _PORTMAPPER_PORT} if v3 else set())
+        ports = {spec.port or (_PORTMAPPER_PORT if v3 else _NFS_PORT)} | (
+            {spec.mount_port or _PORTMAPPER_PORT} if v3 else set()
+        )
         for port in sorted(ports):
             try:
                 socket.create_connection((spec.server, port), spec.timeout).close()
             except (OSError, UnicodeError) as error:
-                raise OriginUnavailable(f"{spec.shown}: {_unreachable(spec.server, port, error)}") from error
+                raise OriginUnavailable(
+                    f"{spec.display_name}: {_explain_unreachable(spec.server, port, error)}"
+                ) from error
 
-    def _not_mounted(self, failure: Failure) -> DataCacheError:
+    def _mount_error(self, failure: NfsError) -> DataCacheError:
         spec = self.spec
-        listed = self._listed_export()
-        if listed or (spec.version != "3" and failure.code in _REFUSED):
+        listed = self._find_listed_export()
+        if listed or (spec.version != "3" and failure.code in _ACCESS_ERRNOS):
             return PermissionDenied(
-                f"{spec.shown}: the server does not let this node mount the export {listed or self.path!r} as uid {spec.uid} "
-                f"({status_name(failure) or failure.text}); allow the node's address and sec=sys in the export's access list"
+                f"{spec.display_name}: the server does not let this node mount the export {listed or self.path!r} as uid {spec.uid} "
+                f"({get_status_name(failure) or failure.text}); allow the node's address and sec=sys in the export's access list"
             )
         return SourceNotFound(
-            f"{spec.shown}: the server {spec.server} has no export or folder {self.path!r}, or does not show it to this node; "
+            f"{spec.display_name}: the server {spec.server} has no export or folder {self.path!r}, or does not show it to this node; "
             "check `path` against the server's export list"
         )
 
-    def _listed_export(self) -> str | None:
+    def _find_listed_export(self) -> str | None:
         if self.spec.version != "3":
             return None
         try:
-            exports = exported_folders(self.spec.server, self.spec.mount_port, self.spec.timeout)
+            exports = list_exports(self.spec.server, self.spec.mount_port, self.spec.timeout)
         except OSError:
             return None
         return next((e for e in exports if self.path == e or self.path.startswith(e.rstrip("/") + "/")), None)
 
 
-class Connection:
+class NfsConnection:
     """A mounted context that is made on first use and again when it is lost; for one thread at a time.
 
-    `below` is the path of the place below the mounted export, valid within `attempt`.
+    `relative_path` is the path of the place below the mounted export, valid within `run_with_retry`.
     """
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.below = b""
-        self._context: Context | None = None
+    def __init__(self, folder: NfsFolder) -> None:
+        self.folder = folder
+        self.relative_path = b""
+        self._context: NfsContext | None = None
 
-    def attempt(self, work: Callable[[Context], _T]) -> _T:
+    def run_with_retry(self, work: Callable[[NfsContext], _T]) -> _T:
         """The result of `work`, begun anew on a new connection: after a time-out as often as the spec's `retries` allow, after a break at least once.
 
-        Raises what `Place.connect` raises, OriginUnavailable, and `Failure` where the server answered and refused.
+        Raises what `NfsFolder.connect` raises, OriginUnavailable, and `NfsError` where the server answered and refused.
         """
-        spec, again = self.place.spec, 0
+        spec, retries = self.folder.spec, 0
         while True:
             try:
-                return work(self._mounted())
-            except Failure as failure:
-                if not lost(failure):
+                return work(self._get_context())
+            except NfsError as failure:
+                if not is_connection_lost(failure):
                     raise
                 self.close()
                 # Servers drop idle connections and leases: a broken connection says nothing about the next one.
-                if again >= (spec.retries if failure.code == _TIMED_OUT else max(1, spec.retries)):
-                    raise unavailable(spec, failure) from failure
-                again += 1
+                if retries >= (spec.retries if failure.code == _TIMEOUT_ERRNO else max(1, spec.retries)):
+                    raise unavailable_error(spec, failure) from failure
+                retries += 1
 
-    def has(self, context: Context | None) -> bool:
+    def is_current(self, context: NfsContext | None) -> bool:
         """Whether `context` is the one in use now; handles of any other are dead."""
         return context is not None and context is self._context
 
-    def _mounted(self) -> Context:
+    def _get_context(self) -> NfsContext:
         if self._context is None:
-            self._context, self.below = self.place.connect()
+            self._context, self.relative_path = self.folder.connect()
         return self._context
 
     def close(self) -> None:
@@ -240,38 +250,44 @@ class Connection:
             self._context = None
 
 
-def unavailable(spec: NasSpec, failure: Failure) -> OriginUnavailable:
+def unavailable_error(spec: NasSpec, failure: NfsError) -> OriginUnavailable:
     """The error for a server that gave no usable answer."""
-    reason = _LATER.get(status_name(failure))
+    reason = _RETRY_LATER_REASONS.get(get_status_name(failure))
     if reason:
-        return OriginUnavailable(f"{spec.shown}: the NFS server {spec.server} {reason}")
-    if failure.code == _TIMED_OUT:
-        return OriginUnavailable(f"{spec.shown}: the NFS server {_address(spec)} did not answer within {spec.timeout:g} s, {spec.retries + 1} times")
-    return OriginUnavailable(f"{spec.shown}: reading from the NFS server {_address(spec)} failed ({failure.text}, {_name(failure.code)})")
+        return OriginUnavailable(f"{spec.display_name}: the NFS server {spec.server} {reason}")
+    if failure.code == _TIMEOUT_ERRNO:
+        return OriginUnavailable(
+            f"{spec.display_name}: the NFS server {_format_server(spec)} did not answer within {spec.timeout:g} s, {spec.retries + 1} times"
+        )
+    return OriginUnavailable(
+        f"{spec.display_name}: reading from the NFS server {_format_server(spec)} failed ({failure.text}, {_format_errno(failure.code)})"
+    )
 
 
-def refused(spec: NasSpec, failure: Failure, path: bytes) -> DataCacheError:
+def path_error(spec: NasSpec, failure: NfsError, path: bytes) -> DataCacheError:
     """The error for a folder or file at `path` (below the spec's path) that the server answered for with a failure."""
     shown = posixpath.join(spec.path, path.decode(errors="backslashreplace").lstrip("/")).rstrip("/") or "/"
-    if failure.code in _REFUSED:
+    if failure.code in _ACCESS_ERRNOS:
         return PermissionDenied(
-            f"{spec.shown}: the server does not let uid {spec.uid}, gid {spec.gid} read {shown!r} ({status_name(failure) or failure.text}); "
+            f"{spec.display_name}: the server does not let uid {spec.uid}, gid {spec.gid} read {shown!r} ({get_status_name(failure) or failure.text}); "
             "let that user read it on the server, or set `uid` and `gid` of one who may (an export with root_squash takes uid 0 for nobody)"
         )
-    if failure.code in _MISSING:
-        return SourceNotFound(f"{spec.shown}: {shown!r} is no folder on the server ({status_name(failure) or failure.text}); check `path`")
-    return unavailable(spec, failure)
+    if failure.code in _NOT_FOUND_ERRNOS:
+        return SourceNotFound(
+            f"{spec.display_name}: {shown!r} is no folder on the server ({get_status_name(failure) or failure.text}); check `path`"
+        )
+    return unavailable_error(spec, failure)
 
 
-def _address(spec: NasSpec) -> str:
+def _format_server(spec: NasSpec) -> str:
     return f"{spec.server}:{spec.port}" if spec.port else spec.server
 
 
-def _name(code: int) -> str:
+def _format_errno(code: int) -> str:
     return errno.errorcode.get(code, str(code))
 
 
-def _unreachable(server: str, port: int, error: Exception) -> str:
+def _explain_unreachable(server: str, port: int, error: Exception) -> str:
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return f"the name {server!r} has no address; check `server` and the node's DNS"
     service = "the portmapper, which tells the ports of NFSv3" if port == _PORTMAPPER_PORT else "NFS"

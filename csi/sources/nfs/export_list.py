@@ -9,75 +9,80 @@ from __future__ import annotations
 import socket
 import struct
 
-_PORTMAPPER, _GET_PORT = (100000, 2), 3
-_MOUNT, _EXPORT = (100005, 3), 5
+_PORTMAPPER_PROGRAM, _GET_PORT_PROCEDURE = (100000, 2), 3
+_MOUNT_PROGRAM, _EXPORT_PROCEDURE = (100005, 3), 5
 _PORTMAPPER_PORT, _TCP = 111, 6
 _LAST_FRAGMENT = 0x8000_0000
-_MAX_REPLY = 4 << 20
+_MAX_REPLY_BYTES = 4 << 20
 
 
-def exported_folders(server: str, mount_port: int, timeout: float) -> list[str]:
+def list_exports(server: str, mount_port: int, timeout: float) -> list[str]:
     """The exported paths, in the server's order; `mount_port` 0 asks the portmapper. Raises OSError when no sense can be made of the server."""
     try:
-        port = mount_port or _mount_port(server, timeout)
-        return _paths(_call(server, port, _MOUNT, _EXPORT, b"", timeout))
+        port = mount_port or _query_mount_port(server, timeout)
+        return _parse_exports(_call(server, port, _MOUNT_PROGRAM, _EXPORT_PROCEDURE, b"", timeout))
     except (struct.error, IndexError) as error:
         raise OSError(f"the MOUNT service of {server} answers what RFC 1813 does not know") from error
 
 
-def _mount_port(server: str, timeout: float) -> int:
-    arguments = struct.pack(">4I", *_MOUNT, _TCP, 0)
-    port: int = struct.unpack(">I", _call(server, _PORTMAPPER_PORT, _PORTMAPPER, _GET_PORT, arguments, timeout)[:4])[0]
+def _query_mount_port(server: str, timeout: float) -> int:
+    arguments = struct.pack(">4I", *_MOUNT_PROGRAM, _TCP, 0)
+    port: int = struct.unpack(
+        ">I",
+        _call(server, _PORTMAPPER_PORT, _PORTMAPPER_PROGRAM, _GET_PORT_PROCEDURE, arguments, timeout)[:4],
+    )[0]
     if not 0 < port < 65536:
         raise OSError(f"the portmapper of {server} knows no MOUNT service")
     return port
 
 
-def _call(server: str, port: int, program: tuple[int, int], procedure: int, arguments: bytes, timeout: float) -> bytes:
+def _call(
+    server: str, port: int, program: tuple[int, int], procedure: int, arguments: bytes, timeout: float
+) -> bytes:
     """The results of one ONC RPC call without credentials (RFC 5531)."""
     call = struct.pack(">10I", 1, 0, 2, *program, procedure, 0, 0, 0, 0) + arguments
     with socket.create_connection((server, port), timeout) as connection:
         connection.sendall(struct.pack(">I", _LAST_FRAGMENT | len(call)) + call)
-        reply = _record(connection)
+        reply = _read_record(connection)
     # Transaction, kind, accepted, verifier (flavour, length), status; a verifier of this flavour is empty.
     if struct.unpack(">6I", reply[:24])[1:] != (1, 0, 0, 0, 0):
         raise OSError(f"{server}:{port} refuses the call")
     return reply[24:]
 
 
-def _record(connection: socket.socket) -> bytes:
+def _read_record(connection: socket.socket) -> bytes:
     record = b""
     while True:
-        (header,) = struct.unpack(">I", _exactly(connection, 4))
-        record += _exactly(connection, header & ~_LAST_FRAGMENT)
+        (header,) = struct.unpack(">I", _read_exactly(connection, 4))
+        record += _read_exactly(connection, header & ~_LAST_FRAGMENT)
         if header & _LAST_FRAGMENT:
             return record
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    if count > _MAX_REPLY:
+def _read_exactly(connection: socket.socket, count: int) -> bytes:
+    if count > _MAX_REPLY_BYTES:
         raise OSError("the reply is too long")
     data = b""
     while len(data) < count:
-        more = connection.recv(count - len(data))
-        if not more:
+        received = connection.recv(count - len(data))
+        if not received:
             raise OSError("the reply is cut")
-        data += more
+        data += received
     return data
 
 
-def _paths(body: bytes) -> list[str]:
-    paths, at = [], 0
-    while body[at + 3]:
-        text, at = _text(body, at + 4)
+def _parse_exports(body: bytes) -> list[str]:
+    paths, offset = [], 0
+    while body[offset + 3]:
+        text, offset = _parse_string(body, offset + 4)
         paths.append(text)
-        while body[at + 3]:
-            _, at = _text(body, at + 4)
-        at += 4
+        while body[offset + 3]:
+            _, offset = _parse_string(body, offset + 4)
+        offset += 4
     return paths
 
 
-def _text(body: bytes, at: int) -> tuple[str, int]:
-    (length,) = struct.unpack(">I", body[at : at + 4])
-    end = at + 4 + length
-    return body[at + 4 : end].decode(errors="replace"), end + -length % 4
+def _parse_string(body: bytes, offset: int) -> tuple[str, int]:
+    (length,) = struct.unpack(">I", body[offset : offset + 4])
+    end = offset + 4 + length
+    return body[offset + 4 : end].decode(errors="replace"), end + -length % 4

@@ -1,4 +1,4 @@
-"""A binding of libnfs by ctypes: one `Context` is one connection with one mounted export, for one thread at a time.
+"""A binding of libnfs by ctypes: one `NfsContext` is one connection with one mounted export, for one thread at a time.
 
 libnfs 4.0 (libnfs.so.13, Debian 12) and 5.x (libnfs.so.14, Debian 13) have the same functions and structures
 (include/nfsc/libnfs.h); later ones changed the order of arguments and are not taken. The library is loaded with the
@@ -24,20 +24,28 @@ from typing import NamedTuple, TypeVar
 
 from csi.errors import UnsupportedByNode
 
-READ_BYTES = 1 << 20
+MAX_READ_BYTES = 1 << 20
 _SONAMES = ("libnfs.so.13", "libnfs.so.14")
-_IN_FLIGHT = 64
+_MAX_IN_FLIGHT = 64
 # struct nfsdirent: next, name, inode, type, mode, size, three timevals, uid, gid, nlink, dev, rdev, blksize, blocks, used, three nanoseconds.
 _DIRENT = struct.Struct("@PPQIIQ6l3I5Q3I")
 # struct nfs_stat_64: dev, ino, mode, nlink, uid, gid, rdev, size, blksize, blocks, three times, three nanoseconds, used.
 _STAT = struct.Struct("@10Q3q4Q")
 # ftype3 (RFC 1813, 2.6), which nfs_ftype4 shares (RFC 7530, 2.1).
-_FORMATS = {1: stat.S_IFREG, 2: stat.S_IFDIR, 3: stat.S_IFBLK, 4: stat.S_IFCHR, 5: stat.S_IFLNK, 6: stat.S_IFSOCK, 7: stat.S_IFIFO}
+_FILE_TYPES = {
+    1: stat.S_IFREG,
+    2: stat.S_IFDIR,
+    3: stat.S_IFBLK,
+    4: stat.S_IFCHR,
+    5: stat.S_IFLNK,
+    6: stat.S_IFSOCK,
+    7: stat.S_IFIFO,
+}
 _CALLBACK = ctypes.CFUNCTYPE(None, c_int, c_void_p, c_void_p, c_void_p)
 _T = TypeVar("_T")
 
 
-class Failure(Exception):
+class NfsError(Exception):
     """A libnfs call failed: `code` is a positive errno, `text` what libnfs says (it names the NFS status, where there is one)."""
 
     def __init__(self, code: int, text: str) -> None:
@@ -46,10 +54,10 @@ class Failure(Exception):
         self.text = text
 
 
-class Attributes(NamedTuple):
-    """What a server says of a file: `format` is the S_IFMT part (0: not told), `mode` the 12 permission bits, times in ns, size in bytes."""
+class FileAttributes(NamedTuple):
+    """What a server says of a file: `file_type` is the S_IFMT part (0: not told), `mode` the 12 permission bits, times in ns, size in bytes."""
 
-    format: int
+    file_type: int
     mode: int
     size: int
     mtime_ns: int
@@ -59,7 +67,7 @@ class Attributes(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Options:
+class ContextOptions:
     """How a context speaks: `version` 3 or 4, TCP ports (0: the portmapper's or the well-known one), AUTH_SYS ids, seconds a call may take."""
 
     version: int
@@ -71,13 +79,15 @@ class Options:
 
 
 @cache
-def _library() -> ctypes.CDLL:
+def _load_library() -> ctypes.CDLL:
     for name in _SONAMES:
         try:
             return _declare(ctypes.CDLL(name))
         except OSError:
             continue
-    raise UnsupportedByNode("this node lacks libnfs 4 or 5, which reads NAS sources; install the Debian package libnfs13 (libnfs14 on Debian 13)")
+    raise UnsupportedByNode(
+        "this node lacks libnfs 4 or 5, which reads NAS sources; install the Debian package libnfs13 (libnfs14 on Debian 13)"
+    )
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
@@ -116,11 +126,11 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-class Context:
-    """One connection. All methods but `close` raise `Failure`; after one that `lost` tells of, only `close` makes sense."""
+class NfsContext:
+    """One connection. All methods but `close` raise `NfsError`; after one that `lost` tells of, only `close` makes sense."""
 
-    def __init__(self, options: Options) -> None:
-        self._lib = _library()
+    def __init__(self, options: ContextOptions) -> None:
+        self._lib = _load_library()
         self._options = options
         self._nfs: int | None = self._lib.nfs_init_context()
         if not self._nfs:
@@ -128,9 +138,16 @@ class Context:
         self._callbacks: list[object] = []
         self._configure(options)
 
-    def _configure(self, options: Options) -> None:
-        arguments = {"version": options.version, "nfsport": options.port, "mountport": options.mount_port, "auto-traverse-mounts": 0}
-        url = "nfs://server/?" + "&".join(f"{key}={value}" for key, value in arguments.items() if value or "port" not in key)
+    def _configure(self, options: ContextOptions) -> None:
+        arguments = {
+            "version": options.version,
+            "nfsport": options.port,
+            "mountport": options.mount_port,
+            "auto-traverse-mounts": 0,
+        }
+        url = "nfs://server/?" + "&".join(
+            f"{key}={value}" for key, value in arguments.items() if value or "port" not in key
+        )
         self._lib.nfs_destroy_url(self._lib.nfs_parse_url_incomplete(self._nfs, url.encode()))
         seconds = max(1, math.ceil(options.timeout))
         self._lib.nfs_set_timeout(self._nfs, seconds * 1000)
@@ -147,52 +164,52 @@ class Context:
 
     def mount(self, server: str, export: str) -> None:
         """Connect and mount `export`; a v3 server may be asked for any folder below an export."""
-        self._check(self._lib.nfs_mount(self._live, server.encode(), export.encode()))
+        self._check(self._lib.nfs_mount(self._live_handle, server.encode(), export.encode()))
 
-    def list_folder(self, path: bytes) -> list[tuple[bytes, Attributes]]:
+    def list_folder(self, path: bytes) -> list[tuple[bytes, FileAttributes]]:
         """Names and attributes in the folder, without '.' and '..', in the server's order.
 
         NFSv3 gives all attributes with the names (READDIRPLUS). libnfs loses the file ids of NFSv4 listings, so `file_id`
         is 0 there.
         """
         folder = c_void_p()
-        self._check(self._lib.nfs_opendir(self._live, path, byref(folder)))
+        self._check(self._lib.nfs_opendir(self._live_handle, path, byref(folder)))
         try:
-            return self._take_folder(folder)
+            return self._read_entries(folder)
         finally:
-            self._lib.nfs_closedir(self._live, folder)
+            self._lib.nfs_closedir(self._live_handle, folder)
 
-    def _take_folder(self, folder: c_void_p) -> list[tuple[bytes, Attributes]]:
-        found: list[tuple[bytes, Attributes]] = []
+    def _read_entries(self, folder: c_void_p) -> list[tuple[bytes, FileAttributes]]:
+        entries: list[tuple[bytes, FileAttributes]] = []
         has_ids = self._options.version == 3
-        entry = self._lib.nfs_readdir(self._live, folder)
+        entry = self._lib.nfs_readdir(self._live_handle, folder)
         while entry:
             fields = _DIRENT.unpack(ctypes.string_at(entry, _DIRENT.size))
             name = ctypes.string_at(fields[1])
             if name not in (b".", b".."):
-                found.append((name, _listed(fields, has_ids)))
+                entries.append((name, _parse_dirent(fields, has_ids)))
             entry = fields[0]
-        return found
+        return entries
 
-    def stat_many(self, paths: Sequence[bytes]) -> list[Attributes]:
+    def stat_many(self, paths: Sequence[bytes]) -> list[FileAttributes]:
         """The attributes of each path (symlinks themselves), many calls in flight."""
-        return self._many(self._lib.nfs_lstat64_async, paths, _attributes)
+        return self._call_many(self._lib.nfs_lstat64_async, paths, _parse_stat)
 
     def read_links(self, paths: Sequence[bytes]) -> list[bytes]:
         """The target of each symlink, many calls in flight."""
-        return self._many(self._lib.nfs_readlink_async, paths, ctypes.string_at)
+        return self._call_many(self._lib.nfs_readlink_async, paths, ctypes.string_at)
 
     def open(self, path: bytes) -> int:
         """A handle for reading `path`; a symlink there is refused (ELOOP)."""
         handle = c_void_p()
-        self._check(self._lib.nfs_open(self._live, path, os.O_RDONLY | os.O_NOFOLLOW, byref(handle)))
+        self._check(self._lib.nfs_open(self._live_handle, path, os.O_RDONLY | os.O_NOFOLLOW, byref(handle)))
         return handle.value or 0
 
-    def stat(self, handle: int) -> Attributes:
+    def stat(self, handle: int) -> FileAttributes:
         """The attributes of an open file, as the server has them now."""
         buffer = ctypes.create_string_buffer(_STAT.size)
-        self._check(self._lib.nfs_fstat64(self._live, handle, ctypes.addressof(buffer)))
-        return _attributes(ctypes.addressof(buffer))
+        self._check(self._lib.nfs_fstat64(self._live_handle, handle, ctypes.addressof(buffer)))
+        return _parse_stat(ctypes.addressof(buffer))
 
     def read(self, handle: int, offset: int, buffer: memoryview) -> int:
         """Read into `buffer` (writable, contiguous) from byte `offset` on; bytes read, fewer only at the end of the file."""
@@ -201,21 +218,23 @@ class Context:
         anchor = ctypes.c_char.from_buffer(buffer)
         address, done = ctypes.addressof(anchor), 0
         while done < len(buffer):
-            count = min(READ_BYTES, len(buffer) - done)
-            got = self._check(self._lib.nfs_pread(self._live, handle, offset + done, count, address + done))
-            if got == 0:
+            count = min(MAX_READ_BYTES, len(buffer) - done)
+            received = self._check(
+                self._lib.nfs_pread(self._live_handle, handle, offset + done, count, address + done)
+            )
+            if received == 0:
                 break
-            done += got
+            done += received
         return done
 
     def close_file(self, handle: int) -> None:
         """Let go of an open file; with NFSv4 the server is told."""
-        self._check(self._lib.nfs_close(self._live, handle))
+        self._check(self._lib.nfs_close(self._live_handle, handle))
 
     @property
     def descriptor(self) -> int:
         """The TCP socket's descriptor (owned by libnfs)."""
-        return int(self._lib.nfs_get_fd(self._live))
+        return int(self._lib.nfs_get_fd(self._live_handle))
 
     def close(self) -> None:
         """Drop the connection at once, whatever state it is in."""
@@ -225,56 +244,68 @@ class Context:
             self._callbacks.clear()
 
     @property
-    def _live(self) -> int:
+    def _live_handle(self) -> int:
         # libnfs would crash the process.
         assert self._nfs, "this context is closed"
         return self._nfs
 
     def _check(self, status: int) -> int:
         if status < 0:
-            text: bytes | None = self._lib.nfs_get_error(self._live)
-            raise Failure(-status, (text or b"no reason given").decode(errors="replace"))
+            text: bytes | None = self._lib.nfs_get_error(self._live_handle)
+            raise NfsError(-status, (text or b"no reason given").decode(errors="replace"))
         return status
 
-    def _many(self, call: Callable[..., int], paths: Sequence[bytes], take: Callable[[int], _T]) -> list[_T]:
+    def _call_many(
+        self, call: Callable[..., int], paths: Sequence[bytes], convert: Callable[[int], _T]
+    ) -> list[_T]:
         results: dict[int, _T] = {}
         failures: list[int] = []
 
-        def done(status: int, _nfs: int | None, data: int | None, index: int | None) -> None:
+        def on_complete(status: int, _nfs: int | None, data: int | None, index: int | None) -> None:
             if status < 0 or not data:
                 failures.append(status or -errno.EIO)
             else:
-                results[index or 0] = take(data)
+                results[index or 0] = convert(data)
 
-        callback = _CALLBACK(done)
+        callback = _CALLBACK(on_complete)
         # libnfs calls what is in flight once more when the context is destroyed.
         self._callbacks.append(callback)
         sent = 0
         while len(results) < len(paths):
-            while sent < len(paths) and sent - len(results) < _IN_FLIGHT:
-                self._check(call(self._live, paths[sent], callback, sent))
+            while sent < len(paths) and sent - len(results) < _MAX_IN_FLIGHT:
+                self._check(call(self._live_handle, paths[sent], callback, sent))
                 sent += 1
-            self._serve()
+            self._process_events()
             if failures:
                 self._check(failures[0])
         self._callbacks.remove(callback)
         return [results[index] for index in range(len(paths))]
 
-    def _serve(self) -> None:
+    def _process_events(self) -> None:
         poll = select.poll()
-        poll.register(self.descriptor, self._lib.nfs_which_events(self._live))
+        poll.register(self.descriptor, self._lib.nfs_which_events(self._live_handle))
         # libnfs looks for calls that timed out when it is served, so it is served now and then without an event too.
         events = poll.poll(100)
-        if self._lib.nfs_service(self._live, events[0][1] if events else 0) < 0:
+        if self._lib.nfs_service(self._live_handle, events[0][1] if events else 0) < 0:
             self._check(-errno.EIO)
 
 
-def _listed(fields: tuple[int, ...], has_id: bool) -> Attributes:
+def _parse_dirent(fields: tuple[int, ...], has_id: bool) -> FileAttributes:
     mtime_ns = fields[8] * 10**9 + fields[21]
-    return Attributes(_FORMATS.get(fields[3], 0), fields[4] & 0o7777, fields[5], mtime_ns, fields[12], fields[13], fields[2] if has_id else 0)
+    return FileAttributes(
+        _FILE_TYPES.get(fields[3], 0),
+        fields[4] & 0o7777,
+        fields[5],
+        mtime_ns,
+        fields[12],
+        fields[13],
+        fields[2] if has_id else 0,
+    )
 
 
-def _attributes(address: int) -> Attributes:
+def _parse_stat(address: int) -> FileAttributes:
     fields = _STAT.unpack(ctypes.string_at(address, _STAT.size))
     mtime_ns = fields[11] * 10**9 + fields[14]
-    return Attributes(stat.S_IFMT(fields[2]), fields[2] & 0o7777, fields[7], mtime_ns, fields[4], fields[5], fields[1])
+    return FileAttributes(
+        stat.S_IFMT(fields[2]), fields[2] & 0o7777, fields[7], mtime_ns, fields[4], fields[5], fields[1]
+    )

@@ -11,15 +11,15 @@ from types import TracebackType
 from typing import Self
 
 from csi.errors import DataCacheError, InvalidParameter, SourceChanged
-from csi.manifest.manifest import Entry, Manifest, build
+from csi.manifest.manifest import Entry, Manifest, build_manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.nas import NasSpec
-from csi.sources.nfs.client import Connection, Place, refused
-from csi.sources.nfs.libnfs import Context, Failure
-from csi.sources.nfs.tree import Walk, token
+from csi.sources.nfs.client import NfsConnection, NfsFolder, path_error
+from csi.sources.nfs.libnfs import NfsContext, NfsError
+from csi.sources.nfs.tree import TreeWalk, build_file_token
 
-_OPEN_FILES = 4
-_CHANGED = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
+_MAX_OPEN_FILES = 4
+_CHANGED_ERRNOS = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 class NasSource:
@@ -27,10 +27,10 @@ class NasSource:
 
     def __init__(self, spec: CacheSpec) -> None:
         if not isinstance(spec.source, NasSpec):
-            raise InvalidParameter(f"{spec.source.shown} is not a NAS source")
+            raise InvalidParameter(f"{spec.source.display_name} is not a NAS source")
         self._spec = spec
-        self._place = Place(spec.source)
-        self._connection = Connection(self._place)
+        self._folder = NfsFolder(spec.source)
+        self._connection = NfsConnection(self._folder)
         self._samples: list[Entry] | None = None
 
     def pin(self) -> CacheSpec:
@@ -39,29 +39,31 @@ class NasSource:
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
         """List the folder. Raises SourceNotFound, PermissionDenied, OriginUnavailable, UnsafeContent, OutOfRange."""
-        walk = Walk(self._connection, self._identity)
-        manifest = build(walk.entries(), pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
+        walk = TreeWalk(self._connection, self._identity)
+        manifest = build_manifest(
+            walk.entries(), pinned.to_context(), preserve_ownership=pinned.preserve_ownership
+        )
         self._samples = list(walk.samples.values())
         return manifest
 
-    def prove(self, manifest: Manifest) -> None:
+    def check_read_access(self, manifest: Manifest) -> None:
         """Open and read a byte of the smallest file, and of one file of each combination of owners and modes in the tree.
 
         Raises PermissionDenied naming the first file that cannot be read, SourceChanged when one is not as in the manifest.
         """
         if self._samples is None:
             self.resolve(self._spec)
-        known = {entry.path: entry for entry in manifest.files}
-        smallest = min((e for e in known.values() if e.size), key=lambda e: e.size, default=None)
-        chosen = {e.path for e in (self._samples or [])} | ({smallest.path} if smallest else set())
+        entries = {entry.path: entry for entry in manifest.files}
+        smallest = min((e for e in entries.values() if e.size), key=lambda e: e.size, default=None)
+        sampled = {e.path for e in (self._samples or [])} | ({smallest.path} if smallest else set())
         with self._reader(self._connection) as reader:
-            for path in sorted(chosen & known.keys()):
-                reader.taste(known[path])
+            for path in sorted(sampled & entries.keys()):
+                reader.read_probe(entries[path])
 
     @contextmanager
-    def reader(self, manifest: Manifest) -> Iterator[NasReader]:
+    def open_reader(self, manifest: Manifest) -> Iterator[NasReader]:
         """A connection of its own, for one thread; made on the first read."""
-        connection = Connection(self._place)
+        connection = NfsConnection(self._folder)
         try:
             with self._reader(connection) as reader:
                 yield reader
@@ -72,14 +74,14 @@ class NasSource:
         """Drop the connection that listed and proved."""
         self._connection.close()
 
-    def _reader(self, connection: Connection) -> NasReader:
+    def _reader(self, connection: NfsConnection) -> NasReader:
         return NasReader(connection, self._identity)
 
     @property
     def _identity(self) -> str:
-        source = self._place.spec
+        source = self._folder.spec
         port = f":{source.port}" if source.port else ""
-        return f"{source.server.lower()}{port} {self._place.path}"
+        return f"{source.server.lower()}{port} {self._folder.path}"
 
 
 class NasReader:
@@ -88,75 +90,84 @@ class NasReader:
     A file's attributes are compared after every read, so no bytes of a changed file are ever handed on.
     """
 
-    def __init__(self, connection: Connection, identity: str) -> None:
+    def __init__(self, connection: NfsConnection, identity: str) -> None:
         self._connection = connection
         self._identity = identity
         # Handles by path, least recently used first; they die with the context they were opened on.
-        self._open: OrderedDict[str, int] = OrderedDict()
-        self._open_on: Context | None = None
+        self._handles: OrderedDict[str, int] = OrderedDict()
+        self._handles_context: NfsContext | None = None
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         # What was read is compared already: where this fails, the server will forget the handles by itself.
-        with suppress(Failure):
-            while kind is None and self._open and self._open_on and self._connection.has(self._open_on):
-                self._open_on.close_file(self._open.popitem()[1])
-        self._open.clear()
+        with suppress(NfsError):
+            while (
+                kind is None
+                and self._handles
+                and self._handles_context
+                and self._connection.is_current(self._handles_context)
+            ):
+                self._handles_context.close_file(self._handles.popitem()[1])
+        self._handles.clear()
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` with the bytes of `entry` from `offset` on. Raises what `csi.manifest.reader.Reader` says."""
         try:
-            same = self._connection.attempt(lambda context: self._read(context, entry, offset, buffer))
-        except Failure as failure:
-            raise self._refused(entry, failure) from failure
-        if not same:
-            raise self._changed(entry)
+            is_unchanged = self._connection.run_with_retry(
+                lambda context: self._read_verified(context, entry, offset, buffer)
+            )
+        except NfsError as failure:
+            raise self._read_error(entry, failure) from failure
+        if not is_unchanged:
+            raise self._changed_error(entry)
 
-    def taste(self, entry: Entry) -> None:
+    def read_probe(self, entry: Entry) -> None:
         """Open `entry` and read its first byte, where it has one."""
         self.read_into(entry, 0, memoryview(bytearray(min(1, entry.size))))
 
-    def _read(self, context: Context, entry: Entry, offset: int, buffer: memoryview) -> bool:
+    def _read_verified(self, context: NfsContext, entry: Entry, offset: int, buffer: memoryview) -> bool:
         """Whether all of `buffer` was filled from the file that `entry` means."""
-        handle = self._handle(context, entry.path)
-        count = self._read_some(context, handle, offset, buffer)
-        same = token(self._identity, context.stat(handle)) == entry.digest
-        if offset + count >= entry.size or not same:
-            context.close_file(self._open.pop(entry.path))
-        return same and count == len(buffer)
+        handle = self._get_handle(context, entry.path)
+        count = self._read_bytes(context, handle, offset, buffer)
+        is_unchanged = build_file_token(self._identity, context.stat(handle)) == entry.digest
+        if offset + count >= entry.size or not is_unchanged:
+            context.close_file(self._handles.pop(entry.path))
+        return is_unchanged and count == len(buffer)
 
-    def _read_some(self, context: Context, handle: int, offset: int, buffer: memoryview) -> int:
+    def _read_bytes(self, context: NfsContext, handle: int, offset: int, buffer: memoryview) -> int:
         try:
             return context.read(handle, offset, buffer)
-        except Failure as failure:
+        except NfsError as failure:
             # Reading a folder that took a file's place fails without a reason; its attributes give one.
-            if failure.code == errno.EFAULT and context.stat(handle).format != stat.S_IFREG:
+            if failure.code == errno.EFAULT and context.stat(handle).file_type != stat.S_IFREG:
                 return 0
             raise
 
-    def _handle(self, context: Context, path: str) -> int:
-        if self._open_on is not context:
-            self._open.clear()
-            self._open_on = context
-        if path not in self._open:
-            if len(self._open) >= _OPEN_FILES:
-                context.close_file(self._open.popitem(last=False)[1])
-            self._open[path] = context.open(self._path(path))
-        self._open.move_to_end(path)
-        return self._open[path]
+    def _get_handle(self, context: NfsContext, path: str) -> int:
+        if self._handles_context is not context:
+            self._handles.clear()
+            self._handles_context = context
+        if path not in self._handles:
+            if len(self._handles) >= _MAX_OPEN_FILES:
+                context.close_file(self._handles.popitem(last=False)[1])
+            self._handles[path] = context.open(self._path(path))
+        self._handles.move_to_end(path)
+        return self._handles[path]
 
     def _path(self, path: str) -> bytes:
-        return self._connection.below + b"/" + path.encode()
+        return self._connection.relative_path + b"/" + path.encode()
 
-    def _refused(self, entry: Entry, failure: Failure) -> DataCacheError:
-        if failure.code in _CHANGED:
-            return self._changed(entry)
-        return refused(self._connection.place.spec, failure, entry.path.encode())
+    def _read_error(self, entry: Entry, failure: NfsError) -> DataCacheError:
+        if failure.code in _CHANGED_ERRNOS:
+            return self._changed_error(entry)
+        return path_error(self._connection.folder.spec, failure, entry.path.encode())
 
-    def _changed(self, entry: Entry) -> SourceChanged:
+    def _changed_error(self, entry: Entry) -> SourceChanged:
         return SourceChanged(
-            f"{self._connection.place.spec.shown}: the file {entry.path!r} is not the one this volume was created from "
+            f"{self._connection.folder.spec.display_name}: the file {entry.path!r} is not the one this volume was created from "
             "(its file id, size or modification time differ, or it is gone); a new or updated cache picks up what is there now"
         )

@@ -11,32 +11,37 @@ import stat
 from collections.abc import Iterator
 
 from csi.errors import DataCacheError, OriginUnavailable, UnsafeContent
-from csi.manifest.manifest import Entry, Kind
+from csi.manifest.manifest import Entry, EntryKind
 from csi.parameters.dialects.nas import NasSpec
-from csi.sources.nfs.client import Connection, refused
-from csi.sources.nfs.libnfs import Attributes, Context, Failure
+from csi.sources.nfs.client import NfsConnection, path_error
+from csi.sources.nfs.libnfs import FileAttributes, NfsContext, NfsError
 
-_SPECIAL = {stat.S_IFIFO: "a fifo", stat.S_IFSOCK: "a socket", stat.S_IFBLK: "a block device", stat.S_IFCHR: "a character device"}
-_LAST_MTIME_NS = (1 << 63) - 1
-_GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
-_Listing = list[tuple[bytes, Attributes]]
+_SPECIAL_FILES = {
+    stat.S_IFIFO: "a fifo",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFCHR: "a character device",
+}
+_MAX_MTIME_NS = (1 << 63) - 1
+_VANISHED_ERRNOS = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
+_Listing = list[tuple[bytes, FileAttributes]]
 # What decides, with the uid that asks, whether a file can be read: owner, group and mode of it and of the folders above.
-_Rights = tuple[int, int, int]
-RightsClass = tuple[frozenset[_Rights], _Rights]
+_Permissions = tuple[int, int, int]
+PermissionClass = tuple[frozenset[_Permissions], _Permissions]
 
 
-def token(identity: str, attributes: Attributes) -> str:
+def build_file_token(identity: str, attributes: FileAttributes) -> str:
     """The digest text of a file: changes when the file does, and differs between origins (`identity`)."""
     return f"token:nfs {attributes.file_id} {attributes.size} {attributes.mtime_ns} {identity}"
 
 
-class Walk:
+class TreeWalk:
     """One walk over the folder of a connection; `samples` has, after it, one file of each class of rights that was met."""
 
-    def __init__(self, connection: Connection, identity: str) -> None:
+    def __init__(self, connection: NfsConnection, identity: str) -> None:
         self._connection = connection
         self._identity = identity
-        self.samples: dict[RightsClass, Entry] = {}
+        self.samples: dict[PermissionClass, Entry] = {}
 
     def entries(self) -> Iterator[Entry]:
         """Every file, folder and symlink, the root left out.
@@ -44,53 +49,59 @@ class Walk:
         Raises SourceNotFound or PermissionDenied naming the folder, UnsafeContent naming a special file or a name that
         is not UTF-8, OriginUnavailable also when the tree changes under the walk.
         """
-        waiting: list[tuple[str, frozenset[_Rights]]] = [("", frozenset())]
-        while waiting:
-            folder, rights = waiting.pop()
-            for entry, attributes in self._children(folder):
+        pending: list[tuple[str, frozenset[_Permissions]]] = [("", frozenset())]
+        while pending:
+            folder, permissions = pending.pop()
+            for entry, attributes in self._list_children(folder):
                 yield entry
-                if entry.kind is Kind.DIRECTORY:
-                    waiting.append((entry.path, rights | {_rights(attributes)}))
-                elif entry.kind is Kind.FILE:
-                    self.samples.setdefault((rights, _rights(attributes)), entry)
+                if entry.kind is EntryKind.DIRECTORY:
+                    pending.append((entry.path, permissions | {_get_permissions(attributes)}))
+                elif entry.kind is EntryKind.FILE:
+                    self.samples.setdefault((permissions, _get_permissions(attributes)), entry)
 
-    def _children(self, folder: str) -> Iterator[tuple[Entry, Attributes]]:
-        spec = self._connection.place.spec
+    def _list_children(self, folder: str) -> Iterator[tuple[Entry, FileAttributes]]:
+        spec = self._connection.folder.spec
         try:
-            listing, targets = self._connection.attempt(lambda context: _read_folder(context, self._connection.below + b"/" + folder.encode()))
-        except Failure as failure:
-            raise _unreadable(spec, failure, folder) from failure
+            listing, targets = self._connection.run_with_retry(
+                lambda context: _read_folder(context, self._connection.relative_path + b"/" + folder.encode())
+            )
+        except NfsError as failure:
+            raise _folder_error(spec, failure, folder) from failure
         for name, attributes in listing:
-            child = _child(spec, folder, name)
-            yield self._entry(child, attributes, targets.get(name)), attributes
+            child = _child_path(spec, folder, name)
+            yield self._build_entry(child, attributes, targets.get(name)), attributes
 
-    def _entry(self, path: str, attributes: Attributes, target: bytes | None) -> Entry:
-        kind = _kind(self._connection.place.spec, path, attributes.format)
-        mtime_ns = min(max(attributes.mtime_ns, 0), _LAST_MTIME_NS)
-        is_file = kind is Kind.FILE
+    def _build_entry(self, path: str, attributes: FileAttributes, target: bytes | None) -> Entry:
+        kind = _get_kind(self._connection.folder.spec, path, attributes.file_type)
+        mtime_ns = min(max(attributes.mtime_ns, 0), _MAX_MTIME_NS)
+        is_file = kind is EntryKind.FILE
         return Entry(
             path, kind, attributes.size if is_file else 0, attributes.mode, mtime_ns, attributes.uid, attributes.gid,
-            digest=token(self._identity, attributes) if is_file else "",
-            target=_text(self._connection.place.spec, target, f"the target of the symlink {path!r}") if target is not None else "",
+            digest=build_file_token(self._identity, attributes) if is_file else "",
+            target=_decode_name(self._connection.folder.spec, target, f"the target of the symlink {path!r}") if target is not None else "",
         )  # fmt: skip
 
 
-def _rights(attributes: Attributes) -> _Rights:
+def _get_permissions(attributes: FileAttributes) -> _Permissions:
     return attributes.uid, attributes.gid, attributes.mode
 
 
-def _read_folder(context: Context, path: bytes) -> tuple[_Listing, dict[bytes, bytes]]:
+def _read_folder(context: NfsContext, path: bytes) -> tuple[_Listing, dict[bytes, bytes]]:
     """The folder's listing, complete, and its symlinks' targets; one attempt, so that both come over one connection."""
-    listing = _completed(context, path, context.list_folder(path))
-    links = [name for name, attributes in listing if attributes.format == stat.S_IFLNK]
+    listing = _complete_attributes(context, path, context.list_folder(path))
+    links = [name for name, attributes in listing if attributes.file_type == stat.S_IFLNK]
     return listing, dict(zip(links, context.read_links([_join(path, name) for name in links]), strict=True))
 
 
-def _completed(context: Context, path: bytes, listing: _Listing) -> _Listing:
+def _complete_attributes(context: NfsContext, path: bytes, listing: _Listing) -> _Listing:
     """`listing` with attributes asked for where the server or libnfs left them out (file ids of NFSv4, v3 servers short of READDIRPLUS)."""
-    lacking = [i for i, (_, a) in enumerate(listing) if not a.format or (a.format == stat.S_IFREG and not a.file_id)]
-    known = context.stat_many([_join(path, listing[i][0]) for i in lacking])
-    for i, attributes in zip(lacking, known, strict=True):
+    incomplete = [
+        i
+        for i, (_, a) in enumerate(listing)
+        if not a.file_type or (a.file_type == stat.S_IFREG and not a.file_id)
+    ]
+    completed = context.stat_many([_join(path, listing[i][0]) for i in incomplete])
+    for i, attributes in zip(incomplete, completed, strict=True):
         listing[i] = (listing[i][0], attributes)
     return listing
 
@@ -99,28 +110,34 @@ def _join(folder: bytes, name: bytes) -> bytes:
     return folder.rstrip(b"/") + b"/" + name
 
 
-def _child(spec: NasSpec, folder: str, name: bytes) -> str:
-    text = _text(spec, name, f"a name in the folder {'/' + folder!r}")
+def _child_path(spec: NasSpec, folder: str, name: bytes) -> str:
+    text = _decode_name(spec, name, f"a name in the folder {'/' + folder!r}")
     return f"{folder}/{text}" if folder else text
 
 
-def _text(spec: NasSpec, name: bytes, what: str) -> str:
+def _decode_name(spec: NasSpec, name: bytes, description: str) -> str:
     try:
         return name.decode()
     except UnicodeDecodeError as error:
         shown = name.decode(errors="backslashreplace")
-        raise UnsafeContent(f"{spec.shown}: {what} is not UTF-8: '{shown}'; rename it on the server") from error
+        raise UnsafeContent(
+            f"{spec.display_name}: {description} is not UTF-8: '{shown}'; rename it on the server"
+        ) from error
 
 
-def _kind(spec: NasSpec, path: str, format: int) -> Kind:
-    kinds = {stat.S_IFREG: Kind.FILE, stat.S_IFDIR: Kind.DIRECTORY, stat.S_IFLNK: Kind.SYMLINK}
-    if format not in kinds:
-        what = _SPECIAL.get(format, "of an unknown kind")
-        raise UnsafeContent(f"{spec.shown}: {path!r} is {what}; a volume holds files, folders and symlinks only; remove it on the server")
-    return kinds[format]
+def _get_kind(spec: NasSpec, path: str, file_type: int) -> EntryKind:
+    kinds = {stat.S_IFREG: EntryKind.FILE, stat.S_IFDIR: EntryKind.DIRECTORY, stat.S_IFLNK: EntryKind.SYMLINK}
+    if file_type not in kinds:
+        description = _SPECIAL_FILES.get(file_type, "of an unknown kind")
+        raise UnsafeContent(
+            f"{spec.display_name}: {path!r} is {description}; a volume holds files, folders and symlinks only; remove it on the server"
+        )
+    return kinds[file_type]
 
 
-def _unreadable(spec: NasSpec, failure: Failure, folder: str) -> DataCacheError:
-    if folder and failure.code in _GONE:
-        return OriginUnavailable(f"{spec.shown}: the folder {folder!r} changed while it was listed; try again when nothing writes to it")
-    return refused(spec, failure, folder.encode())
+def _folder_error(spec: NasSpec, failure: NfsError, folder: str) -> DataCacheError:
+    if folder and failure.code in _VANISHED_ERRNOS:
+        return OriginUnavailable(
+            f"{spec.display_name}: the folder {folder!r} changed while it was listed; try again when nothing writes to it"
+        )
+    return path_error(spec, failure, folder.encode())

@@ -14,35 +14,42 @@ from typing import NamedTuple
 from urllib.parse import urljoin
 from xml.parsers import expat
 
-from csi.errors import DataCacheError, FailedPrecondition, InvalidParameter, OutOfRange, PermissionDenied, UnsafeContent
-from csi.manifest.manifest import Entry, Kind, check_path
-from csi.parameters.dialects.endpoints import http_url
+from csi.errors import (
+    DataCacheError,
+    FailedPrecondition,
+    InvalidParameter,
+    OutOfRange,
+    PermissionDenied,
+    UnsafeContent,
+)
+from csi.manifest.manifest import Entry, EntryKind, check_path
+from csi.parameters.dialects.endpoints import parse_http_url
 from csi.parameters.dialects.urls import UrlSpec
-from csi.sources.http.connections import Connections, Site, drop, shown_site, site
-from csi.sources.http.file_urls import Addresses, Answer, Refusal
+from csi.sources.http.connections import Connections, Site, discard, format_site, parse_site
+from csi.sources.http.file_urls import FileUrls, Response, StatusErrorMapper
 from csi.sources.http.range_reader import RangeReader
-from csi.sources.plain_xml import plain_parser
-from csi.sources.urls.full_read import pieces
-from csi.values import shown, whole_number
+from csi.sources.plain_xml import create_parser
+from csi.sources.urls.full_read import iter_body
+from csi.values import parse_decimal, redact
 
-MOST_FILES = 100_000
-MOST_SITES = 16
-LARGEST = 64 << 20
-_DEEPEST = 16
-_MOST_NAMES = 1000
-_LONGEST_TAG = 1 << 20
-_LONGEST_TEXT = 1 << 13
-_SPACE = "urn:ietf:params:xml:ns:metalink"
-_ROOT = f"{_SPACE} metalink"
-_FILE = [_ROOT, f"{_SPACE} file"]
-_SIZE, _HASH, _URL = (f"{_SPACE} {name}" for name in ("size", "hash", "url"))
-_WORST_PRIORITY = 999_999
+MAX_METALINK_FILES = 100_000
+MAX_METALINK_SITES = 16
+MAX_METALINK_BYTES = 64 << 20
+_MAX_DEPTH = 16
+_MAX_NAMES = 1000
+_MAX_TAG_BYTES = 1 << 20
+_MAX_TEXT_LENGTH = 1 << 13
+_XML_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
+_ROOT_ELEMENT = f"{_XML_NAMESPACE} metalink"
+_FILE_PATH = [_ROOT_ELEMENT, f"{_XML_NAMESPACE} file"]
+_SIZE_ELEMENT, _HASH_ELEMENT, _URL_ELEMENT = (f"{_XML_NAMESPACE} {name}" for name in ("size", "hash", "url"))
+_LOWEST_PRIORITY = 999_999
 _PRIORITY = re.compile(r"[1-9][0-9]{0,5}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_ALL = {"Accept-Encoding": "identity"}
+_IDENTITY_HEADERS = {"Accept-Encoding": "identity"}
 
 
-class Listed(NamedTuple):
+class MetalinkFile(NamedTuple):
     """A file as a document lists it: `size` is None and `sha256` (64 hex digits) "" where it does not say."""
 
     path: str
@@ -51,74 +58,96 @@ class Listed(NamedTuple):
     sha256: str
 
 
-class Document:
+class MetalinkDocument:
     """The document that `spec` names, read over `connections` with `headers` (a credential among them) as those of its site.
 
-    `refusal` is as that of `Addresses`; `wait` returns when so many bytes more may be read.
+    `refusal` is as that of `FileUrls`; `wait` returns when so many bytes more may be read.
     """
 
-    def __init__(self, spec: UrlSpec, connections: Connections, headers: Mapping[str, str], refusal: Refusal, wait: Callable[[int], None]) -> None:
-        self._url, self._shown, self._connections, self._wait = spec.metalink, spec.shown, connections, wait
-        self._addresses = Addresses(lambda entry: spec.metalink, headers, refusal)
-        self._was_read = False
+    def __init__(
+        self,
+        spec: UrlSpec,
+        connections: Connections,
+        headers: Mapping[str, str],
+        error_for_status: StatusErrorMapper,
+        wait: Callable[[int], None],
+    ) -> None:
+        self._url, self._display_name, self._connections, self._wait = (
+            spec.metalink,
+            spec.display_name,
+            connections,
+            wait,
+        )
+        self._file_urls = FileUrls(lambda entry: spec.metalink, headers, error_for_status)
+        self._is_read = False
 
-    def files(self) -> Iterator[Listed]:
-        """Its files, in its order, while it comes. Raises what `read_files` does, and the errors of a Source."""
-        answer, address = self._ask(_ALL)
+    def iter_files(self) -> Iterator[MetalinkFile]:
+        """Its files, in its order, while it comes. Raises what `parse_files` does, and the errors of a Source."""
+        response, url = self._request(_IDENTITY_HEADERS)
         try:
-            body = pieces(answer, address, self._wait, self._connections.tempo, " (while reading the Metalink document)")
-            yield from read_files(body, self._url, self._shown)
-            self._was_read = True
+            body = iter_body(
+                response,
+                url,
+                self._wait,
+                self._connections.baseline,
+                " (while reading the Metalink document)",
+            )
+            yield from parse_files(body, self._url, self._display_name)
+            self._is_read = True
         finally:
-            drop(answer)
+            discard(response)
 
-    def prove(self) -> None:
-        """Return if this credential may read the document; `files` has told, once it was read to its end."""
-        if not self._was_read:
-            drop(self._ask({"Range": "bytes=0-0", **_ALL})[0])
+    def check_read_access(self) -> None:
+        """Return if this credential may read the document; `iter_files` has told, once it was read to its end."""
+        if not self._is_read:
+            discard(self._request({"Range": "bytes=0-0", **_IDENTITY_HEADERS})[0])
 
-    def _ask(self, headers: Mapping[str, str]) -> tuple[Answer, str]:
-        asked = Entry("the Metalink document", Kind.FILE)
-        with RangeReader(self._connections, self._addresses) as reader:
-            answer, address = reader.ask(asked, headers)
-        if answer.status in (200, 206):
-            return answer, address.url
-        drop(answer)
-        raise self._addresses.refused(answer, address, asked)
+    def _request(self, headers: Mapping[str, str]) -> tuple[Response, str]:
+        entry = Entry("the Metalink document", EntryKind.FILE)
+        with RangeReader(self._connections, self._file_urls) as reader:
+            response, file_url = reader.get_response(entry, headers)
+        if response.status in (200, 206):
+            return response, file_url.url
+        discard(response)
+        raise self._file_urls.response_error(response, file_url, entry)
 
 
-def smallest_of_each_site(files: Iterable[tuple[str, Entry]]) -> list[Entry]:
+def pick_smallest_per_site(files: Iterable[tuple[str, Entry]]) -> list[Entry]:
     """Of entries behind their URLs, the smallest of each site that is not empty."""
-    found: dict[Site, Entry] = {}
+    smallest: dict[Site, Entry] = {}
     for url, entry in files:
-        there = site(url)
-        if entry.size and (there not in found or entry.size < found[there].size):
-            found[there] = entry
-    return list(found.values())
+        file_site = parse_site(url)
+        if entry.size and (file_site not in smallest or entry.size < smallest[file_site].size):
+            smallest[file_site] = entry
+    return list(smallest.values())
 
 
-def read_files(body: Iterable[bytes | memoryview], address: str, what: str) -> Iterator[Listed]:
-    """The files of the document at the URL `address`; `what` names it in messages.
+def parse_files(
+    body: Iterable[bytes | memoryview], document_url: str, display_name: str
+) -> Iterator[MetalinkFile]:
+    """The files of the document at the URL `document_url`; `display_name` names it in messages.
 
     Raises FailedPrecondition for what is no Metalink document or names a file in a way that cannot be used, UnsafeContent for a path
     that is none in a volume, PermissionDenied for http where the document came by https, OutOfRange for more than 100,000 files, 16
     sites or 64 MiB. Messages name the line and the file.
     """
-    reading, count = _Reading(address, what), 0
+    handler, count = _MetalinkHandler(document_url, display_name), 0
     for piece in body:
         count += len(piece)
-        if count > LARGEST:
-            raise OutOfRange(f"{what} has more than {LARGEST >> 20} MiB; make several documents, and name them in sources")
-        reading.feed(piece, count)
-        yield from reading.take()
-    reading.feed(b"", count, last=True)
-    yield from reading.take()
-    if not reading.count:
-        raise FailedPrecondition(f"{what} names no file; check metalink")
+        if count > MAX_METALINK_BYTES:
+            raise OutOfRange(
+                f"{display_name} has more than {MAX_METALINK_BYTES >> 20} MiB; make several documents, and name them in sources"
+            )
+        handler.feed(piece, count)
+        yield from handler.take()
+    handler.feed(b"", count, last=True)
+    yield from handler.take()
+    if not handler.file_count:
+        raise FailedPrecondition(f"{display_name} names no file; check metalink")
 
 
 @dataclass
-class _File:
+class _FileElement:
     """What was said so far of the file whose element began at `line`; `url` is the best one of them."""
 
     path: str
@@ -126,168 +155,194 @@ class _File:
     size: int | None = None
     sha256: str = ""
     url: str = ""
-    priority: int = _WORST_PRIORITY + 1
+    priority: int = _LOWEST_PRIORITY + 1
     has_http: bool = False
 
 
-class _Reading:
+class _MetalinkHandler:
     """What the parser has come by."""
 
-    def __init__(self, address: str, what: str) -> None:
-        self.count = 0
-        self._address, self._what = address, what
+    def __init__(self, document_url: str, display_name: str) -> None:
+        self.file_count = 0
+        self._document_url, self._display_name = document_url, display_name
         # As with redirects: who may change what comes must not be more people on the way.
-        self._schemes = ("https",) if site(address)[0] == "https" else ("http", "https")
-        self._where: list[str] = []
+        self._schemes = ("https",) if parse_site(document_url)[0] == "https" else ("http", "https")
+        self._path: list[str] = []
         self._names: set[str] = set()
-        self._text: list[str] | None = None
-        self._length = 0
+        self._characters: list[str] | None = None
+        self._text_length = 0
         self._attributes: dict[str, str] = {}
-        self._file: _File | None = None
+        self._file: _FileElement | None = None
         self._paths: set[str] = set()
         self._sites: set[Site] = set()
-        self._done: list[Listed] = []
-        self._parser = plain_parser(self, namespaces=True)
-        self._parser.StartNamespaceDeclHandler = self.namespace
+        self._finished: list[MetalinkFile] = []
+        self._parser = create_parser(self, namespaces=True)
+        self._parser.StartNamespaceDeclHandler = self.on_namespace
 
-    def feed(self, piece: bytes | memoryview, count: int, last: bool = False) -> None:
-        """The next bytes, of `count` in all so far."""
+    def feed(self, piece: bytes | memoryview, total: int, last: bool = False) -> None:
+        """The next bytes, of `total` in all so far."""
         try:
             self._parser.Parse(piece, last)
         except expat.ExpatError as error:
-            raise self._bad("from here on there is no XML in UTF-8, or it is cut short") from error
+            raise self._document_error("from here on there is no XML in UTF-8, or it is cut short") from error
         except ValueError as error:
-            raise self._bad("it has a document type of its own, which could hold anything; remove it") from error
+            raise self._document_error(
+                "it has a document type of its own, which could hold anything; remove it"
+            ) from error
         # The parser keeps a tag until it ends.
-        if count - self._parser.CurrentByteIndex > _LONGEST_TAG:
-            raise self._bad(f"a tag or comment has over {_LONGEST_TAG >> 20} MiB")
+        if total - self._parser.CurrentByteIndex > _MAX_TAG_BYTES:
+            raise self._document_error(f"a tag or comment has over {_MAX_TAG_BYTES >> 20} MiB")
 
-    def take(self) -> list[Listed]:
+    def take(self) -> list[MetalinkFile]:
         """The files that ended since the last call."""
-        done, self._done = self._done, []
-        return done
+        finished, self._finished = self._finished, []
+        return finished
 
-    def _bad(self, words: str, kind: type[DataCacheError] = FailedPrecondition) -> DataCacheError:
-        """An error that says where in the document `words` hold."""
+    def _document_error(
+        self, message: str, error_type: type[DataCacheError] = FailedPrecondition
+    ) -> DataCacheError:
+        """An error that says where in the document `message` hold."""
         line = self._file.line if self._file else self._parser.CurrentLineNumber
         file = f", file {self._file.path[:200]!r}" if self._file else ""
-        return kind(f"{self._what}, line {line}{file}: {words}")
+        return error_type(f"{self._display_name}, line {line}{file}: {message}")
 
-    def namespace(self, prefix: str | None, _: str | None) -> None:
-        self._note([f"xmlns:{prefix}"])
+    def on_namespace(self, prefix: str | None, _: str | None) -> None:
+        self._count_names([f"xmlns:{prefix}"])
 
-    def start(self, name: str, attributes: dict[str, str]) -> None:
-        self._where.append(name)
-        self._note((name, *attributes))
-        if self._where[0] != _ROOT:
-            raise self._bad(f'it begins with no <metalink xmlns="{_SPACE}">, so it is no Metalink 4 document (RFC 5854); check metalink')
-        if len(self._where) > _DEEPEST:
-            raise self._bad(f"there are elements more than {_DEEPEST} deep, which no Metalink document has")
-        if self._where == _FILE:
-            self._file = self._begun(attributes.get("name", ""))
-        elif len(self._where) == len(_FILE) + 1 and self._file and name in (_SIZE, _HASH, _URL):
-            self._text, self._length, self._attributes = [], 0, attributes
+    def on_start_element(self, name: str, attributes: dict[str, str]) -> None:
+        self._path.append(name)
+        self._count_names((name, *attributes))
+        if self._path[0] != _ROOT_ELEMENT:
+            raise self._document_error(
+                f'it begins with no <metalink xmlns="{_XML_NAMESPACE}">, so it is no Metalink 4 document (RFC 5854); check metalink'
+            )
+        if len(self._path) > _MAX_DEPTH:
+            raise self._document_error(
+                f"there are elements more than {_MAX_DEPTH} deep, which no Metalink document has"
+            )
+        if self._path == _FILE_PATH:
+            self._file = self._begin_file(attributes.get("name", ""))
+        elif (
+            len(self._path) == len(_FILE_PATH) + 1
+            and self._file
+            and name in (_SIZE_ELEMENT, _HASH_ELEMENT, _URL_ELEMENT)
+        ):
+            self._characters, self._text_length, self._attributes = [], 0, attributes
 
-    def text(self, text: str) -> None:
-        if self._text is not None:
-            self._text.append(text)
-            self._length += len(text)
-            if self._length > _LONGEST_TEXT:
-                raise self._bad(f"a size, hash or url has over {_LONGEST_TEXT} characters")
+    def on_text(self, text: str) -> None:
+        if self._characters is not None:
+            self._characters.append(text)
+            self._text_length += len(text)
+            if self._text_length > _MAX_TEXT_LENGTH:
+                raise self._document_error(f"a size, hash or url has over {_MAX_TEXT_LENGTH} characters")
 
-    def end(self, name: str) -> None:
-        if self._where == _FILE and self._file:
-            self._end_of_file(self._file)
-        elif self._text is not None and self._file and len(self._where) == len(_FILE) + 1:
-            text, self._text = "".join(self._text).strip(), None
-            {_SIZE: self._take_size, _HASH: self._take_hash, _URL: self._take_url}[name](self._file, text)
-        self._where.pop()
+    def on_end_element(self, name: str) -> None:
+        if self._path == _FILE_PATH and self._file:
+            self._finish_file(self._file)
+        elif self._characters is not None and self._file and len(self._path) == len(_FILE_PATH) + 1:
+            text, self._characters = "".join(self._characters).strip(), None
+            {_SIZE_ELEMENT: self._set_size, _HASH_ELEMENT: self._set_hash, _URL_ELEMENT: self._set_url}[name](
+                self._file, text
+            )
+        self._path.pop()
 
-    def _note(self, names: Iterable[str]) -> None:
+    def _count_names(self, names: Iterable[str]) -> None:
         # The parser keeps every name that it meets.
         self._names.update(names)
-        if len(self._names) > _MOST_NAMES:
-            raise self._bad(f"there are over {_MOST_NAMES} names of elements and attributes, which no Metalink document has")
+        if len(self._names) > _MAX_NAMES:
+            raise self._document_error(
+                f"there are over {_MAX_NAMES} names of elements and attributes, which no Metalink document has"
+            )
 
-    def _begun(self, path: str) -> _File:
-        file = _File(path, self._parser.CurrentLineNumber)
+    def _begin_file(self, path: str) -> _FileElement:
+        file = _FileElement(path, self._parser.CurrentLineNumber)
         try:
             check_path(path)
         except UnsafeContent as error:
-            raise self._bad(f"{error}; change its name", UnsafeContent) from error
+            raise self._document_error(f"{error}; change its name", UnsafeContent) from error
         if path in self._paths:
             self._file = file
-            raise self._bad("there is a file of this name before; give each its own")
-        if len(self._paths) == MOST_FILES:
-            raise self._bad(f"there are more than {MOST_FILES} files; make several documents, and name them in sources", OutOfRange)
+            raise self._document_error("there is a file of this name before; give each its own")
+        if len(self._paths) == MAX_METALINK_FILES:
+            raise self._document_error(
+                f"there are more than {MAX_METALINK_FILES} files; make several documents, and name them in sources",
+                OutOfRange,
+            )
         self._paths.add(path)
         return file
 
-    def _take_size(self, file: _File, text: str) -> None:
-        size = whole_number(text)
+    def _set_size(self, file: _FileElement, text: str) -> None:
+        size = parse_decimal(text)
         if size is None:
-            raise self._bad(f"its size is {shown(text)}; it is the number of its bytes")
+            raise self._document_error(f"its size is {redact(text)}; it is the number of its bytes")
         if file.size not in (None, size):
-            raise self._bad("it has two sizes; keep the right one")
+            raise self._document_error("it has two sizes; keep the right one")
         file.size = size
 
-    def _take_hash(self, file: _File, text: str) -> None:
+    def _set_hash(self, file: _FileElement, text: str) -> None:
         if self._attributes.get("type", "").lower() != "sha-256":
             return
         if not _SHA256.fullmatch(text.lower()):
-            raise self._bad(f"its sha-256 is {shown(text, 70)}; it is 64 hex digits")
+            raise self._document_error(f"its sha-256 is {redact(text, 70)}; it is 64 hex digits")
         if file.sha256 not in ("", text.lower()):
-            raise self._bad("it has two sha-256 hashes; keep the right one")
+            raise self._document_error("it has two sha-256 hashes; keep the right one")
         file.sha256 = text.lower()
 
-    def _take_url(self, file: _File, text: str) -> None:
-        priority = self._attributes.get("priority", str(_WORST_PRIORITY))
+    def _set_url(self, file: _FileElement, text: str) -> None:
+        priority = self._attributes.get("priority", str(_LOWEST_PRIORITY))
         if not _PRIORITY.fullmatch(priority):
-            raise self._bad(f"a url's priority is {shown(priority)}; it is 1 (the best) to {_WORST_PRIORITY}")
-        url = self._absolute(text)
+            raise self._document_error(
+                f"a url's priority is {redact(priority)}; it is 1 (the best) to {_LOWEST_PRIORITY}"
+            )
+        url = self._join_url(text)
         scheme = url.partition(":")[0].lower()
         file.has_http |= scheme == "http"
         if scheme in self._schemes and int(priority) < file.priority:
             file.url, file.priority = url, int(priority)
 
-    def _absolute(self, text: str) -> str:
+    def _join_url(self, text: str) -> str:
         """Relative to where the document is asked for: where that redirects to may be signed."""
         if not text or text.startswith("#") or not text.isprintable() or " " in text:
-            raise self._bad("one of its URLs is empty, or has a blank or a control character; write http(s)://host/path")
+            raise self._document_error(
+                "one of its URLs is empty, or has a blank or a control character; write http(s)://host/path"
+            )
         if text.startswith(("https://", "http://")):
             return text
         try:
-            return urljoin(self._address, text)
+            return urljoin(self._document_url, text)
         except ValueError as error:
-            raise self._bad(f"its url {shown(text, 100)} cannot be read; write http(s)://host/path") from error
+            raise self._document_error(
+                f"its url {redact(text, 100)} cannot be read; write http(s)://host/path"
+            ) from error
 
-    def _end_of_file(self, file: _File) -> None:
+    def _finish_file(self, file: _FileElement) -> None:
         if not file.url:
-            raise self._no_url(file)
+            raise self._missing_url_error(file)
         try:
-            url = http_url("url", file.url)._replace(fragment="").geturl()
+            url = parse_http_url("url", file.url)._replace(fragment="").geturl()
         except InvalidParameter as error:
-            words = (
-                f"its url, on {_host(file.url)!r}, is no plain http(s) URL; give one without login, signature and blanks, since the volume keeps it"
+            message = f"its url, on {_host(file.url)!r}, is no plain http(s) URL; give one without login, signature and blanks, since the volume keeps it"
+            raise self._document_error(message) from error
+        self._sites.add(parse_site(url))
+        if len(self._sites) > MAX_METALINK_SITES:
+            raise self._document_error(
+                f"{format_site(url)} is one more host (with its scheme and port) than the {MAX_METALINK_SITES} that a volume may have",
+                OutOfRange,
             )
-            raise self._bad(words) from error
-        self._sites.add(site(url))
-        if len(self._sites) > MOST_SITES:
-            raise self._bad(f"{shown_site(url)} is one more host (with its scheme and port) than the {MOST_SITES} that a volume may have", OutOfRange)
-        self._done.append(Listed(file.path, url, file.size, file.sha256))
+        self._finished.append(MetalinkFile(file.path, url, file.size, file.sha256))
         self._file = None
-        self.count += 1
+        self.file_count += 1
 
-    def _no_url(self, file: _File) -> DataCacheError:
+    def _missing_url_error(self, file: _FileElement) -> DataCacheError:
         if file.has_http:
-            words = "its URLs are http, and the document came by https: anybody on the way could change what comes; give it an https URL"
-            return self._bad(words, PermissionDenied)
-        return self._bad("it has no http or https url; add one")
+            message = "its URLs are http, and the document came by https: anybody on the way could change what comes; give it an https URL"
+            return self._document_error(message, PermissionDenied)
+        return self._document_error("it has no http or https url; add one")
 
 
 def _host(url: str) -> str:
     """The host of whatever a document calls a URL; what else is in it may be a secret."""
     try:
-        return shown_site(url)[:100]
+        return format_site(url)[:100]
     except ValueError:
         return ""

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from csi.cluster.access import Token
-from csi.cluster.kubeconfig import find, kubeconfig
+from csi.cluster.access import BearerToken
+from csi.cluster.kubeconfig import find_cluster_access, load_kubeconfig
 from csi.errors import FailedPrecondition, InvalidParameter
 
 
@@ -22,11 +22,15 @@ def account(folder: Path, token: str = "first", namespace: str = "datacache") ->
     return folder
 
 
-def config(folder: Path, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None, **more: Any) -> Path:
+def config(
+    folder: Path, cluster: dict[str, Any] | None = None, user: dict[str, Any] | None = None, **more: Any
+) -> Path:
     parts = {
         "current-context": "here",
         "contexts": [{"name": "here", "context": {"cluster": "c", "user": "u", "namespace": "models"}}],
-        "clusters": [{"name": "c", "cluster": {"server": "https://api.example.com:6443/", **(cluster or {})}}],
+        "clusters": [
+            {"name": "c", "cluster": {"server": "https://api.example.com:6443/", **(cluster or {})}}
+        ],
         "users": [{"name": "u", "user": user or {"token": "s3cr3t"}}],
     }
     path = folder / "config"
@@ -34,56 +38,62 @@ def config(folder: Path, cluster: dict[str, Any] | None = None, user: dict[str, 
     return path
 
 
-@pytest.mark.parametrize(("host", "url"), [("10.96.0.1", "https://10.96.0.1:443"), ("fd00::1", "https://[fd00::1]:443")])
+@pytest.mark.parametrize(
+    ("host", "url"), [("10.96.0.1", "https://10.96.0.1:443"), ("fd00::1", "https://[fd00::1]:443")]
+)
 def test_a_pod_asks_with_its_service_account(tmp_path: Path, host: str, url: str) -> None:
-    access = find({"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}, account(tmp_path))
+    access = find_cluster_access(
+        {"KUBERNETES_SERVICE_HOST": host, "KUBERNETES_SERVICE_PORT": "443"}, account(tmp_path)
+    )
     assert (access.server, access.namespace, access.ca_file) == (url, "datacache", str(tmp_path / "ca.crt"))
-    assert Token(access).now() == "first"
+    assert BearerToken(access).get() == "first"
 
 
 def test_a_token_is_read_again_when_it_is_refused(tmp_path: Path) -> None:
-    token = Token(find({"KUBERNETES_SERVICE_HOST": "h"}, account(tmp_path)))
-    assert token.now() == "first"
+    token = BearerToken(find_cluster_access({"KUBERNETES_SERVICE_HOST": "h"}, account(tmp_path)))
+    assert token.get() == "first"
     (tmp_path / "token").write_text("second")
-    assert (token.now(), token.now(anew=True), token.now()) == ("first", "second", "second")
+    assert (token.get(), token.get(force_refresh=True), token.get()) == ("first", "second", "second")
 
 
 def test_a_token_is_read_again_after_a_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [1000.0]
     monkeypatch.setattr("csi.cluster.access.time.monotonic", lambda: clock[0])
-    token = Token(find({"KUBERNETES_SERVICE_HOST": "h"}, account(tmp_path)))
-    assert token.now() == "first"
+    token = BearerToken(find_cluster_access({"KUBERNETES_SERVICE_HOST": "h"}, account(tmp_path)))
+    assert token.get() == "first"
     (tmp_path / "token").write_text("second")
     clock[0] += 61
-    assert token.now() == "second"
+    assert token.get() == "second"
 
 
 def test_a_pod_without_its_token_says_which_file_is_missing(tmp_path: Path) -> None:
-    token = Token(find({"KUBERNETES_SERVICE_HOST": "h"}, tmp_path))
+    token = BearerToken(find_cluster_access({"KUBERNETES_SERVICE_HOST": "h"}, tmp_path))
     with pytest.raises(FailedPrecondition, match=f"{tmp_path}/token cannot be read"):
-        token.now()
+        token.get()
 
 
 def test_a_kubeconfig_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
     (tmp_path / "token.txt").write_text("of-the-file")
     ca = base64.b64encode(b"PEM").decode()
-    access = find({"KUBECONFIG": str(config(tmp_path, {"certificate-authority-data": ca}, {"tokenFile": "token.txt"}))})
+    access = find_cluster_access(
+        {"KUBECONFIG": str(config(tmp_path, {"certificate-authority-data": ca}, {"tokenFile": "token.txt"}))}
+    )
     assert (access.server, access.namespace, access.ca) == ("https://api.example.com:6443", "models", "PEM")
-    assert Token(access).now() == "of-the-file"
-    assert kubeconfig([config(tmp_path)]).token == "s3cr3t"
+    assert BearerToken(access).get() == "of-the-file"
+    assert load_kubeconfig([config(tmp_path)]).token == "s3cr3t"
 
 
 @pytest.mark.parametrize("text", ["", "{", "- a: [", "just words", "\x00"])
 def test_a_file_that_is_no_kubeconfig_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "config").write_text(text)
     with pytest.raises(InvalidParameter, match="no kubeconfig"):
-        kubeconfig([tmp_path / "config"])
+        load_kubeconfig([tmp_path / "config"])
 
 
 def test_a_kubeconfig_may_be_yaml(tmp_path: Path) -> None:
     path = config(tmp_path)
     path.write_text(yaml.safe_dump(json.loads(path.read_text())))
-    assert kubeconfig([path]).server == "https://api.example.com:6443"
+    assert load_kubeconfig([path]).server == "https://api.example.com:6443"
 
 
 @pytest.mark.parametrize(
@@ -98,11 +108,13 @@ def test_a_kubeconfig_may_be_yaml(tmp_path: Path) -> None:
         ({"user": {"username": "u", "password": "s3cr3t"}}, "'u' has username"),
     ],
 )
-def test_a_kubeconfig_that_cannot_be_used_says_what_is_wrong(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
+def test_a_kubeconfig_that_cannot_be_used_says_what_is_wrong(
+    tmp_path: Path, more: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(InvalidParameter, match=reason) as error:
-        kubeconfig([config(tmp_path, **more)])
+        load_kubeconfig([config(tmp_path, **more)])
     assert str(tmp_path) in str(error.value) and "s3cr3t" not in str(error.value)
 
 
 def test_no_secret_is_in_the_words_for_an_access(tmp_path: Path) -> None:
-    assert "s3cr3t" not in repr(kubeconfig([config(tmp_path)]))
+    assert "s3cr3t" not in repr(load_kubeconfig([config(tmp_path)]))

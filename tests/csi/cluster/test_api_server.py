@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from csi.cluster.access import Access
+from csi.cluster.access import ClusterAccess
 from csi.cluster.api_server import ApiServer as Client
-from csi.cluster.api_server import Expired, refusal
-from csi.errors import ClusterConflict, ClusterForbids, ClusterUnavailable, FailedPrecondition, InvalidParameter, NotFound
+from csi.cluster.api_server import ResourceExpired, error_from_status
+from csi.errors import (
+    ClusterConflict,
+    ClusterForbids,
+    ClusterUnavailable,
+    FailedPrecondition,
+    InvalidParameter,
+    NotFound,
+)
 from csi.server import grpc_server
 from tests.apiserver import ApiServer
 
@@ -31,7 +38,9 @@ def test_what_somebody_else_changed_is_a_conflict(api_server: ApiServer) -> None
 
 def test_what_the_server_does_not_accept_says_why(api_server: ApiServer) -> None:
     with pytest.raises(InvalidParameter, match="RFC 1123"):
-        api_server.client().call("POST", SPACES, body={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "NOT_A_NAME"}})
+        api_server.client().call(
+            "POST", SPACES, body={"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "NOT_A_NAME"}}
+        )
 
 
 def test_a_token_that_was_rotated_is_taken_up_at_once(api_server: ApiServer, tmp_path: Path) -> None:
@@ -57,7 +66,7 @@ def test_watches_that_are_left_early_keep_no_connection(api_server: ApiServer) -
             next(iter(stream))
         with pytest.raises(InvalidParameter):
             client.stream(SPACES, {"watch": "1", "labelSelector": "=="}, 90.0)
-    assert client.call("GET", f"{SPACES}/default", seconds=5)["metadata"]["name"] == "default"
+    assert client.call("GET", f"{SPACES}/default", timeout=5)["metadata"]["name"] == "default"
 
 
 def test_a_server_that_is_not_the_one_of_the_ca_is_not_spoken_to(api_server: ApiServer) -> None:
@@ -70,26 +79,39 @@ def test_a_ca_that_is_no_certificate_is_said(tmp_path: Path) -> None:
     (tmp_path / "ca.crt").write_text("nonsense")
     for path in (tmp_path / "ca.crt", tmp_path / "missing.crt"):
         with pytest.raises(FailedPrecondition, match=str(path)):
-            Client(Access("https://127.0.0.1:1", ca_file=str(path))).call("GET", "/")
+            Client(ClusterAccess("https://127.0.0.1:1", ca_file=str(path))).call("GET", "/")
 
 
 def test_a_client_certificate_is_loaded_and_leaves_no_file(api_server: ApiServer, tmp_path: Path) -> None:
     folder = api_server.folder / "certificates"
-    pair = {"certificate": (folder / "apiserver.crt").read_text(), "key": (folder / "apiserver.key").read_text()}
+    pair = {
+        "certificate": (folder / "apiserver.crt").read_text(),
+        "key": (folder / "apiserver.key").read_text(),
+    }
     client = Client(replace(api_server.access(), **pair))
     assert client.call("GET", f"{SPACES}/default")["metadata"]["name"] == "default"
 
 
 @pytest.mark.parametrize(
     ("code", "kind"),
-    [(401, ClusterForbids), (403, ClusterForbids), (409, ClusterConflict), (410, Expired), (413, InvalidParameter), (422, InvalidParameter)]
+    [
+        (401, ClusterForbids),
+        (403, ClusterForbids),
+        (409, ClusterConflict),
+        (410, ResourceExpired),
+        (413, InvalidParameter),
+        (422, InvalidParameter),
+    ]
     + [(code, ClusterUnavailable) for code in (429, 500, 502, 503, 504, 418)],
 )
 def test_every_refusal_is_an_error_of_the_tree(code: int, kind: type[Exception]) -> None:
-    assert type(refusal(code, {"message": "because"}, "7")) is kind
-    assert "because" in str(refusal(code, {"message": "because"}))
+    assert type(error_from_status(code, {"message": "because"}, "7")) is kind
+    assert "because" in str(error_from_status(code, {"message": "because"}))
 
 
 def test_callers_learn_that_trying_again_helps() -> None:
-    codes = [grpc_server.code_of(error).name for error in (ClusterUnavailable("x"), ClusterForbids("x"), ClusterConflict("x"))]
+    codes = [
+        grpc_server.code_of(error).name
+        for error in (ClusterUnavailable("x"), ClusterForbids("x"), ClusterConflict("x"))
+    ]
     assert codes == ["UNAVAILABLE", "FAILED_PRECONDITION", "ABORTED"]

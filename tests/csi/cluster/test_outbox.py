@@ -37,12 +37,14 @@ def writes() -> Writes:
 
 @pytest.fixture
 def outbox() -> Iterator[Outbox]:
-    box = Outbox(most=20, between_seconds=0.0)
+    box = Outbox(max_waiting=20, write_interval=0.0)
     yield box
     box.close()
 
 
-def test_of_what_waits_the_latest_of_each_object_is_written_in_their_order_and_no_more_than_so_many(outbox: Outbox, writes: Writes) -> None:
+def test_of_what_waits_the_latest_of_each_object_is_written_in_their_order_and_no_more_than_so_many(
+    outbox: Outbox, writes: Writes
+) -> None:
     outbox.put("first", writes.write("first"))
     assert writes.under_way.wait(20)
     for number in range(10):
@@ -57,14 +59,16 @@ def test_what_is_to_last_waits_however_many_there_are(outbox: Outbox, writes: Wr
     outbox.put("first", writes.write("first"))
     assert writes.under_way.wait(20)
     for key in range(500):
-        outbox.put(key, writes.write(str(key)), lasting=True)
+        outbox.put(key, writes.write(str(key)), durable=True)
     outbox.put("more", writes.write("more"))
     writes.go.set()
     assert wait_until(lambda: len(writes.made) == 501, 20)
     assert writes.made == ["first", *map(str, range(500))]
 
 
-def test_what_the_server_could_not_take_is_dropped_unless_it_is_to_last(outbox: Outbox, writes: Writes) -> None:
+def test_what_the_server_could_not_take_is_dropped_unless_it_is_to_last(
+    outbox: Outbox, writes: Writes
+) -> None:
     tries: list[str] = []
 
     def failing(name: str) -> Callable[[], None]:
@@ -76,28 +80,34 @@ def test_what_the_server_could_not_take_is_dropped_unless_it_is_to_last(outbox: 
         return write
 
     outbox.put("dropped", failing("dropped"))
-    outbox.put("lasting", failing("lasting"), lasting=True)
+    outbox.put("lasting", failing("lasting"), durable=True)
     assert wait_until(lambda: len(tries) == 3, 20)
     assert tries == ["dropped", "lasting", "lasting"]
 
 
-def test_a_conflict_is_tried_again_for_what_is_to_last_but_never_in_the_place_of_something_newer(outbox: Outbox, writes: Writes) -> None:
+def test_a_conflict_is_tried_again_for_what_is_to_last_but_never_in_the_place_of_something_newer(
+    outbox: Outbox, writes: Writes
+) -> None:
     writes.go.set()
     tried: list[str] = []
 
     def conflicting() -> None:
         tried.append("old")
-        outbox.put("status", lambda: tried.append("new"), lasting=True)
+        outbox.put("status", lambda: tried.append("new"), durable=True)
         raise ClusterConflict("changed meanwhile")
 
-    outbox.put("status", conflicting, lasting=True)
+    outbox.put("status", conflicting, durable=True)
     assert wait_until(lambda: tried == ["old", "new"], 20)
     outbox.put("after", writes.write("after"))
     assert wait_until(lambda: writes.made == ["after"], 20) and tried == ["old", "new"]
 
 
-@pytest.mark.parametrize("error", [ClusterForbids("no right"), DataCacheError("odd"), ValueError("s3cr3t"), KeyError("s3cr3t")])
-def test_what_fails_harms_nothing_else_and_is_said_once(outbox: Outbox, writes: Writes, error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "error", [ClusterForbids("no right"), DataCacheError("odd"), ValueError("s3cr3t"), KeyError("s3cr3t")]
+)
+def test_what_fails_harms_nothing_else_and_is_said_once(
+    outbox: Outbox, writes: Writes, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
     writes.go.set()
     for number in range(5):
         outbox.put(number, writes.write(str(number), error if number < 4 else None))

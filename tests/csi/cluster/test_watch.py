@@ -43,7 +43,9 @@ class Told:
 
 
 def make(server: ApiServer, name: str) -> None:
-    server.client().call("POST", MAPS, body={"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}})
+    server.client().call(
+        "POST", MAPS, body={"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}}
+    )
 
 
 def remove(server: ApiServer, name: str) -> None:
@@ -53,7 +55,7 @@ def remove(server: ApiServer, name: str) -> None:
 def test_a_watch_goes_on_when_its_server_comes_back(own_server: ApiServer) -> None:
     told = Told()
     make(own_server, "before")
-    with Watch(own_server.client(), MAPS, told).running():
+    with Watch(own_server.client(), MAPS, told).run_in_background():
         own_server.stop()
         own_server.start()
         make(own_server, "after")
@@ -67,7 +69,7 @@ def test_what_happened_while_a_watch_was_away_is_told_by_a_new_list(own_server: 
     told = Told()
     for name in ("gone", "kept"):
         make(own_server, name)
-    with Watch(own_server.client(), MAPS, told).running():
+    with Watch(own_server.client(), MAPS, told).run_in_background():
         own_server.stop()
         port, own_server.port = own_server.port, free_port()
         own_server.start()
@@ -89,7 +91,7 @@ def test_a_version_that_is_too_old_makes_a_watch_list_anew(own_server: ApiServer
     told = Told()
     watch = Watch(own_server.client(), MAPS, told)
     make(own_server, "early")
-    with watch.running():
+    with watch.run_in_background():
         make(own_server, "one")
         told.until(("one", True))
         watch._version = "1"
@@ -104,15 +106,17 @@ def test_a_watch_that_begins_without_a_server_tells_everything_later(own_server:
     told = Told()
     make(own_server, "there")
     own_server.stop()
-    with Watch(own_server.client(), MAPS, told).running():
+    with Watch(own_server.client(), MAPS, told).run_in_background():
         own_server.start()
         told.until(("there", True))
     remove(own_server, "there")
 
 
-def test_a_watch_without_the_right_to_it_says_so_and_ends_at_once(own_server: ApiServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_watch_without_the_right_to_it_says_so_and_ends_at_once(
+    own_server: ApiServer, caplog: pytest.LogCaptureFixture
+) -> None:
     told = Told()
-    with Watch(own_server.client(STRANGER), MAPS, told).running():
+    with Watch(own_server.client(STRANGER), MAPS, told).run_in_background():
         pass
     assert "cannot list" in str([getattr(line, "fields", {}) for line in caplog.records])
 
@@ -120,25 +124,27 @@ def test_a_watch_without_the_right_to_it_says_so_and_ends_at_once(own_server: Ap
 def test_the_first_list_may_be_told(own_server: ApiServer) -> None:
     told = Told()
     make(own_server, "there")
-    with Watch(own_server.client(), MAPS, told, metadata=False, everything=True).running():
+    with Watch(own_server.client(), MAPS, told, metadata_only=False, report_initial=True).run_in_background():
         assert ("there", True) in told.until(("there", True))
     remove(own_server, "there")
 
 
 def test_a_list_of_many_pages_is_told_whole(own_server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("csi.cluster.watch._PAGE", 2)
+    monkeypatch.setattr("csi.cluster.watch._PAGE_SIZE", 2)
     told, names = Told(), [f"m-{number}" for number in range(5)]
     for name in names:
         make(own_server, name)
-    with Watch(own_server.client(), MAPS, told, everything=True).running():
+    with Watch(own_server.client(), MAPS, told, report_initial=True).run_in_background():
         told.until(*((name, True) for name in names))
     for name in names:
         remove(own_server, name)
 
 
-def test_events_come_whole_however_they_are_cut(monkeypatch: pytest.MonkeyPatch, own_server: ApiServer) -> None:
+def test_events_come_whole_however_they_are_cut(
+    monkeypatch: pytest.MonkeyPatch, own_server: ApiServer
+) -> None:
     client: Client = own_server.client()
     with client.stream(MAPS, {"watch": "1", "timeoutSeconds": "1"}, 30.0) as stream:
         parts = [b'{"a"', b": 1}\n{", b'"b": 2}\n', b"\n"]
-        monkeypatch.setattr(stream._answer, "stream", lambda size: iter(parts))
+        monkeypatch.setattr(stream._response, "stream", lambda size: iter(parts))
         assert list(stream) == [{"a": 1}, {"b": 2}]

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from csi.concurrency.background import beside
+from csi.concurrency.background import background_thread
 from csi.concurrency.thread_pool import ShrinkingPool
 from tests.origins.onc_rpc import wait_until
 
@@ -30,23 +30,33 @@ def test_a_thread_that_is_idle_takes_the_next_call() -> None:
 
 def test_it_says_when_it_has_shrunk() -> None:
     shrunk, hold, sizes = threading.Event(), threading.Event(), list[int]()
-    pool = ShrinkingPool(8, "calls", idle_seconds=0.05, shrunk=lambda: (sizes.append(pool.size), shrunk.set()))
+    pool = ShrinkingPool(
+        8, "calls", idle_seconds=0.05, on_shrink=lambda: (sizes.append(pool.size), shrunk.set())
+    )
     futures = [pool.submit(hold.wait) for _ in range(8)]
     assert not shrunk.wait(0.2)
     hold.set()
-    assert all(future.result(5) for future in futures) and shrunk.wait(5) and wait_until(lambda: pool.size == 0, 5)
+    assert (
+        all(future.result(5) for future in futures)
+        and shrunk.wait(5)
+        and wait_until(lambda: pool.size == 0, 5)
+    )
     assert sizes[0] <= 2
 
 
 def test_it_says_so_once_more_when_the_last_ones_have_gone() -> None:
     sizes, most, few = list[int](), threading.Event(), threading.Event()
-    pool = ShrinkingPool(16, "calls", idle_seconds=0.05, shrunk=lambda: sizes.append(pool.size))
+    pool = ShrinkingPool(16, "calls", idle_seconds=0.05, on_shrink=lambda: sizes.append(pool.size))
     futures = [pool.submit(held.wait) for held in [most] * 12 + [few] * 4]
     assert wait_until(lambda: pool.size == 16, 5)
     most.set()
     assert wait_until(lambda: sizes == [4], 5)
     few.set()
-    assert all(future.result(5) for future in futures) and wait_until(lambda: len(sizes) == 2, 5) and sizes[1] <= 1
+    assert (
+        all(future.result(5) for future in futures)
+        and wait_until(lambda: len(sizes) == 2, 5)
+        and sizes[1] <= 1
+    )
 
 
 def test_what_is_raised_is_the_callers_and_ends_no_thread() -> None:
@@ -90,7 +100,7 @@ def test_a_thread_beside_a_block_ends_with_it_also_where_the_block_fails() -> No
         woken.wait(5)
         ends.append(ended.is_set())
 
-    with pytest.raises(ZeroDivisionError), beside(work, "work", woken.set):
+    with pytest.raises(ZeroDivisionError), background_thread(work, "work", woken.set):
         assert "work" in {thread.name for thread in threading.enumerate()}
         raise ZeroDivisionError
     assert ends == [True] and "work" not in {thread.name for thread in threading.enumerate()}

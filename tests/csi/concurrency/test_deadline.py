@@ -6,32 +6,32 @@ import threading
 
 import pytest
 
-from csi.concurrency.deadline import Patience
-from csi.concurrency.wait_limiter import WaitingRoom
+from csi.concurrency.deadline import Deadline
+from csi.concurrency.wait_limiter import WaitLimiter
 from csi.errors import Busy
 
 
 def test_patience_runs_out_by_itself() -> None:
-    assert Patience(0).over and not Patience(60).over
-    short = Patience(0.05)
+    assert Deadline(0).is_over and not Deadline(60).is_over
+    short = Deadline(0.05)
     short.sleep()
-    assert short.over and short.cancelled == ""
+    assert short.is_over and short.cancelled == ""
 
 
 def test_the_first_reason_for_cancelling_stays() -> None:
-    waits = Patience(60)
+    waits = Deadline(60)
     waits.cancel("one")
     waits.cancel("two")
-    assert waits.over and waits.cancelled == "one"
+    assert waits.is_over and waits.cancelled == "one"
     waits.sleep()
     waits.sleep()
 
 
 def test_a_sleeper_is_woken_to_look_and_sleeps_on() -> None:
-    waits, woken = Patience(60), threading.Semaphore(0)
+    waits, woken = Deadline(60), threading.Semaphore(0)
 
     def sleeper() -> None:
-        while not waits.over:
+        while not waits.is_over:
             waits.sleep()
             woken.release()
 
@@ -39,41 +39,46 @@ def test_a_sleeper_is_woken_to_look_and_sleeps_on() -> None:
     thread.start()
     waits.wake()
     assert woken.acquire(timeout=10)
-    assert not waits.over
+    assert not waits.is_over
     waits.cancel("enough")
     thread.join(10)
     assert not thread.is_alive()
 
 
 def test_a_wake_before_the_sleep_is_not_lost() -> None:
-    waits = Patience(60)
+    waits = Deadline(60)
     waits.wake()
     waits.sleep()
-    assert not waits.over
+    assert not waits.is_over
 
 
 def test_a_full_room_says_how_many_wait_and_a_seat_is_free_after_a_failure() -> None:
-    room = WaitingRoom(2)
-    seats = room.seat("a", Patience(60)), room.seat("a", Patience(60))
-    with seats[0], seats[1], pytest.raises(Busy, match="2 calls are waiting already"), room.seat("b", Patience(60)):
+    room = WaitLimiter(2)
+    seats = room.slot("a", Deadline(60)), room.slot("a", Deadline(60))
+    with (
+        seats[0],
+        seats[1],
+        pytest.raises(Busy, match="2 calls are waiting already"),
+        room.slot("b", Deadline(60)),
+    ):
         pass
-    with pytest.raises(ValueError), room.seat("a", Patience(60)):
+    with pytest.raises(ValueError), room.slot("a", Deadline(60)):
         raise ValueError
-    with room.seat("a", Patience(60)), room.seat("b", Patience(60)):
+    with room.slot("a", Deadline(60)), room.slot("b", Deadline(60)):
         pass
 
 
 def test_cancelling_a_volume_ends_all_its_waits_and_no_others() -> None:
-    room, first, second, other = WaitingRoom(9), Patience(60), Patience(60), Patience(60)
-    with room.seat("a", first), room.seat("a", second), room.seat("b", other):
+    room, first, second, other = WaitLimiter(9), Deadline(60), Deadline(60), Deadline(60)
+    with room.slot("a", first), room.slot("a", second), room.slot("b", other):
         room.cancel("a", "taken away")
         assert (first.cancelled, second.cancelled, other.cancelled) == ("taken away", "taken away", "")
 
 
 def test_closing_ends_all_waits_and_lets_nobody_sit_down_again() -> None:
-    room, seated = WaitingRoom(9), Patience(60)
-    with room.seat("a", seated):
+    room, seated = WaitLimiter(9), Deadline(60)
+    with room.slot("a", seated):
         room.close("leaving")
         assert seated.cancelled == "leaving"
-    with pytest.raises(Busy, match="leaving"), room.seat("a", Patience(60)):
+    with pytest.raises(Busy, match="leaving"), room.slot("a", Deadline(60)):
         pass

@@ -13,17 +13,22 @@ from csi.errors import Busy
 
 def test_a_key_that_is_held_is_refused_at_once_and_others_are_not() -> None:
     locks = KeyedLocks()
-    with locks.hold("a"), locks.hold("b"), pytest.raises(Busy, match="working on a"), locks.hold("a"):
+    with (
+        locks.acquire("a"),
+        locks.acquire("b"),
+        pytest.raises(Busy, match="working on a"),
+        locks.acquire("a"),
+    ):
         pass
-    with locks.hold("a"):
+    with locks.acquire("a"):
         pass
 
 
 def test_a_key_is_free_again_after_a_failure() -> None:
     locks = KeyedLocks()
-    with pytest.raises(ValueError), locks.hold("a"):
+    with pytest.raises(ValueError), locks.acquire("a"):
         raise ValueError
-    with locks.hold("a"):
+    with locks.acquire("a"):
         pass
 
 
@@ -36,7 +41,7 @@ def test_of_many_threads_one_at_a_time_holds_a_key() -> None:
         start.wait()
         for _ in range(200):
             try:
-                with locks.hold("key"):
+                with locks.acquire("key"):
                     with guard:
                         inside += 1
                         most = max(most, inside)
@@ -59,7 +64,7 @@ def test_who_may_wait_gets_the_lock_when_it_is_free() -> None:
     released: list[bool] = []
 
     def hold() -> None:
-        with locks.hold("a"):
+        with locks.acquire("a"):
             held.set()
             time.sleep(0.1)
             released.append(True)
@@ -67,12 +72,12 @@ def test_who_may_wait_gets_the_lock_when_it_is_free() -> None:
     holder = threading.Thread(target=hold)
     holder.start()
     held.wait()
-    with locks.hold("a", 30):
+    with locks.acquire("a", 30):
         assert released
     holder.join()
 
 
 def test_who_waits_in_vain_is_told() -> None:
     locks = KeyedLocks()
-    with locks.hold("a"), pytest.raises(Busy), locks.hold("a", 0.05):
+    with locks.acquire("a"), pytest.raises(Busy), locks.acquire("a", 0.05):
         pass

@@ -10,17 +10,20 @@ from urllib.parse import quote
 import pytest
 
 from csi.image_store.backend import Backend
-from csi.image_store.location import image_store
+from csi.image_store.location import parse_image_store_url
 from csi.image_store.store import open_backend
 from csi.images.fill.fill import fill, seal
-from csi.images.layout.layout import lay_out
+from csi.images.layout.layout import build_layout
 from csi.images.node_store.records import ImagePaths
-from csi.manifest.manifest import Entry, Manifest, build
+from csi.manifest.manifest import Entry, Manifest, build_manifest
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import file
 from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 
-SECRET = {"S3": {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET}, "OSS": {"akId": ROOT_ID, "akSecret": ROOT_SECRET}}
+SECRET = {
+    "S3": {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET},
+    "OSS": {"akId": ROOT_ID, "akSecret": ROOT_SECRET},
+}
 PART = 1 << 16
 
 
@@ -32,7 +35,7 @@ class Opens:
     secrets: dict[str, str]
 
     def __call__(self) -> Backend:
-        return open_backend(image_store(self.url), self.secrets)
+        return open_backend(parse_image_store_url(self.url), self.secrets)
 
 
 @pytest.fixture(params=["file", "s3", "oss"])
@@ -54,8 +57,12 @@ def backend(opens: Opens) -> Iterator[Backend]:
 
 
 def tree(*sizes: int) -> Manifest:
-    return build(
-        [Entry("folder/empty", file("x", 0).kind), *(file(f"file-{number}", size) for number, size in enumerate(sizes))], {"repoId": "org/m"}
+    return build_manifest(
+        [
+            Entry("folder/empty", file("x", 0).kind),
+            *(file(f"file-{number}", size) for number, size in enumerate(sizes)),
+        ],
+        {"repoId": "org/m"},
     )
 
 
@@ -65,7 +72,7 @@ def sealed(folder: Path, manifest: Manifest) -> ImagePaths:
     paths = ImagePaths(folder)
     with paths.manifest.open("xb") as stream:
         manifest.write(stream)
-    fill(lay_out(manifest), paths.partial, paths.journal, FakeOrigin().open)
+    fill(build_layout(manifest), paths.partial, paths.journal, FakeOrigin().open)
     seal(paths.partial, paths.image, paths.journal)
     return paths
 

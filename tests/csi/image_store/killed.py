@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 
-from csi.image_store.location import image_store
+from csi.image_store.location import parse_image_store_url
 from csi.image_store.store import ImageStore, open_backend
 from csi.images.node_store.records import ImagePaths
 from tests.csi.image_store.conftest import PART
@@ -17,7 +17,7 @@ from tests.csi.image_store.conftest import PART
 
 def main() -> None:
     url, secrets, folder, puts = sys.argv[1:]
-    backend = open_backend(image_store(url), json.loads(secrets))
+    backend = open_backend(parse_image_store_url(url), json.loads(secrets))
     put, left, guard = backend.put, [int(puts)], threading.Lock()
 
     def counted(key: str, content: bytes | memoryview) -> None:

@@ -12,12 +12,18 @@ from pathlib import Path
 
 import pytest
 
-from csi.errors import FailedPrecondition, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.errors import (
+    FailedPrecondition,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceNotFound,
+    Unauthenticated,
+)
 from csi.image_store.backend import Backend
-from csi.image_store.location import image_store
+from csi.image_store.location import parse_image_store_url
 from csi.image_store.store import open_backend
 from csi.linux.durable_files import TEMP_SUFFIX
-from csi.manifest.manifest import Entry, Kind
+from csi.manifest.manifest import Entry, EntryKind
 from tests.origins.versitygw import READER_ID, READER_SECRET, ROOT_ID, ROOT_SECRET, ObjectServer
 
 OWNER = 65532
@@ -33,23 +39,23 @@ def test_an_object_is_what_was_put_last(backend: Backend) -> None:
 def test_objects_are_listed_below_their_folder(backend: Backend) -> None:
     for key in ("a/1", "a/b/2", "ab/3", "c/4"):
         backend.put(key, key.encode())
-    listed = list(backend.list("a"))
+    listed = list(backend.list_objects("a"))
     assert sorted(one.key for one in listed) == ["a/1", "a/b/2"] and {one.size for one in listed} == {3, 5}
-    assert all(abs(one.put_at - time.time()) < 3600 for one in listed)
-    assert list(backend.list("nothing")) == []
+    assert all(abs(one.modified_at - time.time()) < 3600 for one in listed)
+    assert list(backend.list_objects("nothing")) == []
 
 
 def test_more_objects_are_listed_than_a_page_has(backend: Backend) -> None:
     for number in range(1100):
         backend.put(f"many/{number}", b"")
-    assert len(list(backend.list("many"))) == 1100
+    assert len(list(backend.list_objects("many"))) == 1100
 
 
 def test_what_was_removed_is_gone_and_may_be_removed_again(backend: Backend) -> None:
     backend.put("a/b/c", b"1")
     for _ in range(2):
         backend.delete("a/b/c")
-    assert backend.get("a/b/c") is None and list(backend.list("a")) == []
+    assert backend.get("a/b/c") is None and list(backend.list_objects("a")) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
@@ -57,7 +63,7 @@ def test_what_root_puts_into_a_folder_its_owner_can_remove() -> None:
     code = "import sys; from tests.csi.image_store import test_backends as t; t.remove_as_owner(sys.argv[1])"
     with tempfile.TemporaryDirectory() as root:
         os.chown(root, OWNER, OWNER)
-        backend = open_backend(image_store(f"file://{root}"), {})
+        backend = open_backend(parse_image_store_url(f"file://{root}"), {})
         backend.put("images/a/parts/b", b"1")
         backend.put("images/a/index", b"2")
         subprocess.run([sys.executable, "-c", code, root], check=True)
@@ -69,40 +75,42 @@ def remove_as_owner(root: str) -> None:
     os.setgroups([])
     os.setgid(OWNER)
     os.setuid(OWNER)
-    backend = open_backend(image_store(f"file://{root}"), {})
+    backend = open_backend(parse_image_store_url(f"file://{root}"), {})
     for key in ("images/a/parts/b", "images/a/index"):
         backend.delete(key)
 
 
 def test_tidying_leaves_objects_alone(backend: Backend) -> None:
     backend.put("a/b", b"1")
-    backend.tidy(time.time() + 3600)
+    backend.sweep(time.time() + 3600)
     assert backend.get("a/b") == b"1"
 
 
-def test_what_a_killed_put_left_in_a_folder_goes_once_it_is_old_and_its_empty_folder_too(tmp_path: Path) -> None:
-    backend, left = open_backend(image_store(f"file://{tmp_path}"), {}), []
+def test_what_a_killed_put_left_in_a_folder_goes_once_it_is_old_and_its_empty_folder_too(
+    tmp_path: Path,
+) -> None:
+    backend, left = open_backend(parse_image_store_url(f"file://{tmp_path}"), {}), []
     for name in ("images/a/parts", "images/b"):
         (tmp_path / name).mkdir(parents=True)
         left.append(tmp_path / name / f".{name[-1]}.0{TEMP_SUFFIX}")
         left[-1].write_bytes(b"half")
     os.utime(left[0], (1.0, 1.0))
-    backend.tidy(time.time() - 60)
+    backend.sweep(time.time() - 60)
     assert not (tmp_path / "images/a").exists() and left[1].exists()
 
 
 def test_readers_read_ranges(backend: Backend) -> None:
     backend.put("parts/one", bytes(range(200)))
     buffer = bytearray(50)
-    with backend.reader("parts")() as reader:
-        reader.read_into(Entry("one", Kind.FILE, size=200), 100, memoryview(buffer))
+    with backend.get_reader_factory("parts")() as reader:
+        reader.read_into(Entry("one", EntryKind.FILE, size=200), 100, memoryview(buffer))
         assert bytes(buffer) == bytes(range(100, 150))
         with pytest.raises(SourceNotFound):
-            reader.read_into(Entry("two", Kind.FILE, size=200), 0, memoryview(buffer))
+            reader.read_into(Entry("two", EntryKind.FILE, size=200), 0, memoryview(buffer))
 
 
 def test_a_folder_that_is_not_mounted_is_no_empty_store(tmp_path: Path) -> None:
-    backend = open_backend(image_store(f"file://{tmp_path}/missing"), {})
+    backend = open_backend(parse_image_store_url(f"file://{tmp_path}/missing"), {})
     with pytest.raises(OriginUnavailable, match="mount it"):
         backend.get("images/x")
     with pytest.raises(OriginUnavailable, match="mount it"):
@@ -113,17 +121,19 @@ def test_a_folder_that_is_not_mounted_is_no_empty_store(tmp_path: Path) -> None:
 ASKED: dict[str, Callable[[Backend], object]] = {
     "put": lambda backend: backend.put("images/x", b""),
     "get": lambda backend: backend.get("images/x"),
-    "list": lambda backend: list(backend.list("images")),
-    "folders": lambda backend: list(backend.folders("images")),
+    "list": lambda backend: list(backend.list_objects("images")),
+    "folders": lambda backend: list(backend.list_folders("images")),
     "delete": lambda backend: backend.delete("images/x"),
 }
 
 
 @pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
 @pytest.mark.parametrize("key", ["wrongid", "rootid"])
-def test_a_wrong_access_key_is_named_without_its_value(objects: ObjectServer, key: str, ask: Callable[[Backend], object]) -> None:
+def test_a_wrong_access_key_is_named_without_its_value(
+    objects: ObjectServer, key: str, ask: Callable[[Backend], object]
+) -> None:
     url = f"s3://{objects.bucket({})}?endpoint={objects.endpoint}"
-    backend = open_backend(image_store(url), {"accessKeyId": key, "secretAccessKey": "w0rd"})
+    backend = open_backend(parse_image_store_url(url), {"accessKeyId": key, "secretAccessKey": "w0rd"})
     with pytest.raises((Unauthenticated, PermissionDenied)) as caught:
         ask(backend)
     assert "access key" in str(caught.value) and "w0rd" not in str(caught.value)
@@ -133,7 +143,10 @@ def test_a_wrong_access_key_is_named_without_its_value(objects: ObjectServer, ke
 def test_a_right_that_is_missing_is_told(objects: ObjectServer, asked: str) -> None:
     bucket = objects.bucket({"images/x": b""})
     objects.allow(bucket, "s3:GetObject")
-    backend = open_backend(image_store(f"s3://{bucket}?endpoint={objects.endpoint}"), {"accessKeyId": READER_ID, "secretAccessKey": READER_SECRET})
+    backend = open_backend(
+        parse_image_store_url(f"s3://{bucket}?endpoint={objects.endpoint}"),
+        {"accessKeyId": READER_ID, "secretAccessKey": READER_SECRET},
+    )
     assert backend.get("images/x") == b""
     with pytest.raises(PermissionDenied, match="rights"):
         ASKED[asked](backend)
@@ -142,14 +155,21 @@ def test_a_right_that_is_missing_is_told(objects: ObjectServer, asked: str) -> N
 @pytest.mark.parametrize("asked", ["put", "get", "list", "folders"])
 def test_a_bucket_of_another_region_says_which(objects: ObjectServer, asked: str) -> None:
     url = f"s3://{objects.bucket({})}?endpoint={objects.endpoint}&region=eu-central-1"
-    backend = open_backend(image_store(url), {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET})
-    with pytest.raises(FailedPrecondition, match="is in the region us-east-1, .*; say region=us-east-1 there"):
+    backend = open_backend(
+        parse_image_store_url(url), {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET}
+    )
+    with pytest.raises(
+        FailedPrecondition, match="is in the region us-east-1, .*; say region=us-east-1 there"
+    ):
         ASKED[asked](backend)
 
 
 @pytest.mark.parametrize("asked", ["put", "get", "list", "folders"])
 def test_a_bucket_that_is_not_there_is_no_empty_store(objects: ObjectServer, asked: str) -> None:
-    backend = open_backend(image_store(f"s3://absent?endpoint={objects.endpoint}"), {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET})
+    backend = open_backend(
+        parse_image_store_url(f"s3://absent?endpoint={objects.endpoint}"),
+        {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET},
+    )
     with pytest.raises(OriginUnavailable, match="no such bucket"):
         ASKED[asked](backend)
 
@@ -157,6 +177,6 @@ def test_a_bucket_that_is_not_there_is_no_empty_store(objects: ObjectServer, ask
 def test_a_server_that_is_down_is_unavailable(objects: ObjectServer) -> None:
     with ObjectServer() as server:
         url = f"s3://bucket?endpoint={server.endpoint}"
-    backend = open_backend(image_store(url), {"accessKeyId": "id", "secretAccessKey": "w0rd"})
+    backend = open_backend(parse_image_store_url(url), {"accessKeyId": "id", "secretAccessKey": "w0rd"})
     with pytest.raises(OriginUnavailable):
         backend.get("images/x")

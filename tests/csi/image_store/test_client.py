@@ -24,37 +24,39 @@ from csi.errors import (
     SourceNotFound,
     Unauthenticated,
 )
-from csi.image_store.client import LANE, StoreAccess, StoredImages
+from csi.image_store.client import STORE_LANE, ImageStoreClient, ImageStoreConfig
 from csi.images.node_store.store import Store
-from csi.manifest.manifest import build
-from csi.worker.pool import Call, WorkerPool
-from csi.worker.protocol import Request, Resolution
+from csi.manifest.manifest import build_manifest
+from csi.worker.pool import WorkerCall, WorkerPool
+from csi.worker.protocol import Resolution, WorkerRequest
 from csi.worker_process import image_store_operations
-from csi.worker_process.image_store_operations import fill_from_either
+from csi.worker_process.image_store_operations import fill_from_store_or_origin
 from tests.origins.hub import Hub
 from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 
 FILES = {"model.bin": os.urandom(3 << 20), "folder/config.json": b"{}", "empty": b""}
-EMPTY = build([], {})
+EMPTY = build_manifest([], {})
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/kept", "revision": "main"}
 
 
 class Node:
     """A node's store, and what is in the image store for it."""
 
-    def __init__(self, folder: Path, pool: WorkerPool, access: StoreAccess) -> None:
-        self.store, self.pool, self.stored = Store(folder, None), pool, StoredImages(pool, access)
+    def __init__(self, folder: Path, pool: WorkerPool, access: ImageStoreConfig) -> None:
+        self.store, self.pool, self.stored = Store(folder, None), pool, ImageStoreClient(pool, access)
 
     def resolve(self) -> Resolution:
-        temp = self.store.temp_path()
-        found = Resolution.decode(self.pool.call("resolve", Request("resolve", HUB, {}, manifest=str(temp))))
+        temp = self.store.new_temp_path()
+        found = Resolution.decode(
+            self.pool.call("resolve", WorkerRequest("resolve", HUB, {}, manifest=str(temp)))
+        )
         self.store.adopt_manifest(found.digest, temp, found.image_bytes)
         return found
 
-    def fill(self, digest: str, call: Call | None = None, **more: str) -> bytes:
+    def fill(self, digest: str, call: WorkerCall | None = None, **more: str) -> bytes:
         """SHA-256 of the image once it is full."""
         paths = self.store.paths(digest)
-        request = Request(
+        request = WorkerRequest(
             "fill",
             {},
             {},
@@ -69,11 +71,11 @@ class Node:
         return hashlib.sha256(paths.image.read_bytes()).digest()
 
     def bring(self, digest: str) -> None:
-        self.stored.bring(self.store.paths(digest).folder, Call(), lambda progress: None)
+        self.stored.upload(self.store.paths(digest).folder, WorkerCall(), lambda progress: None)
 
     def take_manifest(self, digest: str) -> None:
-        temp = self.store.temp_path()
-        kept = self.stored.manifest(digest, temp)
+        temp = self.store.new_temp_path()
+        kept = self.stored.write_manifest(digest, temp)
         self.store.adopt_manifest(digest, temp, kept.image_bytes)
 
 
@@ -86,45 +88,51 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture(params=["file", "s3"])
-def access(request: pytest.FixtureRequest, tmp_path: Path) -> StoreAccess:
+def access(request: pytest.FixtureRequest, tmp_path: Path) -> ImageStoreConfig:
     if request.param == "file":
         (tmp_path / "images").mkdir()
-        return StoreAccess(f"file://{tmp_path}/images")
+        return ImageStoreConfig(f"file://{tmp_path}/images")
     server: ObjectServer = request.getfixturevalue("objects")
     secret = tmp_path / "secret"
     secret.mkdir()
     for key, value in (("accessKeyId", ROOT_ID), ("secretAccessKey", ROOT_SECRET)):
         (secret / key).write_text(f"{value}\n")
-    return StoreAccess(f"s3://{server.bucket({})}/kept?endpoint={quote(server.endpoint)}", secret)
+    return ImageStoreConfig(f"s3://{server.bucket({})}/kept?endpoint={quote(server.endpoint)}", secret)
 
 
 @pytest.fixture
 def pool(hub: Hub) -> Iterator[WorkerPool]:
-    made = WorkerPool({"resolve": 1, "fill": 1, LANE: 2}, allowed=["127.0.0.0/8"])
+    made = WorkerPool({"resolve": 1, "fill": 1, STORE_LANE: 2}, allowed_destinations=["127.0.0.0/8"])
     yield made
     made.close()
 
 
 @pytest.fixture
-def node(tmp_path: Path, pool: WorkerPool, access: StoreAccess) -> Node:
+def node(tmp_path: Path, pool: WorkerPool, access: ImageStoreConfig) -> Node:
     (tmp_path / "first").mkdir()
     return Node(tmp_path / "first", pool, access)
 
 
 @pytest.fixture
-def other(tmp_path: Path, pool: WorkerPool, access: StoreAccess) -> Node:
+def other(tmp_path: Path, pool: WorkerPool, access: ImageStoreConfig) -> Node:
     (tmp_path / "second").mkdir()
     return Node(tmp_path / "second", pool, access)
 
 
-def test_an_image_goes_there_and_another_node_has_it_without_its_origin(node: Node, other: Node, hub: Hub) -> None:
+def test_an_image_goes_there_and_another_node_has_it_without_its_origin(
+    node: Node, other: Node, hub: Hub
+) -> None:
     found = node.resolve()
-    assert node.stored.find(found.digest) is None and node.stored.all() == []
+    assert node.stored.find(found.digest) is None and node.stored.list_images() == []
     image = node.fill(found.digest)
     node.bring(found.digest)
     kept = node.stored.find(found.digest)
-    assert kept and (kept.image_bytes, kept.content_bytes) == (found.image_bytes, found.content_bytes) and kept.access == found.spec.to_context()
-    assert node.stored.find(f"s-{found.digest[:20]}") == kept and node.stored.all() == [kept]
+    assert (
+        kept
+        and (kept.image_bytes, kept.content_bytes) == (found.image_bytes, found.content_bytes)
+        and kept.access == found.spec.to_context()
+    )
+    assert node.stored.find(f"s-{found.digest[:20]}") == kept and node.stored.list_images() == [kept]
     sent = hub.counters.bytes_sent["org/kept/model.bin"]
     hub.stop()
     other.take_manifest(found.digest)
@@ -138,13 +146,17 @@ def test_what_is_removed_or_was_unwanted_for_long_enough_is_gone(node: Node, tmp
     node.fill(digest)
     node.bring(digest)
     assert node.stored.collect({digest}, 0, tmp_path / "wanted") == [] and node.stored.find(digest)
-    assert node.stored.collect((), 0, tmp_path / "wanted") == [] and node.stored.collect((), 0, tmp_path / "wanted") == [digest]
+    assert node.stored.collect((), 0, tmp_path / "wanted") == [] and node.stored.collect(
+        (), 0, tmp_path / "wanted"
+    ) == [digest]
     node.bring(digest)
     node.stored.remove(digest)
     assert node.stored.find(digest) is None and not (tmp_path / "wanted").exists()
 
 
-def test_a_fill_goes_on_from_its_origin_where_the_store_fails(node: Node, other: Node, access: StoreAccess, tmp_path: Path) -> None:
+def test_a_fill_goes_on_from_its_origin_where_the_store_fails(
+    node: Node, other: Node, access: ImageStoreConfig, tmp_path: Path
+) -> None:
     digest = node.resolve().digest
     image = node.fill(digest)
     other.resolve()
@@ -165,12 +177,14 @@ def test_where_both_fail_the_error_says_both(other: Node, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("first", ["origin", "store"])
-def test_a_fill_that_was_begun_from_one_place_ends_the_same_from_the_other(node: Node, other: Node, hub: Hub, first: str) -> None:
+def test_a_fill_that_was_begun_from_one_place_ends_the_same_from_the_other(
+    node: Node, other: Node, hub: Hub, first: str
+) -> None:
     digest = node.resolve().digest
     image = node.fill(digest)
     node.bring(digest)
     other.resolve()
-    call, none = Call(), {"image_store": ""}
+    call, none = WorkerCall(), {"image_store": ""}
     hub.faults.rate = 1 << 20
     stopper = threading.Timer(0.6, call.stop)
     stopper.start()
@@ -181,7 +195,7 @@ def test_a_fill_that_was_begun_from_one_place_ends_the_same_from_the_other(node:
     finally:
         stopper.cancel()
         hub.faults.rate = None
-    if not other.store.sealed(digest):
+    if not other.store.find_sealed(digest):
         assert other.fill(digest, **({} if first == "origin" else none)) == image
     assert hashlib.sha256(other.store.paths(digest).image.read_bytes()).digest() == image
 
@@ -191,38 +205,48 @@ def test_what_an_origin_has_begun_and_refuses_now_comes_from_the_store(
     kind: type[DataCacheError], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     said: list[str | None] = [None, "the image store does not have it"]
-    monkeypatch.setattr(image_store_operations, "begun_by", lambda path: EMPTY.digest)
-    monkeypatch.setattr(image_store_operations, "_fill", lambda request, manifest, tell: said.pop(0))
-    request = Request("fill", {}, {}, image_store="file:///images", journal=str(tmp_path / "journal"))
+    monkeypatch.setattr(image_store_operations, "read_journal_digest", lambda path: EMPTY.digest)
+    monkeypatch.setattr(
+        image_store_operations, "_fill_from_store", lambda request, manifest, tell: said.pop(0)
+    )
+    request = WorkerRequest("fill", {}, {}, image_store="file:///images", journal=str(tmp_path / "journal"))
 
     def refused() -> None:
         raise kind("gone")
 
-    fill_from_either(request, EMPTY, lambda progress: None, refused)
+    fill_from_store_or_origin(request, EMPTY, lambda progress: None, refused)
     with pytest.raises(kind, match="gone.*does not have it"):
-        fill_from_either(request, EMPTY, lambda progress: None, refused)
+        fill_from_store_or_origin(request, EMPTY, lambda progress: None, refused)
 
 
 def test_no_store_asks_nobody(pool: WorkerPool, tmp_path: Path) -> None:
-    stored, request = StoredImages(pool, StoreAccess()), Request("fill", {}, {})
-    assert not stored.there and stored.find("a" * 64) is None and stored.with_image_store(request) == request
+    stored, request = ImageStoreClient(pool, ImageStoreConfig()), WorkerRequest("fill", {}, {})
+    assert (
+        not stored.is_configured
+        and stored.find("a" * 64) is None
+        and stored.with_image_store(request) == request
+    )
 
 
 def test_a_store_that_cannot_be_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidParameter, match="image store"):
-        StoreAccess("ftp://x").check()
+        ImageStoreConfig("ftp://x").check_url()
     with pytest.raises(FailedPrecondition, match="--image-store-secret"):
-        StoreAccess("s3://bucket", tmp_path / "none").credential()
+        ImageStoreConfig("s3://bucket", tmp_path / "none").read_credential()
 
 
 def test_what_is_not_there_is_not_found(node: Node) -> None:
     with pytest.raises(NotFound):
-        node.stored.manifest("a" * 64, node.store.temp_path())
+        node.stored.write_manifest("a" * 64, node.store.new_temp_path())
 
 
-def test_the_credential_is_in_no_log_and_no_error(node: Node, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_credential_is_in_no_log_and_no_error(
+    node: Node, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
     caplog.set_level(logging.DEBUG)
     digest = node.resolve().digest
     node.fill(digest)
     node.bring(digest)
-    assert ROOT_SECRET not in caplog.text + "".join(capfd.readouterr()) + repr(node.stored.with_image_store(Request("stored", {}, {})))
+    assert ROOT_SECRET not in caplog.text + "".join(capfd.readouterr()) + repr(
+        node.stored.with_image_store(WorkerRequest("stored", {}, {}))
+    )

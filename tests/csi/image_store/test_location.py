@@ -7,20 +7,27 @@ from pathlib import Path
 import pytest
 
 from csi.errors import InvalidParameter
-from csi.image_store.location import FolderSpec, image_store
-from csi.parameters.dialects.buckets import ObjectSpec
+from csi.image_store.location import FolderStoreSpec, parse_image_store_url
+from csi.parameters.dialects.buckets import BucketSpec
 
 
 def test_a_folder_is_one() -> None:
-    assert image_store("file:///mnt/a%20b") == FolderSpec(Path("/mnt/a b"))
+    assert parse_image_store_url("file:///mnt/a%20b") == FolderStoreSpec(Path("/mnt/a b"))
 
 
 def test_buckets_are_written_as_one_url() -> None:
-    s3 = image_store("s3://images/kept/here?endpoint=http://minio.example:9000&region=eu-central-1")
-    assert s3 == ObjectSpec("S3", "http://minio.example:9000", "images", "kept/here", "eu-central-1", True)
-    assert image_store("s3://images?region=eu-central-1") == ObjectSpec("S3", "https://s3.eu-central-1.amazonaws.com", "images", "", "eu-central-1")
-    oss = image_store("oss://images/kept?endpoint=oss-cn-hangzhou-internal.aliyuncs.com")
-    assert isinstance(oss, ObjectSpec) and (oss.store, oss.bucket, oss.prefix, oss.region) == ("OSS", "images", "kept", "cn-hangzhou")
+    s3 = parse_image_store_url("s3://images/kept/here?endpoint=http://minio.example:9000&region=eu-central-1")
+    assert s3 == BucketSpec("S3", "http://minio.example:9000", "images", "kept/here", "eu-central-1", True)
+    assert parse_image_store_url("s3://images?region=eu-central-1") == BucketSpec(
+        "S3", "https://s3.eu-central-1.amazonaws.com", "images", "", "eu-central-1"
+    )
+    oss = parse_image_store_url("oss://images/kept?endpoint=oss-cn-hangzhou-internal.aliyuncs.com")
+    assert isinstance(oss, BucketSpec) and (oss.store, oss.bucket, oss.prefix, oss.region) == (
+        "OSS",
+        "images",
+        "kept",
+        "cn-hangzhou",
+    )
 
 
 @pytest.mark.parametrize(
@@ -40,5 +47,5 @@ def test_buckets_are_written_as_one_url() -> None:
 )
 def test_what_is_none_says_why_without_a_credential(url: str, words: str) -> None:
     with pytest.raises(InvalidParameter, match=words) as caught:
-        image_store(url)
+        parse_image_store_url(url)
     assert "s3cr3t" not in str(caught.value)

@@ -27,7 +27,9 @@ class FakeOrigin:
     killed process leaves its counters behind.
     """
 
-    def __init__(self, fault: Fault | None = None, log: Path | None = None, contents: Mapping[str, bytes] | None = None) -> None:
+    def __init__(
+        self, fault: Fault | None = None, log: Path | None = None, contents: Mapping[str, bytes] | None = None
+    ) -> None:
         self.fault, self.log = fault, log
         self.asked: Counter[str] = Counter()
         self.bytes = 0

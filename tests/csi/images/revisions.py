@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from csi.images.fill.fill import fill, seal
-from csi.images.layout.layout import Layout, lay_out
+from csi.images.layout.layout import Layout, build_layout
 from csi.images.node_store.records import ImagePaths
-from csi.manifest.manifest import Entry, Kind, Manifest, build
+from csi.manifest.manifest import Entry, EntryKind, Manifest, build_manifest
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import digest_of
 from tests.kernel.disks import disk
@@ -46,9 +46,19 @@ def manifest_of(contents: Contents, form: str = "sha256") -> Manifest:
     def digest(path: str, data: bytes) -> str:
         chosen = FORMS[len(data) % 3] if form == "all" else form
         # A token is of one file's identity and time, and goes with it to another path.
-        return digest_of(data, "sha256").replace("sha256", "token") if chosen == "token" else digest_of(data, chosen)
+        return (
+            digest_of(data, "sha256").replace("sha256", "token")
+            if chosen == "token"
+            else digest_of(data, chosen)
+        )
 
-    return build([Entry(path, Kind.FILE, len(data), digest=digest(path, data)) for path, data in contents.items()], {})
+    return build_manifest(
+        [
+            Entry(path, EntryKind.FILE, len(data), digest=digest(path, data))
+            for path, data in contents.items()
+        ],
+        {},
+    )
 
 
 class Image:
@@ -58,14 +68,19 @@ class Image:
         folder.mkdir(exist_ok=True)
         self.contents, self.paths = contents, ImagePaths(folder)
         self.manifest = manifest_of(contents, form)
-        self.layout: Layout = lay_out(self.manifest)
+        self.layout: Layout = build_layout(self.manifest)
         self.origin = FakeOrigin(contents=contents, log=log)
         with self.paths.manifest.open("wb") as stream:
             self.manifest.write(stream)
 
     def fill(self, donors: Sequence[Image] = (), **more: object) -> None:
         """Fill it, but do not seal it."""
-        options: dict[str, object] = {"donors": [donor.paths for donor in donors], "connections": 2, "chunk_bytes": MIB, **more}
+        options: dict[str, object] = {
+            "donors": [donor.paths for donor in donors],
+            "connections": 2,
+            "chunk_bytes": MIB,
+            **more,
+        }
         fill(self.layout, self.paths.partial, self.paths.journal, self.origin.open, **options)  # type: ignore[arg-type]
 
     def seal(self) -> None:
@@ -100,7 +115,9 @@ def used(folder: Path) -> int:
 
 def cached(path: Path) -> int:
     """Bytes of a file that the page cache has."""
-    shown = subprocess.run(["fincore", "-nb", "-o", "RES", str(path)], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        ["fincore", "-nb", "-o", "RES", str(path)], capture_output=True, text=True, check=True
+    )
     return int(shown.stdout)
 
 

@@ -58,4 +58,4 @@ def test_a_line_that_gives_nothing_any_more_has_no_rate_after_five_seconds() -> 
 
 
 def test_a_slow_line_is_not_said_to_give_nothing() -> None:
-    assert FillProgress(0, 8 * MIB, 0, 300_000.0, 27.0).shown() == "0 of 8 MiB, 293.0 KiB/s, about 27 s left"
+    assert FillProgress(0, 8 * MIB, 0, 300_000.0, 27.0).format() == "0 of 8 MiB, 293.0 KiB/s, about 27 s left"

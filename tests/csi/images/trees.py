@@ -12,8 +12,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from csi.images.layout.layout import Layout, lay_out
-from csi.manifest.manifest import Entry, Kind, Manifest, build
+from csi.images.layout.layout import Layout, build_layout
+from csi.manifest.manifest import Entry, EntryKind, Manifest, build_manifest
 
 NAME_TEXT = st.characters(blacklist_categories=("Cs",), blacklist_characters="/\0")
 SIZES = st.one_of(st.sampled_from([0, 1, 4095, 4096, 4097, 8191, 8192, 8193]), st.integers(0, 40_000))
@@ -28,7 +28,7 @@ def content(path: str, size: int) -> bytes:
 
 def file(path: str, size: int, digest: str = "sha256", **more: int) -> Entry:
     """A file entry whose digest is that of `content(path, size)`, in the form `digest`: sha256, git or token."""
-    return Entry(path, Kind.FILE, size, digest=digest_of(content(path, size), digest), **more)
+    return Entry(path, EntryKind.FILE, size, digest=digest_of(content(path, size), digest), **more)
 
 
 def digest_of(data: bytes, form: str) -> str:
@@ -43,7 +43,22 @@ def _is_name(text: str) -> bool:
 
 names = st.one_of(
     st.text(NAME_TEXT, min_size=1, max_size=12),
-    st.sampled_from(["!", "-", ".a", "...", "a", "a-b", "a.b", "\u00e9", "\uffff", "\U00010000", "z" * 255, "\u00fc" * 127]),
+    st.sampled_from(
+        [
+            "!",
+            "-",
+            ".a",
+            "...",
+            "a",
+            "a-b",
+            "a.b",
+            "\u00e9",
+            "\uffff",
+            "\U00010000",
+            "z" * 255,
+            "\u00fc" * 127,
+        ]
+    ),
 ).filter(_is_name)
 
 
@@ -57,17 +72,29 @@ def manifests(draw: st.DrawFn, sizes: st.SearchStrategy[int] = SIZES) -> Manifes
         path = f"{parent}/{draw(names)}".lstrip("/")
         if path in entries or len(path.encode()) > 3000:
             continue
-        kind = draw(st.sampled_from([Kind.FILE, Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK]))
-        more = {"mtime_ns": draw(TIMES), "mode": draw(st.integers(0, 0o7777)), "uid": draw(OWNERS), "gid": draw(OWNERS)}
-        if kind is Kind.FILE:
+        kind = draw(st.sampled_from([EntryKind.FILE, EntryKind.FILE, EntryKind.DIRECTORY, EntryKind.SYMLINK]))
+        more = {
+            "mtime_ns": draw(TIMES),
+            "mode": draw(st.integers(0, 0o7777)),
+            "uid": draw(OWNERS),
+            "gid": draw(OWNERS),
+        }
+        if kind is EntryKind.FILE:
             entries[path] = file(path, draw(sizes), draw(st.sampled_from(["sha256", "git", "token"])), **more)
-        elif kind is Kind.DIRECTORY:
+        elif kind is EntryKind.DIRECTORY:
             entries[path] = Entry(path, kind, **more)
             folders.append(path)
         else:
-            target = draw(st.one_of(names, st.integers(1, 4095).map(lambda n: ("t" * 200 + "/") * (n // 201) + "t" * (n % 201) or "t")))
+            target = draw(
+                st.one_of(
+                    names,
+                    st.integers(1, 4095).map(
+                        lambda n: ("t" * 200 + "/") * (n // 201) + "t" * (n % 201) or "t"
+                    ),
+                )
+            )
             entries[path] = Entry(path, kind, target=target, **more)
-    return build(entries.values(), {}, preserve_ownership=draw(st.booleans()))
+    return build_manifest(entries.values(), {}, preserve_ownership=draw(st.booleans()))
 
 
 def write_image(layout: Layout, path: Path) -> None:
@@ -81,7 +108,7 @@ def write_image(layout: Layout, path: Path) -> None:
 
 
 def image_of(manifest: Manifest, path: Path) -> Layout:
-    layout = lay_out(manifest)
+    layout = build_layout(manifest)
     write_image(layout, path)
     return layout
 
@@ -95,7 +122,9 @@ def fsck(path: Path) -> None:
 def mounted(image: Path, at: Path) -> Iterator[Path]:
     """The image, mounted by the kernel through a read-only loop device of its own."""
     at.mkdir(exist_ok=True)
-    subprocess.run(["mount", "-t", "erofs", "-o", "ro,loop", str(image), str(at)], check=True, capture_output=True)
+    subprocess.run(
+        ["mount", "-t", "erofs", "-o", "ro,loop", str(image), str(at)], check=True, capture_output=True
+    )
     try:
         yield at
     finally:
@@ -119,16 +148,22 @@ def compare(manifest: Manifest, root: Path) -> None:
     """Assert that the tree at `root` is exactly the manifest: names, kinds, sizes, modes, times, owners, targets, bytes."""
     seen = dict(_seen(root))
     assert seen.keys() == {e.path for e in manifest.entries}
-    types = {Kind.FILE: stat.S_IFREG, Kind.DIRECTORY: stat.S_IFDIR, Kind.SYMLINK: stat.S_IFLNK}
+    types = {EntryKind.FILE: stat.S_IFREG, EntryKind.DIRECTORY: stat.S_IFDIR, EntryKind.SYMLINK: stat.S_IFLNK}
     for entry in manifest.entries:
         status = seen[entry.path]
         assert status.st_mode == types[entry.kind] | entry.mode
         assert (status.st_mtime_ns, status.st_uid, status.st_gid) == (entry.mtime_ns, entry.uid, entry.gid)
-        if entry.kind is Kind.FILE:
+        if entry.kind is EntryKind.FILE:
             assert status.st_size == entry.size
             assert (root / entry.path).read_bytes() == content(entry.path, entry.size)
-        elif entry.kind is Kind.SYMLINK:
-            assert os.readlink(os.fsencode(root / entry.path)) == entry.target.encode(errors="surrogateescape")
+        elif entry.kind is EntryKind.SYMLINK:
+            assert os.readlink(os.fsencode(root / entry.path)) == entry.target.encode(
+                errors="surrogateescape"
+            )
         else:
-            folders = sum(1 for e in manifest.entries if e.kind is Kind.DIRECTORY and e.path.rpartition("/")[0] == entry.path)
+            folders = sum(
+                1
+                for e in manifest.entries
+                if e.kind is EntryKind.DIRECTORY and e.path.rpartition("/")[0] == entry.path
+            )
             assert status.st_nlink == 2 + folders

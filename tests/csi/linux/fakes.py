@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from csi.errors import Busy, DataCacheError, UnsupportedByNode
-from csi.linux.mounts import Mount, at
+from csi.linux.mounts import Mount, find_mount
 
 MARKER = ".mounted-on"
 _EROFS_MAGIC = b"\xe2\xe1\xf5\xe0"
@@ -100,8 +100,10 @@ class FakeMounts:
     def __init__(self, kernel: FakeKernel) -> None:
         self._kernel = kernel
 
-    def table(self) -> list[Mount]:
-        return [Mount(**{**kept, "options": frozenset(kept["options"])}) for kept in self._kernel.read().mounts]
+    def list_mounts(self) -> list[Mount]:
+        return [
+            Mount(**{**kept, "options": frozenset(kept["options"])}) for kept in self._kernel.read().mounts
+        ]
 
     def mount_image(self, device: str, target: Path) -> None:
         with self._kernel.changing("mount") as state:
@@ -111,13 +113,15 @@ class FakeMounts:
             with open(loop.path, "rb") as image:
                 if image.read(1028)[1024:] != _EROFS_MAGIC:
                     raise UnsupportedByNode(f"this node's kernel cannot mount the image on {device} as EROFS")
-            self._add(state, Mount(str(target), "7:" + device.removeprefix("/dev/loop"), "erofs", device, _FLAGS))
+            self._add(
+                state, Mount(str(target), "7:" + device.removeprefix("/dev/loop"), "erofs", device, _FLAGS)
+            )
 
-    def bind(self, source: Path, target: Path) -> None:
+    def bind_mount(self, source: Path, target: Path) -> None:
         with self._kernel.changing("bind") as state:
             if not source.is_dir() or not target.is_dir():
                 raise DataCacheError(f"binding {source} to {target} failed")
-            shown = _covering(self.table(), str(source))
+            shown = _covering(self.list_mounts(), str(source))
             self._add(state, Mount(str(target), shown.device, shown.fs_type, shown.source, _FLAGS))
 
     def mount_marker(self, label: str, target: Path) -> None:
@@ -128,10 +132,12 @@ class FakeMounts:
             self._add(state, Mount(str(target), f"0:{state.made}", "tmpfs", label, _FLAGS | {"noexec"}))
 
     def unmount(self, target: Path) -> None:
-        table = self.table()
-        if at(table, target) is None:
+        table = self.list_mounts()
+        if find_mount(table, target) is None:
             return
-        if str(target) in self._kernel.read().busy or any(mount.target.startswith(f"{target}/") for mount in table):
+        if str(target) in self._kernel.read().busy or any(
+            mount.target.startswith(f"{target}/") for mount in table
+        ):
             raise Busy(f"{target} is in use by a process on this node")
         with self._kernel.changing("unmount") as state:
             last = max(number for number, mount in enumerate(state.mounts) if mount["target"] == str(target))
@@ -146,7 +152,11 @@ class FakeMounts:
 
 def _covering(table: list[Mount], path: str) -> Mount:
     above = [mount for mount in table if path == mount.target or path.startswith(mount.target + "/")]
-    return max(above, key=lambda mount: len(mount.target), default=Mount("/", "8:1", "ext4", "/dev/sda1", frozenset(("rw",))))
+    return max(
+        above,
+        key=lambda mount: len(mount.target),
+        default=Mount("/", "8:1", "ext4", "/dev/sda1", frozenset(("rw",))),
+    )
 
 
 class FakeLoops:
@@ -168,16 +178,16 @@ class FakeLoops:
             with self._kernel.changing("close") as state:
                 state.loops[device].holder = 0
 
-    def read_ahead(self, device: str, size: int | None) -> None:
+    def set_read_ahead(self, device: str, size: int | None) -> None:
         with self._kernel.changing("read ahead") as state:
             if device in state.loops:
                 state.loops[device].read_ahead = size
 
-    def holds(self, device: str, image: Path) -> bool:
+    def is_backed_by(self, device: str, image: Path) -> bool:
         loop = self._kernel.read().loops.get(device)
         if loop is None or not image.exists():
             return False
         return loop.image == [image.stat().st_dev, image.stat().st_ino]
 
-    def wait_free(self, device: str, seconds: float) -> bool:
+    def wait_until_free(self, device: str, seconds: float) -> bool:
         return device not in self._kernel.read().loops

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 from csi.errors import DataCacheError
 from csi.linux import durable_files
 
-json_values = st.none() | st.booleans() | st.integers() | st.text(max_size=9) | st.lists(st.text(max_size=9), max_size=3)
+json_values = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=9)
+    | st.lists(st.text(max_size=9), max_size=3)
+)
 
 
 @settings(max_examples=25)
@@ -32,7 +38,9 @@ def test_a_file_is_for_its_owner_only_and_replaces_what_was_there(tmp_path: Path
     assert path.read_bytes() == b"new" and stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "record"
     durable_files.write_bytes(path, b"old")
 
@@ -45,10 +53,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path: 
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["record"]
 
 
-def test_the_bytes_are_synced_before_the_name_and_the_folder_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bytes_are_synced_before_the_name_and_the_folder_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[str] = []
     sync, rename = os.fsync, Path.rename
-    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "bytes"), sync(fd))[1])
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda fd: (steps.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "bytes"), sync(fd))[1],
+    )
     monkeypatch.setattr(Path, "rename", lambda self, target: (steps.append("name"), rename(self, target))[1])
     durable_files.write_bytes(tmp_path / "record", b"x")
     assert steps == ["bytes", "name", "folder"]
@@ -59,12 +73,14 @@ def test_a_rename_between_folders_syncs_both(tmp_path: Path, monkeypatch: pytest
         (tmp_path / name).mkdir()
     (tmp_path / "a/x").touch()
     synced: list[Path] = []
-    monkeypatch.setattr(durable_files, "sync_folder", synced.append)
-    durable_files.rename_durably(tmp_path / "a/x", tmp_path / "b/x")
+    monkeypatch.setattr(durable_files, "fsync_folder", synced.append)
+    durable_files.rename_and_sync(tmp_path / "a/x", tmp_path / "b/x")
     assert set(synced) == {tmp_path / "a", tmp_path / "b"}
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"7", b'"x"', b"null", b'{"format": 1', b"\xff\xfe", b"\0" * 40])
+@pytest.mark.parametrize(
+    "damage", [b"", b"{", b"[]", b"7", b'"x"', b"null", b'{"format": 1', b"\xff\xfe", b"\0" * 40]
+)
 def test_a_damaged_record_is_told_as_damaged(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "record"
     path.write_bytes(damage)
@@ -85,8 +101,12 @@ def test_a_missing_record_is_missing_and_not_damaged(tmp_path: Path) -> None:
 
 def test_a_key_is_made_once_for_its_owner_only_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key"
-    key = durable_files.secret_key(path)
-    assert len(key) == 32 and durable_files.secret_key(path) == key and stat.S_IMODE(path.stat().st_mode) == 0o600
+    key = durable_files.load_or_create_key(path)
+    assert (
+        len(key) == 32
+        and durable_files.load_or_create_key(path) == key
+        and stat.S_IMODE(path.stat().st_mode) == 0o600
+    )
     path.write_bytes(b"short")
     with pytest.raises(DataCacheError, match="damaged"):
-        durable_files.secret_key(path)
+        durable_files.load_or_create_key(path)

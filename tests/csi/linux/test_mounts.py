@@ -7,18 +7,18 @@ import threading
 
 import pytest
 
-from csi.linux.mounts import KernelMounts, Mount
+from csi.linux.mounts import KernelMountTable, Mount
 from tests.origins.onc_rpc import wait_until
 
 
-class Slow(KernelMounts):
+class Slow(KernelMountTable):
     """Each read waits until it may end with what `may_end` has for it: a source that tells one read from the next, or what it fails with."""
 
     def __init__(self) -> None:
         super().__init__()
         self.begun, self.may_end = 0, queue.SimpleQueue[str | OSError]()
 
-    def _read(self) -> list[Mount]:
+    def _read_mountinfo(self) -> list[Mount]:
         self.begun += 1
         said = self.may_end.get(timeout=20)
         if isinstance(said, OSError):
@@ -26,10 +26,10 @@ class Slow(KernelMounts):
         return [Mount("/", "0:1", "ext4", said, frozenset())]
 
 
-def asked(mounts: KernelMounts, answers: queue.SimpleQueue[object]) -> threading.Thread:
+def asked(mounts: KernelMountTable, answers: queue.SimpleQueue[object]) -> threading.Thread:
     def ask() -> None:
         try:
-            answers.put(mounts.table()[0].source)
+            answers.put(mounts.list_mounts()[0].source)
         except OSError as error:
             answers.put(error)
 
@@ -68,8 +68,11 @@ def test_a_read_that_fails_is_its_callers_and_others_read_again() -> None:
 
 @pytest.mark.parametrize("calls", [1, 50])
 def test_the_table_is_the_kernels(calls: int) -> None:
-    mounts, found = KernelMounts(), queue.SimpleQueue[object]()
-    threads = [threading.Thread(target=lambda: found.put({mount.target for mount in mounts.table()})) for _ in range(calls)]
+    mounts, found = KernelMountTable(), queue.SimpleQueue[object]()
+    threads = [
+        threading.Thread(target=lambda: found.put({mount.target for mount in mounts.list_mounts()}))
+        for _ in range(calls)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from csi.manifest.differences import changes
-from csi.manifest.manifest import Entry, Kind, build
+from csi.manifest.differences import describe_changes
+from csi.manifest.manifest import Entry, EntryKind, build_manifest
 
 
 def tree(**sizes: int):
-    return build([Entry(name, Kind.FILE, size=size, digest=f"token:{name} {size}") for name, size in sizes.items()], {})
+    return build_manifest(
+        [
+            Entry(name, EntryKind.FILE, size=size, digest=f"token:{name} {size}")
+            for name, size in sizes.items()
+        ],
+        {},
+    )
 
 
 @pytest.mark.parametrize(
@@ -23,4 +29,4 @@ def tree(**sizes: int):
     ],
 )
 def test_the_first_path_that_differs_is_named(now: dict[str, int], words: str) -> None:
-    assert changes(tree(a=1, b=2), tree(**now)) == words
+    assert describe_changes(tree(a=1, b=2), tree(**now)) == words

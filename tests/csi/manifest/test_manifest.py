@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from csi.errors import DataCacheError, OutOfRange, UnsafeContent
 from csi.manifest import manifest as module
-from csi.manifest.manifest import DEFAULT_MTIME_NS, Entry, Kind, Manifest, build
+from csi.manifest.manifest import DEFAULT_MTIME_NS, Entry, EntryKind, Manifest, build_manifest
 from tests.csi.images.trees import manifests
 
-FILE, FOLDER, LINK = Kind.FILE, Kind.DIRECTORY, Kind.SYMLINK
+FILE, FOLDER, LINK = EntryKind.FILE, EntryKind.DIRECTORY, EntryKind.SYMLINK
 # Every image is named after such a digest: when this one changes, all images of all nodes are filled anew.
 GOLDEN = "28c9486dc4348c3af5bc44ee0df262a47db26e069ee8384efa92e7b9ffb48186"
 
@@ -26,7 +26,7 @@ def sample() -> Manifest:
         Entry("weights/latest", LINK, target="größe.bin"),
         Entry("empty", FOLDER),
     ]
-    return build(entries, {"repoId": "org/name"})
+    return build_manifest(entries, {"repoId": "org/name"})
 
 
 def file(path: str) -> Entry:
@@ -39,7 +39,7 @@ def link(path: str, target: str) -> Entry:
 
 def refusal(*entries: Entry) -> str:
     with pytest.raises(UnsafeContent) as error:
-        build(entries, {})
+        build_manifest(entries, {})
     return str(error.value)
 
 
@@ -53,11 +53,32 @@ def test_the_digest_is_of_the_content_half_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"size": 4}, {"mode": 0o555}, {"mtime_ns": 5}, {"uid": 1}, {"gid": 1}, {"digest": "git:1"}, {"path": "b"}, {"kind": FOLDER}]
+    "change",
+    [
+        {"size": 4},
+        {"mode": 0o555},
+        {"mtime_ns": 5},
+        {"uid": 1},
+        {"gid": 1},
+        {"digest": "git:1"},
+        {"path": "b"},
+        {"kind": FOLDER},
+    ],
 )
 def test_whatever_shows_in_a_mount_changes_the_digest(change: dict) -> None:
-    base = {"path": "a", "kind": FILE, "size": 3, "mode": 0o444, "mtime_ns": 9, "uid": 0, "gid": 0, "digest": "git:0"}
-    one, other = (build([Entry(**values)], {}, preserve_ownership=True) for values in (base, base | change))
+    base = {
+        "path": "a",
+        "kind": FILE,
+        "size": 3,
+        "mode": 0o444,
+        "mtime_ns": 9,
+        "uid": 0,
+        "gid": 0,
+        "digest": "git:0",
+    }
+    one, other = (
+        build_manifest([Entry(**values)], {}, preserve_ownership=True) for values in (base, base | change)
+    )
     assert one.digest != other.digest
 
 
@@ -65,7 +86,7 @@ def test_whatever_shows_in_a_mount_changes_the_digest(change: dict) -> None:
 def test_the_order_of_a_listing_makes_no_difference(tree: Manifest, order: random.Random) -> None:
     shuffled = list(tree.entries)
     order.shuffle(shuffled)
-    again = build(shuffled, tree.access, preserve_ownership=True)
+    again = build_manifest(shuffled, tree.access, preserve_ownership=True)
     assert again == tree and again.digest == tree.digest
 
 
@@ -75,11 +96,17 @@ def test_a_manifest_that_was_written_is_read_back(tree: Manifest) -> None:
     tree.write(stream)
     stream.seek(0)
     again = Manifest.read(stream)
-    assert again == tree and again.digest == tree.digest and again.content_bytes == sum(e.size for e in tree.entries if e.kind is FILE)
+    assert (
+        again == tree
+        and again.digest == tree.digest
+        and again.content_bytes == sum(e.size for e in tree.entries if e.kind is FILE)
+    )
 
 
 @given(manifests(), st.data())
-def test_a_stored_manifest_that_is_cut_or_changed_is_never_believed(tree: Manifest, data: st.DataObject) -> None:
+def test_a_stored_manifest_that_is_cut_or_changed_is_never_believed(
+    tree: Manifest, data: st.DataObject
+) -> None:
     stream = io.BytesIO()
     tree.write(stream)
     whole = stream.getvalue()
@@ -100,20 +127,30 @@ def test_a_manifest_of_another_format_is_refused_with_both_numbers() -> None:
 
 def test_entries_are_ordered_by_the_bytes_of_their_paths() -> None:
     paths = ["a/b", "a-b", "a.b", "é", "z", "Z", "\U00010000", "\uffff"]
-    made = build([file(path) for path in paths], {})
+    made = build_manifest([file(path) for path in paths], {})
     assert [entry.path for entry in made.entries] == sorted([*paths, "a"], key=str.encode)
 
 
 def test_folders_that_a_listing_leaves_out_are_added() -> None:
-    made = build([file("a/b/c")], {})
-    assert [(entry.path, entry.kind, entry.mode) for entry in made.entries[:2]] == [("a", FOLDER, 0o555), ("a/b", FOLDER, 0o555)]
+    made = build_manifest([file("a/b/c")], {})
+    assert [(entry.path, entry.kind, entry.mode) for entry in made.entries[:2]] == [
+        ("a", FOLDER, 0o555),
+        ("a/b", FOLDER, 0o555),
+    ]
 
 
 def test_owners_and_modes_become_plain_unless_they_are_to_be_kept() -> None:
-    entries = [Entry("run", FILE, 1, 0o4711, 0, 12, 13, "token:"), Entry("data", FILE, 1, 0o600, 0, 12, 13, "token:"), Entry("d", FOLDER, mode=0o700)]
-    plain = {entry.path: (entry.mode, entry.uid, entry.gid) for entry in build(entries, {}).entries}
+    entries = [
+        Entry("run", FILE, 1, 0o4711, 0, 12, 13, "token:"),
+        Entry("data", FILE, 1, 0o600, 0, 12, 13, "token:"),
+        Entry("d", FOLDER, mode=0o700),
+    ]
+    plain = {entry.path: (entry.mode, entry.uid, entry.gid) for entry in build_manifest(entries, {}).entries}
     assert plain == {"run": (0o555, 0, 0), "data": (0o444, 0, 0), "d": (0o555, 0, 0)}
-    kept = {entry.path: (entry.mode, entry.uid, entry.gid) for entry in build(entries, {}, preserve_ownership=True).entries}
+    kept = {
+        entry.path: (entry.mode, entry.uid, entry.gid)
+        for entry in build_manifest(entries, {}, preserve_ownership=True).entries
+    }
     assert kept == {"run": (0o4711, 12, 13), "data": (0o600, 12, 13), "d": (0o700, 0, 0)}
 
 
@@ -123,12 +160,29 @@ def test_a_source_without_times_gets_one_that_zip_takes() -> None:
 
 @pytest.mark.parametrize("digest", ["sha256:" + "0" * 64, "git:" + "0" * 40])
 def test_a_change_token_verifies_nothing(digest: str) -> None:
-    assert Entry("a", FILE, digest=digest).verifiable
-    assert not Entry("a", FILE, digest="token:x").verifiable
+    assert Entry("a", FILE, digest=digest).is_verifiable
+    assert not Entry("a", FILE, digest="token:x").is_verifiable
 
 
 @pytest.mark.parametrize(
-    "path", ["", "/", "/a", "a//b", "a/", "./a", "a/./b", "..", "../a", "a/../b", "a/..", "a\0b", "a" * 256, "é" * 128, "x/" * 2048 + "x"]
+    "path",
+    [
+        "",
+        "/",
+        "/a",
+        "a//b",
+        "a/",
+        "./a",
+        "a/./b",
+        "..",
+        "../a",
+        "a/../b",
+        "a/..",
+        "a\0b",
+        "a" * 256,
+        "é" * 128,
+        "x/" * 2048 + "x",
+    ],
 )
 def test_a_path_that_could_harm_a_node_is_refused_by_name(path: str) -> None:
     assert "in the source" in refusal(file(path))
@@ -138,9 +192,11 @@ def test_a_name_that_is_not_utf_8_is_refused() -> None:
     assert "not UTF-8" in refusal(file("caf\udce9"))
 
 
-@pytest.mark.parametrize("path", ["a" * 255, "é" * 127, "...", "..a", "a..", " ", "a b", "\n", "x/" * 2000 + "x", "-rf", "\u202e"])
+@pytest.mark.parametrize(
+    "path", ["a" * 255, "é" * 127, "...", "..a", "a..", " ", "a b", "\n", "x/" * 2000 + "x", "-rf", "\u202e"]
+)
 def test_odd_names_that_harm_nobody_are_kept(path: str) -> None:
-    assert build([file(path)], {}).entries[-1].path == path
+    assert build_manifest([file(path)], {}).entries[-1].path == path
 
 
 def test_a_path_that_is_listed_twice_is_refused() -> None:
@@ -149,15 +205,26 @@ def test_a_path_that_is_listed_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "entries", [(file("a"), file("a/b")), (file("a/b"), file("a")), (link("a", "b"), file("a/c")), (file("x/y/z"), link("x/y", "q"))]
+    "entries",
+    [
+        (file("a"), file("a/b")),
+        (file("a/b"), file("a")),
+        (link("a", "b"), file("a/c")),
+        (file("x/y/z"), link("x/y", "q")),
+    ],
 )
 def test_a_file_or_symlink_that_is_used_as_a_folder_is_refused(entries: tuple[Entry, ...]) -> None:
     assert "both as a file and as a folder" in refusal(*entries)
 
 
-@pytest.mark.parametrize("target", ["/etc/passwd", "//x", "..", "../..", "a/../../b", "../../c/d/../x", "./../../x"])
+@pytest.mark.parametrize(
+    "target", ["/etc/passwd", "//x", "..", "../..", "a/../../b", "../../c/d/../x", "./../../x"]
+)
 def test_a_symlink_that_leaves_the_tree_is_refused_by_name(target: str) -> None:
-    message = refusal(link("c/link" if target.startswith(("../", "./")) and target != ".." else "link", target), Entry("a", FOLDER))
+    message = refusal(
+        link("c/link" if target.startswith(("../", "./")) and target != ".." else "link", target),
+        Entry("a", FOLDER),
+    )
     assert "link" in message and "outside the volume" in message
 
 
@@ -171,15 +238,26 @@ def test_a_symlink_that_leaves_the_tree_is_refused_by_name(target: str) -> None:
     ],
 )
 def test_a_symlink_that_goes_up_behind_another_symlink_is_refused(links: list[tuple[str, str]]) -> None:
-    assert "outside the volume" in refusal(*(link(path, target) for path, target in links), Entry("shallow", FOLDER))
+    assert "outside the volume" in refusal(
+        *(link(path, target) for path, target in links), Entry("shallow", FOLDER)
+    )
 
 
 @pytest.mark.parametrize(
     ("path", "target"),
-    [("a", "b"), ("d/a", "../b"), ("d/e/a", "../../x/../b"), ("a", "."), ("a", "./b//c/"), ("a", "missing/x"), ("a", "d/.."), ("a", "t" * 4095)],
+    [
+        ("a", "b"),
+        ("d/a", "../b"),
+        ("d/e/a", "../../x/../b"),
+        ("a", "."),
+        ("a", "./b//c/"),
+        ("a", "missing/x"),
+        ("a", "d/.."),
+        ("a", "t" * 4095),
+    ],
 )
 def test_a_symlink_that_stays_inside_is_kept_as_it_is(path: str, target: str) -> None:
-    made = build([link(path, target), Entry("d", FOLDER)], {})
+    made = build_manifest([link(path, target), Entry("d", FOLDER)], {})
     assert {entry.path: entry.target for entry in made.entries}[path] == target
 
 
@@ -188,8 +266,10 @@ def test_a_symlink_that_no_file_system_could_hold_is_refused(target: str) -> Non
     assert "target" in refusal(link("a", target))
 
 
-def test_more_entries_than_a_volume_may_have_are_refused_with_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_entries_than_a_volume_may_have_are_refused_with_the_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "MAX_ENTRIES", 10)
-    assert len(build([file(f"f{n}") for n in range(10)], {}).entries) == 10
+    assert len(build_manifest([file(f"f{n}") for n in range(10)], {}).entries) == 10
     with pytest.raises(OutOfRange, match="more than 10 files.*allowPatterns"):
-        build((file(f"f{n}") for n in range(10**9)), {})
+        build_manifest((file(f"f{n}") for n in range(10**9)), {})

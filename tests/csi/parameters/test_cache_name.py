@@ -7,26 +7,29 @@ from collections.abc import Mapping
 import pytest
 
 from csi.errors import InvalidParameter
-from csi.parameters.cache_name import CacheName, cache_name
+from csi.parameters.cache_name import DataCacheReference, parse_data_cache_reference
 
 
 def test_a_volume_of_a_source_names_no_cache() -> None:
-    assert cache_name({"repoId": "org/name", "csi.storage.k8s.io/ephemeral": "true"}) is None
+    assert parse_data_cache_reference({"repoId": "org/name", "csi.storage.k8s.io/ephemeral": "true"}) is None
 
 
 @pytest.mark.parametrize(
     ("context", "name"),
     [
-        ({"cachePath": "/models/a/"}, CacheName("default", "/models/a", {})),
-        ({"CACHEBUCKET": "b", "cachepath": "/models/a", "csi.storage.k8s.io/ephemeral": "true"}, CacheName("b", "/models/a", {})),
+        ({"cachePath": "/models/a/"}, DataCacheReference("default", "/models/a", {})),
+        (
+            {"CACHEBUCKET": "b", "cachepath": "/models/a", "csi.storage.k8s.io/ephemeral": "true"},
+            DataCacheReference("b", "/models/a", {}),
+        ),
         (
             {"cachePath": "/a", "provisionediops": "5", "performanceLevel": "AutoPL"},
-            CacheName("default", "/a", {"provisionedIops": "5", "performanceLevel": "AutoPL"}),
+            DataCacheReference("default", "/a", {"provisionedIops": "5", "performanceLevel": "AutoPL"}),
         ),
     ],
 )
-def test_a_cache_is_named_by_bucket_and_path(context: Mapping[str, str], name: CacheName) -> None:
-    assert cache_name(context) == name
+def test_a_cache_is_named_by_bucket_and_path(context: Mapping[str, str], name: DataCacheReference) -> None:
+    assert parse_data_cache_reference(context) == name
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,9 @@ def test_a_cache_is_named_by_bucket_and_path(context: Mapping[str, str], name: C
         ({"cachePath": "/a", "token": "hf_x"}, "put it into a Secret"),
     ],
 )
-def test_what_no_volume_of_a_cache_can_have_is_refused_by_name(context: Mapping[str, str], words: str) -> None:
+def test_what_no_volume_of_a_cache_can_have_is_refused_by_name(
+    context: Mapping[str, str], words: str
+) -> None:
     with pytest.raises(InvalidParameter) as caught:
-        cache_name(context)
+        parse_data_cache_reference(context)
     assert words in str(caught.value) and "hf_x" not in str(caught.value)

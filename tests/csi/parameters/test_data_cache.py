@@ -7,8 +7,16 @@ from collections.abc import Mapping
 import pytest
 
 from csi.errors import DataCacheError, InvalidParameter, PermissionDenied
-from csi.parameters.data_cache import DEFAULT_GIB, DataCacheSpec, checked_bucket, checked_path, data_cache, holds, split_secrets
-from csi.parameters.dialects.buckets import ObjectSpec
+from csi.parameters.data_cache import (
+    DEFAULT_GIB,
+    DataCacheSpec,
+    is_same_or_below,
+    parse_bucket,
+    parse_data_cache,
+    parse_path,
+    split_secrets,
+)
+from csi.parameters.dialects.buckets import BucketSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.dialects.nas import NasSpec
 from csi.parameters.dialects.urls import UrlSpec
@@ -20,7 +28,7 @@ NAS = {"server": "nas.example.com", "path": "/models/", "vers": "3", "options": 
 
 
 def cache(type: str = "URL", options: Mapping[str, str] | None = None, **more: object) -> DataCacheSpec:
-    return data_cache("", "/models/one", type, HUB if options is None else options, **more)  # type: ignore[arg-type]
+    return parse_data_cache("", "/models/one", type, HUB if options is None else options, **more)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -30,14 +38,25 @@ def cache(type: str = "URL", options: Mapping[str, str] | None = None, **more: o
         ("url", {"REPOID": "org/name", "reposource": "ModelScope/Model"}, HubSpec),
         ("URL", {"url": "https://files.example.com/a.bin"}, UrlSpec),
         ("NAS", NAS, NasSpec),
-        ("OSS", {"bucket": "models", "url": "oss-cn-hangzhou.aliyuncs.com", "path": "/a", "otherOpts": "-o allow_other"}, ObjectSpec),
-        ("S3", {"bucket": "models", "endpoint": "https://minio.example.com"}, ObjectSpec),
+        (
+            "OSS",
+            {
+                "bucket": "models",
+                "url": "oss-cn-hangzhou.aliyuncs.com",
+                "path": "/a",
+                "otherOpts": "-o allow_other",
+            },
+            BucketSpec,
+        ),
+        ("S3", {"bucket": "models", "endpoint": "https://minio.example.com"}, BucketSpec),
     ],
 )
-def test_the_options_of_each_type_name_its_source(type: str, options: Mapping[str, str], source: type) -> None:
+def test_the_options_of_each_type_name_its_source(
+    type: str, options: Mapping[str, str], source: type
+) -> None:
     found = cache(type, options)
     found.check()
-    assert isinstance(found.parameters().spec.source, source)
+    assert isinstance(found.to_volume_parameters().spec.source, source)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +73,9 @@ def test_the_options_of_each_type_name_its_source(type: str, options: Mapping[st
         ("SNAPSHOT", {"snapshotId": "s-" + "a" * 20, "url": "x"}, "snapshotId alone"),
     ],
 )
-def test_options_that_name_no_source_are_refused_by_name(type: str, options: Mapping[str, str], words: str) -> None:
+def test_options_that_name_no_source_are_refused_by_name(
+    type: str, options: Mapping[str, str], words: str
+) -> None:
     with pytest.raises(InvalidParameter) as caught:
         cache(type, options).check()
     assert words in str(caught.value) and "hf_x" not in str(caught.value)
@@ -67,9 +88,9 @@ def test_an_egress_profile_is_the_operators_to_choose() -> None:
 
 def test_a_network_that_a_profile_is_called_by_selects_it() -> None:
     found = cache(networks=("vsw-1", "sg-1"))
-    assert found.parameters().spec.egress_profile == ""
-    assert found.parameters(["sg-1"]).spec.egress_profile == "sg-1"
-    assert found.parameters(["sg-1", "vsw-1"]).spec.egress_profile == "vsw-1"
+    assert found.to_volume_parameters().spec.egress_profile == ""
+    assert found.to_volume_parameters(["sg-1"]).spec.egress_profile == "sg-1"
+    assert found.to_volume_parameters(["sg-1", "vsw-1"]).spec.egress_profile == "vsw-1"
 
 
 @pytest.mark.parametrize(
@@ -91,25 +112,29 @@ def test_fields_that_cannot_be_are_refused_by_name(fields: Mapping[str, object],
 @pytest.mark.parametrize("text", ["", "models", "/", "//", "/a/../b", "/./a", "/a\nb", "/" + "a" * 1024])
 def test_what_is_no_path_is_refused(text: str) -> None:
     with pytest.raises(InvalidParameter, match="absolute path"):
-        checked_path(text)
+        parse_path(text)
 
 
 def test_a_path_has_one_spelling() -> None:
-    assert checked_path("/models//llama/") == checked_path("/models/llama") == "/models/llama"
+    assert parse_path("/models//llama/") == parse_path("/models/llama") == "/models/llama"
 
 
 @pytest.mark.parametrize("text", ["eci-system", "a b", "-a", "a" * 64])
 def test_what_is_no_bucket_is_refused(text: str) -> None:
     with pytest.raises(InvalidParameter, match="bucket"):
-        checked_bucket(text)
+        parse_bucket(text)
 
 
 def test_no_bucket_is_the_default_one() -> None:
-    assert checked_bucket("") == "default"
+    assert parse_bucket("") == "default"
 
 
 def test_a_path_holds_itself_and_what_is_below_it_but_no_sibling() -> None:
-    assert holds("/models", "/models") and holds("/models", "/models/a") and not holds("/models", "/models-2")
+    assert (
+        is_same_or_below("/models", "/models")
+        and is_same_or_below("/models", "/models/a")
+        and not is_same_or_below("/models", "/models-2")
+    )
 
 
 def test_credentials_are_told_from_options_however_they_are_spelled() -> None:
@@ -123,7 +148,11 @@ def test_a_size_that_was_asked_for_stays_and_another_grows_with_the_content() ->
 
 
 def test_a_cache_is_for_all_namespaces_or_those_that_it_lists() -> None:
-    assert cache().grants("any") and cache(namespaces=("a", "b")).grants("b") and not cache(namespaces=("a",)).grants("b")
+    assert (
+        cache().allows_namespace("any")
+        and cache(namespaces=("a", "b")).allows_namespace("b")
+        and not cache(namespaces=("a",)).allows_namespace("b")
+    )
 
 
 def test_all_errors_are_the_drivers() -> None:

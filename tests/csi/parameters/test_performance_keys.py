@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from csi.errors import InvalidParameter
-from csi.parameters.performance_keys import KEYS, LEVELS, Performance, limits
+from csi.parameters.performance_keys import KEYS, LEVELS, Performance, compute_limits
 from csi.performance import essd
 from csi.performance.capacity import GIB
 from csi.performance.limits import IO_SIZE, Limits, Rate
@@ -28,18 +28,18 @@ ASKED = {
 
 
 def asked(**keys: str) -> Performance:
-    return Performance().changed(keys)
+    return Performance().with_changes(keys)
 
 
 def given_limits(gib: int, clamp: bool = False, **keys: str) -> Limits:
-    found = limits(asked(**keys), gib * GIB, clamp)
+    found = compute_limits(asked(**keys), gib * GIB, clamp)
     assert found is not None
     return found
 
 
 def refusal(gib: int, **keys: str) -> str:
     with pytest.raises(InvalidParameter) as error:
-        limits(asked(**keys), gib * GIB)
+        compute_limits(asked(**keys), gib * GIB)
     return str(error.value)
 
 
@@ -48,16 +48,18 @@ def test_every_key_is_kept_in_the_context_and_read_again() -> None:
     for number in (0, 1):
         performance = asked(**{key: texts[number] for key, texts in ASKED.items()})
         assert None not in vars(performance).values()
-        assert Performance().changed(performance.to_context()) == performance
+        assert Performance().with_changes(performance.to_context()) == performance
         assert list(performance.to_context()) == list(KEYS)
 
 
 @pytest.mark.parametrize("key", KEYS)
 def test_an_empty_value_removes_a_key_and_leaves_the_others(key: str) -> None:
     full = asked(**{name: texts[0] for name, texts in ASKED.items()})
-    assert full.changed({key: ""}).to_context() == {name: text for name, text in full.to_context().items() if name != key}
-    assert Performance().changed({key: ""}) == Performance()
-    assert full.changed(dict.fromkeys(KEYS, "")) == Performance()
+    assert full.with_changes({key: ""}).to_context() == {
+        name: text for name, text in full.to_context().items() if name != key
+    }
+    assert Performance().with_changes({key: ""}) == Performance()
+    assert full.with_changes(dict.fromkeys(KEYS, "")) == Performance()
 
 
 @pytest.mark.parametrize(
@@ -82,7 +84,10 @@ def test_a_value_that_cannot_be_used_is_refused_with_its_range(key: str, text: s
         asked(**{key: text})
 
 
-@pytest.mark.parametrize(("text", "expected"), [("500Mi", 500 * MIB), ("500M", 500 * 10**6), ("1.5Gi", 3 * 2**29), ("20000", 20_000)])
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("500Mi", 500 * MIB), ("500M", 500 * 10**6), ("1.5Gi", 3 * 2**29), ("20000", 20_000)],
+)
 def test_a_bandwidth_is_a_quantity_or_bytes(text: str, expected: int) -> None:
     assert asked(readBandwidth=text).read_bandwidth == expected
 
@@ -90,7 +95,7 @@ def test_a_bandwidth_is_a_quantity_or_bytes(text: str, expected: int) -> None:
 @pytest.mark.parametrize("clamp", [True, False])
 @pytest.mark.parametrize("gib", [0, 1, 20, 16384])
 def test_no_key_is_no_limit(gib: int, clamp: bool) -> None:
-    assert limits(Performance(), gib * GIB, clamp) is None
+    assert compute_limits(Performance(), gib * GIB, clamp) is None
 
 
 LIMITS = [
@@ -106,15 +111,51 @@ LIMITS = [
     (20, {"provisionedIops": "17000"}, (20_000, 130 * MIB + 17_000 * IO_SIZE), None, None),
     (1000, {"provisionedIops": "50000"}, (100_000, 1131 * MIB), None, None),
     (20, {"burstingEnabled": "true"}, (3000, 130 * MIB), (20_000, 20_000 * IO_SIZE), None),
-    (20, {"provisionedIops": "2000", "burstingEnabled": "true"}, (5000, 130 * MIB + 2000 * IO_SIZE), (20_000, 20_000 * IO_SIZE), None),
-    (1000, {"provisionedIops": "50000", "burstingEnabled": "true"}, (100_000, 350 * MIB + 50_000 * IO_SIZE), (1_000_000, 4096 * MIB), None),
+    (
+        20,
+        {"provisionedIops": "2000", "burstingEnabled": "true"},
+        (5000, 130 * MIB + 2000 * IO_SIZE),
+        (20_000, 20_000 * IO_SIZE),
+        None,
+    ),
+    (
+        1000,
+        {"provisionedIops": "50000", "burstingEnabled": "true"},
+        (100_000, 350 * MIB + 50_000 * IO_SIZE),
+        (1_000_000, 4096 * MIB),
+        None,
+    ),
     (1, {"readIops": "500"}, (500, 500 * IO_SIZE), None, None),
     (1, {"readBandwidth": "500Mi"}, (None, 500 * MIB), None, None),
     (1, {"readIops": "500", "readBandwidth": "1Mi"}, (500, MIB), None, None),
-    (1, {"readIops": "500", "burstIops": "3000", "burstCredit": "6000"}, (500, 500 * IO_SIZE), (3000, 3000 * IO_SIZE), 6000),
-    (1, {"readIops": "500", "readBandwidth": "1Mi", "burstIops": "3000", "burstCredit": "6000"}, (500, MIB), (3000, MIB), 6000),
-    (20, {"performanceLevel": "PL1", "burstIops": "3000", "burstCredit": "9"}, (2800, 130 * MIB), (3000, 130 * MIB), 9),
-    (20, {"performanceLevel": "PL1", "burstIops": "9000", "burstCredit": "9"}, (2800, 130 * MIB), (9000, 9000 * IO_SIZE), 9),
+    (
+        1,
+        {"readIops": "500", "burstIops": "3000", "burstCredit": "6000"},
+        (500, 500 * IO_SIZE),
+        (3000, 3000 * IO_SIZE),
+        6000,
+    ),
+    (
+        1,
+        {"readIops": "500", "readBandwidth": "1Mi", "burstIops": "3000", "burstCredit": "6000"},
+        (500, MIB),
+        (3000, MIB),
+        6000,
+    ),
+    (
+        20,
+        {"performanceLevel": "PL1", "burstIops": "3000", "burstCredit": "9"},
+        (2800, 130 * MIB),
+        (3000, 130 * MIB),
+        9,
+    ),
+    (
+        20,
+        {"performanceLevel": "PL1", "burstIops": "9000", "burstCredit": "9"},
+        (2800, 130 * MIB),
+        (9000, 9000 * IO_SIZE),
+        9,
+    ),
     (
         20,
         {"provisionedIops": "2000", "burstIops": "9000", "burstCredit": "9"},
@@ -127,38 +168,61 @@ LIMITS = [
 
 @pytest.mark.parametrize(("gib", "keys", "sustained", "burst", "credit"), LIMITS)
 def test_keys_and_size_mean_limits(
-    gib: int, keys: dict[str, str], sustained: tuple[int | None, int], burst: tuple[int, int] | None, credit: int | None
+    gib: int,
+    keys: dict[str, str],
+    sustained: tuple[int | None, int],
+    burst: tuple[int, int] | None,
+    credit: int | None,
 ) -> None:
     expected = Limits(Rate(*sustained), Rate(*burst) if burst else None, credit)
     assert given_limits(gib, **keys) == given_limits(gib, clamp=True, **keys) == expected
 
 
 def test_a_size_counts_in_whole_gib_rounded_up() -> None:
-    assert limits(asked(performanceLevel="PL1"), 19 * GIB + 1) == given_limits(20, performanceLevel="PL1")
+    assert compute_limits(asked(performanceLevel="PL1"), 19 * GIB + 1) == given_limits(
+        20, performanceLevel="PL1"
+    )
 
 
 CONTRADICTIONS = [
-    ({"performanceLevel": "PL1", "provisionedIops": "5"}, "provisionedIops is for AutoPL, performanceLevel is PL1"),
-    ({"performanceLevel": "PL0", "burstingEnabled": "true"}, "burstingEnabled is for AutoPL, performanceLevel is PL0"),
+    (
+        {"performanceLevel": "PL1", "provisionedIops": "5"},
+        "provisionedIops is for AutoPL, performanceLevel is PL1",
+    ),
+    (
+        {"performanceLevel": "PL0", "burstingEnabled": "true"},
+        "burstingEnabled is for AutoPL, performanceLevel is PL0",
+    ),
     ({"readIops": "5", "performanceLevel": "PL1"}, "readIops .* and performanceLevel is given too"),
     ({"readIops": "5", "provisionedIops": "1"}, "readIops .* and provisionedIops is given too"),
-    ({"readBandwidth": "1Mi", "burstingEnabled": "false"}, "readBandwidth .* and burstingEnabled is given too"),
+    (
+        {"readBandwidth": "1Mi", "burstingEnabled": "false"},
+        "readBandwidth .* and burstingEnabled is given too",
+    ),
     ({"readIops": "5", "burstIops": "9"}, "burstIops is given without burstCredit"),
     ({"readIops": "5", "burstCredit": "9"}, "burstCredit is given without burstIops"),
     ({"burstIops": "9", "burstCredit": "9", "burstingEnabled": "true"}, "keep one way of bursting"),
     ({"burstIops": "9", "burstCredit": "9"}, "burstIops needs a limit to burst above"),
-    ({"readBandwidth": "1Mi", "burstIops": "9", "burstCredit": "9"}, "burstIops needs a limit to burst above"),
-    ({"readIops": "9", "burstIops": "9", "burstCredit": "9"}, "burstIops is 9; it has to be more than readIops"),
+    (
+        {"readBandwidth": "1Mi", "burstIops": "9", "burstCredit": "9"},
+        "burstIops needs a limit to burst above",
+    ),
+    (
+        {"readIops": "9", "burstIops": "9", "burstCredit": "9"},
+        "burstIops is 9; it has to be more than readIops",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("keys", "words"), CONTRADICTIONS)
-def test_keys_that_contradict_each_other_are_refused_whatever_the_size(keys: dict[str, str], words: str) -> None:
+def test_keys_that_contradict_each_other_are_refused_whatever_the_size(
+    keys: dict[str, str], words: str
+) -> None:
     with pytest.raises(InvalidParameter, match=words):
         asked(**keys).check()
     for clamp in (True, False):
         with pytest.raises(InvalidParameter, match=f"{words}.*an empty value removes a key"):
-            limits(asked(**keys), 2000 * GIB, clamp)
+            compute_limits(asked(**keys), 2000 * GIB, clamp)
 
 
 OUT_OF_RANGE = [
@@ -178,12 +242,48 @@ OUT_OF_RANGE = [
         "lowered to 17000",
     ),
     (4, {"provisionedIops": "1001"}, "1 to 1000 for 4 GiB", {"provisionedIops": "1000"}, "lowered to 1000"),
-    (2000, {"provisionedIops": "50001"}, "1 to 50000 for 2000 GiB", {"provisionedIops": "50000"}, "lowered to 50000"),
-    (3, {"provisionedIops": "1"}, "3 GiB have none, 4 GiB or more", {"performanceLevel": "AutoPL"}, "provisionedIops 1 left out: 3 GiB have none"),
-    (3, {"burstingEnabled": "true"}, "3 GiB cannot burst, 4 GiB or more", {"burstingEnabled": "false"}, "bursting turned off: 3 GiB cannot burst"),
-    (20, {"performanceLevel": "PL2"}, "20 GiB have one of PL0, PL1, AutoPL (PL2 needs 461", {"performanceLevel": "PL1"}, "PL2 lowered to PL1"),
-    (460, {"performanceLevel": "PL3"}, "one of PL0, PL1, AutoPL (PL3 needs 1261", {"performanceLevel": "PL1"}, "PL3 lowered to PL1"),
-    (1260, {"performanceLevel": "PL3"}, "one of PL0, PL1, PL2, AutoPL", {"performanceLevel": "PL2"}, "PL3 lowered to PL2, the most for 1260 GiB"),
+    (
+        2000,
+        {"provisionedIops": "50001"},
+        "1 to 50000 for 2000 GiB",
+        {"provisionedIops": "50000"},
+        "lowered to 50000",
+    ),
+    (
+        3,
+        {"provisionedIops": "1"},
+        "3 GiB have none, 4 GiB or more",
+        {"performanceLevel": "AutoPL"},
+        "provisionedIops 1 left out: 3 GiB have none",
+    ),
+    (
+        3,
+        {"burstingEnabled": "true"},
+        "3 GiB cannot burst, 4 GiB or more",
+        {"burstingEnabled": "false"},
+        "bursting turned off: 3 GiB cannot burst",
+    ),
+    (
+        20,
+        {"performanceLevel": "PL2"},
+        "20 GiB have one of PL0, PL1, AutoPL (PL2 needs 461",
+        {"performanceLevel": "PL1"},
+        "PL2 lowered to PL1",
+    ),
+    (
+        460,
+        {"performanceLevel": "PL3"},
+        "one of PL0, PL1, AutoPL (PL3 needs 1261",
+        {"performanceLevel": "PL1"},
+        "PL3 lowered to PL1",
+    ),
+    (
+        1260,
+        {"performanceLevel": "PL3"},
+        "one of PL0, PL1, PL2, AutoPL",
+        {"performanceLevel": "PL2"},
+        "PL3 lowered to PL2, the most for 1260 GiB",
+    ),
     (
         20,
         {"performanceLevel": "PL1", "burstIops": "2800", "burstCredit": "9"},
@@ -214,10 +314,12 @@ sizes = st.integers(1, 2**14).map(lambda gib: gib * GIB)
 
 
 @given(performances, sizes)
-def test_clamped_limits_are_never_refused_and_what_fits_is_not_changed(performance: Performance, size: int) -> None:
-    clamped = limits(performance, size, clamp=True)
+def test_clamped_limits_are_never_refused_and_what_fits_is_not_changed(
+    performance: Performance, size: int
+) -> None:
+    clamped = compute_limits(performance, size, clamp=True)
     try:
-        exact = limits(performance, size)
+        exact = compute_limits(performance, size)
     except InvalidParameter:
         assert clamped and clamped.notes
     else:
@@ -226,7 +328,7 @@ def test_clamped_limits_are_never_refused_and_what_fits_is_not_changed(performan
 
 @given(performances, sizes)
 def test_a_burst_is_never_below_what_is_sustained(performance: Performance, size: int) -> None:
-    found = limits(performance, size, clamp=True)
+    found = compute_limits(performance, size, clamp=True)
     assert (found is None) == (performance == Performance())
     if found and found.burst:
         assert at_most(found.sustained, found.burst)
@@ -235,7 +337,7 @@ def test_a_burst_is_never_below_what_is_sustained(performance: Performance, size
 
 @given(performances, sizes, sizes)
 def test_a_larger_volume_never_reads_slower(performance: Performance, one: int, other: int) -> None:
-    less, more = (limits(performance, size, clamp=True) for size in sorted((one, other)))
+    less, more = (compute_limits(performance, size, clamp=True) for size in sorted((one, other)))
     assume(less and more)
     assert less and more and at_most(less.sustained, more.sustained)
     if less.burst and more.burst:
@@ -247,10 +349,10 @@ def test_a_larger_volume_never_reads_slower(performance: Performance, one: int, 
 
 @given(performances)
 def test_every_level_is_capped_by_its_table(performance: Performance) -> None:
-    found = limits(performance, 2**14 * GIB, clamp=True)
-    if found and performance.priced in essd.LEVELS:
-        assert found.sustained == essd.level_rate(performance.priced, 2**14)
-    assert performance.priced in (None, *LEVELS)
+    found = compute_limits(performance, 2**14 * GIB, clamp=True)
+    if found and performance.effective_level in essd.LEVELS:
+        assert found.sustained == essd.level_rate(performance.effective_level, 2**14)
+    assert performance.effective_level in (None, *LEVELS)
 
 
 def at_most(less: Rate, more: Rate) -> bool:

@@ -8,16 +8,20 @@ from dataclasses import replace
 import pytest
 
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.dialects.composite import SeveralSpec
+from csi.parameters.dialects.composite import CompositeSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.dialects.keys import SourceSpec
 from csi.parameters.dialects.nas import NasSpec
 from csi.parameters.dialects.urls import UrlFile, UrlSpec
-from csi.parameters.pinning import pin_name, pins
+from csi.parameters.pinning import is_pinned_form_of, pin_name
 
-HUB, NAS, URL = HubSpec("HuggingFace/Model", "org/name"), NasSpec("nas", "/models"), UrlSpec((UrlFile("https://files.example.com/a"),))
+HUB, NAS, URL = (
+    HubSpec("HuggingFace/Model", "org/name"),
+    NasSpec("nas", "/models"),
+    UrlSpec((UrlFile("https://files.example.com/a"),)),
+)
 FIRM = replace(HUB, revision="a" * 40)
-SEVERAL = SeveralSpec((("a", HUB), ("b", NAS)), (("a", 5),))
+SEVERAL = CompositeSpec((("a", HUB), ("b", NAS)), (("a", 5),))
 SEVERAL_FIRM = replace(SEVERAL, parts=(("a", FIRM), ("b", NAS)))
 
 
@@ -26,7 +30,7 @@ SEVERAL_FIRM = replace(SEVERAL, parts=(("a", FIRM), ("b", NAS)))
     [(HUB, FIRM), (HUB, HUB), (NAS, NAS), (URL, URL), (SEVERAL, SEVERAL), (SEVERAL, SEVERAL_FIRM)],
 )
 def test_a_pin_makes_revisions_firm(asked: SourceSpec, pinned: SourceSpec) -> None:
-    assert pins(asked, pinned)
+    assert is_pinned_form_of(asked, pinned)
 
 
 @pytest.mark.parametrize(
@@ -47,12 +51,19 @@ def test_a_pin_makes_revisions_firm(asked: SourceSpec, pinned: SourceSpec) -> No
     ],
 )
 def test_a_pin_changes_nothing_else(asked: SourceSpec, pinned: SourceSpec) -> None:
-    assert not pins(asked, pinned)
+    assert not is_pinned_form_of(asked, pinned)
 
 
 def test_one_content_has_one_pin_whoever_names_it_and_however_it_comes() -> None:
     spec = CacheSpec(HUB)
     assert re.fullmatch("pin-[0-9a-f]{40}", pin_name(spec))
-    assert {pin_name(replace(spec, of_pod=True)), pin_name(replace(spec, egress_profile="slow", bandwidth_limit=5))} == {pin_name(spec)}
-    others = [replace(spec, preserve_ownership=True), CacheSpec(replace(HUB, revision="v1")), CacheSpec(replace(HUB, allow_patterns=("*.json",)))]
+    assert {
+        pin_name(replace(spec, untrusted=True)),
+        pin_name(replace(spec, egress_profile="slow", bandwidth_limit=5)),
+    } == {pin_name(spec)}
+    others = [
+        replace(spec, preserve_ownership=True),
+        CacheSpec(replace(HUB, revision="v1")),
+        CacheSpec(replace(HUB, allow_patterns=("*.json",))),
+    ]
     assert len({pin_name(spec), *map(pin_name, others)}) == 4

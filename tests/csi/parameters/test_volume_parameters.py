@@ -12,7 +12,15 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec, is_commit
 from csi.parameters.dialects.nas import NasSpec
 from csi.parameters.performance_keys import Performance
-from csi.parameters.volume_parameters import VolumeParameters, canonical_keys, check_mutable, names_a_source, parse, parse_kept, parse_mutable
+from csi.parameters.volume_parameters import (
+    VolumeParameters,
+    canonical_keys,
+    check_mutable,
+    names_a_source,
+    parse_accepted_parameters,
+    parse_mutable,
+    parse_volume_parameters,
+)
 from csi.performance.capacity import GIB
 from csi.values import join_list, split_list
 from tests.csi.parameters.specs import cache_specs, patterns
@@ -26,53 +34,75 @@ SECRET = "hf_verySecret123"
 
 def refusal(values: dict[str, str], flags: tuple[str, ...] = ()) -> str:
     with pytest.raises(InvalidParameter) as error:
-        parse(values, flags)
+        parse_volume_parameters(values, flags)
     return str(error.value)
 
 
 def nas(values: dict[str, str], flags: tuple[str, ...] = ()) -> NasSpec:
-    source = parse(values, flags).spec.source
+    source = parse_volume_parameters(values, flags).spec.source
     assert isinstance(source, NasSpec)
     return source
 
 
 def hub(values: dict[str, str]) -> HubSpec:
-    source = parse(values).spec.source
+    source = parse_volume_parameters(values).spec.source
     assert isinstance(source, HubSpec)
     return source
 
 
 def test_a_repository_needs_no_more_than_its_id() -> None:
-    assert parse({"repoId": "org/name"}) == VolumeParameters(CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main")), Performance())
+    assert parse_volume_parameters({"repoId": "org/name"}) == VolumeParameters(
+        CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main")), Performance()
+    )
 
 
 def test_a_dataset_with_revision_and_patterns_is_taken_as_written() -> None:
-    found = hub({"type": "URL", "repoSource": "huggingface/dataset", "repoId": "org/data", "revision": "v1", "allowPatterns": "*.json, a/*"})
+    found = hub(
+        {
+            "type": "URL",
+            "repoSource": "huggingface/dataset",
+            "repoId": "org/data",
+            "revision": "v1",
+            "allowPatterns": "*.json, a/*",
+        }
+    )
     assert found == HubSpec("HuggingFace/DataSet", "org/data", "v1", ("*.json", "a/*"))
 
 
 def test_the_words_of_alibabas_nas_driver_are_understood() -> None:
-    found = nas({"server": "x.nas.aliyuncs.com", "path": "/a/b", "vers": "4.0", "options": "nolock,proto=tcp,noresvport,timeo=300,retrans=5"})
+    found = nas(
+        {
+            "server": "x.nas.aliyuncs.com",
+            "path": "/a/b",
+            "vers": "4.0",
+            "options": "nolock,proto=tcp,noresvport,timeo=300,retrans=5",
+        }
+    )
     assert found == NasSpec("x.nas.aliyuncs.com", "/a/b", "4.0", timeout=30.0, retries=5)
 
 
 def test_the_words_of_csi_driver_nfs_are_understood() -> None:
-    found = nas({"server": "nas", "share": "/export/", "subDir": "models/x", "mountOptions": "nfsvers=4.1"}, ("port=2050", "ro"))
+    found = nas(
+        {"server": "nas", "share": "/export/", "subDir": "models/x", "mountOptions": "nfsvers=4.1"},
+        ("port=2050", "ro"),
+    )
     assert found == NasSpec("nas", "/export/models/x", "4.0", port=2050)
 
 
 def test_the_two_dialects_of_one_folder_are_one_spec() -> None:
     assert (
-        parse({"server": "nas", "path": "/a/b", "vers": "3"})
-        == parse({"server": "nas:/a/b"})
-        == parse({"server": "nas", "share": "/a", "subDir": "b"})
+        parse_volume_parameters({"server": "nas", "path": "/a/b", "vers": "3"})
+        == parse_volume_parameters({"server": "nas:/a/b"})
+        == parse_volume_parameters({"server": "nas", "share": "/a", "subDir": "b"})
     )
 
 
 def test_options_closest_to_the_volume_win() -> None:
     assert nas(NAS | {"options": "vers=4.0", "mountOptions": "vers=3"}, ("vers=3",)).version == "4.0"
     assert nas(NAS | {"options": "vers=4.0", "vers": "3"}).version == "3"
-    assert nas(NAS | {"mountOptions": "port=1"}, ("port=2,mountport=3",)) == NasSpec("nas.example.com", "/share", port=1, mount_port=3)
+    assert nas(NAS | {"mountOptions": "port=1"}, ("port=2,mountport=3",)) == NasSpec(
+        "nas.example.com", "/share", port=1, mount_port=3
+    )
 
 
 def test_an_ipv6_server_may_stand_in_brackets() -> None:
@@ -82,7 +112,9 @@ def test_an_ipv6_server_may_stand_in_brackets() -> None:
 @pytest.mark.parametrize("change", [str.lower, str.upper, str.swapcase])
 def test_keys_are_taken_in_any_case(change: object) -> None:
     for values in (HUB | {"preserveOwnership": "TRUE"}, NAS | {"subDir": "x", "uid": "7"}):
-        assert parse({change(key): value for key, value in values.items()}) == parse(values)  # type: ignore[operator]
+        assert parse_volume_parameters(
+            {change(key): value for key, value in values.items()}
+        ) == parse_volume_parameters(values)  # type: ignore[operator]
 
 
 def test_one_key_in_two_spellings_is_refused() -> None:
@@ -108,7 +140,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(wrong: str, right:
     assert SECRET not in message
 
 
-@pytest.mark.parametrize("key", sorted(volume_parameters.SPELLING.secret_names) + ["accessToken", "HF_TOKEN", "AkSecret"])
+@pytest.mark.parametrize(
+    "key", sorted(volume_parameters.SPELLING.secret_names) + ["accessToken", "HF_TOKEN", "AkSecret"]
+)
 def test_a_credential_is_refused_pointed_to_secrets_and_never_repeated(key: str) -> None:
     message = refusal(HUB | {key: SECRET})
     assert "Secret" in message and key in message and SECRET not in message
@@ -189,20 +223,26 @@ def test_what_a_url_carries_in_secret_is_not_repeated(values: dict[str, str]) ->
         (NAS | {"options": "krb5"}, "options has the NFS option 'krb5'"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_key(values: dict[str, str], words: str) -> None:
+def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_key(
+    values: dict[str, str], words: str
+) -> None:
     assert words in refusal(values)
 
 
 def test_mount_flags_mean_nfs_options_for_a_nas_and_nothing_for_a_hub() -> None:
     assert nas(NAS, ("nolock", "timeo=10,retrans=1")).timeout == 1.0
     assert "mountOptions has the NFS option 'xyz'" in refusal(NAS, ("xyz",))
-    parse(HUB, ("ro", "noatime"))
+    parse_volume_parameters(HUB, ("ro", "noatime"))
     assert "means nothing for a hub repository" in refusal(HUB, ("vers=3",))
 
 
 def test_keys_that_kubernetes_adds_are_passed_over() -> None:
-    added = {"csi.storage.k8s.io/pvc/name": "x", "csi.storage.k8s.io/ephemeral": "false", "storage.kubernetes.io/csiProvisionerIdentity": "y"}
-    assert parse(HUB | added) == parse(HUB)
+    added = {
+        "csi.storage.k8s.io/pvc/name": "x",
+        "csi.storage.k8s.io/ephemeral": "false",
+        "storage.kubernetes.io/csiProvisionerIdentity": "y",
+    }
+    assert parse_volume_parameters(HUB | added) == parse_volume_parameters(HUB)
     assert canonical_keys(added) == {}
 
 
@@ -210,7 +250,9 @@ def test_mutable_parameters_change_what_they_name_and_keep_the_rest() -> None:
     base = Performance("AutoPL", 500, True)
     assert parse_mutable({}, base) == base
     assert parse_mutable({"PROVISIONEDIOPS": "2000"}, base) == Performance("AutoPL", 2000, True)
-    assert parse_mutable({"bursting": "False", "performanceLevel": "autopl"}, base) == Performance("AutoPL", 500, False)
+    assert parse_mutable({"bursting": "False", "performanceLevel": "autopl"}, base) == Performance(
+        "AutoPL", 500, False
+    )
     with pytest.raises(InvalidParameter, match="repoId cannot be changed"):
         parse_mutable({"repoId": "a/b"}, base)
     with pytest.raises(InvalidParameter, match="did you mean provisionedIops"):
@@ -225,22 +267,31 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize(("key", "text", "others"), SPELLINGS)
-def test_a_performance_key_has_the_spellings_of_eci_too_and_is_given_in_one_of_them(key: str, text: str, others: tuple[str, ...]) -> None:
+def test_a_performance_key_has_the_spellings_of_eci_too_and_is_given_in_one_of_them(
+    key: str, text: str, others: tuple[str, ...]
+) -> None:
     for other in others:
-        assert parse(HUB | {other: text}) == parse(HUB | {key: text})
+        assert parse_volume_parameters(HUB | {other: text}) == parse_volume_parameters(HUB | {key: text})
         assert parse_mutable({other: text}, Performance()) == parse_mutable({key: text}, Performance())
         assert f"{key} is given twice" in refusal(HUB | {key: text, other: text})
-    assert list(parse(HUB | {others[-1]: text}).performance.to_context()) == [key]
+    assert list(parse_volume_parameters(HUB | {others[-1]: text}).performance.to_context()) == [key]
 
 
-@pytest.mark.parametrize(("text", "gib"), [("20", 20), ("20Gi", 20), ("500Mi", 1), ("21G", 20), ("1.5", 2), ("16384", 16384), ("16Ti", 16384)])
+@pytest.mark.parametrize(
+    ("text", "gib"),
+    [("20", 20), ("20Gi", 20), ("500Mi", 1), ("21G", 20), ("1.5", 2), ("16384", 16384), ("16Ti", 16384)],
+)
 def test_a_size_is_a_quantity_or_a_number_of_gib_in_whole_gib(text: str, gib: int) -> None:
-    assert parse(HUB | {"size": text}).size_bytes == gib * GIB
-    assert parse(HUB | {"size": text}).to_context()["size"] == f"{gib}Gi"
+    assert parse_volume_parameters(HUB | {"size": text}).size_bytes == gib * GIB
+    assert parse_volume_parameters(HUB | {"size": text}).to_context()["size"] == f"{gib}Gi"
 
 
 def test_no_size_is_said_by_leaving_it_out_or_empty() -> None:
-    assert parse(HUB | {"size": ""}).size_bytes is parse(HUB).size_bytes is None
+    assert (
+        parse_volume_parameters(HUB | {"size": ""}).size_bytes
+        is parse_volume_parameters(HUB).size_bytes
+        is None
+    )
 
 
 def test_mutable_parameters_have_to_fit_a_volume_not_each_other() -> None:
@@ -253,7 +304,10 @@ def test_mutable_parameters_have_to_fit_a_volume_not_each_other() -> None:
 
 def test_mutable_parameters_that_contradict_what_the_volume_has_are_refused_and_may_remove_it() -> None:
     base = Performance("PL1")
-    with pytest.raises(InvalidParameter, match="provisionedIops is for AutoPL, performanceLevel is PL1.*an empty value removes"):
+    with pytest.raises(
+        InvalidParameter,
+        match="provisionedIops is for AutoPL, performanceLevel is PL1.*an empty value removes",
+    ):
         parse_mutable({"provisionedIops": "5"}, base)
     assert parse_mutable({"provisionedIops": "5", "pl": ""}, base) == Performance(provisioned_iops=5)
     assert parse_mutable({"performanceLevel": ""}, base) == Performance()
@@ -261,20 +315,29 @@ def test_mutable_parameters_that_contradict_what_the_volume_has_are_refused_and_
 
 def test_what_was_kept_by_0_1_0_is_read_though_its_keys_disagree() -> None:
     kept = HUB | {"performanceLevel": "PL1", "provisionedIops": "5"}
-    assert parse_kept(kept).performance == Performance("PL1", 5)
+    assert parse_accepted_parameters(kept).performance == Performance("PL1", 5)
     assert "provisionedIops is for AutoPL" in refusal(kept)
 
 
 def test_a_clone_names_no_source_and_others_do() -> None:
-    assert not names_a_source({"writerAccessModes": "downgrade", "provisionedIops": "1", "csi.storage.k8s.io/pvc/name": "x"})
-    assert names_a_source({"REPOID": "a/b"}) and names_a_source({"Server": "x"}) and names_a_source({"type": "NAS"})
+    assert not names_a_source(
+        {"writerAccessModes": "downgrade", "provisionedIops": "1", "csi.storage.k8s.io/pvc/name": "x"}
+    )
+    assert (
+        names_a_source({"REPOID": "a/b"})
+        and names_a_source({"Server": "x"})
+        and names_a_source({"type": "NAS"})
+    )
 
 
 def test_only_a_full_commit_stands_still() -> None:
     assert is_commit(COMMIT) and not is_commit(COMMIT[:12]) and not is_commit(COMMIT.upper())
-    assert not parse(HUB | {"revision": COMMIT}).spec.moving
-    assert parse(HUB).spec.moving and parse(NAS).spec.moving
-    assert parse(NAS).spec.source_moves and not parse(HUB).spec.source_moves
+    assert not parse_volume_parameters(HUB | {"revision": COMMIT}).spec.is_moving
+    assert parse_volume_parameters(HUB).spec.is_moving and parse_volume_parameters(NAS).spec.is_moving
+    assert (
+        parse_volume_parameters(NAS).spec.is_unpinnable
+        and not parse_volume_parameters(HUB).spec.is_unpinnable
+    )
 
 
 volumes = st.builds(
@@ -291,14 +354,18 @@ volumes = st.builds(
 @given(volumes)
 def test_a_volume_context_parses_to_what_it_was_written_from(volume: VolumeParameters) -> None:
     context = volume.to_context()
-    assert parse(context) == volume
-    assert parse({key.upper(): value for key, value in context.items()}) == volume
-    assert parse(context).to_context() == context
+    assert parse_volume_parameters(context) == volume
+    assert parse_volume_parameters({key.upper(): value for key, value in context.items()}) == volume
+    assert parse_volume_parameters(context).to_context() == context
 
 
 @pytest.mark.parametrize(
     ("values", "flags"),
-    [(NAS | {"options": f"password={SECRET}"}, ()), (NAS, (f"password={SECRET}",)), (HUB, (f"password={SECRET}",))],
+    [
+        (NAS | {"options": f"password={SECRET}"}, ()),
+        (NAS, (f"password={SECRET}",)),
+        (HUB, (f"password={SECRET}",)),
+    ],
 )
 def test_an_unknown_option_is_named_without_its_value(values: dict[str, str], flags: tuple[str, ...]) -> None:
     message = refusal(values, flags)
@@ -317,16 +384,24 @@ def test_a_list_that_was_read_is_written_no_longer_and_reads_the_same(text: str)
     assert len(join_list(items)) <= len(text)
 
 
-@given(st.dictionaries(st.sampled_from(sorted(volume_parameters.KEYS)) | st.text(max_size=12), st.text(max_size=40), max_size=6))
+@given(
+    st.dictionaries(
+        st.sampled_from(sorted(volume_parameters.KEYS)) | st.text(max_size=12),
+        st.text(max_size=40),
+        max_size=6,
+    )
+)
 def test_any_input_parses_or_is_refused_in_words(values: dict[str, str]) -> None:
     try:
-        parsed = parse(values)
+        parsed = parse_volume_parameters(values)
     except InvalidParameter as error:
         assert len(str(error)) < 1000
     else:
-        assert parse(parsed.to_context()) == parsed
+        assert parse_volume_parameters(parsed.to_context()) == parsed
 
 
 @given(volumes, volumes)
-def test_two_specs_are_one_exactly_when_their_canonical_texts_are(one: VolumeParameters, other: VolumeParameters) -> None:
-    assert (one.spec == other.spec) == (one.spec.canonical() == other.spec.canonical())
+def test_two_specs_are_one_exactly_when_their_canonical_texts_are(
+    one: VolumeParameters, other: VolumeParameters
+) -> None:
+    assert (one.spec == other.spec) == (one.spec.canonical_text() == other.spec.canonical_text())

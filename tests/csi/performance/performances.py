@@ -14,7 +14,9 @@ _bandwidths = st.none() | st.integers(IO_SIZE, 2**50)
 performances = (
     st.just(Performance())
     | st.builds(Performance, _autopl, st.none() | _counts, st.none() | st.booleans())
-    | st.builds(Performance, _autopl, _counts, st.none() | st.just(False), burst_iops=_counts, burst_credit=_counts)
+    | st.builds(
+        Performance, _autopl, _counts, st.none() | st.just(False), burst_iops=_counts, burst_credit=_counts
+    )
     | st.builds(Performance, st.sampled_from(LEVELS), bursting=st.none() | st.just(False))
     | st.builds(Performance, st.sampled_from(LEVELS), burst_iops=_counts, burst_credit=_counts)
     | st.builds(Performance, read_iops=_counts, read_bandwidth=_bandwidths)

@@ -76,57 +76,71 @@ def test_a_level_does_what_its_row_says(level: str, gib: int, iops: int, megabyt
 
 
 def test_larger_levels_begin_where_the_smaller_one_ends() -> None:
-    assert {level: essd.least_gib(level) for level in essd.LEVELS} == {"PL0": 1, "PL1": 1, "PL2": 461, "PL3": 1261}
+    assert {level: essd.min_gib(level) for level in essd.LEVELS} == {
+        "PL0": 1,
+        "PL1": 1,
+        "PL2": 461,
+        "PL3": 1261,
+    }
     for smaller, larger in (("PL1", "PL2"), ("PL2", "PL3")):
-        last = essd.least_gib(larger) - 1
-        assert essd.level_rate(smaller, last).bytes_per_second == essd.level_rate(smaller, last + 1).bytes_per_second
+        last = essd.min_gib(larger) - 1
+        assert (
+            essd.level_rate(smaller, last).bytes_per_second
+            == essd.level_rate(smaller, last + 1).bytes_per_second
+        )
 
 
 @pytest.mark.parametrize(("gib", "iops", "megabytes", "most", "cap", "cap_megabytes"), AUTOPL)
-def test_autopl_does_what_its_table_says(gib: int, iops: int, megabytes: float, most: int, cap: int | None, cap_megabytes: float | None) -> None:
-    assert essd.guaranteed(gib, 0) == essd.without_bursting(gib, 0) == Rate(iops, int(megabytes * MIB))
-    assert essd.most_provisioned(gib) == most
+def test_autopl_does_what_its_table_says(
+    gib: int, iops: int, megabytes: float, most: int, cap: int | None, cap_megabytes: float | None
+) -> None:
+    assert (
+        essd.guaranteed_rate(gib, 0) == essd.rate_without_bursting(gib, 0) == Rate(iops, int(megabytes * MIB))
+    )
+    assert essd.max_provisioned_iops(gib) == most
     if cap is not None and cap_megabytes is not None:
-        assert essd.burst_cap(gib, 0) == Rate(cap, int(cap_megabytes * MIB))
+        assert essd.max_burst_rate(gib, 0) == Rate(cap, int(cap_megabytes * MIB))
 
 
 def test_the_articles_35000_need_39_gib() -> None:
-    assert [gib for gib in range(1, 100) if essd.most_provisioned(gib) >= 35_000][0] == 39
+    assert [gib for gib in range(1, 100) if essd.max_provisioned_iops(gib) >= 35_000][0] == 39
 
 
 def test_each_provisioned_iops_brings_16_kb() -> None:
-    assert essd.guaranteed(20, 17_000) == Rate(20_000, 130 * MIB + 17_000 * 16 * 1024)
-    assert essd.guaranteed(1000, 50_000) == Rate(100_000, int((350 + 781.25) * MIB))
+    assert essd.guaranteed_rate(20, 17_000) == Rate(20_000, 130 * MIB + 17_000 * 16 * 1024)
+    assert essd.guaranteed_rate(1000, 50_000) == Rate(100_000, int((350 + 781.25) * MIB))
 
 
 def test_without_bursting_a_disk_ends_at_100000_iops_and_1131_mb() -> None:
-    assert essd.without_bursting(65536, 50_000) == Rate(100_000, 1131 * MIB)
-    assert essd.without_bursting(1000, 49_983) == Rate(99_983, 350 * MIB + 49_983 * IO_SIZE)
+    assert essd.rate_without_bursting(65536, 50_000) == Rate(100_000, 1131 * MIB)
+    assert essd.rate_without_bursting(1000, 49_983) == Rate(99_983, 350 * MIB + 49_983 * IO_SIZE)
 
 
 def test_a_burst_is_never_below_what_was_provisioned() -> None:
     """At 20 GiB the cap by IOPS is 312.5 MB/s, less than 130 MB/s and what 17,000 provisioned IOPS bring."""
-    assert essd.burst_cap(20, 17_000) == Rate(20_000, essd.guaranteed(20, 17_000).bytes_per_second)
+    assert essd.max_burst_rate(20, 17_000) == Rate(20_000, essd.guaranteed_rate(20, 17_000).bytes_per_second)
 
 
 @given(sizes, st.integers(0, 50_000))
 def test_more_storage_and_more_provisioned_iops_never_bring_less(gib: int, asked: int) -> None:
     for level in essd.LEVELS:
         assert at_most(essd.level_rate(level, gib), essd.level_rate(level, gib + 1))
-    provisioned = min(asked, essd.most_provisioned(gib))
-    for formula in (essd.guaranteed, essd.without_bursting, essd.burst_cap):
+    provisioned = min(asked, essd.max_provisioned_iops(gib))
+    for formula in (essd.guaranteed_rate, essd.rate_without_bursting, essd.max_burst_rate):
         assert at_most(formula(gib, provisioned), formula(gib + 1, provisioned))
         assert at_most(formula(gib, 0), formula(gib, provisioned))
-    assert essd.most_provisioned(gib) <= essd.most_provisioned(gib + 1)
+    assert essd.max_provisioned_iops(gib) <= essd.max_provisioned_iops(gib + 1)
 
 
-@given(sizes.filter(lambda gib: gib >= essd.LEAST_AUTOPL_GIB), st.integers(0, 50_000))
+@given(sizes.filter(lambda gib: gib >= essd.MIN_AUTOPL_GIB), st.integers(0, 50_000))
 def test_what_is_guaranteed_stays_below_the_burst_and_1000_iops_a_gib(gib: int, asked: int) -> None:
-    provisioned = min(asked, essd.most_provisioned(gib))
-    assert at_most(essd.without_bursting(gib, provisioned), essd.guaranteed(gib, provisioned))
-    assert at_most(essd.guaranteed(gib, provisioned), essd.burst_cap(gib, provisioned))
-    assert (essd.burst_cap(gib, provisioned).iops or 0) <= 1000 * gib
+    provisioned = min(asked, essd.max_provisioned_iops(gib))
+    assert at_most(essd.rate_without_bursting(gib, provisioned), essd.guaranteed_rate(gib, provisioned))
+    assert at_most(essd.guaranteed_rate(gib, provisioned), essd.max_burst_rate(gib, provisioned))
+    assert (essd.max_burst_rate(gib, provisioned).iops or 0) <= 1000 * gib
 
 
 def at_most(less: Rate, more: Rate) -> bool:
-    return (less.iops or 0) <= (more.iops or 0) and (less.bytes_per_second or 0) <= (more.bytes_per_second or 0)
+    return (less.iops or 0) <= (more.iops or 0) and (less.bytes_per_second or 0) <= (
+        more.bytes_per_second or 0
+    )

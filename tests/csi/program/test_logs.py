@@ -25,13 +25,27 @@ def record(message: str, exc_info: object = None, **fields: object) -> logging.L
 
 
 def test_a_text_line_has_time_level_message_and_fields() -> None:
-    line = TextFormatter().format(record("rpc", method="NodeStage", ms=1.5, empty="", spaced="a b", equals="a=b", name="größe"))
-    assert line == '2023-11-14T22:13:20.123Z WARNING rpc method=NodeStage ms=1.5 empty="" spaced="a b" equals="a=b" name=größe'
+    line = TextFormatter().format(
+        record("rpc", method="NodeStage", ms=1.5, empty="", spaced="a b", equals="a=b", name="größe")
+    )
+    assert (
+        line
+        == '2023-11-14T22:13:20.123Z WARNING rpc method=NodeStage ms=1.5 empty="" spaced="a b" equals="a=b" name=größe'
+    )
 
 
 def test_a_json_line_has_the_same() -> None:
-    line = json.loads(JsonFormatter().format(record("rpc", method="NodeStage", ms=1.5, error=ValueError("x"))))
-    assert line == {"time": "2023-11-14T22:13:20.123Z", "level": "warning", "message": "rpc", "method": "NodeStage", "ms": 1.5, "error": "x"}
+    line = json.loads(
+        JsonFormatter().format(record("rpc", method="NodeStage", ms=1.5, error=ValueError("x")))
+    )
+    assert line == {
+        "time": "2023-11-14T22:13:20.123Z",
+        "level": "warning",
+        "message": "rpc",
+        "method": "NodeStage",
+        "ms": 1.5,
+        "error": "x",
+    }
 
 
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
@@ -58,13 +72,20 @@ def test_a_traceback_follows_a_text_line_and_is_a_field_of_a_json_line() -> None
     assert json.loads(JsonFormatter().format(made))["traceback"].endswith("ValueError: here")
 
 
-@pytest.mark.parametrize(("format_", "level", "shown"), [("text", "INFO", ["info", "warn"]), ("json", "WARNING", ["warn"])])
-def test_only_our_own_lines_are_shown_below_warning_and_all_go_to_standard_error(format_: str, level: str, shown: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("format_", "level", "shown"), [("text", "INFO", ["info", "warn"]), ("json", "WARNING", ["warn"])]
+)
+def test_only_our_own_lines_are_shown_below_warning_and_all_go_to_standard_error(
+    format_: str, level: str, shown: list[str]
+) -> None:
     script = (
-        f"import logging; from csi.program import logs; logs.set_up({format_!r}, {level!r}); logs.set_up({format_!r}, {level!r})\n"
+        f"import logging; from csi.program import logs; logs.configure({format_!r}, {level!r}); logs.configure({format_!r}, {level!r})\n"
         "own, foreign = logging.getLogger('datacache.x'), logging.getLogger('urllib3')\n"
         "own.debug('debug'); own.info('info'); own.warning('warn'); foreign.info('foreign info')"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    assert [json.loads(line)["message"] if format_ == "json" else line.split()[-1] for line in done.stderr.splitlines()] == shown
+    assert [
+        json.loads(line)["message"] if format_ == "json" else line.split()[-1]
+        for line in done.stderr.splitlines()
+    ] == shown

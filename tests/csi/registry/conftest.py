@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from csi.registry.volumes.directory import DirectoryRegistry
+from csi.registry.volumes.directory import DirectoryVolumeRegistry
 from tests.csi.registry.kinds import InCluster, Make
 
 
 @pytest.fixture(scope="session", params=["directory", "kubernetes"])
 def make(request: pytest.FixtureRequest) -> Make:
     """Opens a registry over a folder; a second one over the same folder is the next start of the controller, or another replica."""
-    return DirectoryRegistry if request.param == "directory" else InCluster(request.getfixturevalue("api_server"))
+    return (
+        DirectoryVolumeRegistry
+        if request.param == "directory"
+        else InCluster(request.getfixturevalue("api_server"))
+    )

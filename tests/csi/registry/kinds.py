@@ -9,7 +9,7 @@ from pathlib import Path
 
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
-from csi.registry.volumes.kubernetes import KubernetesRegistry
+from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
 from csi.registry.volumes.record import VolumeRecord, VolumeRegistry
 from tests.apiserver import ApiServer
 
@@ -28,14 +28,21 @@ class InCluster:
         if folder != self._folder:
             self._folder = folder
             self._cluster.forget_volumes()
-        return KubernetesRegistry(self._cluster.client())
+        return KubernetesVolumeRegistry(self._cluster.client())
 
 
 def record(volume_id: str, **more: object) -> VolumeRecord:
     """A volume of a hub, pinned, with `more` in place of what it has."""
     asked = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main", ("*.json", "a,b"), ()))
     pinned = CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT, ("*.json", "a,b"), ()))
-    base = {"name": f"pvc-{volume_id}"[:128], "asked": asked, "spec": pinned, "digest": "a" * 64, "capacity_bytes": 2**30, "content_bytes": 5}
+    base = {
+        "name": f"pvc-{volume_id}"[:128],
+        "asked": asked,
+        "spec": pinned,
+        "digest": "a" * 64,
+        "capacity_bytes": 2**30,
+        "content_bytes": 5,
+    }
     return VolumeRecord(id=volume_id, **{**base, **more})  # type: ignore[arg-type]
 
 

@@ -50,12 +50,25 @@ _names = itertools.count(1)
 def grant(cluster: ApiServer, user: str, rights: list[Rule]) -> None:
     """Give `user` these rights and no other, from a moment later on."""
     name = f"{user}-{next(_names)}"
-    rules = [{"apiGroups": [group], "resources": [resource], "verbs": [verb]} for group, resource, verb in rights]
-    subject, role = {"kind": "User", "name": user, "apiGroup": _RBAC}, {"kind": "ClusterRole", "name": name, "apiGroup": _RBAC}
+    rules = [
+        {"apiGroups": [group], "resources": [resource], "verbs": [verb]} for group, resource, verb in rights
+    ]
+    subject, role = (
+        {"kind": "User", "name": user, "apiGroup": _RBAC},
+        {"kind": "ClusterRole", "name": name, "apiGroup": _RBAC},
+    )
     cluster.kubectl("delete", "clusterrolebinding,clusterrole", "-l", f"test/user={user}")
-    items = [_object("ClusterRole", user, name, rules=rules), _object("ClusterRoleBinding", user, name, subjects=[subject], roleRef=role)]
+    items = [
+        _object("ClusterRole", user, name, rules=rules),
+        _object("ClusterRoleBinding", user, name, subjects=[subject], roleRef=role),
+    ]
     cluster.kubectl("apply", "-f", "-", stdin={"apiVersion": "v1", "kind": "List", "items": items})
 
 
 def _object(kind: str, user: str, name: str, **more: Any) -> dict[str, Any]:
-    return {"apiVersion": f"{_RBAC}/v1", "kind": kind, "metadata": {"name": name, "labels": {"test/user": user}}, **more}
+    return {
+        "apiVersion": f"{_RBAC}/v1",
+        "kind": kind,
+        "metadata": {"name": name, "labels": {"test/user": user}},
+        **more,
+    }

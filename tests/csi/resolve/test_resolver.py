@@ -9,9 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from csi.concurrency.deadline import Patience
-from csi.concurrency.wait_limiter import WaitingRoom
-from csi.errors import Busy, DataCacheError, OriginThrottled, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.concurrency.deadline import Deadline
+from csi.concurrency.wait_limiter import WaitLimiter
+from csi.errors import (
+    Busy,
+    DataCacheError,
+    OriginThrottled,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceNotFound,
+    Unauthenticated,
+)
 from csi.manifest.manifest import Manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
@@ -19,8 +27,8 @@ from csi.parameters.dialects.nas import NasSpec
 from csi.resolve import resolver
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
-from csi.worker.pool import Call
-from csi.worker.protocol import Request, Resolution
+from csi.worker.pool import WorkerCall
+from csi.worker.protocol import Resolution, WorkerRequest
 from tests.csi.worker.in_process import COMMITS, InProcess
 
 MAIN = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main"))
@@ -34,14 +42,22 @@ class Setting:
     def __init__(self, folder: Path, ask_moving: bool, seats: int = 9) -> None:
         self.origin, self.now = InProcess(), time.time()
         self.proofs = ProofMemory(folder / "proofs", b"k" * 32, 600.0, 86400.0, lambda: self.now)
-        self.room = WaitingRoom(seats)
+        self.room = WaitLimiter(seats)
         self.scratch = folder / "scratch"
         self.kept: list[str] = []
-        made = Resolver(self.origin, self.proofs, self.room, ask_moving=ask_moving, scratch=lambda: self.scratch)  # type: ignore[arg-type]
+        made = Resolver(
+            self.origin,
+            self.proofs,
+            self.room,
+            refresh_moving=ask_moving,
+            new_scratch_path=lambda: self.scratch,
+        )  # type: ignore[arg-type]
         self.resolver = made
 
-    def resolve(self, spec: CacheSpec = MAIN, secrets: dict[str, str] = TOKEN, seconds: float = 30, **more: object) -> Resolution:
-        return self.resolver.resolve("vol", spec, secrets, Patience(seconds), **more)  # type: ignore[arg-type]
+    def resolve(
+        self, spec: CacheSpec = MAIN, secrets: dict[str, str] = TOKEN, seconds: float = 30, **more: object
+    ) -> Resolution:
+        return self.resolver.resolve("vol", spec, secrets, Deadline(seconds), **more)  # type: ignore[arg-type]
 
     def keep(self, found: Resolution, manifest: Path) -> None:
         with manifest.open("rb") as stream:
@@ -67,15 +83,17 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def test_errors_that_nobody_came_back_for_are_let_go(creating: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolver, "_ERROR_KEPT_SECONDS", -1.0)
+def test_errors_that_nobody_came_back_for_are_let_go(
+    creating: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver, "_ERROR_TTL", -1.0)
     creating.origin.error = OriginUnavailable("away")
     for number in range(5):
         creating.origin.go.clear()
         with pytest.raises(Busy):
             creating.resolve(secrets={"token": str(number)}, seconds=0.05)
         creating.origin.go.set()
-        assert eventually(lambda: all(pending.done for pending in creating.resolver._pending.values()))
+        assert eventually(lambda: all(pending.is_done for pending in creating.resolver._pending.values()))
     assert len(creating.resolver._pending) <= 1
 
 
@@ -118,7 +136,9 @@ def test_another_credential_asks_for_itself(creating: Setting) -> None:
     assert creating.origin.operations.count("resolve") == 3
 
 
-def test_a_volume_is_created_from_what_a_branch_is_now_at_the_price_of_one_question(creating: Setting) -> None:
+def test_a_volume_is_created_from_what_a_branch_is_now_at_the_price_of_one_question(
+    creating: Setting,
+) -> None:
     first = creating.resolve()
     assert creating.resolve() == first
     assert creating.origin.operations == ["pin", "resolve", "pin"]
@@ -184,7 +204,7 @@ def test_an_error_that_nobody_waited_for_is_told_to_the_next_caller_once(creatin
     with pytest.raises(Busy):
         creating.resolve(seconds=0.05)
     creating.origin.go.set()
-    assert eventually(lambda: any(pending.done for pending in creating.resolver._pending.values()))
+    assert eventually(lambda: any(pending.is_done for pending in creating.resolver._pending.values()))
     asked, creating.origin.error = len(creating.origin.asked), None
     with pytest.raises(SourceNotFound):
         creating.resolve()
@@ -198,14 +218,16 @@ def test_an_old_error_is_told_to_nobody(creating: Setting, monkeypatch: pytest.M
     with pytest.raises(Busy):
         creating.resolve(seconds=0.05)
     creating.origin.go.set()
-    assert eventually(lambda: any(pending.done for pending in creating.resolver._pending.values()))
+    assert eventually(lambda: any(pending.is_done for pending in creating.resolver._pending.values()))
     creating.origin.error = None
-    monkeypatch.setattr(resolver, "_ERROR_KEPT_SECONDS", -1.0)
+    monkeypatch.setattr(resolver, "_ERROR_TTL", -1.0)
     assert creating.resolve().digest == creating.origin.digest
 
 
-def test_a_resolve_that_nobody_comes_back_for_is_stopped_and_the_next_call_begins_anew(creating: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolver, "_GRACE_SECONDS", 0.05)
+def test_a_resolve_that_nobody_comes_back_for_is_stopped_and_the_next_call_begins_anew(
+    creating: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver, "_ABANDONED_TIMEOUT", 0.05)
     creating.origin.go.clear()
     with pytest.raises(Busy, match="still resolving"):
         creating.resolve(seconds=0.05)
@@ -214,8 +236,10 @@ def test_a_resolve_that_nobody_comes_back_for_is_stopped_and_the_next_call_begin
     assert creating.resolve().digest == creating.origin.digest
 
 
-def test_a_resolve_that_somebody_waits_for_goes_on(creating: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resolver, "_GRACE_SECONDS", 0.2)
+def test_a_resolve_that_somebody_waits_for_goes_on(
+    creating: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resolver, "_ABANDONED_TIMEOUT", 0.2)
     creating.origin.go.clear()
     with pytest.raises(Busy):
         creating.resolve(seconds=0.01)
@@ -241,7 +265,9 @@ def test_a_call_without_a_seat_is_answered_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("away", [OriginUnavailable("down"), OriginThrottled("patience", 5.0)])
 @pytest.mark.parametrize("spec", [MAIN, NAS], ids=["hub", "nas"])
-def test_while_the_origin_is_away_what_was_proven_still_counts_for_the_grace(mounting: Setting, spec: CacheSpec, away: Exception) -> None:
+def test_while_the_origin_is_away_what_was_proven_still_counts_for_the_grace(
+    mounting: Setting, spec: CacheSpec, away: Exception
+) -> None:
     found = mounting.resolve(spec)
     mounting.origin.error = away
     mounting.now += 3600
@@ -256,12 +282,14 @@ def test_while_the_origin_is_away_what_was_proven_still_counts_for_the_grace(mou
 
 
 @pytest.mark.parametrize("refusal", [Unauthenticated, PermissionDenied, SourceNotFound])
-def test_a_refusal_forgets_what_was_proven_of_branch_and_commit(mounting: Setting, refusal: type[DataCacheError]) -> None:
+def test_a_refusal_forgets_what_was_proven_of_branch_and_commit(
+    mounting: Setting, refusal: type[DataCacheError]
+) -> None:
     pinned = mounting.resolve().spec
     mounting.now += 600
     real_call = mounting.origin.call
 
-    def refused_after_pin(lane: str, request: Request, call: Call) -> dict:
+    def refused_after_pin(lane: str, request: WorkerRequest, call: WorkerCall) -> dict:
         answer = real_call(lane, request, call)
         if request.operation == "resolve":
             raise refusal("the token was revoked")
@@ -270,7 +298,11 @@ def test_a_refusal_forgets_what_was_proven_of_branch_and_commit(mounting: Settin
     mounting.origin.call = refused_after_pin  # type: ignore[method-assign]
     with pytest.raises(refusal):
         mounting.resolve()
-    assert mounting.proofs.lasting(TOKEN, MAIN) is mounting.proofs.lasting(TOKEN, pinned) is None
+    assert (
+        mounting.proofs.find_within_grace(TOKEN, MAIN)
+        is mounting.proofs.find_within_grace(TOKEN, pinned)
+        is None
+    )
     mounting.origin.call = real_call  # type: ignore[method-assign]
     mounting.origin.error = OriginUnavailable("down")
     for spec in (MAIN, pinned):

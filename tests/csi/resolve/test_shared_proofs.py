@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from csi.concurrency.deadline import Patience
-from csi.concurrency.wait_limiter import WaitingRoom
+from csi.concurrency.deadline import Deadline
+from csi.concurrency.wait_limiter import WaitLimiter
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
-from csi.worker.protocol import Request, Resolution
+from csi.worker.protocol import Resolution, WorkerRequest
 
 COMMIT = "a" * 40
-MAIN, PINNED = (CacheSpec(HubSpec("HuggingFace/Model", "org/name", revision)) for revision in ("main", COMMIT))
+MAIN, PINNED = (
+    CacheSpec(HubSpec("HuggingFace/Model", "org/name", revision)) for revision in ("main", COMMIT)
+)
 FOUND = Resolution(PINNED, "a" * 64, 10, 4096, 1, 0)
 TTL = 600.0
 
@@ -35,9 +37,13 @@ class Pool:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def call(self, lane: str, request: Request, call: object) -> dict:
+    def call(self, lane: str, request: WorkerRequest, call: object) -> dict:
         self.asked.append(request.operation)
-        return {"spec": parse({**request.spec, "revision": COMMIT}).spec.to_context()} if request.operation == "pin" else FOUND.encode()
+        return (
+            {"spec": parse_volume_parameters({**request.spec, "revision": COMMIT}).spec.to_context()}
+            if request.operation == "pin"
+            else FOUND.encode()
+        )
 
 
 @pytest.fixture
@@ -53,17 +59,21 @@ def pool() -> Pool:
 @pytest.fixture
 def resolve(tmp_path: Path, clock: Clock, pool: Pool) -> Callable[[CacheSpec], Resolution]:
     proofs = ProofMemory(tmp_path / "proofs", b"k" * 32, TTL, 86400.0, clock)
-    resolver = Resolver(pool, proofs, WaitingRoom(4), ask_moving=False)  # type: ignore[arg-type]
-    return lambda spec: resolver.resolve("vol", spec, {}, Patience(30))
+    resolver = Resolver(pool, proofs, WaitLimiter(4), refresh_moving=False)  # type: ignore[arg-type]
+    return lambda spec: resolver.resolve("vol", spec, {}, Deadline(30))
 
 
-def test_a_branch_of_a_proven_commit_is_asked_for_once(resolve: Callable[[CacheSpec], Resolution], pool: Pool) -> None:
+def test_a_branch_of_a_proven_commit_is_asked_for_once(
+    resolve: Callable[[CacheSpec], Resolution], pool: Pool
+) -> None:
     resolve(PINNED)
     assert [resolve(MAIN) for _ in range(3)] == [FOUND] * 3
     assert pool.asked == ["resolve", "pin"]
 
 
-def test_a_shared_proof_lives_no_longer_than_the_first(resolve: Callable[[CacheSpec], Resolution], pool: Pool, clock: Clock) -> None:
+def test_a_shared_proof_lives_no_longer_than_the_first(
+    resolve: Callable[[CacheSpec], Resolution], pool: Pool, clock: Clock
+) -> None:
     resolve(PINNED)
     clock.now += TTL - 1
     resolve(MAIN)

@@ -19,7 +19,14 @@ from csi.errors import AlreadyExists, DataCacheError, InvalidParameter
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
 from csi.server import grpc_server
-from csi.server.grpc_server import CODES, Interceptor, claim_socket, code_of, patience, require
+from csi.server.grpc_server import (
+    CODES,
+    ErrorInterceptor,
+    call_deadline,
+    code_of,
+    remove_stale_socket,
+    require_fields,
+)
 from csi.server.identity import IdentityServicer
 from datacache.client import PluginClient
 
@@ -30,9 +37,13 @@ class Scripted(csi_pb2_grpc.NodeServicer):
     """A node service whose every unstage does what the test wants; other methods are the base class's, which has none."""
 
     def __init__(self) -> None:
-        self.behaviour: Callable[[pb.NodeUnstageVolumeRequest, grpc.ServicerContext], object] = lambda request, context: None
+        self.behaviour: Callable[[pb.NodeUnstageVolumeRequest, grpc.ServicerContext], object] = (
+            lambda request, context: None
+        )
 
-    def NodeUnstageVolume(self, request: pb.NodeUnstageVolumeRequest, context: grpc.ServicerContext) -> pb.NodeUnstageVolumeResponse:
+    def NodeUnstageVolume(
+        self, request: pb.NodeUnstageVolumeRequest, context: grpc.ServicerContext
+    ) -> pb.NodeUnstageVolumeResponse:
         self.behaviour(request, context)
         return pb.NodeUnstageVolumeResponse()
 
@@ -69,10 +80,10 @@ def node() -> Scripted:
 @pytest.fixture
 def client(tmp_path: Path, node: Scripted) -> Iterator[PluginClient]:
     endpoint = f"unix://{tmp_path}/csi.sock"
-    server = grpc.server(ThreadPoolExecutor(4), interceptors=[Interceptor()])
+    server = grpc.server(ThreadPoolExecutor(4), interceptors=[ErrorInterceptor()])
     csi_pb2_grpc.add_NodeServicer_to_server(node, server)
     csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer("datacache.csi.io"), server)
-    server.add_insecure_port(f"unix:{claim_socket(grpc_server.socket_path(endpoint))}")
+    server.add_insecure_port(f"unix:{remove_stale_socket(grpc_server.parse_socket_path(endpoint))}")
     server.start()
     with PluginClient(endpoint, timeout=10) as plugin:
         yield plugin
@@ -88,7 +99,9 @@ def raising(error: BaseException) -> Callable[[object, object], None]:
 
 def call(client: PluginClient, volume_id: str = "vol-1") -> grpc.RpcError | None:
     try:
-        client.node.NodeUnstageVolume(pb.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path="/s"), timeout=10)
+        client.node.NodeUnstageVolume(
+            pb.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path="/s"), timeout=10
+        )
     except grpc.RpcError as error:
         return error
     return None
@@ -101,7 +114,9 @@ def all_errors(root: type[DataCacheError] = DataCacheError) -> list[type[DataCac
 
 
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)
-def test_each_error_has_one_code_and_its_message_reaches_the_caller(kind: type[DataCacheError], client: PluginClient, node: Scripted) -> None:
+def test_each_error_has_one_code_and_its_message_reaches_the_caller(
+    kind: type[DataCacheError], client: PluginClient, node: Scripted
+) -> None:
     node.behaviour = raising(kind("what, where, what to do"))
     error = call(client)
     assert error is not None and error.details() == "what, where, what to do"
@@ -112,7 +127,7 @@ def test_each_error_has_one_code_and_its_message_reaches_the_caller(kind: type[D
 
 def test_every_call_is_observed_with_its_code(tmp_path: Path, node: Scripted) -> None:
     seen: list[tuple[str, str]] = []
-    server = grpc_server.listening(
+    server = grpc_server.start_server(
         f"{tmp_path}/csi.sock",
         4,
         lambda server: csi_pb2_grpc.add_NodeServicer_to_server(node, server),
@@ -130,11 +145,17 @@ def test_the_code_is_that_of_the_nearest_class() -> None:
     assert code_of(errors.VolumeNotFound("")) is grpc.StatusCode.NOT_FOUND
     assert code_of(errors.OriginThrottled("", 3.0)) is grpc.StatusCode.UNAVAILABLE
     assert code_of(errors.FillStopped("")) is code_of(errors.InvalidToken("")) is grpc.StatusCode.ABORTED
-    assert code_of(errors.SourceChanged("")) is code_of(errors.UnsafeContent("")) is grpc.StatusCode.FAILED_PRECONDITION
+    assert (
+        code_of(errors.SourceChanged(""))
+        is code_of(errors.UnsafeContent(""))
+        is grpc.StatusCode.FAILED_PRECONDITION
+    )
     assert code_of(ValueError()) is code_of(KeyError()) is grpc.StatusCode.INTERNAL
 
 
-def test_the_client_turns_each_code_back_into_an_error_of_its_family(client: PluginClient, node: Scripted) -> None:
+def test_the_client_turns_each_code_back_into_an_error_of_its_family(
+    client: PluginClient, node: Scripted
+) -> None:
     for kind in CODES:
         if issubclass(kind, DataCacheError):
             node.behaviour = raising(kind("told"))
@@ -190,11 +211,17 @@ def test_an_error_with_another_message_keeps_the_rest() -> None:
     assert type(errors.with_message(errors.SourceNotFound("gone"), "gone too")) is errors.SourceNotFound
 
 
-def test_a_call_is_one_line_with_method_volume_code_and_milliseconds(client: PluginClient, lines: Line) -> None:
+def test_a_call_is_one_line_with_method_volume_code_and_milliseconds(
+    client: PluginClient, lines: Line
+) -> None:
     assert call(client) is None
     (fields,) = lines.fields
     assert lines.levels == [logging.INFO]
-    assert {key: fields[key] for key in ("method", "volume", "code")} == {"method": "NodeUnstageVolume", "volume": "vol-1", "code": "OK"}
+    assert {key: fields[key] for key in ("method", "volume", "code")} == {
+        "method": "NodeUnstageVolume",
+        "volume": "vol-1",
+        "code": "OK",
+    }
     assert fields["ms"] >= 0 and "reason" not in fields
 
 
@@ -203,14 +230,21 @@ def test_a_call_that_failed_says_why_in_its_line(client: PluginClient, node: Scr
     call(client)
     (fields,) = lines.fields
     assert lines.levels == [logging.WARNING]
-    assert (fields["code"], fields["reason"]) == ("RESOURCE_EXHAUSTED", "needs 5 GiB, has 1 GiB") and "at" not in fields
+    assert (fields["code"], fields["reason"]) == (
+        "RESOURCE_EXHAUSTED",
+        "needs 5 GiB, has 1 GiB",
+    ) and "at" not in fields
 
 
-def test_a_fault_is_told_by_its_place_and_its_text_stays_out(client: PluginClient, node: Scripted, lines: Line) -> None:
+def test_a_fault_is_told_by_its_place_and_its_text_stays_out(
+    client: PluginClient, node: Scripted, lines: Line
+) -> None:
     node.behaviour = raising(ValueError(f"could not parse {SECRET}"))
     error = call(client)
     assert (
-        error is not None and error.code() is grpc.StatusCode.INTERNAL and error.details() == "unexpected ValueError; the plugin's log has the place"
+        error is not None
+        and error.code() is grpc.StatusCode.INTERNAL
+        and error.details() == "unexpected ValueError; the plugin's log has the place"
     )
     (fields,) = lines.fields
     assert "ValueError" in fields["at"] and "test_grpc_server.py:" in fields["at"]
@@ -218,23 +252,32 @@ def test_a_fault_is_told_by_its_place_and_its_text_stays_out(client: PluginClien
 
 
 def test_secrets_and_contexts_of_a_request_stay_out_of_the_log(client: PluginClient, lines: Line) -> None:
-    request = pb.NodePublishVolumeRequest(volume_id="v", secrets={"token": SECRET}, volume_context={"x": SECRET}, publish_context={"y": SECRET})
+    request = pb.NodePublishVolumeRequest(
+        volume_id="v", secrets={"token": SECRET}, volume_context={"x": SECRET}, publish_context={"y": SECRET}
+    )
     with pytest.raises(grpc.RpcError) as error:
         client.node.NodePublishVolume(request, timeout=10)
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert [fields["code"] for fields in lines.fields] == ["UNIMPLEMENTED"] and SECRET not in str(lines.fields)
+    assert [fields["code"] for fields in lines.fields] == ["UNIMPLEMENTED"] and SECRET not in str(
+        lines.fields
+    )
 
 
 def test_a_call_this_driver_does_not_have_says_so(client: PluginClient) -> None:
     with pytest.raises(grpc.RpcError) as error:
         client.node.NodeExpandVolume(pb.NodeExpandVolumeRequest(volume_id="v"), timeout=10)
-    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED and error.value.details() == "this driver does not have this call"
+    assert (
+        error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        and error.value.details() == "this driver does not have this call"
+    )
 
 
 @pytest.mark.parametrize(("deadline", "over"), [(30.0, False), (0.9, True), (None, False)])
-def test_patience_ends_a_second_before_the_callers_deadline(client: PluginClient, node: Scripted, deadline: float | None, over: bool) -> None:
+def test_patience_ends_a_second_before_the_callers_deadline(
+    client: PluginClient, node: Scripted, deadline: float | None, over: bool
+) -> None:
     seen: list[bool] = []
-    node.behaviour = lambda request, context: seen.append(patience(context, 100.0).over)
+    node.behaviour = lambda request, context: seen.append(call_deadline(context, 100.0).is_over)
     # On a busy machine a call of less than a second may end before it is heard.
     for _ in range(20):
         with suppress(grpc.RpcError):
@@ -249,9 +292,9 @@ def test_patience_is_over_when_the_caller_hangs_up(client: PluginClient, node: S
     reasons: list[str] = []
 
     def wait(request: object, context: grpc.ServicerContext) -> None:
-        waits = patience(context, 60.0)
+        waits = call_deadline(context, 60.0)
         waiting.set()
-        while not waits.over:
+        while not waits.is_over:
             waits.sleep()
         reasons.append(waits.cancelled)
         heard.set()
@@ -272,7 +315,7 @@ def test_who_hung_up_before_the_call_began_is_not_waited_for(client: PluginClien
         context.add_callback(gone.set)
         begun.set()
         assert gone.wait(10)
-        seen.append(patience(context, 60.0).over)
+        seen.append(call_deadline(context, 60.0).is_over)
         heard.set()
 
     node.behaviour = late
@@ -293,13 +336,15 @@ def test_who_hung_up_before_the_call_began_is_not_waited_for(client: PluginClien
 )
 def test_the_first_missing_field_is_named(request_: pb.NodeStageVolumeRequest, missing: str) -> None:
     with pytest.raises(InvalidParameter, match=f"{missing} is missing in NodeStageVolumeRequest"):
-        require(request_, "volume_id", "staging_target_path", "volume_capability")
-    whole = pb.NodeStageVolumeRequest(volume_id="v", staging_target_path="/s", volume_capability=pb.VolumeCapability())
-    require(whole, "volume_id", "staging_target_path", "volume_capability")
+        require_fields(request_, "volume_id", "staging_target_path", "volume_capability")
+    whole = pb.NodeStageVolumeRequest(
+        volume_id="v", staging_target_path="/s", volume_capability=pb.VolumeCapability()
+    )
+    require_fields(whole, "volume_id", "staging_target_path", "volume_capability")
 
 
 def test_the_folder_of_the_socket_is_made(tmp_path: Path) -> None:
-    assert claim_socket(f"{tmp_path}/a/b/csi.sock") == f"{tmp_path}/a/b/csi.sock"
+    assert remove_stale_socket(f"{tmp_path}/a/b/csi.sock") == f"{tmp_path}/a/b/csi.sock"
     assert (tmp_path / "a/b").is_dir()
 
 
@@ -308,7 +353,7 @@ def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
     assert path.exists()
-    claim_socket(str(path))
+    remove_stale_socket(str(path))
     assert not path.exists()
 
 
@@ -318,32 +363,44 @@ def test_a_live_socket_is_refused_and_left_alone(tmp_path: Path) -> None:
         live.bind(str(path))
         live.listen()
         with pytest.raises(AlreadyExists, match="another process answers"):
-            claim_socket(str(path))
+            remove_stale_socket(str(path))
         assert path.exists()
 
 
-@pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: os.symlink("/etc/passwd", path)], ids=["file", "folder", "symlink"])
+@pytest.mark.parametrize(
+    "make",
+    [Path.touch, Path.mkdir, lambda path: os.symlink("/etc/passwd", path)],
+    ids=["file", "folder", "symlink"],
+)
 def test_what_is_no_socket_is_refused_and_left_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "csi.sock"
     make(path)
     with pytest.raises(AlreadyExists, match="is no socket"):
-        claim_socket(str(path))
+        remove_stale_socket(str(path))
     assert os.path.lexists(path)
 
 
-@pytest.mark.parametrize("endpoint", ["/run/csi.sock", "tcp://127.0.0.1:1", "unix://relative/x", "unix:/x", ""])
+@pytest.mark.parametrize(
+    "endpoint", ["/run/csi.sock", "tcp://127.0.0.1:1", "unix://relative/x", "unix:/x", ""]
+)
 def test_an_endpoint_that_is_no_absolute_socket_path_is_refused(endpoint: str) -> None:
     with pytest.raises(InvalidParameter, match="--endpoint"):
-        grpc_server.socket_path(endpoint)
+        grpc_server.parse_socket_path(endpoint)
 
 
 def test_the_identity_is_told_and_an_unhealthy_plugin_says_why(client: PluginClient) -> None:
     info = client.identity.GetPluginInfo(pb.GetPluginInfoRequest(), timeout=10)
     assert (info.name, bool(info.vendor_version)) == ("datacache.csi.io", True)
     kinds = {
-        capability.service.type for capability in client.identity.GetPluginCapabilities(pb.GetPluginCapabilitiesRequest(), timeout=10).capabilities
+        capability.service.type
+        for capability in client.identity.GetPluginCapabilities(
+            pb.GetPluginCapabilitiesRequest(), timeout=10
+        ).capabilities
     }
-    assert kinds == {pb.PluginCapability.Service.CONTROLLER_SERVICE, pb.PluginCapability.Service.VOLUME_ACCESSIBILITY_CONSTRAINTS}
+    assert kinds == {
+        pb.PluginCapability.Service.CONTROLLER_SERVICE,
+        pb.PluginCapability.Service.VOLUME_ACCESSIBILITY_CONSTRAINTS,
+    }
     assert client.probe()
 
     def unhealthy() -> None:

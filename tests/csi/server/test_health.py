@@ -22,10 +22,12 @@ class Plugin:
     def __init__(self, path: Path) -> None:
         self.endpoint = f"unix://{path}"
         self.healthy: Callable[[], None] = lambda: None
-        self.server = grpc_server.listening(str(path), 4, self._register)
+        self.server = grpc_server.start_server(str(path), 4, self._register)
 
     def _register(self, server: grpc.Server) -> None:
-        csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer("datacache.csi.io", lambda: self.healthy()), server)
+        csi_pb2_grpc.add_IdentityServicer_to_server(
+            IdentityServicer("datacache.csi.io", lambda: self.healthy()), server
+        )
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def plugin(tmp_path: Path) -> Iterator[Plugin]:
 
 @pytest.fixture
 def port(plugin: Plugin) -> Iterator[int]:
-    with health.answering(("127.0.0.1", 0), plugin.endpoint) as port:
+    with health.serve_health(("127.0.0.1", 0), plugin.endpoint) as port:
         yield port
 
 
@@ -75,5 +77,8 @@ def test_nothing_else_is_told_there(port: int) -> None:
 
 
 def test_an_address_that_is_taken_is_named(port: int, plugin: Plugin) -> None:
-    with pytest.raises(DataCacheError, match=rf"--health-address 127\.0\.0\.1:{port}"), health.answering(("127.0.0.1", port), plugin.endpoint):
+    with (
+        pytest.raises(DataCacheError, match=rf"--health-address 127\.0\.0\.1:{port}"),
+        health.serve_health(("127.0.0.1", port), plugin.endpoint),
+    ):
         pass

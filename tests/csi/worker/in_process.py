@@ -10,14 +10,14 @@ from typing import Any
 
 from csi.errors import Busy, PermissionDenied
 from csi.images.fill.fill import fill, seal
-from csi.images.fill.verify_against_origin import vouch
-from csi.images.layout.layout import lay_out
+from csi.images.fill.verify_against_origin import verify_against_origin
+from csi.images.layout.layout import build_layout
 from csi.images.node_store.records import ImagePaths
 from csi.images.progress import FillProgress
-from csi.manifest.manifest import Manifest, build
-from csi.parameters.volume_parameters import parse
-from csi.worker.pool import Call
-from csi.worker.protocol import Request, Resolution
+from csi.manifest.manifest import Manifest, build_manifest
+from csi.parameters.volume_parameters import parse_volume_parameters
+from csi.worker.pool import WorkerCall
+from csi.worker.protocol import Resolution, WorkerRequest
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import file
 
@@ -34,7 +34,7 @@ class InProcess:
     def __init__(self, files: Mapping[str, int] | None = None) -> None:
         self.files = dict(files or {"config.json": 20, "weights/a.bin": 10_000})
         self.commit = COMMITS[0]
-        self.asked: list[Request] = []
+        self.asked: list[WorkerRequest] = []
         self.error: Exception | None = None
         self.fill_error: Exception | None = None
         self.readers: set[str] | None = None
@@ -54,21 +54,25 @@ class InProcess:
         return [request.operation for request in self.asked]
 
     def call(
-        self, lane: str, request: Request, call: Call | None = None, on_progress: Callable[[FillProgress], None] = lambda _: None
+        self,
+        lane: str,
+        request: WorkerRequest,
+        call: WorkerCall | None = None,
+        on_progress: Callable[[FillProgress], None] = lambda _: None,
     ) -> dict[str, Any]:
         """As WorkerPool.call."""
         self.asked.append(request)
         if request.operation == "fill":
-            return self._fill(request, call or Call(), on_progress)
+            return self._fill(request, call or WorkerCall(), on_progress)
         if request.operation == "vouch":
-            return self._vouch(request, call or Call())
-        self._wait(call or Call())
+            return self._vouch(request, call or WorkerCall())
+        self._wait(call or WorkerCall())
         if self.error:
             raise self.error
         self._check(request)
         return {"spec": self._pinned(request)} if request.operation == "pin" else self._resolve(request)
 
-    def _wait(self, call: Call) -> None:
+    def _wait(self, call: WorkerCall) -> None:
         end = time.monotonic() + 30
         while not self.go.wait(_TICK):
             assert time.monotonic() < end, "the test never let the resolve go"
@@ -81,24 +85,39 @@ class InProcess:
         return self._manifest({}).digest
 
     def _manifest(self, access: dict[str, str]) -> Manifest:
-        return build([file(f"at-{access.get('revision', self.commit)[:8]}", 1), *(file(path, size) for path, size in self.files.items())], access)
+        return build_manifest(
+            [
+                file(f"at-{access.get('revision', self.commit)[:8]}", 1),
+                *(file(path, size) for path, size in self.files.items()),
+            ],
+            access,
+        )
 
-    def _check(self, request: Request) -> None:
+    def _check(self, request: WorkerRequest) -> None:
         if self.readers is not None and request.secrets.get("token") not in self.readers:
             raise PermissionDenied("this token may not read")
 
-    def _pinned(self, request: Request) -> dict[str, str]:
-        return parse({**request.spec, "revision": self.commit}).spec.to_context()
+    def _pinned(self, request: WorkerRequest) -> dict[str, str]:
+        return parse_volume_parameters({**request.spec, "revision": self.commit}).spec.to_context()
 
-    def _resolve(self, request: Request) -> dict[str, Any]:
+    def _resolve(self, request: WorkerRequest) -> dict[str, Any]:
         manifest = self._manifest(request.spec)
         if request.manifest:
             with Path(request.manifest).open("xb") as stream:
                 manifest.write(stream)
         size = manifest.content_bytes if self.content_bytes is None else self.content_bytes
-        return Resolution(parse(request.spec).spec, manifest.digest, size, lay_out(manifest).size, len(self.files) + 1, 0).encode()
+        return Resolution(
+            parse_volume_parameters(request.spec).spec,
+            manifest.digest,
+            size,
+            build_layout(manifest).size,
+            len(self.files) + 1,
+            0,
+        ).encode()
 
-    def _fill(self, request: Request, call: Call, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
+    def _fill(
+        self, request: WorkerRequest, call: WorkerCall, on_progress: Callable[[FillProgress], None]
+    ) -> dict[str, Any]:
         self.filling.release()
         while not self.go_fill.wait(_TICK):
             on_progress(FillProgress(2**20, 5 * 2**20, 2**20, 2.0**20, 4.0))
@@ -108,19 +127,29 @@ class InProcess:
             raise self.fill_error
         self._check(request)
         with Path(request.manifest).open("rb") as stream:
-            layout = lay_out(Manifest.read(stream))
+            layout = build_layout(Manifest.read(stream))
         paths = Path(request.partial), Path(request.journal), Path(request.image)
-        donors = [ImagePaths(Path(folder)) for folder in request.donors]
-        fill(layout, paths[0], paths[1], self.origin.open, connections=1, donors=donors, progress=on_progress)
+        donors = [ImagePaths(Path(folder)) for folder in request.reuse_candidates]
+        fill(
+            layout,
+            paths[0],
+            paths[1],
+            self.origin.open,
+            connections=1,
+            reuse_candidates=donors,
+            on_progress=on_progress,
+        )
         seal(paths[0], paths[2], paths[1])
         return {}
 
-    def _vouch(self, request: Request, call: Call) -> dict[str, Any]:
+    def _vouch(self, request: WorkerRequest, call: WorkerCall) -> dict[str, Any]:
         while not self.go_vouch.wait(_TICK):
             if call.stopped:
                 raise Busy("the work was stopped; call again to go on")
         self._check(request)
         with Path(request.manifest).open("rb") as stream:
-            layout = lay_out(Manifest.read(stream))
-        vouch(layout, Path(request.image), self.origin.open, bytes.fromhex(request.seed), connections=1)
+            layout = build_layout(Manifest.read(stream))
+        verify_against_origin(
+            layout, Path(request.image), self.origin.open, bytes.fromhex(request.seed), connections=1
+        )
         return {}

@@ -18,8 +18,8 @@ from csi.errors import Busy, DataCacheError, InvalidParameter, PermissionDenied,
 from csi.images.progress import FillProgress
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
-from csi.worker.pool import Call, WorkerPool
-from csi.worker.protocol import Request
+from csi.worker.pool import WorkerCall, WorkerPool
+from csi.worker.protocol import WorkerRequest
 
 SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -32,8 +32,8 @@ def pool() -> Iterator[WorkerPool]:
     made.close()
 
 
-def ask(do: str, secrets: dict[str, str] | None = None, **more: str) -> Request:
-    return Request("resolve", {"do": do, **more}, secrets or {})
+def ask(do: str, secrets: dict[str, str] | None = None, **more: str) -> WorkerRequest:
+    return WorkerRequest("resolve", {"do": do, **more}, secrets or {})
 
 
 def alive(pid: int) -> bool:
@@ -71,7 +71,10 @@ def test_a_warm_worker_is_used_again_in_any_lane(pool: WorkerPool) -> None:
 def test_a_lane_has_so_many_workers_at_a_time(pool: WorkerPool, tmp_path: Path) -> None:
     started: queue.SimpleQueue[FillProgress] = queue.SimpleQueue()
     ends = [tmp_path / "one", tmp_path / "two"]
-    answers = [in_thread(lambda end=end: pool.call("fill", ask("wait", until=str(end)), on_progress=started.put)) for end in ends]
+    answers = [
+        in_thread(lambda end=end: pool.call("fill", ask("wait", until=str(end)), on_progress=started.put))
+        for end in ends
+    ]
     started.get(timeout=20)
     # The other lane is free, the second call of this one has not begun.
     assert pool.call("resolve", ask("answer"))["pid"]
@@ -82,7 +85,7 @@ def test_a_lane_has_so_many_workers_at_a_time(pool: WorkerPool, tmp_path: Path) 
 
 
 def test_an_idle_worker_is_stopped_after_its_time() -> None:
-    pool = WorkerPool({"resolve": 1}, idle_seconds=0.2, command=SCRIPTED)
+    pool = WorkerPool({"resolve": 1}, idle_timeout=0.2, command=SCRIPTED)
     pid = pool.call("resolve", ask("answer"))["pid"]
     assert eventually(lambda: not alive(pid))
     other = pool.call("resolve", ask("answer"))["pid"]
@@ -126,14 +129,18 @@ def test_workers_that_died_idle_cost_nothing(pool: WorkerPool, tmp_path: Path) -
     assert len(pids) == 2
     for pid in pids:
         os.kill(pid, signal.SIGKILL)
-    assert eventually(lambda: all(Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z" for pid in pids))
+    assert eventually(
+        lambda: all(Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] == "Z" for pid in pids)
+    )
     with pytest.raises(PermissionDenied):
         pool.call("resolve", ask("refuse"))
 
 
 def test_a_call_that_is_stopped_ends_its_worker_and_says_busy(pool: WorkerPool, tmp_path: Path) -> None:
-    call, started = Call(), queue.SimpleQueue[FillProgress]()
-    answer = in_thread(lambda: pool.call("fill", ask("wait", until=str(tmp_path / "never")), call, started.put))
+    call, started = WorkerCall(), queue.SimpleQueue[FillProgress]()
+    answer = in_thread(
+        lambda: pool.call("fill", ask("wait", until=str(tmp_path / "never")), call, started.put)
+    )
     pid = started.get(timeout=20).bytes_done
     call.stop()
     assert isinstance(answer.get(timeout=20), Busy)
@@ -143,7 +150,7 @@ def test_a_call_that_is_stopped_ends_its_worker_and_says_busy(pool: WorkerPool, 
 
 
 def test_a_call_that_was_stopped_before_it_began_does_nothing(pool: WorkerPool) -> None:
-    call = Call()
+    call = WorkerCall()
     call.stop()
     with pytest.raises(Busy, match="stopped"):
         pool.call("fill", ask("die"), call)
@@ -157,7 +164,9 @@ def test_a_closed_pool_has_no_idle_worker_and_starts_none(pool: WorkerPool) -> N
         pool.call("resolve", ask("answer"))
 
 
-def test_a_secret_is_neither_in_the_arguments_nor_in_the_environment(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_secret_is_neither_in_the_arguments_nor_in_the_environment(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_plugin")
     monkeypatch.setenv("HUGGING_FACE_HUB_TOKEN", "hf_plugin")
     answer = pool.call("resolve", ask("answer", {"token": "hf_secret"}))
@@ -172,23 +181,32 @@ def test_a_secret_is_neither_in_the_arguments_nor_in_the_environment(pool: Worke
 def test_the_real_worker_answers_stays_warm_and_tells_its_errors_by_class() -> None:
     pool = WorkerPool({"resolve": 1})
     pinned = CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT)).to_context()
-    assert pool.call("resolve", Request("pin", pinned, {}))["spec"] == pinned
+    assert pool.call("resolve", WorkerRequest("pin", pinned, {}))["spec"] == pinned
     with pytest.raises(InvalidParameter, match="none of the keys token"):
-        pool.call("resolve", Request("pin", pinned, {"password": "x"}))
+        pool.call("resolve", WorkerRequest("pin", pinned, {"password": "x"}))
     with pytest.raises(DataCacheError, match="unexpected KeyError in a worker"):
-        pool.call("resolve", Request("boil", pinned, {}))  # type: ignore[arg-type]
+        pool.call("resolve", WorkerRequest("boil", pinned, {}))  # type: ignore[arg-type]
     (worker,) = pool._idle
     pid = worker._process.pid
-    assert pool.call("resolve", Request("pin", pinned, {}))["spec"] == pinned
+    assert pool.call("resolve", WorkerRequest("pin", pinned, {}))["spec"] == pinned
     assert pool._idle[0]._process.pid == pid and os.getpriority(os.PRIO_PROCESS, pid) > 0
     pool.close()
     assert not alive(pid)
 
 
 @pytest.mark.parametrize(("level", "says"), [("DEBUG", True), ("INFO", False)])
-def test_a_worker_logs_from_the_plugins_level_on(capfd: pytest.CaptureFixture[str], level: str, says: bool) -> None:
+def test_a_worker_logs_from_the_plugins_level_on(
+    capfd: pytest.CaptureFixture[str], level: str, says: bool
+) -> None:
     pool = WorkerPool({"resolve": 1}, log_level=level)
-    pool.call("resolve", Request("pin", CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT)).to_context(), {"token": "hf_secret"}))
+    pool.call(
+        "resolve",
+        WorkerRequest(
+            "pin",
+            CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT)).to_context(),
+            {"token": "hf_secret"},
+        ),
+    )
     pool.close()
     said = capfd.readouterr().err
     assert ("DEBUG done operation=pin" in said) is says and "hf_secret" not in said

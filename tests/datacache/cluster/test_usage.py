@@ -16,7 +16,13 @@ from tests.origins.onc_rpc import wait_until
 
 HUB = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main"))
 INLINE: Thing = {"csi": {"driver": DRIVER, "volumeAttributes": {"repoId": "org/name"}}}
-BUCKET = {"repoId": "", "repoSource": "", "type": "S3", "bucket": "models", "endpoint": "https://s3.example.com"}
+BUCKET = {
+    "repoId": "",
+    "repoSource": "",
+    "type": "S3",
+    "bucket": "models",
+    "endpoint": "https://s3.example.com",
+}
 STAGE = "csi.storage.k8s.io/node-stage-secret-{}"
 NAMED = {STAGE.format("name"): "hub", STAGE.format("namespace"): "default"}
 FAILED = 'MountVolume.SetUp failed for volume "{}" : rpc error: code = {} desc = {}'
@@ -42,7 +48,9 @@ def test_what_people_have_made_is_well(well: Cluster) -> None:
 
 def attributes_class(cluster: Cluster, **parameters: str) -> None:
     thing = {"metadata": {"name": "fast"}, "driverName": DRIVER, "parameters": parameters}
-    cluster.made("/apis/storage.k8s.io/v1/volumeattributesclasses", thing, "storage.k8s.io/v1", "VolumeAttributesClass")
+    cluster.made(
+        "/apis/storage.k8s.io/v1/volumeattributesclasses", thing, "storage.k8s.io/v1", "VolumeAttributesClass"
+    )
 
 
 @pytest.mark.parametrize(
@@ -55,7 +63,9 @@ def attributes_class(cluster: Cluster, **parameters: str) -> None:
         ({"provisionedIops": "many"}, "class: provisionedIops"),
     ],
 )
-def test_a_storage_class_that_the_driver_does_not_understand(well: Cluster, parameters: dict[str, str], words: str) -> None:
+def test_a_storage_class_that_the_driver_does_not_understand(
+    well: Cluster, parameters: dict[str, str], words: str
+) -> None:
     well.storage_class(**parameters)
     found = well.examine().only("StorageClasses", "fault")
     assert words in found.what and "anew" in found.fix and "hush" not in found.what
@@ -63,7 +73,12 @@ def test_a_storage_class_that_the_driver_does_not_understand(well: Cluster, para
 
 def test_mount_options_that_the_driver_does_not_understand(well: Cluster) -> None:
     nas = {"server": "nas.example.com", "path": "/models"}
-    thing = {"metadata": {"name": "nas"}, "provisioner": DRIVER, "parameters": nas, "mountOptions": ["vers=banana"]}
+    thing = {
+        "metadata": {"name": "nas"},
+        "provisioner": DRIVER,
+        "parameters": nas,
+        "mountOptions": ["vers=banana"],
+    }
     well.made(CLASSES, thing, "storage.k8s.io/v1", "StorageClass")
     assert "nas: " in well.examine().only("StorageClasses", "fault").what
 
@@ -91,16 +106,29 @@ def test_a_volume_attributes_class_that_fits_no_volume(well: Cluster) -> None:
         ({}, {"token": " "}, "it is empty"),
         ({}, {"password": "hush"}, "the Secret of this volume has none of the keys token"),
         ({}, {"token": "hush\nhush"}, "the Secret's `token` holds a line end"),
-        (BUCKET, {"accessKeyId": "hush"}, "the Secret of this volume has not both accessKeyId and secretAccessKey"),
-        ({"repoId": "", "repoSource": "", "pvcAnnotations": "repoId"}, {"password": "hush"}, "it has none of the keys"),
+        (
+            BUCKET,
+            {"accessKeyId": "hush"},
+            "the Secret of this volume has not both accessKeyId and secretAccessKey",
+        ),
+        (
+            {"repoId": "", "repoSource": "", "pvcAnnotations": "repoId"},
+            {"password": "hush"},
+            "it has none of the keys",
+        ),
     ],
 )
-def test_a_secret_that_is_not_there_or_holds_no_credential(well: Cluster, source: dict[str, str], data: dict[str, str] | None, words: str) -> None:
+def test_a_secret_that_is_not_there_or_holds_no_credential(
+    well: Cluster, source: dict[str, str], data: dict[str, str] | None, words: str
+) -> None:
     well.storage_class(**source, **NAMED)
     if data is not None:
         well.secret("hub", **data)
     found = well.examine().only("Secrets", "fault")
-    assert f"StorageClass class names the Secret default/hub: {words}" in found.what and "secret.yaml" in found.fix
+    assert (
+        f"StorageClass class names the Secret default/hub: {words}" in found.what
+        and "secret.yaml" in found.fix
+    )
     assert "hush" not in json.dumps(found)
 
 
@@ -109,7 +137,10 @@ def test_a_secret_of_several_sources_is_looked_at_for_each(well: Cluster) -> Non
     sources = json.dumps([{"folder": "a", "repoId": "org/name"}, bucket])
     well.storage_class(repoId="", repoSource="", sources=sources, **NAMED)
     well.secret("hub", **{"a.token": "hush", "b.accessKeyId": "hush"})
-    assert "default/hub: b: the Secret of this volume has not both" in well.examine().only("Secrets", "fault").what
+    assert (
+        "default/hub: b: the Secret of this volume has not both"
+        in well.examine().only("Secrets", "fault").what
+    )
 
 
 def test_a_secret_without_its_namespace(well: Cluster) -> None:
@@ -126,9 +157,18 @@ def test_who_may_not_read_secrets_is_told_that_they_were_not_looked_at(well: Clu
     well.storage_class(**NAMED)
     group = "rbac.authorization.k8s.io"
     rules = [{"apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": ["list"]}]
-    well.made(f"/apis/{group}/v1/clusterroles", {"metadata": {"name": "classes"}, "rules": rules}, f"{group}/v1", "ClusterRole")
+    well.made(
+        f"/apis/{group}/v1/clusterroles",
+        {"metadata": {"name": "classes"}, "rules": rules},
+        f"{group}/v1",
+        "ClusterRole",
+    )
     subjects = [{"kind": "User", "apiGroup": group, "name": STRANGER}]
-    binding = {"metadata": {"name": "classes"}, "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "classes"}, "subjects": subjects}
+    binding = {
+        "metadata": {"name": "classes"},
+        "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "classes"},
+        "subjects": subjects,
+    }
     well.made(f"/apis/{group}/v1/clusterrolebindings", binding, f"{group}/v1", "ClusterRoleBinding")
     can = "can-i", "list", "storageclasses", f"--as={STRANGER}"
     assert wait_until(lambda: "yes" in well.server.kubectl("auth", *can), 10)
@@ -145,13 +185,23 @@ def test_a_claim_that_waits_with_a_complaint(well: Cluster) -> None:
     well.event(made, "PersistentVolumeClaim", "ProvisioningFailed", "what was wrong before", age=600)
     well.event(made, "PersistentVolumeClaim", "ProvisioningFailed", "the hub does not know org/name")
     found = well.examine().only("PVCs", "fault")
-    assert "default/waits is Pending: ProvisioningFailed: the hub does not know org/name" in found.what and "describe pvc waits" in found.fix
+    assert (
+        "default/waits is Pending: ProvisioningFailed: the hub does not know org/name" in found.what
+        and "describe pvc waits" in found.fix
+    )
 
 
 def test_claims_that_wait_for_a_resolve_or_are_of_another_driver_are_good(well: Cluster) -> None:
     well.storage_class()
-    well.event(well.claim("waits"), "PersistentVolumeClaim", "ProvisioningFailed", "rpc error: code = Aborted desc = being resolved")
-    well.event(well.claim("other", "elsewhere"), "PersistentVolumeClaim", "ProvisioningFailed", "no such class")
+    well.event(
+        well.claim("waits"),
+        "PersistentVolumeClaim",
+        "ProvisioningFailed",
+        "rpc error: code = Aborted desc = being resolved",
+    )
+    well.event(
+        well.claim("other", "elsewhere"), "PersistentVolumeClaim", "ProvisioningFailed", "no such class"
+    )
     assert well.examine().of("PVCs").what == "0 PVCs bound, 1 waiting without a complaint"
 
 
@@ -174,7 +224,12 @@ def volume_of(cluster: Cluster, claim: str) -> str:
         "csi": {"driver": DRIVER, "volumeHandle": f"dc-{claim}"},
         "claimRef": {"namespace": "default", "name": claim},
     }
-    cluster.made("/api/v1/persistentvolumes", {"metadata": {"name": f"pvc-{claim}"}, "spec": spec}, "v1", "PersistentVolume")
+    cluster.made(
+        "/api/v1/persistentvolumes",
+        {"metadata": {"name": f"pvc-{claim}"}, "spec": spec},
+        "v1",
+        "PersistentVolume",
+    )
     return f"pvc-{claim}"
 
 
@@ -192,17 +247,31 @@ def test_a_pod_that_cannot_have_its_volume(well: Cluster, kind: str) -> None:
     name = volume_of(well, claim) if claim else "v"
     made = well.pod("waits", volume)
     well.event(made, "Pod", "FailedMount", FAILED.format(name, "Unavailable", "the NAS refuses"), age=60)
-    well.event(made, "Pod", "FailedMount", "Unable to attach or mount volumes: timed out waiting for the condition")
+    well.event(
+        made, "Pod", "FailedMount", "Unable to attach or mount volumes: timed out waiting for the condition"
+    )
     found = well.examine().only("pods", "fault")
-    assert "default/waits does not start: FailedMount: " in found.what and found.what.endswith("the NAS refuses")
+    assert "default/waits does not start: FailedMount: " in found.what and found.what.endswith(
+        "the NAS refuses"
+    )
     assert "describe pod waits" in found.fix and "troubleshooting" in found.fix
 
 
 def test_pods_that_wait_for_a_fill_or_for_a_volume_of_somebody_else_are_good(well: Cluster) -> None:
     well.event(well.pod("fills", INLINE), "Pod", "FailedMount", FAILED.format("v", "Aborted", "5 of 80 GiB"))
-    well.event(well.pod("waits", INLINE), "Pod", "FailedMount", FAILED.format("config", "NotFound", 'configmap "c" not found'))
-    well.event(well.pod("other", {"emptyDir": {}}), "Pod", "FailedMount", FAILED.format("v", "Internal", "no"))
-    assert well.examine().of("pods").what == "2 pods with volumes of the driver, 1 waiting for a fill, none with a complaint"
+    well.event(
+        well.pod("waits", INLINE),
+        "Pod",
+        "FailedMount",
+        FAILED.format("config", "NotFound", 'configmap "c" not found'),
+    )
+    well.event(
+        well.pod("other", {"emptyDir": {}}), "Pod", "FailedMount", FAILED.format("v", "Internal", "no")
+    )
+    assert (
+        well.examine().of("pods").what
+        == "2 pods with volumes of the driver, 1 waiting for a fill, none with a complaint"
+    )
 
 
 # Caches.
@@ -210,14 +279,24 @@ def test_pods_that_wait_for_a_fill_or_for_a_volume_of_somebody_else_are_good(wel
 
 def test_a_prewarm_that_fails(well: Cluster) -> None:
     path = "/apis/datacache.csi.io/v1alpha1/namespaces/default/cacheprewarms"
-    well.made(path, {"metadata": {"name": "p"}, "spec": {"caches": [{"claimName": "c"}]}}, "datacache.csi.io/v1alpha1", "CachePrewarm")
+    well.made(
+        path,
+        {"metadata": {"name": "p"}, "spec": {"caches": [{"claimName": "c"}]}},
+        "datacache.csi.io/v1alpha1",
+        "CachePrewarm",
+    )
     assert well.examine().of("caches").what == "0 CacheVolumes and 1 CachePrewarm, none complains"
-    well.status(f"{path}/p", {"conditions": [condition("Failed", reason="NodesFail", message="one: no space")]})
+    well.status(
+        f"{path}/p", {"conditions": [condition("Failed", reason="NodesFail", message="one: no space")]}
+    )
     assert "CachePrewarm default/p: one: no space" in well.examine().only("caches", "warning").what
 
 
 def test_a_data_cache_that_failed(well: Cluster) -> None:
-    path, spec = "/apis/eci.aliyun.com/v1alpha1/datacaches", {"path": "/a", "dataSource": {"type": "URL", "options": {"repoId": "org/name"}}}
+    path, spec = (
+        "/apis/eci.aliyun.com/v1alpha1/datacaches",
+        {"path": "/a", "dataSource": {"type": "URL", "options": {"repoId": "org/name"}}},
+    )
     well.made(path, {"metadata": {"name": "d"}, "spec": spec}, "eci.aliyun.com/v1alpha1", "DataCache")
     assert well.examine().of("DataCaches").what == "1 DataCache, none failed"
     well.status(f"{path}/d", {"status": "Failed", "message": "the hub is gone"})
@@ -226,7 +305,9 @@ def test_a_data_cache_that_failed(well: Cluster) -> None:
 
 def test_a_cache_volume_that_cannot_be_read(well: Cluster) -> None:
     path = "/apis/datacache.csi.io/v1alpha1/cachevolumes"
-    thing = encode(VolumeRecord("dc-1", "pvc-1", HUB, HUB, "a" * 64, 2**30, 5, created=1.5))
+    thing = encode(VolumeRecord("dc-1", "pvc-1", HUB, HUB, "a" * 64, 2**30, 5, created_at=1.5))
     well.made(path, thing, thing["apiVersion"], thing["kind"])
-    well.status(f"{path}/dc-1", {"conditions": [condition("Resolved", "False", "Unreadable", "unknown key x")]})
+    well.status(
+        f"{path}/dc-1", {"conditions": [condition("Resolved", "False", "Unreadable", "unknown key x")]}
+    )
     assert "CacheVolume dc-1: unknown key x" in well.examine().only("caches", "fault").what

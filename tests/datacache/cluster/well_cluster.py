@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from csi.cluster.api_server import APPLY, JSON, MERGE
+from csi.cluster.api_server import APPLY_PATCH, JSON, MERGE_PATCH
 from csi.errors import NotFound
 from tests.apiserver import CRDS, ApiServer
 from tests.origins.scripted import Answer, Server
@@ -95,7 +95,13 @@ def second(offset: float = 0.0) -> str:
 
 
 def condition(kind: str, status: str = "True", reason: str = "Said", message: str = "") -> Thing:
-    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": second()}
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "lastTransitionTime": second(),
+    }
 
 
 def container(name: str, **said: Any) -> Thing:
@@ -115,22 +121,48 @@ class Cluster:
         self.server.kubectl("apply", "-f", str(DEPLOY / "namespace.yaml"))
         self.server.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(DEPLOY / "manifests"))
         for node in NODES:
-            self.put("/api/v1/nodes", {"metadata": {"name": node, "labels": {PLUGIN: "true", MOUNTS: "true"}}}, "v1", "Node")
-            self.status(f"/api/v1/nodes/{node}", {"conditions": [condition("Ready") | {"lastHeartbeatTime": second()}]})
+            self.put(
+                "/api/v1/nodes",
+                {"metadata": {"name": node, "labels": {PLUGIN: "true", MOUNTS: "true"}}},
+                "v1",
+                "Node",
+            )
+            self.status(
+                f"/api/v1/nodes/{node}",
+                {"conditions": [condition("Ready") | {"lastHeartbeatTime": second()}]},
+            )
             spec = {"drivers": [{"name": DRIVER, "nodeID": node, "topologyKeys": []}]}
-            self.put("/apis/storage.k8s.io/v1/csinodes", {"metadata": {"name": node}, "spec": spec}, "storage.k8s.io/v1", "CSINode")
+            self.put(
+                "/apis/storage.k8s.io/v1/csinodes",
+                {"metadata": {"name": node}, "spec": spec},
+                "storage.k8s.io/v1",
+                "CSINode",
+            )
             self.plugin_pod(f"node-{node}", "node", node)
         for number, node in enumerate(NODES, 1):
             self.plugin_pod(f"controller-{number}", "controller", node)
-        self.status(self.daemon_set, {"desiredNumberScheduled": 2, "currentNumberScheduled": 2, "numberReady": 2, "numberMisscheduled": 0})
-        for path, name, kind in (("/api/v1/namespaces", "kube-node-lease", "Namespace"), (_ACCOUNTS, "default", "ServiceAccount")):
+        self.status(
+            self.daemon_set,
+            {
+                "desiredNumberScheduled": 2,
+                "currentNumberScheduled": 2,
+                "numberReady": 2,
+                "numberMisscheduled": 0,
+            },
+        )
+        for path, name, kind in (
+            ("/api/v1/namespaces", "kube-node-lease", "Namespace"),
+            (_ACCOUNTS, "default", "ServiceAccount"),
+        ):
             self.apply(f"{path}/{name}", {"metadata": {"name": name}}, "v1", kind)
 
     def remove(self) -> None:
         for node in NODES:
             self.client.call("DELETE", f"/api/v1/nodes/{node}")
             self.client.call("DELETE", f"/apis/storage.k8s.io/v1/csinodes/{node}")
-            self.client.call("DELETE", f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}")
+            self.client.call(
+                "DELETE", f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{node}"
+            )
         for pod in ("node-one", "node-two", "controller-1", "controller-2"):
             self.client.call("DELETE", f"{PODS.format(NAMESPACE)}/{pod}", body={"gracePeriodSeconds": 0})
         self.server.kubectl("delete", "--wait=false", "-f", str(DEPLOY / "manifests"))
@@ -150,16 +182,24 @@ class Cluster:
         return self.client.call("POST", path, body={"apiVersion": version, "kind": kind, **thing})
 
     def apply(self, path: str, thing: Thing, version: str, kind: str) -> Thing:
-        return self.client.call("PATCH", path, {"fieldManager": "test", "force": "true"}, {"apiVersion": version, "kind": kind, **thing}, APPLY)
+        return self.client.call(
+            "PATCH",
+            path,
+            {"fieldManager": "test", "force": "true"},
+            {"apiVersion": version, "kind": kind, **thing},
+            APPLY_PATCH,
+        )
 
     def status(self, path: str, status: Thing) -> None:
-        self.client.call("PATCH", f"{path}/status", {}, {"status": status}, MERGE)
+        self.client.call("PATCH", f"{path}/status", {}, {"status": status}, MERGE_PATCH)
 
     # What is put right after the test.
 
     def later(self, method: str, path: str, body: object = None) -> None:
         """A call at the end of the test."""
-        self.undo.append(lambda: self.client.call(method, path, {}, body, MERGE if method == "PATCH" else JSON))
+        self.undo.append(
+            lambda: self.client.call(method, path, {}, body, MERGE_PATCH if method == "PATCH" else JSON)
+        )
 
     def made(self, path: str, thing: Thing, version: str, kind: str) -> Thing:
         """An object that is gone after the test, finalizers or not."""
@@ -168,16 +208,16 @@ class Cluster:
 
         def gone() -> None:
             with suppress(NotFound):
-                self.client.call("PATCH", place, {}, {"metadata": {"finalizers": None}}, MERGE)
+                self.client.call("PATCH", place, {}, {"metadata": {"finalizers": None}}, MERGE_PATCH)
                 self.client.call("DELETE", place, body={"gracePeriodSeconds": 0})
                 # What a test has deleted meanwhile, or what the server keeps for a finalizer that it put back.
-                self.client.call("PATCH", place, {}, {"metadata": {"finalizers": None}}, MERGE)
+                self.client.call("PATCH", place, {}, {"metadata": {"finalizers": None}}, MERGE_PATCH)
 
         self.undo.append(gone)
         return found
 
     def patched(self, path: str, change: Thing, back: Thing) -> None:
-        self.client.call("PATCH", path, {}, change, MERGE)
+        self.client.call("PATCH", path, {}, change, MERGE_PATCH)
         self.later("PATCH", path, back)
 
     def status_of_test(self, path: str, status: Thing, back: Thing) -> None:
@@ -187,33 +227,57 @@ class Cluster:
     def pod_says(self, name: str, status: Thing) -> None:
         """The status of a plugin's pod, which is ready again after the test."""
         back = {"phase": "Running", "conditions": [condition("Ready")], "containerStatuses": None}
-        self.status_of_test(f"{PODS.format(NAMESPACE)}/{name}", {"conditions": [condition("Ready", "False")], **status}, back)
+        self.status_of_test(
+            f"{PODS.format(NAMESPACE)}/{name}", {"conditions": [condition("Ready", "False")], **status}, back
+        )
 
     def event(self, about: Thing, kind: str, reason: str, message: str, age: float = 0.0) -> None:
         """A Warning about an object of the test."""
         meta = about["metadata"]
         namespace = meta.get("namespace", "default")
-        involved = {"kind": kind, "name": meta["name"], "uid": meta["uid"], **({"namespace": namespace} if "namespace" in meta else {})}
+        involved = {
+            "kind": kind,
+            "name": meta["name"],
+            "uid": meta["uid"],
+            **({"namespace": namespace} if "namespace" in meta else {}),
+        }
         said = {"type": "Warning", "reason": reason, "message": message, "lastTimestamp": second(-age)}
         body = {"metadata": {"generateName": "e-"}, **said, "involvedObject": involved}
         self.made(f"/api/v1/namespaces/{namespace}/events", body, "v1", "Event")
 
     def storage_class(self, name: str = "class", **parameters: str) -> None:
         whole = {"repoId": "org/name", "repoSource": "HuggingFace/Model", **parameters}
-        thing = {"metadata": {"name": name}, "provisioner": DRIVER, "parameters": {key: value for key, value in whole.items() if value}}
+        thing = {
+            "metadata": {"name": name},
+            "provisioner": DRIVER,
+            "parameters": {key: value for key, value in whole.items() if value},
+        }
         self.made(CLASSES, thing, "storage.k8s.io/v1", "StorageClass")
 
     def secret(self, name: str, **data: str) -> None:
         encoded = {key: base64.b64encode(value.encode()).decode() for key, value in data.items()}
-        self.made("/api/v1/namespaces/default/secrets", {"metadata": {"name": name}, "data": encoded}, "v1", "Secret")
+        self.made(
+            "/api/v1/namespaces/default/secrets",
+            {"metadata": {"name": name}, "data": encoded},
+            "v1",
+            "Secret",
+        )
 
     def claim(self, name: str, storage_class: str = "class") -> Thing:
-        spec = {"storageClassName": storage_class, "accessModes": ["ReadOnlyMany"], "resources": {"requests": {"storage": "1Gi"}}}
+        spec = {
+            "storageClassName": storage_class,
+            "accessModes": ["ReadOnlyMany"],
+            "resources": {"requests": {"storage": "1Gi"}},
+        }
         return self.made(CLAIMS, {"metadata": {"name": name}, "spec": spec}, "v1", "PersistentVolumeClaim")
 
     def pod(self, name: str, volume: Thing) -> Thing:
         """A pod of a user's, with a volume "v"."""
-        spec = {"nodeName": "one", "automountServiceAccountToken": False, "containers": [{"name": "c", "image": "i"}]}
+        spec = {
+            "nodeName": "one",
+            "automountServiceAccountToken": False,
+            "containers": [{"name": "c", "image": "i"}],
+        }
         whole = {"metadata": {"name": name}, "spec": {**spec, "volumes": [{"name": "v", **volume}]}}
         return self.made(PODS.format("default"), whole, "v1", "Pod")
 
@@ -226,8 +290,12 @@ class Cluster:
             "automountServiceAccountToken": False,
             "containers": [main],
         }
-        self.put(PODS.format(NAMESPACE), {"metadata": {"name": name, "labels": labels}, "spec": spec}, "v1", "Pod")
-        self.status(f"{PODS.format(NAMESPACE)}/{name}", {"phase": "Running", "conditions": [condition("Ready")]})
+        self.put(
+            PODS.format(NAMESPACE), {"metadata": {"name": name, "labels": labels}, "spec": spec}, "v1", "Pod"
+        )
+        self.status(
+            f"{PODS.format(NAMESPACE)}/{name}", {"phase": "Running", "conditions": [condition("Ready")]}
+        )
 
     # What has to be fresh.
 
@@ -244,7 +312,12 @@ class Cluster:
     def lease(self, namespace: str, name: str, when: str, holder: str = "x") -> None:
         spec = {"holderIdentity": holder, "renewTime": when, "leaseDurationSeconds": 40}
         thing = {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
-        self.apply(f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}", thing, "coordination.k8s.io/v1", "Lease")
+        self.apply(
+            f"/apis/coordination.k8s.io/v1/namespaces/{namespace}/leases/{name}",
+            thing,
+            "coordination.k8s.io/v1",
+            "Lease",
+        )
 
     # Looking.
 
@@ -264,13 +337,15 @@ class Cluster:
         """
 
         def passed_on(answer: Answer) -> None:
-            got = self.client._asked("GET", answer.path, None, {"Accept": JSON}, 10.0)
+            got = self.client._send_authorized("GET", answer.path, None, {"Accept": JSON}, 10.0)
             thing, status = json.loads(got.data), got.status
             if alter := change.get(answer.path.partition("?")[0]):
                 told = alter(thing)
                 status = told if isinstance(told, int) else status
             if ahead:
-                answer.date_time_string = lambda timestamp=None: email.utils.formatdate(time.time() + ahead, usegmt=True)  # type: ignore[method-assign]
+                answer.date_time_string = lambda timestamp=None: email.utils.formatdate(
+                    time.time() + ahead, usegmt=True
+                )  # type: ignore[method-assign]
             answer.say(status, json.dumps(thing).encode(), Content_Type="application/json")
 
         with Server() as forwarder:

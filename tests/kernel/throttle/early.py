@@ -47,7 +47,9 @@ class EarlyReader:
     """Waits outside of the pod, ready to read `file`."""
 
     def __init__(self, file: Path, seconds: float) -> None:
-        self._process = subprocess.Popen(_argv(file, seconds), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            _argv(file, seconds), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self._process.stdout and self._process.stdout.readline() == "ready\n"
 
     def read_from_the_start_of(self, pod: Pod, device: str, limit: Rate) -> tuple[Container, Early]:

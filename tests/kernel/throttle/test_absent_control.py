@@ -20,7 +20,19 @@ pytestmark = pytest.mark.kernel
 
 MODEL = {"repoId": "org/small"}
 LIMITED = {**MODEL, **plain(500)}
-BAD_UIDS = ("../../foreign", "x/../../../foreign", "/foreign", "..", ".", "x\n", "x/container", "*", "a" * 300, "uid\0", " ")
+BAD_UIDS = (
+    "../../foreign",
+    "x/../../../foreign",
+    "/foreign",
+    "..",
+    ".",
+    "x\n",
+    "x/container",
+    "*",
+    "a" * 300,
+    "uid\0",
+    " ",
+)
 POD_UID = "csi.storage.k8s.io/pod.uid"
 
 
@@ -57,7 +69,9 @@ def test_a_volume_of_no_known_pod_works_and_says_that_it_is_not_limited(start: S
     assert machine.half_made() == []
 
 
-def test_a_node_without_cgroups_that_throttle_says_what_is_missing(start: Start, tmp_path: Path, pods: Kubelet) -> None:
+def test_a_node_without_cgroups_that_throttle_says_what_is_missing(
+    start: Start, tmp_path: Path, pods: Kubelet
+) -> None:
     empty = tmp_path / "no cgroups"
     empty.mkdir()
     machine, target = start("--cgroup-root", str(empty)), pods.pod().target()
@@ -67,7 +81,9 @@ def test_a_node_without_cgroups_that_throttle_says_what_is_missing(start: Start,
     assert machine.unpublish(target) == (OK, "")
 
 
-def test_a_folder_that_is_no_cgroup_tree_is_not_written_to(start: Start, tmp_path: Path, pods: Kubelet) -> None:
+def test_a_folder_that_is_no_cgroup_tree_is_not_written_to(
+    start: Start, tmp_path: Path, pods: Kubelet
+) -> None:
     pod = pods.pod()
     foreign = tmp_path / "foreign"
     for folder in (foreign / "blkio", foreign):
@@ -79,7 +95,9 @@ def test_a_folder_that_is_no_cgroup_tree_is_not_written_to(start: Start, tmp_pat
     assert machine.unpublish(pod.target()) == (OK, "")
 
 
-def test_required_limits_refuse_a_volume_that_cannot_have_them_and_leave_nothing(start: Start, tmp_path: Path, pods: Kubelet) -> None:
+def test_required_limits_refuse_a_volume_that_cannot_have_them_and_leave_nothing(
+    start: Start, tmp_path: Path, pods: Kubelet
+) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     machine, target = start("--require-throttle", "--cgroup-root", str(empty)), pods.pod().target()
@@ -142,4 +160,7 @@ def test_an_inline_volume_that_was_clamped_says_so(volumes: Volumes, kubelet: Ku
     container = pod.add_container()
     shown = volumes.inline(pod, {"provisionedIops": "35000", "size": "20Gi"})
     assert "provisionedIops 35000 lowered to 17000" in shown.message
-    assert (container.limit(shown.device).iops, volumes.machine.condition(shown.target, shown.id).abnormal) == (20_000, False)
+    assert (
+        container.limit(shown.device).iops,
+        volumes.machine.condition(shown.target, shown.id).abnormal,
+    ) == (20_000, False)

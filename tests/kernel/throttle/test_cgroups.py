@@ -28,7 +28,9 @@ def comes(container: Container, shown: Shown, limit: Rate) -> bool:
 
 @pytest.mark.parametrize("driver", Driver, ids=lambda driver: driver.name.lower())
 @pytest.mark.parametrize("qos", Qos, ids=lambda qos: qos.name.lower())
-def test_the_pod_its_containers_and_their_successors_may_come_after_the_volume(volumes: Volumes, kubelet: Kubelet, driver: Driver, qos: Qos) -> None:
+def test_the_pod_its_containers_and_their_successors_may_come_after_the_volume(
+    volumes: Volumes, kubelet: Kubelet, driver: Driver, qos: Qos
+) -> None:
     pod = kubelet.pod(qos, driver, cgroup=False)
     shown = volumes.inline(pod, plain(LIMIT))
     device = shown.device
@@ -45,13 +47,17 @@ def test_the_pod_its_containers_and_their_successors_may_come_after_the_volume(v
 
 @pytest.mark.parametrize("driver", Driver, ids=lambda driver: driver.name.lower())
 @pytest.mark.parametrize("qos", Qos, ids=lambda qos: qos.name.lower())
-def test_the_limit_is_there_before_the_answer_where_the_pod_is(volumes: Volumes, kubelet: Kubelet, driver: Driver, qos: Qos) -> None:
+def test_the_limit_is_there_before_the_answer_where_the_pod_is(
+    volumes: Volumes, kubelet: Kubelet, driver: Driver, qos: Qos
+) -> None:
     pod = kubelet.pod(qos, driver)
     containers = [pod.add_container(), pod.add_container()]
     assert limits_of(containers, volumes.inline(pod, plain(LIMIT))) == [reads(LIMIT)] * 2
 
 
-def test_a_node_with_both_spellings_of_cgroups_limits_each_pod_where_it_is(volumes: Volumes, kubelet: Kubelet) -> None:
+def test_a_node_with_both_spellings_of_cgroups_limits_each_pod_where_it_is(
+    volumes: Volumes, kubelet: Kubelet
+) -> None:
     pods = [kubelet.pod(driver=driver) for driver in Driver]
     containers = [pod.add_container() for pod in pods]
     shown = volumes.inline(pods[0], plain(LIMIT))
@@ -72,20 +78,28 @@ def test_a_container_with_cgroups_of_its_own_gets_no_more(volumes: Volumes, kube
     remove(inner.path)
 
 
-def test_what_a_container_reads_before_its_limit_is_there_is_little(volumes: Volumes, kubelet: Kubelet) -> None:
+def test_what_a_container_reads_before_its_limit_is_there_is_little(
+    volumes: Volumes, kubelet: Kubelet
+) -> None:
     pod = kubelet.pod(cgroup=False)
     shown = volumes.inline(pod, plain(LIMIT))
     print()
     for what in ("pod and container", "one more container", "one more container"):
-        container, early = EarlyReader(shown.file, SECONDS / 2).read_from_the_start_of(pod, shown.device, reads(LIMIT))
+        container, early = EarlyReader(shown.file, SECONDS / 2).read_from_the_start_of(
+            pod, shown.device, reads(LIMIT)
+        )
         extra = max(0.0, early.ahead(LIMIT))
-        print(f"{what}: limited after {early.limited * 1000:.1f} ms, {extra:.0f} I/Os ahead of {LIMIT} IOPS, then {early.after(0.2):.1f} IOPS")
+        print(
+            f"{what}: limited after {early.limited * 1000:.1f} ms, {extra:.0f} I/Os ahead of {LIMIT} IOPS, then {early.after(0.2):.1f} IOPS"
+        )
         # The kernel answers in batches of a tenth of a second.
         assert early.after(0.2) <= LIMIT * 1.1
         container.end()
 
 
-def test_limits_go_with_the_volume_and_leave_a_pod_that_lives_on_as_it_was(volumes: Volumes, kubelet: Kubelet) -> None:
+def test_limits_go_with_the_volume_and_leave_a_pod_that_lives_on_as_it_was(
+    volumes: Volumes, kubelet: Kubelet
+) -> None:
     pod, other = kubelet.pod(), kubelet.pod()
     container, untouched = pod.add_container(), other.add_container()
     shown, kept = volumes.inline(pod, plain(LIMIT)), volumes.inline(other, plain(LIMIT))
@@ -100,7 +114,9 @@ def test_limits_go_with_the_volume_and_leave_a_pod_that_lives_on_as_it_was(volum
     assert late.limit(device) == Rate()
 
 
-def test_two_volumes_of_a_pod_in_one_class_add_up_and_the_one_that_goes_leaves_the_others(volumes: Volumes, kubelet: Kubelet) -> None:
+def test_two_volumes_of_a_pod_in_one_class_add_up_and_the_one_that_goes_leaves_the_others(
+    volumes: Volumes, kubelet: Kubelet
+) -> None:
     pod = kubelet.pod()
     container = pod.add_container()
     first, second = (volumes.inline(pod, plain(LIMIT), name) for name in ("first", "second"))
@@ -119,12 +135,25 @@ def test_two_volumes_of_a_pod_in_one_class_add_up_and_the_one_that_goes_leaves_t
 def test_volumes_of_different_classes_of_one_pod_do_not_add_up(volumes: Volumes, kubelet: Kubelet) -> None:
     pod = kubelet.pod()
     container = pod.add_container()
-    slow, fast, free = volumes.inline(pod, plain(LIMIT), "slow"), volumes.inline(pod, plain(2 * LIMIT), "fast"), volumes.inline(pod, {}, "free")
-    assert [container.limit(one.device) for one in (slow, fast, free)] == [reads(LIMIT), reads(2 * LIMIT), Rate()]
+    slow, fast, free = (
+        volumes.inline(pod, plain(LIMIT), "slow"),
+        volumes.inline(pod, plain(2 * LIMIT), "fast"),
+        volumes.inline(pod, {}, "free"),
+    )
+    assert [container.limit(one.device) for one in (slow, fast, free)] == [
+        reads(LIMIT),
+        reads(2 * LIMIT),
+        Rate(),
+    ]
 
 
-@pytest.mark.skipif(not (V2 and Path("/run/systemd/system").exists()), reason="no systemd keeps cgroups of version 2 on this machine")
-def test_a_reload_of_systemd_that_takes_the_controller_away_does_not_lift_the_limit(volumes: Volumes, kubelet: Kubelet) -> None:
+@pytest.mark.skipif(
+    not (V2 and Path("/run/systemd/system").exists()),
+    reason="no systemd keeps cgroups of version 2 on this machine",
+)
+def test_a_reload_of_systemd_that_takes_the_controller_away_does_not_lift_the_limit(
+    volumes: Volumes, kubelet: Kubelet
+) -> None:
     """systemd knows the slices of a kubelet with its driver, and at a reload sets their controllers to what it was asked for itself."""
     pod = kubelet.pod(driver=Driver.SYSTEMD)
     container = pod.add_container()
@@ -136,7 +165,9 @@ def test_a_reload_of_systemd_that_takes_the_controller_away_does_not_lift_the_li
 
 
 @pytest.mark.skipif(not V2, reason="cgroups of version 1 have no subtree_control")
-def test_a_controller_that_somebody_takes_away_above_the_pod_comes_back_with_its_limit(volumes: Volumes, kubelet: Kubelet) -> None:
+def test_a_controller_that_somebody_takes_away_above_the_pod_comes_back_with_its_limit(
+    volumes: Volumes, kubelet: Kubelet
+) -> None:
     pod = kubelet.pod(driver=Driver.SYSTEMD)
     container = pod.add_container()
     shown = volumes.inline(pod, plain(LIMIT))

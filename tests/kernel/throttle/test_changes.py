@@ -30,7 +30,11 @@ STEPS = {
 
 def mount_id(target: Path) -> str:
     """The kernel's number of the mount at `target` (proc(5), mountinfo)."""
-    (line,) = (line for line in Path("/proc/self/mountinfo").read_text().splitlines() if line.split()[4] == str(target))
+    (line,) = (
+        line
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        if line.split()[4] == str(target)
+    )
     return line.split()[0]
 
 
@@ -40,7 +44,9 @@ def changes(container: Container, shown: Shown, limit: Rate) -> bool:
 
 
 @pytest.mark.parametrize("first", [plain(LIMIT), {}], ids=["from some", "from none"])
-def test_a_modified_volume_changes_the_limits_of_its_running_pods_and_no_mount(volumes: Volumes, kubelet: Kubelet, first: dict[str, str]) -> None:
+def test_a_modified_volume_changes_the_limits_of_its_running_pods_and_no_mount(
+    volumes: Volumes, kubelet: Kubelet, first: dict[str, str]
+) -> None:
     pods = [kubelet.pod(), kubelet.pod()]
     containers = [pod.add_container() for pod in pods]
     volume = volumes.make(first)
@@ -48,7 +54,9 @@ def test_a_modified_volume_changes_the_limits_of_its_running_pods_and_no_mount(v
     mounts = [mount_id(one.target) for one in shown]
     for step, (parameters, limit) in STEPS.items():
         volumes.machine.modify(volume, parameters)
-        assert all(changes(container, one, limit) for container, one in zip(containers, shown, strict=True)), step
+        assert all(
+            changes(container, one, limit) for container, one in zip(containers, shown, strict=True)
+        ), step
         assert all((str(limit.iops) in one.message) == (limit.iops is not None) for one in shown), step
     assert [mount_id(one.target) for one in shown] == mounts
 
@@ -66,7 +74,9 @@ def test_a_reader_runs_at_the_new_limit(volumes: Volumes, kubelet: Kubelet) -> N
         assert result.held_at(limit, 0.05)
 
 
-def test_a_change_while_the_node_plugin_was_dead_is_found_when_it_is_back(machine: Machine, volumes: Volumes, kubelet: Kubelet) -> None:
+def test_a_change_while_the_node_plugin_was_dead_is_found_when_it_is_back(
+    machine: Machine, volumes: Volumes, kubelet: Kubelet
+) -> None:
     pod = kubelet.pod()
     container = pod.add_container()
     volume = volumes.make(plain(LIMIT))
@@ -88,7 +98,9 @@ def test_a_pod_that_comes_after_the_change_gets_the_new_limits_though_the_contex
     assert changes(container, volumes.show(volume, late), reads(2 * LIMIT))
 
 
-def test_changing_one_volume_leaves_another_of_the_same_content_and_limits_alone(volumes: Volumes, kubelet: Kubelet) -> None:
+def test_changing_one_volume_leaves_another_of_the_same_content_and_limits_alone(
+    volumes: Volumes, kubelet: Kubelet
+) -> None:
     pod = kubelet.pod()
     container = pod.add_container()
     changed, kept = volumes.make(plain(LIMIT)), volumes.make(plain(LIMIT))

@@ -25,7 +25,9 @@ for _ in range(int(sys.argv[3]) + 1):
 """
 
 
-def test_an_unlimited_reader_keeps_its_speed_beside_limited_readers_of_the_same_cold_file(volumes: Volumes, kubelet: Kubelet) -> None:
+def test_an_unlimited_reader_keeps_its_speed_beside_limited_readers_of_the_same_cold_file(
+    volumes: Volumes, kubelet: Kubelet
+) -> None:
     free, crawling = kubelet.pod(), kubelet.pod()
     unlimited, limited = free.add_container(), crawling.add_container()
     ours, theirs = volumes.inline(free, {}), volumes.inline(crawling, plain(CRAWL))
@@ -45,7 +47,9 @@ def test_an_unlimited_reader_keeps_its_speed_beside_limited_readers_of_the_same_
     kept = {kind: min(alone[kind]) / min(beside[kind]) for kind in KINDS}
     print(f"\nspeed beside three readers limited to {CRAWL} IOPS over speed alone, on a disk of {DISK}:")
     for kind, share in kept.items():
-        print(f"{kind:>10}: {share:.2f}, seconds alone {rounded(alone[kind])}, beside {rounded(beside[kind])}")
+        print(
+            f"{kind:>10}: {share:.2f}, seconds alone {rounded(alone[kind])}, beside {rounded(beside[kind])}"
+        )
     assert min(kept["buffered"], kept["mmap"]) >= 0.9
     # Three hundred folders are walked in so little time that it says less; waiting for the others would take tenfold.
     assert kept["find"] >= 0.5
@@ -61,7 +65,11 @@ def test_what_is_in_the_page_cache_is_read_at_the_speed_of_memory(volumes: Volum
     shown = volumes.inline(pod, plain(iops))
     rate = reads(iops).bytes_per_second or 0
     size = rate // 2
-    first, *again = map(float, container.run(["python3", "-I", "-S", "-c", _AGAIN, str(shown.file), str(size), "20"]).split())
-    print(f"\nfirst {size / first / 2**20:.1f} MiB/s, again {size / statistics.median(again) / 2**20:.0f} MiB/s, limit {rate / 2**20:.1f} MiB/s")
+    first, *again = map(
+        float, container.run(["python3", "-I", "-S", "-c", _AGAIN, str(shown.file), str(size), "20"]).split()
+    )
+    print(
+        f"\nfirst {size / first / 2**20:.1f} MiB/s, again {size / statistics.median(again) / 2**20:.0f} MiB/s, limit {rate / 2**20:.1f} MiB/s"
+    )
     assert size / first <= rate * 1.2
     assert size / statistics.median(again) >= 20 * rate

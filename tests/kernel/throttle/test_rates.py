@@ -13,11 +13,15 @@ pytestmark = pytest.mark.kernel
 
 
 def show(job: Job, result: Result, limit: str) -> None:
-    print(f"{job.name:>14} at {limit}: {result.iops:.1f} IOPS, {result.bytes_per_second / 2**20:.2f} MiB/s, half seconds {result.series()}")
+    print(
+        f"{job.name:>14} at {limit}: {result.iops:.1f} IOPS, {result.bytes_per_second / 2**20:.2f} MiB/s, half seconds {result.series()}"
+    )
 
 
 @pytest.mark.parametrize("iops", IOPS)
-def test_random_reads_are_held_at_the_iops_and_sequential_ones_at_the_bytes(volumes: Volumes, kubelet: Kubelet, iops: int) -> None:
+def test_random_reads_are_held_at_the_iops_and_sequential_ones_at_the_bytes(
+    volumes: Volumes, kubelet: Kubelet, iops: int
+) -> None:
     pod = kubelet.pod()
     container = pod.add_container()
     shown = volumes.inline(pod, plain(iops))
@@ -38,19 +42,26 @@ def test_two_pods_on_one_image_hold_each_their_own(volumes: Volumes, kubelet: Ku
     containers = [pod.add_container() for pod in pods]
     shown = [volumes.inline(pod, plain(iops)) for pod, iops in zip(pods, PAIR, strict=True)]
     assert len({one.device for one in shown}) == 2 and len(volumes.machine.sealed()) == 1
-    running = [fio.Fio(container, one.file, DIRECT_4K, SECONDS, log=True) for container, one in zip(containers, shown, strict=True)]
+    running = [
+        fio.Fio(container, one.file, DIRECT_4K, SECONDS, log=True)
+        for container, one in zip(containers, shown, strict=True)
+    ]
     print()
     for iops, result in zip(PAIR, [one.wait() for one in running], strict=True):
         show(DIRECT_4K, result, f"{iops} IOPS")
         assert result.held_at(iops, 0.03)
 
 
-def test_three_containers_of_a_pod_share_the_limit_or_hold_each_their_own_and_kubelet_is_told_which(volumes: Volumes, kubelet: Kubelet) -> None:
+def test_three_containers_of_a_pod_share_the_limit_or_hold_each_their_own_and_kubelet_is_told_which(
+    volumes: Volumes, kubelet: Kubelet
+) -> None:
     pod, iops = kubelet.pod(), IOPS[0]
     containers = [pod.add_container() for _ in range(3)]
     shown = volumes.inline(pod, plain(iops))
     assert limits_of(containers, shown) == [reads(iops)] * 3
-    running = [fio.Fio(container, shown.file, DIRECT_4K, SECONDS, log=True, clock=V2) for container in containers]
+    running = [
+        fio.Fio(container, shown.file, DIRECT_4K, SECONDS, log=True, clock=V2) for container in containers
+    ]
     results = [one.wait() for one in running]
     assert ("each container" in shown.message) != V2
     print()

@@ -76,7 +76,12 @@ def disk_of_its_own(pod: Pod, container: Container, device: str) -> Iterator[Non
 
 def for_ever(container: Container, target: Path, file: Path) -> list[subprocess.Popen[str]]:
     """A reader of each kind that goes on until it is killed."""
-    return [container.start([*_argv(kind, target, file), "on"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for kind in KINDS]
+    return [
+        container.start(
+            [*_argv(kind, target, file), "on"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for kind in KINDS
+    ]
 
 
 def _argv(kind: str, target: Path, file: Path) -> list[str]:

@@ -10,17 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from csi.concurrency.deadline import Patience
-from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, NotFound, OriginUnavailable, PermissionDenied, SourceChanged
+from csi.concurrency.deadline import Deadline
+from csi.errors import (
+    Busy,
+    CorruptContent,
+    DataCacheError,
+    NoSpace,
+    NotFound,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceChanged,
+)
 from csi.images.progress import FillProgress, read_progress
-from csi.worker.protocol import Request
+from csi.worker.protocol import WorkerRequest
 from tests.node_plugin.node import HUB, MIB, Node
 
 
 def adopt(node: Node) -> str:
     """Resolve what the source holds and put its manifest into the store; the image's digest."""
-    manifest = node.store.temp_path()
-    found = node.source.call("resolve", Request("resolve", HUB, {}, manifest=str(manifest)))
+    manifest = node.store.new_temp_path()
+    found = node.source.call("resolve", WorkerRequest("resolve", HUB, {}, manifest=str(manifest)))
     node.store.adopt_manifest(found["digest"], manifest, found["image_bytes"])
     return str(found["digest"])
 
@@ -32,8 +41,10 @@ def eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def wait(node: Node, digest: str, seconds: float = 30, key: str = "vol", secrets: dict[str, str] | None = None) -> None:
-    node.fills.wait(key, digest, secrets or {}, Patience(seconds))
+def wait(
+    node: Node, digest: str, seconds: float = 30, key: str = "vol", secrets: dict[str, str] | None = None
+) -> None:
+    node.fills.wait(key, digest, secrets or {}, Deadline(seconds))
 
 
 def all_at_once(works: list[Callable[[], None]]) -> list[DataCacheError | None]:
@@ -58,7 +69,7 @@ def test_all_who_want_an_image_wait_for_one_fill(node: Node) -> None:
     node.source.go_fill.clear()
     threading.Timer(0.1, node.source.go_fill.set).start()
     assert all_at_once([lambda: wait(node, digest)] * 8) == [None] * 8
-    assert node.source.operations.count("fill") == 1 and node.store.sealed(digest)
+    assert node.source.operations.count("fill") == 1 and node.store.find_sealed(digest)
     wait(node, digest, seconds=0)
     assert node.source.operations.count("fill") == 1 and node.fills.progress() == {}
 
@@ -68,8 +79,12 @@ def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node
     node.source.go_fill.clear()
     with pytest.raises(Busy):
         wait(node, digest, seconds=0.05)
-    assert eventually(lambda: node.fills.progress()[digest] == FillProgress(MIB, 5 * MIB, MIB, 1.0 * MIB, 4.0))
-    with pytest.raises(Busy, match="filling the cache: 1 of 5 MiB, 1.0 MiB/s, about 4 s left; call again, the fill goes on"):
+    assert eventually(
+        lambda: node.fills.progress()[digest] == FillProgress(MIB, 5 * MIB, MIB, 1.0 * MIB, 4.0)
+    )
+    with pytest.raises(
+        Busy, match="filling the cache: 1 of 5 MiB, 1.0 MiB/s, about 4 s left; call again, the fill goes on"
+    ):
         wait(node, digest, seconds=0)
     node.source.go_fill.set()
     wait(node, digest)
@@ -80,7 +95,7 @@ def test_progress_is_there_for_whoever_looks_into_the_store_and_goes_with_the_fi
     digest = adopt(node)
     paths = node.store.paths(digest)
     node.source.go_fill.clear()
-    node.fills.begin(digest, {})
+    node.fills.start(digest, {})
     assert eventually(paths.progress.exists)
     assert read_progress(paths.progress) == FillProgress.from_json(json.loads(paths.progress.read_text()))
     node.source.go_fill.set()
@@ -95,20 +110,22 @@ def test_what_ended_a_fill_is_told_to_all_who_began_it_with_the_same_credential(
     threading.Timer(0.1, node.source.go_fill.set).start()
     answers = all_at_once([lambda: wait(node, digest)] * 4)
     assert [str(answer) for answer in answers] == ["the origin is down"] * 4
-    assert node.store.partial(digest)
+    assert node.store.find_partial(digest)
 
 
 def test_another_volumes_credential_that_fails_is_not_held_against_this_one(node: Node) -> None:
     digest = adopt(node)
     node.source.readers = {"right"}
     node.source.go_fill.clear()
-    wrong = threading.Thread(target=lambda: pytest.raises(PermissionDenied, wait, node, digest, secrets={"token": "wrong"}))
+    wrong = threading.Thread(
+        target=lambda: pytest.raises(PermissionDenied, wait, node, digest, secrets={"token": "wrong"})
+    )
     wrong.start()
     assert node.source.filling.acquire(timeout=20)
     threading.Timer(0.1, node.source.go_fill.set).start()
     wait(node, digest, secrets={"token": "right"})
     wrong.join(20)
-    assert node.store.sealed(digest) and node.source.operations.count("fill") == 2
+    assert node.store.find_sealed(digest) and node.source.operations.count("fill") == 2
 
 
 @pytest.mark.parametrize("error", [CorruptContent("wrong bytes"), SourceChanged("another file")])
@@ -117,17 +134,19 @@ def test_bytes_that_no_next_try_could_use_are_removed(node: Node, error: DataCac
     node.source.fill_error = error
     with pytest.raises(type(error)):
         wait(node, digest)
-    assert eventually(lambda: node.store.images() == [])
+    assert eventually(lambda: node.store.list_images() == [])
 
 
-def test_a_fill_that_nobody_wants_is_stopped_after_a_grace_and_its_bytes_stay(tmp_path: Path, node: Node) -> None:
+def test_a_fill_that_nobody_wants_is_stopped_after_a_grace_and_its_bytes_stay(
+    tmp_path: Path, node: Node
+) -> None:
     node.close()
     hasty = Node(tmp_path, grace=0.0)
     digest = adopt(hasty)
     hasty.source.go_fill.clear()
-    hasty.fills.begin(digest, {})
+    hasty.fills.start(digest, {})
     assert eventually(lambda: hasty.fills.progress() == {})
-    assert hasty.store.partial(digest)
+    assert hasty.store.find_partial(digest)
     hasty.source.go_fill.set()
     wait(hasty, digest)
     hasty.close()
@@ -167,13 +186,13 @@ def test_what_cannot_fit_is_told_at_once_and_nothing_is_begun(tmp_path: Path, no
         small.source.files = {name: 2 * MIB}
         digests.append(adopt(small))
     small.source.go_fill.clear()
-    small.fills.begin(digests[0], {})
+    small.fills.start(digests[0], {})
     with pytest.raises(NoSpace, match="the image needs 2"):
         wait(small, digests[1])
     small.source.go_fill.set()
     wait(small, digests[0])
     wait(small, digests[1])
-    assert [bool(small.store.sealed(digest)) for digest in digests] == [False, True]
+    assert [bool(small.store.find_sealed(digest)) for digest in digests] == [False, True]
     small.close()
 
 
@@ -181,7 +200,7 @@ def test_a_fill_ends_also_where_its_progress_cannot_be_removed(node: Node) -> No
     digest = adopt(node)
     node.store.paths(digest).progress.mkdir()
     wait(node, digest, seconds=10)
-    assert node.fills.progress() == {} and node.store.sealed(digest)
+    assert node.fills.progress() == {} and node.store.find_sealed(digest)
 
 
 def test_no_image_goes_for_a_fill_that_nobody_waits_for(tmp_path: Path, node: Node) -> None:
@@ -193,10 +212,10 @@ def test_no_image_goes_for_a_fill_that_nobody_waits_for(tmp_path: Path, node: No
     small.source.files = {"b": 2 * MIB}
     left = adopt(small)
     with pytest.raises(NoSpace):
-        small.fills.begin(left, {})
-    assert small.store.sealed(sealed)
+        small.fills.start(left, {})
+    assert small.store.find_sealed(sealed)
     wait(small, left)
-    assert small.store.sealed(left) and not small.store.sealed(sealed)
+    assert small.store.find_sealed(left) and not small.store.find_sealed(sealed)
     small.close()
 
 
@@ -212,5 +231,5 @@ def test_a_full_waiting_room_answers_at_once_and_the_fills_go_on(tmp_path: Path,
         wait(full, digest)
     full.source.go_fill.set()
     seated.join(20)
-    assert full.store.sealed(digest)
+    assert full.store.find_sealed(digest)
     full.close()

@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from csi.concurrency.deadline import Patience
+from csi.concurrency.deadline import Deadline
 from csi.errors import Busy, CorruptContent, OriginUnavailable, PermissionDenied
-from csi.images.node_store.provenance import MOST_VOUCHED
+from csi.images.node_store.provenance import MAX_VERIFIED_SCOPES
 from csi.linux.durable_files import write_json
 from csi.manifest.manifest import Entry
-from csi.parameters.origin_scope import place_of
+from csi.parameters.origin_scope import compute_origin_scope
 from tests.node_plugin.fills.test_fills import adopt, eventually
 from tests.node_plugin.node import HUB, Node
 
@@ -20,8 +20,14 @@ OTHER = {**HUB, "repoId": "org/copy"}
 THIRD = {**HUB, "repoId": "org/third"}
 
 
-def wait(node: Node, digest: str, access: dict[str, str], secrets: dict[str, str] | None = None, seconds: float = 30) -> None:
-    node.fills.wait("vol", digest, secrets or {}, Patience(seconds), access)
+def wait(
+    node: Node,
+    digest: str,
+    access: dict[str, str],
+    secrets: dict[str, str] | None = None,
+    seconds: float = 30,
+) -> None:
+    node.fills.wait("vol", digest, secrets or {}, Deadline(seconds), access)
 
 
 def pretender(entry: Entry, offset: int, buffer: memoryview) -> None:
@@ -42,7 +48,9 @@ def test_another_place_is_compared_once_and_every_file_is_looked_at(node: Node, 
     node.source.origin.asked.clear()
     wait(node, digest, OTHER)
     assert node.source.operations[2:] == ["vouch"] and node.source.asked[-1].spec == OTHER
-    assert node.source.origin.asked.keys() == {extent.path for extent in node.store.manifest(digest).files}
+    assert node.source.origin.asked.keys() == {
+        extent.path for extent in node.store.read_manifest(digest).files
+    }
     assert node.source.origin.bytes - 10_021 <= 20 + 1 + 4096, "files over 4 KiB are not read whole"
     for access in (OTHER, HUB, {**OTHER, "revision": "b" * 40}):
         wait(node, digest, access)
@@ -66,15 +74,19 @@ def test_what_was_vouched_for_is_known_after_a_restart(node: Node, digest: str) 
 
 
 @pytest.mark.parametrize("path", ["config.json", "weights/a.bin"])
-def test_a_place_that_sends_other_bytes_gets_nothing_and_the_image_stays(node: Node, digest: str, path: str) -> None:
-    node.source.origin.fault = lambda entry, offset, buffer: pretender(entry, offset, buffer) if entry.path == path else None
+def test_a_place_that_sends_other_bytes_gets_nothing_and_the_image_stays(
+    node: Node, digest: str, path: str
+) -> None:
+    node.source.origin.fault = lambda entry, offset, buffer: (
+        pretender(entry, offset, buffer) if entry.path == path else None
+    )
     for _ in range(3):
         with pytest.raises(CorruptContent, match=path):
             wait(node, digest, OTHER)
     node.source.origin.fault = None
     asked = len(node.source.asked)
     wait(node, digest, HUB)
-    assert len(node.source.asked) == asked and node.store.sealed(digest)
+    assert len(node.source.asked) == asked and node.store.find_sealed(digest)
 
 
 def test_who_tries_again_is_asked_for_the_same_bytes(node: Node, digest: str) -> None:
@@ -101,9 +113,11 @@ def test_a_credential_that_may_not_read_hears_so(node: Node, digest: str) -> Non
     wait(node, digest, OTHER, {"token": "right"})
 
 
-def test_an_origin_that_cannot_be_reached_vouches_for_nothing(node: Node, digest: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("csi.images.fill.fetch.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("csi.images.fill.fetch.LONGEST_PAUSE", 0.001)
+def test_an_origin_that_cannot_be_reached_vouches_for_nothing(
+    node: Node, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("csi.images.fill.fetch.MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr("csi.images.fill.fetch.MAX_RETRY_PAUSE", 0.001)
 
     def fault(entry: Entry, offset: int, buffer: memoryview) -> None:
         raise OriginUnavailable("nobody there")
@@ -120,7 +134,9 @@ def test_who_waited_for_another_places_fill_is_compared_too(node: Node) -> None:
     first = threading.Thread(target=wait, args=(node, digest, HUB))
     first.start()
     assert node.source.filling.acquire(timeout=20)
-    node.source.origin.fault = lambda entry, offset, buffer: None if node.store.partial(digest) else pretender(entry, offset, buffer)
+    node.source.origin.fault = lambda entry, offset, buffer: (
+        None if node.store.find_partial(digest) else pretender(entry, offset, buffer)
+    )
     threading.Timer(0.1, node.source.go_fill.set).start()
     with pytest.raises(CorruptContent):
         wait(node, digest, OTHER)
@@ -152,7 +168,7 @@ def test_a_fill_that_began_from_nothing_makes_its_own_place_known_whoever_tried_
 
 
 def test_an_image_of_an_older_version_is_its_manifests_places(node: Node, digest: str) -> None:
-    node.store.paths(digest).places.unlink()
+    node.store.paths(digest).provenance.unlink()
     wait(node, digest, HUB)
     assert "vouch" not in node.source.operations
     wait(node, digest, OTHER)
@@ -161,18 +177,26 @@ def test_an_image_of_an_older_version_is_its_manifests_places(node: Node, digest
     assert node.source.operations.count("vouch") == 1
 
 
-@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"{"), lambda path: write_json(path, {"format": 1, "filled": 3})])
-def test_a_damaged_record_lets_nobody_in_unseen(node: Node, digest: str, spoil: Callable[[object], None]) -> None:
-    spoil(node.store.paths(digest).places)
+@pytest.mark.parametrize(
+    "spoil", [lambda path: path.write_bytes(b"{"), lambda path: write_json(path, {"format": 1, "filled": 3})]
+)
+def test_a_damaged_record_lets_nobody_in_unseen(
+    node: Node, digest: str, spoil: Callable[[object], None]
+) -> None:
+    spoil(node.store.paths(digest).provenance)
     wait(node, digest, HUB)
     assert node.source.operations.count("vouch") == 1
 
 
 def test_the_record_of_places_is_bounded(node: Node, digest: str) -> None:
-    for number in range(MOST_VOUCHED + 9):
-        node.store.note_vouched(digest, f"{number:064x}")
-    known = node.store.places(digest)
-    assert len(known) == MOST_VOUCHED + 1 and known[0] == f"{MOST_VOUCHED + 8:064x}" and known[-1] == place_of(HUB)
+    for number in range(MAX_VERIFIED_SCOPES + 9):
+        node.store.mark_verified(digest, f"{number:064x}")
+    known = node.store.get_provenance(digest)
+    assert (
+        len(known) == MAX_VERIFIED_SCOPES + 1
+        and known[0] == f"{MAX_VERIFIED_SCOPES + 8:064x}"
+        and known[-1] == compute_origin_scope(HUB)
+    )
     wait(node, digest, HUB)
     assert "vouch" not in node.source.operations
 
@@ -187,10 +211,14 @@ def test_all_who_ask_the_same_wait_for_one_comparison(node: Node, digest: str) -
     node.source.go_vouch.set()
     for thread in threads:
         thread.join(20)
-    assert node.source.operations.count("vouch") == 1 and place_of(OTHER) in node.store.places(digest)
+    assert node.source.operations.count("vouch") == 1 and compute_origin_scope(
+        OTHER
+    ) in node.store.get_provenance(digest)
 
 
-def test_an_error_that_came_when_nobody_waited_is_told_to_the_next_caller_once(node: Node, digest: str) -> None:
+def test_an_error_that_came_when_nobody_waited_is_told_to_the_next_caller_once(
+    node: Node, digest: str
+) -> None:
     node.source.origin.fault = pretender
     node.source.go_vouch.clear()
     with pytest.raises(Busy):

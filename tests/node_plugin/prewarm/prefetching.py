@@ -6,9 +6,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-from csi.destinations.allow_list import PREWARMS, AllowList
-from csi.registry.prewarms.prewarms import PrewarmedCache, State
-from node_plugin.prewarm.prewarming import Prewarming
+from csi.destinations.allow_list import CACHE_PREWARMS, AllowList
+from csi.registry.prewarms.prewarms import PrewarmedCache, PrewarmState
+from node_plugin.prewarm.prewarming import PrewarmLoop
 from tests.csi.registry.prewarms.kinds import FakePrewarms
 from tests.node_plugin.node import HUB, Node
 
@@ -23,13 +23,23 @@ class Ahead:
         self.orders = orders or FakePrewarms({"pool": "gpu"})
         self._stack = stack
 
-    def start(self, node: Node, retry_seconds: float = 60.0) -> Prewarming:
+    def start(self, node: Node, retry_seconds: float = 60.0) -> PrewarmLoop:
         """Prewarming on `node`, until the test ends or `stop`."""
-        file, allowed = node.folder / "store/prewarms.json", AllowList(words=PREWARMS)
-        made = Prewarming(self.orders, allowed, node.proving_anew, node.fills, node.store, node.pins, node.images.check_node, file, retry_seconds)
-        node.fills.keep(made.kept)
+        file, allowed = node.folder / "store/prewarms.json", AllowList(policy_subject=CACHE_PREWARMS)
+        made = PrewarmLoop(
+            self.orders,
+            allowed,
+            node.proving_anew,
+            node.fills,
+            node.store,
+            node.pins,
+            node.images.check_node,
+            file,
+            retry_seconds,
+        )
+        node.fills.protect_prewarmed(made.list_sealed)
         self._running = self._stack.enter_context(ExitStack())
-        self._running.enter_context(made.running())
+        self._running.enter_context(made.run_in_background())
         return made
 
     def stop(self) -> None:
@@ -39,7 +49,7 @@ class Ahead:
         """The entries of the object's status."""
         return list(self.orders.status(key).get("nodes", []))
 
-    def is_(self, state: State, key: str = KEY) -> Callable[[], bool]:
+    def is_(self, state: PrewarmState, key: str = KEY) -> Callable[[], bool]:
         return lambda: [entry["state"] for entry in self.states(key)] == [state.value]
 
     @property

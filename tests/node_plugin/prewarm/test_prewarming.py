@@ -10,21 +10,21 @@ from typing import Any
 
 import pytest
 
-from csi.concurrency.deadline import Patience
-from csi.destinations.allow_list import PREWARMS, AllowList
+from csi.concurrency.deadline import Deadline
+from csi.destinations.allow_list import CACHE_PREWARMS, AllowList
 from csi.errors import Busy, NoSpace, PermissionDenied, UnsupportedByNode
-from csi.image_store.client import StoreAccess, StoredImages
+from csi.image_store.client import ImageStoreClient, ImageStoreConfig
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.data_cache import data_cache
+from csi.parameters.data_cache import parse_data_cache
 from csi.parameters.dialects.nas import NasSpec
-from csi.registry.datacaches.data_caches import Content, DataCache, DataCacheState, Phase
-from csi.registry.datacaches.directory import DirectoryDataCaches
-from csi.registry.prewarms.prewarms import NodeState, PrewarmedCache, State
+from csi.registry.datacaches.data_caches import DataCache, DataCacheContent, DataCacheState, Phase
+from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
+from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, PrewarmState
 from csi.worker.pool import WorkerPool
-from csi.worker.protocol import Request
+from csi.worker.protocol import WorkerRequest
 from node_plugin.fills.uploads import Uploads
-from node_plugin.prewarm.prewarming import Prewarming, _Order
-from node_plugin.volumes.data_cache_grants import GrantedCaches
+from node_plugin.prewarm.prewarming import PrewarmLoop, _ActiveRequest
+from node_plugin.volumes.data_cache_grants import DataCacheGrants
 from tests.csi.registry.kinds import record
 from tests.csi.registry.pins.fake_pins import FakePins
 from tests.csi.registry.prewarms.kinds import FakePrewarms, order
@@ -39,9 +39,9 @@ MAIN = PrewarmedCache({key: value for key, value in HUB.items() if key != "revis
 def test_what_is_ordered_is_there_before_a_pod_asks_for_it(node: Node, ahead: Ahead) -> None:
     ahead.start(node)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.READY))
+    assert eventually(ahead.is_(PrewarmState.READY))
     assert ahead.states() == [{"node": "node-1", "state": "Ready", "percent": 100}]
-    assert node.store.sealed(node.source.digest) and fills(node) == 1
+    assert node.store.find_sealed(node.source.digest) and fills(node) == 1
     node.inline(seconds=5)
     assert fills(node) == 1
 
@@ -50,10 +50,10 @@ def test_progress_is_said_while_it_is_filled_and_idle_nothing_is_asked(node: Nod
     node.source.go_fill.clear()
     ahead.start(node)
     ahead.orders.put(order("one", MODEL, PrewarmedCache({**HUB, "revision": COMMITS[1]})))
-    assert eventually(ahead.is_(State.FILLING))
+    assert eventually(ahead.is_(PrewarmState.FILLING))
     assert ahead.states()[0]["percent"] == 10, "a fifth of the first of two"
     node.source.go_fill.set()
-    assert eventually(ahead.is_(State.READY))
+    assert eventually(ahead.is_(PrewarmState.READY))
     asked = ahead.orders.asked
     time.sleep(0.3)
     assert ahead.orders.asked == asked and len(ahead.orders.said) < 8
@@ -63,10 +63,10 @@ def test_a_node_that_is_not_selected_fills_nothing_until_it_is(node: Node, ahead
     ahead.start(node)
     ahead.orders.put(order("one", MODEL, selector={"pool": "cpu"}))
     ahead.orders.put(order("two", PrewarmedCache({**HUB, "revision": COMMITS[1]}), selector={"pool": "gpu"}))
-    assert eventually(ahead.is_(State.READY, "default/two"))
+    assert eventually(ahead.is_(PrewarmState.READY, "default/two"))
     assert ahead.states() == [] and fills(node) == 1
     ahead.orders.put(order("one", MODEL, selector={}))
-    assert eventually(ahead.is_(State.READY))
+    assert eventually(ahead.is_(PrewarmState.READY))
     ahead.orders.put(order("one", MODEL, selector={"pool": "cpu"}))
     assert eventually(lambda: ahead.states() == [])
 
@@ -75,52 +75,58 @@ def test_a_wrong_token_is_said_with_its_reason_and_put_right_it_is_filled(node: 
     node.source.readers = {"right"}
     ahead.orders.secrets["default", "hub"] = {"token": "wrong-s3cr3t"}
     ahead.start(node, retry_seconds=0.1)
-    ahead.orders.put(order("one", PrewarmedCache(HUB, secret="hub")))
-    assert eventually(ahead.is_(State.FAILED))
+    ahead.orders.put(order("one", PrewarmedCache(HUB, secret_name="hub")))
+    assert eventually(ahead.is_(PrewarmState.FAILED))
     assert ahead.message == "this token may not read" and "s3cr3t" not in str(ahead.orders.said)
-    assert node.store.images() == []
+    assert node.store.list_images() == []
     ahead.orders.secrets["default", "hub"] = {"token": "right"}
-    assert eventually(ahead.is_(State.READY))
+    assert eventually(ahead.is_(PrewarmState.READY))
 
 
 @pytest.mark.parametrize(
     ("cache", "words"),
     [
-        (PrewarmedCache(HUB, secret="none"), "the Secret default/none is not there"),
-        (PrewarmedCache(claim="none"), "the PVC default/none is not there"),
+        (PrewarmedCache(HUB, secret_name="none"), "the Secret default/none is not there"),
+        (PrewarmedCache(pvc_name="none"), "the PVC default/none is not there"),
         (PrewarmedCache({"server": "nas", "path": "/models"}), "CachePrewarms may not name NAS nas:/models"),
         (PrewarmedCache({"repoID": "x", "flavour": "vanilla"}), "unknown parameter 'flavour'"),
         (PrewarmedCache({**HUB, "egressProfile": "fast"}), "egressProfile"),
         (PrewarmedCache({**HUB, "manifestDigest": "a" * 64}), "manifestDigest"),
     ],
 )
-def test_what_cannot_be_had_is_said_and_harms_no_other_order(node: Node, ahead: Ahead, cache: PrewarmedCache, words: str) -> None:
+def test_what_cannot_be_had_is_said_and_harms_no_other_order(
+    node: Node, ahead: Ahead, cache: PrewarmedCache, words: str
+) -> None:
     ahead.start(node)
     ahead.orders.put(order("one", cache))
     ahead.orders.put(order("two", MODEL))
-    assert eventually(ahead.is_(State.READY, "default/two"))
-    assert eventually(ahead.is_(State.FAILED)) and words in ahead.message
+    assert eventually(ahead.is_(PrewarmState.READY, "default/two"))
+    assert eventually(ahead.is_(PrewarmState.FAILED)) and words in ahead.message
 
 
 def test_a_node_that_mounts_no_images_says_so(node: Node, ahead: Ahead) -> None:
     node.not_ready = UnsupportedByNode("this kernel has no EROFS")
     ahead.start(node)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.FAILED)) and ahead.message == "this kernel has no EROFS" and fills(node) == 0
+    assert (
+        eventually(ahead.is_(PrewarmState.FAILED))
+        and ahead.message == "this kernel has no EROFS"
+        and fills(node) == 0
+    )
 
 
 def test_what_a_claim_holds_is_filled_as_it_is_pinned(node: Node, ahead: Ahead) -> None:
     """The StorageClass's source is an administrator's word, so no list is asked."""
     node.source.files = {"model": 50}
     spec = CacheSpec(NasSpec("nas", "/models"))
-    digest = node.source.call("resolve", Request("resolve", spec.to_context(), {}))["digest"]
+    digest = node.source.call("resolve", WorkerRequest("resolve", spec.to_context(), {}))["digest"]
     ahead.orders.volumes["default", "models"] = record("dc-1", asked=spec, spec=spec, digest=digest)
     ahead.start(node)
-    ahead.orders.put(order("one", PrewarmedCache(claim="models")))
-    assert eventually(ahead.is_(State.READY)) and node.store.sealed(digest)
+    ahead.orders.put(order("one", PrewarmedCache(pvc_name="models")))
+    assert eventually(ahead.is_(PrewarmState.READY)) and node.store.find_sealed(digest)
     ahead.orders.volumes["default", "stale"] = record("dc-2", asked=spec, spec=spec, digest="e" * 64)
-    ahead.orders.put(order("two", PrewarmedCache(claim="stale")))
-    assert eventually(ahead.is_(State.FAILED, "default/two"))
+    ahead.orders.put(order("two", PrewarmedCache(pvc_name="stale")))
+    assert eventually(ahead.is_(PrewarmState.FAILED, "default/two"))
 
 
 def small(folder: Path, source: Node, **more: Any) -> Node:
@@ -130,19 +136,21 @@ def small(folder: Path, source: Node, **more: Any) -> Node:
     return made
 
 
-def test_what_was_filled_ahead_stays_while_it_is_ordered_and_not_longer(tmp_path: Path, node: Node, ahead: Ahead) -> None:
+def test_what_was_filled_ahead_stays_while_it_is_ordered_and_not_longer(
+    tmp_path: Path, node: Node, ahead: Ahead
+) -> None:
     tight = small(tmp_path, node)
     ahead.start(tight)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.READY))
+    assert eventually(ahead.is_(PrewarmState.READY))
     kept = tight.source.digest
     other = {**INLINE, "revision": COMMITS[1]}
     with pytest.raises(NoSpace, match="prewarmed"):
         tight.inline(context=other)
-    assert tight.store.sealed(kept)
+    assert tight.store.find_sealed(kept)
     ahead.orders.remove(KEY)
     assert eventually(lambda: _taken(tight, other))
-    assert not tight.store.sealed(kept)
+    assert not tight.store.find_sealed(kept)
     ahead.stop()
     tight.close()
 
@@ -161,37 +169,41 @@ def test_no_room_is_said_and_no_image_in_use_goes_for_it(tmp_path: Path, node: N
     shown = tight.image_mounts
     ahead.start(tight, retry_seconds=0.1)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.FAILED)) and "the image needs 2" in ahead.message
+    assert eventually(ahead.is_(PrewarmState.FAILED)) and "the image needs 2" in ahead.message
     assert tight.image_mounts == shown
     tight.unpublish("csi-1")
-    assert eventually(ahead.is_(State.READY)), "an image that nobody uses goes"
+    assert eventually(ahead.is_(PrewarmState.READY)), "an image that nobody uses goes"
     ahead.stop()
     tight.close()
 
 
-def test_a_fill_that_a_pod_waits_for_goes_first_and_the_other_goes_on_behind_it(node: Node, ahead: Ahead, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("node_plugin.prewarm.prewarming._BUSY_SECONDS", 0.05)
+def test_a_fill_that_a_pod_waits_for_goes_first_and_the_other_goes_on_behind_it(
+    node: Node, ahead: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node_plugin.prewarm.prewarming._BUSY_RETRY_INTERVAL", 0.05)
     node.source.go_fill.clear()
     ahead.start(node)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.FILLING))
+    assert eventually(ahead.is_(PrewarmState.FILLING))
     first = next(iter(node.fills.progress()))
     call = threading.Thread(target=node.inline, kwargs={"context": {**INLINE, "revision": COMMITS[1]}})
     call.start()
     assert eventually(lambda: bool(node.fills.progress()) and first not in node.fills.progress())
-    assert eventually(ahead.is_(State.PENDING)) and "fills that pods wait for go first" in ahead.message
+    assert (
+        eventually(ahead.is_(PrewarmState.PENDING)) and "fills that pods wait for go first" in ahead.message
+    )
     time.sleep(0.2)
     assert first not in node.fills.progress()
     node.source.go_fill.set()
     call.join(20)
-    assert eventually(ahead.is_(State.READY)) and node.store.sealed(first)
+    assert eventually(ahead.is_(PrewarmState.READY)) and node.store.find_sealed(first)
 
 
 def test_a_pod_that_comes_for_what_is_filled_ahead_joins_that_fill(node: Node, ahead: Ahead) -> None:
     node.source.go_fill.clear()
     ahead.start(node)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.FILLING))
+    assert eventually(ahead.is_(PrewarmState.FILLING))
     with pytest.raises(Busy, match="1 of 5 MiB"):
         node.inline(seconds=0.2)
     node.source.go_fill.set()
@@ -199,12 +211,14 @@ def test_a_pod_that_comes_for_what_is_filled_ahead_joins_that_fill(node: Node, a
     assert fills(node) == 1
 
 
-def test_room_that_a_fill_ahead_has_reserved_is_a_pods_when_it_asks_again(tmp_path: Path, node: Node, ahead: Ahead) -> None:
+def test_room_that_a_fill_ahead_has_reserved_is_a_pods_when_it_asks_again(
+    tmp_path: Path, node: Node, ahead: Ahead
+) -> None:
     tight = small(tmp_path, node)
     tight.source.go_fill.clear()
     ahead.start(tight)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.FILLING))
+    assert eventually(ahead.is_(PrewarmState.FILLING))
     other = {**INLINE, "revision": COMMITS[1]}
     with pytest.raises(Busy, match="makes room"):
         tight.inline(context=other)
@@ -223,13 +237,15 @@ def _got(node: Node, context: Mapping[str, str]) -> bool:
     return True
 
 
-def test_a_fill_ahead_is_not_stopped_by_the_grace_and_ends_with_its_order(tmp_path: Path, node: Node, ahead: Ahead) -> None:
+def test_a_fill_ahead_is_not_stopped_by_the_grace_and_ends_with_its_order(
+    tmp_path: Path, node: Node, ahead: Ahead
+) -> None:
     node.close()
     hasty = Node(tmp_path, grace=0.0)
     hasty.source.go_fill.clear()
     ahead.start(hasty)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.FILLING))
+    assert eventually(ahead.is_(PrewarmState.FILLING))
     time.sleep(0.2)
     assert hasty.fills.progress()
     ahead.orders.remove(KEY)
@@ -238,25 +254,32 @@ def test_a_fill_ahead_is_not_stopped_by_the_grace_and_ends_with_its_order(tmp_pa
     hasty.close()
 
 
-def test_a_source_that_moves_is_looked_at_anew_with_another_order_alone(tmp_path: Path, node: Node, ahead: Ahead) -> None:
+def test_a_source_that_moves_is_looked_at_anew_with_another_order_alone(
+    tmp_path: Path, node: Node, ahead: Ahead
+) -> None:
     ahead.start(node)
     ahead.orders.put(order("one", MAIN))
-    assert eventually(ahead.is_(State.READY))
+    assert eventually(ahead.is_(PrewarmState.READY))
     first = node.source.digest
     ahead.stop()
     node.close()
     second = Node(tmp_path)
     second.source.commit = COMMITS[1]
     prewarming = ahead.start(second)
-    assert eventually(lambda: ahead.orders.said.count(NodeState(State.READY, 100)) == 2)
-    assert prewarming.kept() == {first} and second.source.asked == []
+    assert eventually(lambda: ahead.orders.said.count(NodePrewarmState(PrewarmState.READY, 100)) == 2)
+    assert prewarming.list_sealed() == {first} and second.source.asked == []
     ahead.orders.put(order("one", MAIN))
-    assert eventually(lambda: prewarming.kept() == {second.source.digest}) and first != second.source.digest
+    assert (
+        eventually(lambda: prewarming.list_sealed() == {second.source.digest})
+        and first != second.source.digest
+    )
     ahead.stop()
     second.close()
 
 
-def test_it_reads_what_its_namespace_has_pinned_and_holds_that(tmp_path: Path, node: Node, ahead: Ahead) -> None:
+def test_it_reads_what_its_namespace_has_pinned_and_holds_that(
+    tmp_path: Path, node: Node, ahead: Ahead
+) -> None:
     node.close()
     pins = FakePins()
     pinning = Node(tmp_path, pins=pins)
@@ -267,42 +290,51 @@ def test_it_reads_what_its_namespace_has_pinned_and_holds_that(tmp_path: Path, n
     pinning.source.commit = COMMITS[1]
     prewarming = ahead.start(pinning)
     ahead.orders.put(order("one", MAIN))
-    assert eventually(ahead.is_(State.READY)) and prewarming.kept() == {first}
+    assert eventually(ahead.is_(PrewarmState.READY)) and prewarming.list_sealed() == {first}
     pinning.unpublish("csi-1")
-    pinning.pins.tend()
-    assert [bool(pin.holders) for pin in pins.all()] == [True]
+    pinning.pins.sync()
+    assert [bool(pin.holders) for pin in pins.list_all()] == [True]
     ahead.orders.remove(KEY)
-    assert eventually(lambda: prewarming.kept() == set())
-    pinning.pins.tend()
-    assert list(pins.all()) == []
+    assert eventually(lambda: prewarming.list_sealed() == set())
+    pinning.pins.sync()
+    assert list(pins.list_all()) == []
     ahead.stop()
     pinning.close()
 
 
-def test_while_the_server_is_away_what_is_kept_is_kept_also_over_a_start(tmp_path: Path, node: Node, ahead: Ahead) -> None:
+def test_while_the_server_is_away_what_is_kept_is_kept_also_over_a_start(
+    tmp_path: Path, node: Node, ahead: Ahead
+) -> None:
     ahead.start(node)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(State.READY))
+    assert eventually(ahead.is_(PrewarmState.READY))
     ahead.stop()
     node.close()
     ahead.orders.away = True
     again = Node(tmp_path)
     prewarming = ahead.start(again, retry_seconds=0.05)
-    assert prewarming.kept() == {again.source.digest}
+    assert prewarming.list_sealed() == {again.source.digest}
     time.sleep(0.2)
-    assert prewarming.kept() == {again.source.digest}
+    assert prewarming.list_sealed() == {again.source.digest}
     ahead.orders.away = False
     ahead.orders.remove(KEY)
-    assert eventually(lambda: prewarming.kept() == set())
+    assert eventually(lambda: prewarming.list_sealed() == set())
     ahead.stop()
     again.close()
 
 
 def test_a_damaged_file_of_answers_is_as_none(node: Node, ahead: Ahead) -> None:
     file = node.folder / "store/prewarms.json"
-    for text in ("", "[]", "{}", '{"format": 9}', '{"format": 1, "answers": {"a": 5}}', '{"format": 1, "answers": []}'):
+    for text in (
+        "",
+        "[]",
+        "{}",
+        '{"format": 9}',
+        '{"format": 1, "answers": {"a": 5}}',
+        '{"format": 1, "answers": []}',
+    ):
         file.write_text(text)
-        assert ahead.start(node).kept() == set()
+        assert ahead.start(node).list_sealed() == set()
         ahead.stop()
 
 
@@ -310,30 +342,37 @@ def test_what_ended_a_fill_ahead_is_told_to_who_began_it(node: Node) -> None:
     digest = adopt(node)
     with pytest.raises(PermissionDenied):
         node.source.readers = set()
-        node.fills.ahead(digest, {}, HUB, Patience(10))
+        node.fills.prefetch(digest, {}, HUB, Deadline(10))
 
 
-def test_a_datacache_that_does_not_hold_what_was_ordered_yet_is_waited_for(node: Node, tmp_path: Path) -> None:
-    orders, caches = FakePrewarms(), DirectoryDataCaches(tmp_path / "registry")
-    made = caches.add(DataCache("", "", 0, 0.0, data_cache("", "/models/a", "URL", HUB)), {})
-    caches.report(made, DataCacheState(Phase.UPDATING, content=Content("a" * 64, HUB, 8192, 5)))
+def test_a_datacache_that_does_not_hold_what_was_ordered_yet_is_waited_for(
+    node: Node, tmp_path: Path
+) -> None:
+    orders, caches = FakePrewarms(), DirectoryDataCacheRegistry(tmp_path / "registry")
+    made = caches.add(DataCache("", "", 0, 0.0, parse_data_cache("", "/models/a", "URL", HUB)), {})
+    caches.write_state(made, DataCacheState(Phase.UPDATING, content=DataCacheContent("a" * 64, HUB, 8192, 5)))
     pool = WorkerPool({})
-    stored = StoredImages(pool, StoreAccess())
-    granted, uploads = GrantedCaches(caches, "default", node.store, stored, node.proving_anew), Uploads(node.store, stored)
+    stored = ImageStoreClient(pool, ImageStoreConfig())
+    granted, uploads = (
+        DataCacheGrants(caches, "default", node.store, stored, node.proving_anew),
+        Uploads(node.store, stored),
+    )
     cache = PrewarmedCache(data_cache=made.name, digest="b" * 64)
-    ahead = Prewarming(
+    ahead = PrewarmLoop(
         orders,
-        AllowList(words=PREWARMS),
+        AllowList(policy_subject=CACHE_PREWARMS),
         node.proving_anew,
         node.fills,
         node.store,
         node.pins,
         node.images.check_node,
         tmp_path / "prewarms.json",
-        granted=granted,
+        grants=granted,
         uploads=uploads,
     )
-    with pytest.raises(Busy, match=f"the DataCache {made.name} holds {'a' * 12} and not {'b' * 12}, as was ordered, yet"):
-        ahead._bring_data_cache(_Order(orders.put(order("one", cache))), "key", cache)
+    with pytest.raises(
+        Busy, match=f"the DataCache {made.name} holds {'a' * 12} and not {'b' * 12}, as was ordered, yet"
+    ):
+        ahead._fill_data_cache(_ActiveRequest(orders.put(order("one", cache))), "key", cache)
     assert fills(node) == 0
     pool.close()

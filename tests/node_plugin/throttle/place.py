@@ -6,7 +6,7 @@ from pathlib import Path
 
 from csi.performance.limits import Limits, Rate
 from node_plugin.throttle.records import GroupRecords
-from node_plugin.throttle.throttle import Throttle, Wanted
+from node_plugin.throttle.throttle import LimitRequest, Throttle
 from tests.csi.linux.cgroups.fakes import FakeHierarchy
 
 UID, OTHER_UID, DEVICE = "1111-2222", "3333-4444", "7:3"
@@ -26,7 +26,13 @@ class Place:
     def start(self, required: bool = False) -> Throttle:
         """The next life of the plugin."""
         records = GroupRecords(self.folder / "throttles")
-        return Throttle(self.cgroups, records, required, lambda devices: dict.fromkeys(devices, (self.disk, 0)), lambda: self.clock)
+        return Throttle(
+            self.cgroups,
+            records,
+            required,
+            lambda devices: dict.fromkeys(devices, (self.disk, 0)),
+            lambda: self.clock,
+        )
 
     def kill(self) -> None:
         self.throttle.close()
@@ -42,13 +48,20 @@ class Place:
         return path
 
     def hold(self, limits: Limits | None, target: str = "/t1", uid: str = UID, volume: str = "vol") -> None:
-        self.throttle.hold(self.wanted(limits, target, uid, volume))
+        self.throttle.apply(self.wanted(limits, target, uid, volume))
 
-    def wanted(self, limits: Limits | None, target: str = "/t1", uid: str = UID, volume: str = "vol", unknown: bool = False) -> Wanted:
-        return Wanted(volume, target, uid, DEVICE, limits, unknown)
+    def wanted(
+        self,
+        limits: Limits | None,
+        target: str = "/t1",
+        uid: str = UID,
+        volume: str = "vol",
+        unknown: bool = False,
+    ) -> LimitRequest:
+        return LimitRequest(volume, target, uid, DEVICE, limits, unknown)
 
     def rate(self, cgroup: Path) -> Rate:
-        return self.cgroups.rate(cgroup, DEVICE)
+        return self.cgroups.read_limit(cgroup, DEVICE)
 
     def read(self, cgroup: Path, ios: int) -> None:
         self.cgroups.read(cgroup, DEVICE, ios)

@@ -25,11 +25,11 @@ def test_on_version_2_the_limit_is_on_the_pod_alone(unified: Place) -> None:
 
 def test_a_pod_that_appears_late_gets_its_limit(place: Place) -> None:
     place.hold(SLOW)
-    held = place.throttle.held("/t1")
+    held = place.throttle.get_applied("/t1")
     assert held and "not there" in held.problem
     container = place.container()
     assert until(lambda: place.rate(container) == SLOW.sustained)
-    assert until(lambda: not place.throttle.held("/t1").problem)
+    assert until(lambda: not place.throttle.get_applied("/t1").problem)
 
 
 @pytest.mark.parametrize("above", ["", "docker/0123/kubelet/"])
@@ -59,17 +59,19 @@ def test_a_pod_s_cgroup_that_goes_and_comes_again_gets_its_limit(place: Place) -
     until(lambda: False, 0.1)
     for path in (*container.glob("*"), container, *place.pod().glob("*.json"), place.pod()):
         path.rmdir() if path.is_dir() else path.unlink()
-    assert until(lambda: "not there" in place.throttle.held("/t1").problem)
+    assert until(lambda: "not there" in place.throttle.get_applied("/t1").problem)
     container = place.container()
-    assert until(lambda: place.rate(container) == SLOW.sustained) and until(lambda: not place.throttle.held("/t1").problem)
+    assert until(lambda: place.rate(container) == SLOW.sustained) and until(
+        lambda: not place.throttle.get_applied("/t1").problem
+    )
 
 
 def test_a_limit_that_somebody_takes_away_is_put_back(unified: Place) -> None:
     unified.container()
     unified.hold(SLOW)
-    assert until(lambda: unified.throttle.held("/t1"))
+    assert until(lambda: unified.throttle.get_applied("/t1"))
     until(lambda: False, 0.2)
-    unified.cgroups.limit(unified.pod(), DEVICE, UNLIMITED)
+    unified.cgroups.set_limit(unified.pod(), DEVICE, UNLIMITED)
     assert until(lambda: unified.rate(unified.pod()) == SLOW.sustained)
 
 
@@ -78,7 +80,7 @@ def test_two_volumes_of_a_pod_on_one_device_have_the_sum(place: Place) -> None:
     place.hold(SLOW, "/t1", volume="one")
     place.hold(SLOW, "/t2", volume="two")
     assert place.rate(container) == Rate(1000, 16_384_000)
-    held = place.throttle.held("/t1")
+    held = place.throttle.get_applied("/t1")
     assert held and held.limits == SLOW and held.rate == Rate(1000, 16_384_000)
     place.throttle.release("/t1")
     assert place.rate(container) == SLOW.sustained
@@ -89,7 +91,7 @@ def test_a_volume_without_limits_beside_one_with_them_frees_both_and_says_so(pla
     place.hold(SLOW, "/t1", volume="one")
     place.hold(None, "/t2", volume="two")
     assert place.rate(container) == UNLIMITED
-    held = place.throttle.held("/t1")
+    held = place.throttle.get_applied("/t1")
     assert held and "another volume without limits" in held.problem
     place.throttle.release("/t2")
     assert place.rate(container) == SLOW.sustained
@@ -110,7 +112,7 @@ def test_what_is_released_leaves_nothing_behind(place: Place) -> None:
     place.throttle.release("/t1")
     place.throttle.release("/t1")
     assert place.rate(container) == place.rate(place.pod()) == UNLIMITED
-    assert place.throttle.held("/t1") is None and place.throttle.all_held() == []
+    assert place.throttle.get_applied("/t1") is None and place.throttle.list_applied() == []
     assert list((place.folder / "throttles").iterdir()) == []
     later = place.container("c2")
     until(lambda: False, 0.2)
@@ -128,10 +130,15 @@ def test_holding_again_writes_nothing(place: Place) -> None:
 def test_changed_limits_are_in_force_after_renew(place: Place) -> None:
     container = place.container()
     place.hold(SLOW)
-    for limits, rate in ((FAST, FAST.sustained), (None, UNLIMITED), (CREDIT, CREDIT.burst), (SLOW, SLOW.sustained)):
-        place.throttle.renew("vol", limits)
+    for limits, rate in (
+        (FAST, FAST.sustained),
+        (None, UNLIMITED),
+        (CREDIT, CREDIT.burst),
+        (SLOW, SLOW.sustained),
+    ):
+        place.throttle.change_limits("vol", limits)
         assert place.rate(container) == rate
-    place.throttle.renew("unknown", FAST)
+    place.throttle.change_limits("unknown", FAST)
     assert place.rate(container) == SLOW.sustained
 
 
@@ -139,28 +146,33 @@ def test_two_fresh_volumes_have_the_credit_of_both_and_who_leaves_takes_a_share(
     container = place.container()
     for target in ("/t1", "/t2"):
         place.hold(CREDIT, target)
-    assert place.throttle.held("/t1").burst.credit == 12_000
+    assert place.throttle.get_applied("/t1").burst.credit == 12_000
     place.read(container, 9000)
     place.clock += 1
-    assert until(lambda: place.throttle.held("/t1").burst.credit == 4000)
+    assert until(lambda: place.throttle.get_applied("/t1").burst.credit == 4000)
     place.throttle.release("/t2")
-    assert place.throttle.held("/t1").burst.credit == 2000
-    place.throttle.renew("vol", Limits(CREDIT.sustained, CREDIT.burst, 10_000))
-    assert place.throttle.held("/t1").burst.credit == 2000
+    assert place.throttle.get_applied("/t1").burst.credit == 2000
+    place.throttle.change_limits("vol", Limits(CREDIT.sustained, CREDIT.burst, 10_000))
+    assert place.throttle.get_applied("/t1").burst.credit == 2000
 
 
 @pytest.mark.parametrize("bursting", [METERED, CREDIT])
 def test_what_is_read_while_there_is_no_burst_is_charged_to_none(place: Place, bursting: Limits) -> None:
     container = place.container()
     place.hold(bursting)
-    place.throttle.renew("vol", FAST)
+    place.throttle.change_limits("vol", FAST)
     until(lambda: False, 0.1)
     place.read(container, 60_000)
     place.clock += 12
-    place.throttle.renew("vol", bursting)
+    place.throttle.change_limits("vol", bursting)
     until(lambda: False, 1.2)
-    held = place.throttle.held("/t1")
-    assert held and held.burst.metered == 0 and held.rate == bursting.burst and held.burst.credit == bursting.credit
+    held = place.throttle.get_applied("/t1")
+    assert (
+        held
+        and held.burst.metered_ios == 0
+        and held.rate == bursting.burst
+        and held.burst.credit == bursting.credit
+    )
 
 
 def test_a_leftover_cgroup_of_the_same_pod_hides_no_other(place: Place) -> None:
@@ -213,17 +225,17 @@ def test_what_all_containers_of_a_pod_read_is_charged_and_what_was_read_before_i
     assert until(lambda: place.rate(second) == METERED.burst)
     place.read(first, 1000)
     place.read(second, 500)
-    assert until(lambda: place.throttle.held("/t1").burst.metered == 1500)
+    assert until(lambda: place.throttle.get_applied("/t1").burst.metered_ios == 1500)
 
 
 def test_a_container_that_ended_takes_nothing_back(place: Place) -> None:
     container = place.container()
     place.hold(METERED)
     place.read(container, 1000)
-    assert until(lambda: place.throttle.held("/t1").burst.metered == 1000)
+    assert until(lambda: place.throttle.get_applied("/t1").burst.metered_ios == 1000)
     (container / "throttle.json").unlink()
     container.rmdir()
     other = place.container("c2")
     until(lambda: False, 0.2)
     place.read(other, 10)
-    assert until(lambda: place.throttle.held("/t1").burst.metered == 1010)
+    assert until(lambda: place.throttle.get_applied("/t1").burst.metered_ios == 1010)

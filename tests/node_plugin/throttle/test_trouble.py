@@ -8,10 +8,10 @@ import pytest
 
 from csi.errors import UnsupportedByNode
 from csi.linux import durable_files
-from csi.linux.inotify import FileEvents
+from csi.linux.inotify import FolderWatcher
 from csi.performance.limits import UNLIMITED, Rate
 from node_plugin.throttle.records import GroupRecords
-from node_plugin.throttle.throttle import Throttle, Wanted
+from node_plugin.throttle.throttle import LimitRequest, Throttle
 from tests.kernel.machine import until
 from tests.node_plugin.throttle.place import CREDIT, DEVICE, FAST, OTHER_UID, SLOW, UID, Place
 
@@ -22,9 +22,11 @@ def test_limits_that_are_unknown_at_a_start_stay_as_they_were(place: Place) -> N
     place.hold(SLOW, "/t2", volume="two")
     place.kill()
     writes = place.cgroups.writes
-    place.throttle.resume([place.wanted(None, "/t1", volume="one", unknown=True), place.wanted(SLOW, "/t2", volume="two")])
+    place.throttle.resume(
+        [place.wanted(None, "/t1", volume="one", unknown=True), place.wanted(SLOW, "/t2", volume="two")]
+    )
     assert place.rate(container) == Rate(1000, 16_384_000) and place.cgroups.writes == writes
-    held = place.throttle.held("/t1")
+    held = place.throttle.get_applied("/t1")
     assert held and held.limits == SLOW
 
 
@@ -33,20 +35,22 @@ def test_what_the_kernel_refused_is_tried_again_however_often_it_was_asked_meanw
     place.cgroups.refusal = "the kernel refuses"
     place.hold(SLOW)
     for _ in range(14):
-        place.throttle.renew("vol", SLOW)
+        place.throttle.change_limits("vol", SLOW)
     place.cgroups.refusal = ""
     assert until(lambda: place.rate(container) == SLOW.sustained, 5)
-    assert until(lambda: not place.throttle.held("/t1").problem)
+    assert until(lambda: not place.throttle.get_applied("/t1").problem)
 
 
-def test_a_machine_without_watches_left_limits_new_containers_all_the_same(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_watches_left_limits_new_containers_all_the_same(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     container = place.container()
 
-    def none_left(events: FileEvents, folder: Path) -> bool:
+    def none_left(events: FolderWatcher, folder: Path) -> bool:
         raise UnsupportedByNode("no inotify watch could be had")
 
     with monkeypatch.context() as patched:
-        patched.setattr(FileEvents, "watch", none_left)
+        patched.setattr(FolderWatcher, "watch", none_left)
         place.hold(SLOW)
         place.hold(FAST, "/t2", OTHER_UID)
         assert place.rate(container) == SLOW.sustained
@@ -58,27 +62,31 @@ def test_a_machine_without_watches_left_limits_new_containers_all_the_same(place
         assert until(lambda more=more: place.rate(more) == SLOW.sustained)
 
 
-def test_a_machine_without_inotify_has_no_limits_and_says_why(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_inotify_has_no_limits_and_says_why(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place.throttle.close()
 
-    def none_left(events: FileEvents) -> None:
+    def none_left(events: FolderWatcher) -> None:
         raise UnsupportedByNode("no inotify instance could be had; raise fs.inotify.max_user_instances")
 
-    monkeypatch.setattr(FileEvents, "__init__", none_left)
+    monkeypatch.setattr(FolderWatcher, "__init__", none_left)
     place.throttle = place.start()
     place.hold(SLOW)
-    held = place.throttle.held("/t1")
+    held = place.throttle.get_applied("/t1")
     assert held and "max_user_instances" in held.problem
 
 
-def test_a_store_without_room_keeps_no_limit_from_being_in_force(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_without_room_keeps_no_limit_from_being_in_force(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     container = place.container()
     place.hold(SLOW, "/t1")
 
     def full(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(durable_files, "replace_text", full)
+    monkeypatch.setattr(durable_files, "replace_text_unsynced", full)
     place.hold(SLOW, "/t2")
     assert place.rate(container) == Rate(1000, 16_384_000)
     place.throttle.release("/t2")
@@ -94,16 +102,16 @@ def test_required_limits_refuse_a_volume_beside_one_without_limits(place: Place)
     place.hold(None, "/t1")
     with pytest.raises(UnsupportedByNode, match="another volume without limits"):
         place.hold(SLOW, "/t2")
-    assert place.throttle.held("/t2") is None
+    assert place.throttle.get_applied("/t2") is None
 
 
 def test_pods_that_nobody_knows_have_nothing_in_common(place: Place) -> None:
     for target in ("/t1", "/t2"):
         place.hold(SLOW, target, uid="")
-    held = place.throttle.held("/t1")
-    assert held and held.together == SLOW
+    held = place.throttle.get_applied("/t1")
+    assert held and held.group_limits == SLOW
     place.throttle.release("/t1", "/t2")
-    assert place.throttle.all_held() == []
+    assert place.throttle.list_applied() == []
 
 
 def test_a_killed_plugin_finds_limits_and_credit_as_they_are(place: Place) -> None:
@@ -111,13 +119,13 @@ def test_a_killed_plugin_finds_limits_and_credit_as_they_are(place: Place) -> No
     place.hold(CREDIT)
     place.read(container, 3500)
     place.clock += 1
-    assert until(lambda: place.throttle.held("/t1").burst.credit == 3000)
+    assert until(lambda: place.throttle.get_applied("/t1").burst.credit == 3000)
     place.kill()
     writes = place.cgroups.writes
     place.cgroups.read(container, DEVICE, 2000)
     place.clock += 2
     place.throttle.resume([place.wanted(CREDIT)])
-    assert until(lambda: place.throttle.held("/t1").burst.credit == 2000)
+    assert until(lambda: place.throttle.get_applied("/t1").burst.credit == 2000)
     assert place.cgroups.writes == writes and place.rate(container) == CREDIT.burst
 
 
@@ -157,7 +165,9 @@ def test_a_damaged_record_costs_the_credit_s_past_and_nothing_else(place: Place,
     place.hold(CREDIT)
     (record,) = (place.folder / "throttles").iterdir()
     place.throttle.close()
-    record.write_text(damage if damage != "wrong type" else record.read_text().replace('"credit": 6000', '"credit": "much"'))
+    record.write_text(
+        damage if damage != "wrong type" else record.read_text().replace('"credit": 6000', '"credit": "much"')
+    )
     (place.folder / "throttles/folder").mkdir()
     place.throttle = place.start()
     place.throttle.resume([place.wanted(CREDIT)])
@@ -169,13 +179,13 @@ def test_limits_that_cannot_be_held_are_said_or_refused(place: Place, uid: str) 
     place.container()
     place.cgroups.refusal = "the kernel refuses"
     place.hold(SLOW, uid=uid)
-    held = place.throttle.held("/t1")
+    held = place.throttle.get_applied("/t1")
     assert held and ("the kernel refuses" if uid else "no pod is known") in held.problem
     place.throttle.close()
     place.throttle = place.start(required=True)
     with pytest.raises(UnsupportedByNode, match="cannot be held"):
         place.hold(SLOW, uid=uid)
-    assert place.throttle.all_held() == []
+    assert place.throttle.list_applied() == []
     place.hold(None, uid=uid)
 
 
@@ -189,10 +199,10 @@ def test_a_pod_that_is_not_there_yet_is_no_reason_to_refuse(place: Place) -> Non
 
 def test_a_node_without_cgroups_works_and_says_why_there_are_no_limits(tmp_path: Path) -> None:
     throttle = Throttle(UnsupportedByNode("no cgroups here"), GroupRecords(tmp_path / "throttles"))
-    wanted = Wanted("vol", "/t1", UID, DEVICE, SLOW)
+    wanted = LimitRequest("vol", "/t1", UID, DEVICE, SLOW)
     throttle.resume([wanted])
-    throttle.hold(wanted)
-    held = throttle.held("/t1")
+    throttle.apply(wanted)
+    held = throttle.get_applied("/t1")
     assert held and held.problem == "no cgroups here"
     throttle.release("/t1")
     throttle.close()

@@ -10,7 +10,7 @@ import pytest
 
 from csi.errors import DataCacheError, InvalidParameter, UnsupportedByNode
 from csi.parameters.performance_keys import Performance
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.performance.capacity import GIB
 from csi.performance.limits import UNLIMITED, Rate
 from csi.registry.volumes.record import VolumeRecord
@@ -34,22 +34,24 @@ def pod(node: Node, uid: str = UID) -> Path:
 
 
 def device(node: Node, path: str) -> str | None:
-    return node.images.device_at(node.images.content_at(node.path(path)))
+    return node.images.find_device(node.images.find_content(node.path(path)))
 
 
 def rate(node: Node, path: str, uid: str = UID) -> Rate:
     """The limit on the pod's cgroup for what is mounted at `path`."""
-    return node.cgroups.rate(pod(node, uid), device(node, path) or "")
+    return node.cgroups.read_limit(pod(node, uid), device(node, path) or "")
 
 
 def message(node: Node, path: str, volume: str = "vol") -> str:
-    return node.volumes.stats(volume, node.path(path)).message
+    return node.volumes.get_stats(volume, node.path(path)).message
 
 
 def register(node: Node, volume: str, performance: Mapping[str, str]) -> None:
     """What the controller knows of a volume."""
-    spec = parse(HUB).spec
-    record = VolumeRecord(volume, volume, spec, spec, "d" * 64, 20 * GIB, 1, performance=Performance().changed(performance))
+    spec = parse_volume_parameters(HUB).spec
+    record = VolumeRecord(
+        volume, volume, spec, spec, "d" * 64, 20 * GIB, 1, performance=Performance().with_changes(performance)
+    )
     node.registry.put(record)
 
 
@@ -58,11 +60,13 @@ def test_a_published_volume_s_limit_is_on_its_pod(node: Node) -> None:
     node.stage(context=SLOW)
     node.publish(path=target(), context=SLOW)
     assert rate(node, target()) == SLOW_RATE
-    assert "limits: 500 IOPS and 7.812 MiB/s, for each container of the pod by itself" in message(node, target())
+    assert "limits: 500 IOPS and 7.812 MiB/s, for each container of the pod by itself" in message(
+        node, target()
+    )
     assert "in each pod: 500 IOPS" in message(node, "staging")
     used = device(node, target()) or ""
     node.unpublish(path=target())
-    assert node.cgroups.rate(pod(node), used) == UNLIMITED
+    assert node.cgroups.read_limit(pod(node), used) == UNLIMITED
 
 
 def test_a_volume_without_performance_keys_has_no_limit(node: Node) -> None:
@@ -78,7 +82,10 @@ def test_each_limit_class_has_a_device_of_its_own(node: Node) -> None:
         node.inline(f"csi-{number}", target(volume=str(number)), context=context)
     for volume, context in (("free", HUB), ("slow", SLOW), ("slow-too", SLOW)):
         node.stage(volume, volume, context=context)
-    devices = [device(node, path) for path in (*(target(volume=str(number)) for number in range(4)), "free", "slow", "slow-too")]
+    devices = [
+        device(node, path)
+        for path in (*(target(volume=str(number)) for number in range(4)), "free", "slow", "slow-too")
+    ]
     assert devices[1] == devices[2] and devices[0] == devices[4]
     assert len(set(devices)) == 5
 
@@ -96,7 +103,7 @@ def test_inline_volumes_of_one_class_in_one_pod_have_the_sum(node: Node) -> None
 def test_the_pod_may_be_named_by_the_context_alone(node: Node) -> None:
     cgroup = pod(node)
     node.inline(path="pod1", context={**INLINE_SLOW, "csi.storage.k8s.io/pod.uid": UID})
-    assert node.cgroups.rate(cgroup, device(node, "pod1") or "") == SLOW_RATE
+    assert node.cgroups.read_limit(cgroup, device(node, "pod1") or "") == SLOW_RATE
 
 
 @pytest.mark.parametrize("uid", ["../../other", "a/b", "", "."])
@@ -111,7 +118,9 @@ def test_a_pod_author_cannot_name_another_pod_s_uid_over_the_path(node: Node) ->
     mine, other = pod(node), pod(node, OTHER_UID)
     node.inline(path=target(), context={**INLINE_SLOW, "csi.storage.k8s.io/pod.uid": OTHER_UID})
     used = device(node, target()) or ""
-    assert node.cgroups.rate(mine, used) == SLOW_RATE and node.cgroups.rate(other, used) == UNLIMITED
+    assert (
+        node.cgroups.read_limit(mine, used) == SLOW_RATE and node.cgroups.read_limit(other, used) == UNLIMITED
+    )
 
 
 def test_out_of_range_is_lowered_for_an_inline_volume_and_refused_for_others(node: Node) -> None:
@@ -138,12 +147,17 @@ def test_changed_performance_is_in_force_without_a_new_mount(node: Node) -> None
     register(node, "vol", {"readIops": "700"})
     node.stage(context=SLOW)
     node.publish(path=target(), context=SLOW)
-    table = node.mounts.table()
-    for performance, iops in (({"readIops": "2000"}, 2000), ({"performanceLevel": "PL1"}, 2800), ({}, None), ({"readIops": "10"}, 10)):
+    table = node.mounts.list_mounts()
+    for performance, iops in (
+        ({"readIops": "2000"}, 2000),
+        ({"performanceLevel": "PL1"}, 2800),
+        ({}, None),
+        ({"readIops": "10"}, 10),
+    ):
         register(node, "vol", performance)
         node.volumes.renew_limits("vol")
         assert rate(node, target()).iops == iops
-    assert node.mounts.table() == table
+    assert node.mounts.list_mounts() == table
     (loop,) = node.kernel.read().loops.values()
     assert loop.read_ahead == 128 * 1024
     node.unpublish(path=target())
@@ -160,7 +174,9 @@ def test_a_volume_that_gets_limits_later_says_what_it_shares(node: Node) -> None
         node.publish(volume, target(volume=volume), staging=volume)
     register(node, "vol", {"readIops": "700"})
     node.volumes.renew_limits("vol")
-    assert "not throttled: the pod shows another volume without limits from the same device" in message(node, target(volume="vol"))
+    assert "not throttled: the pod shows another volume without limits from the same device" in message(
+        node, target(volume="vol")
+    )
     node.unpublish("free", target(volume="free"))
     assert rate(node, target(volume="vol")).iops == 700
 
@@ -242,7 +258,9 @@ def test_a_mount_that_fails_leaves_no_limit(node: Node) -> None:
     node.kernel.step = step
     with pytest.raises(DataCacheError):
         node.inline(path=target(), context=INLINE_SLOW)
-    assert node.throttle.all_held() == [] and all(node.cgroups.rate(cgroup, f"7:{number}") == UNLIMITED for number in range(1000, 1004))
+    assert node.throttle.list_applied() == [] and all(
+        node.cgroups.read_limit(cgroup, f"7:{number}") == UNLIMITED for number in range(1000, 1004)
+    )
 
 
 def test_the_next_start_holds_what_is_mounted_and_no_more(tmp_path: Path) -> None:
@@ -250,13 +268,19 @@ def test_the_next_start_holds_what_is_mounted_and_no_more(tmp_path: Path) -> Non
     cgroup = pod(node)
     node.stage(context=SLOW)
     node.publish(path=target(), context=SLOW)
-    node.inline(path=target(volume="inline"), context={**INLINE, "readIops": "500", "burstIops": "3000", "burstCredit": "6000"})
+    node.inline(
+        path=target(volume="inline"),
+        context={**INLINE, "readIops": "500", "burstIops": "3000", "burstCredit": "6000"},
+    )
     gone, kept = device(node, target(volume="inline")) or "", device(node, target()) or ""
     node.close()
     again = Node(tmp_path)
     again.mounts.unmount(again.path(target(volume="inline")))
     again.volumes.recover()
-    assert again.cgroups.rate(cgroup, kept) == SLOW_RATE and again.cgroups.rate(cgroup, gone) == UNLIMITED
+    assert (
+        again.cgroups.read_limit(cgroup, kept) == SLOW_RATE
+        and again.cgroups.read_limit(cgroup, gone) == UNLIMITED
+    )
     assert again.cgroups.writes == 1
     again.close()
 
@@ -265,4 +289,4 @@ def test_limits_are_no_part_of_how_a_path_is_shown(node: Node) -> None:
     node.stage(context=SLOW)
     node.publish(path=target(), context={**SLOW, "csi.storage.k8s.io/pod.uid": UID})
     node.publish(path=target(), context={**SLOW, "csi.storage.k8s.io/pod.uid": OTHER_UID})
-    assert replace(node.request("vol", target()).shown, pod=UID) == node.request("vol", target()).shown
+    assert replace(node.request("vol", target()).exposure, pod=UID) == node.request("vol", target()).exposure

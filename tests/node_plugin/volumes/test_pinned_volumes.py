@@ -14,8 +14,8 @@ from csi.errors import Busy, ClusterUnavailable, FailedPrecondition, PermissionD
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.pinning import pin_name
-from csi.registry.events.recorder import Subject
-from csi.registry.pins.pins import CachePin, Holder
+from csi.registry.events.recorder import ObjectReference
+from csi.registry.pins.pins import CachePin, PinHolder
 from tests.csi.registry.pins.fake_pins import FakePins
 from tests.csi.worker.in_process import COMMITS
 from tests.node_plugin.node import HUB, Node
@@ -25,7 +25,13 @@ NAME = pin_name(MAIN)
 
 
 def context(namespace: str = "team", **keys: str) -> dict[str, str]:
-    return {**HUB, "revision": "main", **keys, "csi.storage.k8s.io/ephemeral": "true", "csi.storage.k8s.io/pod.namespace": namespace}
+    return {
+        **HUB,
+        "revision": "main",
+        **keys,
+        "csi.storage.k8s.io/ephemeral": "true",
+        "csi.storage.k8s.io/pod.namespace": namespace,
+    }
 
 
 class Cluster:
@@ -46,7 +52,7 @@ class Cluster:
 
     @property
     def holders(self) -> list[str]:
-        return sorted(holder.name for pin in self.pins.all() for holder in pin.holders)
+        return sorted(holder.name for pin in self.pins.list_all() for holder in pin.holders)
 
 
 @pytest.fixture
@@ -62,30 +68,39 @@ def show(node: Node, volume: str = "csi-1", path: str = "pod1", **more: Any) -> 
     node.inline(volume, path, **{"context": context(), **more})
     record = node.records.get(volume)
     assert record
-    names = [entry.path for entry in node.store.manifest(record.digest).entries]
+    names = [entry.path for entry in node.store.read_manifest(record.digest).entries]
     return next(commit for commit in COMMITS if f"at-{commit[:8]}" in names)
 
 
 def hide(node: Node, volume: str = "csi-1", path: str = "pod1") -> None:
     node.unpublish(volume, path)
-    node.pins.tend()
+    node.pins.sync()
 
 
 def test_replicas_on_two_nodes_read_one_commit_though_the_branch_moved(cluster: Cluster) -> None:
     first, second = cluster.node("node-a"), cluster.node("node-b", COMMITS[1])
     assert show(first) == show(second) == COMMITS[0]
     assert cluster.holders == ["node-a", "node-b"]
-    (pin,) = cluster.pins.all()
-    assert (pin.namespace, pin.name, pin.asked, pin.pinned.source.revision) == ("team", NAME, MAIN, COMMITS[0])  # type: ignore[union-attr]
+    (pin,) = cluster.pins.list_all()
+    assert (pin.namespace, pin.name, pin.requested, pin.pinned.source.revision) == (
+        "team",
+        NAME,
+        MAIN,
+        COMMITS[0],
+    )  # type: ignore[union-attr]
 
 
 def test_the_pod_is_told_what_its_volume_is_pinned_to(cluster: Cluster) -> None:
     show(cluster.node("node-a"))
-    node, pod = cluster.node("node-b", COMMITS[1]), Subject("Pod", "team", "reader", "uid-1")
+    node, pod = cluster.node("node-b", COMMITS[1]), ObjectReference("Pod", "team", "reader", "uid-1")
     about = {"csi.storage.k8s.io/pod.name": "reader", "csi.storage.k8s.io/pod.uid": "uid-1"}
     show(node, context=context(**about))
     said = node.announcer.said(pod)["CachePinned"]
-    assert f"org/name@{COMMITS[0]}" in said.message and f"CachePin team/{NAME}" in said.message and not said.warning
+    assert (
+        f"org/name@{COMMITS[0]}" in said.message
+        and f"CachePin team/{NAME}" in said.message
+        and not said.warning
+    )
     show(node, "csi-2", "pod2", context=context(revision=COMMITS[0], **about))
     assert node.announcer.said(pod)["CachePinned"].count == 1, "a commit stands for itself"
 
@@ -114,7 +129,9 @@ def test_a_node_that_remembers_what_the_branch_was_asks_anew_before_it_pins_agai
     node.source.commit = COMMITS[1]
     assert show(node) == COMMITS[1]
     asked = len(node.source.asked)
-    assert show(node, "csi-2", "pod2") == COMMITS[1] and len(node.source.asked) == asked, "what is pinned was proven just now"
+    assert show(node, "csi-2", "pod2") == COMMITS[1] and len(node.source.asked) == asked, (
+        "what is pinned was proven just now"
+    )
 
 
 def test_another_namespace_has_an_answer_of_its_own(cluster: Cluster) -> None:
@@ -141,16 +158,19 @@ def test_a_pin_is_no_authorisation(cluster: Cluster) -> None:
 
 
 def test_whoever_loses_the_race_takes_the_winners(cluster: Cluster) -> None:
-    node, mine = cluster.node("node-a", COMMITS[1]), CachePin.of("team", MAIN, pinned(COMMITS[0]), cluster.node("node-b").source.digest)
+    node, mine = (
+        cluster.node("node-a", COMMITS[1]),
+        CachePin.from_specs("team", MAIN, pinned(COMMITS[0]), cluster.node("node-b").source.digest),
+    )
     node.source.go.clear()
     showing = threading.Thread(target=show, args=(node,))
     showing.start()
     while not node.source.asked:
         pass
-    cluster.pins.hold(mine, Holder("node", "node-b"))
+    cluster.pins.add_holder(mine, PinHolder("node", "node-b"))
     node.source.go.set()
     showing.join()
-    assert [record.digest for record in node.records.all()] == [mine.digest]
+    assert [record.digest for record in node.records.list_all()] == [mine.digest]
     assert cluster.holders == ["node-a", "node-b"]
 
 
@@ -171,9 +191,9 @@ def test_while_the_api_server_is_away_what_is_held_mounts_and_what_is_not_waits(
     node.unpublish("csi-1")
     node.unpublish("csi-2", "pod2")
     with pytest.raises(ClusterUnavailable):
-        node.pins.tend()
+        node.pins.sync()
     cluster.pins.away = False
-    node.pins.tend()
+    node.pins.sync()
     assert cluster.holders == []
 
 
@@ -183,7 +203,7 @@ def test_a_restarted_plugin_knows_what_it_holds_also_while_the_api_server_is_awa
     again = cluster.node("node-a", COMMITS[1])
     assert show(again, "csi-2", "pod2") == COMMITS[0]
     cluster.pins.away = False
-    again.pins.tend()
+    again.pins.sync()
     assert cluster.holders == ["node-a"]
     for volume, path in (("csi-1", "pod1"), ("csi-2", "pod2")):
         hide(again, volume, path)
@@ -193,20 +213,24 @@ def test_a_restarted_plugin_knows_what_it_holds_also_while_the_api_server_is_awa
 def test_a_hold_that_no_record_knows_of_goes_with_the_next_start(cluster: Cluster) -> None:
     """The plugin was killed in between, or the node's disk is a new one."""
     for namespace, name in (("team", "node-a"), ("team", "node-b"), ("others", "node-a")):
-        cluster.pins.hold(CachePin.of(namespace, MAIN, pinned(COMMITS[0]), "a" * 64), Holder("node", name))
-    cluster.node("node-a").pins.tend()
+        cluster.pins.add_holder(
+            CachePin.from_specs(namespace, MAIN, pinned(COMMITS[0]), "a" * 64), PinHolder("node", name)
+        )
+    cluster.node("node-a").pins.sync()
     assert cluster.holders == ["node-b"]
 
 
-def test_a_volume_that_is_being_filled_holds_and_one_that_nobody_comes_back_for_does_not(cluster: Cluster) -> None:
+def test_a_volume_that_is_being_filled_holds_and_one_that_nobody_comes_back_for_does_not(
+    cluster: Cluster,
+) -> None:
     node = cluster.node("node-a")
     node.source.go_fill.clear()
     with pytest.raises(Busy):
         node.inline(context=context(), seconds=0.2)
-    node.pins.tend()
+    node.pins.sync()
     assert cluster.holders == ["node-a"]
     node.now += 700
-    node.pins.tend()
+    node.pins.sync()
     assert cluster.holders == []
     node.source.go_fill.set()
 
@@ -216,7 +240,7 @@ def test_a_volume_that_fails_for_good_holds_nothing(cluster: Cluster) -> None:
     node.source.fill_error = PermissionDenied("no bytes for you")
     with pytest.raises(PermissionDenied):
         node.inline(context=context())
-    node.pins.tend()
+    node.pins.sync()
     assert cluster.holders == []
 
 
@@ -226,14 +250,16 @@ def test_a_commit_that_is_gone_names_the_pin_and_how_to_release_it(cluster: Clus
     second.source.error = SourceNotFound("there is no such revision")
     with pytest.raises(FailedPrecondition, match="there is no such revision") as error:
         second.inline(context=context())
-    assert f"CachePin team/{NAME}" in str(error.value) and f"kubectl delete cachepin -n team {NAME}" in str(error.value)
+    assert f"CachePin team/{NAME}" in str(error.value) and f"kubectl delete cachepin -n team {NAME}" in str(
+        error.value
+    )
     assert cluster.holders == ["node-a"]
     second.source.error = None
     cluster.pins.delete("team", NAME)
     second.now += 60
     assert show(second, secrets={"token": "new"}) == COMMITS[1]
     first.now += 1000
-    first.pins.tend()
+    first.pins.sync()
     assert cluster.holders == ["node-b"], "what shows the old commit does not come back"
 
 
@@ -242,7 +268,7 @@ def test_a_pin_that_somebody_deleted_does_not_come_back_by_itself(cluster: Clust
     show(node)
     cluster.pins.delete("team", NAME)
     node.now += 1000
-    node.pins.tend()
+    node.pins.sync()
     assert cluster.holders == []
 
 
@@ -250,18 +276,26 @@ def test_a_node_that_was_swept_by_mistake_holds_again(cluster: Cluster) -> None:
     first, second = cluster.node("node-a"), cluster.node("node-b")
     show(first)
     show(second)
-    cluster.pins.release("team", NAME, Holder("node", "node-a"))
+    cluster.pins.remove_holder("team", NAME, PinHolder("node", "node-a"))
     first.now += 1000
-    first.pins.tend()
+    first.pins.sync()
     assert cluster.holders == ["node-a", "node-b"]
 
 
 def test_a_source_without_revisions_is_pinned_by_what_it_held(cluster: Cluster) -> None:
-    nas = {**context(), **dict.fromkeys(("repoId", "repoSource", "revision"), ""), "server": "nas", "path": "/models"}
+    nas = {
+        **context(),
+        **dict.fromkeys(("repoId", "repoSource", "revision"), ""),
+        "server": "nas",
+        "path": "/models",
+    }
     nas = {key: value for key, value in nas.items() if value}
     first, second = cluster.node("node-a", nas=("*",)), cluster.node("node-b", COMMITS[1], nas=("*",))
     first.inline(context=nas)
-    with pytest.raises(FailedPrecondition, match=r"NAS nas:/models is what CachePin team/pin-.* pins here.*kubectl delete cachepin"):
+    with pytest.raises(
+        FailedPrecondition,
+        match=r"NAS nas:/models is what CachePin team/pin-.* pins here.*kubectl delete cachepin",
+    ):
         second.inline(context=nas)
 
 
@@ -274,7 +308,7 @@ def test_a_source_without_revisions_is_pinned_by_what_it_held(cluster: Cluster) 
     ],
 )
 def test_a_pin_that_somebody_wrote_leads_to_no_other_source(cluster: Cluster, forged: CacheSpec) -> None:
-    cluster.pins.hold(CachePin.of("team", MAIN, forged, "a" * 64), Holder("node", "x"))
+    cluster.pins.add_holder(CachePin.from_specs("team", MAIN, forged, "a" * 64), PinHolder("node", "x"))
     node = cluster.node("node-a")
     with pytest.raises(FailedPrecondition, match="names another source"):
         node.inline(context=context())
@@ -283,7 +317,9 @@ def test_a_pin_that_somebody_wrote_leads_to_no_other_source(cluster: Cluster, fo
 
 def test_a_storm_of_pods_asks_little_whatever_their_number(cluster: Cluster) -> None:
     node, count = cluster.node("node-a", seats=40), 30
-    threads = [threading.Thread(target=show, args=(node, f"csi-{number}", f"pod{number}")) for number in range(count)]
+    threads = [
+        threading.Thread(target=show, args=(node, f"csi-{number}", f"pod{number}")) for number in range(count)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -13,10 +13,10 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.worker.protocol import Resolution
 from node_plugin.volumes.pins import NodePins
-from node_plugin.volumes.records import NodeVolume, Shown
+from node_plugin.volumes.records import Exposure, NodeVolume
 from tests.csi.registry.pins.fake_pins import FakePins
 
-MAIN = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main"), of_pod=True)
+MAIN = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main"), untrusted=True)
 NODES, PODS = st.sampled_from(("a", "b", "c")), st.integers(0, 2)
 
 
@@ -35,7 +35,7 @@ class SeveralNodes(RuleBasedStateMachine):
     def resolve(self, spec: CacheSpec, digest: str | None) -> Resolution:
         """The branch is at the newest commit; each commit is another content."""
         revision = f"{self.commit:040x}" if spec == MAIN else spec.source.revision  # type: ignore[attr-defined]
-        pinned = CacheSpec(HubSpec("HuggingFace/Model", "org/name", revision), of_pod=True)
+        pinned = CacheSpec(HubSpec("HuggingFace/Model", "org/name", revision), untrusted=True)
         found = Resolution(pinned, f"{int(revision, 16):064x}", 5, 5, 1, 0)
         assert digest in (None, found.digest)
         return found
@@ -46,11 +46,15 @@ class SeveralNodes(RuleBasedStateMachine):
         if volume_id in self.live[name]:
             return
         try:
-            with pins.using(volume_id):
-                found = pins.resolved(volume_id, "team", MAIN, self.resolve)
+            with pins.keep_on_success(volume_id):
+                found = pins.resolve_with_pin(volume_id, "team", MAIN, self.resolve)
                 if filling:
                     raise Busy("the fill goes on")
-                shown: dict[str, Any] = {"inline": True, "targets": {"/x": Shown("MULTI")}, "pin": pins.of(volume_id)}
+                shown: dict[str, Any] = {
+                    "inline": True,
+                    "targets": {"/x": Exposure("MULTI")},
+                    "pin": pins.encode_pin(volume_id),
+                }
                 self.live[name][volume_id] = NodeVolume(volume_id, found.digest, {}, 5, 5, **shown)
         except Busy:
             pass
@@ -60,7 +64,7 @@ class SeveralNodes(RuleBasedStateMachine):
     @rule(name=NODES, pod=PODS)
     def unpublish(self, name: str, pod: int) -> None:
         self.live[name].pop(f"{name}-{pod}", None)
-        self.nodes[name].let_go(f"{name}-{pod}")
+        self.nodes[name].release(f"{name}-{pod}")
 
     @rule()
     def push(self) -> None:
@@ -73,14 +77,14 @@ class SeveralNodes(RuleBasedStateMachine):
     @rule(name=NODES)
     def tend(self, name: str) -> None:
         try:
-            self.nodes[name].tend()
+            self.nodes[name].sync()
         except DataCacheError:
             assert self.registry.away
 
     @rule(name=NODES)
     def restart(self, name: str) -> None:
         self.nodes[name] = self.started(name)
-        self.nodes[name].adopt(self.live[name].values())
+        self.nodes[name].restore(self.live[name].values())
 
     @rule()
     def lose_or_find_the_api_server(self) -> None:
@@ -97,7 +101,7 @@ class SeveralNodes(RuleBasedStateMachine):
         self.now += 700
         for name in self.nodes:
             self.tend(name)
-        held = {holder.name for pin in self.registry.all() for holder in pin.holders}
+        held = {holder.name for pin in self.registry.list_all() for holder in pin.holders}
         assert held == {name for name, volumes in self.live.items() if volumes}
 
 

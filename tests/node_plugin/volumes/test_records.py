@@ -10,11 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from csi.registry.volumes.record import Interest
-from node_plugin.volumes.records import NodeVolume, Shown, VolumeRecords
+from csi.registry.volumes.record import WatchedVolumes
+from node_plugin.volumes.records import Exposure, NodeVolume, VolumeRecords
 
-SHOWN = Shown("MULTI_NODE_READER_ONLY", False, ("ro", "vers=3"))
-VOLUME = NodeVolume("vol-1", "a" * 64, {"repoId": "org/name"}, 7, 5).with_staged("/s", SHOWN).with_target("/t", Shown("X"))
+SHOWN = Exposure("MULTI_NODE_READER_ONLY", False, ("ro", "vers=3"))
+VOLUME = (
+    NodeVolume("vol-1", "a" * 64, {"repoId": "org/name"}, 7, 5)
+    .with_staging_path("/s", SHOWN)
+    .with_target_path("/t", Exposure("X"))
+)
 IDS = [
     "csi-" + "0" * 64,
     "../../etc/x",
@@ -39,42 +43,44 @@ def records(tmp_path: Path) -> VolumeRecords:
     return VolumeRecords(tmp_path / "volumes")
 
 
-def test_a_volume_is_found_as_it_was_put_also_by_the_next_start(tmp_path: Path, records: VolumeRecords) -> None:
-    inline = NodeVolume("csi-1", "b" * 64, {}, 1, 1, inline=True).with_target("/u", SHOWN)
+def test_a_volume_is_found_as_it_was_put_also_by_the_next_start(
+    tmp_path: Path, records: VolumeRecords
+) -> None:
+    inline = NodeVolume("csi-1", "b" * 64, {}, 1, 1, is_inline=True).with_target_path("/u", SHOWN)
     for volume in (VOLUME, inline):
         records.put(volume)
     for again in (records, VolumeRecords(tmp_path / "volumes")):
         assert again.get("vol-1") == VOLUME and again.get("csi-1") == inline
-        assert list(again.all()) == [inline, VOLUME]
+        assert list(again.list_all()) == [inline, VOLUME]
 
 
 def test_the_volumes_that_the_controller_made_are_named_while_they_are_shown(tmp_path: Path) -> None:
     """They are those whose changes a node wants to be told of; inline volumes are known to nobody else."""
-    shown = Interest()
+    shown = WatchedVolumes()
     records = VolumeRecords(tmp_path / "volumes", shown)
-    records.put(NodeVolume("csi-1", "b" * 64, {}, 1, 1, inline=True).with_target("/u", SHOWN))
+    records.put(NodeVolume("csi-1", "b" * 64, {}, 1, 1, is_inline=True).with_target_path("/u", SHOWN))
     records.put(VOLUME)
     assert shown.ids() == {"vol-1"}
-    records.put(VOLUME.without("/t"))
+    records.put(VOLUME.without_paths("/t"))
     assert shown.ids() == {"vol-1"}
-    records.put(VOLUME.without("/t", "/s"))
+    records.put(VOLUME.without_paths("/t", "/s"))
     assert shown.ids() == set()
 
 
 def test_a_volume_that_is_shown_nowhere_is_forgotten(tmp_path: Path, records: VolumeRecords) -> None:
     records.put(VOLUME)
-    records.put(VOLUME.without("/t"))
-    assert records.get("vol-1") == VOLUME.without("/t")
+    records.put(VOLUME.without_paths("/t"))
+    assert records.get("vol-1") == VOLUME.without_paths("/t")
     for _ in range(2):
-        records.put(VOLUME.without("/t", "/s"))
+        records.put(VOLUME.without_paths("/t", "/s"))
     assert records.get("vol-1") is None and os.listdir(tmp_path / "volumes") == []
 
 
 @pytest.mark.parametrize("volume_id", IDS)
 def test_any_id_is_kept_within_the_folder(tmp_path: Path, records: VolumeRecords, volume_id: str) -> None:
-    volume = NodeVolume(volume_id, "a" * 64, {}, 1, 1).with_target("/t", SHOWN)
+    volume = NodeVolume(volume_id, "a" * 64, {}, 1, 1).with_target_path("/t", SHOWN)
     records.put(volume)
-    assert records.get(volume_id) == volume and list(records.all()) == [volume]
+    assert records.get(volume_id) == volume and list(records.list_all()) == [volume]
     (path,) = (tmp_path / "volumes").iterdir()
     assert path.is_file() and path.suffix == ".json"
 
@@ -87,19 +93,35 @@ def test_two_ids_never_share_a_record(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", ["", "{", "[]", "5", '"x"', "null", "{}", '{"format": 1}', '{"format": 2}', '{"format": 1, "staged": 5, "targets": {}}']
+    "damage",
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        '"x"',
+        "null",
+        "{}",
+        '{"format": 1}',
+        '{"format": 2}',
+        '{"format": 1, "staged": 5, "targets": {}}',
+    ],
 )
-def test_a_damaged_record_is_none_and_goes_with_the_next_start(tmp_path: Path, records: VolumeRecords, damage: str) -> None:
+def test_a_damaged_record_is_none_and_goes_with_the_next_start(
+    tmp_path: Path, records: VolumeRecords, damage: str
+) -> None:
     records.put(VOLUME)
     (tmp_path / "volumes/vol-1.json").write_text(damage)
     assert records.get("vol-1") is None
-    assert list(records.all()) == [] and os.listdir(tmp_path / "volumes") == []
+    assert list(records.list_all()) == [] and os.listdir(tmp_path / "volumes") == []
 
 
-def test_what_a_killed_plugin_left_half_written_goes_with_the_next_start(tmp_path: Path, records: VolumeRecords) -> None:
+def test_what_a_killed_plugin_left_half_written_goes_with_the_next_start(
+    tmp_path: Path, records: VolumeRecords
+) -> None:
     records.put(VOLUME)
     (tmp_path / "volumes/.0123.tmp").write_text("{")
-    assert list(records.all()) == [VOLUME] and os.listdir(tmp_path / "volumes") == ["vol-1.json"]
+    assert list(records.list_all()) == [VOLUME] and os.listdir(tmp_path / "volumes") == ["vol-1.json"]
 
 
 def test_only_root_looks_into_the_records(tmp_path: Path, records: VolumeRecords) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from csi.errors import DataCacheError
-from csi.images.layout.layout import has_root
-from csi.linux.mounts import at
+from csi.images.layout.layout import has_root_directory
+from csi.linux.mounts import find_mount
 from tests.csi.images.origin import in_child
 from tests.csi.images.stores import as_format_1
 from tests.node_plugin.node import INLINE, Node
@@ -95,9 +95,15 @@ def killed_at(folder: Path, before: Work, work: Work, number: int) -> bool:
 
 def assert_sound(node: Node) -> None:
     """What must be true after any start: no mount without an owner, no owner without a mount, no loop and no image mount for nobody."""
-    known = sorted(Path(path).relative_to(node.folder / "kubelet") for volume in node.records.all() for path in volume.paths)
+    known = sorted(
+        Path(path).relative_to(node.folder / "kubelet")
+        for volume in node.records.list_all()
+        for path in volume.paths
+    )
     assert [str(path) for path in known] == node.shown
-    assert bool(node.image_mounts) == bool(node.shown) and len(node.kernel.loops) == len(node.image_mounts) <= 1
+    assert (
+        bool(node.image_mounts) == bool(node.shown) and len(node.kernel.loops) == len(node.image_mounts) <= 1
+    )
     assert list((node.folder / "store/tmp").iterdir()) == []
 
 
@@ -123,7 +129,11 @@ def test_whatever_a_kill_leaves_the_next_start_is_sound_and_goes_on(tmp_path: Pa
         take_away(node)
         assert node.left == [] and node.limits_left == [], f"after a kill at change {number}"
         assert not node.path("pod1").exists()
-        assert not [image for image in node.store.images() if node.store.sealed(image.digest) and image.paths.journal.exists()]
+        assert not [
+            image
+            for image in node.store.list_images()
+            if node.store.find_sealed(image.digest) and image.paths.journal.exists()
+        ]
         node.close()
     print(f"{scenario}: killed at each of {kills} changes")
     assert kills >= 3
@@ -133,15 +143,15 @@ def test_mounts_survive_a_restart_and_are_found(tmp_path: Path) -> None:
     node = Node(tmp_path)
     published(node)
     node.inline(path="pod2")
-    table = node.mounts.table()
+    table = node.mounts.list_mounts()
     node.close()
     again = Node(tmp_path)
     again.volumes.recover()
-    assert again.mounts.table() == table
+    assert again.mounts.list_mounts() == table
     again.publish()
     again.stage()
     again.inline(path="pod2")
-    assert again.mounts.table() == table and again.source.operations == []
+    assert again.mounts.list_mounts() == table and again.source.operations == []
     take_away(again)
     again.unpublish("csi-1", "pod2")
     assert again.left == []
@@ -156,9 +166,9 @@ def test_what_an_earlier_version_staged_is_marked_so_that_kubelet_unstages_it(tm
     for _ in range(2):
         again = Node(tmp_path)
         again.volumes.recover()
-        table = again.mounts.table()
+        table = again.mounts.list_mounts()
         assert again.shown == ["pod1", "staging", "staging"]
-        assert at(table, again.path("staging")).source == f"datacache:{again.image_path}"  # type: ignore[union-attr]
+        assert find_mount(table, again.path("staging")).source == f"datacache:{again.image_path}"  # type: ignore[union-attr]
         again.close()
     again = Node(tmp_path)
     again.publish(path="pod2")
@@ -196,8 +206,8 @@ def test_after_a_reboot_no_volume_is_remembered_and_the_images_stay(tmp_path: Pa
         path.unlink()
     again = Node(tmp_path)
     again.volumes.recover()
-    assert again.left == [] and again.images.in_use() == set() and not again.path("pod1").exists()
-    assert again.store.sealed(digest)
+    assert again.left == [] and again.images.list_in_use() == set() and not again.path("pod1").exists()
+    assert again.store.find_sealed(digest)
     again.stage()
     assert again.source.operations.count("fill") == 0
     again.close()
@@ -217,12 +227,12 @@ def test_a_fill_that_needs_no_secret_goes_on_by_itself(tmp_path: Path) -> None:
 
     status = in_child(child)
     node = Node(tmp_path)
-    (image,) = node.store.images()
-    assert status == _KILLED and node.store.partial(image.digest)
+    (image,) = node.store.list_images()
+    assert status == _KILLED and node.store.find_partial(image.digest)
     node.volumes.recover()
     while node.fills.progress():
         pass
-    assert node.store.sealed(image.digest) and node.source.operations == ["fill"]
+    assert node.store.find_sealed(image.digest) and node.source.operations == ["fill"]
     node.close()
 
 
@@ -230,7 +240,11 @@ def test_a_fill_that_needs_a_secret_goes_on_with_the_next_call(tmp_path: Path) -
     def child() -> None:
         node = Node(tmp_path)
         node.source.files = {"big.bin": 12 * 2**20}
-        sys.addaudithook(lambda event, arguments: os._exit(_KILLED) if event == "os.rename" and "progress" in str(arguments) else None)
+        sys.addaudithook(
+            lambda event, arguments: (
+                os._exit(_KILLED) if event == "os.rename" and "progress" in str(arguments) else None
+            )
+        )
         node.stage(secrets={"token": "right"})
 
     assert in_child(child) == _KILLED
@@ -239,7 +253,7 @@ def test_a_fill_that_needs_a_secret_goes_on_with_the_next_call(tmp_path: Path) -
     node.volumes.recover()
     while node.fills.progress():
         pass
-    assert node.store.partial(node.source.digest) and node.left == []
+    assert node.store.find_partial(node.source.digest) and node.left == []
     node.stage(secrets={"token": "right"})
     assert node.shown == ["staging"]
     node.close()
@@ -254,7 +268,7 @@ def test_what_was_mounted_over_another_image_file_is_not_taken_for_it(tmp_path: 
     copy.write_bytes(image.read_bytes())
     copy.rename(image)
     node.stage("other", "staging2")
-    table = node.mounts.table()
+    table = node.mounts.list_mounts()
     assert table[-1].device != table[0].device
     node.unstage()
     node.unstage("other", "staging2")
@@ -268,13 +282,13 @@ def test_a_start_does_not_use_an_image_whose_root_is_not_found(tmp_path: Path) -
     node.source.files = {f"model-{n:05}-of-00150.st": 1 for n in range(100)}
     node.stage()
     node.unstage()
-    [image] = node.store.images()
+    [image] = node.store.list_images()
     as_format_1(image.paths.image)
     node.close()
     again = Node(tmp_path)
     again.source.files = node.source.files
     again.volumes.recover()
-    assert again.store.images() == []
+    assert again.store.list_images() == []
     again.stage()
-    assert "fill" in again.source.operations and has_root(image.paths.image)
+    assert "fill" in again.source.operations and has_root_directory(image.paths.image)
     again.close()

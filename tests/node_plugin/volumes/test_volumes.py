@@ -19,7 +19,7 @@ from csi.errors import (
     UnsupportedByNode,
     VolumeNotFound,
 )
-from csi.linux.mounts import at
+from csi.linux.mounts import find_mount
 from csi.parameters.access_modes import AccessMode
 from csi.performance.capacity import GIB
 from tests.csi.worker.in_process import COMMITS
@@ -43,25 +43,29 @@ def test_staged_published_to_two_pods_and_taken_away_nothing_is_left_but_the_ima
     node.unstage()
     assert node.left == []
     assert node.path("staging").is_dir() and not node.path("pod1").exists()
-    assert node.store.sealed(node.source.digest)
+    assert node.store.find_sealed(node.source.digest)
 
 
 def test_a_staged_volume_keeps_its_image_mounted_without_showing_it(node: Node) -> None:
     node.stage()
-    marker, image = (at(node.mounts.table(), path) for path in (node.path("staging"), node.image_path))
+    marker, image = (
+        find_mount(node.mounts.list_mounts(), path) for path in (node.path("staging"), node.image_path)
+    )
     assert marker and image and marker.device != image.device and marker.source == f"datacache:{image.target}"
     node.publish()
     node.unpublish()
-    assert node.image_mounts == [node.source.digest] and node.images.device_at(node.image_path) == image.device
-    assert node.images.in_use() == {node.source.digest}
+    assert (
+        node.image_mounts == [node.source.digest] and node.images.find_device(node.image_path) == image.device
+    )
+    assert node.images.list_in_use() == {node.source.digest}
 
 
 def test_an_image_mount_that_was_taken_away_comes_back_with_the_next_publish(node: Node) -> None:
     node.stage(context=LIMITED)
     node.mounts.unmount(node.image_path)
-    assert node.image_mounts == [] and node.images.in_use() == {node.source.digest}
+    assert node.image_mounts == [] and node.images.list_in_use() == {node.source.digest}
     node.publish(context=LIMITED)
-    assert node.images.device_at(node.path("pod1")) == node.images.device_at(node.image_path) is not None
+    assert node.images.find_device(node.path("pod1")) == node.images.find_device(node.image_path) is not None
     (loop,) = node.kernel.read().loops.values()
     assert loop.read_ahead == 128 * 1024
     node.unpublish()
@@ -83,15 +87,17 @@ def test_an_image_that_was_removed_by_hand_is_shown_while_it_is_mounted(node: No
 
 
 @pytest.mark.parametrize("image_mounted", [True, False])
-def test_a_volume_that_an_earlier_version_staged_is_published_and_unstaged(node: Node, image_mounted: bool) -> None:
+def test_a_volume_that_an_earlier_version_staged_is_published_and_unstaged(
+    node: Node, image_mounted: bool
+) -> None:
     node.stage()
     node.staged_as_before()
     if not image_mounted:
         node.mounts.unmount(node.image_path)
     node.stage()
     node.publish()
-    assert not node.volumes.stats("vol", node.path("staging")).abnormal
-    assert node.images.device_at(node.path("pod1")) == node.images.device_at(node.image_path) is not None
+    assert not node.volumes.get_stats("vol", node.path("staging")).is_abnormal
+    assert node.images.find_device(node.path("pod1")) == node.images.find_device(node.image_path) is not None
     node.unpublish()
     assert node.image_mounts == [node.source.digest] or not image_mounted
     node.unstage()
@@ -120,7 +126,11 @@ def test_two_volumes_of_one_content_share_image_loop_and_super_block(node: Node)
     for volume in ("one", "two"):
         node.stage(volume, f"staging-{volume}")
     node.inline("three", "pod3")
-    assert len(node.image_mounts) == 1 and len(node.kernel.loops) == 1 and node.source.operations.count("fill") == 1
+    assert (
+        len(node.image_mounts) == 1
+        and len(node.kernel.loops) == 1
+        and node.source.operations.count("fill") == 1
+    )
     node.unstage("one", "staging-one")
     node.unpublish("three", "pod3")
     assert len(node.image_mounts) == 1
@@ -135,7 +145,11 @@ def test_a_second_publish_of_one_volume(node: Node, mode: AccessMode) -> None:
     node.stage(**arguments)
     node.publish(**arguments)
     node.publish(**arguments)
-    for changed in ({"readonly": False}, {"flags": ("ro",)}, {"context": {**DOWNGRADE, "revision": "b" * 40}}):
+    for changed in (
+        {"readonly": False},
+        {"flags": ("ro",)},
+        {"context": {**DOWNGRADE, "revision": "b" * 40}},
+    ):
         with pytest.raises(AlreadyExists, match="with other arguments"):
             node.publish(**{**arguments, **changed})
     if mode is AccessMode.SINGLE_NODE_SINGLE_WRITER:
@@ -162,12 +176,16 @@ def test_what_kubernetes_adds_and_secrets_are_no_arguments(node: Node) -> None:
     node.stage(context={**HUB, "storage.kubernetes.io/csiProvisionerIdentity": "a"}, secrets={"token": "a"})
     node.stage(context={**HUB, "storage.kubernetes.io/csiProvisionerIdentity": "b"}, secrets={"token": "b"})
     node.publish(context={**HUB, "csi.storage.k8s.io/pod.name": "a", "csi.storage.k8s.io/ephemeral": "false"})
-    node.publish(context={**HUB, "csi.storage.k8s.io/pod.name": "b", "csi.storage.k8s.io/serviceAccount.tokens": "x"})
+    node.publish(
+        context={**HUB, "csi.storage.k8s.io/pod.name": "b", "csi.storage.k8s.io/serviceAccount.tokens": "x"}
+    )
     assert node.shown == ["pod1", "staging"]
 
 
 @pytest.mark.parametrize("mode", WRITERS)
-def test_a_writer_mode_is_refused_on_a_persistent_volume_and_downgraded_inline(node: Node, mode: AccessMode) -> None:
+def test_a_writer_mode_is_refused_on_a_persistent_volume_and_downgraded_inline(
+    node: Node, mode: AccessMode
+) -> None:
     with pytest.raises(InvalidParameter, match="writerAccessModes: downgrade"):
         node.stage(mode=mode)
     node.inline(mode=mode)
@@ -209,10 +227,12 @@ def test_a_publish_never_asks_the_source_and_never_waits(node: Node) -> None:
     assert len(node.source.asked) == asked
 
 
-def test_a_source_that_is_not_what_the_volume_was_created_from_is_refused_and_leaves_nothing(node: Node) -> None:
+def test_a_source_that_is_not_what_the_volume_was_created_from_is_refused_and_leaves_nothing(
+    node: Node,
+) -> None:
     with pytest.raises(SourceChanged, match="not what this volume was created from"):
         node.stage(context=PINNED)
-    assert node.left == [] and node.store.images() == [] and not node.path("staging").exists()
+    assert node.left == [] and node.store.list_images() == [] and not node.path("staging").exists()
     node.stage(context={**HUB, "manifestDigest": node.source.digest})
     assert node.shown == ["staging"]
 
@@ -229,7 +249,9 @@ def test_a_cached_image_is_not_handed_to_a_token_that_may_not_read(node: Node) -
     node.inline(secrets={"token": "right"})
 
 
-def test_content_that_cannot_fit_is_refused_with_both_numbers_and_leaves_nothing(tmp_path: Path, node: Node) -> None:
+def test_content_that_cannot_fit_is_refused_with_both_numbers_and_leaves_nothing(
+    tmp_path: Path, node: Node
+) -> None:
     node.close()
     small = Node(tmp_path, budget=MIB)
     small.source.files = {"big.bin": 5 * MIB}
@@ -250,7 +272,7 @@ def test_images_without_a_mount_go_for_a_new_one_and_mounted_ones_stay(tmp_path:
         small.stage(f"v{number}", f"s{number}", secrets={"token": str(number)})
         if number == 1:
             small.unstage("v1", "s1")
-    assert [bool(small.store.sealed(digest)) for digest in digests] == [True, False, True]
+    assert [bool(small.store.find_sealed(digest)) for digest in digests] == [True, False, True]
     small.close()
 
 
@@ -268,7 +290,7 @@ def test_a_mount_in_use_is_busy_and_stays_whole(node: Node) -> None:
     with node.kernel.using(node.path("pod1")), pytest.raises(Busy, match="in use"):
         node.unpublish()
     assert node.shown == ["pod1", "staging"]
-    assert not node.volumes.stats("vol", node.path("pod1")).abnormal
+    assert not node.volumes.get_stats("vol", node.path("pod1")).is_abnormal
     node.unpublish()
 
 
@@ -313,7 +335,9 @@ def test_a_target_that_holds_something_else_is_left_alone(node: Node) -> None:
     target.touch()
     with pytest.raises(FailedPrecondition, match="cannot be made a folder"):
         node.publish()
-    assert node.shown == ["staging"] and [volume.paths for volume in node.records.all()] == [[str(node.path("staging"))]]
+    assert node.shown == ["staging"] and [volume.paths for volume in node.records.list_all()] == [
+        [str(node.path("staging"))]
+    ]
 
 
 def test_a_path_must_be_absolute_and_symlinks_above_it_are_followed(node: Node) -> None:
@@ -326,7 +350,7 @@ def test_a_path_must_be_absolute_and_symlinks_above_it_are_followed(node: Node) 
         node.stage(path="link/globalmount")
         node.publish(path="link/pod", staging="link/globalmount")
     assert node.shown == ["real/globalmount", "real/pod"]
-    assert node.volumes.stats("vol", node.path("link/pod")).content_bytes == 10_021
+    assert node.volumes.get_stats("vol", node.path("link/pod")).content_bytes == 10_021
     node.unpublish(path="link/pod")
     node.unstage(path="link/globalmount")
     assert node.left == []
@@ -336,27 +360,29 @@ def test_stats_are_content_against_capacity_at_every_path_that_shows_the_volume(
     node.stage(context={**HUB, "capacityBytes": str(7 * GIB)})
     node.inline("csi-1", "pod2")
     for volume, path, capacity in (("vol", "staging", 7 * GIB), ("csi-1", "pod2", GIB)):
-        stats = node.volumes.stats(volume, node.path(path))
-        assert (stats.capacity_bytes, stats.content_bytes, stats.abnormal) == (capacity, 10_021, False)
+        stats = node.volumes.get_stats(volume, node.path(path))
+        assert (stats.capacity_bytes, stats.content_bytes, stats.is_abnormal) == (capacity, 10_021, False)
 
 
-@pytest.mark.parametrize(("volume", "path"), [("vol", "some/path"), ("other", "staging"), ("", "staging"), ("../x", "staging")])
+@pytest.mark.parametrize(
+    ("volume", "path"), [("vol", "some/path"), ("other", "staging"), ("", "staging"), ("../x", "staging")]
+)
 def test_stats_of_what_is_not_there_are_not_found(node: Node, volume: str, path: str) -> None:
     node.stage()
     with pytest.raises(VolumeNotFound):
-        node.volumes.stats(volume, node.path(path))
+        node.volumes.get_stats(volume, node.path(path))
     with pytest.raises(VolumeNotFound):
-        node.volumes.stats(volume, Path(path))
+        node.volumes.get_stats(volume, Path(path))
 
 
 def test_a_volume_whose_mount_is_gone_is_abnormal_with_the_way_out(node: Node) -> None:
     node.stage()
     node.publish()
     node.mounts.unmount(node.path("pod1"))
-    stats = node.volumes.stats("vol", node.path("pod1"))
-    assert stats.abnormal and "delete the pod" in stats.message
+    stats = node.volumes.get_stats("vol", node.path("pod1"))
+    assert stats.is_abnormal and "delete the pod" in stats.message
     node.publish()
-    assert not node.volumes.stats("vol", node.path("pod1")).abnormal
+    assert not node.volumes.get_stats("vol", node.path("pod1")).is_abnormal
 
 
 def test_a_second_call_in_the_middle_of_the_first_is_told_so(node: Node) -> None:
@@ -376,7 +402,10 @@ def test_a_second_call_in_the_middle_of_the_first_is_told_so(node: Node) -> None
     assert len(seen) == 3 and node.shown == ["pod2", "staging"]
 
 
-@pytest.mark.parametrize("steps", [("before mount",), ("after mount",), ("before bind", "before marker"), ("after bind", "after marker")])
+@pytest.mark.parametrize(
+    "steps",
+    [("before mount",), ("after mount",), ("before bind", "before marker"), ("after bind", "after marker")],
+)
 def test_a_kernel_that_refuses_leaves_nothing_half_made(node: Node, steps: tuple[str, ...]) -> None:
     def refuse(step: str) -> None:
         if step in steps:
@@ -387,6 +416,6 @@ def test_a_kernel_that_refuses_leaves_nothing_half_made(node: Node, steps: tuple
         with pytest.raises(DataCacheError, match="says no"):
             call()
     node.kernel.step = lambda _: None
-    assert node.left == [] and node.images.in_use() == set()
+    assert node.left == [] and node.images.list_in_use() == set()
     node.stage()
     assert node.shown == ["staging"]

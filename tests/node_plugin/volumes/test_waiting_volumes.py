@@ -50,14 +50,16 @@ def test_taking_a_volume_away_ends_its_waiting_and_leaves_nothing(node: Node, in
         node.unstage()
     thread.join(20)
     assert isinstance(answers[0], Busy) and "being un" in str(answers[0])
-    assert node.left == [] and node.images.in_use() == set()
+    assert node.left == [] and node.images.list_in_use() == set()
     node.source.go_fill.set()
 
 
-def test_a_volume_that_is_taken_away_between_its_fill_and_its_mount_is_not_mounted(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_that_is_taken_away_between_its_fill_and_its_mount_is_not_mounted(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     node.stage("other", "staging2")
-    sealed = node.store.sealed
-    monkeypatch.setattr(node.store, "sealed", lambda digest: (node.unstage(), sealed(digest))[1])
+    sealed = node.store.find_sealed
+    monkeypatch.setattr(node.store, "find_sealed", lambda digest: (node.unstage(), sealed(digest))[1])
     with pytest.raises(Busy, match="being unstaged"):
         node.stage(secrets={"token": "new"})
     assert node.shown == ["staging2"]
@@ -68,7 +70,7 @@ def test_a_fill_that_is_waited_for_by_two_volumes_goes_on_when_one_is_taken_away
     first, answers1 = in_background(lambda: node.stage("one", "s1"))
     second, answers2 = in_background(lambda: node.stage("two", "s2"))
     assert node.source.filling.acquire(timeout=20)
-    while len(node.room._seated) < 2:
+    while len(node.room._waiting) < 2:
         pass
     node.unstage("one", "s1")
     first.join(20)
@@ -79,7 +81,7 @@ def test_a_fill_that_is_waited_for_by_two_volumes_goes_on_when_one_is_taken_away
 
 def test_an_image_is_not_unmounted_under_a_volume_on_its_way_to_it(node: Node) -> None:
     node.stage("one", "s1")
-    with node.images.hold(node.source.digest):
+    with node.images.keep_mounted(node.source.digest):
         node.unstage("one", "s1")
         assert len(node.image_mounts) == 1
     node.stage("two", "s2")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from controller_plugin.operator.https_server import serving
+from controller_plugin.operator.https_server import serve_app
 from tests.controller_plugin.operator.openapi.region import KEYS, Region
 from tests.controller_plugin.operator.openapi.sdks import KINDS, Sdk
 
@@ -15,7 +15,7 @@ from tests.controller_plugin.operator.openapi.sdks import KINDS, Sdk
 @pytest.fixture
 def region(tmp_path: Path) -> Iterator[Region]:
     made = Region(tmp_path)
-    with serving(made.app, "127.0.0.1", 0) as made.port:
+    with serve_app(made.app, "127.0.0.1", 0) as made.port:
         yield made
 
 

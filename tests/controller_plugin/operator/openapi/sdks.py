@@ -41,7 +41,9 @@ class Sdk1:
 
     name = "aliyun-python-sdk-eci"
 
-    def __init__(self, port: int, key_id: str, secret: str, host: str = "127.0.0.1", region: str = REGION) -> None:
+    def __init__(
+        self, port: int, key_id: str, secret: str, host: str = "127.0.0.1", region: str = REGION
+    ) -> None:
         self._client = AcsClient(key_id, secret, region)
         self._client.add_endpoint(region, "Eci", f"{host}:{port}")
 
@@ -54,7 +56,9 @@ class Sdk1:
         try:
             return dict(json.loads(self._client.do_action_with_exception(request)))
         except ServerException as error:
-            raise ApiError(error.get_http_status(), error.get_error_code(), error.get_error_msg(), error.get_request_id()) from error
+            raise ApiError(
+                error.get_http_status(), error.get_error_code(), error.get_error_msg(), error.get_request_id()
+            ) from error
 
     def parameters(self, action: str) -> set[str]:
         own = {name.removeprefix("set_") for name in vars(self._kind(action)) if name.startswith("set_")}
@@ -62,7 +66,9 @@ class Sdk1:
 
     @staticmethod
     def _kind(action: str) -> Any:
-        return getattr(importlib.import_module(f"aliyunsdkeci.request.v20180808.{action}Request"), f"{action}Request")
+        return getattr(
+            importlib.import_module(f"aliyunsdkeci.request.v20180808.{action}Request"), f"{action}Request"
+        )
 
 
 class Sdk2:
@@ -70,8 +76,16 @@ class Sdk2:
 
     name = "alibabacloud_eci20180808"
 
-    def __init__(self, port: int, key_id: str, secret: str, host: str = "127.0.0.1", region: str = REGION) -> None:
-        config = Config(access_key_id=key_id, access_key_secret=secret, region_id=region, endpoint=f"{host}:{port}", protocol="http")
+    def __init__(
+        self, port: int, key_id: str, secret: str, host: str = "127.0.0.1", region: str = REGION
+    ) -> None:
+        config = Config(
+            access_key_id=key_id,
+            access_key_secret=secret,
+            region_id=region,
+            endpoint=f"{host}:{port}",
+            protocol="http",
+        )
         self._client, self._region = Client(config), region
 
     def __call__(self, action: str, **parameters: Any) -> dict[str, Any]:
@@ -81,7 +95,9 @@ class Sdk2:
             return dict(getattr(self._client, method)(request).body.to_map())
         except TeaException as error:
             data: Mapping[str, Any] = error.data or {}
-            raise ApiError(int(data.get("statusCode", 0)), error.code, error.message or "", data.get("RequestId", "")) from error
+            raise ApiError(
+                int(data.get("statusCode", 0)), error.code, error.message or "", data.get("RequestId", "")
+            ) from error
 
     def parameters(self, action: str) -> set[str]:
         names = inspect.signature(self._kind(action)).parameters

@@ -11,30 +11,41 @@ from pathlib import Path
 import pytest
 
 from controller_plugin.operator.openapi import nonces
-from controller_plugin.operator.openapi.nonces import FileNonces, MemoryNonces, Nonces, SecretNonces
+from controller_plugin.operator.openapi.nonces import (
+    FileNonceStore,
+    MemoryNonceStore,
+    NonceStore,
+    SecretNonceStore,
+)
 from csi.errors import DataCacheError
 from tests.apiserver import ApiServer
 
 NOW = 2e9
-Opens = Callable[[], Nonces]
+Opens = Callable[[], NonceStore]
 
 
 @pytest.fixture(params=["memory", "file", "secret"])
 def opens(request: pytest.FixtureRequest, tmp_path: Path) -> Opens:
     """Opens the same marks again and again, as replicas and later processes do; those of memory once."""
     if request.param == "file":
-        return lambda: FileNonces(tmp_path / "nonces.json", 100.0)
+        return lambda: FileNonceStore(tmp_path / "nonces.json", 100.0)
     if request.param == "memory":
-        made = MemoryNonces(100.0)
+        made = MemoryNonceStore(100.0)
         return lambda: made
     server: ApiServer = request.getfixturevalue("api_server")
     name = f"nonces-{uuid.uuid4().hex[:8]}"
-    return lambda: SecretNonces(server.client(), name, 100.0)
+    return lambda: SecretNonceStore(server.client(), name, 100.0)
 
 
 def test_a_mark_is_new_once_whoever_is_asked(opens: Opens) -> None:
     one, other = opens(), opens()
-    assert [one.use("a", NOW), other.use("b", NOW), other.use("a", NOW + 1), one.use("b", NOW + 1), one.use("c", NOW)] == [
+    assert [
+        one.use("a", NOW),
+        other.use("b", NOW),
+        other.use("a", NOW + 1),
+        one.use("b", NOW + 1),
+        one.use("c", NOW),
+    ] == [
         True,
         True,
         False,
@@ -61,10 +72,10 @@ def test_of_two_who_use_a_mark_at_once_one_has_it(opens: Opens) -> None:
 
 
 def test_no_more_marks_are_kept_than_fit(opens: Opens, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nonces, "_MOST_KEPT", 3)
+    monkeypatch.setattr(nonces, "_MAX_STORED", 3)
     marks = opens()
-    if isinstance(marks, MemoryNonces):
-        marks = MemoryNonces(100.0, most=3)
+    if isinstance(marks, MemoryNonceStore):
+        marks = MemoryNonceStore(100.0, most=3)
     assert all(marks.use(f"mark-{number}", NOW + number) for number in range(5))
     assert not marks.use("mark-4", NOW + 5) and marks.use("mark-0", NOW + 6)
 
@@ -72,4 +83,4 @@ def test_no_more_marks_are_kept_than_fit(opens: Opens, monkeypatch: pytest.Monke
 def test_a_secret_that_somebody_has_spoilt_is_told_of(api_server: ApiServer) -> None:
     api_server.kubectl("create", "secret", "generic", "spoilt-nonces", "--from-literal=marks=[]")
     with pytest.raises(DataCacheError, match="spoilt-nonces has no marks of requests; delete it"):
-        SecretNonces(api_server.client(), "spoilt-nonces", 100.0).use("a", NOW)
+        SecretNonceStore(api_server.client(), "spoilt-nonces", 100.0).use("a", NOW)

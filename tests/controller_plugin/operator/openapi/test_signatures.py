@@ -10,31 +10,43 @@ from urllib.parse import quote
 
 import pytest
 
-from controller_plugin.operator.openapi.calls import Call
-from controller_plugin.operator.openapi.nonces import MemoryNonces
-from controller_plugin.operator.openapi.refusals import Refusal
-from controller_plugin.operator.openapi.signatures import WINDOW_SECONDS, Signatures
+from controller_plugin.operator.openapi.calls import ApiCall
+from controller_plugin.operator.openapi.nonces import MemoryNonceStore
+from controller_plugin.operator.openapi.refusals import ApiRefusal
+from controller_plugin.operator.openapi.signatures import WINDOW_SECONDS, SignatureVerifier
 
 NOW, TIME, KEY, SECRET = 1_700_000_000.0, "2023-11-14T22:13:20Z", "id", "hush"
-COMMON = {"AccessKeyId": KEY, "SignatureMethod": "HMAC-SHA1", "SignatureVersion": "1.0", "SignatureNonce": "n", "Timestamp": TIME}
+COMMON = {
+    "AccessKeyId": KEY,
+    "SignatureMethod": "HMAC-SHA1",
+    "SignatureVersion": "1.0",
+    "SignatureNonce": "n",
+    "Timestamp": TIME,
+}
 QUERY = {**COMMON, "Action": "DescribeDataCaches", "Bucket": "a b*~é"}
 EMPTY = hashlib.sha256(b"").hexdigest()
-HEADERS = {"host": "h", "x-acs-action": "DescribeDataCaches", "x-acs-date": TIME, "x-acs-signature-nonce": "n", "x-acs-content-sha256": EMPTY}
+HEADERS = {
+    "host": "h",
+    "x-acs-action": "DescribeDataCaches",
+    "x-acs-date": TIME,
+    "x-acs-signature-nonce": "n",
+    "x-acs-content-sha256": EMPTY,
+}
 
 
 def encoded(text: str) -> str:
     return quote(text, safe="-_.~")
 
 
-def rpc(query: dict[str, str], form: dict[str, str] | None = None, method: str = "GET") -> Call:
+def rpc(query: dict[str, str], form: dict[str, str] | None = None, method: str = "GET") -> ApiCall:
     """A call signed as the specification says."""
     signed = sorted({**query, **(form or {})}.items())
     text = f"{method}&%2F&" + encoded("&".join(f"{encoded(key)}={encoded(value)}" for key, value in signed))
     signature = base64.b64encode(hmac.digest(f"{SECRET}&".encode(), text.encode(), "sha1")).decode()
-    return Call(method, "/", [*query.items(), ("Signature", signature)], list((form or {}).items()))
+    return ApiCall(method, "/", [*query.items(), ("Signature", signature)], list((form or {}).items()))
 
 
-def v3(headers: dict[str, str], query: dict[str, str], body: bytes = b"") -> Call:
+def v3(headers: dict[str, str], query: dict[str, str], body: bytes = b"") -> ApiCall:
     """The same, by the third version."""
     names = ";".join(sorted(headers))
     canonical = "\n".join(
@@ -50,22 +62,27 @@ def v3(headers: dict[str, str], query: dict[str, str], body: bytes = b"") -> Cal
     text = f"ACS3-HMAC-SHA256\n{hashlib.sha256(canonical.encode()).hexdigest()}"
     signature = hmac.digest(SECRET.encode(), text.encode(), "sha256").hex()
     authorization = f"ACS3-HMAC-SHA256 Credential={KEY},SignedHeaders={names},Signature={signature}"
-    return Call("POST", "/", list(query.items()), (), {**headers, "authorization": authorization}, body)
+    return ApiCall("POST", "/", list(query.items()), (), {**headers, "authorization": authorization}, body)
 
 
-def check(call: Call, now: float = NOW) -> str:
-    return Signatures({KEY: SECRET}.get).check(call, now)
+def check(call: ApiCall, now: float = NOW) -> str:
+    return SignatureVerifier({KEY: SECRET}.get).verify(call, now)
 
 
-def code(call: Call, now: float = NOW, by: Callable[[Call, float], str] | None = None) -> str:
-    with pytest.raises(Refusal) as caught:
+def code(call: ApiCall, now: float = NOW, by: Callable[[ApiCall, float], str] | None = None) -> str:
+    with pytest.raises(ApiRefusal) as caught:
         (by or check)(call, now)
     assert SECRET not in caught.value.message
     return caught.value.code
 
 
 def test_both_kinds_of_signature_say_who_calls() -> None:
-    assert check(rpc(QUERY)) == check(rpc(COMMON, {"Action": "CreateDataCache"}, "POST")) == check(v3(HEADERS, {"Bucket": "a b*~é"})) == KEY
+    assert (
+        check(rpc(QUERY))
+        == check(rpc(COMMON, {"Action": "CreateDataCache"}, "POST"))
+        == check(v3(HEADERS, {"Bucket": "a b*~é"}))
+        == KEY
+    )
 
 
 @pytest.mark.parametrize("name", sorted(COMMON))
@@ -80,41 +97,61 @@ def test_so_is_a_header(name: str) -> None:
 
 def test_whatever_is_altered_does_not_match() -> None:
     whole = rpc(QUERY)
-    assert code(Call("POST", "/", whole.query)) == code(Call("GET", "/", [*whole.query, ("More", "x")])) == "SignatureDoesNotMatch"
-    assert code(Call("GET", "/", whole.query, [("Bucket", "other")])) == "SignatureDoesNotMatch"
+    assert (
+        code(ApiCall("POST", "/", whole.query))
+        == code(ApiCall("GET", "/", [*whole.query, ("More", "x")]))
+        == "SignatureDoesNotMatch"
+    )
+    assert code(ApiCall("GET", "/", whole.query, [("Bucket", "other")])) == "SignatureDoesNotMatch"
     third = v3(HEADERS, {"a": "b"})
     assert (
-        code(Call("POST", "/", [("a", "c")], (), third.headers)) == code(Call("GET", "/", third.query, (), third.headers)) == "SignatureDoesNotMatch"
+        code(ApiCall("POST", "/", [("a", "c")], (), third.headers))
+        == code(ApiCall("GET", "/", third.query, (), third.headers))
+        == "SignatureDoesNotMatch"
     )
-    assert code(Call("POST", "/", third.query, (), third.headers, b"body")) == "SignatureDoesNotMatch"
-    assert code(Call("POST", "/", third.query, (), {**third.headers, "x-acs-action": "DeleteDataCache"})) == "SignatureDoesNotMatch"
+    assert code(ApiCall("POST", "/", third.query, (), third.headers, b"body")) == "SignatureDoesNotMatch"
+    assert (
+        code(ApiCall("POST", "/", third.query, (), {**third.headers, "x-acs-action": "DeleteDataCache"}))
+        == "SignatureDoesNotMatch"
+    )
 
 
 def test_an_action_that_is_not_signed_is_no_action() -> None:
     unsigned = v3({key: value for key, value in HEADERS.items() if key != "x-acs-action"}, {})
-    assert code(Call("POST", "/", (), (), {**unsigned.headers, "x-acs-action": "DeleteDataCache"})) == "IncompleteSignature"
+    assert (
+        code(ApiCall("POST", "/", (), (), {**unsigned.headers, "x-acs-action": "DeleteDataCache"}))
+        == "IncompleteSignature"
+    )
 
 
 def test_other_schemes_are_refused_by_name() -> None:
     assert code(rpc({**QUERY, "SignatureMethod": "HMAC-MD5"})) == "InvalidSignatureMethod"
-    assert code(Call("POST", "/", (), (), {"authorization": "Basic x"})) == "IncompleteSignature"
+    assert code(ApiCall("POST", "/", (), (), {"authorization": "Basic x"})) == "IncompleteSignature"
 
 
 def test_time_is_a_window_in_both_directions() -> None:
     assert check(rpc(QUERY), NOW + WINDOW_SECONDS) == check(rpc(QUERY), NOW - WINDOW_SECONDS) == KEY
-    assert code(rpc(QUERY), NOW + WINDOW_SECONDS + 1) == code(rpc(QUERY), NOW - WINDOW_SECONDS - 1) == "InvalidTimeStamp.Expired"
+    assert (
+        code(rpc(QUERY), NOW + WINDOW_SECONDS + 1)
+        == code(rpc(QUERY), NOW - WINDOW_SECONDS - 1)
+        == "InvalidTimeStamp.Expired"
+    )
 
 
 def test_a_nonce_is_of_one_key() -> None:
-    both = Signatures({KEY: SECRET, "other": SECRET}.get).check
+    both = SignatureVerifier({KEY: SECRET, "other": SECRET}.get).verify
     assert both(rpc(QUERY), NOW) == KEY and both(rpc({**QUERY, "AccessKeyId": "other"}), NOW) == "other"
     assert code(rpc(QUERY), NOW, both) == "SignatureNonceUsed"
 
 
 def test_a_call_that_changes_something_counts_once_for_all_replicas_and_one_that_asks_for_each() -> None:
-    kept = MemoryNonces(WINDOW_SECONDS)
-    one, other = (Signatures({KEY: SECRET}.get, kept).check for _ in range(2))
+    kept = MemoryNonceStore(WINDOW_SECONDS)
+    one, other = (SignatureVerifier({KEY: SECRET}.get, kept).verify for _ in range(2))
     deletes = {**QUERY, "Action": "DeleteDataCache"}
     assert one(rpc(deletes), NOW) == KEY
     assert code(rpc(deletes), NOW, other) == "SignatureNonceUsed"
-    assert one(rpc({**QUERY, "SignatureNonce": "m"}), NOW) == other(rpc({**QUERY, "SignatureNonce": "m"}), NOW) == KEY
+    assert (
+        one(rpc({**QUERY, "SignatureNonce": "m"}), NOW)
+        == other(rpc({**QUERY, "SignatureNonce": "m"}), NOW)
+        == KEY
+    )

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from controller_plugin.operator.reconcile.controller import Collector
-from controller_plugin.operator.regions.copying import Adopter, Copier, StoreRegions
-from controller_plugin.operator.regions.regions import Copy
+from controller_plugin.operator.reconcile.controller import ImageStoreCollector
+from controller_plugin.operator.regions.copying import CopyReceiver, CopySender, ImageStoreRegions
+from controller_plugin.operator.regions.regions import CopyRequest
 from csi.errors import FailedPrecondition, InvalidParameter
-from csi.parameters.data_cache import data_cache
+from csi.parameters.data_cache import parse_data_cache
 from csi.registry.datacaches.data_caches import DataCache, DataCacheState, Phase
-from csi.registry.datacaches.directory import DirectoryDataCaches
-from csi.worker.pool import Call
+from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
+from csi.worker.pool import WorkerCall
 from tests.controller_plugin.operator.fakes import FakeStored, content
 
 CONTENT = content("a")
-COPY = Copy("default", "/models/copy", "title", 3, {"team": "a"}, "rg", "token")
+COPY = CopyRequest("default", "/models/copy", "title", 3, {"team": "a"}, "rg", "token")
 
 
 class Region:
@@ -26,16 +26,23 @@ class Region:
 
     def __init__(self, folder: Path, name: str, *others: tuple[str, FakeStored]) -> None:
         folder.mkdir()
-        self.caches, self.stored = DirectoryDataCaches(folder), FakeStored(f"s3://{name}")
-        self.regions = StoreRegions(self.caches, self.stored, dict(others), name)
-        self.adopter, self.copier = Adopter(self.caches, self.stored), Copier(self.stored, self.regions)
-        self.collector = Collector(self.caches, self.stored, 0.0, lambda: folder / "scratch")
+        self.caches, self.stored = DirectoryDataCacheRegistry(folder), FakeStored(f"s3://{name}")
+        self.regions = ImageStoreRegions(self.caches, self.stored, dict(others), name)
+        self.adopter, self.copier = (
+            CopyReceiver(self.caches, self.stored),
+            CopySender(self.stored, self.regions),
+        )
+        self.collector = ImageStoreCollector(self.caches, self.stored, 0.0, lambda: folder / "scratch")
 
     def has(self, is_kept: bool = True, path: str = "/models/a") -> DataCache:
         """A DataCache of the image, Available."""
-        spec = data_cache("", path, "URL", {"repoSource": "HuggingFace/Model", "repoId": "org/name"}, namespaces=("team",))
+        spec = parse_data_cache(
+            "", path, "URL", {"repoSource": "HuggingFace/Model", "repoId": "org/name"}, namespaces=("team",)
+        )
         made = self.caches.add(DataCache("", "", 0, 0.0, spec), {})
-        self.caches.report(made, DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT, is_kept=is_kept))
+        self.caches.write_state(
+            made, DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT, in_image_store=is_kept)
+        )
         return self.caches.find((made.id,))[0]
 
 
@@ -51,70 +58,91 @@ def here(tmp_path: Path, there: Region) -> Region:
     return made
 
 
-def test_a_copy_is_a_datacache_of_that_id_there_before_and_after_its_image_is(here: Region, there: Region) -> None:
-    copied = here.regions.copy(here.has(), "cn-there", COPY)
-    there.adopter.adopt()
+def test_a_copy_is_a_datacache_of_that_id_there_before_and_after_its_image_is(
+    here: Region, there: Region
+) -> None:
+    copied = here.regions.start_copy(here.has(), "cn-there", COPY)
+    there.adopter.adopt_announced()
     (found,) = there.caches.find()
     assert (found.id, found.title, found.tags, found.resource_group) == (copied, "title", {"team": "a"}, "rg")
     assert found.spec.retention_days == 3
-    assert found.spec.shown == "bucket default, path /models/copy" and found.spec.snapshot_id == CONTENT.snapshot_id
+    assert (
+        found.spec.display_name == "bucket default, path /models/copy"
+        and found.spec.snapshot_id == CONTENT.snapshot_id
+    )
     assert found.spec.namespaces == ("team",), "whom the cache is for stays so"
-    there.adopter.adopt()
+    there.adopter.adopt_announced()
     assert there.stored.said, "it is said until the image is there"
-    here.copier.copy(there.stored, Call())
-    there.adopter.adopt()
-    assert there.stored.images == {CONTENT.digest} and not there.stored.said and there.caches.find() == [found]
+    here.copier.send_announced(there.stored, WorkerCall())
+    there.adopter.adopt_announced()
+    assert (
+        there.stored.images == {CONTENT.digest} and not there.stored.said and there.caches.find() == [found]
+    )
 
 
 def test_one_token_is_one_copy_and_none_is_another_each_time(here: Region, there: Region) -> None:
     cache = here.has()
-    assert here.regions.copy(cache, "cn-there", COPY) == here.regions.copy(cache, "cn-there", COPY)
-    assert len({here.regions.copy(cache, "cn-there", Copy("default", f"/{number}")) for number in range(3)}) == 3
-    there.adopter.adopt()
+    assert here.regions.start_copy(cache, "cn-there", COPY) == here.regions.start_copy(
+        cache, "cn-there", COPY
+    )
+    assert (
+        len(
+            {
+                here.regions.start_copy(cache, "cn-there", CopyRequest("default", f"/{number}"))
+                for number in range(3)
+            }
+        )
+        == 3
+    )
+    there.adopter.adopt_announced()
     assert len(there.caches.find()) == 4
 
 
 def test_a_copy_that_is_deleted_does_not_come_back(here: Region, there: Region) -> None:
-    here.regions.copy(here.has(), "cn-there", COPY)
-    there.adopter.adopt()
+    here.regions.start_copy(here.has(), "cn-there", COPY)
+    there.adopter.adopt_announced()
     there.caches.delete(there.caches.find()[0])
-    there.adopter.adopt()
-    there.adopter.adopt()
+    there.adopter.adopt_announced()
+    there.adopter.adopt_announced()
     assert there.caches.find() == [] and not there.stored.said
 
 
-def test_a_copy_that_was_made_just_before_a_kill_does_not_come_back_either(here: Region, there: Region) -> None:
-    here.regions.copy(here.has(), "cn-there", COPY)
+def test_a_copy_that_was_made_just_before_a_kill_does_not_come_back_either(
+    here: Region, there: Region
+) -> None:
+    here.regions.start_copy(here.has(), "cn-there", COPY)
     said = dict(there.stored.said)
-    there.adopter.adopt()
+    there.adopter.adopt_announced()
     there.stored.said = said
-    there.adopter.adopt()
+    there.adopter.adopt_announced()
     there.caches.delete(there.caches.find()[0])
-    there.adopter.adopt()
+    there.adopter.adopt_announced()
     assert there.caches.find() == [] and not there.stored.said
 
 
-def test_a_damaged_announcement_is_told_once_and_is_in_no_others_way(here: Region, there: Region, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_announcement_is_told_once_and_is_in_no_others_way(
+    here: Region, there: Region, caplog: pytest.LogCaptureFixture
+) -> None:
     there.stored.damaged = ["announced/edc-x.json is damaged"]
-    copied = here.regions.copy(here.has(), "cn-there", COPY)
-    there.adopter.adopt()
-    there.adopter.adopt()
+    copied = here.regions.start_copy(here.has(), "cn-there", COPY)
+    there.adopter.adopt_announced()
+    there.adopter.adopt_announced()
     assert [one.id for one in there.caches.find()] == [copied]
     assert [record.message for record in caplog.records] == ["an announced copy cannot be read"]
 
 
 def test_a_name_that_is_taken_is_waited_for(here: Region, there: Region) -> None:
     taken = there.has(path=COPY.path)
-    copied = here.regions.copy(here.has(), "cn-there", COPY)
-    there.adopter.adopt()
+    copied = here.regions.start_copy(here.has(), "cn-there", COPY)
+    there.adopter.adopt_announced()
     assert there.caches.find() == [taken] and there.stored.said
     there.caches.delete(taken)
-    there.adopter.adopt()
+    there.adopter.adopt_announced()
     assert [one.id for one in there.caches.find()] == [copied]
 
 
 def test_what_is_announced_is_not_collected(here: Region, there: Region) -> None:
-    here.regions.copy(here.has(), "cn-there", COPY)
+    here.regions.start_copy(here.has(), "cn-there", COPY)
     there.collector.collect()
     assert there.stored.wanted == {CONTENT.digest}
 
@@ -122,39 +150,48 @@ def test_what_is_announced_is_not_collected(here: Region, there: Region) -> None
 def test_images_of_others_are_not_ours_to_bring(here: Region, there: Region, tmp_path: Path) -> None:
     third = Region(tmp_path / "third", "cn-third", ("cn-there", there.stored))
     third.stored.images.add(CONTENT.digest)
-    third.regions.copy(third.has(), "cn-there", COPY)
-    here.copier.copy(there.stored, Call())
+    third.regions.start_copy(third.has(), "cn-there", COPY)
+    here.copier.send_announced(there.stored, WorkerCall())
     assert there.stored.images == set()
 
 
-def test_a_store_of_the_same_url_elsewhere_is_another_one(here: Region, there: Region, tmp_path: Path) -> None:
+def test_a_store_of_the_same_url_elsewhere_is_another_one(
+    here: Region, there: Region, tmp_path: Path
+) -> None:
     twin = Region(tmp_path / "twin", "cn-twin", ("cn-there", there.stored))
-    twin.stored.place = here.stored.place
-    here.regions.copy(here.has(), "cn-there", COPY)
+    twin.stored.location = here.stored.location
+    here.regions.start_copy(here.has(), "cn-there", COPY)
     twin.stored.images.add(CONTENT.digest)
-    twin.copier.copy(there.stored, Call())
+    twin.copier.send_announced(there.stored, WorkerCall())
     assert there.stored.images == set()
 
 
 def test_a_copy_that_fails_is_in_no_others_way(here: Region, there: Region) -> None:
-    here.regions.copy(here.has(), "cn-there", COPY)
-    (said,) = there.stored.announced()
+    here.regions.start_copy(here.has(), "cn-there", COPY)
+    (said,) = there.stored.list_announcements()
     there.stored.announce(replace(said, id="edc-" + "0" * 20, digest=content("b").digest))
-    here.copier.copy(there.stored, Call())
+    here.copier.send_announced(there.stored, WorkerCall())
     assert there.stored.images == {CONTENT.digest}
 
 
 def test_a_copy_to_ones_own_region_is_there_at_once(here: Region) -> None:
     cache = here.has()
-    copied = here.regions.copy(cache, "cn-here", COPY)
-    assert here.regions.copy(cache, "cn-here", COPY) == copied and {one.id for one in here.caches.find()} == {cache.id, copied}
+    copied = here.regions.start_copy(cache, "cn-here", COPY)
+    assert here.regions.start_copy(cache, "cn-here", COPY) == copied and {
+        one.id for one in here.caches.find()
+    } == {cache.id, copied}
 
 
 def test_a_region_that_is_not_known_is_refused_with_those_that_are(here: Region) -> None:
-    with pytest.raises(InvalidParameter, match=r"DestinationRegionId is 'cn-x'; the operator knows cn-here, cn-there \(--copy-region\)"):
-        here.regions.copy(here.has(), "cn-x", COPY)
+    with pytest.raises(
+        InvalidParameter,
+        match=r"DestinationRegionId is 'cn-x'; the operator knows cn-here, cn-there \(--copy-region\)",
+    ):
+        here.regions.start_copy(here.has(), "cn-x", COPY)
 
 
 def test_what_no_image_store_has_cannot_be_copied(here: Region) -> None:
-    with pytest.raises(FailedPrecondition, match=r"is not in an image store, .*; give the operator one \(--image-store\)"):
-        here.regions.copy(here.has(is_kept=False), "cn-there", COPY)
+    with pytest.raises(
+        FailedPrecondition, match=r"is not in an image store, .*; give the operator one \(--image-store\)"
+    ):
+        here.regions.start_copy(here.has(is_kept=False), "cn-there", COPY)

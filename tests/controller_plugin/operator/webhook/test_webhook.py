@@ -11,17 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from controller_plugin.operator.data_cache_index import KnownCaches
-from controller_plugin.operator.https_server import Tls, serving
-from controller_plugin.operator.webhook.admission import Admission
-from controller_plugin.operator.webhook.app import DATA_CACHES, PODS, webhook
-from controller_plugin.operator.webhook.pod_volumes import BUCKET, PodVolumes
+from controller_plugin.operator.data_cache_index import DataCacheIndex
+from controller_plugin.operator.https_server import ReloadableTls, serve_app
+from controller_plugin.operator.webhook.admission import AdmissionReviewer
+from controller_plugin.operator.webhook.app import DATA_CACHES, PODS, webhook_app
+from controller_plugin.operator.webhook.pod_volumes import BUCKET_ANNOTATION, PodMutator
 from controller_plugin.operator.webhook.trust import WebhookTrust
 from csi.cluster.api_server import ApiServer as Client
 from csi.destinations import allow_list
 from csi.destinations.allow_list import AllowList
 from csi.errors import ClusterConflict, ClusterForbids, DataCacheError, InvalidParameter
-from csi.parameters.data_cache import data_cache
+from csi.parameters.data_cache import parse_data_cache
 from csi.registry.datacaches.data_caches import DataCache
 from tests.apiserver import ApiServer
 from tests.origins.onc_rpc import wait_until
@@ -29,7 +29,12 @@ from tests.origins.onc_rpc import wait_until
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 DRIVER = "datacache.csi.io"
 PODS_PATH, CACHES_PATH = "/api/v1/namespaces/default/pods", "/apis/eci.aliyun.com/v1alpha1/datacaches"
-ANNOTATED = [{"name": "eci", "expression": f"has(object.metadata.annotations) && '{BUCKET}' in object.metadata.annotations"}]
+ANNOTATED = [
+    {
+        "name": "eci",
+        "expression": f"has(object.metadata.annotations) && '{BUCKET_ANNOTATION}' in object.metadata.annotations",
+    }
+]
 
 
 class Hooked:
@@ -38,15 +43,19 @@ class Hooked:
     def __init__(self, cluster: ApiServer, name: str = "datacache-operator") -> None:
         self.name = name
         self.client: Client = cluster.client()
-        self.known, self.matched = KnownCaches(), list[str]()
-        pods = PodVolumes(self.known, DRIVER)
-        allowed = AllowList((), (), allow_list.DATA_CACHES)
-        self.admission = Admission(self.known, pods, allowed, lambda cache, when: self.matched.append(cache.spec.path))
-        self.app = webhook(self.admission)
+        self.known, self.matched = DataCacheIndex(), list[str]()
+        pods = PodMutator(self.known, DRIVER)
+        allowed = AllowList((), (), allow_list.DATA_CACHE_OBJECTS)
+        self.admission = AdmissionReviewer(
+            self.known, pods, allowed, lambda cache, when: self.matched.append(cache.spec.path)
+        )
+        self.app = webhook_app(self.admission)
         self.trust = WebhookTrust(self.client, ["localhost"], name, name)
 
     def learn(self, path: str, **more: Any) -> None:
-        self.known.learn(path, DataCache(path, path, 1, 1.0, data_cache("", path, "URL", HUB, **more)))
+        self.known.apply_event(
+            path, DataCache(path, path, 1, 1.0, parse_data_cache("", path, "URL", HUB, **more))
+        )
 
     def configure(self, port: int) -> None:
         kinds = (
@@ -54,8 +63,20 @@ class Hooked:
             ("Validating", DATA_CACHES, "eci.aliyun.com", "datacaches", {"failurePolicy": "Ignore"}),
         )
         for kind, path, group, resource, more in kinds:
-            rules = [{"apiGroups": [group], "apiVersions": ["*"], "operations": ["CREATE", "UPDATE"], "resources": [resource]}]
-            hook = {"name": f"{resource}.datacache.csi.io", "rules": rules, "clientConfig": {"url": f"https://localhost:{port}{path}"}, **more}
+            rules = [
+                {
+                    "apiGroups": [group],
+                    "apiVersions": ["*"],
+                    "operations": ["CREATE", "UPDATE"],
+                    "resources": [resource],
+                }
+            ]
+            hook = {
+                "name": f"{resource}.datacache.csi.io",
+                "rules": rules,
+                "clientConfig": {"url": f"https://localhost:{port}{path}"},
+                **more,
+            }
             hook |= {"sideEffects": "NoneOnDryRun", "admissionReviewVersions": ["v1"], "timeoutSeconds": 5}
             body = {
                 "apiVersion": "admissionregistration.k8s.io/v1",
@@ -63,11 +84,17 @@ class Hooked:
                 "metadata": {"name": self.name},
                 "webhooks": [hook],
             }
-            self.client.call("POST", f"/apis/admissionregistration.k8s.io/v1/{kind.lower()}webhookconfigurations", body=body)
+            self.client.call(
+                "POST",
+                f"/apis/admissionregistration.k8s.io/v1/{kind.lower()}webhookconfigurations",
+                body=body,
+            )
 
     def remove(self) -> None:
         for kind in ("mutating", "validating"):
-            self.client.call("DELETE", f"/apis/admissionregistration.k8s.io/v1/{kind}webhookconfigurations/{self.name}")
+            self.client.call(
+                "DELETE", f"/apis/admissionregistration.k8s.io/v1/{kind}webhookconfigurations/{self.name}"
+            )
         self.client.call("DELETE", f"/api/v1/namespaces/default/secrets/{self.name}")
 
     def made(self, thing: Mapping[str, Any], path: str = PODS_PATH) -> dict[str, Any]:
@@ -78,7 +105,10 @@ class Hooked:
 @pytest.fixture(scope="module", autouse=True)
 def account(api_server: ApiServer) -> Iterator[None]:
     """The service account that pods have, which a controller of Kubernetes would make."""
-    path, body = "/api/v1/namespaces/default/serviceaccounts", {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}}
+    path, body = (
+        "/api/v1/namespaces/default/serviceaccounts",
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "default"}},
+    )
     # Others of the session may have made it.
     with suppress(ClusterConflict):
         api_server.client().call("POST", path, body=body)
@@ -89,16 +119,22 @@ def account(api_server: ApiServer) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def hooked(api_server: ApiServer) -> Iterator[Hooked]:
     found = Hooked(api_server)
-    found.trust.tend()
+    found.trust.renew()
     certificates = found.trust.read()
     assert certificates
-    with serving(found.app, "127.0.0.1", 0, Tls(certificates)) as port:
+    with serve_app(found.app, "127.0.0.1", 0, ReloadableTls(certificates)) as port:
         found.configure(port)
-        found.trust.tend()
-        for path, more in (("/models/llama", {}), ("/models/llama/lora", {}), ("/secret", {"namespaces": ["team"]})):
+        found.trust.renew()
+        for path, more in (
+            ("/models/llama", {}),
+            ("/models/llama/lora", {}),
+            ("/secret", {"namespaces": ["team"]}),
+        ):
             found.learn(path, **more)
         # The server hears of its configurations by a watch of its own.
-        assert wait_until(lambda: "csi" in found.made(pod(volume("v", "/models/llama")))["spec"]["volumes"][0], 30)
+        assert wait_until(
+            lambda: "csi" in found.made(pod(volume("v", "/models/llama")))["spec"]["volumes"][0], 30
+        )
         yield found
     found.remove()
 
@@ -107,37 +143,68 @@ def volume(name: str, path: str) -> dict[str, Any]:
     return {"name": name, "hostPath": {"path": path}}
 
 
-def pod(*volumes: dict[str, Any], annotations: Mapping[str, str] | None = None, mounts: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    shown = [{"name": one["name"], "mountPath": f"/{one['name']}"} for one in volumes] if mounts is None else mounts
-    given = {BUCKET: "default"} if annotations is None else dict(annotations)
+def pod(
+    *volumes: dict[str, Any],
+    annotations: Mapping[str, str] | None = None,
+    mounts: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    shown = (
+        [{"name": one["name"], "mountPath": f"/{one['name']}"} for one in volumes]
+        if mounts is None
+        else mounts
+    )
+    given = {BUCKET_ANNOTATION: "default"} if annotations is None else dict(annotations)
     meta = {"name": "p", "annotations": given, "labels": {"alibabacloud.com/eci": "true"}}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": meta,
-        "spec": {"automountServiceAccountToken": False, "containers": [{"name": "c", "image": "i", "volumeMounts": shown}], "volumes": list(volumes)},
+        "spec": {
+            "automountServiceAccountToken": False,
+            "containers": [{"name": "c", "image": "i", "volumeMounts": shown}],
+            "volumes": list(volumes),
+        },
     }
 
 
 def test_a_pod_of_eci_is_one_of_this_driver_when_it_is_there(hooked: Hooked) -> None:
-    found = hooked.made(pod(volume("a", "/models/llama/x"), volume("b", "/data"), annotations={BUCKET: "default", "k8s.aliyun.com/eci-spot": "x"}))
-    assert found["metadata"]["annotations"] == {BUCKET: "default", "k8s.aliyun.com/eci-spot": "x"}
+    found = hooked.made(
+        pod(
+            volume("a", "/models/llama/x"),
+            volume("b", "/data"),
+            annotations={BUCKET_ANNOTATION: "default", "k8s.aliyun.com/eci-spot": "x"},
+        )
+    )
+    assert found["metadata"]["annotations"] == {BUCKET_ANNOTATION: "default", "k8s.aliyun.com/eci-spot": "x"}
     one, other = found["spec"]["volumes"]
-    assert one["csi"]["volumeAttributes"] == {"cacheBucket": "default", "cachePath": "/models/llama", "performanceLevel": "PL1"}
+    assert one["csi"]["volumeAttributes"] == {
+        "cacheBucket": "default",
+        "cachePath": "/models/llama",
+        "performanceLevel": "PL1",
+    }
     assert other["hostPath"]["path"] == "/data"
-    assert found["spec"]["containers"][0]["volumeMounts"][0] == {"name": "a", "mountPath": "/a", "readOnly": True, "subPath": "x"}
+    assert found["spec"]["containers"][0]["volumeMounts"][0] == {
+        "name": "a",
+        "mountPath": "/a",
+        "readOnly": True,
+        "subPath": "x",
+    }
 
 
 def test_paths_that_no_cache_holds_are_warned_of_beside_those_that_one_does(hooked: Hooked) -> None:
     def answer(*volumes: dict[str, Any]) -> dict[str, Any]:
         request = {"uid": "u", "namespace": "default", "object": pod(*volumes), "dryRun": True}
-        return dict(hooked.admission.pods({"request": request})["response"])
+        return dict(hooked.admission.review_pod({"request": request})["response"])
 
     one, typo = volume("a", "/models/llama"), volume("b", "/model/llama")
     assert answer(one)["patch"] and "warnings" not in answer(one)
     for volumes in ((one, typo), (typo,)):
         (warning,) = answer(*volumes)["warnings"]
-        assert "/model/llama" in warning and "/models/llama" not in warning and ("patch" in answer(*volumes)) == (one in volumes)
+        assert (
+            "/model/llama" in warning
+            and "/models/llama" not in warning
+            and ("patch" in answer(*volumes)) == (one in volumes)
+        )
 
 
 def test_a_dry_run_asks_for_no_cache_and_a_pod_does_once_a_minute(hooked: Hooked) -> None:
@@ -154,24 +221,52 @@ def test_refusals_reach_whoever_makes_the_pod(hooked: Hooked) -> None:
     with pytest.raises(ClusterForbids, match="not for namespace default"):
         hooked.made(pod(volume("a", "/secret")))
     with pytest.raises(InvalidParameter, match="eci-data-cache-pl"):
-        hooked.made(pod(volume("a", "/models/llama"), annotations={BUCKET: "default", "k8s.aliyun.com/eci-data-cache-pl": "fast"}))
+        hooked.made(
+            pod(
+                volume("a", "/models/llama"),
+                annotations={BUCKET_ANNOTATION: "default", "k8s.aliyun.com/eci-data-cache-pl": "fast"},
+            )
+        )
 
 
 NAMES = st.lists(st.sampled_from("abcde"), unique=True, max_size=4)
-PATHS = st.sampled_from(["/models/llama", "/models/llama/", "//models/llama/lora/x", "/models/llama/a/b", "/models", "/etc", "/models/llama-2", "/"])
-SUB_PATHS = st.sampled_from([{}, {"subPath": "s"}, {"subPath": "s/t"}, {"readOnly": True}, {"mountPropagation": "HostToContainer"}])
-OTHERS = st.dictionaries(st.sampled_from(["k8s.aliyun.com/eci-use-specs", "other.example/x"]), st.text("abc", max_size=3))
+PATHS = st.sampled_from(
+    [
+        "/models/llama",
+        "/models/llama/",
+        "//models/llama/lora/x",
+        "/models/llama/a/b",
+        "/models",
+        "/etc",
+        "/models/llama-2",
+        "/",
+    ]
+)
+SUB_PATHS = st.sampled_from(
+    [{}, {"subPath": "s"}, {"subPath": "s/t"}, {"readOnly": True}, {"mountPropagation": "HostToContainer"}]
+)
+OTHERS = st.dictionaries(
+    st.sampled_from(["k8s.aliyun.com/eci-use-specs", "other.example/x"]), st.text("abc", max_size=3)
+)
 
 
 @st.composite
 def pods(draw: st.DrawFn) -> dict[str, Any]:
-    volumes = [volume(name, draw(PATHS)) if draw(st.booleans()) else {"name": name, "emptyDir": {}} for name in draw(NAMES)]
+    volumes = [
+        volume(name, draw(PATHS)) if draw(st.booleans()) else {"name": name, "emptyDir": {}}
+        for name in draw(NAMES)
+    ]
     mounts = [
         {"name": one["name"], "mountPath": f"/{one['name']}{number}", **draw(SUB_PATHS)}
         for one in volumes
         for number in range(draw(st.integers(0, 2)))
     ]
-    made = pod(*volumes, annotations=draw(OTHERS) | draw(st.sampled_from([{}, {BUCKET: "default"}, {BUCKET: "other"}])), mounts=mounts)
+    made = pod(
+        *volumes,
+        annotations=draw(OTHERS)
+        | draw(st.sampled_from([{}, {BUCKET_ANNOTATION: "default"}, {BUCKET_ANNOTATION: "other"}])),
+        mounts=mounts,
+    )
     if draw(st.booleans()):
         made["spec"]["initContainers"] = [{**copy.deepcopy(made["spec"]["containers"][0]), "name": "i"}]
     return made
@@ -188,21 +283,30 @@ def expected(path: str) -> tuple[str, str] | None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(thing=pods())
-def test_whatever_a_pod_is_its_matching_volumes_change_and_nothing_else(hooked: Hooked, thing: dict[str, Any]) -> None:
+def test_whatever_a_pod_is_its_matching_volumes_change_and_nothing_else(
+    hooked: Hooked, thing: dict[str, Any]
+) -> None:
     found = hooked.made(thing)
-    annotated = thing["metadata"].get("annotations", {}).get(BUCKET) == "default"
+    annotated = thing["metadata"].get("annotations", {}).get(BUCKET_ANNOTATION) == "default"
     assert found["metadata"].get("annotations", {}) == thing["metadata"]["annotations"]
     rests: dict[str, str] = {}
     for before, after in zip(thing["spec"]["volumes"], found["spec"].get("volumes", []), strict=True):
         match = expected(before["hostPath"]["path"]) if annotated and "hostPath" in before else None
         if match:
             assert (
-                after["name"] == before["name"] and after.keys() == {"name", "csi"} and after["csi"]["driver"] == DRIVER and after["csi"]["readOnly"]
+                after["name"] == before["name"]
+                and after.keys() == {"name", "csi"}
+                and after["csi"]["driver"] == DRIVER
+                and after["csi"]["readOnly"]
             )
             assert after["csi"]["volumeAttributes"]["cachePath"] == match[0]
             rests[before["name"]] = match[1]
         else:
-            assert after["name"] == before["name"] and "csi" not in after and ("hostPath" in after) == ("hostPath" in before)
+            assert (
+                after["name"] == before["name"]
+                and "csi" not in after
+                and ("hostPath" in after) == ("hostPath" in before)
+            )
     for kind in ("containers", "initContainers"):
         for before, after in zip(thing["spec"].get(kind, []), found["spec"].get(kind, []), strict=True):
             for mount, shown in zip(before["volumeMounts"], after.get("volumeMounts", []), strict=True):
@@ -215,7 +319,12 @@ def test_whatever_a_pod_is_its_matching_volumes_change_and_nothing_else(hooked: 
 
 def cache(path: str = "/new", name: str = "new", **options: str) -> dict[str, Any]:
     source = {"type": "URL", "options": {**HUB, **options}}
-    return {"apiVersion": "eci.aliyun.com/v1alpha1", "kind": "DataCache", "metadata": {"name": name}, "spec": {"path": path, "dataSource": source}}
+    return {
+        "apiVersion": "eci.aliyun.com/v1alpha1",
+        "kind": "DataCache",
+        "metadata": {"name": name},
+        "spec": {"path": path, "dataSource": source},
+    }
 
 
 def test_a_data_cache_that_cannot_be_is_refused_with_what_is_wrong(hooked: Hooked) -> None:
@@ -224,7 +333,13 @@ def test_a_data_cache_that_cannot_be_is_refused_with_what_is_wrong(hooked: Hooke
         (cache(repoID2="x"), "unknown parameter 'repoID2'"),
         (cache("/models/llama/"), "name of the DataCache /models/llama already"),
         (
-            {**cache(), "spec": {"path": "/new", "dataSource": {"type": "NAS", "options": {"server": "nas", "path": "/a"}}}},
+            {
+                **cache(),
+                "spec": {
+                    "path": "/new",
+                    "dataSource": {"type": "NAS", "options": {"server": "nas", "path": "/a"}},
+                },
+            },
             "--allow-inline-nas nas:/a",
         ),
     ):
@@ -234,7 +349,7 @@ def test_a_data_cache_that_cannot_be_is_refused_with_what_is_wrong(hooked: Hooke
 
 def test_with_its_server_down_only_pods_that_ask_for_a_cache_wait(api_server: ApiServer) -> None:
     hooked = Hooked(api_server, "down")
-    hooked.trust.tend()
+    hooked.trust.renew()
     hooked.configure(1)
     try:
         plain = pod(volume("a", "/models/llama"), annotations={"other.example/x": ""})

@@ -15,34 +15,54 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from csi.errors import CorruptContent, DataCacheError, FillStopped, NoSpace, OriginThrottled, OriginUnavailable, OriginUntrusted, PermissionDenied
+from csi.errors import (
+    CorruptContent,
+    DataCacheError,
+    FillStopped,
+    NoSpace,
+    OriginThrottled,
+    OriginUnavailable,
+    OriginUntrusted,
+    PermissionDenied,
+)
 from csi.images.fill import fetch
 from csi.images.fill.fill import fill, seal
-from csi.images.layout.chunks import CHUNK
-from csi.images.layout.layout import lay_out
+from csi.images.layout.chunks import CHUNK_BYTES
+from csi.images.layout.layout import build_layout
 from csi.images.node_store.partial_image import PartialImage
 from csi.images.progress import FillProgress
-from csi.manifest.manifest import Entry, Kind, Manifest, build
+from csi.manifest.manifest import Entry, EntryKind, Manifest, build_manifest
 from csi.manifest.reader import Reader
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import compare, content, digest_of, file, fsck, manifests, mounted, write_image
 
 SMALL = 8192
-MIXED = [file("a", 5), file("big", 300_000), file("c", 4096, "git"), file("d/e", 20_000, "token"), file("z", 0)]
+MIXED = [
+    file("a", 5),
+    file("big", 300_000),
+    file("c", 4096, "git"),
+    file("d/e", 20_000, "token"),
+    file("z", 0),
+]
 
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
 
 
 class Place:
     """Where a test's image grows."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.layout = lay_out(manifest)
-        self.folder, self.partial, self.journal, self.image = folder, folder / "image.partial", folder / "journal", folder / "image"
+        self.layout = build_layout(manifest)
+        self.folder, self.partial, self.journal, self.image = (
+            folder,
+            folder / "image.partial",
+            folder / "journal",
+            folder / "image",
+        )
 
     def fill(self, origin: FakeOrigin, **more: object) -> None:
         fill(self.layout, self.partial, self.journal, origin.open, **{"chunk_bytes": SMALL, **more})  # type: ignore[arg-type]
@@ -58,17 +78,23 @@ class Place:
         from csi.images.node_store.journal import Journal
 
         with Journal(self.journal, self.layout, SMALL) as log:
-            return log.durable
+            return log.durable_bytes
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    return Place(tmp_path, build(MIXED, {}))
+    return Place(tmp_path, build_manifest(MIXED, {}))
 
 
 @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
-@given(manifest=manifests(), connections=st.integers(1, 5), chunk=st.sampled_from([4096, 8192, 65536, CHUNK]))
-def test_any_tree_is_filled_to_exactly_the_layouts_bytes(manifest: Manifest, connections: int, chunk: int) -> None:
+@given(
+    manifest=manifests(),
+    connections=st.integers(1, 5),
+    chunk=st.sampled_from([4096, 8192, 65536, CHUNK_BYTES]),
+)
+def test_any_tree_is_filled_to_exactly_the_layouts_bytes(
+    manifest: Manifest, connections: int, chunk: int
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place, origin = Place(Path(folder), manifest), FakeOrigin()
         place.fill(origin, connections=connections, chunk_bytes=chunk)
@@ -192,7 +218,9 @@ def test_bytes_that_are_wrong_once_are_fetched_once_more(place: Place, path: str
     assert origin.bytes == place.layout.manifest.content_bytes + size
 
 
-def test_wrong_bytes_that_are_still_being_written_do_not_end_over_the_right_ones(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_bytes_that_are_still_being_written_do_not_end_over_the_right_ones(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong, write = {"big"}, PartialImage.write
 
     def fault(entry: Entry, offset: int, buffer: memoryview) -> None:
@@ -250,7 +278,7 @@ def test_an_unverifiable_file_is_taken_as_it_comes(place: Place) -> None:
 def test_an_empty_file_with_the_digest_of_something_is_corrupt(tmp_path: Path) -> None:
     entry = replace(file("x", 5), size=0)
     with pytest.raises(CorruptContent, match="'x'"):
-        Place(tmp_path, build([entry], {})).fill(FakeOrigin())
+        Place(tmp_path, build_manifest([entry], {})).fill(FakeOrigin())
 
 
 def test_a_stop_keeps_what_is_done_and_the_next_fill_goes_on(place: Place) -> None:
@@ -300,7 +328,9 @@ def test_one_stalled_connection_does_not_stop_the_others_from_reading_ahead(plac
 
 def test_progress_counts_the_bytes_of_files_and_ends_at_all_of_them(place: Place) -> None:
     seen: list[FillProgress] = []
-    place.fill(FakeOrigin(lambda *_: threading.Event().wait(0.02) and None), connections=1, progress=seen.append)
+    place.fill(
+        FakeOrigin(lambda *_: threading.Event().wait(0.02) and None), connections=1, progress=seen.append
+    )
     total = place.layout.manifest.content_bytes
     assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
     assert {p.bytes_total for p in seen} == {total}
@@ -310,7 +340,9 @@ def test_progress_counts_the_bytes_of_files_and_ends_at_all_of_them(place: Place
 
 def test_a_journal_of_another_image_starts_from_zero(place: Place, tmp_path: Path) -> None:
     place.fill(FakeOrigin())
-    other = Place(tmp_path, build([replace(e, digest="token:other") if e.size else e for e in MIXED], {}))
+    other = Place(
+        tmp_path, build_manifest([replace(e, digest="token:other") if e.size else e for e in MIXED], {})
+    )
     assert other.layout.size == place.layout.size
     origin = FakeOrigin()
     other.fill(origin)
@@ -336,9 +368,11 @@ def test_an_image_is_allocated_before_a_byte_is_asked_for(place: Place) -> None:
 
 
 def test_the_page_cache_is_left_to_the_pods(tmp_path: Path) -> None:
-    place = Place(tmp_path, build([file("big", 20_000_000)], {}))
-    place.fill(FakeOrigin(), chunk_bytes=CHUNK)
-    cached = subprocess.run(["fincore", "-nb", "-o", "RES", str(place.partial)], capture_output=True, text=True, check=True)
+    place = Place(tmp_path, build_manifest([file("big", 20_000_000)], {}))
+    place.fill(FakeOrigin(), chunk_bytes=CHUNK_BYTES)
+    cached = subprocess.run(
+        ["fincore", "-nb", "-o", "RES", str(place.partial)], capture_output=True, text=True, check=True
+    )
     assert int(cached.stdout) < 1_000_000
 
 
@@ -352,27 +386,29 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_no_space_with_both_numbers_and_nothing_is_kept(small_disk: Path) -> None:
-    place = Place(small_disk, build([file("big", 3_000_000)], {}))
+    place = Place(small_disk, build_manifest([file("big", 3_000_000)], {}))
     with pytest.raises(NoSpace, match=r"needs 2\.9 MiB.* has 10\d\d\.0 KiB left"):
         place.fill(FakeOrigin())
     assert not place.partial.exists()
 
 
 def test_a_file_system_of_memory_is_filled_too(small_disk: Path) -> None:
-    place = Place(small_disk, build(MIXED, {}))
+    place = Place(small_disk, build_manifest(MIXED, {}))
     place.fill(FakeOrigin())
     write_image(place.layout, small_disk.parent / "expected")
     assert place.partial.read_bytes() == (small_disk.parent / "expected").read_bytes()
 
 
-def test_a_file_system_without_direct_writes_or_allocation_is_written_through_the_cache(tmp_path: Path) -> None:
+def test_a_file_system_without_direct_writes_or_allocation_is_written_through_the_cache(
+    tmp_path: Path,
+) -> None:
     at = tmp_path / "ram"
     at.mkdir()
     subprocess.run(["mount", "-t", "ramfs", "ramfs", str(at)], check=True)
     try:
         with pytest.raises(OSError, match="Invalid argument"):
             os.open(at / "probe", os.O_CREAT | os.O_RDWR | os.O_DIRECT)
-        place = Place(at, build(MIXED, {}))
+        place = Place(at, build_manifest(MIXED, {}))
         place.fill(FakeOrigin())
         place.check()
     finally:
@@ -381,13 +417,18 @@ def test_a_file_system_without_direct_writes_or_allocation_is_written_through_th
 
 def test_a_hundred_files_of_every_size_around_a_chunk(tmp_path: Path) -> None:
     sizes = [n * SMALL + d for n in range(5) for d in (-1, 0, 1, 4095, 4096, 4097) if n * SMALL + d >= 0]
-    place = Place(tmp_path, build([file(f"f{i:02d}", size, "git" if i % 2 else "sha256") for i, size in enumerate(sizes)], {}))
+    place = Place(
+        tmp_path,
+        build_manifest(
+            [file(f"f{i:02d}", size, "git" if i % 2 else "sha256") for i, size in enumerate(sizes)], {}
+        ),
+    )
     place.fill(FakeOrigin())
     place.check()
 
 
 def test_an_empty_volume_is_filled_and_sealed(tmp_path: Path) -> None:
-    place, origin = Place(tmp_path, build([Entry("d", Kind.DIRECTORY)], {})), FakeOrigin()
+    place, origin = Place(tmp_path, build_manifest([Entry("d", EntryKind.DIRECTORY)], {})), FakeOrigin()
     place.fill(origin)
     place.fill(origin)
     seal(place.partial, place.image, place.journal)

@@ -14,12 +14,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from csi.images.fill.fill import AT_RISK_CHUNKS, CHECKPOINT_CHUNKS, fill, seal
+from csi.images.fill.fill import CHECKPOINT_CHUNKS, MAX_UNSYNCED_CHUNKS, fill, seal
 from csi.images.layout.chunks import ChunkPlan
-from csi.images.layout.layout import Layout, lay_out
+from csi.images.layout.layout import Layout, build_layout
 from csi.images.node_store.journal import Journal
 from csi.images.node_store.partial_image import PartialImage
-from csi.manifest.manifest import Manifest, build
+from csi.manifest.manifest import Manifest, build_manifest
 from tests.csi.images.origin import FakeOrigin, in_child, read_log
 from tests.csi.images.trees import content, file, manifests, write_image
 
@@ -33,7 +33,7 @@ class Run:
 
     def __init__(self, folder: Path, manifest: Manifest, chunk: int = CHUNK) -> None:
         self.chunk = chunk
-        self.layout: Layout = lay_out(manifest)
+        self.layout: Layout = build_layout(manifest)
         self.folder, self.partial, self.journal = folder, folder / "image.partial", folder / "journal"
         self._logs = 0
 
@@ -45,13 +45,20 @@ class Run:
         def work() -> None:
             if prepare is not None:
                 prepare()
-            fill(self.layout, self.partial, self.journal, FakeOrigin(log=log).open, connections=CONNECTIONS, chunk_bytes=self.chunk)
+            fill(
+                self.layout,
+                self.partial,
+                self.journal,
+                FakeOrigin(log=log).open,
+                connections=CONNECTIONS,
+                chunk_bytes=self.chunk,
+            )
 
         return in_child(work), read_log(log)
 
     def durable(self) -> int:
         with Journal(self.journal, self.layout, self.chunk) as log:
-            return log.durable
+            return log.durable_bytes
 
     def spoil(self, begin: int) -> None:
         """What was never synced may be anything after a power cut."""
@@ -118,7 +125,9 @@ def _torn(real: Callable[[int, bytes], int], fd: int, data: bytes, left: list[in
     manifest=manifests(st.integers(0, 150_000)),
     kills=st.lists(st.tuples(st.sampled_from(POINTS), st.integers(1, 12)), min_size=1, max_size=4),
 )
-def test_a_killed_fill_goes_on_and_fetches_nothing_durable_again(manifest: Manifest, kills: list[tuple[str, int]]) -> None:
+def test_a_killed_fill_goes_on_and_fetches_nothing_durable_again(
+    manifest: Manifest, kills: list[tuple[str, int]]
+) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run, durable, fetched, died = Run(Path(folder), manifest), 0, 0, 0
         for kill in kills:
@@ -135,12 +144,12 @@ def test_a_killed_fill_goes_on_and_fetches_nothing_durable_again(manifest: Manif
         run.check_requests(asked, durable)
         run.check_bytes()
         again = fetched + sum(length for _, length, _ in asked) - manifest.content_bytes
-        assert again <= died * (CONNECTIONS + AT_RISK_CHUNKS) * CHUNK
+        assert again <= died * (CONNECTIONS + MAX_UNSYNCED_CHUNKS) * CHUNK
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_every_kind_of_kill_happens(tmp_path: Path, point: str) -> None:
-    run = Run(tmp_path, build([file(f"f{n}", 30_000) for n in range(20)], {}))
+    run = Run(tmp_path, build_manifest([file(f"f{n}", 30_000) for n in range(20)], {}))
     ended, _ = run.fill(die_at(point, 2))
     assert ended == -signal.SIGKILL
     assert run.fill()[0] == 0
@@ -148,17 +157,19 @@ def test_every_kind_of_kill_happens(tmp_path: Path, point: str) -> None:
 
 
 def test_the_file_that_a_kill_cut_is_hashed_from_disk_and_goes_on(tmp_path: Path) -> None:
-    run = Run(tmp_path, build([file("big", 500_000)], {}))
+    run = Run(tmp_path, build_manifest([file("big", 500_000)], {}))
     assert run.fill(die_at("appended", 3))[0] == -signal.SIGKILL
     durable = run.durable()
     assert durable > 2 * CHECKPOINT_CHUNKS * CHUNK
     ended, asked = run.fill()
-    assert ended == 0 and sum(length for _, length, _ in asked) == 500_000 - (durable - len(run.layout.metadata))
+    assert ended == 0 and sum(length for _, length, _ in asked) == 500_000 - (
+        durable - len(run.layout.metadata)
+    )
     run.check_bytes()
 
 
 def test_a_long_cut_file_behind_others_is_hashed_from_disk_in_steps(tmp_path: Path) -> None:
-    run = Run(tmp_path, build([file("a", 5_000), file("big", 21_000_001)], {}), chunk=1 << 20)
+    run = Run(tmp_path, build_manifest([file("a", 5_000), file("big", 21_000_001)], {}), chunk=1 << 20)
     assert run.fill(die_at("appended", 4))[0] == -signal.SIGKILL
     durable = run.durable()
     assert durable > 9_000_000
@@ -169,7 +180,7 @@ def test_a_long_cut_file_behind_others_is_hashed_from_disk_in_steps(tmp_path: Pa
 
 
 def test_durable_bytes_of_a_cut_file_that_rotted_are_found_by_its_digest(tmp_path: Path) -> None:
-    run = Run(tmp_path, build([file("big", 500_000)], {}))
+    run = Run(tmp_path, build_manifest([file("big", 500_000)], {}))
     assert run.fill(die_at("appended", 3))[0] == -signal.SIGKILL
     with run.partial.open("r+b") as stream:
         stream.seek(len(run.layout.metadata) + 100)
@@ -178,8 +189,10 @@ def test_durable_bytes_of_a_cut_file_that_rotted_are_found_by_its_digest(tmp_pat
     run.check_bytes()
 
 
-def test_the_journal_speaks_only_of_what_was_written_before_a_sync_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path, build([file(f"f{n}", 30_000) for n in range(30)], {}))
+def test_the_journal_speaks_only_of_what_was_written_before_a_sync_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, build_manifest([file(f"f{n}", 30_000) for n in range(30)], {}))
     written: dict[int, int] = {}
     synced: dict[int, int] = {}
     claims: list[int] = []
@@ -201,14 +214,27 @@ def test_the_journal_speaks_only_of_what_was_written_before_a_sync_began(tmp_pat
         claims.append(durable)
         append(journal, durable)
 
-    for owner, name, watched in ((PartialImage, "write", watched_write), (PartialImage, "sync", watched_sync), (Journal, "append", watched_append)):
+    for owner, name, watched in (
+        (PartialImage, "write", watched_write),
+        (PartialImage, "sync", watched_sync),
+        (Journal, "append", watched_append),
+    ):
         monkeypatch.setattr(owner, name, watched)
-    fill(run.layout, run.partial, run.journal, FakeOrigin(lambda *_: Event().wait(0.001) and None).open, connections=CONNECTIONS, chunk_bytes=CHUNK)
+    fill(
+        run.layout,
+        run.partial,
+        run.journal,
+        FakeOrigin(lambda *_: Event().wait(0.001) and None).open,
+        connections=CONNECTIONS,
+        chunk_bytes=CHUNK,
+    )
     assert len(claims) > 5 and claims[-1] == run.layout.size
 
 
-def test_a_slow_sync_holds_the_readers_back_so_that_a_kill_stays_cheap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run(tmp_path, build([file("big", 400 * CHUNK)], {}))
+def test_a_slow_sync_holds_the_readers_back_so_that_a_kill_stays_cheap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, build_manifest([file("big", 400 * CHUNK)], {}))
     origin, durable, most = FakeOrigin(), [0], [0]
     sync, append = PartialImage.sync, Journal.append
 
@@ -224,7 +250,7 @@ def test_a_slow_sync_holds_the_readers_back_so_that_a_kill_stays_cheap(tmp_path:
     monkeypatch.setattr(PartialImage, "sync", slow_sync)
     monkeypatch.setattr(Journal, "append", watched_append)
     fill(run.layout, run.partial, run.journal, origin.open, connections=CONNECTIONS, chunk_bytes=CHUNK)
-    assert 0 < most[0] <= (CONNECTIONS + AT_RISK_CHUNKS) * CHUNK
+    assert 0 < most[0] <= (CONNECTIONS + MAX_UNSYNCED_CHUNKS) * CHUNK
 
 
 def _journal(tmp_path: Path, layout: Layout, durable: list[int]) -> Path:
@@ -237,7 +263,7 @@ def _journal(tmp_path: Path, layout: Layout, durable: list[int]) -> Path:
 
 @pytest.fixture
 def layout() -> Layout:
-    return lay_out(build([file("a", 100_000)], {}))
+    return build_layout(build_manifest([file("a", 100_000)], {}))
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
@@ -245,34 +271,38 @@ def test_a_torn_journal_record_is_ignored(tmp_path: Path, layout: Layout, cut: i
     path = _journal(tmp_path, layout, [4096, 8192])
     os.truncate(path, path.stat().st_size - cut)
     with Journal(path, layout, CHUNK) as log:
-        assert log.durable == 4096
+        assert log.durable_bytes == 4096
         log.append(12288)
     with Journal(path, layout, CHUNK) as log:
-        assert log.durable == 12288
+        assert log.durable_bytes == 12288
 
 
 @pytest.mark.parametrize("back", range(1, 13))
-def test_a_damaged_journal_record_and_what_follows_it_are_ignored(tmp_path: Path, layout: Layout, back: int) -> None:
+def test_a_damaged_journal_record_and_what_follows_it_are_ignored(
+    tmp_path: Path, layout: Layout, back: int
+) -> None:
     path = _journal(tmp_path, layout, [4096, 8192, 12288])
     data = bytearray(path.read_bytes())
     data[-12 - back] ^= 0x40
     path.write_bytes(data)
     with Journal(path, layout, CHUNK) as log:
-        assert log.durable == 4096
+        assert log.durable_bytes == 4096
 
 
-def test_a_journal_of_another_image_chunk_size_or_nonsense_says_nothing(tmp_path: Path, layout: Layout) -> None:
+def test_a_journal_of_another_image_chunk_size_or_nonsense_says_nothing(
+    tmp_path: Path, layout: Layout
+) -> None:
     path = _journal(tmp_path, layout, [8192])
     with Journal(path, layout, 2 * CHUNK) as log:
-        assert log.durable == 0
+        assert log.durable_bytes == 0
     for data in (b"", b"nonsense", bytes(4096)):
         path.write_bytes(data)
         with Journal(path, layout, CHUNK) as log:
-            assert log.durable == 0
+            assert log.durable_bytes == 0
 
 
 def test_a_seal_that_was_killed_half_way_is_finished(tmp_path: Path) -> None:
-    run = Run(tmp_path, build([file("a", 10_000)], {}))
+    run = Run(tmp_path, build_manifest([file("a", 10_000)], {}))
     final = tmp_path / "image"
     for patched in ("sync_file", "rename_durably", "sync_folder"):
         assert run.fill()[0] == 0 or final.exists()
@@ -292,7 +322,7 @@ def test_a_seal_that_was_killed_half_way_is_finished(tmp_path: Path) -> None:
 
 
 def test_a_plan_of_chunks_covers_every_byte_of_every_file_once() -> None:
-    layout = lay_out(build([file(f"f{n:02d}", n * 1500) for n in range(20)], {}))
+    layout = build_layout(build_manifest([file(f"f{n:02d}", n * 1500) for n in range(20)], {}))
     for size in (4096, 8192, 1 << 22):
         plan = ChunkPlan(layout, size)
         pieces = [piece for index in range(plan.count) for piece in plan.chunk(index).pieces]
@@ -301,6 +331,9 @@ def test_a_plan_of_chunks_covers_every_byte_of_every_file_once() -> None:
             assert seen.get(piece.entry.path, 0) == piece.offset and piece.length > 0
             seen[piece.entry.path] = piece.offset + piece.length
         assert seen == {e.entry.path: e.entry.size for e in layout.extents}
-        assert plan.offset(plan.count) == layout.size and plan.content_before(layout.size) == layout.manifest.content_bytes
+        assert (
+            plan.offset(plan.count) == layout.size
+            and plan.content_bytes_before(layout.size) == layout.manifest.content_bytes
+        )
         for index in range(plan.count + 1):
             assert plan.index_at(plan.offset(index)) == index

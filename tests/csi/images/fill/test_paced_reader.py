@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import pytest
 
-from csi.concurrency.rate_limit import Pace
+from csi.concurrency.rate_limit import RateLimiter
 from csi.images.fill import paced_reader
-from csi.images.fill.paced_reader import paced
-from csi.manifest.manifest import Entry, Kind
+from csi.images.fill.paced_reader import limit_read_rate
+from csi.manifest.manifest import Entry, EntryKind
 from csi.manifest.reader import Reader
 
 
@@ -27,17 +27,17 @@ class Clock:
 
 def test_what_is_taken_at_once_takes_its_time() -> None:
     clock = Clock()
-    pace = Pace(1000, clock, clock.sleep)
+    pace = RateLimiter(1000, clock, clock.sleep)
     for _ in range(10):
-        pace.take(500)
+        pace.wait_for(500)
     assert clock.now == 105.0
 
 
 def test_what_was_not_taken_is_lost_but_for_a_moment() -> None:
     clock = Clock()
-    pace = Pace(1000, clock, clock.sleep)
+    pace = RateLimiter(1000, clock, clock.sleep)
     clock.now += 60
-    pace.take(1000)
+    pace.wait_for(1000)
     assert 160.9 < clock.now < 161.0
 
 
@@ -64,11 +64,11 @@ def test_a_folder_may_have_a_limit_of_its_own(
     monkeypatch: pytest.MonkeyPatch, rate: int | None, folders: dict[str, int], seconds: dict[str, float]
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(paced_reader, "Pace", lambda limit: Pace(limit, clock, clock.sleep))
-    open_reader = paced(nothing, rate, folders)
+    monkeypatch.setattr(paced_reader, "RateLimiter", lambda limit: RateLimiter(limit, clock, clock.sleep))
+    open_reader = limit_read_rate(nothing, rate, folders)
     for path, expected in seconds.items():
         begun = clock.now
         with open_reader() as reader, open_reader() as other:
             for each in (reader, other):
-                each.read_into(Entry(path, Kind.FILE, size=500), 0, memoryview(bytearray(500)))
+                each.read_into(Entry(path, EntryKind.FILE, size=500), 0, memoryview(bytearray(500)))
         assert clock.now - begun == pytest.approx(expected, abs=0.2)

@@ -11,13 +11,13 @@ import pytest
 
 from csi.errors import FillStopped, OriginThrottled, OriginTimedOut, OriginUnavailable, RangesIgnored
 from csi.images.fill import fetch, request_gate
-from csi.images.fill.adaptive_concurrency import FEW, Widening
-from csi.images.fill.fetch import PatientReader
+from csi.images.fill.adaptive_concurrency import INITIAL_READERS, AdaptiveConcurrency
+from csi.images.fill.fetch import RetryingReader
 from csi.images.fill.fill import fill
-from csi.images.fill.request_gate import Flow
-from csi.images.layout.chunks import CHUNK
-from csi.images.layout.layout import lay_out
-from csi.manifest.manifest import Entry, build
+from csi.images.fill.request_gate import RequestGate
+from csi.images.layout.chunks import CHUNK_BYTES
+from csi.images.layout.layout import build_layout
+from csi.manifest.manifest import Entry, build_manifest
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import file
 
@@ -26,15 +26,15 @@ FILE = file("a", 5)
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
 
 
-def made(most: int = 16, pause: Callable[[float], None] = time.sleep) -> Flow:
-    return Flow(Widening(most, CHUNK), pause)
+def made(most: int = 16, pause: Callable[[float], None] = time.sleep) -> RequestGate:
+    return RequestGate(AdaptiveConcurrency(most, CHUNK_BYTES), pause)
 
 
-def read(reader: PatientReader) -> bytes:
+def read(reader: RetryingReader) -> bytes:
     buffer = bytearray(5)
     reader.read_into(FILE, 0, memoryview(buffer))
     return bytes(buffer)
@@ -51,7 +51,7 @@ def test_what_one_reader_is_asked_for_all_wait_for() -> None:
     origin = FakeOrigin(fault)
 
     def work() -> None:
-        with PatientReader(origin.open, shared) as reader:
+        with RetryingReader(origin.open, shared) as reader:
             read(reader)
 
     first = threading.Thread(target=work)
@@ -70,38 +70,38 @@ def test_what_one_reader_is_asked_for_all_wait_for() -> None:
 
 @pytest.mark.parametrize("error", [OriginThrottled("slow down"), OriginTimedOut("silent")])
 def test_failures_of_the_same_moment_halve_the_readers_once(error: OriginUnavailable) -> None:
-    shared, together = made(), threading.Barrier(FEW)
+    shared, together = made(), threading.Barrier(INITIAL_READERS)
 
     def work() -> None:
-        with pytest.raises(type(error)), shared.turn(0):
+        with pytest.raises(type(error)), shared.permit(0):
             together.wait()
             raise error
 
-    threads = [threading.Thread(target=work) for _ in range(FEW)]
+    threads = [threading.Thread(target=work) for _ in range(INITIAL_READERS)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert shared.readers == FEW // 2
+    assert shared.reader_limit == INITIAL_READERS // 2
 
 
 def test_other_failures_change_nothing() -> None:
     shared = made()
-    with pytest.raises(OriginUnavailable), shared.turn(0):
+    with pytest.raises(OriginUnavailable), shared.permit(0):
         raise OriginUnavailable("reset")
-    assert shared.readers == FEW
+    assert shared.reader_limit == INITIAL_READERS
 
 
 def test_no_more_ask_than_there_are_to_be_and_the_lowest_rank_is_first() -> None:
     shared = made()
-    shared.one_by_one()
+    shared.limit_to_one_reader()
     order: list[int] = []
 
     def work(rank: int) -> None:
-        with shared.turn(rank):
+        with shared.permit(rank):
             order.append(rank)
 
-    with shared.turn(0):
+    with shared.permit(0):
         threads = [threading.Thread(target=work, args=(rank,)) for rank in (7, 3, 9, 5)]
         for thread in threads:
             thread.start()
@@ -118,8 +118,8 @@ def test_who_waits_for_a_turn_hears_that_the_fill_ends() -> None:
         raise FillStopped("enough")
 
     shared = made(pause=stopped)
-    shared.hold(100)
-    with pytest.raises(FillStopped), shared.turn(0):
+    shared.pause_all(100)
+    with pytest.raises(FillStopped), shared.permit(0):
         pass
     assert shared._waiting == []
 
@@ -132,8 +132,8 @@ def test_pauses_grow_and_are_never_twice_the_same() -> None:
         if errors:
             raise errors.pop()
 
-    with PatientReader(FakeOrigin(fault).open, made(pause=pauses.append)) as reader:
-        assert len(read(reader)) == reader.fetched == 5
+    with RetryingReader(FakeOrigin(fault).open, made(pause=pauses.append)) as reader:
+        assert len(read(reader)) == reader.fetched_bytes == 5
     assert [0.0005 * 2**n <= pause <= 0.001 * 2**n for n, pause in enumerate(pauses)] == [True, True, True]
 
 
@@ -147,15 +147,24 @@ def test_an_origin_that_cannot_give_ranges_is_read_by_one_reader_in_order(tmp_pa
         if known.is_set():
             asked.append(offset)
 
-    layout = lay_out(build([file("big", 400_000)], {}))
-    fill(layout, tmp_path / "partial", tmp_path / "journal", FakeOrigin(fault).open, connections=4, chunk_bytes=4096)
+    layout = build_layout(build_manifest([file("big", 400_000)], {}))
+    fill(
+        layout,
+        tmp_path / "partial",
+        tmp_path / "journal",
+        FakeOrigin(fault).open,
+        connections=4,
+        chunk_bytes=4096,
+    )
     # Those that were asking when it became known were not in order yet.
-    later = asked[2 * FEW :]
+    later = asked[2 * INITIAL_READERS :]
     assert len(later) > 80 and later == sorted(later)
 
 
-def test_an_origin_that_bears_few_at_once_is_read_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request_gate, "_LOOK_SECONDS", 0.01)
+def test_an_origin_that_bears_few_at_once_is_read_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_gate, "_WAIT_INTERVAL", 0.01)
     busy, refused = threading.Semaphore(1), []
 
     def fault(entry: Entry, offset: int, buffer: memoryview) -> None:
@@ -165,6 +174,13 @@ def test_an_origin_that_bears_few_at_once_is_read_to_the_end(tmp_path: Path, mon
         time.sleep(0.001)
         busy.release()
 
-    layout = lay_out(build([file("big", 400_000)], {}))
-    fill(layout, tmp_path / "partial", tmp_path / "journal", FakeOrigin(fault).open, connections=16, chunk_bytes=4096)
+    layout = build_layout(build_manifest([file("big", 400_000)], {}))
+    fill(
+        layout,
+        tmp_path / "partial",
+        tmp_path / "journal",
+        FakeOrigin(fault).open,
+        connections=16,
+        chunk_bytes=4096,
+    )
     assert 0 < len(refused) <= 20

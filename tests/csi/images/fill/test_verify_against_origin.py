@@ -10,9 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from csi.errors import CorruptContent, DataCacheError, PermissionDenied
-from csi.images.fill.verify_against_origin import LARGE, RANGE, RANGES_OF_LARGE, probes, vouch
-from csi.images.layout.layout import lay_out
-from csi.manifest.manifest import Entry, Manifest, build
+from csi.images.fill.verify_against_origin import (
+    LARGE_FILE_BYTES,
+    PROBE_BYTES,
+    PROBES_PER_LARGE_FILE,
+    select_probes,
+    verify_against_origin,
+)
+from csi.images.layout.layout import build_layout
+from csi.manifest.manifest import Entry, Manifest, build_manifest
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.revisions import MIB, Image, sealed
 from tests.csi.images.trees import file, manifests
@@ -22,32 +28,47 @@ SEED = b"s" * 32
 
 @given(manifest=manifests(), seed=st.binary(min_size=1, max_size=64))
 def test_every_file_with_bytes_is_probed_within_its_bounds(manifest: Manifest, seed: bytes) -> None:
-    chosen = list(probes(lay_out(manifest), seed))
+    chosen = list(select_probes(build_layout(manifest), seed))
     assert {p.extent.entry.path for p in chosen} == {entry.path for entry in manifest.files if entry.size}
     for probe in chosen:
-        assert probe.length == min(RANGE, probe.extent.entry.size) and 0 <= probe.offset <= probe.extent.entry.size - probe.length
+        assert (
+            probe.length == min(PROBE_BYTES, probe.extent.entry.size)
+            and 0 <= probe.offset <= probe.extent.entry.size - probe.length
+        )
 
 
 def test_large_files_are_probed_in_several_places_that_the_seed_alone_decides() -> None:
-    layout = lay_out(build([file("large", LARGE + 1), file("small", LARGE)], {}))
-    one, same, other = ([(p.extent.entry.path, p.offset) for p in probes(layout, seed)] for seed in (SEED, SEED, b"o" * 32))
+    layout = build_layout(
+        build_manifest([file("large", LARGE_FILE_BYTES + 1), file("small", LARGE_FILE_BYTES)], {})
+    )
+    one, same, other = (
+        [(p.extent.entry.path, p.offset) for p in select_probes(layout, seed)]
+        for seed in (SEED, SEED, b"o" * 32)
+    )
     assert one == same and not set(one) & set(other)
-    assert [path for path, _ in one] == ["large"] * RANGES_OF_LARGE + ["small"]
-    drawn = [next(probes(layout, b"%d" % n)).offset for n in range(100)]
-    assert max(drawn) - min(drawn) > LARGE / 4, "any part of the file may be asked for"
+    assert [path for path, _ in one] == ["large"] * PROBES_PER_LARGE_FILE + ["small"]
+    drawn = [next(select_probes(layout, b"%d" % n)).offset for n in range(100)]
+    assert max(drawn) - min(drawn) > LARGE_FILE_BYTES / 4, "any part of the file may be asked for"
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Image:
-    return sealed(tmp_path / "image", {**{f"small/{n}": os.urandom(1 + 97 * n) for n in range(200)}, "empty": b"", "large": os.urandom(3 * MIB)})
+    return sealed(
+        tmp_path / "image",
+        {
+            **{f"small/{n}": os.urandom(1 + 97 * n) for n in range(200)},
+            "empty": b"",
+            "large": os.urandom(3 * MIB),
+        },
+    )
 
 
 def test_an_origin_that_has_the_bytes_is_read_a_little_over_several_connections(image: Image) -> None:
     origin = FakeOrigin(contents=image.contents)
-    vouch(image.layout, image.paths.image, origin.open, SEED, connections=3)
+    verify_against_origin(image.layout, image.paths.image, origin.open, SEED, connections=3)
     assert 1 <= origin.opened == origin.closed <= 3
     assert origin.asked.keys() == image.contents.keys() - {"empty"}
-    assert origin.bytes <= RANGE * (200 + RANGES_OF_LARGE)
+    assert origin.bytes <= PROBE_BYTES * (200 + PROBES_PER_LARGE_FILE)
 
 
 @pytest.mark.parametrize("path", ["small/0", "small/150", "large"])
@@ -57,7 +78,13 @@ def test_one_file_that_differs_is_named(image: Image, path: str) -> None:
             buffer[-1] ^= 1
 
     with pytest.raises(CorruptContent, match=path):
-        vouch(image.layout, image.paths.image, FakeOrigin(fault, contents=image.contents).open, SEED, connections=3)
+        verify_against_origin(
+            image.layout,
+            image.paths.image,
+            FakeOrigin(fault, contents=image.contents).open,
+            SEED,
+            connections=3,
+        )
 
 
 def test_a_file_that_cannot_be_read_ends_it_with_the_readers_own_error(image: Image) -> None:
@@ -67,10 +94,12 @@ def test_a_file_that_cannot_be_read_ends_it_with_the_readers_own_error(image: Im
 
     origin = FakeOrigin(fault, contents=image.contents)
     with pytest.raises(PermissionDenied, match="small/7"):
-        vouch(image.layout, image.paths.image, origin.open, SEED, connections=3)
+        verify_against_origin(image.layout, image.paths.image, origin.open, SEED, connections=3)
     assert origin.opened == origin.closed
 
 
 def test_an_image_that_is_laid_out_otherwise_cannot_be_compared(image: Image) -> None:
     with pytest.raises(DataCacheError, match="another version"):
-        vouch(lay_out(build([file("x", 5)], {})), image.paths.image, image.origin.open, SEED)
+        verify_against_origin(
+            build_layout(build_manifest([file("x", 5)], {})), image.paths.image, image.origin.open, SEED
+        )

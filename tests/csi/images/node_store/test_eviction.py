@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from csi.errors import Busy, NoSpace, NotFound
-from csi.images.node_store.records import State
+from csi.images.node_store.records import ImageState
 from csi.images.node_store.store import Store
 from tests.csi.images.stores import MIB, names, put, want
 
@@ -32,7 +32,10 @@ def test_touching_an_image_saves_it(store: Store) -> None:
 def test_mounted_images_stay_and_what_cannot_fit_is_refused_with_both_numbers(store: Store) -> None:
     mounted = put(store, "mounted", 60 * MIB, 0)
     idle = put(store, "idle", 30 * MIB, 1)
-    with pytest.raises(NoSpace, match=r"needs 50\.0 MiB, .* room for 40\.0 MiB: .*budget is 100\.0 MiB, 60\.0 MiB are mounted"):
+    with pytest.raises(
+        NoSpace,
+        match=r"needs 50\.0 MiB, .* room for 40\.0 MiB: .*budget is 100\.0 MiB, 60\.0 MiB are mounted",
+    ):
         store.reserve(want(store, "new", 50 * MIB), lambda: {mounted}).__enter__()
     assert {mounted, idle} <= names(store), "what would not help is not evicted"
     with store.reserve(want(store, "new", 50 * MIB)):
@@ -53,27 +56,27 @@ def test_a_reservation_counts_before_a_byte_is_written_and_is_given_back(store: 
 
 
 def test_a_partial_image_that_nobody_fills_makes_room_too(store: Store) -> None:
-    left = put(store, "left", 60 * MIB, 0, State.PARTIAL)
+    left = put(store, "left", 60 * MIB, 0, ImageState.PARTIAL)
     with store.reserve(want(store, "new", 60 * MIB)):
         assert left not in names(store)
 
 
 def test_going_on_with_a_partial_image_needs_no_second_room(store: Store) -> None:
-    partial = put(store, "p", 90 * MIB, 0, State.PARTIAL)
+    partial = put(store, "p", 90 * MIB, 0, ImageState.PARTIAL)
     with store.reserve(partial) as record:
         assert record.allocated >= 90 * MIB
 
 
 def test_a_held_image_is_neither_evicted_nor_removed(store: Store) -> None:
     held = put(store, "held", 60 * MIB, 0)
-    with store.hold(held):
+    with store.prevent_eviction(held):
         with pytest.raises(NoSpace):
             store.reserve(want(store, "new", 60 * MIB)).__enter__()
         with pytest.raises(Busy):
             store.remove(held)
     with store.reserve(want(store, "new", 60 * MIB)):
         assert held not in names(store)
-    with pytest.raises(NotFound), store.hold(held):
+    with pytest.raises(NotFound), store.prevent_eviction(held):
         pass
 
 
@@ -83,7 +86,7 @@ def test_what_is_mounted_while_room_is_sought_is_not_evicted(store: Store) -> No
     mounted: set[str] = set()
 
     def mount() -> None:
-        with suppress(NotFound), store.hold(slips_in):
+        with suppress(NotFound), store.prevent_eviction(slips_in):
             mounted.add(slips_in)
 
     stage = threading.Thread(target=mount)
@@ -107,7 +110,9 @@ def test_the_real_free_space_counts_as_well_as_the_budget(tmp_path: Path) -> Non
     try:
         with Store(at / "store", 1000 * MIB) as store:
             old = put(store, "old", 20 * MIB, 0)
-            with pytest.raises(NoSpace, match=r"needs 60\.0 MiB, .* room for (49\.\d|50\.0) MiB: its file system"):
+            with pytest.raises(
+                NoSpace, match=r"needs 60\.0 MiB, .* room for (49\.\d|50\.0) MiB: its file system"
+            ):
                 store.reserve(want(store, "big", 60 * MIB)).__enter__()
             with store.reserve(want(store, "fits", 25 * MIB)):
                 assert old in names(store)
@@ -122,7 +127,7 @@ def test_reserving_what_was_never_resolved_is_not_found(store: Store) -> None:
         store.reserve("0" * 64).__enter__()
     with pytest.raises(NotFound):
         store.touch("0" * 64)
-    assert store.sealed("0" * 64) is None and store.partial("0" * 64) is None
+    assert store.find_sealed("0" * 64) is None and store.find_partial("0" * 64) is None
     store.remove("0" * 64)
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from csi.images.node_store.records import ImagePaths, State, read_record, write_facts
+from csi.images.node_store.records import ImagePaths, ImageState, read_record, write_facts
 
 DIGEST = "a" * 64
 
 
-def test_an_image_that_is_sealed_while_it_is_looked_at_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_is_sealed_while_it_is_looked_at_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = ImagePaths(tmp_path / DIGEST)
     paths.folder.mkdir()
     write_facts(paths, DIGEST, 4096)
@@ -27,7 +29,7 @@ def test_an_image_that_is_sealed_while_it_is_looked_at_is_there(tmp_path: Path, 
 
     monkeypatch.setattr(Path, "exists", sealed_behind_the_back)
     record = read_record(paths)
-    assert record is not None and (record.state, record.size) == (State.SEALED, 4096)
+    assert record is not None and (record.state, record.size) == (ImageState.SEALED, 4096)
 
 
 def test_a_folder_without_a_manifest_is_no_image(tmp_path: Path) -> None:

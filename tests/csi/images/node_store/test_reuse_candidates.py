@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from csi.errors import Busy, NoSpace, NotFound
-from csi.images.node_store.records import State
-from csi.images.node_store.reuse_candidates import MOST, reserve
+from csi.images.node_store.records import ImageState
+from csi.images.node_store.reuse_candidates import MAX_REUSE_CANDIDATES, reserve_with_candidates
 from csi.images.node_store.store import Store
 from tests.csi.images.stores import MIB, names, put, want
 
@@ -17,12 +17,12 @@ MINE, THEIRS = "1" * 64, "2" * 64
 
 def known(store: Store, name: str, size: int, used: float, place: str) -> str:
     digest = put(store, name, size, used)
-    store.note_vouched(digest, place)
+    store.mark_verified(digest, place)
     return digest
 
 
 def chosen(store: Store, digest: str, place: str = MINE) -> list[str]:
-    with reserve(store, digest, place, frozenset) as folders:
+    with reserve_with_candidates(store, digest, place, frozenset) as folders:
         return [folder.name for folder in folders]
 
 
@@ -30,13 +30,13 @@ def test_only_sealed_images_of_the_place_are_donors_the_last_used_first(store: S
     old, new = known(store, "old", MIB, 1, MINE), known(store, "new", MIB, 2, MINE)
     known(store, "theirs", MIB, 3, THEIRS)
     put(store, "of nobody known", MIB, 4)
-    put(store, "partial", MIB, 5, State.PARTIAL)
+    put(store, "partial", MIB, 5, ImageState.PARTIAL)
     assert chosen(store, want(store, "next", MIB)) == [new, old]
     assert chosen(store, want(store, "next", MIB), "3" * 64) == []
 
 
 def test_a_few_are_enough(store: Store) -> None:
-    digests = [known(store, f"r{n}", MIB, n, MINE) for n in range(MOST + 3)]
+    digests = [known(store, f"r{n}", MIB, n, MINE) for n in range(MAX_REUSE_CANDIDATES + 3)]
     assert chosen(store, want(store, "next", MIB)) == digests[:2:-1]
 
 
@@ -44,7 +44,7 @@ def test_a_donor_stays_while_it_is_copied_from_and_others_go_before_it(store: St
     donor = known(store, "donor", 40 * MIB, 1, MINE)
     other = put(store, "other", 40 * MIB, 2)
     wanted = want(store, "next", 40 * MIB)
-    with reserve(store, wanted, MINE, frozenset) as folders:
+    with reserve_with_candidates(store, wanted, MINE, frozenset) as folders:
         assert [folder.name for folder in folders] == [donor] and names(store) == {donor, wanted}
         with pytest.raises(Busy):
             store.remove(donor)
@@ -55,13 +55,16 @@ def test_a_donor_stays_while_it_is_copied_from_and_others_go_before_it(store: St
 def test_a_donor_goes_before_a_fill_fails_for_want_of_room(store: Store) -> None:
     kept, gone = known(store, "kept", 10 * MIB, 2, MINE), known(store, "gone", 50 * MIB, 1, MINE)
     wanted = want(store, "next", 80 * MIB)
-    with reserve(store, wanted, MINE, frozenset) as folders:
+    with reserve_with_candidates(store, wanted, MINE, frozenset) as folders:
         assert [folder.name for folder in folders] == [kept] and gone not in names(store)
 
 
 def test_no_room_even_without_donors_is_said_and_nothing_goes(store: Store) -> None:
     donor = known(store, "donor", 10 * MIB, 1, MINE)
-    with pytest.raises(NoSpace), reserve(store, want(store, "next", 120 * MIB), MINE, frozenset):
+    with (
+        pytest.raises(NoSpace),
+        reserve_with_candidates(store, want(store, "next", 120 * MIB), MINE, frozenset),
+    ):
         pass
     assert donor in names(store)
     store.remove(donor)
@@ -69,11 +72,11 @@ def test_no_room_even_without_donors_is_said_and_nothing_goes(store: Store) -> N
 
 def test_what_ends_the_block_is_the_callers_and_everything_is_let_go(store: Store) -> None:
     donor, wanted = known(store, "donor", MIB, 1, MINE), want(store, "next", MIB)
-    with pytest.raises(NoSpace, match="mine"), reserve(store, wanted, MINE, frozenset):
+    with pytest.raises(NoSpace, match="mine"), reserve_with_candidates(store, wanted, MINE, frozenset):
         raise NoSpace("mine")
     store.remove(donor)
     store.remove(wanted)
-    with pytest.raises(NotFound), reserve(store, wanted, MINE, frozenset):
+    with pytest.raises(NotFound), reserve_with_candidates(store, wanted, MINE, frozenset):
         pass
 
 

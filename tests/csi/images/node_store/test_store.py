@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 
 from csi.errors import DataCacheError, FailedPrecondition, NoSpace
 from csi.images.fill.fill import fill, seal
-from csi.images.layout.layout import lay_out
-from csi.images.node_store.eviction import Claim, victims
-from csi.images.node_store.records import State
+from csi.images.layout.layout import build_layout
+from csi.images.node_store.eviction import ImageUsage, select_victims
+from csi.images.node_store.records import ImageState
 from csi.images.node_store.store import Store
 from csi.linux import durable_files
-from csi.manifest.manifest import build
+from csi.manifest.manifest import build_manifest
 from tests.csi.images.origin import FakeOrigin, in_child
 from tests.csi.images.stores import MIB, adopt, as_format_1, manifest_of, names, put
 from tests.csi.images.trees import file
@@ -30,14 +30,14 @@ from tests.csi.images.trees import file
 def test_an_image_goes_from_manifest_to_partial_to_sealed(store: Store) -> None:
     manifest = manifest_of("a")
     digest = adopt(store, manifest)
-    layout, record = lay_out(manifest), store.partial(digest)
-    assert record is not None and record.size == layout.size and store.sealed(digest) is None
-    assert store.manifest(digest) == manifest
+    layout, record = build_layout(manifest), store.find_partial(digest)
+    assert record is not None and record.size == layout.size and store.find_sealed(digest) is None
+    assert store.read_manifest(digest) == manifest
     with store.reserve(digest) as reserved:
         fill(layout, reserved.paths.partial, reserved.paths.journal, FakeOrigin().open)
         seal(reserved.paths.partial, reserved.paths.image, reserved.paths.journal)
-    sealed = store.sealed(digest)
-    assert sealed is not None and sealed.size == layout.size and store.partial(digest) is None
+    sealed = store.find_sealed(digest)
+    assert sealed is not None and sealed.size == layout.size and store.find_partial(digest) is None
     assert {path.name for path in sealed.paths.folder.iterdir()} == {"manifest", "image", "facts.json"}
 
 
@@ -81,15 +81,15 @@ def test_a_store_of_a_newer_format_is_left_alone(store: Store, tmp_path: Path) -
 def test_the_default_budget_is_a_share_of_the_file_system(tmp_path: Path) -> None:
     status = os.statvfs(tmp_path)
     with Store(tmp_path / "s") as store:
-        assert store.budget == int(status.f_blocks * status.f_frsize * 0.85)
+        assert store.budget_bytes == int(status.f_blocks * status.f_frsize * 0.85)
 
 
 def test_adopting_again_keeps_what_is_there(store: Store) -> None:
     digest = put(store, "a", MIB, 0)
-    again = store.temp_path()
+    again = store.new_temp_path()
     again.write_bytes(b"other")
     record = store.adopt_manifest(digest, again, 5 * MIB)
-    assert record.state is State.SEALED and record.size == MIB
+    assert record.state is ImageState.SEALED and record.size == MIB
     assert record.paths.manifest.read_bytes() == b"manifest" and not again.exists()
 
 
@@ -101,32 +101,39 @@ def test_what_is_no_digest_never_becomes_a_path(store: Store, name: str) -> None
 
 def test_a_sweep_removes_leftovers_and_keeps_images(store: Store, tmp_path: Path) -> None:
     root = tmp_path / "store"
-    sealed, partial = put(store, "s", MIB, 0), put(store, "p", MIB, 0, State.PARTIAL)
-    gone = put(store, "gone", MIB, 0, State.PARTIAL)
+    sealed, partial = put(store, "s", MIB, 0), put(store, "p", MIB, 0, ImageState.PARTIAL)
+    gone = put(store, "gone", MIB, 0, ImageState.PARTIAL)
     store.paths(gone).manifest.unlink()
-    damaged = put(store, "damaged", MIB, 0, State.PARTIAL)
+    damaged = put(store, "damaged", MIB, 0, ImageState.PARTIAL)
     store.paths(damaged).facts.write_bytes(b"{")
     store.paths(sealed).journal.write_bytes(b"x")
     (store.paths(sealed).folder / ".facts.json.1.tmp").write_bytes(b"x")
     (root / ".key.1.tmp").write_bytes(b"x")
     (root / "tmp" / "folder").mkdir()
-    store.temp_path().write_bytes(b"x")
+    store.new_temp_path().write_bytes(b"x")
     store.sweep()
     assert names(store) == {sealed, partial}
     assert {path.name for path in (root / "images").iterdir()} == {sealed, partial}
     assert list((root / "tmp").iterdir()) == [] and not (root / ".key.1.tmp").exists()
-    assert {path.name for path in store.paths(sealed).folder.iterdir()} == {"manifest", "image", "facts.json", "used"}
+    assert {path.name for path in store.paths(sealed).folder.iterdir()} == {
+        "manifest",
+        "image",
+        "facts.json",
+        "used",
+    }
 
 
 @pytest.mark.parametrize("files", [1, 100])
-def test_a_sweep_keeps_images_of_layout_format_1_unless_their_root_is_not_found(store: Store, files: int) -> None:
-    manifest = build([file(f"model-{n:05}-of-00150.st", 1) for n in range(files)], {})
+def test_a_sweep_keeps_images_of_layout_format_1_unless_their_root_is_not_found(
+    store: Store, files: int
+) -> None:
+    manifest = build_manifest([file(f"model-{n:05}-of-00150.st", 1) for n in range(files)], {})
     digest = adopt(store, manifest)
     with store.reserve(digest) as record:
-        fill(lay_out(manifest), record.paths.partial, record.paths.journal, FakeOrigin().open)
+        fill(build_layout(manifest), record.paths.partial, record.paths.journal, FakeOrigin().open)
         seal(record.paths.partial, record.paths.image, record.paths.journal)
     store.sweep()
-    assert store.sealed(digest)
+    assert store.find_sealed(digest)
     as_format_1(record.paths.image)
     store.sweep()
     assert names(store) == ({digest} if files == 1 else set())
@@ -138,7 +145,9 @@ def _kill_at(count: int) -> None:
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         changes = event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
-        if changes or (event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_CREAT | os.O_WRONLY)):
+        if changes or (
+            event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_CREAT | os.O_WRONLY)
+        ):
             left[0] -= 1
             if left[0] == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -154,8 +163,10 @@ def _one_life(root: Path) -> None:
             manifest = manifest_of(name, MIB + 5)
             digest = adopt(store, manifest)
             with store.reserve(digest) as record:
-                if record.state is State.PARTIAL:
-                    fill(lay_out(manifest), record.paths.partial, record.paths.journal, FakeOrigin().open)
+                if record.state is ImageState.PARTIAL:
+                    fill(
+                        build_layout(manifest), record.paths.partial, record.paths.journal, FakeOrigin().open
+                    )
                     seal(record.paths.partial, record.paths.image, record.paths.journal)
         store.remove(digest)
         adopt(store, manifest)
@@ -182,10 +193,10 @@ def test_a_store_killed_at_any_change_is_whole_after_the_next_start(tmp_path: Pa
 def _check_after_kill(root: Path) -> None:
     with Store(root, 2 * MIB) as store:
         store.sweep()
-        for record in store.images():
-            assert store.manifest(record.digest).digest == record.digest
-            if record.state is State.SEALED:
-                assert record.size == lay_out(store.manifest(record.digest)).size
+        for record in store.list_images():
+            assert store.read_manifest(record.digest).digest == record.digest
+            if record.state is ImageState.SEALED:
+                assert record.size == build_layout(store.read_manifest(record.digest)).size
         assert {path.name for path in (root / "images").iterdir()} == names(store)
         assert len(store.key()) == 32
         assert list((root / "tmp").iterdir()) == []
@@ -199,22 +210,35 @@ def test_a_disk_that_cannot_be_used_is_said_in_words(tmp_path: Path) -> None:
         Store(tmp_path / "file" / "store")
 
 
-claims = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 9), st.booleans()), max_size=8)
+claims = st.lists(
+    st.tuples(st.integers(0, 50), st.integers(0, 50), st.integers(0, 9), st.booleans()), max_size=8
+)
 
 
-@given(rows=claims, size=st.integers(0, 100), mine=st.integers(0, 50), budget=st.integers(0, 200), free=st.integers(0, 100))
-def test_evicting_the_victims_always_makes_enough_room(rows: list[tuple[int, int, int, bool]], size: int, mine: int, budget: int, free: int) -> None:
-    others = [Claim(f"c{n}", max(a, b) if not fixed else a, b, used, fixed) for n, (a, b, used, fixed) in enumerate(rows)]
-    wanted = Claim("new", size, mine)
+@given(
+    rows=claims,
+    size=st.integers(0, 100),
+    mine=st.integers(0, 50),
+    budget=st.integers(0, 200),
+    free=st.integers(0, 100),
+)
+def test_evicting_the_victims_always_makes_enough_room(
+    rows: list[tuple[int, int, int, bool]], size: int, mine: int, budget: int, free: int
+) -> None:
+    others = [
+        ImageUsage(f"c{n}", max(a, b) if not fixed else a, b, used, fixed)
+        for n, (a, b, used, fixed) in enumerate(rows)
+    ]
+    wanted = ImageUsage("new", size, mine)
 
-    def fits(left: list[Claim]) -> bool:
-        freed = sum(c.allocated for c in others if c not in left)
-        pending = sum(max(0, c.size - c.allocated) for c in left)
-        return sum(c.size for c in left) + size <= budget and free + freed + mine - pending >= size
+    def fits(left: list[ImageUsage]) -> bool:
+        freed = sum(c.allocated_bytes for c in others if c not in left)
+        pending = sum(max(0, c.reserved_bytes - c.allocated_bytes) for c in left)
+        return sum(c.reserved_bytes for c in left) + size <= budget and free + freed + mine - pending >= size
 
-    fixed = [c for c in others if c.fixed]
+    fixed = [c for c in others if c.in_use]
     try:
-        gone = victims(wanted, others, budget, free)
+        gone = select_victims(wanted, others, budget, free)
     except NoSpace:
         assert not fits(fixed)
     else:
@@ -223,13 +247,16 @@ def test_evicting_the_victims_always_makes_enough_room(rows: list[tuple[int, int
         if gone:
             last = next(c for c in others if c.digest == gone[-1])
             assert not fits([*left, last]), "one fewer would not have done"
-            assert all(c.last_used >= last.last_used for c in left if not c.fixed)
+            assert all(c.last_used >= last.last_used for c in left if not c.in_use)
 
 
 def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     durable_files.write_json(path, {"format": 1, "a": "é"})
-    assert durable_files.read_json(path, 1) == {"format": 1, "a": "é"} and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert (
+        durable_files.read_json(path, 1) == {"format": 1, "a": "é"}
+        and stat.S_IMODE(path.stat().st_mode) == 0o600
+    )
 
     def die_in_the_middle() -> None:
         real: Callable[[int], None] = os.fsync

@@ -16,9 +16,9 @@ from csi.images.node_store.journal import Journal
 from csi.images.node_store.partial_image import PartialImage
 from csi.images.progress import FillProgress
 from csi.images.reuse import prepare
-from csi.images.reuse.copy_runs import Copier
-from csi.images.reuse.extents import runs
-from csi.manifest.manifest import build
+from csi.images.reuse.copy_runs import RunCopier
+from csi.images.reuse.extents import find_copy_runs
+from csi.manifest.manifest import build_manifest
 from tests.csi.images.origin import in_child, read_log
 from tests.csi.images.revisions import MIB, Contents, Image, cached, first, on, sealed, second, used
 
@@ -42,7 +42,9 @@ def changed(old: Contents, new: Contents) -> int:
     return sum(len(data) for data in new.values() if data not in old.values())
 
 
-def test_a_revision_that_shares_most_bytes_fetches_the_rest_and_takes_no_room_twice(kind: str, place: Folder) -> None:
+def test_a_revision_that_shares_most_bytes_fetches_the_rest_and_takes_no_room_twice(
+    kind: str, place: Folder
+) -> None:
     old = first()
     a, new = sealed(place("a"), old), second(old)
     before = used(place("a"))
@@ -56,9 +58,12 @@ def test_a_revision_that_shares_most_bytes_fetches_the_rest_and_takes_no_room_tw
     assert set(b.origin.asked) == {"shards/3.bin", "new/config.json"}
     last = seen[-1]
     assert (last.bytes_done, last.bytes_fetched, last.bytes_copied) == (total, rest, total - rest)
-    assert f"({(total - rest) / MIB:.0f} MiB from other images)" in last.shown()
+    assert f"({(total - rest) / MIB:.0f} MiB from other images)" in last.format()
     assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)
-    taken, own = used(place("a")) - before, b.layout.size if kind in COPYING else len(b.layout.metadata) + rest
+    taken, own = (
+        used(place("a")) - before,
+        b.layout.size if kind in COPYING else len(b.layout.metadata) + rest,
+    )
     assert own <= taken + MIB and taken <= own + 4 * MIB, (taken, own)
     a.check()
     b.check()
@@ -114,17 +119,19 @@ def test_donors_that_are_gone_damaged_or_laid_out_otherwise_only_cost_a_fetch(tm
     assert b.origin.bytes == b.manifest.content_bytes
 
 
-def test_a_donor_that_fails_under_way_costs_a_fetch_of_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_donor_that_fails_under_way_costs_a_fetch_of_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old = first(MIB // 16)
     a, b = sealed(tmp_path / "a", old), Image(tmp_path / "b", old)
     cut = a.layout.extents[-100]
 
     def runs_of_a_cut_image(*arguments: object) -> object:
-        found = runs(*arguments)  # type: ignore[arg-type]
+        found = find_copy_runs(*arguments)  # type: ignore[arg-type]
         os.truncate(a.paths.image, cut.offset)
         return found
 
-    monkeypatch.setattr(prepare, "runs", runs_of_a_cut_image)
+    monkeypatch.setattr(prepare, "find_copy_runs", runs_of_a_cut_image)
     b.fill([a])
     b.check()
 
@@ -132,10 +139,16 @@ def test_a_donor_that_fails_under_way_costs_a_fetch_of_what_is_left(tmp_path: Pa
 def test_only_digests_that_an_origin_gave_are_believed(tmp_path: Path) -> None:
     """What a user claims is verified when it is fetched; it opens no image of anybody."""
     a = sealed(tmp_path / "a", {"x": b"private" * 1000}, "sha256")
-    entry = replace(next(a.manifest.files), digest=next(a.manifest.files).digest.replace("sha256:", "claimed:"))
+    entry = replace(
+        next(a.manifest.files), digest=next(a.manifest.files).digest.replace("sha256:", "claimed:")
+    )
     b = Image(tmp_path / "b", a.contents)
-    b.layout = replace(b.layout, manifest=build([entry], {}), extents=tuple(replace(e, entry=entry) for e in b.layout.extents))
-    assert runs(b.layout, [a.paths]) == []
+    b.layout = replace(
+        b.layout,
+        manifest=build_manifest([entry], {}),
+        extents=tuple(replace(e, entry=entry) for e in b.layout.extents),
+    )
+    assert find_copy_runs(b.layout, [a.paths]) == []
 
 
 def test_equal_digests_of_another_size_are_not_the_same_file(tmp_path: Path) -> None:
@@ -143,7 +156,7 @@ def test_equal_digests_of_another_size_are_not_the_same_file(tmp_path: Path) -> 
     entry = replace(next(a.manifest.files), size=9)
     b = Image(tmp_path / "b", {"x": b"123456789"}, "sha256")
     b.layout = replace(b.layout, extents=tuple(replace(e, entry=entry) for e in b.layout.extents))
-    assert runs(b.layout, [a.paths]) == []
+    assert find_copy_runs(b.layout, [a.paths]) == []
 
 
 def test_what_is_fetched_beside_copied_files_is_still_verified(tmp_path: Path) -> None:
@@ -170,10 +183,12 @@ def test_the_page_cache_of_both_images_is_left_to_the_pods(tmp_path: Path) -> No
         assert cached(a.paths.image) < MIB + len(a.layout.metadata) and cached(b.paths.partial) < MIB
 
 
-def test_a_stop_is_heard_between_the_steps_of_one_large_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_is_heard_between_the_steps_of_one_large_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from csi.images.reuse import copy_runs
 
-    monkeypatch.setattr(copy_runs, "_COPY_BYTES", MIB)
+    monkeypatch.setattr(copy_runs, "_MAX_COPY_BYTES", MIB)
     with on("ext4", tmp_path) as folder:
         a = sealed(folder("a"), {"x": os.urandom(20 * MIB)})
         b = Image(folder("b"), a.contents)
@@ -210,7 +225,7 @@ def die_at(owner: type, name: str, count: int) -> Callable[[], None]:
 def spoil(image: Image) -> None:
     """What the journal does not say is on disk may be anything after a power cut."""
     with Journal(image.paths.journal, image.layout, MIB) as log:
-        durable, copied = log.durable, log.copied
+        durable, copied = log.durable_bytes, log.copied_offsets
     if not image.paths.partial.exists():
         return
     with image.paths.partial.open("r+b") as stream:
@@ -225,11 +240,11 @@ def spoil(image: Image) -> None:
 KILLS = [
     (PartialImage, "create", 1),
     (PartialImage, "create", -1),
-    (Copier, "_step", 1),
-    (Copier, "_step", 3),
-    (Copier, "sync", 1),
-    (Copier, "sync", -1),
-    (Copier, "sync", 3),
+    (RunCopier, "_step", 1),
+    (RunCopier, "_step", 3),
+    (RunCopier, "sync", 1),
+    (RunCopier, "sync", -1),
+    (RunCopier, "sync", 3),
     (Journal, "append_copied", 1),
     (Journal, "append_copied", -2),
     (PartialImage, "write", 2),
@@ -239,10 +254,12 @@ KILLS = [
 
 
 @pytest.mark.parametrize("kind", ["xfs", "ext4"], indirect=True)
-def test_a_fill_killed_at_any_point_of_its_copying_ends_with_the_right_bytes(place: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fill_killed_at_any_point_of_its_copying_ends_with_the_right_bytes(
+    place: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With and without its donor at hand the next time, and trusting nothing that was not synced."""
-    monkeypatch.setattr(prepare, "_SYNC_BYTES", MIB // 4)
-    monkeypatch.setattr("csi.images.reuse.extents.RUN_BYTES", MIB // 8)
+    monkeypatch.setattr(prepare, "_MAX_UNSYNCED_BYTES", MIB // 4)
+    monkeypatch.setattr("csi.images.reuse.extents.TARGET_RUN_BYTES", MIB // 8)
     old = first(MIB // 8)
     a, new = sealed(place("a"), old), second(old)
     for number, (owner, name, count) in enumerate(KILLS):

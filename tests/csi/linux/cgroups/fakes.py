@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from csi.errors import UnsupportedByNode
-from csi.linux.cgroups.hierarchy import Count
+from csi.linux.cgroups.hierarchy import ReadCount
 from csi.performance.limits import UNLIMITED, Rate
 
 STATE = "throttle.json"
@@ -19,22 +19,22 @@ class FakeHierarchy:
     """Flat as version 1 unless told otherwise. `writes` counts the limits written; `refusal` makes the kernel refuse them."""
 
     shown = "FakeHierarchy"
-    watched: tuple[str, ...] = (STATE,)
+    limit_files: tuple[str, ...] = (STATE,)
 
     def __init__(self, root: Path, flat: bool = True) -> None:
-        self.root, self.flat = root, flat
+        self.root, self.is_flat = root, flat
         self.writes = 0
         self._guard = threading.Lock()
         self.refusal = ""
         root.mkdir(parents=True, exist_ok=True)
 
-    def prepare(self, pod: Path) -> None:
+    def enable_throttling(self, pod: Path) -> None:
         if self.refusal:
             raise UnsupportedByNode(self.refusal)
 
-    def limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
+    def set_limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
         with self._guard:
-            if not cgroup.exists() or self.rate(cgroup, device) == rate:
+            if not cgroup.exists() or self.read_limit(cgroup, device) == rate:
                 return False
             state = _state(cgroup)
             state["limits"][device] = asdict(rate)
@@ -42,23 +42,23 @@ class FakeHierarchy:
             self.writes += 1
             return True
 
-    def rate(self, cgroup: Path, device: str) -> Rate:
+    def read_limit(self, cgroup: Path, device: str) -> Rate:
         kept = _state(cgroup)["limits"].get(device)
         return Rate(**kept) if kept else UNLIMITED
 
     def limited(self, cgroup: Path) -> list[str]:
         """The devices that the cgroup has a limit for."""
-        return [device for device in _state(cgroup)["limits"] if self.rate(cgroup, device) != UNLIMITED]
+        return [device for device in _state(cgroup)["limits"] if self.read_limit(cgroup, device) != UNLIMITED]
 
-    def count(self, cgroup: Path, device: str) -> Count:
+    def read_count(self, cgroup: Path, device: str) -> ReadCount:
         kept = _state(cgroup)["counts"].get(device)
-        return Count(**kept) if kept else Count()
+        return ReadCount(**kept) if kept else ReadCount()
 
     def read(self, cgroup: Path, device: str, ios: int, size: int = 4096) -> None:
         """Have a process of the cgroup read."""
         with self._guard:
             state = _state(cgroup)
-            state["counts"][device] = asdict(self.count(cgroup, device) + Count(ios, ios * size))
+            state["counts"][device] = asdict(self.read_count(cgroup, device) + ReadCount(ios, ios * size))
             _keep(cgroup, state)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from csi.linux.cgroups.pod_cgroups import PodCgroups, pod_uid, tree
+from csi.linux.cgroups.pod_cgroups import PodCgroups, find_pod_uid, walk_folders
 
 UID = "0ab1c2d3-1111-2222-3333-444455556666"
 SYSTEMD = UID.replace("-", "_")
@@ -25,7 +25,7 @@ PLACES = [
 
 def found(root: Path, uid: str = UID) -> list[Path]:
     pods = PodCgroups(root)
-    pods.look_around()
+    pods.rescan()
     return pods.find(uid)
 
 
@@ -52,9 +52,9 @@ def test_a_pod_that_is_not_there_yet_is_none(tmp_path: Path) -> None:
 def test_the_folders_on_the_way_are_to_be_watched(tmp_path: Path) -> None:
     (tmp_path / "kubelet/kubepods/burstable").mkdir(parents=True)
     pods = PodCgroups(tmp_path)
-    assert pods.places_to_watch() == {tmp_path}
-    pods.look_around()
-    names = {str(place.relative_to(tmp_path)) for place in pods.places_to_watch()}
+    assert pods.list_watch_folders() == {tmp_path}
+    pods.rescan()
+    names = {str(place.relative_to(tmp_path)) for place in pods.list_watch_folders()}
     assert names == {".", "kubelet", "kubelet/kubepods", "kubelet/kubepods/burstable"}
 
 
@@ -74,12 +74,12 @@ def test_the_folders_on_the_way_are_to_be_watched(tmp_path: Path) -> None:
     ],
 )
 def test_the_path_decides_whose_pod_it_is_and_only_a_uid_is_one(target: str, said: str, uid: str) -> None:
-    assert pod_uid(Path(target), said) == uid
+    assert find_pod_uid(Path(target), said) == uid
 
 
 def test_a_tree_has_every_folder_and_no_link(tmp_path: Path) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "file").write_text("")
-    assert list(tree(tmp_path)) == [tmp_path, tmp_path / "a", tmp_path / "a/b"]
-    assert list(tree(tmp_path / "gone")) == [tmp_path / "gone"]
+    assert list(walk_folders(tmp_path)) == [tmp_path, tmp_path / "a", tmp_path / "a/b"]
+    assert list(walk_folders(tmp_path / "gone")) == [tmp_path / "gone"]

@@ -5,29 +5,31 @@ from __future__ import annotations
 import pytest
 
 from csi.errors import InvalidParameter
-from csi.parameters.dialects.buckets import ObjectSpec
-from csi.parameters.volume_parameters import parse
+from csi.parameters.dialects.buckets import BucketSpec
+from csi.parameters.volume_parameters import parse_volume_parameters
 
 OSS = {"bucket": "models", "url": "oss-cn-hangzhou-internal.aliyuncs.com"}
 S3 = {"bucket": "models", "endpoint": "https://minio.example.com:9000"}
 SECRET = "verySecret123"
 
 
-def source(values: dict[str, str]) -> ObjectSpec:
-    found = parse(values).spec.source
-    assert isinstance(found, ObjectSpec)
+def source(values: dict[str, str]) -> BucketSpec:
+    found = parse_volume_parameters(values).spec.source
+    assert isinstance(found, BucketSpec)
     return found
 
 
 def refusal(values: dict[str, str], flags: tuple[str, ...] = ()) -> str:
     with pytest.raises(InvalidParameter) as error:
-        parse(values, flags)
+        parse_volume_parameters(values, flags)
     return str(error.value)
 
 
 def test_the_words_of_alibabas_oss_driver_are_understood() -> None:
     values = OSS | {"path": "/a/b/", "otherOpts": "-o max_stat_cache_size=0 -o allow_other,umask=022"}
-    assert source(values) == ObjectSpec("OSS", "https://oss-cn-hangzhou-internal.aliyuncs.com", "models", "a/b", "cn-hangzhou")
+    assert source(values) == BucketSpec(
+        "OSS", "https://oss-cn-hangzhou-internal.aliyuncs.com", "models", "a/b", "cn-hangzhou"
+    )
     assert source({"TYPE": "oss", **values}) == source(values)
 
 
@@ -38,7 +40,10 @@ def test_an_endpoint_may_be_a_host_or_a_url_and_is_written_in_one_way() -> None:
 
 
 def test_amazon_needs_a_region_only() -> None:
-    assert source({"bucket": "models", "region": "eu-central-1"}).endpoint == "https://s3.eu-central-1.amazonaws.com"
+    assert (
+        source({"bucket": "models", "region": "eu-central-1"}).endpoint
+        == "https://s3.eu-central-1.amazonaws.com"
+    )
     assert "endpoint is missing" in refusal({"bucket": "models"})
 
 
@@ -54,12 +59,14 @@ def test_amazon_needs_a_region_only() -> None:
         (OSS | {"pathStyle": "true"}, True),
     ],
 )
-def test_the_bucket_is_in_the_host_name_where_the_clouds_want_it_and_in_the_path_elsewhere(values: dict[str, str], path_style: bool) -> None:
+def test_the_bucket_is_in_the_host_name_where_the_clouds_want_it_and_in_the_path_elsewhere(
+    values: dict[str, str], path_style: bool
+) -> None:
     assert source(values).path_style is path_style
 
 
 def test_two_folders_of_a_bucket_are_two_places() -> None:
-    assert source(S3 | {"path": "a"}).place != source(S3 | {"path": "b"}).place
+    assert source(S3 | {"path": "a"}).origin_scope != source(S3 | {"path": "b"}).origin_scope
     assert source(S3 | {"path": "/a/"}) == source(S3 | {"path": "a"})
 
 
@@ -85,7 +92,9 @@ def test_two_folders_of_a_bucket_are_two_places() -> None:
         (S3 | {"type": "OSS"}, "endpoint belongs to another type"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_key(values: dict[str, str], words: str) -> None:
+def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_key(
+    values: dict[str, str], words: str
+) -> None:
     assert words in refusal(values)
 
 

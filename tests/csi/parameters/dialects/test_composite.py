@@ -7,10 +7,10 @@ import json
 import pytest
 
 from csi.errors import InvalidParameter
-from csi.parameters.dialects.composite import SeveralSpec
+from csi.parameters.dialects.composite import CompositeSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.dialects.nas import NasSpec
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 
 HUB = {"folder": "base", "repoId": "org/name"}
 NAS = {"folder": "extra", "server": "nas", "path": "/x", "uid": 7}
@@ -19,25 +19,33 @@ NAS = {"folder": "extra", "server": "nas", "path": "/x", "uid": 7}
 def refusal(sources: object, **others: str) -> str:
     text = sources if isinstance(sources, str) else json.dumps(sources)
     with pytest.raises(InvalidParameter) as error:
-        parse({"sources": text, **others})
+        parse_volume_parameters({"sources": text, **others})
     return str(error.value)
 
 
 def test_each_source_is_written_in_its_own_keys_in_any_case() -> None:
-    found = parse({"sources": json.dumps([NAS, {"Folder": "base", "REPOID": "org/name"}])}).spec
-    assert found.source == SeveralSpec((("base", HubSpec("HuggingFace/Model", "org/name")), ("extra", NasSpec("nas", "/x", uid=7))))
-    assert found.moving and found.source_moves and found.source.addresses == ("nas",)
+    found = parse_volume_parameters(
+        {"sources": json.dumps([NAS, {"Folder": "base", "REPOID": "org/name"}])}
+    ).spec
+    assert found.source == CompositeSpec(
+        (("base", HubSpec("HuggingFace/Model", "org/name")), ("extra", NasSpec("nas", "/x", uid=7)))
+    )
+    assert found.is_moving and found.is_unpinnable and found.source.addresses == ("nas",)
 
 
 def test_a_source_may_have_a_limit_of_its_own() -> None:
-    found = parse({"sources": json.dumps([{**NAS, "BandwidthLimit": "5Mi"}, HUB]), "bandwidthLimit": "9Mi"}).spec
-    assert isinstance(found.source, SeveralSpec)
+    found = parse_volume_parameters(
+        {"sources": json.dumps([{**NAS, "BandwidthLimit": "5Mi"}, HUB]), "bandwidthLimit": "9Mi"}
+    ).spec
+    assert isinstance(found.source, CompositeSpec)
     assert (found.bandwidth_limit, found.source.limits) == (9 << 20, (("extra", 5 << 20),))
     assert "sources[0] (base): bandwidthLimit is '1'" in refusal([{**HUB, "bandwidthLimit": 1}])
 
 
 def test_the_order_of_the_list_means_nothing() -> None:
-    assert parse({"sources": json.dumps([NAS, HUB])}) == parse({"sources": json.dumps([HUB, NAS])})
+    assert parse_volume_parameters({"sources": json.dumps([NAS, HUB])}) == parse_volume_parameters(
+        {"sources": json.dumps([HUB, NAS])}
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,7 +56,10 @@ def test_the_order_of_the_list_means_nothing() -> None:
         ([], "a JSON list of 1 to"),
         ({}, "a JSON list of 1 to"),
         (["x"], "sources[0] is no JSON object"),
-        ('[{"folder": "a", "repoId": "org/x", "repoId": "org/y"}]', "sources has an object with 'repoId' twice"),
+        (
+            '[{"folder": "a", "repoId": "org/x", "repoId": "org/y"}]',
+            "sources has an object with 'repoId' twice",
+        ),
         ('[{"folder": "a", "Folder": "b", "repoId": "org/x"}]', "sources has an object with 'folder' twice"),
         ('[{"folder": "a", "repoId": "org/x", "REPOID": "org/y"}]', "twice; keep one"),
         ([{**HUB, "allowPatterns": ["*.json"]}], "sources[0] has a value that is no text"),

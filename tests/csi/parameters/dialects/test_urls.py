@@ -6,28 +6,32 @@ import pytest
 
 from csi.errors import InvalidParameter
 from csi.parameters.dialects.urls import UrlFile, UrlSpec
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 
 SUM = "0123456789abcdef" * 4
 SECRET = "verySecret123"
 
 
 def source(values: dict[str, str]) -> UrlSpec:
-    found = parse(values).spec.source
+    found = parse_volume_parameters(values).spec.source
     assert isinstance(found, UrlSpec)
     return found
 
 
 def refusal(values: dict[str, str]) -> str:
     with pytest.raises(InvalidParameter) as error:
-        parse(values)
+        parse_volume_parameters(values)
     return str(error.value)
 
 
 def test_one_url_or_several_by_commas_or_lines() -> None:
     one, two = UrlFile("https://a.example/x/one.bin"), UrlFile("http://b.example:8080/two.bin?v=2")
     assert source({"url": one.url}) == source({"type": "URL", "url": f" {one.url} "}) == UrlSpec((one,))
-    assert source({"url": f"{one.url}, {two.url}"}) == source({"url": f"{one.url}\n{two.url}\n"}) == UrlSpec((one, two))
+    assert (
+        source({"url": f"{one.url}, {two.url}"})
+        == source({"url": f"{one.url}\n{two.url}\n"})
+        == UrlSpec((one, two))
+    )
     assert source({"url": f"{one.url},{two.url}"}).addresses == ("a.example", "b.example:8080")
 
 
@@ -42,23 +46,44 @@ def test_a_file_may_be_given_a_path_of_its_own() -> None:
 
 def test_each_url_may_have_its_sum() -> None:
     url = "https://a.example/one,https://a.example/two"
-    assert [file.sha256 for file in source({"url": url, "sha256": f"-,sha256:{SUM.upper()}"}).files] == ["", SUM]
+    assert [file.sha256 for file in source({"url": url, "sha256": f"-,sha256:{SUM.upper()}"}).files] == [
+        "",
+        SUM,
+    ]
 
 
 def test_a_metalink_document_stands_for_the_urls() -> None:
     spec = UrlSpec(metalink="https://a.example:8443/x/all.meta4?v=2")
     for written in ({"metalink": f" {spec.metalink}#part "}, {"TYPE": "url", "MetaLink": spec.metalink}):
         assert source(written) == spec
-    assert source(spec.to_context()) == spec and parse(parse({"metalink": spec.metalink}).to_context()).spec.source == spec
-    assert spec.addresses == ("a.example:8443",) and spec.shown == "Metalink a.example:8443 'all.meta4'"
-    assert spec.place != source({"url": spec.metalink}).place and spec != source({"url": spec.metalink}) and spec.source_moves
+    assert (
+        source(spec.to_context()) == spec
+        and parse_volume_parameters(
+            parse_volume_parameters({"metalink": spec.metalink}).to_context()
+        ).spec.source
+        == spec
+    )
+    assert (
+        spec.addresses == ("a.example:8443",) and spec.display_name == "Metalink a.example:8443 'all.meta4'"
+    )
+    assert (
+        spec.origin_scope != source({"url": spec.metalink}).origin_scope
+        and spec != source({"url": spec.metalink})
+        and spec.is_unpinnable
+    )
 
 
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"metalink": "https://a.example/x", "url": "https://a.example/y"}, "metalink and url are both given; keep one"),
-        ({"metalink": "https://a.example/x", "sha256": SUM}, "metalink and sha256 are both given; the document has the sums"),
+        (
+            {"metalink": "https://a.example/x", "url": "https://a.example/y"},
+            "metalink and url are both given; keep one",
+        ),
+        (
+            {"metalink": "https://a.example/x", "sha256": SUM},
+            "metalink and sha256 are both given; the document has the sums",
+        ),
         ({"metalink": "a.example/x"}, "metalink is 'a.example/x'; it is an http"),
         ({"metalink": "https://a.example/x,https://b.example/x y"}, "metalink is"),
         ({"metalink": "https://a.example/x", "repoId": "a/b"}, "repoId"),
@@ -80,7 +105,9 @@ def test_a_metalink_document_stands_for_the_urls() -> None:
         ({"url": "\n".join(f"https://a.example/{n}" for n in range(1001))}, "at most 1000"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_key(values: dict[str, str], words: str) -> None:
+def test_a_value_that_cannot_be_used_is_refused_by_the_name_of_its_key(
+    values: dict[str, str], words: str
+) -> None:
     assert words in refusal(values)
 
 
@@ -119,7 +146,12 @@ SIGNED = [
 
 
 @pytest.mark.parametrize(
-    "url", [f"https://user:{SECRET}@a.example/x", f"https://a.example/x#token={SECRET}", *(f"https://a.example/x?{q.format(SECRET)}" for q in SIGNED)]
+    "url",
+    [
+        f"https://user:{SECRET}@a.example/x",
+        f"https://a.example/x#token={SECRET}",
+        *(f"https://a.example/x?{q.format(SECRET)}" for q in SIGNED),
+    ],
 )
 def test_a_login_or_a_signature_in_a_url_is_refused_and_never_repeated(url: str) -> None:
     for key in ("url", "metalink"):
@@ -129,7 +161,19 @@ def test_a_login_or_a_signature_in_a_url_is_refused_and_never_repeated(url: str)
 
 @pytest.mark.parametrize(
     "query",
-    ["author=x", "authority=x", "keyword=x", "monkey=1", "design=x", "tokenizer=x", "codec=x", "v=sig", "passage=2", "versionId=abc&dl=1", "a;b"],
+    [
+        "author=x",
+        "authority=x",
+        "keyword=x",
+        "monkey=1",
+        "design=x",
+        "tokenizer=x",
+        "codec=x",
+        "v=sig",
+        "passage=2",
+        "versionId=abc&dl=1",
+        "a;b",
+    ],
 )
 def test_what_only_resembles_a_credential_is_a_part_of_the_address(query: str) -> None:
     assert source({"url": f"https://a.example/x?{query}"}).files[0].url.endswith(f"?{query}")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from csi.registry.events.recorder import Announcer, Silent, Subject
-from csi.registry.volumes.kubernetes import KubernetesRegistry
+from csi.registry.events.recorder import EventRecorder, NullEventRecorder, ObjectReference
+from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
 from tests.apiserver import ApiServer
 from tests.csi.registry.events.recorders import InCluster, InMemory, Said
 from tests.csi.registry.kinds import record
@@ -26,15 +26,15 @@ def told(request: pytest.FixtureRequest) -> Iterator[Any]:
         found: Any = InMemory({VOLUME})
     else:
         cluster: ApiServer = request.getfixturevalue("cluster")
-        KubernetesRegistry(cluster.client()).put(record(VOLUME))
+        KubernetesVolumeRegistry(cluster.client()).put(record(VOLUME))
         found = InCluster(cluster)
     yield found
     found.announcer.close()
 
 
-def pod() -> Subject:
+def pod() -> ObjectReference:
     """A pod that no other test has."""
-    return Subject("Pod", "default", f"reader-{uuid.uuid4().hex[:8]}", str(uuid.uuid4()))
+    return ObjectReference("Pod", "default", f"reader-{uuid.uuid4().hex[:8]}", str(uuid.uuid4()))
 
 
 def test_what_is_said_again_for_a_reason_takes_the_place_of_what_was_said_and_is_counted(told: Any) -> None:
@@ -46,7 +46,11 @@ def test_what_is_said_again_for_a_reason_takes_the_place_of_what_was_said_and_is
 
 
 def test_each_reason_and_object_has_its_own(told: Any) -> None:
-    one, other, claim = pod(), pod(), Subject("PersistentVolumeClaim", "default", "cache", str(uuid.uuid4()))
+    one, other, claim = (
+        pod(),
+        pod(),
+        ObjectReference("PersistentVolumeClaim", "default", "cache", str(uuid.uuid4())),
+    )
     told.announcer.announce(one, "CacheFilling", "a")
     told.announcer.announce(one, "CacheFillFailed", "b", warning=True)
     told.announcer.announce(other, "CacheFilling", "c")
@@ -82,7 +86,7 @@ def test_closed_it_says_nothing_more_and_takes_everything(told: Any) -> None:
 def test_many_threads_may_tell_at_once(told: Any) -> None:
     subjects = [pod() for _ in range(8)]
 
-    def tell(about: Subject) -> None:
+    def tell(about: ObjectReference) -> None:
         for number in range(5):
             told.announcer.announce(about, "CacheFilling", str(number))
 
@@ -91,11 +95,13 @@ def test_many_threads_may_tell_at_once(told: Any) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wait_until(lambda: all(told.said(about).get("CacheFilling", Said("")).message == "4" for about in subjects), 20)
+    assert wait_until(
+        lambda: all(told.said(about).get("CacheFilling", Said("")).message == "4" for about in subjects), 20
+    )
 
 
 def test_a_folder_has_nobody_to_tell() -> None:
-    silent: Announcer = Silent()
-    silent.announce(pod(), "CacheFilling", "x")
-    silent.filling(VOLUME, 5)
+    silent: EventRecorder = NullEventRecorder()
+    silent.record(pod(), "CacheFilling", "x")
+    silent.report_fill(VOLUME, 5)
     silent.close()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from csi.errors import ClusterUnavailable
-from csi.registry.pins.pins import CachePin, Holder
+from csi.registry.pins.pins import CachePin, PinHolder
 
 
 class FakePins:
@@ -29,7 +29,7 @@ class FakePins:
         self._ask("get")
         return self._pins.get((namespace, name))
 
-    def hold(self, pin: CachePin, holder: Holder) -> CachePin:
+    def add_holder(self, pin: CachePin, holder: PinHolder) -> CachePin:
         self._ask("hold")
         with self._guard:
             key = pin.namespace, pin.name
@@ -37,7 +37,7 @@ class FakePins:
             self._pins[key] = replace(kept, holders={holder: float(int(time.time())), **kept.holders})
             return self._pins[key]
 
-    def release(self, namespace: str, name: str, holder: Holder) -> None:
+    def remove_holder(self, namespace: str, name: str, holder: PinHolder) -> None:
         self._ask("release")
         with self._guard:
             kept = self._pins.pop((namespace, name), None)
@@ -45,7 +45,7 @@ class FakePins:
             if kept and left:
                 self._pins[namespace, name] = replace(kept, holders=left)
 
-    def all(self) -> Iterator[CachePin]:
+    def list_all(self) -> Iterator[CachePin]:
         self._ask("all")
         yield from list(self._pins.values())
 

@@ -14,10 +14,16 @@ from typing import Any
 from csi.cluster.outbox import Outbox
 from csi.errors import ClusterUnavailable, FailedPrecondition
 from csi.registry.custom_resource import GROUP, VERSION
-from csi.registry.prewarms.kubernetes import KubernetesPrewarms
-from csi.registry.prewarms.prewarms import NodeState, Prewarm, PrewarmedCache, Prewarms, State
-from csi.registry.prewarms.status import reported
-from csi.registry.volumes.kubernetes import KubernetesRegistry
+from csi.registry.prewarms.kubernetes import KubernetesNodePrewarms
+from csi.registry.prewarms.prewarms import (
+    NodePrewarms,
+    NodePrewarmState,
+    PrewarmedCache,
+    PrewarmRequest,
+    PrewarmState,
+)
+from csi.registry.prewarms.status import patch_with_node
+from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
 from csi.registry.volumes.record import VolumeRecord
 from tests.apiserver import ApiServer
 
@@ -29,7 +35,7 @@ class FakePrewarms:
 
     def __init__(self, labels: Mapping[str, str] | None = None) -> None:
         self._guard = threading.Lock()
-        self._objects: dict[str, Prewarm] = {}
+        self._objects: dict[str, PrewarmRequest] = {}
         self._status: dict[str, dict[str, Any]] = {}
         self._watchers: list[Callable[[str], None]] = []
         self.node_labels, self.secrets, self.volumes = (
@@ -37,13 +43,15 @@ class FakePrewarms:
             dict[tuple[str, str], dict[str, str]](),
             dict[tuple[str, str], VolumeRecord](),
         )
-        self.away, self.asked, self.said = False, 0, list[NodeState | None]()
+        self.away, self.asked, self.said = False, 0, list[NodePrewarmState | None]()
 
-    def put(self, prewarm: Prewarm) -> Prewarm:
+    def put(self, prewarm: PrewarmRequest) -> PrewarmRequest:
         """Make or change an object; its generation counts up."""
         with self._guard:
             before = self._objects.get(prewarm.key)
-            self._objects[prewarm.key] = replace(prewarm, uid=f"uid-of-{prewarm.name}", generation=before.generation + 1 if before else 1)
+            self._objects[prewarm.key] = replace(
+                prewarm, uid=f"uid-of-{prewarm.name}", generation=before.generation + 1 if before else 1
+            )
         self.tell(prewarm.name)
         return self._objects[prewarm.key]
 
@@ -63,7 +71,7 @@ class FakePrewarms:
         if self.away:
             raise ClusterUnavailable("the Kubernetes API server cannot be reached")
 
-    def all(self) -> list[Prewarm]:
+    def all(self) -> list[PrewarmRequest]:
         self._ask()
         return list(self._objects.values())
 
@@ -89,13 +97,13 @@ class FakePrewarms:
             raise FailedPrecondition(f"the PVC {namespace}/{claim} is not there")
         return self.volumes[namespace, claim]
 
-    def report(self, prewarm: Prewarm, state: NodeState | None) -> None:
+    def report(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
         with self._guard:
             self.said.append(state)
             if self._objects.get(prewarm.key) != prewarm:
                 return
             status = self._status.setdefault(prewarm.key, {})
-            status |= reported(prewarm, status, NODE_NAME, state, time.time()) or {}
+            status |= patch_with_node(prewarm, status, NODE_NAME, state, time.time()) or {}
 
     def status(self, key: str) -> dict[str, Any]:
         """What the object shows."""
@@ -107,7 +115,7 @@ class InMemory:
     """The fake, as the suite sees it."""
 
     def __init__(self) -> None:
-        self.prewarms: Prewarms = (fake := FakePrewarms({"pool": "gpu"}))
+        self.prewarms: NodePrewarms = (fake := FakePrewarms({"pool": "gpu"}))
         self.fake, self.put, self.remove, self.status = fake, fake.put, fake.remove, fake.status
 
     def add_secret(self, name: str, values: Mapping[str, str]) -> None:
@@ -124,11 +132,13 @@ class InCluster:
     """The objects of a cluster, as the suite sees them."""
 
     def __init__(self, cluster: ApiServer) -> None:
-        self.cluster, self.registry = cluster, KubernetesRegistry(cluster.client())
-        self.prewarms = KubernetesPrewarms(cluster.client(), NODE_NAME, self.registry, Outbox(between_seconds=0.0))
+        self.cluster, self.registry = cluster, KubernetesVolumeRegistry(cluster.client())
+        self.prewarms = KubernetesNodePrewarms(
+            cluster.client(), NODE_NAME, self.registry, Outbox(write_interval=0.0)
+        )
         make_node(cluster, NODE_NAME, {"pool": "gpu"})
 
-    def put(self, prewarm: Prewarm) -> Prewarm:
+    def put(self, prewarm: PrewarmRequest) -> PrewarmRequest:
         made = apply(self.cluster, thing(prewarm))
         return replace(prewarm, uid=made["metadata"]["uid"], generation=made["metadata"]["generation"])
 
@@ -141,7 +151,15 @@ class InCluster:
 
     def add_secret(self, name: str, values: Mapping[str, str]) -> None:
         data = {key: base64.b64encode(value.encode()).decode() for key, value in values.items()}
-        apply(self.cluster, {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name, "namespace": "default"}, "data": data})
+        apply(
+            self.cluster,
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": name, "namespace": "default"},
+                "data": data,
+            },
+        )
 
     def add_claim(self, name: str, record: VolumeRecord) -> None:
         self.registry.put(record)
@@ -156,7 +174,7 @@ def path(namespace: str, name: str) -> str:
     return f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/cacheprewarms/{name}"
 
 
-def thing(prewarm: Prewarm) -> dict[str, Any]:
+def thing(prewarm: PrewarmRequest) -> dict[str, Any]:
     """The object that people write."""
     spec: dict[str, Any] = {"caches": list(map(_cache, prewarm.caches))}
     if prewarm.selector:
@@ -166,8 +184,10 @@ def thing(prewarm: Prewarm) -> dict[str, Any]:
 
 
 def _cache(cache: PrewarmedCache) -> dict[str, Any]:
-    named: dict[str, Any] = {"claimName": cache.claim} if cache.claim else {"parameters": dict(cache.parameters)}
-    return named | ({"secretRef": {"name": cache.secret}} if cache.secret else {})
+    named: dict[str, Any] = (
+        {"claimName": cache.pvc_name} if cache.pvc_name else {"parameters": dict(cache.parameters)}
+    )
+    return named | ({"secretRef": {"name": cache.secret_name}} if cache.secret_name else {})
 
 
 def apply(cluster: ApiServer, what: dict[str, Any]) -> dict[str, Any]:
@@ -183,14 +203,37 @@ def make_node(cluster: ApiServer, name: str, labels: Mapping[str, str]) -> None:
 def bind(cluster: ApiServer, claim: str, volume: str, phase: str = "Bound") -> None:
     """A PVC of the PV `volume`, as the controller of PVs would leave it."""
     resources = {"requests": {"storage": "1Gi"}}
-    spec = {"accessModes": ["ReadOnlyMany"], "storageClassName": "", "volumeName": volume, "resources": resources}
-    apply(cluster, {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": claim, "namespace": "default"}, "spec": spec})
-    cluster.kubectl("patch", "pvc", claim, "--subresource=status", "--type=merge", "-p", f'{{"status":{{"phase":"{phase}"}}}}')
+    spec = {
+        "accessModes": ["ReadOnlyMany"],
+        "storageClassName": "",
+        "volumeName": volume,
+        "resources": resources,
+    }
+    apply(
+        cluster,
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": claim, "namespace": "default"},
+            "spec": spec,
+        },
+    )
+    cluster.kubectl(
+        "patch",
+        "pvc",
+        claim,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        f'{{"status":{{"phase":"{phase}"}}}}',
+    )
 
 
-def order(name: str, *caches: PrewarmedCache, selector: Mapping[str, str] | None = None, namespace: str = "default") -> Prewarm:
+def order(
+    name: str, *caches: PrewarmedCache, selector: Mapping[str, str] | None = None, namespace: str = "default"
+) -> PrewarmRequest:
     """An order that nobody has given yet."""
-    return Prewarm(namespace, name, "", 0, caches, dict(selector or {}))
+    return PrewarmRequest(namespace, name, "", 0, caches, dict(selector or {}))
 
 
-READY = NodeState(State.READY, 100)
+READY = NodePrewarmState(PrewarmState.READY, 100)

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 
 from csi.cluster.api_server import ApiServer as Client
-from csi.parameters.data_cache import data_cache
+from csi.parameters.data_cache import parse_data_cache
 from csi.program.flags import DRIVER_NAME
-from csi.registry.datacaches.data_caches import Content, DataCache, DataCaches, DataCacheState
-from csi.registry.datacaches.directory import DirectoryDataCaches
-from csi.registry.datacaches.kubernetes import KubernetesDataCaches
-from csi.registry.prewarms.directory import DirectoryPrewarmOrders, DirectoryPrewarms
-from csi.registry.prewarms.kubernetes import KubernetesPrewarms
-from csi.registry.prewarms.kubernetes_requests import KubernetesPrewarmOrders
-from csi.registry.prewarms.prewarms import NodeState, Prewarms, State
-from csi.registry.prewarms.requests import PrewarmOrders
-from csi.registry.volumes.directory import DirectoryRegistry
-from csi.registry.volumes.kubernetes import KubernetesRegistry
+from csi.registry.datacaches.data_caches import DataCache, DataCacheContent, DataCacheRegistry, DataCacheState
+from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
+from csi.registry.datacaches.kubernetes import KubernetesDataCacheRegistry
+from csi.registry.prewarms.directory import DirectoryNodePrewarms, DirectoryPrewarmRequests
+from csi.registry.prewarms.kubernetes import KubernetesNodePrewarms
+from csi.registry.prewarms.kubernetes_requests import KubernetesPrewarmRequests
+from csi.registry.prewarms.prewarms import NodePrewarms, NodePrewarmState, PrewarmState
+from csi.registry.prewarms.requests import PrewarmRequests
+from csi.registry.volumes.directory import DirectoryVolumeRegistry
+from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
 from csi.topology import volume_segments
 from tests.apiserver import ApiServer
 from tests.csi.registry.prewarms.kinds import make_node
@@ -37,33 +37,49 @@ HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 class Place:
     """Keepers of DataCaches and of orders, and a node that reads them."""
 
-    caches: DataCaches
-    orders: PrewarmOrders
-    prewarms: Prewarms
+    caches: DataCacheRegistry
+    orders: PrewarmRequests
+    prewarms: NodePrewarms
 
     def cache(self, digest: str) -> DataCache:
-        made = self.caches.add(DataCache("", "", 0, 0.0, data_cache("", "/models/a", "URL", HUB)), {})
-        return replace(made, state=DataCacheState(coming=Content(digest, HUB, 8192, 5)))
+        made = self.caches.add(DataCache("", "", 0, 0.0, parse_data_cache("", "/models/a", "URL", HUB)), {})
+        return replace(made, state=DataCacheState(next_content=DataCacheContent(digest, HUB, 8192, 5)))
 
 
 def able(cluster: ApiServer, ready: str = "True") -> None:
     make_node(cluster, NODE, {"kubernetes.io/hostname": NODE, **volume_segments(DRIVER_NAME)})
     said = [{"type": "Ready", "status": ready, "reason": "Said", "message": ""}]
-    cluster.kubectl("patch", "node", NODE, "--subresource=status", "--type=merge", "-p", json.dumps({"status": {"conditions": said}}))
+    cluster.kubectl(
+        "patch",
+        "node",
+        NODE,
+        "--subresource=status",
+        "--type=merge",
+        "-p",
+        json.dumps({"status": {"conditions": said}}),
+    )
 
 
 @pytest.fixture(params=["directory", "kubernetes"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     if request.param == "directory":
-        registry = DirectoryRegistry(tmp_path)
-        yield Place(DirectoryDataCaches(tmp_path), DirectoryPrewarmOrders(tmp_path), DirectoryPrewarms(tmp_path, registry))
+        registry = DirectoryVolumeRegistry(tmp_path)
+        yield Place(
+            DirectoryDataCacheRegistry(tmp_path),
+            DirectoryPrewarmRequests(tmp_path),
+            DirectoryNodePrewarms(tmp_path, registry),
+        )
         return
     cluster: ApiServer = request.getfixturevalue("cluster")
     client = cluster.client()
     cluster.kubectl("delete", "nodes", "--all")
     able(cluster)
-    prewarms = KubernetesPrewarms(client, NODE, KubernetesRegistry(client))
-    yield Place(KubernetesDataCaches(client, "default"), KubernetesPrewarmOrders(client, "default", DRIVER_NAME), prewarms)
+    prewarms = KubernetesNodePrewarms(client, NODE, KubernetesVolumeRegistry(client))
+    yield Place(
+        KubernetesDataCacheRegistry(client, "default"),
+        KubernetesPrewarmRequests(client, "default", DRIVER_NAME),
+        prewarms,
+    )
     prewarms.close()
     cluster.kubectl("delete", "node", NODE)
     cluster.kubectl("delete", "cacheprewarms", "--all")
@@ -71,26 +87,35 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
 
 def test_an_order_names_the_image_until_another_one_is_wanted_or_it_is_taken_back(place: Place) -> None:
     first = place.cache("a" * 64)
-    assert place.orders.place(first).state is State.PENDING
-    (order,) = place.prewarms.all()
+    assert place.orders.submit(first).state is PrewarmState.PENDING
+    (order,) = place.prewarms.list_requests()
     assert [(one.data_cache, one.digest) for one in order.caches] == [(first.name, "a" * 64)]
-    place.orders.place(first)
-    assert place.prewarms.all() == [order]
-    place.orders.place(replace(first, state=DataCacheState(coming=Content("b" * 64, HUB, 8192, 5))))
-    (changed,) = place.prewarms.all()
-    assert changed.caches[0].digest == "b" * 64 and (changed.uid, changed.generation) != (order.uid, order.generation)
-    place.orders.drop(first)
-    assert place.prewarms.all() == []
+    place.orders.submit(first)
+    assert place.prewarms.list_requests() == [order]
+    place.orders.submit(
+        replace(first, state=DataCacheState(next_content=DataCacheContent("b" * 64, HUB, 8192, 5)))
+    )
+    (changed,) = place.prewarms.list_requests()
+    assert changed.caches[0].digest == "b" * 64 and (changed.uid, changed.generation) != (
+        order.uid,
+        order.generation,
+    )
+    place.orders.cancel(first)
+    assert place.prewarms.list_requests() == []
 
 
 def test_what_a_node_says_is_told_and_counts_for_the_image_that_it_is_of(place: Place) -> None:
     cache, told = place.cache("a" * 64), list[str]()
     with place.orders.watch(told.append):
-        place.orders.place(cache)
-        place.prewarms.report(place.prewarms.all()[0], NodeState(State.READY, 100))
-        assert wait_until(lambda: cache.name in told and place.orders.place(cache).state is State.READY, 20)
-        other = replace(cache, state=DataCacheState(coming=Content("b" * 64, HUB, 8192, 5)))
-        assert place.orders.place(other).state is State.PENDING
+        place.orders.submit(cache)
+        place.prewarms.report_state(
+            place.prewarms.list_requests()[0], NodePrewarmState(PrewarmState.READY, 100)
+        )
+        assert wait_until(
+            lambda: cache.name in told and place.orders.submit(cache).state is PrewarmState.READY, 20
+        )
+        other = replace(cache, state=DataCacheState(next_content=DataCacheContent("b" * 64, HUB, 8192, 5)))
+        assert place.orders.submit(other).state is PrewarmState.PENDING
 
 
 class LateAnswers(Client):
@@ -111,37 +136,47 @@ def test_a_node_that_is_done_before_the_operator_has_its_answer_is_heard(cluster
     cluster.kubectl("delete", "nodes", "--all")
     able(cluster)
     client = LateAnswers(cluster)
-    orders, prewarms = KubernetesPrewarmOrders(client, "default", DRIVER_NAME), KubernetesPrewarms(cluster.client(), NODE, KubernetesRegistry(client))
-    cache, heard = Place(KubernetesDataCaches(cluster.client(), "default"), orders, prewarms).cache("a" * 64), list[State]()
+    orders, prewarms = (
+        KubernetesPrewarmRequests(client, "default", DRIVER_NAME),
+        KubernetesNodePrewarms(cluster.client(), NODE, KubernetesVolumeRegistry(client)),
+    )
+    cache, heard = (
+        Place(KubernetesDataCacheRegistry(cluster.client(), "default"), orders, prewarms).cache("a" * 64),
+        list[PrewarmState](),
+    )
 
     def done() -> None:
-        prewarms.report(prewarms.all()[0], NodeState(State.READY, 100))
-        assert wait_until(lambda: State.READY in heard, 20)
+        prewarms.report_state(prewarms.list_requests()[0], NodePrewarmState(PrewarmState.READY, 100))
+        assert wait_until(lambda: PrewarmState.READY in heard, 20)
 
-    with orders.watch(lambda name: heard.append(orders.place(cache).state)):
+    with orders.watch(lambda name: heard.append(orders.submit(cache).state)):
         client.meanwhile = done
-        assert orders.place(cache).state is State.READY
-        assert orders.place(cache).state is State.READY
+        assert orders.submit(cache).state is PrewarmState.READY
+        assert orders.submit(cache).state is PrewarmState.READY
     prewarms.close()
     cluster.kubectl("delete", "node", NODE)
     cluster.kubectl("delete", "cacheprewarms", "--all")
 
 
-def test_where_no_node_can_mount_images_nothing_is_ordered_until_one_can(cluster: ApiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_node_can_mount_images_nothing_is_ordered_until_one_can(
+    cluster: ApiServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cluster.kubectl("delete", "nodes", "--all")
     client = cluster.client()
-    orders = KubernetesPrewarmOrders(client, "default", DRIVER_NAME)
+    orders = KubernetesPrewarmRequests(client, "default", DRIVER_NAME)
     cache = replace(
-        KubernetesDataCaches(client, "default").add(DataCache("", "", 0, 0.0, data_cache("", "/models/a", "URL", HUB)), {}),
-        state=DataCacheState(coming=Content("a" * 64, HUB, 8192, 5)),
+        KubernetesDataCacheRegistry(client, "default").add(
+            DataCache("", "", 0, 0.0, parse_data_cache("", "/models/a", "URL", HUB)), {}
+        ),
+        state=DataCacheState(next_content=DataCacheContent("a" * 64, HUB, 8192, 5)),
     )
-    found = orders.place(cache)
-    assert not found.placed and "kubectl get nodes -L datacache.csi.io/mounts" in found.message
+    found = orders.submit(cache)
+    assert not found.has_node and "kubectl get nodes -L datacache.csi.io/mounts" in found.message
     able(cluster, "False")
-    assert not KubernetesPrewarmOrders(client, "default", DRIVER_NAME).place(cache).placed
+    assert not KubernetesPrewarmRequests(client, "default", DRIVER_NAME).submit(cache).has_node
     able(cluster)
     now = time.monotonic()
     monkeypatch.setattr("csi.registry.prewarms.kubernetes_requests.time.monotonic", lambda: now + 60)
-    assert orders.place(cache).placed
+    assert orders.submit(cache).has_node
     cluster.kubectl("delete", "node", NODE)
     cluster.kubectl("delete", "cacheprewarms", "--all")

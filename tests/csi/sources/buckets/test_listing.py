@@ -18,7 +18,7 @@ import pytest
 from csi.destinations.destinations import Destinations
 from csi.errors import OriginThrottled, OriginUnavailable, OriginUntrusted, PermissionDenied, UnsafeContent
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.dialects.buckets import ObjectSpec
+from csi.parameters.dialects.buckets import BucketSpec
 from csi.sources.buckets import listing
 from csi.sources.buckets.object_store import AccessKey
 from csi.sources.buckets.source import ObjectSource
@@ -28,7 +28,19 @@ from tests.origins import versitygw
 from tests.origins.scripted import Answer, Server
 from tests.origins.versitygw import READER_ID, READER_SECRET, ObjectServer
 
-ODD = ("a b/x y", "a+b/c+d", "p%41/q%2Fr", "ü/ö~-_.x", "s=1&t/u?v#w", "(!*')/z", "back\\sl", "q\"<>&'", "@at/:col;semi,$", "{br}/[x]|^`", "日本/本")
+ODD = (
+    "a b/x y",
+    "a+b/c+d",
+    "p%41/q%2Fr",
+    "ü/ö~-_.x",
+    "s=1&t/u?v#w",
+    "(!*')/z",
+    "back\\sl",
+    "q\"<>&'",
+    "@at/:col;semi,$",
+    "{br}/[x]|^`",
+    "日本/本",
+)
 
 
 @pytest.fixture
@@ -40,7 +52,7 @@ def unproxied(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listing, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(listing, "_PAGE_RETRY_PAUSES", (0.0, 0.0))
 
 
 def reader() -> AccessKey:
@@ -56,7 +68,7 @@ def paths(subject: ObjectSource) -> list[str]:
 def test_folders_of_any_name_are_listed_and_read(store: ObjectServer, anonymous: bool) -> None:
     bucket = store.bucket({f"{name}/file{name[:1]}": name.encode() for name in ODD}, anonymous=anonymous)
     for name in ODD:
-        spec = CacheSpec(ObjectSpec("S3", store.endpoint, bucket, name, path_style=True))
+        spec = CacheSpec(BucketSpec("S3", store.endpoint, bucket, name, path_style=True))
         with closing(ObjectSource(spec, None if anonymous else reader)) as subject:
             manifest = subject.resolve(subject.pin())
             assert read(subject, manifest, f"file{name[:1]}") == name.encode()
@@ -68,16 +80,18 @@ def test_pages_of_a_real_server_follow_each_other_whatever_their_keys(store: Obj
     folder.mkdir()
     for number in range(2100):
         (folder / f"{number} +%/=&ü".replace("/", "")).write_bytes(b"1")
-    found = paths(ObjectSource(CacheSpec(ObjectSpec("S3", store.endpoint, bucket, path_style=True)), reader))
+    found = paths(ObjectSource(CacheSpec(BucketSpec("S3", store.endpoint, bucket, path_style=True)), reader))
     assert len(found) == len(set(found)) == 2100
 
 
-def test_a_bucket_in_the_host_name_is_listed_and_read_through_a_proxy(store: ObjectServer, unproxied: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_in_the_host_name_is_listed_and_read_through_a_proxy(
+    store: ObjectServer, unproxied: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bucket = store.bucket({"a b/ü+%.bin": b"content"})
     monkeypatch.setenv("http_proxy", store.endpoint)
     for spec in (
-        ObjectSpec("S3", f"http://{versitygw.DOMAIN}", bucket, "a b"),
-        ObjectSpec("S3", "http://other.example", bucket, "a b", path_style=True),
+        BucketSpec("S3", f"http://{versitygw.DOMAIN}", bucket, "a b"),
+        BucketSpec("S3", "http://other.example", bucket, "a b", path_style=True),
     ):
         with closing(ObjectSource(CacheSpec(spec), reader)) as subject:
             assert read(subject, subject.resolve(subject.pin()), "ü+%.bin") == b"content"
@@ -101,9 +115,11 @@ def test_a_session_token_is_signed_too(server: Server) -> None:
 
 def test_a_signature_goes_with_the_listing_alone(server: Server) -> None:
     server.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("file"))
-    server.behave["/bucket/file"] = lambda handler: handler.say(206, b"1", Content_Range="bytes 0-0/1", ETag='"e"')
+    server.behave["/bucket/file"] = lambda handler: handler.say(
+        206, b"1", Content_Range="bytes 0-0/1", ETag='"e"'
+    )
     with closing(told(server, lambda: KEY)) as subject:
-        subject.prove(subject.resolve(subject.pin()))
+        subject.check_read_access(subject.resolve(subject.pin()))
     assert [bool(given) for _, given, _ in server.seen] == [True, True, False]
     assert "X-Amz-Signature=" in server.seen[-1][0]
 
@@ -113,7 +129,9 @@ def test_a_token_comes_back_as_it_was(server: Server) -> None:
 
     def answer(handler: Answer) -> None:
         asked.append(parse_qs(urlsplit(handler.path).query))
-        handler.say(200, list_bucket("two") if "continuation-token" in asked[-1] else list_bucket("one", more=token))
+        handler.say(
+            200, list_bucket("two") if "continuation-token" in asked[-1] else list_bucket("one", more=token)
+        )
 
     server.behave["/bucket"] = answer
     assert paths(told(server)) == ["one", "two"]
@@ -122,9 +140,13 @@ def test_a_token_comes_back_as_it_was(server: Server) -> None:
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_a_redirect_of_a_listing_is_refused_and_not_followed(server: Server, other: Server, status: int) -> None:
+def test_a_redirect_of_a_listing_is_refused_and_not_followed(
+    server: Server, other: Server, status: int
+) -> None:
     other.behave["/stolen"] = lambda handler: handler.say(200, list_bucket("stolen"))
-    server.behave["/bucket"] = lambda handler: handler.say(status, Location=f"{other.url}/stolen", x_amz_bucket_region="eu-west-1")
+    server.behave["/bucket"] = lambda handler: handler.say(
+        status, Location=f"{other.url}/stolen", x_amz_bucket_region="eu-west-1"
+    )
     for where in (Destinations(("127.0.0.1",), trusted=False), None):
         error = failing(told(server, lambda: KEY, where))
         assert isinstance(error, OriginUnavailable)
@@ -143,15 +165,21 @@ def test_a_name_below_a_listed_endpoint_is_no_listed_name(server: Server) -> Non
     server.behave["/"] = lambda handler: handler.say(200, list_bucket("file"))
     port = server.server_address[1]
     # Bucket and endpoint together spell 127.0.0.1.
-    spec = CacheSpec(ObjectSpec("S3", f"http://0.0.1:{port}", "127"))
-    assert isinstance(failing(ObjectSource(spec, None, Destinations((f"0.0.1:{port}",), trusted=False))), PermissionDenied)
+    spec = CacheSpec(BucketSpec("S3", f"http://0.0.1:{port}", "127"))
+    assert isinstance(
+        failing(ObjectSource(spec, None, Destinations((f"0.0.1:{port}",), trusted=False))), PermissionDenied
+    )
     assert server.accepted == 0
     assert paths(ObjectSource(spec, None, Destinations((f"*.0.0.1:{port}",), trusted=False))) == ["file"]
 
 
-@pytest.mark.parametrize("next_page", ["", "<NextMarker>b</NextMarker>", "<NextContinuationToken></NextContinuationToken>"])
+@pytest.mark.parametrize(
+    "next_page", ["", "<NextMarker>b</NextMarker>", "<NextContinuationToken></NextContinuationToken>"]
+)
 def test_half_a_listing_is_none(server: Server, next_page: str) -> None:
-    cut = list_bucket("a", "b").replace(b"<IsTruncated>false</IsTruncated>", f"<IsTruncated>true</IsTruncated>{next_page}".encode())
+    cut = list_bucket("a", "b").replace(
+        b"<IsTruncated>false</IsTruncated>", f"<IsTruncated>true</IsTruncated>{next_page}".encode()
+    )
     server.behave["/bucket"] = lambda handler: handler.say(200, cut)
     error = failing(told(server))
     assert isinstance(error, OriginUnavailable) and "ends in the middle" in str(error)
@@ -170,7 +198,9 @@ def test_a_listing_that_turns_in_circles_ends(server: Server) -> None:
 
 
 def test_a_page_that_is_too_large_is_given_up(server: Server) -> None:
-    server.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("a").replace(b"<Contents>", b" " * (8 << 20) + b"<Contents>"))
+    server.behave["/bucket"] = lambda handler: handler.say(
+        200, list_bucket("a").replace(b"<Contents>", b" " * (8 << 20) + b"<Contents>")
+    )
     assert "over 8 MiB" in str(failing(told(server)))
 
 
@@ -183,7 +213,9 @@ def test_a_key_that_is_no_text_is_refused(server: Server) -> None:
 
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_store_that_asks_for_patience_gets_it(server: Server, status: int) -> None:
-    server.behave["/bucket"] = lambda handler: handler.say(status, b"<Error><Code>SlowDown</Code></Error>", Retry_After="7")
+    server.behave["/bucket"] = lambda handler: handler.say(
+        status, b"<Error><Code>SlowDown</Code></Error>", Retry_After="7"
+    )
     error = failing(told(server))
     assert isinstance(error, OriginThrottled) and error.retry_after == 7
     assert len(server.seen) == 1
@@ -276,12 +308,16 @@ def test_a_store_with_tls_is_listed_and_read_through_a_proxy_that_never_sees_the
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     with Server(tls=certificate) as secure, TunnelServer(("127.0.0.1", secure.server_address[1])) as proxy:
         secure.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("file"))
-        secure.behave["/bucket/file"] = lambda handler: handler.say(206, b"1", Content_Range="bytes 0-0/1", ETag='"e"')
+        secure.behave["/bucket/file"] = lambda handler: handler.say(
+            206, b"1", Content_Range="bytes 0-0/1", ETag='"e"'
+        )
         monkeypatch.setenv("https_proxy", f"http://me:p%40ss@127.0.0.1:{proxy.server_address[1]}")
         with closing(told(secure, lambda: KEY)) as subject:
-            subject.prove(subject.resolve(subject.pin()))
+            subject.check_read_access(subject.resolve(subject.pin()))
         login = f"proxy-authorization: basic {base64.b64encode(b'me:p@ss').decode().lower()}"
-        assert len(proxy.asked) >= 2 and all(head[0].startswith("CONNECT ") and login in map(str.lower, head) for head in proxy.asked)
+        assert len(proxy.asked) >= 2 and all(
+            head[0].startswith("CONNECT ") and login in map(str.lower, head) for head in proxy.asked
+        )
         assert KEY.token not in str(proxy.asked) and "AWS4" not in str(proxy.asked)
         # A look at the certificate, two pages, a byte.
         assert [bool(given) for _, given, _ in secure.seen] == [False, True, True, False]
@@ -289,7 +325,9 @@ def test_a_store_with_tls_is_listed_and_read_through_a_proxy_that_never_sees_the
         secure.shutdown()
 
 
-def test_the_first_thing_to_see_a_certificate_sends_no_key(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_thing_to_see_a_certificate_sends_no_key(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
     with Server(tls=certificate) as secure:
         secure.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("file"))

@@ -20,12 +20,12 @@ from csi.errors import (
     Unauthenticated,
     UnsafeContent,
 )
-from csi.manifest.manifest import Kind
+from csi.manifest.manifest import EntryKind
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.dialects.buckets import ObjectSpec
+from csi.parameters.dialects.buckets import BucketSpec
 from csi.sources.buckets.object_store import AccessKey
 from csi.sources.buckets.source import ObjectSource
-from csi.sources.catalog import access_key, open_source
+from csi.sources.catalog import find_access_key, open_source
 from tests.conformance.trees import entry, read
 from tests.csi.sources.buckets.origin import KEY, failing, list_bucket, told
 from tests.origins.scripted import Answer, Server
@@ -36,15 +36,17 @@ def reader() -> AccessKey:
     return AccessKey(READER_ID, READER_SECRET)
 
 
-def source(store: ObjectServer, bucket: str, prefix: str = "", key: Callable[[], AccessKey] | None = reader) -> ObjectSource:
-    return ObjectSource(CacheSpec(ObjectSpec("S3", store.endpoint, bucket, prefix, path_style=True)), key)
+def source(
+    store: ObjectServer, bucket: str, prefix: str = "", key: Callable[[], AccessKey] | None = reader
+) -> ObjectSource:
+    return ObjectSource(CacheSpec(BucketSpec("S3", store.endpoint, bucket, prefix, path_style=True)), key)
 
 
 def test_a_bucket_that_is_open_to_all_is_read_without_a_secret(store: ObjectServer) -> None:
     bucket = store.bucket({"a b/ü%.bin": b"content"}, anonymous=True)
     with closing(source(store, bucket, key=None)) as subject:
         manifest = subject.resolve(subject.pin())
-        subject.prove(manifest)
+        subject.check_read_access(manifest)
         assert read(subject, manifest, "a b/ü%.bin") == b"content"
 
 
@@ -62,11 +64,13 @@ def test_each_refusal_is_said_in_its_own_words(store: ObjectServer) -> None:
     assert "has no objects" in str(failing(source(store, bucket, "elsewhere")))
 
 
-def test_an_object_that_is_replaced_between_two_ranges_is_caught_and_not_mixed_in(store: ObjectServer) -> None:
+def test_an_object_that_is_replaced_between_two_ranges_is_caught_and_not_mixed_in(
+    store: ObjectServer,
+) -> None:
     bucket = store.bucket({"big": b"a" * 3_000_000})
     with closing(source(store, bucket)) as subject:
         manifest = subject.resolve(subject.pin())
-        with subject.reader(manifest) as ranges:
+        with subject.open_reader(manifest) as ranges:
             ranges.read_into(entry(manifest, "big"), 0, memoryview(bytearray(1_000_000)))
             store.put(bucket, {"big": b"b" * 3_000_000})
             with pytest.raises(SourceChanged, match="'big'.*has changed since it was listed"):
@@ -95,7 +99,7 @@ def test_what_consoles_put_where_a_folder_is_counts_as_the_folder(scripted: Serv
     with closing(told(scripted)) as subject:
         manifest = subject.resolve(subject.pin())
     folders = {"dir", "dir/deep", "other", "void"}
-    assert {e.path for e in manifest.entries if e.kind is Kind.DIRECTORY} == folders
+    assert {e.path for e in manifest.entries if e.kind is EntryKind.DIRECTORY} == folders
     assert {e.path for e in manifest.files} == {"dir/deep/file", "empty", "other/file"}
 
 
@@ -110,7 +114,7 @@ def test_a_folder_is_the_same_whether_or_not_a_console_put_something_there(scrip
 
 def test_the_listed_folders_own_object_is_no_part_of_it(scripted: Server) -> None:
     scripted.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("data/", "data/file"))
-    spec = ObjectSpec("OSS", scripted.url, "bucket", "data", path_style=True)
+    spec = BucketSpec("OSS", scripted.url, "bucket", "data", path_style=True)
     with closing(ObjectSource(CacheSpec(spec), None)) as subject:
         assert [e.path for e in subject.resolve(subject.pin()).entries] == ["file"]
 
@@ -131,7 +135,12 @@ def test_a_hundred_thousand_objects_come_in_pages_of_a_thousand(scripted: Server
     def page(handler: Answer) -> None:
         _, _, after = handler.path.partition("continuation-token=")
         number = int(after.partition("&")[0] or 0)
-        handler.say(200, list_bucket(*(f"{number:03}/{n:03}" for n in range(1000)), more=str(number + 1) if number < 99 else ""))
+        handler.say(
+            200,
+            list_bucket(
+                *(f"{number:03}/{n:03}" for n in range(1000)), more=str(number + 1) if number < 99 else ""
+            ),
+        )
 
     scripted.behave["/bucket"] = page
     with closing(told(scripted)) as subject:
@@ -142,9 +151,13 @@ def test_a_hundred_thousand_objects_come_in_pages_of_a_thousand(scripted: Server
 def test_a_store_that_is_none_or_not_there_is_named(scripted: Server) -> None:
     scripted.behave["/bucket"] = lambda handler: handler.say(200, b"<html>hello</html>")
     assert isinstance(failing(told(scripted)), DataCacheError)
-    scripted.behave["/bucket"] = lambda handler: handler.say(400, b"<Error><Code>InvalidBucketName</Code></Error>")
+    scripted.behave["/bucket"] = lambda handler: handler.say(
+        400, b"<Error><Code>InvalidBucketName</Code></Error>"
+    )
     assert "InvalidBucketName" in str(failing(told(scripted)))
-    gone = replace(told(scripted).pin(), source=ObjectSpec("S3", "http://127.0.0.1:1", "bucket", path_style=True))
+    gone = replace(
+        told(scripted).pin(), source=BucketSpec("S3", "http://127.0.0.1:1", "bucket", path_style=True)
+    )
     error = failing(ObjectSource(gone, None))
     assert isinstance(error, OriginUnavailable) and "127.0.0.1:1" in str(error)
 
@@ -155,31 +168,46 @@ def test_a_signed_address_that_ended_is_signed_anew(scripted: Server) -> None:
     def answer(handler: Answer) -> None:
         asked.append(handler.path)
         if len(asked) == 2:
-            handler.say(403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>")
+            handler.say(
+                403, b"<Error><Code>AccessDenied</Code><Message>Request has expired</Message></Error>"
+            )
         else:
             first, end = handler.span()
             handler.say(206, b"x" * (end - first), Content_Range=f"bytes {first}-{end - 1}/1000", ETag='"e"')
 
-    scripted.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("file").replace(b"<Size>1<", b"<Size>1000<"))
+    scripted.behave["/bucket"] = lambda handler: handler.say(
+        200, list_bucket("file").replace(b"<Size>1<", b"<Size>1000<")
+    )
     scripted.behave["/bucket/file"] = answer
     with closing(told(scripted, lambda: KEY)) as subject:
         manifest = subject.resolve(subject.pin())
-        with subject.reader(manifest) as ranges:
+        with subject.open_reader(manifest) as ranges:
             for offset in (0, 500):
                 ranges.read_into(entry(manifest, "file"), offset, memoryview(bytearray(500)))
     assert len(asked) == 3 and all("X-Amz-Signature=" in path for path in asked)
 
 
 def test_a_time_that_is_none_is_the_stores_fault(scripted: Server) -> None:
-    scripted.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("file").replace(b"<ETag>&quot;e&quot;</ETag>", b""))
-    scripted.behave["/bucket/file"] = lambda handler: handler.say(206, b"1", Content_Range="bytes 0-0/1", Last_Modified="yesterday")
+    scripted.behave["/bucket"] = lambda handler: handler.say(
+        200, list_bucket("file").replace(b"<ETag>&quot;e&quot;</ETag>", b"")
+    )
+    scripted.behave["/bucket/file"] = lambda handler: handler.say(
+        206, b"1", Content_Range="bytes 0-0/1", Last_Modified="yesterday"
+    )
     with closing(told(scripted)) as subject:
         manifest = subject.resolve(subject.pin())
         with pytest.raises(OriginUnavailable, match="'file' with a Last-Modified that is no time"):
-            subject.prove(manifest)
+            subject.check_read_access(manifest)
 
 
-@pytest.mark.parametrize("key", [AccessKey("id\nX-Other: 1", "secret"), AccessKey("id", "secret", "tok\u2028en"), AccessKey("id", "s\xe9")])
+@pytest.mark.parametrize(
+    "key",
+    [
+        AccessKey("id\nX-Other: 1", "secret"),
+        AccessKey("id", "secret", "tok\u2028en"),
+        AccessKey("id", "s\xe9"),
+    ],
+)
 def test_a_key_that_can_be_none_is_refused_before_anybody_is_asked(scripted: Server, key: AccessKey) -> None:
     error = failing(told(scripted, lambda: key))
     assert isinstance(error, InvalidParameter) and "that no access key has" in str(error)
@@ -187,30 +215,44 @@ def test_a_key_that_can_be_none_is_refused_before_anybody_is_asked(scripted: Ser
 
 
 def role_service(scripted: Server, hardened: bool) -> None:
-    expires = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
-    key = {"AccessKeyId": "STS.id", "AccessKeySecret": "roleSecret", "SecurityToken": "roleToken", "Expiration": expires, "Code": "Success"}
+    expires = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(hours=1)).strftime(
+        "%Y-%m-%dT%H:%M:%SZ"
+    )
+    key = {
+        "AccessKeyId": "STS.id",
+        "AccessKeySecret": "roleSecret",
+        "SecurityToken": "roleToken",
+        "Expiration": expires,
+        "Code": "Success",
+    }
 
     def answer(handler: Answer) -> None:
         wanted = "tok" if hardened else None
-        handler.say(200, json.dumps(key).encode()) if handler.headers.get("X-aliyun-ecs-metadata-token") == wanted else handler.say(403)
+        handler.say(200, json.dumps(key).encode()) if handler.headers.get(
+            "X-aliyun-ecs-metadata-token"
+        ) == wanted else handler.say(403)
 
     scripted.behave["/latest/meta-data/ram/security-credentials/reader"] = answer
     scripted.behave["/latest/meta-data/ram/security-credentials/other"] = lambda handler: handler.say(404)
-    scripted.behave["PUT /latest/api/token"] = lambda handler: handler.say(200, b"tok") if hardened else handler.say(404)
+    scripted.behave["PUT /latest/api/token"] = lambda handler: (
+        handler.say(200, b"tok") if hardened else handler.say(404)
+    )
 
 
 @pytest.mark.parametrize("hardened", [False, True])
-def test_the_instances_role_gives_the_key_where_no_secret_does(scripted: Server, monkeypatch: pytest.MonkeyPatch, hardened: bool) -> None:
+def test_the_instances_role_gives_the_key_where_no_secret_does(
+    scripted: Server, monkeypatch: pytest.MonkeyPatch, hardened: bool
+) -> None:
     role_service(scripted, hardened)
     monkeypatch.setenv("ALIBABA_CLOUD_ECS_METADATA", scripted.url)
-    spec = ObjectSpec("OSS", scripted.url, "bucket", path_style=True, ram_role="reader")
-    key = access_key(spec, {})
+    spec = BucketSpec("OSS", scripted.url, "bucket", path_style=True, ram_role="reader")
+    key = find_access_key(spec, {})
     assert key is not None and (key().id, key().token) == ("STS.id", "roleToken")
     scripted.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("file"))
     with closing(open_source(CacheSpec(spec), {})) as subject:
         subject.resolve(subject.pin())
     assert "Credential=STS.id/" in (scripted.seen[-1][1] or "")
-    missing = access_key(replace(spec, ram_role="other"), {})
+    missing = find_access_key(replace(spec, ram_role="other"), {})
     with pytest.raises(PermissionDenied, match="no such RAM role"):
         assert missing and missing()
 
@@ -222,7 +264,9 @@ def test_the_metadata_service_leads_nowhere_else(scripted: Server, monkeypatch: 
         elsewhere.behave[path] = scripted.behave[path]
         scripted.behave[path] = lambda handler: handler.say(302, Location=elsewhere.url + path)
         monkeypatch.setenv("ALIBABA_CLOUD_ECS_METADATA", scripted.url)
-        key = access_key(ObjectSpec("OSS", scripted.url, "bucket", path_style=True, ram_role="reader"), {})
+        key = find_access_key(
+            BucketSpec("OSS", scripted.url, "bucket", path_style=True, ram_role="reader"), {}
+        )
         with pytest.raises(OriginUnavailable, match="answered 302"):
             assert key and key()
         assert elsewhere.accepted == 0
@@ -247,18 +291,24 @@ def test_a_key_that_ends_soon_is_asked_for_anew_and_another_is_not(scripted: Ser
 
 def test_without_a_metadata_service_a_role_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIBABA_CLOUD_ECS_METADATA", "http://127.0.0.1:1")
-    key = access_key(ObjectSpec("OSS", "http://127.0.0.1:1", "bucket", path_style=True, ram_role="reader"), {})
+    key = find_access_key(
+        BucketSpec("OSS", "http://127.0.0.1:1", "bucket", path_style=True, ram_role="reader"), {}
+    )
     with pytest.raises(OriginUnavailable, match="ramRole reader"):
         assert key and key()
 
 
 @pytest.mark.parametrize(
-    ("store", "names"), [("OSS", ("akId", "akSecret", "securityToken")), ("S3", ("accessKeyId", "secretAccessKey", "sessionToken"))]
+    ("store", "names"),
+    [
+        ("OSS", ("akId", "akSecret", "securityToken")),
+        ("S3", ("accessKeyId", "secretAccessKey", "sessionToken")),
+    ],
 )
 def test_each_store_reads_its_own_keys_of_the_secret(store: str, names: tuple[str, str, str]) -> None:
-    spec = ObjectSpec(store, "https://store.example", "bucket")
-    key = access_key(spec, dict(zip(names, ("id", " secret\n", "session"), strict=True)))
+    spec = BucketSpec(store, "https://store.example", "bucket")
+    key = find_access_key(spec, dict(zip(names, ("id", " secret\n", "session"), strict=True)))
     assert key and key() == AccessKey("id", "secret", "session")
     with pytest.raises(InvalidParameter, match=f"has not both {names[0]} and {names[1]}"):
-        access_key(spec, {names[0]: "id", "token": "x"})
-    assert access_key(spec, {}) is None
+        find_access_key(spec, {names[0]: "id", "token": "x"})
+    assert find_access_key(spec, {}) is None

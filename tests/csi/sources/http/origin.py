@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from csi.manifest.manifest import Entry, Kind
-from csi.sources.http.file_urls import Addresses
+from csi.manifest.manifest import Entry, EntryKind
+from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 from tests.origins.scripted import Answer
 
 DATA = bytes(range(256)) * 4096
-FILE = Entry("folder/file.bin", Kind.FILE, size=len(DATA))
+FILE = Entry("folder/file.bin", EntryKind.FILE, size=len(DATA))
 ORIGIN = ("http", "origin.invalid", 80)
 SECRET = {"Authorization": "Bearer very-secret"}
 
@@ -32,8 +32,8 @@ def chunked(answer: Answer) -> None:
     answer.wfile.write(b"0\r\n\r\n")
 
 
-def at(url: str) -> Addresses:
-    return Addresses(lambda entry: url, SECRET)
+def at(url: str) -> FileUrls:
+    return FileUrls(lambda entry: url, SECRET)
 
 
 def read(reader: RangeReader, offset: int, length: int) -> bytes:

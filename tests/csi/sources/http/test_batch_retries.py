@@ -12,26 +12,26 @@ import pytest
 
 from csi.errors import FillStopped, OriginUnavailable
 from csi.images.fill import fetch
-from csi.images.fill.adaptive_concurrency import Widening
-from csi.images.fill.fetch import MAX_FAILURES, PatientReader
-from csi.images.fill.request_gate import Flow
-from csi.manifest.manifest import Entry, Kind
-from csi.manifest.reader import Wanted
+from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
+from csi.images.fill.fetch import MAX_FAILURES, RetryingReader
+from csi.images.fill.request_gate import RequestGate
+from csi.manifest.manifest import Entry, EntryKind
+from csi.manifest.reader import PendingFiles
 from csi.sources.http.connections import Connections
-from csi.sources.http.file_urls import Addresses
+from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 from tests.csi.sources.http.origin import redirect
 from tests.origins.scripted import Answer, Server
 
 COUNT = 120
-FILES = [Entry(f"{number}.bin", Kind.FILE, size=10) for number in range(COUNT)]
+FILES = [Entry(f"{number}.bin", EntryKind.FILE, size=10) for number in range(COUNT)]
 BODY = b"0123456789"
 
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
 
 
 def sends(answer: Answer) -> None:
@@ -45,23 +45,23 @@ class Fill:
         self.server, self.stopped = server, threading.Event()
         for entry in FILES:
             server.behave[f"/{entry.path}"] = sends
-        self.flow = Flow(Widening(4, 1 << 22), self._pause)
-        self._addresses, self._pool = Addresses(lambda entry: f"{server.url}/{entry.path}"), pool
+        self.flow = RequestGate(AdaptiveConcurrency(4, 1 << 22), self._pause)
+        self._addresses, self._pool = FileUrls(lambda entry: f"{server.url}/{entry.path}"), pool
 
     def _pause(self, seconds: float) -> None:
         if self.stopped.wait(seconds) if seconds else self.stopped.is_set():
             raise FillStopped("stop")
 
-    def reader(self, rank: int = 0) -> PatientReader:
-        reader = PatientReader(lambda: RangeReader(self._pool, self._addresses), self.flow)
+    def reader(self, rank: int = 0) -> RetryingReader:
+        reader = RetryingReader(lambda: RangeReader(self._pool, self._addresses), self.flow)
         reader.rank = rank
         return reader
 
-    def read(self, rank: int = 0, files: list[Entry] = FILES) -> Wanted:
+    def read(self, rank: int = 0, files: list[Entry] = FILES) -> PendingFiles:
         wanted = [(entry, memoryview(bytearray(entry.size))) for entry in files]
         with self.reader(rank) as reader:
             reader.read_many(wanted)
-            assert reader.fetched == sum(entry.size for entry in files)
+            assert reader.fetched_bytes == sum(entry.size for entry in files)
         return wanted
 
     def asked(self) -> Counter[str]:
@@ -80,9 +80,13 @@ def test_all_come_each_asked_for_once(fill: Fill) -> None:
 
 @pytest.mark.parametrize("position", [0, 70])
 @pytest.mark.parametrize(
-    ("fault", "most"), [(lambda answer: answer.say(500), 1), (lambda answer: answer.connection.shutdown(2), 2)], ids=["500", "cut"]
+    ("fault", "most"),
+    [(lambda answer: answer.say(500), 1), (lambda answer: answer.connection.shutdown(2), 2)],
+    ids=["500", "cut"],
 )
-def test_a_file_that_always_fails_is_asked_for_as_often_as_one_alone(fill: Fill, position: int, fault: Callable[[Answer], None], most: int) -> None:
+def test_a_file_that_always_fails_is_asked_for_as_often_as_one_alone(
+    fill: Fill, position: int, fault: Callable[[Answer], None], most: int
+) -> None:
     """A kept connection that ends without a byte is replaced: that is a second request of the same try."""
     fill.server.behave[f"/{position}.bin"] = fault
     with pytest.raises(OriginUnavailable, match=f"'{position}.bin'"):
@@ -96,7 +100,9 @@ def test_where_all_fail_no_file_is_asked_for_more_often_than_alone(fill: Fill) -
         fill.server.behave[f"/{entry.path}"] = redirect(f"/{entry.path}")
     with pytest.raises(OriginUnavailable, match="more than 5 redirects"):
         fill.read()
-    assert max(fill.asked().values()) <= 6 * MAX_FAILURES and sum(fill.asked().values()) <= 6 * (MAX_FAILURES + 4)
+    assert max(fill.asked().values()) <= 6 * MAX_FAILURES and sum(fill.asked().values()) <= 6 * (
+        MAX_FAILURES + 4
+    )
 
 
 def test_every_file_may_fail_now_and_then(fill: Fill) -> None:
@@ -130,7 +136,7 @@ def test_while_the_origin_asks_for_patience_nothing_more_is_asked_for(fill: Fill
 
     def slowly(answer: Answer) -> None:
         if len(fill.server.seen) == 10:
-            fill.flow.hold(held)
+            fill.flow.pause_all(held)
             began.append(time.monotonic())
         times.append(time.monotonic())
         sends(answer)
@@ -147,7 +153,7 @@ def test_while_the_origin_asks_for_patience_nothing_more_is_asked_for(fill: Fill
 def test_one_that_stalls_holds_up_nobody_but_itself(fill: Fill) -> None:
     ended = threading.Event()
     fill.server.behave["/7.bin"] = lambda answer: ended.wait(30) and sends(answer)
-    later = [Entry(f"later-{number}.bin", Kind.FILE, size=10) for number in range(20)]
+    later = [Entry(f"later-{number}.bin", EntryKind.FILE, size=10) for number in range(20)]
     for entry in later:
         fill.server.behave[f"/{entry.path}"] = sends
     with ThreadPoolExecutor(2) as threads:
@@ -163,7 +169,7 @@ def test_one_that_stalls_holds_up_nobody_but_itself(fill: Fill) -> None:
 
 
 def test_a_reader_of_a_large_file_gets_its_turn_before_the_many_have_come(fill: Fill) -> None:
-    large = Entry("large.bin", Kind.FILE, size=10)
+    large = Entry("large.bin", EntryKind.FILE, size=10)
     fill.server.behave["/large.bin"] = sends
     busy = threading.Event()
 

@@ -11,19 +11,26 @@ from pathlib import Path
 import pytest
 
 from csi.destinations.destinations import Destinations
-from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, OriginUntrusted, PermissionDenied, SourceChanged
-from csi.manifest.manifest import Entry, Kind
-from csi.sources.http.connections import Connections, proxy_for, site
-from csi.sources.http.curl_fetch import LARGEST, Patience, Request, SmallAnswers
-from csi.sources.http.file_urls import Addresses
+from csi.errors import (
+    DataCacheError,
+    OriginThrottled,
+    OriginUnavailable,
+    OriginUntrusted,
+    PermissionDenied,
+    SourceChanged,
+)
+from csi.manifest.manifest import Entry, EntryKind
+from csi.sources.http.connections import Connections, find_proxy, parse_site
+from csi.sources.http.curl_fetch import MAX_BODY_BYTES, CurlClient, CurlRequest, CurlTimeouts
+from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
-from csi.sources.http.throughput import FLOOR
+from csi.sources.http.throughput import MIN_RATE
 from tests.csi.sources.http.origin import at, redirect
 from tests.csi.sources.http.test_batch_fetch import Turns
 from tests.origins.scripted import Answer, Server
 
-SMALL = Entry("small.bin", Kind.FILE, size=5)
-HURRIED = Patience(connect=1, silence=1, idle=30, floor=1000)
+SMALL = Entry("small.bin", EntryKind.FILE, size=5)
+HURRIED = CurlTimeouts(connect=1, stall=1, idle=30, min_rate=1000)
 
 
 def five(answer: Answer) -> None:
@@ -39,25 +46,25 @@ def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 _ASKED = {"how": "alone"}
 
 
-def read(connections: Connections, addresses: Addresses, entry: Entry = SMALL) -> bytes:
+def read(connections: Connections, addresses: FileUrls, entry: Entry = SMALL) -> bytes:
     buffer = bytearray(entry.size)
     wanted = [(entry, memoryview(buffer))]
-    if _ASKED["how"] == "with others" and entry.size <= LARGEST:
+    if _ASKED["how"] == "with others" and entry.size <= MAX_BODY_BYTES:
         with RangeReader(connections, addresses) as reader:
             for error in reader.read_many(wanted, Turns(4)).values():
                 raise error
     return bytes(buffer) if not wanted else read_alone(connections, addresses, entry)
 
 
-def read_alone(connections: Connections, addresses: Addresses, entry: Entry = SMALL) -> bytes:
+def read_alone(connections: Connections, addresses: FileUrls, entry: Entry = SMALL) -> bytes:
     buffer = bytearray(entry.size)
     with RangeReader(connections, addresses) as reader:
         reader.read_into(entry, 0, memoryview(buffer))
     return bytes(buffer)
 
 
-def answers(hurried: Patience = HURRIED) -> SmallAnswers:
-    return SmallAnswers(2, lambda host, port, address: None, "", hurried)
+def answers(hurried: CurlTimeouts = HURRIED) -> CurlClient:
+    return CurlClient(2, lambda host, port, address: None, "", hurried)
 
 
 def test_many_small_files_come_over_one_connection(server: Server, pool: Connections) -> None:
@@ -78,7 +85,9 @@ def test_a_kept_connection_that_the_origin_closed_costs_no_failure(server: Serve
     assert len(server.seen) == 5
 
 
-def test_a_credential_is_not_sent_on_to_another_host(server: Server, other: Server, pool: Connections) -> None:
+def test_a_credential_is_not_sent_on_to_another_host(
+    server: Server, other: Server, pool: Connections
+) -> None:
     server.behave["/small"] = redirect(f"{other.url}/signed")
     other.behave["/signed"] = five
     assert read(pool, at(f"{server.url}/small")) == b"12345"
@@ -108,7 +117,7 @@ def test_a_connection_made_for_one_reach_is_not_used_for_another(server: Server)
     assert read(connections, at(f"{server.url}/small")) == b"12345"
     # Redirected to from a public origin, the same address may not be asked.
     with pytest.raises(PermissionDenied):
-        connections.get_small(f"{server.url}/small", {}, ("http", "192.0.2.1", 80), 5) or connections.get(
+        connections.get_with_curl(f"{server.url}/small", {}, ("http", "192.0.2.1", 80), 5) or connections.get(
             f"{server.url}/small", {}, ("http", "192.0.2.1", 80)
         )
     assert server.accepted == 1
@@ -151,21 +160,28 @@ def test_an_answer_that_stalls_or_trickles_is_cut(server: Server) -> None:
     try:
         for path in ("/stalls", "/trickles"):
             with pytest.raises(TimeoutError):
-                answers().get(Request(f"{server.url}{path}", "127.0.0.1", {}, 1000))
+                answers().get(CurlRequest(f"{server.url}{path}", "127.0.0.1", {}, 1000))
     finally:
         ended.set()
 
 
-def test_nothing_of_the_users_own_is_read(server: Server, pool: Connections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text in ((".netrc", "machine 127.0.0.1 login me password mine\n"), (".curlrc", 'proxy = "127.0.0.1:1"\n')):
+def test_nothing_of_the_users_own_is_read(
+    server: Server, pool: Connections, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (
+        (".netrc", "machine 127.0.0.1 login me password mine\n"),
+        (".curlrc", 'proxy = "127.0.0.1:1"\n'),
+    ):
         (tmp_path / name).write_text(text)
     monkeypatch.setenv("HOME", str(tmp_path))
     server.behave["/small"] = five
-    assert read(pool, Addresses(lambda entry: f"{server.url}/small")) == b"12345"
+    assert read(pool, FileUrls(lambda entry: f"{server.url}/small")) == b"12345"
     assert [given for _, given, _ in server.seen] == [None]
 
 
-def test_a_proxy_of_the_environment_is_used(server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_environment_is_used(
+    server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("http_proxy", server.url)
     server.behave["http://192.0.2.1/small"] = five
     assert read(pool, at("http://192.0.2.1/small")) == b"12345"
@@ -174,7 +190,7 @@ def test_a_proxy_of_the_environment_is_used(server: Server, pool: Connections, m
 def test_a_token_with_a_line_end_adds_no_header(server: Server, pool: Connections) -> None:
     server.behave["/small"] = five
     with pytest.raises(DataCacheError) as error:
-        read(pool, Addresses(lambda entry: f"{server.url}/small", {"Authorization": "Bearer a\r\nX-Other: b"}))
+        read(pool, FileUrls(lambda entry: f"{server.url}/small", {"Authorization": "Bearer a\r\nX-Other: b"}))
     assert "Bearer" not in str(error.value) and server.seen == []
 
 
@@ -187,22 +203,27 @@ def test_one_that_is_slow_to_connect_to_is_given_up() -> None:
             waiting[-1].connect_ex(("127.0.0.1", port))
         time.sleep(0.1)
         with pytest.raises(TimeoutError):
-            answers().get(Request(f"http://127.0.0.1:{port}/", "127.0.0.1", {}, 5))
+            answers().get(CurlRequest(f"http://127.0.0.1:{port}/", "127.0.0.1", {}, 5))
         for one in waiting:
             one.close()
 
 
 def test_what_is_larger_comes_as_a_stream(server: Server, pool: Connections) -> None:
-    data = bytes(LARGEST + 1)
-    server.behave["/large"] = lambda answer: answer.say(206, data, Content_Range=f"bytes 0-{LARGEST}/{LARGEST + 1}")
-    assert read(pool, at(f"{server.url}/large"), Entry("large.bin", Kind.FILE, size=LARGEST + 1)) == data
-    assert not pool._small
+    data = bytes(MAX_BODY_BYTES + 1)
+    server.behave["/large"] = lambda answer: answer.say(
+        206, data, Content_Range=f"bytes 0-{MAX_BODY_BYTES}/{MAX_BODY_BYTES + 1}"
+    )
+    assert (
+        read(pool, at(f"{server.url}/large"), Entry("large.bin", EntryKind.FILE, size=MAX_BODY_BYTES + 1))
+        == data
+    )
+    assert not pool._curl_clients
 
 
 def test_a_site_is_told_by_what_stands_before_the_path() -> None:
-    assert site("https://h/a/b?c") == site("https://H") == ("https", "h", 443)
-    assert site("http://h:81?x=/y") == ("http", "h", 81)
-    assert site("http://user:pw@h/") == ("http", "h", 80)
+    assert parse_site("https://h/a/b?c") == parse_site("https://H") == ("https", "h", 443)
+    assert parse_site("http://h:81?x=/y") == ("http", "h", 81)
+    assert parse_site("http://user:pw@h/") == ("http", "h", 80)
 
 
 def test_small_files_of_a_site_with_tls_come_over_one_connection_once_it_is_trusted(
@@ -218,7 +239,9 @@ def test_small_files_of_a_site_with_tls_come_over_one_connection_once_it_is_trus
     assert server.accepted == 2
 
 
-def test_a_certificate_that_names_its_host_in_the_subject_alone_gets_no_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_names_its_host_in_the_subject_alone_gets_no_credential(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=127.0.0.1 -keyout key -out cert"
     subprocess.run(command.split(), cwd=tmp_path, check=True, capture_output=True)
     both = tmp_path / "both.pem"
@@ -232,12 +255,16 @@ def test_a_certificate_that_names_its_host_in_the_subject_alone_gets_no_credenti
     assert server.seen == []
 
 
-def test_what_came_at_once_does_not_count_for_what_connections_usually_give(server: Server, pool: Connections) -> None:
-    data = bytes(LARGEST)
-    server.behave["/small"] = lambda answer: answer.say(206, data, Content_Range=f"bytes 0-{LARGEST - 1}/{LARGEST}")
+def test_what_came_at_once_does_not_count_for_what_connections_usually_give(
+    server: Server, pool: Connections
+) -> None:
+    data = bytes(MAX_BODY_BYTES)
+    server.behave["/small"] = lambda answer: answer.say(
+        206, data, Content_Range=f"bytes 0-{MAX_BODY_BYTES - 1}/{MAX_BODY_BYTES}"
+    )
     for _ in range(5):
-        read(pool, at(f"{server.url}/small"), Entry("small.bin", Kind.FILE, size=LARGEST))
-    assert pool.tempo.least == FLOOR
+        read(pool, at(f"{server.url}/small"), Entry("small.bin", EntryKind.FILE, size=MAX_BODY_BYTES))
+    assert pool.baseline.min_rate == MIN_RATE
 
 
 @pytest.mark.parametrize("status", [0, 500, 503])
@@ -270,9 +297,14 @@ def test_where_a_redirect_led_to_is_forgotten_when_it_is_dead_but_not_when_it_as
             running.shutdown()
 
 
-@pytest.mark.parametrize(("no_proxy", "proxied"), [("10.0.0.0/8, 192.0.2.0/24", False), ("10.0.0.0/8", True), ("fd00::/8,192.0.2.1", False)])
-def test_networks_in_no_proxy_are_asked_without_one(monkeypatch: pytest.MonkeyPatch, no_proxy: str, proxied: bool) -> None:
+@pytest.mark.parametrize(
+    ("no_proxy", "proxied"),
+    [("10.0.0.0/8, 192.0.2.0/24", False), ("10.0.0.0/8", True), ("fd00::/8,192.0.2.1", False)],
+)
+def test_networks_in_no_proxy_are_asked_without_one(
+    monkeypatch: pytest.MonkeyPatch, no_proxy: str, proxied: bool
+) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.setenv("no_proxy", no_proxy)
-    assert bool(proxy_for("http://192.0.2.1:8080/x")) == proxied
-    assert proxy_for("http://origin.invalid/")
+    assert bool(find_proxy("http://192.0.2.1:8080/x")) == proxied
+    assert find_proxy("http://origin.invalid/")

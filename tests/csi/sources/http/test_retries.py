@@ -12,16 +12,16 @@ import pytest
 
 from csi.errors import OriginUnavailable, OriginUntrusted
 from csi.images.fill import fetch
-from csi.images.fill.adaptive_concurrency import Widening
-from csi.images.fill.fetch import MAX_FAILURES, PatientReader
-from csi.images.fill.request_gate import Flow
-from csi.manifest.manifest import Entry, Kind
+from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
+from csi.images.fill.fetch import MAX_FAILURES, RetryingReader
+from csi.images.fill.request_gate import RequestGate
+from csi.manifest.manifest import Entry, EntryKind
 from csi.sources.http.connections import Connections
-from csi.sources.http.file_urls import Addresses
+from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 from tests.origins.scripted import Answer, Server
 
-FILE = Entry("file", Kind.FILE, size=4)
+FILE = Entry("file", EntryKind.FILE, size=4)
 
 
 def whole(answer: Answer) -> None:
@@ -30,8 +30,8 @@ def whole(answer: Answer) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -40,10 +40,10 @@ def trusting(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(url: str) -> bytes:
-    pool, addresses, buffer = Connections(1), Addresses(lambda entry: url), bytearray(4)
-    flow = Flow(Widening(4, 4096), time.sleep)
+    pool, addresses, buffer = Connections(1), FileUrls(lambda entry: url), bytearray(4)
+    flow = RequestGate(AdaptiveConcurrency(4, 4096), time.sleep)
     try:
-        with PatientReader(lambda: RangeReader(pool, addresses), flow) as reader:
+        with RetryingReader(lambda: RangeReader(pool, addresses), flow) as reader:
             reader.read_into(FILE, 0, memoryview(buffer))
     finally:
         pool.close()
@@ -51,7 +51,9 @@ def read(url: str) -> bytes:
 
 
 @pytest.mark.parametrize("times", [MAX_FAILURES - 1, MAX_FAILURES])
-def test_a_resolver_that_fails_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+def test_a_resolver_that_fails_for_a_moment_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
     asked, real = [], socket.getaddrinfo
 
     def resolve(host: str, *more: object, **options: object) -> object:
@@ -134,7 +136,9 @@ def test_a_handshake_that_is_cut_is_begun_again(secure: Server, trusting: None, 
     assert cutting.accepted == (times + 1 if times == 3 else MAX_FAILURES)
 
 
-def test_a_certificate_that_is_not_trusted_is_looked_at_once(secure: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_certificate_that_is_not_trusted_is_looked_at_once(
+    secure: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     counting = Cutting(secure.server_address[1], 0)

@@ -19,17 +19,27 @@ from tests.csi.sources.http.origin import DATA, FILE, at, ranged, read, whole
 from tests.origins.scripted import Answer, Server
 
 
-def test_a_server_that_falls_silent_is_given_up(server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.3)
+def test_a_server_that_falls_silent_is_given_up(
+    server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "READ_TIMEOUT", 0.3)
     go = threading.Event()
 
     def silent(answer: Answer) -> None:
         start, end = answer.span()
-        answer.say(206, DATA[start : start + 10], Content_Length=str(end - start), Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}")
+        answer.say(
+            206,
+            DATA[start : start + 10],
+            Content_Length=str(end - start),
+            Content_Range=f"bytes {start}-{end - 1}/{len(DATA)}",
+        )
         go.wait(20)
 
     server.behave["/file"] = silent
-    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(OriginTimedOut, match="no answer"):
+    with (
+        RangeReader(pool, at(f"{server.url}/file")) as reader,
+        pytest.raises(OriginTimedOut, match="no answer"),
+    ):
         read(reader, 0, 1000)
     go.set()
 
@@ -42,7 +52,9 @@ def dripping(server: Server, pause: float, then: object = ranged, chunks: bool =
         server.behave["/file"] = then
         answer.send_response(206)
         answer.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(DATA)}")
-        answer.send_header(*("Transfer-Encoding", "chunked") if chunks else ("Content-Length", str(end - start)))
+        answer.send_header(
+            *("Transfer-Encoding", "chunked") if chunks else ("Content-Length", str(end - start))
+        )
         answer.end_headers()
         for place in range(start, end):
             one = DATA[place : place + 1]
@@ -53,8 +65,10 @@ def dripping(server: Server, pause: float, then: object = ranged, chunks: bool =
 
 
 @pytest.mark.parametrize("chunks", [False, True])
-def test_a_connection_that_trickles_is_given_up(server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch, chunks: bool) -> None:
-    monkeypatch.setattr(throughput, "WINDOW_SECONDS", 0.3)
+def test_a_connection_that_trickles_is_given_up(
+    server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch, chunks: bool
+) -> None:
+    monkeypatch.setattr(throughput, "MEASURING_WINDOW", 0.3)
     server.behave["/file"] = dripping(server, 0.02, chunks=chunks)
     with RangeReader(pool, at(f"{server.url}/file")) as reader:
         with pytest.raises(OriginUnavailable, match="far less than others"):
@@ -63,10 +77,12 @@ def test_a_connection_that_trickles_is_given_up(server: Server, pool: Connection
 
 
 @pytest.mark.parametrize("secure", [False, True])
-def test_a_head_that_comes_byte_by_byte_is_given_up(server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch, secure: bool) -> None:
+def test_a_head_that_comes_byte_by_byte_is_given_up(
+    server: Server, certificate: Path, monkeypatch: pytest.MonkeyPatch, secure: bool
+) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate.with_name("cert")))
-    monkeypatch.setattr(header_timeouts, "_LOOK_SECONDS", 0.05)
-    monkeypatch.setattr(connections, "HEAD_SILENCES", 0.01)
+    monkeypatch.setattr(header_timeouts, "_CHECK_INTERVAL", 0.05)
+    monkeypatch.setattr(connections, "HEADER_READ_TIMEOUTS", 0.01)
     ended = threading.Event()
 
     def drip(answer: Answer) -> None:
@@ -91,19 +107,25 @@ def test_a_head_that_comes_byte_by_byte_is_given_up(server: Server, certificate:
 
 
 def test_slow_is_what_is_far_slower_than_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "WINDOW_SECONDS", 10.0)
-    usual = throughput.Tempo()
-    first, slow, fair = throughput.Meter(usual), throughput.Meter(usual), throughput.Meter(usual)
-    assert not first.trickles(10_000_000, 10.0)
-    assert slow.trickles(400_000, 10.0) and not fair.trickles(1_000_000, 10.0)
+    monkeypatch.setattr(throughput, "MEASURING_WINDOW", 10.0)
+    usual = throughput.ThroughputBaseline()
+    first, slow, fair = (
+        throughput.ThroughputMeter(usual),
+        throughput.ThroughputMeter(usual),
+        throughput.ThroughputMeter(usual),
+    )
+    assert not first.is_too_slow(10_000_000, 10.0)
+    assert slow.is_too_slow(400_000, 10.0) and not fair.is_too_slow(1_000_000, 10.0)
     for _ in range(100):
-        throughput.Meter(usual).trickles(400_000, 10.0)
+        throughput.ThroughputMeter(usual).is_too_slow(400_000, 10.0)
     # Where all have become that slow, it is the usual.
-    assert not throughput.Meter(usual).trickles(400_000, 10.0)
+    assert not throughput.ThroughputMeter(usual).is_too_slow(400_000, 10.0)
 
 
-def test_time_that_nobody_reads_is_not_held_against_a_connection(monkeypatch: pytest.MonkeyPatch, server: Server, pool: Connections) -> None:
-    monkeypatch.setattr(throughput, "WINDOW_SECONDS", 0.1)
+def test_time_that_nobody_reads_is_not_held_against_a_connection(
+    monkeypatch: pytest.MonkeyPatch, server: Server, pool: Connections
+) -> None:
+    monkeypatch.setattr(throughput, "MEASURING_WINDOW", 0.1)
     server.behave["/file"] = whole
     with RangeReader(pool, at(f"{server.url}/file")) as reader:
         for start in range(0, 50, 10):

@@ -20,11 +20,13 @@ from tests.origins.scripted import Answer, Server
 @pytest.fixture
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
     """The file counts as a large one."""
-    monkeypatch.setattr(range_reader, "_SMALL", 1000)
+    monkeypatch.setattr(range_reader, "_MAX_REREAD_BYTES", 1000)
 
 
 @pytest.mark.parametrize("behaviour", [whole, chunked])
-def test_readers_of_a_server_without_ranges_pass_one_stream_on(server: Server, pool: Connections, large: None, behaviour: object) -> None:
+def test_readers_of_a_server_without_ranges_pass_one_stream_on(
+    server: Server, pool: Connections, large: None, behaviour: object
+) -> None:
     server.behave["/file"] = behaviour
     addresses = at(f"{server.url}/file")
     with RangeReader(pool, addresses) as first:
@@ -36,11 +38,15 @@ def test_readers_of_a_server_without_ranges_pass_one_stream_on(server: Server, p
             # In order: each goes on where the other stopped, whoever has the stream.
             for start in range(100, len(DATA), 100_000):
                 length = min(100_000, len(DATA) - start)
-                assert read((first, third)[start // 100_000 % 2], start, length) == DATA[start : start + length]
+                assert (
+                    read((first, third)[start // 100_000 % 2], start, length) == DATA[start : start + length]
+                )
     assert len(server.seen) <= 3
 
 
-def test_streams_that_are_passed_on_are_closed_with_the_last_reader(server: Server, pool: Connections, large: None) -> None:
+def test_streams_that_are_passed_on_are_closed_with_the_last_reader(
+    server: Server, pool: Connections, large: None
+) -> None:
     ended = threading.Event()
 
     def endless(answer: Answer) -> None:
@@ -66,5 +72,8 @@ def test_a_whole_file_that_goes_on_where_it_should_end_has_changed(server: Serve
         answer.close_connection = True
 
     server.behave["/file"] = longer
-    with RangeReader(pool, at(f"{server.url}/file")) as reader, pytest.raises(SourceChanged, match=f"more than {len(DATA)} bytes"):
+    with (
+        RangeReader(pool, at(f"{server.url}/file")) as reader,
+        pytest.raises(SourceChanged, match=f"more than {len(DATA)} bytes"),
+    ):
         read(reader, 0, len(DATA))

@@ -15,7 +15,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import close_session, constants
 
-from csi.errors import InvalidParameter, OriginThrottled, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.errors import (
+    InvalidParameter,
+    OriginThrottled,
+    OriginUnavailable,
+    PermissionDenied,
+    SourceNotFound,
+    Unauthenticated,
+)
 from csi.manifest.manifest import Manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
@@ -52,7 +59,13 @@ def hub() -> Iterator[Hub]:
 Patterns = tuple[str, ...]
 
 
-def spec(name: str = "org/model", revision: str = "main", allow: Patterns = (), ignore: Patterns = (), kind: str = "Model") -> CacheSpec:
+def spec(
+    name: str = "org/model",
+    revision: str = "main",
+    allow: Patterns = (),
+    ignore: Patterns = (),
+    kind: str = "Model",
+) -> CacheSpec:
     return CacheSpec(HubSpec(f"HuggingFace/{kind}", name, revision, allow, ignore))
 
 
@@ -72,7 +85,9 @@ def test_digests_are_those_the_hub_states(hub: Hub) -> None:
     repository = hub.repo("org/model", FILES)
     stored = repository.commits[repository.branches["main"]].files
     digests = {file.path: file.digest for file in resolved(spec()).files}
-    assert digests == {path: f"sha256:{file.sha256}" if file.sha256 else f"git:{file.oid}" for path, file in stored.items()}
+    assert digests == {
+        path: f"sha256:{file.sha256}" if file.sha256 else f"git:{file.oid}" for path, file in stored.items()
+    }
 
 
 def test_branches_and_tags_are_pinned_and_commits_cost_nothing(hub: Hub) -> None:
@@ -93,7 +108,7 @@ def test_names_without_an_organisation_and_datasets_work(hub: Hub, name: str, ki
     hub.repo(name, FILES, kind=kind.lower())
     with closing(HuggingFaceSource(spec(name, kind=kind), None)) as source:
         manifest = source.resolve(source.pin())
-        source.prove(manifest)
+        source.check_read_access(manifest)
     assert {file.path for file in manifest.files} == set(FILES)
 
 
@@ -110,14 +125,37 @@ def test_names_without_an_organisation_and_datasets_work(hub: Hub, name: str, ki
         (("?onfig.json",), ()),
     ],
 )
-def test_patterns_choose_what_hf_download_chooses(hub: Hub, tmp_path: Path, allow: tuple[str, ...], ignore: tuple[str, ...]) -> None:
+def test_patterns_choose_what_hf_download_chooses(
+    hub: Hub, tmp_path: Path, allow: tuple[str, ...], ignore: tuple[str, ...]
+) -> None:
     hub.repo("org/model", FILES)
-    patterns = [word for key, values in (("--include", allow), ("--exclude", ignore)) for value in values for word in (key, value)]
-    hf = [str(Path(sys.executable).with_name("hf")), "download", "org/model", "--local-dir", str(tmp_path / "out"), *patterns]
-    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    patterns = [
+        word
+        for key, values in (("--include", allow), ("--exclude", ignore))
+        for value in values
+        for word in (key, value)
+    ]
+    hf = [
+        str(Path(sys.executable).with_name("hf")),
+        "download",
+        "org/model",
+        "--local-dir",
+        str(tmp_path / "out"),
+        *patterns,
+    ]
+    environment = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
     subprocess.run(hf, env=environment, check=True, capture_output=True, timeout=120)
     out = tmp_path / "out"
-    expected = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file() and ".cache" not in p.relative_to(out).parts}
+    expected = {
+        str(p.relative_to(out))
+        for p in out.rglob("*")
+        if p.is_file() and ".cache" not in p.relative_to(out).parts
+    }
     assert {file.path for file in resolved(spec(allow=allow, ignore=ignore)).files} == expected
 
 
@@ -138,7 +176,7 @@ def test_a_cached_create_costs_round_trips_only(hub: Hub) -> None:
     for _ in range(3):
         hub.counters.reset()
         with closing(HuggingFaceSource(spec(), None)) as source:
-            source.prove(source.resolve(source.pin()))
+            source.check_read_access(source.resolve(source.pin()))
         assert hub.counters.requests == {"info": 1, "tree": 1, "auth-check": 1, "resolve": 1}
         # The hub counts a byte after it has sent it.
         assert until(lambda: sum(hub.counters.bytes_sent.values()) == 1)
@@ -147,9 +185,14 @@ def test_a_cached_create_costs_round_trips_only(hub: Hub) -> None:
 
 
 def test_a_large_file_is_proved_at_its_other_host(hub: Hub) -> None:
-    hub.repo("org/model", {"empty": b"", "model.safetensors": FILES["model.safetensors"]}, private=True, tokens={"hf_x"})
+    hub.repo(
+        "org/model",
+        {"empty": b"", "model.safetensors": FILES["model.safetensors"]},
+        private=True,
+        tokens={"hf_x"},
+    )
     with closing(HuggingFaceSource(spec(), "hf_x")) as source:
-        source.prove(source.resolve(source.pin()))
+        source.check_read_access(source.resolve(source.pin()))
     assert hub.counters.requests["cdn"] == 1
     assert hub.counters.bytes_sent == {"org/model/model.safetensors": 1}
     assert hub.counters.authorizations == {"hub": {"Bearer hf_x"}, "cdn": set()}
@@ -159,9 +202,9 @@ def test_a_repository_of_empty_files_is_proved_by_the_permission_check(hub: Hub)
     hub.repo("org/model", {"empty": b""}, gated=True, granted={"hf_in"}, tokens={"hf_out"})
     manifest = resolved(spec(), "hf_out")
     with closing(HuggingFaceSource(spec(), "hf_in")) as source:
-        source.prove(manifest)
+        source.check_read_access(manifest)
     with closing(HuggingFaceSource(spec(), "hf_out")) as source, pytest.raises(PermissionDenied):
-        source.prove(manifest)
+        source.check_read_access(manifest)
 
 
 def test_files_in_xet_are_as_those_in_lfs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,9 +216,12 @@ def test_files_in_xet_are_as_those_in_lfs(hub: Hub, monkeypatch: pytest.MonkeyPa
     hub.counters.reset()
     with closing(HuggingFaceSource(spec("org/xet"), None)) as source:
         manifest = source.resolve(source.pin())
-        source.prove(manifest)
+        source.check_read_access(manifest)
         assert manifest.digest == lfs.digest
-        assert read(source, manifest, "model.safetensors", 100_000, 70_000) == FILES["model.safetensors"][100_000:170_000]
+        assert (
+            read(source, manifest, "model.safetensors", 100_000, 70_000)
+            == FILES["model.safetensors"][100_000:170_000]
+        )
         assert read_all(source, manifest) == FILES
     assert set(hub.counters.requests) == {"info", "tree", "auth-check", "resolve", "cdn"}
 
@@ -190,7 +236,7 @@ def test_a_mirror_that_knows_the_plainest_calls_only_is_enough(hub: Hub, status:
     hub.faults.add(Fault("ignore-range", "org/model/*"))
     with closing(HuggingFaceSource(spec(), None)) as source:
         manifest = source.resolve(source.pin())
-        source.prove(manifest)
+        source.check_read_access(manifest)
         assert read_all(source, manifest) == FILES
     assert set(hub.counters.requests) == {"info", "tree", "auth-check", "resolve"}
 
@@ -202,8 +248,11 @@ def test_a_mirror_that_refuses_the_permission_check_and_the_bytes_is_refused(hub
     hub.faults.add(Fault("status", "org/model/small", status=401))
     for name in ("org/model", "org/empty"):
         manifest = resolved(spec(name))
-        with closing(HuggingFaceSource(spec(name), None)) as source, pytest.raises(Unauthenticated, match=name):
-            source.prove(manifest)
+        with (
+            closing(HuggingFaceSource(spec(name), None)) as source,
+            pytest.raises(Unauthenticated, match=name),
+        ):
+            source.check_read_access(manifest)
 
 
 @pytest.mark.parametrize("status", [404, 501])
@@ -213,11 +262,11 @@ def test_a_mirror_without_the_permission_check_is_proved_by_its_bytes(hub: Hub, 
     manifest = resolved(spec())
     with closing(HuggingFaceSource(spec(), None)) as source:
         if status == 404:
-            source.prove(manifest)
+            source.check_read_access(manifest)
             assert sum(hub.counters.bytes_sent.values()) == 1
         else:
             with pytest.raises(OriginUnavailable):
-                source.prove(manifest)
+                source.check_read_access(manifest)
 
 
 def test_the_nodes_own_token_is_never_used(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -225,11 +274,13 @@ def test_the_nodes_own_token_is_never_used(hub: Hub, monkeypatch: pytest.MonkeyP
     (tmp_path / "token").write_text("hf_node")
     monkeypatch.setenv("HF_TOKEN", "hf_node")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-    with pytest.raises(Unauthenticated, match="does not exist, or is private: check repoId or give a token in a Secret"):
+    with pytest.raises(
+        Unauthenticated, match="does not exist, or is private: check repoId or give a token in a Secret"
+    ):
         resolved(spec("org/secret"))
     hub.repo("org/model", FILES)
     with closing(HuggingFaceSource(spec(), None)) as source:
-        source.prove(source.resolve(source.pin()))
+        source.check_read_access(source.resolve(source.pin()))
     assert hub.counters.authorizations["hub"] == set()
 
 
@@ -250,10 +301,16 @@ def test_each_refusal_says_what_to_do(hub: Hub) -> None:
     for wanted, token, kind, words in cases:
         with pytest.raises(kind, match=words):
             resolved(wanted, token)
-    for token, words in (("hf_in", "with the account of this token$"), (None, "none was given: put one in a Secret")):
+    for token, words in (
+        ("hf_in", "with the account of this token$"),
+        (None, "none was given: put one in a Secret"),
+    ):
         manifest = resolved(spec("org/gated"), token)
-        with closing(HuggingFaceSource(spec("org/gated"), token)) as source, pytest.raises(PermissionDenied, match=words) as error:
-            source.prove(manifest)
+        with (
+            closing(HuggingFaceSource(spec("org/gated"), token)) as source,
+            pytest.raises(PermissionDenied, match=words) as error,
+        ):
+            source.check_read_access(manifest)
         assert f"accept the terms at {hub.endpoint}/org/gated" in str(error.value)
 
 
@@ -262,7 +319,7 @@ def test_a_revoked_token_is_refused_from_then_on(hub: Hub) -> None:
     manifest = resolved(spec("org/secret"), "hf_in")
     hub.revoke("hf_in")
     with closing(HuggingFaceSource(spec("org/secret"), "hf_in")) as source:
-        for ask in (source.pin, lambda: source.prove(manifest)):
+        for ask in (source.pin, lambda: source.check_read_access(manifest)):
             with pytest.raises(Unauthenticated):
                 ask()
 
@@ -288,11 +345,11 @@ def test_a_plea_for_patience_is_passed_on_at_once(hub: Hub) -> None:
 def test_a_silent_hub_is_given_up(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.repo("org/model", FILES)
     monkeypatch.setattr(hub_client, "_TIMEOUT", hub_client.httpx2.Timeout(0.3))
-    monkeypatch.setattr(connections, "SILENCE_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "READ_TIMEOUT", 0.3)
     manifest = resolved(spec())
     hub.faults.latency = 3.0
     with closing(HuggingFaceSource(spec(), None)) as source:
-        for ask in (source.pin, lambda: source.resolve(spec()), lambda: source.prove(manifest)):
+        for ask in (source.pin, lambda: source.resolve(spec()), lambda: source.check_read_access(manifest)):
             with pytest.raises(OriginUnavailable, match="no answer"):
                 ask()
 
@@ -318,7 +375,9 @@ class _NoHub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.mark.parametrize("body", [b"<html>Sign in</html>", b"[]", b"{}", b'{"id": "org/model", "sha": "main"}', b'"text"'])
+@pytest.mark.parametrize(
+    "body", [b"<html>Sign in</html>", b"[]", b"{}", b'{"id": "org/model", "sha": "main"}', b'"text"']
+)
 def test_an_endpoint_that_is_no_hub_is_said(body: bytes) -> None:
     handler = type("Handler", (_NoHub,), {"body": body})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -340,7 +399,7 @@ def test_an_expired_address_is_asked_for_again_in_the_middle_of_a_file(hub: Hub)
     manifest = resolved(spec())
     file = next(f for f in manifest.files if f.path == "model.safetensors")
     data = FILES["model.safetensors"]
-    with closing(HuggingFaceSource(spec(), None)) as source, source.reader(manifest) as reader:
+    with closing(HuggingFaceSource(spec(), None)) as source, source.open_reader(manifest) as reader:
         got = bytearray(file.size)
         for start in range(0, file.size, 100_000):
             hub.expire_urls()
@@ -362,26 +421,32 @@ def test_a_hub_that_comes_back_is_asked_on_a_fresh_connection(hub: Hub) -> None:
     assert resolved(spec()).digest == first.digest
 
 
-def test_a_proxy_of_the_environment_carries_facts_and_bytes(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_environment_carries_facts_and_bytes(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hub.repo("org/model", FILES)
     hub.redirects = False
     monkeypatch.setenv("http_proxy", hub.endpoint)
     # The hub answers whole URLs as a proxy does; this name leads nowhere without one.
     with pointed_at("http://hub.invalid"), closing(HuggingFaceSource(spec(), None)) as source:
         manifest = source.resolve(source.pin())
-        source.prove(manifest)
-        with source.reader(manifest) as reader:
+        source.check_read_access(manifest)
+        with source.open_reader(manifest) as reader:
             for file in manifest.files:
                 buffer = bytearray(file.size)
                 reader.read_into(file, 0, memoryview(buffer))
                 assert buffer == FILES[file.path]
 
 
-def test_a_ca_bundle_of_the_environment_is_trusted_for_facts_too(certificate: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ca_bundle_of_the_environment_is_trusted_for_facts_too(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
     with Server(tls=certificate) as server:
-        server.behave["/api/models/org/model/revision/main"] = lambda answer: answer.say(200, b'{"id": "org/model", "sha": "%s"}' % (b"5" * 40))
+        server.behave["/api/models/org/model/revision/main"] = lambda answer: answer.say(
+            200, b'{"id": "org/model", "sha": "%s"}' % (b"5" * 40)
+        )
         with pointed_at(server.url):
             with pytest.raises(OriginUnavailable, match="certificate is not trusted"):
                 pinned(spec())

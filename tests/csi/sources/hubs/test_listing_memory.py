@@ -80,7 +80,9 @@ def peak(opening: Opening, patch: pytest.MonkeyPatch, count: int) -> int:
 
 @pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("opening", [hugging_face, modelscope, bucket])
-def test_a_file_of_a_long_listing_costs_little_more_than_its_entry(opening: Opening, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_of_a_long_listing_costs_little_more_than_its_entry(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch
+) -> None:
     more = peak(opening, monkeypatch, MANY) - peak(opening, monkeypatch, FEW)
     print(f"{opening.__name__}: {more / (MANY - FEW):.0f} bytes a file")
     assert more / (MANY - FEW) < MOST_BYTES

@@ -26,7 +26,7 @@ def resolved(spec: NasSpec, *, preserve_ownership: bool = False) -> Manifest:
     """What the source holds, after it was proven readable."""
     with opened(spec, preserve_ownership=preserve_ownership) as source:
         manifest = source.resolve(source.pin())
-        source.prove(manifest)
+        source.check_read_access(manifest)
         return manifest
 
 
@@ -39,7 +39,7 @@ def contents(spec: NasSpec, chunk: int = 1 << 22) -> dict[str, bytes]:
     """Every file's bytes, read `chunk` bytes at a time."""
     with opened(spec) as source:
         manifest = source.resolve(source.pin())
-        with source.reader(manifest) as reader:
+        with source.open_reader(manifest) as reader:
             found = {}
             for entry in manifest.files:
                 data = bytearray(entry.size)

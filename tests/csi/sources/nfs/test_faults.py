@@ -31,7 +31,7 @@ def reading(spec: NasSpec, path: str) -> Iterator[tuple[NasReader, Entry]]:
     """A reader of `spec` and the entry of `path`."""
     with opened(spec) as source:
         manifest = source.resolve(source.pin())
-        with source.reader(manifest) as reader:
+        with source.open_reader(manifest) as reader:
             yield reader, next(e for e in manifest.files if e.path == path)
 
 
@@ -80,7 +80,9 @@ CHANGES = [_append, _truncate, _rewrite, _replace, _remove, _become_a_folder, _b
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__.strip("_"))
-def test_a_file_that_changed_before_it_was_opened_is_noticed(nas: Ganesha, folder: Path, version: str, change) -> None:  # type: ignore[no-untyped-def]
+def test_a_file_that_changed_before_it_was_opened_is_noticed(
+    nas: Ganesha, folder: Path, version: str, change
+) -> None:  # type: ignore[no-untyped-def]
     path = write(folder / "sub/f", os.urandom(4 * MIB))
     with reading(nas.spec(folder, version), "sub/f") as (reader, entry):
         change(path)
@@ -88,8 +90,12 @@ def test_a_file_that_changed_before_it_was_opened_is_noticed(nas: Ganesha, folde
             part(reader, entry, 0, MIB)
 
 
-@pytest.mark.parametrize("change", [_append, _truncate, _rewrite], ids=lambda change: change.__name__.strip("_"))
-def test_a_file_that_changes_while_it_is_read_is_noticed(nas: Ganesha, folder: Path, version: str, change) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize(
+    "change", [_append, _truncate, _rewrite], ids=lambda change: change.__name__.strip("_")
+)
+def test_a_file_that_changes_while_it_is_read_is_noticed(
+    nas: Ganesha, folder: Path, version: str, change
+) -> None:  # type: ignore[no-untyped-def]
     path = write(folder / "f", os.urandom(4 * MIB))
     with reading(nas.spec(folder, version), "f") as (reader, entry):
         part(reader, entry, 0, MIB)
@@ -98,7 +104,9 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(nas: Ganesha, folder: P
             part(reader, entry, MIB, MIB)
 
 
-def test_a_file_that_is_replaced_while_it_is_open_is_whole_or_noticed(nas: Ganesha, folder: Path, version: str) -> None:
+def test_a_file_that_is_replaced_while_it_is_open_is_whole_or_noticed(
+    nas: Ganesha, folder: Path, version: str
+) -> None:
     path = write(folder / "f", os.urandom(4 * MIB))
     old = path.read_bytes()
     with reading(nas.spec(folder, version), "f") as (reader, entry):
@@ -117,7 +125,7 @@ def test_many_files_are_read_in_turn_by_one_reader(nas: Ganesha, folder: Path, v
         write(folder / name, content)
     with opened(nas.spec(folder, version)) as source:
         manifest = source.resolve(source.pin())
-        with source.reader(manifest) as reader:
+        with source.open_reader(manifest) as reader:
             got = dict.fromkeys(data, b"")
             for offset in range(0, 3 * MIB // 2, MIB // 2):
                 for entry in manifest.files:
@@ -134,7 +142,7 @@ def test_eight_readers_read_at_once(nas: Ganesha, folder: Path, version: str) ->
         got: dict[int, bytes] = {}
 
         def read(turn: int) -> None:
-            with source.reader(manifest) as reader:
+            with source.open_reader(manifest) as reader:
                 for n in range(turn, 16, 8):
                     got[n] = part(reader, entry, n * MIB, MIB)
 
@@ -149,7 +157,10 @@ def test_eight_readers_read_at_once(nas: Ganesha, folder: Path, version: str) ->
 def test_a_server_that_is_down_is_unavailable_at_once(nas: Ganesha, folder: Path, version: str) -> None:
     nas.stop()
     try:
-        with pytest.raises(OriginUnavailable, match=rf"{nas.server} does not take connections on port ({nas.port}|{nas.mount_port})"):
+        with pytest.raises(
+            OriginUnavailable,
+            match=rf"{nas.server} does not take connections on port ({nas.port}|{nas.mount_port})",
+        ):
             resolved(nas.spec(folder, version))
     finally:
         nas.start()
@@ -160,7 +171,9 @@ def test_a_server_without_an_address_is_unavailable(version: str) -> None:
         resolved(NasSpec("nas.invalid", "/x", version, timeout=1))
 
 
-def test_a_server_that_hangs_is_unavailable_within_its_bound(nas: Ganesha, folder: Path, version: str) -> None:
+def test_a_server_that_hangs_is_unavailable_within_its_bound(
+    nas: Ganesha, folder: Path, version: str
+) -> None:
     write(folder / "f", b"1")
     nas.pause()
     begin = time.monotonic()
@@ -172,7 +185,9 @@ def test_a_server_that_hangs_is_unavailable_within_its_bound(nas: Ganesha, folde
     assert 2.5 < time.monotonic() - begin < 3 + SLACK
 
 
-def test_a_server_that_hangs_in_a_read_is_unavailable_within_its_bound(nas: Ganesha, folder: Path, version: str) -> None:
+def test_a_server_that_hangs_in_a_read_is_unavailable_within_its_bound(
+    nas: Ganesha, folder: Path, version: str
+) -> None:
     write(folder / "f", os.urandom(4 * MIB))
     with reading(nas.spec(folder, version, timeout=1, retries=1), "f") as (reader, entry):
         part(reader, entry, 0, MIB)
@@ -213,7 +228,9 @@ def test_a_server_that_answers_again_in_time_is_waited_for(nas: Ganesha, folder:
     assert got == data
 
 
-def test_a_read_goes_on_after_the_server_was_killed_and_started(nas: Ganesha, folder: Path, version: str) -> None:
+def test_a_read_goes_on_after_the_server_was_killed_and_started(
+    nas: Ganesha, folder: Path, version: str
+) -> None:
     data = os.urandom(2 * MIB)
     write(folder / "f", data)
     with reading(nas.spec(folder, version, retries=0), "f") as (reader, entry):
@@ -226,7 +243,9 @@ def test_a_read_goes_on_after_the_server_was_killed_and_started(nas: Ganesha, fo
     assert got == data
 
 
-def test_a_server_that_was_restarted_between_two_reads_is_not_noticed(nas: Ganesha, folder: Path, version: str) -> None:
+def test_a_server_that_was_restarted_between_two_reads_is_not_noticed(
+    nas: Ganesha, folder: Path, version: str
+) -> None:
     data = os.urandom(2 * MIB)
     write(folder / "f", data)
     with reading(nas.spec(folder, version, retries=0), "f") as (reader, entry):
@@ -288,9 +307,9 @@ def test_no_connection_stays_after_close(nas: Ganesha, folder: Path, version: st
 
 def test_a_node_without_libnfs_is_told_which_package_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libnfs, "_SONAMES", ("libnfs.so.999",))
-    libnfs._library.cache_clear()
+    libnfs._load_library.cache_clear()
     try:
         with pytest.raises(UnsupportedByNode, match="libnfs13"):
-            libnfs.Context(libnfs.Options(3, 0, 0, 0, 0, 1.0))
+            libnfs.NfsContext(libnfs.ContextOptions(3, 0, 0, 0, 0, 1.0))
     finally:
-        libnfs._library.cache_clear()
+        libnfs._load_library.cache_clear()

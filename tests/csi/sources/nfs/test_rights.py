@@ -14,7 +14,7 @@ import pytest
 
 from csi.errors import PermissionDenied, SourceNotFound
 from csi.parameters.dialects.nas import NasSpec
-from csi.sources.nfs.libnfs import Context, Options
+from csi.sources.nfs.libnfs import ContextOptions, NfsContext
 from tests.csi.sources.nfs.origin import contents, opened, resolved, write
 from tests.origins.ganesha import Export, Ganesha
 
@@ -30,7 +30,11 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ganesha]:
     for path in folders:
         path.chmod(0o755)
         write(path / "f", b"1")
-    exports = [Export(folders[0], squash="Root_Squash"), Export(folders[1], privileged_port=True), Export(folders[2], clients=NOBODYS_ADDRESS)]
+    exports = [
+        Export(folders[0], squash="Root_Squash"),
+        Export(folders[1], privileged_port=True),
+        Export(folders[2], clients=NOBODYS_ADDRESS),
+    ]
     with Ganesha(exports) as server:
         yield server
 
@@ -60,15 +64,18 @@ def test_listing_is_not_reading(nas: Ganesha, folder: Path, version: str) -> Non
     with opened(nas.spec(folder, version, uid=OUTSIDER, gid=OUTSIDER)) as source:
         manifest = source.resolve(source.pin())
         with pytest.raises(PermissionDenied, match="big/secret"):
-            source.prove(manifest)
+            source.check_read_access(manifest)
 
 
 def test_a_proof_does_not_need_a_resolve_of_its_own_first(nas: Ganesha, folder: Path, version: str) -> None:
     write(folder / "open", b"1")
     write(folder / "secret", b"22").chmod(0o600)
     manifest = resolved(nas.spec(folder, version))
-    with opened(nas.spec(folder, version, uid=OUTSIDER, gid=OUTSIDER)) as source, pytest.raises(PermissionDenied, match="secret"):
-        source.prove(manifest)
+    with (
+        opened(nas.spec(folder, version, uid=OUTSIDER, gid=OUTSIDER)) as source,
+        pytest.raises(PermissionDenied, match="secret"),
+    ):
+        source.check_read_access(manifest)
 
 
 def test_a_folder_that_may_not_be_listed_is_named(nas: Ganesha, folder: Path, version: str) -> None:
@@ -102,14 +109,25 @@ def test_such_exports_refuse_a_client_that_may_not_bind_one(guarded: Ganesha, ve
     """The counter-proof: without the capability the same read is refused, so the server does look at the port."""
     spec = guarded.spec(guarded.exports[1].path, version)
     program = f"from csi.parameters.dialects.nas import NasSpec; from tests.csi.sources.nfs.origin import contents; contents({spec!r})"
-    command = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service", sys.executable, "-c", program]
+    command = [
+        "setpriv",
+        "--bounding-set=-net_bind_service",
+        "--inh-caps=-net_bind_service",
+        sys.executable,
+        "-c",
+        program,
+    ]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode != 0
-    assert "source port below 1024" in result.stderr or "does not let" in result.stderr or "does not show it" in result.stderr, result.stderr
+    assert (
+        "source port below 1024" in result.stderr
+        or "does not let" in result.stderr
+        or "does not show it" in result.stderr
+    ), result.stderr
 
 
 def test_the_connection_comes_from_a_low_port(nas: Ganesha, version: str) -> None:
-    context = Context(Options(int(version[0]), nas.port, nas.mount_port, 0, 0, 5.0))
+    context = NfsContext(ContextOptions(int(version[0]), nas.port, nas.mount_port, 0, 0, 5.0))
     context.mount(nas.server, str(nas.exports[0].path))
     with socket.socket(fileno=os.dup(context.descriptor)) as connection:
         assert connection.getsockname()[1] < 1024
@@ -118,7 +136,9 @@ def test_the_connection_comes_from_a_low_port(nas: Ganesha, version: str) -> Non
 
 def test_an_export_for_other_nodes_is_not_to_be_had(guarded: Ganesha, version: str) -> None:
     """ganesha hides such exports, so they look missing; the message says that this may be the reason."""
-    with pytest.raises((PermissionDenied, SourceNotFound), match="does not show it to this node|allow the node's address"):
+    with pytest.raises(
+        (PermissionDenied, SourceNotFound), match="does not show it to this node|allow the node's address"
+    ):
         resolved(guarded.spec(guarded.exports[2].path, version))
 
 

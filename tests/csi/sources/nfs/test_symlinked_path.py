@@ -22,7 +22,9 @@ def teams(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("below", ["", "/.hidden"])
-def test_a_path_that_ends_in_or_goes_through_a_symlink_is_refused(nas: Ganesha, teams: Path, version: str, below: str) -> None:
+def test_a_path_that_ends_in_or_goes_through_a_symlink_is_refused(
+    nas: Ganesha, teams: Path, version: str, below: str
+) -> None:
     (teams / "team-b" / ".hidden").mkdir()
     with pytest.raises((InvalidParameter, SourceNotFound)) as refused:
         resolved(nas.spec(f"{teams}/team-a/link{below}", version))
@@ -31,7 +33,9 @@ def test_a_path_that_ends_in_or_goes_through_a_symlink_is_refused(nas: Ganesha, 
 
 
 def test_a_path_of_real_folders_is_read(nas: Ganesha, teams: Path, version: str) -> None:
-    assert [entry.path for entry in resolved(nas.spec(teams / "team-a" / "models", version)).files] == ["weights"]
+    assert [entry.path for entry in resolved(nas.spec(teams / "team-a" / "models", version)).files] == [
+        "weights"
+    ]
 
 
 def test_an_export_that_is_the_highest_folder_the_server_shows_is_read(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from csi.errors import UnsafeContent
-from csi.manifest.manifest import Kind
+from csi.manifest.manifest import EntryKind
 from tests.csi.sources.nfs.origin import by_path, contents, opened, resolved, write
 from tests.origins.ganesha import Ganesha
 
@@ -18,7 +18,12 @@ MTIME_NS = 1_600_000_000_123_456_789
 
 
 def test_nested_folders_and_their_bytes_are_read(nas: Ganesha, folder: Path, version: str) -> None:
-    files = {"a": b"x", "b/c/d/e/f": random.randbytes(5 << 20), "b/c/g": random.randbytes(12345), "h/.hidden/.snapshot/i": b"kept"}
+    files = {
+        "a": b"x",
+        "b/c/d/e/f": random.randbytes(5 << 20),
+        "b/c/g": random.randbytes(12345),
+        "h/.hidden/.snapshot/i": b"kept",
+    }
     for name, data in files.items():
         write(folder / name, data)
     assert contents(nas.spec(folder, version)) == files
@@ -36,7 +41,7 @@ def test_empty_files_and_folders_are_kept(nas: Ganesha, folder: Path, version: s
     (folder / "nothing/in/here").mkdir(parents=True)
     found = by_path(resolved(nas.spec(folder, version)))
     assert {path: entry.kind for path, entry in found.items()} == {
-        "empty": Kind.FILE, "nothing": Kind.DIRECTORY, "nothing/in": Kind.DIRECTORY, "nothing/in/here": Kind.DIRECTORY,
+        "empty": EntryKind.FILE, "nothing": EntryKind.DIRECTORY, "nothing/in": EntryKind.DIRECTORY, "nothing/in/here": EntryKind.DIRECTORY,
     }  # fmt: skip
     assert contents(nas.spec(folder, version)) == {"empty": b""}
 
@@ -53,7 +58,7 @@ def test_symlinks_keep_their_target(nas: Ganesha, folder: Path, version: str) ->
         (folder / name).symlink_to(target)
     found = by_path(resolved(nas.spec(folder, version)))
     assert {name: found[name].target for name in links} == links
-    assert all(found[name].kind is Kind.SYMLINK for name in links)
+    assert all(found[name].kind is EntryKind.SYMLINK for name in links)
 
 
 def test_modes_owners_and_mtimes_are_kept_where_asked(nas: Ganesha, folder: Path, version: str) -> None:
@@ -72,7 +77,17 @@ def test_modes_owners_and_mtimes_are_kept_where_asked(nas: Ganesha, folder: Path
 
 
 def test_names_in_any_script_and_of_255_bytes_are_kept(nas: Ganesha, folder: Path, version: str) -> None:
-    names = {"模型/权重 1.bin", "Ünï cödé", "emoji-🤗", "with\nnewline", "quote'\"\\", "%41#?&", " leading", "n" * 255, "é" * 127}
+    names = {
+        "模型/权重 1.bin",
+        "Ünï cödé",
+        "emoji-🤗",
+        "with\nnewline",
+        "quote'\"\\",
+        "%41#?&",
+        " leading",
+        "n" * 255,
+        "é" * 127,
+    }
     for name in names:
         write(folder / name, name.encode())
     assert contents(nas.spec(folder, version)) == {name: name.encode() for name in names}
@@ -118,11 +133,16 @@ def test_look_alikes_of_two_folders_do_not_meet(nas: Ganesha, folder: Path, vers
     write(folder / "one/f", b"1")
     (folder / "two").mkdir()
     os.link(folder / "one/f", folder / "two/f")
-    assert resolved(nas.spec(folder / "one", version)).digest != resolved(nas.spec(folder / "two", version)).digest
+    assert (
+        resolved(nas.spec(folder / "one", version)).digest
+        != resolved(nas.spec(folder / "two", version)).digest
+    )
 
 
 @pytest.mark.parametrize("kind", ["fifo", "socket", "block device", "character device"])
-def test_special_files_are_refused_by_name(nas: Ganesha, folder: Path, version: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_special_files_are_refused_by_name(
+    nas: Ganesha, folder: Path, version: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "sub").mkdir()
     path = str(folder / "sub/odd")
     if kind == "fifo":
@@ -137,7 +157,9 @@ def test_special_files_are_refused_by_name(nas: Ganesha, folder: Path, version: 
         resolved(nas.spec(folder, version))
 
 
-def test_a_name_that_is_not_utf8_is_refused_with_its_bytes_escaped(nas: Ganesha, folder: Path, version: str) -> None:
+def test_a_name_that_is_not_utf8_is_refused_with_its_bytes_escaped(
+    nas: Ganesha, folder: Path, version: str
+) -> None:
     write(folder / "sub/good", b"")
     Path(os.fsdecode(os.fsencode(folder) + b"/sub/bad-\xff\xfe")).touch()
     with pytest.raises(UnsafeContent, match=r"in the folder '/sub' is not UTF-8: 'bad-\\xff\\xfe'"):

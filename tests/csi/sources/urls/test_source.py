@@ -22,15 +22,15 @@ from csi.errors import (
     Unauthenticated,
 )
 from csi.images.fill.fill import fill
-from csi.images.layout.layout import lay_out
+from csi.images.layout.layout import build_layout
 from csi.manifest.manifest import DEFAULT_MTIME_NS, Manifest
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.volume_parameters import parse
+from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.sources.catalog import open_source
 from csi.sources.http import throughput
 from csi.sources.urls import full_read as whole_files
 from csi.sources.urls.source import UrlSource
-from csi.worker.protocol import Request
+from csi.worker.protocol import WorkerRequest
 from csi.worker_process.__main__ import Worker
 from tests.conformance.trees import entry, read
 from tests.origins.scripted import Answer, Server
@@ -40,7 +40,7 @@ SUM = hashlib.sha256(DATA).hexdigest()
 
 
 def url(parameters: dict[str, str], token: str | None = None) -> UrlSource:
-    return UrlSource(parse(parameters).spec, token)
+    return UrlSource(parse_volume_parameters(parameters).spec, token)
 
 
 def resolved(subject: UrlSource) -> Manifest:
@@ -89,9 +89,16 @@ def test_a_file_comes_whole_from_a_server_of_any_kind(server: Server, tmp_path: 
     server.behave["/x/data.bin"] = kind
     with closing(url({"url": f"{server.url}/x/data.bin"})) as subject:
         manifest = resolved(subject)
-        subject.prove(manifest)
-        layout = lay_out(manifest)
-        fill(layout, tmp_path / "image", tmp_path / "journal", lambda: subject.reader(manifest), connections=2, chunk_bytes=1 << 18)
+        subject.check_read_access(manifest)
+        layout = build_layout(manifest)
+        fill(
+            layout,
+            tmp_path / "image",
+            tmp_path / "journal",
+            lambda: subject.open_reader(manifest),
+            connections=2,
+            chunk_bytes=1 << 18,
+        )
     assert [(e.path, e.size) for e in manifest.files] == [("data.bin", len(DATA))]
     at = layout.extents[0].offset
     assert (tmp_path / "image").read_bytes()[at : at + len(DATA)] == DATA
@@ -112,13 +119,22 @@ def test_a_file_that_changes_without_a_sign_is_not_taken_for_one(server: Server,
         first, end = handler.span() if handler.headers["Range"] else (0, size)
         served += end - first
         body = (b"A" if served <= size + size // 2 else b"B") * (end - first)
-        handler.say(206 if handler.headers["Range"] else 200, body, Content_Range=f"bytes {first}-{end - 1}/{size}")
+        handler.say(
+            206 if handler.headers["Range"] else 200, body, Content_Range=f"bytes {first}-{end - 1}/{size}"
+        )
 
     server.behave["/data.bin"] = changing
     with closing(url({"url": f"{server.url}/data.bin"})) as subject:
         manifest = resolved(subject)
         with pytest.raises(CorruptContent, match="data.bin"):
-            fill(lay_out(manifest), tmp_path / "i", tmp_path / "j", lambda: subject.reader(manifest), connections=1, chunk_bytes=size // 4)
+            fill(
+                build_layout(manifest),
+                tmp_path / "i",
+                tmp_path / "j",
+                lambda: subject.open_reader(manifest),
+                connections=1,
+                chunk_bytes=size // 4,
+            )
 
 
 def test_a_file_that_tells_no_changes_is_read_whole_unless_its_sum_is_given(server: Server) -> None:
@@ -141,25 +157,32 @@ def endless(handler: Answer) -> None:
 
 
 def test_a_file_that_does_not_end_is_refused(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(whole_files, "LARGEST_VOLUME", 1 << 20)
+    monkeypatch.setattr(whole_files, "MAX_VOLUME_BYTES", 1 << 20)
     server.behave["/data.bin"] = endless
     error = failing(url({"url": f"{server.url}/data.bin"}))
     assert isinstance(error, OutOfRange) and f"more than {1 << 20} bytes" in str(error)
 
 
-@pytest.mark.parametrize(("rate", "parameters"), [(None, {"bandwidthLimit": "4Mi"}), (4 << 20, {}), (4 << 20, {"bandwidthLimit": "1Gi"})])
-def test_a_file_is_read_whole_no_faster_than_it_may_be(server: Server, rate: int | None, parameters: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("rate", "parameters"),
+    [(None, {"bandwidthLimit": "4Mi"}), (4 << 20, {}), (4 << 20, {"bandwidthLimit": "1Gi"})],
+)
+def test_a_file_is_read_whole_no_faster_than_it_may_be(
+    server: Server, rate: int | None, parameters: dict[str, str]
+) -> None:
     server.behave["/data.bin"] = without_length
     alone = {"url": f"{server.url}/data.bin"}
     for named in (alone, {"sources": json.dumps([{"folder": "a", **alone}])}):
-        spec = parse(named | parameters).spec
+        spec = parse_volume_parameters(named | parameters).spec
         began = time.monotonic()
-        Worker(io.BytesIO(), rate)._resolve(Request("resolve", spec.to_context(), {}))
+        Worker(io.BytesIO(), rate)._resolve(WorkerRequest("resolve", spec.to_context(), {}))
         assert time.monotonic() - began >= 0.7 * len(DATA) / (4 << 20)
 
 
-def test_a_file_that_trickles_while_it_is_read_whole_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput, "WINDOW_SECONDS", 0.2)
+def test_a_file_that_trickles_while_it_is_read_whole_is_given_up(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throughput, "MEASURING_WINDOW", 0.2)
 
     def drip(handler: Answer) -> None:
         handler.send_response(200)
@@ -200,11 +223,18 @@ def test_a_sum_that_the_user_gave_is_checked(server: Server, tmp_path: Path) -> 
     for number, (given, right) in enumerate(((SUM, True), ("0" * 64, False))):
         with closing(url({"url": f"{server.url}/data.bin", "sha256": given})) as subject:
             manifest = resolved(subject)
-            arguments = (lay_out(manifest), tmp_path / f"image{number}", tmp_path / f"journal{number}", lambda m=manifest: subject.reader(m))
+            arguments = (
+                build_layout(manifest),
+                tmp_path / f"image{number}",
+                tmp_path / f"journal{number}",
+                lambda m=manifest: subject.open_reader(m),
+            )
             if right:
                 fill(*arguments)
             else:
-                with pytest.raises(CorruptContent, match=f"'data.bin' has the sha256 {SUM}, not 000.*check sha256"):
+                with pytest.raises(
+                    CorruptContent, match=f"'data.bin' has the sha256 {SUM}, not 000.*check sha256"
+                ):
                     fill(*arguments)
 
 
@@ -221,13 +251,18 @@ def test_naming_the_sum_of_another_file_makes_no_volume_of_it(server: Server, ot
     ("before", "after"),
     [
         ({"ETag": '"1"'}, {"ETag": '"2"'}),
-        ({"Last_Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}, {"Last_Modified": "Wed, 15 Nov 2023 22:13:20 GMT"}),
+        (
+            {"Last_Modified": "Tue, 14 Nov 2023 22:13:20 GMT"},
+            {"Last_Modified": "Wed, 15 Nov 2023 22:13:20 GMT"},
+        ),
         ({"ETag": '"1"'}, {}),
         ({"Last_Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}, {}),
         ({"ETag": '"1"'}, {"Last_Modified": "Tue, 14 Nov 2023 22:13:20 GMT"}),
     ],
 )
-def test_a_file_that_changes_between_two_ranges_is_caught(server: Server, before: dict[str, str], after: dict[str, str]) -> None:
+def test_a_file_that_changes_between_two_ranges_is_caught(
+    server: Server, before: dict[str, str], after: dict[str, str]
+) -> None:
     server.behave["/data.bin"] = lambda handler: ranged(handler, **before)
     with closing(url({"url": f"{server.url}/data.bin"})) as subject:
         manifest = resolved(subject)
@@ -237,7 +272,9 @@ def test_a_file_that_changes_between_two_ranges_is_caught(server: Server, before
             read(subject, manifest, "data.bin", 1000, 1000)
 
 
-def test_the_token_goes_to_the_host_of_the_url_and_not_where_that_sends(server: Server, other: Server) -> None:
+def test_the_token_goes_to_the_host_of_the_url_and_not_where_that_sends(
+    server: Server, other: Server
+) -> None:
     server.behave["/data.bin"] = lambda handler: handler.say(302, Location=f"{other.url}/signed")
     other.behave["/signed"] = ranged
     with closing(url({"url": f"{server.url}/data.bin"}, "secretToken")) as subject:
@@ -262,7 +299,11 @@ def test_each_refusal_is_said_in_its_own_words(server: Server) -> None:
     def say(status: int, token: str | None = None, body: bytes = b"", **headers: str) -> DataCacheError:
         server.behave["/data.bin"] = lambda handler: handler.say(status, body, **headers)
         error = failing(url({"url": f"{server.url}/data.bin"}, token))
-        assert "secretToken" not in str(error) and "data.bin" in str(error) or isinstance(error, OriginUnavailable)
+        assert (
+            "secretToken" not in str(error)
+            and "data.bin" in str(error)
+            or isinstance(error, OriginUnavailable)
+        )
         return error
 
     assert isinstance(say(401), Unauthenticated) and "wants one" in str(say(401))
@@ -270,6 +311,6 @@ def test_each_refusal_is_said_in_its_own_words(server: Server) -> None:
     assert isinstance(say(404), SourceNotFound)
     assert isinstance(say(500), OriginUnavailable)
     assert "compressed" in str(say(200, body=b"x", Content_Encoding="gzip"))
-    gone = CacheSpec(parse({"url": "http://127.0.0.1:1/x"}).spec.source)
+    gone = CacheSpec(parse_volume_parameters({"url": "http://127.0.0.1:1/x"}).spec.source)
     with closing(open_source(gone, {})) as subject, pytest.raises(OriginUnavailable, match="127.0.0.1:1"):
         subject.resolve(subject.pin())
