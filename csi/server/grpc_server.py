@@ -217,11 +217,9 @@ def start_server(
     path: str, threads: int, register: Callable[[grpc.Server], None], observe: CallObserver = ignore_call
 ) -> grpc.Server:
     """A server that answers on the socket `path`, of the mode that the umask leaves. Raises AlreadyExists where somebody else does."""
+    pool = ShrinkingPool(threads, "rpc", on_shrink=lifecycle.release_free_memory)
     # The stubs ask for a ThreadPoolExecutor; any Executor does.
-    server = grpc.server(
-        ShrinkingPool(threads, "rpc", on_shrink=lifecycle.release_free_memory),
-        interceptors=[ErrorInterceptor(observe)],
-    )  # type: ignore[arg-type]
+    server = grpc.server(pool, interceptors=[ErrorInterceptor(observe)])  # type: ignore[arg-type]
     register(server)
     remove_stale_socket(path)
     server.add_insecure_port(f"unix:{path}")

@@ -310,10 +310,9 @@ class PrewarmLoop:
 
     def _is_ready(self, cache: PrewarmedCache, resolved: _ResolvedCache | None) -> bool:
         """Whether it is on this node, and a DataCache in the image store too, where there is one."""
-        is_sealed = resolved is not None and self._store.find_sealed(resolved.digest) is not None
-        return is_sealed and (
-            not cache.data_cache or self._uploads is None or self._uploads.is_uploaded(resolved.digest)
-        )  # type: ignore[union-attr]
+        if resolved is None or self._store.find_sealed(resolved.digest) is None:
+            return False
+        return not cache.data_cache or self._uploads is None or self._uploads.is_uploaded(resolved.digest)
 
     def _resolve_and_fill(self, active: _ActiveRequest, key: str, cache: PrewarmedCache) -> None:
         self._check_node()

@@ -75,9 +75,8 @@ class BufferRing:
         """The filled chunks, one after the other, for the hashing thread; each is done with when the next is asked for."""
         for index in range(self.done_chunks, self._plan.count):
             with self._condition:
-                self._condition.wait_for(
-                    lambda index=index: self._failed_event.is_set() or index in self._jobs
-                )  # type: ignore[misc]
+                while not self._failed_event.is_set() and index not in self._jobs:
+                    self._condition.wait()
                 self.raise_if_failed()
                 job = self._jobs[index]
             yield job
