@@ -77,7 +77,7 @@ def mounting(tmp_path: Path) -> Setting:
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end and not holds():
         time.sleep(0.005)
     return holds()
