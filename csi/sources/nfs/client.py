@@ -143,8 +143,8 @@ class NfsFolder:
             raise self._mount_error(failure) from failure
 
     def _raise_unless_refused(self, failure: NfsError) -> None:
-        # libnfs has no words for a call that the server's RPC layer denies (AUTH_ERROR, RFC 5531).
-        if failure.code == errno.EFAULT and failure.text.endswith("(null)"):
+        # libnfs has no words for a call that the server's RPC layer denies (AUTH_ERROR, RFC 5531): "(null)", from version 6 on nothing at all.
+        if failure.code == errno.EFAULT and failure.text.rstrip().endswith(("(null)", ":")):
             raise PermissionDenied(
                 f"{self.spec.display_name}: the server {self.spec.server} denies every call of this node; it may want a source port below 1024 "
                 "(this driver has to run as root, without a NAT between) or another security flavour than sec=sys"

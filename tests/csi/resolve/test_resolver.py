@@ -83,7 +83,7 @@ def flights_of(setting: Setting) -> dict[str, Any]:
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end and not holds():
         time.sleep(0.005)
     return holds()
