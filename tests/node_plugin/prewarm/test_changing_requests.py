@@ -23,8 +23,8 @@ class Storm(FakePrewarms):
         super().__init__({"pool": "gpu"})
         self._name = name
 
-    def all(self) -> list[PrewarmRequest]:
-        found = super().all()
+    def list_requests(self) -> list[PrewarmRequest]:
+        found = super().list_requests()
         self.tell(self._name)
         return found
 
