@@ -142,8 +142,8 @@ def test_what_one_identity_has_read_is_no_source_for_another(
         ]
 
     assert copied("first", "1000") == [0]
-    assert not machine.logged("image vouched for")
-    assert copied("second", "2000") == [0] and len(machine.logged("image vouched for")) == 1
+    assert not machine.logged("image verified against its origin")
+    assert copied("second", "2000") == [0] and len(machine.logged("image verified against its origin")) == 1
     (models / "one.bin").write_bytes(b"3" * 5000)
     assert copied("third", "3000") == [0, 0]
     assert copied("fourth", "3000") == [0, 0]

@@ -65,7 +65,7 @@ class Store:
     """
 
     def __init__(self, root: Path, budget_bytes: int | None = None) -> None:
-        self._root = root
+        self.root = root
         self._images, self._temp = root / "images", root / "tmp"
         self._mutex = threading.RLock()
         self._reserved_bytes: dict[str, int] = {}
@@ -101,7 +101,7 @@ class Store:
     def key(self) -> bytes:
         """The store's secret of 32 bytes, made on first use."""
         with self._mutex, self._translate_errors():
-            return load_or_create_key(self._root / "key")
+            return load_or_create_key(self.root / "key")
 
     def new_temp_path(self) -> Path:
         """A new name in the store's file system, for what `adopt_manifest` takes; gone after the next start."""
@@ -236,7 +236,7 @@ class Store:
         A sealed image that cannot be mounted goes too, so that it is resolved and filled anew.
         """
         with self._mutex, self._translate_errors():
-            for path in [*self._temp.iterdir(), *self._root.glob(f"*{TEMP_SUFFIX}")]:
+            for path in [*self._temp.iterdir(), *self.root.glob(f"*{TEMP_SUFFIX}")]:
                 _delete(path)
             for folder in [path for path in self._images.iterdir() if is_digest(path.name)]:
                 self._sweep_image(ImagePaths(folder))
@@ -278,7 +278,7 @@ class Store:
     def _get_record(self, digest: str) -> ImageRecord:
         record = read_record(self.paths(digest))
         if record is None:
-            raise NotFound(f"the store {self._root} has no image {digest[:12]}; it has to be resolved first")
+            raise NotFound(f"the store {self.root} has no image {digest[:12]}; it has to be resolved first")
         return record
 
     def _find_in_state(self, digest: str, state: ImageState) -> ImageRecord | None:
@@ -293,17 +293,17 @@ class Store:
             _delete(doomed)
 
     def _create_folders(self) -> None:
-        stamp = self._root / "format"
+        stamp = self.root / "format"
         if not stamp.exists():
             write_json(stamp, {"format": STORE_FORMAT})
         read_json(stamp, STORE_FORMAT)
         for folder in (self._images, self._temp):
             folder.mkdir(mode=0o700, exist_ok=True)
-        fsync_folder(self._root)
+        fsync_folder(self.root)
 
     def _get_disk_space(self) -> tuple[int, int]:
         """Bytes of the file system: all, and free for this process."""
-        status = os.statvfs(self._root)
+        status = os.statvfs(self.root)
         return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
 
     @contextmanager
@@ -314,10 +314,10 @@ class Store:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 left = format_size(self._get_disk_space()[1])
                 raise NoSpace(
-                    f"the file system of the store {self._root} is full: {left} left; add or free space on the node"
+                    f"the file system of the store {self.root} is full: {left} left; add or free space on the node"
                 ) from error
             raise DataCacheError(
-                f"the store {self._root} cannot be used: {error.strerror} ({error.filename}); look at the node's disk"
+                f"the store {self.root} cannot be used: {error.strerror} ({error.filename}); look at the node's disk"
             ) from error
 
 
