@@ -45,10 +45,10 @@ proto: system $(VENV)/ready ## Generate csi/pb from proto/csi.proto
 
 docs: system $(VENV)/docs ## Generate docs/parameters.md and docs/flags.md from the code, then build the site in build/site; broken links fail
 	$(BIN)/python docs/generate.py
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: system $(VENV)/docs ## Show the site on http://127.0.0.1:8000, and build it again when a page changes
-	$(BIN)/mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 manifests: system $(VENV)/ready ## Generate deploy/manifests and the chart's CRDs, with helm
 	$(BIN)/python deploy/generate.py

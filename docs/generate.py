@@ -11,14 +11,14 @@ from pathlib import Path
 
 import click
 
-from controller_plugin.__main__ import parser as controller_parser
-from controller_plugin.operator.__main__ import parser as operator_parser
+from controller_plugin.__main__ import build_parser as controller_parser
+from controller_plugin.operator.__main__ import build_parser as operator_parser
 from csi.parameters.dialects.keys import Key, KeySetter, SecretKey
 from csi.parameters.dialects.table import DIALECTS
 from csi.parameters.performance_keys import KEY_TABLE
 from csi.parameters.volume_parameters import VOLUME_KEYS
 from datacache.__main__ import cli
-from node_plugin.__main__ import parser as node_parser
+from node_plugin.__main__ import build_parser as node_parser
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -78,7 +78,11 @@ _PROGRAMS: tuple[tuple[str, Callable[[], argparse.ArgumentParser]], ...] = (
 def parameters() -> str:
     """The whole text of docs/parameters.md."""
     parts = [_PARAMETERS, "## Every volume\n", _key_table(VOLUME_KEYS)]
-    parts += ["## Performance\n", "[Performance](performance.md) explains how they combine. All of them can be changed on a live volume.\n", _key_table(KEY_TABLE)]
+    parts += [
+        "## Performance\n",
+        "[Performance](performance.md) explains how they combine. All of them can be changed on a live volume.\n",
+        _key_table(KEY_TABLE),
+    ]
     for dialect in DIALECTS:
         types = " or ".join(f"`{name}`" for name in dialect.types)
         parts += [f"## {_FORMS[dialect.name]}\n", f"`type`: {types}.\n", _key_table(dialect.keys)]
@@ -95,7 +99,10 @@ def flags() -> str:
     for what, make in _PROGRAMS:
         parser = make()
         parts += [f"## {parser.prog}\n", f"{parser.description} {what}\n", _flag_table(parser)]
-    parts += ["## datacache\n", "What people type. A subcommand that fails prints one line on standard error and exits with 1.\n"]
+    parts += [
+        "## datacache\n",
+        "What people type. A subcommand that fails prints one line on standard error and exits with 1.\n",
+    ]
     for path, command in _commands("datacache", cli):
         parts += [f"### {path}\n", _command(path, command)]
     return "\n".join(parts)
@@ -103,7 +110,12 @@ def flags() -> str:
 
 def _keys_within_sources() -> str:
     """Who may set the keys of the sources within `sources`."""
-    refused = dict.fromkeys(f"`{key.name}`" for dialect in DIALECTS for key in dialect.keys if key.setter is KeySetter.ADMINISTRATOR)
+    refused = dict.fromkeys(
+        f"`{key.name}`"
+        for dialect in DIALECTS
+        for key in dialect.keys
+        if key.setter is KeySetter.ADMINISTRATOR
+    )
     return (
         "Within `sources` a source has the keys of its own table, and whom that table names may set them: "
         f"in an inline volume,\nall but {', '.join(refused)}. The keys of every volume and of performance stand beside `sources`.\n"
@@ -112,11 +124,15 @@ def _keys_within_sources() -> str:
 
 def _key_table(keys: Iterable[Key]) -> str:
     head = ("Key", "Meaning", "Default", "Who may set it", "Secret")
-    return _table(head, ((_names(key), key.meaning, _key_default(key), key.setter.value, "no") for key in keys))
+    return _table(
+        head, ((_names(key), key.meaning, _key_default(key), key.setter.value, "no") for key in keys)
+    )
 
 
 def _secret_table(keys: Iterable[SecretKey]) -> str:
-    return _table(("Key of the Secret", "Meaning", "Secret"), ((f"`{key.name}`", key.meaning, "yes") for key in keys))
+    return _table(
+        ("Key of the Secret", "Meaning", "Secret"), ((f"`{key.name}`", key.meaning, "yes") for key in keys)
+    )
 
 
 def _names(key: Key) -> str:
@@ -151,14 +167,23 @@ def _commands(path: str, group: click.Group) -> Iterator[tuple[str, click.Comman
 def _command(path: str, command: click.Command) -> str:
     context = click.Context(command, info_name=path)
     usage = " ".join(command.collect_usage_pieces(context))
-    text = "\n\n".join(textwrap.fill(_escaped(part), 130, break_on_hyphens=False) for part in (command.help or "").split("\n\n"))
+    text = "\n\n".join(
+        textwrap.fill(_escaped(part), 130, break_on_hyphens=False)
+        for part in (command.help or "").split("\n\n")
+    )
     rows = [_option(option, context) for option in command.params if isinstance(option, click.Option)]
-    return f"```\n{path} {usage}\n```\n\n{text}\n" + ("\n" + _table(("Option", "Environment", "Default", "Meaning"), rows) if rows else "")
+    return f"```\n{path} {usage}\n```\n\n{text}\n" + (
+        "\n" + _table(("Option", "Environment", "Default", "Meaning"), rows) if rows else ""
+    )
 
 
 def _option(option: click.Option, context: click.Context) -> tuple[str, ...]:
     names = ", ".join(f"`{name}`" for name in option.opts)
-    choices = f": {', '.join(f'`{choice}`' for choice in option.type.choices)}" if isinstance(option.type, click.Choice) else ""
+    choices = (
+        f": {', '.join(f'`{choice}`' for choice in option.type.choices)}"
+        if isinstance(option.type, click.Choice)
+        else ""
+    )
     default = option.get_default(context, call=False)
     # What has no default has a marker of click's own.
     known = default if isinstance(default, (str, int, float, Path)) and not option.is_flag else ""
@@ -176,7 +201,11 @@ def _escaped(text: str) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    lines = [
+        head,
+        tuple("---" for _ in head),
+        *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows),
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
@@ -192,8 +221,12 @@ def main() -> None:
     if not check:
         for path, text in pages.items():
             path.write_text(text)
-    elif stale := [path.name for path, text in pages.items() if not path.exists() or path.read_text() != text]:
-        sys.exit(f"stale: {', '.join(f'docs/{name}' for name in stale)}; run `make docs` and commit the result")
+    elif stale := [
+        path.name for path, text in pages.items() if not path.exists() or path.read_text() != text
+    ]:
+        sys.exit(
+            f"stale: {', '.join(f'docs/{name}' for name in stale)}; run `make docs` and commit the result"
+        )
 
 
 if __name__ == "__main__":

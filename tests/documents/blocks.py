@@ -30,10 +30,16 @@ def blocks(page: str, language: str | None = None) -> list[Block]:
     """All blocks of a page of docs/, in order; of one language where that is given."""
     text = (DOCS / page).read_text()
     found = [Block(*groups) for groups in _FENCED.findall(text)]
-    assert 2 * len(found) == len(re.findall(r"^```", text, re.MULTILINE)), f"{page} has a fence that is not understood"
+    assert 2 * len(found) == len(re.findall(r"^```", text, re.MULTILINE)), (
+        f"{page} has a fence that is not understood"
+    )
     return [block for block in found if language in (None, block.language)]
 
 
 def prose(text: str) -> list[str]:
     """The lines of a document that are no code and no row of a table."""
-    return [line for line in re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).splitlines() if not line.startswith("|")]
+    return [
+        line
+        for line in re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).splitlines()
+        if not line.startswith("|")
+    ]

@@ -24,11 +24,26 @@ def test_both_sdks_make_one_cache_that_is_mounted_by_its_path(tmp_path: Path, hu
     started, mounted = (block.text for block in blocks("eci.md", "sh"))
     older, _, newer = (block.text for block in blocks("eci.md", "python"))
     programs = "".join(f"python - <<'PROGRAM'\n{program}PROGRAM\n" for program in (newer, older))
-    script = "set -e\n" + started + "until curl -sf 127.0.0.1:8080/healthz; do sleep 0.2; done\n" + programs + mounted
-    script = script.replace("127.0.0.1:8080", f"127.0.0.1:{free_port()}").replace("/var/tmp/datacache-eci", str(tmp_path / "state"))
-    environment = {**os.environ, **LOOPBACK, "HF_ENDPOINT": hub.endpoint, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    script = (
+        "set -e\n"
+        + started
+        + "until curl -sf 127.0.0.1:8080/healthz; do sleep 0.2; done\n"
+        + programs
+        + mounted
+    )
+    script = script.replace("127.0.0.1:8080", f"127.0.0.1:{free_port()}").replace(
+        "/var/tmp/datacache-eci", str(tmp_path / "state")
+    )
+    environment = {
+        **os.environ,
+        **LOOPBACK,
+        "HF_ENDPOINT": hub.endpoint,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
     try:
-        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(
+            ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=300
+        )
         logs = "\n".join(path.read_text()[-2000:] for path in sorted((tmp_path / "state").glob("*.log")))
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
         assert mounts_below(tmp_path) == []

@@ -18,14 +18,20 @@ pytestmark = pytest.mark.kernel
 
 PAGE = "quick-start.md"
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-FILES: dict[str, bytes] = {"config.json": b'{"hidden_size": 384}\n', "model.safetensors": os.urandom(3 << 20), "1_Pooling/config.json": b"{}"}
+FILES: dict[str, bytes] = {
+    "config.json": b'{"hidden_size": 384}\n',
+    "model.safetensors": os.urandom(3 << 20),
+    "1_Pooling/config.json": b"{}",
+}
 _DONE = "block done:"
 _LIMIT = 300.0
 
 
 def script_of(run: list[Block]) -> str:
     """One script for one shell, which stops at the first command that fails and says which blocks it has come through."""
-    return "set -e\n" + "".join(f"{block.text}echo '{_DONE}' {number} $SECONDS\n" for number, block in enumerate(run))
+    return "set -e\n" + "".join(
+        f"{block.text}echo '{_DONE}' {number} $SECONDS\n" for number, block in enumerate(run)
+    )
 
 
 @pytest.fixture
@@ -51,11 +57,20 @@ def typed(tmp_path: Path, hub: Hub, nas: Ganesha, export: Path) -> subprocess.Co
     for word, value in own.items():
         assert word in script
         script = script.replace(word, value)
-    environment = {**os.environ, **LOOPBACK, "HF_ENDPOINT": hub.endpoint, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    return subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=_LIMIT, cwd=tmp_path)
+    environment = {
+        **os.environ,
+        **LOOPBACK,
+        "HF_ENDPOINT": hub.endpoint,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    return subprocess.run(
+        ["bash", "-c", script], env=environment, capture_output=True, text=True, timeout=_LIMIT, cwd=tmp_path
+    )
 
 
-def test_every_shell_block_of_the_quick_start_works_and_nothing_is_left(tmp_path: Path, hub: Hub, export: Path) -> None:
+def test_every_shell_block_of_the_quick_start_works_and_nothing_is_left(
+    tmp_path: Path, hub: Hub, export: Path
+) -> None:
     hub.repo(MODEL, FILES)
     try:
         with Ganesha([Export(export)]) as nas:

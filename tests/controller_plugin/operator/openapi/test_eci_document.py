@@ -22,7 +22,8 @@ _ONE_CLIENTS_ENDPOINT = f'client.add_endpoint("cn-local", "Eci", "{ADDRESS}")\n'
 _SDK1, _ALL_CLIENTS_ENDPOINT, _SDK2 = (block.text for block in blocks("eci.md", "python"))
 PROGRAMS = {
     "aliyun-python-sdk-eci": _SDK1,
-    "aliyun-python-sdk-eci, region_provider": _ALL_CLIENTS_ENDPOINT + _SDK1.replace(_ONE_CLIENTS_ENDPOINT, ""),
+    "aliyun-python-sdk-eci, region_provider": _ALL_CLIENTS_ENDPOINT
+    + _SDK1.replace(_ONE_CLIENTS_ENDPOINT, ""),
     "alibabacloud_eci20180808": _SDK2,
 }
 
@@ -37,7 +38,9 @@ def make_available(region: Region) -> None:
 def output_of(program: str, region: Region) -> str:
     """What a program prints that calls the API of `region`, which makes caches Available meanwhile."""
     program = program.replace(ADDRESS, f"127.0.0.1:{region.port}")
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
         while process.poll() is None:
             make_available(region)
             time.sleep(0.05)
