@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents.blocks import blocks
+from tests.documents.blocks import STRICT_SHELL, blocks
 from tests.origins.hub import Hub
 from tests.origins.onc_rpc import free_port
 from tests.plugins import LOOPBACK, mounts_below, unmount_below
@@ -25,7 +25,7 @@ def test_both_sdks_make_one_cache_that_is_mounted_by_its_path(tmp_path: Path, hu
     older, _, newer = (block.text for block in blocks("eci.md", "python"))
     programs = "".join(f"python - <<'PROGRAM'\n{program}PROGRAM\n" for program in (newer, older))
     script = (
-        "set -e\n"
+        STRICT_SHELL
         + started
         + "until curl -sf -o /dev/null 127.0.0.1:8080/healthz; do sleep 0.2; done\n"
         + programs

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.documents.blocks import NOT_RUN, Block, blocks
+from tests.documents.blocks import NOT_RUN, STRICT_SHELL, Block, blocks
 from tests.origins.ganesha import Export, Ganesha
 from tests.origins.hub import Hub
 from tests.plugins import LOOPBACK, loops_below, mounts_below, unmount_below
@@ -29,7 +29,7 @@ _LIMIT = 300.0
 
 def script_of(run: list[Block]) -> str:
     """One script for one shell, which stops at the first command that fails and says which blocks it has come through."""
-    return "set -e\n" + "".join(
+    return STRICT_SHELL + "".join(
         f"{block.text}echo '{_DONE}' {number} $SECONDS\n" for number, block in enumerate(run)
     )
 
