@@ -87,7 +87,7 @@ KEYS = (
         ("akSecret is a credential", "Secret"),
     ),
     Case(
-        "several sources that are no list", {"sources": "no list"}, INVALID, ("sources is no JSON", "repoId")
+        "several sources that are no list", {"sources": "no list"}, INVALID, ("sources is not JSON", "repoId")
     ),
     Case("no source", {"type": "URL"}, INVALID, ("repoId is missing", "org/name")),
     Case("nothing at all", {}, INVALID, ("no source is named", "repoId", "server and path")),

@@ -1,4 +1,4 @@
-"""The partial image: a file that is allocated whole, then written in any order past the page cache."""
+"""The partial image: a preallocated file, written in any order and without the page cache."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from csi.values import format_size
 
 _NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ByteRange = tuple[int, int]
-"""Bytes of an image: from the first on, up to, but without, the second."""
+"""Bytes of an image from the first offset up to, but not including, the second."""
 _NO_FALLOCATE_ERRNOS = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class PartialImage:
-    """An open image of `size` bytes at `path`; `write` and `read` may be called by many threads.
+    """An open image of `size` bytes at `path`; `write` and `read` are thread-safe.
 
-    All methods raise NoSpace when the file system is full, with both numbers, and DataCacheError for other faults of it.
+    All methods raise NoSpace, stating both sizes, if the file system is full, and DataCacheError for its
+    other errors.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -33,7 +34,7 @@ class PartialImage:
 
     @staticmethod
     def create(path: Path, size: int, ranges: Iterable[ByteRange] | None = None) -> None:
-        """Make a new file of mode 0600 in the place of whatever is there, with `ranges` of it allocated (None: the whole)."""
+        """Create a new file of mode 0600, replacing any other, with `ranges` of it allocated (None: all)."""
         path.unlink(missing_ok=True)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -45,13 +46,13 @@ class PartialImage:
                 os.close(fd)
             fsync_folder(path.parent)
         except OSError as error:
-            # What was allocated before the file system was full would keep the room from everyone.
+            # Otherwise the blocks allocated before the file system was full would stay allocated.
             path.unlink(missing_ok=True)
             raise image_io_error(error, path, size) from error
 
     @staticmethod
     def allocate(path: Path, size: int, ranges: Iterable[ByteRange]) -> None:
-        """Allocate what is not yet of these ranges of the file; what is there stays as it is."""
+        """Allocate the missing parts of these ranges of the file, keeping its contents."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -63,7 +64,7 @@ class PartialImage:
 
     @staticmethod
     def exists_with_size(path: Path, size: int) -> bool:
-        """Whether there is a partial image of exactly this size."""
+        """Return whether there is a partial image of exactly this size."""
         return path.is_file() and path.stat().st_size == size
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -76,7 +77,11 @@ class PartialImage:
             raise image_io_error(error, self._path, self._size) from error
 
     def write_metadata(self, metadata: bytes) -> None:
-        """Write `metadata` at offset 0, through an aligned buffer. A file system that takes O_DIRECT at open only is found out here."""
+        """Write `metadata` at offset 0 through an aligned buffer.
+
+        Some file systems accept O_DIRECT in open(2) and fail with EINVAL on the first write; this is where
+        that is detected.
+        """
         view = AlignedBuffer(min(align(len(metadata)), CHUNK_BYTES)).view
         for at in range(0, len(metadata), len(view)):
             part = metadata[at : at + len(view)]
@@ -90,12 +95,13 @@ class PartialImage:
                     and error.__cause__.errno == errno.EINVAL
                 ):
                     raise
+                # Runs before the reading threads start, so nobody else uses the descriptor.
                 os.close(self._fd)
                 self._fd, self._is_direct = os.open(self._path, os.O_RDWR | os.O_CLOEXEC), False
                 self.write(at, view[: len(part)])
 
     def read(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` (page-aligned, a multiple of 4096 long) from image byte `offset` on."""
+        """Fill `buffer` (page-aligned, a multiple of 4096 long) from image byte `offset`."""
         try:
             while buffer:
                 done = os.preadv(self._fd, [buffer], offset)
@@ -108,7 +114,7 @@ class PartialImage:
             raise image_io_error(error, self._path, self._size) from error
 
     def sync(self) -> None:
-        """Return when all that was written before is on disk."""
+        """Make everything written before durable."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
@@ -145,12 +151,14 @@ def _allocate(fd: int, ranges: Iterable[ByteRange]) -> None:
 
 
 def image_io_error(error: OSError, path: Path, size: int) -> DataCacheError:
-    """What an OSError about the image at `path`, which needs `size` bytes, means."""
+    """Translate an OSError about the image at `path`, which needs `size` bytes."""
     if error.errno in _NO_SPACE_ERRNOS:
         filesystem = os.statvfs(path.parent)
         free_text = format_size(filesystem.f_bavail * filesystem.f_frsize)
         return NoSpace(
-            f"the image needs {format_size(size)}, the file system of {path.parent} has {free_text} left ({error.strerror}); free or add space on the node"
+            f"the image needs {format_size(size)}, "
+            f"the file system of {path.parent} has {free_text} left ({error.strerror}); "
+            "free or add space on the node"
         )
     return DataCacheError(
         f"the image {path} cannot be written or read: {error.strerror}; look at the node's disk"

@@ -1,4 +1,4 @@
-"""`bandwidthLimit`: how many bytes per second a fill may fetch."""
+"""The key `bandwidthLimit`: the maximum rate of a fill, in bytes per second."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ _MIN_BANDWIDTH = 1 << 16
 
 
 def parse_bandwidth_limit(text: str) -> int | None:
-    """Bytes per second, None for ""; raises InvalidParameter naming the key and its range."""
+    """Parse into bytes per second, None for ""; raises InvalidParameter naming the key and its range."""
     return quantity_value("bandwidthLimit", text, _MIN_BANDWIDTH, MAX_BANDWIDTH) if text else None

@@ -57,7 +57,7 @@ def attributes_class(cluster: Cluster, **parameters: str) -> None:
     ("parameters", "words"),
     [
         ({"revison": "main"}, "class: unknown parameter 'revison'; did you mean revision?"),
-        ({"token": "hush"}, "class: token is a credential and does not belong into parameters"),
+        ({"token": "hush"}, "class: token is a credential and does not belong in parameters"),
         ({"repoId": "org name"}, "class: repoId is 'org name'"),
         ({"pvcAnnotations": "repoId,egressProfile"}, "class: pvcAnnotations lists egressProfile"),
         ({"provisionedIops": "many"}, "class: provisionedIops"),
