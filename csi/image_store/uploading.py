@@ -1,4 +1,4 @@
-"""An image on its way into the image store, in parts, several at a time."""
+"""Upload of an image into the image store, several parts at a time."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ShouldStop = Callable[[], bool]
 
 
 class ImageUpload:
-    """The parts of one image on their way, from its byte `data_at` on; `size` is the image's."""
+    """Upload of the parts of one image, starting at its byte `data_offset`; `size` is that of the image."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class ImageUpload:
         self._done_bytes = 0
 
     def run(self) -> list[str]:
-        """The sums of all parts, which are there then."""
+        """Upload all missing parts; return the checksums of all parts."""
         numbers = range(-(-self._total_bytes // self._part_bytes))
         parts = []
         with ThreadPoolExecutor(_MAX_CONCURRENT_UPLOADS) as threads:
@@ -62,7 +62,8 @@ class ImageUpload:
     def _upload_part(self, number: int) -> str:
         if self._should_stop():
             raise FillStopped(
-                "bringing the image to the image store was told to stop; what is there stays, and the next one goes on from there"
+                "the upload to the image store was stopped; "
+                "finished parts are kept, and the next upload continues from there"
             )
         with self._image.open("rb", buffering=0) as stream:
             stream.seek(self._data_offset + number * self._part_bytes)
@@ -75,7 +76,7 @@ class ImageUpload:
 
 
 def retry_with_backoff(work: Callable[[], T]) -> T:
-    """What `work` gives, tried a few times where the store may be had again; raises what it raises."""
+    """Call `work`, retrying a few times on OriginUnavailable, and return its result."""
     for attempt in range(_MAX_TRANSFER_ATTEMPTS):
         try:
             return work()

@@ -318,7 +318,7 @@ SERVERS = (
         "nobody listens",
         {**NAS, "options": "port={closed},mountport={closed}"},
         UNAVAILABLE,
-        ("does not take connections on port", "firewalls"),
+        ("does not accept connections on port", "firewalls"),
     ),
     Case(
         "missing export",

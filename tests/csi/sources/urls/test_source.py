@@ -196,7 +196,7 @@ def test_a_file_that_trickles_while_it_is_read_whole_is_given_up(
 
     server.behave["/data.bin"] = drip
     error = failing(url({"url": f"{server.url}/data.bin"}))
-    assert isinstance(error, OriginUnavailable) and "far less than others" in str(error)
+    assert isinstance(error, OriginUnavailable) and "far slower than others" in str(error)
 
 
 def test_an_empty_file_is_one(server: Server) -> None:

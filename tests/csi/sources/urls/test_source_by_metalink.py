@@ -108,7 +108,7 @@ def test_a_size_that_is_wrong_is_an_error_when_the_file_is_asked_for_or_proved_o
     server: Server, tmp_path: Path
 ) -> None:
     server.behave["/x"] = lambda handler: ranged(handler, ETag='"1"')
-    words = f"'a' has 7 bytes, 127.0.0.1:.* sends {len(DATA)}; put the document right"
+    words = f"'a' has 7 bytes, 127.0.0.1:.* sends {len(DATA)}; correct the document"
     with (
         closing(source(server, document(file("a", "<url>x</url><size>7</size>")))) as subject,
         pytest.raises(SourceChanged, match=words),
@@ -408,6 +408,6 @@ def test_the_most_files_there_may_be_are_resolved(server: Server, monkeypatch: p
     body = metalink({str(n): (f"{server.url}/{n}", DATA) for n in range(2_001)})
     with (
         closing(source(server, body)) as subject,
-        pytest.raises(OutOfRange, match="more than 2000 files; make several documents"),
+        pytest.raises(OutOfRange, match="more than 2000 files; split it into several documents"),
     ):
         resolved(subject)
