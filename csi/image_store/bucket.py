@@ -50,6 +50,7 @@ class BucketBackend(Backend):
             try:
                 return bytes(obstore.get(self._store.get_client(_REQUEST_TIMEOUT), self._key(key)).bytes())
             except (NotFoundError, FileNotFoundError) as error:
+                # A missing bucket must not look like a missing object.
                 if _NO_BUCKET in str(error):
                     raise
                 return None

@@ -239,6 +239,7 @@ class ImageStore:
         if is_complete and marked_at is None:
             self._backend.put(unwanted_key(digest), b"")
             return False
+        # An upload has no record and no mark; it expires by its newest part.
         since = (
             marked_at
             if is_complete and marked_at is not None

@@ -131,6 +131,8 @@ class StoredImage:
     def build_parts_layout(self, metadata: bytes) -> Layout:
         """Build a layout whose files are the parts, so that a fill verifies each part and can be resumed."""
         entries = [
+            # Numbered names: a fill reads in this order, and equal parts (zeros) must still be distinct
+            # entries.
             Entry(f"{number:06}", EntryKind.FILE, size=self.part_size(number), digest=f"sha256:{part}")
             for number, part in enumerate(self.parts)
         ]

@@ -68,6 +68,7 @@ class ImageUpload:
         with self._image.open("rb", buffering=0) as stream:
             stream.seek(self._data_offset + number * self._part_bytes)
             content = stream.read(min(self._part_bytes, self._total_bytes - number * self._part_bytes))
+        # Content addressing makes uploads resumable: a part with this name and size is this part.
         part = hashlib.sha256(content).hexdigest()
         key = f"{parts_folder(self._digest)}/{part}"
         if retry_with_backoff(lambda: self._backend.size(key)) != len(content):

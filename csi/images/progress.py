@@ -83,6 +83,7 @@ def write_progress(path: Path, progress: FillProgress) -> None:
 
     It is not synced, since it is worthless after a power cut.
     """
+    # Readers poll the file, and must never see half of it.
     temporary = path.with_name(path.name + TEMP_SUFFIX)
     temporary.write_text(json.dumps(progress.to_json()))
     temporary.rename(path)
@@ -129,6 +130,7 @@ class ProgressMeter:
     def _rate(self, now: float) -> float:
         pause = max((later - earlier for (earlier, _), (later, _) in pairwise(self._samples)), default=0.0)
         window = min(max(_MIN_RATE_WINDOW, _PAUSES_PER_WINDOW * pause), _MAX_RATE_WINDOW)
+        # Keep one sample from before the window, so that the rate covers all of it.
         while len(self._samples) > 2 and now - self._samples[1][0] >= window:
             self._samples.popleft()
         (first_time, first_done), (last_time, last_done) = self._samples[0], self._samples[-1]

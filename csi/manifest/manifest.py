@@ -21,6 +21,7 @@ from csi.errors import DataCacheError, OutOfRange, UnsafeContent
 
 FORMAT = 1
 MAX_ENTRIES = 2_000_000
+# NAME_MAX and PATH_MAX (without the terminating NUL) of Linux; EROFS has the same limit for names.
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4095
 MAX_TARGET_BYTES = 4095
@@ -192,6 +193,7 @@ def build_manifest(
     return Manifest(tuple(sorted(by_path.values(), key=lambda e: e.path.encode())), dict(access))
 
 
+# The canonical form: any change to it changes the digest of every image.
 def _encode_line(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True).encode() + b"\n"
 
@@ -261,6 +263,7 @@ def _normalize_ownership(entry: Entry) -> Entry:
 
 
 def _add_parents(by_path: dict[str, Entry]) -> None:
+    # Climb until a known folder: its own parents were added before, so this takes one step for most paths.
     for path in list(by_path):
         parent = posixpath.dirname(path)
         while parent:

@@ -23,9 +23,11 @@ DEFAULT_GIB = 20
 """Size in GiB of a cache that names none; it grows with its content."""
 MAX_GIB, MAX_RETENTION_DAYS = 32_768, 36_500
 _BUCKET = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+# Ids as in ECI's API; a snapshot id is made by `csi.image_store.stored_image.snapshot_id_of`.
 _SNAPSHOT_ID, _DATA_CACHE_ID = re.compile(r"s-[0-9a-f]{20}"), re.compile(r"edc-[0-9a-f]{20}")
 _NETWORK = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _MAX_PATH_LENGTH = 1024
+# Volume keys, in lower case, that the author of a DataCache may set among the options.
 _AUTHOR_OPTIONS = frozenset(("allowpatterns", "ignorepatterns", "preserveownership", "bandwidthlimit"))
 
 
@@ -209,6 +211,7 @@ def _check_range(name: str, value: int | None, maximum: int, unit: str) -> int |
 
 def _parse_networks(ids: Iterable[str]) -> tuple[str, ...]:
     networks = [_parse_network(text) for text in ids]
+    # "" is only needed to keep the position of a later id.
     while networks and not networks[-1]:
         networks.pop()
     return tuple(networks)

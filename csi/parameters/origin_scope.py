@@ -25,6 +25,7 @@ def compute_origin_scope(
     spec = parse_volume_parameters(access).spec
     # The same address may be another host in another network.
     scope = f"{spec.egress_profile}\n{spec.source.origin_scope}"
+    # Keyed, so that stored scopes do not reveal whether a guessed credential is the right one.
     if not spec.source.grants_whole_scope:
         scope += (
             "\n" + hmac.new(key, json.dumps(sorted(secrets.items())).encode(), hashlib.sha256).hexdigest()

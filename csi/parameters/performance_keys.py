@@ -313,7 +313,7 @@ KEYS = tuple(_FIELDS)
 KEY_TABLE = (
     Key(
         "performanceLevel",
-        "`PL0` to `PL3`, `AutoPL`: reads as an Alibaba Cloud ESSD of the volume's size",
+        "`PL0` to `PL3`, `AutoPL`: the read limits of an Alibaba Cloud ESSD of the volume's size",
         "`AutoPL` with the next two, else no limit",
         aliases=("pl", "k8s.aliyun.com/eci-data-cache-pl"),
     ),
@@ -330,7 +330,7 @@ KEY_TABLE = (
         aliases=("bursting", "k8s.aliyun.com/eci-data-cache-burstingenabled"),
     ),
     Key("readIops", "a plain ceiling, in I/Os per second", "none"),
-    Key("readBandwidth", "a plain ceiling, in bytes per second, as `500Mi`", "`readIops` x 16 KiB"),
+    Key("readBandwidth", "a plain ceiling, in bytes per second, such as `500Mi`", "`readIops` x 16 KiB"),
     Key("burstIops", "the I/Os per second while a burst credit lasts", "none"),
     Key("burstCredit", "the burst credit, in I/Os", "none"),
 )

@@ -34,18 +34,18 @@ VOLUME_KEYS = (
     TYPE,
     Key(
         "preserveOwnership",
-        "`true` keeps uid, gid and mode; else files are root's, readable by all, execute bits kept",
+        "`true` keeps uid, gid and mode; otherwise files belong to root, "
+        "are readable by all and keep execute bits",
         "`false`",
     ),
     Key(
         "writerAccessModes",
-        "`refuse`, or `downgrade`: accept ReadWriteOnce and the like, and mount read-only all the same",
+        "`refuse`, or `downgrade`: accept ReadWriteOnce and the like, but mount read-only",
         "`refuse`; inline volumes are always downgraded",
     ),
     Key(
         "bandwidthLimit",
-        "the most bytes per second that a fill fetches, as `500Mi`; "
-        "in an item of `sources`, from that source",
+        "the maximum bytes per second of a fill, such as `500Mi`; in an item of `sources`, for that source",
         "no limit",
     ),
     Key(
@@ -56,19 +56,20 @@ VOLUME_KEYS = (
     ),
     Key(
         "size",
-        "the volume's least size, as `20Gi` (a bare number is GiB); a claim asks for storage instead",
+        "the minimum size of the volume, such as `20Gi` (a bare number is GiB); "
+        "a PVC requests storage instead",
         "the content's",
         KeySetter.VOLUME,
     ),
     Key(
         PVC_ANNOTATIONS_KEY,
-        "the keys, by commas, that a PVC may give in annotations, as `datacache.csi.io/repoId`; "
-        "with `--registry kubernetes` alone",
+        "comma-separated keys that a PVC may set by annotation, such as `datacache.csi.io/repoId`; "
+        "only with `--registry kubernetes`",
         "none",
         KeySetter.CLASS,
     ),
-    Key("namedBy", "`pod`: the source is the word of the author of a pod or PVC", "", KeySetter.CONTROLLER),
-    Key("manifestDigest", "what the source held when the volume was created", "", KeySetter.CONTROLLER),
+    Key("namedBy", "`pod`: the author of a pod or PVC named the source", "", KeySetter.CONTROLLER),
+    Key("manifestDigest", "the digest of the content when the volume was created", "", KeySetter.CONTROLLER),
     Key("capacityBytes", "the volume's capacity", "", KeySetter.CONTROLLER),
 )
 KEYS: dict[str, Key] = source_key_table() | {
@@ -80,6 +81,7 @@ SPELLING = Spelling(KEYS.values(), secret_key_names())
 MAX_VOLUME_BYTES = 2**32 * 4096
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+# The same form as the keys of --egress-profile.
 _PROFILE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 

@@ -115,6 +115,8 @@ def _number(stored: Any) -> int | None:
     return None if stored is None else int(stored)
 
 
+# Of a rate, None means no limit, and no limit plus a limit is no limit. Of a credit, None means none was
+# given.
 def _add_or_none(first: int | None, second: int | None) -> int | None:
     return None if first is None or second is None else first + second
 
@@ -123,4 +125,5 @@ def _add_known(first: int | None, second: int | None) -> int | None:
     return None if first is None and second is None else (first or 0) + (second or 0)
 
 
+# Bytes per second: 1 PiB/s, far beyond any device, and within the 64 bits of the kernel's interface.
 MAX_BANDWIDTH = 2**50

@@ -22,6 +22,7 @@ from csi.sources.source import Source
 if TYPE_CHECKING:
     from csi.sources.buckets.object_store import AccessKey
 
+# In order of preference: the driver's own name, ECI's, and those of the hubs' tools.
 TOKEN_KEYS = ("token", "accessToken", "HF_TOKEN", "MODELSCOPE_API_TOKEN")
 _ACCESS_KEY_NAMES = {
     "OSS": ("akId", "akSecret", "securityToken"),

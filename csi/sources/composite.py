@@ -48,6 +48,7 @@ class CompositeSource(Source):
     def _build_part_spec(self, folder: str, source: SourceSpec) -> CacheSpec:
         limits = (dict(self._composite.limits).get(folder), self._spec.bandwidth_limit)
         limit = min((limit for limit in limits if limit), default=None)
+        # The worker is inside the egress profile's network already; the parts need not enter it.
         return replace(self._spec, source=source, egress_profile="", bandwidth_limit=limit)
 
     def pin(self) -> CacheSpec:
@@ -121,6 +122,7 @@ class _CompositeReader(ManyReader):
                 reader = self._get_reader(folder)
                 if isinstance(reader, ManyReader):
                     originals = {_strip_folder(entry): (entry, buffer) for entry, buffer in files}
+                    # The source removes what it has read from `remaining`.
                     remaining = [(entry, buffer) for entry, (_, buffer) in originals.items()]
                     failed = reader.read_many(remaining, permits)
                     completed = originals.keys() - {entry for entry, _ in remaining}

@@ -37,6 +37,7 @@ from csi.worker.protocol import Resolution, WorkerRequest
 from csi.worker_process.image_store_operations import build_store_operations, fill_from_store_or_origin
 
 log = logging.getLogger("datacache.worker")
+# Fills must not compete with pods for CPU.
 _NICENESS = 5
 _GC_THRESHOLD = 200_000
 
@@ -84,6 +85,7 @@ class Worker:
         except BaseException as exception:  # every outcome must reach the waiting caller
             error = as_disk_full_error(exception)
             if not isinstance(error, DataCacheError):
+                # File and line only: the text of an unexpected exception may contain a URL or a secret.
                 frames = " < ".join(
                     f"{f.filename}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__))
                 )

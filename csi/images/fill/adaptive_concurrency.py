@@ -79,6 +79,7 @@ class AdaptiveConcurrency:
         self._settle_at(1, 0.0)
 
     def _double(self, rate: float) -> None:
+        # Doubling did not pay: go back to the number before it.
         if rate < _MIN_SPEEDUP * self._previous_rate:
             self._settle_at(self._previous_limit, self._previous_rate)
         elif self.reader_limit == self._max_readers:

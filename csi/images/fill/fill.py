@@ -89,6 +89,7 @@ def seal(partial: Path, final: Path, journal: Path) -> None:
     """Turn the filled `partial` into the read-only image `final`, durably, then remove the journal.
     Idempotent.
     """
+    # In this order: a rename must not become durable before the data, and the journal is needed until then.
     if partial.exists():
         fsync_file(partial)
         partial.chmod(0o400)
@@ -125,6 +126,7 @@ class _ImageFill:
         self._ring = BufferRing(
             self._plan,
             first,
+            # More buffers than readers: some are being hashed and written while others are filled.
             connections + connections // 2 + 4,
             concurrency.reader_limit + MAX_UNSYNCED_CHUNKS,
         )
@@ -145,6 +147,7 @@ class _ImageFill:
             self._ring.fail(error)
             raise
         finally:
+            # After an error too: what is written and hashed by now need not be fetched again.
             for thread in self._threads.values():
                 thread.join()
             self._checkpoint()
@@ -160,6 +163,7 @@ class _ImageFill:
 
     def _start_readers(self) -> None:
         for number in range(1, self._gate.reader_limit + 1):
+            # A reader beyond the limit has ended; if the limit rises again, it gets a new thread.
             if number not in self._threads or (number in self._idle and not self._threads[number].is_alive()):
                 self._idle.discard(number)
                 self._start_thread(self._read_chunks, number, "fill read")
@@ -225,6 +229,7 @@ class _ImageFill:
             view = job.view
             reader.rank = job.chunk.index
             self._read_pieces(reader, job.chunk.pieces, view)
+            # Handed to the hashing thread first, which works while this one writes.
             self._ring.add_filled(job)
             for start, end in job.chunk.spans:
                 self._image.write(job.chunk.offset + start, view[start:end])
@@ -248,6 +253,7 @@ class _ImageFill:
 
     def _hash_chunks(self, reader: RetryingReader) -> None:
         verifier = DigestVerifier()
+        # Hashes of a partly fetched file are not stored, so its first part is read back from the disk.
         straddling = self._plan.find_straddling_extent(self._resumed_at)
         if straddling is not None:
             verifier.resume(

@@ -49,5 +49,6 @@ class _PacedReader(Reader):
             if pace is not None
         ]
         if paces:
+            # One wait for the later of both limits, not one after the other.
             paces[0].wait_for(len(buffer), *paces[1:])
         self._inner.read_into(entry, offset, buffer)

@@ -34,6 +34,7 @@ def _read_ahead(image: PartialImage, begin: int, end: int) -> Iterator[memoryvie
     """Yield the image's bytes from `begin` to `end` in order, reading the next buffer while the caller
     uses the last.
     """
+    # Two buffers: one is being read from the disk while the other is hashed.
     buffers = cycle([AlignedBuffer(CHUNK_BYTES).view, AlignedBuffer(CHUNK_BYTES).view])
 
     def read(at: int) -> memoryview:

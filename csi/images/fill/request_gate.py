@@ -76,6 +76,7 @@ class RequestGate:
     def adapt(self, fetched_bytes: int) -> None:
         """Record that `fetched_bytes` have arrived in total; may change `reader_limit`."""
         with self._condition:
+            # During a pause nothing arrives, which must not count as slow.
             is_paused = time.monotonic() < self._paused_until
             self._concurrency.skip(fetched_bytes) if is_paused else self._concurrency.adapt(fetched_bytes)
             self._condition.notify_all()
@@ -115,6 +116,7 @@ class RequestGate:
 
     def resize(self, permits: BatchPermits, in_flight: int) -> bool:
         """Set how many permits a batch holds; return whether it may start one more request."""
+        # Raises if the fill has failed or is to stop.
         self.sleep(0)
         with self._condition:
             if time.monotonic() < self._paused_until:
@@ -164,6 +166,7 @@ class RequestGate:
         remaining = self._paused_until - time.monotonic()
         if remaining > 0:
             return min(remaining, _WAIT_INTERVAL)
+        # One batch at a time: a waiting second one must not block single readers behind it.
         eligible = [other for other in self._waiting if not (other.is_batch and self._has_batch)]
         return (
             0.0

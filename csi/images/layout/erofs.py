@@ -26,6 +26,7 @@ _IFMT = 0o170000
 
 _MAGIC = 0xE0F5E1E2
 _COMPAT_CHECKSUM, _COMPAT_MTIME = 0x1, 0x2
+# An inode's number ("nid") is its byte offset in units of 32 bytes.
 _NID_SHIFT = 5
 _EXTENDED = 1
 _NANO = 10**9
@@ -41,6 +42,7 @@ def _build_crc_table() -> tuple[int, ...]:
     table = []
     for value in range(256):
         for _ in range(8):
+            # The Castagnoli polynomial 0x1EDC6F41, bit-reversed.
             value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
         table.append(value)
     return tuple(table)

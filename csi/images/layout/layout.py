@@ -113,6 +113,7 @@ def build_layout(manifest: Manifest) -> Layout:
             f"the content needs an image of {image_blocks * BLOCK} bytes; "
             f"one image holds at most {erofs.MAX_BLOCKS * BLOCK}"
         )
+    # The UUID is part of the digest, so that everything in the image follows from the manifest.
     metadata = bytearray(data_block * BLOCK)
     super_block = erofs.build_super_block(
         len(nodes), image_blocks, bytes.fromhex(manifest.digest[:32]), nodes[0].inode_offset
@@ -226,6 +227,7 @@ def _write_node(metadata: bytearray, node: _Node, number: int) -> None:
     if entry.kind is EntryKind.FILE:
         return
     offset = node.inode_offset + INODE_SIZE if node.inline else node.block * BLOCK
+    # A symlink's target is its data, as that of a folder is the list of its entries.
     content = _build_directory(node) if isinstance(node, _Folder) else _encode_target(entry)
     metadata[offset : offset + len(content)] = content
 

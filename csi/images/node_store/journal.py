@@ -34,6 +34,7 @@ class Journal:
 
     def __init__(self, path: Path, layout: Layout, chunk_bytes: int) -> None:
         self._header = _build_header(layout, chunk_bytes)
+        # Records continue the header's checksum, so those of another image never match.
         self._crc_seed = zlib.crc32(self._header)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         content = path.read_bytes()
@@ -82,6 +83,7 @@ class Journal:
         position = len(self._header)
         while position + _record.size <= len(content):
             value, crc = _record.unpack_from(content, position)
+            # A torn record at the end: records are not synced one by one.
             if crc != zlib.crc32(content[position : position + 8], self._crc_seed):
                 break
             if value & _COPIED_FLAG:

@@ -18,6 +18,7 @@ from csi.values import format_size
 _NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ByteRange = tuple[int, int]
 """Bytes of an image from the first offset up to, but not including, the second."""
+# Without fallocate(2) the file stays sparse, and NoSpace may come in the middle of a fill.
 _NO_FALLOCATE_ERRNOS = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -119,6 +120,7 @@ class PartialImage:
             os.fdatasync(self._fd)
         except OSError as error:
             raise image_io_error(error, self._path, self._size) from error
+        # Without O_DIRECT, drop the pages at least once they are clean.
         if not self._is_direct:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -131,6 +133,8 @@ class PartialImage:
         os.close(self._fd)
 
 
+# O_DIRECT keeps gigabytes of a fill from displacing the page cache of running pods. tmpfs and others lack it
+# (EINVAL).
 def _open_direct(path: Path) -> tuple[int, bool]:
     flags = os.O_RDWR | os.O_CLOEXEC
     try:

@@ -71,6 +71,8 @@ class Store:
         # Guards reservations and eviction holds, and every change of the files below `images`. Reentrant
         # since public methods call each other.
         self._mutex = threading.RLock()
+        # Sizes of images being filled, and the number of holds on others. Only in memory: both end with the
+        # process.
         self._reserved_bytes: dict[str, int] = {}
         self._eviction_holds: Counter[str] = Counter()
         with self._translate_errors():
@@ -126,6 +128,7 @@ class Store:
         """
         paths = self.paths(digest)
         with self._mutex, self._translate_errors():
+            # Files are created before the manifest, whose rename makes the image exist.
             record = read_record(paths)
             if record is None:
                 self._discard(paths)
@@ -307,6 +310,8 @@ class Store:
 
     def _discard(self, paths: ImagePaths) -> None:
         if paths.folder.exists():
+            # After the rename the image is gone at once, however long the deletion takes and whenever it is
+            # killed.
             trash_path = self._temp / f"{paths.folder.name}.{uuid.uuid4().hex}"
             rename_and_sync(paths.folder, trash_path)
             _delete(trash_path)
@@ -343,6 +348,7 @@ class Store:
 
 
 def _acquire_lock(root: Path) -> int:
+    # flock(2) is released by the kernel when the process ends, however it ends.
     fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -56,6 +56,7 @@ class RunCopier:
     def __init__(self, path: Path) -> None:
         self._target = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._sources: dict[Path, int] = {}
+        # Fastest first; one that the file system does not support is dropped for good.
         self._methods = [_clone, _copy_in_kernel, _copy_in_user_space]
         self._page_cached: set[int] = set()
 

@@ -49,6 +49,8 @@ def find_copy_runs(
     for extent in layout.extents:
         if extent.entry.digest.startswith(ORIGIN_DIGEST_PREFIXES) and extent.offset not in present_offsets:
             targets_by_content.setdefault((extent.entry.digest, extent.entry.size), []).append(extent.offset)
+    # Target offset -> where its bytes are. The first candidate that has a file serves all targets with that
+    # content.
     matches: dict[int, tuple[Path, int]] = {}
     for candidate in reuse_candidates:
         for extent in _read_extents(candidate) if targets_by_content else ():

@@ -17,7 +17,10 @@ from csi.values import boolean_value, redact
 _BUCKET = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# An OSS endpoint names its region, which signatures need: oss-cn-hangzhou[-internal].aliyuncs.com.
 _OSS_REGION = re.compile(r"(?:s3\.)?oss-([a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com")
+# These clouds want the bucket in the host name; S3-compatible stores often lack the DNS and certificates for
+# that.
 _VIRTUAL_HOST_CLOUDS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com")
 
 
@@ -112,6 +115,7 @@ def _build_bucket_spec(
     path_style = (
         boolean_value("pathStyle", path_style_text)
         if path_style_text
+        # A wildcard certificate does not cover a bucket name with dots.
         else not host.endswith(_VIRTUAL_HOST_CLOUDS) or "." in bucket
     )
     if not path_style and not can_have_subdomains(host):
@@ -145,16 +149,16 @@ OSS = Dialect(
     ("OSS",),
     (
         Key("bucket", "the bucket", "required"),
-        Key("url", "the endpoint, as `oss-cn-hangzhou-internal.aliyuncs.com`", "required"),
+        Key("url", "the endpoint, such as `oss-cn-hangzhou-internal.aliyuncs.com`", "required"),
         Key("path", "a folder of the bucket", "`/`"),
         Key(
             "otherOpts",
-            "options of ossfs: those that steer a mount are taken without effect, "
+            "options of ossfs: those that only affect a mount are ignored, "
             "others and all credentials are refused",
         ),
         Key(
             "ramRole",
-            "the RAM role of the node's instance, whose credential reads; no Secret is needed then",
+            "the RAM role of the node's instance, whose credential is used; no Secret is needed then",
             setter=KeySetter.ADMINISTRATOR,
             aliases=("roleName",),
         ),
@@ -163,7 +167,7 @@ OSS = Dialect(
     ),
     _parse_oss,
     (
-        SecretKey("akId", "the AccessKey's id; without a Secret the bucket is read as anybody"),
+        SecretKey("akId", "the AccessKey's id; without a Secret the bucket is read anonymously"),
         SecretKey("akSecret", "the AccessKey's secret"),
         SecretKey("securityToken", "the STS token of a temporary AccessKey"),
     ),
@@ -174,14 +178,18 @@ S3 = Dialect(
     ("S3",),
     (
         Key("bucket", "the bucket", "required"),
-        Key("endpoint", "the store's address, as `https://minio.example.com:9000`", "Amazon S3 of `region`"),
+        Key(
+            "endpoint",
+            "the store's address, such as `https://minio.example.com:9000`",
+            "Amazon S3 of `region`",
+        ),
         Key("region", "the region of the signature", "`us-east-1`"),
         Key("path", "a folder of the bucket", "`/`"),
         _PATH_STYLE,
     ),
     _parse_s3,
     (
-        SecretKey("accessKeyId", "the access key's id; without a Secret the bucket is read as anybody"),
+        SecretKey("accessKeyId", "the access key's id; without a Secret the bucket is read anonymously"),
         SecretKey("secretAccessKey", "the access key's secret"),
         SecretKey("sessionToken", "the session token of a temporary access key"),
     ),

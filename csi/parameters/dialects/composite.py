@@ -16,6 +16,7 @@ from csi.parameters.dialects.mount_flags import refuse_mount_flags
 from csi.values import redact
 
 MAX_SOURCES = 64
+# A plain file name, which cannot hide ("."), climb ("..") or be taken for an option ("-").
 _FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 
 # Keys of an item in addition to those of its source.

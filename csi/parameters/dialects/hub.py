@@ -12,6 +12,7 @@ from csi.parameters.dialects.mount_flags import refuse_mount_flags
 from csi.values import join_list, redact, split_list
 
 REPO_SOURCES = ("HuggingFace/Model", "HuggingFace/DataSet", "ModelScope/Model", "ModelScope/DataSet")
+# The rules of huggingface_hub's validate_repo_id, and those of git for references (git-check-ref-format).
 _REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[^\x00-\x20~^:?*\[\\\x7f/][^\x00-\x20~^:?*\[\\\x7f]{0,254}")
 _DEFAULT_REVISIONS = {"HuggingFace": "main", "ModelScope": "master"}

@@ -69,6 +69,7 @@ def find_dialect(values: Mapping[str, str], dialects: Sequence[Dialect] = DIALEC
     complete = [
         dialect for dialect in fitting if _required_keys(dialect) <= set(source_keys_present)
     ] or fitting
+    # With a type but no source key, the first dialect of that type reports what is missing.
     if len(complete) > 1 and not (values.get("type") and not source_keys_present):
         if not source_keys_present:
             raise InvalidParameter(
@@ -92,6 +93,7 @@ def _dialects_of_type(text: str, dialects: Sequence[Dialect]) -> list[Dialect]:
 
 
 def _required_keys(dialect: Dialect) -> set[str]:
+    # Without `path`: a NAS has other spellings of it (`share`, "host:/path").
     return {key.name for key in dialect.keys if key.default.startswith("required") and key.name != "path"}
 
 

@@ -15,6 +15,7 @@ from csi.values import join_list, redact, split_list
 
 MAX_URLS = 1000
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+# "path=URL". A bare URL must not match, though its query may contain "=http://...".
 _PATH_AND_URL = re.compile(r"(?!https?://)(.+?)=(https?://.*)", re.IGNORECASE | re.DOTALL)
 
 
@@ -176,14 +177,14 @@ DIALECT = Dialect(
             "metalink",
             "in place of `url`, the http(s) URL of a Metalink 4 document (RFC 5854), "
             "without login and signature, that names up to 100,000 files; "
-            "those with `size` and a `sha-256` hash are not asked for one by one",
+            "those with `size` and a `sha-256` hash need no request when the volume is created",
             "none",
         ),
         Key(
             "sha256",
             "what the file's bytes must be: 64 hex digits, one for each URL, `-` for none; only with `url`",
-            "not checked; learnt by reading the file where its server tells no length, "
-            "or no ETag and no time",
+            "not checked; computed by reading the file if its server sends no length, "
+            "or neither ETag nor time",
         ),
     ),
     _parse_url_source,

@@ -36,6 +36,7 @@ from csi.sources.http.response_checks import transient_error
 if TYPE_CHECKING:
     from obstore.store import S3Config
 
+# Seconds that a signed URL is valid, unless the temporary key that signed it expires earlier.
 SIGNED_URL_TTL = 3600
 _KEY_EXPIRY_MARGIN = datetime.timedelta(minutes=5)
 _CONNECT_TIMEOUT, _MAX_RETRIES = datetime.timedelta(seconds=5), 2
@@ -129,7 +130,7 @@ class ObjectStore:
         return key
 
     def _new_client(self, key: AccessKey, timeout: float = SIGNED_URL_TTL) -> S3Store:
-        # obstore reads these by itself, over what it is given.
+        # obstore takes everything that it is not given, such as a session token or an endpoint, from these.
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             del os.environ[name]
         config: S3Config = {"access_key_id": key.id, "secret_access_key": key.secret}
@@ -165,6 +166,7 @@ class ObjectStore:
 
     @property
     def _region(self) -> str:
+        # The region that S3-compatible stores without regions expect in signatures.
         return self._spec.region or "us-east-1"
 
     @property

@@ -63,6 +63,7 @@ class BatchFetch:
         ]
         while batch and not self._is_ended:
             self._remaining, self._retries = len(batch), []
+            # Redirects and expired URLs put files back into `_retries`, often for another route.
             for route, group in groupby(sorted(batch, key=_route), _route):
                 self._fetch_route(route, list(group))
             batch = self._retries

@@ -30,6 +30,7 @@ from csi.sources.http.header_timeouts import HeaderTimeouts
 from csi.sources.http.throughput import MIN_RATE, ThroughputBaseline
 from csi.values import parse_decimal
 
+# Seconds. READ_TIMEOUT is for one byte; headers may take HEADER_READ_TIMEOUTS times as long in total.
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 20.0
 HEADER_READ_TIMEOUTS = 2
@@ -72,6 +73,8 @@ class Connections:
         any. Raises PermissionDenied if requests may not go there, and `unreachable_error` for a failure,
         which names the host and the problem, never the URL.
         """
+        # `_connect` sets it: an error on a new connection is real, one on a kept connection may only mean it
+        # was stale.
         self._thread_state.afresh = False
         try:
             response = self._request(url, headers, origin_site)

@@ -27,6 +27,7 @@ from csi.manifest.reader import SMALL_FILE
 
 MAX_BODY_BYTES = SMALL_FILE
 """Size of the largest file requested in this way."""
+# Seconds: how soon a stop, or a permit for another request, is noticed.
 _SELECT_TIMEOUT = 0.1
 _CURL_POLL_INTERVAL = 0.005
 # Bytes of an error body that are read: leaving it unread would cost the connection.
@@ -40,6 +41,9 @@ _NOT_SENT_ERRORS = (
     pycurl.E_COULDNT_CONNECT,
     pycurl.E_SSL_CACERT_BADFILE,
 )
+# NOSIGNAL: libcurl's timeouts must not use SIGALRM in a threaded process. NOPROXY "": the environment is
+# evaluated by `connections`, not by libcurl. HTTP/1.1: many origins limit each connection, and HTTP/2 would
+# share a single one.
 _TRANSPORT_OPTIONS = (
     (pycurl.NOSIGNAL, 1),
     (pycurl.NOPROXY, ""),
@@ -51,6 +55,7 @@ _TRANSPORT_OPTIONS = (
 )
 # Without "@": curl would take what is before it for a login.
 _SAFE_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]+")
+# An https proxy is verified against the same CA bundle as origins.
 _PROXY_CA_OPTIONS = {pycurl.CAINFO: pycurl.PROXY_CAINFO, pycurl.CAPATH: pycurl.PROXY_CAPATH}
 _EARLY_END_ERRORS = (pycurl.E_PARTIAL_FILE, pycurl.E_GOT_NOTHING)
 
@@ -187,6 +192,7 @@ class CurlClient:
         gets those in flight. Of several concurrent callers, one keeps its connections.
         """
         with self._lock:
+            # Taken out while in use, as a multi handle must not be used by two threads.
             multi, self._idle_multi = self._idle_multi, None
         multi = multi or _CurlMulti(lambda: _CurlHandle(self._check_address, self._options))
         try:

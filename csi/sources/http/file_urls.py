@@ -31,6 +31,7 @@ EXPIRED_STATUSES = (400, 401, 403, 410, *REDIRECT_STATUSES)
 """Statuses of an expired signed URL: S3 and CDNs answer 403, S3 400 for a session token, some hubs 401,
 some 410.
 """
+# URLs remembered for one source; signed ones are long.
 _MAX_CACHED_URLS = 1024
 
 StatusErrorMapper = Callable[[int, Mapping[str, str]], DataCacheError | None]
@@ -90,6 +91,7 @@ class FileUrls:
 
     def find_cached(self, entry: Entry) -> FileUrl | None:
         """Return the last remembered URL of the file, if it is among the recently read files."""
+        # Without the lock: one dict lookup is atomic in CPython, and this runs for every range.
         return self._cached.get(entry.path)
 
     def remember(self, entry: Entry, file_url: FileUrl) -> None:

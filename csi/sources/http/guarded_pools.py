@@ -28,6 +28,7 @@ def guard_pools(
 ) -> urllib3.PoolManager:
     """Make all connections of `manager` with `connect`, and limit the wait for headers; returns `manager`."""
 
+    # urllib3 has no hook for either, only overridable methods of the connection classes.
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
             return connect(self)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _CHECK_INTERVAL = 1.0
+# The thread ends after so many seconds without connections to watch.
 _MAX_IDLE_CHECKS = 30
 
 

@@ -16,6 +16,7 @@ from csi.sources.http.curl_fetch import CurlResponse
 from csi.sources.http.throughput import ThroughputBaseline, ThroughputMeter
 
 _CHUNKED_READ_BYTES = 1 << 16
+# How often per window `_receive_sized` returns so that the rate can be checked.
 _CHECKS_PER_WINDOW = 8
 _CONNECTION_ERRORS = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 

@@ -158,6 +158,7 @@ class NfsContext:
             "version": options.version,
             "nfsport": options.port,
             "mountport": options.mount_port,
+            # Do not cross into nested exports, which are other file systems.
             "auto-traverse-mounts": 0,
         }
         url = "nfs://server/?" + "&".join(
@@ -166,7 +167,9 @@ class NfsContext:
         self._lib.nfs_destroy_url(self._lib.nfs_parse_url_incomplete(self._nfs, url.encode()))
         seconds = max(1, math.ceil(options.timeout))
         self._lib.nfs_set_timeout(self._nfs, seconds * 1000)
-        # n SYN retries take 2^n - 1 seconds in total.
+        # A lost connection is replaced by a new context (NfsConnection): libnfs's own reconnect would replay
+        # calls with handles that the server may have forgotten, without a limit in time. n SYN retries take
+        # 2^n - 1 seconds in total.
         self._lib.nfs_set_tcp_syncnt(self._nfs, max(1, math.ceil(math.log2(seconds + 1))))
         self._lib.nfs_set_autoreconnect(self._nfs, 0)
         self._lib.nfs_set_dircache(self._nfs, 0)

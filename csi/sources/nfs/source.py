@@ -22,6 +22,7 @@ from csi.sources.nfs.libnfs import NfsContext, NfsError
 from csi.sources.nfs.tree import TreeWalk, build_file_token
 from csi.sources.source import Source
 
+# Open handles of one reader; NFSv4 servers keep state for each.
 _MAX_OPEN_FILES = 4
 _CHANGED_ERRNOS = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
@@ -144,6 +145,7 @@ class NasReader(Reader):
     def _read_verified(self, context: NfsContext, entry: Entry, offset: int, buffer: memoryview) -> bool:
         """Read, and return whether all of `buffer` was filled from the file in the manifest."""
         handle = self._get_handle(context, entry.path)
+        # Attributes are read after the bytes: a change in between makes them differ.
         count = self._read_bytes(context, handle, offset, buffer)
         is_unchanged = build_file_token(self._identity, context.stat(handle)) == entry.digest
         if offset + count >= entry.size or not is_unchanged:

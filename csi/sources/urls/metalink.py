@@ -36,6 +36,7 @@ from csi.values import parse_decimal, redact
 MAX_METALINK_FILES = 100_000
 MAX_METALINK_SITES = 16
 MAX_METALINK_BYTES = 64 << 20
+# Limits on what a hostile document can make the parser keep in memory.
 _MAX_DEPTH = 16
 _MAX_NAMES = 1000
 _MAX_TAG_BYTES = 1 << 20

@@ -120,6 +120,7 @@ class UrlSource(Source):
         for document_file in document.iter_files():
             file = UrlFile(document_file.url, document_file.sha256, document_file.path)
             if document_file.size is not None and document_file.sha256:
+                # No request: the sha256 in the document is enough to verify the bytes of the fill.
                 yield _build_entry(file, _FileFacts(document_file.size, "", ""))
             else:
                 if len(self._files) == MAX_URLS:

@@ -79,7 +79,7 @@ def test_prefixes_are_as_good_as_none_and_addresses_may_be_relative() -> None:
             FailedPrecondition,
             "it has no http or https url",
         ),
-        (file(inside="<url>http://[x/a</url>"), FailedPrecondition, "is no plain http"),
+        (file(inside="<url>http://[x/a</url>"), FailedPrecondition, "is not a plain http"),
         (file(inside="<url>//[x/a</url>"), FailedPrecondition, "cannot be read"),
         (file(inside="<url>http://a.example/x y</url>"), FailedPrecondition, "has a blank"),
         (
@@ -90,7 +90,7 @@ def test_prefixes_are_as_good_as_none_and_addresses_may_be_relative() -> None:
         (file(inside="<url>//\ta.example/x</url>"), FailedPrecondition, "has a blank or a control character"),
         (file(inside="<url></url>"), FailedPrecondition, "one of its URLs is empty"),
         (file(inside="<url>#x</url>"), FailedPrecondition, "one of its URLs is empty"),
-        (file(inside="<url>http:///x</url>"), FailedPrecondition, "is no plain http"),
+        (file(inside="<url>http:///x</url>"), FailedPrecondition, "is not a plain http"),
         (
             file(inside=f"<url>http://a.example/{'x' * 9000}</url>"),
             FailedPrecondition,
