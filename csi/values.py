@@ -14,10 +14,10 @@ def redact(value: str, max_length: int = 60) -> str:
     characters.
     """
     address, question, _ = value.partition("?")
-    user, at, rest = address.rpartition("@")
-    rest, fragment, _ = rest.partition("#")
+    user, at_sign, location = address.rpartition("@")
+    location, fragment, _ = location.partition("#")
     return repr(
-        (("..." if user else "") + at + rest)[:max_length]
+        (("..." if user else "") + at_sign + location)[:max_length]
         + (f"{fragment or question}..." if fragment or question else "")
     )
 

@@ -27,11 +27,9 @@ class PolicySubject:
     plugin: str
 
 
-INLINE_VOLUMES, PVC_ANNOTATIONS, CACHE_PREWARMS = (
-    PolicySubject("inline volumes", "node"),
-    PolicySubject("annotations of a PVC", "controller"),
-    PolicySubject("CachePrewarms", "node"),
-)
+INLINE_VOLUMES = PolicySubject("inline volumes", "node")
+PVC_ANNOTATIONS = PolicySubject("annotations of a PVC", "controller")
+CACHE_PREWARMS = PolicySubject("CachePrewarms", "node")
 DATA_CACHE_OBJECTS = PolicySubject("DataCaches", "operator")
 
 
@@ -48,11 +46,9 @@ class AllowList:
         destinations: Sequence[str] = (),
         policy_subject: PolicySubject = INLINE_VOLUMES,
     ) -> None:
-        self._nas_prefixes, self._destinations, self._policy_subject = (
-            tuple(nas_prefixes),
-            tuple(destinations),
-            policy_subject,
-        )
+        self._nas_prefixes = tuple(nas_prefixes)
+        self._destinations = tuple(destinations)
+        self._policy_subject = policy_subject
 
     def check(self, parameters: VolumeParameters) -> None:
         """Raise PermissionDenied unless every source is listed and has no key reserved for administrators.

@@ -27,13 +27,11 @@ class ImageCopy:
         on_progress: OnProgress | None = None,
         should_stop: ShouldStop = lambda: False,
     ) -> None:
-        self._source, self._target, self._digest, self._on_progress, self._should_stop = (
-            source,
-            target,
-            digest,
-            on_progress,
-            should_stop,
-        )
+        self._source = source
+        self._target = target
+        self._digest = digest
+        self._on_progress = on_progress
+        self._should_stop = should_stop
 
     def run(self) -> None:
         """Copy the image, its record last, so that it is complete or absent; an existing image stays as it
@@ -57,10 +55,8 @@ class ImageCopy:
         retry_with_backoff(lambda: self._target.put(index_key(self._digest), index))
 
     def _copy_parts(self, stored: StoredImage) -> None:
-        open_reader, total = (
-            self._source.get_reader_factory(parts_folder(self._digest)),
-            stored.image_bytes - stored.data_offset,
-        )
+        open_reader = self._source.get_reader_factory(parts_folder(self._digest))
+        total = stored.image_bytes - stored.data_offset
         meter, done = ProgressMeter(total, self._on_progress), 0
         numbers = range(len(stored.parts))
         with ThreadPoolExecutor(_MAX_CONCURRENT_COPIES) as threads:

@@ -36,13 +36,11 @@ class ImageUpload:
         on_progress: OnProgress | None,
         should_stop: ShouldStop,
     ) -> None:
-        self._backend, self._digest, self._image, self._part_bytes, self._should_stop = (
-            backend,
-            digest,
-            image,
-            part_bytes,
-            should_stop,
-        )
+        self._backend = backend
+        self._digest = digest
+        self._image = image
+        self._part_bytes = part_bytes
+        self._should_stop = should_stop
         self.size = image.stat().st_size
         self._data_offset, self._total_bytes = data_offset, self.size - data_offset
         self._meter = ProgressMeter(self._total_bytes, on_progress)

@@ -203,27 +203,27 @@ def check_path(path: str) -> None:
 
     It must be relative and UTF-8, with plain names of bounded length.
     """
-    shown = repr(path[:200])
+    quoted = repr(path[:200])
     try:
         encoded = path.encode()
     except UnicodeEncodeError as error:
-        raise UnsafeContent(f"the name {shown} in the source is not UTF-8; rename it there") from error
+        raise UnsafeContent(f"the name {quoted} in the source is not UTF-8; rename it there") from error
     if not path or path.startswith("/") or "\0" in path:
         raise UnsafeContent(
-            f"the path {shown} in the source is empty, absolute or contains a NUL byte; "
+            f"the path {quoted} in the source is empty, absolute or contains a NUL byte; "
             "it cannot be in a volume"
         )
     if len(encoded) > MAX_PATH_BYTES:
-        raise UnsafeContent(f"the path {shown}... in the source is over {MAX_PATH_BYTES} bytes")
+        raise UnsafeContent(f"the path {quoted}... in the source is over {MAX_PATH_BYTES} bytes")
     for name in path.split("/"):
         if name in ("", ".", ".."):
             raise UnsafeContent(
-                f"the path {shown} in the source has an empty, '.' or '..' component; "
+                f"the path {quoted} in the source has an empty, '.' or '..' component; "
                 "it cannot be in a volume"
             )
         if len(name.encode()) > MAX_NAME_BYTES:
             raise UnsafeContent(
-                f"the path {shown} in the source has a name over {MAX_NAME_BYTES} bytes; rename it there"
+                f"the path {quoted} in the source has a name over {MAX_NAME_BYTES} bytes; rename it there"
             )
 
 

@@ -166,7 +166,7 @@ def _level_misfit(performance: Performance, gib: int) -> _Misfit | None:
     refusal = f"performanceLevel is {level}; {gib} GiB have one of {', '.join(fitting)}, AutoPL ({need})"
     return _Misfit(
         refusal,
-        lambda given: replace(given, level=fitting[-1]),
+        lambda performance: replace(performance, level=fitting[-1]),
         f"performanceLevel {level} lowered to {fitting[-1]}, the most for {gib} GiB",
     )
 
@@ -188,7 +188,7 @@ def _provisioned_misfit(performance: Performance, gib: int) -> _Misfit | None:
     )
     return _Misfit(
         refusal,
-        lambda given: replace(given, provisioned_iops=maximum),
+        lambda performance: replace(performance, provisioned_iops=maximum),
         f"provisionedIops {requested} lowered to {maximum}, the most for {gib} GiB",
     )
 
@@ -203,7 +203,7 @@ def _bursting_misfit(performance: Performance, gib: int) -> _Misfit | None:
     need = f"{gib} GiB cannot burst, {essd.MIN_AUTOPL_GIB} GiB or more are needed"
     return _Misfit(
         f"burstingEnabled is true; {need}",
-        lambda given: replace(given, bursting=False),
+        lambda performance: replace(performance, bursting=False),
         f"bursting turned off: {need}",
     )
 
@@ -255,10 +255,10 @@ def _format_value(value: object) -> str:
 
 
 def _parse_level(key: str, text: str) -> str:
-    known = {level.lower(): level for level in LEVELS}
-    if text.lower() not in known:
+    by_lower_case = {level.lower(): level for level in LEVELS}
+    if text.lower() not in by_lower_case:
         raise InvalidParameter(f"{key} is {redact(text)}; it is one of {', '.join(LEVELS)}")
-    return known[text.lower()]
+    return by_lower_case[text.lower()]
 
 
 @dataclass(frozen=True)

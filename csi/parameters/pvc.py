@@ -38,6 +38,6 @@ class PvcReference:
         return {"namespace": self.namespace, "name": self.name} | ({"uid": self.uid} if self.uid else {})
 
     @staticmethod
-    def from_json(kept: Mapping[str, str]) -> PvcReference:
+    def from_json(stored: Mapping[str, str]) -> PvcReference:
         """Read what `to_json` wrote; raises KeyError for anything else."""
-        return PvcReference(namespace=kept["namespace"], name=kept["name"], uid=kept.get("uid", ""))
+        return PvcReference(namespace=stored["namespace"], name=stored["name"], uid=stored.get("uid", ""))

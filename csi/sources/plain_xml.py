@@ -31,11 +31,9 @@ def create_parser(handler: XmlHandler, namespaces: bool = False) -> expat.XMLPar
     parser = expat.ParserCreate("utf-8", " ", None) if namespaces else expat.ParserCreate("utf-8")
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = _reject_doctype
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = (
-        handler.on_start_element,
-        handler.on_end_element,
-        handler.on_text,
-    )
+    parser.StartElementHandler = handler.on_start_element
+    parser.EndElementHandler = handler.on_end_element
+    parser.CharacterDataHandler = handler.on_text
     return parser
 
 

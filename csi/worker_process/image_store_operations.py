@@ -179,9 +179,9 @@ def _describe_image(store: ImageStore, digest: str) -> dict[str, Any]:
 
 
 def _collect(request: WorkerRequest) -> dict[str, Any]:
-    wanted = frozenset(Path(request.manifest).read_text().split())
+    wanted_digests = frozenset(Path(request.manifest).read_text().split())
     with _open_store(request) as store:
-        return {"gone": store.collect(wanted, request.grace, time.time())}
+        return {"gone": store.collect(wanted_digests, request.grace, time.time())}
 
 
 def _remove(request: WorkerRequest) -> dict[str, Any]:

@@ -46,19 +46,18 @@ class AdaptiveConcurrency:
 
     def adapt(self, fetched_bytes: int) -> None:
         """Record `fetched_bytes`, the total so far, and change `reader_limit` if a measuring window ends."""
-        seconds, window_bytes = (
-            self._clock() - self._window_start,
-            fetched_bytes - self._bytes_at_window_start,
-        )
+        seconds = self._clock() - self._window_start
+        window_bytes = fetched_bytes - self._bytes_at_window_start
         windows = 1 if self._is_doubling else _WINDOWS_PER_PROBE
         if (
             seconds < windows * _MEASURING_WINDOW
             or window_bytes < _MIN_READS_PER_READER * self.reader_limit * self._chunk_bytes
         ):
             return
-        self._double(window_bytes / seconds) if self._is_doubling else self._probe_one_more(
-            window_bytes / seconds
-        )
+        if self._is_doubling:
+            self._double(window_bytes / seconds)
+        else:
+            self._probe_one_more(window_bytes / seconds)
         self.skip(fetched_bytes)
 
     def skip(self, fetched_bytes: int) -> None:
@@ -89,12 +88,10 @@ class AdaptiveConcurrency:
             self.reader_limit = min(self._max_readers, 2 * self.reader_limit)
 
     def _settle_at(self, readers: int, rate: float) -> None:
-        self.reader_limit, self._previous_limit, self._previous_rate, self._is_doubling = (
-            readers,
-            readers,
-            rate,
-            False,
-        )
+        self.reader_limit = readers
+        self._previous_limit = readers
+        self._previous_rate = rate
+        self._is_doubling = False
         self._windows_until_probe = self._probe_backoff = 1
 
     def _probe_one_more(self, rate: float) -> None:
@@ -110,10 +107,8 @@ class AdaptiveConcurrency:
         if rate >= self._previous_rate * (1 + _MIN_PROBE_SHARE / self._previous_limit):
             self._previous_limit, self._previous_rate, self._probe_backoff = self.reader_limit, rate, 1
         else:
-            self.reader_limit, self._probe_backoff = (
-                self._previous_limit,
-                min(_MAX_PROBE_BACKOFF, 2 * self._probe_backoff),
-            )
+            self.reader_limit = self._previous_limit
+            self._probe_backoff = min(_MAX_PROBE_BACKOFF, 2 * self._probe_backoff)
         self._windows_until_probe = self._probe_backoff
 
     @property

@@ -113,13 +113,11 @@ class _ImageFill:
         connections: int,
         copied_bytes: int,
     ) -> None:
-        self._layout, self._plan, self._image, self._journal, self._copied_bytes = (
-            layout,
-            plan,
-            image,
-            journal,
-            copied_bytes,
-        )
+        self._layout = layout
+        self._plan = plan
+        self._image = image
+        self._journal = journal
+        self._copied_bytes = copied_bytes
         self._resumed_at = max(journal.durable_bytes, len(layout.metadata))
         first = self._plan.index_at(self._resumed_at)
         concurrency = AdaptiveConcurrency(connections, plan.chunk_bytes)

@@ -37,17 +37,17 @@ def _read_ahead(image: PartialImage, begin: int, end: int) -> Iterator[memoryvie
     # Two buffers: one is being read from the disk while the other is hashed.
     buffers = cycle([AlignedBuffer(CHUNK_BYTES).view, AlignedBuffer(CHUNK_BYTES).view])
 
-    def read(at: int) -> memoryview:
-        view = next(buffers)[: min(CHUNK_BYTES, end - at)]
-        image.read(at, view)
+    def read(offset: int) -> memoryview:
+        view = next(buffers)[: min(CHUNK_BYTES, end - offset)]
+        image.read(offset, view)
         return view
 
     with ThreadPoolExecutor(1, "fill read back") as disk:
         ready = disk.submit(read, begin)
-        for at in range(begin + CHUNK_BYTES, end + CHUNK_BYTES, CHUNK_BYTES):
+        for offset in range(begin + CHUNK_BYTES, end + CHUNK_BYTES, CHUNK_BYTES):
             view = ready.result()
-            if at < end:
-                ready = disk.submit(read, at)
+            if offset < end:
+                ready = disk.submit(read, offset)
             yield view
 
 

@@ -78,7 +78,10 @@ class RequestGate:
         with self._condition:
             # During a pause nothing arrives, which must not count as slow.
             is_paused = time.monotonic() < self._paused_until
-            self._concurrency.skip(fetched_bytes) if is_paused else self._concurrency.adapt(fetched_bytes)
+            if is_paused:
+                self._concurrency.skip(fetched_bytes)
+            else:
+                self._concurrency.adapt(fetched_bytes)
             self._condition.notify_all()
 
     @contextmanager

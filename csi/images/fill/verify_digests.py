@@ -18,8 +18,8 @@ class FileHash:
 
     def __init__(self, entry: Entry) -> None:
         self._hash: _Hash | None = None
-        self._scheme, _, rest = entry.digest.partition(":")
-        self._expected = rest.partition(" ")[0]
+        self._scheme, _, value = entry.digest.partition(":")
+        self._expected = value.partition(" ")[0]
         if self._scheme in ("sha256", "claimed"):
             self._hash = hashlib.sha256()
         elif self._scheme == "git":

@@ -84,11 +84,11 @@ class PartialImage:
         that is detected.
         """
         view = AlignedBuffer(min(align(len(metadata)), CHUNK_BYTES)).view
-        for at in range(0, len(metadata), len(view)):
-            part = metadata[at : at + len(view)]
+        for offset in range(0, len(metadata), len(view)):
+            part = metadata[offset : offset + len(view)]
             view[: len(part)] = part
             try:
-                self.write(at, view[: len(part)])
+                self.write(offset, view[: len(part)])
             except DataCacheError as error:
                 if not (
                     self._is_direct
@@ -99,7 +99,7 @@ class PartialImage:
                 # Runs before the reading threads start, so nobody else uses the descriptor.
                 os.close(self._fd)
                 self._fd, self._is_direct = os.open(self._path, os.O_RDWR | os.O_CLOEXEC), False
-                self.write(at, view[: len(part)])
+                self.write(offset, view[: len(part)])
 
     def read(self, offset: int, buffer: memoryview) -> None:
         """Fill `buffer` (page-aligned, a multiple of 4096 long) from image byte `offset`."""

@@ -103,14 +103,14 @@ def _parse_hub_source(values: Mapping[str, str], flags: Sequence[str]) -> HubSpe
 
 
 def _parse_repo_source(text: str, given_type: str) -> str:
-    known = {source.lower(): source for source in REPO_SOURCES}
+    by_lower_case = {source.lower(): source for source in REPO_SOURCES}
     if not text:
         return "ModelScope/Model" if given_type.upper() == "MODELSCOPE" else REPO_SOURCES[0]
     hub = {"HUGGINGFACE": "huggingface/", "MODELSCOPE": "modelscope/"}.get(given_type.upper(), "")
-    if text.lower() not in known or not text.lower().startswith(hub):
+    if text.lower() not in by_lower_case or not text.lower().startswith(hub):
         allowed = [source for source in REPO_SOURCES if source.lower().startswith(hub)]
         raise InvalidParameter(f"repoSource is {redact(text)}; it is one of {', '.join(allowed)}")
-    return known[text.lower()]
+    return by_lower_case[text.lower()]
 
 
 DIALECT = Dialect(

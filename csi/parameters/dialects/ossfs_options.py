@@ -36,13 +36,16 @@ def check_ossfs_options(text: str) -> None:
     Raises InvalidParameter naming an option that cannot, never its value.
     """
     try:
-        words = shlex.split(text)
+        arguments = shlex.split(text)
     except ValueError as error:
         raise InvalidParameter(
             "otherOpts has a quote that is not closed; write it as -o name=value -o name"
         ) from error
     options = [
-        option for word in words if word != "-o" for option in word.removeprefix("-o").lstrip("-").split(",")
+        option
+        for argument in arguments
+        if argument != "-o"
+        for option in argument.removeprefix("-o").lstrip("-").split(",")
     ]
     for number, option in enumerate(options, 1):
         _check_option(option, number)

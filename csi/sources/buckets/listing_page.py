@@ -86,10 +86,8 @@ class _PageHandler(XmlHandler):
             self._page_fields[name] = text
 
     def build(self) -> ListingPage:
-        token, truncated = (
-            self._page_fields.get("NextContinuationToken", ""),
-            self._page_fields.get("IsTruncated", "").strip(),
-        )
+        token = self._page_fields.get("NextContinuationToken", "")
+        truncated = self._page_fields.get("IsTruncated", "").strip()
         if truncated not in ("true", "false", ""):
             raise ValueError("IsTruncated is neither true nor false")
         if self._page_fields.get("EncodingType", "").strip() == "url":

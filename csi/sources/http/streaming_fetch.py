@@ -61,7 +61,10 @@ class ResponseStream:
         started_at, start_position = time.monotonic(), self.position
         view = buffer[: self.end - self.position]
         try:
-            self._receive_sized(view, started_at) if self._has_known_length else self._receive_chunk(view)
+            if self._has_known_length:
+                self._receive_sized(view, started_at)
+            else:
+                self._receive_chunk(view)
         except _CONNECTION_ERRORS as error:
             raise unreachable_error(
                 error, self._site, f" (in {self.entry.path!r} at byte {self.position})"
@@ -89,11 +92,9 @@ class ResponseStream:
         """
         body = self._body
         assert body is not None and body.length is not None
-        view, receive, return_at = (
-            view[: body.length],
-            body.fp.readinto1,
-            started_at + throughput.MEASURING_WINDOW / _CHECKS_PER_WINDOW,
-        )
+        view = view[: body.length]
+        receive = body.fp.readinto1
+        return_at = started_at + throughput.MEASURING_WINDOW / _CHECKS_PER_WINDOW
         while view:
             count = receive(view)
             if not count:

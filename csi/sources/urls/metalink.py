@@ -75,12 +75,10 @@ class MetalinkDocument:
         error_for_status: StatusErrorMapper,
         wait: Callable[[int], None],
     ) -> None:
-        self._url, self._display_name, self._connections, self._wait = (
-            spec.metalink,
-            spec.display_name,
-            connections,
-            wait,
-        )
+        self._url = spec.metalink
+        self._display_name = spec.display_name
+        self._connections = connections
+        self._wait = wait
         self._file_urls = FileUrls(lambda entry: spec.metalink, headers, error_for_status)
         self._is_read = False
 
