@@ -30,8 +30,9 @@ def join_list(items: tuple[str, ...]) -> str:
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """Split a list written by `join_list`: by lines if there is a line end, else by commas; blanks are
-    trimmed.
+    """Split a list written by `join_list`: by lines if there is a line end, else by commas.
+
+    Blanks are trimmed.
     """
     parts = text.splitlines() if "\n" in text else text.split(",")
     return tuple(part.strip() for part in parts if part.strip())

@@ -97,8 +97,9 @@ def _unwrap_ipv4(ip: _Ip) -> _Ip:
 
 
 class _AllowRule(NamedTuple):
-    """One destination listed by the operator: a network, or a name that may begin with "*."; `port` is
-    None for all.
+    """One destination listed by the operator: a network, or a name that may begin with "*.".
+
+    `port` is None for all.
     """
 
     network: _Network | None
@@ -171,8 +172,9 @@ def is_destination(text: str) -> bool:
 
 
 def is_listed(allowed: Iterable[str], address: str) -> bool:
-    """Return whether `address` ("host" or "host:port") is on the operator's list literally, without
-    resolving names.
+    """Return whether `address` is on the operator's list literally, without resolving names.
+
+    It is "host" or "host:port"; without a port, a rule for port 80 or 443 matches too.
     """
     parts = urlsplit(f"//{address.lower()}")
     host = parts.hostname or ""
@@ -258,8 +260,9 @@ class Destinations:
         return permitted, refused
 
     def check_literal_address(self, host: str, port: int, max_scope: AddressScope) -> None:
-        """Check a host that is an address, in any spelling, or localhost, as `filter_allowed` does; other
-        names pass.
+        """Check a host that is an address, in any spelling, or localhost, as `filter_allowed` does.
+
+        Other names pass.
         """
         addresses = get_literal_addresses(host)
         if addresses:

@@ -1,5 +1,6 @@
-"""Announcements of copies: a DataCache that another region's operator wants here, written before its image
-is copied.
+"""Announcements of copies: DataCaches that another region's operator wants here.
+
+An announcement is written before its image is copied.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from csi.manifest.reader import OpenReader
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object: its key, its size in bytes, and when it was written (seconds since 1970, by the store's
-    clock).
+    """An object: its key, its size in bytes, and when it was written.
+
+    Times are in seconds since 1970, by the store's clock.
     """
 
     key: str
@@ -38,8 +39,9 @@ class Backend(Protocol):
         """Return the size of an object in bytes, None if it does not exist."""
 
     def put(self, key: str, content: bytes | memoryview) -> None:
-        """Write an object durably, replacing an existing one. Of two concurrent writes, one wins
-        completely.
+        """Write an object durably, replacing an existing one.
+
+        Of two concurrent writes, one wins completely.
         """
 
     def list_objects(self, folder: str) -> Iterator[StoredObject]:
@@ -52,8 +54,9 @@ class Backend(Protocol):
         """Delete an object; does nothing if it does not exist."""
 
     def sweep(self, modified_before: float) -> None:
-        """Remove leftovers of writes interrupted before `modified_before` (seconds since 1970, by the
-        store's clock).
+        """Remove leftovers of writes interrupted before `modified_before`.
+
+        It is in seconds since 1970, by the store's clock.
         """
 
     def get_reader_factory(self, folder: str) -> OpenReader:

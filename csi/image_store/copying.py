@@ -34,8 +34,9 @@ class ImageCopy:
         self._should_stop = should_stop
 
     def run(self) -> None:
-        """Copy the image, its record last, so that it is complete or absent; an existing image stays as it
-        is.
+        """Copy the image, its record last, so that it is complete or absent.
+
+        An existing image stays as it is.
 
         Raises NotFound if the source does not have it, CorruptContent if a part does not match its name,
         FillStopped if `should_stop` says so, and the errors of a Backend. Finished parts are kept, and the

@@ -35,8 +35,9 @@ ImageStoreSpec = FolderStoreSpec | BucketSpec
 
 
 def parse_image_store_url(text: str) -> ImageStoreSpec:
-    """Parse the URL of an image store; raises InvalidParameter saying what is wrong. It must not contain a
-    credential.
+    """Parse the URL of an image store.
+
+    Raises InvalidParameter saying what is wrong. It must not contain a credential.
     """
     try:
         url = urlsplit(text)

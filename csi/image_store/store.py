@@ -62,8 +62,9 @@ class ImageStore:
         return None if content is None else StoredImage.decode(content, digest)
 
     def read_manifest(self, digest: str) -> Manifest:
-        """Read the manifest of a stored image; raises NotFound, CorruptContent, and the errors of a
-        Backend.
+        """Read the manifest of a stored image.
+
+        Raises NotFound, CorruptContent, and the errors of a Backend.
         """
         content = self._backend.get(manifest_key(digest))
         if content is None:
@@ -167,8 +168,9 @@ class ImageStore:
         ImageCopy(self._backend, target._backend, digest, on_progress, should_stop).run()
 
     def announce(self, announcement: Announcement) -> None:
-        """Write the announcement that an image is to become a DataCache here, replacing an earlier one of
-        that DataCache.
+        """Write the announcement that an image is to become a DataCache here.
+
+        It replaces an earlier one of that DataCache.
         """
         retry_with_backoff(lambda: self._backend.put(announcement.key, encode_announcement(announcement)))
 

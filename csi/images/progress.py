@@ -97,9 +97,7 @@ def read_progress(path: Path) -> FillProgress | None:
 
 
 class ProgressMeter:
-    """Computes FillProgress from byte counts and passes it to `on_progress`, at most five times per
-    second.
-    """
+    """Computes FillProgress from byte counts and reports it at most five times per second."""
 
     def __init__(
         self,

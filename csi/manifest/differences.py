@@ -6,8 +6,9 @@ from csi.manifest.manifest import Manifest
 
 
 def describe_changes(old: Manifest, new: Manifest) -> str:
-    """Describe the first differing path, such as "'a/b' is gone", and count the others; "" if there are
-    none.
+    """Describe the first differing path, such as "'a/b' is gone", and count the others.
+
+    "" if there are none.
     """
     before, after = ({entry.path: entry for entry in manifest.entries} for manifest in (old, new))
     differing = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))

@@ -118,8 +118,8 @@ class Manifest:
         return (e for e in self.entries if e.kind is EntryKind.FILE)
 
     def write(self, stream: IO[bytes]) -> None:
-        """Write the manifest as JSON lines: a header with format, digest and access, then one array for
-        each entry.
+        """Write the manifest as JSON lines: a header with format, digest and access, then one array per
+        entry.
         """
         stream.write(_encode_line({"format": FORMAT, "digest": self.digest, "access": self.access}))
         for entry in self.entries:
@@ -137,8 +137,9 @@ class Manifest:
 
     @staticmethod
     def read(stream: IO[bytes]) -> Manifest:
-        """Read what `write` wrote; raises DataCacheError if it has another format, is truncated or was
-        changed.
+        """Read what `write` wrote.
+
+        Raises DataCacheError if it has another format, is truncated or was changed.
         """
         try:
             header = json.loads(stream.readline())

@@ -39,8 +39,9 @@ class RequestPermits(Protocol):
         """
 
     def set_remaining(self, remaining: int) -> None:
-        """Report that at most `remaining` answers are still to come; other readers may use permits beyond
-        that.
+        """Report that at most `remaining` answers are still to come.
+
+        Other readers may use permits beyond that.
         """
 
     def on_bytes_received(self, count: int) -> None:

@@ -1,5 +1,6 @@
-"""Access modes of a read-only cache: writer modes are refused, or mounted read-only if the volume asks for
-that.
+"""Access modes of a read-only cache.
+
+Writer modes are refused, or mounted read-only if the volume asks for that.
 """
 
 from __future__ import annotations

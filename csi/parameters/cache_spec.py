@@ -35,7 +35,7 @@ class CacheSpec:
         return self.source.is_unpinnable
 
     def to_context(self) -> dict[str, str]:
-        """Return the spec as flat string parameters, from which `parse_volume_parameters` builds an equal
+        """Return the spec as flat string parameters, which `parse_volume_parameters` parses to an equal
         spec.
         """
         extra = {"preserveOwnership": "true"} if self.preserve_ownership else {}

@@ -1,7 +1,7 @@
-"""A DataCache as its user writes it in ECI's terms: bucket and path as its name, and a source with nested
-options.
+"""A DataCache as its user writes it in ECI's terms.
 
-Source: Alibaba Cloud, ECI, "CreateDataCache" and the DataCache resource of eci.aliyun.com/v1alpha1.
+Bucket and path are its name; its source has nested options. Source: Alibaba Cloud, ECI, "CreateDataCache" and
+the DataCache resource of eci.aliyun.com/v1alpha1.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ class DataCacheSpec:
 
     @property
     def snapshot_id(self) -> str:
-        """Id of the stored image that the cache is made from, "" if it has a source. Raises
-        InvalidParameter.
+        """Id of the stored image that the cache is made from, "" if it has a source.
+
+        Raises InvalidParameter.
         """
         return _parse_snapshot_id(self.options) if self.type == "SNAPSHOT" else ""
 

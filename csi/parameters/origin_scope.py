@@ -1,5 +1,6 @@
-"""Hash of what one credential opens at one origin; images record from which of these scopes their bytes
-came.
+"""Hash of what one credential opens at one origin.
+
+Images record from which of these scopes their bytes came.
 """
 
 from __future__ import annotations

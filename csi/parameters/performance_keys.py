@@ -1,6 +1,4 @@
-"""Performance keys of a volume: parsing, the checks of each and of all together, and the limits they
-result in.
-"""
+"""Performance keys of a volume: parsing, checks, and the limits that they result in."""
 
 from __future__ import annotations
 
@@ -67,8 +65,9 @@ class Performance:
 
     @property
     def effective_level(self) -> str | None:
-        """The level in effect, one of LEVELS: the given one, or AutoPL if one of its keys is given, else
-        None.
+        """The level in effect, one of LEVELS.
+
+        It is the given one, or AutoPL if one of its keys is given, else None.
         """
         return self.level or (
             AUTOPL if self.provisioned_iops is not None or self.bursting is not None else None
@@ -139,9 +138,7 @@ def _add_burst_credit(performance: Performance, base: Limits, gib: int, clamp: b
 
 @dataclass(frozen=True)
 class _Misfit:
-    """A value that a size does not offer: the refusal, the change that makes it fit, and the note about
-    the change.
-    """
+    """A value that a size does not offer: the refusal, the change that makes it fit, and a note."""
 
     refusal: str
     apply_to: Callable[[Performance], Performance]

@@ -28,8 +28,9 @@ class PvcReference:
         return PvcReference(namespace, name, match[1] if match else "") if namespace and name else None
 
     def to_context(self, volume_name: str) -> dict[str, str]:
-        """Return the keys that `from_context` reads; parsers of parameters ignore them, as all of
-        Kubernetes' own.
+        """Return the keys that `from_context` reads.
+
+        Parsers of parameters ignore them, as all of Kubernetes' own.
         """
         return {_NAMESPACE: self.namespace, _NAME: self.name, _VOLUME: volume_name}
 

@@ -118,8 +118,9 @@ class VolumeParameters:
 def parse_volume_parameters(
     parameters: Mapping[str, str], mount_flags: Iterable[str] = ()
 ) -> VolumeParameters:
-    """Parse flat `parameters`; `mount_flags` (mountOptions of a StorageClass or PV) are NFS options of a NAS
-    source.
+    """Parse flat `parameters`.
+
+    `mount_flags` (mountOptions of a StorageClass or PV) are NFS options of a NAS source.
 
     Raises InvalidParameter saying which key is wrong, why, and what would be right.
     """

@@ -57,8 +57,9 @@ class Limits:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Convert to the JSON that records store. Device names are hashes of this form, so it must not
-        change.
+        """Convert to the JSON that records store.
+
+        Device names are hashes of this form, so it must not change.
         """
         return {
             "sustained": self.sustained.to_json(),

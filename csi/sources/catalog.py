@@ -1,5 +1,6 @@
-"""The source class for each spec. Adapters are imported on first use: their clients are large, and only
-workers need them.
+"""The source class for each spec.
+
+Adapters are imported on first use: their clients are large, and only workers need them.
 """
 
 from __future__ import annotations

@@ -80,8 +80,9 @@ class CompositeSource(Source):
 
     @contextmanager
     def open_reader(self, manifest: Manifest) -> Iterator[Reader]:
-        """Open a reader that delegates to the source of the folder; connections to each are made on the
-        first read.
+        """Open a reader that delegates to the source of the folder.
+
+        Connections to each are made on the first read.
         """
         with ExitStack() as exit_stack:
             yield _CompositeReader(self._sources, self._get_part_manifests(manifest), exit_stack)

@@ -1,5 +1,6 @@
-"""Shell patterns over repository paths, as in `hf download`: `*` matches across folders, "folder/" all
-files in it.
+"""Shell patterns over repository paths, as in `hf download`.
+
+`*` matches across folders; "folder/" matches all files in it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
-"""XML from untrusted servers, parsed as a stream, without document types, whose entities can expand to
-gigabytes.
+"""XML from untrusted servers, parsed as a stream.
+
+Document types are refused, as their entities can expand to gigabytes.
 """
 
 from __future__ import annotations

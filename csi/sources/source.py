@@ -30,8 +30,9 @@ class Source(Protocol):
         """
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """Raise unless this credential can read the files, by reading bytes from the origin: listing is
-        not reading.
+        """Raise unless this credential can read the files.
+
+        Bytes are read from the origin: listing is not reading.
         """
 
     def open_reader(self, manifest: Manifest) -> AbstractContextManager[Reader]:

@@ -1,5 +1,6 @@
-"""A worker: resolves and fills in its own process, which keeps the hubs' clients, memory and faults out of
-the plugins.
+"""A worker: resolves and fills in its own process.
+
+That keeps the hubs' clients, their memory and their faults out of the plugins.
 """
 
 from __future__ import annotations
@@ -204,8 +205,9 @@ def reduce_gc_frequency() -> None:
 
 
 def _enter_network_namespace(netns: str, rate: int) -> DataCacheError | None:
-    """Enter a network namespace and limit its rate; return the error, with which every request is
-    answered.
+    """Enter a network namespace and limit its rate.
+
+    Return the error, with which every request is answered.
     """
     from csi.linux import network_namespace  # imports pyroute2: 14 MB that only egress profiles need
 

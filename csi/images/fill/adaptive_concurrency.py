@@ -65,8 +65,9 @@ class AdaptiveConcurrency:
         self._window_start, self._bytes_at_window_start = self._clock(), fetched_bytes
 
     def halve(self) -> None:
-        """Halve `reader_limit` because the origin throttles, and avoid the old limit for a while (longer
-        each time).
+        """Halve `reader_limit` because the origin throttles.
+
+        The old limit is avoided for a while, longer each time.
         """
         self._ceiling, self._ceiling_until = max(1, self.reader_limit - 1), self._clock() + self._ceiling_ttl
         self._ceiling_ttl = min(_MAX_CEILING_TTL, 2 * self._ceiling_ttl)

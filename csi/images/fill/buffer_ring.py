@@ -1,5 +1,4 @@
-"""The buffer ring: a fixed number of buffers that circulate between the reading threads and the hashing
-thread.
+"""The buffer ring: a fixed number of buffers shared by the reading threads and the hashing thread.
 
 Every chunk is read into a buffer, then written to the image and hashed at the same time, by different
 threads. A buffer is free again after both. Chunks are handed out and hashed in order, so the finished chunks
@@ -49,8 +48,9 @@ class BufferRing:
         self._error: BaseException | None = None
 
     def take(self) -> ChunkJob | None:
-        """Take the next chunk to read, with a buffer, waiting for one; return None if all chunks are
-        handed out.
+        """Take the next chunk to read, with a buffer, waiting for one.
+
+        Return None if all chunks are handed out.
         """
         with self._condition:
             self._condition.wait_for(self._can_take)
@@ -76,8 +76,9 @@ class BufferRing:
             self._condition.notify_all()
 
     def iter_in_order(self) -> Iterator[ChunkJob]:
-        """Yield the filled chunks in order, for the hashing thread; asking for the next marks the last as
-        hashed.
+        """Yield the filled chunks in order, for the hashing thread.
+
+        Asking for the next marks the last as hashed.
         """
         for index in range(self.done_chunks, self._plan.count):
             with self._condition:

@@ -19,8 +19,9 @@ MAX_RETRY_PAUSE = 10.0
 
 
 class RetryingReader:
-    """One connection that is replaced if it fails, and reads with permits of `gate`. For one thread; a
-    context manager.
+    """One connection that is replaced if it fails, and reads with permits of `gate`.
+
+    For one thread; a context manager.
 
     `fetched_bytes` counts the bytes that arrived. `rank` is the index of the chunk being read; lower ones go
     first.
@@ -49,8 +50,9 @@ class RetryingReader:
                 return
 
     def read_many(self, files: Sequence[tuple[Entry, memoryview]]) -> None:
-        """Read whole files of at most SMALL_FILE bytes, in one batch if the reader can; retries as
-        `read_into`.
+        """Read whole files of at most SMALL_FILE bytes, in one batch if the reader can.
+
+        Retries as `read_into`.
         """
         pending, failures = list(files), 0
         while len(pending) > 1:
@@ -85,8 +87,9 @@ class RetryingReader:
         self.fetched_bytes += count
 
     def _prepare_retry(self, error: OriginUnavailable, failures: int) -> None:
-        """Reset the connection and back off after `failures` earlier failures in a row, or raise the
-        error.
+        """Reset the connection and back off, or raise the error.
+
+        `failures` is the number of earlier failures in a row.
         """
         if isinstance(error, RangesIgnored):
             # Before the reset: other readers must be in rank order before this one reconnects.
@@ -97,8 +100,9 @@ class RetryingReader:
         self._back_off(error, failures)
 
     def _back_off(self, error: OriginUnavailable, failures: int) -> None:
-        """Wait after `failures` earlier failures in a row; if the origin throttles, all readers of the
-        fill wait.
+        """Wait after `failures` earlier failures in a row.
+
+        If the origin throttles, all readers of the fill wait.
         """
         wait = min(MAX_RETRY_PAUSE, MIN_RETRY_PAUSE * 2.0**failures)
         if isinstance(error, OriginThrottled):

@@ -51,8 +51,9 @@ def fill(
     on_progress: Callable[[FillProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Write the image of `layout` to `partial`, complete, verified and durable; continues from what `journal`
-    records.
+    """Write the image of `layout` to `partial`, complete, verified and durable.
+
+    Continues from what `journal` records.
 
     Files that an image of `reuse_candidates` (sealed, of the same source, held by the caller) has with the
     same digest are copied from it. At most `connections` readers (at least 1) are opened, as many as increase
@@ -87,6 +88,7 @@ def fill(
 
 def seal(partial: Path, final: Path, journal: Path) -> None:
     """Turn the filled `partial` into the read-only image `final`, durably, then remove the journal.
+
     Idempotent.
     """
     # In this order: a rename must not become durable before the data, and the journal is needed until then.

@@ -14,10 +14,9 @@ from csi.manifest.reader import OpenReader, Reader
 def limit_read_rate(
     open_reader: OpenReader, rate: int | None, folders: Mapping[str, int] = MappingProxyType({})
 ) -> OpenReader:
-    """Wrap `open_reader` so that all its readers together read at most `rate` bytes per second (None: no
-    limit).
+    """Wrap `open_reader` so that all its readers together read at most `rate` bytes per second.
 
-    `folders` has the same limit for single top folders.
+    None means no limit. `folders` has the same limit for single top folders.
     """
     if rate is None and not folders:
         return open_reader

@@ -31,8 +31,9 @@ def hash_from_disk(
 
 
 def _read_ahead(image: PartialImage, begin: int, end: int) -> Iterator[memoryview]:
-    """Yield the image's bytes from `begin` to `end` in order, reading the next buffer while the caller
-    uses the last.
+    """Yield the image's bytes from `begin` to `end` in order.
+
+    The next buffer is read while the caller uses the last.
     """
     # Two buffers: one is being read from the disk while the other is hashed.
     buffers = cycle([AlignedBuffer(CHUNK_BYTES).view, AlignedBuffer(CHUNK_BYTES).view])
@@ -54,8 +55,9 @@ def _read_ahead(image: PartialImage, begin: int, end: int) -> Iterator[memoryvie
 def refetch(
     image: PartialImage, extent: Extent, reader: RetryingReader, check_stopped: Callable[[], None]
 ) -> None:
-    """Fetch a whole file again from its beginning over a fresh connection; raises CorruptContent if it is
-    wrong again.
+    """Fetch a whole file again from its beginning over a fresh connection.
+
+    Raises CorruptContent if it is wrong again.
     """
     entry = extent.entry
     file_hash = FileHash(entry)

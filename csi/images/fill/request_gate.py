@@ -42,8 +42,9 @@ class BatchPermits(RequestPermits):
         self._count_bytes(count)
 
     def can_start(self, in_flight: int) -> bool:
-        """Return whether one more request may start: not during a pause, and one fewer for each waiting
-        reader.
+        """Return whether one more request may start.
+
+        None may during a pause, and one fewer for each waiting reader.
         """
         return self._gate.resize(self, in_flight)
 
@@ -86,8 +87,9 @@ class RequestGate:
 
     @contextmanager
     def permit(self, rank: int) -> Iterator[None]:
-        """Hold a permit for one read; if more readers wait than may read, the lowest `rank` (chunk index)
-        goes first.
+        """Hold a permit for one read.
+
+        If more readers wait than may read, the lowest `rank` (chunk index) goes first.
 
         An OriginThrottled or OriginTimedOut raised inside halves the number of readers, once for all requests
         that were in flight at that time.

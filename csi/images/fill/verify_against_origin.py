@@ -39,8 +39,9 @@ class Probe(NamedTuple):
 
 
 def select_probes(layout: Layout, seed: bytes) -> Iterator[Probe]:
-    """Yield the ranges to compare of each non-empty file; `seed` (at most 64 secret bytes) decides where
-    they are.
+    """Yield the ranges to compare of each non-empty file.
+
+    `seed` (at most 64 secret bytes) decides where they are.
     """
     for extent in layout.extents:
         size = extent.entry.size

@@ -50,8 +50,9 @@ class DigestVerifier:
         self._current = current
 
     def feed(self, piece: Piece, data: memoryview) -> str | None:
-        """Add a piece and its bytes; return the computed digest if the piece ends a file whose digest is
-        wrong.
+        """Add a piece and its bytes.
+
+        Return the computed digest if the piece ends a file whose digest is wrong.
         """
         if piece.offset == 0 or self._current is None:
             self._current = FileHash(piece.entry)

@@ -17,8 +17,9 @@ CHUNK_BYTES = 4 * 1024 * 1024
 
 
 class Piece(NamedTuple):
-    """The part of one file in one chunk: `length` bytes from byte `offset` of the file, at byte `start` of
-    the chunk.
+    """The part of one file in one chunk.
+
+    It is `length` bytes from byte `offset` of the file, at byte `start` of the chunk.
     """
 
     entry: Entry
@@ -34,8 +35,9 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`length` bytes of the image from byte `offset` (both multiples of 4096), and the pieces of files in
-    it, in order.
+    """`length` bytes of the image from byte `offset` (both multiples of 4096).
+
+    `pieces` are the parts of files in it, in order.
     """
 
     index: int

@@ -88,8 +88,9 @@ def write_super_block_checksum(metadata: bytearray) -> None:
 
 
 def read_root_offset(first_block: bytes) -> int | None:
-    """Return the byte offset of the root's inode from the first BLOCK of an image; None without a super
-    block.
+    """Return the byte offset of the root's inode from the first BLOCK of an image.
+
+    None without a super block.
     """
     if len(first_block) < BLOCK:
         return None
@@ -140,8 +141,9 @@ def write_inode(
 
 
 def split_into_blocks(names: Sequence[bytes]) -> list[int]:
-    """Return where each directory block ends, as indices into the sorted `names`; blocks hold whole
-    entries.
+    """Return where each directory block ends, as indices into the sorted `names`.
+
+    Blocks hold whole entries.
     """
     ends, used_bytes = [], 0
     for index, name in enumerate(names):

@@ -31,8 +31,9 @@ _INODE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The bytes of one file: `entry.size` bytes from byte `offset` of the image, then zeros up to a whole
-    block.
+    """The bytes of one file: `entry.size` bytes from byte `offset` of the image.
+
+    Zeros follow up to a whole block.
     """
 
     entry: Entry
@@ -67,8 +68,9 @@ class _Node:
 
 @dataclass(slots=True)
 class _Folder(_Node):
-    """A folder; `children` are sorted names with their nodes, `block_ends` the index where each directory
-    block ends.
+    """A folder.
+
+    `children` are sorted names with their nodes, `block_ends` the index where each directory block ends.
     """
 
     children: list[tuple[bytes, _Node]] = field(default_factory=list)
@@ -99,8 +101,9 @@ def has_root_directory(image: Path) -> bool:
 
 
 def build_layout(manifest: Manifest) -> Layout:
-    """Compute the layout of `manifest`; raises OutOfRange if the image would exceed 16 TiB (32-bit block
-    numbers).
+    """Compute the layout of `manifest`.
+
+    Raises OutOfRange if the image would exceed 16 TiB (32-bit block numbers).
     """
     nodes = _build_tree(manifest)
     for node in nodes:

@@ -28,8 +28,9 @@ _COPIED_FLAG = 1 << 63
 
 
 class Journal:
-    """The open journal at `path` for `layout`; records of another image and damaged ones are dropped. For
-    one thread.
+    """The open journal at `path` for `layout`; records of another image and damaged ones are dropped.
+
+    For one thread.
     """
 
     def __init__(self, path: Path, layout: Layout, chunk_bytes: int) -> None:

@@ -25,16 +25,18 @@ IMAGE_STORE_SCOPE = "image-store"
 
 
 def read_provenance(paths: ImagePaths) -> tuple[str, ...]:
-    """Return the scopes known to have a sealed image, the last verified first; none if the record is
-    damaged.
+    """Return the scopes known to have a sealed image, the last verified first.
+
+    Empty if the record is damaged.
     """
     filled, verified = _read(paths)
     return (*reversed(verified), *(filled if len(filled) == 1 else ()))
 
 
 def mark_filling_from(paths: ImagePaths, origin_scope: str) -> None:
-    """Record durably that a fill will read from `origin_scope`; must be called before it does. Raises
-    OSError.
+    """Record durably that a fill will read from `origin_scope`; must be called before it does.
+
+    Raises OSError.
     """
     filled, _ = _read(paths) if paths.partial.exists() else ((), ())
     # Two scopes already mean that none of them is known to have everything; more add nothing.

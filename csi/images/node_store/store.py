@@ -58,11 +58,11 @@ DEFAULT_BUDGET_SHARE = 0.85
 
 
 class Store:
-    """The store at `root`, created if missing, with at most `budget_bytes` of images (default: 85 % of its
-    file system).
+    """The store at `root`, created if missing, with at most `budget_bytes` of images.
 
-    One process owns a store: a second gets FailedPrecondition. All methods are thread-safe; they raise
-    NoSpace if the file system is full and DataCacheError for its other errors.
+    The default budget is 85 % of its file system. One process owns a store: a second gets FailedPrecondition.
+    All methods are thread-safe; they raise NoSpace if the file system is full and DataCacheError for its
+    other errors.
     """
 
     def __init__(self, root: Path, budget_bytes: int | None = None) -> None:
@@ -109,8 +109,9 @@ class Store:
             return load_or_create_key(self._root / "key")
 
     def new_temp_path(self) -> Path:
-        """Return a new path in the store's file system, for `adopt_manifest`; its file is removed at the
-        next start.
+        """Return a new path in the store's file system, for `adopt_manifest`.
+
+        Its file is removed at the next start.
         """
         return self._temp / f"{uuid.uuid4().hex}{TEMP_SUFFIX}"
 
@@ -121,10 +122,10 @@ class Store:
         return ImagePaths(self._images / digest)
 
     def adopt_manifest(self, digest: str, temp: Path, image_bytes: int) -> ImageRecord:
-        """Move the manifest at `temp` (same file system) into the store, durably, which creates a partial
-        image.
+        """Move the manifest at `temp` (same file system) into the store, durably.
 
-        `image_bytes` is the size of its layout. A known image stays as it is, and `temp` is removed.
+        This creates a partial image; `image_bytes` is the size of its layout. A known image stays as it is,
+        and `temp` is removed.
         """
         paths = self.paths(digest)
         with self._mutex, self._translate_errors():
@@ -159,14 +160,16 @@ class Store:
             return Manifest.read_access(stream)
 
     def compute_origin_scope(self, access: Mapping[str, str], secrets: Mapping[str, str]) -> str:
-        """Return the origin scope of a pinned spec (flat parameters) with this credential; raises
-        InvalidParameter.
+        """Return the origin scope of a pinned spec (flat parameters) with this credential.
+
+        Raises InvalidParameter.
         """
         return origin_scope.compute_origin_scope(access, self.key(), secrets)
 
     def get_provenance(self, digest: str) -> tuple[str, ...]:
-        """Return the scopes known to have a sealed image's bytes, as `read_provenance`; none without such
-        an image.
+        """Return the scopes known to have a sealed image's bytes, as `read_provenance`.
+
+        Empty without such an image.
         """
         with self._translate_errors():
             return provenance.read_provenance(self.paths(digest)) if self.find_sealed(digest) else ()
@@ -177,8 +180,9 @@ class Store:
             provenance.mark_filling_from(self._get_record(digest).paths, origin_scope)
 
     def mark_verified(self, digest: str, origin_scope: str) -> None:
-        """Record that `origin_scope` has the bytes of the sealed image; raises NotFound if the image is
-        gone.
+        """Record that `origin_scope` has the bytes of the sealed image.
+
+        Raises NotFound if the image is gone.
         """
         with self._mutex, self._translate_errors():
             provenance.mark_verified(self._get_record(digest).paths, origin_scope)
@@ -227,8 +231,9 @@ class Store:
 
     @contextmanager
     def prevent_eviction(self, digest: str) -> Iterator[ImageRecord]:
-        """Hold the image, for example between looking it up and mounting it; raises NotFound if it is
-        gone.
+        """Hold the image, for example between looking it up and mounting it.
+
+        Raises NotFound if it is gone.
         """
         with self._mutex, self._translate_errors():
             record = self._get_record(digest)
@@ -240,8 +245,9 @@ class Store:
                 self._eviction_holds[digest] -= 1
 
     def remove(self, digest: str) -> None:
-        """Remove the image in any state; does nothing if there is none. Raises Busy while it is filled or
-        held.
+        """Remove the image in any state; does nothing if there is none.
+
+        Raises Busy while it is filled or held.
         """
         with self._mutex, self._translate_errors():
             if digest in self._reserved_bytes or self._eviction_holds[digest]:
@@ -251,10 +257,10 @@ class Store:
             self._discard(self.paths(digest))
 
     def sweep(self) -> None:
-        """Remove leftovers of killed processes: contents of `tmp`, folders without an image, files of
-        finished fills.
+        """Remove leftovers of killed processes.
 
-        A sealed image that cannot be mounted is removed too, so that it is resolved and filled again.
+        These are the contents of `tmp`, folders without an image, and files of finished fills. A sealed image
+        that cannot be mounted is removed too, so that it is resolved and filled again.
         """
         with self._mutex, self._translate_errors():
             for path in [*self._temp.iterdir(), *self._root.glob(f"*{TEMP_SUFFIX}")]:

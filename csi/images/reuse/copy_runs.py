@@ -1,5 +1,6 @@
-"""Copies between images without the origin: shared blocks if possible, else copied by the kernel, else by
-reads and writes.
+"""Copies between images without the origin.
+
+Blocks are shared if possible, else copied by the kernel, else by reads and writes.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ _UNSUPPORTED_ERRNOS = (
 
 
 def can_share_extents(source_path: Path, folder: Path) -> bool:
-    """Return whether files in `folder` can share blocks with `source_path`, by trying it with a nameless
-    file.
+    """Return whether files in `folder` can share blocks with `source_path`.
+
+    It is tried with a nameless file.
     """
     try:
         with ExitStack() as exit_stack:

@@ -19,11 +19,10 @@ TARGET_RUN_BYTES = 64 * 1024 * 1024
 
 
 class CopyRun(NamedTuple):
-    """Files that are adjacent both in the new image and in the image at `source_path`: `length` bytes, whole
-    blocks.
+    """Files that are adjacent both in the new image and in the image at `source_path`.
 
-    They are at byte `source_offset` of the source and go to byte `target_offset`. `extents` are those of the
-    new image.
+    They are `length` bytes, whole blocks, at byte `source_offset` of the source, and go to byte
+    `target_offset`. `extents` are those of the new image.
     """
 
     source_path: Path

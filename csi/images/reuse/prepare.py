@@ -1,5 +1,6 @@
-"""The start of a fill: creates the partial image and copies into it what other images have, before
-fetching the rest.
+"""The start of a fill.
+
+Creates the partial image and copies into it what other images have, before the rest is fetched.
 """
 
 from __future__ import annotations

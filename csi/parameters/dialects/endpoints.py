@@ -80,9 +80,7 @@ def unique_addresses(urls: Iterable[str]) -> tuple[str, ...]:
 
 
 def can_have_subdomains(host: str) -> bool:
-    """Return whether names below `host` can exist: it is neither an IP address nor a bare name such as
-    localhost.
-    """
+    """Return whether names below `host` can exist: not for IP addresses and bare names such as localhost."""
     return not _is_ip(host) and "." in host.strip(".")
 
 

@@ -1,5 +1,6 @@
-"""Keys and dialects: the one table that parsing, refusals, the inline policy and docs/parameters.md are
-built from.
+"""Keys and dialects of sources.
+
+From this one table come parsing, refusals, the policy for inline volumes, and docs/parameters.md.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class SourceSpec(Protocol):
 
     @property
     def origin_scope(self) -> str:
-        """What a credential opens: the source, whatever its revision. Files are copied only between images
-        of one scope.
+        """What a credential opens: the source, whatever its revision.
+
+        Files are copied only between images of one scope.
         """
 
     @property

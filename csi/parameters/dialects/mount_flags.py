@@ -1,5 +1,6 @@
-"""Mount options of a StorageClass or PV whose source is not a file server: generic ones are ignored,
-others refused.
+"""Mount options of a StorageClass or PV whose source is not a file server.
+
+Generic ones are ignored, others refused.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ _GENERIC = frozenset(("ro", "noatime", "nodiratime", "relatime", "nosuid", "node
 
 
 def refuse_mount_flags(flags: Sequence[str], noun: str) -> None:
-    """Raise InvalidParameter for a flag that has no meaning for `noun`, naming the option without its
-    value.
+    """Raise InvalidParameter for a flag that has no meaning for `noun`.
+
+    The message names the option without its value.
     """
     for flag in flags:
         if flag not in _GENERIC:

@@ -1,5 +1,6 @@
-"""The key `otherOpts` of Alibaba's OSS CSI driver: ossfs options for a FUSE mount that this driver does
-not use.
+"""The key `otherOpts` of Alibaba's OSS CSI driver.
+
+It has ossfs options for a FUSE mount that this driver does not use.
 """
 
 from __future__ import annotations

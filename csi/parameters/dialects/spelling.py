@@ -1,5 +1,6 @@
-"""Canonical names of keys as users spell them. Unknown keys and credentials are refused by name, without
-the value.
+"""Canonical names of keys as users spell them.
+
+Unknown keys and credentials are refused by name, without the value.
 """
 
 from __future__ import annotations

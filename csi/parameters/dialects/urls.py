@@ -21,9 +21,7 @@ _PATH_AND_URL = re.compile(r"(?!https?://)(.+?)=(https?://.*)", re.IGNORECASE | 
 
 @dataclass(frozen=True)
 class UrlFile:
-    """One file: its URL, the expected sha256 of its bytes (64 hex digits, "" for none), and its path if
-    given.
-    """
+    """One file: its URL, the expected sha256 (64 hex digits, "" for none), and its path if given."""
 
     url: str
     sha256: str = ""
@@ -42,8 +40,9 @@ class UrlFile:
 
 @dataclass(frozen=True)
 class UrlSpec(MutableSource):
-    """Files of HTTP servers: `files`, or those listed by the document at `metalink` ("" for none, else
-    `files` is empty).
+    """Files of HTTP servers: `files`, or those listed by the document at `metalink`.
+
+    `metalink` is "" for none; otherwise `files` is empty.
     """
 
     files: tuple[UrlFile, ...] = ()
@@ -59,8 +58,9 @@ class UrlSpec(MutableSource):
 
     @property
     def grants_whole_scope(self) -> bool:
-        """False for a Metalink document: a server may grant each path to others, and verification reads
-        only some files.
+        """False for a Metalink document.
+
+        A server may grant each path to others, and verification reads only some files.
         """
         return not self.metalink
 
@@ -73,8 +73,9 @@ class UrlSpec(MutableSource):
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The hosts of the URLs; for a document only its own, since that host answers for what the
-        document lists.
+        """The hosts of the URLs.
+
+        For a document only its own, since that host answers for what the document lists.
         """
         return unique_addresses([self.metalink] if self.metalink else (file.url for file in self.files))
 

@@ -33,8 +33,9 @@ class ListedObject(NamedTuple):
 
 @dataclass
 class ListingPage:
-    """Objects in the store's order, and whether more follow after `continuation_token` ("" if the response
-    has none).
+    """Objects in the store's order, and whether more follow.
+
+    `continuation_token` is "" if the response has none.
     """
 
     objects: list[ListedObject] = field(default_factory=list)
@@ -54,8 +55,9 @@ def parse_page(body: bytes) -> ListingPage:
 
 
 class _PageHandler(XmlHandler):
-    """Collects the fields of the page and of the current object; unknown nested elements (Owner) are
-    ignored.
+    """Collects the fields of the page and of the current object.
+
+    Unknown nested elements (Owner) are ignored.
     """
 
     def __init__(self) -> None:

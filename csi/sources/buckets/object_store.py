@@ -1,5 +1,4 @@
-"""A bucket and the key that reads it: signed URLs from obstore, and the meaning of the store's error
-responses.
+"""A bucket and the key that reads it: signed URLs, and the meaning of the store's error responses.
 
 Nothing is taken from the environment: keys and endpoints there (AWS_...) belong to a person, not to a volume.
 """
@@ -88,8 +87,9 @@ class ObjectStore:
             )
 
     def get_client(self, timeout: float) -> S3Store:
-        """Return obstore's client of the bucket, for writing; needs a credential. `timeout` limits each
-        request.
+        """Return obstore's client of the bucket, for writing; needs a credential.
+
+        `timeout` limits each request.
         """
         key, _ = self._get_key_and_signer()
         with self._lock, self._translate_errors():
@@ -99,8 +99,9 @@ class ObjectStore:
             return cached[1]
 
     def get_signing_credentials(self) -> tuple[SigningKey | None, dict[str, str]]:
-        """Return the key that signs requests to the bucket itself, and headers to send; None and {} if
-        anonymous.
+        """Return the key that signs requests to the bucket itself, and headers to send.
+
+        None and {} if anonymous.
         """
         if self._credential is None:
             return None, {}

@@ -57,8 +57,9 @@ class ObjectSource(Source):
         )
 
     def pin(self) -> CacheSpec:
-        """Return the spec itself: a bucket has no revisions, so only the manifest's digest identifies the
-        content.
+        """Return the spec itself, as a bucket has no revisions.
+
+        Only the manifest's digest identifies the content.
         """
         return self._spec
 
@@ -76,8 +77,9 @@ class ObjectSource(Source):
         return manifest
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """List one page, whose refusal tells the reason, then read one byte of the smallest non-empty
-        object.
+        """List one page, then read one byte of the smallest non-empty object.
+
+        A refused listing tells the reason, which a refused read does not.
         """
         next(self._listing.objects(), None)
         smallest = min(

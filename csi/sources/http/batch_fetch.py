@@ -1,5 +1,6 @@
-"""Batched fetch of many small files: one thread, several connections, a third of the time of one request
-after the other.
+"""Batched fetch of many small files: one thread with several connections.
+
+It takes a third of the time of one request after the other.
 """
 
 from __future__ import annotations

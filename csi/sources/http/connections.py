@@ -89,8 +89,9 @@ class Connections:
     def get_with_curl(
         self, url: str, headers: Mapping[str, str], origin_site: Site | None, max_bytes: int
     ) -> CurlResponse | None:
-        """Send one GET whose body of at most `max_bytes` is returned completely; None if only `get` can send
-        it.
+        """Send one GET whose body of at most `max_bytes` is returned completely.
+
+        None if only `get` can send it.
 
         The first response of a TLS site is left to `get`: its certificate check is stricter (libcurl accepts
         names that are only in the subject), and it happens before a credential is sent.
@@ -115,8 +116,9 @@ class Connections:
     def get_signed(
         self, url: str, headers: Mapping[str, str], max_bytes: int, signing_key: SigningKey | None
     ) -> CurlResponse:
-        """Send one GET signed with `signing_key` (None: anonymous), through a proxy too; the body is returned
-        completely.
+        """Send one GET signed with `signing_key` (None: anonymous), through a proxy too.
+
+        The body is returned completely.
 
         It has at most `max_bytes`. As with `get_with_curl`, a stream checks the site's certificate first,
         with an unsigned request for `url` without its query.
@@ -236,8 +238,9 @@ class Connections:
         )
 
     def _connect(self, max_scope: AddressScope | None, connection: HTTPConnection) -> socket.socket:
-        """Open a socket; `max_scope` is None for a proxy, which may be anywhere since the environment
-        names it.
+        """Open a socket.
+
+        `max_scope` is None for a proxy, which may be anywhere since the environment names it.
         """
         self._thread_state.afresh = True
         return (
@@ -288,8 +291,9 @@ def discard(response: urllib3.BaseHTTPResponse | CurlResponse, max_drain_bytes: 
 
 
 def get_ssl_context() -> ssl.SSLContext:
-    """Return the trusted certificates; raises InvalidParameter if the environment names an unreadable
-    bundle.
+    """Return the trusted certificates.
+
+    Raises InvalidParameter if the environment names an unreadable bundle.
     """
     return _load_ssl_context(*_find_ca_bundle())
 
@@ -438,8 +442,9 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _find_ca_bundle() -> tuple[str, str]:
-    """Return the variable that names the trusted certificates and their file or folder; "" for the
-    system's.
+    """Return the variable that names the trusted certificates and their file or folder.
+
+    "" for the system's.
     """
     return next(((key, os.environ[key]) for key in CA_BUNDLE_VARIABLES if os.environ.get(key)), ("", ""))
 

@@ -83,8 +83,9 @@ class ResponseHeaders(dict[str, str]):
 
 
 class CurlResponse:
-    """A complete response with the read interface of urllib3's. A body over the limit has one byte more
-    than the limit.
+    """A complete response with the read interface of urllib3's.
+
+    A body over the limit has one byte more than the limit.
     """
 
     def __init__(self, status: int, headers: ResponseHeaders, body: memoryview) -> None:

@@ -1,5 +1,5 @@
-"""URLs of a source's files: first addresses, headers to send, and how to tell that a file is still the
-listed one.
+"""URLs of a source's files, the headers to send there, and how to tell that a file is still the listed
+one.
 """
 
 from __future__ import annotations
@@ -57,8 +57,9 @@ class FileUrl(NamedTuple):
 
 @dataclass
 class FileUrls:
-    """URLs of files: `build_url` returns the first address; `headers` (including credentials) go to its site
-    only.
+    """URLs of files: `build_url` returns the first address.
+
+    `headers` (including credentials) go to its site only.
 
     `error_for_status` may translate an error status of that site, and its headers, into a more specific
     error. With `is_signed`, `build_url` signs URLs that expire: each is used until it is refused, then a new

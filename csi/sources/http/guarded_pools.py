@@ -1,8 +1,7 @@
-"""urllib3 pools whose connections go only to checked addresses: the address that was checked is the one
-connected to.
+"""urllib3 pools whose connections go only to checked addresses.
 
-With a separate check, the name could resolve to another address in urllib3's own lookup (DNS rebinding).
-Certificates and SNI are still those of the name.
+The address that was checked is the one connected to. With a separate check, the name could resolve to another
+address in urllib3's own lookup (DNS rebinding). Certificates and SNI are still those of the name.
 """
 
 from __future__ import annotations

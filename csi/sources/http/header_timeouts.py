@@ -17,8 +17,9 @@ _MAX_IDLE_CHECKS = 30
 
 
 class HeaderTimeouts:
-    """Shuts down connections whose deadline has passed. One thread checks once per second while there are
-    any.
+    """Shuts down connections whose deadline has passed.
+
+    One thread checks once per second while there are any.
     """
 
     def __init__(self) -> None:
@@ -29,8 +30,10 @@ class HeaderTimeouts:
 
     @contextmanager
     def enforce(self, connection: socket.socket, timeout: float) -> Iterator[None]:
-        """Raise TimeoutError if the block, which reads from `connection`, takes longer than about
-        `timeout` seconds.
+        """Raise TimeoutError if the block, which reads from `connection`, takes longer than `timeout`
+        seconds.
+
+        The limit is exact to about a second.
         """
         key = id(connection)
         self._add(key, connection, time.monotonic() + timeout)

@@ -74,10 +74,10 @@ class RangeReader(ManyReader):
     def get_response(
         self, entry: Entry, headers: Mapping[str, str], max_bytes: int = 0
     ) -> tuple[Response, FileUrl]:
-        """Return the final response to a GET of `entry`, with redirects followed, and its URL, whatever its
-        status.
+        """Return the final response to a GET of `entry`, whatever its status, and its URL.
 
-        The caller reads or discards the body, which is cut to `max_bytes` and one more (0: not cut).
+        Redirects are followed. The caller reads or discards the body, which is cut to `max_bytes` and one
+        more (0: not cut).
         """
         return self._follow_redirects(entry, headers, max_bytes)
 
@@ -89,9 +89,7 @@ class RangeReader(ManyReader):
         return BatchFetch(self._connections, self._file_urls, permits).run(pending)
 
     def _get_stream(self, entry: Entry, offset: int, end: int) -> ResponseStream:
-        """Return an open response whose next byte is `offset` of `entry`: an existing one if possible,
-        else a new one.
-        """
+        """Return an open response whose next byte is `offset` of `entry`, an existing one if possible."""
         if self._stream is not None and self._stream.position != offset:
             # Another reader may have shared a stream that is further.
             self._share_stream()
@@ -141,8 +139,9 @@ class RangeReader(ManyReader):
             self._stream = None
 
     def _open_stream(self, entry: Entry, offset: int, end: int) -> ResponseStream:
-        """Request bytes `offset` to `end` of `entry`, from the remembered URL if it still works, and check
-        the response.
+        """Request bytes `offset` to `end` of `entry` and check the response.
+
+        The remembered URL is used if it still works.
         """
         range_headers = self._file_urls.build_range_headers(entry, offset, end)
         cached_url = self._file_urls.find_cached(entry)

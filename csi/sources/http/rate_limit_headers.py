@@ -69,9 +69,7 @@ class RateLimitTracker:
         self._lock = threading.Lock()
 
     def check(self, url: str) -> None:
-        """Raise OriginThrottled while the site of `url` allows no further request, instead of sending it
-        in vain.
-        """
+        """Raise OriginThrottled while the site of `url` allows no further request."""
         # Without the lock: this runs for every file, and sites are almost never blocked.
         if not self._blocked_until:
             return

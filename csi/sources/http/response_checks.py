@@ -63,8 +63,9 @@ def transient_error(status: int, headers: Mapping[str, str], prefix: str) -> Ori
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float:
-    """Return the seconds of a Retry-After header (RFC 9110, 10.2.3: seconds or a date), 0 if missing or
-    invalid.
+    """Return the seconds of a Retry-After header, 0 if missing or invalid.
+
+    RFC 9110, 10.2.3: its value is in seconds, or a date.
     """
     value = headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():

@@ -175,9 +175,7 @@ class SharedStreams:
             self._streams = [*others[-1:], same_file[-1]]
 
     def take(self, entry: Entry, offset: int) -> ResponseStream | None:
-        """Take the furthest of the responses that can still reach byte `offset` of `entry`, None if none
-        can.
-        """
+        """Take the furthest response that can still reach byte `offset` of `entry`, None if none can."""
         with self._lock:
             stream = max(
                 (other for other in self._streams if other.can_reach(entry, offset)),

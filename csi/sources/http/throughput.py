@@ -14,8 +14,9 @@ _HISTORY_WINDOWS = 10
 
 
 class ThroughputBaseline:
-    """The usual rate of the connections of one source. Thread-safe. Only seconds spent waiting for bytes
-    count.
+    """The usual rate of the connections of one source.
+
+    Thread-safe. Only seconds spent waiting for bytes count.
     """
 
     def __init__(self) -> None:
@@ -23,8 +24,9 @@ class ThroughputBaseline:
         self._lock = threading.Lock()
 
     def add(self, received: int, seconds: float) -> None:
-        """Add the bytes that one connection received in some seconds; old measurements count less and
-        less.
+        """Add the bytes that one connection received in some seconds.
+
+        Old measurements count less and less.
         """
         with self._lock:
             self._bytes += received

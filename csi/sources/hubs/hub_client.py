@@ -1,5 +1,4 @@
-"""HTTP client for huggingface_hub: bounded waits, no stray credentials, temporary failures as our own errors
-at once.
+"""HTTP client for huggingface_hub, with bounded waits, no stray credentials, and our own errors.
 
 Its default client waits for ever, keeps cookies from one token to the next, and retries failures for up to
 half a minute, which callers of this driver would rather hear of.
@@ -34,8 +33,9 @@ _STALE_CONNECTION_ERRORS = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2
 
 
 class HubClient(httpx2.Client):
-    """HTTP client for the hub at `hub_site`; sends Authorization to no other site, and requests only where
-    allowed.
+    """HTTP client for the hub at `hub_site`.
+
+    Sends Authorization to no other site, and requests only where allowed.
 
     The addresses of each redirect's host are checked against `destinations` before it is followed. Only
     metadata is fetched here; file bytes go through the ranged HTTP reader, which connects exactly to the
@@ -57,8 +57,9 @@ class HubClient(httpx2.Client):
         check_hop(self._destinations, self._hub_site, parse_site(str(request.url)))
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """Send like httpx2.Client.send; raises OriginUnavailable and OriginThrottled for temporary
-        failures.
+        """Send like httpx2.Client.send.
+
+        Raises OriginUnavailable and OriginThrottled for temporary failures.
         """
         url = str(request.url)
         request.extensions = {**request.extensions, "timeout": _TIMEOUT.as_dict()}

@@ -84,8 +84,9 @@ class HuggingFaceSource(Source):
         self._connections = Connections(_FILL_CONNECTIONS, self._destinations)
 
     def pin(self) -> CacheSpec:
-        """Return the spec at the current commit of its revision; sends no request if it is a commit
-        already.
+        """Return the spec at the current commit of its revision.
+
+        Sends no request if it is a commit already.
         """
         if is_commit(self._hub.revision):
             return self._spec
@@ -100,8 +101,9 @@ class HuggingFaceSource(Source):
         return replace(self._spec, source=replace(self._hub, revision=commit))
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """List every file of `pinned` selected by its patterns; raises InvalidParameter if they select
-        nothing.
+        """List every file of `pinned` selected by its patterns.
+
+        Raises InvalidParameter if they select nothing.
 
         Memory: one page of the listing, and the entry of each file, at most 500 bytes for a path of 40.
         """
@@ -156,8 +158,9 @@ class HuggingFaceSource(Source):
             return RangeReader(self._connections, self._get_file_urls(manifest))
 
     def close(self) -> None:
-        """Close the fill's connections; at most two to the hub stay open for the next source in this
-        process.
+        """Close the fill's connections.
+
+        At most two to the hub stay open for the next source in this process.
         """
         self._connections.close()
 
@@ -286,8 +289,9 @@ class HuggingFaceSource(Source):
 
 @functools.lru_cache(maxsize=1)
 def _configure_endpoint(endpoint: str, destinations: Destinations) -> None:
-    """Give huggingface_hub a client for this endpoint, kept with its connections for later sources of the
-    process.
+    """Give huggingface_hub a client for this endpoint.
+
+    The client is kept with its connections for later sources of the process.
     """
     try:
         hub_site = parse_site(endpoint)

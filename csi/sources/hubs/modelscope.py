@@ -61,8 +61,9 @@ class ModelScopeSource(Source):
         )
 
     def pin(self) -> CacheSpec:
-        """Return the spec itself: listings have no commit, so only the manifest's digest identifies the
-        content.
+        """Return the spec itself, as listings have no commit.
+
+        Only the manifest's digest identifies the content.
         """
         return self._spec
 
@@ -104,8 +105,9 @@ class ModelScopeSource(Source):
         return manifest
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """Read one byte of the smallest non-empty file; if all are empty, list again, as there is nothing
-        else to read.
+        """Read one byte of the smallest non-empty file.
+
+        If all are empty, list again, as there is nothing else to read.
         """
         smallest = min(
             (file for file in manifest.files if file.size), key=lambda file: file.size, default=None

@@ -1,5 +1,4 @@
-"""Client of ModelScope's SDK: lists a repository, completely or not at all, and returns the URLs of its
-files.
+"""Client of ModelScope's SDK: complete listings of a repository, and the URLs of its files.
 
 Only the given token is ever sent: what `modelscope login` left on disk or a ~/.netrc holds belongs to a
 person. Each redirect is checked by its target's addresses before it is followed. The SDK's messages contain
@@ -190,8 +189,9 @@ class ModelScopeClient:
 
 
 def _set_ca_bundle(session: Any) -> None:
-    """Make `session` trust the same CA bundle as our own connections; requests reads other variables, in
-    another order.
+    """Make `session` trust the same CA bundle as our own connections.
+
+    Requests reads other variables, in another order.
     """
     system = ssl.get_default_verify_paths()
     bundle = next(

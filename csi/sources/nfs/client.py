@@ -56,8 +56,9 @@ def is_connection_lost(failure: NfsError) -> bool:
 
 
 class NfsFolder:
-    """The folder of a spec on its server. The export to mount is determined once for all connections of a
-    source.
+    """The folder of a spec on its server.
+
+    The export to mount is determined once for all connections of a source.
     """
 
     def __init__(self, spec: NasSpec) -> None:
@@ -67,11 +68,10 @@ class NfsFolder:
         self._has_no_symlinks = self.path == "/"
 
     def connect(self) -> tuple[NfsContext, bytes]:
-        """Return a context with an export mounted, and the path of the folder below it ("" or starting with
-        '/').
+        """Return a context with an export mounted, and the folder's path below it.
 
-        Raises SourceNotFound, PermissionDenied, OriginUnavailable, or an `NfsError` that satisfies
-        `is_connection_lost`, after which a retry may help.
+        The path is "" or starts with '/'. Raises SourceNotFound, PermissionDenied, OriginUnavailable, or an
+        `NfsError` that satisfies `is_connection_lost`, after which a retry may help.
         """
         self._check_ports()
         first_failure: NfsError | None = None
@@ -118,8 +118,9 @@ class NfsFolder:
         self._has_no_symlinks = True
 
     def _iter_top_folders(self) -> Iterator[str]:
-        """Yield folders to check from: NFSv4 always has a root, with NFSv3 any folder above the path may
-        be the export.
+        """Yield the folders to check from.
+
+        NFSv4 always has a root; with NFSv3 any folder above the path may be the export.
         """
         yield "/"
         parts = self.path.strip("/").split("/")
@@ -184,8 +185,9 @@ class NfsFolder:
         return context
 
     def _check_ports(self) -> None:
-        """Connect to the required ports first: libnfs reports neither which port refused nor that a name
-        has no address.
+        """Connect to the required ports first.
+
+        libnfs reports neither which port refused nor that a name has no address.
         """
         spec, v3 = self.spec, self.spec.version == "3"
         ports = {spec.port or (_PORTMAPPER_PORT if v3 else _NFS_PORT)} | (

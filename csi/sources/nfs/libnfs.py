@@ -1,7 +1,7 @@
-"""A ctypes binding of libnfs: one `NfsContext` is one connection with one mounted export, for one thread at a
-time.
+"""A ctypes binding of libnfs.
 
-libnfs 4.0 (libnfs.so.13, Debian 12) and 5.x (libnfs.so.14, Debian 13) have the same functions and structures
+One `NfsContext` is one connection with one mounted export, for one thread at a time. libnfs 4.0
+(libnfs.so.13, Debian 12) and 5.x (libnfs.so.14, Debian 13) have the same functions and structures
 (include/nfsc/libnfs.h); later versions changed the order of arguments and are not supported. The library is
 loaded with the first context. ctypes releases the interpreter lock during every call. Run as root, libnfs
 binds a source port below 1024, which exports marked `secure` require.
@@ -49,8 +49,9 @@ _T = TypeVar("_T")
 
 
 class NfsError(Exception):
-    """A failed libnfs call: `code` is a positive errno, `text` libnfs's message, which names the NFS
-    status if any.
+    """A failed libnfs call.
+
+    `code` is a positive errno, `text` libnfs's message, which names the NFS status if any.
     """
 
     def __init__(self, code: int, text: str) -> None:
@@ -231,8 +232,9 @@ class NfsContext:
         return _parse_stat(ctypes.addressof(buffer))
 
     def read(self, handle: int, offset: int, buffer: memoryview) -> int:
-        """Read into `buffer` (writable, contiguous) from byte `offset`; return the bytes read, fewer only
-        at the end.
+        """Read into `buffer` (writable, contiguous) from byte `offset`.
+
+        Return the bytes read, fewer only at the end.
         """
         if not buffer:
             return 0

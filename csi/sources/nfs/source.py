@@ -1,5 +1,6 @@
-"""NAS sources: a folder of an NFS export, read by our own client in this process, never through a kernel
-mount.
+"""NAS sources: a folder of an NFS export.
+
+It is read by our own client in this process, never through a kernel mount.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ _CHANGED_ERRNOS = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR, errno
 
 
 class NasSource(Source):
-    """A NAS folder, read with AUTH_SYS as the spec's uid and gid. For one thread; readers may be used in
-    other threads.
+    """A NAS folder, read with AUTH_SYS as the spec's uid and gid.
+
+    For one thread; readers may be used in other threads.
     """
 
     def __init__(self, spec: CacheSpec) -> None:
@@ -41,14 +43,16 @@ class NasSource(Source):
         self._samples: list[Entry] | None = None
 
     def pin(self) -> CacheSpec:
-        """Return the spec itself: a folder has no revisions, so only the manifest's digest identifies the
-        content.
+        """Return the spec itself, as a folder has no revisions.
+
+        Only the manifest's digest identifies the content.
         """
         return self._spec
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """List the folder; raises SourceNotFound, PermissionDenied, OriginUnavailable, UnsafeContent,
-        OutOfRange.
+        """List the folder.
+
+        Raises SourceNotFound, PermissionDenied, OriginUnavailable, UnsafeContent, OutOfRange.
         """
         walk = TreeWalk(self._connection, self._identity)
         manifest = build_manifest(
@@ -58,8 +62,8 @@ class NasSource(Source):
         return manifest
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """Read a byte of the smallest file, and of one file for each combination of owners and modes in the
-        tree.
+        """Read a byte of one file for each combination of owners and modes in the tree, and of the smallest
+        file.
 
         Raises PermissionDenied naming the first file that cannot be read, SourceChanged if one differs from
         the manifest.

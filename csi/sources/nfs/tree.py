@@ -31,15 +31,17 @@ PermissionClass = tuple[frozenset[_Permissions], _Permissions]
 
 
 def build_file_token(identity: str, attributes: FileAttributes) -> str:
-    """Return the digest text of a file, which changes with the file and differs between origins
-    (`identity`).
+    """Return the digest text of a file.
+
+    It changes with the file and differs between origins (`identity`).
     """
     return f"token:nfs {attributes.file_id} {attributes.size} {attributes.mtime_ns} {identity}"
 
 
 class TreeWalk:
-    """One walk over the folder of a connection; afterwards `samples` has one file of each permission
-    class.
+    """One walk over the folder of a connection.
+
+    Afterwards `samples` has one file of each permission class.
     """
 
     def __init__(self, connection: NfsConnection, identity: str) -> None:
@@ -110,8 +112,9 @@ def _read_folder(context: NfsContext, path: bytes) -> tuple[_Listing, dict[bytes
 
 
 def _complete_attributes(context: NfsContext, path: bytes, listing: _Listing) -> _Listing:
-    """Query the attributes that the server or libnfs left out: file ids of NFSv4, v3 servers without
-    READDIRPLUS.
+    """Query the attributes that the server or libnfs left out.
+
+    These are the file ids of NFSv4, and everything from v3 servers without READDIRPLUS.
     """
     incomplete = [
         i

@@ -1,5 +1,6 @@
-"""Complete reads of files, rate limited and bounded: to learn a file's size and sha256, or to read a
-document.
+"""Complete reads of files, rate limited and bounded.
+
+They serve to learn a file's size and sha256, or to read a document.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ def read_size_and_sha256(
 def iter_body(
     response: Response, url: str, wait: Callable[[int], None], baseline: ThroughputBaseline, context: str
 ) -> Iterator[bytes | memoryview]:
-    """Yield the body in pieces of at most 64 KiB, under the rules of `read_size_and_sha256`; `context`
-    ends messages.
+    """Yield the body in pieces of at most 64 KiB, under the rules of `read_size_and_sha256`.
+
+    `context` ends messages.
     """
     host, meter = format_site(url), ThroughputMeter(baseline)
     if response.status != 200 or response.headers.get("Content-Encoding", "identity").lower() != "identity":

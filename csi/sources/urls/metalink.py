@@ -99,8 +99,9 @@ class MetalinkDocument:
             discard(response)
 
     def check_read_access(self) -> None:
-        """Raise unless this credential can read the document; sends no request if `iter_files` has just
-        read it all.
+        """Raise unless this credential can read the document.
+
+        Sends no request if `iter_files` has just read it all.
         """
         if not self._is_read:
             discard(self._request({"Range": "bytes=0-0", **_IDENTITY_HEADERS})[0])
@@ -354,8 +355,9 @@ class _MetalinkHandler(XmlHandler):
 
 
 def _host(url: str) -> str:
-    """Return the host of a document's URL for messages, as the rest may be a secret; "" if it cannot be
-    parsed.
+    """Return the host of a document's URL for messages, as the rest may be a secret.
+
+    "" if it cannot be parsed.
     """
     try:
         return format_site(url)[:100]

@@ -1,5 +1,6 @@
-"""Plain files by URL: described by the response headers of a GET of their first byte, or by reading them
-completely.
+"""Plain files by URL.
+
+A file is described by the response headers of a GET of its first byte, or by reading it completely.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ _CONTENT_RANGE_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)$")
 
 @dataclass(frozen=True)
 class _FileFacts:
-    """What distinguishes one state of a file from another; `sha256` is set if the file had to be read
-    completely.
+    """What distinguishes one state of a file from another.
+
+    `sha256` is set if the file had to be read completely.
     """
 
     size: int
