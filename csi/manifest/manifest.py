@@ -118,8 +118,9 @@ class Manifest:
         return (e for e in self.entries if e.kind is EntryKind.FILE)
 
     def write(self, stream: IO[bytes]) -> None:
-        """Write the manifest as JSON lines: a header with format, digest and access, then one array per
-        entry.
+        """Write the manifest as JSON lines: a header, then one array per entry.
+
+        The header has format, digest and access.
         """
         stream.write(_encode_line({"format": FORMAT, "digest": self.digest, "access": self.access}))
         for entry in self.entries:

@@ -35,9 +35,7 @@ class CacheSpec:
         return self.source.is_unpinnable
 
     def to_context(self) -> dict[str, str]:
-        """Return the spec as flat string parameters, which `parse_volume_parameters` parses to an equal
-        spec.
-        """
+        """Return the spec as flat string parameters, which `parse_volume_parameters` reads."""
         extra = {"preserveOwnership": "true"} if self.preserve_ownership else {}
         if self.egress_profile:
             extra["egressProfile"] = self.egress_profile

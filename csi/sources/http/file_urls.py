@@ -1,6 +1,4 @@
-"""URLs of a source's files, the headers to send there, and how to tell that a file is still the listed
-one.
-"""
+"""URLs of a source's files, headers to send there, and the check that a file is still the listed one."""
 
 from __future__ import annotations
 

@@ -30,8 +30,7 @@ class HeaderTimeouts:
 
     @contextmanager
     def enforce(self, connection: socket.socket, timeout: float) -> Iterator[None]:
-        """Raise TimeoutError if the block, which reads from `connection`, takes longer than `timeout`
-        seconds.
+        """Raise TimeoutError if the block takes longer than `timeout` seconds to read from `connection`.
 
         The limit is exact to about a second.
         """

@@ -62,11 +62,10 @@ class NasSource(Source):
         return manifest
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """Read a byte of one file for each combination of owners and modes in the tree, and of the smallest
-        file.
+        """Read a byte of one file for each combination of owners and modes in the tree.
 
-        Raises PermissionDenied naming the first file that cannot be read, SourceChanged if one differs from
-        the manifest.
+        Reads one of the smallest file too. Raises PermissionDenied naming the first file that cannot be read,
+        SourceChanged if one differs from the manifest.
         """
         if self._samples is None:
             self.resolve(self._spec)
