@@ -3,10 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 GO := $(shell command -v go 2>/dev/null)
 SANITY := github.com/kubernetes-csi/csi-test/v5/cmd/csi-sanity@v5.5.0
+# Tests wait more than they work. Those of a file share what they set up, and have it to themselves.
+PARALLEL := -n $(shell echo $$((2 * $$(nproc)))) --dist loadfile --no-loadscope-reorder
 OBJECTS := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-guest test-cluster kills lint bench proto docs manifests clean system guest cluster
+.PHONY: help demo test test-guest test-cluster kills lint bench proto docs manifests clean system guest cluster programs prepare fresh
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -14,8 +16,8 @@ help: ## Show what can be made
 demo: system $(VENV)/demo ## Set up, then cache, mount and read a real model (REPO=org/name: from the hub of HF_ENDPOINT)
 	$(BIN)/python -m tests.demo $(if $(REPO),--repo $(REPO))
 
-test: system $(VENV)/ready $(BIN)/csi-sanity $(BIN)/versitygw ## Set up, then run all tests
-	$(BIN)/pytest $(ARGS)
+test: system programs $(VENV)/ready $(BIN)/csi-sanity $(BIN)/versitygw ## Set up, then run all tests
+	$(BIN)/pytest $(if $(ARGS),$(ARGS),$(PARALLEL))
 
 test-guest: system guest $(VENV)/ready ## Set up, then run what needs systemd and cgroup v2, in an emulated Debian guest
 	$(BIN)/python -m tests.guest $(ARGS)
@@ -47,6 +49,11 @@ docs: system $(VENV)/ready ## Generate docs/parameters.md from the code
 manifests: system $(VENV)/ready ## Generate deploy/manifests and the chart's CRDs, with helm
 	$(BIN)/python deploy/generate.py
 
+prepare: system guest $(VENV)/ready $(BIN)/csi-sanity $(BIN)/versitygw $(if $(GO),cluster) ## Set up and build all that the tests need
+
+fresh: ## Make bare machines and run demo and test in them from nothing (ARGS="--tmpfs trixie", see tests/setup/fresh.sh)
+	sh tests/setup/fresh.sh $(ARGS)
+
 clean: ## Remove what the other targets made
 	rm -rf $(VENV) .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -60,6 +67,14 @@ guest:
 cluster:
 	@sh tests/setup/cluster.sh
 	@sh tests/setup/cluster/programs.sh >/dev/null
+
+# What tests on a real API server need; in a cache folder outside of the checkout, so built once.
+programs:
+ifneq ($(GO),)
+	@sh tests/setup/cluster/programs.sh etcd kube-apiserver kubectl csi-provisioner csi-resizer helm >/dev/null
+else
+	@echo "Go is not installed: etcd, kube-apiserver and helm are not built, and the tests on a real API server and of the chart's values will not run"
+endif
 
 $(VENV)/ready: requirements/dev.txt setup.cfg pyproject.toml | system
 	$(PYTHON) -m venv $(VENV)

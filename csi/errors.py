@@ -75,11 +75,11 @@ class Busy(DataCacheError):
     """Work on this volume goes on; the same call later finds it further on."""
 
 
-class FillStopped(Busy):
+class FillStopped(DataCacheError):
     """A fill was told to stop; what it has written and verified stays, and the next fill goes on from there."""
 
 
-class InvalidToken(Busy):
+class InvalidToken(DataCacheError):
     """A page token that this controller did not give out (CSI wants ABORTED)."""
 
 

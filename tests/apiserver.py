@@ -30,7 +30,7 @@ PINS = f"/apis/{GROUP}/{VERSION}/cachepins"
 PREWARMS = f"/apis/{GROUP}/{VERSION}/cacheprewarms"
 DATA_CACHES = "/apis/eci.aliyun.com/v1alpha1/datacaches"
 ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
-NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test-cluster builds them, with Go)"
+NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test builds them, with Go)"
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",

@@ -40,6 +40,7 @@ from tests import demo_performance
 from tests.origins.ganesha import Export, Ganesha
 from tests.origins.hub import Hub
 from tests.plugins import Plugins
+from tests.scratch import keep_to_a_disk
 
 CONSOLE = Console()
 _CHUNK = 4 * 2**20
@@ -248,6 +249,7 @@ def main() -> None:
     flags.add_argument("--repo", help="org/name on the hub of HF_ENDPOINT, in place of the packaged model")
     options = flags.parse_args()
     timings = Timings()
+    keep_to_a_disk()
     with tempfile.TemporaryDirectory(prefix="datacache-demo-") as folder:
         if options.repo:
             repo_demo(options.repo, Path(folder), timings)

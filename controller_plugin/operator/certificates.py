@@ -63,8 +63,11 @@ def _load_authority(
 
 def _create_authority(now: datetime) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     key, name = ec.generate_private_key(ec.SECP256R1()), _common_name("datacache-operator webhook authority")
-    builder = _certificate_builder(name, name, key.public_key(), now, _AUTHORITY_LIFETIME_DAYS).add_extension(
-        x509.BasicConstraints(ca=True, path_length=0), critical=True
+    builder = (
+        _certificate_builder(name, name, key.public_key(), now, _AUTHORITY_LIFETIME_DAYS)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        # Strict clients (Python 3.13's default) believe no authority that does not say that it signs (RFC 5280, 4.2.1.3 and 4.2.1.9).
+        .add_extension(_usage(signs=True), critical=True)
     )
     return builder.sign(key, hashes.SHA256()), key
 
@@ -79,6 +82,7 @@ def _issue_certificate(
         )
         .add_extension(x509.SubjectAlternativeName([x509.DNSName(name) for name in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
@@ -99,6 +103,20 @@ def _certificate_builder(
     )
     builder = builder.not_valid_before(now - _CLOCK_SKEW).not_valid_after(now + timedelta(days=days))
     return builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+
+
+def _usage(signs: bool) -> x509.KeyUsage:
+    """Of a key that signs certificates, or of one that a server has."""
+    others = (
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    )
+    return x509.KeyUsage(digital_signature=not signs, key_cert_sign=signs, **dict.fromkeys(others, False))
 
 
 def _is_fresh(certificate: str, now: datetime) -> bool:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from csi.concurrency.deadline import Deadline
+from csi.concurrency.single_flight import SingleFlight
 from csi.concurrency.wait_limiter import WaitLimiter
-from csi.errors import Busy, OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
+from csi.errors import OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.resolve.proof_memory import ProofMemory
@@ -20,32 +19,24 @@ from csi.worker.protocol import Resolution, WorkerRequest
 
 log = logging.getLogger("datacache.resolve")
 
-_ERROR_TTL = 60.0
 # external-provisioner comes back within five minutes, kubelet within two and a half.
 _ABANDONED_TIMEOUT = 600.0
 AdoptManifest = Callable[[Resolution, Path], None]
 
 
-@dataclass
-class _PendingResolve:
-    """One resolve under way and all who wait for it."""
+@dataclass(eq=False)
+class _ResolveJob:
+    """One resolve under way: `work(call)` does it, and can be stopped through the call."""
 
-    waiters: set[Deadline] = field(default_factory=set)
+    work: Callable[[WorkerCall], Resolution]
     call: WorkerCall = field(default_factory=WorkerCall)
-    stop_timer: threading.Timer | None = None
     result: Resolution | None = None
-    error: Exception | None = None
 
-    ended_at: float = 0.0
+    def run(self) -> None:
+        self.result = self.work(self.call)
 
-    @property
-    def is_done(self) -> bool:
-        return self.ended_at > 0
-
-    @property
-    def is_stale(self) -> bool:
-        """An error nobody came to hear is told to the next caller, but not to one that comes much later."""
-        return self.is_done and time.monotonic() - self.ended_at > _ERROR_TTL
+    def stop(self) -> None:
+        self.call.stop()
 
 
 class Resolver:
@@ -66,15 +57,9 @@ class Resolver:
         refresh_moving: bool,
         new_scratch_path: Callable[[], Path] | None = None,
     ) -> None:
-        self._pool, self._proofs, self._wait_limiter, self._refresh_moving, self._new_scratch_path = (
-            pool,
-            proofs,
-            wait_limiter,
-            refresh_moving,
-            new_scratch_path,
-        )
-        self._lock = threading.Lock()
-        self._pending: dict[str, _PendingResolve] = {}
+        self._pool, self._proofs, self._wait_limiter = pool, proofs, wait_limiter
+        self._refresh_moving, self._new_scratch_path = refresh_moving, new_scratch_path
+        self._flights = SingleFlight[str, _ResolveJob]("resolve", _ABANDONED_TIMEOUT)
 
     def resolve(
         self,
@@ -96,98 +81,19 @@ class Resolver:
             proven = self._proofs.find_fresh(secrets, spec)
             if proven and has_manifest(proven.digest):
                 return proven
-        proof_key = self._proofs.get_key(secrets, spec)
+        credential = dict(secrets)
+
+        def work(call: WorkerCall) -> Resolution:
+            return self._resolve_at_origin(call, spec, credential, has_manifest, adopt_manifest)
+
+        def describe(job: _ResolveJob) -> str:
+            return f"still resolving {spec.source.display_name}; call again, the work goes on"
+
+        key = self._proofs.get_key(secrets, spec)
         with self._wait_limiter.slot(volume_id, deadline):
-            return self._wait_for_result(
-                proof_key,
-                self._join_or_start(proof_key, spec, dict(secrets), deadline, has_manifest, adopt_manifest),
-                spec,
-                deadline,
-            )
-
-    def _join_or_start(
-        self,
-        proof_key: str,
-        spec: CacheSpec,
-        secrets: dict[str, str],
-        deadline: Deadline,
-        has_manifest: Callable[[str], bool],
-        adopt_manifest: AdoptManifest | None,
-    ) -> _PendingResolve:
-        with self._lock:
-            # An error that nobody comes back for would stay for ever, and with it what its traceback holds.
-            self._pending = {
-                other: pending_resolve
-                for other, pending_resolve in self._pending.items()
-                if not pending_resolve.is_stale
-            }
-            pending = self._pending.get(proof_key)
-            if pending is None:
-                pending = self._pending[proof_key] = _PendingResolve()
-                arguments = (proof_key, pending, spec, secrets, has_manifest, adopt_manifest)
-                threading.Thread(target=self._run, args=arguments, name="resolve", daemon=True).start()
-            pending.waiters.add(deadline)
-            if pending.stop_timer:
-                pending.stop_timer.cancel()
-            return pending
-
-    def _wait_for_result(
-        self, proof_key: str, pending: _PendingResolve, spec: CacheSpec, deadline: Deadline
-    ) -> Resolution:
-        while not pending.is_done and not deadline.is_over:
-            deadline.sleep()
-        with self._lock:
-            pending.waiters.discard(deadline)
-            if pending.is_done and self._pending.get(proof_key) is pending:
-                del self._pending[proof_key]
-            if not pending.is_done and not pending.waiters:
-                pending.stop_timer = self._stop_later(pending)
-        if pending.error:
-            raise pending.error
-        if pending.result is None:
-            raise Busy(
-                deadline.cancelled
-                or f"still resolving {spec.source.display_name}; call again, the work goes on"
-            )
-        return pending.result
-
-    def _stop_later(self, pending: _PendingResolve) -> threading.Timer:
-        timer = threading.Timer(_ABANDONED_TIMEOUT, self._stop_if_abandoned, (pending,))
-        timer.daemon = True
-        timer.start()
-        return timer
-
-    def _stop_if_abandoned(self, pending: _PendingResolve) -> None:
-        with self._lock:
-            if not pending.waiters:
-                pending.call.stop()
-
-    def _run(
-        self,
-        proof_key: str,
-        pending: _PendingResolve,
-        spec: CacheSpec,
-        secrets: dict[str, str],
-        has_manifest: Callable[[str], bool],
-        adopt_manifest: AdoptManifest | None,
-    ) -> None:
-        result, error = None, None
-        try:
-            result = self._resolve_at_origin(pending.call, spec, secrets, has_manifest, adopt_manifest)
-        except Exception as exception:
-            error = exception
-        with self._lock:
-            pending.result, pending.error, pending.ended_at = result, error, time.monotonic()
-            if pending.stop_timer:
-                pending.stop_timer.cancel()
-            for deadline in pending.waiters:
-                deadline.wake()
-            if (
-                (result or pending.call.stopped)
-                and not pending.waiters
-                and self._pending.get(proof_key) is pending
-            ):
-                del self._pending[proof_key]
+            job = self._flights.wait(key, lambda: _ResolveJob(work), deadline, describe)
+        assert job.result is not None
+        return job.result
 
     def _resolve_at_origin(
         self,

@@ -38,6 +38,8 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.WorkerDied: grpc.StatusCode.UNAVAILABLE,
     errors.ClusterUnavailable: grpc.StatusCode.UNAVAILABLE,
     errors.Busy: grpc.StatusCode.ABORTED,
+    errors.FillStopped: grpc.StatusCode.ABORTED,
+    errors.InvalidToken: grpc.StatusCode.ABORTED,
     errors.NoSpace: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.FailedPrecondition: grpc.StatusCode.FAILED_PRECONDITION,
     errors.CorruptContent: grpc.StatusCode.DATA_LOSS,

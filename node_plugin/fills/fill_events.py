@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from csi.errors import Busy, DataCacheError
+from csi.errors import Busy, DataCacheError, FillStopped
 from csi.images.progress import FillProgress
 from csi.performance.limits import Limits
 from csi.registry.events.recorder import EventRecorder, NullEventRecorder, ObjectReference
@@ -117,7 +117,7 @@ class FillEvents:
         """Tell what the block fails with, unless it only has to be waited for."""
         try:
             yield
-        except Busy:
+        except (Busy, FillStopped):
             raise
         except DataCacheError as error:
             if reference:

@@ -12,7 +12,15 @@ from pathlib import Path
 
 from csi.concurrency.deadline import Deadline
 from csi.concurrency.wait_limiter import WaitLimiter
-from csi.errors import Busy, CorruptContent, DataCacheError, NoSpace, SourceChanged, UnsafeContent
+from csi.errors import (
+    Busy,
+    CorruptContent,
+    DataCacheError,
+    FillStopped,
+    NoSpace,
+    SourceChanged,
+    UnsafeContent,
+)
 from csi.image_store.client import ImageStoreClient, StoredImageLookup
 from csi.images.node_store.provenance import IMAGE_STORE_SCOPE
 from csi.images.node_store.reuse_candidates import reserve_with_candidates
@@ -152,7 +160,7 @@ class Fills:
             raise Busy(deadline.cancelled or fill.progress.format())
         if (
             fill.error
-            and not isinstance(fill.error, Busy)
+            and not isinstance(fill.error, Busy | FillStopped)
             and (fill.access, fill.secrets) == (access, secrets)
         ):
             raise fill.error

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from csi.concurrency.deadline import Deadline
-from csi.errors import Busy, DataCacheError
+from csi.concurrency.single_flight import SingleFlight
+from csi.errors import DataCacheError
 from csi.image_store.client import ImageStoreClient
 from csi.images.node_store.store import Store
 from csi.images.progress import FillProgress
@@ -17,25 +18,24 @@ from csi.worker.pool import WorkerCall
 
 log = logging.getLogger("datacache.uploads")
 
-_ERROR_TTL = 60.0
 
-
-@dataclass
+@dataclass(eq=False)
 class _Upload:
+    """One upload under way: `work(upload)` does it, and can be stopped through the call."""
+
+    work: Callable[[_Upload], None]
     call: WorkerCall = field(default_factory=WorkerCall)
     progress: FillProgress = field(default_factory=FillProgress)
-    waiters: set[Deadline] = field(default_factory=set)
-    error: Exception | None = None
-    ended_at: float = 0.0
+
+    def run(self) -> None:
+        self.work(self)
+
+    def stop(self) -> None:
+        self.call.stop()
 
     def on_progress(self, progress: FillProgress) -> None:
         """Remember how far it is."""
         self.progress = progress
-
-    @property
-    def is_stale(self) -> bool:
-        """An error nobody came to hear is told to the next caller, but not to one that comes much later."""
-        return self.ended_at > 0 and (self.error is None or time.monotonic() - self.ended_at > _ERROR_TTL)
 
 
 class Uploads:
@@ -43,9 +43,10 @@ class Uploads:
 
     def __init__(self, store: Store, image_store: ImageStoreClient) -> None:
         self._store, self._image_store = store, image_store
-        self._lock, self._upload_lock = threading.Lock(), threading.Lock()
+        # One at a time: uploads are behind everything else.
+        self._upload_lock = threading.Lock()
         self._uploaded: set[str] = set()
-        self._running: dict[str, _Upload] = {}
+        self._uploads = SingleFlight[str, _Upload]("upload")
 
     def is_uploaded(self, digest: str) -> bool:
         """Whether the image store is known to have the image, or there is none to have it."""
@@ -53,7 +54,7 @@ class Uploads:
 
     def get_progress(self, digest: str) -> FillProgress | None:
         """How far an upload is that is under way."""
-        upload = self._running.get(digest)
+        upload = self._uploads.find(digest)
         return upload.progress if upload else None
 
     def wait_until_uploaded(
@@ -64,20 +65,15 @@ class Uploads:
 
         `access` is the pinned spec of a place that is known to hold its bytes; without it that is where its manifest says.
         """
+
+        def work(upload: _Upload) -> None:
+            self._upload(digest, upload, access)
+
+        def describe(upload: _Upload) -> str:
+            return f"bringing the image to the image store: {upload.progress.format()}"
+
         while not self.is_uploaded(digest):
-            upload = self._join(digest, deadline, access)
-            while not upload.ended_at and not deadline.is_over:
-                deadline.sleep()
-            with self._lock:
-                upload.waiters.discard(deadline)
-            if not upload.ended_at or deadline.cancelled:
-                raise Busy(
-                    deadline.cancelled or f"bringing the image to the image store: {upload.progress.format()}"
-                )
-            if upload.error:
-                with self._lock:
-                    self._running.pop(digest, None)
-                raise upload.error
+            self._uploads.wait(digest, lambda: _Upload(work), deadline, describe)
 
     def forget(self, digest: str) -> None:
         """The image is not wanted any more: whoever wants it again has the image store asked."""
@@ -85,24 +81,9 @@ class Uploads:
 
     def stop(self) -> None:
         """Stop what is under way; what the image store has of it stays there."""
-        with self._lock:
-            calls = [upload.call for upload in self._running.values()]
-        for call in calls:
-            call.stop()
+        self._uploads.stop_all()
 
-    def _join(self, digest: str, deadline: Deadline, access: Mapping[str, str] | None) -> _Upload:
-        with self._lock:
-            self._running = {other: kept for other, kept in self._running.items() if not kept.is_stale}
-            upload = self._running.get(digest)
-            if upload is None:
-                upload = self._running[digest] = _Upload()
-                threading.Thread(
-                    target=self._run_upload, args=(digest, upload, access), name="upload", daemon=True
-                ).start()
-            upload.waiters.add(deadline)
-            return upload
-
-    def _run_upload(self, digest: str, upload: _Upload, access: Mapping[str, str] | None) -> None:
+    def _upload(self, digest: str, upload: _Upload, access: Mapping[str, str] | None) -> None:
         began = time.monotonic()
         try:
             with self._store.prevent_eviction(digest) as record, self._upload_lock:
@@ -119,10 +100,6 @@ class Uploads:
                 },
             )
         except Exception as error:
-            upload.error = error
             reason = str(error) if isinstance(error, DataCacheError) else type(error).__name__
             log.warning("image not stored", extra={"fields": {"image": digest, "reason": reason}})
-        with self._lock:
-            upload.ended_at = time.monotonic()
-            for deadline in upload.waiters:
-                deadline.wake()
+            raise

@@ -35,7 +35,7 @@ class MountRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", resolve_parent(self.path))
         object.__setattr__(
-            self, "staging", self.staging_path and str(resolve_parent(Path(self.staging_path)))
+            self, "staging_path", self.staging_path and str(resolve_parent(Path(self.staging_path)))
         )
 
     @property

@@ -49,12 +49,13 @@ def measure(setting: Setting) -> list[Table]:
     with running() as lab, Hub(addresses=lab.outside) as hub:
         for repo, files in ((_FEW, FEW), (_MANY, MANY)):
             hub.repo(repo, {f"part-{number}.bin": os.urandom(200) for number in range(files)})
-        with _driver(lab, hub) as driver:
+        with installed_driver(lab, hub) as driver:
             return _tables(lab, driver)
 
 
 @contextmanager
-def _driver(lab: Lab, hub: Hub) -> Iterator[Driver]:
+def installed_driver(lab: Lab, hub: Hub) -> Iterator[Driver]:
+    """The driver of this checkout in `lab`; its image is the first of the three that are loaded last."""
     archives = [ready(programs.TREE, programs.cache()), *images.sidecars(lab.folder, lab.programs)]
     lab.load(*archives)
     with installed(lab, archives[0], archives[1:], hub.endpoint, logFormat="json") as driver:

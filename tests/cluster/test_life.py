@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 
 import pytest
@@ -49,7 +50,6 @@ def test_a_fill_that_takes_longer_than_kubelet_waits_is_gone_on_with(
     lab: Lab, driver: Driver, hub: Hub
 ) -> None:
     hub.faults.rate = len(MODEL) / (_DEADLINE + 20)
-    started = time.monotonic()
     try:
         with applied(lab.kubectl, reader("patient", inline_volume({"repoId": "org/slow"}))):
             wait_for(lambda: "MiB" in lab.kubectl.events("patient"), 60, "an event with the progress")
@@ -57,7 +57,8 @@ def test_a_fill_that_takes_longer_than_kubelet_waits_is_gone_on_with(
             assert sum_in(lab, "patient") == hashlib.sha256(MODEL[::-1]).hexdigest()
     finally:
         hub.faults.rate = None
-    assert time.monotonic() - started > _DEADLINE
+    logs = lab.kubectl.logs(driver.node_pod(lab.nodes[0]), NAMESPACE)
+    assert re.search("method=NodePublishVolume .*code=ABORTED", logs), "kubelet did not have to call again"
     assert hub.counters.bytes_sent["org/slow/model.bin"] < 1.2 * len(MODEL)
     settled(lab, driver)
 
@@ -69,8 +70,7 @@ def test_a_pod_that_is_deleted_in_the_middle_of_its_fill_goes_at_once(
     try:
         with applied(lab.kubectl, reader("hasty", inline_volume({"repoId": "org/abandoned"}))):
             wait_for(lambda: hub.counters.bytes_sent["org/abandoned/model.bin"], 60, "the fill")
-            started = time.monotonic()
-        assert time.monotonic() - started < 60
+        assert hub.counters.bytes_sent["org/abandoned/model.bin"] < 2 * len(MODEL)
     finally:
         hub.faults.rate = None
     settled(lab, driver)
@@ -92,7 +92,8 @@ def test_readers_do_not_notice_that_the_plugin_is_replaced(lab: Lab, driver: Dri
             time.sleep(2)
             for one in readers:
                 lines = lab.kubectl.logs(one["metadata"]["name"]).splitlines()
-                assert len(lines) > 10 and {line.split()[0] for line in lines[:-1]} == {SUM}
+                assert len(lines) > 10
+                assert {line.split()[0] for line in lines[:-1]} == {SUM}
     settled(lab, driver)
 
 
@@ -122,9 +123,8 @@ def test_a_claim_that_is_deleted_under_a_reader_stays_until_the_reader_has_gone(
             )
             assert {line.split()[0] for line in lab.kubectl.logs("holds").splitlines()[:-1]} == {SUM}
             assert driver.mounts(node) == mounted != []
-            assert lives(lab.kubectl.get("cachevolume", volume)) and not lives(
-                lab.kubectl.get("pvc", "doomed")
-            )
+            assert lives(lab.kubectl.get("cachevolume", volume))
+            assert not lives(lab.kubectl.get("pvc", "doomed"))
         for kind, name in (("pvc", "doomed"), ("cachevolume", volume)):
             wait_for(lambda kind=kind, name=name: not lab.kubectl.get(kind, name), 60, f"{kind} {name} to go")  # type: ignore[misc]
     settled(lab, driver)
@@ -183,7 +183,7 @@ def test_a_volume_attributes_class_changes_the_limits_of_a_running_pod(lab: Lab,
             of_claim(lab, "tuned"),
             lambda one: one["spec"].get("performance", {}).get("readIops") == 5000,
         )
-        wait_for(lambda: iops(lab, driver) == {5000}, 5, "the limit to be in force")
+        wait_for(lambda: iops(lab, driver) == {5000}, 60, "the limit to be in force")
         assert sum_in(lab, "tuned") == SUM
     settled(lab, driver)
 

@@ -124,8 +124,10 @@ def test_what_a_pool_was_told_to_have_is_there_before_its_pods_and_nowhere_else(
             ready = lab.kubectl.wait(
                 "cacheprewarm",
                 name,
-                lambda found: condition(found, "Ready") == "True" and len(entries(found)) >= len(nodes),
-            )  # noqa: B023
+                lambda found, count=len(nodes): (
+                    condition(found, "Ready") == "True" and len(entries(found)) >= count
+                ),
+            )
             assert entries(ready) == {node.name: ("Ready", 100) for node in nodes}
             assert (ready["status"]["ready"], ready["status"]["progress"]) == (
                 f"{len(nodes)}/{len(nodes)}",

@@ -57,7 +57,9 @@ def test_keys_that_contradict_each_other_are_refused_before_the_origin_is_asked(
 
 def test_a_class_of_attributes_overrides_what_the_storage_class_says(controller: Controller) -> None:
     made = controller.create(
-        LARGE, parameters=HUB | {"performanceLevel": "PL1"}, mutable={"pl": "", "provisionedIops": "17000"}
+        LARGE,
+        parameters=HUB | {"performanceLevel": "PL1"},
+        mutable_parameters={"pl": "", "provisionedIops": "17000"},
     )
     assert made.performance == Performance(provisioned_iops=17_000)
 
@@ -85,7 +87,9 @@ def test_a_live_volume_gets_nothing_its_size_does_not_have(controller: Controlle
 def test_a_live_volume_changes_from_one_way_of_limiting_to_another_by_empty_values(
     controller: Controller,
 ) -> None:
-    made = controller.create(LARGE, mutable={"readIops": "500", "burstIops": "3000", "burstCredit": "6000"})
+    made = controller.create(
+        LARGE, mutable_parameters={"readIops": "500", "burstIops": "3000", "burstCredit": "6000"}
+    )
     with pytest.raises(InvalidParameter, match="readIops is for volumes without a performance level"):
         controller.volumes.modify(made.id, {"performanceLevel": "PL1"})
     empty = dict.fromkeys(("readIops", "burstIops", "burstCredit"), "")

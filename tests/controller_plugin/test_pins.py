@@ -98,7 +98,7 @@ def test_a_commit_or_a_claim_that_is_not_known_needs_no_pin(
 def test_a_clone_is_what_its_original_is_and_holds_nothing(controller: Controller, pins: FakePins) -> None:
     first = controller.create(parameters=claim())
     controller.source.commit = COMMITS[1]
-    clone = controller.create(name="pvc-2", parameters={}, clone_of=first.id)
+    clone = controller.create(name="pvc-2", parameters={}, source_volume_id=first.id)
     assert commit(clone) == COMMITS[0] and holders(pins) == {PinHolder("volume", first.id)}
 
 

@@ -240,7 +240,7 @@ def test_a_clone_stays_the_word_of_whom_it_was(controller: Controller, claims: F
     first = controller.create(parameters=CLASS)
     annotate(claims)
     clone = controller.create(
-        name="pvc-2", parameters={"pvcAnnotations": "repoId", **CLAIM}, clone_of=first.id
+        name="pvc-2", parameters={"pvcAnnotations": "repoId", **CLAIM}, source_volume_id=first.id
     )
     assert clone.spec == first.spec and clone.spec.untrusted
 

@@ -100,10 +100,10 @@ def test_a_name_that_stands_for_something_else_is_refused_naming_what_differs(
 def test_a_volume_that_was_modified_is_still_found_by_the_request_that_made_it(
     controller: Controller,
 ) -> None:
-    made = controller.create(LARGE, mutable={"provisionedIops": "100"})
+    made = controller.create(LARGE, mutable_parameters={"provisionedIops": "100"})
     changed = controller.volumes.modify(made.id, {"provisionedIops": "200"})
     assert controller.create(LARGE) == changed
-    assert controller.create(LARGE, mutable={"provisionedIops": "200"}) == changed
+    assert controller.create(LARGE, mutable_parameters={"provisionedIops": "200"}) == changed
 
 
 @pytest.mark.parametrize(
@@ -161,10 +161,10 @@ def test_writer_modes_are_refused_before_anything_is_asked_unless_they_are_downg
     controller: Controller,
 ) -> None:
     with pytest.raises(InvalidParameter, match="writerAccessModes: downgrade"):
-        controller.create(modes=(READER, WRITER))
+        controller.create(access_modes=(READER, WRITER))
     assert controller.source.asked == []
     assert controller.create(
-        modes=(WRITER,), parameters=HUB | {"writerAccessModes": "downgrade"}
+        access_modes=(WRITER,), parameters=HUB | {"writerAccessModes": "downgrade"}
     ).downgrade_writers
 
 
@@ -204,40 +204,45 @@ def test_a_clone_holds_what_its_original_holds_whatever_the_branch_is_now(contro
     original = controller.create()
     controller.source.commit = COMMITS[1]
     for number, parameters in enumerate(({}, HUB, {"writerAccessModes": "downgrade"})):
-        clone = controller.create(name=f"clone-{number}", parameters=parameters, clone_of=original.id)
+        clone = controller.create(name=f"clone-{number}", parameters=parameters, source_volume_id=original.id)
         assert (clone.spec, clone.digest, clone.cloned_from) == (original.spec, original.digest, original.id)
-        assert controller.create(name=f"clone-{number}", parameters=parameters, clone_of=original.id) == clone
+        assert (
+            controller.create(name=f"clone-{number}", parameters=parameters, source_volume_id=original.id)
+            == clone
+        )
 
 
 def test_a_clone_is_no_way_round_the_proof_of_reading(controller: Controller) -> None:
     controller.source.readers = {"right"}
     original = controller.create(secrets={"token": "right"})
     with pytest.raises(PermissionDenied):
-        controller.create(name="clone", parameters={}, clone_of=original.id, secrets={"token": "wrong"})
+        controller.create(
+            name="clone", parameters={}, source_volume_id=original.id, secrets={"token": "wrong"}
+        )
 
 
 def test_a_clone_of_nothing_is_not_found(controller: Controller) -> None:
     with pytest.raises(VolumeNotFound, match="'dc-gone'"):
-        controller.create(clone_of="dc-gone")
+        controller.create(source_volume_id="dc-gone")
 
 
 def test_a_clone_whose_parameters_name_another_source_is_refused(controller: Controller) -> None:
     original = controller.create()
     for parameters in (NAS, HUB | {"repoId": "org/other"}, HUB | {"preserveOwnership": "true"}):
         with pytest.raises(InvalidParameter, match="make them agree"):
-            controller.create(name="clone", parameters=parameters, clone_of=original.id)
+            controller.create(name="clone", parameters=parameters, source_volume_id=original.id)
 
 
 def test_a_nas_that_changed_cannot_be_cloned(controller: Controller) -> None:
     original = controller.create(parameters=NAS)
     controller.source.files["new.bin"] = 5
     with pytest.raises(SourceChanged, match="changed since"):
-        controller.create(name="clone", parameters=NAS, clone_of=original.id)
+        controller.create(name="clone", parameters=NAS, source_volume_id=original.id)
 
 
 def test_a_clone_and_a_plain_volume_of_one_name_differ(controller: Controller) -> None:
     original = controller.create()
-    controller.create(name="x", clone_of=original.id)
+    controller.create(name="x", source_volume_id=original.id)
     with pytest.raises(AlreadyExists, match="volume_content_source"):
         controller.create(name="x")
 
@@ -245,13 +250,15 @@ def test_a_clone_and_a_plain_volume_of_one_name_differ(controller: Controller) -
 def test_a_clone_takes_keys_of_its_own_in_any_case(controller: Controller) -> None:
     original = controller.create(parameters=NAS | {"preserveOwnership": "true"})
     clone = controller.create(
-        name="clone", parameters={"PRESERVEOWNERSHIP": "true", "readiops": "7"}, clone_of=original.id
+        name="clone", parameters={"PRESERVEOWNERSHIP": "true", "readiops": "7"}, source_volume_id=original.id
     )
     assert (clone.spec, clone.performance) == (original.spec, Performance(read_iops=7))
 
 
 def test_modifying_changes_the_keys_it_names_and_keeps_the_others(controller: Controller) -> None:
-    made = controller.create(LARGE, mutable={"performanceLevel": "AutoPL", "provisionedIops": "100"})
+    made = controller.create(
+        LARGE, mutable_parameters={"performanceLevel": "AutoPL", "provisionedIops": "100"}
+    )
     assert controller.volumes.modify(made.id, {}).performance == made.performance
     changed = controller.volumes.modify(made.id, {"burstingEnabled": "true", "provisionedIops": "200"})
     assert (

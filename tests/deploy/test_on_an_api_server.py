@@ -293,7 +293,7 @@ def running(installed: Any, tmp_path: Path) -> Iterator[Running]:
     folder = apiserver.programs()
     if missing := [name for name in ("csi-provisioner", "csi-resizer") if not (folder / name).exists()]:
         pytest.skip(
-            f"NOT RUN: the sidecars' rights, because {' and '.join(missing)} are not built (make test-cluster builds them, with Go)"
+            f"NOT RUN: the sidecars' rights, because {' and '.join(missing)} are not built (make test builds them, with Go)"
         )
     with ExitStack() as stack:
         started = Running(installed, tmp_path, stack)

@@ -72,10 +72,16 @@ def link_tree(tree: Path, target: Path) -> None:
             os.link(tree / name, target / name, follow_symlinks=False)
 
 
+def _link(source: str, target: str) -> None:
+    # What runs beside this compiles modules under names that are gone a moment later.
+    with suppress(FileNotFoundError):
+        os.link(source, target, follow_symlinks=False)
+
+
 def link_venv(venv: Path, target: Path) -> None:
     """The virtual environment, for the guest's own python: packages and console scripts stay as they are, since its path does too."""
     (target / "bin").mkdir(parents=True)
-    shutil.copytree(venv / "lib", target / "lib", symlinks=True, copy_function=os.link)
+    shutil.copytree(venv / "lib", target / "lib", symlinks=True, copy_function=_link)
     # A script that is a module (jp.py) has its byte code in a folder beside it.
     for program in filter(Path.is_file, (venv / "bin").iterdir()):
         if _PYTHON.fullmatch(program.name):

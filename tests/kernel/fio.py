@@ -87,6 +87,7 @@ class Result:
 class Fio:
     """One fio for `seconds`, started in `container`, a process of it for each of `files`; with `log`, the moment of every I/O is kept.
 
+    With `ios` it ends after so many reads of each process, whatever the time.
     `clock`: by the machine's clock, so that several runs can be judged `together`.
     """
 
@@ -98,17 +99,12 @@ class Fio:
         seconds: float,
         log: bool = False,
         clock: bool = False,
+        ios: int = 0,
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="datacache-fio-")
         self._log = log
-        argv = [
-            "fio",
-            "--readonly",
-            "--time_based",
-            f"--runtime={round(seconds * 1000)}ms",
-            "--group_reporting",
-            *job.flags,
-        ]
+        until = [f"--number_ios={ios}"] if ios else ["--time_based", f"--runtime={round(seconds * 1000)}ms"]
+        argv = ["fio", "--readonly", *until, "--group_reporting", *job.flags]
         argv += [f"--output={self._folder.name}/json", "--output-format=json"]
         if log:
             argv += [
@@ -121,6 +117,11 @@ class Fio:
         for number, file in enumerate([files] if isinstance(files, Path) else files):
             argv += [f"--name=reader{number}", f"--filename={file}"]
         self.process = container.start(argv, cwd=self._folder.name, stderr=subprocess.PIPE)
+
+    def forget(self) -> None:
+        """Wait for one that was killed with its container; it has no result."""
+        self.process.wait()
+        self._folder.cleanup()
 
     def wait(self) -> Result:
         """Its result; fails the test where fio failed."""
@@ -152,6 +153,11 @@ def run(
 ) -> Result:
     """One run to its end."""
     return Fio(container, files, job, seconds, log).wait()
+
+
+def count(container: Container, files: Path | Sequence[Path], job: Job, ios: int) -> Result:
+    """One run of `ios` reads (of each file), however long they take."""
+    return Fio(container, files, job, 0.0, ios=ios).wait()
 
 
 def _moments(log: Path) -> list[float]:

@@ -20,7 +20,7 @@ from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from csi.performance.limits import Rate
 
@@ -31,6 +31,17 @@ _RULE_FILES = ("io.max",) if V2 else ("blkio.throttle.read_iops_device", "blkio.
 # Joins before exec, so that not one read of the program is outside.
 _JOIN = 'echo $$ > "$0"/cgroup.procs && exec "$@"'
 _numbers = itertools.count(1)
+
+
+class Served(NamedTuple):
+    """Reads and bytes that the kernel has let through."""
+
+    ios: int
+    bytes: int
+
+    def since(self, earlier: Served) -> Served:
+        """Those after `earlier`."""
+        return Served(self.ios - earlier.ios, self.bytes - earlier.bytes)
 
 
 class Driver(Enum):
@@ -151,6 +162,13 @@ class Container:
         """What the kernel lets this container read from `device` ("major:minor"): alone on v1, together with its pod's others on v2."""
         return limit_of(self.path.parent if V2 else self.path, device)
 
+    def served(self, device: str) -> Served:
+        """What the kernel has counted of this container's reads from `device` where their limit is: as with `limit`, on v2 with its pod's others.
+
+        On v1 it counts those that a limit holds alone.
+        """
+        return served_to(self.path.parent if V2 else self.path, device)
+
     def end(self) -> None:
         """Kill every process of the container, as a runtime does, and wait; one that waits for a limited read ends behind it."""
         end = time.monotonic() + 30
@@ -174,6 +192,19 @@ def limit_of(group: Path, device: str) -> Rate:
     return Rate(*(_number(next(iter(_line(group / name, device)), "max")) for name in _RULE_FILES))
 
 
+def served_to(group: Path, device: str) -> Served:
+    """The counters of one cgroup for reads from `device`, on v2 with those below it (cgroup-v2.rst, io.stat; blkio-controller.rst)."""
+    if V2:
+        words = dict(word.split("=") for word in _line(group / "io.stat", device))
+        return Served(int(words.get("rios", 0)), int(words.get("rbytes", 0)))
+    return Served(
+        *(
+            _read_count(group / f"blkio.throttle.{name}", device)
+            for name in ("io_serviced", "io_service_bytes")
+        )
+    )
+
+
 def limit(group: Path, device: str, rate: Rate) -> None:
     """Limit reads of one cgroup, as a runtime or an administrator may."""
     values = rate.iops, rate.bytes_per_second
@@ -192,7 +223,7 @@ def ruled(root: Path, device: str) -> list[Path]:
 
 def remove(root: Path) -> None:
     """Remove a tree of cgroups; their processes have ended, or do so within some seconds."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     for folder in list(_deepest_first(root)):
         while folder.exists():
             try:
@@ -236,6 +267,11 @@ def _line(file: Path, device: str) -> list[str]:
     except OSError:
         return []
     return next((words[1:] for words in lines if words[0] == device), [])
+
+
+def _read_count(file: Path, device: str) -> int:
+    lines = [line.split() for line in file.read_text().splitlines()]
+    return next((int(words[2]) for words in lines if words[:2] == [device, "Read"]), 0)
 
 
 def _number(word: str) -> int | None:

@@ -163,7 +163,7 @@ class Machine:
 
         Whoever lets go of an image last removes it, a moment after the answer: so what is still there after some seconds counts.
         """
-        until(lambda: not self._half_made(), 5)
+        until(lambda: not self._half_made(), 30)
         return self._half_made()
 
     def _half_made(self) -> list[str]:
@@ -222,7 +222,7 @@ def json_lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
-def until(true: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(true: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first true value of `true`, looked at for at most `seconds`; then its last one."""
     end = time.monotonic() + seconds
     while not (value := true()) and time.monotonic() < end:

@@ -37,6 +37,17 @@ class Network:
         )
         return int(json.loads(shown.stdout)[0]["stats64"]["tx"]["bytes"]) if shown.returncode == 0 else 0
 
+    def rate(self) -> int:
+        """The profile's rate as the kernel holds it, in bits per second."""
+        shown = subprocess.run(
+            ["tc", "-n", self.name, "-j", "qdisc", "show", "dev", IFB_DEVICE],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        (bucket,) = (one for one in json.loads(shown.stdout) if one["kind"] == "tbf")
+        return int(bucket["options"]["rate"]) * 8
+
 
 @contextmanager
 def network() -> Iterator[Network]:

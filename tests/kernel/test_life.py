@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -52,7 +54,8 @@ def undisturbed_reader(file: Path) -> Iterator[None]:
     reader = subprocess.Popen(
         [sys.executable, "-c", _READER, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
-    assert reader.stdout and reader.stdout.readline() == b"read\n"
+    assert reader.stdout
+    assert reader.stdout.readline() == b"read\n"
     try:
         yield
     finally:
@@ -84,7 +87,8 @@ def test_sigterm_ends_waits_and_leaves_mounts_and_readers_alone(
         machine.restart_node()
         assert machine.mounts() == mounts
         stats = machine.node.NodeGetVolumeStats(requests.stats(volume.volume_id, target), timeout=30)
-        assert stats.usage[0].used == 4 * MIB and not stats.volume_condition.abnormal
+        assert stats.usage[0].used == 4 * MIB
+        assert not stats.volume_condition.abnormal
         assert machine.publish(volume, "pod") == (OK, "")
 
     hub.faults.rate = None
@@ -111,7 +115,8 @@ def test_after_a_reboot_records_without_mounts_are_gone_and_images_are_there(
 
     machine.restart_node()
     assert machine.half_made() == []
-    assert not machine.target("pod").exists() and not machine.target("inline").exists()
+    assert not machine.target("pod").exists()
+    assert not machine.target("inline").exists()
     assert machine.staging(volume.volume_id).exists()
     hub.counters.reset()
     assert (machine.show(volume, "pod") / "model.bin").stat().st_size == 4 * MIB
@@ -127,7 +132,8 @@ def test_a_mount_that_was_taken_away_by_hand_is_abnormal_until_published_anew(
     stats = machine.node.NodeGetVolumeStats(
         requests.stats(requests.inline_id("pod"), machine.target("pod")), timeout=30
     )
-    assert stats.volume_condition.abnormal and "delete the pod" in stats.volume_condition.message
+    assert stats.volume_condition.abnormal
+    assert "delete the pod" in stats.volume_condition.message
     assert machine.inline("pod", MODEL) == (OK, "")
     assert (machine.target("pod") / "model.bin").exists()
 
@@ -174,7 +180,8 @@ def test_kubelet_finds_no_reference_that_keeps_it_from_unstaging(start: Start, r
         stats = machine.node.NodeGetVolumeStats(
             requests.stats(volume.volume_id, machine.staging(volume.volume_id)), timeout=30
         )
-        assert [usage.used for usage in stats.usage] == [4 * MIB, 2] and not stats.volume_condition.abnormal
+        assert [usage.used for usage in stats.usage] == [4 * MIB, 2]
+        assert not stats.volume_condition.abnormal
 
     assert machine.unpublish("inline") == machine.unstage(volumes[0].volume_id) == (OK, "")
     assert machine.loops() == [loop], "the image stays mounted, with its pages, while a volume is staged"
@@ -229,7 +236,8 @@ def test_a_volume_in_use_by_a_process_is_taken_away_when_that_has_ended(
     assert machine.inline("pod", MODEL) == (OK, "")
     with (machine.target("pod") / "model.bin").open("rb"):
         code, message = machine.unpublish("pod")
-        assert code is ABORTED and "in use by a process" in message
+        assert code is ABORTED
+        assert "in use by a process" in message
     assert machine.unpublish("pod") == (OK, "")
     assert machine.half_made() == []
 
@@ -252,7 +260,8 @@ def test_the_same_path_with_other_arguments_is_taken(start: Start, repositories:
         answers, (machine.staging(volume.volume_id), machine.target("pod")), strict=True
     ):
         assert code is EXISTS
-        assert str(path) in message and "with other arguments" in message
+        assert str(path) in message
+        assert "with other arguments" in message
 
 
 def test_secrets_and_facts_of_the_pod_may_differ_from_call_to_call(start: Start, repositories: None) -> None:
@@ -277,7 +286,8 @@ def test_files_of_others_at_a_target_are_never_removed(start: Start) -> None:
     stranger.parent.mkdir(parents=True)
     stranger.write_text("data")
     code, message = machine.unpublish("pod")
-    assert code is grpc.StatusCode.FAILED_PRECONDITION and "did not put there" in message
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "did not put there" in message
     assert stranger.read_text() == "data"
 
 
@@ -288,7 +298,7 @@ def test_a_killed_worker_costs_one_retry(start: Start, hub: Hub, repositories: N
     assert until(lambda: list((machine.store / "images").glob("*/progress.json")))
     time.sleep(1)
     for worker in machine.plugins.node.children():
-        subprocess.run(["kill", "-KILL", str(worker)], check=True)
+        os.kill(worker, signal.SIGKILL)
     hub.faults.rate = None
     assert answer_of(call) == (OK, "")
     assert machine.unpublish("pod") == (OK, "")
@@ -304,7 +314,8 @@ def test_workers_that_keep_dying_are_unavailable_and_the_next_call_goes_on(
     while not call.done():
         kill_fills(machine)
     code, message = answer_of(call)
-    assert code is grpc.StatusCode.UNAVAILABLE and "worker process ended" in message
+    assert code is grpc.StatusCode.UNAVAILABLE
+    assert "worker process ended" in message
     hub.faults.rate = None
     assert machine.inline("pod", SLOW) == (OK, "")
 
@@ -318,7 +329,8 @@ def kill_fills(machine: Machine) -> None:
             else []
         )
         if any(path.name == "image.partial" for path in files):
-            subprocess.run(["kill", "-KILL", str(worker)], check=False)
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
     time.sleep(0.05)
 
 
@@ -361,4 +373,5 @@ def test_a_public_fill_that_was_cut_goes_on_by_itself(start: Start, hub: Hub, re
     machine.restart_node()
     assert until(machine.sealed)
     assert sent(hub, "org/slow") - before < SIZE
-    assert machine.half_made() == [] and machine.mounts() == []
+    assert machine.half_made() == []
+    assert machine.mounts() == []

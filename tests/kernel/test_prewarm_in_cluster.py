@@ -87,7 +87,7 @@ def test_what_is_ordered_is_on_the_node_and_people_see_how_far_it_is(
     )
     assert until(lambda: row(cluster, "models") == ["1", "1/1", "100%"], 60)
     assert len(machine.sealed()) == 1
-    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=10s", "dcpw/models")
+    cluster.kubectl("wait", "--for=condition=Ready", "--timeout=60s", "dcpw/models")
     pod = f"reader-{uuid.uuid4().hex[:8]}"
     assert machine.inline(pod, MODEL) == (OK, "")
     assert len(machine.logged("image sealed")) == 1

@@ -6,7 +6,9 @@ import os
 import re
 import socket
 import subprocess
+import tempfile
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -61,25 +63,26 @@ def test_a_socket_that_a_killed_plugin_left_is_replaced(start: Start) -> None:
     assert machine.inline("pod", MODEL) == (OK, "")
 
 
-def test_kubelet_finds_the_driver_and_its_health_until_it_leaves(start: Start, tmp_path: Path) -> None:
-    (tmp_path / "registry").mkdir()
+@pytest.fixture
+def registry() -> Iterator[Path]:
+    """A folder of a short name: a socket's path has 107 bytes at most, and kubelet's folder is /var/lib/kubelet/plugins_registry."""
+    with tempfile.TemporaryDirectory(prefix="registry-") as folder:
+        yield Path(folder)
+
+
+def test_kubelet_finds_the_driver_and_its_health_until_it_leaves(start: Start, registry: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     machine = start(
-        "--plugins-registry",
-        str(tmp_path / "registry"),
-        "--health-address",
-        address,
-        "--host-endpoint",
-        "/host/csi.sock",
+        "--plugins-registry", str(registry), "--health-address", address, "--host-endpoint", "/host/csi.sock"
     )
-    assert until((tmp_path / "registry/datacache.csi.io-reg.sock").is_socket)
-    info = asked_by_kubelet(tmp_path / "registry", registration.RegistrationStatus(plugin_registered=True))
+    assert until((registry / "datacache.csi.io-reg.sock").is_socket)
+    info = asked_by_kubelet(registry, registration.RegistrationStatus(plugin_registered=True))
     assert info.endpoint == "/host/csi.sock"
     with urllib.request.urlopen(f"http://{address}/healthz", timeout=30) as answer:
         assert answer.read() == b"ok"
     assert machine.plugins.node.stop() == 0
-    assert list((tmp_path / "registry").iterdir()) == []
+    assert list(registry.iterdir()) == []
 
 
 @pytest.mark.parametrize("program", ["node", "controller"])

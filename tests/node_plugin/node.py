@@ -67,7 +67,7 @@ class Node:
         self.images = ImageMounts(folder / "mounts", self.mounts, self.loops, self._ready)
         self.announcer = FakeAnnouncer()
         self.events = FillEvents(self.announcer, told_after, 2 * told_after)
-        wanted = {"connections": 1, "grace": grace, "in_use": self.images.list_in_use}
+        wanted = {"connections": 1, "grace": grace, "list_in_use": self.images.list_in_use}
         self.fills = Fills(self.store, self.source, self.room, **wanted, events=self.events)  # type: ignore[arg-type]
         proofs = ProofMemory(folder / "store/proofs", self.store.key(), 600.0, 86400.0)
         resolver = Resolver(

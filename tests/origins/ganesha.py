@@ -10,11 +10,15 @@ and serves until it is interrupted. Needs root and the Debian packages nfs-ganes
 from __future__ import annotations
 
 import argparse
+import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
 import tempfile
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,15 +27,17 @@ from csi.parameters.dialects.nas import NasSpec
 from tests.origins import onc_rpc
 from tests.origins.onc_rpc import free_port, wait_until
 
-_START_SECONDS = 20.0
+_START_SECONDS = 60.0
 _STOP_SECONDS = 4.0
 _TRIES = 4
+_KEPT = "DATACACHE_TESTS_KEEP_RPCBIND"
 
 _CORE = """
 NFS_CORE_PARAM {{
   NFS_Port = {port}; MNT_Port = {mount_port}; Bind_addr = {server}; Protocols = 3, 4;
-  Enable_NLM = false; Enable_RQUOTA = false; Enable_UDP = false;
+  Enable_NLM = false; Enable_RQUOTA = false; Enable_UDP = false; {core}
 }}
+{more}
 NFS_KRB5 {{ Active_krb5 = false; }}
 NFSv4 {{ Graceless = true; Minor_Versions = 0; Only_Numeric_Owners = true; RecoveryRoot = "{folder}/recovery"; }}
 LOG {{ Default_Log_Level = EVENT; }}
@@ -43,6 +49,12 @@ EXPORT {{
   FSAL {{ Name = VFS; }} {clients}
 }}
 """
+
+
+# From version 6 on it ends where the kernel does not let it flush before others (PR_SET_IO_FLUSHER), unless it is told that it may go on,
+# and believes the names of a folder that it has seen, whatever Attr_Expiration_Time says, unless it keeps none.
+_FLUSHER, _NO_NAMES = "allow_set_io_flusher_fail = true;", "MDCACHE { Dir_Chunk = 0; }"
+_VERSION = re.compile(r"Release = V(\d+)")
 
 
 @dataclass(frozen=True)
@@ -75,39 +87,71 @@ class Export:
 
 
 class _Rpcbind:
-    """ganesha insists on registering with a portmapper; one is started when none answers, and stopped with the last server."""
+    """ganesha insists on registering with a portmapper; one is started when none answers, and stopped with the last server.
+
+    There is one a machine. Where several processes run tests, one of them keeps it for all: others would end it for each other.
+    """
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._users = 0
+        self._over = threading.Event()
 
     @staticmethod
     def _answers() -> bool:
         return onc_rpc.answers("127.0.0.1", 111, onc_rpc.PORTMAPPER)
 
+    def keep(self) -> Callable[[], None]:
+        """Have one answer from now on, in the place of another checkout's when that ends, until what is returned is called."""
+        os.environ[_KEPT] = "1"
+        self._start()
+        keeper = threading.Thread(target=self._watch, name="rpcbind", daemon=True)
+        keeper.start()
+
+        def end() -> None:
+            self._over.set()
+            keeper.join()
+            self._stop()
+
+        return end
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.2):
+            if not self._answers():
+                self._stop()
+                self._start()
+
     def acquire(self) -> None:
+        """Have one answer."""
         self._users += 1
-        if self._answers():
-            return
-        self._process = subprocess.Popen(
-            ["rpcbind", "-f"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        if not wait_until(self._answers, 5.0):
+        if _KEPT not in os.environ:
+            self._start()
+        if not wait_until(self._answers, 30.0):
             self.release()
             raise RuntimeError(
                 "rpcbind does not answer on 127.0.0.1:111; is the Debian package rpcbind installed?"
             )
 
     def release(self) -> None:
+        """Let go of it."""
         self._users -= 1
-        if self._users or self._process is None:
-            return
-        self._process.terminate()
-        self._process.wait(5)
-        self._process = None
+        if not self._users and _KEPT not in os.environ:
+            self._stop()
+
+    def _start(self) -> None:
+        if not self._answers():
+            self._process = subprocess.Popen(
+                ["rpcbind", "-f"], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait(5)
+            self._process = None
 
 
-_rpcbind = _Rpcbind()
+rpcbind = _Rpcbind()
 
 
 class Ganesha:
@@ -174,7 +218,7 @@ class Ganesha:
     def start(self) -> None:
         """Start the server and wait until it answers. Another process may stop the shared rpcbind just then: tried a few times."""
         for _ in range(_TRIES):
-            _rpcbind.acquire()
+            rpcbind.acquire()
             self._spawn()
             if wait_until(lambda: self._ended() or self._answers(), _START_SECONDS) and not self._ended():
                 return
@@ -193,7 +237,7 @@ class Ganesha:
             self._process.kill()
             self._process.wait()
         self._process = None
-        _rpcbind.release()
+        rpcbind.release()
 
     def kill(self) -> None:
         """End the server as a crash would."""
@@ -205,7 +249,7 @@ class Ganesha:
         """Keep the sockets open and answer nothing, as a server that hangs."""
         os.kill(self.pid, signal.SIGSTOP)
         # The signal returns before the last thread stands.
-        if not wait_until(self._stands, 5.0):
+        if not wait_until(self._stands, 30.0):
             raise RuntimeError("nfs-ganesha did not stop at SIGSTOP")
 
     def resume(self) -> None:
@@ -217,7 +261,13 @@ class Ganesha:
         blocks = [export.configuration(number) for number, export in enumerate(self.exports, 1)]
         configuration = self._folder / "ganesha.conf"
         configuration.write_text(
-            _CORE.format(server=self.server, port=self.port, mount_port=self.mount_port, folder=self._folder)
+            _CORE.format(
+                server=self.server,
+                port=self.port,
+                mount_port=self.mount_port,
+                folder=self._folder,
+                **self._of_version(),
+            )
             + "".join(blocks)
         )
         command = [
@@ -234,6 +284,13 @@ class Ganesha:
             command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
+    def _of_version(self) -> dict[str, str]:
+        """What only newer versions know, which older ones would refuse."""
+        if _version() < 6:
+            return {"core": "", "more": ""}
+        at_once = any(not export.attribute_seconds for export in self.exports)
+        return {"core": _FLUSHER, "more": _NO_NAMES if at_once else ""}
+
     def _stands(self) -> bool:
         states = [
             path.read_text().rpartition(")")[2].split()[0]
@@ -248,6 +305,16 @@ class Ganesha:
         return onc_rpc.answers(self.server, self.port, onc_rpc.NFS) and onc_rpc.answers(
             self.server, self.mount_port, onc_rpc.MOUNT
         )
+
+
+@functools.cache
+def _version() -> int:
+    """The server's major version."""
+    found = _VERSION.search(
+        subprocess.run(["ganesha.nfsd", "-v"], capture_output=True, text=True, check=True).stdout
+    )
+    assert found
+    return int(found[1])
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ set -eu
 installed() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q 'ok installed'; }
 
 missing=""
-for package in netbase openssl nfs-ganesha nfs-ganesha-vfs rpcbind libnfs-utils erofs-utils xfsprogs btrfs-progs nginx-light fio curl iproute2 kmod python3-venv; do
+for package in netbase openssl nfs-ganesha nfs-ganesha-vfs rpcbind libnfs-utils erofs-utils e2fsprogs xfsprogs btrfs-progs util-linux-extra nginx-light fio curl iproute2 kmod python3-venv; do
     installed "$package" || missing="$missing $package"
 done
 # The library is named after its version: libnfs13 on Debian 12, libnfs14 on Debian 13.

@@ -157,8 +157,9 @@ class NfsFolder:
             raise self._mount_error(failure) from failure
 
     def _raise_unless_refused(self, failure: NfsError) -> None:
-        # libnfs has no text for a call that the server's RPC layer rejects (AUTH_ERROR, RFC 5531).
-        if failure.code == errno.EFAULT and failure.text.endswith("(null)"):
+        # For a call that the server's RPC layer rejects (AUTH_ERROR, RFC 5531) libnfs has no text: it says
+        # "(null)", from version 6 on nothing after the colon.
+        if failure.code == errno.EFAULT and failure.text.rstrip().endswith(("(null)", ":")):
             raise PermissionDenied(
                 f"{self.spec.display_name}: the server {self.spec.server} denies every call of this node; "
                 "it may require a source port below 1024 "

@@ -76,7 +76,7 @@ class Image:
     def fill(self, donors: Sequence[Image] = (), **more: object) -> None:
         """Fill it, but do not seal it."""
         options: dict[str, object] = {
-            "donors": [donor.paths for donor in donors],
+            "reuse_candidates": [donor.paths for donor in donors],
             "connections": 2,
             "chunk_bytes": MIB,
             **more,

@@ -19,7 +19,7 @@ from tests.csi.linux.fakes import MARKER, FakeKernel, FakeLoops, FakeMounts
 from tests.plugins import unmount_below
 
 FLAGS = {"ro", "nosuid", "nodev"}
-_SECONDS = 10.0
+_SECONDS = 60.0
 
 
 @dataclass

@@ -37,7 +37,7 @@ def record(volume_id: str, **more: object) -> VolumeRecord:
     pinned = CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT, ("*.json", "a,b"), ()))
     base = {
         "name": f"pvc-{volume_id}"[:128],
-        "asked": asked,
+        "requested_spec": asked,
         "spec": pinned,
         "digest": "a" * 64,
         "capacity_bytes": 2**30,

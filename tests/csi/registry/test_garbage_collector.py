@@ -130,12 +130,12 @@ def test_what_changes_under_the_sweep_is_not_lost(
     cluster: ApiServer, kind: Any, nodes: Callable[..., None]
 ) -> None:
     nodes(STAYS, "node-comes")
-    kind.traces.nodes()
+    kind.traces.list_nodes()
     kind.name("node-comes")
-    kind.traces.sweep(frozenset({GOES}))
+    kind.traces.remove_nodes(frozenset({GOES}))
     assert {STAYS, "node-comes"} <= kind.named()
-    kind.traces.nodes()
-    kind.traces.sweep(frozenset({GOES}))
+    kind.traces.list_nodes()
+    kind.traces.remove_nodes(frozenset({GOES}))
     assert kind.named() == {STAYS, "node-comes"}
 
 

@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from csi.concurrency import single_flight
 from csi.concurrency.deadline import Deadline
 from csi.concurrency.wait_limiter import WaitLimiter
 from csi.errors import (
@@ -24,7 +26,6 @@ from csi.manifest.manifest import Manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.dialects.nas import NasSpec
-from csi.resolve import resolver
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
 from csi.worker.pool import WorkerCall
@@ -76,8 +77,13 @@ def mounting(tmp_path: Path) -> Setting:
     return Setting(tmp_path, ask_moving=False)
 
 
+def flights_of(setting: Setting) -> dict[str, Any]:
+    """The resolves that run, or whose error waits for the next caller."""
+    return setting.resolver._flights._flights
+
+
 def eventually(holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end and not holds():
         time.sleep(0.005)
     return holds()
@@ -86,15 +92,15 @@ def eventually(holds: Callable[[], bool]) -> bool:
 def test_errors_that_nobody_came_back_for_are_let_go(
     creating: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolver, "_ERROR_TTL", -1.0)
+    monkeypatch.setattr(single_flight, "_ERROR_TTL", -1.0)
     creating.origin.error = OriginUnavailable("away")
     for number in range(5):
         creating.origin.go.clear()
         with pytest.raises(Busy):
             creating.resolve(secrets={"token": str(number)}, seconds=0.05)
         creating.origin.go.set()
-        assert eventually(lambda: all(pending.is_done for pending in creating.resolver._pending.values()))
-    assert len(creating.resolver._pending) <= 1
+        assert eventually(lambda: all(flight.ended_at for flight in flights_of(creating).values()))
+    assert len(flights_of(creating)) <= 1
 
 
 def all_at_once(count: int, work: Callable[[], object]) -> list[object]:
@@ -173,7 +179,7 @@ def test_what_was_proven_of_a_branch_is_proven_of_its_commit(mounting: Setting) 
 
 def test_a_proof_without_the_manifest_at_hand_asks_again_and_keeps_the_manifest(mounting: Setting) -> None:
     mounting.resolve()
-    mounting.resolve(has=lambda digest: False, keep=mounting.keep)
+    mounting.resolve(has_manifest=lambda digest: False, adopt_manifest=mounting.keep)
     assert mounting.kept == [mounting.origin.digest]
     assert not mounting.scratch.exists()
 
@@ -183,7 +189,7 @@ def test_a_manifest_that_cannot_be_kept_leaves_nothing_behind(mounting: Setting)
         raise OriginUnavailable("disk full, say")
 
     with pytest.raises(OriginUnavailable):
-        mounting.resolve(has=lambda digest: False, keep=full)
+        mounting.resolve(has_manifest=lambda digest: False, adopt_manifest=full)
     assert not mounting.scratch.exists()
 
 
@@ -204,7 +210,7 @@ def test_an_error_that_nobody_waited_for_is_told_to_the_next_caller_once(creatin
     with pytest.raises(Busy):
         creating.resolve(seconds=0.05)
     creating.origin.go.set()
-    assert eventually(lambda: any(pending.is_done for pending in creating.resolver._pending.values()))
+    assert eventually(lambda: any(flight.ended_at for flight in flights_of(creating).values()))
     asked, creating.origin.error = len(creating.origin.asked), None
     with pytest.raises(SourceNotFound):
         creating.resolve()
@@ -218,20 +224,20 @@ def test_an_old_error_is_told_to_nobody(creating: Setting, monkeypatch: pytest.M
     with pytest.raises(Busy):
         creating.resolve(seconds=0.05)
     creating.origin.go.set()
-    assert eventually(lambda: any(pending.is_done for pending in creating.resolver._pending.values()))
+    assert eventually(lambda: any(flight.ended_at for flight in flights_of(creating).values()))
     creating.origin.error = None
-    monkeypatch.setattr(resolver, "_ERROR_TTL", -1.0)
+    monkeypatch.setattr(single_flight, "_ERROR_TTL", -1.0)
     assert creating.resolve().digest == creating.origin.digest
 
 
 def test_a_resolve_that_nobody_comes_back_for_is_stopped_and_the_next_call_begins_anew(
     creating: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolver, "_ABANDONED_TIMEOUT", 0.05)
+    monkeypatch.setattr(creating.resolver._flights, "_abandoned_timeout", 0.05)
     creating.origin.go.clear()
     with pytest.raises(Busy, match="still resolving"):
         creating.resolve(seconds=0.05)
-    assert eventually(lambda: not creating.resolver._pending)
+    assert eventually(lambda: not flights_of(creating))
     creating.origin.go.set()
     assert creating.resolve().digest == creating.origin.digest
 
@@ -239,7 +245,7 @@ def test_a_resolve_that_nobody_comes_back_for_is_stopped_and_the_next_call_begin
 def test_a_resolve_that_somebody_waits_for_goes_on(
     creating: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resolver, "_ABANDONED_TIMEOUT", 0.2)
+    monkeypatch.setattr(creating.resolver._flights, "_abandoned_timeout", 0.2)
     creating.origin.go.clear()
     with pytest.raises(Busy):
         creating.resolve(seconds=0.01)
@@ -273,7 +279,7 @@ def test_while_the_origin_is_away_what_was_proven_still_counts_for_the_grace(
     mounting.now += 3600
     assert mounting.resolve(spec) == found
     with pytest.raises(type(away)):
-        mounting.resolve(spec, has=lambda digest: False)
+        mounting.resolve(spec, has_manifest=lambda digest: False)
     with pytest.raises(type(away)):
         mounting.resolve(spec, {"token": "wrong"})
     mounting.now += 86400

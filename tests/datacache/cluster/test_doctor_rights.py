@@ -39,7 +39,7 @@ def grant(cluster: Cluster, rules: list[tuple[str, str, str]]) -> None:
         "subjects": subjects,
     }
     cluster.made(f"/apis/{RBAC}/v1/clusterrolebindings", binding, f"{RBAC}/v1", "ClusterRoleBinding")
-    assert wait_until(lambda: [rule for rule in RULES if may(cluster, rule)] == rules, 10)
+    assert wait_until(lambda: [rule for rule in RULES if may(cluster, rule)] == rules, 60)
 
 
 def may(cluster: Cluster, rule: tuple[str, str, str]) -> bool:

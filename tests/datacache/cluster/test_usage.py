@@ -171,7 +171,7 @@ def test_who_may_not_read_secrets_is_told_that_they_were_not_looked_at(well: Clu
     }
     well.made(f"/apis/{group}/v1/clusterrolebindings", binding, f"{group}/v1", "ClusterRoleBinding")
     can = "can-i", "list", "storageclasses", f"--as={STRANGER}"
-    assert wait_until(lambda: "yes" in well.server.kubectl("auth", *can), 10)
+    assert wait_until(lambda: "yes" in well.server.kubectl("auth", *can), 60)
     (found,) = [one for one in well.examine(user=STRANGER).found if one.check == "Secrets"]
     assert found.verdict == "warning" and 'cannot get resource "secrets"' in found.what and found.fix
 

@@ -102,8 +102,10 @@ def test_required_limits_refuse_a_volume_that_cannot_have_them_and_leave_nothing
     empty.mkdir()
     machine, target = start("--require-throttle", "--cgroup-root", str(empty)), pods.pod().target()
     code, message = machine.inline(target, LIMITED)
-    assert code is grpc.StatusCode.FAILED_PRECONDITION and str(empty) in message
-    assert machine.half_made() == [] and not target.exists()
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert str(empty) in message
+    assert machine.half_made() == []
+    assert not target.exists()
     assert machine.inline(target, MODEL) == (OK, "")
     assert machine.unpublish(target) == (OK, "")
 
@@ -113,7 +115,8 @@ def test_required_limits_refuse_a_persistent_volume_of_no_known_pod(start: Start
     volume = machine.create("limited", LIMITED)
     assert machine.stage(volume) == (OK, "")
     code, message = machine.publish(volume, "pod")
-    assert code is grpc.StatusCode.FAILED_PRECONDITION and "pod" in message
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert "pod" in message
     assert not machine.target("pod").exists()
     assert machine.unstage(volume.volume_id) == (OK, "")
     assert machine.half_made() == []

@@ -35,7 +35,7 @@ def adopt(node: Node) -> str:
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while time.monotonic() < end and not holds():
         time.sleep(0.005)
     return holds()

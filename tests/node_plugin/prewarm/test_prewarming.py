@@ -120,11 +120,11 @@ def test_what_a_claim_holds_is_filled_as_it_is_pinned(node: Node, ahead: Ahead) 
     node.source.files = {"model": 50}
     spec = CacheSpec(NasSpec("nas", "/models"))
     digest = node.source.call("resolve", WorkerRequest("resolve", spec.to_context(), {}))["digest"]
-    ahead.orders.volumes["default", "models"] = record("dc-1", asked=spec, spec=spec, digest=digest)
+    ahead.orders.volumes["default", "models"] = record("dc-1", requested_spec=spec, spec=spec, digest=digest)
     ahead.start(node)
     ahead.orders.put(order("one", PrewarmedCache(pvc_name="models")))
     assert eventually(ahead.is_(PrewarmState.READY)) and node.store.find_sealed(digest)
-    ahead.orders.volumes["default", "stale"] = record("dc-2", asked=spec, spec=spec, digest="e" * 64)
+    ahead.orders.volumes["default", "stale"] = record("dc-2", requested_spec=spec, spec=spec, digest="e" * 64)
     ahead.orders.put(order("two", PrewarmedCache(pvc_name="stale")))
     assert eventually(ahead.is_(PrewarmState.FAILED, "default/two"))
 

@@ -25,9 +25,11 @@ def test_limits_that_are_unknown_at_a_start_stay_as_they_were(place: Place) -> N
     place.throttle.resume(
         [place.wanted(None, "/t1", volume="one", unknown=True), place.wanted(SLOW, "/t2", volume="two")]
     )
-    assert place.rate(container) == Rate(1000, 16_384_000) and place.cgroups.writes == writes
+    assert place.rate(container) == Rate(1000, 16_384_000)
+    assert place.cgroups.writes == writes
     held = place.throttle.get_applied("/t1")
-    assert held and held.limits == SLOW
+    assert held
+    assert held.limits == SLOW
 
 
 def test_what_the_kernel_refused_is_tried_again_however_often_it_was_asked_meanwhile(place: Place) -> None:
@@ -37,7 +39,7 @@ def test_what_the_kernel_refused_is_tried_again_however_often_it_was_asked_meanw
     for _ in range(14):
         place.throttle.change_limits("vol", SLOW)
     place.cgroups.refusal = ""
-    assert until(lambda: place.rate(container) == SLOW.sustained, 5)
+    assert until(lambda: place.rate(container) == SLOW.sustained, 30)
     assert until(lambda: not place.throttle.get_applied("/t1").problem)
 
 
@@ -74,7 +76,8 @@ def test_a_machine_without_inotify_has_no_limits_and_says_why(
     place.throttle = place.start()
     place.hold(SLOW)
     held = place.throttle.get_applied("/t1")
-    assert held and "max_user_instances" in held.problem
+    assert held
+    assert "max_user_instances" in held.problem
 
 
 def test_a_store_without_room_keeps_no_limit_from_being_in_force(
@@ -109,7 +112,8 @@ def test_pods_that_nobody_knows_have_nothing_in_common(place: Place) -> None:
     for target in ("/t1", "/t2"):
         place.hold(SLOW, target, uid="")
     held = place.throttle.get_applied("/t1")
-    assert held and held.group_limits == SLOW
+    assert held
+    assert held.group_limits == SLOW
     place.throttle.release("/t1", "/t2")
     assert place.throttle.list_applied() == []
 
@@ -126,7 +130,8 @@ def test_a_killed_plugin_finds_limits_and_credit_as_they_are(place: Place) -> No
     place.clock += 2
     place.throttle.resume([place.wanted(CREDIT)])
     assert until(lambda: place.throttle.get_applied("/t1").burst.credit == 2000)
-    assert place.cgroups.writes == writes and place.rate(container) == CREDIT.burst
+    assert place.cgroups.writes == writes
+    assert place.rate(container) == CREDIT.burst
 
 
 def test_a_credit_used_up_while_the_plugin_was_gone_is_used_up(place: Place) -> None:
@@ -155,7 +160,8 @@ def test_what_a_killed_plugin_left_in_a_cgroup_that_lives_on_is_removed(place: P
     place.hold(FAST, "/t2", OTHER_UID)
     place.kill()
     place.throttle.resume([place.wanted(FAST, "/t2", OTHER_UID)])
-    assert place.rate(container) == UNLIMITED and place.rate(other) == FAST.sustained
+    assert place.rate(container) == UNLIMITED
+    assert place.rate(other) == FAST.sustained
     assert len(list((place.folder / "throttles").iterdir())) == 1
 
 
@@ -180,7 +186,8 @@ def test_limits_that_cannot_be_held_are_said_or_refused(place: Place, uid: str) 
     place.cgroups.refusal = "the kernel refuses"
     place.hold(SLOW, uid=uid)
     held = place.throttle.get_applied("/t1")
-    assert held and ("the kernel refuses" if uid else "no pod is known") in held.problem
+    assert held
+    assert ("the kernel refuses" if uid else "no pod is known") in held.problem
     place.throttle.close()
     place.throttle = place.start(required=True)
     with pytest.raises(UnsupportedByNode, match="cannot be held"):
@@ -203,6 +210,7 @@ def test_a_node_without_cgroups_works_and_says_why_there_are_no_limits(tmp_path:
     throttle.resume([wanted])
     throttle.apply(wanted)
     held = throttle.get_applied("/t1")
-    assert held and held.problem == "no cgroups here"
+    assert held
+    assert held.problem == "no cgroups here"
     throttle.release("/t1")
     throttle.close()

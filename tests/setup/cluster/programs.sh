@@ -1,6 +1,7 @@
 #!/bin/sh
-# Builds the programs of the test cluster into a cache folder, those that are there already excepted. Its name is printed last;
-# with --where that alone is done. Another version is another folder, so checkouts of different commits do not disturb each other.
+# Builds the programs of the test cluster, or those named as arguments alone, into a cache folder, those that are there already excepted.
+# Its name is printed last; with --where that alone is done. Another version is another folder, so checkouts of different commits do not
+# disturb each other.
 set -eu
 cd "$(dirname "$0")"
 key=$(cat programs.txt ./*/go.mod | sha256sum | cut -c1-12)
@@ -33,6 +34,7 @@ build() { # NAME MODULE PACKAGE
 
 rm -rf "$folder"/.*.??????
 sed '/^#/d' programs.txt | while read -r name module package; do
+    case " ${*:-$name} " in *" $name "*) ;; *) continue ;; esac
     [ -x "$folder/$name" ] || (build "$name" "$module" "$package") || exit 1
 done
 echo "$folder"

@@ -298,7 +298,7 @@ def test_a_stop_keeps_what_is_done_and_the_next_fill_goes_on(place: Place) -> No
     durable = place.durable()
     assert durable > 100_000
     origin = FakeOrigin()
-    place.fill(origin, progress=tell)
+    place.fill(origin, on_progress=tell)
     place.check()
     assert origin.asked["a"] == 0
     assert origin.bytes < place.layout.manifest.content_bytes - 100_000
@@ -329,7 +329,7 @@ def test_one_stalled_connection_does_not_stop_the_others_from_reading_ahead(plac
 def test_progress_counts_the_bytes_of_files_and_ends_at_all_of_them(place: Place) -> None:
     seen: list[FillProgress] = []
     place.fill(
-        FakeOrigin(lambda *_: threading.Event().wait(0.02) and None), connections=1, progress=seen.append
+        FakeOrigin(lambda *_: threading.Event().wait(0.02) and None), connections=1, on_progress=seen.append
     )
     total = place.layout.manifest.content_bytes
     assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)

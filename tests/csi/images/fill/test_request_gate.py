@@ -40,13 +40,25 @@ def read(reader: RetryingReader) -> bytes:
     return bytes(buffer)
 
 
-def test_what_one_reader_is_asked_for_all_wait_for() -> None:
-    shared, asked = made(), []
+class Clock:
+    """The time that a flow goes by, which goes on when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_what_one_reader_is_asked_for_all_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(request_gate, "time", clock)
+    shared, asked = made(), list[float]()
 
     def fault(entry: Entry, offset: int, buffer: memoryview) -> None:
-        asked.append(time.monotonic())
+        asked.append(clock.now)
         if len(asked) == 1:
-            raise OriginThrottled("slow down", 0.5)
+            raise OriginThrottled("slow down", 60)
 
     origin = FakeOrigin(fault)
 
@@ -56,16 +68,21 @@ def test_what_one_reader_is_asked_for_all_wait_for() -> None:
 
     first = threading.Thread(target=work)
     first.start()
-    while not asked:
+    while not shared._waiting:
         time.sleep(0.001)
-    time.sleep(0.05)
     others = [threading.Thread(target=work) for _ in range(3)]
     for thread in others:
         thread.start()
+    while len(shared._waiting) < 4:
+        time.sleep(0.001)
+    clock.now += 59
+    # Each of them looks again meanwhile.
+    time.sleep(3 * request_gate._WAIT_INTERVAL)
+    assert asked == [1000.0]
+    clock.now = 1100.0
     for thread in (first, *others):
         thread.join()
-    assert len(asked) == 5
-    assert min(asked[1:]) - asked[0] >= 0.5
+    assert asked == [1000.0, *[1100.0] * 4]
 
 
 @pytest.mark.parametrize("error", [OriginThrottled("slow down"), OriginTimedOut("silent")])
@@ -158,7 +175,8 @@ def test_an_origin_that_cannot_give_ranges_is_read_by_one_reader_in_order(tmp_pa
     )
     # Those that were asking when it became known were not in order yet.
     later = asked[2 * INITIAL_READERS :]
-    assert len(later) > 80 and later == sorted(later)
+    assert len(later) > 80
+    assert later == sorted(later)
 
 
 def test_an_origin_that_bears_few_at_once_is_read_to_the_end(

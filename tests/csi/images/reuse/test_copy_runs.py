@@ -50,7 +50,7 @@ def test_a_revision_that_shares_most_bytes_fetches_the_rest_and_takes_no_room_tw
     before = used(place("a"))
     seen: list[FillProgress] = []
     b = Image(place("b"), new)
-    b.fill([a], progress=seen.append)
+    b.fill([a], on_progress=seen.append)
     b.seal()
 
     total, rest = b.manifest.content_bytes, changed(old, new)
@@ -199,7 +199,7 @@ def test_a_stop_is_heard_between_the_steps_of_one_large_copy(
             stop.set()
 
         with pytest.raises(FillStopped):
-            b.fill([a], progress=tell, should_stop=stop.is_set)
+            b.fill([a], on_progress=tell, should_stop=stop.is_set)
         assert 0 < seen[-1].bytes_copied < 20 * MIB
         b.fill([a])
         assert b.origin.bytes == 0

@@ -62,7 +62,9 @@ def test_kubectl_describe_shows_them(cluster: apiserver.ApiServer) -> None:
     (row,) = [
         line for line in cluster.kubectl("describe", "pod", name).splitlines() if "CacheFilling" in line
     ]
-    assert row.split()[0] == "Normal" and "datacache-node" in row and "about 75 s left" in row
+    assert row.split()[0] == "Normal"
+    assert "datacache-node" in row
+    assert "about 75 s left" in row
     told.close()
     cluster.kubectl("delete", "pod", name, "--force", "--grace-period=0")
 
@@ -90,11 +92,10 @@ def test_saying_a_thing_again_is_one_call_and_one_event(cluster: apiserver.ApiSe
         )
     assert [call.split()[0] for call in server.calls] == ["POST", "PATCH", "PATCH", "PATCH"]
     (event,) = events(cluster, about)
-    assert event["count"] == 4 and event["firstTimestamp"] <= event["lastTimestamp"]
-    assert (
-        event["source"] == {"component": "datacache-node", "host": "node-1"}
-        and event["reportingComponent"] == "datacache-node"
-    )
+    assert event["count"] == 4
+    assert event["firstTimestamp"] <= event["lastTimestamp"]
+    assert event["source"] == {"component": "datacache-node", "host": "node-1"}
+    assert event["reportingComponent"] == "datacache-node"
     told.close()
 
 
@@ -149,15 +150,16 @@ def test_while_the_server_is_away_nothing_waits_or_piles_up_and_one_line_is_logg
 ) -> None:
     server = ApiServer(ClusterAccess(f"https://127.0.0.1:{free_port()}", token="s3cr3t"))
     told, about = announcer(server), pod()
-    started = time.thread_time()
     for number in range(2000):
         told.record(about, "CacheFilling", str(number))
         told.report_fill("dc-1", number % 100)
-    assert time.thread_time() - started < 5
+    # Both are written by a thread of their own: here they are put down alone.
+    assert len(told._outbox._waiting) <= 2
     assert wait_until(lambda: bool(caplog.records), 20)
     time.sleep(2)
     told.close()
-    assert len(caplog.records) == 1 and "s3cr3t" not in str(getattr(caplog.records[0], "fields", ""))
+    assert len(caplog.records) == 1
+    assert "s3cr3t" not in str(getattr(caplog.records[0], "fields", ""))
     assert len(told._outbox._waiting) == 0
 
 
@@ -218,11 +220,9 @@ def test_a_status_has_at_most_so_many_nodes_and_says_what_they_have(
                 {} if value is None else {key: value}
             )
         fills = status.get("fills", [])
-        assert (
-            len(fills) <= MAX_FILLING_NODES
-            and bool(fills) == ("filling" in status)
-            and set(status) <= set(FILL_STATUS_KEYS)
-        )
+        assert len(fills) <= MAX_FILLING_NODES
+        assert bool(fills) == ("filling" in status)
+        assert set(status) <= set(FILL_STATUS_KEYS)
         if fills:
             assert status["filling"].startswith(f"{min(fill['percent'] for fill in fills)}%")
     assert len(json.dumps(status)) < 4096
@@ -230,9 +230,10 @@ def test_a_status_has_at_most_so_many_nodes_and_says_what_they_have(
 
 def test_nodes_that_were_lost_in_a_fill_go_with_the_next_write() -> None:
     old = patch_with_fill({}, "lost", 5, 1e9)
-    assert old and [
-        fill["node"] for fill in (patch_with_fill(old, "other", 9, 1e9 + 300) or {})["fills"]
-    ] == ["other"]
+    assert old
+    assert [fill["node"] for fill in (patch_with_fill(old, "other", 9, 1e9 + 300) or {})["fills"]] == [
+        "other"
+    ]
 
 
 def test_a_node_plugin_needs_each_of_its_rights_to_tell_and_no_other(cluster: apiserver.ApiServer) -> None:

@@ -39,9 +39,9 @@ def pod() -> ObjectReference:
 
 def test_what_is_said_again_for_a_reason_takes_the_place_of_what_was_said_and_is_counted(told: Any) -> None:
     about = pod()
-    told.announcer.announce(about, "CacheFilling", "1 of 5 MiB")
+    told.announcer.record(about, "CacheFilling", "1 of 5 MiB")
     assert wait_until(lambda: told.said(about) == {"CacheFilling": Said("1 of 5 MiB")}, 20)
-    told.announcer.announce(about, "CacheFilling", "2 of 5 MiB")
+    told.announcer.record(about, "CacheFilling", "2 of 5 MiB")
     assert wait_until(lambda: told.said(about) == {"CacheFilling": Said("2 of 5 MiB", count=2)}, 20)
 
 
@@ -51,10 +51,10 @@ def test_each_reason_and_object_has_its_own(told: Any) -> None:
         pod(),
         ObjectReference("PersistentVolumeClaim", "default", "cache", str(uuid.uuid4())),
     )
-    told.announcer.announce(one, "CacheFilling", "a")
-    told.announcer.announce(one, "CacheFillFailed", "b", warning=True)
-    told.announcer.announce(other, "CacheFilling", "c")
-    told.announcer.announce(claim, "CacheReady", "d")
+    told.announcer.record(one, "CacheFilling", "a")
+    told.announcer.record(one, "CacheFillFailed", "b", warning=True)
+    told.announcer.record(other, "CacheFilling", "c")
+    told.announcer.record(claim, "CacheReady", "d")
     assert wait_until(lambda: told.said(claim) == {"CacheReady": Said("d")}, 20)
     assert told.said(one) == {"CacheFilling": Said("a"), "CacheFillFailed": Said("b", warning=True)}
     assert told.said(other) == {"CacheFilling": Said("c")}
@@ -62,24 +62,24 @@ def test_each_reason_and_object_has_its_own(told: Any) -> None:
 
 def test_a_volume_shows_how_full_it_is_until_it_is_full(told: Any) -> None:
     for percent in (0, 41, 42):
-        told.announcer.filling(VOLUME, percent)
+        told.announcer.report_fill(VOLUME, percent)
         assert wait_until(lambda percent=percent: told.fills() == {VOLUME: percent}, 20)
-    told.announcer.filling(VOLUME, None)
+    told.announcer.report_fill(VOLUME, None)
     assert wait_until(lambda: told.fills() == {}, 20)
 
 
 def test_a_volume_that_the_registry_has_not_is_no_error(told: Any) -> None:
-    told.announcer.filling("dc-unknown", 5)
-    told.announcer.filling("dc-unknown", None)
-    told.announcer.filling(VOLUME, 5)
+    told.announcer.report_fill("dc-unknown", 5)
+    told.announcer.report_fill("dc-unknown", None)
+    told.announcer.report_fill(VOLUME, 5)
     assert wait_until(lambda: told.fills() == {VOLUME: 5}, 20)
 
 
 def test_closed_it_says_nothing_more_and_takes_everything(told: Any) -> None:
     about = pod()
     told.announcer.close()
-    told.announcer.announce(about, "CacheFilling", "late")
-    told.announcer.filling(VOLUME, 5)
+    told.announcer.record(about, "CacheFilling", "late")
+    told.announcer.report_fill(VOLUME, 5)
     assert told.said(about) == {} and told.fills() == {}
 
 
@@ -88,7 +88,7 @@ def test_many_threads_may_tell_at_once(told: Any) -> None:
 
     def tell(about: ObjectReference) -> None:
         for number in range(5):
-            told.announcer.announce(about, "CacheFilling", str(number))
+            told.announcer.record(about, "CacheFilling", str(number))
 
     threads = [threading.Thread(target=tell, args=(about,)) for about in subjects]
     for thread in threads:

@@ -71,7 +71,7 @@ class FakePrewarms:
         if self.away:
             raise ClusterUnavailable("the Kubernetes API server cannot be reached")
 
-    def all(self) -> list[PrewarmRequest]:
+    def list_requests(self) -> list[PrewarmRequest]:
         self._ask()
         return list(self._objects.values())
 
@@ -81,23 +81,23 @@ class FakePrewarms:
         yield
         self._watchers.remove(changed)
 
-    def labels(self) -> Mapping[str, str]:
+    def read_node_labels(self) -> Mapping[str, str]:
         self._ask()
         return self.node_labels
 
-    def secret(self, namespace: str, name: str) -> Mapping[str, str]:
+    def read_secret(self, namespace: str, name: str) -> Mapping[str, str]:
         self._ask()
         if (namespace, name) not in self.secrets:
             raise FailedPrecondition(f"the Secret {namespace}/{name} is not there")
         return self.secrets[namespace, name]
 
-    def claimed(self, namespace: str, claim: str) -> VolumeRecord:
+    def get_volume_of_pvc(self, namespace: str, claim: str) -> VolumeRecord:
         self._ask()
         if (namespace, claim) not in self.volumes:
             raise FailedPrecondition(f"the PVC {namespace}/{claim} is not there")
         return self.volumes[namespace, claim]
 
-    def report(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
+    def report_state(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
         with self._guard:
             self.said.append(state)
             if self._objects.get(prewarm.key) != prewarm:

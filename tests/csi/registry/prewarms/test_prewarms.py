@@ -43,9 +43,9 @@ def conditions(status: dict[str, Any]) -> dict[str, str]:
 def test_an_order_is_found_as_it_was_given(orders: Any) -> None:
     made = orders.put(order("one", MODEL, PRIVATE, CLAIMED, selector={"pool": "gpu"}))
     other = orders.put(order("two", MODEL))
-    assert sorted(orders.prewarms.all(), key=lambda found: found.name) == [made, other]
+    assert sorted(orders.prewarms.list_requests(), key=lambda found: found.name) == [made, other]
     orders.remove(made.key)
-    assert orders.prewarms.all() == [other]
+    assert orders.prewarms.list_requests() == [other]
 
 
 def test_a_change_is_another_generation_and_is_heard_of(orders: Any) -> None:
@@ -65,7 +65,7 @@ def test_a_change_is_another_generation_and_is_heard_of(orders: Any) -> None:
 def test_what_a_node_reports_is_shown_in_numbers_and_conditions_and_wakes_no_watcher(orders: Any) -> None:
     made, heard = orders.put(order("one", MODEL, PRIVATE)), list[str]()
     with orders.prewarms.watch(heard.append):
-        orders.prewarms.report(made, NodePrewarmState(PrewarmState.FILLING, 41))
+        orders.prewarms.report_state(made, NodePrewarmState(PrewarmState.FILLING, 41))
         assert wait_until(
             lambda: (
                 orders.status(made.key).get("nodes")
@@ -76,19 +76,19 @@ def test_what_a_node_reports_is_shown_in_numbers_and_conditions_and_wakes_no_wat
         status = orders.status(made.key)
         assert (status["caches"], status["ready"], status["progress"]) == (2, "0/1", "41%")
         assert conditions(status) == {"Ready": "False", "Progressing": "True", "Failed": "False"}
-        orders.prewarms.report(made, NodePrewarmState(PrewarmState.FAILED, 41, "no room"))
+        orders.prewarms.report_state(made, NodePrewarmState(PrewarmState.FAILED, 41, "no room"))
         assert wait_until(lambda: conditions(orders.status(made.key))["Failed"] == "True", 20)
         assert "node-1: no room" in next(
             c["message"] for c in orders.status(made.key)["conditions"] if c["type"] == "Failed"
         )
-        orders.prewarms.report(made, READY)
+        orders.prewarms.report_state(made, READY)
         assert wait_until(lambda: orders.status(made.key)["ready"] == "1/1", 20)
         assert conditions(orders.status(made.key)) == {
             "Ready": "True",
             "Progressing": "False",
             "Failed": "False",
         }
-        orders.prewarms.report(made, None)
+        orders.prewarms.report_state(made, None)
         assert wait_until(lambda: orders.status(made.key)["ready"] == "0/0", 20)
         assert not heard
 
@@ -96,8 +96,8 @@ def test_what_a_node_reports_is_shown_in_numbers_and_conditions_and_wakes_no_wat
 def test_news_of_an_order_that_has_changed_or_gone_is_not_shown(orders: Any) -> None:
     before = orders.put(order("one", MODEL))
     made = orders.put(order("one", PRIVATE))
-    orders.prewarms.report(before, READY)
-    orders.prewarms.report(made, NodePrewarmState(PrewarmState.PENDING))
+    orders.prewarms.report_state(before, READY)
+    orders.prewarms.report_state(made, NodePrewarmState(PrewarmState.PENDING))
     assert wait_until(
         lambda: (
             orders.status(made.key).get("nodes") == [{"node": "node-1", "state": "Pending", "percent": 0}]
@@ -105,20 +105,20 @@ def test_news_of_an_order_that_has_changed_or_gone_is_not_shown(orders: Any) -> 
         20,
     )
     orders.remove(made.key)
-    orders.prewarms.report(made, READY)
+    orders.prewarms.report_state(made, READY)
 
 
 def test_labels_secrets_and_claims_are_looked_up_by_name(orders: Any) -> None:
     orders.add_secret("hub-token", {"token": "s3cr3t"})
     kept = record(volume_id_from_name("pvc-models"), name="pvc-models")
     orders.add_claim("ordered-models", kept)
-    assert orders.prewarms.labels()["pool"] == "gpu"
-    assert orders.prewarms.secret("default", "hub-token") == {"token": "s3cr3t"}
-    assert orders.prewarms.claimed("default", "ordered-models") == kept
+    assert orders.prewarms.read_node_labels()["pool"] == "gpu"
+    assert orders.prewarms.read_secret("default", "hub-token") == {"token": "s3cr3t"}
+    assert orders.prewarms.get_volume_of_pvc("default", "ordered-models") == kept
     with pytest.raises(FailedPrecondition, match="the Secret default/none is not there"):
-        orders.prewarms.secret("default", "none")
+        orders.prewarms.read_secret("default", "none")
     with pytest.raises(FailedPrecondition, match="the PVC default/none is not there"):
-        orders.prewarms.claimed("default", "none")
+        orders.prewarms.get_volume_of_pvc("default", "none")
 
 
 def test_a_claim_that_only_says_that_it_is_of_a_volume_has_no_cache(cluster: ApiServer) -> None:

@@ -110,7 +110,7 @@ def test_a_record_and_its_object_say_the_same(
     created = round(created, 7)
     kept = record(
         "dc-1",
-        created=created,
+        created_at=created,
         capacity_bytes=capacity,
         performance=Performance(provisioned_iops=iops, bursting=bursting),
     )
@@ -126,7 +126,7 @@ def test_replicas_that_make_one_volume_at_once_agree(cluster: apiserver.ApiServe
             number: int, turn: int = turn, gate: threading.Barrier = gate, answers: list[str] = answers
         ) -> None:
             replica = KubernetesVolumeRegistry(cluster.client())
-            mine = record(f"dc-{turn}", digest=f"{number:064x}", created=1e9 + number)
+            mine = record(f"dc-{turn}", digest=f"{number:064x}", created_at=1e9 + number)
             gate.wait(30)
             answers.append(replica.add(mine).digest)
 
@@ -244,7 +244,7 @@ def test_who_tends_says_in_the_status_what_a_volume_is(cluster: apiserver.ApiSer
     registry = KubernetesVolumeRegistry(cluster.client())
     registry.put(record("dc-before", content_bytes=7 * 2**30, capacity_bytes=8 * 2**30))
     with registry.maintain_statuses():
-        registry.put(record("dc-nas", asked=NAS, spec=NAS))
+        registry.put(record("dc-nas", requested_spec=NAS, spec=NAS))
         assert wait_until(lambda: bool(said(cluster, "dc-before") and said(cluster, "dc-nas")), 30)
         status = said(cluster, "dc-before")
         (condition,) = status.pop("conditions")

@@ -31,11 +31,11 @@ def test_a_record_is_found_as_it_was_put_also_after_a_restart(make: Make, tmp_pa
     nas = CacheSpec(NasSpec("nas", "/x", "4.0", 1, 2, 0.5, 9, 3, 4), preserve_ownership=True)
     full = record(
         "dc-2",
-        asked=nas,
+        requested_spec=nas,
         spec=nas,
         downgrade_writers=True,
         cloned_from="dc-1",
-        created=5.5,
+        created_at=5.5,
         performance=Performance("AutoPL", 7, False),
     )
     full = replace(full, name=f"pvc-{UID}", pvc=PvcReference("team-a", "models", UID))
@@ -268,7 +268,7 @@ def test_of_all_who_add_a_volume_at_once_one_does_and_all_learn_which(make: Make
     registries, kept, gate = [make(tmp_path)] * 3, [], threading.Barrier(6)
 
     def add(number: int) -> None:
-        mine = record("dc-1", digest=f"{number:064x}", created=1.5 + number)
+        mine = record("dc-1", digest=f"{number:064x}", created_at=1.5 + number)
         gate.wait(30)
         kept.append(registries[number % 3].add(mine))
 
@@ -283,8 +283,8 @@ def test_of_all_who_add_a_volume_at_once_one_does_and_all_learn_which(make: Make
 def test_adding_leaves_what_is_there(make: Make, tmp_path: Path) -> None:
     registry, first, second = (
         make(tmp_path),
-        record("dc-1", created=1.0),
-        record("dc-1", created=2.0, digest="b" * 64),
+        record("dc-1", created_at=1.0),
+        record("dc-1", created_at=2.0, digest="b" * 64),
     )
     assert registry.add(first) == first
     assert registry.add(second) == first == registry.get("dc-1")

@@ -202,11 +202,11 @@ def test_a_site_that_allows_no_more_is_not_asked_in_vain(server: Server, pool: C
 def test_a_signed_address_that_ended_is_asked_for_anew_once(server: Server, pool: Connections) -> None:
     ways = iter([says(403), sends(FILES[10])])
     server.behave["/10.bin"] = lambda answer: next(ways)(answer)
-    assert read(pool, of(server, signs=True), files := wanted()) == {} and files == []
+    assert read(pool, of(server, is_signed=True), files := wanted()) == {} and files == []
     server.behave["/10.bin"] = says(403)
     server.seen.clear()
     with pytest.raises(PermissionDenied, match="'10.bin'"):
-        read(pool, of(server, signs=True), wanted())
+        read(pool, of(server, is_signed=True), wanted())
     assert [path for path, _, _ in server.seen].count("/10.bin") == 2
 
 

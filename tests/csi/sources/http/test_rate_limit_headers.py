@@ -36,11 +36,10 @@ def test_every_spelling_is_read(headers: dict[str, str], expected: list[tuple[in
     assert parse_rate_limits(headers) == expected
 
 
-def test_a_reset_may_be_a_moment() -> None:
-    (one,) = parse_rate_limits(
-        {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": str(int(time.time()) + 100)}
-    )
-    assert 90 < one.reset_seconds <= 100
+def test_a_reset_may_be_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "time", lambda: 2_000_000_000.0)
+    (one,) = parse_rate_limits({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "2000000100"})
+    assert one.reset_seconds == 100
 
 
 def test_the_longest_of_what_is_used_up_counts() -> None:
@@ -53,7 +52,8 @@ def test_a_plea_for_patience_lasts_until_the_renewal_unless_it_says_otherwise(
     more: dict[str, str], seconds: float
 ) -> None:
     fault = transient_error(429, {"RateLimit": '"resolvers";r=0;t=31', **more}, "here")
-    assert isinstance(fault, OriginThrottled) and fault.retry_after == seconds
+    assert isinstance(fault, OriginThrottled)
+    assert fault.retry_after == seconds
 
 
 def test_a_site_whose_allowance_is_used_up_is_not_asked_until_it_is_renewed() -> None:
@@ -62,6 +62,7 @@ def test_a_site_whose_allowance_is_used_up_is_not_asked_until_it_is_renewed() ->
     allowed.update("http://two.invalid/a", {"RateLimit": '"api";r=1;t=30'})
     with pytest.raises(OriginThrottled, match="one.invalid") as error:
         allowed.check("http://one.invalid/b?secret")
-    assert 29 < error.value.retry_after <= 30 and "secret" not in str(error.value)
+    assert 29 < error.value.retry_after <= 30
+    assert "secret" not in str(error.value)
     allowed.check("http://two.invalid/b")
     allowed.check("https://one.invalid/b")

@@ -1,0 +1,140 @@
+"""One job for each key at a time, joined by all callers who need its result.
+
+A call of the plugin may wait only for a while, but its work must not be lost when the wait ends: the job goes on in a
+thread of its own, and the next call for the same key finds it, or what it ended with. The field calls this
+"single flight" (Go, golang.org/x/sync/singleflight).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+from csi.concurrency.deadline import Deadline
+from csi.errors import Busy, FillStopped
+
+K = TypeVar("K", bound=Hashable)
+J = TypeVar("J", bound="Job")
+
+# A caller who comes back this much later asks again; until then it is told what the job failed with.
+_ERROR_TTL = 60.0
+
+
+class Job(Protocol):
+    """Work that can be stopped from another thread; its result, if any, is an attribute of the job."""
+
+    def run(self) -> None:
+        """Do the work; called once, in a thread of its own."""
+
+    def stop(self) -> None:
+        """Make `run` raise Busy soon."""
+
+
+@dataclass(eq=False)
+class _Flight(Generic[J]):
+    """One job, and everyone who waits for it."""
+
+    job: J
+    waiters: set[Deadline] = field(default_factory=set)
+    stop_timer: threading.Timer | None = None
+    error: Exception | None = None
+    ended_at: float = 0.0
+
+    @property
+    def is_stale(self) -> bool:
+        return self.ended_at > 0 and time.monotonic() - self.ended_at > _ERROR_TTL
+
+
+class SingleFlight(Generic[K, J]):
+    """Runs at most one job for each key, in threads called `name`. Thread-safe.
+
+    The error of a job that nobody waited for any more is kept for a minute, for the next caller. A job that nobody has
+    waited for during `abandoned_timeout` seconds is stopped; None lets it run to its end.
+    """
+
+    def __init__(self, name: str, abandoned_timeout: float | None = None) -> None:
+        self._name, self._abandoned_timeout = name, abandoned_timeout
+        self._lock = threading.Lock()
+        self._flights: dict[K, _Flight[J]] = {}
+
+    def wait(self, key: K, new_job: Callable[[], J], deadline: Deadline, describe: Callable[[J], str]) -> J:
+        """Return the job for `key` when it is done, starting `new_job()` if none is running.
+
+        Raises what the job raised, and Busy with `describe(job)` if `deadline` ends first; the job goes on then.
+        """
+        flight = self._join(key, new_job, deadline)
+        while not flight.ended_at and not deadline.is_over:
+            deadline.sleep()
+        self._leave(key, flight, deadline)
+        if deadline.cancelled or not flight.ended_at:
+            raise Busy(deadline.cancelled or describe(flight.job))
+        if flight.error:
+            raise flight.error
+        return flight.job
+
+    def find(self, key: K) -> J | None:
+        """Find the running job of a key."""
+        flight = self._flights.get(key)
+        return flight.job if flight and not flight.ended_at else None
+
+    def stop_all(self) -> None:
+        """Stop all running jobs."""
+        with self._lock:
+            jobs = [flight.job for flight in self._flights.values() if not flight.ended_at]
+        for job in jobs:
+            job.stop()
+
+    def _join(self, key: K, new_job: Callable[[], J], deadline: Deadline) -> _Flight[J]:
+        with self._lock:
+            # An error that nobody comes back for would stay for ever, and with it what its traceback holds.
+            self._flights = {other: flight for other, flight in self._flights.items() if not flight.is_stale}
+            flight = self._flights.get(key)
+            if flight is None:
+                flight = self._flights[key] = _Flight(new_job())
+                threading.Thread(target=self._run, args=(key, flight), name=self._name, daemon=True).start()
+            flight.waiters.add(deadline)
+            if flight.stop_timer:
+                flight.stop_timer.cancel()
+            return flight
+
+    def _leave(self, key: K, flight: _Flight[J], deadline: Deadline) -> None:
+        with self._lock:
+            flight.waiters.discard(deadline)
+            if flight.ended_at:
+                # Whoever hung up has not heard the error: it stays for the next caller.
+                if not deadline.cancelled and self._flights.get(key) is flight:
+                    del self._flights[key]
+            elif not flight.waiters and self._abandoned_timeout is not None:
+                flight.stop_timer = self._stop_later(flight, self._abandoned_timeout)
+
+    def _stop_later(self, flight: _Flight[J], timeout: float) -> threading.Timer:
+        timer = threading.Timer(timeout, self._stop_if_abandoned, (flight,))
+        timer.daemon = True
+        timer.start()
+        return timer
+
+    def _stop_if_abandoned(self, flight: _Flight[J]) -> None:
+        with self._lock:
+            is_abandoned = not flight.waiters
+        if is_abandoned:
+            flight.job.stop()
+
+    def _run(self, key: K, flight: _Flight[J]) -> None:
+        error = None
+        try:
+            flight.job.run()
+        except Exception as exception:
+            error = exception
+        with self._lock:
+            flight.error, flight.ended_at = error, time.monotonic()
+            if flight.stop_timer:
+                flight.stop_timer.cancel()
+            for deadline in flight.waiters:
+                deadline.wake()
+            # A result is remembered elsewhere, and a stop is news to nobody.
+            is_unheard_error = error is not None and not isinstance(error, Busy | FillStopped)
+            if not flight.waiters and not is_unheard_error and self._flights.get(key) is flight:
+                del self._flights[key]
