@@ -30,6 +30,7 @@ _MAX_CONNECTIONS = 16
 # take long over a slow link.
 _REQUEST_TIMEOUT, _PUT_TIMEOUT = 8.0, 900.0
 _NO_BUCKET = "NoSuchBucket"
+# S3's answer to a request signed for another region names the right one.
 _OTHER_REGION = re.compile(r"AuthorizationHeaderMalformed.*<Region>([a-z0-9-]{1,32})</Region>", re.DOTALL)
 
 

@@ -13,6 +13,7 @@ from csi.images.progress import ProgressMeter
 from csi.manifest.manifest import Entry, EntryKind
 from csi.manifest.reader import OpenReader
 
+# Each has a whole part in memory.
 _MAX_CONCURRENT_COPIES = 3
 
 

@@ -21,6 +21,7 @@ from csi.manifest.manifest import Entry, EntryKind, Manifest
 
 STORED_IMAGE_FORMAT = 1
 IMAGES_FOLDER = "images"
+# A part is held in memory while it is sent, by several threads; S3 charges by request.
 PART_BYTES = 32 * 1024 * 1024
 _BLOCK = 4096
 _KEYS = (

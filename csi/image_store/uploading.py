@@ -14,8 +14,10 @@ from csi.image_store.backend import Backend
 from csi.image_store.stored_image import parts_folder
 from csi.images.progress import FillProgress, ProgressMeter
 
+# Each has a whole part in memory.
 _MAX_CONCURRENT_UPLOADS = 3
 _MAX_TRANSFER_ATTEMPTS = 5
+# Seconds; doubled after each failure.
 _MIN_UPLOAD_RETRY_PAUSE = 0.5
 
 T = TypeVar("T")

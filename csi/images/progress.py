@@ -15,6 +15,7 @@ from typing import Any
 from csi.linux.durable_files import TEMP_SUFFIX, check_keys
 from csi.values import format_size
 
+# Seconds.
 _MIN_RATE_WINDOW, _MAX_RATE_WINDOW = 5.0, 60.0
 # Bytes are counted by whole chunks. On a slow link every connection may be in the middle of a chunk for
 # longer than the minimum window, so the window covers several of the longest pauses between two counts.

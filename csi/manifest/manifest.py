@@ -20,6 +20,7 @@ from typing import IO
 from csi.errors import DataCacheError, OutOfRange, UnsafeContent
 
 FORMAT = 1
+# Bounds the memory of a worker: an entry and its node in the layout take about 1 KB.
 MAX_ENTRIES = 2_000_000
 # NAME_MAX and PATH_MAX (without the terminating NUL) of Linux; EROFS has the same limit for names.
 MAX_NAME_BYTES = 255

@@ -18,6 +18,7 @@ AUTOPL = "AutoPL"
 LEVELS = (*essd.LEVELS, AUTOPL)
 # The ceiling of an ESSD AutoPL disk with bursting (Alibaba Cloud, "ESSD AutoPL disks").
 MAX_IOPS = 1_000_000
+# Typing errors rather than limits: far above any device.
 MAX_READ_IOPS = 10**9
 MAX_CREDIT = 10**12
 _REMOVE_HINT = "(an empty value removes a key from a volume)"

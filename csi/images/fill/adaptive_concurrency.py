@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable
 
 INITIAL_READERS = 4
+# Seconds.
 _MEASURING_WINDOW = 0.5
 # Readers finish at random times; a window in which each ends fewer reads than this measures noise.
 _MIN_READS_PER_READER = 2
+# Doubling the readers must increase the rate by this factor to be continued.
 _MIN_SPEEDUP = 1.25
 # One reader more changes the rate by little, so it is measured over several windows. It is kept if it brings
 # at least half of what an average reader brings.

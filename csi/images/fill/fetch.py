@@ -14,6 +14,7 @@ from csi.manifest.reader import ManyReader, OpenReader, PendingFiles, Reader
 
 MAX_FAILURES = 8
 """Number of failures in a row, for one range, that end the fill."""
+# Seconds; doubled after each failure.
 MIN_RETRY_PAUSE = 0.25
 MAX_RETRY_PAUSE = 10.0
 

@@ -36,6 +36,7 @@ CHECKPOINT_INTERVAL = 1.0
 """Seconds after which all finished chunks are synced and recorded, however few."""
 MAX_UNSYNCED_CHUNKS = 16
 """What a kill may cost in addition to the chunks being read: 64 MiB."""
+# Seconds between two looks at progress, throughput and stop requests.
 _POLL_INTERVAL = 0.1
 
 

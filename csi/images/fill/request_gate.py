@@ -18,6 +18,7 @@ from csi.errors import OriginThrottled, OriginTimedOut
 from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
 from csi.manifest.reader import RequestPermits
 
+# Seconds after which a waiting reader checks whether the fill was stopped.
 _WAIT_INTERVAL = 0.1
 # Seconds; a longer Retry-After is cut to this, so that one odd answer cannot stall a fill for hours.
 MAX_RETRY_AFTER = 600.0

@@ -27,6 +27,7 @@ PROBE_BYTES = BLOCK
 LARGE_FILE_BYTES = 1024 * 1024
 PROBES_PER_LARGE_FILE = 8
 """Number of ranges of a file over LARGE_FILE_BYTES, as much of it may be public, or zeros."""
+# Seconds between two adaptations of the number of readers.
 _POLL_INTERVAL = 0.1
 
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 BLOCK = 4096
 BLOCK_BITS = 12
+# The first 1024 bytes are reserved for boot code. The super block is 128 bytes long; inodes may follow
+# directly.
 SUPER_OFFSET = 1024
 FIRST_INODE = SUPER_OFFSET + 128
 INODE_SIZE = 64
@@ -19,15 +21,19 @@ MAX_BLOCKS = 2**32 - 1
 NO_BLOCK = 0xFFFFFFFF
 DIRENT_SIZE = 12
 
+# EROFS_INODE_FLAT_PLAIN and EROFS_INODE_FLAT_INLINE.
 PLAIN, INLINE = 0, 2
+# File types of directory entries (include/linux/fs_types.h: FT_REG_FILE, FT_DIR, FT_SYMLINK).
 TYPE_FILE, TYPE_DIRECTORY, TYPE_SYMLINK = 1, 2, 7
 IFREG, IFDIR, IFLNK = 0o100000, 0o040000, 0o120000
 _IFMT = 0o170000
 
 _MAGIC = 0xE0F5E1E2
+# EROFS_FEATURE_COMPAT_SB_CHKSUM and EROFS_FEATURE_COMPAT_MTIME.
 _COMPAT_CHECKSUM, _COMPAT_MTIME = 0x1, 0x2
 # An inode's number ("nid") is its byte offset in units of 32 bytes.
 _NID_SHIFT = 5
+# The version bit of i_format: extended inodes have 64-bit sizes, 32-bit owner ids and a time.
 _EXTENDED = 1
 _NANO = 10**9
 _super = struct.Struct("<IIIBBHQQIIII16s16sIHHHBBIQB23x")

@@ -24,6 +24,7 @@ from csi.images.layout.layout import LAYOUT_FORMAT, Layout
 _MAGIC = b"DCFILL\0\1"
 _header = struct.Struct("<8sIIQ32sI")
 _record = struct.Struct("<QI")
+# Image offsets are below 2**44 (16 TiB), so the highest bit is free.
 _COPIED_FLAG = 1 << 63
 
 

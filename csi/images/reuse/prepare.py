@@ -23,6 +23,7 @@ from csi.images.reuse.extents import CopyRun, find_copy_runs
 
 log = logging.getLogger("datacache.fill")
 
+# Seconds and bytes after which copies are synced and recorded in the journal: what a kill can cost.
 _SYNC_INTERVAL = 1.0
 _MAX_UNSYNCED_BYTES = 256 * 1024 * 1024
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)

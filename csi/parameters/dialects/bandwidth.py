@@ -5,6 +5,7 @@ from __future__ import annotations
 from csi.performance.limits import MAX_BANDWIDTH
 from csi.values import quantity_value
 
+# 64 KiB/s: less is a forgotten unit, and would stall a fill.
 _MIN_BANDWIDTH = 1 << 16
 
 

@@ -14,6 +14,7 @@ from csi.parameters.dialects.mount_flags import refuse_mount_flags
 from csi.parameters.dialects.ossfs_options import check_ossfs_options
 from csi.values import boolean_value, redact
 
+# The naming rules of S3 and OSS, with the upper case and underscores that older and other stores allow.
 _BUCKET = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, unquote_plus, urlsplit
 from csi.errors import InvalidParameter
 from csi.values import redact
 
+# DNS names of at most 253 characters; underscores occur in internal names.
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\.?")
 _PORTS = {"http": 80, "https": 443}
 # Words in names of query parameters whose value grants access: signatures and keys of S3, OSS, COS, TOS, GCS,

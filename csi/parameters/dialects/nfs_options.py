@@ -19,6 +19,7 @@ _WITHOUT_EFFECT = frozenset(
     "bg fg namlen acl noacl softreval "
     "nosoftreval migration nomigration clientaddr posix noposix".split()
 )
+# The reader speaks v3 and v4.0; a server of 4.1 or 4.2 accepts 4.0 too.
 _VERSIONS = {"3": "3", "3.0": "3", "4": "4.0", "4.0": "4.0", "4.1": "4.0", "4.2": "4.0"}
 
 

@@ -24,6 +24,7 @@ _CREDENTIALS = (
     "accesskeysecret",
     "authorization",
 )
+# Characters.
 _MAX_VALUE = 4096
 # Lists of sources, URLs (1,000) and checksums are longer than other values.
 _MAX_VALUES = {"sources": 1 << 18, "url": 1 << 18, "sha256": 1 << 17}

@@ -13,6 +13,7 @@ from csi.parameters.dialects.keys import Dialect, Key, MutableSource, SecretKey
 from csi.parameters.dialects.mount_flags import refuse_mount_flags
 from csi.values import join_list, redact, split_list
 
+# All URLs are in the volume context, which is part of the PV and of every CSI call.
 MAX_URLS = 1000
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 # "path=URL". A bare URL must not match, though its query may contain "=http://...".

@@ -16,6 +16,7 @@ from csi.sources.buckets.listing_page import ListedObject, ListingPage, parse_pa
 from csi.sources.buckets.object_store import ObjectStore
 from csi.sources.http.connections import Connections
 
+# The maximum of S3. A page has at most a thousand keys of 1 KiB, which may be percent-encoded, plus metadata.
 _PAGE_SIZE = 1000
 _MAX_PAGE_BYTES = 8 << 20
 # Seconds between attempts for one page.

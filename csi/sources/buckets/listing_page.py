@@ -18,6 +18,7 @@ from csi.values import parse_decimal
 
 _ROOT_ELEMENT = "ListBucketResult"
 _OBJECT_PATH = [_ROOT_ELEMENT, "Contents"]
+# Limits against hostile responses.
 _MAX_DEPTH = 16
 _MAX_OBJECT_SIZE = 1 << 62
 

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 # Seconds that a signed URL is valid, unless the temporary key that signed it expires earlier.
 SIGNED_URL_TTL = 3600
+# A temporary key is renewed this long before it expires, since requests with it may be queued or clocks
+# differ.
 _KEY_EXPIRY_MARGIN = datetime.timedelta(minutes=5)
 _CONNECT_TIMEOUT, _MAX_RETRIES = datetime.timedelta(seconds=5), 2
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})

@@ -21,6 +21,7 @@ from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 from csi.sources.source import Source
 
+# Idle connections beyond the readers of one fill are closed.
 _FILL_CONNECTIONS = 16
 _FOLDER_MODE = 0o555
 # obstore does not sign keys with control characters.

@@ -23,6 +23,7 @@ from csi.sources.http.response_checks import (
 )
 from csi.sources.http.streaming_fetch import SharedStreams
 
+# Hubs need one or two redirects; more are a loop.
 MAX_REDIRECTS = 5
 REDIRECT_STATUSES = (301, 302, 303, 307, 308)
 EXPIRED_STATUSES = (400, 401, 403, 410, *REDIRECT_STATUSES)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+# Seconds.
 _CHECK_INTERVAL = 1.0
 # The thread ends after so many seconds without connections to watch.
 _MAX_IDLE_CHECKS = 30

@@ -15,6 +15,7 @@ from csi.sources.http.connections import format_site, unreachable_error
 from csi.sources.http.curl_fetch import CurlResponse
 from csi.sources.http.throughput import ThroughputBaseline, ThroughputMeter
 
+# Bytes of one read from a body without a known length, small enough to notice a slow connection.
 _CHUNKED_READ_BYTES = 1 << 16
 # How often per window `_receive_sized` returns so that the rate can be checked.
 _CHECKS_PER_WINDOW = 8

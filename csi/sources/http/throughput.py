@@ -10,6 +10,7 @@ MIN_RATE = 1024.0
 """Bytes per second below which a connection is useless, however slow the others are."""
 MIN_RATE_FRACTION = 0.05
 """Fraction of the usual rate of a connection below which one is too slow."""
+# The baseline covers about this many windows of reading; then old measurements are halved.
 _HISTORY_WINDOWS = 10
 
 

@@ -44,6 +44,7 @@ from csi.sources.source import Source
 _REPO_TYPES = {"HuggingFace/Model": "model", "HuggingFace/DataSet": "dataset"}
 # Idle connections beyond the readers of one fill are closed.
 _FILL_CONNECTIONS = 16
+# Connections kept for access checks, which take one or two requests per volume.
 _WARM_CONNECTIONS = 2
 _USER_AGENT = "datacache-csi"
 _FILE_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")

@@ -31,6 +31,7 @@ from csi.sources.patterns import CountingIterator, is_included
 from csi.sources.source import Source
 
 _REPO_TYPES = {"ModelScope/Model": "model", "ModelScope/DataSet": "dataset"}
+# Idle connections beyond the readers of one fill are closed.
 _FILL_CONNECTIONS = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import socket
 import struct
 
+# ONC RPC program and version numbers: RFC 1833 (portmapper, version 2) and RFC 1813, appendix I (MOUNT,
+# version 3).
 _PORTMAPPER_PROGRAM, _GET_PORT_PROCEDURE = (100000, 2), 3
 _MOUNT_PROGRAM, _EXPORT_PROCEDURE = (100005, 3), 5
 _PORTMAPPER_PORT, _TCP = 111, 6
+# RFC 5531, 11 (record marking): the highest bit of a fragment header marks the last fragment.
 _LAST_FRAGMENT = 0x8000_0000
 _MAX_REPLY_BYTES = 4 << 20
 

@@ -25,8 +25,10 @@ from typing import NamedTuple, TypeVar
 
 from csi.errors import UnsupportedByNode
 
+# Bytes of one READ call; 1 MiB is the common maximum of servers (rtmax).
 MAX_READ_BYTES = 1 << 20
 _SONAMES = ("libnfs.so.13", "libnfs.so.14")
+# Asynchronous calls sent before waiting for answers.
 _MAX_IN_FLIGHT = 64
 # struct nfsdirent: next, name, inode, type, mode, size, three timevals, uid, gid, nlink, dev, rdev, blksize,
 # blocks, used, three nanoseconds.

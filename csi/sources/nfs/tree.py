@@ -22,6 +22,7 @@ _SPECIAL_FILES = {
     stat.S_IFBLK: "a block device",
     stat.S_IFCHR: "a character device",
 }
+# A signed 64-bit number of nanoseconds ends in the year 2262.
 _MAX_MTIME_NS = (1 << 63) - 1
 _VANISHED_ERRNOS = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
 _Listing = list[tuple[bytes, FileAttributes]]

@@ -34,6 +34,7 @@ from csi.sources.urls.full_read import iter_body
 from csi.values import parse_decimal, redact
 
 MAX_METALINK_FILES = 100_000
+# Each site costs an access check for every new volume.
 MAX_METALINK_SITES = 16
 MAX_METALINK_BYTES = 64 << 20
 # Limits on what a hostile document can make the parser keep in memory.
@@ -45,6 +46,7 @@ _XML_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 _ROOT_ELEMENT = f"{_XML_NAMESPACE} metalink"
 _FILE_PATH = [_ROOT_ELEMENT, f"{_XML_NAMESPACE} file"]
 _SIZE_ELEMENT, _HASH_ELEMENT, _URL_ELEMENT = (f"{_XML_NAMESPACE} {name}" for name in ("size", "hash", "url"))
+# RFC 5854: 1 to 999999, the default.
 _LOWEST_PRIORITY = 999_999
 _PRIORITY = re.compile(r"[1-9][0-9]{0,5}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

@@ -36,9 +36,12 @@ from csi.sources.urls.full_read import read_size_and_sha256
 from csi.sources.urls.metalink import MetalinkDocument, pick_smallest_per_site
 from csi.values import parse_decimal
 
+# Idle connections beyond the readers of one fill are closed.
 _FILL_CONNECTIONS = 16
 _MAX_CONCURRENT_REQUESTS = 8
 _IDENTITY_HEADERS = {"Accept-Encoding": "identity"}
+# A GET of one byte instead of a HEAD: it proves that the bytes can be read, and signed URLs and some servers
+# allow no HEAD.
 _FIRST_BYTE_HEADERS = {"Range": "bytes=0-0", **_IDENTITY_HEADERS}
 _CONTENT_RANGE_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)$")
 
