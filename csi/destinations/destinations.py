@@ -130,6 +130,7 @@ def _parse_rule(text: str) -> _AllowRule:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port = "", None
+    # Nothing but host and port: urlsplit would also accept user info, a path or a query.
     is_plain = text.lower() in (host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}")
     if is_plain and (network := _parse_network(host)):
         return _AllowRule(network, "", port)
@@ -180,6 +181,7 @@ def is_listed(allowed: Iterable[str], address: str) -> bool:
     host = parts.hostname or ""
     numeric = next(iter(get_literal_addresses(host)), "")
     rules = (_parse_rule(item) for item in allowed)
+    # Without a port the address is on the default port of http or https.
     ports = {None, parts.port} if parts.port else {None, 80, 443}
     return any(
         rule.port in ports and (rule.allows_name(host) or bool(numeric and rule.allows_address(numeric)))
@@ -295,6 +297,7 @@ def get_literal_addresses(host: str) -> list[str]:
     except ValueError:
         pass
     try:
+        # getaddrinfo takes the classic spellings of IPv4 too: fewer parts, octal and hexadecimal numbers.
         return [socket.inet_ntoa(socket.inet_aton(host))]
     except (OSError, UnicodeError):
         return []

@@ -54,6 +54,7 @@ class FolderBackend(Backend):
         """Write a file under a temporary name, sync it and rename it."""
         path = self._path(key)
         with self._translate_errors():
+            # One by one, to give each new folder to the owner.
             for folder in [*reversed(path.relative_to(self._root).parents)][1:]:
                 self._make_folder(self._root / folder)
             write_bytes(path, content, 0o644)

@@ -240,6 +240,7 @@ def main() -> None:
         args=(requests,),
         daemon=True,
     ).start()
+    # The main thread only reads, so that the end of the plugin is noticed in the middle of a request too.
     for line in sys.stdin.buffer:
         requests.put(line)
     os._exit(0)

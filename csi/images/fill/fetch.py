@@ -65,6 +65,8 @@ class RetryingReader:
                 continue
             if not failed_files:
                 break
+            # The failed files are retried one by one, after a pause for the first error; then the batch goes
+            # on.
             self._prepare_retry(next(iter(failed_files.values())), 0)
             for entry, buffer in [file for file in pending if file[0] in failed_files]:
                 self.read_into(entry, 0, buffer, failures=1)

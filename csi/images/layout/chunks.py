@@ -88,6 +88,7 @@ class ChunkPlan:
         )
         self.count = len(self._numbers)
 
+    # An array of 8 bytes each instead of ints: an image of terabytes has a million chunks.
     def _get_chunk_numbers(self, extents: Iterable[Extent]) -> Sequence[int]:
         numbers = array("Q")
         for extent in extents:

@@ -41,6 +41,7 @@ def select_victims(
         + requested.allocated_bytes
         - sum(max(0, usage.reserved_bytes - usage.allocated_bytes) for usage in usages)
     )
+    # On disk, evicting an image frees what it has allocated, and what was set aside above for the rest.
     victims = []
     for usage in sorted((image for image in usages if not image.in_use), key=lambda image: image.last_used):
         if min(in_budget, on_disk) >= requested.reserved_bytes:

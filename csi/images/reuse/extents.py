@@ -73,6 +73,7 @@ def _join_runs(layout: Layout, matches: dict[int, tuple[Path, int]]) -> Iterator
     for extent in layout.extents:
         if extent.offset not in matches:
             continue
+        # A run continues if the next file is adjacent on both sides.
         match_source = matches[extent.offset]
         if extents and (
             length >= TARGET_RUN_BYTES

@@ -141,6 +141,7 @@ def _copy_runs(
 ) -> None:
     unsynced_bytes, synced_at = 0, time.monotonic()
     for run in copy_runs:
+        # Syncs in the middle of a run cover earlier runs only: a run counts as copied when all of it is.
         copied_bytes = 0
         for step in copier.copy(run.source_path, run.source_offset, run.target_offset, run.length):
             check_stopped()

@@ -93,6 +93,7 @@ def composite_dialect(parse_source: Callable[[Mapping[str, str], Sequence[str]],
             try:
                 if limit := parse_bandwidth_limit(item.pop("bandwidthLimit", "")):
                     limits[folder] = limit
+                # Without mount flags: they would apply to every NAS in the list.
                 parts[folder] = parse_source(item, ())
             except InvalidParameter as error:
                 raise InvalidParameter(f"sources[{number}] ({folder}): {error}") from error

@@ -68,6 +68,7 @@ class NasSpec(MutableSource):
 
 def _parse_nas_source(values: Mapping[str, str], flags: Sequence[str]) -> NasSpec:
     server, path = _parse_server_and_path(values)
+    # Later ones win: the StorageClass's mountOptions, then the keys of the volume.
     options = nfs_options.NfsOptions()
     for key, text in (
         ("mountOptions", ",".join(flags)),

@@ -44,6 +44,7 @@ class BucketListing:
             if not page.is_truncated:
                 return
             continuation_token = page.continuation_token
+            # Hashes, since tokens may be 1 KiB long and a listing may have thousands of pages.
             token_hash = hashlib.blake2b(continuation_token.encode(), digest_size=16).digest()
             if not continuation_token or token_hash in seen:
                 problem = (
@@ -72,6 +73,7 @@ class BucketListing:
         return self._fetch_page(continuation_token)
 
     def _fetch_page(self, continuation_token: str) -> ListingPage:
+        # In alphabetical order, as Signature Version 4 requires of the canonical query.
         fields = {
             "continuation-token": continuation_token,
             "encoding-type": "url",

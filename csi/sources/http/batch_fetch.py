@@ -58,6 +58,7 @@ class BatchFetch:
 
     def run(self, pending: PendingFiles) -> dict[Entry, OriginUnavailable]:
         """Fetch the files, as `csi.manifest.reader.ManyReader.read_many`."""
+        # Each round fetches a batch; its redirects and refused URLs make up the next one.
         batch = [
             _PendingFile(number, entry, buffer, self._get_url(entry))
             for number, (entry, buffer) in enumerate(pending)
@@ -113,6 +114,7 @@ class BatchFetch:
             )
             request = CurlRequest(file.file_url.url, file.route[0][1], headers, file.entry.size)
             if self._is_ended or self._is_rate_limited(file):
+                # Back into the queue, so that its redirect is remembered.
                 waiting.append(file)
                 return
             if can_send_verbatim(request):
@@ -175,6 +177,7 @@ class BatchFetch:
         """Copy the body into the file's buffer; return whether it was complete."""
         size = file.entry.size
         self._file_urls.get_byte_span(response, file.file_url, file.entry, 0, size)
+        # One byte more than the file, to notice a longer body.
         body = response.read(size + 1)
         if len(body) != size:
             return False

@@ -194,6 +194,7 @@ class Connections:
         with self._lock:
             now = time.monotonic()
             if now - self._last_used_at > IDLE_TIMEOUT:
+                # Closed here, since urllib3 has no limit on the age of idle connections.
                 for manager in self._managers.values():
                     _close_idle(manager)
             self._last_used_at = now
@@ -214,6 +215,7 @@ class Connections:
                 redirected_from is not None and is_proxied(redirected_from),
             )
             route = find_proxy(url), max_scope
+            # The proxy resolves names, so only literal addresses can be checked.
             if route[0]:
                 self._destinations.check_literal_address(*target_site[1:], max_scope)
             self._routes[target_site, origin_site] = route

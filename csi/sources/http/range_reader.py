@@ -65,6 +65,7 @@ class RangeReader(ManyReader):
             raise SourceChanged(
                 f"{entry.path!r} has {entry.size} bytes; {len(buffer)} from byte {offset} were requested"
             )
+        # Origins may send less than requested, and then the rest needs another request.
         done = 0
         while done < len(buffer):
             stream = self._get_stream(entry, offset + done, offset + len(buffer))
@@ -120,6 +121,7 @@ class RangeReader(ManyReader):
     def _read(self, stream: ResponseStream, buffer: memoryview) -> int:
         try:
             count = stream.read(buffer)
+            # Forgotten first: `finish` releases or closes the stream itself, and may raise SourceChanged.
             if stream.position == stream.end:
                 self._stream = None
                 stream.finish()
@@ -145,6 +147,7 @@ class RangeReader(ManyReader):
         """
         range_headers = self._file_urls.build_range_headers(entry, offset, end)
         cached_url = self._file_urls.find_cached(entry)
+        # A small file that is requested completely goes through libcurl, which is faster.
         max_bytes = entry.size if end - offset == entry.size <= MAX_BODY_BYTES else 0
         if cached_url is not None:
             with self._forget_on_failure(entry, cached_url):
@@ -197,6 +200,7 @@ class RangeReader(ManyReader):
         for _ in range(MAX_REDIRECTS + 1):
             response = self._send(file_url, request_headers, entry, max_bytes)
             if response.status not in REDIRECT_STATUSES:
+                # The plain first URL of a file need not be remembered: building it again costs nothing.
                 if response.status in (200, 206) and (self._file_urls.is_signed or not file_url.is_at_origin):
                     self._file_urls.remember(entry, file_url)
                 return response, file_url

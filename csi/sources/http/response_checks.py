@@ -89,6 +89,7 @@ def check_range_end(headers: Mapping[str, str], url: str, entry: Entry, offset: 
             f"{format_site(url)}: it sent another range of {entry.path!r} "
             f"than the requested one (bytes {offset} to {end - 1})"
         )
+    # RFC 9110, 14.4: "*" stands for an unknown total.
     if match[3] not in ("*", str(entry.size)):
         raise SourceChanged(
             f"{entry.path!r} has {match[3]} bytes now, it had {entry.size} when it was listed"

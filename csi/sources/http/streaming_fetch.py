@@ -168,6 +168,7 @@ class SharedStreams:
     def put(self, stream: ResponseStream) -> None:
         """Leave a response for the next reader of its file."""
         with self._lock:
+            # The furthest stream of each file wins; of other files the most recent one stays.
             same_file = sorted(
                 (other for other in (*self._streams, stream) if other.entry == stream.entry), key=_position
             )

@@ -74,6 +74,7 @@ class NfsFolder:
         `NfsError` that satisfies `is_connection_lost`, after which a retry may help.
         """
         self._check_ports()
+        # If all candidates fail, the first one's error is the most specific: it is about the folder itself.
         first_failure: NfsError | None = None
         for export in self._iter_candidate_exports():
             try:

@@ -56,6 +56,7 @@ class TreeWalk:
         Raises SourceNotFound or PermissionDenied naming the folder, UnsafeContent naming a special file or a
         name that is not UTF-8, and OriginUnavailable also if the tree changes during the walk.
         """
+        # Folders to list, each with the permissions of all folders above it.
         pending: list[tuple[str, frozenset[_Permissions]]] = [("", frozenset())]
         while pending:
             folder, permissions = pending.pop()

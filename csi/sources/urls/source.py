@@ -191,6 +191,7 @@ class UrlSource(Source):
                 discard(response)
                 response, file_url = reader.get_response(entry, _IDENTITY_HEADERS)
         try:
+            # 416: an empty file has no first byte; its size is in Content-Range.
             if response.status not in (200, 206, 416):
                 raise self._file_urls.response_error(response, file_url, entry)
             size, sha256 = _parse_size(response), ""
