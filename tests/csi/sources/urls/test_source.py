@@ -318,7 +318,7 @@ def test_each_refusal_is_said_in_its_own_words(server: Server) -> None:
         return error
 
     assert isinstance(say(401), Unauthenticated)
-    assert "wants one" in str(say(401))
+    assert "requires a token" in str(say(401))
     assert "refuses the token" in str(say(401, "secretToken"))
     assert isinstance(say(404), SourceNotFound)
     assert isinstance(say(500), OriginUnavailable)

@@ -129,7 +129,7 @@ def test_a_size_that_is_wrong_is_an_error_when_the_file_is_asked_for_or_proved_o
                     build_layout(manifest),
                     tmp_path / f"i{size}",
                     tmp_path / f"j{size}",
-                    lambda m=manifest, s=subject: s.reader(m),
+                    lambda m=manifest, s=subject: s.open_reader(m),
                 )
 
 
@@ -278,8 +278,8 @@ def test_who_may_not_read_the_document_proves_nothing_by_its_files(server: Serve
     with closing(source(server, metalink({"a": (f"{other.url}/a", DATA)}))) as subject:
         manifest = resolved(subject)
     server.behave["/all.meta4"] = lambda handler: handler.say(401)
-    for token, words in ((None, "wants one"), (SECRET, "refuses the token")):
-        for ask in (resolved, lambda subject: subject.prove(manifest)):
+    for token, words in ((None, "requires a token"), (SECRET, "refuses the token")):
+        for ask in (resolved, lambda subject: subject.check_read_access(manifest)):
             with (
                 closing(UrlSource(parse_volume_parameters(manifest.access).spec, token)) as subject,
                 pytest.raises(Unauthenticated, match=words) as refused,
