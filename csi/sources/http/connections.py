@@ -75,11 +75,11 @@ class Connections:
         """
         # `_connect` sets it: an error on a new connection is real, one on a kept connection may only mean it
         # was stale.
-        self._thread_state.afresh = False
+        self._thread_state.has_connected = False
         try:
             response = self._request(url, headers, origin_site)
         except ProtocolError as error:
-            if self._thread_state.afresh:
+            if self._thread_state.has_connected:
                 raise unreachable_error(error, format_site(url)) from error
             # A connection kept from an earlier request may have been closed by the peer; retry on a new one.
             response = self._request_once(url, headers, origin_site)
@@ -244,7 +244,7 @@ class Connections:
 
         `max_scope` is None for a proxy, which may be anywhere since the environment names it.
         """
-        self._thread_state.afresh = True
+        self._thread_state.has_connected = True
         return (
             connect_unchecked(connection)
             if max_scope is None
