@@ -119,7 +119,7 @@ def test_with_the_server_down_only_what_was_proven_mounts(start: Start, nas: Gan
     nas.stop()
     try:
         code, message = machine.inline("unproven", {**asked, "uid": "1234"})
-        assert code is grpc.StatusCode.UNAVAILABLE and "does not take connections" in message
+        assert code is grpc.StatusCode.UNAVAILABLE and "does not accept connections" in message
         assert (machine.show(volume, "pod") / "weights.bin").read_bytes() == b"1" * 10_000
         assert machine.inline("inline", asked) == (OK, "")
     finally:

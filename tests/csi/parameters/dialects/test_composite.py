@@ -51,18 +51,18 @@ def test_the_order_of_the_list_means_nothing() -> None:
 @pytest.mark.parametrize(
     ("sources", "words"),
     [
-        ("{", "sources is no JSON"),
-        ("[" * 100_000, "sources is no JSON"),
+        ("{", "sources is not JSON"),
+        ("[" * 100_000, "sources is not JSON"),
         ([], "a JSON list of 1 to"),
         ({}, "a JSON list of 1 to"),
-        (["x"], "sources[0] is no JSON object"),
+        (["x"], "sources[0] is not a JSON object"),
         (
             '[{"folder": "a", "repoId": "org/x", "repoId": "org/y"}]',
             "sources has an object with 'repoId' twice",
         ),
         ('[{"folder": "a", "Folder": "b", "repoId": "org/x"}]', "sources has an object with 'folder' twice"),
         ('[{"folder": "a", "repoId": "org/x", "REPOID": "org/y"}]', "twice; keep one"),
-        ([{**HUB, "allowPatterns": ["*.json"]}], "sources[0] has a value that is no text"),
+        ([{**HUB, "allowPatterns": ["*.json"]}], "sources[0] has a value that is not text"),
         ([{"repoId": "a/b"}], "sources[0].folder is ''"),
         ([{**HUB, "folder": "a/b"}], "sources[0].folder"),
         ([{**HUB, "folder": ".."}], "sources[0].folder"),
