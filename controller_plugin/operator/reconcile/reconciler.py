@@ -46,7 +46,6 @@ _BUSY_RETRY_INTERVAL, _MIN_BACKOFF, _MAX_BACKOFF, _RESYNC_INTERVAL, _NO_NODE_RET
 )
 # How often the image store is asked whether it still has what was Available from it.
 _IMAGE_STORE_CHECK_INTERVAL = 3600.0
-_READY = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
 class Reconciler:
