@@ -39,8 +39,8 @@ def open_source(
 ) -> Source:
     """Open the source that `spec` names, with the credential found in `secrets`.
 
-    `allowed_destinations` are the operator's destinations; `connections` is how many readers it is for. Raises InvalidParameter if a Secret was given that
-    has none of the keys of this source.
+    `allowed_destinations` are the operator's destinations; `connections` is how many readers it
+    is for. Raises InvalidParameter if a Secret was given that has none of the keys of this source.
     """
     destinations = Destinations(tuple(allowed_destinations), trusted=not spec.untrusted)
     match spec.source:
