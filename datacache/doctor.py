@@ -142,7 +142,7 @@ def check_cgroups(node: ExaminedNode) -> Finding:
             f"no limit is held: {what}",
             advice or "mount the node's /sys/fs/cgroup into the plugin's container",
         )
-    return Finding("cgroups", Verdict.OK, f"limits are held by {hierarchy.shown} at {node.cgroup_root}")
+    return Finding("cgroups", Verdict.OK, f"limits are held by {hierarchy.display_name} at {node.cgroup_root}")
 
 
 def check_disk(node: ExaminedNode) -> Finding:

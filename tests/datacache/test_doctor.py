@@ -168,7 +168,7 @@ def test_an_image_that_reads_otherwise_than_it_was_written(
 @pytest.mark.parametrize(
     ("broken", "what"),
     [
-        ("mount -t tmpfs tmpfs /sys/fs/cgroup", "no cgroups with block throttling"),
+        ("mount -t tmpfs tmpfs /sys/fs/cgroup", "no cgroups with block I/O throttling"),
         (
             "mount -t tmpfs tmpfs /sys/fs/cgroup; echo cpu memory > /sys/fs/cgroup/cgroup.controllers",
             "no controller io",
