@@ -68,8 +68,10 @@ class OriginTimedOut(OriginUnavailable):
 
 
 class OriginUntrusted(OriginUnavailable):
-    """The origin's TLS certificate is not trusted; retrying does not help until the trust configuration
-    changes."""
+    """The origin's TLS certificate is not trusted.
+
+    Retrying does not help until the trust configuration changes.
+    """
 
 
 class RangesIgnored(OriginUnavailable):
@@ -107,8 +109,10 @@ class SourceChanged(FailedPrecondition):
 
 
 class UnsafeContent(FailedPrecondition):
-    """The source holds something that must not reach a node, such as a special file or a path that leaves the
-    tree."""
+    """The source holds something that must not reach a node.
+
+    Examples are special files and paths that leave the tree.
+    """
 
 
 class UnsupportedByNode(FailedPrecondition):

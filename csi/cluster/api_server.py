@@ -102,10 +102,9 @@ class ApiServer:
         return _parse_object(answer.status, answer.data, answer.headers.get("Retry-After", ""))
 
     def read_clock(self) -> float:
-        """Return the server's time in seconds since 1970, from the Date header of an answer (RFC 9110,
-        6.6.1).
+        """Return the server's time in seconds since 1970.
 
-        Raises as `call`.
+        Read from the Date header of an answer (RFC 9110, 6.6.1). Raises as `call`.
         """
         answer = self._send_authorized(
             "GET", self._build_url("/version", None), None, {"Accept": JSON}, _CONNECT_TIMEOUT

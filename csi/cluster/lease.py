@@ -131,11 +131,10 @@ def leader_election(
     renew_interval: float = _RENEW_INTERVAL,
     renew_deadline: float = _RENEW_DEADLINE,
 ) -> Iterator[None]:
-    """Try to hold the lease during the block, in a thread, and stay within `start_leading()` while it is
-    held.
+    """Try to hold the lease during the block, and stay within `start_leading()` while it is held.
 
-    If `start_leading()` raises, the lease is released so that another replica may try, and this one tries
-    again later.
+    Runs in a thread. If `start_leading()` raises, the lease is released so that another replica may try, and
+    this one tries again later.
     """
     with background_thread(
         lambda ended: _run_election(lease, start_leading, ended, renew_interval, renew_deadline), "lease"

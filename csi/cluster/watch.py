@@ -37,10 +37,10 @@ _DEBOUNCE_SECONDS = 0.2
 
 
 class Watch:
-    """Watch that calls `on_change(name, object)` from a thread for added or changed objects, with None for
-    deleted ones.
+    """Watch that reports added, changed and deleted objects of a collection from a thread.
 
-    An object has changed when its generation has; with `include_status` when its resource version has.
+    It calls `on_change(name, object)`, with None for a deleted object. An object has changed when its
+    generation has; with `include_status` when its resource version has.
 
     `selector()` returns the label selector, None for nothing to watch. `renew` makes the watch call it again
     and report newly selected objects. With `metadata_only` objects carry their metadata alone. With

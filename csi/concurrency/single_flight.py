@@ -49,9 +49,7 @@ class _Flight(Generic[J]):
 
 
 class SingleFlight(Generic[K, J]):
-    """Registry that runs at most one job for each key, in threads called `name`.
-
-    Thread-safe.
+    """Registry that runs at most one job for each key, in threads called `name`. Thread-safe.
 
     The error of a job that had no waiter left is kept for a minute, for the next caller. A job without
     waiters for `abandoned_timeout` seconds is stopped; None lets it run to its end.

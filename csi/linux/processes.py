@@ -61,8 +61,10 @@ def run_interactively(argv: Sequence[str], environment: Mapping[str, str], timeo
 
 
 def spawn(argv: Sequence[str], environment: Mapping[str, str]) -> Process:
-    """Start a program in a session of its own, with pipes for input and output; it inherits standard
-    error."""
+    """Start a program in a session of its own, with pipes for input and output.
+
+    It inherits standard error.
+    """
     return subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(environment), start_new_session=True
     )

@@ -28,8 +28,10 @@ class BlockUevents:
         self._thread: threading.Thread | None = None
 
     def wait_for(self, condition: Callable[[], bool], timeout: float) -> bool:
-        """Check `condition` now and at every event, for at most `timeout` seconds; return whether it became
-        true."""
+        """Check `condition` now and at every event until it is true; return whether it became true.
+
+        Waits for at most `timeout` seconds.
+        """
         end = time.monotonic() + timeout
         with self._received:
             self._start()

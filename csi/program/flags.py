@@ -154,8 +154,10 @@ class MergeAction(argparse.Action):
 
 
 def parse_driver_name(text: str) -> str:
-    """Check a CSI driver name: at most 63 letters, digits, '-' and '.', with a letter or digit at both
-    ends."""
+    """Check a CSI driver name.
+
+    It has at most 63 letters, digits, '-' and '.', with a letter or digit at both ends.
+    """
     if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,61}[A-Za-z0-9])?", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a CSI driver name; "
@@ -200,8 +202,10 @@ def parse_duration(text: str) -> float:
 
 
 def parse_optional_address(text: str) -> tuple[str, int] | None:
-    """Parse "127.0.0.1:9808", "[::1]:9808" or ":9808" (all addresses) into host and port; an empty text is
-    None."""
+    """Parse an address into host and port; an empty text is None.
+
+    Forms are "127.0.0.1:9808", "[::1]:9808" and ":9808" (all addresses).
+    """
     match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]*):([0-9]{1,5})", text)
     if text and not (match and 0 <= int(match[2]) < 65536):
         raise argparse.ArgumentTypeError(f"{text!r} is not an address; write it as 127.0.0.1:9808")

@@ -18,8 +18,10 @@ _M_ARENA_MAX, _M_TRIM_THRESHOLD = -8, -1
 
 
 def limit_malloc_arenas() -> None:
-    """Limit glibc to two malloc arenas instead of eight per core, since hundreds of threads would keep free
-    memory in theirs."""
+    """Limit glibc to two malloc arenas instead of eight per core.
+
+    Otherwise hundreds of threads would keep free memory in theirs.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         # Setting a fixed trim threshold also turns off glibc's dynamic one, which grows up to 64 MiB.

@@ -89,8 +89,10 @@ def ignore_call(method: str, code: str, seconds: float) -> None:
 
 
 class ErrorInterceptor(_ServerInterceptor):
-    """Interceptor that turns exceptions of a servicer into gRPC statuses, writes a log line for each call,
-    and calls `observe`."""
+    """Interceptor that turns exceptions of a servicer into gRPC statuses.
+
+    It also writes a log line for each call, and calls `observe`.
+    """
 
     def __init__(self, observe: CallObserver = ignore_call) -> None:
         self._observe = observe

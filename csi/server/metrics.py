@@ -1,5 +1,4 @@
-"""Prometheus metrics of a plugin: its calls by method and code, its process, and collectors the plugin
-adds."""
+"""Prometheus metrics of a plugin: its calls, its process, and collectors that it adds."""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ class CgroupHierarchy(Protocol):
     root: Path
     """Folder of the root cgroup."""
     is_flat: bool
-    """Whether a limit on a cgroup does not apply to its descendants (version 1), so that each needs its own.
+    """Whether a limit on a cgroup does not apply to its descendants (version 1).
+
+    Each then needs its own.
     """
     limit_files: tuple[str, ...]
     """Files that may undo a limit when another program writes them."""

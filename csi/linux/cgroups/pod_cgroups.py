@@ -42,10 +42,10 @@ class PodCgroups:
         self._parents: list[Path] = []
 
     def find(self, uid: str) -> list[Path]:
-        """Return the folders of the pod's cgroup, below kubelet's known folders; empty if it does not exist
-        (yet).
+        """Return the folders of the pod's cgroup below kubelet's known folders.
 
-        More than one is returned if another cgroup driver or QoS class has left an empty one behind.
+        The result is empty if the cgroup does not exist (yet). It has several if another cgroup driver or QoS
+        class has left an empty one behind.
         """
         return [path for parent in self._parents if (path := _pod_folder(parent, uid)).is_dir()]
 

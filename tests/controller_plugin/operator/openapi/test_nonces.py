@@ -82,5 +82,5 @@ def test_no_more_marks_are_kept_than_fit(opens: Opens, monkeypatch: pytest.Monke
 
 def test_a_secret_that_somebody_has_spoilt_is_told_of(api_server: ApiServer) -> None:
     api_server.kubectl("create", "secret", "generic", "spoilt-nonces", "--from-literal=marks=[]")
-    with pytest.raises(DataCacheError, match="spoilt-nonces has no marks of requests; delete it"):
+    with pytest.raises(DataCacheError, match="spoilt-nonces does not hold request nonces; delete it"):
         SecretNonceStore(api_server.client(), "spoilt-nonces", 100.0).use("a", NOW)

@@ -62,7 +62,7 @@ def test_the_order_of_the_list_means_nothing() -> None:
         ),
         ('[{"folder": "a", "Folder": "b", "repoId": "org/x"}]', "sources has an object with 'folder' twice"),
         ('[{"folder": "a", "repoId": "org/x", "REPOID": "org/y"}]', "twice; keep one"),
-        ([{**HUB, "allowPatterns": ["*.json"]}], "sources[0] has a value that is no text"),
+        ([{**HUB, "allowPatterns": ["*.json"]}], "sources[0] has a value that is not text"),
         ([{"repoId": "a/b"}], "sources[0].folder is ''"),
         ([{**HUB, "folder": "a/b"}], "sources[0].folder"),
         ([{**HUB, "folder": ".."}], "sources[0].folder"),
