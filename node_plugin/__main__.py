@@ -13,7 +13,13 @@ import grpc
 
 from csi import __version__
 from csi.concurrency.wait_limiter import WaitLimiter
-from csi.destinations.allow_list import CACHE_PREWARMS, NAS_HELP, AllowList, parse_nas_prefixes
+from csi.destinations.allow_list import (
+    CACHE_PREWARMS,
+    INLINE_VOLUMES,
+    NAS_HELP,
+    AllowList,
+    parse_nas_prefixes,
+)
 from csi.destinations.destinations import ORIGINS_HELP, parse_destinations
 from csi.errors import UnsupportedByNode
 from csi.image_store.client import STORE_LANE as STORED_LANE
@@ -42,8 +48,10 @@ from csi.server import grpc_server, health
 from csi.server.identity import IdentityServicer
 from csi.worker.pool import WorkerPool
 from node_plugin.fills.fill_events import FillEvents
-from node_plugin.fills.fills import Fills
+from node_plugin.fills.fill_runner import FillRunner
+from node_plugin.fills.fills import Fills, ProtectedImages
 from node_plugin.fills.uploads import Uploads
+from node_plugin.fills.verification import OriginVerification
 from node_plugin.prewarm.prewarming import PrewarmLoop
 from node_plugin.registration import serve_registration
 from node_plugin.servicer import NodeServicer
@@ -52,10 +60,13 @@ from node_plugin.throttle.throttle import Throttle
 from node_plugin.topology import NodeTopology
 from node_plugin.volumes.authorized_resolver import AuthorizedResolver
 from node_plugin.volumes.data_cache_grants import DataCacheGrants
+from node_plugin.volumes.exposures import VolumeExposures
 from node_plugin.volumes.image_mounts import ImageMounts
 from node_plugin.volumes.limits import PerformanceLookup
 from node_plugin.volumes.pins import NodePins
+from node_plugin.volumes.preparation import VolumePreparation
 from node_plugin.volumes.records import VolumeRecords
+from node_plugin.volumes.recovery import NodeRecovery
 from node_plugin.volumes.volumes import NodeVolumes
 
 if TYPE_CHECKING:
@@ -173,64 +184,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    room = WaitLimiter(options.rpc_threads // 2)
-    store = Store(options.store, options.store_size)
-    pool = _build_pool(options)
-    mounts, loops = (
-        KernelMountTable(),
-        KernelLoopDevices(options.read_ahead or default_read_ahead(options.store)),
-    )
-    images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
-    server, shown = find_api_server(options.registry), WatchedVolumes()
-    announcer = open_event_recorder(server, "datacache-node", options.node_id)
-    events, stored = FillEvents(announcer), _build_image_store_client(options, pool)
-    fills = Fills(
-        store,
-        pool,
-        room,
-        connections=options.fill_connections,
-        grace=options.fill_grace,
-        list_in_use=images.list_in_use,
-        events=events,
-        image_store=stored,
-    )
-    uploads = Uploads(store, stored)
-    proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
-    resolver = Resolver(pool, proofs, room, refresh_moving=False, new_scratch_path=store.new_temp_path)
-    allowed = AllowList(options.allow_inline_nas, options.allow_origins)
+    wait_limiter = WaitLimiter(options.rpc_threads // 2)
+    store, pool = Store(options.store, options.store_size), _build_pool(options)
+    server, watched = find_api_server(options.registry), WatchedVolumes()
+    recorder = open_event_recorder(server, "datacache-node", options.node_id)
     registry = open_registry(options.registry, server) if options.registry else None
-    throttle = Throttle(
-        _detect_hierarchy(options.cgroup_root),
-        GroupRecords(options.store / "throttles"),
-        options.require_throttle,
-    )
-    limits = PerformanceLookup(registry)
-    records, pins = (
-        VolumeRecords(options.store / "volumes", shown),
-        NodePins(open_pins(server), options.node_id),
-    )
-    proving = AuthorizedResolver(store, resolver)
-    granted = _build_grants(options, server, store, stored, proving) if options.registry else None
-    volumes = NodeVolumes(
-        records, store, proving, fills, images, mounts, room, allowed, limits, throttle, pins, events, granted
-    )
+    mounts = KernelMountTable()
+    loops = KernelLoopDevices(options.read_ahead or default_read_ahead(options.store))
+    images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
+    hierarchy, groups = _detect_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles")
+    throttle = Throttle(hierarchy, groups, options.require_throttle)
+    image_store = _build_image_store_client(options, pool)
+    events, protected = FillEvents(recorder), ProtectedImages(images.list_in_use)
+    runner = FillRunner(store, pool, options.fill_connections, image_store)
+    fills = Fills(store, runner, wait_limiter, protected, options.fill_grace, events)
+    verification = OriginVerification(store, pool, wait_limiter, options.fill_connections)
+    pins, performance = NodePins(open_pins(server), options.node_id), PerformanceLookup(registry)
+    proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
+    resolver = AuthorizedResolver(store, _build_resolver(pool, proofs, wait_limiter, store))
+    grants = _build_grants(options, server, store, image_store, resolver) if options.registry else None
+    inline_sources = AllowList(options.allow_inline_nas, options.allow_origins, INLINE_VOLUMES)
+    preparation = VolumePreparation(resolver, pins, fills, verification, inline_sources, grants)
+    records = VolumeRecords(options.store / "volumes", watched)
+    exposures = VolumeExposures(records, store, images, mounts, throttle, performance)
+    volumes = NodeVolumes(preparation, exposures, wait_limiter, events)
     prewarms = open_node_prewarms(options.registry, server, options.node_id, registry)
-    asking_anew = Resolver(pool, proofs, room, refresh_moving=True, new_scratch_path=store.new_temp_path)
-    prewarming = prewarms and PrewarmLoop(
-        prewarms,
-        AllowList(options.allow_inline_nas, options.allow_origins, CACHE_PREWARMS),
-        AuthorizedResolver(store, asking_anew),
-        fills,
-        store,
-        pins,
-        images.check_node,
-        options.store / "prewarms.json",
-        grants=granted,
-        uploads=uploads,
-    )
-    if prewarming:
-        fills.protect_prewarmed(prewarming.list_sealed)
-    topology = NodeTopology(options.driver_name, options.node_id, images.check_node, announcer)
+    uploads, prewarming = Uploads(store, image_store), None
+    if prewarms:
+        refreshing = _build_resolver(pool, proofs, wait_limiter, store, refresh_moving=True)
+        prewarm_sources = AllowList(options.allow_inline_nas, options.allow_origins, CACHE_PREWARMS)
+        prewarm_preparation = VolumePreparation(
+            AuthorizedResolver(store, refreshing), pins, fills, verification, prewarm_sources, grants
+        )
+        prewarming = PrewarmLoop(prewarms, prewarm_preparation, store, images.check_node, uploads)
+        protected.add(prewarming.list_sealed)
+    topology = NodeTopology(options.driver_name, options.node_id, images.check_node, recorder)
     observe = _build_observer(options.metrics_address, throttle)
 
     def register(server: grpc.Server) -> None:
@@ -238,25 +226,38 @@ def _serve(options: argparse.Namespace) -> None:
         csi_pb2_grpc.add_NodeServicer_to_server(NodeServicer(volumes, options.node_id, topology), server)
 
     try:
-        with _watch_performance(registry, volumes, shown):
-            volumes.recover()
+        with _watch_performance(registry, volumes, watched):
+            NodeRecovery(exposures, store, fills, throttle, performance, pins).recover()
             with pins.sync_in_background(), prewarming.run_in_background() if prewarming else nullcontext():
                 grpc_server.serve(
                     options.endpoint,
                     options.rpc_threads,
-                    room,
+                    wait_limiter,
                     register,
                     lambda: _serve_probes_and_registration(options, topology),
                     observe,
                 )
     finally:
         uploads.stop()
+        verification.stop()
         fills.stop()
         pool.close()
-        announcer.close()
+        recorder.close()
         if prewarms:
             prewarms.close()
         throttle.close()
+
+
+def _build_resolver(
+    pool: WorkerPool,
+    proofs: ProofMemory,
+    wait_limiter: WaitLimiter,
+    store: Store,
+    refresh_moving: bool = False,
+) -> Resolver:
+    return Resolver(
+        pool, proofs, wait_limiter, refresh_moving=refresh_moving, new_scratch_path=store.new_temp_path
+    )
 
 
 def _build_pool(options: argparse.Namespace) -> WorkerPool:

@@ -9,6 +9,7 @@ import grpc
 
 from csi.errors import InvalidParameter
 from csi.parameters.access_modes import AccessMode, parse_access_mode
+from csi.parameters.content_ref import Secrets
 from csi.pb import csi_pb2 as pb
 from csi.pb import csi_pb2_grpc
 from csi.server.grpc_server import call_deadline, require_fields
@@ -114,7 +115,7 @@ def _build_mount_request(
         Path(path),
         _parse_access_mode(request.volume_capability),
         dict(request.volume_context),
-        dict(request.secrets),
+        Secrets(dict(request.secrets)),
         tuple(request.volume_capability.mount.mount_flags),
     )
 

@@ -1,4 +1,4 @@
-"""Where a user's words may point: what inline volumes, annotations and CachePrewarms name is anybody's word, so the operator's list decides."""
+"""The operator's allow list for sources named by users: inline volumes, PVC annotations and CachePrewarms."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ NAS_HELP = (
 
 @dataclass(frozen=True)
 class PolicySubject:
-    """Whose words are judged, as messages name them, and which plugin has the list."""
+    """Whose parameters are checked, as messages name them, and which plugin has the list."""
 
     label: str
     plugin: str
 
 
-INLINE_VOLUMES, PVC_ANNOTATIONS, CACHE_PREWARMS = (
-    PolicySubject("inline volumes", "node"),
-    PolicySubject("annotations of a PVC", "controller"),
-    PolicySubject("CachePrewarms", "node"),
-)
+INLINE_VOLUMES = PolicySubject("inline volumes", "node")
+PVC_ANNOTATIONS = PolicySubject("annotations of a PVC", "controller")
+CACHE_PREWARMS = PolicySubject("CachePrewarms", "node")
 DATA_CACHE_OBJECTS = PolicySubject("DataCaches", "operator")
 
 
 class AllowList:
-    """Lets users name the configured hubs, of NAS exports those below one of `parse_nas_prefixes` ("server:/path", "*" for all), and
-    of other hosts those among `origins` (see `csi.destinations.destinations.parse_destinations`)."""
+    """Policy for sources named by users: the configured hubs, listed NAS exports and listed hosts.
+
+    NAS exports must be below one of `nas_prefixes` (from `parse_nas_prefixes`: "server:/path", or "*" for
+    all), other hosts among `destinations` (from `csi.destinations.destinations.parse_destinations`).
+    """
 
     def __init__(
         self,
@@ -45,25 +46,26 @@ class AllowList:
         destinations: Sequence[str] = (),
         policy_subject: PolicySubject = INLINE_VOLUMES,
     ) -> None:
-        self._nas_prefixes, self._destinations, self._policy_subject = (
-            tuple(nas_prefixes),
-            tuple(destinations),
-            policy_subject,
-        )
+        self._nas_prefixes = tuple(nas_prefixes)
+        self._destinations = tuple(destinations)
+        self._policy_subject = policy_subject
 
     def check(self, parameters: VolumeParameters) -> None:
-        """Raise PermissionDenied unless every source is listed and has no key of an administrator's; InvalidParameter for a key of the driver's."""
+        """Raise PermissionDenied unless every source is listed and has no key reserved for administrators.
+
+        Raises InvalidParameter for a key that only the driver writes.
+        """
         check_untrusted_keys(parameters.to_context(), self._policy_subject.label)
         self.check_keys(parameters.spec.source)
         self.check_source(parameters.spec.source)
 
     def check_keys(self, source: SourceSpec) -> None:
-        """As `check`, of the keys of each source alone."""
+        """Check only the keys of each source, as `check` does."""
         for part in _iter_sources(source):
             check_untrusted_keys(part.to_context(), self._policy_subject.label)
 
     def check_source(self, source: SourceSpec) -> None:
-        """As `check`, of where each source is alone."""
+        """Check only the location of each source, as `check` does."""
         for part in _iter_sources(source):
             if isinstance(part, NasSpec):
                 self._check_nas_export(part)
@@ -81,13 +83,18 @@ class AllowList:
 
     def _not_allowed_error(self, source: SourceSpec, rejected: str, flag: str) -> PermissionDenied:
         return PermissionDenied(
-            f"{self._policy_subject.label} may not name {source.display_name}: {rejected} is not on the operator's list; "
+            f"{self._policy_subject.label} may not name {source.display_name}: "
+            f"{rejected} is not on the operator's list; "
             f"use a StorageClass, or start the {self._policy_subject.plugin} plugin with {flag}"
         )
 
 
 def as_untrusted(spec: CacheSpec) -> CacheSpec:
-    """`spec` as a user's word. A NAS stays as it is: nothing redirects there, so what an administrator's volume proved counts for it too."""
+    """Mark `spec` as named by a user.
+
+    A NAS spec stays as it is: NFS does not redirect, so a verification made for an administrator's volume
+    also holds for a user's.
+    """
     return spec if isinstance(spec.source, NasSpec) else replace(spec, untrusted=True)
 
 
@@ -109,7 +116,10 @@ def _is_below(source: NasSpec, prefix: str) -> bool:
 
 
 def parse_nas_prefixes(text: str) -> list[str]:
-    """The values of --allow-inline-nas, by commas; raises argparse.ArgumentTypeError naming the one that is neither server:/path nor *."""
+    """Parse the value of --allow-inline-nas, separated by commas.
+
+    Raises argparse.ArgumentTypeError naming the item that is neither server:/path nor *.
+    """
     prefixes = [part.strip() for part in text.split(",") if part.strip()]
     for prefix in prefixes:
         if prefix != "*" and (":/" not in prefix or prefix.startswith(":/")):

@@ -1,9 +1,10 @@
-"""Where a request may point: which addresses an origin, and what it redirects to, may have.
+"""Destinations of requests: which addresses an origin, and what it redirects to, may have.
 
-An address that an administrator named may be any. Nobody else's word, no redirect among them, leads a node to its own
-services, to its neighbours or to a cloud's metadata service, unless the operator lists that destination (--allow-origins). Names are
-judged by the addresses they resolve to, at the moment of connecting: see `csi.sources.http.guarded_pools`. Behind a proxy it is the proxy
-that resolves names; only addresses that are written as such are judged here then.
+An address named by an administrator may be any. One named by anybody else, including by a redirect, must not
+lead a node to its own services, its neighbours or a cloud's metadata service, unless the operator lists that
+destination (--allow-origins). Names are judged by the addresses they resolve to, at the moment of connecting,
+so that DNS rebinding gains nothing: see `csi.sources.http.guarded_pools`. Behind a proxy it is the proxy that
+resolves names, and only literal addresses are judged here.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _HOST_PATTERN = re.compile(r"(\*\.)?[a-z0-9_]([a-z0-9_.-]*[a-z0-9_])?")
 # RFC 6052, 2.1: an IPv4 address in the last 32 bits.
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# RFC 4291, 2.5.5.1: deprecated, and still read as IPv4 by some.
+# RFC 4291, 2.5.5.1: deprecated, but some stacks still connect to the IPv4 address.
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
-# Services of a cloud for its own machines that no range tells from others: Alibaba, Azure, Oracle, AWS and Google over IPv6.
+# Metadata services whose addresses are in no special-purpose range: Alibaba, Azure, Oracle, AWS and Google
+# over IPv6.
 _METADATA_ADDRESSES = frozenset(
     map(
         ipaddress.ip_address,
@@ -36,7 +38,7 @@ _METADATA_ADDRESSES = frozenset(
     )
 )
 
-# RFC 4291, 2.4, and what IANA has given out of it.
+# RFC 4291, 2.4: the only block from which IANA allocates global unicast addresses.
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 # RFC 1122, 3.2.1.3: "this host on this network".
 _THIS_HOST = ipaddress.ip_network("0.0.0.0/8")
@@ -44,13 +46,14 @@ _BROADCAST = ipaddress.ip_address("255.255.255.255")
 
 
 ORIGINS_HELP = (
-    "hosts and networks, by commas (host, host:port, *.domain, 10.0.0.0/8), that inline volumes and annotations of PVCs may name "
+    "hosts and networks, by commas (host, host:port, *.domain, 10.0.0.0/8), "
+    "that inline volumes and annotations of PVCs may name "
     "and that origins may redirect to though they are private, loopback or link-local"
 )
 
 
 class AddressScope(IntEnum):
-    """From where an address can be reached; the higher, the nearer to the node."""
+    """From where an address can be reached; higher is nearer to the node."""
 
     PUBLIC = 0
     PRIVATE = 1
@@ -68,11 +71,14 @@ _SCOPE_DESCRIPTIONS = {
 
 
 def classify_address(address: str) -> AddressScope:
-    """Where the numeric `address` can be reached from; IPv4 addresses inside IPv6 ones (mapped, NAT64, 6to4) count as themselves."""
+    """Return from where the numeric `address` can be reached.
+
+    IPv4 addresses inside IPv6 ones (mapped, NAT64, 6to4) count as the IPv4 address.
+    """
     ip = _unwrap_ipv4(ipaddress.ip_address(address.partition("%")[0]))
     if ip in _METADATA_ADDRESSES or ip.is_link_local:
         return AddressScope.LINK_LOCAL
-    # To connect to the unspecified address is to connect to oneself.
+    # Linux connects to the local host for the unspecified address.
     if ip.is_loopback or ip.is_unspecified or ip in _THIS_HOST:
         return AddressScope.LOOPBACK
     if ip.is_multicast or ip == _BROADCAST:
@@ -91,7 +97,10 @@ def _unwrap_ipv4(ip: _Ip) -> _Ip:
 
 
 class _AllowRule(NamedTuple):
-    """One destination that the operator lists: a network, or a name that may begin with "*."; `port` None for all."""
+    """One destination listed by the operator: a network, or a name that may begin with "*.".
+
+    `port` is None for all.
+    """
 
     network: _Network | None
     name: str
@@ -121,12 +130,14 @@ def _parse_rule(text: str) -> _AllowRule:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port = "", None
+    # Nothing but host and port: urlsplit would also accept user info, a path or a query.
     is_plain = text.lower() in (host, f"{host}:{port}", f"[{host}]", f"[{host}]:{port}")
     if is_plain and (network := _parse_network(host)):
         return _AllowRule(network, "", port)
     if not is_plain or not _HOST_PATTERN.fullmatch(host):
         raise InvalidParameter(
-            f"{text!r} is no destination; write a host, host:port, *.domain, an address or a network (10.0.0.0/8)"
+            f"{text!r} is not a destination; write a host, host:port, *.domain, "
+            "an address or a network (10.0.0.0/8)"
         )
     return _AllowRule(None, host, port)
 
@@ -139,7 +150,10 @@ def _parse_network(text: str) -> _Network | None:
 
 
 def parse_destinations(text: str) -> tuple[str, ...]:
-    """The value of --allow-origins, by commas. Raises argparse.ArgumentTypeError naming the one that is no host, host:port, *.domain or network."""
+    """Parse the value of --allow-origins, separated by commas.
+
+    Raises argparse.ArgumentTypeError naming the item that is not a host, host:port, *.domain or network.
+    """
     items = tuple(item.strip() for item in text.split(",") if item.strip())
     try:
         for item in items:
@@ -150,7 +164,7 @@ def parse_destinations(text: str) -> tuple[str, ...]:
 
 
 def is_destination(text: str) -> bool:
-    """Whether `text` can be on the operator's list."""
+    """Return whether `text` can be an item of the operator's list."""
     try:
         _parse_rule(text)
     except InvalidParameter:
@@ -159,11 +173,15 @@ def is_destination(text: str) -> bool:
 
 
 def is_listed(allowed: Iterable[str], address: str) -> bool:
-    """Whether "host" or "host:port" is on the operator's list as it is written, without asking what the name resolves to."""
+    """Return whether `address` is on the operator's list literally, without resolving names.
+
+    It is "host" or "host:port"; without a port, a rule for port 80 or 443 matches too.
+    """
     parts = urlsplit(f"//{address.lower()}")
     host = parts.hostname or ""
     numeric = next(iter(get_literal_addresses(host)), "")
     rules = (_parse_rule(item) for item in allowed)
+    # Without a port the address is on the default port of http or https.
     ports = {None, parts.port} if parts.port else {None, 80, 443}
     return any(
         rule.port in ports and (rule.allows_name(host) or bool(numeric and rule.allows_address(numeric)))
@@ -173,23 +191,27 @@ def is_listed(allowed: Iterable[str], address: str) -> bool:
 
 @dataclass(frozen=True)
 class Destinations:
-    """`allowed` as the operator listed them (see `parse_destinations`); `trusted` where the first address is an administrator's word."""
+    """Policy of one origin: `allowed` as listed by the operator (see `parse_destinations`).
+
+    `trusted` if an administrator named the first address.
+    """
 
     allowed: tuple[str, ...] = ()
     trusted: bool = True
 
     def with_operator_host(self, host: str) -> Destinations:
-        """These and `host` ("host" or "host:port"), a hub that the operator chose, whoever names a repository of it."""
+        """Return a copy that also allows `host` ("host" or "host:port"), a hub chosen by the operator."""
         return (
             self if self.trusted or not is_destination(host) else replace(self, allowed=(*self.allowed, host))
         )
 
     def max_scope(self, origin_host: str | None, proxied: bool = False) -> AddressScope:
-        """The nearest reach that is allowed unlisted: of a first address (`origin_host` None), or of what the host `origin_host` redirects to.
-        `proxied` where a proxy asks that host: its name is not resolved here then. Raises socket.gaierror as `lookup_host` does.
+        """Return the nearest scope that is allowed without being listed.
 
-        What a redirect leads to is nothing that cannot be reached from where the origin itself is: from a mirror on the
-        loopback to the loopback, from a private network to a private network, and never to a link.
+        It applies to the first address if `origin_host` is None, else to redirects from that host. A redirect
+        may not lead nearer to the node than its origin is: from a loopback mirror to the loopback, from a
+        private network to private networks, and never to link-local addresses. `proxied` if a proxy connects
+        to that host, whose name is not resolved here then. Raises socket.gaierror as `lookup_host` does.
         """
         if origin_host is None:
             return AddressScope.NOWHERE if self.trusted else AddressScope.PUBLIC
@@ -207,7 +229,10 @@ class Destinations:
     def filter_allowed(
         self, host: str, port: int, addresses: Iterable[str], max_scope: AddressScope
     ) -> list[str]:
-        """Those of `addresses`, which `host` has, that may be connected to; raises PermissionDenied when none may."""
+        """Return those of the `addresses` of `host` that may be connected to.
+
+        Raises PermissionDenied if none may.
+        """
         allowed, refused = self._split_allowed(host, port, addresses, max_scope)
         if not allowed:
             raise _not_allowed_error(host, port, refused)
@@ -216,7 +241,10 @@ class Destinations:
     def check_all_allowed(
         self, host: str, port: int, addresses: Iterable[str], max_scope: AddressScope
     ) -> None:
-        """As `filter_allowed`, for a client that chooses among `addresses` itself: raises PermissionDenied when there is one that may not be connected to."""
+        """Raise PermissionDenied unless every one of `addresses` may be connected to.
+
+        For clients that choose among the addresses themselves.
+        """
         allowed, refused = self._split_allowed(host, port, addresses, max_scope)
         if refused or not allowed:
             raise _not_allowed_error(host, port, refused)
@@ -234,7 +262,10 @@ class Destinations:
         return permitted, refused
 
     def check_literal_address(self, host: str, port: int, max_scope: AddressScope) -> None:
-        """As `filter_allowed` for a host that is written as an address, in any spelling, or as localhost; other names pass."""
+        """Check a host that is an address, in any spelling, or localhost, as `filter_allowed` does.
+
+        Other names pass.
+        """
         addresses = get_literal_addresses(host)
         if addresses:
             self.filter_allowed(host, port, addresses, max_scope)
@@ -248,7 +279,7 @@ def _not_allowed_error(host: str, port: int, refused: list[str]) -> PermissionDe
         else f"{host}:{port} has no address"
     )
     return PermissionDenied(
-        f"{reason}, which may not be asked here; if it should be, start the plugin with --allow-origins {host}"
+        f"{reason}, which requests may not go to; to allow it, start the plugin with --allow-origins {host}"
     )
 
 
@@ -257,7 +288,7 @@ def _normalize(host: str) -> str:
 
 
 def get_literal_addresses(host: str) -> list[str]:
-    """The address that `host` spells (127.1 and 0x7f000001 too), nothing for a name."""
+    """Return the address that `host` spells (also 127.1 and 0x7f000001), nothing for a name."""
     host = _normalize(host)
     if host == "localhost" or host.endswith(".localhost"):
         return ["127.0.0.1"]
@@ -266,18 +297,25 @@ def get_literal_addresses(host: str) -> list[str]:
     except ValueError:
         pass
     try:
+        # getaddrinfo takes the classic spellings of IPv4 too: fewer parts, octal and hexadecimal numbers.
         return [socket.inet_ntoa(socket.inet_aton(host))]
     except (OSError, UnicodeError):
         return []
 
 
 def lookup_host(host: str, port: int) -> list[str]:
-    """The numeric addresses of `host`, in the resolver's order. Raises socket.gaierror, or UnicodeError for what can be no name."""
+    """Resolve `host` into numeric addresses, in the resolver's order.
+
+    Raises socket.gaierror, or UnicodeError for an impossible name.
+    """
     results = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(item[4][0]) for item in results))
 
 
 @functools.lru_cache(maxsize=64)
 def _lookup_origin(host: str) -> tuple[str, ...]:
-    """Kept: it is asked for with every redirect, and gives a redirect no more than its origin could have given itself."""
+    """Resolve the host of an origin, cached since every redirect asks for it.
+
+    A stale answer is harmless: a redirect gains no scope that the origin itself did not have.
+    """
     return tuple(lookup_host(host, 0))

@@ -1,4 +1,7 @@
-"""Copies that are announced: a DataCache that another region's operator wants to be here, written before its image is brought."""
+"""Announcements of copies: DataCaches that another region's operator wants here.
+
+An announcement is written before its image is copied.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,30 @@ from csi.parameters.data_cache import is_data_cache_id
 
 ANNOUNCEMENT_FORMAT = 1
 ANNOUNCEMENTS_FOLDER = "announced"
-"""The folder of the announcements."""
+"""The folder of the announcements in the image store."""
 _KEYS = (
-    "id", "digest", "bucket", "path", "store", "region", "title", "retention_days", "tags", "resource_group", "namespaces", "adopted",
-)  # fmt: skip
+    "id",
+    "digest",
+    "bucket",
+    "path",
+    "store",
+    "region",
+    "title",
+    "retention_days",
+    "tags",
+    "resource_group",
+    "namespaces",
+    "adopted",
+)
 
 
 @dataclass(frozen=True)
 class Announcement:
-    """A DataCache `id` that is to be made of the image `digest` (64 hex digits), for `retention_days`, None for ever, for pods of `namespaces`,
-    empty for all. `store` and `region` are where the image comes from; `adopted` says that the DataCache was made."""
+    """A DataCache `id` to be created here from the image `digest` (64 hex digits).
+
+    `retention_days` is None for ever; `namespaces` are those whose pods may mount it, empty for all. `store`
+    and `region` are where the image comes from; `adopted` is set once the DataCache was created.
+    """
 
     id: str
     digest: str
@@ -41,16 +58,16 @@ class Announcement:
 
     @property
     def snapshot_id(self) -> str:
-        """What ECI's users name the image by."""
+        """The id of the image in ECI's API."""
         return snapshot_id_of(self.digest)
 
     @property
     def key(self) -> str:
-        """Its key in the image store."""
+        """The key of the announcement in the image store."""
         return f"{ANNOUNCEMENTS_FOLDER}/{self.id}.json"
 
     def encode(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Convert to JSON values."""
         return {
             "id": self.id,
             "digest": self.digest,
@@ -68,7 +85,7 @@ class Announcement:
 
     @staticmethod
     def decode(values: Mapping[str, Any]) -> Announcement:
-        """Return what `encode` made; raise KeyError, TypeError or ValueError for anything else."""
+        """Read what `encode` wrote; raises KeyError, TypeError or ValueError for anything else."""
         check_keys(values, *_KEYS)
         announcement = Announcement(
             id=values["id"],
@@ -85,26 +102,26 @@ class Announcement:
             adopted=values.get("adopted", False),
         )
         if not is_data_cache_id(announcement.id) or not is_digest(announcement.digest):
-            raise ValueError("it names no DataCache or no image")
+            raise ValueError("invalid DataCacheId or image digest")
         return announcement
 
 
 def encode_announcement(announcement: Announcement) -> bytes:
-    """An announcement as its object has it."""
+    """Encode an announcement as the content of its object."""
     return json.dumps({"format": ANNOUNCEMENT_FORMAT, **announcement.encode()}, sort_keys=True).encode()
 
 
 def decode_announcement(content: bytes, key: str) -> Announcement:
-    """The announcement in an object; raises CorruptContent, naming `key`."""
+    """Decode the content of an object; raises CorruptContent naming `key`."""
     try:
         values: dict[str, Any] = json.loads(content)
         if values.pop("format") != ANNOUNCEMENT_FORMAT:
-            raise ValueError("another format")
+            raise ValueError("unknown format")
         announcement = Announcement.decode(values)
         if announcement.key != key:
-            raise ValueError("another one's name")
+            raise ValueError("it belongs to another DataCache")
         return announcement
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptContent(
-            f"the image store's {key} is damaged ({error}); remove it there, and copy once more"
+            f"the image store's {key} is damaged ({error}); remove it there, and copy again"
         ) from error

@@ -1,4 +1,4 @@
-"""Where the image store keeps its objects, behind one Protocol: a folder, or a bucket."""
+"""Storage of the image store's objects behind one Protocol: a folder, or a bucket."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from csi.manifest.reader import OpenReader
 
 @dataclass(frozen=True)
 class StoredObject:
-    """An object: its key, bytes, and when it was put (seconds since 1970, by the store's clock)."""
+    """An object: its key, its size in bytes, and when it was written.
+
+    Times are in seconds since 1970, by the store's clock.
+    """
 
     key: str
     size: int
@@ -19,9 +22,10 @@ class StoredObject:
 
 
 class Backend(Protocol):
-    """Objects by key ("folder/name"), each whole or not there. Thread-safe.
+    """Objects by key ("folder/name"), each complete or absent. Thread-safe.
 
-    All raise OriginUnavailable where trying again may help, Unauthenticated and PermissionDenied where the credential does not do, NoSpace.
+    All methods raise OriginUnavailable if a retry may help, Unauthenticated and PermissionDenied if the
+    credential is not sufficient, and NoSpace.
     """
 
     @property
@@ -29,28 +33,34 @@ class Backend(Protocol):
         """The store as messages name it."""
 
     def get(self, key: str) -> bytes | None:
-        """The bytes of a small object, None where there is none."""
+        """Return the bytes of a small object, None if it does not exist."""
 
     def size(self, key: str) -> int | None:
-        """The bytes of an object, None where there is none."""
+        """Return the size of an object in bytes, None if it does not exist."""
 
     def put(self, key: str, content: bytes | memoryview) -> None:
-        """Put an object, durably, in the place of one that is there. Of two who put at once, one is whole."""
+        """Write an object durably, replacing an existing one.
+
+        Of two concurrent writes, one wins completely.
+        """
 
     def list_objects(self, folder: str) -> Iterator[StoredObject]:
-        """All objects whose keys begin with `folder`/."""
+        """Yield all objects whose keys begin with `folder`/."""
 
     def list_folders(self, folder: str) -> Iterator[str]:
-        """The names of the folders that are directly below `folder`."""
+        """Yield the names of the folders directly below `folder`."""
 
     def delete(self, key: str) -> None:
-        """Remove an object; one that is not there is no error."""
+        """Delete an object; does nothing if it does not exist."""
 
     def sweep(self, modified_before: float) -> None:
-        """Remove what puts that were cut have left, where they were cut before `modified_before` (seconds since 1970, by the store's clock)."""
+        """Remove leftovers of writes interrupted before `modified_before`.
+
+        It is in seconds since 1970, by the store's clock.
+        """
 
     def get_reader_factory(self, folder: str) -> OpenReader:
-        """Opens readers for entries whose paths are keys below `folder`."""
+        """Return a factory of readers for entries whose paths are keys below `folder`."""
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""

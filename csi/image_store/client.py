@@ -40,7 +40,8 @@ class ImageStoreConfig:
         except (OSError, UnicodeDecodeError) as error:
             why = error.strerror if isinstance(error, OSError) else "a file that is no text"
             raise FailedPrecondition(
-                f"the folder of --image-store-secret, {self.folder}, cannot be read: {why}; mount the Secret there"
+                f"the folder of --image-store-secret, {self.folder}, cannot be read: {why}; "
+                "mount the Secret there"
             ) from error
 
     def check_url(self) -> None:

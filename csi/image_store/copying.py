@@ -1,4 +1,4 @@
-"""An image on its way from one image store to another, part by part; what is there already is not sent again."""
+"""Copy of an image from one image store to another, part by part; parts that exist are not sent again."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from csi.images.progress import ProgressMeter
 from csi.manifest.manifest import Entry, EntryKind
 from csi.manifest.reader import OpenReader
 
+# Each has a whole part in memory.
 _MAX_CONCURRENT_COPIES = 3
 
 
 class ImageCopy:
-    """The image `digest` on its way from `source` to `target`."""
+    """One copy of the image `digest` from `source` to `target`."""
 
     def __init__(
         self,
@@ -27,19 +28,20 @@ class ImageCopy:
         on_progress: OnProgress | None = None,
         should_stop: ShouldStop = lambda: False,
     ) -> None:
-        self._source, self._target, self._digest, self._on_progress, self._should_stop = (
-            source,
-            target,
-            digest,
-            on_progress,
-            should_stop,
-        )
+        self._source = source
+        self._target = target
+        self._digest = digest
+        self._on_progress = on_progress
+        self._should_stop = should_stop
 
     def run(self) -> None:
-        """Bring it there, its record last, so that it is whole or not there; one that is there stays as it is.
+        """Copy the image, its record last, so that it is complete or absent.
 
-        Raises NotFound where the source does not have it, CorruptContent where a part is not what its name says, FillStopped when told to
-        stop, and what a Backend raises; what is there by then stays, and the next one goes on from there.
+        An existing image stays as it is.
+
+        Raises NotFound if the source does not have it, CorruptContent if a part does not match its name,
+        FillStopped if `should_stop` says so, and the errors of a Backend. Finished parts are kept, and the
+        next copy continues from there.
         """
         if retry_with_backoff(lambda: self._target.get(index_key(self._digest))) is not None:
             self._target.delete(unwanted_key(self._digest))
@@ -49,21 +51,20 @@ class ImageCopy:
         if index is None or manifest is None:
             raise NotFound(f"{self._source.display_name} has no image {self._digest[:12]}")
         stored = StoredImage.decode(index, self._digest)
+        # The record goes last: without it, what is there counts as an unfinished upload.
         retry_with_backoff(lambda: self._target.put(manifest_key(self._digest), manifest))
         self._copy_parts(stored)
         retry_with_backoff(lambda: self._target.put(index_key(self._digest), index))
 
     def _copy_parts(self, stored: StoredImage) -> None:
-        open_reader, total = (
-            self._source.get_reader_factory(parts_folder(self._digest)),
-            stored.image_bytes - stored.data_offset,
-        )
+        open_reader = self._source.get_reader_factory(parts_folder(self._digest))
+        total = stored.image_bytes - stored.data_offset
         meter, done = ProgressMeter(total, self._on_progress), 0
         numbers = range(len(stored.parts))
         with ThreadPoolExecutor(_MAX_CONCURRENT_COPIES) as threads:
             for number, size in zip(
                 numbers,
-                threads.map(lambda one: self._copy_part(open_reader, stored, one), numbers),
+                threads.map(lambda part_number: self._copy_part(open_reader, stored, part_number), numbers),
                 strict=True,
             ):
                 done += size
@@ -72,7 +73,8 @@ class ImageCopy:
     def _copy_part(self, open_reader: OpenReader, stored: StoredImage, number: int) -> int:
         if self._should_stop():
             raise FillStopped(
-                "copying the image was told to stop; what is there stays, and the next one goes on from there"
+                "copying the image was stopped; finished parts are kept, "
+                "and the next copy continues from there"
             )
         name, size = stored.parts[number], stored.part_size(number)
         key = f"{parts_folder(self._digest)}/{name}"
@@ -83,7 +85,8 @@ class ImageCopy:
             )
             if hashlib.sha256(content).hexdigest() != name:
                 raise CorruptContent(
-                    f"{self._source.display_name} has a damaged part of image {self._digest[:12]}; remove that image there"
+                    f"{self._source.display_name} has a damaged part of image {self._digest[:12]}; "
+                    "remove that image there"
                 )
             retry_with_backoff(lambda: self._target.put(key, memoryview(content)))
         return size

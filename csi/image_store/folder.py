@@ -16,24 +16,27 @@ from csi.errors import (
     SourceChanged,
     SourceNotFound,
 )
-from csi.image_store.backend import StoredObject
+from csi.image_store.backend import Backend, StoredObject
 from csi.image_store.location import FolderStoreSpec
 from csi.linux.durable_files import TEMP_SUFFIX, write_bytes
 from csi.manifest.manifest import Entry
-from csi.manifest.reader import OpenReader
+from csi.manifest.reader import OpenReader, Reader
 
 
-class FolderBackend:
-    """See Backend. The folder itself has to be there: an empty place where nothing is mounted must not look like a store.
+class FolderBackend(Backend):
+    """Backend in a folder, which must exist: an empty mount point without a mount must not look like a store.
 
-    What root puts there is given to the folder's owner, so that programs which are not root, but the owner, can remove it.
+    What root writes is given to the folder's owner, so that programs running as the owner can remove it.
     """
 
     def __init__(self, spec: FolderStoreSpec) -> None:
-        self._root, self.display_name = spec.path, spec.display_name
+        self._root, self._display_name = spec.path, spec.display_name
+
+    @property
+    def display_name(self) -> str:
+        return self._display_name
 
     def get(self, key: str) -> bytes | None:
-        """See Backend."""
         with self._translate_errors():
             try:
                 return self._path(key).read_bytes()
@@ -41,7 +44,6 @@ class FolderBackend:
                 return None
 
     def size(self, key: str) -> int | None:
-        """See Backend."""
         with self._translate_errors():
             try:
                 return self._path(key).stat().st_size
@@ -49,9 +51,10 @@ class FolderBackend:
                 return None
 
     def put(self, key: str, content: bytes | memoryview) -> None:
-        """See Backend: a file is written beside its place, synced and renamed."""
+        """Write a file under a temporary name, sync it and rename it."""
         path = self._path(key)
         with self._translate_errors():
+            # One by one, to give each new folder to the owner.
             for folder in [*reversed(path.relative_to(self._root).parents)][1:]:
                 self._make_folder(self._root / folder)
             write_bytes(path, content, 0o644)
@@ -63,14 +66,14 @@ class FolderBackend:
             self._give_to_owner(folder)
 
     def _give_to_owner(self, path: Path) -> None:
-        """An export that squashes root has given it already, to whom it says."""
+        """Change the owner to the folder's; an export that squashes root has set its own owner already."""
         if os.geteuid() == 0:
             owner = self._root.stat()
             with suppress(PermissionError):
                 os.chown(path, owner.st_uid, owner.st_gid)
 
     def list_objects(self, folder: str) -> Iterator[StoredObject]:
-        """See Backend; files that are being written are not there yet."""
+        """Yield all objects except files that are being written."""
         with self._translate_errors():
             for parent, _, names in os.walk(self._path(folder)):
                 for name in sorted(names):
@@ -78,7 +81,6 @@ class FolderBackend:
                         yield from self._stat(Path(parent, name))
 
     def list_folders(self, folder: str) -> Iterator[str]:
-        """See Backend."""
         with self._translate_errors():
             folder_path = self._path(folder)
             yield from (
@@ -95,15 +97,14 @@ class FolderBackend:
         yield StoredObject(str(path.relative_to(self._root)), status.st_size, status.st_mtime)
 
     def delete(self, key: str) -> None:
-        """See Backend; folders that are empty then go too."""
+        """Delete an object and the folders that become empty."""
         with self._translate_errors():
             self._unlink(self._path(key))
 
     def sweep(self, modified_before: float) -> None:
-        """See Backend."""
         with self._translate_errors():
             for path in list(self._path("").rglob(f".*{TEMP_SUFFIX}")):
-                if any(kept.modified_at < modified_before for kept in self._stat(path)):
+                if any(temporary.modified_at < modified_before for temporary in self._stat(path)):
                     self._unlink(path)
 
     def _unlink(self, path: Path) -> None:
@@ -113,7 +114,6 @@ class FolderBackend:
                 break
 
     def get_reader_factory(self, folder: str) -> OpenReader:
-        """See Backend."""
         return lambda: self._open_reader(folder)
 
     @contextmanager
@@ -121,23 +121,27 @@ class FolderBackend:
         yield _FolderReader(self, folder)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file stays open."""
 
     def read_into(self, key: str, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` from byte `offset` of an object on. Raises SourceNotFound and SourceChanged beside what all raise."""
+        """Fill `buffer` from byte `offset` of an object.
+
+        Raises SourceNotFound and SourceChanged in addition to the errors of a Backend.
+        """
         with self._translate_errors():
             try:
                 with self._path(key).open("rb", buffering=0) as stream:
                     done = os.preadv(stream.fileno(), [buffer], offset)
             except FileNotFoundError as error:
-                raise SourceNotFound(f"{self.display_name} has no {key} any more") from error
+                raise SourceNotFound(f"{self.display_name} does not have {key} any more") from error
         if done != len(buffer):
-            raise SourceChanged(f"{self.display_name}: {key} is shorter than when it was put there")
+            raise SourceChanged(f"{self.display_name}: {key} is shorter than when it was written")
 
     def _path(self, key: str) -> Path:
         if not self._root.is_dir():
             raise OriginUnavailable(
-                f"{self.display_name}, the image store, is not there; mount it on this node, at the same place in the plugin's container"
+                f"{self.display_name}, the image store, does not exist; mount it on this node, "
+                "at the same path in the plugin's container"
             )
         return self._root / key
 
@@ -150,18 +154,17 @@ class FolderBackend:
 
     def _backend_error(self, error: OSError) -> DataCacheError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            return NoSpace(
-                f"{self.display_name}, the image store, is full; add room, or let fewer caches be kept"
-            )
+            return NoSpace(f"{self.display_name}, the image store, is full; add space, or keep fewer caches")
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             return PermissionDenied(
-                f"{self.display_name}, the image store, may not be used ({error.strerror}); give this driver's user the right"
+                f"{self.display_name}, the image store, denies access ({error.strerror}); "
+                "give this driver's user the rights"
             )
         return OriginUnavailable(f"{self.display_name}, the image store, cannot be used: {error.strerror}")
 
 
-class _FolderReader:
-    """See `csi.manifest.reader.Reader`."""
+class _FolderReader(Reader):
+    """Reader of objects as files."""
 
     def __init__(self, backend: FolderBackend, folder: str) -> None:
         self._backend, self._folder = backend, folder

@@ -1,4 +1,4 @@
-"""Where a cluster keeps images that outlive their origins, as the operator writes it: a folder, or a bucket.
+"""Location of a cluster's image store, as the operator writes it: a folder, or a bucket.
 
 file:///mnt/images
 s3://bucket/folder?endpoint=https://minio.example.com:9000&region=eu-central-1&pathStyle=true
@@ -35,39 +35,44 @@ ImageStoreSpec = FolderStoreSpec | BucketSpec
 
 
 def parse_image_store_url(text: str) -> ImageStoreSpec:
-    """The image store that an URL names. Raises InvalidParameter that says what is wrong with it; no credential may be in it."""
+    """Parse the URL of an image store.
+
+    Raises InvalidParameter saying what is wrong. It must not contain a credential.
+    """
     try:
         url = urlsplit(text)
         options = dict(parse_qsl(url.query, strict_parsing=True)) if url.query else {}
     except ValueError as error:
-        raise _url_error(text, "cannot be read as an URL") from error
+        raise _url_error(text, "cannot be parsed as a URL") from error
     if url.username is not None or url.password is not None or url.fragment:
         raise InvalidParameter(
-            "the image store's URL carries a credential or a fragment; put the access key into the folder of --image-store-secret"
+            "the image store's URL carries a credential or a fragment; "
+            "put the access key into the folder of --image-store-secret"
         )
     if url.scheme == "file":
         return _parse_folder(text, url.netloc, unquote(url.path), options)
     if url.scheme not in _BUCKETS:
-        raise _url_error(text, "is of no known kind")
+        raise _url_error(text, "has an unknown scheme")
     if unknown := next((key for key in options if key not in _OPTIONS), ""):
         raise _url_error(text, f"has an unknown option {redact(unknown)}; it may have {', '.join(_OPTIONS)}")
     dialect, endpoint = _BUCKETS[url.scheme]
     values = {"bucket": url.netloc, "path": unquote(url.path)} | {
         key: value for key, value in options.items() if key != "endpoint"
     }
-    found = dialect.parse(values | ({endpoint: options["endpoint"]} if "endpoint" in options else {}), ())
-    assert isinstance(found, BucketSpec)
-    return found
+    spec = dialect.parse(values | ({endpoint: options["endpoint"]} if "endpoint" in options else {}), ())
+    assert isinstance(spec, BucketSpec)
+    return spec
 
 
 def _parse_folder(text: str, host: str, path: str, options: dict[str, str]) -> FolderStoreSpec:
     if host or options or not path.startswith("/") or ".." in PurePosixPath(path).parts:
-        raise _url_error(text, "is no absolute folder")
+        raise _url_error(text, "is not an absolute folder")
     return FolderStoreSpec(Path(path))
 
 
-def _url_error(text: str, why: str) -> InvalidParameter:
-    # Not the whole of it: whoever got it wrong may have put a key there.
+def _url_error(text: str, problem: str) -> InvalidParameter:
+    # Without user info and query: a malformed URL may have a key there.
+    location = redact(text.partition("?")[0].rpartition("@")[2])
     return InvalidParameter(
-        f"the image store {redact(text.partition('?')[0].rpartition('@')[2])} {why}; write file:///folder, s3://bucket/folder or oss://"
+        f"the image store {location} {problem}; write file:///folder, s3://bucket/folder or oss://"
     )

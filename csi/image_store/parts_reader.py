@@ -1,4 +1,4 @@
-"""Reads an image's parts by their numbers, which are what a fill orders them by; in the store they have the names of their sums."""
+"""Reader of an image's parts by number, the order of a fill; in the store their names are their checksums."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from csi.manifest.manifest import Entry
 from csi.manifest.reader import OpenReader, Reader
 
 
-class PartsReader:
-    """See `csi.manifest.reader.Reader`; for one thread, as a context."""
+class PartsReader(Reader):
+    """Reader of parts; for one thread, as a context manager."""
 
     def __init__(self, open_reader: OpenReader, stored: StoredImage) -> None:
         self._context: AbstractContextManager[Reader] = open_reader()
         self._stored = stored
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
-        """See `csi.manifest.reader.Reader`."""
         self._reader.read_into(replace(entry, path=self._stored.parts[int(entry.path)]), offset, buffer)
 
     def __enter__(self) -> PartsReader:

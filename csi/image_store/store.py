@@ -1,4 +1,4 @@
-"""The image store of a cluster: sealed images outlive their origins there, and any node can have them."""
+"""The image store of a cluster: sealed images that outlive their origins, available to every node."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ from csi.manifest.manifest import Manifest
 
 
 class ImageStore:
-    """The images in `backend`. Two who add one image at once leave one; one that is cut leaves parts that the next goes on with."""
+    """The images in `backend`.
+
+    Two concurrent uploads of one image result in one; the parts of an interrupted upload are reused by the
+    next.
+    """
 
     def __init__(self, backend: Backend, part_bytes: int = PART_BYTES) -> None:
         self._backend, self._part_bytes = backend, part_bytes
@@ -50,12 +54,18 @@ class ImageStore:
         return self._backend.display_name
 
     def find(self, digest: str) -> StoredImage | None:
-        """The image, if all of it is there. Raises CorruptContent where its record is damaged, and what Backend raises."""
+        """Return the image if it is complete.
+
+        Raises CorruptContent if its record is damaged, and the errors of a Backend.
+        """
         content = self._backend.get(index_key(digest))
         return None if content is None else StoredImage.decode(content, digest)
 
     def read_manifest(self, digest: str) -> Manifest:
-        """The manifest of an image that is there; raises NotFound, CorruptContent, and what Backend raises."""
+        """Read the manifest of a stored image.
+
+        Raises NotFound, CorruptContent, and the errors of a Backend.
+        """
         content = self._backend.get(manifest_key(digest))
         if content is None:
             raise NotFound(f"{self.display_name} has no image {digest[:12]}")
@@ -63,11 +73,13 @@ class ImageStore:
             manifest = Manifest.read(BytesIO(content))
         except DataCacheError as error:
             raise CorruptContent(
-                f"{self.display_name} has a damaged manifest of {digest[:12]}; remove {image_folder(digest)} there"
+                f"{self.display_name} has a damaged manifest of {digest[:12]}; "
+                f"remove {image_folder(digest)} there"
             ) from error
         if manifest.digest != digest:
             raise CorruptContent(
-                f"{self.display_name} has another image's manifest under {image_folder(digest)}; remove that there"
+                f"{self.display_name} has another image's manifest in {image_folder(digest)}; "
+                "remove that folder there"
             )
         return manifest
 
@@ -78,16 +90,17 @@ class ImageStore:
         should_stop: ShouldStop = lambda: False,
         access: Mapping[str, str] | None = None,
     ) -> StoredImage:
-        """Bring a sealed image here, unless it is here: what there is of it already is not sent again.
+        """Upload a sealed image unless it is stored already; parts that exist are not sent again.
 
-        `on_progress` hears how far it is, in bytes behind the image's metadata. `access` is the pinned spec of a place that is known to hold its
-        bytes; without it that is where its manifest says.
-        Raises FillStopped when told to stop, and what Backend raises; what is there by then stays.
+        `on_progress` counts bytes after the image's metadata. `access` is the pinned spec of an origin scope
+        known to have its bytes, by default that of its manifest. Raises FillStopped if `should_stop` says so,
+        and the errors of a Backend; finished parts are kept.
         """
         with image.manifest.open("rb") as stream:
             manifest = Manifest.read(stream)
         digest = manifest.digest
         if existing := self.find(digest):
+            # A mark left from when nobody wanted the image would let it expire soon.
             self._backend.delete(unwanted_key(digest))
             return existing
         data_at = len(build_layout(manifest).metadata)
@@ -118,9 +131,10 @@ class ImageStore:
         connections: int,
         on_progress: OnProgress | None = None,
     ) -> None:
-        """Bring an image's bytes to its partial image in a node's store, each part verified; what was there is gone on with.
+        """Fill the partial image in a node's store, verifying each part; continues an earlier fill.
 
-        Raises CorruptContent where it is laid out otherwise than `manifest` is, and as `csi.images.fill.fill.fill`.
+        Raises CorruptContent if the stored layout differs from that of `manifest`, and the errors of
+        `csi.images.fill.fill.fill`.
         """
         layout = build_layout(manifest)
         if stored.layout_format != layouts.LAYOUT_FORMAT or (stored.image_bytes, stored.data_offset) != (
@@ -128,7 +142,9 @@ class ImageStore:
             len(layout.metadata),
         ):
             raise CorruptContent(
-                f"{self.display_name} has {stored.digest[:12]} as another version of this driver laid it out; it is filled from its origin"
+                f"{self.display_name} has {stored.digest[:12]} as laid out by another version "
+                "of this driver; "
+                "it is filled from its origin"
             )
         open_reader = self._backend.get_reader_factory(parts_folder(stored.digest))
         parts_layout = stored.build_parts_layout(layout.metadata)
@@ -148,19 +164,22 @@ class ImageStore:
         on_progress: OnProgress | None = None,
         should_stop: ShouldStop = lambda: False,
     ) -> None:
-        """Bring an image to another image store; see ImageCopy for what is raised."""
+        """Copy an image to another image store; raises the errors of `ImageCopy.run`."""
         ImageCopy(self._backend, target._backend, digest, on_progress, should_stop).run()
 
     def announce(self, announcement: Announcement) -> None:
-        """Say that an image is to become a DataCache here, in the place of what was said of that DataCache."""
+        """Write the announcement that an image is to become a DataCache here.
+
+        It replaces an earlier one of that DataCache.
+        """
         retry_with_backoff(lambda: self._backend.put(announcement.key, encode_announcement(announcement)))
 
     def list_announcements(
         self, on_damaged: Callable[[str], None] = lambda why: None
     ) -> Iterator[Announcement]:
-        """All that was said and can be read, by DataCacheId; `on_damaged` is told of the others. Raises what Backend raises."""
+        """Yield all readable announcements, by DataCacheId; calls `on_damaged` for the others."""
         for stored_object in sorted(
-            self._backend.list_objects(ANNOUNCEMENTS_FOLDER), key=lambda one: one.key
+            self._backend.list_objects(ANNOUNCEMENTS_FOLDER), key=lambda item: item.key
         ):
             try:
                 if content := self._backend.get(stored_object.key):
@@ -169,34 +188,35 @@ class ImageStore:
                 on_damaged(str(error))
 
     def withdraw(self, announcement: Announcement) -> None:
-        """Say so no more; what was not said is no error."""
+        """Delete an announcement; does nothing if it does not exist."""
         self._backend.delete(announcement.key)
 
     def list_digests(self) -> Iterator[str]:
-        """Of all images, and of what there is of some, in order."""
+        """Return the digests of all images, complete or not, in order."""
         return filter(is_digest, self._backend.list_folders(IMAGES_FOLDER))
 
     def list_images(self) -> Iterator[StoredImage]:
-        """All images that are whole, by digest; raises as `find`."""
+        """Yield all complete images, by digest; raises as `find`."""
         for digest in self.list_digests():
-            if found := self.find(digest):
-                yield found
+            if stored := self.find(digest):
+                yield stored
 
     def find_by_snapshot_id(self, snapshot_id: str) -> StoredImage | None:
-        """The image of a snapshot id, None where there is none; raises as `find`."""
+        """Return the image with a snapshot id, None if there is none; raises as `find`."""
         for digest in self.list_digests():
             if snapshot_id_of(digest) == snapshot_id:
                 return self.find(digest)
         return None
 
     def remove(self, digest: str) -> None:
-        """Remove an image, and what there is of one; one that is not there is no error."""
+        """Remove an image, complete or not; does nothing if it does not exist."""
         self._delete_image(digest, list(self._backend.list_objects(image_folder(digest))))
 
     def collect(self, wanted_digests: Collection[str], grace_seconds: float, now: float) -> list[str]:
-        """Remove images that nobody has wanted for `grace_seconds` seconds, and parts of uploads that nobody went on with; the digests of what is gone.
+        """Remove images unwanted for `grace_seconds` and abandoned uploads; return the removed digests.
 
-        `wanted_digests` are digests. An image is marked first, and goes with a later call: for one process at a time.
+        An image missing from `wanted_digests` is first marked, and removed by a later call. For one process
+        at a time.
         """
         self._backend.sweep(now - grace_seconds)
         removed = []
@@ -209,26 +229,36 @@ class ImageStore:
         return removed
 
     def _is_expired(self, digest: str, objects: list[StoredObject], grace_seconds: float, now: float) -> bool:
-        is_complete = any(one.key == index_key(digest) for one in objects)
-        marked_at = next((one.modified_at for one in objects if one.key == unwanted_key(digest)), None)
+        is_complete = any(stored_object.key == index_key(digest) for stored_object in objects)
+        marked_at = next(
+            (
+                stored_object.modified_at
+                for stored_object in objects
+                if stored_object.key == unwanted_key(digest)
+            ),
+            None,
+        )
         if is_complete and marked_at is None:
             self._backend.put(unwanted_key(digest), b"")
             return False
+        # An upload has no record and no mark; it expires by its newest part.
         since = (
-            marked_at if is_complete and marked_at is not None else max(one.modified_at for one in objects)
+            marked_at
+            if is_complete and marked_at is not None
+            else max(stored_object.modified_at for stored_object in objects)
         )
         return now - since >= grace_seconds
 
     def _delete_image(self, digest: str, objects: list[StoredObject]) -> None:
-        """The record first: from then on nobody begins to read."""
+        """Delete the record first, so that no new reader starts."""
         self._backend.delete(index_key(digest))
-        for one in objects:
-            self._backend.delete(one.key)
+        for stored_object in objects:
+            self._backend.delete(stored_object.key)
 
     def _group_by_image(self) -> Iterator[tuple[str, list[StoredObject]]]:
         for digest, objects in groupby(
-            sorted(self._backend.list_objects(IMAGES_FOLDER), key=lambda one: one.key),
-            lambda one: one.key.split("/")[1],
+            sorted(self._backend.list_objects(IMAGES_FOLDER), key=lambda stored_object: stored_object.key),
+            lambda stored_object: stored_object.key.split("/")[1],
         ):
             if is_digest(digest):
                 yield digest, list(objects)
@@ -236,15 +266,16 @@ class ImageStore:
 
 @contextmanager
 def open_image_store(url: str, secrets: Mapping[str, str]) -> Iterator[ImageStore]:
-    """The image store of an URL (`csi.image_store.location`); raises InvalidParameter."""
+    """Open the image store of a URL (`csi.image_store.location`); raises InvalidParameter."""
     with closing(open_backend(parse_image_store_url(url), secrets)) as backend:
         yield ImageStore(backend)
 
 
 def open_backend(spec: ImageStoreSpec, secrets: Mapping[str, str]) -> Backend:
-    """The backend of an image store, with the driver's own credential (`accessKeyId`, `secretAccessKey` or OSS's `akId`, `akSecret`).
+    """Open the backend of an image store with the driver's own credential.
 
-    Raises InvalidParameter where a credential was given that it cannot use.
+    `secrets` has `accessKeyId` and `secretAccessKey`, or OSS's `akId` and `akSecret`. Raises InvalidParameter
+    for an unusable credential.
     """
     if isinstance(spec, FolderStoreSpec):
         from csi.image_store.folder import FolderBackend

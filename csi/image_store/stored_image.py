@@ -1,9 +1,9 @@
-"""What the image store has of one image: its parts, and the record that makes them an image.
+"""Objects of one image in the image store: its parts, and the record that makes them an image.
 
-images/<digest>/manifest        as a node's store has it
-images/<digest>/parts/<sha256>  PART_BYTES of the image each, but the last
-images/<digest>/index.json      put last: where it is, the image is whole
-images/<digest>/unwanted        nobody has wanted the image since this was put
+images/<digest>/manifest        the manifest, as in a node's store
+images/<digest>/parts/<sha256>  PART_BYTES of the image each, except the last
+images/<digest>/index.json      the record, written last: if it exists, the image is complete
+images/<digest>/unwanted        a mark: nobody has wanted the image since it was written
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from csi.manifest.manifest import Entry, EntryKind, Manifest
 
 STORED_IMAGE_FORMAT = 1
 IMAGES_FOLDER = "images"
+# A part is held in memory while it is sent, by several threads; S3 charges by request.
 PART_BYTES = 32 * 1024 * 1024
 _BLOCK = 4096
 _KEYS = (
@@ -39,10 +40,12 @@ _MAX_STORED_AT = 253_402_300_800  # the year 10000
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image: `digest` of its manifest, `image_bytes` long, of files of `content_bytes`; `parts` are sha256 sums (hex) in the image's order.
+    """The record of an image.
 
-    The first part begins at image byte `data_offset`: what is before it follows from the manifest.
-    `access` is the pinned spec that it was filled from, `layout_format` the layout's format, `stored_at` seconds since 1970.
+    `digest` is that of its manifest, `image_bytes` its size, `content_bytes` the sum of its files. `parts`
+    are sha256 checksums (hex) in the order of the image; the first part begins at image byte `data_offset`,
+    as everything before it follows from the manifest. `access` is the pinned spec that it was filled from,
+    `layout_format` the format of the layout, `stored_at` seconds since 1970.
     """
 
     digest: str
@@ -57,12 +60,12 @@ class StoredImage:
 
     @property
     def snapshot_id(self) -> str:
-        """What ECI's users name it by."""
+        """The id of the image in ECI's API."""
         return snapshot_id_of(self.digest)
 
     def encode(self) -> bytes:
-        """Return the record as JSON."""
-        kept = {
+        """Encode the record as JSON."""
+        record = {
             "format": STORED_IMAGE_FORMAT,
             "digest": self.digest,
             "image_bytes": self.image_bytes,
@@ -74,15 +77,15 @@ class StoredImage:
             "part_bytes": self.part_bytes,
             "stored_at": self.stored_at,
         }
-        return json.dumps(kept, sort_keys=True).encode()
+        return json.dumps(record, sort_keys=True).encode()
 
     @staticmethod
     def decode(content: bytes, digest: str) -> StoredImage:
-        """Return the record that `encode` wrote of the image `digest`; raise CorruptContent for any other."""
+        """Decode the record of the image `digest`; raises CorruptContent for any other content."""
         try:
             values: dict[str, Any] = json.loads(content)
             if values.pop("format") != STORED_IMAGE_FORMAT:
-                raise ValueError("another format")
+                raise ValueError("unknown format")
             check_keys(values, *_KEYS)
             stored = StoredImage(
                 digest=values["digest"],
@@ -99,35 +102,38 @@ class StoredImage:
             return stored
         except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
             raise CorruptContent(
-                f"the image store's record of {digest[:12]} is damaged ({error}); remove images/{digest} there"
+                f"the image store's record of {digest[:12]} is damaged ({error}); "
+                f"remove images/{digest} there"
             ) from error
 
     def check_consistency(self, digest: str) -> None:
-        """Raise ValueError unless the record is one of the image `digest` and agrees with itself."""
+        """Raise ValueError unless the record belongs to the image `digest` and is consistent."""
         count = -(-(self.image_bytes - self.data_offset) // self.part_bytes)
         if self.digest != digest or not all(map(is_digest, self.parts)):
-            raise ValueError("it is of another image")
+            raise ValueError("it belongs to another image")
         if (
             any(size % _BLOCK for size in (self.part_bytes, self.image_bytes, self.data_offset))
             or len(self.parts) != count
         ):
             raise ValueError(
-                f"{len(self.parts)} parts of {self.part_bytes} bytes are no image of {self.image_bytes}"
+                f"{len(self.parts)} parts of {self.part_bytes} bytes do not make {self.image_bytes} bytes"
             )
         if not isinstance(self.content_bytes, int) or not all(
             isinstance(text, str) for pair in self.access.items() for text in pair
         ):
-            raise ValueError("its size or where it came from cannot be read")
+            raise ValueError("its size or origin cannot be read")
         if not 0 <= self.stored_at < _MAX_STORED_AT:
-            raise ValueError("it came at no time that there is")
+            raise ValueError("its time is out of range")
 
     def part_size(self, number: int) -> int:
-        """The bytes of a part, numbered from 0."""
+        """Return the size in bytes of a part, numbered from 0."""
         return min(self.part_bytes, self.image_bytes - self.data_offset - number * self.part_bytes)
 
     def build_parts_layout(self, metadata: bytes) -> Layout:
-        """The image as a fill sees it whose files are the parts: each is verified, and what was there is gone on with."""
+        """Build a layout whose files are the parts, so that a fill verifies each part and can be resumed."""
         entries = [
+            # Numbered names: a fill reads in this order, and equal parts (zeros) must still be distinct
+            # entries.
             Entry(f"{number:06}", EntryKind.FILE, size=self.part_size(number), digest=f"sha256:{part}")
             for number, part in enumerate(self.parts)
         ]
@@ -138,30 +144,30 @@ class StoredImage:
 
 
 def snapshot_id_of(digest: str) -> str:
-    """What ECI's users name an image by: "s-" and the first 20 digits of its digest."""
+    """Return the id of an image in ECI's API: "s-" and the first 20 digits of its digest."""
     return f"s-{digest[:20]}"
 
 
 def image_folder(digest: str) -> str:
-    """Where all of an image is."""
+    """Return the folder of all objects of an image."""
     return f"{IMAGES_FOLDER}/{digest}"
 
 
 def index_key(digest: str) -> str:
-    """The key of the record that makes an image whole."""
+    """Return the key of the record that makes an image complete."""
     return f"{image_folder(digest)}/index.json"
 
 
 def manifest_key(digest: str) -> str:
-    """The key of the manifest."""
+    """Return the key of the manifest."""
     return f"{image_folder(digest)}/manifest"
 
 
 def parts_folder(digest: str) -> str:
-    """The folder of the parts."""
+    """Return the folder of the parts."""
     return f"{image_folder(digest)}/parts"
 
 
 def unwanted_key(digest: str) -> str:
-    """The key of the mark that nobody wants an image."""
+    """Return the key of the mark that nobody wants the image."""
     return f"{image_folder(digest)}/unwanted"

@@ -1,4 +1,4 @@
-"""An image on its way into the image store, in parts, several at a time."""
+"""Upload of an image into the image store, several parts at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from csi.image_store.backend import Backend
 from csi.image_store.stored_image import parts_folder
 from csi.images.progress import FillProgress, ProgressMeter
 
+# Each has a whole part in memory.
 _MAX_CONCURRENT_UPLOADS = 3
 _MAX_TRANSFER_ATTEMPTS = 5
+# Seconds; doubled after each failure.
 _MIN_UPLOAD_RETRY_PAUSE = 0.5
 
 T = TypeVar("T")
@@ -24,7 +26,7 @@ ShouldStop = Callable[[], bool]
 
 
 class ImageUpload:
-    """The parts of one image on their way, from its byte `data_at` on; `size` is the image's."""
+    """Upload of the parts of one image, starting at its byte `data_offset`; `size` is that of the image."""
 
     def __init__(
         self,
@@ -36,20 +38,18 @@ class ImageUpload:
         on_progress: OnProgress | None,
         should_stop: ShouldStop,
     ) -> None:
-        self._backend, self._digest, self._image, self._part_bytes, self._should_stop = (
-            backend,
-            digest,
-            image,
-            part_bytes,
-            should_stop,
-        )
+        self._backend = backend
+        self._digest = digest
+        self._image = image
+        self._part_bytes = part_bytes
+        self._should_stop = should_stop
         self.size = image.stat().st_size
         self._data_offset, self._total_bytes = data_offset, self.size - data_offset
         self._meter = ProgressMeter(self._total_bytes, on_progress)
         self._done_bytes = 0
 
     def run(self) -> list[str]:
-        """The sums of all parts, which are there then."""
+        """Upload all missing parts; return the checksums of all parts."""
         numbers = range(-(-self._total_bytes // self._part_bytes))
         parts = []
         with ThreadPoolExecutor(_MAX_CONCURRENT_UPLOADS) as threads:
@@ -62,11 +62,13 @@ class ImageUpload:
     def _upload_part(self, number: int) -> str:
         if self._should_stop():
             raise FillStopped(
-                "bringing the image to the image store was told to stop; what is there stays, and the next one goes on from there"
+                "the upload to the image store was stopped; "
+                "finished parts are kept, and the next upload continues from there"
             )
         with self._image.open("rb", buffering=0) as stream:
             stream.seek(self._data_offset + number * self._part_bytes)
             content = stream.read(min(self._part_bytes, self._total_bytes - number * self._part_bytes))
+        # Content addressing makes uploads resumable: a part with this name and size is this part.
         part = hashlib.sha256(content).hexdigest()
         key = f"{parts_folder(self._digest)}/{part}"
         if retry_with_backoff(lambda: self._backend.size(key)) != len(content):
@@ -75,7 +77,7 @@ class ImageUpload:
 
 
 def retry_with_backoff(work: Callable[[], T]) -> T:
-    """What `work` gives, tried a few times where the store may be had again; raises what it raises."""
+    """Call `work`, retrying a few times on OriginUnavailable, and return its result."""
     for attempt in range(_MAX_TRANSFER_ATTEMPTS):
         try:
             return work()

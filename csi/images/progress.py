@@ -1,4 +1,4 @@
-"""How far a fill is, how fast it goes, and how long it will take."""
+"""Progress of a fill: how much is done, how fast, and how much time is left."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from typing import Any
 from csi.linux.durable_files import TEMP_SUFFIX, check_keys
 from csi.values import format_size
 
+# Seconds.
 _MIN_RATE_WINDOW, _MAX_RATE_WINDOW = 5.0, 60.0
-# Bytes are counted a chunk at a time, and over a slow line all connections may be in the middle of one for longer than the window.
+# Bytes are counted by whole chunks. On a slow link every connection may be in the middle of a chunk for
+# longer than the minimum window, so the window covers several of the longest pauses between two counts.
 _PAUSES_PER_WINDOW = 3
 _REPORT_INTERVAL = 0.2
 
 
 @dataclass(frozen=True)
 class FillProgress:
-    """`bytes_done` of `bytes_total` file bytes are in the image and verified, `bytes_fetched` came from the origin in this process.
+    """The progress of a fill at one moment.
 
-    `bytes_copied` of those done came from other images of the source.
-    `rate` is in bytes a second over the last five seconds, or over a few pauses between chunks where those are longer; `seconds_left` is
-    what that rate makes of the rest (None: no rate yet).
+    `bytes_done` of `bytes_total` file bytes are in the image and verified. Of those done, `bytes_copied` came
+    from other images; `bytes_fetched` came from the origin in this process. `rate` is in bytes per second
+    over the last five seconds, or over a few pauses between chunks if those are longer. `seconds_left`
+    extrapolates that rate (None: no rate yet).
     """
 
     bytes_done: int = 0
@@ -38,7 +41,7 @@ class FillProgress:
     bytes_copied: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the progress under its names in a file and on the worker's pipe."""
+        """Convert to the JSON used in the progress file and on the worker's pipe."""
         return {
             "bytes_done": self.bytes_done,
             "bytes_total": self.bytes_total,
@@ -49,16 +52,18 @@ class FillProgress:
         }
 
     @staticmethod
-    def from_json(kept: Mapping[str, Any]) -> FillProgress:
-        """Return the progress that `to_json` wrote; raise TypeError for an unknown key."""
-        check_keys(kept, "bytes_done", "bytes_total", "bytes_fetched", "rate", "seconds_left", "bytes_copied")
+    def from_json(stored: Mapping[str, Any]) -> FillProgress:
+        """Read what `to_json` wrote; raises TypeError for an unknown key."""
+        check_keys(
+            stored, "bytes_done", "bytes_total", "bytes_fetched", "rate", "seconds_left", "bytes_copied"
+        )
         return FillProgress(
-            bytes_done=kept.get("bytes_done", 0),
-            bytes_total=kept.get("bytes_total", 0),
-            bytes_fetched=kept.get("bytes_fetched", 0),
-            rate=kept.get("rate", 0.0),
-            seconds_left=kept.get("seconds_left"),
-            bytes_copied=kept.get("bytes_copied", 0),
+            bytes_done=stored.get("bytes_done", 0),
+            bytes_total=stored.get("bytes_total", 0),
+            bytes_fetched=stored.get("bytes_fetched", 0),
+            rate=stored.get("rate", 0.0),
+            seconds_left=stored.get("seconds_left"),
+            bytes_copied=stored.get("bytes_copied", 0),
         )
 
     @property
@@ -67,28 +72,33 @@ class FillProgress:
         return f"{format_size(round(self.rate))}/s"
 
     def format(self) -> str:
-        """The progress for people: MiB done and in all, MiB that other images had, bytes a second, seconds left."""
+        """Format for people: MiB done and in total, MiB from other images, rate, seconds left."""
         copied = f" ({self.bytes_copied / 2**20:.0f} MiB from other images)" if self.bytes_copied else ""
         remaining = "" if self.seconds_left is None else f", about {self.seconds_left:.0f} s left"
-        return f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB{copied}, {self.rate_text}{remaining}"
+        done = f"{self.bytes_done / 2**20:.0f} of {self.bytes_total / 2**20:.0f} MiB"
+        return f"{done}{copied}, {self.rate_text}{remaining}"
 
 
 def write_progress(path: Path, progress: FillProgress) -> None:
-    """Put the progress of a fill at `path`. Nothing is synced, since it is worth nothing after a power cut. Raises OSError."""
+    """Write the progress file at `path` atomically; raises OSError.
+
+    It is not synced, since it is worthless after a power cut.
+    """
+    # Readers poll the file, and must never see half of it.
     temporary = path.with_name(path.name + TEMP_SUFFIX)
     temporary.write_text(json.dumps(progress.to_json()))
     temporary.rename(path)
 
 
 def read_progress(path: Path) -> FillProgress | None:
-    """Return the progress at `path`, None where no fill runs or the file is damaged."""
+    """Read the progress file at `path`; return None if no fill is running or the file is damaged."""
     with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
         return FillProgress.from_json(json.loads(path.read_text()))
     return None
 
 
 class ProgressMeter:
-    """Turns counts into FillProgress and hands it to `tell`, at most five times a second."""
+    """Computes FillProgress from byte counts and reports it at most five times per second."""
 
     def __init__(
         self,
@@ -101,7 +111,7 @@ class ProgressMeter:
         self._reported_at = float("-inf")
 
     def update(self, done: int, fetched: int, copied: int = 0, *, final: bool = False) -> None:
-        """Take the counts of now, in bytes; `final` is always told."""
+        """Record the current counts in bytes; `final` is always reported."""
         now = self._clock()
         if self._on_progress is None or (now - self._reported_at < _REPORT_INTERVAL and not final):
             return
@@ -119,11 +129,12 @@ class ProgressMeter:
     def _rate(self, now: float) -> float:
         pause = max((later - earlier for (earlier, _), (later, _) in pairwise(self._samples)), default=0.0)
         window = min(max(_MIN_RATE_WINDOW, _PAUSES_PER_WINDOW * pause), _MAX_RATE_WINDOW)
+        # Keep one sample from before the window, so that the rate covers all of it.
         while len(self._samples) > 2 and now - self._samples[1][0] >= window:
             self._samples.popleft()
         (first_time, first_done), (last_time, last_done) = self._samples[0], self._samples[-1]
         if now - last_time > window:
             return 0.0
-        # Nothing new for no longer than usual is no slowing down.
+        # A pause no longer than usual does not lower the rate: the window ends at the last count.
         end = last_time if now - last_time <= pause else now
         return (last_done - first_done) / (end - first_time) if end > first_time else 0.0

@@ -1,4 +1,4 @@
-"""What differs between two manifests of one source, in words."""
+"""Description of the differences between two manifests of one source."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from csi.manifest.manifest import Manifest
 
 
 def describe_changes(old: Manifest, new: Manifest) -> str:
-    """The first path, in order, that differs, such as "'a/b' is gone", and how many more do; "" where none does."""
+    """Describe the first differing path, such as "'a/b' is gone", and count the others.
+
+    "" if there are none.
+    """
     before, after = ({entry.path: entry for entry in manifest.entries} for manifest in (old, new))
     differing = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
     if not differing:

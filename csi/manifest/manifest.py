@@ -1,9 +1,9 @@
 """The manifest: everything a volume holds, fixed before a byte of it is fetched.
 
-The content half (`Manifest.entries`) decides the image: its digest names the image and its layout is computed
-from it alone. The access half (`Manifest.access`) is the pinned cache spec, from which a source knows how to
-read each file. `build_manifest` is the only way in: it adds missing folders, orders, bounds and refuses what could harm
-a node, so every `Manifest` that exists is safe and canonical.
+The content half (`Manifest.entries`) decides the image: its digest names the image, and the layout is
+computed from it alone. The access half (`Manifest.access`) is the pinned cache spec, which tells a source how
+to read each file. `build_manifest` is the only way to create one: it adds missing folders, sorts, enforces
+limits and refuses what could harm a node, so every `Manifest` is safe and canonical.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from typing import IO
 from csi.errors import DataCacheError, OutOfRange, UnsafeContent
 
 FORMAT = 1
+# Bounds the memory of a worker: an entry and its node in the layout take about 1 KB.
 MAX_ENTRIES = 2_000_000
+# NAME_MAX and PATH_MAX (without the terminating NUL) of Linux; EROFS has the same limit for names.
 MAX_NAME_BYTES = 255
 MAX_PATH_BYTES = 4095
 MAX_TARGET_BYTES = 4095
-# Sources without times of their own get one: zip and other tools refuse times before 1980.
+# For sources without modification times: 1980-01-01, as zip and other tools refuse earlier times.
 DEFAULT_MTIME_NS = 315_532_800 * 10**9
 _READ_BITS, _EXECUTE_BITS = 0o444, 0o111
 
 
 class EntryKind(enum.StrEnum):
-    """What an entry is; the value is what the canonical form writes."""
+    """The kind of an entry; the value is the one in the canonical form."""
 
     FILE = "f"
     DIRECTORY = "d"
@@ -42,12 +44,19 @@ class Entry:
     """One path of the tree.
 
     `path` is relative, '/'-separated UTF-8 text; the root itself has no entry. `size` is in bytes (0 unless a
-    file), `mode` the permission bits (12 bits), `mtime_ns` nanoseconds since 1970. `digest` says what a file's
-    bytes are: "sha256:<hex>", "git:<hex>" (git blob id, sha1) or, where the origin gives neither,
-    "token:<text>": origin identity and change token, which cannot be verified but never meets another origin's.
-    "claimed:<sha256 hex> <text>" is such a token with a sha256 that is not the origin's word: it is verified, but two
-    files are one only if the tokens are equal too, so that nobody gets another's file by naming its sum.
-    `target` is a symlink's text.
+    file), `mode` the permission bits (12 bits), `mtime_ns` nanoseconds since 1970, `target` the text of a
+    symlink.
+
+    `digest` identifies the bytes of a file:
+    - "sha256:<hex>", or "git:<hex>" (git blob id, sha1);
+    - "token:<text>" if the origin gives neither: origin identity and change token. It cannot be verified, but
+      never
+      equals a token of another origin.
+    - "claimed:<sha256 hex> <text>": such a token with a sha256 that somebody other than the origin stated.
+      The sha256 is
+      verified, but two files are the same only if the tokens are equal too, so that nobody obtains another's
+      file by
+      naming its checksum.
     """
 
     path: str
@@ -62,11 +71,11 @@ class Entry:
 
     @property
     def is_verifiable(self) -> bool:
-        """Whether there is a digest that the bytes can be checked against."""
+        """Whether the bytes can be checked against the digest."""
         return self.digest.startswith(("sha256:", "git:", "claimed:"))
 
     def to_json(self) -> list[str | int]:
-        """The entry as the JSON array that is digested and stored."""
+        """Return the entry as the JSON array that is digested and stored."""
         return [
             self.path,
             self.kind.value,
@@ -84,7 +93,8 @@ class Entry:
 class Manifest:
     """A canonical, safe tree (`entries`, ordered by the bytes of the path) and how to read it (`access`).
 
-    `access` is the pinned cache spec as a flat map of strings (`CacheSpec.to_context`); it is not part of the digest.
+    `access` is the pinned cache spec as a flat map of strings (`CacheSpec.to_context`); it is not part of the
+    digest.
     """
 
     entries: tuple[Entry, ...]
@@ -92,7 +102,7 @@ class Manifest:
 
     @cached_property
     def digest(self) -> str:
-        """sha256 of the canonical content half, 64 hex digits: the name of the image."""
+        """The sha256 of the canonical content half as 64 hex digits, which names the image."""
         sha = hashlib.sha256(_encode_line(["datacache manifest", FORMAT]))
         for entry in self.entries:
             sha.update(_encode_line(entry.to_json()))
@@ -100,7 +110,7 @@ class Manifest:
 
     @cached_property
     def content_bytes(self) -> int:
-        """Sum of all file sizes, in bytes."""
+        """The sum of all file sizes, in bytes."""
         return sum(e.size for e in self.entries)
 
     @property
@@ -109,14 +119,17 @@ class Manifest:
         return (e for e in self.entries if e.kind is EntryKind.FILE)
 
     def write(self, stream: IO[bytes]) -> None:
-        """Write the manifest as JSON lines: a header with format, digest and access, then one array an entry."""
+        """Write the manifest as JSON lines: a header, then one array per entry.
+
+        The header has format, digest and access.
+        """
         stream.write(_encode_line({"format": FORMAT, "digest": self.digest, "access": self.access}))
         for entry in self.entries:
             stream.write(_encode_line(entry.to_json()))
 
     @staticmethod
     def read_access(stream: IO[bytes]) -> dict[str, str]:
-        """The access half of what `write` wrote, without reading the content; raises DataCacheError when it is damaged."""
+        """Read only the access half of what `write` wrote; raises DataCacheError if it is damaged."""
         try:
             return dict(json.loads(stream.readline())["access"])
         except (ValueError, TypeError, LookupError) as error:
@@ -126,7 +139,10 @@ class Manifest:
 
     @staticmethod
     def read(stream: IO[bytes]) -> Manifest:
-        """Read what `write` wrote; raises DataCacheError when it is of another format, cut or changed."""
+        """Read what `write` wrote.
+
+        Raises DataCacheError if it has another format, is truncated or was changed.
+        """
         try:
             header = json.loads(stream.readline())
             rows = [json.loads(line) for line in stream]
@@ -141,7 +157,8 @@ class Manifest:
         manifest = Manifest(entries, access)
         if manifest.digest != digest:
             raise DataCacheError(
-                "the stored manifest does not match its digest; remove its image folder so that it is resolved again"
+                "the stored manifest does not match its digest; "
+                "remove its image folder so that it is resolved again"
             )
         return manifest
 
@@ -149,12 +166,12 @@ class Manifest:
 def build_manifest(
     entries: Iterable[Entry], access: dict[str, str], *, preserve_ownership: bool = False
 ) -> Manifest:
-    """Check, complete and order `entries`.
+    """Check, complete and sort `entries`.
 
-    Unless `preserve_ownership`, owners become root:root and modes r--r--r-- (r-xr-xr-x for folders and files with
-    any execute bit). Raises UnsafeContent naming the path for absolute, empty, '.' or '..' components, NUL, names
-    over 255 bytes, paths over 4095, duplicates, a file used as a folder, and symlinks that are absolute or leave
-    the tree; OutOfRange for more than 2,000,000 entries.
+    Unless `preserve_ownership`, owners become root:root and modes r--r--r-- (r-xr-xr-x for folders and files
+    with any execute bit). Raises UnsafeContent naming the path for absolute, empty, '.' or '..' components,
+    NUL, names over 255 bytes, paths over 4095, duplicates, a file used as a folder, and symlinks that are
+    absolute or leave the tree; OutOfRange for more than 2,000,000 entries.
     """
     by_path: dict[str, Entry] = {}
     for entry in entries:
@@ -166,42 +183,50 @@ def build_manifest(
         by_path[entry.path] = entry if preserve_ownership else _normalize_ownership(entry)
         if len(by_path) > MAX_ENTRIES:
             raise OutOfRange(
-                f"the source has more than {MAX_ENTRIES} files and folders; narrow it with allowPatterns, ignorePatterns or a sub-path"
+                f"the source has more than {MAX_ENTRIES} files and folders; "
+                "narrow it with allowPatterns, ignorePatterns or a sub-path"
             )
     _add_parents(by_path)
     for entry in by_path.values():
         if entry.kind is EntryKind.SYMLINK and _escapes_tree(entry, by_path):
             raise UnsafeContent(
-                f"the symlink {entry.path!r} in the source points to {entry.target!r}, outside the volume; make it stay inside"
+                f"the symlink {entry.path!r} in the source points to {entry.target!r}, outside the volume; "
+                "make it stay inside"
             )
     return Manifest(tuple(sorted(by_path.values(), key=lambda e: e.path.encode())), dict(access))
 
 
+# The canonical form: any change to it changes the digest of every image.
 def _encode_line(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True).encode() + b"\n"
 
 
 def check_path(path: str) -> None:
-    """Raise UnsafeContent, naming `path`, unless it can be that of an `Entry`: relative, UTF-8, with plain names of bounded length."""
-    shown = repr(path[:200])
+    """Raise UnsafeContent, naming `path`, unless an `Entry` can have it.
+
+    It must be relative and UTF-8, with plain names of bounded length.
+    """
+    quoted = repr(path[:200])
     try:
         encoded = path.encode()
     except UnicodeEncodeError as error:
-        raise UnsafeContent(f"the name {shown} in the source is not UTF-8; rename it there") from error
+        raise UnsafeContent(f"the name {quoted} in the source is not UTF-8; rename it there") from error
     if not path or path.startswith("/") or "\0" in path:
         raise UnsafeContent(
-            f"the path {shown} in the source is empty, absolute or holds a NUL byte; it cannot be in a volume"
+            f"the path {quoted} in the source is empty, absolute or contains a NUL byte; "
+            "it cannot be in a volume"
         )
     if len(encoded) > MAX_PATH_BYTES:
-        raise UnsafeContent(f"the path {shown}... in the source is over {MAX_PATH_BYTES} bytes")
+        raise UnsafeContent(f"the path {quoted}... in the source is over {MAX_PATH_BYTES} bytes")
     for name in path.split("/"):
         if name in ("", ".", ".."):
             raise UnsafeContent(
-                f"the path {shown} in the source has an empty, '.' or '..' component; it cannot be in a volume"
+                f"the path {quoted} in the source has an empty, '.' or '..' component; "
+                "it cannot be in a volume"
             )
         if len(name.encode()) > MAX_NAME_BYTES:
             raise UnsafeContent(
-                f"the path {shown} in the source has a name over {MAX_NAME_BYTES} bytes; rename it there"
+                f"the path {quoted} in the source has a name over {MAX_NAME_BYTES} bytes; rename it there"
             )
 
 
@@ -209,12 +234,15 @@ def _check_target(entry: Entry) -> None:
     target = entry.target
     if not target or "\0" in target or len(target.encode(errors="surrogateescape")) > MAX_TARGET_BYTES:
         raise UnsafeContent(
-            f"the symlink {entry.path!r} in the source has an empty, over-long or NUL-holding target"
+            f"the symlink {entry.path!r} in the source has a target that is empty, too long or contains NUL"
         )
 
 
 def _escapes_tree(link: Entry, by_path: dict[str, Entry]) -> bool:
-    """Whether following `link` can end outside the tree. A '..' behind another symlink counts, since where that leads is not known here."""
+    """Return whether following `link` can end outside the tree.
+
+    A '..' behind another symlink counts as leaving it, since the target of that symlink is not resolved here.
+    """
     folder_parts = link.path.split("/")[:-1]
     if link.target.startswith("/"):
         return True
@@ -226,8 +254,8 @@ def _escapes_tree(link: Entry, by_path: dict[str, Entry]) -> bool:
             folder_parts.pop()
         elif name not in ("", "."):
             folder_parts.append(name)
-            known = by_path.get("/".join(folder_parts))
-            behind_link = behind_link or (known is not None and known.kind is EntryKind.SYMLINK)
+            entry = by_path.get("/".join(folder_parts))
+            behind_link = behind_link or (entry is not None and entry.kind is EntryKind.SYMLINK)
     return False
 
 
@@ -238,13 +266,14 @@ def _normalize_ownership(entry: Entry) -> Entry:
 
 
 def _add_parents(by_path: dict[str, Entry]) -> None:
+    # Climb until a known folder: its own parents were added before, so this takes one step for most paths.
     for path in list(by_path):
         parent = posixpath.dirname(path)
         while parent:
-            known = by_path.get(parent)
-            if known is None:
+            existing = by_path.get(parent)
+            if existing is None:
                 by_path[parent] = Entry(parent, EntryKind.DIRECTORY, mode=_READ_BITS | _EXECUTE_BITS)
-            elif known.kind is not EntryKind.DIRECTORY:
+            elif existing.kind is not EntryKind.DIRECTORY:
                 raise UnsafeContent(f"the source has {parent!r} both as a file and as a folder")
             else:
                 break

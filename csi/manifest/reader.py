@@ -1,4 +1,4 @@
-"""How the bytes of a manifest's files are read: what a fill asks of a source."""
+"""Protocols for reading the bytes of a manifest's files: what a fill needs from a source."""
 
 from __future__ import annotations
 
@@ -14,43 +14,51 @@ class Reader(Protocol):
     """One connection to an origin, for one thread at a time."""
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
-        """Fill the whole of `buffer` with the bytes of `entry` from byte `offset` on.
+        """Fill all of `buffer` with the bytes of `entry` starting at `offset`.
 
-        Raises OriginUnavailable (trying again may help; what was in the buffer is not to be used), Unauthenticated,
-        PermissionDenied, SourceNotFound, or SourceChanged when the file is not the one in the manifest any more.
+        Raises OriginUnavailable (a retry may succeed; the contents of the buffer are undefined),
+        Unauthenticated, PermissionDenied, SourceNotFound, or SourceChanged if the file is no longer the one
+        in the manifest.
         """
 
 
 SMALL_FILE = 1 << 20
-"""Bytes of the largest file that a `ManyReader` is asked for."""
+"""Size in bytes of the largest file that is passed to a `ManyReader`."""
 
 PendingFiles = list[tuple[Entry, memoryview]]
-"""Files with the buffers that they fill."""
+"""Files with the buffers to fill."""
 
 
 class RequestPermits(Protocol):
-    """How many requests at once one reader may have under way; that changes as it goes."""
+    """Number of requests that one reader may have in flight, which changes over time."""
 
     def can_start(self, in_flight: int) -> bool:
-        """Whether one more request may be begun while so many are under way. Raises what ends the fill."""
+        """Return whether one more request may start while `in_flight` are running.
+
+        Raises the error that ends the fill.
+        """
 
     def set_remaining(self, remaining: int) -> None:
-        """At most so many answers are still to come: others may have the turns that this leaves."""
+        """Report that at most `remaining` answers are still to come.
+
+        Other readers may use permits beyond that.
+        """
 
     def on_bytes_received(self, count: int) -> None:
-        """So many bytes more have come."""
+        """Report that `count` more bytes have arrived."""
 
 
 @runtime_checkable
 class ManyReader(Reader, Protocol):
-    """A reader that is faster when it may ask for many small files in one go."""
+    """A reader that is faster if it may request many small files in one call."""
 
     def read_many(self, pending: PendingFiles, permits: RequestPermits) -> dict[Entry, OriginUnavailable]:
-        """Fill buffers that are as long as their whole files, none empty or above SMALL_FILE.
+        """Fill buffers that are each as long as their whole file, none empty or above SMALL_FILE.
 
-        What was read is taken out of `pending`. The first file that is asked for in vain ends it, once those under way have ended: all that
-        failed are returned, asked for once each, and are still in `pending`. So are those that only `read_into` can read. Raises as that does
-        for what no second try would change.
+        Files that were read are removed from `pending`. After the first failure no request is started; those
+        in flight finish first. Returns the error of each file that failed, after one attempt each; these
+        files stay in `pending`, and so do those that only `read_into` can read. Raises the same errors as
+        `read_into`, except those that a retry may cure.
         """
 
 

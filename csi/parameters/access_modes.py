@@ -1,4 +1,7 @@
-"""Access modes: a cache is read-only, so writer modes are refused or, where asked, mounted read-only all the same."""
+"""Access modes of a read-only cache.
+
+Writer modes are refused, or mounted read-only if the volume asks for that.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from csi.errors import InvalidParameter
 
 
 class AccessMode(enum.Enum):
-    """CSI's access modes by their number."""
+    """The access modes of CSI by their number."""
 
     UNKNOWN = 0
     SINGLE_NODE_WRITER = 1
@@ -21,7 +24,7 @@ class AccessMode(enum.Enum):
 
     @property
     def csi_name(self) -> str:
-        """CSI's own name of the mode, as records of volumes keep it."""
+        """CSI's own name of the mode, which volume records store."""
         return _NAMES[self]
 
     @property
@@ -41,25 +44,26 @@ _NAMES = {
     AccessMode.SINGLE_NODE_MULTI_WRITER: "SINGLE_NODE_MULTI_WRITER",
 }
 MODES = {name: mode for mode, name in _NAMES.items()}
-"""The modes by CSI's own names."""
+"""Access modes by CSI's own names."""
 
 
 def parse_access_mode(number: int) -> AccessMode:
-    """The mode of CSI's number; raises InvalidParameter for one that CSI 1.12 does not have."""
+    """Return the access mode of CSI's `number`; raises InvalidParameter if CSI 1.12 has no such mode."""
     try:
         return AccessMode(number)
     except ValueError as error:
         raise InvalidParameter(
-            f"access mode {number} is none that CSI 1.12 knows; a data cache takes ReadOnlyMany (ROX)"
+            f"access mode {number} is unknown to CSI 1.12; a data cache takes ReadOnlyMany (ROX)"
         ) from error
 
 
 def check_access_mode(mode: AccessMode, downgrade_writers: bool) -> None:
-    """Raise InvalidParameter unless `mode` can be had: any reader mode, and writer modes where the volume downgrades them."""
+    """Raise InvalidParameter unless `mode` reads only, or `downgrade_writers` accepts writer modes."""
     if mode is AccessMode.UNKNOWN:
         raise InvalidParameter("the access mode is missing; a data cache takes ReadOnlyMany (ROX)")
     if not mode.is_reader and not downgrade_writers:
         raise InvalidParameter(
-            f"access mode {mode.csi_name} writes, but a data cache is always read-only; use ReadOnlyMany (ROX) in the PVC, or set the parameter "
-            "writerAccessModes: downgrade in the StorageClass to mount it read-only all the same"
+            f"access mode {mode.csi_name} writes, but a data cache is always read-only; "
+            "use ReadOnlyMany (ROX) in the PVC, or set the parameter "
+            "writerAccessModes: downgrade in the StorageClass to mount it read-only anyway"
         )

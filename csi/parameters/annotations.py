@@ -1,4 +1,7 @@
-"""Keys of a volume that its PVC may give in annotations (`datacache.csi.io/repoId`), as far as the StorageClass lets it (`pvcAnnotations`)."""
+"""Volume keys that a PVC sets by annotation (`datacache.csi.io/repoId`), if its StorageClass allows them.
+
+The StorageClass lists the allowed keys in `pvcAnnotations`.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +15,40 @@ from csi.parameters.volume_parameters import KEYS, PVC_ANNOTATIONS_KEY, SPELLING
 from csi.values import redact, split_list
 
 PREFIX = "datacache.csi.io/"
-# How a claim is mounted is agreed between its access modes and the StorageClass.
+# Whether writer modes are accepted is the administrator's decision, whoever names the source.
 _STORAGE_CLASS_ONLY = frozenset(("writerAccessModes",))
 
 
 @dataclass(frozen=True)
 class AnnotatedParameters:
-    """A StorageClass's parameters completed by a PVC's annotations, all keys canonical; `from_pvc` are those that the PVC gave."""
+    """Parameters of a StorageClass completed by the annotations of a PVC; all keys are canonical.
+
+    `from_pvc` are the keys that the PVC gave.
+    """
 
     parameters: Mapping[str, str]
     from_pvc: frozenset[str]
     missing_keys: tuple[str, ...] = ()
-    """Keys that a source may need and that neither gives, though the PVC might."""
+    """Allowed keys that a source may require and that neither the StorageClass nor the PVC gives."""
 
     @property
     def pvc_names_source(self) -> bool:
-        """Whether where the data lives is, in part at least, the word of the PVC's author."""
+        """Whether the author of the PVC decides, at least in part, where the data is."""
         return not self.from_pvc.isdisjoint(source_key_names() | {TYPE.name})
 
 
 def parse_allowed_keys(text: str) -> tuple[str, ...]:
-    """The keys that a StorageClass lists in `pvcAnnotations`; raises InvalidParameter naming one that no PVC may give."""
-    found = tuple(_parse_allowed_key(item) for item in split_list(text))
-    if not found:
+    """Parse the value of `pvcAnnotations` into canonical keys.
+
+    Raises InvalidParameter naming a key that no PVC may give, or if the list is empty.
+    """
+    allowed_keys = tuple(_parse_allowed_key(item) for item in split_list(text))
+    if not allowed_keys:
         raise InvalidParameter(
-            f"{PVC_ANNOTATIONS_KEY} lists no key; list those that a PVC may give, as repoId,revision, or remove it"
+            f"{PVC_ANNOTATIONS_KEY} lists no key; "
+            "list those that a PVC may give, as repoId,revision, or remove it"
         )
-    return found
+    return allowed_keys
 
 
 def _parse_allowed_key(item: str) -> str:
@@ -50,11 +60,12 @@ def _parse_allowed_key(item: str) -> str:
         ) from None
     if not name:
         raise InvalidParameter(
-            f"{PVC_ANNOTATIONS_KEY} lists {redact(item)}, which is no key of this driver; remove it"
+            f"{PVC_ANNOTATIONS_KEY} lists {redact(item)}, which is not a key of this driver; remove it"
         )
     if KEYS[name].setter is not KeySetter.ANYONE or name in _STORAGE_CLASS_ONLY:
         raise InvalidParameter(
-            f"{PVC_ANNOTATIONS_KEY} lists {name}, which only an administrator may set; give it in the StorageClass itself"
+            f"{PVC_ANNOTATIONS_KEY} lists {name}, which only an administrator may set; "
+            "give it in the StorageClass itself"
         )
     return name
 
@@ -62,9 +73,10 @@ def _parse_allowed_key(item: str) -> str:
 def apply_annotations(
     parameters: Mapping[str, str], annotations: Mapping[str, str], claim: str
 ) -> AnnotatedParameters:
-    """A StorageClass's `parameters`, which list `pvcAnnotations`, with what the annotations of `claim` ("namespace/name") give over them.
+    """Merge the annotations of the PVC `claim` ("namespace/name") over the `parameters` of its StorageClass.
 
-    Raises InvalidParameter for an annotation of ours that is a credential, no key, or not listed; its value is never shown.
+    `parameters` must contain `pvcAnnotations`. Raises InvalidParameter for an annotation with our prefix that
+    is a credential, unknown, or not allowed; the message never contains its value.
     """
     parameters_by_name = canonical_keys(parameters)
     allowed_keys = parse_allowed_keys(parameters_by_name.pop(PVC_ANNOTATIONS_KEY))
@@ -86,19 +98,23 @@ def _check_annotation(key: str, allowed_keys: tuple[str, ...], claim: str) -> No
     name = SPELLING.find_name(key)
     if name is None and key.lower() in SPELLING.secret_names:
         raise InvalidParameter(
-            f"{where}, which is a credential; remove it, put it into a Secret and name that in the StorageClass"
+            f"{where}, which is a credential; remove it, "
+            "put it into a Secret and name that in the StorageClass"
         )
     if name not in allowed_keys:
         raise InvalidParameter(
-            f"{where}, which its StorageClass does not allow: {PVC_ANNOTATIONS_KEY} there lists {', '.join(allowed_keys)}; "
+            f"{where}, which its StorageClass does not allow: "
+            f"{PVC_ANNOTATIONS_KEY} there lists {', '.join(allowed_keys)}; "
             f"remove the annotation, or have an administrator add {name or key} to {PVC_ANNOTATIONS_KEY}"
             if name
-            else f"{where}, which is no key of this driver; {PVC_ANNOTATIONS_KEY} of its StorageClass lists {', '.join(allowed_keys)}"
+            else f"{where}, which is not a key of this driver; "
+            f"{PVC_ANNOTATIONS_KEY} of its StorageClass lists {', '.join(allowed_keys)}"
         )
 
 
 def missing_keys_hint(annotated: AnnotatedParameters, claim: str) -> str:
-    """What the author of a PVC can do about a source that is not whole; "" where that is not theirs."""
+    """Return what the author of the PVC can do about an incomplete source, "" if nothing."""
     if not annotated.missing_keys:
         return ""
-    return f"; the StorageClass leaves that to PVC {claim}: give it the annotation {' or '.join(PREFIX + key for key in annotated.missing_keys)}"
+    annotations = " or ".join(PREFIX + key for key in annotated.missing_keys)
+    return f"; the StorageClass leaves that to PVC {claim}: give it the annotation {annotations}"

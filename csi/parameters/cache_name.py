@@ -1,4 +1,4 @@
-"""A volume that names a DataCache by its bucket and path, in place of a source."""
+"""References to a DataCache by bucket and path, given in place of a source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BUCKET, PATH = "cacheBucket", "cachePath"
 
 @dataclass(frozen=True)
 class DataCacheReference:
-    """The bucket and path of a DataCache, and the performance keys of the volume, as parameters."""
+    """The bucket and path of a DataCache, and the volume's performance keys as parameters."""
 
     bucket: str
     path: str
@@ -22,7 +22,10 @@ class DataCacheReference:
 
 
 def parse_data_cache_reference(context: Mapping[str, str]) -> DataCacheReference | None:
-    """The DataCache that an inline volume's attributes name, None where they name none. Raises InvalidParameter, naming the key."""
+    """Parse the DataCache named by the attributes of an inline volume; return None if they name none.
+
+    Raises InvalidParameter naming the key.
+    """
     lowercased = {key.lower(): value for key, value in context.items()}
     bucket, path = lowercased.get(BUCKET.lower()), lowercased.get(PATH.lower())
     if bucket is None and path is None:
@@ -31,11 +34,14 @@ def parse_data_cache_reference(context: Mapping[str, str]) -> DataCacheReference
         raise InvalidParameter(
             f"{BUCKET} is given without {PATH}; name the DataCache by both (the bucket may be left out)"
         )
-    rest = {key: value for key, value in context.items() if key.lower() not in (BUCKET.lower(), PATH.lower())}
-    if names_a_source(rest):
+    other_keys = {
+        key: value for key, value in context.items() if key.lower() not in (BUCKET.lower(), PATH.lower())
+    }
+    if names_a_source(other_keys):
         raise InvalidParameter(
-            f"{PATH} names a DataCache, which has its source, and a source is named too; keep one of them"
+            f"{PATH} names a DataCache, which has a source of its own, and a source is named too; "
+            "keep one of them"
         )
     return DataCacheReference(
-        parse_bucket(bucket or ""), parse_path(path), parse_performance(rest).to_context()
+        parse_bucket(bucket or ""), parse_path(path), parse_performance(other_keys).to_context()
     )

@@ -1,4 +1,4 @@
-"""CacheSpec: where a volume's data lives and how it is brought here, in one form whatever dialect it was written in. Holds no secret."""
+"""CacheSpec: where the data of a volume is and how it is fetched, independent of dialect. Holds no secret."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from csi.parameters.dialects.keys import SourceSpec
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """A source, how its files look in the image (`preserve_ownership`: keep uid, gid and mode), and the way they come.
+    """A source, how its files appear in the image, and how they are fetched.
 
-    `untrusted`: a pod's author named the source, not an administrator, so less may be reached (`csi.destinations.destinations`).
-    `egress_profile` names one of the operator's networks ("" for the node's own), `bandwidth_limit` is in bytes per
-    second (None: as fast as it goes).
+    `preserve_ownership` keeps uid, gid and mode. `untrusted` means that the author of a pod named the source,
+    not an administrator, so fewer destinations are allowed (`csi.destinations.destinations`).
+    `egress_profile` names one of the operator's networks ("" for the node's own). `bandwidth_limit` is in
+    bytes per second (None for no limit).
     """
 
     source: SourceSpec
@@ -25,16 +26,16 @@ class CacheSpec:
 
     @property
     def is_moving(self) -> bool:
-        """Whether the same spec can mean other content tomorrow: all but a commit."""
+        """Whether the same spec can mean other content tomorrow: true for everything but a commit."""
         return not self.source.is_pinned
 
     @property
     def is_unpinnable(self) -> bool:
-        """Whether no pin can hold the source still (a NAS); what it held is then told by the manifest's digest alone."""
+        """Whether no pin can fix the content (a NAS); then only the manifest's digest identifies it."""
         return self.source.is_unpinnable
 
     def to_context(self) -> dict[str, str]:
-        """The spec as flat string parameters; `csi.parameters.volume_parameters.parse_volume_parameters` of it gives an equal spec."""
+        """Return the spec as flat string parameters, which `parse_volume_parameters` reads."""
         extra = {"preserveOwnership": "true"} if self.preserve_ownership else {}
         if self.egress_profile:
             extra["egressProfile"] = self.egress_profile
@@ -45,5 +46,5 @@ class CacheSpec:
         return self.source.to_context() | extra
 
     def canonical_text(self) -> str:
-        """One text for each spec: the key under which answers about it are remembered."""
+        """Return a text that is equal for equal specs, for use as a cache key."""
         return json.dumps(self.to_context(), sort_keys=True)

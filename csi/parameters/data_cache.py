@@ -1,6 +1,7 @@
-"""A DataCache as its user writes it, in ECI's words: a bucket and a path for a name, and a source whose keys are nested under options.
+"""A DataCache as its user writes it in ECI's terms.
 
-Source: Alibaba Cloud, ECI, "CreateDataCache" and the DataCache resource of eci.aliyun.com/v1alpha1.
+Bucket and path are its name; its source has nested options. Source: Alibaba Cloud, ECI, "CreateDataCache" and
+the DataCache resource of eci.aliyun.com/v1alpha1.
 """
 
 from __future__ import annotations
@@ -17,25 +18,29 @@ from csi.values import redact
 
 DEFAULT_BUCKET, RESERVED_BUCKET = "default", "eci-system"
 TYPES = ("URL", "NAS", "OSS", "S3", "SNAPSHOT")
-"""`dataSource.type`; S3 is this driver's own."""
+"""Values of `dataSource.type`; S3 is an extension of this driver."""
 DEFAULT_GIB = 20
-"""The size of a cache that names none; it grows with the content."""
+"""Size in GiB of a cache that names none; it grows with its content."""
 MAX_GIB, MAX_RETENTION_DAYS = 32_768, 36_500
 _BUCKET = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+# Ids as in ECI's API; a snapshot id is made by `csi.image_store.stored_image.snapshot_id_of`.
 _SNAPSHOT_ID, _DATA_CACHE_ID = re.compile(r"s-[0-9a-f]{20}"), re.compile(r"edc-[0-9a-f]{20}")
 _NETWORK = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _MAX_PATH_LENGTH = 1024
+# Volume keys, in lower case, that the author of a DataCache may set among the options.
 _AUTHOR_OPTIONS = frozenset(("allowpatterns", "ignorepatterns", "preserveownership", "bandwidthlimit"))
 
 
 @dataclass(frozen=True)
 class DataCacheSpec:
-    """What a DataCache is to be. `bucket` and `path` name it; `type` is one of TYPES, `options` the source's keys, without a credential.
+    """The desired state of a DataCache, named by `bucket` and `path`.
 
-    `size_gib` is the most that it may hold, None where it grows with its content; `retention_days` how long it is kept, None for ever.
-    `networks` are the ids of a vSwitch and of a security group, "" for none before another: the first that is called as one of the operator's egress
-    profiles selects that. `namespaces` are those whose pods may mount it, empty for all; `node_selector` the labels of the nodes that have
-    it before any pod asks for it, empty where one node is enough. Another `refresh` has its source looked at anew.
+    `type` is one of TYPES, `options` are the source's keys without credentials. `size_gib` caps the content
+    (None: grows with it), `retention_days` is how long the cache is kept (None: for ever). `networks` are the
+    ids of a vSwitch and of a security group ("" stands for a missing first one); the first id that is the
+    name of an egress profile selects that profile. `namespaces` are those whose pods may mount the cache,
+    empty for all. `node_selector` has the labels of the nodes that load the cache before any pod needs it; if
+    empty, one node is enough. A changed `refresh` makes the source be resolved again.
     """
 
     bucket: str
@@ -51,37 +56,46 @@ class DataCacheSpec:
 
     @property
     def display_name(self) -> str:
-        """The name, as messages have it."""
+        """The name of the cache in messages."""
         return f"bucket {self.bucket}, path {self.path}"
 
     @property
     def snapshot_id(self) -> str:
-        """The image of the image store that it is made from, "" where it has a source; raises InvalidParameter."""
+        """Id of the stored image that the cache is made from, "" if it has a source.
+
+        Raises InvalidParameter.
+        """
         return _parse_snapshot_id(self.options) if self.type == "SNAPSHOT" else ""
 
     def check(self) -> None:
-        """Raise InvalidParameter unless the options name a source, without credentials; PermissionDenied for an administrator's key."""
+        """Raise InvalidParameter unless the options name a source and hold no credentials.
+
+        Raises PermissionDenied for a key that only an administrator may set.
+        """
         if not self.snapshot_id:
             _check_options(self.options)
             self.to_volume_parameters()
 
     def with_options(self, options: Mapping[str, str]) -> DataCacheSpec:
-        """The same with other options."""
+        """Return a copy with other options."""
         return replace(self, options=dict(options))
 
     def allows_namespace(self, namespace: str) -> bool:
-        """Whether pods of a namespace may mount it."""
+        """Return whether pods of `namespace` may mount the cache."""
         return not self.namespaces or namespace in self.namespaces
 
     def to_volume_parameters(self, profiles: Iterable[str] = ()) -> VolumeParameters:
-        """The source as volumes name theirs, through the operator's egress profile that a network selects; raises InvalidParameter."""
-        known = frozenset(profiles)
-        profile = next((network for network in self.networks if network in known), "")
+        """Convert the source to volume parameters, with the egress profile that a network selects.
+
+        `profiles` are the names of the operator's egress profiles. Raises InvalidParameter.
+        """
+        known_profiles = frozenset(profiles)
+        profile = next((network for network in self.networks if network in known_profiles), "")
         return _parse_options(self.type, {**self.options, **({"egressProfile": profile} if profile else {})})
 
     @property
     def credential_scope(self) -> tuple[object, ...]:
-        """What one credential is for: a kind of source and its hosts. Raises InvalidParameter."""
+        """What one credential is valid for: a kind of source and its hosts. Raises InvalidParameter."""
         if self.snapshot_id:
             return ("SNAPSHOT",)
         source = self.to_volume_parameters().spec.source
@@ -90,7 +104,7 @@ class DataCacheSpec:
         return (context["type"], hub, context.get("sources", ""), source.addresses)
 
     def capacity_gib(self, content_bytes: int) -> int:
-        """The size that its disks have, in GiB: the one that was asked for, else as much as its content needs, at least DEFAULT_GIB."""
+        """Return the size in GiB: the requested one, else what the content needs, at least DEFAULT_GIB."""
         return self.size_gib or max(DEFAULT_GIB, -(-content_bytes // GIB))
 
 
@@ -107,7 +121,10 @@ def parse_data_cache(
     node_selector: Mapping[str, str] | None = None,
     refresh: str = "",
 ) -> DataCacheSpec:
-    """The spec that these fields mean, its options as they are (see `check`). Raises InvalidParameter that names the field."""
+    """Build a spec from the fields of a DataCache; raises InvalidParameter naming the field.
+
+    The options are taken as they are; `DataCacheSpec.check` checks them.
+    """
     return DataCacheSpec(
         parse_bucket(bucket),
         parse_path(path),
@@ -123,12 +140,15 @@ def parse_data_cache(
 
 
 def is_data_cache_id(text: str) -> bool:
-    """Whether a text has the form of a DataCacheId."""
+    """Return whether `text` has the form of a DataCacheId."""
     return _DATA_CACHE_ID.fullmatch(text) is not None
 
 
 def split_secrets(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """`options` without the credentials, and the credentials, as a Secret of the source has them; one that is empty is none."""
+    """Split `options` into those without credentials and the credentials, keyed as in a source's Secret.
+
+    Empty credentials are dropped.
+    """
     canonical = {name.lower(): name for name in secret_key_names()}
     secrets = {
         canonical[key.lower()]: value
@@ -139,19 +159,20 @@ def split_secrets(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str,
 
 
 def parse_bucket(text: str) -> str:
-    """The bucket, DEFAULT_BUCKET where none is named; raises InvalidParameter."""
+    """Check the bucket, DEFAULT_BUCKET if empty; raises InvalidParameter."""
     bucket = text.strip() or DEFAULT_BUCKET
     if bucket == RESERVED_BUCKET:
         raise InvalidParameter(f"bucket {RESERVED_BUCKET} is reserved; take another name")
     if not _BUCKET.fullmatch(bucket):
         raise InvalidParameter(
-            f"bucket is {redact(bucket)}; it is 1 to 63 letters, digits, '.', '_' and '-', the first and last a letter or digit"
+            f"bucket is {redact(bucket)}; it is 1 to 63 letters, digits, '.', '_' and '-', "
+            "the first and last a letter or digit"
         )
     return bucket
 
 
 def parse_path(text: str) -> str:
-    """The path in its one spelling: absolute, no slash at its end; raises InvalidParameter."""
+    """Normalize the path: absolute, without a slash at its end; raises InvalidParameter."""
     parts = [part for part in text.split("/") if part]
     if (
         not text.startswith("/")
@@ -168,19 +189,19 @@ def parse_path(text: str) -> str:
 
 
 def is_same_or_below(path: str, other: str) -> bool:
-    """Whether a checked path is `other` or a folder above it."""
+    """Return whether `other` is the normalized `path` or lies below it."""
     return other == path or other.startswith(path + "/")
 
 
 def _parse_type(text: str) -> str:
-    found = text.strip().upper()
-    if found not in TYPES:
+    source_type = text.strip().upper()
+    if source_type not in TYPES:
         raise InvalidParameter(
             f"dataSource.type is {redact(text)}; it is one of {', '.join(TYPES)}"
             if text
             else "dataSource.type is missing"
         )
-    return found
+    return source_type
 
 
 def _check_range(name: str, value: int | None, maximum: int, unit: str) -> int | None:
@@ -190,10 +211,11 @@ def _check_range(name: str, value: int | None, maximum: int, unit: str) -> int |
 
 
 def _parse_networks(ids: Iterable[str]) -> tuple[str, ...]:
-    found = [_parse_network(text) for text in ids]
-    while found and not found[-1]:
-        found.pop()
-    return tuple(found)
+    networks = [_parse_network(text) for text in ids]
+    # "" is only needed to keep the position of a later id.
+    while networks and not networks[-1]:
+        networks.pop()
+    return tuple(networks)
 
 
 def _parse_network(text: str) -> str:
@@ -205,26 +227,30 @@ def _parse_network(text: str) -> str:
 
 
 def _parse_snapshot_id(options: Mapping[str, str]) -> str:
-    given = {key.lower(): value for key, value in options.items()}
-    found = given.pop("snapshotid", "").strip()
-    if given or not _SNAPSHOT_ID.fullmatch(found):
+    lowercased = {key.lower(): value for key, value in options.items()}
+    snapshot_id = lowercased.pop("snapshotid", "").strip()
+    if lowercased or not _SNAPSHOT_ID.fullmatch(snapshot_id):
         raise InvalidParameter(
-            f"dataSource.options of a SNAPSHOT are snapshotId alone, s- and 20 hex digits; it is {redact(found) if found else 'missing'}"
+            "dataSource.options of a SNAPSHOT are snapshotId alone, s- and 20 hex digits; "
+            f"it is {redact(snapshot_id) if snapshot_id else 'missing'}"
         )
-    return found
+    return snapshot_id
 
 
 def _check_options(options: Mapping[str, str]) -> None:
-    """Only the source's keys, and those of the volume that its author may set."""
+    """Allow only keys of the source, and those volume keys that the author of a DataCache may set."""
     sources = {key.lower() for key in source_key_names()}
     for key in options:
         name = SPELLING.find_name(key)
         if name and name.lower() not in sources | _AUTHOR_OPTIONS:
             if name == "egressProfile":
                 raise PermissionDenied(
-                    "dataSource.options has egressProfile; name a vSwitch or security group that the operator has a profile for"
+                    "dataSource.options has egressProfile; name a vSwitch or security group "
+                    "that the operator has a profile for"
                 )
-            raise InvalidParameter(f"dataSource.options has {name}, which is no key of a source; remove it")
+            raise InvalidParameter(
+                f"dataSource.options has {name}, which is not a key of a source; remove it"
+            )
 
 
 def _parse_options(type: str, options: Mapping[str, str]) -> VolumeParameters:

@@ -1,4 +1,7 @@
-"""What one credential opens of one origin, hashed: images remember from which of these scopes their bytes came."""
+"""Hash of what one credential opens at one origin.
+
+Images record from which of these scopes their bytes came.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +18,31 @@ from csi.parameters.volume_parameters import parse_accepted_parameters, parse_vo
 def compute_origin_scope(
     access: Mapping[str, str], key: bytes = b"", secrets: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The place that a pinned spec, as flat parameters, reads from, as 64 hex digits; raises InvalidParameter.
+    """Hash the origin scope of a pinned spec (flat parameters) into 64 hex digits; raises InvalidParameter.
 
-    Where one credential may read what another may not, each has a place of its own, told by a hash of `secrets` under `key`.
+    If credentials may differ in what they read there, each credential has a scope of its own: an HMAC of
+    `secrets` under `key` goes into the hash.
     """
     spec = parse_volume_parameters(access).spec
-    # In another network the same address may be another's.
-    place = f"{spec.egress_profile}\n{spec.source.origin_scope}"
+    # The same address may be another host in another network.
+    scope = f"{spec.egress_profile}\n{spec.source.origin_scope}"
+    # Keyed, so that stored scopes do not reveal whether a guessed credential is the right one.
     if not spec.source.grants_whole_scope:
-        place += (
+        scope += (
             "\n" + hmac.new(key, json.dumps(sorted(secrets.items())).encode(), hashlib.sha256).hexdigest()
         )
-    return hashlib.sha256(place.encode()).hexdigest()
+    return hashlib.sha256(scope.encode()).hexdigest()
 
 
 def has_same_origin_scope(known: Mapping[str, str], requested: Mapping[str, str]) -> bool:
-    """Whether what holds for the place of the pinned spec `known` holds for that of `requested`: one place, which a credential opens whole."""
+    """Return whether two pinned specs have the same scope and one credential opens all of it.
+
+    If so, what was verified for `known` also holds for `requested`. Specs that do not parse have no scope in
+    common.
+    """
     try:
         specs = [parse_accepted_parameters(access).spec for access in (known, requested)]
     except DataCacheError:
         return False
-    one, other = ((spec.egress_profile, spec.source.origin_scope) for spec in specs)
-    return one == other and specs[0].source.grants_whole_scope
+    known_scope, requested_scope = ((spec.egress_profile, spec.source.origin_scope) for spec in specs)
+    return known_scope == requested_scope and specs[0].source.grants_whole_scope

@@ -1,4 +1,4 @@
-"""What performance a volume was given: the keys as they were asked, checked one by one and together, and the limits they mean."""
+"""Performance keys of a volume: parsing, checks, and the limits that they result in."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ AUTOPL = "AutoPL"
 LEVELS = (*essd.LEVELS, AUTOPL)
 # The ceiling of an ESSD AutoPL disk with bursting (Alibaba Cloud, "ESSD AutoPL disks").
 MAX_IOPS = 1_000_000
+# Typing errors rather than limits: far above any device.
 MAX_READ_IOPS = 10**9
 MAX_CREDIT = 10**12
 _REMOVE_HINT = "(an empty value removes a key from a volume)"
@@ -25,11 +26,11 @@ _REMOVE_HINT = "(an empty value removes a key from a volume)"
 
 @dataclass(frozen=True)
 class Performance:
-    """The performance keys of a volume; None where a key was not given, which means no limit by it.
+    """The performance keys of a volume; None for a key that was not given and so sets no limit.
 
-    `provisioned_iops` is in I/Os per second, on top of the level's baseline. `read_iops` (I/Os per second) and
-    `read_bandwidth` (bytes per second) are plain ceilings, for volumes without a level. `burst_iops` (I/Os per second)
-    is the limit while `burst_credit` (I/Os) lasts.
+    `provisioned_iops` is in I/Os per second, on top of the level's baseline. `read_iops` (I/Os per second)
+    and `read_bandwidth` (bytes per second) are plain ceilings, for volumes without a level. `burst_iops`
+    (I/Os per second) is the limit while `burst_credit` (I/Os) lasts.
     """
 
     level: str | None = None
@@ -41,14 +42,14 @@ class Performance:
     burst_credit: int | None = None
 
     def to_context(self) -> dict[str, str]:
-        """The keys that were given, as parameters."""
+        """Return the given keys as parameters."""
         values = {key: field.get(self) for key, field in _FIELDS.items()}
         return {key: _format_value(value) for key, value in values.items() if value is not None}
 
     def with_changes(self, parameters: Mapping[str, str]) -> Performance:
-        """This performance with `parameters` (canonical keys) laid over it, an empty value removing its key.
+        """Return a copy changed by `parameters` (canonical keys); an empty value removes its key.
 
-        Raises InvalidParameter naming the key for a bad value; whether the keys agree is `check`'s to say.
+        Raises InvalidParameter naming the key for a bad value. `check` finds keys that contradict each other.
         """
         changed = self
         for key, field in _FIELDS.items():
@@ -58,24 +59,28 @@ class Performance:
         return changed
 
     def check(self) -> None:
-        """Raise InvalidParameter where keys contradict each other, whatever the volume's size."""
+        """Raise InvalidParameter if keys contradict each other, whatever the size of the volume."""
         for wrong, message in _find_contradictions(self):
             if wrong:
                 raise InvalidParameter(f"{message} {_REMOVE_HINT}")
 
     @property
     def effective_level(self) -> str | None:
-        """The level that counts, one of LEVELS: the one given, or AutoPL where its keys are; None where neither is."""
+        """The level in effect, one of LEVELS.
+
+        It is the given one, or AutoPL if one of its keys is given, else None.
+        """
         return self.level or (
             AUTOPL if self.provisioned_iops is not None or self.bursting is not None else None
         )
 
 
 def compute_limits(performance: Performance, capacity_bytes: int, clamp: bool = False) -> Limits | None:
-    """What a volume of `capacity_bytes` may read; None where no performance key is given.
+    """Compute what a volume of `capacity_bytes` may read; None if no performance key is given.
 
-    What the ESSD formulae do not have in that size raises InvalidParameter that states the range; with `clamp` it is
-    lowered to what the size has, and the limits' notes say so. Keys that contradict each other raise it either way.
+    If the ESSD formulae do not offer a value at that size, raises InvalidParameter stating the range; with
+    `clamp` the value is lowered to what the size offers, and the notes of the limits say so. Contradicting
+    keys always raise.
     """
     performance.check()
     if performance == Performance():
@@ -94,7 +99,8 @@ def _base_limits(performance: Performance, gib: int) -> Limits:
     level, provisioned = performance.effective_level, performance.provisioned_iops or 0
     if level is None:
         bandwidth = performance.read_bandwidth
-        # An I/O counts once up to the device's largest request, so a limit of IOPS alone would let far more bytes through.
+        # The kernel counts one I/O whatever its size, up to the largest request of the device (often 1 MiB or
+        # more), so a limit on IOPS alone would let far more bytes through than IO_SIZE each.
         return Limits(
             Rate(
                 performance.read_iops,
@@ -113,14 +119,14 @@ def _add_burst_credit(performance: Performance, base: Limits, gib: int, clamp: b
     if burst is None:
         return base
     if burst <= (sustained.iops or 0):
-        what = f"{sustained.iops} IOPS that {performance.effective_level} has with {gib} GiB at any time"
+        rate_text = f"{sustained.iops} IOPS that {performance.effective_level} has with {gib} GiB at any time"
         if not clamp:
-            raise InvalidParameter(f"burstIops is {burst}; it has to be more than the {what}")
+            raise InvalidParameter(f"burstIops is {burst}; it has to be more than the {rate_text}")
         return replace(
             base,
             notes=(
                 *base.notes,
-                f"burstIops {burst} and burstCredit left out, not being more than the {what}",
+                f"burstIops {burst} and burstCredit left out, not being more than the {rate_text}",
             ),
         )
     bandwidth = (
@@ -133,7 +139,7 @@ def _add_burst_credit(performance: Performance, base: Limits, gib: int, clamp: b
 
 @dataclass(frozen=True)
 class _Misfit:
-    """What a size does not have: why that is refused, what makes a performance fit instead, and the note that says so."""
+    """A value that a size does not offer: the refusal, the change that makes it fit, and a note."""
 
     refusal: str
     apply_to: Callable[[Performance], Performance]
@@ -141,12 +147,12 @@ class _Misfit:
 
 
 def _find_misfits(performance: Performance, gib: int) -> list[_Misfit]:
-    found = (
+    misfits = (
         _level_misfit(performance, gib),
         _provisioned_misfit(performance, gib),
         _bursting_misfit(performance, gib),
     )
-    return [misfit for misfit in found if misfit]
+    return [misfit for misfit in misfits if misfit]
 
 
 def _level_misfit(performance: Performance, gib: int) -> _Misfit | None:
@@ -158,7 +164,7 @@ def _level_misfit(performance: Performance, gib: int) -> _Misfit | None:
     refusal = f"performanceLevel is {level}; {gib} GiB have one of {', '.join(fitting)}, AutoPL ({need})"
     return _Misfit(
         refusal,
-        lambda given: replace(given, level=fitting[-1]),
+        lambda performance: replace(performance, level=fitting[-1]),
         f"performanceLevel {level} lowered to {fitting[-1]}, the most for {gib} GiB",
     )
 
@@ -174,10 +180,13 @@ def _provisioned_misfit(performance: Performance, gib: int) -> _Misfit | None:
             _without_provisioned,
             f"provisionedIops {requested} left out: {need}",
         )
-    refusal = f"provisionedIops is {requested}; it is 1 to {maximum} for {gib} GiB; lower it or ask for more storage"
+    refusal = (
+        f"provisionedIops is {requested}; it is 1 to {maximum} for {gib} GiB; "
+        "lower it or ask for more storage"
+    )
     return _Misfit(
         refusal,
-        lambda given: replace(given, provisioned_iops=maximum),
+        lambda performance: replace(performance, provisioned_iops=maximum),
         f"provisionedIops {requested} lowered to {maximum}, the most for {gib} GiB",
     )
 
@@ -192,48 +201,49 @@ def _bursting_misfit(performance: Performance, gib: int) -> _Misfit | None:
     need = f"{gib} GiB cannot burst, {essd.MIN_AUTOPL_GIB} GiB or more are needed"
     return _Misfit(
         f"burstingEnabled is true; {need}",
-        lambda given: replace(given, bursting=False),
+        lambda performance: replace(performance, bursting=False),
         f"bursting turned off: {need}",
     )
 
 
 def _find_contradictions(performance: Performance) -> list[tuple[bool, str]]:
-    fixed = performance.level is not None and performance.level != AUTOPL
+    has_fixed_level = performance.level is not None and performance.level != AUTOPL
     ceiling = "readIops" if performance.read_iops is not None else "readBandwidth"
-    plain = performance.read_iops is not None or performance.read_bandwidth is not None
-    priced = next((key for key in KEYS[:3] if key in performance.to_context()), "")
-    credit = (performance.burst_iops is not None, performance.burst_credit is not None)
-    above = (
+    has_plain_ceiling = performance.read_iops is not None or performance.read_bandwidth is not None
+    level_key = next((key for key in KEYS[:3] if key in performance.to_context()), "")
+    burst_given = (performance.burst_iops is not None, performance.burst_credit is not None)
+    is_above_ceiling = (
         performance.burst_iops is None
         or performance.read_iops is None
         or performance.burst_iops > performance.read_iops
     )
     return [
         (
-            fixed and performance.provisioned_iops is not None,
+            has_fixed_level and performance.provisioned_iops is not None,
             f"provisionedIops is for AutoPL, performanceLevel is {performance.level}; keep one",
         ),
         (
-            fixed and performance.bursting is True,
+            has_fixed_level and performance.bursting is True,
             f"burstingEnabled is for AutoPL, performanceLevel is {performance.level}; keep one",
         ),
         (
-            plain and bool(priced),
-            f"{ceiling} is for volumes without a performance level, and {priced} is given too; keep one",
+            has_plain_ceiling and bool(level_key),
+            f"{ceiling} is for volumes without a performance level, and {level_key} is given too; keep one",
         ),
-        (credit == (True, False), "burstIops is given without burstCredit; give both or none"),
-        (credit == (False, True), "burstCredit is given without burstIops; give both or none"),
+        (burst_given == (True, False), "burstIops is given without burstCredit; give both or none"),
+        (burst_given == (False, True), "burstCredit is given without burstIops; give both or none"),
         (
-            credit[0] and performance.bursting is True,
+            burst_given[0] and performance.bursting is True,
             "burstIops and burstCredit are for volumes without burstingEnabled; keep one way of bursting",
         ),
         (
-            credit[0] and performance.read_iops is None and not priced,
+            burst_given[0] and performance.read_iops is None and not level_key,
             "burstIops needs a limit to burst above; give readIops or a performanceLevel too",
         ),
         (
-            not above,
-            f"burstIops is {performance.burst_iops}; it has to be more than readIops, which is {performance.read_iops}",
+            not is_above_ceiling,
+            f"burstIops is {performance.burst_iops}; "
+            f"it has to be more than readIops, which is {performance.read_iops}",
         ),
     ]
 
@@ -243,15 +253,15 @@ def _format_value(value: object) -> str:
 
 
 def _parse_level(key: str, text: str) -> str:
-    known = {level.lower(): level for level in LEVELS}
-    if text.lower() not in known:
+    by_lower_case = {level.lower(): level for level in LEVELS}
+    if text.lower() not in by_lower_case:
         raise InvalidParameter(f"{key} is {redact(text)}; it is one of {', '.join(LEVELS)}")
-    return known[text.lower()]
+    return by_lower_case[text.lower()]
 
 
 @dataclass(frozen=True)
 class _Field:
-    """What a key means: how its text is read (with the key, for messages), and where its value stands in a Performance."""
+    """How a key is parsed (called with the key, for messages) and where its value is in a Performance."""
 
     parse: Callable[[str, str], Any]
     get: Callable[[Performance], object]
@@ -260,43 +270,48 @@ class _Field:
 
 _FIELDS = {
     "performanceLevel": _Field(
-        _parse_level, lambda kept: kept.level, lambda kept, value: replace(kept, level=value)
+        _parse_level,
+        lambda performance: performance.level,
+        lambda performance, value: replace(performance, level=value),
     ),
     "provisionedIops": _Field(
         partial(integer_value, low=1, high=MAX_IOPS),
-        lambda kept: kept.provisioned_iops,
-        lambda kept, value: replace(kept, provisioned_iops=value),
+        lambda performance: performance.provisioned_iops,
+        lambda performance, value: replace(performance, provisioned_iops=value),
     ),
     "burstingEnabled": _Field(
-        boolean_value, lambda kept: kept.bursting, lambda kept, value: replace(kept, bursting=value)
+        boolean_value,
+        lambda performance: performance.bursting,
+        lambda performance, value: replace(performance, bursting=value),
     ),
     "readIops": _Field(
         partial(integer_value, low=1, high=MAX_READ_IOPS),
-        lambda kept: kept.read_iops,
-        lambda kept, value: replace(kept, read_iops=value),
+        lambda performance: performance.read_iops,
+        lambda performance, value: replace(performance, read_iops=value),
     ),
-    # Below one I/O a second the kernel would hold a reader, who cannot even be killed, for longer than a forgotten unit is worth.
+    # Below one I/O per second the kernel holds a throttled reader uninterruptibly for many seconds; a
+    # forgotten unit ("500" for "500Mi") must not do that.
     "readBandwidth": _Field(
         partial(quantity_value, low=IO_SIZE, high=MAX_BANDWIDTH),
-        lambda kept: kept.read_bandwidth,
-        lambda kept, value: replace(kept, read_bandwidth=value),
+        lambda performance: performance.read_bandwidth,
+        lambda performance, value: replace(performance, read_bandwidth=value),
     ),
     "burstIops": _Field(
         partial(integer_value, low=1, high=MAX_READ_IOPS),
-        lambda kept: kept.burst_iops,
-        lambda kept, value: replace(kept, burst_iops=value),
+        lambda performance: performance.burst_iops,
+        lambda performance, value: replace(performance, burst_iops=value),
     ),
     "burstCredit": _Field(
         partial(integer_value, low=1, high=MAX_CREDIT),
-        lambda kept: kept.burst_credit,
-        lambda kept, value: replace(kept, burst_credit=value),
+        lambda performance: performance.burst_credit,
+        lambda performance, value: replace(performance, burst_credit=value),
     ),
 }
 KEYS = tuple(_FIELDS)
 KEY_TABLE = (
     Key(
         "performanceLevel",
-        "`PL0` to `PL3`, `AutoPL`: reads as an Alibaba Cloud ESSD of the volume's size",
+        "`PL0` to `PL3`, `AutoPL`: the read limits of an Alibaba Cloud ESSD of the volume's size",
         "`AutoPL` with the next two, else no limit",
         aliases=("pl", "k8s.aliyun.com/eci-data-cache-pl"),
     ),
@@ -313,7 +328,7 @@ KEY_TABLE = (
         aliases=("bursting", "k8s.aliyun.com/eci-data-cache-burstingenabled"),
     ),
     Key("readIops", "a plain ceiling, in I/Os per second", "none"),
-    Key("readBandwidth", "a plain ceiling, in bytes per second, as `500Mi`", "`readIops` x 16 KiB"),
+    Key("readBandwidth", "a plain ceiling, in bytes per second, such as `500Mi`", "`readIops` x 16 KiB"),
     Key("burstIops", "the I/Os per second while a burst credit lasts", "none"),
     Key("burstCredit", "the burst credit, in I/Os", "none"),
 )

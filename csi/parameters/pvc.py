@@ -1,4 +1,4 @@
-"""The PVC that a volume was made for, as far as external-provisioner says (`--extra-create-metadata`)."""
+"""The PVC that a volume was created for, as external-provisioner passes it (`--extra-create-metadata`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UID = re.compile(r"-([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})$")
 
 @dataclass(frozen=True)
 class PvcReference:
-    """A PVC. `uid` is "" where the volume's name does not tell it (`--volume-name-uuid-length`)."""
+    """A PVC. `uid` is "" if the name of the volume does not contain it (`--volume-name-uuid-length`)."""
 
     namespace: str
     name: str
@@ -22,20 +22,23 @@ class PvcReference:
 
     @staticmethod
     def from_context(context: Mapping[str, str]) -> PvcReference | None:
-        """The PVC that parameters or a volume context name, None for none."""
+        """Read the PVC from parameters or a volume context; None if they name none."""
         namespace, name = context.get(_NAMESPACE, ""), context.get(_NAME, "")
-        found = _UID.search(context.get(_VOLUME, ""))
-        return PvcReference(namespace, name, found[1] if found else "") if namespace and name else None
+        match = _UID.search(context.get(_VOLUME, ""))
+        return PvcReference(namespace, name, match[1] if match else "") if namespace and name else None
 
     def to_context(self, volume_name: str) -> dict[str, str]:
-        """The keys that `from_context` reads; parsers of parameters leave them out, as all of Kubernetes' own."""
+        """Return the keys that `from_context` reads.
+
+        Parsers of parameters ignore them, as all of Kubernetes' own.
+        """
         return {_NAMESPACE: self.namespace, _NAME: self.name, _VOLUME: volume_name}
 
     def to_json(self) -> dict[str, str]:
-        """Return what objects of the cluster keep of it."""
+        """Convert to the JSON that objects of the cluster store."""
         return {"namespace": self.namespace, "name": self.name} | ({"uid": self.uid} if self.uid else {})
 
     @staticmethod
-    def from_json(kept: Mapping[str, str]) -> PvcReference:
-        """Return the PVC that `to_json` wrote; raise KeyError for anything else."""
-        return PvcReference(namespace=kept["namespace"], name=kept["name"], uid=kept.get("uid", ""))
+    def from_json(stored: Mapping[str, str]) -> PvcReference:
+        """Read what `to_json` wrote; raises KeyError for anything else."""
+        return PvcReference(namespace=stored["namespace"], name=stored["name"], uid=stored.get("uid", ""))

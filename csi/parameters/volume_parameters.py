@@ -1,7 +1,8 @@
-"""Flat parameters (StorageClass, inline volume, static PV, volume context) -> what they ask for.
+"""Parsing of flat parameters (StorageClass, inline volume, static PV, volume context) into VolumeParameters.
 
-Keys are case-insensitive; each source's own ecosystem spells them (`csi.parameters.dialects.table`). Unknown keys are refused with the
-nearest known one; keys that carry a credential are refused and pointed to Secrets, and their values never appear in a message.
+Keys are case-insensitive; each source uses the spelling of its own ecosystem
+(`csi.parameters.dialects.table`). Unknown keys are refused with the nearest known one. Keys that carry a
+credential are refused with a pointer to Secrets, and their values never appear in a message.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ VOLUME_KEYS = (
     TYPE,
     Key(
         "preserveOwnership",
-        "`true` keeps uid, gid and mode; else files are root's, readable by all, execute bits kept",
+        "`true` keeps uid, gid and mode; otherwise files belong to root, "
+        "are readable by all and keep execute bits",
         "`false`",
     ),
     Key(
         "writerAccessModes",
-        "`refuse`, or `downgrade`: accept ReadWriteOnce and the like, and mount read-only all the same",
+        "`refuse`, or `downgrade`: accept ReadWriteOnce and the like, but mount read-only",
         "`refuse`; inline volumes are always downgraded",
     ),
     Key(
         "bandwidthLimit",
-        "the most bytes per second that a fill fetches, as `500Mi`; in an item of `sources`, from that source",
+        "the maximum bytes per second of a fill, such as `500Mi`; in an item of `sources`, for that source",
         "no limit",
     ),
     Key(
@@ -54,39 +56,42 @@ VOLUME_KEYS = (
     ),
     Key(
         "size",
-        "the volume's least size, as `20Gi` (a bare number is GiB); a claim asks for storage instead",
+        "the minimum size of the volume, such as `20Gi` (a bare number is GiB); "
+        "a PVC requests storage instead",
         "the content's",
         KeySetter.VOLUME,
     ),
     Key(
         PVC_ANNOTATIONS_KEY,
-        "the keys, by commas, that a PVC may give in annotations, as `datacache.csi.io/repoId`; with `--registry kubernetes` alone",
+        "comma-separated keys that a PVC may set by annotation, such as `datacache.csi.io/repoId`; "
+        "only with `--registry kubernetes`",
         "none",
         KeySetter.CLASS,
     ),
-    Key("namedBy", "`pod`: the source is the word of the author of a pod or PVC", "", KeySetter.CONTROLLER),
-    Key("manifestDigest", "what the source held when the volume was created", "", KeySetter.CONTROLLER),
+    Key("namedBy", "`pod`: the author of a pod or PVC named the source", "", KeySetter.CONTROLLER),
+    Key("manifestDigest", "the digest of the content when the volume was created", "", KeySetter.CONTROLLER),
     Key("capacityBytes", "the volume's capacity", "", KeySetter.CONTROLLER),
 )
 KEYS: dict[str, Key] = source_key_table() | {
     key.name: key for key in (*VOLUME_KEYS, *performance_keys.KEY_TABLE)
 }
-"""Every key there is, by its canonical name; of one that several sources have (`path`), one source's."""
+"""All keys by canonical name; for a key that several sources have (`path`), that of one source."""
 SPELLING = Spelling(KEYS.values(), secret_key_names())
-# EROFS counts 4 KiB blocks in 32 bits.
+# EROFS has 32-bit block numbers and 4 KiB blocks.
 MAX_VOLUME_BYTES = 2**32 * 4096
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+# The same form as the keys of --egress-profile.
 _PROFILE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
 class VolumeParameters:
-    """What one set of flat parameters asks for.
+    """The meaning of one set of flat parameters.
 
-    `downgrade_writers`: writer access modes are accepted and mounted read-only all the same. `manifest_digest` (64
-    hex digits) and `capacity_bytes` are set in the contexts that a controller wrote, None elsewhere. `size_bytes`
-    (whole GiB) is the least capacity of a volume without a claim, None where it was not said.
+    `downgrade_writers` accepts writer access modes and mounts them read-only. `manifest_digest` (64 hex
+    digits) and `capacity_bytes` are set in contexts written by a controller, else None. `size_bytes` (whole
+    GiB) is the least capacity of a volume without a PVC, None if not given.
     """
 
     spec: CacheSpec
@@ -97,7 +102,7 @@ class VolumeParameters:
     size_bytes: int | None = None
 
     def to_context(self) -> dict[str, str]:
-        """The volume context: flat parameters that parse to an equal object."""
+        """Return the volume context: flat parameters that parse to an equal object."""
         extra: dict[str, str] = self.spec.to_context() | self.performance.to_context()
         if self.downgrade_writers:
             extra["writerAccessModes"] = "downgrade"
@@ -113,9 +118,11 @@ class VolumeParameters:
 def parse_volume_parameters(
     parameters: Mapping[str, str], mount_flags: Iterable[str] = ()
 ) -> VolumeParameters:
-    """Parse flat `parameters`; `mount_flags` (a StorageClass's or PV's mountOptions) are NFS options for a NAS source.
+    """Parse flat `parameters`.
 
-    Raises InvalidParameter that names the key, what is wrong with its value and what would be right.
+    `mount_flags` (mountOptions of a StorageClass or PV) are NFS options of a NAS source.
+
+    Raises InvalidParameter saying which key is wrong, why, and what would be right.
     """
     parsed = parse_accepted_parameters(parameters, mount_flags)
     parsed.performance.check()
@@ -125,11 +132,15 @@ def parse_volume_parameters(
 def parse_accepted_parameters(
     parameters: Mapping[str, str], mount_flags: Iterable[str] = ()
 ) -> VolumeParameters:
-    """As `parse_volume_parameters`, for what was accepted once: performance keys need not agree, as 0.1.0 did not ask it of them."""
+    """Parse like `parse_volume_parameters`, but accept performance keys that contradict each other.
+
+    For volumes that exist already: version 0.1.0 did not check that.
+    """
     values = canonical_keys(parameters)
     if PVC_ANNOTATIONS_KEY in values:
         raise InvalidParameter(
-            f"{PVC_ANNOTATIONS_KEY} is for a StorageClass alone, whose volumes a controller with --registry kubernetes creates; remove it here"
+            f"{PVC_ANNOTATIONS_KEY} is only for a StorageClass whose volumes are created by a controller "
+            "with --registry kubernetes; remove it here"
         )
     flags = [flag for item in mount_flags for flag in item.split(",") if flag]
     source = parse_source(values, flags)
@@ -154,14 +165,17 @@ def parse_accepted_parameters(
 
 
 def parse_mutable(parameters: Mapping[str, str], base: Performance) -> Performance:
-    """`base` changed by mutable parameters (VolumeAttributesClass); raises InvalidParameter as `check_mutable`, and where the keys disagree then."""
+    """Return `base` changed by mutable parameters (VolumeAttributesClass).
+
+    Raises InvalidParameter as `check_mutable` does, or if the resulting keys contradict each other.
+    """
     changed = base.with_changes(_check_mutable_keys(parameters))
     changed.check()
     return changed
 
 
 def check_mutable(parameters: Mapping[str, str]) -> None:
-    """Raise InvalidParameter for mutable parameters that fit no volume: only performance keys are known there, each with values of its own."""
+    """Raise InvalidParameter for mutable parameters that fit no volume: unknown keys or bad values."""
     Performance().with_changes(_check_mutable_keys(parameters))
 
 
@@ -176,12 +190,12 @@ def _check_mutable_keys(parameters: Mapping[str, str]) -> dict[str, str]:
 
 
 def parse_performance(parameters: Mapping[str, str]) -> Performance:
-    """What performance keys ask for, where nothing else may be given; raises InvalidParameter naming the key."""
+    """Parse performance keys where no other keys are allowed; raises InvalidParameter naming the key."""
     values = canonical_keys(parameters)
     for key in values:
         if key not in performance_keys.KEYS:
             raise InvalidParameter(
-                f"{key} is nothing that a volume of a DataCache can have; only {', '.join(performance_keys.KEYS)} are"
+                f"{key} cannot be set on a volume of a DataCache; only {', '.join(performance_keys.KEYS)} can"
             )
     performance = Performance().with_changes(values)
     performance.check()
@@ -189,39 +203,45 @@ def parse_performance(parameters: Mapping[str, str]) -> Performance:
 
 
 def names_a_source(parameters: Mapping[str, str]) -> bool:
-    """Whether any key in `parameters` says where data lives (a clone needs none)."""
+    """Return whether any key in `parameters` says where data is (a clone needs none)."""
     return any(SPELLING.find_name(key) in source_key_names() | {TYPE.name} for key in parameters)
 
 
 def check_untrusted_keys(parameters: Mapping[str, str], author: str = "inline volumes") -> None:
-    """Raise PermissionDenied for a key that is an administrator's to set, InvalidParameter for one that only a controller writes.
+    """Raise PermissionDenied for keys that only an administrator may set.
 
-    `author` words they are, as the message names them.
+    Raises InvalidParameter for keys that only a controller writes. `author` says in messages who gave the
+    keys.
     """
     for name in canonical_keys(parameters):
         if KEYS[name].setter is KeySetter.CONTROLLER:
             raise InvalidParameter(f"{name} is not for {author}; remove it")
         if KEYS[name].setter is KeySetter.ADMINISTRATOR:
             raise PermissionDenied(
-                f"{name} is not for {author}: only an administrator may set it; remove it, or use a StorageClass"
+                f"{name} is not for {author}: only an administrator may set it; "
+                "remove it, or use a StorageClass"
             )
 
 
 def canonical_keys(parameters: Mapping[str, str]) -> dict[str, str]:
-    """`parameters` with every key in its canonical spelling, values trimmed, Kubernetes' own keys left out; raises InvalidParameter."""
+    """Return `parameters` with canonical keys and trimmed values, without Kubernetes' own keys.
+
+    Raises InvalidParameter for an unknown key, a credential, or a key given twice.
+    """
     return SPELLING.canonicalize(parameters)
 
 
 def _parse_digest(text: str | None) -> str | None:
     if text is not None and not _DIGEST.fullmatch(text):
         raise InvalidParameter(
-            f"manifestDigest is {redact(text)}; it is 64 hex digits that the controller wrote, leave it as it was or remove it"
+            f"manifestDigest is {redact(text)}; it is 64 hex digits written by the controller; "
+            "restore the original value or remove it"
         )
     return text
 
 
 def _parse_size(text: str) -> int | None:
-    """Bytes in whole GiB; a bare number is GiB, as in ECI."""
+    """Parse into bytes, rounded up to whole GiB; a bare number is GiB, as in ECI."""
     return round_up_to_gib(quantity_value("size", text, 1, MAX_VOLUME_BYTES, "Gi")) if text else None
 
 

@@ -1,4 +1,4 @@
-"""The capacity of a cache volume: whole GiB, as the ESSD formulae count."""
+"""The capacity of a cache volume in whole GiB, the unit of the ESSD formulae."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ GIB = 2**30
 
 
 def round_up_to_gib(content_bytes: int) -> int:
-    """The bytes of the smallest disk that holds the content: whole GiB, at least one, as the ESSD formulae count."""
+    """Return the bytes of the smallest disk that holds the content: whole GiB, at least one."""
     return max(1, -(-content_bytes // GIB)) * GIB

@@ -1,4 +1,4 @@
-"""What reads are let through: rates and, above them, bursts."""
+"""Read limits: sustained rates and the bursts above them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# The size up to which ESSD counts a read as one I/O (Alibaba Cloud, "ESSD AutoPL disks": provisioned throughput = 16 KB x IOPS / 1024).
+# The size up to which ESSD counts a read as one I/O. Source: Alibaba Cloud, "ESSD AutoPL disks": provisioned
+# throughput = 16 KB x IOPS / 1024.
 IO_SIZE = 16 * 2**10
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Reads a second: `iops` in I/Os as the kernel counts them, `bytes_per_second` in bytes; None where there is no limit."""
+    """Reads per second: `iops` as the kernel counts I/Os, `bytes_per_second` in bytes; None for no limit."""
 
     iops: int | None = None
     bytes_per_second: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return the rate as records keep it."""
+        """Convert to the JSON that records store."""
         return {"iops": self.iops, "bytes_per_second": self.bytes_per_second}
 
     @staticmethod
-    def from_json(kept: Mapping[str, Any]) -> Rate:
-        """Return the rate that `to_json` wrote; raise KeyError, TypeError or ValueError for anything else."""
-        return Rate(iops=_number(kept["iops"]), bytes_per_second=_number(kept["bytes_per_second"]))
+    def from_json(stored: Mapping[str, Any]) -> Rate:
+        """Read what `to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
+        return Rate(iops=_number(stored["iops"]), bytes_per_second=_number(stored["bytes_per_second"]))
 
     def __add__(self, other: Rate) -> Rate:
         return Rate(
@@ -32,10 +33,10 @@ class Rate:
         )
 
     def __str__(self) -> str:
-        words = [] if self.iops is None else [f"{self.iops} IOPS"]
+        parts = [] if self.iops is None else [f"{self.iops} IOPS"]
         if self.bytes_per_second is not None:
-            words.append(f"{_format_size(self.bytes_per_second)}/s")
-        return " and ".join(words) or "no limit"
+            parts.append(f"{_format_size(self.bytes_per_second)}/s")
+        return " and ".join(parts) or "no limit"
 
 
 UNLIMITED = Rate()
@@ -45,9 +46,9 @@ UNLIMITED = Rate()
 class Limits:
     """What one volume may read in one pod.
 
-    `sustained` is what it may always do. `burst`, where there is one, is the cap while it bursts: with `credit` (in
-    I/Os) as long as credit lasts, without (None) at any time, and then I/O above `sustained` is metered. `notes` say in
-    words what was lowered to fit the volume's size.
+    `sustained` is always available. `burst`, if any, is the cap while bursting: as long as `credit` (in I/Os)
+    lasts, or at any time if `credit` is None, and then I/O above `sustained` is metered. `notes` say what was
+    lowered to fit the size of the volume.
     """
 
     sustained: Rate
@@ -56,7 +57,10 @@ class Limits:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the limits as records keep them. Names of devices are hashes of this form, so it stays as it is."""
+        """Convert to the JSON that records store.
+
+        Device names are hashes of this form, so it must not change.
+        """
         return {
             "sustained": self.sustained.to_json(),
             "burst": None if self.burst is None else self.burst.to_json(),
@@ -65,13 +69,13 @@ class Limits:
         }
 
     @staticmethod
-    def from_json(kept: Mapping[str, Any]) -> Limits:
-        """Return the limits that `to_json` wrote; raise KeyError, TypeError or ValueError for anything else."""
+    def from_json(stored: Mapping[str, Any]) -> Limits:
+        """Read what `to_json` wrote; raises KeyError, TypeError or ValueError for anything else."""
         return Limits(
-            sustained=Rate.from_json(kept["sustained"]),
-            burst=None if kept["burst"] is None else Rate.from_json(kept["burst"]),
-            credit=_number(kept["credit"]),
-            notes=tuple(map(str, kept["notes"])),
+            sustained=Rate.from_json(stored["sustained"]),
+            burst=None if stored["burst"] is None else Rate.from_json(stored["burst"]),
+            credit=_number(stored["credit"]),
+            notes=tuple(map(str, stored["notes"])),
         )
 
     def __add__(self, other: Limits) -> Limits:
@@ -99,7 +103,7 @@ class Limits:
 
 
 def sum_limits(first: Limits, *more: Limits) -> Limits:
-    """The sum of limits."""
+    """Add limits."""
     return sum(more, first)
 
 
@@ -108,10 +112,12 @@ def _format_size(number: int) -> str:
     return f"{number / unit:.3f}".rstrip("0").rstrip(".") + f" {name}"
 
 
-def _number(kept: Any) -> int | None:
-    return None if kept is None else int(kept)
+def _number(stored: Any) -> int | None:
+    return None if stored is None else int(stored)
 
 
+# Of a rate, None means no limit, and no limit plus a limit is no limit. Of a credit, None means none was
+# given.
 def _add_or_none(first: int | None, second: int | None) -> int | None:
     return None if first is None or second is None else first + second
 
@@ -120,4 +126,5 @@ def _add_known(first: int | None, second: int | None) -> int | None:
     return None if first is None and second is None else (first or 0) + (second or 0)
 
 
+# Bytes per second: 1 PiB/s, far beyond any device, and within the 64 bits of the kernel's interface.
 MAX_BANDWIDTH = 2**50

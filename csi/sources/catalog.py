@@ -1,4 +1,7 @@
-"""Which module reads which source. Adapters are imported on first use: their clients are large, and only workers need them."""
+"""The source class for each spec.
+
+Adapters are imported on first use: their clients are large, and only workers need them.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from csi.sources.source import Source
 if TYPE_CHECKING:
     from csi.sources.buckets.object_store import AccessKey
 
+# In order of preference: the driver's own name, ECI's, and those of the hubs' tools.
 TOKEN_KEYS = ("token", "accessToken", "HF_TOKEN", "MODELSCOPE_API_TOKEN")
 _ACCESS_KEY_NAMES = {
     "OSS": ("akId", "akSecret", "securityToken"),
@@ -30,9 +34,10 @@ _ACCESS_KEY_NAMES = {
 def open_source(
     spec: CacheSpec, secrets: Mapping[str, str], allowed_destinations: Sequence[str] = ()
 ) -> Source:
-    """The source that `spec` names, with the credential found in `secrets`; `allowed_destinations` are the operator's destinations.
+    """Open the source that `spec` names, with the credential found in `secrets`.
 
-    Raises InvalidParameter when a Secret was given that holds none of the keys this source reads.
+    `allowed_destinations` are the operator's destinations. Raises InvalidParameter if a Secret was given that
+    has none of the keys of this source.
     """
     destinations = Destinations(tuple(allowed_destinations), trusted=not spec.untrusted)
     match spec.source:
@@ -66,7 +71,7 @@ def open_source(
 
 
 def check_secrets(spec: CacheSpec, secrets: Mapping[str, str]) -> None:
-    """Raise InvalidParameter, as `open_source`, for a Secret that holds no credential that this source reads; nothing is opened."""
+    """Check `secrets` as `open_source` does, without opening anything."""
     match spec.source:
         case HubSpec() | UrlSpec():
             find_token(secrets)
@@ -82,27 +87,38 @@ def check_secrets(spec: CacheSpec, secrets: Mapping[str, str]) -> None:
 
 
 def find_token(secrets: Mapping[str, str]) -> str | None:
-    """The hub token in a Secret (one of TOKEN_KEYS), None where no Secret was given. Raises InvalidParameter for none or one that can be none."""
+    """Return the hub token in a Secret (one of TOKEN_KEYS), None if no Secret was given.
+
+    Raises InvalidParameter if the Secret has no token, or one with characters that no token has.
+    """
     name = next((key for key in TOKEN_KEYS if secrets.get(key, "").strip()), None)
     if secrets and name is None:
         raise InvalidParameter(
-            f"the Secret of this volume has none of the keys {', '.join(TOKEN_KEYS)}; put the hub's token under `token`"
+            f"the Secret of this volume has none of the keys {', '.join(TOKEN_KEYS)}; "
+            "put the hub's token under `token`"
         )
     return None if name is None else _get_credential(secrets, name)
 
 
 def _get_credential(secrets: Mapping[str, str], key: str) -> str:
-    """The value of `key` ("" where there is none), which goes into a header. Raises InvalidParameter, without it, for what cannot."""
+    """Return the value of `key`, which goes into an HTTP header, "" if there is none.
+
+    Raises InvalidParameter, without quoting it, for a value that no header can carry.
+    """
     value = secrets.get(key, "").strip()
     if not (value.isascii() and value.isprintable()):
         raise InvalidParameter(
-            f"the Secret's `{key}` holds a line end or another character that no credential has (they are printable ASCII); put it in again, alone"
+            f"the Secret's `{key}` contains a line end or another character that no credential has "
+            "(they are printable ASCII); put it in again, alone"
         )
     return value
 
 
 def find_access_key(spec: BucketSpec, secrets: Mapping[str, str]) -> Callable[[], AccessKey] | None:
-    """What gives the access key of an object store: the Secret, else the instance's role; None (as anybody) where neither is named."""
+    """Return a provider of the object store's access key: the Secret, else the instance's role.
+
+    None (anonymous access) if neither is named. Raises InvalidParameter for an incomplete Secret.
+    """
     from csi.sources.buckets.object_store import AccessKey
 
     names = _ACCESS_KEY_NAMES[spec.store]
@@ -112,7 +128,8 @@ def find_access_key(spec: BucketSpec, secrets: Mapping[str, str]) -> Callable[[]
         return lambda: key
     if secrets:
         raise InvalidParameter(
-            f"the Secret of this volume has not both {names[0]} and {names[1]}; put the access key under these"
+            f"the Secret of this volume does not have both {names[0]} and {names[1]}; "
+            "put the access key under these keys"
         )
     if spec.ram_role:
         from csi.sources.buckets.ram_role import fetch_role_key

@@ -1,4 +1,4 @@
-"""Several sources as one: each below a top folder, by its own rules and with its own credential."""
+"""Several sources as one: each below a top folder, with its own rules and its own credential."""
 
 from __future__ import annotations
 
@@ -21,11 +21,14 @@ _CREDENTIAL_KEYS = frozenset(name.lower() for name in secret_key_names())
 OpenSource = Callable[[CacheSpec, Mapping[str, str]], Source]
 
 
-class CompositeSource:
-    """Asks each of its sources for its part. Implements `csi.sources.source.Source`; errors name the folder."""
+class CompositeSource(Source):
+    """Source that combines the parts of several others; error messages begin with the folder."""
 
     def __init__(self, spec: CacheSpec, secrets: Mapping[str, str], open_source: OpenSource) -> None:
-        """`secrets` are those of all sources, each behind its folder and a dot. Raises InvalidParameter for one that is no source's."""
+        """Open all sources; `secrets` has their credentials under FOLDER.KEY.
+
+        Raises InvalidParameter for a credential that belongs to no source.
+        """
         if not isinstance(spec.source, CompositeSpec):
             raise InvalidParameter(f"{spec.source.display_name} is one source, not several")
         self._spec, self._composite = spec, spec.source
@@ -45,10 +48,11 @@ class CompositeSource:
     def _build_part_spec(self, folder: str, source: SourceSpec) -> CacheSpec:
         limits = (dict(self._composite.limits).get(folder), self._spec.bandwidth_limit)
         limit = min((limit for limit in limits if limit), default=None)
+        # The worker is inside the egress profile's network already; the parts need not enter it.
         return replace(self._spec, source=source, egress_profile="", bandwidth_limit=limit)
 
     def pin(self) -> CacheSpec:
-        """The spec with every revision pinned that can be."""
+        """Return the spec with every revision pinned that can be."""
         return replace(
             self._spec,
             source=replace(
@@ -58,7 +62,7 @@ class CompositeSource:
         )
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """List every source; what one may not hold alone, it may not hold here."""
+        """List every source, each under the restrictions that it has alone."""
         assert isinstance(pinned.source, CompositeSpec)
         entries: list[Entry] = []
         for folder, source in pinned.source.parts:
@@ -68,7 +72,7 @@ class CompositeSource:
         return build_manifest(entries, pinned.to_context(), preserve_ownership=pinned.preserve_ownership)
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """Prove every source with its own credential."""
+        """Check every source with its own credential."""
         parts = self._get_part_manifests(manifest)
         for folder, source in self._sources.items():
             with prefix_errors(folder):
@@ -76,12 +80,14 @@ class CompositeSource:
 
     @contextmanager
     def open_reader(self, manifest: Manifest) -> Iterator[Reader]:
-        """A reader that asks the folder's own source; the connections to each are made on the first read."""
+        """Open a reader that delegates to the source of the folder.
+
+        Connections to each are made on the first read.
+        """
         with ExitStack() as exit_stack:
             yield _CompositeReader(self._sources, self._get_part_manifests(manifest), exit_stack)
 
     def close(self) -> None:
-        """Let go of all connections."""
         for source in self._sources.values():
             source.close()
 
@@ -98,7 +104,7 @@ class CompositeSource:
         return pinned
 
 
-class _CompositeReader:
+class _CompositeReader(ManyReader):
     def __init__(
         self, sources: Mapping[str, Source], part_manifests: Mapping[str, Manifest], exit_stack: ExitStack
     ) -> None:
@@ -111,12 +117,13 @@ class _CompositeReader:
             self._get_reader(folder).read_into(_strip_folder(entry), offset, buffer)
 
     def read_many(self, pending: PendingFiles, permits: RequestPermits) -> dict[Entry, OriginUnavailable]:
-        """Each folder's in its turn, of the sources that can."""
+        """Read the files of each folder in turn, for sources that read batches."""
         for folder, files in groupby(list(pending), lambda file: file[0].path.partition("/")[0]):
             with prefix_errors(folder):
                 reader = self._get_reader(folder)
                 if isinstance(reader, ManyReader):
                     originals = {_strip_folder(entry): (entry, buffer) for entry, buffer in files}
+                    # The source removes what it has read from `remaining`.
                     remaining = [(entry, buffer) for entry, (_, buffer) in originals.items()]
                     failed = reader.read_many(remaining, permits)
                     completed = originals.keys() - {entry for entry, _ in remaining}
@@ -139,12 +146,12 @@ class _CompositeReader:
 
 
 def _strip_folder(entry: Entry) -> Entry:
-    """The entry as its own source has it."""
+    """Return the entry as its own source lists it."""
     return replace(entry, path=entry.path.partition("/")[2])
 
 
 def _split_by_folder(manifest: Manifest) -> dict[str, Manifest]:
-    """The manifest of each source alone."""
+    """Return the manifest of each source alone."""
     spec = parse_volume_parameters(manifest.access).spec
     assert isinstance(spec.source, CompositeSpec)
     entries: dict[str, list[Entry]] = {folder: [] for folder, _ in spec.source.parts}
@@ -156,24 +163,31 @@ def _split_by_folder(manifest: Manifest) -> dict[str, Manifest]:
         folder: CacheSpec(source, spec.preserve_ownership).to_context()
         for folder, source in spec.source.parts
     }
-    return {folder: Manifest(tuple(found), access[folder]) for folder, found in entries.items()}
+    return {
+        folder: Manifest(tuple(folder_entries), access[folder]) for folder, folder_entries in entries.items()
+    }
 
 
 def split_secrets(composite: CompositeSpec, secrets: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """What each folder's source has of a Secret whose keys are FOLDER.KEY. Raises InvalidParameter for a credential that is no source's, or none."""
+    """Split a Secret with FOLDER.KEY keys by folder.
+
+    Raises InvalidParameter for a credential that belongs to no source, or if no key does.
+    """
     secrets_by_folder = _assign_secret_keys([folder for folder, _ in composite.parts], secrets)
     if secrets and not any(secrets_by_folder.values()):
         folders = ", ".join(secrets_by_folder)
         raise InvalidParameter(
-            f"the Secret of this volume has no key of one of its sources; write FOLDER.KEY with one of the folders {folders}"
+            "the Secret of this volume has no key of one of its sources; "
+            f"write FOLDER.KEY with one of the folders {folders}"
         )
     return secrets_by_folder
 
 
 def _assign_secret_keys(folders: list[str], secrets: Mapping[str, str]) -> dict[str, dict[str, str]]:
-    """Each folder's own keys, without the folder; a key goes to the longest folder that it begins with.
+    """Return the keys of each folder, without the prefix; a key goes to the longest folder it begins with.
 
-    Raises InvalidParameter for a credential of no folder: its source would be read as anybody.
+    Raises InvalidParameter for a credential of no folder: otherwise its source would silently be read
+    anonymously.
     """
     secrets_by_folder: dict[str, dict[str, str]] = {folder: {} for folder in folders}
     for key, value in secrets.items():
@@ -181,7 +195,8 @@ def _assign_secret_keys(folders: list[str], secrets: Mapping[str, str]) -> dict[
         name = key.removeprefix(f"{folder}.") if folder else key
         if name.rpartition(".")[2].lower() in _CREDENTIAL_KEYS and (not folder or "." in name):
             raise InvalidParameter(
-                f"the Secret's `{key}` is of no source of this volume; write FOLDER.KEY with one of the folders {', '.join(folders)}, or remove it"
+                f"the Secret's `{key}` belongs to no source of this volume; "
+                f"write FOLDER.KEY with one of the folders {', '.join(folders)}, or remove it"
             )
         if folder:
             secrets_by_folder[folder][name] = value
@@ -190,7 +205,7 @@ def _assign_secret_keys(folders: list[str], secrets: Mapping[str, str]) -> dict[
 
 @contextmanager
 def prefix_errors(folder: str) -> Iterator[None]:
-    """Errors of the source of `folder` name it."""
+    """Prefix the message of errors raised inside with `folder`."""
     try:
         yield
     except OriginThrottled as error:

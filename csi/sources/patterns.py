@@ -1,4 +1,7 @@
-"""Shell patterns over the paths of a repository, as `hf download` has them: `*` crosses folders, "folder/" means all in it."""
+"""Shell patterns over repository paths, as in `hf download`.
+
+`*` matches across folders; "folder/" matches all files in it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ T = TypeVar("T")
 
 
 class CountingIterator(Iterator[T]):
-    """Passes `items` on one by one, keeping none; `count` is how many there were so far."""
+    """Iterator that counts the items it has passed on (`count`) and keeps none."""
 
     def __init__(self, items: Iterable[T]) -> None:
         self._items, self.count = iter(items), 0
@@ -22,7 +25,7 @@ class CountingIterator(Iterator[T]):
 
 
 def is_included(path: str, allow: Sequence[str], ignore: Sequence[str]) -> bool:
-    """Whether `path` matches one of `allow` (empty: any does) and none of `ignore`."""
+    """Return whether `path` matches one of `allow` (empty: everything does) and none of `ignore`."""
     return (not allow or _matches(path, allow)) and not _matches(path, ignore)
 
 

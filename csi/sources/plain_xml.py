@@ -1,4 +1,7 @@
-"""XML from strangers, as it comes: without document types, whose entities could make gigabytes of kilobytes."""
+"""XML from untrusted servers, parsed as a stream.
+
+Document types are refused, as their entities can expand to gigabytes.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,31 @@ from xml.parsers import expat
 
 
 class XmlHandler(Protocol):
-    """What is told of a document's elements, in order; what it raises ends the parsing."""
+    """Callbacks for the elements of a document, in order; an exception from one ends the parsing."""
 
     def on_start_element(self, name: str, attributes: dict[str, str], /) -> None:
-        """An element begins."""
+        """Handle the start of an element."""
 
     def on_end_element(self, name: str, /) -> None:
-        """An element ends."""
+        """Handle the end of an element."""
 
     def on_text(self, text: str, /) -> None:
-        """Characters within an element, some or all of them."""
+        """Handle some or all of the characters within an element."""
 
 
 def create_parser(handler: XmlHandler, namespaces: bool = False) -> expat.XMLParserType:
-    """A parser of UTF-8 that tells `handler`; with `namespaces` names are "namespace name". Its `Parse` raises expat.ExpatError for what is no
-    XML, and ValueError for a document type."""
-    # Without the interning of names, which would keep every one that a document makes up.
+    """Create a UTF-8 parser that calls `handler`.
+
+    With `namespaces` names are "namespace name". `Parse` raises expat.ExpatError for invalid XML and
+    ValueError for a document type.
+    """
+    # None turns the interning of names off, which would keep every name that a document invents.
     parser = expat.ParserCreate("utf-8", " ", None) if namespaces else expat.ParserCreate("utf-8")
     parser.buffer_text = True
     parser.StartDoctypeDeclHandler = _reject_doctype
-    parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = (
-        handler.on_start_element,
-        handler.on_end_element,
-        handler.on_text,
-    )
+    parser.StartElementHandler = handler.on_start_element
+    parser.EndElementHandler = handler.on_end_element
+    parser.CharacterDataHandler = handler.on_text
     return parser
 
 

@@ -1,4 +1,4 @@
-"""What every source can do. One module a source; `csi.sources.catalog` knows them all."""
+"""The interface of every source. Each source has a module; `csi.sources.catalog` knows them all."""
 
 from __future__ import annotations
 
@@ -11,23 +11,32 @@ from csi.parameters.cache_spec import CacheSpec
 
 
 class Source(Protocol):
-    """A cache spec and its credential, ready to be asked. Lives in worker processes only.
+    """A cache spec and its credential, ready for requests. Used only in worker processes.
 
     All methods raise the errors of `csi.errors`: SourceNotFound, Unauthenticated, PermissionDenied,
-    OriginUnavailable, UnsafeContent, SourceChanged; their messages hold no secret.
+    OriginUnavailable, UnsafeContent, SourceChanged; their messages contain no secret.
     """
 
     def pin(self) -> CacheSpec:
-        """The spec with a moving revision replaced by what it means now; one round trip at most, none where nothing moves."""
+        """Return the spec with a moving revision replaced by its current commit.
+
+        Takes at most one round trip, none if nothing can move.
+        """
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """List everything `pinned` holds. Two calls, on any two machines, give manifests of equal digest while the origin is unchanged."""
+        """List everything in `pinned`.
+
+        Two calls, on any two machines, give manifests of equal digest while the origin is unchanged.
+        """
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """Return if, and only if, this credential may read: bytes of the manifest are read from the origin, since listing is not reading."""
+        """Raise unless this credential can read the files.
+
+        Bytes are read from the origin: listing is not reading.
+        """
 
     def open_reader(self, manifest: Manifest) -> AbstractContextManager[Reader]:
-        """A fresh connection for reading the manifest's files; one for each thread that reads."""
+        """Open a new connection for reading the manifest's files; each reading thread needs its own."""
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""

@@ -1,4 +1,7 @@
-"""A worker: resolves and fills in a process of its own, so that hub clients, their memory and their faults stay out of the plugins."""
+"""A worker: resolves and fills in its own process.
+
+That keeps the hubs' clients, their memory and their faults out of the plugins.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +38,17 @@ from csi.worker.protocol import Resolution, WorkerRequest
 from csi.worker_process.image_store_operations import build_store_operations, fill_from_store_or_origin
 
 log = logging.getLogger("datacache.worker")
+# Fills must not compete with pods for CPU.
 _NICENESS = 5
 _GC_THRESHOLD = 200_000
 
 
 class Worker:
-    """Answers requests one after another; events go to `output`. `rate` is the most bytes of files per second (None: no limit)."""
+    """Executes requests one after another and writes events to `output`.
+
+    `rate` is the maximum of file bytes per second (None: no limit); `startup_error` is the answer to every
+    request, if set.
+    """
 
     def __init__(
         self, output: IO[bytes], rate: int | None = None, startup_error: DataCacheError | None = None
@@ -55,7 +63,7 @@ class Worker:
         self._operations |= build_store_operations(self._report)
 
     def serve(self, requests: queue.SimpleQueue[bytes]) -> None:
-        """Answer requests for ever; the process ends when its input does."""
+        """Execute requests for ever; the process ends with its input."""
         while True:
             self._handle(WorkerRequest.decode(requests.get()))
 
@@ -66,15 +74,19 @@ class Worker:
             started_at = time.monotonic()
             result = self._operations[request.operation](request)
             log.debug(
-                "done",
+                "request finished",
                 extra={
-                    "fields": {"operation": request.operation, "s": round(time.monotonic() - started_at, 3)}
+                    "fields": {
+                        "operation": request.operation,
+                        "seconds": round(time.monotonic() - started_at, 3),
+                    }
                 },
             )
             self._send_event("result", result)
-        except BaseException as exception:  # whatever happens is the caller's to hear
+        except BaseException as exception:  # every outcome must reach the waiting caller
             error = as_disk_full_error(exception)
             if not isinstance(error, DataCacheError):
+                # File and line only: the text of an unexpected exception may contain a URL or a secret.
                 frames = " < ".join(
                     f"{f.filename}:{f.lineno}" for f in reversed(traceback.extract_tb(error.__traceback__))
                 )
@@ -99,7 +111,7 @@ class Worker:
 
     def _resolve(self, request: WorkerRequest) -> dict[str, Any]:
         spec = parse_volume_parameters(request.spec).spec
-        # A source may have to read files whole to know them: no faster than a fill may.
+        # A source may have to read whole files to learn their size and sha256: no faster than a fill may.
         with closing(
             open_source(
                 replace(spec, bandwidth_limit=self._get_rate_limit(spec)),
@@ -162,7 +174,7 @@ class Worker:
 
 
 def _read_manifest(request: WorkerRequest) -> Manifest:
-    """The manifest of a request, read as its spec says."""
+    """Read the manifest of a request, with the spec of the request, if it has one, in place of its own."""
     with Path(request.manifest).open("rb") as stream:
         manifest = Manifest.read(stream)
     return (
@@ -185,13 +197,19 @@ def _build_resolution(manifest: Manifest) -> Resolution:
 
 
 def reduce_gc_frequency() -> None:
-    """Look for garbage after 200,000 new objects, not 700: manifests hold no cycles, and going through them took most of a layout."""
+    """Run the garbage collector after 200,000 new objects instead of 700.
+
+    Manifests have no reference cycles, and traversing them took most of the time of a layout.
+    """
     gc.set_threshold(_GC_THRESHOLD)
 
 
 def _enter_network_namespace(netns: str, rate: int) -> DataCacheError | None:
-    """Move into a network namespace and shape it; why that did not work is for each request to say."""
-    from csi.linux import network_namespace  # 14 MB that only those pay who have profiles
+    """Enter a network namespace and limit its rate.
+
+    Return the error, with which every request is answered.
+    """
+    from csi.linux import network_namespace  # imports pyroute2: 14 MB that only egress profiles need
 
     try:
         network_namespace.enter_namespace(netns)
@@ -203,9 +221,10 @@ def _enter_network_namespace(netns: str, rate: int) -> DataCacheError | None:
 
 
 def main() -> None:
-    """Serve requests until standard input ends, then leave at once: the journal makes any moment a good one.
+    """Serve requests until standard input ends, then exit at once: the journal makes any moment safe.
 
-    Arguments: the log's format and level, the path of a network namespace ("" for none) and bits per second (0 for no limit).
+    Arguments: the log's format and level, the path of a network namespace ("" for none) and bits per second
+    (0 for no limit).
     """
     log_format, log_level, netns, rate = *sys.argv[1:4], int(sys.argv[4])
     os.nice(_NICENESS)
@@ -221,6 +240,7 @@ def main() -> None:
         args=(requests,),
         daemon=True,
     ).start()
+    # The main thread only reads, so that the end of the plugin is noticed in the middle of a request too.
     for line in sys.stdin.buffer:
         requests.put(line)
     os._exit(0)

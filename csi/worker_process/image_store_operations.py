@@ -1,4 +1,4 @@
-"""What a worker does with the image store: bring images there, look, fill from it, remove."""
+"""Operations of a worker on the image store: upload, find, fill from it, copy, remove."""
 
 from __future__ import annotations
 
@@ -34,19 +34,22 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("datacache.worker")
 
-REMEDY = "no image store keeps images here (--image-store): bring the origin back, or make the cache anew of what there is"
+REMEDY = (
+    "no image store keeps images here (--image-store): "
+    "restore the origin, or create the cache again from what it has now"
+)
 
 OnProgress = Callable[[FillProgress], None]
 Operations = Mapping[str, Callable[[WorkerRequest], dict[str, Any]]]
 
 
 def build_store_operations(on_progress: OnProgress) -> Operations:
-    """The operations by their names; `on_progress` hears how far one is."""
+    """Return the operations by name; `on_progress` is called by the long ones."""
 
     def store(request: WorkerRequest) -> dict[str, Any]:
-        with _open_store(request) as found:
+        with _open_store(request) as image_store:
             return _encode_image(
-                found.add(ImagePaths(Path(request.image)), on_progress, access=request.access)
+                image_store.add(ImagePaths(Path(request.image)), on_progress, access=request.access)
             )
 
     def copy(request: WorkerRequest) -> dict[str, Any]:
@@ -79,17 +82,18 @@ def build_store_operations(on_progress: OnProgress) -> Operations:
 def fill_from_store_or_origin(
     request: WorkerRequest, manifest: Manifest, on_progress: OnProgress, fill_from_origin: Callable[[], None]
 ) -> None:
-    """Have the partial image full: from the image store where it has it, else from its origin. What the origin has begun it goes on with,
-    and the image store begins anew only where it cannot.
+    """Fill the partial image, from the image store if it has the image, else from the origin.
 
-    The store is never in the way: that it fails is logged, and added to what the origin fails with. Raises that, FillStopped and NoSpace.
+    A fill begun from the origin continues there; the image store takes over, from scratch, only if the origin
+    fails. A failure of the image store never stops a fill: it is logged, and added to the origin's error.
+    Raises that error, FillStopped and NoSpace.
     """
     if request.image_store and read_journal_digest(Path(request.journal)) == manifest.digest:
         try:
             fill_from_origin()
         except STORE_FALLBACK_ERRORS as error:
             log.info(
-                "filled from the image store", extra={"fields": {"image": manifest.digest, "reason": error}}
+                "filling from the image store", extra={"fields": {"image": manifest.digest, "reason": error}}
             )
             if store_error := _fill_from_store(request, manifest, on_progress):
                 raise _add_reason(error, f"and {store_error}") from error
@@ -101,7 +105,7 @@ def fill_from_store_or_origin(
         return
     if store_error:
         log.info(
-            "filled from its origin", extra={"fields": {"image": manifest.digest, "reason": store_error}}
+            "filling from the origin", extra={"fields": {"image": manifest.digest, "reason": store_error}}
         )
     try:
         fill_from_origin()
@@ -120,7 +124,7 @@ def _add_reason(error: DataCacheError, reason: str) -> DataCacheError:
 
 
 def _fill_from_store(request: WorkerRequest, manifest: Manifest, on_progress: OnProgress) -> str | None:
-    """Fill from the image store; None where that is done, else why it is not."""
+    """Fill from the image store; return None on success, else the reason."""
     try:
         with _open_store(request) as store:
             stored = store.find(manifest.digest)
@@ -166,7 +170,7 @@ def _list_images(request: WorkerRequest) -> dict[str, Any]:
 
 
 def _describe_image(store: ImageStore, digest: str) -> dict[str, Any]:
-    """What there is to say of one of many, empty for one that is not whole: a damaged record must not hide the others."""
+    """Describe one image of a listing, {} if it is incomplete; a damaged record must not hide the others."""
     try:
         stored = store.find(digest)
     except CorruptContent as error:
@@ -175,9 +179,9 @@ def _describe_image(store: ImageStore, digest: str) -> dict[str, Any]:
 
 
 def _collect(request: WorkerRequest) -> dict[str, Any]:
-    wanted = frozenset(Path(request.manifest).read_text().split())
+    wanted_digests = frozenset(Path(request.manifest).read_text().split())
     with _open_store(request) as store:
-        return {"gone": store.collect(wanted, request.grace, time.time())}
+        return {"gone": store.collect(wanted_digests, request.grace, time.time())}
 
 
 def _remove(request: WorkerRequest) -> dict[str, Any]:
@@ -196,7 +200,7 @@ def _list_announcements(request: WorkerRequest) -> dict[str, Any]:
     damaged: list[str] = []
     with _open_store(request) as store:
         return {
-            "announced": [one.encode() for one in store.list_announcements(damaged.append)],
+            "announced": [announcement.encode() for announcement in store.list_announcements(damaged.append)],
             "damaged": damaged,
         }
 
@@ -209,7 +213,7 @@ def _withdraw(request: WorkerRequest) -> dict[str, Any]:
 
 @contextmanager
 def _open_store(request: WorkerRequest) -> Iterator[ImageStore]:
-    # obstore, which only those pay who have an image store.
+    # Imports obstore, whose memory only clusters with an image store should pay.
     from csi.image_store.store import open_image_store
 
     with open_image_store(request.image_store, request.store_secrets) as store:

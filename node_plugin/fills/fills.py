@@ -1,11 +1,11 @@
-"""Fills in the background: one for each image, begun by the first volume that wants it, waited for by all."""
+"""Background fills: one for each image, started by the first volume that wants it, waited for by all."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,31 +21,28 @@ from csi.errors import (
     SourceChanged,
     UnsafeContent,
 )
-from csi.image_store.client import ImageStoreClient, StoredImageLookup
-from csi.images.node_store.provenance import IMAGE_STORE_SCOPE
 from csi.images.node_store.reuse_candidates import reserve_with_candidates
 from csi.images.node_store.store import Store
 from csi.images.progress import FillProgress, write_progress
-from csi.parameters.origin_scope import has_same_origin_scope
+from csi.parameters.content_ref import ContentRef
 from csi.registry.events.recorder import ObjectReference
-from csi.worker.pool import WorkerCall, WorkerPool
-from csi.worker.protocol import WorkerRequest
+from csi.worker.pool import WorkerCall
 from node_plugin.fills.fill_events import FillEvents
-from node_plugin.fills.verification import OriginVerification
+from node_plugin.fills.fill_runner import FillRunner
 
 log = logging.getLogger("datacache.fill")
 
-# After these the bytes so far are of no use to a next try.
+# After these errors the bytes so far are of no use to the next attempt.
 UNRECOVERABLE = (CorruptContent, SourceChanged, UnsafeContent)
 _PROGRESS_FILE_INTERVAL = 0.5
 _PODS_FIRST_MESSAGE = "fills that pods wait for go first"
 
 
-@dataclass
+@dataclass(eq=False)
 class _RunningFill:
-    digest: str
-    access: dict[str, str]
-    secrets: dict[str, str] = field(repr=False)
+    """One fill under way. `waiters` are pods' calls, `prefetchers` prewarm requests; a fill without waiters is preempted."""
+
+    content: ContentRef
     origin_scope: str
     is_prefetch: bool = False
     reuse_candidates: list[Path] = field(default_factory=list)
@@ -54,62 +51,67 @@ class _RunningFill:
     progress: FillProgress = field(default_factory=FillProgress)
     waiters: set[Deadline] = field(default_factory=set)
     prefetchers: set[Deadline] = field(default_factory=set)
-    """Who has it filled ahead of any pod: a fill of nobody else gives way to others."""
     wanted_at: float = field(default_factory=time.monotonic)
     error: Exception | None = None
     is_done: bool = False
     reported_at: float = 0.0
 
+    @property
+    def digest(self) -> str:
+        return self.content.digest
+
+
+class ProtectedImages:
+    """The images that no fill evicts: those in use, and those that prewarm requests keep."""
+
+    def __init__(self, list_in_use: Callable[[], set[str]]) -> None:
+        self._listers = [list_in_use]
+
+    def add(self, list_digests: Callable[[], set[str]]) -> None:
+        """Protect what `list_digests` names, too."""
+        self._listers.append(list_digests)
+
+    def list_digests(self) -> set[str]:
+        """List the digests of all protected images."""
+        return {digest for list_digests in self._listers for digest in list_digests()}
+
 
 class Fills:
-    """The fills of one node. A fill that nobody has waited for during `grace` seconds is stopped; its bytes stay. Thread-safe."""
+    """The fills of one node. Thread-safe.
+
+    A fill that nobody has waited for during `grace` seconds is stopped; its bytes stay.
+    """
 
     def __init__(
         self,
         store: Store,
-        pool: WorkerPool,
+        runner: FillRunner,
         wait_limiter: WaitLimiter,
-        *,
-        connections: int,
+        protected: ProtectedImages,
         grace: float,
-        list_in_use: Callable[[], set[str]],
         events: FillEvents | None = None,
-        image_store: ImageStoreClient | None = None,
     ) -> None:
-        self._store, self._pool, self._wait_limiter, self._image_store = (
-            store,
-            pool,
-            wait_limiter,
-            image_store,
-        )
-        self._connections, self._grace, self._list_in_use = connections, grace, list_in_use
-        self._events = events or FillEvents()
-        self._verification = OriginVerification(store, pool, wait_limiter, connections)
+        self._store, self._runner, self._wait_limiter = store, runner, wait_limiter
+        self._protected, self._grace, self._events = protected, grace, events or FillEvents()
         self._lock = threading.Lock()
         self._fills: dict[str, _RunningFill] = {}
-        self._list_prewarmed: Callable[[], set[str]] = set
 
     def wait(
         self,
-        key: str,
-        digest: str,
-        secrets: Mapping[str, str],
+        volume_id: str,
+        content: ContentRef,
         deadline: Deadline,
-        access: Mapping[str, str] | None = None,
         reference: ObjectReference | None = None,
-        is_trusted: bool = False,
     ) -> None:
-        """Return when the image is sealed, beginning its fill where none runs, and known to be what this volume's place holds.
+        """Return when the image of `content` is sealed, starting its fill if none is running.
 
-        Its manifest must be in the store. `key` is the volume whose call waits, `access` its pinned spec: another repository may
-        hold the same image, but what opens the one need not open the other. Without it the manifest in the store says where to
-        read. `is_trusted` says that the place is known to hold the image's bytes. `reference` is told of the fill. Raises Busy with the progress
-        when `deadline` ends first, NoSpace at once when the image cannot fit, what ended the fill, and what `OriginVerification.wait` raises where
-        the bytes came from another place.
+        Its manifest must be in the store. `volume_id` is the volume whose call waits; Events of the fill are recorded
+        for `reference`. Raises Busy with the progress if `deadline` ends first, NoSpace at once if the image cannot
+        fit, and what ended the fill.
         """
-        while not self._store.find_sealed(digest):
-            with self._wait_limiter.slot(key, deadline):
-                fill = self._join(digest, access or {}, secrets, deadline, (key, reference))
+        while not self._store.find_sealed(content.digest):
+            with self._wait_limiter.slot(volume_id, deadline):
+                fill = self._join(content, deadline, (volume_id, reference))
                 while not fill.is_done and not deadline.is_over:
                     deadline.sleep()
                 self._leave(fill, deadline)
@@ -118,39 +120,21 @@ class Fills:
                     deadline.cancelled
                     or f"filling the cache: {fill.progress.format()}; call again, the fill goes on"
                 )
-            # What ended a fill that another volume began, elsewhere or with another credential, says nothing about this one's.
-            if fill.error and (fill.access, fill.secrets) == (access or {}, secrets):
+            # What ended a fill from another source or with another credential says nothing about this one's.
+            if fill.error and fill.content == content:
                 raise fill.error
-        access = access or self._store.read_access(digest)
-        if is_trusted:
-            self.mark_verified(digest, access, secrets)
-        self._verification.wait(key, digest, secrets, deadline, access)
 
-    def mark_verified(self, digest: str, access: Mapping[str, str], secrets: Mapping[str, str]) -> None:
-        """Let the sealed image count for a place that is known to hold its bytes; raises NotFound where the image is gone."""
-        origin_scope = self._store.compute_origin_scope(access, secrets)
-        if origin_scope not in self._store.get_provenance(digest):
-            self._store.mark_verified(digest, origin_scope)
+    def prefetch(self, content: ContentRef, deadline: Deadline) -> None:
+        """Fill as `wait` does for an image that no pod has asked for yet, behind every fill that a pod waits for.
 
-    def verify_against_origin(
-        self, key: str, digest: str, secrets: Mapping[str, str], deadline: Deadline, access: Mapping[str, str]
-    ) -> None:
-        """Return when the sealed image is known to be what `access` reads; raises as `OriginVerification.wait`."""
-        self._verification.wait(key, digest, secrets, deadline, access)
-
-    def prefetch(
-        self, digest: str, secrets: Mapping[str, str], access: Mapping[str, str], deadline: Deadline
-    ) -> None:
-        """As `wait`, for an image that no pod has asked for yet: it goes last, and gives way to every fill that a pod waits for.
-
-        It takes no seat and asks no origin about a sealed image. Raises Busy with the progress, or when others go first, NoSpace, and
-        what ended the fill.
+        It takes no waiting slot. Raises Busy with the progress, or if other fills go first, NoSpace, and what ended
+        the fill.
         """
-        if self._store.find_sealed(digest):
+        if self._store.find_sealed(content.digest):
             return
-        if self.has_waiting_pods(digest):
+        if self.has_waiting_pods(content.digest):
             raise Busy(_PODS_FIRST_MESSAGE)
-        fill = self._join(digest, access, secrets, None, prefetcher=deadline)
+        fill = self._join(content, None, prefetcher=deadline)
         while not fill.is_done and not deadline.is_over:
             deadline.sleep()
         with self._lock:
@@ -158,26 +142,21 @@ class Fills:
             fill.wanted_at = time.monotonic()
         if not fill.is_done or deadline.cancelled:
             raise Busy(deadline.cancelled or fill.progress.format())
-        if (
-            fill.error
-            and not isinstance(fill.error, Busy | FillStopped)
-            and (fill.access, fill.secrets) == (access, secrets)
-        ):
+        if fill.error and not isinstance(fill.error, Busy | FillStopped) and fill.content == content:
             raise fill.error
         if fill.error:
             raise Busy(_PODS_FIRST_MESSAGE)
 
-    def protect_prewarmed(self, list_prewarmed: Callable[[], set[str]]) -> None:
-        """No fill evicts what `list_prewarmed` names, either."""
-        self._list_prewarmed = list_prewarmed
-
     def has_waiting_pods(self, digest: str = "") -> bool:
-        """Whether a pod waits for a fill, of another image than `digest`."""
+        """Return whether a pod waits for the fill of another image than `digest`."""
         with self._lock:
             return any(fill.waiters for fill in self._fills.values() if fill.digest != digest)
 
     def preempt_prefetches(self, digest: str = "") -> bool:
-        """Stop the fills, or that of `digest`, that go ahead of any pod and that none waits for; whether there were any. Their bytes stay."""
+        """Stop the prefetches (or that of `digest`) that no pod waits for; return whether there were any.
+
+        Their bytes stay.
+        """
         with self._lock:
             return self._preempt_prefetches(digest)
 
@@ -191,75 +170,64 @@ class Fills:
             fill.call.stop()
         return bool(stopped)
 
-    def start(self, digest: str, secrets: Mapping[str, str]) -> None:
-        """Begin or go on with a fill without waiting for it; no image goes for one that nobody may want. Raises NoSpace."""
-        self._join(digest, {}, secrets, None)
+    def start(self, content: ContentRef) -> None:
+        """Start or resume a fill without waiting for it, evicting nothing for it. Raises NoSpace."""
+        self._join(content, None)
 
     def progress(self) -> dict[str, FillProgress]:
-        """How far each fill under way is, by digest."""
+        """Return the progress of each running fill by digest."""
         with self._lock:
             return {digest: fill.progress for digest, fill in self._fills.items()}
 
     def stop(self) -> None:
-        """Stop all fills, whose bytes stay, and comparisons."""
-        self._verification.stop()
+        """Stop all fills; their bytes stay."""
         with self._lock:
             fills = list(self._fills.values())
         for fill in fills:
             fill.call.stop()
 
+    def discard(self, digest: str) -> None:
+        """Remove the partial image of a fill that cannot succeed, unless it is held or being filled."""
+        with suppress(Busy):
+            if self._store.find_partial(digest):
+                self._store.remove(digest)
+
     def _join(
         self,
-        digest: str,
-        access: Mapping[str, str],
-        secrets: Mapping[str, str],
+        content: ContentRef,
         deadline: Deadline | None,
         listener: tuple[str, ObjectReference | None] = ("", None),
         prefetcher: Deadline | None = None,
     ) -> _RunningFill:
         with self._lock:
-            fill = self._fills.get(digest)
+            fill = self._fills.get(content.digest)
             if fill is None:
-                fill = self._start(digest, access, secrets, deadline, prefetcher)
+                fill = self._start(content, deadline, prefetcher)
             if prefetcher:
                 fill.prefetchers.add(prefetcher)
             if deadline:
                 fill.waiters.add(deadline)
-                self._events.on_volume_waiting(listener[0], digest, listener[1])
+                self._events.on_volume_waiting(listener[0], content.digest, listener[1])
             return fill
 
     def _start(
-        self,
-        digest: str,
-        access: Mapping[str, str],
-        secrets: Mapping[str, str],
-        deadline: Deadline | None,
-        prefetcher: Deadline | None,
+        self, content: ContentRef, deadline: Deadline | None, prefetcher: Deadline | None
     ) -> _RunningFill:
-        origin_scope = self._store.compute_origin_scope(access or self._store.read_access(digest), secrets)
-        fill = _RunningFill(
-            digest, dict(access), dict(secrets), origin_scope, is_prefetch=prefetcher is not None
-        )
+        origin_scope = self._runner.compute_origin_scope(content)
+        fill = _RunningFill(content, origin_scope, is_prefetch=prefetcher is not None)
         has_preempted = deadline is not None and self._preempt_prefetches()
+        # A fill that nobody waits for makes room for nothing.
+        list_protected = self._protected.list_digests if deadline or prefetcher else self._list_all
         try:
-            fill.reuse_candidates = fill.reservation.enter_context(
-                reserve_with_candidates(
-                    self._store,
-                    digest,
-                    fill.origin_scope,
-                    self._list_protected if deadline or prefetcher else self._list_all,
-                )
-            )
+            reservation = reserve_with_candidates(self._store, content.digest, origin_scope, list_protected)
+            fill.reuse_candidates = fill.reservation.enter_context(reservation)
         except NoSpace:
             if has_preempted:
-                raise Busy("a fill that goes ahead of its pods makes room; call again") from None
+                raise Busy("a prefetch is being stopped to make room; call again") from None
             raise
-        self._fills[digest] = fill
+        self._fills[content.digest] = fill
         threading.Thread(target=self._run_fill, args=(fill,), name="fill", daemon=True).start()
         return fill
-
-    def _list_protected(self) -> set[str]:
-        return self._list_in_use() | self._list_prewarmed()
 
     def _list_all(self) -> set[str]:
         return {image.digest for image in self._store.list_images()}
@@ -272,22 +240,11 @@ class Fills:
     def _run_fill(self, fill: _RunningFill) -> None:
         started = time.monotonic()
         try:
-            paths = self._store.paths(fill.digest)
-            origin_scope, sought = self._choose_byte_source(fill)
-            request = WorkerRequest(
-                "fill",
-                fill.access,
-                fill.secrets,
-                manifest=str(paths.manifest),
-                partial=str(paths.partial),
-                journal=str(paths.journal),
-                image=str(paths.image),
-                connections=self._connections,
-                reuse_candidates=tuple(map(str, fill.reuse_candidates)),
-            )
-            self._store.mark_filling_from(fill.digest, origin_scope)
-            self._pool.call(
-                "fill", sought.add_to(request), fill.call, lambda progress: self._on_progress(fill, progress)
+            self._runner.run(
+                fill.content,
+                fill.reuse_candidates,
+                fill.call,
+                lambda progress: self._on_progress(fill, progress),
             )
             fields = {
                 "image": fill.digest,
@@ -300,27 +257,18 @@ class Fills:
             self._on_failure(fill, error)
         self._finish(fill)
 
-    def _choose_byte_source(self, fill: _RunningFill) -> tuple[str, StoredImageLookup]:
-        """Find the place that the bytes will come from, and what the image store has of them."""
-        sought = self._image_store.find_for_fill(fill.digest) if self._image_store else StoredImageLookup()
-        access = fill.access or self._store.read_access(fill.digest)
-        is_same_scope = sought.found is None or has_same_origin_scope(sought.found.access, access)
-        # Another's bytes, which this place would have to send too before its volumes have them.
-        return fill.origin_scope if is_same_scope else IMAGE_STORE_SCOPE, sought
-
     def _on_progress(self, fill: _RunningFill, progress: FillProgress) -> None:
         fill.progress = progress
         self._events.on_progress(fill.digest, progress)
         self._write_progress_file(fill)
         with self._lock:
-            is_abandoned = (
-                not fill.waiters and not fill.prefetchers and time.monotonic() - fill.wanted_at > self._grace
-            )
+            idle_seconds = time.monotonic() - fill.wanted_at
+            is_abandoned = not fill.waiters and not fill.prefetchers and idle_seconds > self._grace
         if is_abandoned:
             fill.call.stop()
 
     def _write_progress_file(self, fill: _RunningFill) -> None:
-        """Put the progress where `datacache images` reads it, now and then."""
+        """Write the progress to where `datacache images` reads it, at most twice a second."""
         now = time.monotonic()
         if now - fill.reported_at < _PROGRESS_FILE_INTERVAL:
             return
@@ -330,11 +278,10 @@ class Fills:
 
     def _on_failure(self, fill: _RunningFill, error: Exception) -> None:
         fill.error = error
-        text = str(error) if isinstance(error, DataCacheError) else type(error).__name__
-        log.warning(
-            "fill ended",
-            extra={"fields": {"image": fill.digest, "progress": fill.progress.format(), "reason": text}},
-        )
+        # A foreign exception's text is not vetted for secrets.
+        reason = str(error) if isinstance(error, DataCacheError) else type(error).__name__
+        fields = {"image": fill.digest, "progress": fill.progress.format(), "reason": reason}
+        log.warning("fill ended", extra={"fields": fields})
 
     def _finish(self, fill: _RunningFill) -> None:
         # A disk that fails here must not leave a fill that never ends.
@@ -349,9 +296,3 @@ class Fills:
                 deadline.wake()
         if isinstance(fill.error, UNRECOVERABLE):
             self.discard(fill.digest)
-
-    def discard(self, digest: str) -> None:
-        """Remove what there is of an image that cannot be finished, unless it is held or being filled."""
-        with suppress(Busy):
-            if self._store.find_partial(digest):
-                self._store.remove(digest)

@@ -1,25 +1,25 @@
-"""Images for volumes of other places than gave their bytes: compared with the volume's own origin first, once for each place."""
+"""Sealed images compared with a volume's own origin, before it sees bytes that came from another scope; once for each scope."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from csi.concurrency.deadline import Deadline
 from csi.concurrency.single_flight import SingleFlight
 from csi.concurrency.wait_limiter import WaitLimiter
-from csi.images.node_store.records import ImagePaths
 from csi.images.node_store.store import Store
+from csi.parameters.content_ref import ContentRef, Secrets
 from csi.worker.pool import WorkerCall, WorkerPool
 from csi.worker.protocol import WorkerRequest
 
-log = logging.getLogger("datacache.vouch")
+log = logging.getLogger("datacache.verification")
 
 _COMPARING = "comparing the cached files with what this volume's origin sends; call again, the work goes on"
-_Question = tuple[str, str, frozenset[tuple[str, str]]]
+_Question = tuple[str, str, Secrets]
 
 
 @dataclass(eq=False)
@@ -37,63 +37,71 @@ class _Comparison:
 
 
 class OriginVerification:
-    """The comparisons of one node. Thread-safe."""
+    """Compares images of `store` with origins, in workers of `pool`. Thread-safe."""
 
     def __init__(self, store: Store, pool: WorkerPool, wait_limiter: WaitLimiter, connections: int) -> None:
         self._store, self._pool = store, pool
         self._wait_limiter, self._connections = wait_limiter, connections
         self._comparisons = SingleFlight[_Question, _Comparison]("verify")
 
-    def wait(
-        self, key: str, digest: str, secrets: Mapping[str, str], deadline: Deadline, access: Mapping[str, str]
-    ) -> None:
-        """Return when the place that `access` reads from is known to hold the bytes of the sealed image, which the caller holds.
+    def wait(self, volume_id: str, content: ContentRef, deadline: Deadline) -> None:
+        """Return when the scope of `content` is known to hold the bytes of the sealed image, which the caller holds.
 
-        `key` is the volume whose call waits. Raises Busy when `deadline` ends first (the work goes on), CorruptContent when the
-        bytes differ, and what kept `secrets` from reading them; the image stays as it is.
+        `volume_id` is the volume whose call waits. Raises Busy if `deadline` ends first (the comparison goes on),
+        CorruptContent if the bytes differ, and what kept the credential from reading them; the image stays as it is.
         """
-        origin_scope = self._store.compute_origin_scope(access, secrets)
-        question = (digest, origin_scope, frozenset(secrets.items()))
-        source, credential = dict(access), dict(secrets)
+        content = self._with_source(content)
+        origin_scope = self._compute_scope(content)
+        # Another credential of the same scope may be refused: its answer is its own.
+        question = (content.digest, origin_scope, content.secrets)
 
         def work(call: WorkerCall) -> None:
-            self._compare(question, source, credential, call)
+            self._compare(content, origin_scope, call)
 
-        while origin_scope not in self._store.get_provenance(digest):
-            with self._wait_limiter.slot(key, deadline):
+        while origin_scope not in self._store.get_provenance(content.digest):
+            with self._wait_limiter.slot(volume_id, deadline):
                 self._comparisons.wait(question, lambda: _Comparison(work), deadline, lambda _: _COMPARING)
+
+    def mark_verified(self, content: ContentRef) -> None:
+        """Record that the scope of `content` holds the sealed image's bytes; raises NotFound if the image is gone."""
+        content = self._with_source(content)
+        origin_scope = self._compute_scope(content)
+        if origin_scope not in self._store.get_provenance(content.digest):
+            self._store.mark_verified(content.digest, origin_scope)
 
     def stop(self) -> None:
         """Stop all comparisons."""
         self._comparisons.stop_all()
 
-    def _compare(
-        self, question: _Question, access: dict[str, str], secrets: dict[str, str], call: WorkerCall
-    ) -> None:
-        digest, origin_scope, _ = question
-        fields = {"image": digest, "place": origin_scope[:12]}
+    def _with_source(self, content: ContentRef) -> ContentRef:
+        source = content.source or self._store.read_access(content.digest)
+        return ContentRef(content.digest, source, content.secrets)
+
+    def _compute_scope(self, content: ContentRef) -> str:
+        return self._store.compute_origin_scope(content.source, content.secrets.values)
+
+    def _compare(self, content: ContentRef, origin_scope: str, call: WorkerCall) -> None:
+        fields = {"image": content.digest, "scope": origin_scope[:12]}
         try:
-            with self._store.prevent_eviction(digest) as record:
-                self._pool.call("vouch", self._build_request(question, record.paths, access, secrets), call)
-                self._store.mark_verified(digest, origin_scope)
+            with self._store.prevent_eviction(content.digest) as record:
+                request = WorkerRequest(
+                    "vouch",
+                    dict(content.source),
+                    dict(content.secrets.values),
+                    manifest=str(record.paths.manifest),
+                    image=str(record.paths.image),
+                    connections=self._connections,
+                    seed=self._sampling_seed(content.digest, origin_scope),
+                )
+                self._pool.call("vouch", request, call)
+                self._store.mark_verified(content.digest, origin_scope)
             log.info("image verified against its origin", extra={"fields": fields})
         except Exception as error:
-            log.warning(
-                "image not verified against its origin",
-                extra={"fields": {**fields, "reason": type(error).__name__}},
-            )
+            fields["reason"] = type(error).__name__
+            log.warning("image not verified against its origin", extra={"fields": fields})
             raise
 
-    def _build_request(
-        self, question: _Question, paths: ImagePaths, access: dict[str, str], secrets: dict[str, str]
-    ) -> WorkerRequest:
-        manifest, image, seed = str(paths.manifest), str(paths.image), self._sampling_seed(question)
-        return WorkerRequest(
-            "vouch", access, secrets, manifest=manifest, image=image, connections=self._connections, seed=seed
-        )
-
-    def _sampling_seed(self, question: _Question) -> str:
-        """The same for the same question: who may try again is not to try elsewhere."""
-        return hmac.new(
-            self._store.key(), f"vouch {question[0]} {question[1]}".encode(), hashlib.sha256
-        ).hexdigest()
+    def _sampling_seed(self, digest: str, origin_scope: str) -> str:
+        """Return the same seed for the same question: whoever tries again is not compared elsewhere."""
+        text = f"vouch {digest} {origin_scope}".encode()
+        return hmac.new(self._store.key(), text, hashlib.sha256).hexdigest()

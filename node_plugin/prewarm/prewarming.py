@@ -6,22 +6,16 @@ looked at anew with another order (generation) alone, also when the plugin start
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
 
 from csi.concurrency.deadline import Deadline
-from csi.destinations.allow_list import AllowList, as_untrusted
 from csi.errors import Busy, ClusterUnavailable, DataCacheError, FailedPrecondition, NotFound
 from csi.images.node_store.store import Store
-from csi.linux import durable_files
-from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import ContentRef, Secrets
 from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.registry.prewarms.prewarms import (
     NodePrewarms,
@@ -30,18 +24,16 @@ from csi.registry.prewarms.prewarms import (
     PrewarmRequest,
     PrewarmState,
 )
-from csi.worker.protocol import Resolution
 from node_plugin.fills.fill_events import percent
-from node_plugin.fills.fills import Fills
 from node_plugin.fills.uploads import Uploads
-from node_plugin.volumes.authorized_resolver import AuthorizedResolver
-from node_plugin.volumes.data_cache_grants import DataCacheGrants
-from node_plugin.volumes.pins import NodePins
+from node_plugin.prewarm.active_request import ActiveRequest, Failure
+from node_plugin.prewarm.resolved_caches import ResolvedCache, read_resolved, write_resolved
+from node_plugin.volumes.preparation import VolumePreparation
 from node_plugin.volumes.records import NodeVolume
 
 log = logging.getLogger("datacache.prewarming")
 
-_FORMAT = 1
+_FILE_NAME = "prewarms.json"
 _RESOLVE_TIMEOUT = 100.0
 # Labels of nodes change seldom, and a Secret that was wrong is put right some time; what a pod does not wait for may wait.
 _RESYNC_INTERVAL, _MIN_BACKOFF, _MAX_BACKOFF = 300.0, 30.0, 600.0
@@ -51,88 +43,35 @@ _MIN_WORK_SECONDS, _WORK_SHARE = 1.0, 9.0
 _REQUESTS_CHANGED_MESSAGE = "the orders for this node have changed"
 
 
-@dataclass
-class _ResolvedCache:
-    """What one cache of an order turned out to be: `access` is its pinned spec, `pin` what `NodePins.encode_pin` keeps, None for none."""
-
-    digest: str
-    access: dict[str, str]
-    pin: dict[str, object] | None = None
-
-
-@dataclass
-class _Failure:
-    """What a cache fails with, until when it is left alone, and for how long after that."""
-
-    message: str
-    retry_at: float
-    backoff: float
-
-
-@dataclass
-class _ActiveRequest:
-    request: PrewarmRequest
-    resolved: dict[str, _ResolvedCache] = field(default_factory=dict)
-    failures: dict[str, _Failure] = field(default_factory=dict)
-    ready_keys: set[str] = field(default_factory=set)
-    reported_state: NodePrewarmState | None = None
-    reported_at: float = float("-inf")
-    last_worked_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def keys(self) -> list[str]:
-        """One for each of its caches, which no other order has."""
-        return [
-            f"prewarm-{self.request.uid}-{self.request.generation}-{number}"
-            for number in range(len(self.request.caches))
-        ]
-
-    @property
-    def keyed_caches(self) -> list[tuple[str, PrewarmedCache]]:
-        """Its caches with their keys."""
-        return list(zip(self.keys, self.request.caches, strict=True))
-
-
 class PrewarmLoop:
-    """The orders of one node, from `prewarms`; `file` keeps what they turned out to be. `check_node` raises where it can mount no images;
-    `proving` asks moving sources anew, whatever is remembered.
+    """Works on the prewarm requests for one node, one image at a time, behind every fill that a pod waits for.
 
-    `retry_seconds` is the first pause after a failure.
+    `check_node` raises if the node cannot mount images; `preparation` asks moving sources again, whatever is
+    remembered. `min_backoff` is the first pause after a failure, in seconds.
     """
 
     def __init__(
         self,
         prewarms: NodePrewarms,
-        allowed: AllowList,
-        resolver: AuthorizedResolver,
-        fills: Fills,
+        preparation: VolumePreparation,
         store: Store,
-        pins: NodePins,
         check_node: Callable[[], None],
-        file: Path,
-        min_backoff: float = _MIN_BACKOFF,
-        grants: DataCacheGrants | None = None,
         uploads: Uploads | None = None,
+        min_backoff: float = _MIN_BACKOFF,
     ) -> None:
-        self._prewarms, self._allowed, self._resolver, self._fills, self._store, self._pins = (
-            prewarms,
-            allowed,
-            resolver,
-            fills,
-            store,
-            pins,
-        )
-        self._check_node, self._file, self._min_backoff = check_node, file, min_backoff
-        self._grants, self._uploads = grants, uploads
+        self._prewarms, self._preparation, self._store = prewarms, preparation, store
+        self._fills, self._pins = preparation.fills, preparation.pins
+        self._check_node, self._uploads, self._min_backoff = check_node, uploads, min_backoff
+        self._file = store.root / _FILE_NAME
         self._requests: list[PrewarmRequest] | None = None
         self._synced_at, self._work_until = float("-inf"), 0.0
         self._changed, self._is_stopped = threading.Event(), False
         self._changed_names, self._current_name = set[str](), ""
-        self._active: dict[str, _ActiveRequest] = {}
-        self._patience = Deadline(0)
-        self._resolved = _read_resolved(file)
+        self._active: dict[str, ActiveRequest] = {}
+        self._deadline = Deadline(0)
+        self._resolved = read_resolved(self._file)
         self._digests = frozenset(answer.digest for answer in self._resolved.values())
-        pins.restore(
+        self._pins.restore(
             NodeVolume(key, answer.digest, {}, 0, 0, True, pin=answer.pin)
             for key, answer in self._resolved.items()
         )
@@ -159,7 +98,7 @@ class PrewarmLoop:
         self._changed_names.add(name)
         self._changed.set()
         if name == self._current_name:
-            self._patience.cancel(_REQUESTS_CHANGED_MESSAGE)
+            self._deadline.cancel(_REQUESTS_CHANGED_MESSAGE)
 
     @property
     def _is_current_changed(self) -> bool:
@@ -224,12 +163,12 @@ class PrewarmLoop:
         except NotFound:
             return {}
 
-    def _activate(self, request: PrewarmRequest) -> _ActiveRequest:
-        active = _ActiveRequest(request)
+    def _activate(self, request: PrewarmRequest) -> ActiveRequest:
+        active = ActiveRequest(request)
         active.resolved = {key: self._resolved[key] for key in active.keys if key in self._resolved}
         return active
 
-    def _release_dropped(self, active: Mapping[str, _ActiveRequest]) -> None:
+    def _release_dropped(self, active: Mapping[str, ActiveRequest]) -> None:
         remaining = {key: cache for request in active.values() for key, cache in request.resolved.items()}
         digests = {cache.digest for cache in remaining.values()}
         for key, cache in self._resolved.items():
@@ -246,10 +185,10 @@ class PrewarmLoop:
         if self._uploads:
             self._uploads.forget(digest)
 
-    def _save_resolved(self, resolved: dict[str, _ResolvedCache]) -> None:
+    def _save_resolved(self, resolved: dict[str, ResolvedCache]) -> None:
         self._resolved = resolved
         self._digests = frozenset(cache.digest for cache in resolved.values())
-        _write(self._file, resolved)
+        write_resolved(self._file, resolved)
 
     def work_once(self) -> float:
         """Do what is to be done now; the seconds until there may be more."""
@@ -268,17 +207,17 @@ class PrewarmLoop:
             self._report_if_news(active)
         return min(waits)
 
-    def _by_longest_wait(self) -> list[_ActiveRequest]:
+    def _by_longest_wait(self) -> list[ActiveRequest]:
         """All orders, longest not tended first: while orders change again and again, each comes to its turn."""
         return sorted(self._active.values(), key=lambda active: active.last_worked_at)
 
-    def _is_in_progress(self, active: _ActiveRequest) -> bool:
+    def _is_in_progress(self, active: ActiveRequest) -> bool:
         digests = {cache.digest for cache in active.resolved.values()}
         return not digests.isdisjoint(self._fills.progress()) or bool(
             self._uploads and any(map(self._uploads.get_progress, digests))
         )
 
-    def _prewarm_cache(self, active: _ActiveRequest, key: str, cache: PrewarmedCache) -> float:
+    def _prewarm_cache(self, active: ActiveRequest, key: str, cache: PrewarmedCache) -> float:
         resolved, failure, now = active.resolved.get(key), active.failures.get(key), time.monotonic()
         if self._is_ready(cache, resolved):
             active.ready_keys.add(key)
@@ -299,7 +238,7 @@ class PrewarmLoop:
             return _BUSY_RETRY_INTERVAL
         except DataCacheError as error:
             pause = min(2 * failure.backoff, _MAX_BACKOFF) if failure else self._min_backoff
-            active.failures[key] = _Failure(str(error), time.monotonic() + pause, pause)
+            active.failures[key] = Failure(str(error), time.monotonic() + pause, pause)
             log.warning(
                 "a cache is not prewarmed", extra={"fields": {"object": active.request.key, "reason": error}}
             )
@@ -308,65 +247,67 @@ class PrewarmLoop:
         active.failures.pop(key, None)
         return _RESYNC_INTERVAL
 
-    def _is_ready(self, cache: PrewarmedCache, resolved: _ResolvedCache | None) -> bool:
+    def _is_ready(self, cache: PrewarmedCache, resolved: ResolvedCache | None) -> bool:
         """Whether it is on this node, and a DataCache in the image store too, where there is one."""
         if resolved is None or self._store.find_sealed(resolved.digest) is None:
             return False
         return not cache.data_cache or self._uploads is None or self._uploads.is_uploaded(resolved.digest)
 
-    def _resolve_and_fill(self, active: _ActiveRequest, key: str, cache: PrewarmedCache) -> None:
+    def _resolve_and_fill(self, active: ActiveRequest, key: str, cache: PrewarmedCache) -> None:
         self._check_node()
         if self._fills.has_waiting_pods():
             raise Busy("fills that pods wait for go first")
         if cache.data_cache:
             self._fill_data_cache(active, key, cache)
             return
-        secrets = (
-            self._prewarms.read_secret(active.request.namespace, cache.secret_name)
-            if cache.secret_name
-            else {}
-        )
-        self._patience = self._new_deadline(_RESOLVE_TIMEOUT)
+        secrets = Secrets()
+        if cache.secret_name:
+            secrets = Secrets(self._prewarms.read_secret(active.request.namespace, cache.secret_name))
+        self._deadline = self._new_deadline(_RESOLVE_TIMEOUT)
         resolved = active.resolved.get(key)
-        if resolved is None or not (
+        has_manifest = resolved is not None and (
             self._store.find_sealed(resolved.digest) or self._store.find_partial(resolved.digest)
-        ):
+        )
+        if resolved is None or not has_manifest:
             resolved = self._resolve(active, key, cache, resolved, secrets)
-        self._fill(active, resolved, secrets)
+        self._fill(active, ContentRef(resolved.digest, resolved.access, secrets))
 
-    def _fill_data_cache(self, active: _ActiveRequest, key: str, cache: PrewarmedCache) -> None:
-        """Fill it with its own credential, then bring it to the image store, where there is one."""
-        if self._grants is None or self._uploads is None:
+    def _fill_data_cache(self, active: ActiveRequest, key: str, cache: PrewarmedCache) -> None:
+        """Fill a DataCache with its own credential, then bring it to the image store, if there is one."""
+        grants, verification = self._preparation.grants, self._preparation.verification
+        if grants is None or self._uploads is None:
             raise FailedPrecondition("this node knows no DataCaches; start the node plugin with --registry")
-        granted = self._grants.authorize_prewarm(cache.data_cache, active.request.namespace)
-        if cache.digest not in ("", granted.content.digest):
+        granted = grants.authorize_prewarm(cache.data_cache, active.request.namespace)
+        content = granted.content_ref
+        if cache.digest not in ("", content.digest):
             raise Busy(
-                f"the DataCache {cache.data_cache} holds {granted.content.digest[:12]} and not {cache.digest[:12]}, as was ordered, yet"
+                f"the DataCache {cache.data_cache} still holds {content.digest[:12]}, "
+                f"and {cache.digest[:12]} was requested"
             )
-        digest, access, secrets = granted.content.digest, dict(granted.content.access), granted.secrets
-        self._patience = self._new_deadline(_RESOLVE_TIMEOUT)
-        self._grants.ensure_manifest(key, granted, self._patience)
-        resolved = _ResolvedCache(digest, access)
+        self._deadline = self._new_deadline(_RESOLVE_TIMEOUT)
+        grants.ensure_manifest(key, granted, self._deadline)
+        resolved = ResolvedCache(content.digest, dict(content.source))
         if active.resolved.get(key) != resolved:
             active.resolved[key] = resolved
             self._save_resolved({**self._resolved, key: resolved})
-        self._fill(active, resolved, secrets)
-        if self._grants.has_trusted_bytes(granted):
-            self._fills.mark_verified(digest, access, secrets)
-        self._fills.verify_against_origin(key, digest, secrets, self._new_deadline(_RESOLVE_TIMEOUT), access)
-        while not self._uploads.is_uploaded(digest):
-            self._patience = self._new_deadline(_SLICE_SECONDS)
+        self._fill(active, content)
+        if grants.has_trusted_bytes(granted):
+            verification.mark_verified(content)
+        verification.wait(key, content, self._new_deadline(_RESOLVE_TIMEOUT))
+        self._upload(active, content)
+
+    def _upload(self, active: ActiveRequest, content: ContentRef) -> None:
+        assert self._uploads is not None
+        while not self._uploads.is_uploaded(content.digest):
+            self._deadline = self._new_deadline(_SLICE_SECONDS)
             try:
-                self._uploads.wait_until_uploaded(digest, self._patience, access)
+                self._uploads.wait_until_uploaded(content.digest, self._deadline, content.source)
             except Busy:
-                if self._should_yield or (progress := self._uploads.get_progress(digest)) is None:
+                progress = self._uploads.get_progress(content.digest)
+                if self._should_yield or progress is None:
                     raise
-                self._report_if_news(
-                    active,
-                    NodePrewarmState(
-                        PrewarmState.STORING, min(99, percent(progress)), "bringing it to the image store"
-                    ),
-                )
+                done, message = min(99, percent(progress)), "bringing it to the image store"
+                self._report_if_news(active, NodePrewarmState(PrewarmState.STORING, done, message))
 
     def _new_deadline(self, seconds: float) -> Deadline:
         """So much patience, none where the order at work has changed."""
@@ -377,31 +318,28 @@ class PrewarmLoop:
 
     def _resolve(
         self,
-        active: _ActiveRequest,
+        active: ActiveRequest,
         key: str,
         cache: PrewarmedCache,
-        known: _ResolvedCache | None,
-        secrets: Mapping[str, str],
-    ) -> _ResolvedCache:
+        known: ResolvedCache | None,
+        secrets: Secrets,
+    ) -> ResolvedCache:
         """What the cache is, once its credential has read from the origin; its manifest is in the store then."""
-        deadline = self._patience
+        deadline = self._deadline
 
-        def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
-            return self._resolver.resolve(key, spec, digest, secrets, deadline)
-
+        prepare = self._preparation
         if known:
-            resolution = resolve(parse_volume_parameters(known.access).spec, known.digest)
+            spec = parse_volume_parameters(known.access).spec
+            resolution = prepare.resolve_spec(key, spec, known.digest, secrets, deadline)
         elif cache.pvc_name:
             record = self._prewarms.get_volume_of_pvc(active.request.namespace, cache.pvc_name)
-            resolution = resolve(record.spec, record.digest)
+            resolution = prepare.resolve_spec(key, record.spec, record.digest, secrets, deadline)
         else:
-            requested = parse_volume_parameters(cache.parameters)
-            self._allowed.check(requested)
+            parameters = parse_volume_parameters(cache.parameters)
+            namespace = active.request.namespace
             with self._pins.keep_on_success(key):
-                resolution = self._pins.resolve_with_pin(
-                    key, active.request.namespace, as_untrusted(requested.spec), resolve
-                )
-        resolved = _ResolvedCache(
+                resolution = prepare.resolve_untrusted(key, namespace, parameters, secrets, deadline)
+        resolved = ResolvedCache(
             resolution.digest,
             resolution.spec.to_context(),
             known.pin if known else self._pins.encode_pin(key),
@@ -410,18 +348,18 @@ class PrewarmLoop:
         self._save_resolved({**self._resolved, key: resolved})
         return resolved
 
-    def _fill(self, active: _ActiveRequest, resolved: _ResolvedCache, secrets: Mapping[str, str]) -> None:
-        while not self._store.find_sealed(resolved.digest):
-            self._patience = deadline = self._new_deadline(_SLICE_SECONDS)
+    def _fill(self, active: ActiveRequest, content: ContentRef) -> None:
+        while not self._store.find_sealed(content.digest):
+            self._deadline = self._new_deadline(_SLICE_SECONDS)
             try:
-                self._fills.prefetch(resolved.digest, secrets, resolved.access, deadline)
+                self._fills.prefetch(content, self._deadline)
             except Busy:
-                # One that is under way goes on; one that gave way comes to its turn again.
-                if self._should_yield or resolved.digest not in self._fills.progress():
+                # A running prefetch goes on; a preempted one waits for its next turn.
+                if self._should_yield or content.digest not in self._fills.progress():
                     raise
                 self._report_if_news(active, NodePrewarmState(PrewarmState.FILLING, self._percent(active)))
 
-    def _percent(self, active: _ActiveRequest) -> int:
+    def _percent(self, active: ActiveRequest) -> int:
         progress = self._fills.progress()
         in_progress = [
             progress[cache.digest]
@@ -431,7 +369,7 @@ class PrewarmLoop:
         done = 100 * len(active.ready_keys) + sum(map(percent, in_progress))
         return min(99, done // len(active.request.caches))
 
-    def _report_if_news(self, active: _ActiveRequest, state: NodePrewarmState | None = None) -> None:
+    def _report_if_news(self, active: ActiveRequest, state: NodePrewarmState | None = None) -> None:
         """Report a state when it is another one, and how far it is now and then."""
         state = state or self._current_state(active)
         now = time.monotonic()
@@ -444,7 +382,7 @@ class PrewarmLoop:
             active.reported_state, active.reported_at = state, now
             self._prewarms.report_state(active.request, state)
 
-    def _current_state(self, active: _ActiveRequest) -> NodePrewarmState:
+    def _current_state(self, active: ActiveRequest) -> NodePrewarmState:
         if len(active.ready_keys) == len(active.request.caches):
             return NodePrewarmState(PrewarmState.READY, 100)
         if active.failures:
@@ -452,23 +390,3 @@ class PrewarmLoop:
                 PrewarmState.FAILED, self._percent(active), next(iter(active.failures.values())).message
             )
         return active.reported_state or NodePrewarmState(PrewarmState.PENDING, self._percent(active))
-
-
-def _write(file: Path, answers: Mapping[str, _ResolvedCache]) -> None:
-    kept = {
-        key: {"digest": answer.digest, "access": answer.access, "pin": answer.pin}
-        for key, answer in answers.items()
-    }
-    durable_files.write_json(file, {"format": _FORMAT, "answers": kept})
-
-
-def _read_resolved(file: Path) -> dict[str, _ResolvedCache]:
-    with suppress(
-        FileNotFoundError, DataCacheError, KeyError, TypeError, AttributeError, json.JSONDecodeError
-    ):
-        stored: dict[str, Any] = durable_files.read_json(file, _FORMAT)["answers"]
-        return {
-            key: _ResolvedCache(answer["digest"], answer["access"], answer["pin"])
-            for key, answer in stored.items()
-        }
-    return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from csi.images.node_store.store import Store
 from csi.manifest.differences import describe_changes
 from csi.manifest.manifest import Manifest
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import Secrets
 from csi.resolve.resolver import Resolver
 from csi.worker.protocol import Resolution
 
@@ -27,7 +27,7 @@ class AuthorizedResolver:
         volume_id: str,
         spec: CacheSpec,
         digest: str | None,
-        secrets: Mapping[str, str],
+        secrets: Secrets,
         deadline: Deadline,
         force_refresh: bool = False,
     ) -> Resolution:
@@ -52,7 +52,7 @@ class AuthorizedResolver:
 
         differences: list[str] = []
         found = self._resolver.resolve(
-            volume_id, spec, secrets, deadline, has_manifest, adopt_manifest, force_refresh
+            volume_id, spec, secrets.values, deadline, has_manifest, adopt_manifest, force_refresh
         )
         if not matches_digest(found.digest):
             difference = next(filter(None, differences), "its manifest differs")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from csi.concurrency.deadline import Deadline
@@ -18,6 +17,7 @@ from csi.errors import (
 )
 from csi.image_store.client import ImageStoreClient
 from csi.images.node_store.store import Store
+from csi.parameters.content_ref import ContentRef, Secrets
 from csi.parameters.origin_scope import has_same_origin_scope
 from csi.parameters.volume_parameters import parse_accepted_parameters
 from csi.performance.capacity import GIB
@@ -33,7 +33,12 @@ class GrantedDataCache:
 
     cache: DataCache
     content: DataCacheContent
-    secrets: Mapping[str, str] = field(repr=False)
+    secrets: Secrets = field(default_factory=Secrets)
+
+    @property
+    def content_ref(self) -> ContentRef:
+        """The content, as its own credential reads it."""
+        return ContentRef(self.content.digest, dict(self.content.access), self.secrets)
 
     @property
     def capacity_bytes(self) -> int:
@@ -89,7 +94,7 @@ class DataCacheGrants:
 
     def _grant(self, cache: DataCache, content: DataCacheContent | None) -> GrantedDataCache:
         if content:
-            return GrantedDataCache(cache, content, self._registry.read_credential(cache))
+            return GrantedDataCache(cache, content, Secrets(dict(self._registry.read_credential(cache))))
         if cache.state.message and "Failed" in cache.state.phase:
             raise FailedPrecondition(
                 f"the DataCache of {cache.spec.display_name} is {cache.state.phase}: {cache.state.message}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from csi.linux.cgroups.pod_cgroups import find_pod_uid
 from csi.linux.mounts import resolve_parent
 from csi.parameters.access_modes import AccessMode
+from csi.parameters.content_ref import Secrets
 from csi.parameters.pvc import PvcReference
 from csi.parameters.volume_parameters import FOREIGN_PREFIXES
 from csi.registry.events.recorder import ObjectReference
@@ -27,7 +28,7 @@ class MountRequest:
     path: Path
     mode: AccessMode
     context: Mapping[str, str]
-    secrets: Mapping[str, str] = field(repr=False)
+    secrets: Secrets = field(default_factory=Secrets)
     mount_flags: tuple[str, ...] = ()
     readonly: bool = False
     staging_path: str = ""
@@ -35,7 +36,7 @@ class MountRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", resolve_parent(self.path))
         object.__setattr__(
-            self, "staging", self.staging_path and str(resolve_parent(Path(self.staging_path)))
+            self, "staging_path", self.staging_path and str(resolve_parent(Path(self.staging_path)))
         )
 
     @property

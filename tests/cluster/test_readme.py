@@ -1,4 +1,4 @@
-"""The examples of README.md, as they stand there: applied, and read by their pods."""
+"""Examples of README.md and of a guide, as they stand there: applied, and read by their pods."""
 
 from __future__ import annotations
 
@@ -26,11 +26,9 @@ TOKEN = "hf_readme"
 WEIGHTS = os.urandom(1 << 20)
 
 
-def example_of(pod: str) -> list[dict[str, Any]]:
-    """The objects of the example that has a pod of that name."""
-    examples = [
-        list(yaml.safe_load_all(text)) for text in _EXAMPLES.findall((TREE / "README.md").read_text())
-    ]
+def example_of(document: str, pod: str) -> list[dict[str, Any]]:
+    """The objects of the example of a document that has a pod of that name."""
+    examples = [list(yaml.safe_load_all(text)) for text in _EXAMPLES.findall((TREE / document).read_text())]
     (found,) = (
         things
         for things in examples
@@ -40,14 +38,21 @@ def example_of(pod: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("pod", "repository", "revision"),
+    ("document", "pod", "repository", "revision"),
     [
-        ("reader", "sentence-transformers/all-MiniLM-L6-v2", "main"),
-        ("inline-reader", "org/private-model", "v1.0"),
+        ("README.md", "reader", "sentence-transformers/all-MiniLM-L6-v2", "main"),
+        ("docs/guides/inline-volume.md", "inline-reader", "org/private-model", "v1.0"),
     ],
 )
 def test_an_example_is_applied_as_it_stands_and_its_pod_reads_the_model(
-    lab: Lab, driver: Driver, hub: Hub, tmp_path: Path, pod: str, repository: str, revision: str
+    lab: Lab,
+    driver: Driver,
+    hub: Hub,
+    tmp_path: Path,
+    document: str,
+    pod: str,
+    repository: str,
+    revision: str,
 ) -> None:
     lab.load(busybox(tmp_path, "python:3.12-slim"))
     files: dict[str, bytes] = {
@@ -57,7 +62,7 @@ def test_an_example_is_applied_as_it_stands_and_its_pod_reads_the_model(
     }
     made = hub.repo(repository, files, private=True, tokens={TOKEN})
     made.branches[revision] = made.branches["main"]
-    with applied(lab.kubectl, secret("hub-token", token=TOKEN), *example_of(pod)):
+    with applied(lab.kubectl, secret("hub-token", token=TOKEN), *example_of(document, pod)):
         lab.kubectl.wait("pod", pod, lambda thing: thing["status"].get("phase") == "Succeeded")
         listed = lab.kubectl.logs(pod)
     assert re.search(rf"\b{len(WEIGHTS)}\b.*model\.safetensors", listed) and ("model.onnx" in listed) == (

@@ -121,10 +121,11 @@ def test_what_a_pool_was_told_to_have_is_there_before_its_pods_and_nowhere_else(
         ),
     ):
         for name, nodes in (("both", lab.nodes[:2]), ("one", [second_node])):
+            wanted = len(nodes)
             ready = lab.kubectl.wait(
                 "cacheprewarm",
                 name,
-                lambda found, count=len(nodes): (
+                lambda found, count=wanted: (
                     condition(found, "Ready") == "True" and len(entries(found)) >= count
                 ),
             )

@@ -21,7 +21,7 @@ from tests.origins.repositories import Repository
 
 TOKEN = "hf_conformance"
 _PROGRAM = """
-from csi.sources.huggingface import HuggingFaceSource as open
+from csi.sources.hubs.huggingface import HuggingFaceSource as open
 """
 
 

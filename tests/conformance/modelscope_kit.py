@@ -17,7 +17,7 @@ from tests.origins.modelscope import ModelScopeHub, ModelScopeRepository
 
 TOKEN = "ms_conformance"
 _PROGRAM = """
-from csi.sources.modelscope import ModelScopeSource as open
+from csi.sources.hubs.modelscope import ModelScopeSource as open
 """
 
 

@@ -21,7 +21,7 @@ from tests.origins.ganesha import Export, Ganesha
 USER = 1234
 _ESTABLISHED = "01"
 _PROGRAM = """
-from csi.sources.nas import NasSource
+from csi.sources.nfs.source import NasSource
 
 def open(spec, credential):
     return NasSource(spec)

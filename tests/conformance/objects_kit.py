@@ -24,8 +24,8 @@ from tests.origins.versitygw import READER_ID, READER_SECRET, ObjectServer
 FOLDER = "models/a b"
 _ESTABLISHED = "01"
 _PROGRAM = """
-from csi.sources.object_store import AccessKey
-from csi.sources.objects import ObjectSource
+from csi.sources.buckets.object_store import AccessKey
+from csi.sources.buckets.source import ObjectSource
 
 def open(spec, credential):
     identity, _, secret = credential.partition(":")

@@ -22,7 +22,7 @@ from csi.sources.nfs.source import NasSource
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.nas import NasSpec
 source = NasSource({spec!r})
-source.prove(source.resolve(source.pin()))
+source.check_read_access(source.resolve(source.pin()))
 """
 _UNPRIVILEGED = ["setpriv", "--bounding-set=-net_bind_service", "--inh-caps=-net_bind_service"]
 

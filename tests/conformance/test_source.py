@@ -32,7 +32,7 @@ sys.path.insert(0, sys.argv[1])
 spec, credential = pickle.loads(bytes.fromhex(sys.stdin.read()))
 source = open(spec, credential)
 manifest = source.resolve(source.pin())
-source.prove(manifest)
+source.check_read_access(manifest)
 source.close()
 print(json.dumps([manifest.digest, len(manifest.entries), manifest.content_bytes]))
 """

@@ -19,7 +19,7 @@ from tests.origins.web import Site, WebServer
 
 TOKEN = "url_conformance"
 _PROGRAM = """
-from csi.sources.url import UrlSource as open
+from csi.sources.urls.source import UrlSource as open
 """
 
 

@@ -33,7 +33,7 @@ OUT_OF_RANGE = [
 def test_what_the_size_does_not_have_is_refused_at_creation_and_nothing_is_recorded(
     controller: Controller, gib: int, keys: dict[str, str], words: str
 ) -> None:
-    for changes in ({"parameters": HUB | keys}, {"mutable": keys}):
+    for changes in ({"parameters": HUB | keys}, {"mutable_parameters": keys}):
         with pytest.raises(InvalidParameter, match=words.replace("(", r"\(")):
             controller.create(required_bytes=gib * GIB, **changes)
         assert controller.registry.list_page("", 0) == []
@@ -49,7 +49,7 @@ def test_keys_that_contradict_each_other_are_refused_before_the_origin_is_asked(
     controller: Controller,
 ) -> None:
     for keys in ({"performanceLevel": "PL1", "provisionedIops": "5"}, {"readIops": "5", "burstIops": "9"}):
-        for changes in ({"parameters": HUB | keys}, {"mutable": keys}):
+        for changes in ({"parameters": HUB | keys}, {"mutable_parameters": keys}):
             with pytest.raises(InvalidParameter, match="an empty value removes a key"):
                 controller.create(LARGE, **changes)
     assert controller.source.asked == [] and controller.registry.list_page("", 0) == []

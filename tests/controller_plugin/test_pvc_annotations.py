@@ -110,7 +110,7 @@ def test_an_annotation_that_the_class_does_not_list_is_refused_by_name_with_the_
         and "add allowPatterns to pvcAnnotations" in said
     )
     annotate(claims, repoId="org/one", flavour="x")
-    assert "'datacache.csi.io/flavour', which is no key of this driver" in refusal(controller, CLASS)
+    assert "'datacache.csi.io/flavour', which is not a key of this driver" in refusal(controller, CLASS)
 
 
 def test_what_is_missing_is_named_as_an_annotation(controller: Controller, claims: FakeClaims) -> None:
@@ -248,5 +248,5 @@ def test_a_clone_stays_the_word_of_whom_it_was(controller: Controller, claims: F
 @pytest.mark.parametrize("where", ["static PV", "inline volume"])
 def test_the_list_is_for_storage_classes_alone(where: str) -> None:
     assert KEYS["pvcAnnotations"].setter is KeySetter.CLASS
-    with pytest.raises(InvalidParameter, match="pvcAnnotations is for a StorageClass alone"):
+    with pytest.raises(InvalidParameter, match="pvcAnnotations is only for a StorageClass"):
         parse_volume_parameters({**HUB, "pvcAnnotations": "repoId"})

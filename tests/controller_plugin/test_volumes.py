@@ -67,7 +67,7 @@ SAME = [
     {"required_bytes": GIB},
     {"limit_bytes": GIB},
     {"required_bytes": 1, "limit_bytes": 5 * GIB},
-    {"modes": (AccessMode.SINGLE_NODE_READER_ONLY,)},
+    {"access_modes": (AccessMode.SINGLE_NODE_READER_ONLY,)},
 ]
 OTHER = [
     ({"parameters": HUB | {"repoId": "org/other"}}, "parameters"),
@@ -78,7 +78,7 @@ OTHER = [
     ({"required_bytes": GIB + 1}, "capacity_range"),
     ({"limit_bytes": GIB - 1}, "capacity_range"),
     ({"parameters": HUB | {"provisionedIops": "5"}}, "performance"),
-    ({"mutable": {"performanceLevel": "PL1"}}, "performance"),
+    ({"mutable_parameters": {"performanceLevel": "PL1"}}, "performance"),
 ]
 
 

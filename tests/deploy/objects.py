@@ -32,13 +32,14 @@ class Asked:
 
 
 def objects() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object: those of `deploy/examples`, then those in the README's blocks; with where it is."""
+    """Every object: those of `deploy/examples`, then those in the blocks of the README and the guides; with where it is."""
     for path in sorted((ROOT / "deploy/examples").glob("*.yaml")):
         for thing in yaml.safe_load_all(path.read_text()):
             yield f"{path.relative_to(ROOT)}:{thing['kind']}/{thing['metadata']['name']}", thing
-    for number, block in enumerate(_BLOCK.findall((ROOT / "README.md").read_text()), 1):
-        for thing in yaml.safe_load_all(block):
-            yield f"README.md:{number}:{thing['kind']}/{thing['metadata']['name']}", thing
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))):
+        for number, block in enumerate(_BLOCK.findall(page.read_text()), 1):
+            for thing in yaml.safe_load_all(block):
+                yield f"{page.relative_to(ROOT)}:{number}:{thing['kind']}/{thing['metadata']['name']}", thing
 
 
 def asked() -> Iterator[Asked]:
@@ -70,7 +71,8 @@ def asked() -> Iterator[Asked]:
                 secret=_named(spec["csi"], "nodeStageSecretRef"),
             )
         for volume in pod_volumes(thing):
-            if "csi" in volume:
+            # A DataCache is named, and asks for nothing itself.
+            if "csi" in volume and "cachePath" not in volume["csi"]["volumeAttributes"]:
                 secret = _named(volume["csi"], "nodePublishSecretRef")
                 yield Asked(name, volume["csi"]["volumeAttributes"], [], [], inline=True, secret=secret)
 

@@ -93,7 +93,7 @@ def test_the_examples_show_every_kind_of_volume_with_every_source() -> None:
         for kind in ("StorageClass", "PersistentVolume", "Pod")
         for source in ("HubSpec", "NasSpec")
     }
-    others = {("StorageClass", source) for source in ("ObjectSpec", "UrlSpec", "SeveralSpec")}
+    others = {("StorageClass", source) for source in ("BucketSpec", "UrlSpec", "CompositeSpec")}
     assert shown == first | others | {("Pod", "UrlSpec")}
 
 

@@ -43,8 +43,8 @@ from csi.registry.volumes import codec as cache_volume
 from csi.registry.volumes.directory import DirectoryVolumeRegistry
 from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
 from csi.resolve.proof_memory import ProofMemory
-from node_plugin.prewarm.prewarming import _read_resolved as read_answers
-from node_plugin.prewarm.prewarming import _ResolvedCache
+from node_plugin.prewarm.resolved_caches import ResolvedCache
+from node_plugin.prewarm.resolved_caches import read_resolved as read_answers
 from node_plugin.throttle.records import GroupRecords, read_records
 from node_plugin.volumes.pins import NodePins
 from node_plugin.volumes.records import VolumeRecords, read_volumes
@@ -166,7 +166,7 @@ def test_the_progress_of_a_fill(name: str) -> None:
 
 def test_what_prewarm_orders_turned_out_to_be() -> None:
     found = read_answers(DATA / "prewarms/prewarms.json")
-    assert found == {key: _ResolvedCache(*answer) for key, answer in values.PREWARM_ANSWERS.items()}
+    assert found == {key: ResolvedCache(*answer) for key, answer in values.PREWARM_ANSWERS.items()}
     assert loaded("prewarms/keys.json") == ["prewarm-uid-1-4-0", "prewarm-uid-1-4-1", "prewarm-uid-1-4-2"]
 
 

@@ -417,7 +417,7 @@ STORED_IMAGE = StoredImage(
 
 FINDINGS = (
     Finding("store", Verdict.OK, "it has room"),
-    Finding("cgroups", Verdict.WARNING, "no limit is enforced", "mount /sys/fs/cgroup"),
+    Finding("cgroups", Verdict.WARNING, "no limit is held", "mount /sys/fs/cgroup"),
     Finding("kernel", Verdict.FAULT, "no EROFS", "load the module"),
 )
 HELD = (

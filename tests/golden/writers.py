@@ -61,8 +61,9 @@ from csi.resolve.proof_memory import ProofMemory
 from csi.topology import node_segments, volume_segments
 from csi.worker.pool import WorkerPool
 from datacache.__main__ import _print_and_exit
-from node_plugin.prewarm.prewarming import _ActiveRequest, _ResolvedCache
-from node_plugin.prewarm.prewarming import _write as write_answers
+from node_plugin.prewarm.active_request import ActiveRequest
+from node_plugin.prewarm.resolved_caches import ResolvedCache
+from node_plugin.prewarm.resolved_caches import write_resolved as write_answers
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.volumes.image_mounts import ImageMounts
 from node_plugin.volumes.limits import limit_class_name
@@ -190,9 +191,9 @@ def write_places(folder: Path) -> None:
 def write_prewarms(folder: Path) -> None:
     """What orders turned out to be."""
     folder.mkdir(parents=True, exist_ok=True)
-    answers = {key: _ResolvedCache(*answer) for key, answer in values.PREWARM_ANSWERS.items()}
+    answers = {key: ResolvedCache(*answer) for key, answer in values.PREWARM_ANSWERS.items()}
     write_answers(folder / "prewarms.json", answers)
-    put(folder / "keys.json", _ActiveRequest(values.PREWARMS[0]).keys)
+    put(folder / "keys.json", ActiveRequest(values.PREWARMS[0]).keys)
 
 
 def write_proofs(folder: Path) -> None:
@@ -303,7 +304,7 @@ def write_names(folder: Path) -> None:
 
 def _mode(number: int) -> str:
     """How the record of a volume names an access mode of CSI."""
-    return MountRequest("volume", Path("/target"), parse_access_mode(number), {}, {}).exposure.mode
+    return MountRequest("volume", Path("/target"), parse_access_mode(number), {}).exposure.mode
 
 
 class _Marks(KernelMountTable):

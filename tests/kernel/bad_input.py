@@ -87,7 +87,7 @@ KEYS = (
         ("akSecret is a credential", "Secret"),
     ),
     Case(
-        "several sources that are no list", {"sources": "no list"}, INVALID, ("sources is no JSON", "repoId")
+        "several sources that are no list", {"sources": "no list"}, INVALID, ("sources is not JSON", "repoId")
     ),
     Case("no source", {"type": "URL"}, INVALID, ("repoId is missing", "org/name")),
     Case("nothing at all", {}, INVALID, ("no source is named", "repoId", "server and path")),
@@ -318,7 +318,7 @@ SERVERS = (
         "nobody listens",
         {**NAS, "options": "port={closed},mountport={closed}"},
         UNAVAILABLE,
-        ("does not take connections on port", "firewalls"),
+        ("does not accept connections on port", "firewalls"),
     ),
     Case(
         "missing export",

@@ -92,14 +92,14 @@ def arm_worker(knife: Knife, worker: ModuleType) -> None:
     from csi.images.reuse.copy_runs import RunCopier
 
     knife.around(PartialImage, "create", "allocate", before=True, after=True)
-    knife.around(RunCopier, "_step", "copy", before=True, after=True)
+    knife.around(RunCopier, "_copy_step", "copy", before=True, after=True)
     knife.around(RunCopier, "sync", "copy sync", after=True)
     knife.around(PartialImage, "write_metadata", "metadata", after=True)
     knife.around(PartialImage, "write", "chunk", before=True, after=True)
     knife.around(PartialImage, "sync", "sync", after=True)
     knife.around(Journal, "append", "journal", after=True)
-    knife.around(fill, "sync_file", "seal sync", before=True, after=True)
-    knife.around(fill, "rename_durably", "seal rename", after=True)
+    knife.around(fill, "fsync_file", "seal sync", before=True, after=True)
+    knife.around(fill, "rename_and_sync", "seal rename", after=True)
     knife.around(worker, "seal", "seal", after=True)
 
 

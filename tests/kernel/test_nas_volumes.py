@@ -119,7 +119,7 @@ def test_with_the_server_down_only_what_was_proven_mounts(start: Start, nas: Gan
     nas.stop()
     try:
         code, message = machine.inline("unproven", {**asked, "uid": "1234"})
-        assert code is grpc.StatusCode.UNAVAILABLE and "does not take connections" in message
+        assert code is grpc.StatusCode.UNAVAILABLE and "does not accept connections" in message
         assert (machine.show(volume, "pod") / "weights.bin").read_bytes() == b"1" * 10_000
         assert machine.inline("inline", asked) == (OK, "")
     finally:
@@ -142,8 +142,8 @@ def test_what_one_identity_has_read_is_no_source_for_another(
         ]
 
     assert copied("first", "1000") == [0]
-    assert not machine.logged("image vouched for")
-    assert copied("second", "2000") == [0] and len(machine.logged("image vouched for")) == 1
+    assert not machine.logged("image verified against its origin")
+    assert copied("second", "2000") == [0] and len(machine.logged("image verified against its origin")) == 1
     (models / "one.bin").write_bytes(b"3" * 5000)
     assert copied("third", "3000") == [0, 0]
     assert copied("fourth", "3000") == [0, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from csi.concurrency.deadline import Deadline
 from csi.concurrency.wait_limiter import WaitLimiter
@@ -13,20 +13,28 @@ from csi.errors import UnsupportedByNode
 from csi.images.node_store.store import Store
 from csi.linux.cgroups.pod_cgroups import walk_folders
 from csi.parameters.access_modes import AccessMode
+from csi.parameters.content_ref import Secrets
 from csi.registry.pins.pins import PinRegistry
 from csi.registry.volumes.directory import DirectoryVolumeRegistry
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
+from csi.worker.pool import WorkerPool
 from node_plugin.fills.fill_events import FillEvents
-from node_plugin.fills.fills import Fills
+from node_plugin.fills.fill_runner import FillRunner
+from node_plugin.fills.fills import Fills, ProtectedImages
+from node_plugin.fills.verification import OriginVerification
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
 from node_plugin.volumes.authorized_resolver import AuthorizedResolver
+from node_plugin.volumes.data_cache_grants import DataCacheGrants
+from node_plugin.volumes.exposures import VolumeExposures
 from node_plugin.volumes.image_mounts import ImageMounts
 from node_plugin.volumes.limits import PerformanceLookup
 from node_plugin.volumes.mount_request import MountRequest
 from node_plugin.volumes.pins import NodePins
+from node_plugin.volumes.preparation import VolumePreparation
 from node_plugin.volumes.records import VolumeRecords
+from node_plugin.volumes.recovery import NodeRecovery
 from node_plugin.volumes.volumes import NodeVolumes
 from tests.csi.linux.cgroups.fakes import FakeHierarchy
 from tests.csi.linux.fakes import FakeKernel, FakeLoops, FakeMounts
@@ -67,12 +75,13 @@ class Node:
         self.images = ImageMounts(folder / "mounts", self.mounts, self.loops, self._ready)
         self.announcer = FakeAnnouncer()
         self.events = FillEvents(self.announcer, told_after, 2 * told_after)
-        wanted = {"connections": 1, "grace": grace, "list_in_use": self.images.list_in_use}
-        self.fills = Fills(self.store, self.source, self.room, **wanted, events=self.events)  # type: ignore[arg-type]
-        proofs = ProofMemory(folder / "store/proofs", self.store.key(), 600.0, 86400.0)
-        resolver = Resolver(
-            self.source, proofs, self.room, refresh_moving=False, new_scratch_path=self.store.new_temp_path
-        )  # type: ignore[arg-type]
+        self.protected = ProtectedImages(self.images.list_in_use)
+        pool = cast(WorkerPool, self.source)
+        self.fills = Fills(
+            self.store, FillRunner(self.store, pool, 1), self.room, self.protected, grace, self.events
+        )
+        self.verification = OriginVerification(self.store, pool, self.room, 1)
+        self._proofs = ProofMemory(folder / "store/proofs", self.store.key(), 600.0, 86400.0)
         self.records = VolumeRecords(folder / "store/volumes")
         self.cgroups = FakeHierarchy(folder / "cgroups")
         self.registry = DirectoryVolumeRegistry(folder / "registry")
@@ -80,27 +89,32 @@ class Node:
         self.throttle = Throttle(
             UnsupportedByNode("no cgroups here") if unthrottled else self.cgroups, throttles, require_throttle
         )
-        force_refresh = Resolver(
-            self.source, proofs, self.room, refresh_moving=True, new_scratch_path=self.store.new_temp_path
-        )  # type: ignore[arg-type]
-        self.proving, self.proving_anew = (
-            AuthorizedResolver(self.store, resolver),
-            AuthorizedResolver(self.store, force_refresh),
-        )
-        parts = (
-            self.records,
-            self.store,
-            self.proving,
-            self.fills,
-            self.images,
-            self.mounts,
-            self.room,
-            AllowList(nas),
-        )
         self.pins = NodePins(pins, name, lambda: self.now)
-        self.volumes = NodeVolumes(
-            *parts, PerformanceLookup(self.registry), self.throttle, self.pins, self.events
+        performance = PerformanceLookup(self.registry)
+        exposures = VolumeExposures(
+            self.records, self.store, self.images, self.mounts, self.throttle, performance
         )
+        self.preparation = self.prepare_for(AllowList(nas))
+        self.volumes = NodeVolumes(self.preparation, exposures, self.room, self.events)
+        self.recovery = NodeRecovery(exposures, self.store, self.fills, self.throttle, performance, self.pins)
+
+    def resolver(self, refresh_moving: bool = False) -> AuthorizedResolver:
+        """A resolver over this node's source and store."""
+        resolver = Resolver(
+            cast(WorkerPool, self.source),
+            self._proofs,
+            self.room,
+            refresh_moving=refresh_moving,
+            new_scratch_path=self.store.new_temp_path,
+        )
+        return AuthorizedResolver(self.store, resolver)
+
+    def prepare_for(
+        self, allowed: AllowList, refresh_moving: bool = False, grants: DataCacheGrants | None = None
+    ) -> VolumePreparation:
+        """What brings images here for whoever may use the sources that are `allowed`."""
+        resolver = self.resolver(refresh_moving)
+        return VolumePreparation(resolver, self.pins, self.fills, self.verification, allowed, grants)
 
     def _ready(self) -> None:
         if self.not_ready:
@@ -118,7 +132,8 @@ class Node:
     def request(self, volume: str, path: str, **more: Any) -> MountRequest:
         """A request with a reader mode; `staging` is a name, too."""
         staging = str(self.path(more.pop("staging"))) if "staging" in more else ""
-        return replace(MountRequest(volume, self.path(path), READER, HUB, {}, (), True, staging), **more)
+        secrets = Secrets(more.pop("secrets", {}))
+        return replace(MountRequest(volume, self.path(path), READER, HUB, secrets, (), True, staging), **more)
 
     def stage(self, volume: str = "vol", path: str = "staging", seconds: float = 30, **more: Any) -> None:
         self.volumes.stage(self.request(volume, path, **more), Deadline(seconds))

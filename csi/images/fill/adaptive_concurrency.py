@@ -1,8 +1,8 @@
-"""How many connections a fill reads over: as many as the origin bears, and no more than bring more.
+"""Number of connections of a fill, chosen by measured throughput (AIMD).
 
-A near origin is used up by a few; one that is far, or gives each connection its share, by many. So a fill begins with a
-few and doubles them while that makes it a good deal faster; from then on it tries one more now and then, and halves
-them when the origin asks for patience or stays silent (additive increase, multiplicative decrease).
+A near origin is saturated by a few; one that is far, or limits each connection, needs many. So a fill starts
+with a few and doubles them while that is considerably faster. From then on it occasionally tries one more,
+and halves them if the origin throttles or times out (additive increase, multiplicative decrease).
 """
 
 from __future__ import annotations
@@ -11,20 +11,29 @@ import time
 from collections.abc import Callable
 
 INITIAL_READERS = 4
+# Seconds.
 _MEASURING_WINDOW = 0.5
-# A window too short to see each reader end this many reads would judge by chance.
+# Readers finish at random times; a window in which each ends fewer reads than this measures noise.
 _MIN_READS_PER_READER = 2
+# Doubling the readers must increase the rate by this factor to be continued.
 _MIN_SPEEDUP = 1.25
-# One more brings little: it is judged over more windows, so that chance does not decide, and by half of its fair share.
+# One reader more changes the rate by little, so it is measured over several windows. It is kept if it brings
+# at least half of what an average reader brings.
 _WINDOWS_PER_PROBE = 4
 _MIN_PROBE_SHARE = 0.5
+# Windows between two attempts to add a reader: doubled after each failed attempt, up to this.
 _MAX_PROBE_BACKOFF = 16
+# Seconds for which a concurrency that the origin throttled is not tried again; doubled each time.
 _INITIAL_CEILING_TTL = 30.0
 _MAX_CEILING_TTL = 600.0
 
 
 class AdaptiveConcurrency:
-    """Judges by `fetched` bytes; `reader_limit`, at most `most` and at least 1, is how many should be reading now. For one thread at a time."""
+    """Controller of `reader_limit`, the number of readers that should be reading: 1 to `max_readers`.
+
+    Not thread-safe. `fetched_bytes` of its methods is the total so far; a window has to cover reads of
+    `chunk_bytes`.
+    """
 
     def __init__(
         self, max_readers: int, chunk_bytes: int, clock: Callable[[], float] = time.monotonic
@@ -38,38 +47,41 @@ class AdaptiveConcurrency:
         self._window_start, self._bytes_at_window_start = clock(), 0
 
     def adapt(self, fetched_bytes: int) -> None:
-        """Take in that `fetched_bytes` bytes came so far, and change `reader_limit` where a window ends."""
-        seconds, window_bytes = (
-            self._clock() - self._window_start,
-            fetched_bytes - self._bytes_at_window_start,
-        )
+        """Record `fetched_bytes`, the total so far, and change `reader_limit` if a measuring window ends."""
+        seconds = self._clock() - self._window_start
+        window_bytes = fetched_bytes - self._bytes_at_window_start
         windows = 1 if self._is_doubling else _WINDOWS_PER_PROBE
         if (
             seconds < windows * _MEASURING_WINDOW
             or window_bytes < _MIN_READS_PER_READER * self.reader_limit * self._chunk_bytes
         ):
             return
-        self._double(window_bytes / seconds) if self._is_doubling else self._probe_one_more(
-            window_bytes / seconds
-        )
+        if self._is_doubling:
+            self._double(window_bytes / seconds)
+        else:
+            self._probe_one_more(window_bytes / seconds)
         self.skip(fetched_bytes)
 
     def skip(self, fetched_bytes: int) -> None:
-        """Do not judge by the time until now: the fill was held up."""
+        """Start a new window without judging the last, for example after a pause."""
         self._window_start, self._bytes_at_window_start = self._clock(), fetched_bytes
 
     def halve(self) -> None:
-        """The origin asks for patience: half as many, and for a while (longer each time) not as many again."""
+        """Halve `reader_limit` because the origin throttles.
+
+        The old limit is avoided for a while, longer each time.
+        """
         self._ceiling, self._ceiling_until = max(1, self.reader_limit - 1), self._clock() + self._ceiling_ttl
         self._ceiling_ttl = min(_MAX_CEILING_TTL, 2 * self._ceiling_ttl)
         self._settle_at(max(1, self.reader_limit // 2), 0.0)
 
     def limit_to_one_reader(self) -> None:
-        """One reader from now on: the origin cannot give parts of files."""
+        """Use one reader from now on, for an origin without range requests."""
         self._max_readers = 1
         self._settle_at(1, 0.0)
 
     def _double(self, rate: float) -> None:
+        # Doubling did not pay: go back to the number before it.
         if rate < _MIN_SPEEDUP * self._previous_rate:
             self._settle_at(self._previous_limit, self._previous_rate)
         elif self.reader_limit == self._max_readers:
@@ -79,12 +91,10 @@ class AdaptiveConcurrency:
             self.reader_limit = min(self._max_readers, 2 * self.reader_limit)
 
     def _settle_at(self, readers: int, rate: float) -> None:
-        self.reader_limit, self._previous_limit, self._previous_rate, self._is_doubling = (
-            readers,
-            readers,
-            rate,
-            False,
-        )
+        self.reader_limit = readers
+        self._previous_limit = readers
+        self._previous_rate = rate
+        self._is_doubling = False
         self._windows_until_probe = self._probe_backoff = 1
 
     def _probe_one_more(self, rate: float) -> None:
@@ -100,10 +110,8 @@ class AdaptiveConcurrency:
         if rate >= self._previous_rate * (1 + _MIN_PROBE_SHARE / self._previous_limit):
             self._previous_limit, self._previous_rate, self._probe_backoff = self.reader_limit, rate, 1
         else:
-            self.reader_limit, self._probe_backoff = (
-                self._previous_limit,
-                min(_MAX_PROBE_BACKOFF, 2 * self._probe_backoff),
-            )
+            self.reader_limit = self._previous_limit
+            self._probe_backoff = min(_MAX_PROBE_BACKOFF, 2 * self._probe_backoff)
         self._windows_until_probe = self._probe_backoff
 
     @property

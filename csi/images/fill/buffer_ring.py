@@ -1,7 +1,8 @@
-"""The ring: a fixed number of buffers that go from the reading threads to the hashing thread and back.
+"""The buffer ring: a fixed number of buffers shared by the reading threads and the hashing thread.
 
-Every chunk is read into a buffer, then written to the image and hashed at the same time, by different threads. A
-buffer is free again when both are done. Chunks are given out and hashed in order, so the chunks done are always a prefix.
+Every chunk is read into a buffer, then written to the image and hashed at the same time, by different
+threads. A buffer is free again after both. Chunks are handed out and hashed in order, so the finished chunks
+are always a prefix.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class ChunkJob:
 
 
 class BufferRing:
-    """What the threads of one fill share, from chunk `first` of `plan` on.
+    """State shared by the threads of one fill, from chunk `first` of `plan`.
 
-    `ahead` is how many chunks may be given out that are not durable yet: what a kill can cost. When `fail` was called, every
-    method that waits raises that error.
+    `max_unsynced` is how many chunks may be handed out that are not durable yet: what a kill can cost. After
+    `fail`, every method that waits raises that error.
     """
 
     def __init__(self, plan: ChunkPlan, first: int, buffers: int, max_unsynced: int) -> None:
@@ -47,7 +48,10 @@ class BufferRing:
         self._error: BaseException | None = None
 
     def take(self) -> ChunkJob | None:
-        """The next chunk to read, with a buffer; waits for one. None when all chunks are given out."""
+        """Take the next chunk to read, with a buffer, waiting for one.
+
+        Return None if all chunks are handed out.
+        """
         with self._condition:
             self._condition.wait_for(self._can_take)
             self.raise_if_failed()
@@ -66,13 +70,16 @@ class BufferRing:
         )
 
     def add_filled(self, job: ChunkJob) -> None:
-        """The chunk's bytes are in its buffer: the hashing thread may have it."""
+        """Hand a chunk whose buffer is filled to the hashing thread."""
         with self._condition:
             self._jobs[job.chunk.index] = job
             self._condition.notify_all()
 
     def iter_in_order(self) -> Iterator[ChunkJob]:
-        """The filled chunks, one after the other, for the hashing thread; each is done with when the next is asked for."""
+        """Yield the filled chunks in order, for the hashing thread.
+
+        Asking for the next marks the last as hashed.
+        """
         for index in range(self.done_chunks, self._plan.count):
             with self._condition:
                 while not self._failed_event.is_set() and index not in self._jobs:
@@ -84,12 +91,12 @@ class BufferRing:
             self._free_done_buffers()
 
     def mark_written(self, job: ChunkJob) -> None:
-        """The chunk is in the image file."""
+        """Record that the chunk is written to the image file."""
         job.written = True
         self._free_done_buffers()
 
     def wait_written(self, job: ChunkJob) -> None:
-        """Wait until this chunk and all before it are in the image file."""
+        """Wait until this chunk and all before it are written to the image file."""
         with self._condition:
             self._condition.wait_for(
                 lambda: (
@@ -100,6 +107,8 @@ class BufferRing:
             self.raise_if_failed()
 
     def _free_done_buffers(self) -> None:
+        # `written` and `hashed` are set without the lock, each by one thread only, before this is called:
+        # whichever thread comes second sees both.
         with self._condition:
             while (job := self._jobs.get(self.done_chunks)) is not None and job.written and job.hashed:
                 self.content_bytes_done += job.chunk.content_bytes
@@ -108,20 +117,20 @@ class BufferRing:
             self._condition.notify_all()
 
     def set_max_unsynced(self, max_unsynced: int) -> None:
-        """Change how many chunks may be given out that are not durable yet."""
+        """Change how many chunks may be handed out that are not durable yet."""
         with self._condition:
             if max_unsynced != self._max_unsynced:
                 self._max_unsynced = max_unsynced
                 self._condition.notify_all()
 
     def mark_durable(self, index: int) -> None:
-        """All chunks before `index` are synced and in the journal."""
+        """Record that all chunks before `index` are synced and in the journal."""
         with self._condition:
             self._durable_index = index
             self._condition.notify_all()
 
     def wait_done(self, chunks: int, seconds: float) -> bool:
-        """Wait at most `seconds` until `chunks` chunks are done; whether all of the plan are."""
+        """Wait at most `seconds` until `chunks` chunks are finished; return whether the whole plan is."""
         with self._condition:
             self._condition.wait_for(
                 lambda: self._failed_event.is_set() or self.done_chunks >= min(chunks, self._plan.count),
@@ -131,18 +140,18 @@ class BufferRing:
             return self.done_chunks == self._plan.count
 
     def fail(self, error: BaseException) -> None:
-        """End the fill; the first error counts."""
+        """End the fill with `error`; only the first error counts."""
         with self._condition:
             self._error = self._error or error
             self._failed_event.set()
             self._condition.notify_all()
 
     def raise_if_failed(self) -> None:
-        """Raise the error that ended the fill, if one did."""
+        """Raise the error that ended the fill, if any."""
         if self._error is not None:
             raise self._error
 
     def sleep(self, seconds: float) -> None:
-        """Sleep; raises as soon as the fill has ended."""
+        """Sleep; raises as soon as the fill has failed."""
         self._failed_event.wait(seconds)
         self.raise_if_failed()

@@ -1,4 +1,4 @@
-"""Reading from an origin that fails now and then: again, on a fresh connection, after a growing pause."""
+"""Reads from an unreliable origin, retried on a fresh connection after growing pauses."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ from csi.manifest.manifest import Entry
 from csi.manifest.reader import ManyReader, OpenReader, PendingFiles, Reader
 
 MAX_FAILURES = 8
-"""How often one range is asked for: so many failures in a row end the fill."""
+"""Number of failures in a row, for one range, that end the fill."""
+# Seconds; doubled after each failure.
 MIN_RETRY_PAUSE = 0.25
 MAX_RETRY_PAUSE = 10.0
 
 
 class RetryingReader:
-    """One connection that is replaced when it fails, and asks when it is its turn in `flow`. For one thread, as a context.
+    """One connection that is replaced if it fails, and reads with permits of `gate`.
 
-    `fetched_bytes` counts the bytes that arrived. `rank` is the index of the chunk that is read: lower ones are first.
+    For one thread; a context manager.
+
+    `fetched_bytes` counts the bytes that arrived. `rank` is the index of the chunk being read; lower ones go
+    first.
     """
 
     def __init__(self, open_reader: OpenReader, gate: RequestGate) -> None:
@@ -32,9 +36,9 @@ class RetryingReader:
         self.rank = -1
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview, failures: int = 0) -> None:
-        """As `Reader.read_into`; OriginUnavailable is raised only after MAX_FAILURES in a row, but OriginUntrusted at once.
+        """Read like `Reader.read_into`, but raise OriginUnavailable only after MAX_FAILURES in a row.
 
-        `failures` is how often it was asked for in vain already.
+        OriginUntrusted is raised at once. `failures` is the number of failed attempts so far.
         """
         for attempt in range(failures, MAX_FAILURES):
             try:
@@ -47,7 +51,10 @@ class RetryingReader:
                 return
 
     def read_many(self, files: Sequence[tuple[Entry, memoryview]]) -> None:
-        """As `read_into` for files of at most SMALL_FILE bytes, each whole, in one go where the reader can."""
+        """Read whole files of at most SMALL_FILE bytes, in one batch if the reader can.
+
+        Retries as `read_into`.
+        """
         pending, failures = list(files), 0
         while len(pending) > 1:
             try:
@@ -58,6 +65,8 @@ class RetryingReader:
                 continue
             if not failed_files:
                 break
+            # The failed files are retried one by one, after a pause for the first error; then the batch goes
+            # on.
             self._prepare_retry(next(iter(failed_files.values())), 0)
             for entry, buffer in [file for file in pending if file[0] in failed_files]:
                 self.read_into(entry, 0, buffer, failures=1)
@@ -73,7 +82,7 @@ class RetryingReader:
         with suppress(OriginUnavailable), self._gate.batch_permits(self.rank, self._count_bytes) as permits:
             failed_files = reader.read_many(pending, permits)
             for error in failed_files.values():
-                # Through the turns, which slow down for some.
+                # Raised inside the permits, which halve the readers for some errors.
                 raise error
         return failed_files
 
@@ -81,9 +90,12 @@ class RetryingReader:
         self.fetched_bytes += count
 
     def _prepare_retry(self, error: OriginUnavailable, failures: int) -> None:
-        """Get ready to ask again after `failures` earlier ones in a row, or raise."""
+        """Reset the connection and back off, or raise the error.
+
+        `failures` is the number of earlier failures in a row.
+        """
         if isinstance(error, RangesIgnored):
-            # Before the connection goes: only what others read after that is in order.
+            # Before the reset: other readers must be in rank order before this one reconnects.
             self._gate.limit_to_one_reader()
         self.reset()
         if failures == MAX_FAILURES - 1 or isinstance(error, OriginUntrusted):
@@ -91,7 +103,10 @@ class RetryingReader:
         self._back_off(error, failures)
 
     def _back_off(self, error: OriginUnavailable, failures: int) -> None:
-        """Wait after `failures` earlier ones in a row; what the origin asks for, all readers of the fill wait."""
+        """Wait after `failures` earlier failures in a row.
+
+        If the origin throttles, all readers of the fill wait.
+        """
         wait = min(MAX_RETRY_PAUSE, MIN_RETRY_PAUSE * 2.0**failures)
         if isinstance(error, OriginThrottled):
             self._gate.pause_all(max(wait, error.retry_after))
@@ -99,9 +114,10 @@ class RetryingReader:
             self._gate.sleep(wait * random.uniform(0.5, 1))
 
     def reset(self) -> None:
-        """Let go of the connection; the next read opens a fresh one."""
+        """Close the connection; the next read opens a new one."""
         old, self._connection, self._reader = self._connection, ExitStack(), None
-        # A connection that failed may fail to close, and what it read is judged by its digest anyway.
+        # A broken connection may fail to close too. That loses nothing: digests decide about what it has
+        # read.
         with suppress(Exception):
             old.close()
 

@@ -1,7 +1,8 @@
-"""The fill: a layout's bytes, from a reader to a partial image, each file verified; then the seal.
+"""The fill: reads a layout's bytes into a partial image and verifies each file; then seals the image.
 
-A few threads read chunks in order, straight into aligned buffers, and write them to their place past the page
-cache; one thread hashes the same buffers in file order; the calling thread syncs, keeps the journal and tells progress.
+A few threads read chunks in order, straight into aligned buffers, and write them at their offsets, bypassing
+the page cache. One thread hashes the same buffers in file order. The calling thread syncs, writes the journal
+and reports progress.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ from csi.manifest.manifest import Entry
 from csi.manifest.reader import SMALL_FILE, OpenReader
 
 CHECKPOINT_CHUNKS = 4
-"""So many chunks done (16 MiB) are synced and put into the journal, ..."""
+"""Number of finished chunks (16 MiB) after which they are synced and recorded in the journal."""
 CHECKPOINT_INTERVAL = 1.0
-"""... or all that are done after this time."""
+"""Seconds after which all finished chunks are synced and recorded, however few."""
 MAX_UNSYNCED_CHUNKS = 16
-"""What a kill may cost beside the chunks that are being read: 64 MiB."""
+"""What a kill may cost in addition to the chunks being read: 64 MiB."""
+# Seconds between two looks at progress, throughput and stop requests.
 _POLL_INTERVAL = 0.1
 
 
@@ -50,13 +52,17 @@ def fill(
     on_progress: Callable[[FillProgress], None] | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> None:
-    """Bring the image of `layout` to `partial`, whole, verified and on disk; goes on where `journal` says.
+    """Write the image of `layout` to `partial`, complete, verified and durable.
 
-    Files that an image of `reuse_candidates` (sealed, of the same source, held by the caller) has by the same digest are copied from it.
-    At most `connections` readers (at least 1) are opened, as many as bring more; memory is one and a half buffers of
-    `chunk_bytes` (a multiple of 4096) for each and four more. `on_progress` and `should_stop` are called in the calling
-    thread. Raises FillStopped when told to stop, CorruptContent when a file is
-    wrong twice, NoSpace, and what the reader raises; what is done by then stays.
+    Continues from what `journal` records.
+
+    Files that an image of `reuse_candidates` (sealed, of the same source, held by the caller) has with the
+    same digest are copied from it. At most `connections` readers (at least 1) are opened, as many as increase
+    throughput. Memory is one and a half buffers of `chunk_bytes` (a multiple of 4096) for each, and four
+    more. `on_progress` and `should_stop` are called in the calling thread.
+
+    Raises FillStopped if `should_stop` says so, CorruptContent if a file is wrong twice, NoSpace, and the
+    errors of the reader; finished work is kept.
     """
     check_empty_files(layout.manifest)
     meter = ProgressMeter(layout.manifest.content_bytes, on_progress)
@@ -64,7 +70,7 @@ def fill(
     def check_stopped() -> None:
         if should_stop is not None and should_stop():
             raise FillStopped(
-                "the fill was told to stop; what is there stays, and the next fill goes on from there"
+                "the fill was stopped; its data is kept, and the next fill continues from there"
             )
 
     with Journal(journal, layout, chunk_bytes) as log:
@@ -82,7 +88,11 @@ def fill(
 
 
 def seal(partial: Path, final: Path, journal: Path) -> None:
-    """Make the filled `partial` the read-only image `final`, durably, then drop the journal. Done twice, it is done once."""
+    """Turn the filled `partial` into the read-only image `final`, durably, then remove the journal.
+
+    Idempotent.
+    """
+    # In this order: a rename must not become durable before the data, and the journal is needed until then.
     if partial.exists():
         fsync_file(partial)
         partial.chmod(0o400)
@@ -94,6 +104,8 @@ def seal(partial: Path, final: Path, journal: Path) -> None:
 
 
 class _ImageFill:
+    """The threads and buffers of one fill."""
+
     def __init__(
         self,
         layout: Layout,
@@ -104,24 +116,23 @@ class _ImageFill:
         connections: int,
         copied_bytes: int,
     ) -> None:
-        self._layout, self._plan, self._image, self._journal, self._copied_bytes = (
-            layout,
-            plan,
-            image,
-            journal,
-            copied_bytes,
-        )
+        self._layout = layout
+        self._plan = plan
+        self._image = image
+        self._journal = journal
+        self._copied_bytes = copied_bytes
         self._resumed_at = max(journal.durable_bytes, len(layout.metadata))
         first = self._plan.index_at(self._resumed_at)
         concurrency = AdaptiveConcurrency(connections, plan.chunk_bytes)
         self._ring = BufferRing(
             self._plan,
             first,
+            # More buffers than readers: some are being hashed and written while others are filled.
             connections + connections // 2 + 4,
             concurrency.reader_limit + MAX_UNSYNCED_CHUNKS,
         )
         self._gate = RequestGate(concurrency, self._ring.sleep)
-        # One more than connections: the hashing thread's own, for files that were wrong.
+        # Reader 0 belongs to the hashing thread, which refetches files that were wrong.
         self._readers = [RetryingReader(open_reader, self._gate) for _ in range(connections + 1)]
         self._threads: dict[int, threading.Thread] = {}
         self._idle: set[int] = set()
@@ -137,6 +148,7 @@ class _ImageFill:
             self._ring.fail(error)
             raise
         finally:
+            # After an error too: what is written and hashed by now need not be fetched again.
             for thread in self._threads.values():
                 thread.join()
             self._checkpoint()
@@ -152,6 +164,7 @@ class _ImageFill:
 
     def _start_readers(self) -> None:
         for number in range(1, self._gate.reader_limit + 1):
+            # A reader beyond the limit has ended; if the limit rises again, it gets a new thread.
             if number not in self._threads or (number in self._idle and not self._threads[number].is_alive()):
                 self._idle.discard(number)
                 self._start_thread(self._read_chunks, number, "fill read")
@@ -159,14 +172,14 @@ class _ImageFill:
     def _start_thread(self, work: Callable[[RetryingReader], None], number: int, name: str) -> None:
         reader = self._readers[number]
 
-        def guarded() -> None:
+        def run() -> None:
             try:
                 with reader:
                     work(reader)
             except BaseException as error:
                 self._ring.fail(error)
 
-        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        thread = threading.Thread(target=run, name=name, daemon=True)
         thread.start()
         self._threads[number] = thread
 
@@ -195,7 +208,8 @@ class _ImageFill:
         )
 
     def _checkpoint(self) -> None:
-        """Sync, then write down, what was done before the sync began."""
+        """Sync, then record in the journal, the chunks finished before the sync began."""
+        # Read before the sync: a chunk that finishes during it is not covered by it.
         done = self._ring.done_chunks
         self._synced_at = time.monotonic()
         if self._plan.offset(done) == self._journal.durable_bytes:
@@ -216,6 +230,7 @@ class _ImageFill:
             view = job.view
             reader.rank = job.chunk.index
             self._read_pieces(reader, job.chunk.pieces, view)
+            # Handed to the hashing thread first, which works while this one writes.
             self._ring.add_filled(job)
             for start, end in job.chunk.spans:
                 self._image.write(job.chunk.offset + start, view[start:end])
@@ -239,6 +254,7 @@ class _ImageFill:
 
     def _hash_chunks(self, reader: RetryingReader) -> None:
         verifier = DigestVerifier()
+        # Hashes of a partly fetched file are not stored, so its first part is read back from the disk.
         straddling = self._plan.find_straddling_extent(self._resumed_at)
         if straddling is not None:
             verifier.resume(
@@ -251,11 +267,11 @@ class _ImageFill:
                     self._repair(job, piece.entry, job.chunk.offset + piece.start - piece.offset, reader)
 
     def _repair(self, job: ChunkJob, entry: Entry, image_offset: int, reader: RetryingReader) -> None:
-        # The wrong bytes may still be on their way into the file.
+        # The reading thread may still be writing the wrong bytes; it must not overwrite the right ones.
         self._ring.wait_written(job)
         refetch(self._image, Extent(entry, image_offset), reader, self._ring.raise_if_failed)
 
 
 def _is_small_file(piece: Piece) -> bool:
-    """Whether this is a whole file that may be asked for with others."""
+    """Return whether the piece is a whole file that may be requested in a batch."""
     return piece.length == piece.entry.size <= SMALL_FILE

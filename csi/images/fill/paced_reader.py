@@ -1,4 +1,4 @@
-"""A fill held to a number of bytes per second, whatever it reads from."""
+"""Rate limit of a fill in bytes per second, for any reader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from csi.manifest.reader import OpenReader, Reader
 def limit_read_rate(
     open_reader: OpenReader, rate: int | None, folders: Mapping[str, int] = MappingProxyType({})
 ) -> OpenReader:
-    """`open_reader`, whose readers together read at most `rate` bytes per second (None: no limit), and so many of each top folder in `folders`."""
+    """Wrap `open_reader` so that all its readers together read at most `rate` bytes per second.
+
+    None means no limit. `folders` has the same limit for single top folders.
+    """
     if rate is None and not folders:
         return open_reader
     total = None if rate is None else RateLimiter(rate)
@@ -32,7 +35,7 @@ def _open_paced(
         yield _PacedReader(reader, total, per_folder)
 
 
-class _PacedReader:
+class _PacedReader(Reader):
     def __init__(
         self, inner: Reader, total_pace: RateLimiter | None, folder_paces: Mapping[str, RateLimiter]
     ) -> None:
@@ -45,5 +48,6 @@ class _PacedReader:
             if pace is not None
         ]
         if paces:
+            # One wait for the later of both limits, not one after the other.
             paces[0].wait_for(len(buffer), *paces[1:])
         self._inner.read_into(entry, offset, buffer)

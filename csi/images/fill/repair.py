@@ -1,4 +1,4 @@
-"""Files that need a second look: one that a kill cut in the middle, one whose bytes were wrong."""
+"""Second reads of a file: one that was interrupted in the middle by a kill, or whose bytes were wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from csi.linux.aligned_memory import AlignedBuffer
 def hash_from_disk(
     image: PartialImage, extent: Extent, end: int, check_stopped: Callable[[], None]
 ) -> FileHash:
-    """The running digest of a file up to image byte `end` (a chunk's begin), from the bytes on disk. `check_stopped` raises to stop."""
+    """Hash a file up to image byte `end` (the start of a chunk) from the bytes on disk.
+
+    `check_stopped` raises to stop.
+    """
     file_hash = FileHash(extent.entry)
     if extent.entry.is_verifiable:
         for view in _read_ahead(image, extent.offset, end):
@@ -28,27 +31,34 @@ def hash_from_disk(
 
 
 def _read_ahead(image: PartialImage, begin: int, end: int) -> Iterator[memoryview]:
-    """The image's bytes from `begin` to `end`, in order; the next are read while the caller has the last."""
+    """Yield the image's bytes from `begin` to `end` in order.
+
+    The next buffer is read while the caller uses the last.
+    """
+    # Two buffers: one is being read from the disk while the other is hashed.
     buffers = cycle([AlignedBuffer(CHUNK_BYTES).view, AlignedBuffer(CHUNK_BYTES).view])
 
-    def read(at: int) -> memoryview:
-        view = next(buffers)[: min(CHUNK_BYTES, end - at)]
-        image.read(at, view)
+    def read(offset: int) -> memoryview:
+        view = next(buffers)[: min(CHUNK_BYTES, end - offset)]
+        image.read(offset, view)
         return view
 
     with ThreadPoolExecutor(1, "fill read back") as disk:
         ready = disk.submit(read, begin)
-        for at in range(begin + CHUNK_BYTES, end + CHUNK_BYTES, CHUNK_BYTES):
+        for offset in range(begin + CHUNK_BYTES, end + CHUNK_BYTES, CHUNK_BYTES):
             view = ready.result()
-            if at < end:
-                ready = disk.submit(read, at)
+            if offset < end:
+                ready = disk.submit(read, offset)
             yield view
 
 
 def refetch(
     image: PartialImage, extent: Extent, reader: RetryingReader, check_stopped: Callable[[], None]
 ) -> None:
-    """Fetch a whole file once more, from its beginning, over a fresh connection. Raises CorruptContent when it is wrong again."""
+    """Fetch a whole file again from its beginning over a fresh connection.
+
+    Raises CorruptContent if it is wrong again.
+    """
     entry = extent.entry
     file_hash = FileHash(entry)
     reader.reset()

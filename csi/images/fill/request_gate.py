@@ -1,6 +1,7 @@
-"""When a fill's readers may ask the origin: as many at once as it bears, and none while it asks for patience.
+"""Admission of a fill's requests: as many at once as the origin sustains, and none while it asks to back off.
 
-All readers of a fill share one `RequestGate`. What one of them meets (429, Retry-After, silence) holds for all.
+All readers of a fill share one `RequestGate`. What one of them meets (429, Retry-After, a timeout) holds for
+all.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from typing import NamedTuple
 
 from csi.errors import OriginThrottled, OriginTimedOut
 from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
+from csi.manifest.reader import RequestPermits
 
+# Seconds after which a waiting reader checks whether the fill was stopped.
 _WAIT_INTERVAL = 0.1
+# Seconds; a longer Retry-After is cut to this, so that one odd answer cannot stall a fill for hours.
 MAX_RETRY_AFTER = 600.0
-# So much longer than asked for, by chance: the readers of many nodes are not to come back in the same moment.
+# Up to this share is added at random, so that the readers of many nodes do not return at the same moment.
 _RETRY_JITTER = 0.1
 
 
@@ -28,33 +32,38 @@ class _Waiter(NamedTuple):
     is_batch: bool = False
 
 
-class BatchPermits:
-    """The turns of the one reader that asks for many files. Implements `csi.manifest.reader.RequestPermits`; `count` is how many of them it has."""
+class BatchPermits(RequestPermits):
+    """Permits of the one reader that requests many files at once; `count` is how many it has."""
 
     def __init__(self, gate: RequestGate, on_bytes_received: Callable[[int], None]) -> None:
-        self._gate, self.on_bytes_received, self.count, self.remaining = (
-            gate,
-            on_bytes_received,
-            1,
-            sys.maxsize,
-        )
+        self._gate, self._count_bytes = gate, on_bytes_received
+        self.count, self.remaining = 1, sys.maxsize
+
+    def on_bytes_received(self, count: int) -> None:
+        self._count_bytes(count)
 
     def can_start(self, in_flight: int) -> bool:
-        """See `Turns`: not while the origin asks for patience, and one fewer for each reader that waits."""
+        """Return whether one more request may start.
+
+        None may during a pause, and one fewer for each waiting reader.
+        """
         return self._gate.resize(self, in_flight)
 
     def set_remaining(self, remaining: int) -> None:
-        """See `Turns`."""
         self.remaining = max(1, remaining)
         if remaining < self.count:
             self._gate.resize(self, remaining)
 
 
 class RequestGate:
-    """`sleep(seconds)` waits, and raises when the fill is to stop. Safe for any number of threads."""
+    """Permits for the requests of all readers of a fill. Thread-safe.
+
+    `sleep(seconds)` waits, and raises if the fill is to stop.
+    """
 
     def __init__(self, concurrency: AdaptiveConcurrency, sleep: Callable[[float], None]) -> None:
         self._concurrency, self.sleep = concurrency, sleep
+        # Guards all fields below and `_concurrency`, which is not thread-safe itself.
         self._condition = threading.Condition()
         self._waiting: list[_Waiter] = []
         self._has_batch = False
@@ -63,21 +72,28 @@ class RequestGate:
 
     @property
     def reader_limit(self) -> int:
-        """How many should be reading now."""
+        """How many readers should be reading now."""
         return self._concurrency.reader_limit
 
     def adapt(self, fetched_bytes: int) -> None:
-        """Take in that `fetched_bytes` bytes came so far in all; may change `reader_limit`."""
+        """Record that `fetched_bytes` have arrived in total; may change `reader_limit`."""
         with self._condition:
+            # During a pause nothing arrives, which must not count as slow.
             is_paused = time.monotonic() < self._paused_until
-            self._concurrency.skip(fetched_bytes) if is_paused else self._concurrency.adapt(fetched_bytes)
+            if is_paused:
+                self._concurrency.skip(fetched_bytes)
+            else:
+                self._concurrency.adapt(fetched_bytes)
             self._condition.notify_all()
 
     @contextmanager
     def permit(self, rank: int) -> Iterator[None]:
-        """For the time of one read. Where more wait than may ask, the lowest `rank` (a chunk's index) is first.
+        """Hold a permit for one read.
 
-        An OriginThrottled or OriginTimedOut that leaves it halves the readers, once for all that asked at that time.
+        If more readers wait than may read, the lowest `rank` (chunk index) goes first.
+
+        An OriginThrottled or OriginTimedOut raised inside halves the number of readers, once for all requests
+        that were in flight at that time.
         """
         acquired_at = self._acquire(_Waiter(rank, threading.get_ident()))
         try:
@@ -90,9 +106,9 @@ class RequestGate:
 
     @contextmanager
     def batch_permits(self, rank: int, on_bytes_received: Callable[[int], None]) -> Iterator[BatchPermits]:
-        """As `permit`, for many reads at once: all that nobody else asks for, changing as it goes. One reader at a time has it.
+        """Hold permits for many reads at once, for one reader at a time: all that no other reader needs.
 
-        `on_bytes_received` is told of bytes as they come.
+        Their number changes over time. `on_bytes_received` is called with the bytes that arrive.
         """
         acquired_at = self._acquire(_Waiter(rank, threading.get_ident(), is_batch=True))
         permits = BatchPermits(self, on_bytes_received)
@@ -105,13 +121,14 @@ class RequestGate:
             self._release(permits.count, is_batch=True)
 
     def resize(self, permits: BatchPermits, in_flight: int) -> bool:
-        """Set how many turns `permits` counts as; whether one request more may be begun by it."""
+        """Set how many permits a batch holds; return whether it may start one more request."""
+        # Raises if the fill has failed or is to stop.
         self.sleep(0)
         with self._condition:
             if time.monotonic() < self._paused_until:
                 allowed = in_flight
             else:
-                others = self._active - permits.count + sum(not ticket.is_batch for ticket in self._waiting)
+                others = self._active - permits.count + sum(not waiter.is_batch for waiter in self._waiting)
                 allowed = max(1, min(permits.remaining, self.reader_limit - others))
             count = max(1, in_flight, allowed)
             if count != permits.count:
@@ -127,13 +144,13 @@ class RequestGate:
             self._condition.notify_all()
 
     def pause_all(self, seconds: float) -> None:
-        """Nobody asks for `seconds` (at most LONGEST_RETRY_AFTER) and a little longer."""
+        """Block all requests for `seconds` (at most MAX_RETRY_AFTER) and a random bit longer."""
         wait = min(seconds, MAX_RETRY_AFTER) * random.uniform(1, 1 + _RETRY_JITTER)
         with self._condition:
             self._paused_until = max(self._paused_until, time.monotonic() + wait)
 
     def limit_to_one_reader(self) -> None:
-        """The origin cannot give parts of files: one reader from now on, and reads in the order of their ranks."""
+        """Use one reader from now on, for an origin without range requests; reads are ordered by rank."""
         with self._condition:
             self._concurrency.limit_to_one_reader()
 
@@ -155,6 +172,7 @@ class RequestGate:
         remaining = self._paused_until - time.monotonic()
         if remaining > 0:
             return min(remaining, _WAIT_INTERVAL)
+        # One batch at a time: a waiting second one must not block single readers behind it.
         eligible = [other for other in self._waiting if not (other.is_batch and self._has_batch)]
         return (
             0.0
@@ -164,6 +182,7 @@ class RequestGate:
 
     def _halve_readers(self, acquired_at: float) -> None:
         with self._condition:
+            # Requests admitted before the last halving tell nothing about the lower concurrency.
             if acquired_at > self._slowed_at:
                 self._slowed_at = time.monotonic()
                 self._concurrency.halve()

@@ -1,7 +1,7 @@
-"""A sealed image held against what an origin sends: does whoever lists its digests have its bytes?
+"""Verification of a sealed image against an origin: does whoever lists these digests also have the bytes?
 
-Of every file one range is read, of large files some more, at places that the origin cannot foresee and that are the same
-whenever the same question is asked again: a guess that failed once fails for ever.
+One range of every file is compared, and several of large files. The origin cannot predict the offsets, which
+are the same whenever the same question is asked again: a guess that failed once fails for ever.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ from csi.manifest.manifest import Entry
 from csi.manifest.reader import OpenReader
 
 PROBE_BYTES = BLOCK
-"""Bytes of a range; a file of no more is read whole."""
+"""Bytes of a range; a file of no more is compared completely."""
 LARGE_FILE_BYTES = 1024 * 1024
 PROBES_PER_LARGE_FILE = 8
-"""A file over LARGE bytes is read in so many ranges: much of it may be public, or zeros."""
+"""Number of ranges of a file over LARGE_FILE_BYTES, as much of it may be public, or zeros."""
+# Seconds between two adaptations of the number of readers.
 _POLL_INTERVAL = 0.1
 
 
 class Probe(NamedTuple):
-    """`length` bytes from byte `offset` of a file on."""
+    """`length` bytes of a file, starting at byte `offset`."""
 
     extent: Extent
     offset: int
@@ -39,7 +40,10 @@ class Probe(NamedTuple):
 
 
 def select_probes(layout: Layout, seed: bytes) -> Iterator[Probe]:
-    """What is compared of each file that has bytes; `seed` (at most 64 secret bytes) decides where."""
+    """Yield the ranges to compare of each non-empty file.
+
+    `seed` (at most 64 secret bytes) decides where they are.
+    """
     for extent in layout.extents:
         size = extent.entry.size
         count = PROBES_PER_LARGE_FILE if size > LARGE_FILE_BYTES else 1
@@ -50,21 +54,24 @@ def select_probes(layout: Layout, seed: bytes) -> Iterator[Probe]:
 
 
 def _choose_offset(seed: bytes, extent: Extent, number: int) -> int:
-    drawn = hashlib.blake2b(b"%d %d" % (extent.offset, number), key=seed, digest_size=16).digest()
-    return int.from_bytes(drawn) % (max(0, extent.entry.size - PROBE_BYTES) + 1)
+    # A keyed hash instead of a random number: a second try reads the same ranges, so trying again gains
+    # nothing.
+    keyed_hash = hashlib.blake2b(b"%d %d" % (extent.offset, number), key=seed, digest_size=16).digest()
+    return int.from_bytes(keyed_hash) % (max(0, extent.entry.size - PROBE_BYTES) + 1)
 
 
 def verify_against_origin(
     layout: Layout, image: Path, open_reader: OpenReader, seed: bytes, *, connections: int = 4
 ) -> None:
-    """Return if the origin sends what the image of `layout` at `image` holds, as far as `select_probes` tell.
+    """Compare the ranges of `select_probes` between the origin and the image of `layout` at `image`.
 
-    Raises CorruptContent naming the first file found to differ, what the reader raises, and DataCacheError where the image
-    is not laid out as `layout` is. At most `connections` readers are opened.
+    At most `connections` readers are opened. Raises CorruptContent naming the first file that differs, the
+    errors of the reader, and DataCacheError if the image does not have this layout.
     """
     if not matches_layout(image, layout):
         raise DataCacheError(
-            f"the image {image} was laid out by another version of this driver; remove it with its folder, and it is filled anew"
+            f"the image {image} was laid out by another version of this driver; "
+            "remove its folder so that it is filled again"
         )
     file = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -78,7 +85,7 @@ def verify_against_origin(
 
 
 class _OriginComparison:
-    """All readers take their probes from one line; the first error ends them."""
+    """Compares probes in several threads that share one queue; the first error ends all."""
 
     def __init__(
         self, image: int, probes: Iterator[Probe], open_reader: OpenReader, connections: int
@@ -92,7 +99,7 @@ class _OriginComparison:
 
     def run(self) -> None:
         threads = [
-            threading.Thread(target=self._run_reader, args=(reader,), name="vouch", daemon=True)
+            threading.Thread(target=self._run_reader, args=(reader,), name="verify", daemon=True)
             for reader in self._readers
         ]
         for thread in threads:
@@ -115,7 +122,8 @@ class _OriginComparison:
 
     def _compare(self, reader: RetryingReader) -> None:
         buffer = memoryview(bytearray(PROBE_BYTES))
-        # An origin that ignores ranges is asked in this order, so that it sends each file once.
+        # Probes of a file are in ascending order, so an origin that ignores ranges has to send each file only
+        # once.
         while (probe := self._take_probe(reader)) is not None and not self._stop_event.is_set():
             part = buffer[: probe.length]
             reader.read_into(probe.extent.entry, probe.offset, part)
@@ -124,6 +132,7 @@ class _OriginComparison:
 
     def _take_probe(self, reader: RetryingReader) -> Probe | None:
         with self._lock:
+            # The probe's number is the rank: see RequestGate.permit.
             reader.rank, probe = next(self._probes, (0, None))
             return probe
 

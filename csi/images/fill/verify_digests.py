@@ -1,4 +1,4 @@
-"""Each file's bytes against the digest its origin gave: sha256, or git's id of a file's content."""
+"""Verification of file bytes against the origin's digests: sha256, or a git blob id."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class FileHash:
-    """The running digest of one file; an entry whose origin gave no digest is taken as it comes."""
+    """The running digest of one file; a file without a digest from its origin is accepted as it comes."""
 
     def __init__(self, entry: Entry) -> None:
         self._hash: _Hash | None = None
-        self._scheme, _, rest = entry.digest.partition(":")
-        self._expected = rest.partition(" ")[0]
+        self._scheme, _, value = entry.digest.partition(":")
+        self._expected = value.partition(" ")[0]
         if self._scheme in ("sha256", "claimed"):
             self._hash = hashlib.sha256()
         elif self._scheme == "git":
@@ -27,12 +27,12 @@ class FileHash:
             self._hash = hashlib.sha1(b"blob %d\0" % entry.size, usedforsecurity=False)
 
     def update(self, data: memoryview) -> None:
-        """Take the next bytes of the file."""
+        """Add the next bytes of the file."""
         if self._hash is not None:
             self._hash.update(data)
 
     def find_mismatch(self) -> str | None:
-        """After the last byte: None when the digest is right, else the digest found."""
+        """Return the computed digest if it is wrong, else None; call after the last byte."""
         if self._hash is None:
             return None
         digest = self._hash.hexdigest()
@@ -40,17 +40,20 @@ class FileHash:
 
 
 class DigestVerifier:
-    """Follows the files through their pieces, which come in the image's order."""
+    """Verifies files from their pieces, which arrive in the order of the image."""
 
     def __init__(self) -> None:
         self._current: FileHash | None = None
 
     def resume(self, current: FileHash) -> None:
-        """The first piece to come continues the file of `current`."""
+        """Continue with the file of `current`, to which the first piece belongs."""
         self._current = current
 
     def feed(self, piece: Piece, data: memoryview) -> str | None:
-        """Take a piece and its bytes; the digest found when it ends a file whose digest is another."""
+        """Add a piece and its bytes.
+
+        Return the computed digest if the piece ends a file whose digest is wrong.
+        """
         if piece.offset == 0 or self._current is None:
             self._current = FileHash(piece.entry)
         self._current.update(data)
@@ -58,17 +61,18 @@ class DigestVerifier:
 
 
 def check_empty_files(manifest: Manifest) -> None:
-    """Raise CorruptContent when a file of no bytes has a digest of some."""
+    """Raise CorruptContent if the digest of an empty file is that of other content."""
     for entry in manifest.files:
         if entry.size == 0 and entry.is_verifiable and (digest := FileHash(entry).find_mismatch()):
             raise corrupt_content_error(entry, digest)
 
 
 def corrupt_content_error(entry: Entry, digest: str) -> CorruptContent:
-    """The error for a file whose bytes are not those of its digest."""
+    """Create the error for a file whose bytes do not match its digest."""
     if entry.digest.startswith("claimed:"):
         return CorruptContent(
-            f"{entry.path!r} has the sha256 {digest.removeprefix('claimed:')}, not {entry.digest[len('claimed:') :].partition(' ')[0]}; "
+            f"{entry.path!r} has the sha256 {digest.removeprefix('claimed:')}, "
+            f"not {entry.digest[len('claimed:') :].partition(' ')[0]}; "
             "check sha256, and whether the file has changed"
         )
     return CorruptContent(

@@ -1,4 +1,4 @@
-"""Chunks: the data area of an image cut into equal regions, the unit of reading, writing and of the journal."""
+"""Chunks: the data area of an image in equal regions, the unit of reading, writing and the journal."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from csi.images.layout.layout import Extent, Layout
 from csi.manifest.manifest import Entry
 
 CHUNK_BYTES = 4 * 1024 * 1024
-"""Bytes of a chunk, but of the last, unless the caller wants another multiple of 4096."""
+"""Default size of a chunk; the last one may be smaller. Callers may choose another multiple of 4096."""
 
 
 class Piece(NamedTuple):
-    """The bytes of one file in one chunk: `length` bytes from byte `offset` of the file on, at byte `start` of the chunk."""
+    """The part of one file in one chunk.
+
+    It is `length` bytes from byte `offset` of the file, at byte `start` of the chunk.
+    """
 
     entry: Entry
     offset: int
@@ -32,7 +35,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """`length` bytes of the image from byte `offset` on (both multiples of 4096) and the files' pieces in it, in order."""
+    """`length` bytes of the image from byte `offset` (both multiples of 4096).
+
+    `pieces` are the parts of files in it, in order.
+    """
 
     index: int
     offset: int
@@ -41,12 +47,15 @@ class Chunk:
 
     @property
     def content_bytes(self) -> int:
-        """Bytes of files in the chunk, without what pads them."""
+        """Bytes of files in the chunk, without padding."""
         return sum(piece.length for piece in self.pieces)
 
     @property
     def spans(self) -> list[tuple[int, int]]:
-        """The whole blocks that the pieces take, as begin and end in the chunk: all that may be written, since files between them are copied."""
+        """The whole blocks taken by the pieces, as start and end within the chunk.
+
+        Only these may be written, since files between them were copied from other images.
+        """
         spans: list[tuple[int, int]] = []
         for piece in self.pieces:
             end = align(piece.start + piece.length)
@@ -56,9 +65,10 @@ class Chunk:
 
 
 class ChunkPlan:
-    """The chunks of a layout that hold bytes to fetch, computed when asked for.
+    """The chunks of a layout that contain bytes to fetch, computed on demand.
 
-    Chunks begin a multiple of `chunk_bytes` behind the metadata. Files that begin at an image byte in `copied` are left out.
+    Chunks begin at multiples of `chunk_bytes` after the metadata. Files whose image offset is in
+    `copied_offsets` are left out.
     """
 
     def __init__(
@@ -72,12 +82,13 @@ class ChunkPlan:
         )
         self._data_start = len(layout.metadata)
         self._size = layout.size
-        everything = range(-(-(self._size - self._data_start) // self.chunk_bytes))
+        all_numbers = range(-(-(self._size - self._data_start) // self.chunk_bytes))
         self._numbers: Sequence[int] = (
-            everything if self._extents is layout.extents else self._get_chunk_numbers(self._extents)
+            all_numbers if self._extents is layout.extents else self._get_chunk_numbers(self._extents)
         )
         self.count = len(self._numbers)
 
+    # An array of 8 bytes each instead of ints: an image of terabytes has a million chunks.
     def _get_chunk_numbers(self, extents: Iterable[Extent]) -> Sequence[int]:
         numbers = array("Q")
         for extent in extents:
@@ -89,17 +100,17 @@ class ChunkPlan:
         return numbers
 
     def offset(self, index: int) -> int:
-        """The image byte where chunk `index` begins; of `count`, where the image ends."""
+        """Return the image byte where chunk `index` begins; for `count`, where the image ends."""
         return (
             self._data_start + self._numbers[index] * self.chunk_bytes if index < self.count else self._size
         )
 
     def index_at(self, offset: int) -> int:
-        """The first chunk that begins at image byte `offset` or behind it (`count` for the image's end)."""
+        """Return the first chunk that begins at or after image byte `offset` (`count` at the image's end)."""
         return bisect_left(self._numbers, -(-max(0, offset - self._data_start) // self.chunk_bytes))
 
     def chunk(self, index: int) -> Chunk:
-        """Chunk `index`, 0 <= index < count."""
+        """Return chunk `index`, 0 <= index < count."""
         begin = self.offset(index)
         end = min(begin + self.chunk_bytes, self._size)
         pieces = []
@@ -107,24 +118,24 @@ class ChunkPlan:
         while extent_index < len(self._extents) and self._extents[extent_index].offset < end:
             entry, offset = self._extents[extent_index].entry, self._extents[extent_index].offset
             first, last = max(begin, offset), min(end, offset + entry.size)
-            # The first one found may end before the chunk.
+            # The first extent looked at may end before the chunk.
             if first < last:
                 pieces.append(Piece(entry, first - offset, first - begin, last - first))
             extent_index += 1
         return Chunk(index, begin, end - begin, pieces)
 
     def content_bytes_before(self, offset: int) -> int:
-        """Bytes of files that stand before image byte `offset`."""
-        at = bisect_right(self._extents, offset, key=_offset)
-        whole = sum(extent.entry.size for extent in self._extents[: max(0, at - 1)])
-        return whole + (
-            min(self._extents[at - 1].entry.size, offset - self._extents[at - 1].offset) if at else 0
+        """Return the bytes of files before image byte `offset`."""
+        index = bisect_right(self._extents, offset, key=_offset)
+        full_extents_bytes = sum(extent.entry.size for extent in self._extents[: max(0, index - 1)])
+        return full_extents_bytes + (
+            min(self._extents[index - 1].entry.size, offset - self._extents[index - 1].offset) if index else 0
         )
 
     def find_straddling_extent(self, offset: int) -> Extent | None:
-        """The file that has bytes both before and from image byte `offset` on."""
-        at = bisect_right(self._extents, offset, key=_offset) - 1
-        extent = self._extents[at] if at >= 0 else None
+        """Return the file that has bytes both before and after image byte `offset`, None if there is none."""
+        index = bisect_right(self._extents, offset, key=_offset) - 1
+        extent = self._extents[index] if index >= 0 else None
         return extent if extent and extent.offset < offset < extent.offset + extent.entry.size else None
 
     def _extent_index_at(self, offset: int) -> int:
@@ -136,7 +147,7 @@ def _offset(extent: Extent) -> int:
 
 
 def zero_padding(view: memoryview, end: int) -> None:
-    """Zero what follows byte `end` of `view` up to a whole block: a file's last block is padded with zeros."""
+    """Zero the bytes after byte `end` of `view` up to a whole block, which pad the last block of a file."""
     stop = align(end)
     if stop != end:
         view[end:stop] = bytes(stop - end)

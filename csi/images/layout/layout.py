@@ -1,8 +1,9 @@
-"""The layout: where every byte of an image stands, computed from the manifest alone.
+"""The layout: the offset of every byte of an image, computed from the manifest alone.
 
-An image is an uncompressed EROFS file system. Its metadata comes first (super block, inodes with short symlinks
-and folders behind them, then the blocks of long ones), then each file as one run of 4 KiB-aligned bytes, in the
-manifest's order. Nothing else decides it, so two nodes compute the same image independently.
+An image is an uncompressed EROFS file system. Its metadata comes first (super block, inodes with short
+symlinks and folders after them, then the blocks of long ones), then each file as one run of 4 KiB-aligned
+bytes, in the order of the manifest. There is no other input, so two nodes compute the same image
+independently.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from csi.images.layout.erofs import BLOCK, INODE_SIZE
 from csi.manifest.manifest import Entry, EntryKind, Manifest
 
 LAYOUT_FORMAT = 2
-"""Goes up when the same manifest would give other bytes; a partial image of another format starts again."""
+"""Incremented whenever the same manifest gives other bytes; a partial image of another format is filled
+from scratch.
+"""
 
 _INODE_TYPES = {
     EntryKind.FILE: (erofs.TYPE_FILE, erofs.IFREG),
@@ -28,7 +31,10 @@ _INODE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The bytes of one file: `entry.size` bytes from byte `offset` of the image on, then zeros up to a whole block."""
+    """The bytes of one file: `entry.size` bytes from byte `offset` of the image.
+
+    Zeros follow up to a whole block.
+    """
 
     entry: Entry
     offset: int
@@ -38,8 +44,8 @@ class Extent:
 class Layout:
     """An image that is not written yet.
 
-    `size` is the image's bytes, a multiple of 4096; `metadata` stands at offset 0 and is a multiple of 4096 long;
-    `extents` are the files with bytes, ascending, without a gap between their blocks.
+    `size` is the image's bytes, a multiple of 4096; `metadata` is at offset 0 and a multiple of 4096 long;
+    `extents` are the non-empty files in ascending order, without gaps between their blocks.
     """
 
     manifest: Manifest
@@ -50,7 +56,7 @@ class Layout:
 
 @dataclass(slots=True)
 class _Node:
-    """An entry on its way into the image; `inode_offset` is its inode's byte."""
+    """An entry being placed in the image; `inode_offset` is the byte offset of its inode."""
 
     entry: Entry
     size: int = 0
@@ -62,14 +68,17 @@ class _Node:
 
 @dataclass(slots=True)
 class _Folder(_Node):
-    """A folder; `children` are sorted bytes with their nodes, `block_ends` where each block of them ends."""
+    """A folder.
+
+    `children` are sorted names with their nodes, `block_ends` the index where each directory block ends.
+    """
 
     children: list[tuple[bytes, _Node]] = field(default_factory=list)
     block_ends: list[int] = field(default_factory=list)
 
 
 def matches_layout(image: Path, layout: Layout) -> bool:
-    """Whether the file at `image` is one of `layout`: as long, and beginning with its metadata. Raises OSError."""
+    """Return whether the file at `image` has this layout: its size and its metadata. Raises OSError."""
     with image.open("rb") as stream:
         return (
             os.fstat(stream.fileno()).st_size == layout.size
@@ -78,9 +87,10 @@ def matches_layout(image: Path, layout: Layout) -> bool:
 
 
 def has_root_directory(image: Path) -> bool:
-    """Whether the super block of the file at `image` leads to a folder, without which no kernel mounts it. Raises OSError.
+    """Return whether the super block of `image` points to a folder, without which no kernel mounts it.
 
-    Format 1 named the wrong place where the root did not fit behind the super block; all its other images are as format 2 has them.
+    Format 1 had a wrong offset if the root did not fit after the super block; its other images are the same
+    as in format 2. Raises OSError.
     """
     with image.open("rb") as stream:
         root = erofs.read_root_offset(stream.read(BLOCK))
@@ -91,7 +101,10 @@ def has_root_directory(image: Path) -> bool:
 
 
 def build_layout(manifest: Manifest) -> Layout:
-    """The layout of `manifest`; raises OutOfRange when the image would be over 16 TiB (32-bit block numbers)."""
+    """Compute the layout of `manifest`.
+
+    Raises OutOfRange if the image would exceed 16 TiB (32-bit block numbers).
+    """
     nodes = _build_tree(manifest)
     for node in nodes:
         _set_size(node)
@@ -100,13 +113,15 @@ def build_layout(manifest: Manifest) -> Layout:
     extents, image_blocks = _assign_file_blocks(nodes, data_block)
     if image_blocks > erofs.MAX_BLOCKS:
         raise OutOfRange(
-            f"the content needs an image of {image_blocks * BLOCK} bytes; one image holds at most {erofs.MAX_BLOCKS * BLOCK}"
+            f"the content needs an image of {image_blocks * BLOCK} bytes; "
+            f"one image holds at most {erofs.MAX_BLOCKS * BLOCK}"
         )
+    # The UUID is part of the digest, so that everything in the image follows from the manifest.
     metadata = bytearray(data_block * BLOCK)
-    sb = erofs.build_super_block(
+    super_block = erofs.build_super_block(
         len(nodes), image_blocks, bytes.fromhex(manifest.digest[:32]), nodes[0].inode_offset
     )
-    metadata[erofs.SUPER_OFFSET : erofs.FIRST_INODE] = sb
+    metadata[erofs.SUPER_OFFSET : erofs.FIRST_INODE] = super_block
     for number, node in enumerate(nodes, 1):
         _write_node(metadata, node, number)
     _break_cycles(nodes)
@@ -115,7 +130,7 @@ def build_layout(manifest: Manifest) -> Layout:
 
 
 def _build_tree(manifest: Manifest) -> list[_Node]:
-    """All nodes, the root first, then in the manifest's order (a folder before what is in it)."""
+    """Create all nodes: the root first, then in manifest order (a folder before its contents)."""
     root = _create_folder(Entry("", EntryKind.DIRECTORY, mode=0o555), None)
     folders: dict[str, _Folder] = {"": root}
     nodes: list[_Node] = [root]
@@ -140,20 +155,24 @@ def _create_folder(entry: Entry, parent: _Folder | None) -> _Folder:
 
 
 def _break_cycles(nodes: list[_Node]) -> None:
-    """Folders and what is in them name each other: nodes would stay in memory, 300 bytes a file, until garbage is looked for."""
+    """Break the reference cycles between folders and their children.
+
+    Otherwise the nodes, 300 bytes per file, would stay in memory until the cyclic garbage collector runs.
+    """
     for node in nodes:
         if isinstance(node, _Folder):
             node.children.clear()
 
 
 def _set_size(node: _Node) -> None:
-    """Set what of a folder or symlink follows from its own content: its size, and whether it stands behind its inode."""
+    """Set the size of a folder or symlink from its content, and whether it fits inline after its inode."""
     if node.entry.kind is EntryKind.FILE:
         return
     if not isinstance(node, _Folder):
         node.size = len(_encode_target(node.entry))
     else:
-        # Names can sort before '.', so the manifest's order is not enough.
+        # EROFS looks names up by binary search, '.' and '..' included. Names can sort before '.', so the
+        # manifest's order is not enough.
         node.children.sort(key=lambda pair: pair[0])
         names = [name for name, _ in node.children]
         node.block_ends = erofs.split_into_blocks(names)
@@ -166,7 +185,10 @@ def _encode_target(entry: Entry) -> bytes:
 
 
 def _assign_inode_offsets(nodes: list[_Node]) -> int:
-    """Give every node its inode's byte; an inode and what is behind it never cross a block. Returns the end."""
+    """Assign every node the byte offset of its inode; return the end.
+
+    An inode with its inline data never crosses a block, as the kernel requires.
+    """
     offset = erofs.FIRST_INODE
     for node in nodes:
         need = INODE_SIZE + (node.size if node.inline else 0)
@@ -178,7 +200,7 @@ def _assign_inode_offsets(nodes: list[_Node]) -> int:
 
 
 def _assign_metadata_blocks(nodes: list[_Node], block: int) -> int:
-    """Give blocks, from `block` on, to the folders and symlinks that are too long to stand behind their inode."""
+    """Assign blocks, starting at `block`, to folders and symlinks that are too long to be inline."""
     for node in nodes:
         if node.entry.kind is not EntryKind.FILE and not node.inline:
             node.block = block
@@ -187,7 +209,7 @@ def _assign_metadata_blocks(nodes: list[_Node], block: int) -> int:
 
 
 def _assign_file_blocks(nodes: list[_Node], block: int) -> tuple[list[Extent], int]:
-    """Give blocks to all files with bytes; returns their extents and the block behind the last."""
+    """Assign blocks to all non-empty files; return their extents and the block after the last."""
     extents = []
     for node in nodes:
         if node.entry.kind is EntryKind.FILE and node.size:
@@ -208,6 +230,7 @@ def _write_node(metadata: bytearray, node: _Node, number: int) -> None:
     if entry.kind is EntryKind.FILE:
         return
     offset = node.inode_offset + INODE_SIZE if node.inline else node.block * BLOCK
+    # A symlink's target is its data, as that of a folder is the list of its entries.
     content = _build_directory(node) if isinstance(node, _Folder) else _encode_target(entry)
     metadata[offset : offset + len(content)] = content
 

@@ -1,4 +1,4 @@
-"""Who has to go so that an image fits: arithmetic over what there is, nothing is touched here."""
+"""Choice of the images to evict so that a new one fits: pure arithmetic without side effects."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from csi.values import format_size
 
 @dataclass(frozen=True)
 class ImageUsage:
-    """What an image takes of the store, in bytes: `reserved_bytes` in the end (its reservation), `allocated_bytes` on disk by now.
+    """Space of an image in bytes: `reserved_bytes` when complete, `allocated_bytes` on disk now.
 
-    `in_use` images stay: they are mounted, prewarmed or being filled. `last_used` is in seconds since 1970.
+    `in_use` images are not evicted: they are mounted, prewarmed or being filled. `last_used` is in seconds
+    since 1970.
     """
 
     digest: str
@@ -26,25 +27,28 @@ class ImageUsage:
 def select_victims(
     requested: ImageUsage, others: Iterable[ImageUsage], budget_bytes: int, free_bytes: int
 ) -> list[str]:
-    """The digests to evict, least recently used first, so that `requested` fits `budget_bytes` and the `free_bytes` bytes of the file system.
+    """Return the digests to evict, least recently used first, so that `requested` fits.
 
-    Raises NoSpace, with what is needed and what there could be, when evicting all that may go is not enough.
+    It has to fit `budget_bytes` and the `free_bytes` of the file system. Raises NoSpace, stating what is
+    needed and what is possible, if evicting everything that may go is not enough.
     """
     usages = list(others)
-    in_budget = budget_bytes - sum(claim.reserved_bytes for claim in usages)
-    # Other fills will still take what they reserved; what `wanted` allocated before is its own.
+    in_budget = budget_bytes - sum(usage.reserved_bytes for usage in usages)
+    # Running fills will still allocate the rest of their reservations; what `requested` has allocated counts
+    # as free.
     on_disk = (
         free_bytes
         + requested.allocated_bytes
-        - sum(max(0, claim.reserved_bytes - claim.allocated_bytes) for claim in usages)
+        - sum(max(0, usage.reserved_bytes - usage.allocated_bytes) for usage in usages)
     )
+    # On disk, evicting an image frees what it has allocated, and what was set aside above for the rest.
     victims = []
-    for claim in sorted((c for c in usages if not c.in_use), key=lambda c: c.last_used):
+    for usage in sorted((image for image in usages if not image.in_use), key=lambda image: image.last_used):
         if min(in_budget, on_disk) >= requested.reserved_bytes:
             break
-        victims.append(claim.digest)
-        in_budget += claim.reserved_bytes
-        on_disk += max(claim.reserved_bytes, claim.allocated_bytes)
+        victims.append(usage.digest)
+        in_budget += usage.reserved_bytes
+        on_disk += max(usage.reserved_bytes, usage.allocated_bytes)
     if min(in_budget, on_disk) < requested.reserved_bytes:
         raise _no_space_error(requested, usages, budget_bytes, in_budget, on_disk)
     return victims
@@ -53,11 +57,13 @@ def select_victims(
 def _no_space_error(
     requested: ImageUsage, usages: list[ImageUsage], budget_bytes: int, in_budget: int, on_disk: int
 ) -> NoSpace:
-    in_use_bytes = sum(claim.reserved_bytes for claim in usages if claim.in_use)
+    in_use_bytes = sum(usage.reserved_bytes for usage in usages if usage.in_use)
     limit, remedy = f"its budget is {format_size(budget_bytes)}", "raise --store-size"
     if on_disk < in_budget:
         limit, remedy = "its file system has no more", "add disk space"
     return NoSpace(
-        f"the image needs {format_size(requested.reserved_bytes)}, the node's store has room for {format_size(max(0, min(in_budget, on_disk)))}: {limit}, "
-        f"{format_size(in_use_bytes)} are mounted, prewarmed or being filled; delete pods that mount other caches, or CachePrewarms, or {remedy}"
+        f"the image needs {format_size(requested.reserved_bytes)}, "
+        f"the node's store has room for {format_size(max(0, min(in_budget, on_disk)))}: {limit}, "
+        f"{format_size(in_use_bytes)} are mounted, prewarmed or being filled; "
+        f"delete pods that mount other caches, or CachePrewarms, or {remedy}"
     )

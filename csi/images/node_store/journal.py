@@ -1,10 +1,13 @@
 """The journal of a fill: how much of a partial image is on disk and verified.
 
-A file of a header, which binds it to one image, and fixed-size records, each either the image byte up to which everything
-is durable, or where a file begins that was copied from another image and is durable by itself. A record is appended
-only after the image was synced, so all whole ones can be believed whatever happened since. Format, little endian: header
-`<8sIIQ32sI` (magic, layout format, chunk bytes, image bytes, manifest digest, crc32), record `<QI` (durable bytes or, with
-the highest bit set, a copied file's first byte; crc32 that continues the header's).
+A header that binds it to one image, and fixed-size records. A record is either the image byte up to which
+everything is durable, or the offset of a file that was copied from another image and is durable by itself.
+Records are appended only after the image was synced, so every complete record is true, whatever happened
+since.
+
+Format, little endian: header `<8sIIQ32sI` (magic, layout format, chunk bytes, image bytes, manifest digest,
+crc32), record `<QI` (durable bytes or, with the highest bit set, offset of a copied file; crc32 that
+continues the header's).
 """
 
 from __future__ import annotations
@@ -21,40 +24,48 @@ from csi.images.layout.layout import LAYOUT_FORMAT, Layout
 _MAGIC = b"DCFILL\0\1"
 _header = struct.Struct("<8sIIQ32sI")
 _record = struct.Struct("<QI")
+# Image offsets are below 2**44 (16 TiB), so the highest bit is free.
 _COPIED_FLAG = 1 << 63
 
 
 class Journal:
-    """The open journal at `path` for `layout`; what is there of another image, or damaged, is dropped. For one thread."""
+    """The open journal at `path` for `layout`; records of another image and damaged ones are dropped.
+
+    For one thread.
+    """
 
     def __init__(self, path: Path, layout: Layout, chunk_bytes: int) -> None:
         self._header = _build_header(layout, chunk_bytes)
+        # Records continue the header's checksum, so those of another image never match.
         self._crc_seed = zlib.crc32(self._header)
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         content = path.read_bytes()
         self.durable_bytes = 0
-        """Image bytes, from offset 0 on, that are on disk with every file that ends in them verified."""
+        """Image bytes, from offset 0, that are on disk, with every file that ends in them verified."""
         self.copied_offsets: set[int] = set()
-        """Where the files begin that were copied whole from other images and are on disk."""
+        """Image offsets of files that were copied from other images and are on disk."""
         if content.startswith(self._header):
             self._recover(content)
         else:
             self.reset()
 
     def append(self, durable_bytes: int) -> None:
-        """Record that image bytes up to `durable_bytes` are synced. The record itself is not: losing it only costs fetching again."""
+        """Record that image bytes up to `durable_bytes` are synced.
+
+        The record itself is not synced: losing it only means to fetch again.
+        """
         os.write(self._fd, self._pack(durable_bytes))
         self.durable_bytes = durable_bytes
 
     def append_copied(self, offsets: Iterable[int]) -> None:
-        """Record that the files that begin at these image bytes were copied and synced."""
+        """Record that the files at these image offsets were copied and synced."""
         new_offsets = sorted(set(offsets) - self.copied_offsets)
         os.write(self._fd, b"".join(self._pack(_COPIED_FLAG | offset) for offset in new_offsets))
         self.copied_offsets.update(new_offsets)
 
     @property
     def has_records(self) -> bool:
-        """Whether anything of the image is on disk."""
+        """Whether any part of the image is on disk."""
         return self.durable_bytes > 0 or bool(self.copied_offsets)
 
     def _pack(self, value: int) -> bytes:
@@ -62,7 +73,7 @@ class Journal:
         return body + struct.pack("<I", zlib.crc32(body, self._crc_seed))
 
     def reset(self) -> None:
-        """Forget all records, durably: an old record must not come back, after a power cut, beside a new partial image."""
+        """Remove all records durably: after a power cut an old record must not meet a new partial image."""
         os.ftruncate(self._fd, 0)
         os.lseek(self._fd, 0, os.SEEK_SET)
         os.write(self._fd, self._header)
@@ -71,18 +82,19 @@ class Journal:
         self.copied_offsets.clear()
 
     def _recover(self, content: bytes) -> None:
-        at = len(self._header)
-        while at + _record.size <= len(content):
-            value, crc = _record.unpack_from(content, at)
-            if crc != zlib.crc32(content[at : at + 8], self._crc_seed):
+        position = len(self._header)
+        while position + _record.size <= len(content):
+            value, crc = _record.unpack_from(content, position)
+            # A torn record at the end: records are not synced one by one.
+            if crc != zlib.crc32(content[position : position + 8], self._crc_seed):
                 break
             if value & _COPIED_FLAG:
                 self.copied_offsets.add(value ^ _COPIED_FLAG)
             else:
                 self.durable_bytes = value
-            at += _record.size
-        os.ftruncate(self._fd, at)
-        os.lseek(self._fd, at, os.SEEK_SET)
+            position += _record.size
+        os.ftruncate(self._fd, position)
+        os.lseek(self._fd, position, os.SEEK_SET)
 
     def close(self) -> None:
         """Close the file."""
@@ -98,7 +110,7 @@ class Journal:
 
 
 def read_journal_digest(path: Path) -> str:
-    """The digest of the manifest whose fill has begun with the journal at `path`, "" for none."""
+    """Return the manifest digest of the fill that began with the journal at `path`, "" if none has."""
     try:
         with path.open("rb") as stream:
             head = stream.read(_header.size + _record.size)

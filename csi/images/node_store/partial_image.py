@@ -1,4 +1,4 @@
-"""The partial image: a file that is allocated whole, then written in any order past the page cache."""
+"""The partial image: a preallocated file, written in any order and without the page cache."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from csi.values import format_size
 
 _NO_SPACE_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ByteRange = tuple[int, int]
-"""Bytes of an image: from the first on, up to, but without, the second."""
+"""Bytes of an image from the first offset up to, but not including, the second."""
+# Without fallocate(2) the file stays sparse, and NoSpace may come in the middle of a fill.
 _NO_FALLOCATE_ERRNOS = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 class PartialImage:
-    """An open image of `size` bytes at `path`; `write` and `read` may be called by many threads.
+    """An open image of `size` bytes at `path`; `write` and `read` are thread-safe.
 
-    All methods raise NoSpace when the file system is full, with both numbers, and DataCacheError for other faults of it.
+    All methods raise NoSpace, stating both sizes, if the file system is full, and DataCacheError for its
+    other errors.
     """
 
     def __init__(self, path: Path, size: int) -> None:
@@ -33,7 +35,7 @@ class PartialImage:
 
     @staticmethod
     def create(path: Path, size: int, ranges: Iterable[ByteRange] | None = None) -> None:
-        """Make a new file of mode 0600 in the place of whatever is there, with `ranges` of it allocated (None: the whole)."""
+        """Create a new file of mode 0600, replacing any other, with `ranges` of it allocated (None: all)."""
         path.unlink(missing_ok=True)
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -45,13 +47,13 @@ class PartialImage:
                 os.close(fd)
             fsync_folder(path.parent)
         except OSError as error:
-            # What was allocated before the file system was full would keep the room from everyone.
+            # Otherwise the blocks allocated before the file system was full would stay allocated.
             path.unlink(missing_ok=True)
             raise image_io_error(error, path, size) from error
 
     @staticmethod
     def allocate(path: Path, size: int, ranges: Iterable[ByteRange]) -> None:
-        """Allocate what is not yet of these ranges of the file; what is there stays as it is."""
+        """Allocate the missing parts of these ranges of the file, keeping its contents."""
         try:
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -63,7 +65,7 @@ class PartialImage:
 
     @staticmethod
     def exists_with_size(path: Path, size: int) -> bool:
-        """Whether there is a partial image of exactly this size."""
+        """Return whether there is a partial image of exactly this size."""
         return path.is_file() and path.stat().st_size == size
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -76,13 +78,17 @@ class PartialImage:
             raise image_io_error(error, self._path, self._size) from error
 
     def write_metadata(self, metadata: bytes) -> None:
-        """Write `metadata` at offset 0, through an aligned buffer. A file system that takes O_DIRECT at open only is found out here."""
+        """Write `metadata` at offset 0 through an aligned buffer.
+
+        Some file systems accept O_DIRECT in open(2) and fail with EINVAL on the first write; this is where
+        that is detected.
+        """
         view = AlignedBuffer(min(align(len(metadata)), CHUNK_BYTES)).view
-        for at in range(0, len(metadata), len(view)):
-            part = metadata[at : at + len(view)]
+        for offset in range(0, len(metadata), len(view)):
+            part = metadata[offset : offset + len(view)]
             view[: len(part)] = part
             try:
-                self.write(at, view[: len(part)])
+                self.write(offset, view[: len(part)])
             except DataCacheError as error:
                 if not (
                     self._is_direct
@@ -90,12 +96,13 @@ class PartialImage:
                     and error.__cause__.errno == errno.EINVAL
                 ):
                     raise
+                # Runs before the reading threads start, so nobody else uses the descriptor.
                 os.close(self._fd)
                 self._fd, self._is_direct = os.open(self._path, os.O_RDWR | os.O_CLOEXEC), False
-                self.write(at, view[: len(part)])
+                self.write(offset, view[: len(part)])
 
     def read(self, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` (page-aligned, a multiple of 4096 long) from image byte `offset` on."""
+        """Fill `buffer` (page-aligned, a multiple of 4096 long) from image byte `offset`."""
         try:
             while buffer:
                 done = os.preadv(self._fd, [buffer], offset)
@@ -108,11 +115,12 @@ class PartialImage:
             raise image_io_error(error, self._path, self._size) from error
 
     def sync(self) -> None:
-        """Return when all that was written before is on disk."""
+        """Make everything written before durable."""
         try:
             os.fdatasync(self._fd)
         except OSError as error:
             raise image_io_error(error, self._path, self._size) from error
+        # Without O_DIRECT, drop the pages at least once they are clean.
         if not self._is_direct:
             os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
@@ -125,6 +133,8 @@ class PartialImage:
         os.close(self._fd)
 
 
+# O_DIRECT keeps gigabytes of a fill from displacing the page cache of running pods. tmpfs and others lack it
+# (EINVAL).
 def _open_direct(path: Path) -> tuple[int, bool]:
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
@@ -145,12 +155,14 @@ def _allocate(fd: int, ranges: Iterable[ByteRange]) -> None:
 
 
 def image_io_error(error: OSError, path: Path, size: int) -> DataCacheError:
-    """What an OSError about the image at `path`, which needs `size` bytes, means."""
+    """Translate an OSError about the image at `path`, which needs `size` bytes."""
     if error.errno in _NO_SPACE_ERRNOS:
         filesystem = os.statvfs(path.parent)
         free_text = format_size(filesystem.f_bavail * filesystem.f_frsize)
         return NoSpace(
-            f"the image needs {format_size(size)}, the file system of {path.parent} has {free_text} left ({error.strerror}); free or add space on the node"
+            f"the image needs {format_size(size)}, "
+            f"the file system of {path.parent} has {free_text} left ({error.strerror}); "
+            "free or add space on the node"
         )
     return DataCacheError(
         f"the image {path} cannot be written or read: {error.strerror}; look at the node's disk"

@@ -1,10 +1,11 @@
-"""From which places the bytes of an image are known to come.
+"""Provenance: the origin scopes that the bytes of an image are known to come from.
 
-A listing that claims a digest proves nothing: whoever writes a pointer to another tenant's file would have that file's
-image. So an image keeps, beside its manifest, in `places.json`: `filled`, the places that its fill has read from, and
-`vouched`, those whose bytes were compared with the image since. A fill that read from one place alone has had every byte
-from there; where several gave a part each, none of them is known to hold the rest. A place is the sha256 of what a
-credential opens (`place` of a source's spec) and of the network that it is reached through.
+A listing that claims a digest proves nothing: otherwise, whoever writes a pointer to another tenant's file
+would get that file's image. So an image records in `places.json`, next to its manifest: `filled`, the origin
+scopes that its fill read from, and `vouched`, those whose bytes were compared with the image later. A fill
+that read from a single scope got every byte from there; if several scopes gave a part each, none of them is
+known to have the rest. An origin scope is the sha256 of what a credential opens (`origin_scope` of a source's
+spec) and the network it is reached through.
 """
 
 from __future__ import annotations
@@ -17,27 +18,33 @@ from csi.parameters.origin_scope import compute_origin_scope
 
 PROVENANCE_FORMAT = 1
 MAX_VERIFIED_SCOPES = 256
-"""An image remembers so many places beside the first; one that was forgotten is compared again."""
+"""Number of verified scopes recorded for an image; one that was dropped is verified again."""
 _UNKNOWN_SCOPE = "unknown"
 IMAGE_STORE_SCOPE = "image-store"
-"""The place of bytes that came from the image store, where nobody knows that the volume's own place holds them."""
+"""The scope of bytes from the image store, which prove nothing about the volume's own origin."""
 
 
 def read_provenance(paths: ImagePaths) -> tuple[str, ...]:
-    """The places known to hold a sealed image, the last vouched first; none where the record is damaged."""
+    """Return the scopes known to have a sealed image, the last verified first.
+
+    Empty if the record is damaged.
+    """
     filled, verified = _read(paths)
     return (*reversed(verified), *(filled if len(filled) == 1 else ()))
 
 
 def mark_filling_from(paths: ImagePaths, origin_scope: str) -> None:
-    """Write down, durably, that a fill is going to read from `origin_scope`, before it does; raises OSError."""
+    """Record durably that a fill will read from `origin_scope`; must be called before it does.
+
+    Raises OSError.
+    """
     filled, _ = _read(paths) if paths.partial.exists() else ((), ())
-    # More than two tell no more than two.
+    # Two scopes already mean that none of them is known to have everything; more add nothing.
     _write(paths, tuple(dict.fromkeys((*filled, origin_scope)))[:2], ())
 
 
 def mark_verified(paths: ImagePaths, origin_scope: str) -> None:
-    """Write down, durably, that the bytes of `origin_scope` are those of the sealed image; raises OSError."""
+    """Record durably that the bytes of `origin_scope` are those of the sealed image; raises OSError."""
     filled, verified = _read(paths)
     others = tuple(other for other in verified if other != origin_scope)
     _write(paths, filled, (*others, origin_scope)[-MAX_VERIFIED_SCOPES:])
@@ -50,11 +57,15 @@ def _read(paths: ImagePaths) -> tuple[tuple[str, ...], tuple[str, ...]]:
     except FileNotFoundError:
         return (_origin_scope_of_manifest(paths),), ()
     except (DataCacheError, KeyError, TypeError):
+        # Two scopes, so that the image counts as coming from none: see `read_provenance`.
         return (_UNKNOWN_SCOPE, _UNKNOWN_SCOPE), ()
 
 
 def _origin_scope_of_manifest(paths: ImagePaths) -> str:
-    """Images of version 0.1.0 have no record; they were filled from where their manifest says, or a place that proved as much."""
+    """Return the scope of an image of version 0.1.0, which has no record.
+
+    Such images were filled from the source in their manifest, or from one that was verified against it.
+    """
     try:
         with paths.manifest.open("rb") as stream:
             return compute_origin_scope(Manifest.read_access(stream))

@@ -1,4 +1,4 @@
-"""What the store keeps of one image: a folder of known names, read without trusting any of them to be there."""
+"""Files of one image in the store: a folder of known names, any of which may be missing."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class ImageState(enum.StrEnum):
 
 @dataclass(frozen=True)
 class ImagePaths:
-    """The files of the image whose folder is `folder`; none of them need exist."""
+    """The files of the image in `folder`; any of them may be missing."""
 
     folder: Path
 
     @property
     def manifest(self) -> Path:
-        """The manifest, as `Manifest.write` writes it; where there is none, there is no image."""
+        """The manifest, as `Manifest.write` writes it; without it there is no image."""
         return self.folder / "manifest"
 
     @property
@@ -39,7 +39,7 @@ class ImagePaths:
 
     @property
     def partial(self) -> Path:
-        """The image while it is filled."""
+        """The image while it is being filled."""
         return self.folder / "image.partial"
 
     @property
@@ -49,22 +49,22 @@ class ImagePaths:
 
     @property
     def facts(self) -> Path:
-        """The record of what the image needs."""
+        """The record of the image's digest and size."""
         return self.folder / "facts.json"
 
     @property
     def provenance(self) -> Path:
-        """The record of where its bytes are known to come from."""
+        """The record of where the bytes are known to come from."""
         return self.folder / "places.json"
 
     @property
     def progress(self) -> Path:
-        """How far a running fill is, for whoever wants to see; gone with the fill."""
+        """The progress of a running fill; removed with it."""
         return self.folder / "progress.json"
 
     @property
     def last_used_mark(self) -> Path:
-        """An empty file whose time is when the image was last used."""
+        """An empty file whose modification time is when the image was last used."""
         return self.folder / "used"
 
 
@@ -72,7 +72,8 @@ class ImagePaths:
 class ImageRecord:
     """An image in the store.
 
-    `size` is its bytes when whole, `allocated` what the file system holds for it now, `last_used` seconds since 1970.
+    `size` is its bytes when complete, `allocated` what the file system uses for it now, `last_used` seconds
+    since 1970.
     """
 
     digest: str
@@ -84,18 +85,22 @@ class ImageRecord:
 
 
 def is_digest(text: str) -> bool:
-    """Whether `text` is a manifest's digest: 64 small hex digits."""
+    """Return whether `text` is the digest of a manifest: 64 lower-case hex digits."""
     return _DIGEST.fullmatch(text) is not None
 
 
 def write_facts(paths: ImagePaths, digest: str, size: int) -> None:
-    """Write down, durably, that the image of `digest` is `size` bytes; raises OSError."""
+    """Record durably that the image of `digest` has `size` bytes; raises OSError."""
     write_json(paths.facts, {"format": FACTS_FORMAT, "digest": digest, "image_bytes": size})
 
 
 def read_record(paths: ImagePaths) -> ImageRecord | None:
-    """The image in a folder, or None when there is nothing usable: no manifest, or a partial image without its facts."""
-    # A worker may seal the image while its files are looked at one by one; it does so once.
+    """Read the image in a folder; return None if it is unusable.
+
+    It is unusable without a manifest, or if partial without its facts.
+    """
+    # A worker may seal the image (rename it) between the checks of single files. That happens only once, so a
+    # second look is enough.
     return _read_once(paths) or _read_once(paths)
 
 

@@ -1,4 +1,4 @@
-"""Which images a fill may copy from, kept where they are meanwhile."""
+"""Selection of the images that a fill may copy from, protected from eviction meanwhile."""
 
 from __future__ import annotations
 
@@ -11,31 +11,38 @@ from csi.images.node_store.records import ImageState
 from csi.images.node_store.store import Store
 
 MAX_REUSE_CANDIDATES = 8
-"""Each costs the worker a manifest to read; a source's last few revisions hold what its next one shares with any."""
+"""Each costs the worker a manifest to read; the last few revisions of a source share most with its next
+one.
+"""
 
 
 @contextmanager
 def reserve_with_candidates(
     store: Store, digest: str, origin_scope: str, in_use: Callable[[], Container[str]]
 ) -> Iterator[list[Path]]:
-    """As `Store.reserve`; the folders of sealed images that are known to come from `origin_scope` too, last used first, held for the block.
+    """Reserve space as `Store.reserve`, and yield folders of sealed images known to come from `origin_scope`.
 
-    A donor goes before a fill fails for want of room. Raises NoSpace, Busy, NotFound.
+    The folders are ordered by last use, newest first, and protected from eviction inside the block. If space
+    runs out, candidates are given up before the fill fails. Raises NoSpace, Busy, NotFound.
     """
     candidates = _select_candidates(store, digest, origin_scope)
     while True:
         try:
             with ExitStack() as exit_stack:
                 folders = [
-                    folder for donor in candidates if (folder := _prevent_eviction(store, donor, exit_stack))
+                    folder
+                    for candidate in candidates
+                    if (folder := _prevent_eviction(store, candidate, exit_stack))
                 ]
                 exit_stack.enter_context(store.reserve(digest, in_use))
-                # From here on an error is the caller's.
+                # Keep the holds open, but outside of this try: from here on a NoSpace comes from the caller's
+                # block and must not be retried.
                 eviction_holds = exit_stack.pop_all()
             break
         except NoSpace:
             if not candidates:
                 raise
+            # The least recently used one; without its hold, `reserve` may evict it.
             candidates.pop()
     with eviction_holds:
         yield folders

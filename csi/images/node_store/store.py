@@ -1,13 +1,13 @@
 """The store: a node's images on disk, within a budget.
 
-    root/format                what wrote this store
-    root/lock                  held by the one process that owns it
+    root/format                format of the store
+    root/lock                  locked by the one process that owns the store
     root/key                   32 random bytes, for keyed hashes
     root/images/<digest>/      manifest, image or image.partial and journal, facts.json, places.json, used
-    root/tmp/                  what is on its way in or out; emptied at every start
+    root/tmp/                  files being added or removed; emptied at every start
 
-What an image is follows from which of its files are there, so a process killed at any point leaves nothing to repair but
-leftovers, and `sweep` removes those. An image goes by a rename into `tmp`, then its files are removed.
+The state of an image follows from which of its files exist, so a process killed at any point leaves nothing
+to repair but leftovers, which `sweep` removes. An image is removed by a rename into `tmp`, then file by file.
 """
 
 from __future__ import annotations
@@ -54,20 +54,25 @@ log = logging.getLogger("datacache.store")
 
 STORE_FORMAT = 1
 DEFAULT_BUDGET_SHARE = 0.85
-"""The budget's share of the file system where none is given."""
+"""Default budget as a share of the file system."""
 
 
 class Store:
-    """The store at `root`, made when it is not there; at most `budget_bytes` of images (default: 85 % of its file system).
+    """The store at `root`, created if missing, with at most `budget_bytes` of images.
 
-    One process owns a store: a second gets FailedPrecondition. All methods may be called by many threads, raise
-    NoSpace when the file system is full and DataCacheError for its other faults.
+    The default budget is 85 % of its file system. One process owns a store: a second gets FailedPrecondition.
+    All methods are thread-safe; they raise NoSpace if the file system is full and DataCacheError for its
+    other errors.
     """
 
     def __init__(self, root: Path, budget_bytes: int | None = None) -> None:
-        self._root = root
+        self.root = root
         self._images, self._temp = root / "images", root / "tmp"
+        # Guards reservations and eviction holds, and every change of the files below `images`. Reentrant
+        # since public methods call each other.
         self._mutex = threading.RLock()
+        # Sizes of images being filled, and the number of holds on others. Only in memory: both end with the
+        # process.
         self._reserved_bytes: dict[str, int] = {}
         self._eviction_holds: Counter[str] = Counter()
         with self._translate_errors():
@@ -85,7 +90,7 @@ class Store:
                 raise
 
     def close(self) -> None:
-        """Give up the ownership; a second time changes nothing."""
+        """Give up the ownership; idempotent."""
         lock, self._lock_fd = self._lock_fd, -1
         if lock >= 0:
             os.close(lock)
@@ -99,27 +104,32 @@ class Store:
         self.close()
 
     def key(self) -> bytes:
-        """The store's secret of 32 bytes, made on first use."""
+        """Return the store's secret of 32 bytes, created on first use."""
         with self._mutex, self._translate_errors():
-            return load_or_create_key(self._root / "key")
+            return load_or_create_key(self.root / "key")
 
     def new_temp_path(self) -> Path:
-        """A new name in the store's file system, for what `adopt_manifest` takes; gone after the next start."""
+        """Return a new path in the store's file system, for `adopt_manifest`.
+
+        Its file is removed at the next start.
+        """
         return self._temp / f"{uuid.uuid4().hex}{TEMP_SUFFIX}"
 
     def paths(self, digest: str) -> ImagePaths:
-        """Where the image's files are, or would be."""
+        """Return the paths of the image's files, whether they exist or not."""
         if not is_digest(digest):
             raise DataCacheError(f"{digest[:80]!r} is not the digest of a manifest")
         return ImagePaths(self._images / digest)
 
     def adopt_manifest(self, digest: str, temp: Path, image_bytes: int) -> ImageRecord:
-        """Move the manifest at `temp` (same file system) into the store, durably: from now on there is a partial image.
+        """Move the manifest at `temp` (same file system) into the store, durably.
 
-        `image_bytes` is the size of its layout. An image that is known already stays as it is, and `temp` is removed.
+        This creates a partial image; `image_bytes` is the size of its layout. A known image stays as it is,
+        and `temp` is removed.
         """
         paths = self.paths(digest)
         with self._mutex, self._translate_errors():
+            # Files are created before the manifest, whose rename makes the image exist.
             record = read_record(paths)
             if record is None:
                 self._discard(paths)
@@ -133,7 +143,7 @@ class Store:
             return record
 
     def read_manifest(self, digest: str) -> Manifest:
-        """The manifest of an image in the store; raises NotFound, and DataCacheError when it is damaged."""
+        """Read the manifest of an image; raises NotFound, and DataCacheError if it is damaged."""
         path = self._get_record(digest).paths.manifest
         try:
             with path.open("rb") as stream:
@@ -144,57 +154,67 @@ class Store:
             ) from error
 
     def read_access(self, digest: str) -> dict[str, str]:
-        """The pinned spec that the image's manifest came from, as flat parameters; raises as `read_manifest`."""
+        """Return the pinned spec in the image's manifest as flat parameters; raises as `read_manifest`."""
         path = self._get_record(digest).paths.manifest
         with self._translate_errors(), path.open("rb") as stream:
             return Manifest.read_access(stream)
 
     def compute_origin_scope(self, access: Mapping[str, str], secrets: Mapping[str, str]) -> str:
-        """The place that a pinned spec, as flat parameters, reads from with this credential; raises InvalidParameter."""
+        """Return the origin scope of a pinned spec (flat parameters) with this credential.
+
+        Raises InvalidParameter.
+        """
         return origin_scope.compute_origin_scope(access, self.key(), secrets)
 
     def get_provenance(self, digest: str) -> tuple[str, ...]:
-        """The places (`csi.images.node_store.provenance`) known to hold the bytes of a sealed image; none when there is no such image."""
+        """Return the scopes known to have a sealed image's bytes, as `read_provenance`.
+
+        Empty without such an image.
+        """
         with self._translate_errors():
             return provenance.read_provenance(self.paths(digest)) if self.find_sealed(digest) else ()
 
     def mark_filling_from(self, digest: str, origin_scope: str) -> None:
-        """A fill of the image is going to read from `origin_scope`; to be said before it does."""
+        """Record that a fill of the image will read from `origin_scope`; must be called before it does."""
         with self._mutex, self._translate_errors():
             provenance.mark_filling_from(self._get_record(digest).paths, origin_scope)
 
     def mark_verified(self, digest: str, origin_scope: str) -> None:
-        """The bytes of `origin_scope` were found to be those of the sealed image; raises NotFound when it is gone."""
+        """Record that `origin_scope` has the bytes of the sealed image.
+
+        Raises NotFound if the image is gone.
+        """
         with self._mutex, self._translate_errors():
             provenance.mark_verified(self._get_record(digest).paths, origin_scope)
 
     def find_sealed(self, digest: str) -> ImageRecord | None:
-        """The image, if it can be mounted."""
+        """Return the image if it can be mounted, else None."""
         return self._find_in_state(digest, ImageState.SEALED)
 
     def find_partial(self, digest: str) -> ImageRecord | None:
-        """The image, if it has to be filled first."""
+        """Return the image if it still has to be filled, else None."""
         return self._find_in_state(digest, ImageState.PARTIAL)
 
     def list_images(self) -> list[ImageRecord]:
-        """All images, ordered by digest."""
+        """Return all images, ordered by digest."""
         with self._translate_errors():
             folders = sorted(path for path in self._images.iterdir() if is_digest(path.name))
             return [record for folder in folders if (record := read_record(ImagePaths(folder))) is not None]
 
     def touch(self, digest: str) -> None:
-        """The image is being used now; raises NotFound."""
+        """Record that the image is being used now; raises NotFound."""
         with self._translate_errors():
             self._get_record(digest).paths.last_used_mark.touch(mode=0o600)
 
     @contextmanager
     def reserve(self, digest: str, in_use: Callable[[], Container[str]] = frozenset) -> Iterator[ImageRecord]:
-        """Hold room for the whole image while it is filled and sealed.
+        """Reserve space for the whole image while it is filled and sealed.
 
-        Images that are neither `in_use` (mounted; the caller knows) nor held nor being filled go, least recently used first,
-        as far as the budget and the file system need it. `in_use` is asked while no hold can begin or end: who holds an
-        image until it is mounted never loses it. Raises NoSpace, and evicts nothing, when that would not do; Busy
-        when the image is being filled; NotFound when its manifest was not adopted.
+        Images are evicted, least recently used first, as far as the budget and the file system need it,
+        unless they are `in_use` (mounted; the caller knows), held or being filled. `in_use` is called while
+        no hold can begin or end, so an image held until it is mounted is never lost. Raises NoSpace, and
+        evicts nothing, if eviction would not be enough; Busy if the image is being filled; NotFound if its
+        manifest was not adopted.
         """
         with self._mutex, self._translate_errors():
             record = self._get_record(digest)
@@ -211,7 +231,10 @@ class Store:
 
     @contextmanager
     def prevent_eviction(self, digest: str) -> Iterator[ImageRecord]:
-        """Keep the image where it is, such as between looking it up and having it mounted; raises NotFound when it is gone."""
+        """Hold the image, for example between looking it up and mounting it.
+
+        Raises NotFound if it is gone.
+        """
         with self._mutex, self._translate_errors():
             record = self._get_record(digest)
             self._eviction_holds[digest] += 1
@@ -222,7 +245,10 @@ class Store:
                 self._eviction_holds[digest] -= 1
 
     def remove(self, digest: str) -> None:
-        """Remove the image, whatever its state; nothing happens when there is none. Raises Busy while it is being filled or held."""
+        """Remove the image in any state; does nothing if there is none.
+
+        Raises Busy while it is filled or held.
+        """
         with self._mutex, self._translate_errors():
             if digest in self._reserved_bytes or self._eviction_holds[digest]:
                 raise Busy(
@@ -231,12 +257,13 @@ class Store:
             self._discard(self.paths(digest))
 
     def sweep(self) -> None:
-        """Remove what a killed process left: everything in `tmp`, folders without an image, files of a finished fill.
+        """Remove leftovers of killed processes.
 
-        A sealed image that cannot be mounted goes too, so that it is resolved and filled anew.
+        These are the contents of `tmp`, folders without an image, and files of finished fills. A sealed image
+        that cannot be mounted is removed too, so that it is resolved and filled again.
         """
         with self._mutex, self._translate_errors():
-            for path in [*self._temp.iterdir(), *self._root.glob(f"*{TEMP_SUFFIX}")]:
+            for path in [*self._temp.iterdir(), *self.root.glob(f"*{TEMP_SUFFIX}")]:
                 _delete(path)
             for folder in [path for path in self._images.iterdir() if is_digest(path.name)]:
                 self._sweep_image(ImagePaths(folder))
@@ -244,13 +271,14 @@ class Store:
     def _sweep_image(self, paths: ImagePaths) -> None:
         if paths.folder.name in self._reserved_bytes:
             return
-        # A manifest without a byte of its image is of a volume that was taken away before the fill; resolving gives it again.
+        # A manifest without any image file belongs to a volume that was deleted before its fill; resolving it
+        # again restores it.
         if read_record(paths) is None or not (paths.image.exists() or paths.partial.exists()):
             self._discard(paths)
             return
         if paths.image.exists() and not has_root_directory(paths.image):
             log.warning(
-                "an image that no kernel mounts is removed", extra={"fields": {"image": paths.folder.name}}
+                "removing image without root directory", extra={"fields": {"image": paths.folder.name}}
             )
             self._discard(paths)
             return
@@ -270,7 +298,7 @@ class Store:
 
     def _get_usage(self, record: ImageRecord, in_use: Container[str]) -> ImageUsage:
         is_filling = record.digest in self._reserved_bytes
-        # A partial image that nobody fills takes what it has, not what it would need.
+        # A partial image without a running fill counts what it uses, not what it would need.
         size = self._reserved_bytes[record.digest] if is_filling else record.allocated
         is_in_use = is_filling or self._eviction_holds[record.digest] > 0 or record.digest in in_use
         return ImageUsage(record.digest, size, record.allocated, record.last_used, is_in_use)
@@ -278,7 +306,7 @@ class Store:
     def _get_record(self, digest: str) -> ImageRecord:
         record = read_record(self.paths(digest))
         if record is None:
-            raise NotFound(f"the store {self._root} has no image {digest[:12]}; it has to be resolved first")
+            raise NotFound(f"the store {self.root} has no image {digest[:12]}; it has to be resolved first")
         return record
 
     def _find_in_state(self, digest: str, state: ImageState) -> ImageRecord | None:
@@ -288,22 +316,24 @@ class Store:
 
     def _discard(self, paths: ImagePaths) -> None:
         if paths.folder.exists():
-            doomed = self._temp / f"{paths.folder.name}.{uuid.uuid4().hex}"
-            rename_and_sync(paths.folder, doomed)
-            _delete(doomed)
+            # After the rename the image is gone at once, however long the deletion takes and whenever it is
+            # killed.
+            trash_path = self._temp / f"{paths.folder.name}.{uuid.uuid4().hex}"
+            rename_and_sync(paths.folder, trash_path)
+            _delete(trash_path)
 
     def _create_folders(self) -> None:
-        stamp = self._root / "format"
-        if not stamp.exists():
-            write_json(stamp, {"format": STORE_FORMAT})
-        read_json(stamp, STORE_FORMAT)
+        format_file = self.root / "format"
+        if not format_file.exists():
+            write_json(format_file, {"format": STORE_FORMAT})
+        read_json(format_file, STORE_FORMAT)
         for folder in (self._images, self._temp):
             folder.mkdir(mode=0o700, exist_ok=True)
-        fsync_folder(self._root)
+        fsync_folder(self.root)
 
     def _get_disk_space(self) -> tuple[int, int]:
-        """Bytes of the file system: all, and free for this process."""
-        status = os.statvfs(self._root)
+        """Return the bytes of the file system: total, and free for this process."""
+        status = os.statvfs(self.root)
         return status.f_blocks * status.f_frsize, status.f_bavail * status.f_frsize
 
     @contextmanager
@@ -312,16 +342,19 @@ class Store:
             yield
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                left = format_size(self._get_disk_space()[1])
+                free_text = format_size(self._get_disk_space()[1])
                 raise NoSpace(
-                    f"the file system of the store {self._root} is full: {left} left; add or free space on the node"
+                    f"the file system of the store {self.root} is full: {free_text} left; "
+                    "add or free space on the node"
                 ) from error
             raise DataCacheError(
-                f"the store {self._root} cannot be used: {error.strerror} ({error.filename}); look at the node's disk"
+                f"the store {self.root} cannot be used: {error.strerror} ({error.filename}); "
+                "look at the node's disk"
             ) from error
 
 
 def _acquire_lock(root: Path) -> int:
+    # flock(2) is released by the kernel when the process ends, however it ends.
     fd = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,7 @@
-"""Bytes from one image to another without the origin: shared where the file system can, else copied by the kernel, else by hand."""
+"""Copies between images without the origin.
+
+Blocks are shared if possible, else copied by the kernel, else by reads and writes.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,14 @@ from types import TracebackType
 
 from csi.images.layout.erofs import BLOCK
 
-# FICLONERANGE of <linux/fs.h>: _IOW(0x94, 13, struct file_clone_range), whose fields are file, offset, length, and offset there.
+# FICLONERANGE of <linux/fs.h>: _IOW(0x94, 13, struct file_clone_range), with the fields src_fd, src_offset,
+# src_length and dest_offset.
 _FICLONERANGE = 0x4020940D
 _clone_range_struct = struct.Struct("=qQQQ")
+# Bytes of one step, so that progress is reported and a stop noticed in time.
 _MAX_CLONE_BYTES = 256 * 1024 * 1024
 _MAX_COPY_BYTES = 16 * 1024 * 1024
+# What file systems and older kernels answer if they do not support a method, or not between these two files.
 _UNSUPPORTED_ERRNOS = (
     errno.EOPNOTSUPP,
     errno.ENOTTY,
@@ -31,7 +37,10 @@ _UNSUPPORTED_ERRNOS = (
 
 
 def can_share_extents(source_path: Path, folder: Path) -> bool:
-    """Whether files in `folder` can share blocks with the file `source_path`: found out by a nameless file that does."""
+    """Return whether files in `folder` can share blocks with `source_path`.
+
+    It is tried with a nameless file.
+    """
     try:
         with ExitStack() as exit_stack:
             source, probe = os.open(source_path, os.O_RDONLY | os.O_CLOEXEC), -1
@@ -44,27 +53,31 @@ def can_share_extents(source_path: Path, folder: Path) -> bool:
 
 
 class RunCopier:
-    """Copies ranges of other images into the file at `path`. All methods raise OSError. For one thread."""
+    """Copier of ranges of other images into the file at `path`. All methods raise OSError. For one thread."""
 
     def __init__(self, path: Path) -> None:
         self._target = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._sources: dict[Path, int] = {}
+        # Fastest first; one that the file system does not support is dropped for good.
         self._methods = [_clone, _copy_in_kernel, _copy_in_user_space]
         self._page_cached: set[int] = set()
 
     def copy(self, source_path: Path, source_offset: int, target_offset: int, length: int) -> Iterator[int]:
-        """Bring `length` bytes from byte `source_offset` of `source_path` to byte `target_offset`, all multiples of 4096; the bytes of each step."""
-        opened = self._open_source(source_path)
+        """Copy `length` bytes between two files, yielding the bytes of each step.
+
+        From byte `source_offset` of `source_path` to byte `target_offset`; all three are multiples of 4096.
+        """
+        source = self._open_source(source_path)
         while length:
-            done = self._copy_step(opened, source_offset, target_offset, length)
+            done = self._copy_step(source, source_offset, target_offset, length)
             source_offset, target_offset, length = source_offset + done, target_offset + done, length - done
             yield done
 
     def sync(self) -> None:
-        """Return when what was copied is on disk; what the page cache has of it, on either side, is let go."""
+        """Make the copied bytes durable, and drop the page cache that the copies used."""
         os.fdatasync(self._target)
         for file in self._page_cached:
-            # Of all of it: the kernel reads ahead of what was asked for.
+            # The whole file: the kernel has read ahead of the copied range.
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _copy_step(self, source: int, source_offset: int, target_offset: int, length: int) -> int:

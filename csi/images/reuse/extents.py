@@ -1,4 +1,4 @@
-"""Which files of a new image other images hold already, by the origin's own digests: arithmetic over layouts, no byte is copied here."""
+"""Search for files of a new image in existing images by the origin's digests: pure computation on layouts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from csi.images.node_store.records import ImagePaths
 from csi.manifest.manifest import Manifest
 
 ORIGIN_DIGEST_PREFIXES = ("sha256:", "git:", "token:")
-"""Digests that an origin gave. One that a user gave says what the bytes should be, not whose they are."""
+"""Digests given by an origin. One given by a user says what the bytes should be, not whose they are."""
 TARGET_RUN_BYTES = 64 * 1024 * 1024
-"""A run of several files ends at the first file that makes it so long."""
+"""Length at which a run of several files ends, after the file that reaches it."""
 
 
 class CopyRun(NamedTuple):
-    """Files that follow each other in the new image and in the image at `source_path` alike: `length` bytes, whole blocks.
+    """Files that are adjacent both in the new image and in the image at `source_path`.
 
-    They stand from byte `source_offset` of the donor on and are wanted from byte `target_offset` on. `extents` are those of the new image.
+    They are `length` bytes, whole blocks, at byte `source_offset` of the source, and go to byte
+    `target_offset`. `extents` are those of the new image.
     """
 
     source_path: Path
@@ -32,21 +33,23 @@ class CopyRun(NamedTuple):
 
     @property
     def content_bytes(self) -> int:
-        """Bytes of files, without what pads them."""
+        """Bytes of files, without padding."""
         return sum(extent.entry.size for extent in self.extents)
 
 
 def find_copy_runs(
     layout: Layout, reuse_candidates: Iterable[ImagePaths], present_offsets: Container[int] = ()
 ) -> list[CopyRun]:
-    """What can be copied to the image of `layout`, in its order, but for the files whose image byte is `present_offsets` already.
+    """Find what can be copied into the image of `layout`, in its order, except files at `present_offsets`.
 
-    A donor that is damaged, gone, or laid out by another version gives nothing.
+    A candidate that is damaged, gone, or laid out by another version is skipped.
     """
     targets_by_content: dict[tuple[str, int], list[int]] = {}
     for extent in layout.extents:
         if extent.entry.digest.startswith(ORIGIN_DIGEST_PREFIXES) and extent.offset not in present_offsets:
             targets_by_content.setdefault((extent.entry.digest, extent.entry.size), []).append(extent.offset)
+    # Target offset -> where its bytes are. The first candidate that has a file serves all targets with that
+    # content.
     matches: dict[int, tuple[Path, int]] = {}
     for candidate in reuse_candidates:
         for extent in _read_extents(candidate) if targets_by_content else ():
@@ -70,6 +73,7 @@ def _join_runs(layout: Layout, matches: dict[int, tuple[Path, int]]) -> Iterator
     for extent in layout.extents:
         if extent.offset not in matches:
             continue
+        # A run continues if the next file is adjacent on both sides.
         match_source = matches[extent.offset]
         if extents and (
             length >= TARGET_RUN_BYTES

@@ -1,4 +1,7 @@
-"""The beginning of a fill: a partial image is there, and what other images hold of it is in it, before the origin is asked for the rest."""
+"""The start of a fill.
+
+Creates the partial image and copies into it what other images have, before the rest is fetched.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ from csi.images.reuse.extents import CopyRun, find_copy_runs
 
 log = logging.getLogger("datacache.fill")
 
+# Seconds and bytes after which copies are synced and recorded in the journal: what a kill can cost.
 _SYNC_INTERVAL = 1.0
 _MAX_UNSYNCED_BYTES = 256 * 1024 * 1024
 _DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
@@ -33,15 +37,16 @@ def prepare_partial_image(
     on_progress: Callable[[int, int], None],
     check_stopped: Callable[[], None],
 ) -> int:
-    """See to a partial image at `partial` that holds all that `journal` says, and what `reuse_candidates` have of the rest; bytes of files copied in all.
+    """Prepare the partial image: what `journal` records, plus what `reuse_candidates` have of the rest.
 
-    Blocks that will be shared are not allocated first: the file system would reserve them twice. `on_progress` is called with the
-    bytes of files that are there and those of them that were copied, `check_stopped` often: it raises to stop. Raises NoSpace and
-    DataCacheError; a donor that cannot be read only costs a fetch.
+    Returns the total bytes of copied files. Blocks that will be shared are not allocated first: the file
+    system would reserve them twice. `on_progress` is called with the bytes of files present and those of them
+    that were copied; `check_stopped` is called often and raises to stop. Raises NoSpace and DataCacheError; a
+    candidate that cannot be read only costs a fetch.
     """
     if not journal.has_records or not PartialImage.exists_with_size(partial, layout.size):
         journal.reset()
-    # Before the journal's end all is there, whether fetched or copied.
+    # All files that end before `durable_bytes` are present, whether fetched or copied.
     durable_offsets = [
         extent.offset
         for extent in layout.extents
@@ -62,7 +67,7 @@ def prepare_partial_image(
         if error.errno in _DISK_FULL_ERRNOS:
             raise image_io_error(error, partial, layout.size) from error
         log.warning(
-            "what other images hold could not be copied, it is fetched",
+            "copying from other images failed; fetching instead",
             extra={"fields": {"reason": error.strerror}},
         )
     return sum(extent.entry.size for extent in layout.extents if extent.offset in journal.copied_offsets)
@@ -78,7 +83,7 @@ def _allocate(layout: Layout, partial: Path, journal: Journal, copy_runs: Sequen
             _unshared_ranges(layout, {extent.offset for extent in extents}) if shared else None,
         )
     elif journal.copied_offsets:
-        # What an earlier fill meant to share may have nobody to share it with now.
+        # An earlier fill left blocks unallocated to share them; the image to share them with may be gone now.
         PartialImage.allocate(
             partial,
             layout.size,
@@ -87,7 +92,7 @@ def _allocate(layout: Layout, partial: Path, journal: Journal, copy_runs: Sequen
 
 
 def _unshared_ranges(layout: Layout, shared: set[int]) -> Iterator[ByteRange]:
-    """All of the image but the files that begin at the bytes in `shared`."""
+    """Yield all of the image except the files at the offsets in `shared`."""
     begin = 0
     for extent in layout.extents:
         if extent.offset in shared:
@@ -99,7 +104,7 @@ def _unshared_ranges(layout: Layout, shared: set[int]) -> Iterator[ByteRange]:
 
 
 class _CopyProgress:
-    """What is there, for the journal and for who looks on."""
+    """Copied bytes, for the journal and for progress reports."""
 
     def __init__(self, layout: Layout, journal: Journal, on_progress: Callable[[int, int], None]) -> None:
         self._journal, self._on_progress = journal, on_progress
@@ -112,18 +117,18 @@ class _CopyProgress:
         )
 
     def report(self, in_flight_bytes: int = 0) -> None:
-        """Say how much there is, with `in_flight_bytes` bytes of files that are on their way."""
+        """Report the bytes present, plus `in_flight_bytes` of the run being copied."""
         self._on_progress(
             self._fetched_bytes + self.copied_bytes + in_flight_bytes, self.copied_bytes + in_flight_bytes
         )
 
     def add_run(self, run: CopyRun) -> None:
-        """The run is copied, but not on disk for sure."""
+        """Record that the run is copied, though not yet synced."""
         self._unsynced += run.extents
         self.copied_bytes += run.content_bytes
 
     def mark_synced(self) -> None:
-        """All runs done are on disk."""
+        """Record in the journal that all finished runs are synced."""
         self._journal.append_copied(extent.offset for extent in self._unsynced)
         self._unsynced.clear()
 
@@ -136,6 +141,7 @@ def _copy_runs(
 ) -> None:
     unsynced_bytes, synced_at = 0, time.monotonic()
     for run in copy_runs:
+        # Syncs in the middle of a run cover earlier runs only: a run counts as copied when all of it is.
         copied_bytes = 0
         for step in copier.copy(run.source_path, run.source_offset, run.target_offset, run.length):
             check_stopped()

@@ -1,4 +1,4 @@
-"""Buckets of object stores: Alibaba Cloud OSS in the words of its CSI driver, and S3."""
+"""Buckets of object stores: Alibaba Cloud OSS with the keys of its CSI driver, and S3."""
 
 from __future__ import annotations
 
@@ -14,10 +14,14 @@ from csi.parameters.dialects.mount_flags import refuse_mount_flags
 from csi.parameters.dialects.ossfs_options import check_ossfs_options
 from csi.values import boolean_value, redact
 
+# The naming rules of S3 and OSS, with the upper case and underscores that older and other stores allow.
 _BUCKET = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._-]{1,61}[A-Za-z0-9]")
 _REGION = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _ROLE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+# An OSS endpoint names its region, which signatures need: oss-cn-hangzhou[-internal].aliyuncs.com.
 _OSS_REGION = re.compile(r"(?:s3\.)?oss-([a-z0-9-]+?)(?:-internal)?\.aliyuncs\.com")
+# These clouds want the bucket in the host name; S3-compatible stores often lack the DNS and certificates for
+# that.
 _VIRTUAL_HOST_CLOUDS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com")
 
 
@@ -25,9 +29,10 @@ _VIRTUAL_HOST_CLOUDS = (".amazonaws.com", ".amazonaws.com.cn", ".aliyuncs.com")
 class BucketSpec(MutableSource):
     """The objects of a bucket below a prefix.
 
-    `store` is "OSS" or "S3" (which keys and Secrets it was written with; both are read over the S3 protocol), `endpoint`
-    "https://host[:port]", `prefix` a folder without slashes at its ends ("" for the whole bucket). `path_style` puts the
-    bucket into the path, not the host name. `ram_role` (OSS) is the instance's role whose credential reads.
+    `store` is "OSS" or "S3": the keys and Secrets it was written with (both are read over the S3 protocol).
+    `endpoint` is "https://host[:port]", `prefix` a folder without leading or trailing slashes ("" for the
+    whole bucket). `path_style` puts the bucket into the URL's path, not into the host name. `ram_role` (OSS)
+    is the role of the instance whose credential reads.
     """
 
     store: str
@@ -40,21 +45,19 @@ class BucketSpec(MutableSource):
 
     @property
     def display_name(self) -> str:
-        """The source as messages name it."""
         return f"{self.store} {self.bucket}/{self.prefix} at {urlsplit(self.endpoint).netloc}"
 
     @property
     def origin_scope(self) -> str:
-        """What a credential opens: the folder of the bucket."""
+        """The folder of the bucket, which is what a credential opens."""
         return f"{self.store} {self.endpoint} {self.bucket}/{self.prefix}"
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The endpoint's host."""
+        """The host of the endpoint."""
         return unique_addresses((self.endpoint,))
 
     def to_context(self) -> dict[str, str]:
-        """The flat parameters that parse to this spec."""
         context = {"type": self.store, "bucket": self.bucket, "path": "/" + self.prefix}
         if self.store == "OSS":
             context |= {"url": self.endpoint} | ({"ramRole": self.ram_role} if self.ram_role else {})
@@ -77,8 +80,8 @@ def _parse_oss(values: Mapping[str, str], flags: Sequence[str]) -> BucketSpec:
     role = values.get("ramRole", "")
     if role and not _ROLE.fullmatch(role):
         raise InvalidParameter(f"ramRole is {redact(role)}; it is the name of a RAM role")
-    known = _OSS_REGION.fullmatch(urlsplit(endpoint).hostname or "")
-    return _build_bucket_spec("OSS", endpoint, values, flags, known[1] if known else "", role)
+    match = _OSS_REGION.fullmatch(urlsplit(endpoint).hostname or "")
+    return _build_bucket_spec("OSS", endpoint, values, flags, match[1] if match else "", role)
 
 
 def _parse_s3(values: Mapping[str, str], flags: Sequence[str]) -> BucketSpec:
@@ -100,24 +103,26 @@ def _build_bucket_spec(
     refuse_mount_flags(flags, "an object store")
     bucket, host = values.get("bucket", ""), urlsplit(endpoint).hostname or ""
     if not _BUCKET.fullmatch(bucket):
-        missing = (
+        reason = (
             "bucket is missing; give the bucket's name"
             if not bucket
             else f"bucket is {redact(bucket)}; it is 3 to 63 letters, digits, '-' and '.'"
         )
-        raise InvalidParameter(missing)
+        raise InvalidParameter(reason)
     region = values.get("region", "") or region
     if region and not _REGION.fullmatch(region):
         raise InvalidParameter(f"region is {redact(region)}; it is a name such as eu-central-1")
-    given = values.get("pathStyle", "")
+    path_style_text = values.get("pathStyle", "")
     path_style = (
-        boolean_value("pathStyle", given)
-        if given
+        boolean_value("pathStyle", path_style_text)
+        if path_style_text
+        # A wildcard certificate does not cover a bucket name with dots.
         else not host.endswith(_VIRTUAL_HOST_CLOUDS) or "." in bucket
     )
     if not path_style and not can_have_subdomains(host):
         raise InvalidParameter(
-            f"pathStyle is false, but no bucket can be a name below {redact(host)}; leave pathStyle out or set it to true"
+            f"pathStyle is false, but {redact(host)} cannot have a bucket as a subdomain; "
+            "leave pathStyle out or set it to true"
         )
     return BucketSpec(
         store, endpoint, bucket, _parse_prefix(values.get("path", "")), region, path_style, role
@@ -145,15 +150,16 @@ OSS = Dialect(
     ("OSS",),
     (
         Key("bucket", "the bucket", "required"),
-        Key("url", "the endpoint, as `oss-cn-hangzhou-internal.aliyuncs.com`", "required"),
+        Key("url", "the endpoint, such as `oss-cn-hangzhou-internal.aliyuncs.com`", "required"),
         Key("path", "a folder of the bucket", "`/`"),
         Key(
             "otherOpts",
-            "options of ossfs: those that steer a mount are taken without effect, others and all credentials are refused",
+            "options of ossfs: those that only affect a mount are ignored, "
+            "others and all credentials are refused",
         ),
         Key(
             "ramRole",
-            "the RAM role of the node's instance, whose credential reads; no Secret is needed then",
+            "the RAM role of the node's instance, whose credential is used; no Secret is needed then",
             setter=KeySetter.ADMINISTRATOR,
             aliases=("roleName",),
         ),
@@ -162,7 +168,7 @@ OSS = Dialect(
     ),
     _parse_oss,
     (
-        SecretKey("akId", "the AccessKey's id; without a Secret the bucket is read as anybody"),
+        SecretKey("akId", "the AccessKey's id; without a Secret the bucket is read anonymously"),
         SecretKey("akSecret", "the AccessKey's secret"),
         SecretKey("securityToken", "the STS token of a temporary AccessKey"),
     ),
@@ -173,14 +179,18 @@ S3 = Dialect(
     ("S3",),
     (
         Key("bucket", "the bucket", "required"),
-        Key("endpoint", "the store's address, as `https://minio.example.com:9000`", "Amazon S3 of `region`"),
+        Key(
+            "endpoint",
+            "the store's address, such as `https://minio.example.com:9000`",
+            "Amazon S3 of `region`",
+        ),
         Key("region", "the region of the signature", "`us-east-1`"),
         Key("path", "a folder of the bucket", "`/`"),
         _PATH_STYLE,
     ),
     _parse_s3,
     (
-        SecretKey("accessKeyId", "the access key's id; without a Secret the bucket is read as anybody"),
+        SecretKey("accessKeyId", "the access key's id; without a Secret the bucket is read anonymously"),
         SecretKey("secretAccessKey", "the access key's secret"),
         SecretKey("sessionToken", "the session token of a temporary access key"),
     ),

@@ -1,4 +1,4 @@
-"""Addresses of HTTP origins as users write them, without anything that is a secret."""
+"""Addresses of HTTP origins as users write them; addresses that contain a secret are refused."""
 
 from __future__ import annotations
 
@@ -10,38 +10,45 @@ from urllib.parse import SplitResult, unquote_plus, urlsplit
 from csi.errors import InvalidParameter
 from csi.values import redact
 
+# DNS names of at most 253 characters; underscores occur in internal names.
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?\.?")
 _PORTS = {"http": 80, "https": 443}
-# What names of query parameters hold where the value opens something: signatures and keys of S3, OSS, COS, TOS, GCS, Azure and CDNs, plain tokens,
-# keys of links that are handed on. An address that ends is a signed one, whatever its signature is called (nginx's is md5).
+# Words in names of query parameters whose value grants access: signatures and keys of S3, OSS, COS, TOS, GCS,
+# Azure and CDNs, plain tokens, and keys of shared links. "expires" is here because a URL that expires is a
+# signed one, whatever its signature is called (nginx's secure_link calls it md5).
 _CREDENTIAL_WORDS = frozenset(
-    "sig sign signature hmac jwt key ak sk akid auth oauth authkey authorization bearer pwd pass passphrase code policy expires verify "
+    "sig sign signature hmac jwt key ak sk akid auth oauth authkey authorization bearer pwd pass passphrase "
+    "code policy expires verify "
     "hdnts hdnea hdntl gda rlkey resourcekey sessionid jsessionid".split()
 )
 _CREDENTIAL_PARTS = re.compile(
     r"token(?!i[sz])|secret|passwo?r?d|credential|signature|(access|api)[^a-z]?key"
 )
-# Words of CamelCase, snake_case and kebab-case.
+# The words of CamelCase, snake_case and kebab-case names.
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-# "~" separates the parts of a CDN's one parameter; "?" begins the query of an address within the address.
+# "~" separates the fields of Akamai's single token parameter; "?" begins the query of a URL within the URL.
 _SEPARATORS = re.compile(r"[&;~?]")
 
 
 def parse_http_url(key: str, text: str) -> SplitResult:
-    """`text` as an http or https URL. Raises InvalidParameter naming `key`, also for one that carries a credential."""
+    """Parse `text` as an http or https URL.
+
+    Raises InvalidParameter naming `key` if it is not one, or if it carries a credential.
+    """
     try:
         url = urlsplit(text)
-        port_is_right = url.port is None or url.port > 0
+        is_port_valid = url.port is None or url.port > 0
     except ValueError:
-        port_is_right, url = False, SplitResult("", "", "", "", "")
+        is_port_valid, url = False, SplitResult("", "", "", "", "")
     if "@" in url.netloc or _carries_credential(f"{url.query}&{url.fragment}"):
         raise InvalidParameter(
-            f"{key} carries a credential (a login or a signature), which does not belong into parameters; give the plain URL, and a token in a Secret"
+            f"{key} carries a credential (a login or a signature), which does not belong in parameters; "
+            "give the plain URL, and a token in a Secret"
         )
     if (
         url.scheme.lower() not in _PORTS
         or not _is_host(url.hostname or "")
-        or not port_is_right
+        or not is_port_valid
         or _has_blanks(text)
     ):
         raise InvalidParameter(f"{key} is {redact(text, 100)}; it is an http:// or https:// URL")
@@ -49,7 +56,10 @@ def parse_http_url(key: str, text: str) -> SplitResult:
 
 
 def parse_endpoint(key: str, text: str) -> str:
-    """ "https://host[:port]" of a service named by `text`, a URL without path or a bare host; raises InvalidParameter naming `key`."""
+    """Parse a service address (URL without path, or bare host) into "https://host[:port]".
+
+    The scheme is https for a bare host. Raises InvalidParameter naming `key`.
+    """
     url = parse_http_url(key, text if "://" in text else f"https://{text}")
     if url.path.strip("/") or url.query or url.fragment:
         raise InvalidParameter(
@@ -59,19 +69,19 @@ def parse_endpoint(key: str, text: str) -> str:
 
 
 def format_address(url: SplitResult) -> str:
-    """The host of `url` in small letters, with its port unless it is the scheme's own."""
+    """Return the host of `url` in lower case, with its port unless it is the scheme's default."""
     host = (url.hostname or "").lower().rstrip(".")
     host = f"[{host}]" if ":" in host else host
     return host if url.port in (None, _PORTS[url.scheme.lower()]) else f"{host}:{url.port}"
 
 
 def unique_addresses(urls: Iterable[str]) -> tuple[str, ...]:
-    """The different hosts of URLs, as `format_address` writes them, in order."""
+    """Return the distinct hosts of `urls`, formatted by `format_address`, in order."""
     return tuple(dict.fromkeys(format_address(urlsplit(url)) for url in urls))
 
 
 def can_have_subdomains(host: str) -> bool:
-    """Whether names below `host` can exist: neither an IP address nor a bare name such as localhost."""
+    """Return whether names below `host` can exist: not for IP addresses and bare names such as localhost."""
     return not _is_ip(host) and "." in host.strip(".")
 
 

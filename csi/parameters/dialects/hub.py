@@ -7,23 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from csi.errors import InvalidParameter
-from csi.parameters.dialects.keys import Dialect, Key, SecretKey
+from csi.parameters.dialects.keys import Dialect, Key, SecretKey, SourceSpec
 from csi.parameters.dialects.mount_flags import refuse_mount_flags
 from csi.values import join_list, redact, split_list
 
 REPO_SOURCES = ("HuggingFace/Model", "HuggingFace/DataSet", "ModelScope/Model", "ModelScope/DataSet")
+# The rules of huggingface_hub's validate_repo_id, and those of git for references (git-check-ref-format).
 _REPO_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9_][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?", re.ASCII)
 _REVISION = re.compile(r"(?!.*(\.\.|//|@\{))[^\x00-\x20~^:?*\[\\\x7f/][^\x00-\x20~^:?*\[\\\x7f]{0,254}")
 _DEFAULT_REVISIONS = {"HuggingFace": "main", "ModelScope": "master"}
 
 
 @dataclass(frozen=True)
-class HubSpec:
+class HubSpec(SourceSpec):
     """A repository of a model hub.
 
-    `repo_source` is one of REPO_SOURCES, `repo_id` "org/name" or "name", `revision` a branch, tag or (pinned) commit.
-    `allow_patterns` and `ignore_patterns` are shell patterns over repository paths, as `hf download` has them; empty
-    means all and none.
+    `repo_source` is one of REPO_SOURCES, `repo_id` "org/name" or "name", `revision` a branch, tag or (pinned)
+    commit. `allow_patterns` and `ignore_patterns` are shell patterns over repository paths, as in `hf
+    download`; empty means that everything is allowed and nothing ignored.
     """
 
     repo_source: str
@@ -34,41 +35,39 @@ class HubSpec:
 
     @property
     def hub(self) -> str:
-        """ "HuggingFace" or "ModelScope"."""
+        """The name of the hub, "HuggingFace" or "ModelScope"."""
         return self.repo_source.partition("/")[0]
 
     @property
     def display_name(self) -> str:
-        """The source as messages name it."""
         return f"{self.origin_scope}@{self.revision}"
 
     @property
     def grants_whole_scope(self) -> bool:
-        """Rights are of the repository."""
+        """True: hubs grant access by repository."""
         return True
 
     @property
     def origin_scope(self) -> str:
-        """What a credential opens: the repository, whatever its revision."""
+        """The repository, whatever its revision."""
         return f"{self.repo_source} {self.repo_id}"
 
     @property
     def is_pinned(self) -> bool:
-        """Whether the revision is a commit; ModelScope lists none, so it never is there."""
+        """Whether the revision is a commit; never for ModelScope, which lists no commits."""
         return not self.is_unpinnable and is_commit(self.revision)
 
     @property
     def is_unpinnable(self) -> bool:
-        """Whether the digests of the files are the only pin there is (ModelScope)."""
+        """Whether only the digests of the files identify the content (ModelScope)."""
         return self.hub == "ModelScope"
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """None: which hub is asked is the operator's word."""
+        """Empty: the operator configures the hub's address."""
         return ()
 
     def to_context(self) -> dict[str, str]:
-        """The flat parameters that parse to this spec."""
         context = {
             "type": "URL",
             "repoSource": self.repo_source,
@@ -80,7 +79,7 @@ class HubSpec:
 
 
 def is_commit(revision: str) -> bool:
-    """Whether `revision` is a full commit id (40 hex digits), which never moves."""
+    """Return whether `revision` is a full commit id (40 hex digits), which never moves."""
     return re.fullmatch(r"[0-9a-f]{40}", revision) is not None
 
 
@@ -104,14 +103,14 @@ def _parse_hub_source(values: Mapping[str, str], flags: Sequence[str]) -> HubSpe
 
 
 def _parse_repo_source(text: str, given_type: str) -> str:
-    known = {source.lower(): source for source in REPO_SOURCES}
+    by_lower_case = {source.lower(): source for source in REPO_SOURCES}
     if not text:
         return "ModelScope/Model" if given_type.upper() == "MODELSCOPE" else REPO_SOURCES[0]
     hub = {"HUGGINGFACE": "huggingface/", "MODELSCOPE": "modelscope/"}.get(given_type.upper(), "")
-    if text.lower() not in known or not text.lower().startswith(hub):
+    if text.lower() not in by_lower_case or not text.lower().startswith(hub):
         allowed = [source for source in REPO_SOURCES if source.lower().startswith(hub)]
         raise InvalidParameter(f"repoSource is {redact(text)}; it is one of {', '.join(allowed)}")
-    return known[text.lower()]
+    return by_lower_case[text.lower()]
 
 
 DIALECT = Dialect(

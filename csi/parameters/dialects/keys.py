@@ -1,4 +1,7 @@
-"""What a key is: the one table from which parsing, refusals, the inline policy and docs/parameters.md are made."""
+"""Keys and dialects of sources.
+
+From this one table come parsing, refusals, the policy for inline volumes, and docs/parameters.md.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Protocol
 
 
 class KeySetter(enum.StrEnum):
-    """Who may set a key; the value is what documents say."""
+    """Who may set a key; the value appears in the documentation."""
 
     ANYONE = "StorageClass, PV, inline"
     ADMINISTRATOR = "StorageClass, PV"
@@ -20,7 +23,10 @@ class KeySetter(enum.StrEnum):
 
 @dataclass(frozen=True)
 class Key:
-    """A parameter in its canonical spelling. `default` is in words, beginning with "required" where there is none; `aliases` are other spellings."""
+    """A parameter in its canonical spelling.
+
+    `default` is prose, beginning with "required" if the key has no default; `aliases` are other spellings.
+    """
 
     name: str
     meaning: str
@@ -38,7 +44,7 @@ class SecretKey:
 
 
 class SourceSpec(Protocol):
-    """Where data lives, in one form whatever dialect it was written in; a frozen dataclass that holds no secret."""
+    """Where data is, independent of dialect; a frozen dataclass that holds no secret."""
 
     @property
     def display_name(self) -> str:
@@ -46,7 +52,10 @@ class SourceSpec(Protocol):
 
     @property
     def origin_scope(self) -> str:
-        """What a credential opens: the source, whatever its revision. Files are copied between images of one place only."""
+        """What a credential opens: the source, whatever its revision.
+
+        Files are copied only between images of one scope.
+        """
 
     @property
     def grants_whole_scope(self) -> bool:
@@ -58,32 +67,35 @@ class SourceSpec(Protocol):
 
     @property
     def is_unpinnable(self) -> bool:
-        """Whether no pin can hold the source still; what it held is then told by the manifest's digest alone."""
+        """Whether no pin can fix the content; then only the manifest's digest identifies it."""
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """What the writer of the spec has a node connect to, as "host" or "host:port"; empty where the operator named it (a hub)."""
+        """Hosts that the author of the spec makes a node connect to, as "host" or "host:port".
+
+        Empty if the operator configured the host (a hub).
+        """
 
     def to_context(self) -> dict[str, str]:
-        """The flat parameters that parse to this spec."""
+        """Return the flat parameters that parse to this spec."""
 
 
-class MutableSource:
-    """What specs have in common whose files are replaced where they are: a NAS's, a bucket's, a URL's."""
+class MutableSource(SourceSpec):
+    """Base of specs whose files are replaced in place: those of a NAS, a bucket or a URL."""
 
     @property
     def grants_whole_scope(self) -> bool:
-        """Rights are of the export, the bucket, or proven for each file."""
+        """True: rights are granted for the export or bucket, or verified for each file."""
         return True
 
     @property
     def is_pinned(self) -> bool:
-        """Never: the same spec means other files tomorrow."""
+        """False: the same spec may mean other files tomorrow."""
         return False
 
     @property
     def is_unpinnable(self) -> bool:
-        """Always: there is no revision to hold."""
+        """True: there is no revision to pin."""
         return True
 
 
@@ -94,8 +106,9 @@ ParseSource = Callable[[Mapping[str, str], Sequence[str]], SourceSpec]
 class Dialect:
     """One way to name a source.
 
-    `types` are the values of `type` that mean it (upper case), `noun` names it in messages, `keys` are its own. `parse`
-    reads values (canonical keys) and mount flags, and raises InvalidParameter. `secrets` are what it reads of a Secret.
+    `types` are the values of `type` that select it (upper case), `noun` names it in messages, `keys` are its
+    own. `parse` takes values (canonical keys) and mount flags, and raises InvalidParameter. `secrets` are the
+    keys it reads from a Secret.
     """
 
     name: str

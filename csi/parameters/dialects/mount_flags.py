@@ -1,4 +1,7 @@
-"""Mount options of a StorageClass or PV where the source is no file server: the generic ones mean nothing, others are a mistake."""
+"""Mount options of a StorageClass or PV whose source is not a file server.
+
+Generic ones are ignored, others refused.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,13 @@ _GENERIC = frozenset(("ro", "noatime", "nodiratime", "relatime", "nosuid", "node
 
 
 def refuse_mount_flags(flags: Sequence[str], noun: str) -> None:
-    """Raise InvalidParameter, naming the option without its value, for a flag that means nothing for `noun`."""
+    """Raise InvalidParameter for a flag that has no meaning for `noun`.
+
+    The message names the option without its value.
+    """
     for flag in flags:
         if flag not in _GENERIC:
             raise InvalidParameter(
-                f"mountOptions has {redact(flag.partition('=')[0])}, which means nothing for {noun}; remove it"
+                f"mountOptions has {redact(flag.partition('=')[0])}, "
+                f"which means nothing for {noun}; remove it"
             )

@@ -1,4 +1,4 @@
-"""Folders of NFS exports, in the words of Alibaba's NAS CSI driver and of csi-driver-nfs."""
+"""Folders of NFS exports, with the keys of Alibaba's NAS CSI driver and of csi-driver-nfs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _HOST = re.compile(
 class NasSpec(MutableSource):
     """A folder of an NFS export.
 
-    `server` is a host name or address, `path` the absolute path on the server (export and sub-folder together),
-    `version` "3" or "4.0". `port` and `mount_port` are TCP ports, 0 to ask the server's portmapper (v3) or for 2049
-    (v4). `timeout` is for one call, in seconds; `retries` how often a call that timed out is sent again.
-    `uid` and `gid` are the AUTH_SYS identity that reads.
+    `server` is a host name or address, `path` the absolute path on the server (export and sub-folder
+    together), `version` "3" or "4.0". `port` and `mount_port` are TCP ports; 0 means the one that the
+    server's portmapper reports (v3) or 2049 (v4). `timeout` is for one call, in seconds; `retries` how often
+    a call that timed out is sent again. `uid` and `gid` are the AUTH_SYS identity that reads.
     """
 
     server: str
@@ -38,21 +38,20 @@ class NasSpec(MutableSource):
 
     @property
     def display_name(self) -> str:
-        """The source as messages name it."""
         return f"NAS {self.server}:{self.path}"
 
     @property
     def origin_scope(self) -> str:
-        """What an identity opens: the folder, read as that uid and gid."""
+        """The folder as read by that uid and gid."""
         return f"{self.display_name} as {self.uid}:{self.gid}"
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The server; NFS picks its ports."""
+        """The server without a port, since NFS negotiates its ports."""
         return (self.server,)
 
     def to_context(self) -> dict[str, str]:
-        """The flat parameters that parse to this spec; the timeout is written as nfs(5)'s deciseconds."""
+        """Return the flat parameters that parse to this spec; the timeout is in nfs(5)'s deciseconds."""
         options = [f"timeo={round(self.timeout * 10)}", f"retrans={self.retries}"]
         options += [
             f"{key}={port}" for key, port in (("port", self.port), ("mountport", self.mount_port)) if port
@@ -69,6 +68,7 @@ class NasSpec(MutableSource):
 
 def _parse_nas_source(values: Mapping[str, str], flags: Sequence[str]) -> NasSpec:
     server, path = _parse_server_and_path(values)
+    # Later ones win: the StorageClass's mountOptions, then the keys of the volume.
     options = nfs_options.NfsOptions()
     for key, text in (
         ("mountOptions", ",".join(flags)),
@@ -91,15 +91,17 @@ def _parse_nas_source(values: Mapping[str, str], flags: Sequence[str]) -> NasSpe
 
 
 def _parse_server_and_path(values: Mapping[str, str]) -> tuple[str, str]:
-    given = values.get("server", "")
-    server, colon, rest = given.partition(":/")
-    path = values.get("path", "") or values.get("share", "") or (colon and "/" + rest)
+    server_text = values.get("server", "")
+    server, colon, path_after_colon = server_text.partition(":/")
+    path = values.get("path", "") or values.get("share", "") or (colon and "/" + path_after_colon)
     if not server:
         raise InvalidParameter("server is missing; give the NAS's host name or address")
-    # With a scheme or a user in it, "host:/path" would split at the wrong place, and a password become part of the path.
-    if not _HOST.fullmatch(server) or "://" in given or "@" in given:
+    # With a scheme or a user, "host:/path" would be split at the wrong colon and a password end up in the
+    # path.
+    if not _HOST.fullmatch(server) or "://" in server_text or "@" in server_text:
         raise InvalidParameter(
-            f"server is {redact(given, 100)}; it is a host name or address, without scheme, port or user"
+            f"server is {redact(server_text, 100)}; "
+            "it is a host name or address, without scheme, port or user"
         )
     if values.get("path") and values.get("share"):
         raise InvalidParameter("path and share are both given; they are two spellings of one thing, keep one")
@@ -114,7 +116,8 @@ def _join_absolute(path: str, sub_dir: str) -> str:
     parts = [part for part in (path + "/" + sub_dir).split("/") if part]
     if not path.startswith("/") or ".." in parts or "." in parts:
         raise InvalidParameter(
-            f"path is {redact(path, 100)} with subDir {redact(sub_dir, 100)}; together they are an absolute path without '.' or '..'"
+            f"path is {redact(path, 100)} with subDir {redact(sub_dir, 100)}; "
+            "together they are an absolute path without '.' or '..'"
         )
     return "/" + "/".join(parts)
 
@@ -131,7 +134,8 @@ DIALECT = Dialect(
         Key("vers", "`3`, `4` or `4.0`; `4.1` and `4.2` are read over 4.0", "`3`"),
         Key(
             "options",
-            "options of nfs(5), by commas: `vers`, `port`, `mountport`, `timeo`, `retrans` and `proto=tcp` count, those that steer a kernel client "
+            "options of nfs(5), by commas: `vers`, `port`, `mountport`, `timeo`, "
+            "`retrans` and `proto=tcp` count, those that steer a kernel client "
             "are taken without effect, others are refused",
         ),
         Key("mountOptions", "the same; a StorageClass's or PV's own `mountOptions` are read too"),

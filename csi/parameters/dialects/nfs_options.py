@@ -1,4 +1,4 @@
-"""NFS mount options in nfs(5)'s words: which of them a copying reader honours, takes without effect, or refuses."""
+"""NFS mount options as in nfs(5): which of them a copying reader honours, ignores or refuses."""
 
 from __future__ import annotations
 
@@ -8,19 +8,27 @@ from dataclasses import dataclass, replace
 from csi.errors import InvalidParameter
 from csi.values import integer_value, redact
 
-# They steer the kernel's client (caching, locking, write-back, mounting); a reader that copies every byte once has no use for them.
+# Options of the kernel's client (caching, locking, write-back, mounting), without effect on a reader that
+# copies every byte once.
 _WITHOUT_EFFECT = frozenset(
-    "nolock lock noresvport resvport rsize wsize bsize hard soft softerr intr nointr ac noac actimeo acregmin acregmax acdirmin acdirmax cto nocto "
-    "rdirplus nordirplus local_lock fsc nofsc sharecache nosharecache nconnect max_connect lookupcache noatime nodiratime relatime atime ro sync "
-    "async rw defaults tcp tcp6 suid nosuid dev nodev exec noexec _netdev nofail auto noauto mountvers retry bg fg namlen acl noacl softreval "
+    "nolock lock noresvport resvport rsize wsize bsize hard soft softerr intr nointr ac noac actimeo "
+    "acregmin acregmax acdirmin acdirmax cto nocto "
+    "rdirplus nordirplus local_lock fsc nofsc sharecache nosharecache nconnect max_connect lookupcache "
+    "noatime nodiratime relatime atime ro sync "
+    "async rw defaults tcp tcp6 suid nosuid dev nodev exec noexec _netdev nofail auto noauto mountvers retry "
+    "bg fg namlen acl noacl softreval "
     "nosoftreval migration nomigration clientaddr posix noposix".split()
 )
+# The reader speaks v3 and v4.0; a server of 4.1 or 4.2 accepts 4.0 too.
 _VERSIONS = {"3": "3", "3.0": "3", "4": "4.0", "4.0": "4.0", "4.1": "4.0", "4.2": "4.0"}
 
 
 @dataclass(frozen=True)
 class NfsOptions:
-    """The options that change how the server is read; None where not given. `timeout` is in seconds (nfs(5)'s timeo is in tenths)."""
+    """Options that change how the server is read; None if not given.
+
+    `timeout` is in seconds (nfs(5)'s timeo is in tenths of a second).
+    """
 
     version: str | None = None
     port: int | None = None
@@ -29,7 +37,7 @@ class NfsOptions:
     retries: int | None = None
 
     def with_overrides(self, overrides: NfsOptions) -> NfsOptions:
-        """Return these options with those that `overrides` gives over them."""
+        """Return a copy in which the options given in `overrides` replace these."""
         return NfsOptions(
             version=self.version if overrides.version is None else overrides.version,
             port=self.port if overrides.port is None else overrides.port,
@@ -40,14 +48,17 @@ class NfsOptions:
 
 
 def parse_version(text: str) -> str:
-    """ "3" or "4.0" for an NFS version as users write it; 4.1 and 4.2 are read over 4.0. Raises InvalidParameter."""
+    """Parse an NFS version into "3" or "4.0"; 4.1 and 4.2 are read over 4.0. Raises InvalidParameter."""
     if text not in _VERSIONS:
         raise InvalidParameter(f"vers is {redact(text)}; it is one of {', '.join(_VERSIONS)}")
     return _VERSIONS[text]
 
 
 def parse_nfs_options(text: str, key: str) -> NfsOptions:
-    """Read a comma separated option list. Raises InvalidParameter that names `key` and the option it cannot honour."""
+    """Parse a comma separated option list.
+
+    Raises InvalidParameter naming `key` and the option that cannot be honoured.
+    """
     options = NfsOptions()
     for item in filter(None, (part.strip() for part in text.split(","))):
         options = _apply_option(options, item, key)
@@ -65,7 +76,7 @@ def _apply_option(options: NfsOptions, item: str, key: str) -> NfsOptions:
         return _check_value(options, name, value, ("sys",))
     if name in _WITHOUT_EFFECT:
         return options
-    # Its value may be a secret: CIFS has password=.
+    # Only the name: the value may be a secret (CIFS has password=).
     raise InvalidParameter(
         f"{key} has the NFS option {redact(name)}, which this driver cannot honour; remove it"
     )

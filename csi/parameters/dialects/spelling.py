@@ -1,4 +1,7 @@
-"""Keys as users spell them -> their canonical names. Unknown keys and credentials are refused by name, values never repeated."""
+"""Canonical names of keys as users spell them.
+
+Unknown keys and credentials are refused by name, without the value.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,8 @@ from csi.parameters.dialects.keys import Key
 from csi.values import redact
 
 FOREIGN_PREFIXES = ("csi.storage.k8s.io/", "storage.kubernetes.io/")
-"""Kubernetes adds keys that begin so to parameters and contexts by itself."""
-# Names that credentials have elsewhere, beside those that a source reads from its Secret.
+"""Prefixes of keys that Kubernetes itself adds to parameters and contexts."""
+# Common names of credentials, in addition to those that sources read from Secrets.
 _CREDENTIALS = (
     "hftoken",
     "password",
@@ -21,13 +24,20 @@ _CREDENTIALS = (
     "accesskeysecret",
     "authorization",
 )
+# Characters.
 _MAX_VALUE = 4096
+# Lists of sources, URLs (1,000) and checksums are longer than other values.
 _MAX_VALUES = {"sources": 1 << 18, "url": 1 << 18, "sha256": 1 << 17}
+# A line end in these makes the value a list of lines (`csi.values.split_list`), so it must not be trimmed
+# away.
 _UNTRIMMED = ("allowPatterns", "ignorePatterns", "url")
 
 
 class Spelling:
-    """Knows `keys` in any case and by their aliases; `secret_names` are credentials, which belong into Secrets."""
+    """Lookup of canonical names by `keys` in any case and by their aliases.
+
+    `secret_names` are credentials, which belong in Secrets.
+    """
 
     def __init__(self, keys: Iterable[Key], secret_names: Iterable[str]) -> None:
         table = list(keys)
@@ -37,7 +47,10 @@ class Spelling:
         self.secret_names = frozenset(name.lower() for name in secret_names) | frozenset(_CREDENTIALS)
 
     def canonicalize(self, parameters: Mapping[str, str]) -> dict[str, str]:
-        """`parameters` with every key in its canonical spelling, values trimmed, Kubernetes' own keys left out; raises InvalidParameter."""
+        """Return `parameters` with canonical keys and trimmed values, without Kubernetes' own keys.
+
+        Raises InvalidParameter for an unknown key, a credential, or a key given twice.
+        """
         values: dict[str, str] = {}
         for key, value in parameters.items():
             if key.startswith(FOREIGN_PREFIXES):
@@ -49,7 +62,7 @@ class Spelling:
         return values
 
     def find_name(self, key: str) -> str | None:
-        """The canonical name of `key`, None where it is not known."""
+        """Return the canonical name of `key`, None if it is unknown."""
         return self.names.get(key.lower())
 
     def _get_name(self, key: str) -> str:
@@ -58,7 +71,8 @@ class Spelling:
             return self.names[lower]
         if lower in self.secret_names:
             raise InvalidParameter(
-                f"{key} is a credential and does not belong into parameters or volume attributes; put it into a Secret and name that Secret"
+                f"{key} is a credential and does not belong in parameters or volume attributes; "
+                "put it into a Secret and name that Secret"
             )
         near = difflib.get_close_matches(lower, self.names, 1, 0.6)
         hint = (
@@ -72,5 +86,5 @@ class Spelling:
 def _check_value(name: str, value: str) -> str:
     max_length = _MAX_VALUES.get(name, _MAX_VALUE)
     if len(value) > max_length or "\0" in value:
-        raise InvalidParameter(f"{name} is over {max_length} characters or holds a NUL; shorten it")
+        raise InvalidParameter(f"{name} is over {max_length} characters or contains a NUL; shorten it")
     return value if name in _UNTRIMMED else value.strip()

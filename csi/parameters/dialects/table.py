@@ -1,4 +1,4 @@
-"""Every way to name a source, and which of them a set of parameters means."""
+"""All dialects, and the choice of the one that a set of parameters is written in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TYPES = tuple(dict.fromkeys(name for dialect in DIALECTS for name in dialect.typ
 
 
 def source_key_table() -> dict[str, Key]:
-    """The keys of all sources, by name; of a key that several dialects have, the first one's."""
+    """Return the keys of all sources by name; for a key that several dialects have, the first one's."""
     table: dict[str, Key] = {}
     for dialect in DIALECTS:
         for key in dialect.keys:
@@ -34,12 +34,12 @@ def source_key_table() -> dict[str, Key]:
 
 
 def source_key_names() -> frozenset[str]:
-    """The names of all keys that say where data lives, `type` apart."""
+    """Return the names of all keys that say where data is, except `type`."""
     return frozenset().union(*(dialect.key_names for dialect in DIALECTS))
 
 
 def secret_key_names() -> frozenset[str]:
-    """The keys that sources read from Secrets."""
+    """Return the keys that sources read from Secrets."""
     return frozenset(key.name for dialect in _SINGLE_DIALECTS for key in dialect.secrets)
 
 
@@ -49,12 +49,18 @@ _SINGLE_SPELLING = Spelling(
 
 
 def parse_source(values: Mapping[str, str], flags: Sequence[str]) -> SourceSpec:
-    """The source that `values` (canonical keys) and mount flags name. Raises InvalidParameter that names the key and the fix."""
+    """Parse the source that `values` (canonical keys) and mount flags name.
+
+    Raises InvalidParameter naming the key and the fix.
+    """
     return find_dialect(values, DIALECTS).parse(values, flags)
 
 
 def find_dialect(values: Mapping[str, str], dialects: Sequence[Dialect] = DIALECTS) -> Dialect:
-    """The one dialect that has all of the source's keys in `values` and the `type`, where that is given."""
+    """Return the one dialect that has all source keys in `values` and matches `type`, if given.
+
+    Raises InvalidParameter if none or several do.
+    """
     source_keys_present = [key for key in values if key in source_key_names()]
     candidates = _dialects_of_type(values.get("type", ""), dialects)
     fitting = [dialect for dialect in candidates if dialect.key_names.issuperset(source_keys_present)]
@@ -63,14 +69,16 @@ def find_dialect(values: Mapping[str, str], dialects: Sequence[Dialect] = DIALEC
     complete = [
         dialect for dialect in fitting if _required_keys(dialect) <= set(source_keys_present)
     ] or fitting
+    # With a type but no source key, the first dialect of that type reports what is missing.
     if len(complete) > 1 and not (values.get("type") and not source_keys_present):
         if not source_keys_present:
             raise InvalidParameter(
-                "no source is named; "
-                "give repoId (a hub repository), server and path (a NAS), bucket (an object store), url or metalink (plain files) or sources"
+                "no source is named; give repoId (a hub repository), server and path (a NAS), "
+                "bucket (an object store), url or metalink (plain files) or sources"
             )
         raise InvalidParameter(
-            f"{source_keys_present[0]} may belong to {' or '.join(d.noun for d in complete)}; give type, one of {', '.join(TYPES)}"
+            f"{source_keys_present[0]} may belong to {' or '.join(d.noun for d in complete)}; "
+            f"give type, one of {', '.join(TYPES)}"
         )
     return complete[0]
 
@@ -85,6 +93,7 @@ def _dialects_of_type(text: str, dialects: Sequence[Dialect]) -> list[Dialect]:
 
 
 def _required_keys(dialect: Dialect) -> set[str]:
+    # Without `path`: a NAS has other spellings of it (`share`, "host:/path").
     return {key.name for key in dialect.keys if key.default.startswith("required") and key.name != "path"}
 
 
@@ -103,5 +112,6 @@ def _mixed_sources_error(
     own = next(key for key in source_keys_present if key in best.key_names)
     other = next(dialect for dialect in dialects if foreign in dialect.key_names)
     return InvalidParameter(
-        f"{own} and {foreign} name two sources ({best.noun} and {other.noun}); keep one, or give both in sources"
+        f"{own} and {foreign} name two sources ({best.noun} and {other.noun}); "
+        "keep one, or give both in sources"
     )

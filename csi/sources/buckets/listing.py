@@ -1,5 +1,7 @@
-"""What a folder of a bucket holds, page by page, asked through our own engine: no redirect is followed, each address is judged in the
-moment of connecting, and the access key goes nowhere else.
+"""Paged listings of a bucket's folder through our own HTTP client.
+
+No redirect is followed, each address is checked at the moment of connecting, and the access key goes nowhere
+else.
 """
 
 from __future__ import annotations
@@ -14,23 +16,26 @@ from csi.sources.buckets.listing_page import ListedObject, ListingPage, parse_pa
 from csi.sources.buckets.object_store import ObjectStore
 from csi.sources.http.connections import Connections
 
+# The maximum of S3. A page has at most a thousand keys of 1 KiB, which may be percent-encoded, plus metadata.
 _PAGE_SIZE = 1000
 _MAX_PAGE_BYTES = 8 << 20
+# Seconds between attempts for one page.
 _PAGE_RETRY_PAUSES = (0.5, 2.0)
 _MAX_PAGE_RETRY_PAUSE = 10.0
 
 
 class BucketListing:
-    """Lists what `store` is a folder of, over `connections`. For any number of threads."""
+    """Listing of the folder of `store` over `connections`. Thread-safe."""
 
     def __init__(self, store: ObjectStore, connections: Connections) -> None:
         self._store, self._connections = store, connections
 
     def objects(self) -> Iterator[ListedObject]:
-        """Every object of the folder, a page of a thousand at a time.
+        """Yield every object of the folder, fetching a thousand at a time.
 
-        Raises OriginUnavailable where the listing is cut short or turns in circles, OriginThrottled with the store's Retry-After,
-        UnsafeContent for keys that are not UTF-8, and what `ObjectStore.error_for_status` makes of a refusal.
+        Raises OriginUnavailable if the listing is truncated or loops, OriginThrottled with the store's
+        Retry-After, UnsafeContent for keys that are not UTF-8, and the errors of
+        `ObjectStore.error_for_status`.
         """
         continuation_token, seen = "", set[bytes]()
         while True:
@@ -39,20 +44,22 @@ class BucketListing:
             if not page.is_truncated:
                 return
             continuation_token = page.continuation_token
+            # Hashes, since tokens may be 1 KiB long and a listing may have thousands of pages.
             token_hash = hashlib.blake2b(continuation_token.encode(), digest_size=16).digest()
             if not continuation_token or token_hash in seen:
                 problem = (
-                    "goes on where it was before"
+                    "repeats a page"
                     if continuation_token
-                    else "ends in the middle: more is said to follow, but not where"
+                    else "ends in the middle: it is marked as truncated, but has no continuation token"
                 )
                 raise OriginUnavailable(
-                    f"{self._store.host}: the listing of {self._store.display_name} {problem}; check that the store speaks ListObjectsV2"
+                    f"{self._store.host}: the listing of {self._store.display_name} {problem}; "
+                    "check that the store speaks ListObjectsV2"
                 )
             seen.add(token_hash)
 
     def _fetch_page_with_retry(self, continuation_token: str) -> ListingPage:
-        """A page in the middle is asked for again where it fails in passing: all that came before it would be lost."""
+        """Fetch a page, retrying those after the first, whose failure would lose all pages before."""
         for pause in _PAGE_RETRY_PAUSES if continuation_token else ():
             try:
                 return self._fetch_page(continuation_token)
@@ -66,6 +73,7 @@ class BucketListing:
         return self._fetch_page(continuation_token)
 
     def _fetch_page(self, continuation_token: str) -> ListingPage:
+        # In alphabetical order, as Signature Version 4 requires of the canonical query.
         fields = {
             "continuation-token": continuation_token,
             "encoding-type": "url",
@@ -83,7 +91,8 @@ class BucketListing:
             raise self._store.error_for_status(response.status, body, response.headers)
         if len(body) > _MAX_PAGE_BYTES:
             raise OriginUnavailable(
-                f"{self._store.host}: a page of the listing of {self._store.display_name} has over {_MAX_PAGE_BYTES >> 20} MiB; check the endpoint"
+                f"{self._store.host}: a page of the listing of {self._store.display_name} "
+                f"has over {_MAX_PAGE_BYTES >> 20} MiB; check the endpoint"
             )
         return self._parse_page(body)
 
@@ -96,5 +105,6 @@ class BucketListing:
             ) from error
         except ValueError as error:
             raise OriginUnavailable(
-                f"{self._store.host}: it answers as no object store does ({error}); check the endpoint"
+                f"{self._store.host}: it does not answer as an object store does ({error}); "
+                "check the endpoint"
             ) from error

@@ -1,7 +1,8 @@
-"""A page of a bucket's listing: ListBucketResult, the XML that ListObjectsV2 answers with.
+"""A page of a bucket's listing: ListBucketResult, the XML response of ListObjectsV2.
 
-Amazon S3, "ListObjectsV2": Contents with Key, LastModified, Size and ETag, IsTruncated and NextContinuationToken. Where the answer has
-EncodingType "url", keys are as in a form's field: "%2F" for "/", "+" for a blank.
+Source: Amazon S3, "ListObjectsV2": Contents with Key, LastModified, Size and ETag, IsTruncated and
+NextContinuationToken. If the response has EncodingType "url", keys are form-encoded: "%2F" for "/", "+" for a
+blank.
 """
 
 from __future__ import annotations
@@ -12,17 +13,18 @@ from typing import NamedTuple
 from urllib.parse import unquote_plus
 from xml.parsers import expat
 
-from csi.sources.plain_xml import create_parser
+from csi.sources.plain_xml import XmlHandler, create_parser
 from csi.values import parse_decimal
 
 _ROOT_ELEMENT = "ListBucketResult"
 _OBJECT_PATH = [_ROOT_ELEMENT, "Contents"]
+# Limits against hostile responses.
 _MAX_DEPTH = 16
 _MAX_OBJECT_SIZE = 1 << 62
 
 
 class ListedObject(NamedTuple):
-    """An object as its bucket lists it; `etag` is "" where the store gives none."""
+    """An object as its bucket lists it; `etag` is "" if the store gives none."""
 
     key: str
     size: int
@@ -32,7 +34,10 @@ class ListedObject(NamedTuple):
 
 @dataclass
 class ListingPage:
-    """Objects, in the store's order, and whether more follow, after `continuation_token` ("" where the answer has none)."""
+    """Objects in the store's order, and whether more follow.
+
+    `continuation_token` is "" if the response has none.
+    """
 
     objects: list[ListedObject] = field(default_factory=list)
     is_truncated: bool = False
@@ -40,19 +45,21 @@ class ListingPage:
 
 
 def parse_page(body: bytes) -> ListingPage:
-    """The page that `body` holds; raises ValueError (with no word of the body) for what is none, and for a document type of its own."""
+    """Parse a page; raises ValueError, without quoting the body, if it is not one or has a document type."""
     handler = _PageHandler()
     parser = create_parser(handler)
     try:
         parser.Parse(body, True)
     except expat.ExpatError as error:
-        raise ValueError("no XML, or cut short") from error
+        raise ValueError("invalid XML, or cut short") from error
     return handler.build()
 
 
-class _PageHandler:
-    """What the parser has come by: the fields of the page, and those of the object it is in. Elements within elements that it does not know
-    (Owner, RestoreStatus) are left out."""
+class _PageHandler(XmlHandler):
+    """Collects the fields of the page and of the current object.
+
+    Unknown nested elements (Owner) are ignored.
+    """
 
     def __init__(self) -> None:
         self._path: list[str] = []
@@ -65,7 +72,7 @@ class _PageHandler:
         self._path.append(name.rpartition(":")[2])
         self._characters.clear()
         if self._path[0] != _ROOT_ELEMENT or len(self._path) > _MAX_DEPTH:
-            raise ValueError("no listing")
+            raise ValueError("not a listing")
 
     def on_text(self, text: str) -> None:
         self._characters.append(text)
@@ -82,10 +89,8 @@ class _PageHandler:
             self._page_fields[name] = text
 
     def build(self) -> ListingPage:
-        token, truncated = (
-            self._page_fields.get("NextContinuationToken", ""),
-            self._page_fields.get("IsTruncated", "").strip(),
-        )
+        token = self._page_fields.get("NextContinuationToken", "")
+        truncated = self._page_fields.get("IsTruncated", "").strip()
         if truncated not in ("true", "false", ""):
             raise ValueError("IsTruncated is neither true nor false")
         if self._page_fields.get("EncodingType", "").strip() == "url":
@@ -105,11 +110,12 @@ def _parse_object(fields: dict[str, str]) -> ListedObject:
 
 
 def _parse_time_ns(text: str) -> int:
-    """Since 1970, of a time as RFC 3339 writes it, to the microsecond."""
+    """Parse an RFC 3339 time into nanoseconds since 1970, to the microsecond."""
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError as error:
-        raise ValueError("an object with a time that is none") from error
+        raise ValueError("an object with an invalid time") from error
     moment = moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+    # Integers throughout: timestamp() is a float, which cannot hold nanoseconds.
     since_epoch = moment.replace(microsecond=0) - datetime.datetime.fromtimestamp(0, datetime.UTC)
     return (since_epoch.days * 86400 + since_epoch.seconds) * 10**9 + moment.microsecond * 1000

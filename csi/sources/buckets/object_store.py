@@ -1,6 +1,6 @@
-"""A bucket and the key that reads it: signed addresses, by obstore, and what the store's refusals mean. Asks nobody anything.
+"""A bucket and the key that reads it: signed URLs, and the meaning of the store's error responses.
 
-Nothing is taken from the environment: keys and endpoints there (AWS_...) are a person's, not a volume's.
+Nothing is taken from the environment: keys and endpoints there (AWS_...) belong to a person, not to a volume.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from csi.sources.http.response_checks import transient_error
 if TYPE_CHECKING:
     from obstore.store import S3Config
 
+# Seconds that a signed URL is valid, unless the temporary key that signed it expires earlier.
 SIGNED_URL_TTL = 3600
+# A temporary key is renewed this long before it expires, since requests with it may be queued or clocks
+# differ.
 _KEY_EXPIRY_MARGIN = datetime.timedelta(minutes=5)
 _CONNECT_TIMEOUT, _MAX_RETRIES = datetime.timedelta(seconds=5), 2
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -53,7 +56,7 @@ _BAD_KEY_CODES = (
 
 @dataclass(frozen=True)
 class AccessKey:
-    """A credential of an object store; `expires` (aware) is when a temporary one ends, None for one that does not."""
+    """A credential of an object store; `expires` (timezone-aware) is None unless it is temporary."""
 
     id: str
     secret: str = field(repr=False)
@@ -62,7 +65,10 @@ class AccessKey:
 
 
 class ObjectStore:
-    """One bucket folder; `credential` is asked for a key whenever the last one ends, None reads as anybody. Makes no request. Thread-safe."""
+    """One folder of a bucket. Thread-safe; sends no request itself.
+
+    `credential` is called for a new key whenever the last one is about to expire; None reads anonymously.
+    """
 
     def __init__(self, spec: BucketSpec, credential: Callable[[], AccessKey] | None) -> None:
         self._spec, self._credential = spec, credential
@@ -72,7 +78,7 @@ class ObjectStore:
         self._lock = threading.Lock()
 
     def get_object_url(self, key: str) -> str:
-        """Where an object's bytes are for SIGNED_SECONDS; for a bucket that is read as anybody, for ever."""
+        """Return the URL of an object, valid for SIGNED_URL_TTL seconds, or for ever if read anonymously."""
         if self._credential is None:
             return f"{self.bucket_url.rstrip('/')}/{quote(key)}"
         with self._translate_errors():
@@ -83,7 +89,10 @@ class ObjectStore:
             )
 
     def get_client(self, timeout: float) -> S3Store:
-        """obstore's own client of the bucket, for who writes to it; there is a credential. Each of its requests may take `timeout`."""
+        """Return obstore's client of the bucket, for writing; needs a credential.
+
+        `timeout` limits each request.
+        """
         key, _ = self._get_key_and_signer()
         with self._lock, self._translate_errors():
             cached = self._clients.get(timeout)
@@ -92,7 +101,10 @@ class ObjectStore:
             return cached[1]
 
     def get_signing_credentials(self) -> tuple[SigningKey | None, dict[str, str]]:
-        """With what requests to the bucket itself are signed, and the headers that go along; None and none as anybody."""
+        """Return the key that signs requests to the bucket itself, and headers to send.
+
+        None and {} if anonymous.
+        """
         if self._credential is None:
             return None, {}
         key = self._get_key_and_signer()[0]
@@ -104,7 +116,8 @@ class ObjectStore:
             if self._access_key is None or self._signer is None or _is_expiring(self._access_key):
                 if self._credential is None:
                     raise InvalidParameter(
-                        f"{self._spec.display_name} is written to with an access key; name the Secret or folder that holds it"
+                        f"{self._spec.display_name} can only be written with an access key; "
+                        "name the Secret or folder that contains it"
                     )
                 self._access_key = self._check_key(self._credential())
                 with self._translate_errors():
@@ -114,11 +127,13 @@ class ObjectStore:
     def _check_key(self, key: AccessKey) -> AccessKey:
         if not all(text.isascii() and text.isprintable() for text in (key.id, key.secret, key.token)):
             raise InvalidParameter(
-                f"the access key for {self._spec.display_name} has a line end or another character that no access key has; write it anew"
+                f"the access key for {self._spec.display_name} contains a line end or another character "
+                "that no access key has; write it again"
             )
         return key
 
     def _new_client(self, key: AccessKey, timeout: float = SIGNED_URL_TTL) -> S3Store:
+        # obstore takes everything that it is not given, such as a session token or an endpoint, from these.
         for name in [name for name in os.environ if name.startswith("AWS_")]:
             del os.environ[name]
         config: S3Config = {"access_key_id": key.id, "secret_access_key": key.secret}
@@ -143,27 +158,29 @@ class ObjectStore:
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Errors of obstore as those of `csi.errors`; its own texts hold addresses."""
+        """Translate errors of obstore, whose own texts contain URLs, into those of `csi.errors`."""
         try:
             yield
         except BaseError as error:
             raise InvalidParameter(
-                f"{self._spec.display_name}: no address in it can be signed; check bucket, path, endpoint and region"
+                f"{self._spec.display_name}: its URLs cannot be signed; "
+                "check bucket, path, endpoint and region"
             ) from error
 
     @property
     def _region(self) -> str:
+        # The region that S3-compatible stores without regions expect in signatures.
         return self._spec.region or "us-east-1"
 
     @property
     def virtual_hosted_url(self) -> str:
-        """The bucket's own host."""
+        """The URL of the bucket's own host."""
         endpoint = urlsplit(self._spec.endpoint)
         return f"{endpoint.scheme}://{self._spec.bucket}.{endpoint.netloc}"
 
     @property
     def bucket_url(self) -> str:
-        """The bucket's own URL."""
+        """The URL of the bucket in the configured style."""
         return (
             f"{self._spec.endpoint}/{self._spec.bucket}"
             if self._spec.path_style
@@ -172,7 +189,7 @@ class ObjectStore:
 
     @property
     def prefix(self) -> str:
-        """What the keys of the folder begin with: "" or a name that ends with '/'."""
+        """The prefix of the folder's keys: "" or a name that ends with '/'."""
         return self._spec.prefix + "/" if self._spec.prefix else ""
 
     @property
@@ -188,31 +205,35 @@ class ObjectStore:
     def error_for_status(
         self, status: int, body: bytes = b"", headers: Mapping[str, str] = _NO_HEADERS
     ) -> DataCacheError:
-        """What an error answer of the store means, by its status and S3's error code where `body` has one."""
+        """Translate an error response by its status and by S3's error code in `body`, if any."""
         display_name, host, code_match = self._spec.display_name, self.host, _ERROR_CODE.search(body)
         code = code_match[1].decode() if code_match else ""
         if code in _BAD_KEY_CODES or status == 401:
             return Unauthenticated(
-                f"{host} refuses the access key for {display_name} ({code or status}): it is wrong, revoked or expired; check the Secret"
+                f"{host} refuses the access key for {display_name} ({code or status}): "
+                "it is wrong, revoked or expired; check the Secret"
             )
         if status == 403 and self._credential is None:
             return Unauthenticated(
-                f"{display_name} may not be read by anybody; name a Secret that holds an access key"
+                f"{display_name} does not allow anonymous reads; name a Secret that contains an access key"
             )
         if status == 403:
             return PermissionDenied(
-                f"{host} does not let this access key read {display_name}; give it the rights to list the bucket and read its objects"
+                f"{host} does not let this access key read {display_name}; "
+                "give it the rights to list the bucket and read its objects"
             )
         if status == 404:
             return SourceNotFound(f"{display_name} does not exist; check bucket, path and the endpoint")
         if 300 <= status < 400:
             return OriginUnavailable(
-                f"{host} does not serve {display_name} but sends elsewhere ({code or status}), where no access key is taken; "
+                f"{host} does not serve {display_name} but redirects ({code or status}), "
+                "which would expose the access key; "
                 f"check endpoint and region, bucket and pathStyle{_region_hint(headers)}"
             )
         if status == 400:
             return OriginUnavailable(
-                f"{host} does not serve {display_name} ({code or status}); check endpoint, region, bucket and pathStyle"
+                f"{host} does not serve {display_name} ({code or status}); "
+                "check endpoint, region, bucket and pathStyle"
             )
         return transient_error(status, headers, f"{host} answered {status} for {display_name}")
 

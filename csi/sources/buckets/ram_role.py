@@ -1,7 +1,8 @@
-"""The access key of the instance's RAM role, from the instance's own metadata service.
+"""The access key of the instance's RAM role, from the instance metadata service.
 
-Alibaba Cloud, "Instance RAM roles": GET .../latest/meta-data/ram/security-credentials/ROLE, in hardened mode with a token
-that a PUT to .../latest/api/token gives. ALIBABA_CLOUD_ECS_METADATA names another address than 100.100.100.200.
+Source: Alibaba Cloud, "Instance RAM roles": GET .../latest/meta-data/ram/security-credentials/ROLE, in
+hardened mode with a token from PUT .../latest/api/token. ALIBABA_CLOUD_ECS_METADATA replaces the address
+100.100.100.200.
 """
 
 from __future__ import annotations
@@ -20,18 +21,21 @@ _METADATA_TIMEOUT = 10.0
 
 
 class _RejectRedirects(urllib.request.HTTPRedirectHandler):
-    """An answer that sends elsewhere is an error as others are: the token, and the key, are of this service alone."""
+    """Turns a redirect into an error, since token and key must not leave this service."""
 
     def redirect_request(self, *_: object) -> None:
         return None
 
 
-# No proxy: the service is the instance's own.
+# No proxy: the metadata service is local to the instance.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _RejectRedirects)
 
 
 def fetch_role_key(role: str) -> AccessKey:
-    """The temporary key of `role`. Raises PermissionDenied where the instance has no such role, OriginUnavailable where no service answers."""
+    """Fetch the temporary key of `role`.
+
+    Raises PermissionDenied if the instance has no such role, OriginUnavailable if no service answers.
+    """
     base = os.environ.get("ALIBABA_CLOUD_ECS_METADATA", _DEFAULT_ADDRESS).rstrip("/") + "/latest/"
     try:
         text = _request(
@@ -53,16 +57,17 @@ def fetch_role_key(role: str) -> AccessKey:
                 f"ramRole {role}: this node's instance has no such RAM role; attach it, or name a Secret"
             ) from error
         raise OriginUnavailable(
-            f"ramRole {role}: the instance's metadata service answered {error.code}; trying again may help"
+            f"ramRole {role}: the instance's metadata service answered {error.code}; a retry may help"
         ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OriginUnavailable(
-            f"ramRole {role}: no metadata service of an Alibaba Cloud instance answers on this node; name a Secret instead"
+            f"ramRole {role}: no metadata service of an Alibaba Cloud instance answers on this node; "
+            "name a Secret instead"
         ) from error
 
 
 def _fetch_token(base: str) -> str:
-    """The token of a hardened service, empty where it asks for none."""
+    """Fetch the token of a hardened metadata service, "" if it needs none."""
     try:
         return _request(f"{base}api/token", {"X-aliyun-ecs-metadata-token-ttl-seconds": "300"}, "PUT")
     except urllib.error.HTTPError:

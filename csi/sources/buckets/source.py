@@ -1,4 +1,4 @@
-"""OSS and S3 as sources: listings and bytes through our own HTTP engine, signed addresses from the store's client."""
+"""OSS and S3 sources: listings and bytes through our own HTTP client, signed URLs from obstore."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from csi.sources.buckets.object_store import AccessKey, ObjectStore
 from csi.sources.http.connections import Connections
 from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
+from csi.sources.source import Source
 
+# Idle connections beyond the readers of one fill are closed.
 _FILL_CONNECTIONS = 16
 _FOLDER_MODE = 0o555
-# obstore signs no key that has one.
+# obstore does not sign keys with control characters.
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class ObjectSource:
-    """The objects below a folder of a bucket. Implements `csi.sources.source.Source`."""
+class ObjectSource(Source):
+    """The objects below a folder of a bucket."""
 
     def __init__(
         self,
@@ -35,9 +37,12 @@ class ObjectSource:
         credential: Callable[[], AccessKey] | None,
         destinations: Destinations | None = None,
     ) -> None:
-        """`credential` gives the access key to read with; None reads as anybody. Raises InvalidParameter when `spec` is of another source."""
+        """Open the source; `credential` provides the access key, None reads anonymously.
+
+        Raises InvalidParameter if `spec` has another source.
+        """
         if not isinstance(spec.source, BucketSpec):
-            raise InvalidParameter(f"{spec.source.display_name} is no object store")
+            raise InvalidParameter(f"{spec.source.display_name} is not an object store")
         self._spec, self._bucket = spec, spec.source
         self._store = ObjectStore(spec.source, credential)
         self._connections = Connections(_FILL_CONNECTIONS, destinations)
@@ -53,11 +58,18 @@ class ObjectSource:
         )
 
     def pin(self) -> CacheSpec:
-        """The spec itself: a bucket has no revisions. What it held is told by the manifest's digest alone."""
+        """Return the spec itself, as a bucket has no revisions.
+
+        Only the manifest's digest identifies the content.
+        """
         return self._spec
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """List the folder. Raises SourceNotFound for an empty or missing one, UnsafeContent for keys that no file system can show."""
+        """List the folder.
+
+        Raises SourceNotFound if it is empty or missing, UnsafeContent for keys that no file system can
+        represent.
+        """
         manifest = build_manifest(
             self._iter_entries(), pinned.to_context(), preserve_ownership=pinned.preserve_ownership
         )
@@ -66,7 +78,10 @@ class ObjectSource:
         return manifest
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """List a page, whose refusal says why, then read one byte of the smallest object that has one."""
+        """List one page, then read one byte of the smallest non-empty object.
+
+        A refused listing tells the reason, which a refused read does not.
+        """
         next(self._listing.objects(), None)
         smallest = min(
             (file for file in manifest.files if file.size), key=lambda file: file.size, default=None
@@ -76,11 +91,10 @@ class ObjectSource:
                 reader.read_into(smallest, 0, memoryview(bytearray(1)))
 
     def open_reader(self, manifest: Manifest) -> RangeReader:
-        """A reader of the manifest's files; all readers of this source share what was signed."""
+        """Open a reader of the manifest's files; all readers of this source share signed URLs."""
         return RangeReader(self._connections, self._file_urls)
 
     def close(self) -> None:
-        """Let go of all connections."""
         self._connections.close()
 
     def _iter_entries(self) -> Iterator[Entry]:
@@ -90,7 +104,8 @@ class ObjectSource:
                 yield self._build_entry(path, item)
             elif item.size:
                 raise UnsafeContent(
-                    f"{self._bucket.display_name} has an object {path!r} with {item.size} bytes, whose key is a folder's; rename it there"
+                    f"{self._bucket.display_name} has an object {path!r} with {item.size} bytes, "
+                    "whose key ends with '/' as a folder's does; rename it there"
                 )
             elif path:
                 yield Entry(path.removesuffix("/"), EntryKind.DIRECTORY, mode=_FOLDER_MODE)
@@ -99,11 +114,13 @@ class ObjectSource:
         prefix = self._store.prefix
         if not key.startswith(prefix):
             raise UnsafeContent(
-                f"{self._bucket.display_name} lists an object outside of it; check that the endpoint is an object store"
+                f"{self._bucket.display_name} lists an object outside of the folder; "
+                "check that the endpoint is an object store"
             )
         if _CONTROL_CHARACTER.search(key):
             raise UnsafeContent(
-                f"{self._bucket.display_name} has an object {key[:200]!r}, whose key holds a control character; rename it there"
+                f"{self._bucket.display_name} has an object {key[:200]!r}, "
+                "whose key contains a control character; rename it there"
             )
         return key.removeprefix(prefix)
 
@@ -120,8 +137,10 @@ class ObjectSource:
 
 
 def _skip_folder_markers(objects: Iterable[ListedObject]) -> Iterator[ListedObject]:
-    """Without the empty objects that some tools put where a folder is, but for those that consoles do, which say so ("folder/").
-    Of what went by, the empty ones and the folders are kept.
+    """Drop the empty objects that some tools create in place of folders.
+
+    Those of consoles, whose key ends with "/", are kept: they are explicit. Empty objects come last; they and
+    all folder names stay in memory.
     """
     empty_objects: list[ListedObject] = []
     folders: set[str] = set()
@@ -147,7 +166,7 @@ def _etag(entry: Entry) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _parse_etag(digest: str) -> str:
-    """Kept: it is asked for before and after each request."""
+    """Parse the ETag from the digest, cached as it is needed before and after each request."""
     return str(json.loads(digest.removeprefix("token:object "))[3])
 
 
@@ -156,7 +175,7 @@ def _if_match_headers(entry: Entry) -> Mapping[str, str]:
 
 
 def _is_unchanged(entry: Entry, headers: Mapping[str, str]) -> bool:
-    """By the ETag; a store that gives none is judged by the time."""
+    """Compare the ETag, or the modification time if the store has no ETags."""
     etag, current_etag = _etag(entry), headers.get("ETag", "")
     if etag and current_etag:
         return etag.removeprefix("W/").strip('"') == current_etag.removeprefix("W/").strip('"')
@@ -168,5 +187,5 @@ def _is_unchanged(entry: Entry, headers: Mapping[str, str]) -> bool:
         )
     except (ValueError, OverflowError) as error:
         raise OriginUnavailable(
-            f"the store answered for {entry.path!r} with a Last-Modified that is no time; check the endpoint"
+            f"the store answered for {entry.path!r} with an invalid Last-Modified; check the endpoint"
         ) from error

@@ -1,4 +1,7 @@
-"""Many small files in one go: by one thread over several connections, for a third of the time that asking one by one takes."""
+"""Batched fetch of many small files: one thread with several connections.
+
+It takes a third of the time of one request after the other.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ from csi.sources.http.file_urls import (
 
 
 class _PendingFile(NamedTuple):
-    """`number` among the files that are wanted, `redirects` redirects behind its first address; `has_new_url` once an address of it was refused."""
+    """A file still to fetch, number `number` of the batch, `redirects` redirects after its first address.
+
+    `has_new_url` is set after one of its URLs was refused.
+    """
 
     number: int
     entry: Entry
@@ -32,13 +38,14 @@ class _PendingFile(NamedTuple):
     redirects: int = 0
     has_new_url: bool = False
 
+    # Files of one route share a client: same target, same origin that redirected there.
     @property
     def route(self) -> tuple[Site, Site]:
         return parse_site(self.file_url.url), self.file_url.origin_site
 
 
 class BatchFetch:
-    """One go at files of one source: `run` is called once."""
+    """One batch of files of one source; `run` is called once."""
 
     def __init__(self, connections: Connections, file_urls: FileUrls, permits: RequestPermits) -> None:
         self._connections, self._file_urls, self._permits = connections, file_urls, permits
@@ -50,13 +57,15 @@ class BatchFetch:
         self._error: DataCacheError | None = None
 
     def run(self, pending: PendingFiles) -> dict[Entry, OriginUnavailable]:
-        """See `csi.manifest.reader.ManyReader.read_many`."""
+        """Fetch the files, as `csi.manifest.reader.ManyReader.read_many`."""
+        # Each round fetches a batch; its redirects and refused URLs make up the next one.
         batch = [
             _PendingFile(number, entry, buffer, self._get_url(entry))
             for number, (entry, buffer) in enumerate(pending)
         ]
         while batch and not self._is_ended:
             self._remaining, self._retries = len(batch), []
+            # Redirects and expired URLs put files back into `_retries`, often for another route.
             for route, group in groupby(sorted(batch, key=_route), _route):
                 self._fetch_route(route, list(group))
             batch = self._retries
@@ -72,7 +81,7 @@ class BatchFetch:
     def _fetch_route(self, route: tuple[Site, Site], files: list[_PendingFile]) -> None:
         client = self._connections.find_curl_client(files[0].file_url.url, route[1])
         if client is None:
-            # What only a stream can ask for is left.
+            # Only the streaming client can send these; they stay pending for it.
             self._count_done(len(files))
             return
         started: list[_PendingFile] = []
@@ -91,7 +100,7 @@ class BatchFetch:
         self._remember_redirects(waiting)
 
     def _remember_redirects(self, files: Iterable[_PendingFile]) -> None:
-        """Whoever asks for them next need not ask for the way again."""
+        """Remember where unfetched files were redirected to, which saves the next reader the redirects."""
         for file in files:
             if file.redirects:
                 self._file_urls.remember(file.entry, file.file_url)
@@ -105,6 +114,7 @@ class BatchFetch:
             )
             request = CurlRequest(file.file_url.url, file.route[0][1], headers, file.entry.size)
             if self._is_ended or self._is_rate_limited(file):
+                # Back into the queue, so that its redirect is remembered.
                 waiting.append(file)
                 return
             if can_send_verbatim(request):
@@ -114,14 +124,14 @@ class BatchFetch:
                 self._count_done(1)
 
     def _next(self, route: tuple[Site, Site], waiting: deque[_PendingFile]) -> _PendingFile | None:
-        """What was redirected to the same site is asked for before anything new."""
+        """Return the next file; one redirected to the same site goes before new ones."""
         if self._retries and self._retries[-1].route == route:
             self._remaining += 1
             return self._retries.pop()
         return waiting.popleft() if waiting else None
 
     def _is_rate_limited(self, file: _PendingFile) -> bool:
-        """Whether the file's site allows no further request; the file is one that was asked for in vain, then."""
+        """Return whether the batch has ended; ends it if the file's site allows no further request."""
         try:
             self._file_urls.rate_limits.check(file.file_url.url)
         except OriginUnavailable as error:
@@ -138,10 +148,10 @@ class BatchFetch:
         if isinstance(outcome, OSError):
             self._file_urls.forget(file.entry, file.file_url)
             raise unreachable_error(
-                outcome, format_site(url), f" (asked for {file.entry.path!r})"
+                outcome, format_site(url), f" (requesting {file.entry.path!r})"
             ) from outcome
         if outcome is None:
-            # Nothing could be sent: whoever asks for the file alone is told why.
+            # Nothing was sent. The file stays pending, and the streaming client reports why.
             self._file_urls.forget(file.entry, file.file_url)
             self._is_ended = True
             return
@@ -164,9 +174,10 @@ class BatchFetch:
             self._permits.on_bytes_received(file.entry.size)
 
     def _copy_body(self, file: _PendingFile, response: CurlResponse) -> bool:
-        """Whether the whole file came; it is in the buffer then."""
+        """Copy the body into the file's buffer; return whether it was complete."""
         size = file.entry.size
         self._file_urls.get_byte_span(response, file.file_url, file.entry, 0, size)
+        # One byte more than the file, to notice a longer body.
         body = response.read(size + 1)
         if len(body) != size:
             return False

@@ -1,7 +1,7 @@
-"""HTTP connections to origins: proxies and trust as the environment says, limits on waiting, failures in words.
+"""HTTP connections to origins: proxies and CA bundles from the environment, timeouts, readable errors.
 
-The environment is the one curl and the hub clients read: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, and for trust
-REQUESTS_CA_BUNDLE, SSL_CERT_FILE or CURL_CA_BUNDLE (the first that is set).
+The environment variables are those of curl and the hub clients: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
+NO_PROXY, and for trust REQUESTS_CA_BUNDLE, SSL_CERT_FILE or CURL_CA_BUNDLE (the first one that is set).
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from csi.sources.http.header_timeouts import HeaderTimeouts
 from csi.sources.http.throughput import MIN_RATE, ThroughputBaseline
 from csi.values import parse_decimal
 
+# Seconds. READ_TIMEOUT is for one byte; headers may take HEADER_READ_TIMEOUTS times as long in total.
 CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 20.0
 HEADER_READ_TIMEOUTS = 2
@@ -37,18 +38,18 @@ IDLE_TIMEOUT = 30.0
 CA_BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-# Of the process, since each has a thread.
+# One for the whole process, since each has a thread.
 _HEADER_TIMEOUTS = HeaderTimeouts()
 
 Site = tuple[str, str, int]
 
 
 class Connections:
-    """Reused connections to any number of sites, for any number of threads; at most `limit` idle ones a site.
+    """Reused connections to any number of sites. Thread-safe; at most `max_idle` idle ones per site.
 
-    `destinations` says where they may go, whatever names resolve to (behind a proxy: where addresses are written as such). `baseline` is what
-    they usually give.
-    After IDLE_SECONDS in which nothing was asked no connection is used again: origins and firewalls drop them without a word.
+    `destinations` restricts where they may go, by the addresses that names resolve to (behind a proxy: only
+    literal addresses). `baseline` is their usual throughput. After IDLE_TIMEOUT without a request no
+    connection is reused: origins and firewalls drop idle ones silently.
     """
 
     def __init__(self, max_idle: int, destinations: Destinations | None = None) -> None:
@@ -66,18 +67,21 @@ class Connections:
     def get(
         self, url: str, headers: Mapping[str, str], origin_site: Site | None = None
     ) -> urllib3.BaseHTTPResponse:
-        """The answer to one GET, its body unread, redirects not followed. The caller reads it whole or calls `discard`.
+        """Send one GET and return the response, body unread, redirects not followed.
 
-        `origin_site` is the site that redirected here, where one did. Raises PermissionDenied for where requests may not go, and what
-        `unreachable_error` makes of a failure: it names the host and what is wrong, never the URL.
+        The caller reads the whole body or calls `discard`. `origin_site` is the site that redirected here, if
+        any. Raises PermissionDenied if requests may not go there, and `unreachable_error` for a failure,
+        which names the host and the problem, never the URL.
         """
-        self._thread_state.afresh = False
+        # `_connect` sets it: an error on a new connection is real, one on a kept connection may only mean it
+        # was stale.
+        self._thread_state.has_connected = False
         try:
             response = self._request(url, headers, origin_site)
         except ProtocolError as error:
-            if self._thread_state.afresh:
+            if self._thread_state.has_connected:
                 raise unreachable_error(error, format_site(url)) from error
-            # A connection kept from an earlier request may have been closed at the other end; a fresh one tells.
+            # A connection kept from an earlier request may have been closed by the peer; retry on a new one.
             response = self._request_once(url, headers, origin_site)
         self._verified_sites.add(parse_site(url))
         return response
@@ -85,10 +89,12 @@ class Connections:
     def get_with_curl(
         self, url: str, headers: Mapping[str, str], origin_site: Site | None, max_bytes: int
     ) -> CurlResponse | None:
-        """As `get`, with a body of at most `max_bytes` bytes that is here already; None where only `get` can ask, or can say what is wrong.
+        """Send one GET whose body of at most `max_bytes` is returned completely.
 
-        The first answer of a site with TLS is left to `get`: its look at certificates is the stricter one (names in the subject alone count
-        for libcurl), and it comes before a credential is sent.
+        None if only `get` can send it.
+
+        The first response of a TLS site is left to `get`: its certificate check is stricter (libcurl accepts
+        names that are only in the subject), and it happens before a credential is sent.
         """
         try:
             client = self.find_curl_client(url, origin_site)
@@ -97,7 +103,10 @@ class Connections:
             raise unreachable_error(error, format_site(url)) from error
 
     def find_curl_client(self, url: str, origin_site: Site | None) -> CurlClient | None:
-        """Who gives small answers of the site of `url`, for `origin_site` as in `get`; None where only `get` can ask: see `get_with_curl`."""
+        """Return the client for small responses from the site of `url`, None if only `get` can be used.
+
+        `origin_site` is as in `get`; see `get_with_curl`.
+        """
         target_site = parse_site(url)
         if target_site[0] == "https" and target_site not in self._verified_sites:
             return None
@@ -107,9 +116,12 @@ class Connections:
     def get_signed(
         self, url: str, headers: Mapping[str, str], max_bytes: int, signing_key: SigningKey | None
     ) -> CurlResponse:
-        """As `get`, signed with `signing_key` (None as anybody), through the proxy too, with a body of at most `max_bytes` bytes that is here already.
+        """Send one GET signed with `signing_key` (None: anonymous), through a proxy too.
 
-        As with `get_with_curl` a stream looks at certificates first, which asks for `url` without its query and unsigned.
+        The body is returned completely.
+
+        It has at most `max_bytes`. As with `get_with_curl`, a stream checks the site's certificate first,
+        with an unsigned request for `url` without its query.
         """
         target_site = parse_site(url)
         unsigned_url = url.partition("?")[0]
@@ -122,9 +134,10 @@ class Connections:
         except OSError as error:
             raise unreachable_error(error, format_site(url)) from error
         if response is None:
-            # Nothing was sent; a stream says what is wrong.
+            # Nothing was sent. A streamed request raises the actual reason, unless the problem has passed by
+            # now.
             discard(self.get(unsigned_url, {}))
-            raise OriginUnavailable(f"{format_site(url)}: no connection came about; trying again may help")
+            raise OriginUnavailable(f"{format_site(url)}: no connection was established; a retry may help")
         return response
 
     def _get_curl_client(self, proxy: str, max_scope: AddressScope) -> CurlClient:
@@ -158,6 +171,7 @@ class Connections:
                 timeout=timeout,
             )
         except ProtocolError:
+            # Handled by `get`: the only error that a stale connection causes.
             raise
         except (HTTPError, OSError, ValueError) as error:
             raise unreachable_error(error, format_site(url)) from error
@@ -171,11 +185,16 @@ class Connections:
             raise unreachable_error(error, format_site(url)) from error
 
     def _get_manager(self, url: str, origin_site: Site | None) -> urllib3.PoolManager:
-        """Connections that were made to what one address may reach are not used for another that may reach less."""
+        """Return the pool for the URL's proxy and allowed scope.
+
+        Connections are never shared between scopes: one opened for a request that may reach more must not
+        serve one that may reach less.
+        """
         route = self._find_route(url, parse_site(url), origin_site)
         with self._lock:
             now = time.monotonic()
             if now - self._last_used_at > IDLE_TIMEOUT:
+                # Closed here, since urllib3 has no limit on the age of idle connections.
                 for manager in self._managers.values():
                     _close_idle(manager)
             self._last_used_at = now
@@ -184,7 +203,10 @@ class Connections:
             return self._managers[route]
 
     def _find_route(self, url: str, target_site: Site, origin_site: Site | None) -> tuple[str, AddressScope]:
-        """The proxy, and what may be reached. Remembered: to go through the environment takes a quarter of the time of a small file."""
+        """Return the proxy and the allowed scope, cached.
+
+        Scanning the environment takes a quarter of the time of fetching a small file.
+        """
         route = self._routes.get((target_site, origin_site))
         if route is None:
             redirected_from = origin_site if origin_site != target_site else None
@@ -193,6 +215,7 @@ class Connections:
                 redirected_from is not None and is_proxied(redirected_from),
             )
             route = find_proxy(url), max_scope
+            # The proxy resolves names, so only literal addresses can be checked.
             if route[0]:
                 self._destinations.check_literal_address(*target_site[1:], max_scope)
             self._routes[target_site, origin_site] = route
@@ -217,8 +240,11 @@ class Connections:
         )
 
     def _connect(self, max_scope: AddressScope | None, connection: HTTPConnection) -> socket.socket:
-        """`max_scope` None for a proxy, which may be anywhere: the environment names it."""
-        self._thread_state.afresh = True
+        """Open a socket.
+
+        `max_scope` is None for a proxy, which may be anywhere since the environment names it.
+        """
+        self._thread_state.has_connected = True
         return (
             connect_unchecked(connection)
             if max_scope is None
@@ -229,7 +255,7 @@ class Connections:
         return _HEADER_TIMEOUTS.enforce(connection, HEADER_READ_TIMEOUTS * READ_TIMEOUT)
 
     def close(self) -> None:
-        """Close all idle connections; those in use close when they are given back."""
+        """Close all idle connections; those in use are closed when they are released."""
         with self._lock:
             for manager in self._managers.values():
                 _close_idle(manager)
@@ -240,14 +266,21 @@ class Connections:
 
 
 def _close_idle(manager: urllib3.PoolManager) -> None:
-    """Close its idle connections now: urllib3's `clear` leaves that to the garbage collector, and an error's traceback can keep them for long."""
+    """Close the idle connections of `manager` now.
+
+    urllib3's `clear` leaves that to the garbage collector, and the traceback of an error can keep them alive
+    for long.
+    """
     for pool in filter(None, map(manager.pools.get, manager.pools.keys())):
         pool.close()
     manager.clear()
 
 
 def discard(response: urllib3.BaseHTTPResponse | CurlResponse, max_drain_bytes: int = 1 << 16) -> None:
-    """Be done with an answer: its connection is kept if at most `max_drain_bytes` bytes of body are left to read, else closed."""
+    """Release the connection of a response after reading a short rest of its body, else close it.
+
+    The rest is short if it has at most `max_drain_bytes`.
+    """
     length = parse_decimal(response.headers.get("Content-Length"))
     if length is not None and length <= max_drain_bytes:
         try:
@@ -260,13 +293,16 @@ def discard(response: urllib3.BaseHTTPResponse | CurlResponse, max_drain_bytes: 
 
 
 def get_ssl_context() -> ssl.SSLContext:
-    """Which certificates are trusted. Raises InvalidParameter when the environment names a bundle that cannot be read."""
+    """Return the trusted certificates.
+
+    Raises InvalidParameter if the environment names an unreadable bundle.
+    """
     return _load_ssl_context(*_find_ca_bundle())
 
 
 @functools.lru_cache(maxsize=1)
 def _load_ssl_context(variable: str, path: str) -> ssl.SSLContext:
-    """Kept: reading the certificates takes longer than asking a hub that is near."""
+    """Load the certificates, cached: parsing them takes longer than a request to a near hub."""
     if not variable:
         return ssl.create_default_context()
     try:
@@ -276,12 +312,15 @@ def _load_ssl_context(variable: str, path: str) -> ssl.SSLContext:
             else ssl.create_default_context(cafile=path)
         )
     except OSError as error:
-        message = f"{variable} names {path!r}, which cannot be read as a bundle of CA certificates; set it right in the plugin's environment"
+        message = (
+            f"{variable} names {path!r}, which cannot be read as a bundle of CA certificates; "
+            "correct it in the plugin's environment"
+        )
         raise InvalidParameter(message) from error
 
 
 def find_proxy(url: str) -> str:
-    """The proxy the environment names for `url`, empty for none."""
+    """Return the proxy that the environment names for `url`, "" for none."""
     parts = urlsplit(url)
     proxies = urllib.request.getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
@@ -295,7 +334,10 @@ def find_proxy(url: str) -> str:
 
 
 def _is_in_networks(host: str, no_proxy: str) -> bool:
-    """Whether `host` is an address of one of the networks in NO_PROXY: clusters write those, Python's own look knows names only."""
+    """Return whether `host` is an address in one of the networks in NO_PROXY.
+
+    Clusters put CIDR networks there; Python's proxy_bypass compares names only.
+    """
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -313,17 +355,20 @@ def _parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network |
 
 
 def is_proxied(target_site: Site) -> bool:
-    """Whether a proxy asks this site."""
+    """Return whether requests to this site go through a proxy."""
     return bool(find_proxy("{}://{}:{}/".format(*target_site)))
 
 
 def parse_site(url: str) -> Site:
-    """Scheme, host and port of `url`: credentials given for one site must not reach another. Raises OriginUnavailable for no http(s) URL."""
+    """Return scheme, host and port of `url`: credentials for one site must not reach another.
+
+    Raises OriginUnavailable unless it is an http or https URL.
+    """
     return _parse_site(_strip_path(url))
 
 
 def _strip_path(url: str) -> str:
-    """`url` up to its path: of a million files of one site, one thing to remember."""
+    """Return `url` without its path, so that a million files of one site share one cache entry."""
     end = url.find("/", len("https://"))
     return url if end < 0 else url[:end]
 
@@ -334,17 +379,20 @@ def _parse_site(url: str) -> Site:
         parts = urlsplit(url)
         port = parts.port or _DEFAULT_PORTS[parts.scheme]
     except (ValueError, KeyError) as error:
-        raise OriginUnavailable("the origin answered with an address that is no http or https URL") from error
+        raise OriginUnavailable("the origin returned an address that is not an http or https URL") from error
     return parts.scheme, (parts.hostname or "").lower(), port
 
 
 def format_site(url: str) -> str:
-    """Host and port of `url` for a message: no user, no path, no query."""
+    """Return host and port of `url` for messages, without user, path and query."""
     return urlsplit(_strip_path(url)).netloc.rpartition("@")[2]
 
 
 def unreachable_error(error: BaseException, host: str, suffix: str = "") -> OriginUnavailable:
-    """A failure on the way to `host` (host and port): OriginUntrusted, OriginTimedOut or plain OriginUnavailable, in words, then `suffix`."""
+    """Create the error for a failed connection to `host` (host and port), followed by `suffix`.
+
+    It is OriginUntrusted, OriginTimedOut or plain OriginUnavailable.
+    """
     chain = list(_causes(error))
     error_type = OriginUnavailable
     if any(isinstance(e, ssl.SSLCertVerificationError) for e in chain):
@@ -359,15 +407,15 @@ def _is_timeout(error: BaseException) -> bool:
 
 
 def describe_error(error: BaseException) -> str:
-    """What went wrong on the way to an origin, without anything that could hold a secret. Looks through to the cause."""
+    """Describe what went wrong on the way to an origin, looking through to the cause, without any secret."""
     chain = list(_causes(error))
     proxy = (
-        "the proxy that the environment names: "
+        "the proxy named by the environment: "
         if any(isinstance(e, ProxyError) or type(e).__name__ == "ProxyError" for e in chain)
         else ""
     )
     return proxy + next(
-        (words for words in map(_describe_known_error, reversed(chain)) if words), "the connection broke"
+        (text for text in map(_describe_known_error, reversed(chain)) if text), "the connection broke"
     )
 
 
@@ -396,12 +444,15 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _find_ca_bundle() -> tuple[str, str]:
-    """The variable that names the certificates to trust, and their file or folder; empty for the system's."""
+    """Return the variable that names the trusted certificates and their file or folder.
+
+    "" for the system's.
+    """
     return next(((key, os.environ[key]) for key in CA_BUNDLE_VARIABLES if os.environ.get(key)), ("", ""))
 
 
 def _split_login(proxy: str) -> tuple[str, str]:
-    """A proxy's URL without its login, and the login as "user:password" (empty for none)."""
+    """Split a proxy URL into the URL without login and the login as "user:password" ("" for none)."""
     parts = urlsplit(proxy)
     login, _, host = parts.netloc.rpartition("@")
     return urlunsplit((parts.scheme, host, "", "", "")), unquote(login)

@@ -1,7 +1,7 @@
-"""Small answers over HTTP, fetched whole by libcurl: for a fifth of the time that setting up a stream takes.
+"""Small HTTP responses fetched completely by libcurl, in a fifth of the time that setting up a stream takes.
 
-Where connections may lead is judged as for streams: each address in the moment of connecting. Redirects are not followed, no
-proxy is used but the one that is named, and nothing is read of what a user may have set for curl.
+Destinations are checked as for streams: each address at the moment of connecting. Redirects are not followed,
+no proxy is used except the given one, and the user's curl configuration is not read.
 """
 
 from __future__ import annotations
@@ -26,12 +26,14 @@ from csi.errors import PermissionDenied
 from csi.manifest.reader import SMALL_FILE
 
 MAX_BODY_BYTES = SMALL_FILE
-"""Bytes of the largest file that is asked for in this way."""
+"""Size of the largest file requested in this way."""
+# Seconds: how soon a stop, or a permit for another request, is noticed.
 _SELECT_TIMEOUT = 0.1
 _CURL_POLL_INTERVAL = 0.005
-# Of a body that nobody wants: what is left unread costs the connection.
+# Bytes of an error body that are read: leaving it unread would cost the connection.
 _MAX_UNREAD_BYTES = 1 << 16
-# Nothing was sent then: a stream, which is tried instead, says what is wrong and costs the origin no second request.
+# Errors before anything was sent. The stream that is tried instead reports the reason, and the origin gets no
+# second request.
 _NOT_SENT_ERRORS = (
     pycurl.E_URL_MALFORMAT,
     pycurl.E_COULDNT_RESOLVE_HOST,
@@ -39,6 +41,9 @@ _NOT_SENT_ERRORS = (
     pycurl.E_COULDNT_CONNECT,
     pycurl.E_SSL_CACERT_BADFILE,
 )
+# NOSIGNAL: libcurl's timeouts must not use SIGALRM in a threaded process. NOPROXY "": the environment is
+# evaluated by `connections`, not by libcurl. HTTP/1.1: many origins limit each connection, and HTTP/2 would
+# share a single one.
 _TRANSPORT_OPTIONS = (
     (pycurl.NOSIGNAL, 1),
     (pycurl.NOPROXY, ""),
@@ -48,22 +53,23 @@ _TRANSPORT_OPTIONS = (
     (pycurl.BUFFERSIZE, 1 << 18),
     (pycurl.USERAGENT, "datacache-csi"),
 )
-# Without "@": curl would make a login of what stands before it.
+# Without "@": curl would take what is before it for a login.
 _SAFE_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]+")
+# An https proxy is verified against the same CA bundle as origins.
 _PROXY_CA_OPTIONS = {pycurl.CAINFO: pycurl.PROXY_CAINFO, pycurl.CAPATH: pycurl.PROXY_CAPATH}
 _EARLY_END_ERRORS = (pycurl.E_PARTIAL_FILE, pycurl.E_GOT_NOTHING)
 
 
 class ResponseHeaders(dict[str, str]):
-    """The headers of an answer, asked for in any case; those that came more than once are one, with commas."""
+    """Response headers, case-insensitive; repeated headers are joined by commas."""
 
     def __init__(self, lines: Sequence[bytes]) -> None:
-        found: dict[str, str] = {}
+        headers: dict[str, str] = {}
         for line in b"".join(lines).decode("iso-8859-1").replace("\r\n", "\n").split("\n"):
             name, _, value = line.partition(":")
             name, value = name.lower(), value.strip()
-            found[name] = f"{found[name]}, {value}" if name in found else value
-        super().__init__(found)
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+        super().__init__(headers)
 
     def __getitem__(self, key: str) -> str:
         return super().__getitem__(key.lower())
@@ -72,32 +78,39 @@ class ResponseHeaders(dict[str, str]):
         return isinstance(key, str) and super().__contains__(key.lower())
 
     def get(self, key: str, default: str = "") -> str:  # type: ignore[override]
-        """The header's value, else `default`."""
+        """Return the value of the header, else `default`."""
         return super().get(key.lower(), default)
 
 
 class CurlResponse:
-    """An answer that is here already, to be read as one of urllib3's is. A body that is longer than was wanted has one byte more than that."""
+    """A complete response with the read interface of urllib3's.
+
+    A body over the limit has one byte more than the limit.
+    """
 
     def __init__(self, status: int, headers: ResponseHeaders, body: memoryview) -> None:
         self.status, self.headers, self._body = status, headers, body
 
     def read1(self, count: int) -> memoryview:
-        """The next bytes, at most `count`; none at the end."""
+        """Return the next bytes, at most `count`; none at the end."""
         data, self._body = self._body[:count], self._body[count:]
         return data
 
     read = read1
 
     def release_conn(self) -> None:
-        """Its connection is free already."""
+        """Do nothing: the connection is free already."""
 
     close = release_conn
 
 
 @dataclass(frozen=True)
 class CurlTimeouts:
-    """Seconds to connect, seconds (whole ones: curl counts so) with less than `min_rate` bytes a second, and seconds an idle connection is kept."""
+    """Timeouts in seconds: to connect, to stall, and to keep an idle connection.
+
+    A transfer stalls if it stays below `min_rate` bytes per second for `stall` seconds (curl counts whole
+    ones).
+    """
 
     connect: float
     stall: float
@@ -107,7 +120,7 @@ class CurlTimeouts:
 
 @dataclass(frozen=True)
 class SigningKey:
-    """What requests to an object store are signed with (AWS Signature Version 4, service "s3")."""
+    """Key for signing requests to an object store (AWS Signature Version 4, service "s3")."""
 
     id: str
     secret: str = field(repr=False)
@@ -115,7 +128,7 @@ class SigningKey:
 
 
 class CurlRequest(NamedTuple):
-    """One GET of `url`, a site of `host`, for a body of at most `max_body_bytes` bytes."""
+    """One GET of `url`, on the site of `host`, for a body of at most `max_body_bytes` bytes."""
 
     url: str
     host: str
@@ -124,14 +137,15 @@ class CurlRequest(NamedTuple):
 
 
 FetchOutcome = CurlResponse | OSError | None
-"""An answer, why none came whole, or None where nothing could be sent."""
+"""A response, the error that prevented a complete one, or None if nothing was sent."""
 
 
 class CurlClient:
-    """Asks over connections of its own, for any number of threads; at most `limit` are kept.
+    """HTTP client with its own connections. Thread-safe; at most `max_idle` connections are kept.
 
-    `check(host, port, address)` raises PermissionDenied where the numeric address may not be connected to; `bundle` is the file or
-    folder of the CA certificates that are trusted, empty for the system's; `proxy` the URL of the proxy that asks, empty for none.
+    `check_address(host, port, address)` raises PermissionDenied if the numeric address must not be connected
+    to. `ca_bundle` is the file or folder of trusted CA certificates ("" for the system's), `proxy` the URL of
+    the proxy ("" for none).
     """
 
     def __init__(
@@ -156,9 +170,10 @@ class CurlClient:
         self._lock = threading.Lock()
 
     def get(self, request: CurlRequest, signing_key: SigningKey | None = None) -> CurlResponse | None:
-        """The answer; None when nothing could be sent.
+        """Return the response, None if nothing could be sent.
 
-        With `signing_key` the request is signed, all its headers too. Raises TimeoutError and other OSErrors when the answer did not come whole.
+        With `signing_key` the request is signed, including all its headers. Raises TimeoutError and other
+        OSErrors if the response was not complete.
         """
         if not can_send_verbatim(request):
             return None
@@ -171,12 +186,14 @@ class CurlClient:
     def get_many(
         self, requests: Iterator[CurlRequest], can_start: Callable[[int], bool]
     ) -> Iterator[tuple[int, FetchOutcome]]:
-        """What came of each request, as soon as it is there, with its number: the first is 0. They must be plain (`can_send_verbatim`).
+        """Yield the number and the outcome of each request as it finishes, counting from 0.
 
-        The next one is taken from `requests` when `can_start`, told how many are under way, says so. A caller that wants no more ends
-        `requests` and hears of those that are under way. Of callers at the same time, one keeps its connections.
+        All requests must satisfy `can_send_verbatim`. The next one is taken from `requests` if `can_start`,
+        called with the number in flight, allows it. A caller that wants no more ends `requests` and still
+        gets those in flight. Of several concurrent callers, one keeps its connections.
         """
         with self._lock:
+            # Taken out while in use, as a multi handle must not be used by two threads.
             multi, self._idle_multi = self._idle_multi, None
         multi = multi or _CurlMulti(lambda: _CurlHandle(self._check_address, self._options))
         try:
@@ -205,7 +222,7 @@ class CurlClient:
                 handle.close()
 
     def close(self) -> None:
-        """Close the connections that nobody uses now, and keep no others."""
+        """Close the idle connections and keep no others."""
         with self._lock:
             handles: list[_CurlHandle | _CurlMulti] = [*self._idle_handles, *filter(None, [self._idle_multi])]
             self._idle_handles, self._idle_multi, self._max_idle = [], None, 0
@@ -214,7 +231,7 @@ class CurlClient:
 
 
 class _CurlHandle:
-    """One connection, or `curl` for one among those of a `_CurlMulti`. For one thread at a time."""
+    """A handle with its own connection, or one of those of a `_CurlMulti`. For one thread at a time."""
 
     def __init__(
         self, check_address: Callable[[str, int, str], object], options: Sequence[tuple[int, Any]]
@@ -225,7 +242,7 @@ class _CurlHandle:
         self._reset()
 
     def _reset(self) -> None:
-        """As a new one, but for its connection."""
+        """Restore all options, keeping the connection."""
         self.curl.reset()
         for option, value in self._options:
             self.curl.setopt(option, value)
@@ -240,6 +257,7 @@ class _CurlHandle:
             self._sign(signing_key)
             return self._perform(request)
         finally:
+            # libcurl cannot unset a login, which must not reach the next request.
             self._reset()
 
     def _sign(self, signing_key: SigningKey) -> None:
@@ -260,18 +278,18 @@ class _CurlHandle:
         return self.build_outcome()
 
     def prepare(self, request: CurlRequest) -> None:
-        """Be ready to ask."""
+        """Set the options for a request."""
         self._host, self._max_body_bytes, self._body = request.host, request.max_body_bytes, bytearray()
         self.curl.setopt(pycurl.URL, request.url)
         self.curl.setopt(pycurl.HTTPHEADER, [f"{name}: {value}" for name, value in request.headers.items()])
 
     def build_outcome(self, code: int = pycurl.E_OK, message: str = "") -> FetchOutcome:
-        """What came of the request by libcurl's error code, with its own words for that."""
+        """Translate libcurl's result (error code and message) into an outcome."""
         if code in _NOT_SENT_ERRORS:
             return None
         if code not in (pycurl.E_OK, pycurl.E_WRITE_ERROR):
             return _error_for_code(code, message)
-        # Not kept: an idle handle has no use for it.
+        # An idle handle must not keep the body alive.
         body, self._body = self._body, bytearray()
         return CurlResponse(
             self.curl.getinfo(pycurl.RESPONSE_CODE), ResponseHeaders(self._header_lines), memoryview(body)
@@ -289,7 +307,7 @@ class _CurlHandle:
 
     def _on_header(self, line: bytes) -> None:
         if line.startswith(b"HTTP/"):
-            # Others, such as 100 Continue, may come before.
+            # A new status line: interim responses (100 Continue) may come first.
             self._header_lines = []
         self._header_lines.append(line)
 
@@ -301,12 +319,12 @@ class _CurlHandle:
         )
         space = max_bytes + 1 - len(self._body)
         self._body += data[:space]
-        # Anything else than all ends the transfer.
+        # libcurl aborts the transfer (E_WRITE_ERROR) if less than everything is consumed.
         return len(data) if len(data) <= space else 0
 
 
 class _CurlMulti:
-    """Handles whose connections are one pool. For one thread at a time."""
+    """Handles that share one connection pool. For one thread at a time."""
 
     def __init__(self, new_handle: Callable[[], _CurlHandle]) -> None:
         self._new_handle, self._multi = new_handle, pycurl.CurlMulti()
@@ -326,7 +344,7 @@ class _CurlMulti:
                 self._release(curl)
 
     def _start(self, numbered: Iterator[tuple[int, CurlRequest]], can_start: Callable[[int], bool]) -> bool:
-        """Begin what may be begun; whether there may be more to begin later."""
+        """Start requests as long as allowed; return whether more may follow later."""
         while can_start(len(self._active)):
             number, request = next(numbered, (0, None))
             if request is None:
@@ -343,7 +361,7 @@ class _CurlMulti:
             number, handle = self._release(curl)
             yield number, handle.build_outcome(code, message)
         if not (succeeded or failed) and self._multi.select(_SELECT_TIMEOUT) < 0:
-            # No descriptor to wait for: a name is being looked up, or nothing may be asked for now.
+            # No descriptor to wait for: a name is being resolved, or no request may start now.
             time.sleep(_CURL_POLL_INTERVAL if self._active else _SELECT_TIMEOUT)
 
     def _release(self, curl: pycurl.Curl) -> tuple[int, _CurlHandle]:
@@ -359,7 +377,7 @@ class _CurlMulti:
 
 
 def can_send_verbatim(request: CurlRequest) -> bool:
-    """Whether curl sends these as they are, and nothing else."""
+    """Return whether curl sends URL and headers exactly as they are."""
     return _SAFE_URL.fullmatch(request.url) is not None and all(
         text.isascii() and text.isprintable() and text for text in request.headers.values()
     )
@@ -376,11 +394,11 @@ def _error_for_code(code: int, message: str) -> OSError:
         return ConnectionError(errno.ECONNRESET, "the connection ended early")
     if code in (pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR):
         return ConnectionError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
-    return ConnectionError("no answer that can be read")
+    return ConnectionError("invalid response")
 
 
 def _tls_error(message: str, untrusted: bool) -> ssl.SSLError:
-    """As Python's own TLS says it."""
+    """Create the error that Python's own TLS would raise."""
     if not untrusted:
         error = ssl.SSLError()
         error.reason = message

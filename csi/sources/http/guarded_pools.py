@@ -1,7 +1,7 @@
-"""urllib3 pools whose connections go to addresses that were checked: what is resolved is judged, and what was judged is connected to.
+"""urllib3 pools whose connections go only to checked addresses.
 
-Between a check of its own and urllib3's look-up a name could change its address (DNS rebinding). Certificates and SNI
-stay those of the name.
+The address that was checked is the one connected to. With a separate check, the name could resolve to another
+address in urllib3's own lookup (DNS rebinding). Certificates and SNI are still those of the name.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ HeaderLimit = Callable[[socket.socket], AbstractContextManager[None]]
 def guard_pools(
     manager: urllib3.PoolManager, connect: ConnectFunction, limit_header_wait: HeaderLimit
 ) -> urllib3.PoolManager:
-    """Let all connections of `manager` be made by `connect`, and wait for the heads of their answers within `limit_header_wait`; returns `manager`."""
+    """Make all connections of `manager` with `connect`, and limit the wait for headers; returns `manager`."""
 
+    # urllib3 has no hook for either, only overridable methods of the connection classes.
     class Plain(HTTPConnection):
         def _new_conn(self) -> socket.socket:
             return connect(self)
@@ -54,16 +55,16 @@ def guard_pools(
 
 
 def connect_unchecked(connection: HTTPConnection) -> socket.socket:
-    """A socket to a proxy, as urllib3 makes it."""
+    """Open a socket to a proxy as urllib3 does."""
     return HTTPConnection._new_conn(connection)
 
 
 def connect_checked(
     connection: HTTPConnection, destinations: Destinations, max_scope: AddressScope
 ) -> socket.socket:
-    """A socket to the first of the host's allowed addresses that answers.
+    """Open a socket to the first reachable one of the host's allowed addresses.
 
-    Raises PermissionDenied when none is allowed; fails as urllib3's own connections do else.
+    Raises PermissionDenied if none is allowed, else the errors of urllib3's own connections.
     """
     try:
         addresses = lookup_host(connection.host, connection.port)

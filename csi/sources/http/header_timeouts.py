@@ -1,4 +1,7 @@
-"""Answers whose head comes byte by byte: each byte ends one wait and begins another, so only a look from outside ends them."""
+"""Overall time limit for response headers that arrive byte by byte.
+
+Every byte restarts the socket's own read timeout, so only another thread can end such a wait.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+# Seconds.
 _CHECK_INTERVAL = 1.0
+# The thread ends after so many seconds without connections to watch.
 _MAX_IDLE_CHECKS = 30
 
 
 class HeaderTimeouts:
-    """Cuts connections whose time is over. One thread looks once a second, as long as there is something to look at."""
+    """Shuts down connections whose deadline has passed.
+
+    One thread checks once per second while there are any.
+    """
 
     def __init__(self) -> None:
         self._deadlines: dict[int, tuple[socket.socket, float]] = {}
@@ -23,7 +31,10 @@ class HeaderTimeouts:
 
     @contextmanager
     def enforce(self, connection: socket.socket, timeout: float) -> Iterator[None]:
-        """What is done here with `connection` fails with TimeoutError when it takes longer than about `timeout`."""
+        """Raise TimeoutError if the block takes longer than `timeout` seconds to read from `connection`.
+
+        The limit is exact to about a second.
+        """
         key = id(connection)
         self._add(key, connection, time.monotonic() + timeout)
         failure: Exception | None = None
@@ -37,8 +48,8 @@ class HeaderTimeouts:
                 is_expired = key in self._expired
                 self._expired.discard(key)
         if is_expired:
-            # Not always a failure by itself: a head that ends with its connection may pass for a short one.
-            raise TimeoutError("the head of the answer took too long") from failure
+            # Also without a failure: headers cut off by the shutdown may parse as complete, shorter ones.
+            raise TimeoutError("the response headers took too long") from failure
         if failure is not None:
             raise failure
 
@@ -47,7 +58,7 @@ class HeaderTimeouts:
             self._deadlines[key] = connection, deadline
             if not self._is_watching:
                 self._is_watching = True
-                threading.Thread(target=self._watch, name="deadlines", daemon=True).start()
+                threading.Thread(target=self._watch, name="header timeouts", daemon=True).start()
 
     def _watch(self) -> None:
         idle_checks = 0
@@ -67,6 +78,6 @@ class HeaderTimeouts:
             for key, (connection, deadline) in self._deadlines.items():
                 if now >= deadline and key not in self._expired:
                     self._expired.add(key)
-                    # Not the TLS socket's own: that would take its state from under the thread that reads.
+                    # Not SSLSocket.shutdown: it drops the TLS object that the reading thread is using.
                     with suppress(OSError):
                         socket.socket.shutdown(connection, socket.SHUT_RDWR)

@@ -1,8 +1,8 @@
-"""Ranged reads over HTTP: byte ranges of files straight into the caller's buffers, over reused connections.
+"""Ranged reads over HTTP: byte ranges of files, straight into the caller's buffers, over reused connections.
 
-What a file's address is, what is sent along, and what tells that the file is still the one that was listed, is the
-caller's: see `FileUrls`. This module follows redirects, keeps credentials from other hosts, remembers signed addresses until
-they fail, and checks that what comes is what was asked.
+The caller defines a file's URL, the headers to send, and how to tell that the file is still the listed one:
+see `FileUrls`. This module follows redirects, keeps credentials from other hosts, remembers signed URLs until
+they fail, and checks that the response has what was requested.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from csi.errors import DataCacheError, OriginThrottled, OriginUnavailable, RangesIgnored, SourceChanged
 from csi.manifest.manifest import Entry
-from csi.manifest.reader import PendingFiles, RequestPermits
+from csi.manifest.reader import ManyReader, PendingFiles, RequestPermits
 from csi.sources.http.batch_fetch import BatchFetch
 from csi.sources.http.connections import Connections, discard
 from csi.sources.http.curl_fetch import MAX_BODY_BYTES
@@ -29,12 +29,13 @@ from csi.sources.http.file_urls import (
 from csi.sources.http.streaming_fetch import ResponseStream
 
 _SKIP_BUFFER_BYTES = 1 << 18
-# Some mirrors send small files whole whatever is asked for: what is read in vain then is less than what reading in order would cost.
+# Some mirrors ignore ranges for small files. Up to this size, reading and dropping the start of a file costs
+# less than giving up parallel reads.
 _MAX_REREAD_BYTES = 4 << 20
 
 
-class RangeReader:
-    """Reads ranges of files; for one thread at a time, as a context. Implements `csi.manifest.reader.Reader`."""
+class RangeReader(ManyReader):
+    """Reader of file ranges, for one thread at a time; a context manager."""
 
     def __init__(self, connections: Connections, file_urls: FileUrls) -> None:
         self._connections, self._file_urls = connections, file_urls
@@ -46,22 +47,25 @@ class RangeReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        # Not before: who heard of it from this reader reads in order by now.
+        # Only now: RangesIgnored has limited the fill to one reader by the time this one is closed. Shared
+        # earlier, the flag would let readers out of order pass streams to each other.
         self._file_urls.reads_in_order |= self._ranges_ignored
         self._share_stream()
         self._close_stream()
         self._file_urls.shared_streams.remove_reader()
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
-        """Fill the whole of `buffer` with the bytes of `entry` from byte `offset` on; see `Reader.read_into`.
+        """Fill `buffer` with the bytes of `entry` from byte `offset`, as `Reader.read_into`.
 
-        A read beyond the end of the file is SourceChanged without a request. OriginThrottled has the origin's Retry-After.
-        RangesIgnored is raised once, where a large file came whole: from then on reads should be in order.
+        A read beyond the end of the file raises SourceChanged without a request. OriginThrottled has the
+        origin's Retry-After. RangesIgnored is raised once, after a large file came completely: from then on
+        reads should be in order.
         """
         if offset + len(buffer) > entry.size:
             raise SourceChanged(
-                f"{entry.path!r} has {entry.size} bytes; {len(buffer)} from byte {offset} on were asked for"
+                f"{entry.path!r} has {entry.size} bytes; {len(buffer)} from byte {offset} were requested"
             )
+        # Origins may send less than requested, and then the rest needs another request.
         done = 0
         while done < len(buffer):
             stream = self._get_stream(entry, offset + done, offset + len(buffer))
@@ -71,20 +75,24 @@ class RangeReader:
     def get_response(
         self, entry: Entry, headers: Mapping[str, str], max_bytes: int = 0
     ) -> tuple[Response, FileUrl]:
-        """The last answer to a GET of `entry`, redirects followed, whatever its status, and where it is from; the caller reads or drops its body.
+        """Return the final response to a GET of `entry`, whatever its status, and its URL.
 
-        Of the body come at most `max_bytes` bytes and one more, or all where that is 0.
+        Redirects are followed. The caller reads or discards the body, which is cut to `max_bytes` and one
+        more (0: not cut).
         """
         return self._follow_redirects(entry, headers, max_bytes)
 
     def read_many(self, pending: PendingFiles, permits: RequestPermits) -> dict[Entry, OriginUnavailable]:
-        """See `csi.manifest.reader.ManyReader`. What is behind a proxy is left, and of a site with TLS what is asked for before its first answer."""
+        """Read small files in a batch, as `ManyReader.read_many`.
+
+        Files behind a proxy stay pending, and so do those of a TLS site requested before its first response.
+        """
         return BatchFetch(self._connections, self._file_urls, permits).run(pending)
 
     def _get_stream(self, entry: Entry, offset: int, end: int) -> ResponseStream:
-        """An open answer whose next byte is `offset` of `entry`: the one at hand where it goes on, else a new request."""
+        """Return an open response whose next byte is `offset` of `entry`, an existing one if possible."""
         if self._stream is not None and self._stream.position != offset:
-            # Another reader may have left one that is further.
+            # Another reader may have shared a stream that is further.
             self._share_stream()
         stream = self._stream
         if stream is None or not stream.can_reach(entry, offset):
@@ -100,7 +108,8 @@ class RangeReader:
         if stream.is_full_response and not self._can_read_in_order(stream.entry):
             self._ranges_ignored = True
             raise RangesIgnored(
-                f"the origin sends all of {stream.entry.path!r} where a part was asked for; its files are read in order from now on"
+                f"the origin sends all of {stream.entry.path!r} although a part was requested; "
+                "its files are read in order from now on"
             )
         scratch = memoryview(bytearray(_SKIP_BUFFER_BYTES))
         while stream.position < offset:
@@ -112,6 +121,7 @@ class RangeReader:
     def _read(self, stream: ResponseStream, buffer: memoryview) -> int:
         try:
             count = stream.read(buffer)
+            # Forgotten first: `finish` releases or closes the stream itself, and may raise SourceChanged.
             if stream.position == stream.end:
                 self._stream = None
                 stream.finish()
@@ -131,9 +141,13 @@ class RangeReader:
             self._stream = None
 
     def _open_stream(self, entry: Entry, offset: int, end: int) -> ResponseStream:
-        """A new answer for bytes `offset` to `end` of `entry`, checked; through the remembered address, if it still works."""
+        """Request bytes `offset` to `end` of `entry` and check the response.
+
+        The remembered URL is used if it still works.
+        """
         range_headers = self._file_urls.build_range_headers(entry, offset, end)
         cached_url = self._file_urls.find_cached(entry)
+        # A small file that is requested completely goes through libcurl, which is faster.
         max_bytes = entry.size if end - offset == entry.size <= MAX_BODY_BYTES else 0
         if cached_url is not None:
             with self._forget_on_failure(entry, cached_url):
@@ -144,14 +158,14 @@ class RangeReader:
             self._file_urls.forget(entry, cached_url)
         response, file_url = self._follow_redirects(entry, range_headers, max_bytes)
         if self._file_urls.may_have_expired(file_url, response.status) and cached_url is None:
-            # It may have ended between being given out and being asked.
+            # The signed URL may have expired between being issued and being used.
             discard(response)
             response, file_url = self._follow_redirects(entry, range_headers, max_bytes)
         return self._build_stream(response, file_url, entry, offset, end)
 
     @contextmanager
     def _forget_on_failure(self, entry: Entry, file_url: FileUrl) -> Iterator[None]:
-        """Where a remembered address gives no answer, or a bad one, the next try asks the first address, which may lead elsewhere by then."""
+        """Forget a remembered URL if the request fails: the first address may lead elsewhere by then."""
         try:
             yield
         except OriginUnavailable as error:
@@ -162,7 +176,7 @@ class RangeReader:
     def _send(
         self, file_url: FileUrl, request_headers: Mapping[str, str], entry: Entry, max_bytes: int
     ) -> Response:
-        """`max_bytes` is how many bytes of body there should be where they are few, else 0."""
+        """Send one GET; `max_bytes` is the expected size of a small body, 0 if it is large."""
         rate_limits = self._file_urls.rate_limits
         rate_limits.check(file_url.url)
         headers = self._file_urls.build_headers(file_url, request_headers)
@@ -174,18 +188,19 @@ class RangeReader:
             )
             response = response or self._connections.get(file_url.url, headers, file_url.origin_site)
         except OriginUnavailable as error:
-            raise type(error)(f"{error} (asked for {entry.path!r})") from error
+            raise type(error)(f"{error} (requesting {entry.path!r})") from error
         rate_limits.update(file_url.url, response.headers)
         return response
 
     def _follow_redirects(
         self, entry: Entry, request_headers: Mapping[str, str], max_bytes: int
     ) -> tuple[Response, FileUrl]:
-        """Ask the first address and go where it sends; returns the last answer and where it is from."""
+        """Request the first address, following redirects; return the final response and its URL."""
         file_url = self._file_urls.get_first_url(entry)
         for _ in range(MAX_REDIRECTS + 1):
             response = self._send(file_url, request_headers, entry, max_bytes)
             if response.status not in REDIRECT_STATUSES:
+                # The plain first URL of a file need not be remembered: building it again costs nothing.
                 if response.status in (200, 206) and (self._file_urls.is_signed or not file_url.is_at_origin):
                     self._file_urls.remember(entry, file_url)
                 return response, file_url

@@ -1,7 +1,8 @@
-"""How much an origin still allows, by its RateLimit headers, and when it allows more.
+"""Rate limits of an origin, from its RateLimit headers.
 
-Three spellings are in use: `RateLimit: "default";r=50;t=30` (draft-ietf-httpapi-ratelimit-headers since 08, Hugging Face),
-`RateLimit: limit=100, remaining=50, reset=30` (until 07) and `RateLimit-Remaining` with `RateLimit-Reset`, `X-` before them or not.
+Three spellings are in use: `RateLimit: "default";r=50;t=30` (draft-ietf-httpapi-ratelimit-headers since 08,
+Hugging Face), `RateLimit: limit=100, remaining=50, reset=30` (until 07), and `RateLimit-Remaining` with
+`RateLimit-Reset`, both with or without `X-`.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from csi.values import parse_decimal
 _ITEM = re.compile(r";\s*([rt])\s*=\s*(\d+)")
 _LEGACY_ITEM = re.compile(r"\b(remaining|reset)\s*=\s*(\d+)")
 _REMAINING_HEADERS = ("RateLimit", "RateLimit-Remaining", "X-RateLimit-Remaining")
-# X-RateLimit-Reset is a time of day with some origins, seconds with others.
+# X-RateLimit-Reset is a Unix time on some origins, seconds from now on others; no window is 30 years long.
 _MIN_EPOCH_SECONDS = 1_000_000_000
 
 
 class RateLimitWindow(NamedTuple):
-    """`remaining` requests until it is renewed in `reset_seconds`."""
+    """`remaining` requests until the window is renewed in `reset_seconds`."""
 
     remaining: int
     reset_seconds: float
 
 
 def parse_rate_limits(headers: Mapping[str, str]) -> list[RateLimitWindow]:
-    """Every allowance that the headers tell of; what cannot be read is left out."""
+    """Parse all windows in the headers; unreadable ones are skipped."""
     if not any(map(headers.get, _REMAINING_HEADERS)):
         return []
     value = headers.get("RateLimit", "")
@@ -39,10 +40,13 @@ def parse_rate_limits(headers: Mapping[str, str]) -> list[RateLimitWindow]:
     if named := dict(_LEGACY_ITEM.findall(value)):
         windows.append({"r": named.get("remaining", ""), "t": named.get("reset", "")})
     windows += [
-        {"r": headers.get(f"{x}RateLimit-Remaining", ""), "t": headers.get(f"{x}RateLimit-Reset", "")}
-        for x in ("", "X-")
+        {
+            "r": headers.get(f"{prefix}RateLimit-Remaining", ""),
+            "t": headers.get(f"{prefix}RateLimit-Reset", ""),
+        }
+        for prefix in ("", "X-")
     ]
-    numbers = ((parse_decimal(one.get("r")), parse_decimal(one.get("t"))) for one in windows)
+    numbers = ((parse_decimal(window.get("r")), parse_decimal(window.get("t"))) for window in windows)
     return [
         RateLimitWindow(remaining, _parse_reset(reset))
         for remaining, reset in numbers
@@ -51,30 +55,34 @@ def parse_rate_limits(headers: Mapping[str, str]) -> list[RateLimitWindow]:
 
 
 def seconds_until_reset(headers: Mapping[str, str]) -> float:
-    """Seconds until what is used up is renewed, 0 where nothing is said to be used up."""
-    return max((one.reset_seconds for one in parse_rate_limits(headers) if one.remaining == 0), default=0.0)
+    """Return the seconds until every exhausted window is renewed, 0 if none is exhausted."""
+    return max(
+        (window.reset_seconds for window in parse_rate_limits(headers) if window.remaining == 0), default=0.0
+    )
 
 
 class RateLimitTracker:
-    """What each site said that it allows one credential; for all readers of a source."""
+    """Sites that reported an exhausted rate limit for one credential, shared by all readers of a source."""
 
     def __init__(self) -> None:
         self._blocked_until: dict[tuple[str, str, int], float] = {}
         self._lock = threading.Lock()
 
     def check(self, url: str) -> None:
-        """Raises OriginThrottled while the site of `url` allows no further request: it is not asked in vain."""
+        """Raise OriginThrottled while the site of `url` allows no further request."""
+        # Without the lock: this runs for every file, and sites are almost never blocked.
         if not self._blocked_until:
             return
         with self._lock:
             remaining = self._blocked_until.get(parse_site(url), 0.0) - time.monotonic()
         if remaining > 0:
             raise OriginThrottled(
-                f"{format_site(url)} said that it allows no further request for {remaining:.0f} s", remaining
+                f"{format_site(url)}: its rate limit allows no further request for {remaining:.0f} s",
+                remaining,
             )
 
     def update(self, url: str, headers: Mapping[str, str]) -> None:
-        """Take in what an answer of `url` said."""
+        """Record the rate limits in the headers of a response from `url`."""
         wait = seconds_until_reset(headers)
         if wait:
             with self._lock:

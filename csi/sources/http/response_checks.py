@@ -1,4 +1,4 @@
-"""What the answers of origins over HTTP mean: whether they are what was asked for, and an error in words where they are not."""
+"""Checks of HTTP responses from origins, and the translation of error statuses into `csi.errors`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _CONTENT_RANGE = re.compile(
 
 
 def status_error(status: int, headers: Mapping[str, str], url: str, entry: Entry) -> DataCacheError:
-    """An error status in the words of `csi.errors`."""
+    """Translate an error status into an error of `csi.errors`."""
     prefix = f"{format_site(url)} answered {status} for {entry.path!r}"
     if status == 401:
-        return Unauthenticated(f"{prefix}: it wants a credential, or refuses the one it was given")
+        return Unauthenticated(f"{prefix}: it requires a credential, or refuses the given one")
     if status == 403:
         return PermissionDenied(f"{prefix}: this credential may not read it")
     if status in (404, 410):
-        return SourceNotFound(f"{prefix}: it is not there any more")
+        return SourceNotFound(f"{prefix}: the file does not exist any more")
     if status == 412:
         return source_changed_error(entry, url)
     if status == 416:
@@ -45,23 +45,28 @@ def status_error(status: int, headers: Mapping[str, str], url: str, entry: Entry
 
 
 def source_changed_error(entry: Entry, url: str) -> SourceChanged:
-    """The file is another one by what its origin says of it (an ETag, a version, a time)."""
+    """Create the error for a file whose ETag, version or time differs from the listed one."""
     host = format_site(url)
     return SourceChanged(
-        f"{entry.path!r} on {host} has changed since it was listed; a new or updated cache picks the change up"
+        f"{entry.path!r} on {host} has changed since it was listed; "
+        "a new or updated cache picks the change up"
     )
 
 
 def transient_error(status: int, headers: Mapping[str, str], prefix: str) -> OriginUnavailable:
-    """OriginThrottled for 429 and 503, OriginUnavailable for the rest; `prefix` begins the message."""
+    """Return OriginThrottled for 429 and 503, else OriginUnavailable; `prefix` begins the message."""
     if status in (429, 503):
         wait = parse_retry_after(headers) or seconds_until_reset(headers)
-        return OriginThrottled(f"{prefix}: it asks for patience" + (f" ({wait:.0f} s)" if wait else ""), wait)
-    return OriginUnavailable(f"{prefix}: an answer that cannot be used; trying again may help")
+        hint = f" (retry after {wait:.0f} s)" if wait else ""
+        return OriginThrottled(f"{prefix}: it is rate limiting requests{hint}", wait)
+    return OriginUnavailable(f"{prefix}: unexpected response; a retry may help")
 
 
 def parse_retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds of a Retry-After header (RFC 9110, 10.2.3: seconds or a date), 0 where there is none or it cannot be read."""
+    """Return the seconds of a Retry-After header, 0 if missing or invalid.
+
+    RFC 9110, 10.2.3: its value is in seconds, or a date.
+    """
     value = headers.get("Retry-After", "").strip()
     if value.isascii() and value.isdigit():
         return float(value)
@@ -72,13 +77,19 @@ def parse_retry_after(headers: Mapping[str, str]) -> float:
 
 
 def check_range_end(headers: Mapping[str, str], url: str, entry: Entry, offset: int, end: int) -> int:
-    """The end of the range that came; fewer bytes than asked for are fine, another place or another file is not."""
+    """Return the end of the received range.
+
+    Fewer bytes than requested are fine. Raises OriginUnavailable for another range, SourceChanged for another
+    file size.
+    """
     match = _CONTENT_RANGE.match(headers.get("Content-Range", ""))
     _check_encoding(headers, url, entry)
     if match is None or int(match[1]) != offset or not offset < int(match[2]) + 1 <= end:
         raise OriginUnavailable(
-            f"{format_site(url)}: it sent another range of {entry.path!r} than was asked for (bytes {offset} to {end - 1})"
+            f"{format_site(url)}: it sent another range of {entry.path!r} "
+            f"than the requested one (bytes {offset} to {end - 1})"
         )
+    # RFC 9110, 14.4: "*" stands for an unknown total.
     if match[3] not in ("*", str(entry.size)):
         raise SourceChanged(
             f"{entry.path!r} has {match[3]} bytes now, it had {entry.size} when it was listed"
@@ -87,7 +98,7 @@ def check_range_end(headers: Mapping[str, str], url: str, entry: Entry, offset: 
 
 
 def check_full_response(headers: Mapping[str, str], url: str, entry: Entry) -> None:
-    """Raise unless the answer, which holds a whole file, holds this one, as it is."""
+    """Raise unless a response without a range has this file's size and no content encoding."""
     _check_encoding(headers, url, entry)
     length = headers.get("Content-Length", "")
     if length and length != str(entry.size):
@@ -97,5 +108,6 @@ def check_full_response(headers: Mapping[str, str], url: str, entry: Entry) -> N
 def _check_encoding(headers: Mapping[str, str], url: str, entry: Entry) -> None:
     if headers.get("Content-Encoding", "identity").lower() != "identity":
         raise OriginUnavailable(
-            f"{format_site(url)}: it sends {entry.path!r} compressed, which was not asked for; check the proxies on the way"
+            f"{format_site(url)}: it sends {entry.path!r} compressed, which was not requested; "
+            "check the proxies on the way"
         )

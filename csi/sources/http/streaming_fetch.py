@@ -1,4 +1,4 @@
-"""One open answer of an origin: its bytes as they come, into the caller's buffer, and an eye on how they come."""
+"""Open HTTP responses: bytes read straight into the caller's buffer while their rate is monitored."""
 
 from __future__ import annotations
 
@@ -15,13 +15,18 @@ from csi.sources.http.connections import format_site, unreachable_error
 from csi.sources.http.curl_fetch import CurlResponse
 from csi.sources.http.throughput import ThroughputBaseline, ThroughputMeter
 
+# Bytes of one read from a body without a known length, small enough to notice a slow connection.
 _CHUNKED_READ_BYTES = 1 << 16
+# How often per window `_receive_sized` returns so that the rate can be checked.
 _CHECKS_PER_WINDOW = 8
 _CONNECTION_ERRORS = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError)
 
 
 class ResponseStream:
-    """An open answer: `response` holds bytes `position` to `end` of `entry`; `is_full_response` where it is the answer of an origin that was asked for less."""
+    """An open response with bytes `position` to `end` of `entry`.
+
+    `is_full_response` if the origin sent the whole file although a range was requested.
+    """
 
     def __init__(
         self,
@@ -35,27 +40,32 @@ class ResponseStream:
     ) -> None:
         self.entry, self.position, self.end, self.is_full_response = entry, position, end, is_full_response
         self._response, self._site = response, format_site(url)
-        # What is here already says nothing of what a connection usually gives.
+        # A curl response is complete already; reading it from memory says nothing about the rate of a
+        # connection.
         self._meter = ThroughputMeter(
             ThroughputBaseline() if isinstance(response, CurlResponse) else baseline
         )
-        # urllib3's own reads copy; below them is the http.client body, whose file reads into the buffer itself (a fifth less CPU).
+        # urllib3's own reads copy. The http.client response below them can read into the caller's buffer,
+        # which takes a fifth less CPU. `_fp` is not public API; without it, reads go through urllib3.
         body = getattr(response, "_fp", None)
         self._body = body if isinstance(body, http.client.HTTPResponse) else None
 
     def can_reach(self, entry: Entry, offset: int) -> bool:
-        """Whether byte `offset` of `entry` is still to come."""
+        """Return whether byte `offset` of `entry` is still to come in this response."""
         return entry == self.entry and self.position <= offset < self.end
 
     def read(self, buffer: memoryview) -> int:
-        """At least one byte into `buffer`, all of it where they come fast.
+        """Read at least one byte into `buffer`, and fill it if bytes arrive fast.
 
-        Raises OriginUnavailable when the answer ends early or trickles, OriginTimedOut when nothing comes.
+        Raises OriginUnavailable if the response ends early or is too slow, OriginTimedOut if nothing arrives.
         """
         started_at, start_position = time.monotonic(), self.position
         view = buffer[: self.end - self.position]
         try:
-            self._receive_sized(view, started_at) if self._has_known_length else self._receive_chunk(view)
+            if self._has_known_length:
+                self._receive_sized(view, started_at)
+            else:
+                self._receive_chunk(view)
         except _CONNECTION_ERRORS as error:
             raise unreachable_error(
                 error, self._site, f" (in {self.entry.path!r} at byte {self.position})"
@@ -64,9 +74,7 @@ class ResponseStream:
         if not count:
             raise self._unavailable_error("the connection ended early")
         if self._meter.is_too_slow(count, time.monotonic() - started_at):
-            raise self._unavailable_error(
-                "the connection gives far less than others do, a fresh one may give more"
-            )
+            raise self._unavailable_error("the connection is far slower than others; a new one may be faster")
         return count
 
     @property
@@ -79,14 +87,15 @@ class ResponseStream:
         )
 
     def _receive_sized(self, view: memoryview, started_at: float) -> None:
-        """All of `view`, or what comes in a part of a window: one receive that waited for all of it would not see a trickle."""
+        """Read until `view` is full or a fraction of a window has passed.
+
+        One receive for all of it would hide a slow connection for too long.
+        """
         body = self._body
         assert body is not None and body.length is not None
-        view, receive, return_at = (
-            view[: body.length],
-            body.fp.readinto1,
-            started_at + throughput.MEASURING_WINDOW / _CHECKS_PER_WINDOW,
-        )
+        view = view[: body.length]
+        receive = body.fp.readinto1
+        return_at = started_at + throughput.MEASURING_WINDOW / _CHECKS_PER_WINDOW
         while view:
             count = receive(view)
             if not count:
@@ -98,7 +107,7 @@ class ResponseStream:
                 return
 
     def _receive_chunk(self, view: memoryview) -> None:
-        """What one receive gives of a body that is chunked or ends with the connection."""
+        """Read once from a body that is chunked or ends with the connection."""
         data = (self._body or self._response).read1(min(len(view), _CHUNKED_READ_BYTES))
         view[: len(data)] = data
         self.position += len(data)
@@ -107,13 +116,14 @@ class ResponseStream:
         return OriginUnavailable(f"{self._site}: {reason} (in {self.entry.path!r} at byte {self.position})")
 
     def finish(self) -> None:
-        """All bytes that count were read: the connection is free for the next request, unless more than that was sent.
+        """Release the connection for the next request after all bytes were read, unless the origin sent more.
 
-        Raises SourceChanged when a whole file goes on where it should end.
+        Raises SourceChanged if a full response is longer than the file was.
         """
         self._meter.end_window()
         try:
-            # Lets http.client see the end of the body.
+            # http.client only notices the end of the body by reading it, and only then is the connection
+            # reusable.
             excess_bytes = len((self._body or self._response).read(1))
         except _CONNECTION_ERRORS:
             excess_bytes = 1
@@ -127,15 +137,15 @@ class ResponseStream:
             )
 
     def close(self) -> None:
-        """Be done with the answer and its connection."""
+        """Close the response and its connection."""
         self._response.close()
 
 
 class SharedStreams:
-    """Answers that hold whole files, passed on from reader to reader: what one has read up to, the next goes on from.
+    """Responses with whole files, passed on from reader to reader: where one stops, the next continues.
 
-    One a file is kept, that which is furthest, of at most two files (the second is one that is read again), and none once the
-    last of the readers that `add_reader` has `remove_reader`: what nobody takes only fills buffers.
+    At most one per file is kept, the furthest one, of at most two files (the second is one being read again),
+    and none after the last reader was removed: an open response that nobody reads only fills socket buffers.
     """
 
     def __init__(self) -> None:
@@ -144,20 +154,21 @@ class SharedStreams:
         self._lock = threading.Lock()
 
     def add_reader(self) -> None:
-        """One more reader."""
+        """Register a reader."""
         with self._lock:
             self._readers += 1
 
     def remove_reader(self) -> None:
-        """One reader fewer."""
+        """Unregister a reader; the last one closes all streams."""
         with self._lock:
             self._readers -= 1
             if not self._readers:
                 self._close(self._streams)
 
     def put(self, stream: ResponseStream) -> None:
-        """Leave an answer for the next reader of its file."""
+        """Leave a response for the next reader of its file."""
         with self._lock:
+            # The furthest stream of each file wins; of other files the most recent one stays.
             same_file = sorted(
                 (other for other in (*self._streams, stream) if other.entry == stream.entry), key=_position
             )
@@ -166,16 +177,16 @@ class SharedStreams:
             self._streams = [*others[-1:], same_file[-1]]
 
     def take(self, entry: Entry, offset: int) -> ResponseStream | None:
-        """Of the answers that were left and in which byte `offset` of `entry` is still to come, the one that is furthest."""
+        """Take the furthest response that can still reach byte `offset` of `entry`, None if none can."""
         with self._lock:
-            found = max(
-                (stream for stream in self._streams if stream.can_reach(entry, offset)),
+            stream = max(
+                (other for other in self._streams if other.can_reach(entry, offset)),
                 key=_position,
                 default=None,
             )
-            if found is not None:
-                self._streams.remove(found)
-            return found
+            if stream is not None:
+                self._streams.remove(stream)
+            return stream
 
     def _close(self, streams: list[ResponseStream]) -> None:
         for stream in streams:

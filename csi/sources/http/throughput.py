@@ -1,27 +1,34 @@
-"""Which connection trickles: far slower than the others of its source for long, or slower than any that is of use."""
+"""Detection of stalled connections: far slower than others of the source, or slower than any useful one."""
 
 from __future__ import annotations
 
 import threading
 
 MEASURING_WINDOW = 20.0
-"""So long a connection is read from before it is judged."""
+"""Seconds of reading after which a connection is judged."""
 MIN_RATE = 1024.0
-"""Bytes a second below which a connection is of no use, whatever the others give."""
+"""Bytes per second below which a connection is useless, however slow the others are."""
 MIN_RATE_FRACTION = 0.05
-"""What part of the usual rate of a connection is too little."""
+"""Fraction of the usual rate of a connection below which one is too slow."""
+# The baseline covers about this many windows of reading; then old measurements are halved.
 _HISTORY_WINDOWS = 10
 
 
 class ThroughputBaseline:
-    """What the connections of one source usually give; for any number of threads. Seconds are those spent waiting for bytes."""
+    """The usual rate of the connections of one source.
+
+    Thread-safe. Only seconds spent waiting for bytes count.
+    """
 
     def __init__(self) -> None:
         self._bytes, self._seconds = 0.0, 0.0
         self._lock = threading.Lock()
 
     def add(self, received: int, seconds: float) -> None:
-        """A connection gave so many bytes in so many seconds. What is old counts less and less."""
+        """Add the bytes that one connection received in some seconds.
+
+        Old measurements count less and less.
+        """
         with self._lock:
             self._bytes += received
             self._seconds += seconds
@@ -30,18 +37,18 @@ class ThroughputBaseline:
 
     @property
     def min_rate(self) -> float:
-        """The bytes a second below which a connection trickles."""
+        """Bytes per second below which a connection is too slow."""
         return max(MIN_RATE, MIN_RATE_FRACTION * self._bytes / self._seconds if self._seconds else 0.0)
 
 
 class ThroughputMeter:
-    """One connection's rate, window by window. For one thread."""
+    """The rate of one connection, by windows. For one thread."""
 
     def __init__(self, baseline: ThroughputBaseline) -> None:
         self._baseline, self._received, self._seconds = baseline, 0, 0.0
 
     def is_too_slow(self, received: int, seconds: float) -> bool:
-        """Take in that `received` bytes came in `seconds`; whether this ends a window with too little in it."""
+        """Add `received` bytes in `seconds`; return whether this ends a window that was too slow."""
         self._received += received
         self._seconds += seconds
         if self._seconds < MEASURING_WINDOW:
@@ -51,6 +58,6 @@ class ThroughputMeter:
         return is_slow
 
     def end_window(self) -> None:
-        """The window ends here: it counts for what is usual."""
+        """End the window early and add it to the baseline."""
         self._baseline.add(self._received, self._seconds)
         self._received, self._seconds = 0, 0.0

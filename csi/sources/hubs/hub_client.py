@@ -1,7 +1,7 @@
-"""The HTTP client that huggingface_hub is given: bounded waits, no stray credentials, passing faults as our own errors at once.
+"""HTTP client for huggingface_hub, with bounded waits, no stray credentials, and our own errors.
 
-Its default client waits for ever, keeps cookies from one token to the next, and sits out faults (up to half a minute)
-that the caller of this driver would rather hear of.
+Its default client waits for ever, keeps cookies from one token to the next, and retries failures for up to
+half a minute, which callers of this driver would rather hear of.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ from csi.sources.hubs.redirect_policy import check_hop
 
 _TIMEOUT = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)
 _LIMITS = httpx2.Limits(max_keepalive_connections=2, keepalive_expiry=IDLE_TIMEOUT)
-# What a connection that the other end closed while it idled fails with; asking once more is safe, all requests only read.
+# Errors of an idle connection that the peer has closed. One retry is safe, as all requests only read.
 _STALE_CONNECTION_ERRORS = (httpx2.RemoteProtocolError, httpx2.ReadError, httpx2.WriteError)
 
 
 class HubClient(httpx2.Client):
-    """`home` is the hub's site; Authorization goes nowhere else, and requests only where `destinations` lets them.
+    """HTTP client for the hub at `hub_site`.
 
-    Each hop is judged by the addresses of its host before it is taken; the hub's answers are facts, and their bytes go through the engine,
-    which connects to what it judged.
+    Sends Authorization to no other site, and requests only where allowed.
+
+    The addresses of each redirect's host are checked against `destinations` before it is followed. Only
+    metadata is fetched here; file bytes go through the ranged HTTP reader, which connects exactly to the
+    checked address.
     """
 
     def __init__(self, hub_site: Site, destinations: Destinations | None = None) -> None:
@@ -54,11 +57,15 @@ class HubClient(httpx2.Client):
         check_hop(self._destinations, self._hub_site, parse_site(str(request.url)))
 
     def send(self, request: httpx2.Request, **options: Any) -> httpx2.Response:
-        """As httpx2.Client.send; raises OriginUnavailable and OriginThrottled for what may pass."""
+        """Send like httpx2.Client.send.
+
+        Raises OriginUnavailable and OriginThrottled for temporary failures.
+        """
         url = str(request.url)
         request.extensions = {**request.extensions, "timeout": _TIMEOUT.as_dict()}
         if parse_site(url) != self._hub_site:
             request.headers.pop("Authorization", None)
+        # A session cookie of one token must not reach requests with another.
         self.cookies.clear()
         try:
             response = self._send_with_retry(request, options)

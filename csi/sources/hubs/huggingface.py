@@ -1,7 +1,8 @@
-"""Hugging Face models and datasets: facts through huggingface_hub, bytes through the ranged HTTP engine.
+"""Hugging Face models and datasets: metadata through huggingface_hub, bytes through the ranged HTTP reader.
 
-The endpoint is HF_ENDPOINT's. No token but the one given is ever sent: HF_TOKEN and the token file are a person's, not a
-volume's. Messages are this module's own: those of huggingface_hub hold URLs and request ids.
+The endpoint is that of HF_ENDPOINT. Only the given token is ever sent: HF_TOKEN and the token file belong to
+a person, not to a volume. Messages are this module's own: those of huggingface_hub contain URLs and request
+ids.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import huggingface_hub
 from huggingface_hub import HfApi, constants, hf_hub_url
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import build_hf_headers, filter_repo_objects  # type: ignore[attr-defined]  # its list of names is made at run time
+
+# The package builds its list of names at run time.
+from huggingface_hub.utils import build_hf_headers, filter_repo_objects  # type: ignore[attr-defined]
 
 from csi import __version__
 from csi.destinations.destinations import Destinations
@@ -36,28 +39,30 @@ from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 from csi.sources.hubs.hub_client import HubClient
 from csi.sources.patterns import CountingIterator
+from csi.sources.source import Source
 
 _REPO_TYPES = {"HuggingFace/Model": "model", "HuggingFace/DataSet": "dataset"}
-# Readers of one fill and one to spare; idle connections beyond this are closed.
+# Idle connections beyond the readers of one fill are closed.
 _FILL_CONNECTIONS = 16
+# Connections kept for access checks, which take one or two requests per volume.
 _WARM_CONNECTIONS = 2
 _USER_AGENT = "datacache-csi"
 _FILE_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 
-# Usage statistics, and a look-up of what other programs run here: not a node's to send.
+# Nodes must not send usage statistics, which include what other programs run here.
 constants.HF_HUB_DISABLE_TELEMETRY = True
 
 
 def configured_endpoint() -> str:
-    """The address of the hub that HF_ENDPOINT names, else of the public one."""
+    """Return the hub's address from HF_ENDPOINT, else the public one."""
     return constants.ENDPOINT
 
 
-class HuggingFaceSource:
-    """One repository of the hub, read with `token` (None: as anybody). Implements `csi.sources.source.Source`."""
+class HuggingFaceSource(Source):
+    """One repository of the hub, read with `token` (None: anonymously)."""
 
     def __init__(self, spec: CacheSpec, token: str | None, destinations: Destinations | None = None) -> None:
-        """Raises InvalidParameter when `spec` is of another source."""
+        """Raise InvalidParameter if `spec` has another source."""
         if not isinstance(spec.source, HubSpec) or spec.source.repo_source not in _REPO_TYPES:
             raise InvalidParameter(
                 f"repoSource must be one of {', '.join(_REPO_TYPES)}, this is {spec.source.display_name}"
@@ -80,7 +85,10 @@ class HuggingFaceSource:
         self._connections = Connections(_FILL_CONNECTIONS, self._destinations)
 
     def pin(self) -> CacheSpec:
-        """The spec at the commit that its revision means now; no request when it is a commit already."""
+        """Return the spec at the current commit of its revision.
+
+        Sends no request if it is a commit already.
+        """
         if is_commit(self._hub.revision):
             return self._spec
         with self._translate_errors():
@@ -94,9 +102,11 @@ class HuggingFaceSource:
         return replace(self._spec, source=replace(self._hub, revision=commit))
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """Every file of `pinned` that its patterns let through; raises InvalidParameter when they leave nothing.
+        """List every file of `pinned` selected by its patterns.
 
-        Of the listing one page is held at a time, and of a file its entry alone: 500 bytes at most where the path has 40.
+        Raises InvalidParameter if they select nothing.
+
+        Memory: one page of the listing, and the entry of each file, at most 500 bytes for a path of 40.
         """
         hub = pinned.source
         assert isinstance(hub, HubSpec)
@@ -112,11 +122,13 @@ class HuggingFaceSource:
         )
         if not files.count:
             raise SourceNotFound(
-                f"{self._host} lists no file in {hub.display_name}; check repoId and revision, and that HF_ENDPOINT is a hub"
+                f"{self._host} lists no file in {hub.display_name}; "
+                "check repoId and revision, and that HF_ENDPOINT is a hub"
             )
         if not manifest.entries:
             raise InvalidParameter(
-                f"allowPatterns and ignorePatterns leave none of the {files.count} files of {hub.display_name}; check allowPatterns"
+                f"allowPatterns and ignorePatterns leave none of the {files.count} files "
+                f"of {hub.display_name}; check allowPatterns"
             )
         return manifest
 
@@ -129,7 +141,7 @@ class HuggingFaceSource:
                     yield item
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """The hub's permission check, then one byte of the smallest file that has one."""
+        """Run the hub's permission check, then read one byte of the smallest non-empty file."""
         smallest = min(
             (file for file in manifest.files if file.size), key=lambda file: file.size, default=None
         )
@@ -142,12 +154,15 @@ class HuggingFaceSource:
                     reader.read_into(smallest, 0, memoryview(bytearray(1)))
 
     def open_reader(self, manifest: Manifest) -> RangeReader:
-        """A reader of the manifest's files; all readers of this source share what redirects led to."""
+        """Open a reader of the manifest's files; all readers of this source share redirect targets."""
         with self._translate_errors():
             return RangeReader(self._connections, self._get_file_urls(manifest))
 
     def close(self) -> None:
-        """Let go of the fill's connections; at most two to the hub stay warm for the next source in this process."""
+        """Close the fill's connections.
+
+        At most two to the hub stay open for the next source in this process.
+        """
         self._connections.close()
 
     @property
@@ -160,7 +175,8 @@ class HuggingFaceSource:
         )
         if not _FILE_DIGEST.fullmatch(digest) or not isinstance(size, int) or size < 0:
             raise OriginUnavailable(
-                f"{self._host} lists {file.path!r} of {self._hub.display_name} without a usable size and digest"
+                f"{self._host} lists {file.path!r} of {self._hub.display_name} without a usable "
+                "size and digest"
             )
         return Entry(file.path, EntryKind.FILE, size=size, digest=digest)
 
@@ -168,7 +184,8 @@ class HuggingFaceSource:
         try:
             self._api.auth_check(self._hub.repo_id, repo_type=self._repo_type)
         except HfHubHTTPError as error:
-            # Mirrors that do not know this call answer with one of these and no code; the byte that is read next decides there.
+            # Mirrors without this endpoint answer with one of these statuses and no error code. There,
+            # reading a byte decides.
             if error.response.status_code not in ignored_statuses or error.response.headers.get(
                 "X-Error-Code"
             ):
@@ -191,59 +208,75 @@ class HuggingFaceSource:
 
     @contextmanager
     def _translate_errors(self) -> Iterator[None]:
-        """Errors of huggingface_hub as those of `csi.errors`."""
+        """Translate errors of huggingface_hub into those of `csi.errors`."""
         if constants.is_offline_mode():
             raise OriginUnavailable(
-                "HF_HUB_OFFLINE is set in the plugin's environment, so no hub is asked; unset it to reach one"
+                "HF_HUB_OFFLINE is set in the plugin's environment, so no hub is contacted; unset it"
             )
         try:
             yield
         except HFValidationError as error:
             raise InvalidParameter(
-                f"repoId {self._hub.repo_id!r} is no repository id; write org/name as the hub shows it"
+                f"repoId {self._hub.repo_id!r} is not a repository id; write org/name as the hub shows it"
             ) from error
         except HfHubHTTPError as error:
-            refusal = self._error_for_status(error.response.status_code, error.response.headers)
+            specific = self._error_for_status(error.response.status_code, error.response.headers)
             fallback = OriginUnavailable(
-                f"{self._host} answered {error.response.status_code} for {self._hub.display_name}; trying again may help"
+                f"{self._host} answered {error.response.status_code} for {self._hub.display_name}; "
+                "a retry may help"
             )
-            raise refusal or fallback from error
+            raise specific or fallback from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise OriginUnavailable(
                 f"{self._host} does not answer as a hub does; check HF_ENDPOINT and the proxies on the way"
             ) from error
 
     def _error_for_status(self, status: int, headers: Mapping[str, str]) -> DataCacheError | None:
-        """What an error answer of the hub means (its X-Error-Code first, then the status); None where it means nothing in particular."""
-        shown, code = self._hub.display_name, headers.get("X-Error-Code", "")
+        """Translate an error response of the hub (X-Error-Code first, then the status).
+
+        None if it has no specific meaning.
+        """
+        display_name, code = self._hub.display_name, headers.get("X-Error-Code", "")
         if code == "GatedRepo":
             return PermissionDenied(
-                f"{shown} is gated: accept the terms at {self._page_url} with the account of this token{self._token_hint}"
+                f"{display_name} is gated: accept the terms at {self._page_url} with the account of this "
+                f"token{self._token_hint}"
             )
         if code == "RevisionNotFound":
             return SourceNotFound(
-                f"{shown}: {self._hub.repo_id} has no revision {self._hub.revision!r}; check revision (a branch, tag or commit)"
+                f"{display_name}: {self._hub.repo_id} has no revision {self._hub.revision!r}; "
+                "check revision (a branch, tag or commit)"
             )
         if code == "EntryNotFound":
             return SourceNotFound(
-                f"{shown}: a file that the hub listed is not there; check the repository on {self._host}"
+                f"{display_name}: a file that the hub listed is not there; "
+                f"check the repository on {self._host}"
             )
         if status == 401:
             return Unauthenticated(self._unauthenticated_message())
         if code == "RepoNotFound" or status == 404:
             return SourceNotFound(
-                f"{shown} does not exist on {self._host}, or this token may not see it: check repoSource, repoId and the token"
+                f"{display_name} does not exist on {self._host}, or this token may not see it: "
+                "check repoSource, repoId and the token"
             )
         return (
-            PermissionDenied(f"{self._host} lets this credential not read {shown}; check the token's rights")
+            PermissionDenied(
+                f"{self._host} does not let this credential read {display_name}; check the token's rights"
+            )
             if status == 403
             else None
         )
 
     def _unauthenticated_message(self) -> str:
         if self._token is None:
-            return f"{self._hub.display_name} does not exist, or is private: check repoId or give a token in a Secret (key `token`)"
-        return f"{self._host} refuses the token for {self._hub.display_name}: it is wrong, revoked or expired; put a valid one in the Secret (key `token`)"
+            return (
+                f"{self._hub.display_name} does not exist, or is private: "
+                "check repoId or give a token in a Secret (key `token`)"
+            )
+        return (
+            f"{self._host} refuses the token for {self._hub.display_name}: "
+            "it is wrong, revoked or expired; put a valid one in the Secret (key `token`)"
+        )
 
     @property
     def _token_hint(self) -> str:
@@ -257,17 +290,20 @@ class HuggingFaceSource:
 
 @functools.lru_cache(maxsize=1)
 def _configure_endpoint(endpoint: str, destinations: Destinations) -> None:
-    """Give huggingface_hub a client for this endpoint; kept, with its connections, from one source of the process to the next."""
+    """Give huggingface_hub a client for this endpoint.
+
+    The client is kept with its connections for later sources of the process.
+    """
     try:
         hub_site = parse_site(endpoint)
     except OriginUnavailable as error:
         raise InvalidParameter(
-            "HF_ENDPOINT in the plugin's environment is no http or https URL; set it to the hub's address"
+            "HF_ENDPOINT in the plugin's environment is not an http or https URL; set it to the hub's address"
         ) from error
     huggingface_hub.set_client_factory(functools.partial(HubClient, hub_site, destinations))
 
 
 @functools.lru_cache(maxsize=2)
 def _get_warm_connections(destinations: Destinations) -> Connections:
-    """For the few bytes of proofs, from one source of the process to the next."""
+    """Return connections for the few bytes of access checks, kept for later sources of the process."""
     return Connections(_WARM_CONNECTIONS, destinations)

@@ -1,6 +1,7 @@
-"""ModelScope models and datasets: facts through the SDK's client, bytes through the ranged HTTP engine.
+"""ModelScope models and datasets: metadata through the SDK's client, bytes through the ranged HTTP reader.
 
-The endpoint is MODELSCOPE_ENDPOINT's. Listings have no commit to pin, so the digests of the files are the pin.
+The endpoint is that of MODELSCOPE_ENDPOINT. Listings have no commit to pin, so the digests of the files are
+the pin.
 """
 
 from __future__ import annotations
@@ -27,17 +28,19 @@ from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 from csi.sources.hubs.modelscope_client import HubStatusError, ModelScopeClient, configured_endpoint
 from csi.sources.patterns import CountingIterator, is_included
+from csi.sources.source import Source
 
 _REPO_TYPES = {"ModelScope/Model": "model", "ModelScope/DataSet": "dataset"}
+# Idle connections beyond the readers of one fill are closed.
 _FILL_CONNECTIONS = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class ModelScopeSource:
-    """One repository of ModelScope, read with `token` (None: as anybody). Implements `csi.sources.source.Source`."""
+class ModelScopeSource(Source):
+    """One repository of ModelScope, read with `token` (None: anonymously)."""
 
     def __init__(self, spec: CacheSpec, token: str | None, destinations: Destinations | None = None) -> None:
-        """Raises InvalidParameter when `spec` is of another source, or the endpoint is none."""
+        """Raise InvalidParameter if `spec` has another source, or the endpoint is invalid."""
         if not isinstance(spec.source, HubSpec) or spec.source.repo_source not in _REPO_TYPES:
             raise InvalidParameter(
                 f"repoSource must be one of {', '.join(_REPO_TYPES)}, this is {spec.source.display_name}"
@@ -49,7 +52,7 @@ class ModelScopeSource:
         self._client = ModelScopeClient(
             endpoint, _REPO_TYPES[self._hub.repo_source], self._hub.repo_id, token, policy
         )
-        # Its older calls know the session cookie, its newer ones the header: the SDK sends both.
+        # Older APIs take the session cookie, newer ones the header: the SDK sends both.
         headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
         self._connections = Connections(_FILL_CONNECTIONS, policy)
         self._file_urls = FileUrls(
@@ -59,13 +62,18 @@ class ModelScopeSource:
         )
 
     def pin(self) -> CacheSpec:
-        """The spec itself: the listing has no commit. What the repository held is told by the manifest's digest alone."""
+        """Return the spec itself, as listings have no commit.
+
+        Only the manifest's digest identifies the content.
+        """
         return self._spec
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """Every file that the patterns let through; raises InvalidParameter when they leave nothing, OriginUnavailable for half a listing.
+        """List every file selected by the patterns.
 
-        Of a dataset's file its entry alone is held: 500 bytes at most where the path has 40. A model's listing is the SDK's, 1,000 bytes a file.
+        Raises InvalidParameter if they select nothing, OriginUnavailable for a truncated listing. Memory: for
+        a dataset only the entries, at most 500 bytes for a path of 40; for a model the SDK's listing, 1,000
+        bytes per file.
         """
         hub = self._hub
         files = CountingIterator(
@@ -82,22 +90,26 @@ class ModelScopeSource:
                 pinned.to_context(),
                 preserve_ownership=pinned.preserve_ownership,
             )
-        except HubStatusError as refusal:
-            raise self._error_for_status(refusal.status, {}) or OriginUnavailable(
+        except HubStatusError as error:
+            raise self._error_for_status(error.status, {}) or OriginUnavailable(
                 f"{self._host} refuses to list {hub.display_name}"
-            ) from refusal
+            ) from error
         if not files.count:
             raise SourceNotFound(
                 f"{self._host} lists no file in {hub.display_name}; check repoId and revision"
             )
         if not manifest.entries:
             raise InvalidParameter(
-                f"allowPatterns and ignorePatterns leave none of the {files.count} files of {hub.display_name}; check allowPatterns"
+                f"allowPatterns and ignorePatterns leave none of the {files.count} files "
+                f"of {hub.display_name}; check allowPatterns"
             )
         return manifest
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """Read one byte of the smallest file that has one; where all are empty, list again: a listing is all there is to read."""
+        """Read one byte of the smallest non-empty file.
+
+        If all are empty, list again, as there is nothing else to read.
+        """
         smallest = min(
             (file for file in manifest.files if file.size), key=lambda file: file.size, default=None
         )
@@ -108,11 +120,10 @@ class ModelScopeSource:
             reader.read_into(smallest, 0, memoryview(bytearray(1)))
 
     def open_reader(self, manifest: Manifest) -> RangeReader:
-        """A reader of the manifest's files; all readers of this source share what redirects led to."""
+        """Open a reader of the manifest's files; all readers of this source share redirect targets."""
         return RangeReader(self._connections, self._file_urls)
 
     def close(self) -> None:
-        """Let go of all connections."""
         self._connections.close()
         self._client.close()
 
@@ -129,30 +140,27 @@ class ModelScopeSource:
             raise OriginUnavailable(
                 f"{self._host} lists {path!r} of {self._hub.display_name} without a sha256 and a revision"
             )
-        return Entry(
-            path,
-            EntryKind.FILE,
-            size=size,
-            digest=f"token:modelscope {json.dumps([self._host, self._hub.origin_scope, path, revision, size])}",
-        )
+        identity = json.dumps([self._host, self._hub.origin_scope, path, revision, size])
+        return Entry(path, EntryKind.FILE, size=size, digest=f"token:modelscope {identity}")
 
     def _error_for_status(self, status: int, headers: Mapping[str, str]) -> DataCacheError | None:
-        """What an error status of the hub means; None where it means nothing in particular."""
-        shown = self._hub.display_name
+        """Translate an error status of the hub; None if it has no specific meaning."""
+        display_name = self._hub.display_name
         if status in (401, 403) and self._token is None:
             return Unauthenticated(
-                f"{shown} is private, or does not exist: check repoId or give a token in a Secret (key `token`)"
+                f"{display_name} is private, or does not exist: "
+                "check repoId or give a token in a Secret (key `token`)"
             )
         if status == 401:
-            why = "it is wrong, revoked or expired; put a valid one in the Secret (key `token`)"
-            return Unauthenticated(f"{self._host} refuses the token for {shown}: {why}")
+            hint = "it is wrong, revoked or expired; put a valid one in the Secret (key `token`)"
+            return Unauthenticated(f"{self._host} refuses the token for {display_name}: {hint}")
         if status == 403:
             return PermissionDenied(
-                f"{self._host} lets this token not read {shown}; check the token's rights"
+                f"{self._host} does not let this token read {display_name}; check the token's rights"
             )
         if status in (400, 404):
-            check = "check repoSource, repoId, revision and the token"
+            hint = "check repoSource, repoId, revision and the token"
             return SourceNotFound(
-                f"{shown} does not exist on {self._host}, or this token may not see it: {check}"
+                f"{display_name} does not exist on {self._host}, or this token may not see it: {hint}"
             )
         return None

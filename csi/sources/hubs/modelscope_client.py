@@ -1,7 +1,8 @@
-"""The SDK of ModelScope as this driver uses it: lists a repository, whole or not at all, and says where its files are.
+"""Client of ModelScope's SDK: complete listings of a repository, and the URLs of its files.
 
-No token but the one given is ever sent: what `modelscope login` left on a disk, and what a ~/.netrc holds, is a person's. Its
-redirects are judged by the address before they are followed. Its messages hold URLs, so the errors here are our own.
+Only the given token is ever sent: what `modelscope login` left on disk or a ~/.netrc holds belongs to a
+person. Each redirect is checked by its target's addresses before it is followed. The SDK's messages contain
+URLs, so the errors here have our own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urljoin
 
-# Read when the SDK is imported. Passing faults are the caller's to hear of: the SDK would sit out minutes.
+# Read when the SDK is imported. The SDK would retry for minutes; callers want to hear of temporary failures
+# at once.
 os.environ.setdefault("MODELSCOPE_REPO_TREE_PAGE_MAX_ATTEMPTS", "2")
 os.environ["NETRC"] = "/dev/null"
 
@@ -37,30 +39,34 @@ from csi.sources.http.connections import (  # noqa: E402
 )
 from csi.sources.hubs.redirect_policy import check_hop  # noqa: E402
 
-# It writes lines of its own form to standard error; what matters of them is in the errors here.
+# The SDK logs to standard error in its own format; what matters is in the errors raised here.
 _log = logging.getLogger("modelscope_hub")
 _log.handlers.clear()
 _log.propagate = True
 _log.setLevel(logging.ERROR)
 
-# What the SDK asks of datasets at once; the hub's own bound is 500.
+# The SDK's own page size for datasets; the hub allows up to 500.
 _DATASET_PAGE_SIZE = 200
 
 
 def configured_endpoint() -> str:
-    """The hub's address, as the environment says (MODELSCOPE_ENDPOINT), else the public one. Raises InvalidParameter for no http or https URL."""
+    """Return the hub's address from MODELSCOPE_ENDPOINT, else the public one.
+
+    Raises InvalidParameter unless it is an http or https URL.
+    """
     endpoint = str(HubConfig(token="").endpoint)
     try:
         parse_site(endpoint)
     except OriginUnavailable as error:
         raise InvalidParameter(
-            "MODELSCOPE_ENDPOINT in the plugin's environment is no http or https URL; set it to the hub's address"
+            "MODELSCOPE_ENDPOINT in the plugin's environment is not an http or https URL; "
+            "set it to the hub's address"
         ) from error
     return endpoint
 
 
 class HubStatusError(Exception):
-    """The hub answered with an error `status`; what that means is the source's to say."""
+    """An error status of the hub, which the source translates."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"status {status}")
@@ -68,16 +74,16 @@ class HubStatusError(Exception):
 
 
 class ModelScopeClient:
-    """One repository of the hub at `endpoint`: `kind` is "model" or "dataset". For one thread."""
+    """One repository of the hub at `endpoint`; `repo_type` is "model" or "dataset". For one thread."""
 
     def __init__(
         self, endpoint: str, repo_type: str, repo_id: str, token: str | None, destinations: Destinations
     ) -> None:
         self._repo_type, self._repo_id, self._destinations = repo_type, repo_id, destinations
         self._hub_site = parse_site(endpoint)
-        # What it raises is better said at once than by the SDK.
+        # Raises a readable error for a bad CA bundle now, before the SDK fails on it.
         get_ssl_context()
-        # An empty token is none; None would be what the SDK finds on the disk.
+        # An empty token means none; with None the SDK would use one that it finds on disk.
         api = HubApi(
             HubConfig(endpoint=endpoint, token=token or ""), user_agent=f"datacache-csi/{__version__}"
         )
@@ -88,11 +94,12 @@ class ModelScopeClient:
             _set_ca_bundle(session)
 
     def iter_entries(self, revision: str) -> Iterator[dict[str, Any]]:
-        """Every entry of the tree ("Path", "Type", "Size", "Sha256", ...), once. Raises HubStatusError, and OriginUnavailable where it was cut short.
+        """Yield every entry of the tree ("Path", "Type", "Size", "Sha256", ...), once.
 
-        Of a dataset one page is held at a time; of a model the SDK holds the listing, and of that what was not taken yet.
+        Raises HubStatusError, and OriginUnavailable if the listing was truncated. Memory: one page for a
+        dataset; for a model the SDK's whole listing, which shrinks as it is consumed.
         """
-        # The pages of a dataset have no such bound.
+        # The hub truncates the folders of models only; datasets are paged.
         completeness = ListingCompleteness(
             None if self._repo_type == "dataset" else REPO_FILES_TRUNCATION_LIMIT
         )
@@ -102,20 +109,22 @@ class ModelScopeClient:
             ):
                 completeness.add(entry)
                 yield entry
-        if why := completeness.describe_missing():
+        if missing := completeness.describe_missing():
             raise OriginUnavailable(
-                f"{format_site(self._client.endpoint)} cut the listing of {self._repo_id} short: {why}; a volume of half a repository is not made"
+                f"{format_site(self._client.endpoint)} cut the listing of {self._repo_id} short: {missing}; "
+                "a volume is never created from part of a repository"
             )
 
     def get_file_url(self, path: str, revision: str) -> str:
-        """Where a file's bytes are."""
+        """Return the URL of a file."""
         return str(self._client.get_download_url(self._repo_id, self._repo_type, path, revision))
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         for session in self._sessions:
             for adapter in session.adapters.values():
-                # To close a session only drops its pools: an error that is still told keeps their connections open.
+                # Closing a session only drops its pools; the traceback of an error can keep their connections
+                # open.
                 pools = adapter.poolmanager.pools
                 for pool in filter(None, map(pools.get, pools.keys())):
                     pool.close()
@@ -124,7 +133,7 @@ class ModelScopeClient:
     def _list_model(self, revision: str) -> Iterator[dict[str, Any]]:
         entries = list(self._client.list_repo_files(self._repo_id, self._repo_type, revision))
         if getattr(self._client._read_state, "listing_incomplete", False):
-            raise self._truncated_error("it lists no folder with more direct entries")
+            raise self._truncated_error("a folder has more direct entries than it lists")
         while entries:
             yield entries.pop()
 
@@ -135,12 +144,13 @@ class ModelScopeClient:
             if isinstance(error, HubError):
                 raise error
             if error is not None:
-                raise self._truncated_error(f"page {page} did not come")
+                raise self._truncated_error(f"page {page} is missing")
             yield from files
 
     def _truncated_error(self, reason: str) -> OriginUnavailable:
         return OriginUnavailable(
-            f"{format_site(self._client.endpoint)} cut the listing of {self._repo_id} short ({reason}); narrow it, or try again"
+            f"{format_site(self._client.endpoint)} cut the listing of {self._repo_id} short ({reason}); "
+            "narrow it, or try again"
         )
 
     @contextmanager
@@ -150,19 +160,19 @@ class ModelScopeClient:
             yield
         except RateLimitError as error:
             wait = float(getattr(error, "retry_after", 0) or 0)
-            raise OriginThrottled(
-                f"{host} asks for patience" + (f" ({wait:.0f} s)" if wait else ""), wait
-            ) from error
+            hint = f" (retry after {wait:.0f} s)" if wait else ""
+            raise OriginThrottled(f"{host} is rate limiting requests{hint}", wait) from error
         except APIError as error:
             status = error.status_code or 0
             if status in (400, 401, 403, 404):
                 raise HubStatusError(status) from error
             raise OriginUnavailable(
-                f"{host} answered {status or 'with an error'} for {self._repo_id}; trying again may help"
+                f"{host} answered {status or 'with an error'} for {self._repo_id}; a retry may help"
             ) from error
         except (requests.JSONDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise OriginUnavailable(
-                f"{host} does not answer as ModelScope does; check MODELSCOPE_ENDPOINT and the proxies on the way"
+                f"{host} does not answer as ModelScope does; "
+                "check MODELSCOPE_ENDPOINT and the proxies on the way"
             ) from error
         except (HubError, requests.RequestException, OSError) as error:
             cause = _find_own_error(error)
@@ -179,7 +189,10 @@ class ModelScopeClient:
 
 
 def _set_ca_bundle(session: Any) -> None:
-    """Have `session` trust what our own connections trust; the SDK's library reads other variables, in another order."""
+    """Make `session` trust the same CA bundle as our own connections.
+
+    Requests reads other variables, in another order.
+    """
     system = ssl.get_default_verify_paths()
     bundle = next(
         (os.environ[key] for key in CA_BUNDLE_VARIABLES if os.environ.get(key)),
@@ -194,14 +207,18 @@ def _set_ca_bundle(session: Any) -> None:
 
 
 def _find_own_error(error: BaseException | None) -> DataCacheError | None:
-    """Our own error, where one is among the causes: that of a redirect that may not be followed."""
+    """Return an error of `csi.errors` among the causes, such as that of a forbidden redirect, else None."""
     while error is not None and not isinstance(error, DataCacheError):
         error = error.__cause__ or error.__context__
     return error
 
 
 class ListingCompleteness:
-    """Tells of a listing that went by whether the hub left something out: it cuts a folder at `most` entries, and git knows no empty folders."""
+    """Detects what the hub left out of a listing as it goes by.
+
+    The hub truncates a folder at `max_entries` entries (None: never). Git has no empty folders, so a folder
+    without entries is incomplete too.
+    """
 
     def __init__(self, max_entries: int | None) -> None:
         self._max_entries = max_entries
@@ -209,7 +226,7 @@ class ListingCompleteness:
         self._folders: set[str] = set()
 
     def add(self, entry: Mapping[str, Any]) -> None:
-        """One entry of the listing."""
+        """Record one entry of the listing."""
         path = str(entry.get("Path") or "")
         if entry.get("Type") == "tree":
             if path in self._folders:
@@ -218,7 +235,7 @@ class ListingCompleteness:
         self._children[path.rpartition("/")[0]] += 1
 
     def describe_missing(self) -> str:
-        """What is missing, in words; empty when all is there."""
+        """Describe what is missing, "" if the listing is complete."""
         truncated_folder = next(
             (
                 folder
@@ -228,6 +245,9 @@ class ListingCompleteness:
             None,
         )
         if truncated_folder is not None:
-            return f"the folder {truncated_folder or '/'!r} has {self._max_entries} entries or more, and it tells no more of them"
+            return (
+                f"the folder {truncated_folder or '/'!r} has {self._max_entries} entries or more, "
+                "and it lists no more than these"
+            )
         empty_folder = next((folder for folder in self._folders if not self._children.get(folder)), None)
-        return "" if empty_folder is None else f"it lists the folder {empty_folder!r}, and nothing in it"
+        return "" if empty_folder is None else f"it lists the folder {empty_folder!r} without entries"

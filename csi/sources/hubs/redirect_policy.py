@@ -1,4 +1,4 @@
-"""Where a hub's own client may go, which resolves names and follows redirects by itself: each hop is judged before it is taken."""
+"""Destination checks for the hubs' own clients, which resolve names and follow redirects by themselves."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from csi.sources.http.connections import Site, is_proxied, unreachable_error
 
 
 def check_hop(destinations: Destinations, origin_site: Site, target_site: Site) -> None:
-    """Return when the client of the hub at `origin_site` may ask `target_site`, at each address that its name has: which one it takes is not ours to say.
+    """Check that the client of the hub at `origin_site` may send a request to `target_site`.
 
-    Raises PermissionDenied, also for what leaves https, and OriginUnavailable for a name that cannot be resolved.
+    Every address of the name must be allowed, as we cannot tell which one the client connects to. Raises
+    PermissionDenied, also for leaving https, and OriginUnavailable for a name that cannot be resolved.
     """
     if target_site == origin_site and destinations.trusted:
         return
     scheme, host, port = target_site
     if origin_site[0] == "https" and scheme != "https":
         raise PermissionDenied(
-            f"{origin_site[1]} redirects from https to {scheme} ({host}), where anybody could change what comes"
+            f"{origin_site[1]} redirects from https to {scheme} ({host}), where anybody could change the data"
         )
     try:
         max_scope = destinations.max_scope(

@@ -1,8 +1,8 @@
-"""NFS as a transport: connections to one folder of a server, what its refusals mean, and how often to try again.
+"""NFS transport: connections to one folder of a server, the meaning of its errors, and retries.
 
-A `NfsFolder` is where a spec's folder is found on its server; a `NfsConnection` is one mounted context for one thread, made
-again after a call that timed out or a connection that broke: a server that is dead or hangs costs at most
-timeout x (retries + 1) seconds and then is OriginUnavailable.
+`NfsFolder` finds the spec's folder on its server. `NfsConnection` is one mounted context for one thread,
+replaced after a call that timed out or a connection that broke. A server that is dead or hangs costs at most
+timeout x (retries + 1) seconds and then raises OriginUnavailable.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from csi.sources.nfs.libnfs import ContextOptions, FileAttributes, NfsContext, N
 _PORTMAPPER_PORT, _NFS_PORT = 111, 2049
 _ACCESS_ERRNOS = (errno.EACCES, errno.EPERM)
 _NOT_FOUND_ERRNOS = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+# libnfs reports a call that timed out (RPC_STATUS_TIMEOUT) as EINTR.
 _TIMEOUT_ERRNO = errno.EINTR
 _STATUS_NAME = re.compile(r"(?:NFS3|NFS4|MNT3)ERR_\w+")
-# What a server may forget (a lease of 90 seconds, a removed file, a restart): a new connection makes it new, or finds it missing.
+# State that a server may forget (a lease of 90 seconds, a removed file, a restart). A new connection restores
+# it, or finds the file missing.
 _STATE_LOST_STATUSES = {
     *("NFS3ERR_STALE", "NFS4ERR_STALE", "NFS4ERR_EXPIRED", "NFS4ERR_STALE_CLIENTID"),
     *("NFS4ERR_STALE_STATEID", "NFS4ERR_OLD_STATEID", "NFS4ERR_BAD_STATEID"),
@@ -40,13 +42,13 @@ _T = TypeVar("_T")
 
 
 def get_status_name(failure: NfsError) -> str:
-    """The NFS or MOUNT status that the server answered with, "" when it answered nothing."""
-    found = _STATUS_NAME.search(failure.text)
-    return found.group() if found else ""
+    """Return the NFS or MOUNT status in the server's answer, "" if it did not answer."""
+    match = _STATUS_NAME.search(failure.text)
+    return match.group() if match else ""
 
 
 def is_connection_lost(failure: NfsError) -> bool:
-    """Whether the connection is of no more use: a time-out, a broken socket, forgotten NFSv4 state."""
+    """Return whether the connection is unusable: a timeout, a broken socket, forgotten NFSv4 state."""
     status = get_status_name(failure)
     if not status:
         return failure.code in (_TIMEOUT_ERRNO, errno.EIO, errno.EFAULT)
@@ -54,7 +56,10 @@ def is_connection_lost(failure: NfsError) -> bool:
 
 
 class NfsFolder:
-    """Where the folder of a spec is on its server: which export to mount for it is found once for all connections of a source."""
+    """The folder of a spec on its server.
+
+    The export to mount is determined once for all connections of a source.
+    """
 
     def __init__(self, spec: NasSpec) -> None:
         self.spec = spec
@@ -63,11 +68,13 @@ class NfsFolder:
         self._has_no_symlinks = self.path == "/"
 
     def connect(self) -> tuple[NfsContext, bytes]:
-        """A context with an export mounted, and the path of this place below it: "" or starting with '/'.
+        """Return a context with an export mounted, and the folder's path below it.
 
-        Raises SourceNotFound, PermissionDenied, OriginUnavailable, or a `NfsError` that is `is_connection_lost`: trying again may help.
+        The path is "" or starts with '/'. Raises SourceNotFound, PermissionDenied, OriginUnavailable, or an
+        `NfsError` that satisfies `is_connection_lost`, after which a retry may help.
         """
         self._check_ports()
+        # If all candidates fail, the first one's error is the most specific: it is about the folder itself.
         first_failure: NfsError | None = None
         for export in self._iter_candidate_exports():
             try:
@@ -83,7 +90,10 @@ class NfsFolder:
         raise self._mount_error(first_failure) from first_failure
 
     def _iter_candidate_exports(self) -> Iterator[str]:
-        """NFSv3 mounts exports, and with most servers folders below them: what worked before, the folder itself, then its parents."""
+        """Yield the exports to try: the last one that worked, the folder itself, then (NFSv3) its parents.
+
+        NFSv3 mounts exports, and on most servers also folders below them.
+        """
         path = self.path
         if self._export:
             yield self._export
@@ -93,10 +103,11 @@ class NfsFolder:
             yield path
 
     def _check_no_symlinks(self, context: NfsContext) -> None:
-        """Raise InvalidParameter when the path goes through a symlink, closing `context`: whoever may name a folder could reach any other by one.
+        """Raise InvalidParameter, closing `context`, if the path goes through a symlink.
 
-        The components are looked at from the highest folder that can be mounted; where only the path itself can, it is an
-        export, and the server's administrator chose its components.
+        Otherwise, whoever may name one folder could reach any other. The components are checked from the
+        highest folder that can be mounted; if only the path itself can, it is an export, and the server's
+        administrator chose its components.
         """
         try:
             for top in () if self._has_no_symlinks else self._iter_top_folders():
@@ -108,7 +119,10 @@ class NfsFolder:
         self._has_no_symlinks = True
 
     def _iter_top_folders(self) -> Iterator[str]:
-        """NFSv4 always has a root; with NFSv3 any folder above the path may be the export."""
+        """Yield the folders to check from.
+
+        NFSv4 always has a root; with NFSv3 any folder above the path may be the export.
+        """
         yield "/"
         parts = self.path.strip("/").split("/")
         for count in range(1, len(parts) if self.spec.version == "3" else 1):
@@ -125,11 +139,12 @@ class NfsFolder:
         parts = self.path[len(top.rstrip("/")) :].strip("/").split("/")
         paths = ["/" + "/".join(parts[:count]) for count in range(1, len(parts) + 1)]
         with closing(context):
-            for path, found in zip(paths, self._stat_paths(context, paths), strict=False):
-                if found.file_type == stat.S_IFLNK:
+            for path, attributes in zip(paths, self._stat_paths(context, paths), strict=False):
+                if attributes.file_type == stat.S_IFLNK:
                     link = top.rstrip("/") + path
                     raise InvalidParameter(
-                        f"path is {self.path!r}, and {link!r} on the server is a symlink; give the folder it points to"
+                        f"path is {self.path!r}, and {link!r} on the server is a symlink; "
+                        "give the folder it points to"
                     )
         return True
 
@@ -139,15 +154,18 @@ class NfsFolder:
         except NfsError as failure:
             self._raise_unless_refused(failure)
             if failure.code in _NOT_FOUND_ERRNOS:
-                return []  # whoever reads the path next is told
+                return []  # reading the path raises the error
             raise self._mount_error(failure) from failure
 
     def _raise_unless_refused(self, failure: NfsError) -> None:
-        # libnfs has no words for a call that the server's RPC layer denies (AUTH_ERROR, RFC 5531): "(null)", from version 6 on nothing at all.
+        # For a call that the server's RPC layer rejects (AUTH_ERROR, RFC 5531) libnfs has no text: it says
+        # "(null)", from version 6 on nothing after the colon.
         if failure.code == errno.EFAULT and failure.text.rstrip().endswith(("(null)", ":")):
             raise PermissionDenied(
-                f"{self.spec.display_name}: the server {self.spec.server} denies every call of this node; it may want a source port below 1024 "
-                "(this driver has to run as root, without a NAT between) or another security flavour than sec=sys"
+                f"{self.spec.display_name}: the server {self.spec.server} denies every call of this node; "
+                "it may require a source port below 1024 "
+                "(this driver has to run as root, without a NAT between) "
+                "or another security flavour than sec=sys"
             ) from failure
         if is_connection_lost(failure):
             raise failure
@@ -169,7 +187,10 @@ class NfsFolder:
         return context
 
     def _check_ports(self) -> None:
-        """Connect to the ports that will be used: libnfs does not say which of them refused, or that a name has no address."""
+        """Connect to the required ports first.
+
+        libnfs reports neither which port refused nor that a name has no address.
+        """
         spec, v3 = self.spec, self.spec.version == "3"
         ports = {spec.port or (_PORTMAPPER_PORT if v3 else _NFS_PORT)} | (
             {spec.mount_port or _PORTMAPPER_PORT} if v3 else set()
@@ -184,15 +205,17 @@ class NfsFolder:
 
     def _mount_error(self, failure: NfsError) -> DataCacheError:
         spec = self.spec
-        listed = self._find_listed_export()
-        if listed or (spec.version != "3" and failure.code in _ACCESS_ERRNOS):
+        listed_export = self._find_listed_export()
+        if listed_export or (spec.version != "3" and failure.code in _ACCESS_ERRNOS):
             return PermissionDenied(
-                f"{spec.display_name}: the server does not let this node mount the export {listed or self.path!r} as uid {spec.uid} "
-                f"({get_status_name(failure) or failure.text}); allow the node's address and sec=sys in the export's access list"
+                f"{spec.display_name}: the server does not let this node mount the export "
+                f"{listed_export or self.path!r} as uid {spec.uid} "
+                f"({get_status_name(failure) or failure.text}); "
+                "allow the node's address and sec=sys in the export's access list"
             )
         return SourceNotFound(
-            f"{spec.display_name}: the server {spec.server} has no export or folder {self.path!r}, or does not show it to this node; "
-            "check `path` against the server's export list"
+            f"{spec.display_name}: the server {spec.server} has no export or folder {self.path!r}, "
+            "or does not show it to this node; check `path` against the server's export list"
         )
 
     def _find_listed_export(self) -> str | None:
@@ -206,9 +229,9 @@ class NfsFolder:
 
 
 class NfsConnection:
-    """A mounted context that is made on first use and again when it is lost; for one thread at a time.
+    """A mounted context, created on first use and replaced when it is lost. For one thread at a time.
 
-    `relative_path` is the path of the place below the mounted export, valid within `run_with_retry`.
+    `relative_path` is the folder's path below the mounted export, valid within `run_with_retry`.
     """
 
     def __init__(self, folder: NfsFolder) -> None:
@@ -217,9 +240,11 @@ class NfsConnection:
         self._context: NfsContext | None = None
 
     def run_with_retry(self, work: Callable[[NfsContext], _T]) -> _T:
-        """The result of `work`, begun anew on a new connection: after a time-out as often as the spec's `retries` allow, after a break at least once.
+        """Return the result of `work`, which is restarted on a new connection if the old one is lost.
 
-        Raises what `NfsFolder.connect` raises, OriginUnavailable, and `NfsError` where the server answered and refused.
+        Timeouts are retried as often as the spec's `retries` allow, broken connections at least once. Raises
+        the errors of `NfsFolder.connect`, OriginUnavailable, and `NfsError` if the server answered and
+        refused.
         """
         spec, retries = self.folder.spec, 0
         while True:
@@ -229,13 +254,14 @@ class NfsConnection:
                 if not is_connection_lost(failure):
                     raise
                 self.close()
-                # Servers drop idle connections and leases: a broken connection says nothing about the next one.
+                # Servers drop idle connections and leases, so a broken connection says nothing about the next
+                # one.
                 if retries >= (spec.retries if failure.code == _TIMEOUT_ERRNO else max(1, spec.retries)):
                     raise unavailable_error(spec, failure) from failure
                 retries += 1
 
     def is_current(self, context: NfsContext | None) -> bool:
-        """Whether `context` is the one in use now; handles of any other are dead."""
+        """Return whether `context` is the one in use now; handles of any other are invalid."""
         return context is not None and context is self._context
 
     def _get_context(self) -> NfsContext:
@@ -244,37 +270,44 @@ class NfsConnection:
         return self._context
 
     def close(self) -> None:
-        """Drop the connection, with all that is open on it."""
+        """Close the connection and everything open on it."""
         if self._context is not None:
             self._context.close()
             self._context = None
 
 
 def unavailable_error(spec: NasSpec, failure: NfsError) -> OriginUnavailable:
-    """The error for a server that gave no usable answer."""
+    """Create the error for a server without a usable answer."""
     reason = _RETRY_LATER_REASONS.get(get_status_name(failure))
     if reason:
         return OriginUnavailable(f"{spec.display_name}: the NFS server {spec.server} {reason}")
     if failure.code == _TIMEOUT_ERRNO:
         return OriginUnavailable(
-            f"{spec.display_name}: the NFS server {_format_server(spec)} did not answer within {spec.timeout:g} s, {spec.retries + 1} times"
+            f"{spec.display_name}: the NFS server {_format_server(spec)} "
+            f"did not answer within {spec.timeout:g} s, {spec.retries + 1} times"
         )
     return OriginUnavailable(
-        f"{spec.display_name}: reading from the NFS server {_format_server(spec)} failed ({failure.text}, {_format_errno(failure.code)})"
+        f"{spec.display_name}: reading from the NFS server {_format_server(spec)} failed "
+        f"({failure.text}, {_format_errno(failure.code)})"
     )
 
 
 def path_error(spec: NasSpec, failure: NfsError, path: bytes) -> DataCacheError:
-    """The error for a folder or file at `path` (below the spec's path) that the server answered for with a failure."""
-    shown = posixpath.join(spec.path, path.decode(errors="backslashreplace").lstrip("/")).rstrip("/") or "/"
+    """Create the error for a failure at `path`, a folder or file below the spec's path."""
+    full_path = (
+        posixpath.join(spec.path, path.decode(errors="backslashreplace").lstrip("/")).rstrip("/") or "/"
+    )
     if failure.code in _ACCESS_ERRNOS:
         return PermissionDenied(
-            f"{spec.display_name}: the server does not let uid {spec.uid}, gid {spec.gid} read {shown!r} ({get_status_name(failure) or failure.text}); "
-            "let that user read it on the server, or set `uid` and `gid` of one who may (an export with root_squash takes uid 0 for nobody)"
+            f"{spec.display_name}: the server does not let uid {spec.uid}, gid {spec.gid} "
+            f"read {full_path!r} ({get_status_name(failure) or failure.text}); "
+            "let that user read it on the server, or set `uid` and `gid` of one who may "
+            "(an export with root_squash takes uid 0 for nobody)"
         )
     if failure.code in _NOT_FOUND_ERRNOS:
         return SourceNotFound(
-            f"{spec.display_name}: {shown!r} is no folder on the server ({get_status_name(failure) or failure.text}); check `path`"
+            f"{spec.display_name}: {full_path!r} is not a folder on the server "
+            f"({get_status_name(failure) or failure.text}); check `path`"
         )
     return unavailable_error(spec, failure)
 
@@ -291,4 +324,7 @@ def _explain_unreachable(server: str, port: int, error: Exception) -> str:
     if isinstance(error, (socket.gaierror, UnicodeError)):
         return f"the name {server!r} has no address; check `server` and the node's DNS"
     service = "the portmapper, which tells the ports of NFSv3" if port == _PORTMAPPER_PORT else "NFS"
-    return f"{server} does not take connections on port {port} ({service}): {error}; check `server`, `port`, `mountport` and firewalls"
+    return (
+        f"{server} does not accept connections on port {port} ({service}): {error}; "
+        "check `server`, `port`, `mountport` and firewalls"
+    )

@@ -1,7 +1,7 @@
-"""Which folders an NFSv3 server exports, asked of its MOUNT service (RFC 1813, appendix I) over TCP.
+"""The export list of an NFSv3 server, queried from its MOUNT service (RFC 1813, appendix I) over TCP.
 
-libnfs can only ask the portmapper's service. The answer is used to tell a missing export from a forbidden one: servers
-refuse both with MNT3ERR_ACCES.
+libnfs can only query the MOUNT service that the portmapper names. The list distinguishes a missing export
+from a forbidden one: servers refuse both with MNT3ERR_ACCES.
 """
 
 from __future__ import annotations
@@ -9,20 +9,26 @@ from __future__ import annotations
 import socket
 import struct
 
+# ONC RPC program and version numbers: RFC 1833 (portmapper, version 2) and RFC 1813, appendix I (MOUNT,
+# version 3).
 _PORTMAPPER_PROGRAM, _GET_PORT_PROCEDURE = (100000, 2), 3
 _MOUNT_PROGRAM, _EXPORT_PROCEDURE = (100005, 3), 5
 _PORTMAPPER_PORT, _TCP = 111, 6
+# RFC 5531, 11 (record marking): the highest bit of a fragment header marks the last fragment.
 _LAST_FRAGMENT = 0x8000_0000
 _MAX_REPLY_BYTES = 4 << 20
 
 
 def list_exports(server: str, mount_port: int, timeout: float) -> list[str]:
-    """The exported paths, in the server's order; `mount_port` 0 asks the portmapper. Raises OSError when no sense can be made of the server."""
+    """Return the exported paths in the server's order; `mount_port` 0 queries the portmapper.
+
+    Raises OSError if the server does not answer as specified.
+    """
     try:
         port = mount_port or _query_mount_port(server, timeout)
         return _parse_exports(_call(server, port, _MOUNT_PROGRAM, _EXPORT_PROCEDURE, b"", timeout))
     except (struct.error, IndexError) as error:
-        raise OSError(f"the MOUNT service of {server} answers what RFC 1813 does not know") from error
+        raise OSError(f"the MOUNT service of {server} does not answer as RFC 1813 specifies") from error
 
 
 def _query_mount_port(server: str, timeout: float) -> int:
@@ -39,12 +45,12 @@ def _query_mount_port(server: str, timeout: float) -> int:
 def _call(
     server: str, port: int, program: tuple[int, int], procedure: int, arguments: bytes, timeout: float
 ) -> bytes:
-    """The results of one ONC RPC call without credentials (RFC 5531)."""
+    """Return the results of one ONC RPC call without credentials (RFC 5531)."""
     call = struct.pack(">10I", 1, 0, 2, *program, procedure, 0, 0, 0, 0) + arguments
     with socket.create_connection((server, port), timeout) as connection:
         connection.sendall(struct.pack(">I", _LAST_FRAGMENT | len(call)) + call)
         reply = _read_record(connection)
-    # Transaction, kind, accepted, verifier (flavour, length), status; a verifier of this flavour is empty.
+    # Transaction id, reply, accepted, verifier (flavour AUTH_NONE, length 0), success.
     if struct.unpack(">6I", reply[:24])[1:] != (1, 0, 0, 0, 0):
         raise OSError(f"{server}:{port} refuses the call")
     return reply[24:]

@@ -1,9 +1,10 @@
-"""A binding of libnfs by ctypes: one `NfsContext` is one connection with one mounted export, for one thread at a time.
+"""A ctypes binding of libnfs.
 
-libnfs 4.0 (libnfs.so.13, Debian 12) and 5.x (libnfs.so.14, Debian 13) have the same functions and structures
-(include/nfsc/libnfs.h); later ones changed the order of arguments and are not taken. The library is loaded with the
-first context. ctypes gives up the interpreter lock for every call. Run as root, libnfs binds a source port below 1024,
-which exports marked `secure` ask for (the tests see it refused by the server without that right).
+One `NfsContext` is one connection with one mounted export, for one thread at a time. libnfs 4.0
+(libnfs.so.13, Debian 12) and 5.x (libnfs.so.14, Debian 13) have the same functions and structures
+(include/nfsc/libnfs.h); later versions changed the order of arguments and are not supported. The library is
+loaded with the first context. ctypes releases the interpreter lock during every call. Run as root, libnfs
+binds a source port below 1024, which exports marked `secure` require.
 """
 
 from __future__ import annotations
@@ -24,12 +25,16 @@ from typing import NamedTuple, TypeVar
 
 from csi.errors import UnsupportedByNode
 
+# Bytes of one READ call; 1 MiB is the common maximum of servers (rtmax).
 MAX_READ_BYTES = 1 << 20
 _SONAMES = ("libnfs.so.13", "libnfs.so.14")
+# Asynchronous calls sent before waiting for answers.
 _MAX_IN_FLIGHT = 64
-# struct nfsdirent: next, name, inode, type, mode, size, three timevals, uid, gid, nlink, dev, rdev, blksize, blocks, used, three nanoseconds.
+# struct nfsdirent: next, name, inode, type, mode, size, three timevals, uid, gid, nlink, dev, rdev, blksize,
+# blocks, used, three nanoseconds.
 _DIRENT = struct.Struct("@PPQIIQ6l3I5Q3I")
-# struct nfs_stat_64: dev, ino, mode, nlink, uid, gid, rdev, size, blksize, blocks, three times, three nanoseconds, used.
+# struct nfs_stat_64: dev, ino, mode, nlink, uid, gid, rdev, size, blksize, blocks, three times, three
+# nanoseconds, used.
 _STAT = struct.Struct("@10Q3q4Q")
 # ftype3 (RFC 1813, 2.6), which nfs_ftype4 shares (RFC 7530, 2.1).
 _FILE_TYPES = {
@@ -46,7 +51,10 @@ _T = TypeVar("_T")
 
 
 class NfsError(Exception):
-    """A libnfs call failed: `code` is a positive errno, `text` what libnfs says (it names the NFS status, where there is one)."""
+    """A failed libnfs call.
+
+    `code` is a positive errno, `text` libnfs's message, which names the NFS status if any.
+    """
 
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -55,7 +63,10 @@ class NfsError(Exception):
 
 
 class FileAttributes(NamedTuple):
-    """What a server says of a file: `file_type` is the S_IFMT part (0: not told), `mode` the 12 permission bits, times in ns, size in bytes."""
+    """Attributes of a file: `file_type` is the S_IFMT part (0: unknown), `mode` the 12 permission bits.
+
+    Times are in nanoseconds, the size in bytes.
+    """
 
     file_type: int
     mode: int
@@ -68,7 +79,10 @@ class FileAttributes(NamedTuple):
 
 @dataclass(frozen=True)
 class ContextOptions:
-    """How a context speaks: `version` 3 or 4, TCP ports (0: the portmapper's or the well-known one), AUTH_SYS ids, seconds a call may take."""
+    """Options of a context: `version` 3 or 4, TCP ports, AUTH_SYS ids, and seconds that a call may take.
+
+    Port 0 means the portmapper's or the well-known one.
+    """
 
     version: int
     port: int
@@ -86,7 +100,8 @@ def _load_library() -> ctypes.CDLL:
         except OSError:
             continue
     raise UnsupportedByNode(
-        "this node lacks libnfs 4 or 5, which reads NAS sources; install the Debian package libnfs13 (libnfs14 on Debian 13)"
+        "this node lacks libnfs 4 or 5, which reads NAS sources; "
+        "install the Debian package libnfs13 (libnfs14 on Debian 13)"
     )
 
 
@@ -127,14 +142,17 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 class NfsContext:
-    """One connection. All methods but `close` raise `NfsError`; after one that `lost` tells of, only `close` makes sense."""
+    """One connection. All methods except `close` raise `NfsError`.
+
+    After an error that satisfies `csi.sources.nfs.client.is_connection_lost`, only `close` may be called.
+    """
 
     def __init__(self, options: ContextOptions) -> None:
         self._lib = _load_library()
         self._options = options
         self._nfs: int | None = self._lib.nfs_init_context()
         if not self._nfs:
-            raise MemoryError("libnfs could not make a context")
+            raise MemoryError("libnfs could not create a context")
         self._callbacks: list[object] = []
         self._configure(options)
 
@@ -143,6 +161,7 @@ class NfsContext:
             "version": options.version,
             "nfsport": options.port,
             "mountport": options.mount_port,
+            # Do not cross into nested exports, which are other file systems.
             "auto-traverse-mounts": 0,
         }
         url = "nfs://server/?" + "&".join(
@@ -151,26 +170,29 @@ class NfsContext:
         self._lib.nfs_destroy_url(self._lib.nfs_parse_url_incomplete(self._nfs, url.encode()))
         seconds = max(1, math.ceil(options.timeout))
         self._lib.nfs_set_timeout(self._nfs, seconds * 1000)
-        # n SYNs wait 2^n - 1 seconds in all.
+        # A lost connection is replaced by a new context (NfsConnection): libnfs's own reconnect would replay
+        # calls with handles that the server may have forgotten, without a limit in time. n SYN retries take
+        # 2^n - 1 seconds in total.
         self._lib.nfs_set_tcp_syncnt(self._nfs, max(1, math.ceil(math.log2(seconds + 1))))
         self._lib.nfs_set_autoreconnect(self._nfs, 0)
         self._lib.nfs_set_dircache(self._nfs, 0)
         self._lib.nfs_set_uid(self._nfs, options.uid)
         self._lib.nfs_set_gid(self._nfs, options.gid)
         if options.version == 4:
-            # Contexts that share a name or a verifier end each other's leases (NFS4ERR_EXPIRED).
+            # To the server, contexts with the same name or verifier are one client, and end each other's
+            # leases (NFS4ERR_EXPIRED).
             self._lib.nfs4_set_client_name(self._nfs, f"datacache {uuid.uuid4()}".encode())
             self._lib.nfs4_set_verifier(self._nfs, os.urandom(8))
 
     def mount(self, server: str, export: str) -> None:
-        """Connect and mount `export`; a v3 server may be asked for any folder below an export."""
+        """Connect and mount `export`; on a v3 server any folder below an export may work too."""
         self._check(self._lib.nfs_mount(self._live_handle, server.encode(), export.encode()))
 
     def list_folder(self, path: bytes) -> list[tuple[bytes, FileAttributes]]:
-        """Names and attributes in the folder, without '.' and '..', in the server's order.
+        """Return names and attributes in the folder, without '.' and '..', in the server's order.
 
-        NFSv3 gives all attributes with the names (READDIRPLUS). libnfs loses the file ids of NFSv4 listings, so `file_id`
-        is 0 there.
+        NFSv3 returns all attributes with the names (READDIRPLUS). libnfs loses the file ids of NFSv4
+        listings, so `file_id` is 0 there.
         """
         folder = c_void_p()
         self._check(self._lib.nfs_opendir(self._live_handle, path, byref(folder)))
@@ -192,27 +214,30 @@ class NfsContext:
         return entries
 
     def stat_many(self, paths: Sequence[bytes]) -> list[FileAttributes]:
-        """The attributes of each path (symlinks themselves), many calls in flight."""
+        """Return the attributes of each path (of symlinks themselves), with many calls in flight."""
         return self._call_many(self._lib.nfs_lstat64_async, paths, _parse_stat)
 
     def read_links(self, paths: Sequence[bytes]) -> list[bytes]:
-        """The target of each symlink, many calls in flight."""
+        """Return the target of each symlink, with many calls in flight."""
         return self._call_many(self._lib.nfs_readlink_async, paths, ctypes.string_at)
 
     def open(self, path: bytes) -> int:
-        """A handle for reading `path`; a symlink there is refused (ELOOP)."""
+        """Open `path` for reading and return a handle; a symlink is refused (ELOOP)."""
         handle = c_void_p()
         self._check(self._lib.nfs_open(self._live_handle, path, os.O_RDONLY | os.O_NOFOLLOW, byref(handle)))
         return handle.value or 0
 
     def stat(self, handle: int) -> FileAttributes:
-        """The attributes of an open file, as the server has them now."""
+        """Query the current attributes of an open file."""
         buffer = ctypes.create_string_buffer(_STAT.size)
         self._check(self._lib.nfs_fstat64(self._live_handle, handle, ctypes.addressof(buffer)))
         return _parse_stat(ctypes.addressof(buffer))
 
     def read(self, handle: int, offset: int, buffer: memoryview) -> int:
-        """Read into `buffer` (writable, contiguous) from byte `offset` on; bytes read, fewer only at the end of the file."""
+        """Read into `buffer` (writable, contiguous) from byte `offset`.
+
+        Return the bytes read, fewer only at the end.
+        """
         if not buffer:
             return 0
         anchor = ctypes.c_char.from_buffer(buffer)
@@ -228,16 +253,16 @@ class NfsContext:
         return done
 
     def close_file(self, handle: int) -> None:
-        """Let go of an open file; with NFSv4 the server is told."""
+        """Close an open file; with NFSv4 this is a call to the server."""
         self._check(self._lib.nfs_close(self._live_handle, handle))
 
     @property
     def descriptor(self) -> int:
-        """The TCP socket's descriptor (owned by libnfs)."""
+        """The descriptor of the TCP socket (owned by libnfs)."""
         return int(self._lib.nfs_get_fd(self._live_handle))
 
     def close(self) -> None:
-        """Drop the connection at once, whatever state it is in."""
+        """Close the connection at once, whatever its state."""
         if self._nfs:
             self._lib.nfs_destroy_context(self._nfs)
             self._nfs = None
@@ -245,7 +270,7 @@ class NfsContext:
 
     @property
     def _live_handle(self) -> int:
-        # libnfs would crash the process.
+        # libnfs would crash the process on a null context.
         assert self._nfs, "this context is closed"
         return self._nfs
 
@@ -268,7 +293,8 @@ class NfsContext:
                 results[index or 0] = convert(data)
 
         callback = _CALLBACK(on_complete)
-        # libnfs calls what is in flight once more when the context is destroyed.
+        # After a failure some calls are still in flight; libnfs invokes their callbacks when the context is
+        # destroyed, so the callback must live as long as the context.
         self._callbacks.append(callback)
         sent = 0
         while len(results) < len(paths):
@@ -284,7 +310,7 @@ class NfsContext:
     def _process_events(self) -> None:
         poll = select.poll()
         poll.register(self.descriptor, self._lib.nfs_which_events(self._live_handle))
-        # libnfs looks for calls that timed out when it is served, so it is served now and then without an event too.
+        # libnfs only checks for timeouts in nfs_service, so that is called regularly even without an event.
         events = poll.poll(100)
         if self._lib.nfs_service(self._live_handle, events[0][1] if events else 0) < 0:
             self._check(-errno.EIO)

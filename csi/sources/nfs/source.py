@@ -1,4 +1,7 @@
-"""NAS as a source: a folder of an NFS export, read by a client of our own in this process (`csi.sources.nfs.client`), never by a kernel mount."""
+"""NAS sources: a folder of an NFS export.
+
+It is read by our own client in this process, never through a kernel mount.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,24 @@ from typing import Self
 
 from csi.errors import DataCacheError, InvalidParameter, SourceChanged
 from csi.manifest.manifest import Entry, Manifest, build_manifest
+from csi.manifest.reader import Reader
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.nas import NasSpec
 from csi.sources.nfs.client import NfsConnection, NfsFolder, path_error
 from csi.sources.nfs.libnfs import NfsContext, NfsError
 from csi.sources.nfs.tree import TreeWalk, build_file_token
+from csi.sources.source import Source
 
+# Open handles of one reader; NFSv4 servers keep state for each.
 _MAX_OPEN_FILES = 4
 _CHANGED_ERRNOS = (errno.ENOENT, errno.ESTALE, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
-class NasSource:
-    """A NAS folder, read with AUTH_SYS as the spec's uid and gid; for one thread, but each reader may go to a thread of its own."""
+class NasSource(Source):
+    """A NAS folder, read with AUTH_SYS as the spec's uid and gid.
+
+    For one thread; readers may be used in other threads.
+    """
 
     def __init__(self, spec: CacheSpec) -> None:
         if not isinstance(spec.source, NasSpec):
@@ -34,11 +43,17 @@ class NasSource:
         self._samples: list[Entry] | None = None
 
     def pin(self) -> CacheSpec:
-        """The spec itself: a folder has no revisions. What it held is told by the manifest's digest alone."""
+        """Return the spec itself, as a folder has no revisions.
+
+        Only the manifest's digest identifies the content.
+        """
         return self._spec
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """List the folder. Raises SourceNotFound, PermissionDenied, OriginUnavailable, UnsafeContent, OutOfRange."""
+        """List the folder.
+
+        Raises SourceNotFound, PermissionDenied, OriginUnavailable, UnsafeContent, OutOfRange.
+        """
         walk = TreeWalk(self._connection, self._identity)
         manifest = build_manifest(
             walk.entries(), pinned.to_context(), preserve_ownership=pinned.preserve_ownership
@@ -47,9 +62,10 @@ class NasSource:
         return manifest
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """Open and read a byte of the smallest file, and of one file of each combination of owners and modes in the tree.
+        """Read a byte of one file for each combination of owners and modes in the tree.
 
-        Raises PermissionDenied naming the first file that cannot be read, SourceChanged when one is not as in the manifest.
+        Reads one of the smallest file too. Raises PermissionDenied naming the first file that cannot be read,
+        SourceChanged if one differs from the manifest.
         """
         if self._samples is None:
             self.resolve(self._spec)
@@ -62,7 +78,7 @@ class NasSource:
 
     @contextmanager
     def open_reader(self, manifest: Manifest) -> Iterator[NasReader]:
-        """A connection of its own, for one thread; made on the first read."""
+        """Open a connection for one thread, established on the first read."""
         connection = NfsConnection(self._folder)
         try:
             with self._reader(connection) as reader:
@@ -71,7 +87,7 @@ class NasSource:
             connection.close()
 
     def close(self) -> None:
-        """Drop the connection that listed and proved."""
+        """Close the connection used for listing and access checks."""
         self._connection.close()
 
     def _reader(self, connection: NfsConnection) -> NasReader:
@@ -84,16 +100,16 @@ class NasSource:
         return f"{source.server.lower()}{port} {self._folder.path}"
 
 
-class NasReader:
-    """Reads files by path over one connection, and sees to it that they are those of the manifest.
+class NasReader(Reader):
+    """Reader of files by path over one connection, which checks that they are those of the manifest.
 
-    A file's attributes are compared after every read, so no bytes of a changed file are ever handed on.
+    A file's attributes are compared after every read, so no bytes of a changed file are ever passed on.
     """
 
     def __init__(self, connection: NfsConnection, identity: str) -> None:
         self._connection = connection
         self._identity = identity
-        # Handles by path, least recently used first; they die with the context they were opened on.
+        # Handles by path, least recently used first; they are invalid after their context is replaced.
         self._handles: OrderedDict[str, int] = OrderedDict()
         self._handles_context: NfsContext | None = None
 
@@ -103,7 +119,8 @@ class NasReader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What was read is compared already: where this fails, the server will forget the handles by itself.
+        # Failures do not matter: everything read was compared already, and the server expires handles by
+        # itself.
         with suppress(NfsError):
             while (
                 kind is None
@@ -115,7 +132,6 @@ class NasReader:
         self._handles.clear()
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview) -> None:
-        """Fill `buffer` with the bytes of `entry` from `offset` on. Raises what `csi.manifest.reader.Reader` says."""
         try:
             is_unchanged = self._connection.run_with_retry(
                 lambda context: self._read_verified(context, entry, offset, buffer)
@@ -126,12 +142,13 @@ class NasReader:
             raise self._changed_error(entry)
 
     def read_probe(self, entry: Entry) -> None:
-        """Open `entry` and read its first byte, where it has one."""
+        """Open `entry` and read its first byte, if it has one."""
         self.read_into(entry, 0, memoryview(bytearray(min(1, entry.size))))
 
     def _read_verified(self, context: NfsContext, entry: Entry, offset: int, buffer: memoryview) -> bool:
-        """Whether all of `buffer` was filled from the file that `entry` means."""
+        """Read, and return whether all of `buffer` was filled from the file in the manifest."""
         handle = self._get_handle(context, entry.path)
+        # Attributes are read after the bytes: a change in between makes them differ.
         count = self._read_bytes(context, handle, offset, buffer)
         is_unchanged = build_file_token(self._identity, context.stat(handle)) == entry.digest
         if offset + count >= entry.size or not is_unchanged:
@@ -142,7 +159,7 @@ class NasReader:
         try:
             return context.read(handle, offset, buffer)
         except NfsError as failure:
-            # Reading a folder that took a file's place fails without a reason; its attributes give one.
+            # libnfs gives no reason for reading a folder that has replaced a file; the attributes do.
             if failure.code == errno.EFAULT and context.stat(handle).file_type != stat.S_IFREG:
                 return 0
             raise
@@ -168,6 +185,8 @@ class NasReader:
 
     def _changed_error(self, entry: Entry) -> SourceChanged:
         return SourceChanged(
-            f"{self._connection.folder.spec.display_name}: the file {entry.path!r} is not the one this volume was created from "
-            "(its file id, size or modification time differ, or it is gone); a new or updated cache picks up what is there now"
+            f"{self._connection.folder.spec.display_name}: the file {entry.path!r} "
+            "is not the one this volume was created from "
+            "(its file id, size or modification time differ, or it is gone); "
+            "a new or updated cache picks up what is there now"
         )

@@ -1,7 +1,7 @@
-"""The tree of a NAS folder as manifest entries: one listing per folder, attributes with the names.
+"""The tree of a NAS folder as manifest entries: one listing per folder, attributes included.
 
-A file's digest is a token, since NFS tells no digest of the content: file id, size and mtime of the file, and the
-server and path of the source, so that files of two sources never meet.
+NFS has no content digests, so the digest of a file is a token: file id, size and mtime of the file, and
+server and path of the source, so that files of two sources never have equal tokens.
 """
 
 from __future__ import annotations
@@ -22,21 +22,28 @@ _SPECIAL_FILES = {
     stat.S_IFBLK: "a block device",
     stat.S_IFCHR: "a character device",
 }
+# A signed 64-bit number of nanoseconds ends in the year 2262.
 _MAX_MTIME_NS = (1 << 63) - 1
 _VANISHED_ERRNOS = (errno.ENOENT, errno.ESTALE, errno.ENOTDIR)
 _Listing = list[tuple[bytes, FileAttributes]]
-# What decides, with the uid that asks, whether a file can be read: owner, group and mode of it and of the folders above.
+# Owner, group and mode. Those of a file and of the folders above it decide whether a given uid can read it.
 _Permissions = tuple[int, int, int]
 PermissionClass = tuple[frozenset[_Permissions], _Permissions]
 
 
 def build_file_token(identity: str, attributes: FileAttributes) -> str:
-    """The digest text of a file: changes when the file does, and differs between origins (`identity`)."""
+    """Return the digest text of a file.
+
+    It changes with the file and differs between origins (`identity`).
+    """
     return f"token:nfs {attributes.file_id} {attributes.size} {attributes.mtime_ns} {identity}"
 
 
 class TreeWalk:
-    """One walk over the folder of a connection; `samples` has, after it, one file of each class of rights that was met."""
+    """One walk over the folder of a connection.
+
+    Afterwards `samples` has one file of each permission class.
+    """
 
     def __init__(self, connection: NfsConnection, identity: str) -> None:
         self._connection = connection
@@ -44,11 +51,12 @@ class TreeWalk:
         self.samples: dict[PermissionClass, Entry] = {}
 
     def entries(self) -> Iterator[Entry]:
-        """Every file, folder and symlink, the root left out.
+        """Yield every file, folder and symlink except the root.
 
-        Raises SourceNotFound or PermissionDenied naming the folder, UnsafeContent naming a special file or a name that
-        is not UTF-8, OriginUnavailable also when the tree changes under the walk.
+        Raises SourceNotFound or PermissionDenied naming the folder, UnsafeContent naming a special file or a
+        name that is not UTF-8, and OriginUnavailable also if the tree changes during the walk.
         """
+        # Folders to list, each with the permissions of all folders above it.
         pending: list[tuple[str, frozenset[_Permissions]]] = [("", frozenset())]
         while pending:
             folder, permissions = pending.pop()
@@ -76,10 +84,19 @@ class TreeWalk:
         mtime_ns = min(max(attributes.mtime_ns, 0), _MAX_MTIME_NS)
         is_file = kind is EntryKind.FILE
         return Entry(
-            path, kind, attributes.size if is_file else 0, attributes.mode, mtime_ns, attributes.uid, attributes.gid,
+            path,
+            kind,
+            attributes.size if is_file else 0,
+            attributes.mode,
+            mtime_ns,
+            attributes.uid,
+            attributes.gid,
             digest=build_file_token(self._identity, attributes) if is_file else "",
-            target=_decode_name(self._connection.folder.spec, target, f"the target of the symlink {path!r}") if target is not None else "",
-        )  # fmt: skip
+            target="" if target is None else self._decode_target(path, target),
+        )
+
+    def _decode_target(self, path: str, target: bytes) -> str:
+        return _decode_name(self._connection.folder.spec, target, f"the target of the symlink {path!r}")
 
 
 def _get_permissions(attributes: FileAttributes) -> _Permissions:
@@ -87,14 +104,20 @@ def _get_permissions(attributes: FileAttributes) -> _Permissions:
 
 
 def _read_folder(context: NfsContext, path: bytes) -> tuple[_Listing, dict[bytes, bytes]]:
-    """The folder's listing, complete, and its symlinks' targets; one attempt, so that both come over one connection."""
+    """Return the complete listing of a folder and the targets of its symlinks.
+
+    Run as one attempt, so that both come over one connection.
+    """
     listing = _complete_attributes(context, path, context.list_folder(path))
     links = [name for name, attributes in listing if attributes.file_type == stat.S_IFLNK]
     return listing, dict(zip(links, context.read_links([_join(path, name) for name in links]), strict=True))
 
 
 def _complete_attributes(context: NfsContext, path: bytes, listing: _Listing) -> _Listing:
-    """`listing` with attributes asked for where the server or libnfs left them out (file ids of NFSv4, v3 servers short of READDIRPLUS)."""
+    """Query the attributes that the server or libnfs left out.
+
+    These are the file ids of NFSv4, and everything from v3 servers without READDIRPLUS.
+    """
     incomplete = [
         i
         for i, (_, a) in enumerate(listing)
@@ -119,9 +142,9 @@ def _decode_name(spec: NasSpec, name: bytes, description: str) -> str:
     try:
         return name.decode()
     except UnicodeDecodeError as error:
-        shown = name.decode(errors="backslashreplace")
+        escaped = name.decode(errors="backslashreplace")
         raise UnsafeContent(
-            f"{spec.display_name}: {description} is not UTF-8: '{shown}'; rename it on the server"
+            f"{spec.display_name}: {description} is not UTF-8: '{escaped}'; rename it on the server"
         ) from error
 
 
@@ -130,7 +153,8 @@ def _get_kind(spec: NasSpec, path: str, file_type: int) -> EntryKind:
     if file_type not in kinds:
         description = _SPECIAL_FILES.get(file_type, "of an unknown kind")
         raise UnsafeContent(
-            f"{spec.display_name}: {path!r} is {description}; a volume holds files, folders and symlinks only; remove it on the server"
+            f"{spec.display_name}: {path!r} is {description}; "
+            "a volume can only have files, folders and symlinks; remove it on the server"
         )
     return kinds[file_type]
 
@@ -138,6 +162,7 @@ def _get_kind(spec: NasSpec, path: str, file_type: int) -> EntryKind:
 def _folder_error(spec: NasSpec, failure: NfsError, folder: str) -> DataCacheError:
     if folder and failure.code in _VANISHED_ERRNOS:
         return OriginUnavailable(
-            f"{spec.display_name}: the folder {folder!r} changed while it was listed; try again when nothing writes to it"
+            f"{spec.display_name}: the folder {folder!r} changed while it was listed; "
+            "try again when nothing writes to it"
         )
     return path_error(spec, failure, folder.encode())

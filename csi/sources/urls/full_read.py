@@ -1,4 +1,7 @@
-"""Files that are read whole, no faster than they may be, and not for ever: to know their size and sha256, or because they are documents."""
+"""Complete reads of files, rate limited and bounded.
+
+They serve to learn a file's size and sha256, or to read a document.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +23,22 @@ _READ_BYTES = 1 << 16
 def read_size_and_sha256(
     response: Response, url: str, wait: Callable[[int], None], baseline: ThroughputBaseline
 ) -> tuple[int, str]:
-    """Bytes and sha256 of what comes. `wait` returns when so many bytes more may be read; `baseline` is what other connections give.
+    """Read a body to its end and return its size and sha256.
 
-    Raises OriginUnavailable where that cannot be taken as the file or trickles, OutOfRange where it ends not before the largest volume is full.
+    `wait` is called with the bytes of each piece and returns when reading may continue; `baseline` is the
+    usual throughput. Raises OriginUnavailable if the response is not the file or too slow, OutOfRange if it
+    exceeds the largest volume.
     """
     size, sha = 0, hashlib.sha256()
     for piece in iter_body(
-        response, url, wait, baseline, " (while reading a file whole, to know what it is)"
+        response, url, wait, baseline, " (while reading the whole file to learn its size and sha256)"
     ):
         size += len(piece)
         sha.update(piece)
         if size > MAX_VOLUME_BYTES:
             raise OutOfRange(
-                f"{format_site(url)}: a file has more than {MAX_VOLUME_BYTES} bytes, and a volume can have no more; check url"
+                f"{format_site(url)}: a file has more than {MAX_VOLUME_BYTES} bytes, "
+                "the maximum of a volume; check url"
             )
     return size, sha.hexdigest()
 
@@ -40,11 +46,14 @@ def read_size_and_sha256(
 def iter_body(
     response: Response, url: str, wait: Callable[[int], None], baseline: ThroughputBaseline, context: str
 ) -> Iterator[bytes | memoryview]:
-    """The body as it comes, in pieces of at most 64 KiB; otherwise as `read_size_and_sha256`. `context` ends messages."""
+    """Yield the body in pieces of at most 64 KiB, under the rules of `read_size_and_sha256`.
+
+    `context` ends messages.
+    """
     host, meter = format_site(url), ThroughputMeter(baseline)
     if response.status != 200 or response.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise OriginUnavailable(
-            f"{host}: it tells no length of the file, or sends it compressed, which was not asked for{context}"
+            f"{host}: it does not send the file, or sends it compressed, which was not requested{context}"
         )
     while piece := _read_piece(response, host, context, meter):
         yield piece
@@ -59,5 +68,5 @@ def _read_piece(response: Response, host: str, context: str, meter: ThroughputMe
     except (OSError, urllib3.exceptions.HTTPError) as error:
         raise unreachable_error(error, host, context) from error
     if meter.is_too_slow(len(piece), time.monotonic() - started_at):
-        raise OriginUnavailable(f"{host}: the connection gives far less than others do{context}")
+        raise OriginUnavailable(f"{host}: the connection is far slower than others{context}")
     return piece

@@ -1,8 +1,9 @@
-"""A Metalink 4 document: which files there are, where each is, and what its bytes must be.
+"""Metalink 4 documents: lists of files with their URLs, sizes and hashes.
 
-RFC 5854: `metalink` holds `file` elements with a `name` (4.1.2.1: a path below where the files go) and, among others, `size`, `hash` (its
-`type` a name of IANA's registry of hash functions, in hexadecimal) and `url` (its `priority` 1 for the best, 999999 where none is said).
-What a document says is its author's word, and it may be anybody's: it is read as it comes, and bounded in all it can make grow.
+RFC 5854: `metalink` has `file` elements with a `name` (4.1.2.1: a path below the download folder) and, among
+others, `size`, `hash` (hexadecimal; `type` from IANA's registry of hash functions) and `url` (`priority` from
+1, the best, to 999999, the default). A document is only its author's statement, and the author may be
+anybody: it is parsed as a stream, with a limit on everything that it can make grow.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from csi.parameters.dialects.urls import UrlSpec
 from csi.sources.http.connections import Connections, Site, discard, format_site, parse_site
 from csi.sources.http.file_urls import FileUrls, Response, StatusErrorMapper
 from csi.sources.http.range_reader import RangeReader
-from csi.sources.plain_xml import create_parser
+from csi.sources.plain_xml import XmlHandler, create_parser
 from csi.sources.urls.full_read import iter_body
 from csi.values import parse_decimal, redact
 
 MAX_METALINK_FILES = 100_000
+# Each site costs an access check for every new volume.
 MAX_METALINK_SITES = 16
 MAX_METALINK_BYTES = 64 << 20
+# Limits on what a hostile document can make the parser keep in memory.
 _MAX_DEPTH = 16
 _MAX_NAMES = 1000
 _MAX_TAG_BYTES = 1 << 20
@@ -43,6 +46,7 @@ _XML_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 _ROOT_ELEMENT = f"{_XML_NAMESPACE} metalink"
 _FILE_PATH = [_ROOT_ELEMENT, f"{_XML_NAMESPACE} file"]
 _SIZE_ELEMENT, _HASH_ELEMENT, _URL_ELEMENT = (f"{_XML_NAMESPACE} {name}" for name in ("size", "hash", "url"))
+# RFC 5854: 1 to 999999, the default.
 _LOWEST_PRIORITY = 999_999
 _PRIORITY = re.compile(r"[1-9][0-9]{0,5}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -50,7 +54,7 @@ _IDENTITY_HEADERS = {"Accept-Encoding": "identity"}
 
 
 class MetalinkFile(NamedTuple):
-    """A file as a document lists it: `size` is None and `sha256` (64 hex digits) "" where it does not say."""
+    """A file listed by a document: `size` is None and `sha256` (64 hex digits) "" if not given."""
 
     path: str
     url: str
@@ -59,9 +63,10 @@ class MetalinkFile(NamedTuple):
 
 
 class MetalinkDocument:
-    """The document that `spec` names, read over `connections` with `headers` (a credential among them) as those of its site.
+    """The document named by `spec`, read over `connections`.
 
-    `refusal` is as that of `FileUrls`; `wait` returns when so many bytes more may be read.
+    `headers` (including a credential) go to its site only. `error_for_status` is as in `FileUrls`, `wait` as
+    in `iter_body`.
     """
 
     def __init__(
@@ -72,17 +77,15 @@ class MetalinkDocument:
         error_for_status: StatusErrorMapper,
         wait: Callable[[int], None],
     ) -> None:
-        self._url, self._display_name, self._connections, self._wait = (
-            spec.metalink,
-            spec.display_name,
-            connections,
-            wait,
-        )
+        self._url = spec.metalink
+        self._display_name = spec.display_name
+        self._connections = connections
+        self._wait = wait
         self._file_urls = FileUrls(lambda entry: spec.metalink, headers, error_for_status)
         self._is_read = False
 
     def iter_files(self) -> Iterator[MetalinkFile]:
-        """Its files, in its order, while it comes. Raises what `parse_files` does, and the errors of a Source."""
+        """Yield its files, in order, as the document arrives; raises as `parse_files` and as a Source."""
         response, url = self._request(_IDENTITY_HEADERS)
         try:
             body = iter_body(
@@ -98,7 +101,10 @@ class MetalinkDocument:
             discard(response)
 
     def check_read_access(self) -> None:
-        """Return if this credential may read the document; `iter_files` has told, once it was read to its end."""
+        """Raise unless this credential can read the document.
+
+        Sends no request if `iter_files` has just read it all.
+        """
         if not self._is_read:
             discard(self._request({"Range": "bytes=0-0", **_IDENTITY_HEADERS})[0])
 
@@ -113,7 +119,7 @@ class MetalinkDocument:
 
 
 def pick_smallest_per_site(files: Iterable[tuple[str, Entry]]) -> list[Entry]:
-    """Of entries behind their URLs, the smallest of each site that is not empty."""
+    """Return the smallest non-empty entry of each site."""
     smallest: dict[Site, Entry] = {}
     for url, entry in files:
         file_site = parse_site(url)
@@ -125,18 +131,19 @@ def pick_smallest_per_site(files: Iterable[tuple[str, Entry]]) -> list[Entry]:
 def parse_files(
     body: Iterable[bytes | memoryview], document_url: str, display_name: str
 ) -> Iterator[MetalinkFile]:
-    """The files of the document at the URL `document_url`; `display_name` names it in messages.
+    """Parse the document at `document_url`, yielding its files; `display_name` names it in messages.
 
-    Raises FailedPrecondition for what is no Metalink document or names a file in a way that cannot be used, UnsafeContent for a path
-    that is none in a volume, PermissionDenied for http where the document came by https, OutOfRange for more than 100,000 files, 16
-    sites or 64 MiB. Messages name the line and the file.
+    Raises FailedPrecondition if it is not a Metalink document or names a file in an unusable way,
+    UnsafeContent for an impossible path, PermissionDenied for http URLs in a document that came by https,
+    OutOfRange for more than 100,000 files, 16 sites or 64 MiB. Messages name the line and the file.
     """
     handler, count = _MetalinkHandler(document_url, display_name), 0
     for piece in body:
         count += len(piece)
         if count > MAX_METALINK_BYTES:
             raise OutOfRange(
-                f"{display_name} has more than {MAX_METALINK_BYTES >> 20} MiB; make several documents, and name them in sources"
+                f"{display_name} has more than {MAX_METALINK_BYTES >> 20} MiB; "
+                "split it into several documents, and name them in sources"
             )
         handler.feed(piece, count)
         yield from handler.take()
@@ -148,7 +155,7 @@ def parse_files(
 
 @dataclass
 class _FileElement:
-    """What was said so far of the file whose element began at `line`; `url` is the best one of them."""
+    """What is known so far of the file whose element began at `line`; `url` is the best one of its URLs."""
 
     path: str
     line: int
@@ -159,13 +166,13 @@ class _FileElement:
     has_http: bool = False
 
 
-class _MetalinkHandler:
-    """What the parser has come by."""
+class _MetalinkHandler(XmlHandler):
+    """State of the parser."""
 
     def __init__(self, document_url: str, display_name: str) -> None:
         self.file_count = 0
         self._document_url, self._display_name = document_url, display_name
-        # As with redirects: who may change what comes must not be more people on the way.
+        # As with redirects, https must not lead to http: more people on the way could change the data.
         self._schemes = ("https",) if parse_site(document_url)[0] == "https" else ("http", "https")
         self._path: list[str] = []
         self._names: set[str] = set()
@@ -180,28 +187,28 @@ class _MetalinkHandler:
         self._parser.StartNamespaceDeclHandler = self.on_namespace
 
     def feed(self, piece: bytes | memoryview, total: int, last: bool = False) -> None:
-        """The next bytes, of `total` in all so far."""
+        """Parse the next bytes; `total` counts all bytes so far."""
         try:
             self._parser.Parse(piece, last)
         except expat.ExpatError as error:
-            raise self._document_error("from here on there is no XML in UTF-8, or it is cut short") from error
+            raise self._document_error("invalid XML or UTF-8 from here on, or cut short") from error
         except ValueError as error:
             raise self._document_error(
-                "it has a document type of its own, which could hold anything; remove it"
+                "it has a document type declaration, which is not allowed; remove it"
             ) from error
-        # The parser keeps a tag until it ends.
+        # The parser buffers a tag until it is complete.
         if total - self._parser.CurrentByteIndex > _MAX_TAG_BYTES:
             raise self._document_error(f"a tag or comment has over {_MAX_TAG_BYTES >> 20} MiB")
 
     def take(self) -> list[MetalinkFile]:
-        """The files that ended since the last call."""
+        """Return the files completed since the last call."""
         finished, self._finished = self._finished, []
         return finished
 
     def _document_error(
         self, message: str, error_type: type[DataCacheError] = FailedPrecondition
     ) -> DataCacheError:
-        """An error that says where in the document `message` hold."""
+        """Create an error that says where in the document the problem is."""
         line = self._file.line if self._file else self._parser.CurrentLineNumber
         file = f", file {self._file.path[:200]!r}" if self._file else ""
         return error_type(f"{self._display_name}, line {line}{file}: {message}")
@@ -214,11 +221,12 @@ class _MetalinkHandler:
         self._count_names((name, *attributes))
         if self._path[0] != _ROOT_ELEMENT:
             raise self._document_error(
-                f'it begins with no <metalink xmlns="{_XML_NAMESPACE}">, so it is no Metalink 4 document (RFC 5854); check metalink'
+                f'it does not begin with <metalink xmlns="{_XML_NAMESPACE}">, '
+                "so it is not a Metalink 4 document (RFC 5854); check metalink"
             )
         if len(self._path) > _MAX_DEPTH:
             raise self._document_error(
-                f"there are elements more than {_MAX_DEPTH} deep, which no Metalink document has"
+                f"elements are nested more than {_MAX_DEPTH} deep, unlike in any Metalink document"
             )
         if self._path == _FILE_PATH:
             self._file = self._begin_file(attributes.get("name", ""))
@@ -247,11 +255,12 @@ class _MetalinkHandler:
         self._path.pop()
 
     def _count_names(self, names: Iterable[str]) -> None:
-        # The parser keeps every name that it meets.
+        # The parser interns every name that it sees.
         self._names.update(names)
         if len(self._names) > _MAX_NAMES:
             raise self._document_error(
-                f"there are over {_MAX_NAMES} names of elements and attributes, which no Metalink document has"
+                f"there are over {_MAX_NAMES} names of elements and attributes, "
+                "unlike in any Metalink document"
             )
 
     def _begin_file(self, path: str) -> _FileElement:
@@ -262,10 +271,11 @@ class _MetalinkHandler:
             raise self._document_error(f"{error}; change its name", UnsafeContent) from error
         if path in self._paths:
             self._file = file
-            raise self._document_error("there is a file of this name before; give each its own")
+            raise self._document_error("an earlier file has the same name; give each its own")
         if len(self._paths) == MAX_METALINK_FILES:
             raise self._document_error(
-                f"there are more than {MAX_METALINK_FILES} files; make several documents, and name them in sources",
+                f"there are more than {MAX_METALINK_FILES} files; "
+                "split it into several documents, and name them in sources",
                 OutOfRange,
             )
         self._paths.add(path)
@@ -301,7 +311,7 @@ class _MetalinkHandler:
             file.url, file.priority = url, int(priority)
 
     def _join_url(self, text: str) -> str:
-        """Relative to where the document is asked for: where that redirects to may be signed."""
+        """Resolve a URL against the document's own, before redirects, whose target may be signed."""
         if not text or text.startswith("#") or not text.isprintable() or " " in text:
             raise self._document_error(
                 "one of its URLs is empty, or has a blank or a control character; write http(s)://host/path"
@@ -321,12 +331,15 @@ class _MetalinkHandler:
         try:
             url = parse_http_url("url", file.url)._replace(fragment="").geturl()
         except InvalidParameter as error:
-            message = f"its url, on {_host(file.url)!r}, is no plain http(s) URL; give one without login, signature and blanks, since the volume keeps it"
-            raise self._document_error(message) from error
+            raise self._document_error(
+                f"its url, on {_host(file.url)!r}, is not a plain http(s) URL; "
+                "give one without login, signature and blanks, since the volume keeps it"
+            ) from error
         self._sites.add(parse_site(url))
         if len(self._sites) > MAX_METALINK_SITES:
             raise self._document_error(
-                f"{format_site(url)} is one more host (with its scheme and port) than the {MAX_METALINK_SITES} that a volume may have",
+                f"{format_site(url)} is one more host (with its scheme and port) "
+                f"than the {MAX_METALINK_SITES} that a volume may have",
                 OutOfRange,
             )
         self._finished.append(MetalinkFile(file.path, url, file.size, file.sha256))
@@ -335,13 +348,19 @@ class _MetalinkHandler:
 
     def _missing_url_error(self, file: _FileElement) -> DataCacheError:
         if file.has_http:
-            message = "its URLs are http, and the document came by https: anybody on the way could change what comes; give it an https URL"
-            return self._document_error(message, PermissionDenied)
+            return self._document_error(
+                "its URLs are http, and the document came by https: "
+                "anybody on the way could change the data; give it an https URL",
+                PermissionDenied,
+            )
         return self._document_error("it has no http or https url; add one")
 
 
 def _host(url: str) -> str:
-    """The host of whatever a document calls a URL; what else is in it may be a secret."""
+    """Return the host of a document's URL for messages, as the rest may be a secret.
+
+    "" if it cannot be parsed.
+    """
     try:
         return format_site(url)[:100]
     except ValueError:

@@ -1,4 +1,7 @@
-"""Plain files by URL as a source: what they are is told by the headers of a GET of their first byte, or by reading them whole."""
+"""Plain files by URL.
+
+A file is described by the response headers of a GET of its first byte, or by reading it completely.
+"""
 
 from __future__ import annotations
 
@@ -28,20 +31,27 @@ from csi.parameters.dialects.urls import MAX_URLS, UrlFile, UrlSpec
 from csi.sources.http.connections import Connections, discard, format_site, parse_site
 from csi.sources.http.file_urls import FileUrls, Response
 from csi.sources.http.range_reader import RangeReader
+from csi.sources.source import Source
 from csi.sources.urls.full_read import read_size_and_sha256
 from csi.sources.urls.metalink import MetalinkDocument, pick_smallest_per_site
 from csi.values import parse_decimal
 
+# Idle connections beyond the readers of one fill are closed.
 _FILL_CONNECTIONS = 16
 _MAX_CONCURRENT_REQUESTS = 8
 _IDENTITY_HEADERS = {"Accept-Encoding": "identity"}
+# A GET of one byte instead of a HEAD: it proves that the bytes can be read, and signed URLs and some servers
+# allow no HEAD.
 _FIRST_BYTE_HEADERS = {"Range": "bytes=0-0", **_IDENTITY_HEADERS}
 _CONTENT_RANGE_TOTAL = re.compile(r"bytes (?:\d+-\d+|\*)/(\d+)$")
 
 
 @dataclass(frozen=True)
 class _FileFacts:
-    """What tells one state of a file from another; `sha256` where it took reading the file whole to learn its size."""
+    """What distinguishes one state of a file from another.
+
+    `sha256` is set if the file had to be read completely.
+    """
 
     size: int
     etag: str
@@ -49,16 +59,17 @@ class _FileFacts:
     sha256: str = ""
 
 
-class UrlSource:
-    """Files of HTTP servers, read with `token` as a bearer's (None: as anybody). Implements `csi.sources.source.Source`."""
+class UrlSource(Source):
+    """Files of HTTP servers, read with `token` as a bearer token (None: anonymously)."""
 
     def __init__(self, spec: CacheSpec, token: str | None, destinations: Destinations | None = None) -> None:
-        """Raises InvalidParameter when `spec` is of another source, or one token would go to several hosts."""
+        """Raise InvalidParameter if `spec` has another source, or one token would go to several hosts."""
         if not isinstance(spec.source, UrlSpec):
-            raise InvalidParameter(f"{spec.source.display_name} is no URL")
+            raise InvalidParameter(f"{spec.source.display_name} is not a URL source")
         if token and len({parse_site(file.url) for file in spec.source.files}) > 1:
             raise InvalidParameter(
-                "url names several hosts, or http and https of one, and the Secret has one accessToken; name them in sources, each with its own token"
+                "url names several hosts, or http and https of one, and the Secret has one accessToken; "
+                "name them in sources, each with its own token"
             )
         self._spec, self._files, self._token = spec, {file.path: file for file in spec.source.files}, token
         self._document_sizes: dict[str, int] = {}
@@ -73,7 +84,8 @@ class UrlSource:
             self._document = MetalinkDocument(
                 spec.source, self._connections, headers, self._error_for_status, self._wait
             )
-            # Without `refusal`: of so many files, the one that is refused has to be named.
+            # Without `error_for_status`: its errors name the document, but one of so many files has to be
+            # named.
             self._file_urls = FileUrls(
                 self._get_url,
                 headers,
@@ -86,14 +98,15 @@ class UrlSource:
             )
 
     def pin(self) -> CacheSpec:
-        """The spec itself: a file at a URL has no revisions."""
+        """Return the spec itself: a file at a URL has no revisions."""
         return self._spec
 
     def resolve(self, pinned: CacheSpec) -> Manifest:
-        """Ask for the first byte of each file, but for those whose size and sha256 a Metalink document tells.
+        """Request the first byte of each file, except those whose size and sha256 are in a Metalink document.
 
-        One whose server tells no length, or nothing by which a change could be seen (ETag, Last-Modified, a sha256 in the spec), is
-        read whole, which tells its sha256 too. A document's files cost their entries alone: 600 bytes where path and URL have 120.
+        A file is read completely, which also gives its sha256, if its server sends no length, or nothing by
+        which a change could be detected (ETag, Last-Modified, a sha256 in the spec). Memory for a document's
+        files: the entries, 600 bytes for path and URL of 120.
         """
         entries = itertools.chain(
             self._iter_document_entries(self._document) if self._document else (), self._probe_files()
@@ -107,17 +120,18 @@ class UrlSource:
             yield from threads.map(self._probe_file, self._files.values())
 
     def _iter_document_entries(self, document: MetalinkDocument) -> Iterator[Entry]:
-        """Those files that need not be asked for; the others are in `_files` then."""
+        """Yield the files that need no request, and collect the others in `_files`."""
         self._files, self._document_sizes = {}, {}
         for document_file in document.iter_files():
             file = UrlFile(document_file.url, document_file.sha256, document_file.path)
             if document_file.size is not None and document_file.sha256:
+                # No request: the sha256 in the document is enough to verify the bytes of the fill.
                 yield _build_entry(file, _FileFacts(document_file.size, "", ""))
             else:
                 if len(self._files) == MAX_URLS:
                     raise OutOfRange(
-                        f"{self._spec.source.display_name} tells no size and sha-256 of over {MAX_URLS} files, and each would have to be asked for; "
-                        "write them into the document"
+                        f"{self._spec.source.display_name} lacks size or sha-256 of over {MAX_URLS} files, "
+                        "and each would need a request; write them into the document"
                     )
                 self._files[file.path] = file
                 if document_file.size is not None:
@@ -128,14 +142,15 @@ class UrlSource:
         if document_size != entry.size:
             host, display_name = format_site(self._get_url(entry)), self._spec.source.display_name
             raise SourceChanged(
-                f"{display_name} says that {entry.path!r} has {document_size} bytes, {host} sends {entry.size}; put the document right"
+                f"{display_name} says that {entry.path!r} has {document_size} bytes, "
+                f"{host} sends {entry.size}; correct the document"
             )
         return entry
 
     def check_read_access(self, manifest: Manifest) -> None:
-        """Read one byte of each file that has one; this source's own `resolve` has done so.
+        """Read one byte of each non-empty file that `resolve` of this source has not just read.
 
-        Of a Metalink document's files, of the smallest of each site, and of the document.
+        For a Metalink document: of the smallest file of each site, and of the document.
         """
         files: Iterable[Entry] = manifest.files
         if self._document:
@@ -147,18 +162,21 @@ class UrlSource:
                     reader.read_into(entry, 0, memoryview(bytearray(1)))
 
     def open_reader(self, manifest: Manifest) -> RangeReader:
-        """A reader of the files; all readers of this source share what redirects led to."""
+        """Open a reader of the files; all readers of this source share redirect targets."""
         return RangeReader(self._connections, self._file_urls)
 
     def close(self) -> None:
-        """Let go of all connections."""
         self._connections.close()
 
     def _probe_file(self, file: UrlFile) -> Entry:
         return self._check_document_size(_build_entry(file, self._fetch_facts(file)))
 
     def _get_url(self, entry: Entry) -> str:
-        """Asked for before it is resolved, an entry has a file; a document's, read in another process, has its URL in its digest."""
+        """Return the URL of an entry.
+
+        Before `resolve` it is that of its file; for a document's entry read in another process it is in the
+        digest.
+        """
         file = self._files.get(entry.path)
         return file.url if file else str(_parse_identity(entry)[0])
 
@@ -173,6 +191,7 @@ class UrlSource:
                 discard(response)
                 response, file_url = reader.get_response(entry, _IDENTITY_HEADERS)
         try:
+            # 416: an empty file has no first byte; its size is in Content-Range.
             if response.status not in (200, 206, 416):
                 raise self._file_urls.response_error(response, file_url, entry)
             size, sha256 = _parse_size(response), ""
@@ -189,14 +208,19 @@ class UrlSource:
     def _error_for_status(self, status: int, headers: Mapping[str, str]) -> DataCacheError | None:
         display_name = self._spec.source.display_name
         if status == 401:
-            hint = "it refuses the token: put a valid one in" if self._token else "it wants one: put it in"
+            hint = (
+                "it refuses the token: put a valid one in"
+                if self._token
+                else "it requires a token: put it in"
+            )
             return Unauthenticated(f"{display_name}: {hint} the Secret (key `accessToken`)")
         if status == 403:
             return PermissionDenied(
-                f"{display_name}: its server lets this volume not read it; check the token's rights, or that the address has not ended"
+                f"{display_name}: its server denies access; "
+                "check the token's rights, or that the URL has not expired"
             )
         key = "metalink" if self._document else "url"
-        return SourceNotFound(f"{display_name} is not there; check {key}") if status in (404, 410) else None
+        return SourceNotFound(f"{display_name} does not exist; check {key}") if status in (404, 410) else None
 
 
 def _build_entry(file: UrlFile, facts: _FileFacts) -> Entry:
@@ -209,7 +233,7 @@ def _build_entry(file: UrlFile, facts: _FileFacts) -> Entry:
 
 
 def _parse_identity(entry: Entry) -> list[Any]:
-    """The URL, ETag, Last-Modified and size that were put into the digest."""
+    """Parse URL, ETag, Last-Modified and size from the digest."""
     return list(json.loads(entry.digest.partition(" ")[2]))
 
 
@@ -218,7 +242,7 @@ def _has_change_token(response: Response) -> bool:
 
 
 def _parse_size(response: Response) -> int | None:
-    """The file's size by the headers; None where they do not tell."""
+    """Return the file's size according to the headers, None if they do not have it."""
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         return None
     total = _CONTENT_RANGE_TOTAL.match(response.headers.get("Content-Range", ""))
@@ -228,7 +252,7 @@ def _parse_size(response: Response) -> int | None:
 
 
 def _parse_mtime(last_modified: str) -> int:
-    """Nanoseconds since 1970 of a Last-Modified header; the default where there is none."""
+    """Parse a Last-Modified header into nanoseconds since 1970; the default time if there is none."""
     try:
         return int(email.utils.parsedate_to_datetime(last_modified).timestamp()) * 10**9
     except (TypeError, ValueError):
@@ -236,7 +260,10 @@ def _parse_mtime(last_modified: str) -> int:
 
 
 def _is_unchanged(entry: Entry, headers: Mapping[str, str]) -> bool:
-    """By the ETag, else by the time; what the listing had not says nothing. False where the listing had one and the answer has neither."""
+    """Compare the ETag, else the modification time.
+
+    True if the listing had neither; False if it had one and the response has neither.
+    """
     _, etag, last_modified, _ = _parse_identity(entry)
     if etag and headers.get("ETag"):
         return bool(etag == headers["ETag"])

@@ -166,7 +166,7 @@ def test_a_bucket_of_another_region_says_which(objects: ObjectServer, asked: str
         parse_image_store_url(url), {"accessKeyId": ROOT_ID, "secretAccessKey": ROOT_SECRET}
     )
     with pytest.raises(
-        FailedPrecondition, match="is in the region us-east-1, .*; say region=us-east-1 there"
+        FailedPrecondition, match="is in the region us-east-1, .*; write region=us-east-1 there"
     ):
         ASKED[asked](backend)
 

@@ -39,7 +39,7 @@ def test_a_cache_is_named_by_bucket_and_path(context: Mapping[str, str], name: D
         ({"cachePath": "/a", "repoId": "org/name"}, "a source is named too; keep one of them"),
         ({"cachePath": "a"}, "absolute path"),
         ({"cachePath": "/a", "cacheBucket": "eci-system"}, "reserved"),
-        ({"cachePath": "/a", "size": "5"}, "size is nothing that a volume of a DataCache can have"),
+        ({"cachePath": "/a", "size": "5"}, "size cannot be set on a volume of a DataCache"),
         ({"cachePath": "/a", "provisionedIops": "many"}, "provisionedIops is 'many'"),
         ({"cachePath": "/a", "performanceLevel": "PL1", "provisionedIops": "5"}, "keep one"),
         ({"cachePath": "/a", "manifestDigest": "a" * 64}, "manifestDigest"),

@@ -38,7 +38,7 @@ def test_a_missing_mode_is_never_taken(downgrade: bool) -> None:
 
 def test_a_mode_of_a_later_csi_is_refused_by_its_number() -> None:
     assert [parse_access_mode(mode.value) for mode in AccessMode] == list(AccessMode)
-    with pytest.raises(InvalidParameter, match="access mode 99 is none"):
+    with pytest.raises(InvalidParameter, match="access mode 99 is unknown"):
         parse_access_mode(99)
 
 

@@ -205,7 +205,7 @@ def test_what_a_url_carries_in_secret_is_not_repeated(values: dict[str, str]) ->
         (HUB | {"performanceLevel": "PL1", "provisionedIops": "5"}, "provisionedIops is for AutoPL"),
         (HUB | {"readIops": "5", "pl": "PL1"}, "readIops is for volumes without a performance level"),
         (NAS | {"burstIops": "5"}, "burstIops is given without burstCredit"),
-        (HUB | {"revision": "x\0y"}, "holds a NUL"),
+        (HUB | {"revision": "x\0y"}, "contains a NUL"),
         (HUB | {"allowPatterns": "x" * 5000}, "over 4096 characters"),
         ({"path": "/x"}, "path may belong to a NAS or an OSS bucket or an S3 bucket; give type"),
         ({"type": "NAS", "path": "/x"}, "server is missing"),

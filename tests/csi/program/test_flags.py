@@ -42,7 +42,7 @@ def test_a_size_is_a_kubernetes_quantity(text: str, expected: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "Gi", "-1", "1 Gi", "1GiB", "1g", "1e9", "0x10", "1.Gi"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is no size"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a size"):
         parse_size(text)
 
 
@@ -121,7 +121,7 @@ def test_defaults_are_the_documented_ones() -> None:
 @pytest.mark.parametrize(
     ("program", "arguments", "words"),
     [
-        ("node_plugin", [*REQUIRED, "--store-size", "many"], "'many' is no size"),
+        ("node_plugin", [*REQUIRED, "--store-size", "many"], "'many' is not a size"),
         ("node_plugin", [*REQUIRED, "--allow-inline-nas", "nas"], "'nas' is not server:/path"),
         ("node_plugin", [*REQUIRED, "--fill-workers", "0"], "at least 1"),
         ("controller_plugin", ["--endpoint", "tcp://x", "--registry", "registry"], "--endpoint is 'tcp://x'"),

@@ -42,7 +42,7 @@ CASES += [
 def test_what_can_be_no_credential_is_refused_by_the_name_of_its_key(
     parameters: dict[str, str], secrets: dict[str, str], key: str, value: str
 ) -> None:
-    with pytest.raises(InvalidParameter, match=f"the Secret's `{key}` holds a line end") as error:
+    with pytest.raises(InvalidParameter, match=f"the Secret's `{key}` contains a line end") as error:
         open_source(
             parse_volume_parameters(parameters).spec,
             {name: text.format(value) for name, text in secrets.items()},

@@ -136,7 +136,8 @@ def test_a_credential_of_no_source_is_refused_so_that_none_is_read_as_anybody(
     web: WebServer, key: str
 ) -> None:
     with pytest.raises(
-        InvalidParameter, match=f"the Secret's `{key}` is of no source of this volume; .* data, extra, model,"
+        InvalidParameter,
+        match=f"the Secret's `{key}` belongs to no source of this volume; .* data, extra, model,",
     ):
         opened(web, {**SECRETS, key: "verySecret123"})
     opened(web, {**SECRETS, "tls.crt": "another's"}).close()

@@ -209,14 +209,14 @@ def test_a_worker_logs_from_the_plugins_level_on(
     )
     pool.close()
     said = capfd.readouterr().err
-    assert ("DEBUG done operation=pin" in said) is says and "hf_secret" not in said
+    assert ("DEBUG request finished operation=pin" in said) is says and "hf_secret" not in said
 
 
 def test_a_worker_ends_with_the_plugin_that_started_it() -> None:
     script = (
-        "import time; from csi.worker.pool import WorkerPool; from csi.worker.protocol import Request\n"
+        "import time; from csi.worker.pool import WorkerPool; from csi.worker.protocol import WorkerRequest\n"
         f"pool = WorkerPool({{'resolve': 1}}); spec = {CacheSpec(HubSpec('HuggingFace/Model', 'org/name', COMMIT)).to_context()!r}\n"
-        "pool.call('resolve', Request('pin', spec, {})); print(pool._idle[0]._process.pid, flush=True); time.sleep(600)"
+        "pool.call('resolve', WorkerRequest('pin', spec, {})); print(pool._idle[0]._process.pid, flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as plugin:
         assert plugin.stdout

@@ -57,7 +57,7 @@ def attributes_class(cluster: Cluster, **parameters: str) -> None:
     ("parameters", "words"),
     [
         ({"revison": "main"}, "class: unknown parameter 'revison'; did you mean revision?"),
-        ({"token": "hush"}, "class: token is a credential and does not belong into parameters"),
+        ({"token": "hush"}, "class: token is a credential and does not belong in parameters"),
         ({"repoId": "org name"}, "class: repoId is 'org name'"),
         ({"pvcAnnotations": "repoId,egressProfile"}, "class: pvcAnnotations lists egressProfile"),
         ({"provisionedIops": "many"}, "class: provisionedIops"),
@@ -105,11 +105,11 @@ def test_a_volume_attributes_class_that_fits_no_volume(well: Cluster) -> None:
         ({}, {}, "it is empty"),
         ({}, {"token": " "}, "it is empty"),
         ({}, {"password": "hush"}, "the Secret of this volume has none of the keys token"),
-        ({}, {"token": "hush\nhush"}, "the Secret's `token` holds a line end"),
+        ({}, {"token": "hush\nhush"}, "the Secret's `token` contains a line end"),
         (
             BUCKET,
             {"accessKeyId": "hush"},
-            "the Secret of this volume has not both accessKeyId and secretAccessKey",
+            "the Secret of this volume does not have both accessKeyId and secretAccessKey",
         ),
         (
             {"repoId": "", "repoSource": "", "pvcAnnotations": "repoId"},
@@ -138,7 +138,7 @@ def test_a_secret_of_several_sources_is_looked_at_for_each(well: Cluster) -> Non
     well.storage_class(repoId="", repoSource="", sources=sources, **NAMED)
     well.secret("hub", **{"a.token": "hush", "b.accessKeyId": "hush"})
     assert (
-        "default/hub: b: the Secret of this volume has not both"
+        "default/hub: b: the Secret of this volume does not have both"
         in well.examine().only("Secrets", "fault").what
     )
 

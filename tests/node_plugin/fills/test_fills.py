@@ -22,6 +22,7 @@ from csi.errors import (
     SourceChanged,
 )
 from csi.images.progress import FillProgress, read_progress
+from csi.parameters.content_ref import ContentRef, Secrets
 from csi.worker.protocol import WorkerRequest
 from tests.node_plugin.node import HUB, MIB, Node
 
@@ -44,7 +45,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
 def wait(
     node: Node, digest: str, seconds: float = 30, key: str = "vol", secrets: dict[str, str] | None = None
 ) -> None:
-    node.fills.wait(key, digest, secrets or {}, Deadline(seconds))
+    node.fills.wait(key, ContentRef(digest, secrets=Secrets(secrets or {})), Deadline(seconds))
 
 
 def all_at_once(works: list[Callable[[], None]]) -> list[DataCacheError | None]:
@@ -95,7 +96,7 @@ def test_progress_is_there_for_whoever_looks_into_the_store_and_goes_with_the_fi
     digest = adopt(node)
     paths = node.store.paths(digest)
     node.source.go_fill.clear()
-    node.fills.start(digest, {})
+    node.fills.start(ContentRef(digest))
     assert eventually(paths.progress.exists)
     assert read_progress(paths.progress) == FillProgress.from_json(json.loads(paths.progress.read_text()))
     node.source.go_fill.set()
@@ -144,7 +145,7 @@ def test_a_fill_that_nobody_wants_is_stopped_after_a_grace_and_its_bytes_stay(
     hasty = Node(tmp_path, grace=0.0)
     digest = adopt(hasty)
     hasty.source.go_fill.clear()
-    hasty.fills.start(digest, {})
+    hasty.fills.start(ContentRef(digest))
     assert eventually(lambda: hasty.fills.progress() == {})
     assert hasty.store.find_partial(digest)
     hasty.source.go_fill.set()
@@ -186,7 +187,7 @@ def test_what_cannot_fit_is_told_at_once_and_nothing_is_begun(tmp_path: Path, no
         small.source.files = {name: 2 * MIB}
         digests.append(adopt(small))
     small.source.go_fill.clear()
-    small.fills.start(digests[0], {})
+    small.fills.start(ContentRef(digests[0]))
     with pytest.raises(NoSpace, match="the image needs 2"):
         wait(small, digests[1])
     small.source.go_fill.set()
@@ -212,7 +213,7 @@ def test_no_image_goes_for_a_fill_that_nobody_waits_for(tmp_path: Path, node: No
     small.source.files = {"b": 2 * MIB}
     left = adopt(small)
     with pytest.raises(NoSpace):
-        small.fills.start(left, {})
+        small.fills.start(ContentRef(left))
     assert small.store.find_sealed(sealed)
     wait(small, left)
     assert small.store.find_sealed(left) and not small.store.find_sealed(sealed)

@@ -12,6 +12,7 @@ from csi.errors import Busy, CorruptContent, OriginUnavailable, PermissionDenied
 from csi.images.node_store.provenance import MAX_VERIFIED_SCOPES
 from csi.linux.durable_files import write_json
 from csi.manifest.manifest import Entry
+from csi.parameters.content_ref import ContentRef, Secrets
 from csi.parameters.origin_scope import compute_origin_scope
 from tests.node_plugin.fills.test_fills import adopt, eventually
 from tests.node_plugin.node import HUB, Node
@@ -27,7 +28,9 @@ def wait(
     secrets: dict[str, str] | None = None,
     seconds: float = 30,
 ) -> None:
-    node.fills.wait("vol", digest, secrets or {}, Deadline(seconds), access)
+    content, deadline = ContentRef(digest, access, Secrets(secrets or {})), Deadline(seconds)
+    node.fills.wait("vol", content, deadline)
+    node.verification.wait("vol", content, deadline)
 
 
 def pretender(entry: Entry, offset: int, buffer: memoryview) -> None:
@@ -224,7 +227,7 @@ def test_an_error_that_came_when_nobody_waited_is_told_to_the_next_caller_once(
     with pytest.raises(Busy):
         wait(node, digest, OTHER, seconds=0.05)
     node.source.go_vouch.set()
-    assert eventually(lambda: "vouch" not in {thread.name for thread in threading.enumerate()})
+    assert eventually(lambda: "verify" not in {thread.name for thread in threading.enumerate()})
     with pytest.raises(CorruptContent):
         wait(node, digest, OTHER, seconds=0)
     assert node.source.operations.count("vouch") == 1
@@ -234,7 +237,7 @@ def test_an_error_that_came_when_nobody_waited_is_told_to_the_next_caller_once(
 
 def test_stopping_ends_comparisons(node: Node, digest: str) -> None:
     node.source.go_vouch.clear()
-    threading.Timer(0.1, node.fills.stop).start()
+    threading.Timer(0.1, node.verification.stop).start()
     with pytest.raises(Busy, match="stopped"):
         wait(node, digest, OTHER)
 

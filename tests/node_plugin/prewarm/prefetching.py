@@ -25,19 +25,11 @@ class Ahead:
 
     def start(self, node: Node, retry_seconds: float = 60.0) -> PrewarmLoop:
         """Prewarming on `node`, until the test ends or `stop`."""
-        file, allowed = node.folder / "store/prewarms.json", AllowList(policy_subject=CACHE_PREWARMS)
+        preparation = node.prepare_for(AllowList(policy_subject=CACHE_PREWARMS), refresh_moving=True)
         made = PrewarmLoop(
-            self.orders,
-            allowed,
-            node.proving_anew,
-            node.fills,
-            node.store,
-            node.pins,
-            node.images.check_node,
-            file,
-            retry_seconds,
+            self.orders, preparation, node.store, node.images.check_node, min_backoff=retry_seconds
         )
-        node.fills.protect_prewarmed(made.list_sealed)
+        node.protected.add(made.list_sealed)
         self._running = self._stack.enter_context(ExitStack())
         self._running.enter_context(made.run_in_background())
         return made

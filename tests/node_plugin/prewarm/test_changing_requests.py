@@ -49,7 +49,7 @@ def test_an_order_that_has_to_wait_comes_behind_the_others(
     monkeypatch.setattr("node_plugin.prewarm.prewarming._MIN_WORK_SECONDS", 0.0)
     monkeypatch.setattr("node_plugin.prewarm.prewarming._WORK_SHARE", 0.0)
     storm = Storm("none-of-this-node")
-    monkeypatch.setattr(storm, "secret", busy)
+    monkeypatch.setattr(storm, "read_secret", busy)
     with ExitStack() as stack:
         ahead = Ahead(stack, storm)
         storm.put(order("first", PrewarmedCache(HUB, secret_name="slow")))

@@ -15,6 +15,7 @@ from csi.destinations.allow_list import CACHE_PREWARMS, AllowList
 from csi.errors import Busy, NoSpace, PermissionDenied, UnsupportedByNode
 from csi.image_store.client import ImageStoreClient, ImageStoreConfig
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import ContentRef
 from csi.parameters.data_cache import parse_data_cache
 from csi.parameters.dialects.nas import NasSpec
 from csi.registry.datacaches.data_caches import DataCache, DataCacheContent, DataCacheState, Phase
@@ -23,7 +24,8 @@ from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, Pre
 from csi.worker.pool import WorkerPool
 from csi.worker.protocol import WorkerRequest
 from node_plugin.fills.uploads import Uploads
-from node_plugin.prewarm.prewarming import PrewarmLoop, _ActiveRequest
+from node_plugin.prewarm.active_request import ActiveRequest
+from node_plugin.prewarm.prewarming import PrewarmLoop
 from node_plugin.volumes.data_cache_grants import DataCacheGrants
 from tests.csi.registry.kinds import record
 from tests.csi.registry.pins.fake_pins import FakePins
@@ -220,7 +222,7 @@ def test_room_that_a_fill_ahead_has_reserved_is_a_pods_when_it_asks_again(
     ahead.orders.put(order("one", MODEL))
     assert eventually(ahead.is_(PrewarmState.FILLING))
     other = {**INLINE, "revision": COMMITS[1]}
-    with pytest.raises(Busy, match="makes room"):
+    with pytest.raises(Busy, match="make room"):
         tight.inline(context=other)
     assert eventually(lambda: tight.fills.progress() == {})
     tight.source.go_fill.set()
@@ -342,7 +344,7 @@ def test_what_ended_a_fill_ahead_is_told_to_who_began_it(node: Node) -> None:
     digest = adopt(node)
     with pytest.raises(PermissionDenied):
         node.source.readers = set()
-        node.fills.prefetch(digest, {}, HUB, Deadline(10))
+        node.fills.prefetch(ContentRef(digest, HUB), Deadline(10))
 
 
 def test_a_datacache_that_does_not_hold_what_was_ordered_yet_is_waited_for(
@@ -354,25 +356,15 @@ def test_a_datacache_that_does_not_hold_what_was_ordered_yet_is_waited_for(
     pool = WorkerPool({})
     stored = ImageStoreClient(pool, ImageStoreConfig())
     granted, uploads = (
-        DataCacheGrants(caches, "default", node.store, stored, node.proving_anew),
+        DataCacheGrants(caches, "default", node.store, stored, node.resolver(refresh_moving=True)),
         Uploads(node.store, stored),
     )
     cache = PrewarmedCache(data_cache=made.name, digest="b" * 64)
-    ahead = PrewarmLoop(
-        orders,
-        AllowList(policy_subject=CACHE_PREWARMS),
-        node.proving_anew,
-        node.fills,
-        node.store,
-        node.pins,
-        node.images.check_node,
-        tmp_path / "prewarms.json",
-        grants=granted,
-        uploads=uploads,
-    )
+    preparation = node.prepare_for(AllowList(policy_subject=CACHE_PREWARMS), True, granted)
+    ahead = PrewarmLoop(orders, preparation, node.store, node.images.check_node, uploads)
     with pytest.raises(
-        Busy, match=f"the DataCache {made.name} holds {'a' * 12} and not {'b' * 12}, as was ordered, yet"
+        Busy, match=f"the DataCache {made.name} still holds {'a' * 12}, and {'b' * 12} was requested"
     ):
-        ahead._fill_data_cache(_ActiveRequest(orders.put(order("one", cache))), "key", cache)
+        ahead._fill_data_cache(ActiveRequest(orders.put(order("one", cache))), "key", cache)
     assert fills(node) == 0
     pool.close()

@@ -196,7 +196,7 @@ def test_a_volume_that_the_registry_lost_keeps_the_limits_it_had(tmp_path: Path,
     assert rate(node, target()).iops == 700
     node.close()
     again = Node(tmp_path)
-    again.volumes.recover()
+    again.recovery.recover()
     assert rate(again, target()).iops == 700 and again.cgroups.writes == 0
     pod(again, OTHER_UID)
     again.publish(path=target(OTHER_UID), context=HUB)
@@ -225,7 +225,7 @@ def test_performance_that_a_size_does_not_have_any_more_leaves_what_is_in_force(
     assert rate(node, target()).iops == 700
     node.close()
     again = Node(tmp_path)
-    again.volumes.recover()
+    again.recovery.recover()
     assert rate(again, target()).iops == 700 and again.cgroups.writes == 0
     assert "no limits can be had: performanceLevel is PL3" in message(again, "staging")
     again.close()
@@ -276,7 +276,7 @@ def test_the_next_start_holds_what_is_mounted_and_no_more(tmp_path: Path) -> Non
     node.close()
     again = Node(tmp_path)
     again.mounts.unmount(again.path(target(volume="inline")))
-    again.volumes.recover()
+    again.recovery.recover()
     assert (
         again.cgroups.read_limit(cgroup, kept) == SLOW_RATE
         and again.cgroups.read_limit(cgroup, gone) == UNLIMITED

@@ -46,7 +46,7 @@ class Cluster:
             self.nodes.pop(name).close()
         made = Node(self.folder / name, pins=self.pins, name=name, **more)
         made.source.commit = commit
-        made.volumes.recover()
+        made.recovery.recover()
         self.nodes[name] = made
         return made
 

@@ -51,8 +51,8 @@ class SeveralNodes(RuleBasedStateMachine):
                 if filling:
                     raise Busy("the fill goes on")
                 shown: dict[str, Any] = {
-                    "inline": True,
-                    "targets": {"/x": Exposure("MULTI")},
+                    "is_inline": True,
+                    "target_paths": {"/x": Exposure("MULTI")},
                     "pin": pins.encode_pin(volume_id),
                 }
                 self.live[name][volume_id] = NodeVolume(volume_id, found.digest, {}, 5, 5, **shown)

@@ -119,7 +119,7 @@ def test_whatever_a_kill_leaves_the_next_start_is_sound_and_goes_on(tmp_path: Pa
             break
         kills += 1
         node = Node(folder)
-        node.volumes.recover()
+        node.recovery.recover()
         assert_sound(node)
         try:
             work(node)
@@ -146,7 +146,7 @@ def test_mounts_survive_a_restart_and_are_found(tmp_path: Path) -> None:
     table = node.mounts.list_mounts()
     node.close()
     again = Node(tmp_path)
-    again.volumes.recover()
+    again.recovery.recover()
     assert again.mounts.list_mounts() == table
     again.publish()
     again.stage()
@@ -165,7 +165,7 @@ def test_what_an_earlier_version_staged_is_marked_so_that_kubelet_unstages_it(tm
     node.close()
     for _ in range(2):
         again = Node(tmp_path)
-        again.volumes.recover()
+        again.recovery.recover()
         table = again.mounts.list_mounts()
         assert again.shown == ["pod1", "staging", "staging"]
         assert find_mount(table, again.path("staging")).source == f"datacache:{again.image_path}"  # type: ignore[union-attr]
@@ -190,7 +190,7 @@ def test_a_kernel_that_does_not_mark_stops_no_start(tmp_path: Path) -> None:
 
     again = Node(tmp_path)
     again.kernel.step = refuse
-    again.volumes.recover()
+    again.recovery.recover()
     again.publish()
     take_away(again)
     assert again.left == []
@@ -205,7 +205,7 @@ def test_after_a_reboot_no_volume_is_remembered_and_the_images_stay(tmp_path: Pa
     for path in (tmp_path / "kernel.json", *tmp_path.rglob(".mounted-on")):
         path.unlink()
     again = Node(tmp_path)
-    again.volumes.recover()
+    again.recovery.recover()
     assert again.left == [] and again.images.list_in_use() == set() and not again.path("pod1").exists()
     assert again.store.find_sealed(digest)
     again.stage()
@@ -229,7 +229,7 @@ def test_a_fill_that_needs_no_secret_goes_on_by_itself(tmp_path: Path) -> None:
     node = Node(tmp_path)
     (image,) = node.store.list_images()
     assert status == _KILLED and node.store.find_partial(image.digest)
-    node.volumes.recover()
+    node.recovery.recover()
     while node.fills.progress():
         pass
     assert node.store.find_sealed(image.digest) and node.source.operations == ["fill"]
@@ -250,7 +250,7 @@ def test_a_fill_that_needs_a_secret_goes_on_with_the_next_call(tmp_path: Path) -
     assert in_child(child) == _KILLED
     node = Node(tmp_path)
     node.source.files, node.source.readers = {"big.bin": 12 * 2**20}, {"right"}
-    node.volumes.recover()
+    node.recovery.recover()
     while node.fills.progress():
         pass
     assert node.store.find_partial(node.source.digest) and node.left == []
@@ -287,7 +287,7 @@ def test_a_start_does_not_use_an_image_whose_root_is_not_found(tmp_path: Path) -
     node.close()
     again = Node(tmp_path)
     again.source.files = node.source.files
-    again.volumes.recover()
+    again.recovery.recover()
     assert again.store.list_images() == []
     again.stage()
     assert "fill" in again.source.operations and has_root_directory(image.paths.image)

@@ -147,7 +147,7 @@ def test_a_second_publish_of_one_volume(node: Node, mode: AccessMode) -> None:
     node.publish(**arguments)
     for changed in (
         {"readonly": False},
-        {"flags": ("ro",)},
+        {"mount_flags": ("ro",)},
         {"context": {**DOWNGRADE, "revision": "b" * 40}},
     ):
         with pytest.raises(AlreadyExists, match="with other arguments"):

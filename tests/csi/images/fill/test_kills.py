@@ -304,7 +304,7 @@ def test_a_journal_of_another_image_chunk_size_or_nonsense_says_nothing(
 def test_a_seal_that_was_killed_half_way_is_finished(tmp_path: Path) -> None:
     run = Run(tmp_path, build_manifest([file("a", 10_000)], {}))
     final = tmp_path / "image"
-    for patched in ("sync_file", "rename_durably", "sync_folder"):
+    for patched in ("fsync_file", "rename_and_sync", "fsync_folder"):
         assert run.fill()[0] == 0 or final.exists()
 
         def work(name: str = patched) -> None:

@@ -240,8 +240,8 @@ def spoil(image: Image) -> None:
 KILLS = [
     (PartialImage, "create", 1),
     (PartialImage, "create", -1),
-    (RunCopier, "_step", 1),
-    (RunCopier, "_step", 3),
+    (RunCopier, "_copy_step", 1),
+    (RunCopier, "_copy_step", 3),
     (RunCopier, "sync", 1),
     (RunCopier, "sync", -1),
     (RunCopier, "sync", 3),

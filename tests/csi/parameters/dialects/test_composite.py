@@ -51,11 +51,11 @@ def test_the_order_of_the_list_means_nothing() -> None:
 @pytest.mark.parametrize(
     ("sources", "words"),
     [
-        ("{", "sources is no JSON"),
-        ("[" * 100_000, "sources is no JSON"),
+        ("{", "sources is not JSON"),
+        ("[" * 100_000, "sources is not JSON"),
         ([], "a JSON list of 1 to"),
         ({}, "a JSON list of 1 to"),
-        (["x"], "sources[0] is no JSON object"),
+        (["x"], "sources[0] is not a JSON object"),
         (
             '[{"folder": "a", "repoId": "org/x", "repoId": "org/y"}]',
             "sources has an object with 'repoId' twice",

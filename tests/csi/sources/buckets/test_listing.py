@@ -193,7 +193,7 @@ def test_a_listing_that_turns_in_circles_ends(server: Server) -> None:
         handler.say(200, list_bucket(more=turns[after]))
 
     server.behave["/bucket"] = answer
-    assert "goes on where it was before" in str(failing(told(server)))
+    assert "repeats a page" in str(failing(told(server)))
     assert len(server.seen) == 3
 
 

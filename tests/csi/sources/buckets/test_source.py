@@ -56,7 +56,7 @@ def test_each_refusal_is_said_in_its_own_words(store: ObjectServer) -> None:
         (lambda: replace(KEY, token=""), Unauthenticated, "InvalidAccessKeyId"),
         (lambda: KEY, Unauthenticated, "InvalidToken"),
         (lambda: AccessKey(READER_ID, "wrong"), Unauthenticated, "SignatureDoesNotMatch"),
-        (None, Unauthenticated, "may not be read by anybody; name a Secret"),
+        (None, Unauthenticated, "does not allow anonymous reads; name a Secret"),
     ):
         error = failing(source(store, bucket, key=key))
         assert type(error) is kind and words in str(error)
@@ -196,7 +196,7 @@ def test_a_time_that_is_none_is_the_stores_fault(scripted: Server) -> None:
     )
     with closing(told(scripted)) as subject:
         manifest = subject.resolve(subject.pin())
-        with pytest.raises(OriginUnavailable, match="'file' with a Last-Modified that is no time"):
+        with pytest.raises(OriginUnavailable, match="'file' with an invalid Last-Modified"):
             subject.check_read_access(manifest)
 
 
@@ -309,6 +309,6 @@ def test_each_store_reads_its_own_keys_of_the_secret(store: str, names: tuple[st
     spec = BucketSpec(store, "https://store.example", "bucket")
     key = find_access_key(spec, dict(zip(names, ("id", " secret\n", "session"), strict=True)))
     assert key and key() == AccessKey("id", "secret", "session")
-    with pytest.raises(InvalidParameter, match=f"has not both {names[0]} and {names[1]}"):
+    with pytest.raises(InvalidParameter, match=f"does not have both {names[0]} and {names[1]}"):
         find_access_key(spec, {names[0]: "id", "token": "x"})
     assert find_access_key(spec, {}) is None

@@ -379,7 +379,7 @@ def test_a_refused_connection_and_an_unknown_name_are_told_apart(pool: Connectio
         pytest.raises(OriginUnavailable, match="name cannot be resolved"),
     ):
         read(reader, 0, 1)
-    assert str(refused.value) == f"127.0.0.1:{port}: connection refused (asked for {FILE.path!r})"
+    assert str(refused.value) == f"127.0.0.1:{port}: connection refused (requesting {FILE.path!r})"
 
 
 @pytest.mark.parametrize("key", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE"])

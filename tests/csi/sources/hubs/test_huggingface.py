@@ -296,7 +296,7 @@ def test_each_refusal_says_what_to_do(hub: Hub) -> None:
         (spec("org/open"), "hf_bad", Unauthenticated, "refuses the token for .* wrong, revoked or expired"),
         (spec("org/open", "nope"), None, SourceNotFound, "has no revision 'nope'"),
         (spec("org/open", "0" * 40), None, SourceNotFound, "has no revision '0000"),
-        (spec("org/o--pen/x"), None, InvalidParameter, "repoId 'org/o--pen/x' is no repository id"),
+        (spec("org/o--pen/x"), None, InvalidParameter, "repoId 'org/o--pen/x' is not a repository id"),
     ]
     for wanted, token, kind, words in cases:
         with pytest.raises(kind, match=words):

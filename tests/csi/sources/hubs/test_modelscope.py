@@ -123,7 +123,7 @@ def test_a_folder_that_is_listed_without_what_is_in_it_is_refused(scripted: Serv
         200, _wrapped({"Files": rows})
     )
     error = failing(source())
-    assert "cut the listing of org/name short: it lists the folder 'deep', and nothing in it" in str(error)
+    assert "cut the listing of org/name short: it lists the folder 'deep' without entries" in str(error)
 
 
 def test_a_page_of_a_dataset_that_fails_with_a_success_status_is_refused(scripted: Server) -> None:

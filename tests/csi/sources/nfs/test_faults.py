@@ -156,7 +156,7 @@ def test_a_server_that_is_down_is_unavailable_at_once(nas: Ganesha, folder: Path
     try:
         with pytest.raises(
             OriginUnavailable,
-            match=rf"{nas.server} does not take connections on port ({nas.port}|{nas.mount_port})",
+            match=rf"{nas.server} does not accept connections on port ({nas.port}|{nas.mount_port})",
         ):
             resolved(nas.spec(folder, version))
     finally:

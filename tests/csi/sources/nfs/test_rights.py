@@ -157,7 +157,7 @@ def test_a_missing_folder_is_not_found(nas: Ganesha, folder: Path, version: str)
 
 def test_a_file_in_place_of_a_folder_is_not_found(nas: Ganesha, folder: Path, version: str) -> None:
     write(folder / "file", b"1")
-    with pytest.raises(SourceNotFound, match="is no folder"):
+    with pytest.raises(SourceNotFound, match="is not a folder"):
         resolved(nas.spec(folder / "file", version))
 
 

@@ -207,7 +207,7 @@ def test_a_file_that_trickles_while_it_is_read_whole_is_given_up(
     server.behave["/data.bin"] = drip
     error = failing(url({"url": f"{server.url}/data.bin"}))
     assert isinstance(error, OriginUnavailable)
-    assert "far less than others" in str(error)
+    assert "far slower than others" in str(error)
 
 
 def test_an_empty_file_is_one(server: Server) -> None:
@@ -318,7 +318,7 @@ def test_each_refusal_is_said_in_its_own_words(server: Server) -> None:
         return error
 
     assert isinstance(say(401), Unauthenticated)
-    assert "wants one" in str(say(401))
+    assert "requires a token" in str(say(401))
     assert "refuses the token" in str(say(401, "secretToken"))
     assert isinstance(say(404), SourceNotFound)
     assert isinstance(say(500), OriginUnavailable)

@@ -108,7 +108,7 @@ def test_a_size_that_is_wrong_is_an_error_when_the_file_is_asked_for_or_proved_o
     server: Server, tmp_path: Path
 ) -> None:
     server.behave["/x"] = lambda handler: ranged(handler, ETag='"1"')
-    words = f"'a' has 7 bytes, 127.0.0.1:.* sends {len(DATA)}; put the document right"
+    words = f"'a' has 7 bytes, 127.0.0.1:.* sends {len(DATA)}; correct the document"
     with (
         closing(source(server, document(file("a", "<url>x</url><size>7</size>")))) as subject,
         pytest.raises(SourceChanged, match=words),
@@ -129,7 +129,7 @@ def test_a_size_that_is_wrong_is_an_error_when_the_file_is_asked_for_or_proved_o
                     build_layout(manifest),
                     tmp_path / f"i{size}",
                     tmp_path / f"j{size}",
-                    lambda m=manifest, s=subject: s.reader(m),
+                    lambda m=manifest, s=subject: s.open_reader(m),
                 )
 
 
@@ -209,7 +209,7 @@ def test_an_inline_volume_is_filled_from_no_private_address(
     other.behave["/a"] = ranged
     with closing(of_pod(server, metalink({"a": (f"{other.url}/a", DATA)}))) as subject:
         manifest = resolved(subject)
-        with pytest.raises(PermissionDenied, match="may not be asked here"):
+        with pytest.raises(PermissionDenied, match="requests may not go to"):
             fill(
                 build_layout(manifest),
                 tmp_path / "image",
@@ -278,8 +278,8 @@ def test_who_may_not_read_the_document_proves_nothing_by_its_files(server: Serve
     with closing(source(server, metalink({"a": (f"{other.url}/a", DATA)}))) as subject:
         manifest = resolved(subject)
     server.behave["/all.meta4"] = lambda handler: handler.say(401)
-    for token, words in ((None, "wants one"), (SECRET, "refuses the token")):
-        for ask in (resolved, lambda subject: subject.prove(manifest)):
+    for token, words in ((None, "requires a token"), (SECRET, "refuses the token")):
+        for ask in (resolved, lambda subject: subject.check_read_access(manifest)):
             with (
                 closing(UrlSource(parse_volume_parameters(manifest.access).spec, token)) as subject,
                 pytest.raises(Unauthenticated, match=words) as refused,
@@ -350,7 +350,7 @@ def test_a_document_of_an_inline_volume_leads_to_no_private_address(
     body = metalink({"a": (url, DATA)}) if told else document(file("a", f"<url>{url}</url>"))
     with (
         closing(of_pod(server, body)) as subject,
-        pytest.raises(PermissionDenied, match="may not be asked here"),
+        pytest.raises(PermissionDenied, match="requests may not go to"),
     ):
         subject.check_read_access(resolved(subject))
     assert not other.seen
@@ -408,6 +408,6 @@ def test_the_most_files_there_may_be_are_resolved(server: Server, monkeypatch: p
     body = metalink({str(n): (f"{server.url}/{n}", DATA) for n in range(2_001)})
     with (
         closing(source(server, body)) as subject,
-        pytest.raises(OutOfRange, match="more than 2000 files; make several documents"),
+        pytest.raises(OutOfRange, match="more than 2000 files; split it into several documents"),
     ):
         resolved(subject)

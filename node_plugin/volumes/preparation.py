@@ -1,0 +1,146 @@
+"""How the content of a volume comes to this node: resolved with its own credential, filled, verified against its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from csi.concurrency.deadline import Deadline
+from csi.destinations.allow_list import AllowList, as_untrusted
+from csi.errors import FailedPrecondition, NoSpace
+from csi.parameters.cache_name import PATH, DataCacheReference
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import ContentRef, Secrets
+from csi.parameters.volume_parameters import VolumeParameters, parse_volume_parameters
+from csi.performance.capacity import round_up_to_gib
+from csi.worker.protocol import Resolution
+from node_plugin.fills.fills import UNRECOVERABLE, Fills
+from node_plugin.fills.verification import OriginVerification
+from node_plugin.volumes.authorized_resolver import AuthorizedResolver
+from node_plugin.volumes.data_cache_grants import DataCacheGrants
+from node_plugin.volumes.mount_request import MountRequest
+from node_plugin.volumes.pins import NodePins
+from node_plugin.volumes.records import NodeVolume
+
+
+@dataclass(frozen=True)
+class ResolvedVolume:
+    """A volume that knows its content: `volume` is its record without paths; `is_trusted` needs no verification."""
+
+    content: ContentRef
+    volume: NodeVolume
+    is_trusted: bool = False
+
+
+class VolumePreparation:
+    """Prepares volumes on one node. Thread-safe; all methods may wait as long as their deadline allows."""
+
+    def __init__(
+        self,
+        resolver: AuthorizedResolver,
+        pins: NodePins,
+        fills: Fills,
+        verification: OriginVerification,
+        allow_list: AllowList,
+        grants: DataCacheGrants | None = None,
+    ) -> None:
+        self.pins, self.fills, self.verification, self.grants = pins, fills, verification, grants
+        self._resolver, self._allow_list = resolver, allow_list
+
+    def resolve_persistent(
+        self, request: MountRequest, parameters: VolumeParameters, deadline: Deadline
+    ) -> ResolvedVolume:
+        """Resolve a volume of the controller: its credential must read what the volume was created from."""
+        digest = parameters.manifest_digest
+        resolution = self.resolve_spec(request.volume_id, parameters.spec, digest, request.secrets, deadline)
+        return self._build_resolved(request, parameters, resolution)
+
+    def resolve_inline(self, request: MountRequest, deadline: Deadline) -> ResolvedVolume:
+        """Resolve an inline volume; raises as `resolve_untrusted`."""
+        parameters = parse_volume_parameters(request.context, request.mount_flags)
+        resolution = self.resolve_untrusted(
+            request.volume_id, request.namespace, parameters, request.secrets, deadline
+        )
+        return self._build_resolved(request, parameters, resolution)
+
+    def resolve_spec(
+        self,
+        key: str,
+        spec: CacheSpec,
+        digest: str | None,
+        secrets: Secrets,
+        deadline: Deadline,
+        force_refresh: bool = False,
+    ) -> Resolution:
+        """Resolve a spec as it is, for whoever waits under `key`; raises as `AuthorizedResolver.resolve`."""
+        return self._resolver.resolve(key, spec, digest, secrets, deadline, force_refresh)
+
+    def resolve_untrusted(
+        self, key: str, namespace: str, parameters: VolumeParameters, secrets: Secrets, deadline: Deadline
+    ) -> Resolution:
+        """Resolve a source that is the word of a pod's or object's author; a namespace shares one answer.
+
+        Raises PermissionDenied if the operator does not allow the source.
+        """
+        self._allow_list.check(parameters)
+
+        def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
+            # Where nothing is pinned yet this answer becomes the pin: it has to be what the source holds now.
+            force_refresh = digest is None and self.pins.shares_pins(namespace)
+            return self.resolve_spec(key, spec, digest, secrets, deadline, force_refresh)
+
+        return self.pins.resolve_with_pin(key, namespace, as_untrusted(parameters.spec), resolve)
+
+    def resolve_data_cache(
+        self, request: MountRequest, name: DataCacheReference, deadline: Deadline
+    ) -> ResolvedVolume:
+        """Resolve a volume of a DataCache, whose grant authorizes the pod and whose own credential reads."""
+        if self.grants is None:
+            raise FailedPrecondition(
+                f"{PATH} names a DataCache, and this node knows none; start the node plugin with --registry"
+            )
+        granted = self.grants.authorize_pod(name.bucket, name.path, request.namespace)
+        self.grants.ensure_manifest(request.volume_id, granted, deadline)
+        volume = NodeVolume(
+            request.volume_id,
+            granted.content.digest,
+            request.volume_context,
+            granted.capacity_bytes,
+            granted.content.content_bytes,
+            is_inline=True,
+            performance=name.performance,
+        )
+        return ResolvedVolume(granted.content_ref, volume, self.grants.has_trusted_bytes(granted))
+
+    def _build_resolved(
+        self, request: MountRequest, parameters: VolumeParameters, resolution: Resolution
+    ) -> ResolvedVolume:
+        needed = max(parameters.size_bytes or 0, round_up_to_gib(resolution.content_bytes))
+        volume = NodeVolume(
+            request.volume_id,
+            resolution.digest,
+            request.volume_context,
+            parameters.capacity_bytes or needed,
+            resolution.content_bytes,
+            request.is_inline,
+            pin=self.pins.encode_pin(request.volume_id),
+        )
+        source = resolution.spec.to_context()
+        return ResolvedVolume(ContentRef(resolution.digest, source, request.secrets), volume)
+
+    def fill(self, request: MountRequest, resolved: ResolvedVolume, deadline: Deadline) -> None:
+        """Return when the image is sealed and known to hold what the volume's own origin sends."""
+        self.fills.wait(request.volume_id, resolved.content, deadline, request.event_reference)
+        if resolved.is_trusted:
+            self.verification.mark_verified(resolved.content)
+        self.verification.wait(request.volume_id, resolved.content, deadline)
+
+    @contextmanager
+    def discard_if_unusable(self, digest: str) -> Iterator[None]:
+        """Discard the partial image if the block fails because it is wrong or cannot fit."""
+        try:
+            yield
+        except (*UNRECOVERABLE, NoSpace):
+            self.fills.discard(digest)
+            raise
