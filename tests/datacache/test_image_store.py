@@ -172,7 +172,7 @@ def test_a_damaged_record_and_an_upload_that_was_cut_hide_no_image(
         damaged: "damaged",
         cut: "parts",
     }
-    assert f"remove images/{damaged}" in str(found[damaged]["why"]) and "goes on" in str(found[cut]["why"])
+    assert f"remove images/{damaged}" in str(found[damaged]["why"]) and "continues" in str(found[cut]["why"])
     done = run("list", *place.flags)
     assert done.status == 0 and all(line.isprintable() for line in done.out.split("\n"))
     assert any(row[0] == damaged[:12] and row[-1].startswith("damaged: ") for row in rows(done.out))

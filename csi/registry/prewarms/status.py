@@ -91,7 +91,7 @@ def _build_conditions(
             "Progressing",
             bool(working),
             "Filling" if working else "AtRest",
-            f"{len(working)} of {len(nodes)} nodes are working",
+            f"{len(working)} of {len(nodes)} nodes are at it",
         ),
         ("Failed", bool(failed), "NodesFail" if failed else "NoNodeFails", failing),
     ]

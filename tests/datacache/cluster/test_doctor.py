@@ -367,7 +367,8 @@ def test_a_kubelet_that_has_not_taken_the_driver(well: Cluster) -> None:
     well.event(NODE_TWO, "Node", "RegistrationRefused", "kubelet says no")
     found = well.examine().only("registration", "fault")
     assert (
-        "kubelet of two has not registered the driver: kubelet says no" in found.what and "kubeletDir" in found.fix
+        "kubelet of two has not registered the driver: kubelet says no" in found.what
+        and "kubeletDir" in found.fix
     )
 
 
