@@ -123,6 +123,7 @@ class ControllerVolumes:
             with self._release_pins_on_failure(volume_id) as held_pins:
                 record = self._resolve_record(volume_id, request, requested, deadline, held_pins)
                 stored = self._registry.add(record)
+            # Another replica recorded the volume first.
             if stored != record:
                 return _check_same(stored, request, requested)
             self._record_pin_event(record)
@@ -142,6 +143,7 @@ class ControllerVolumes:
         except ClusterUnavailable:  # the volume may have been recorded all the same
             raise
         except DataCacheError:
+            # The original error matters more, and garbage collection removes a holder that stays.
             with suppress(DataCacheError):
                 for pin in held_pins[-1:]:
                     self._release_pin(volume_id, pin.namespace, pin.requested)

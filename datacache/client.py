@@ -16,7 +16,7 @@ from csi.server.grpc_server import CODES, grpc_target
 
 _T = TypeVar("_T")
 _READER = AccessMode.MULTI_NODE_READER_ONLY
-# Of classes with the same code the first in CODES counts, which is the more general one.
+# Of several classes with one code, the first in CODES counts.
 _KINDS = {code: kind for kind, code in reversed(CODES.items()) if issubclass(kind, DataCacheError)}
 
 

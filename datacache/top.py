@@ -159,14 +159,14 @@ class ThrottleSampler:
 
     def __init__(self, node: ThrottledNode) -> None:
         self._node = node
-        self._at = time.monotonic()
-        self._before = _count_by_row(node.list_rows())
+        self._sampled_at = time.monotonic()
+        self._previous_counts = _count_by_row(node.list_rows())
 
     def sample(self) -> list[ThrottleSample]:
         """Return the rows with their rates since the last sample, 0 for new rows."""
         rows, now = self._node.list_rows(), time.monotonic()
-        seconds, before = now - self._at, self._before
-        self._at, self._before = now, _count_by_row(rows)
+        seconds, before = now - self._sampled_at, self._previous_counts
+        self._sampled_at, self._previous_counts = now, _count_by_row(rows)
         return [_build_sample(row, before.get((row.target, row.device), row.count), seconds) for row in rows]
 
 

@@ -71,7 +71,7 @@ def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = 
     if tls:
         config.ssl = tls.context
     server = uvicorn.Server(config)
-    # uvicorn would install handlers only in the main thread, and replace those of the program.
+    # Signals are handled by the program (csi.program.lifecycle), not by each of its servers.
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
     ended, failed = threading.Event(), threading.Event()
 
@@ -85,6 +85,7 @@ def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = 
 
     thread = threading.Thread(target=run, name="http", daemon=True)
     thread.start()
+    # uvicorn signals its start by a flag only.
     while not (server.started or ended.wait(0.02)):
         pass
     if failed.is_set() or not server.started:

@@ -88,6 +88,7 @@ class Watch:
 
     def renew(self) -> None:
         """Call `selector` again and watch what it selects now."""
+        # Under the lock a stream is either stopped here, or sees _renewed right after it was opened.
         with self._lock:
             self._renewed.set()
             if self._stream:
@@ -118,6 +119,7 @@ class Watch:
                 self._watch_once()
                 self._wait_with_jitter(1.0)
             except ResourceExpired:
+                # The next round starts with a list.
                 self._version = ""
             except DataCacheError as error:
                 log.warning(
@@ -179,6 +181,7 @@ class Watch:
             self._backoff = _MIN_BACKOFF
             with self._lock:
                 self._stream = stream
+                # `renew` was called before there was a stream to stop.
                 if self._renewed.is_set():
                     return
             try:

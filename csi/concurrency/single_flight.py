@@ -97,6 +97,7 @@ class SingleFlight(Generic[K, J]):
                 flight = self._flights[key] = _Flight(new_job())
                 threading.Thread(target=self._run, args=(key, flight), name=self._name, daemon=True).start()
             flight.waiters.add(deadline)
+            # The job has a waiter again.
             if flight.stop_timer:
                 flight.stop_timer.cancel()
             return flight

@@ -56,6 +56,7 @@ class ShrinkingPool(Executor):
             if self._closed:
                 raise RuntimeError("the pool was shut down")
             self._waiting.append((future, lambda: fn(*args, **kwargs)))
+            # Idle threads are enough for the queue; otherwise another one is started.
             if self._idle >= len(self._waiting):
                 self._changed.notify()
             elif len(self._threads) < self._max_threads:

@@ -15,13 +15,6 @@ from inotify_simple import Event, INotify, flags
 
 from csi.errors import UnsupportedByNode
 
-_MASKS = {
-    flags.CREATE: "made",
-    flags.MOVED_TO: "made",
-    flags.DELETE: "gone",
-    flags.MOVED_FROM: "gone",
-    flags.MODIFY: "written",
-}
 _WATCH_MASK = flags.CREATE | flags.MOVED_TO | flags.DELETE | flags.MOVED_FROM | flags.MODIFY | flags.ONLYDIR
 
 
@@ -32,10 +25,19 @@ class FileEventKind(Enum):
     dropped, so that everything has to be checked.
     """
 
-    CREATED = "made"
-    DELETED = "gone"
+    CREATED = "created"
+    DELETED = "deleted"
     WRITTEN = "written"
-    OVERFLOW = "lost"
+    OVERFLOW = "overflow"
+
+
+_KINDS = {
+    flags.CREATE: FileEventKind.CREATED,
+    flags.MOVED_TO: FileEventKind.CREATED,
+    flags.DELETE: FileEventKind.DELETED,
+    flags.MOVED_FROM: FileEventKind.DELETED,
+    flags.MODIFY: FileEventKind.WRITTEN,
+}
 
 
 @dataclass(frozen=True)
@@ -133,10 +135,10 @@ class FolderWatcher:
         if raw.mask & flags.Q_OVERFLOW:
             return FileEvent(FileEventKind.OVERFLOW)
         folder = self._folders_by_number.get(raw.wd)
-        kind = next((kind for mask, kind in _MASKS.items() if raw.mask & mask), None)
+        kind = next((kind for mask, kind in _KINDS.items() if raw.mask & mask), None)
         if folder is None or kind is None:
             return None
-        return FileEvent(FileEventKind(kind), folder, raw.name)
+        return FileEvent(kind, folder, raw.name)
 
     def wake(self) -> None:
         """Make `wait` return."""

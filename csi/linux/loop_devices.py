@@ -80,8 +80,8 @@ class KernelLoopDevices(LoopDevices):
         finally:
             os.close(device)
 
-    # The image is read as it was sealed, so all fields but flags and name stay 0.
     def _configure(self, backing: int, image: Path, read_ahead: int) -> tuple[int, str]:
+        # All other fields stay 0: no offset, no size limit, no encryption.
         info = _INFO.pack(
             0,
             0,

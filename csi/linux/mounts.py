@@ -127,6 +127,7 @@ class KernelMountTable(MountTable):
             table = self._read_mountinfo()
         except BaseException:
             with self._changed:
+                # Let one of the waiting callers read instead.
                 self._reads_started -= 1
                 self._changed.notify_all()
             raise

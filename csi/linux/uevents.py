@@ -49,6 +49,7 @@ class BlockUevents:
                 target=self._listen, args=(listening,), name="uevents", daemon=True
             )
             self._thread.start()
+            # Listen before the condition is checked first, or an event in between would be missed.
             listening.wait(_START_TIMEOUT)
 
     def _listen(self, listening: threading.Event) -> None:

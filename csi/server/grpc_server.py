@@ -136,6 +136,7 @@ def _handle_call(
             method, request, code, started, message, error if code is grpc.StatusCode.INTERNAL else None
         )
         observe(method, code.name, time.monotonic() - started)
+        # abort raises, so the rest of the function does not run.
         context.abort(code, message)
     _log_call(method, request, grpc.StatusCode.OK, started, "", None)
     observe(method, grpc.StatusCode.OK.name, time.monotonic() - started)
@@ -194,6 +195,7 @@ def remove_stale_socket(path: str) -> str:
         probe.settimeout(2)
         try:
             probe.connect(path)
+        # Nothing listens: the socket was left by a process that was killed.
         except ConnectionRefusedError:
             os.unlink(path)
             return path

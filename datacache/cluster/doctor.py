@@ -100,9 +100,9 @@ def check_api_version(version: KubeObject) -> Finding:
     return ok_finding("API server", f"{git_version} answers")
 
 
-def check_clock(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_clock(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Compare this machine's clock with the API server's. The Date header of an answer has whole seconds."""
-    offset = time.time() - reading.server.read_clock()
+    offset = time.time() - reader.server.read_clock()
     if abs(offset) < _MAX_CLOCK_SKEW:
         yield ok_finding("clock", "this machine's clock agrees with the API server's")
         return
@@ -117,11 +117,11 @@ def check_clock(reading: ClusterReader, installed: InstalledDriver) -> Iterator[
     )
 
 
-def check_crds(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_crds(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that the driver's custom resources exist, are served, and are as new as this command."""
     crds = {
         crd["metadata"]["name"]: crd
-        for crd in reading.list_objects("apis", "apiextensions.k8s.io", "v1", "customresourcedefinitions")
+        for crd in reader.list_objects("apis", "apiextensions.k8s.io", "v1", "customresourcedefinitions")
     }
     known_fields = load_known_fields()
     wrong = [
@@ -154,9 +154,9 @@ def _explain_bad_crd(crd: KubeObject | None, known_fields: Fields) -> str:
     return f"is older than this driver: it does not know {', '.join(missing[:_MAX_NAMED])}{more}"
 
 
-def check_csi_driver(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_csi_driver(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that the CSIDriver exists, with the required fields."""
-    csi_driver = reading.get_object("apis", "storage.k8s.io", "v1", "csidrivers", installed.driver)
+    csi_driver = reader.get_object("apis", "storage.k8s.io", "v1", "csidrivers", installed.driver)
     fix = (
         "install the chart, or apply deploy/manifests/csidriver.yaml; "
         "where a field cannot change, delete the CSIDriver first"
@@ -183,10 +183,10 @@ def _format_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def check_namespace(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_namespace(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that the namespace exists and admits privileged pods."""
     name = installed.namespace
-    namespace = reading.get_object("api", "v1", "namespaces", name)
+    namespace = reader.get_object("api", "v1", "namespaces", name)
     if namespace is None:
         yield fault_finding(
             "namespace",

@@ -12,7 +12,7 @@ _RECENT_SECONDS = 3600.0
 _UNINFORMATIVE_REASONS = ("ContainerCreating", "PodInitializing")
 
 
-def explain_not_ready(reading: ClusterReader, pod: KubeObject) -> str:
+def explain_not_ready(reader: ClusterReader, pod: KubeObject) -> str:
     """Explain why a pod is not ready, from its status or else its newest Warning; "" if it is ready."""
     if has_condition(pod, "Ready"):
         return ""
@@ -29,7 +29,7 @@ def explain_not_ready(reading: ClusterReader, pod: KubeObject) -> str:
     )
     if scheduled.get("status") == "False":
         return f"{scheduled.get('reason')}: {scheduled.get('message', '')}"
-    events = reading.list_warnings(pod, "Pod")
+    events = reader.list_warnings(pod, "Pod")
     return (
         events[0].summary
         if events

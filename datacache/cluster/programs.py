@@ -30,16 +30,16 @@ _INSTALL_FIX = "install the chart (docs/install.md), or name its namespace in --
 _VERSION = re.compile(r"v?(\d+\.\d+\.\d+\S*)")
 
 
-def check_controller(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_controller(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that the controller plugin runs in as many pods as its Deployment wants."""
-    owners = _list_owners(reading, installed, "deployments", "controller")
+    owners = _list_owners(reader, installed, "deployments", "controller")
     if not owners:
         yield fault_finding(
             "controller", f"there is no controller Deployment in {installed.namespace}", _INSTALL_FIX
         )
         return
     pods, wanted = (
-        _list_pods(reading, installed, "controller"),
+        _list_pods(reader, installed, "controller"),
         sum(owner["spec"].get("replicas", 1) for owner in owners),
     )
     if len(pods) < wanted:
@@ -48,11 +48,11 @@ def check_controller(reading: ClusterReader, installed: InstalledDriver) -> Iter
             f"{len(pods)} of {wanted} pods exist: {_explain_refused_pods(owners)}",
             "fix what it names, or scale the Deployment",
         )
-    yield from _pod_findings(reading, installed, "controller", pods)
+    yield from _pod_findings(reader, installed, "controller", pods)
     yield from _version_findings("controller", owners, pods)
 
 
-def check_leader(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_leader(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that one replica of the controller plugin leads, and has renewed its lease lately."""
     path = (
         "apis",
@@ -63,9 +63,9 @@ def check_leader(reading: ClusterReader, installed: InstalledDriver) -> Iterator
         "leases",
         f"{installed.driver.lower()}-controller",
     )
-    spec = (reading.get_object(*path) or {}).get("spec", {})
+    spec = (reader.get_object(*path) or {}).get("spec", {})
     silent_for = (
-        reading.server.read_clock() - parse_seconds(spec["renewTime"])
+        reader.server.read_clock() - parse_seconds(spec["renewTime"])
         if spec.get("renewTime")
         else float("inf")
     )
@@ -91,34 +91,34 @@ def check_leader(reading: ClusterReader, installed: InstalledDriver) -> Iterator
     )
 
 
-def check_operator(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_operator(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that the operator runs, if it is installed."""
     owners, pods = (
-        _list_owners(reading, installed, "deployments", "operator"),
-        _list_pods(reading, installed, "operator"),
+        _list_owners(reader, installed, "deployments", "operator"),
+        _list_pods(reader, installed, "operator"),
     )
     if owners and not pods:
         yield fault_finding("operator", f"it has no pod: {_explain_refused_pods(owners)}", _INSTALL_FIX)
     if owners:
-        yield from _pod_findings(reading, installed, "operator", pods)
+        yield from _pod_findings(reader, installed, "operator", pods)
         yield from _version_findings("operator", owners, pods)
 
 
-def check_node_plugins(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_node_plugins(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that the plugin runs on every node that its DaemonSet selects."""
-    owners = _list_owners(reading, installed, "daemonsets", "node")
+    owners = _list_owners(reader, installed, "daemonsets", "node")
     if not owners:
         yield fault_finding(
             "node plugins", f"there is no node DaemonSet in {installed.namespace}", _INSTALL_FIX
         )
         return
     pods, wanted = (
-        _list_pods(reading, installed, "node"),
+        _list_pods(reader, installed, "node"),
         sum(owner.get("status", {}).get("desiredNumberScheduled", 0) for owner in owners),
     )
     if len(pods) < wanted:
         reason = next(
-            filter(None, (reading.describe_warnings(owner, "DaemonSet") for owner in owners)),
+            filter(None, (reader.describe_warnings(owner, "DaemonSet") for owner in owners)),
             "no Event says why",
         )
         yield fault_finding(
@@ -126,25 +126,25 @@ def check_node_plugins(reading: ClusterReader, installed: InstalledDriver) -> It
             f"{len(pods)} of {wanted} pods exist: {reason}",
             "fix what the DaemonSet's Events name",
         )
-    yield from _pod_findings(reading, installed, "node", pods)
+    yield from _pod_findings(reader, installed, "node", pods)
     yield from _version_findings("node plugins", owners, pods)
 
 
-def check_registration(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_registration(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that kubelet has registered the driver on every node whose plugin is ready."""
     plugins = {
         pod["spec"]["nodeName"]
-        for pod in _list_pods(reading, installed, "node")
+        for pod in _list_pods(reader, installed, "node")
         if has_condition(pod, "Ready")
     }
     registered = {
         csi_node["metadata"]["name"]
-        for csi_node in reading.list_objects("apis", "storage.k8s.io", "v1", "csinodes")
+        for csi_node in reader.list_objects("apis", "storage.k8s.io", "v1", "csinodes")
         if _has_driver(csi_node, installed.driver)
     }
     missing = sorted(plugins - registered)
     yield from limit_findings(
-        "registration", (_unregistered_finding(reading, name) for name in missing), len(missing)
+        "registration", (_unregistered_finding(reader, name) for name in missing), len(missing)
     )
     if plugins and not missing:
         yield ok_finding(
@@ -152,26 +152,26 @@ def check_registration(reading: ClusterReader, installed: InstalledDriver) -> It
         )
 
 
-def _unregistered_finding(reading: ClusterReader, name: str) -> Finding:
+def _unregistered_finding(reader: ClusterReader, name: str) -> Finding:
     reason = (
-        reading.describe_warnings(_node_object(name), "Node", REGISTRATION_REFUSED_REASON)
+        reader.describe_warnings(_node_object(name), "Node", REGISTRATION_REFUSED_REASON)
         or "its CSINode does not list the driver"
     )
     fix = "kubeletDir of the chart must be kubelet's folder (--root-dir) on that node; see kubelet's log"
     return fault_finding("registration", f"kubelet of {name} has not registered the driver: {reason}", fix)
 
 
-def check_mounting(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_mounting(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check which nodes run the plugin but cannot mount images."""
     plugin, mounts = (
         next(iter(pair))
         for pair in (node_segments(installed.driver, can_mount=False), volume_segments(installed.driver))
     )
-    nodes = [node for node in reading.list_objects("api", "v1", "nodes") if plugin in get_labels(node)]
+    nodes = [node for node in reader.list_objects("api", "v1", "nodes") if plugin in get_labels(node)]
     unable = [node for node in nodes if mounts not in get_labels(node)]
     able = len(nodes) - len(unable)
     yield from limit_findings(
-        "mounting", (_cannot_mount_finding(reading, node) for node in unable), len(unable)
+        "mounting", (_cannot_mount_finding(reader, node) for node in unable), len(unable)
     )
     if nodes and not able:
         yield fault_finding(
@@ -181,29 +181,29 @@ def check_mounting(reading: ClusterReader, installed: InstalledDriver) -> Iterat
         yield ok_finding("mounting", f"{format_count(able, 'node')} can mount volumes")
 
 
-def _cannot_mount_finding(reading: ClusterReader, node: KubeObject) -> Finding:
-    reason = reading.describe_warnings(node, "Node", CANNOT_MOUNT_REASON) or "the log of its plugin says why"
+def _cannot_mount_finding(reader: ClusterReader, node: KubeObject) -> Finding:
+    reason = reader.describe_warnings(node, "Node", CANNOT_MOUNT_REASON) or "the log of its plugin says why"
     what = f"{node['metadata']['name']} can mount no volumes: {reason}"
     return warning_finding(
         "mounting", what, "fix the node, then delete its plugin pod; other nodes are not affected"
     )
 
 
-def check_node_clocks(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_node_clocks(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Compare each node's clock with the API server's, by the lease that its kubelet renews every 10 s."""
     ready = {
         node["metadata"]["name"]
-        for node in reading.list_objects("api", "v1", "nodes")
+        for node in reader.list_objects("api", "v1", "nodes")
         if has_condition(node, "Ready")
     }
     leases = [
         lease
-        for lease in reading.list_objects(
+        for lease in reader.list_objects(
             "apis", "coordination.k8s.io", "v1", "namespaces", "kube-node-lease", "leases"
         )
         if lease["metadata"]["name"] in ready and lease["spec"].get("renewTime")
     ]
-    now = reading.server.read_clock()
+    now = reader.server.read_clock()
     wrong = [
         finding
         for lease in leases
@@ -242,15 +242,15 @@ PROGRAMS: Checks = (
 
 
 def _list_owners(
-    reading: ClusterReader, installed: InstalledDriver, kind: str, component: str
+    reader: ClusterReader, installed: InstalledDriver, kind: str, component: str
 ) -> list[KubeObject]:
-    return reading.list_objects(
+    return reader.list_objects(
         "apis", "apps", "v1", "namespaces", installed.namespace, kind, labels=_label_selector(component)
     )
 
 
-def _list_pods(reading: ClusterReader, installed: InstalledDriver, component: str) -> list[KubeObject]:
-    pods = reading.list_objects(
+def _list_pods(reader: ClusterReader, installed: InstalledDriver, component: str) -> list[KubeObject]:
+    pods = reader.list_objects(
         "api", "v1", "namespaces", installed.namespace, "pods", labels=_label_selector(component)
     )
     return [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
@@ -272,13 +272,13 @@ def _explain_refused_pods(owners: Sequence[KubeObject]) -> str:
 
 
 def _pod_findings(
-    reading: ClusterReader, installed: InstalledDriver, component: str, pods: Sequence[KubeObject]
+    reader: ClusterReader, installed: InstalledDriver, component: str, pods: Sequence[KubeObject]
 ) -> Iterator[Finding]:
     """Check that the pods are ready, and have not restarted within an hour."""
     check = {"controller": "controller", "node": "node plugins", "operator": "operator"}[component]
     logs = f"kubectl -n {installed.namespace} logs POD -c datacache-{component}"
     not_ready = [
-        f"{_describe_placement(pod)}: {reason}" for pod in pods if (reason := explain_not_ready(reading, pod))
+        f"{_describe_placement(pod)}: {reason}" for pod in pods if (reason := explain_not_ready(reader, pod))
     ]
     if not_ready:
         fix = (
@@ -292,7 +292,7 @@ def _pod_findings(
         )
     elif pods:
         yield ok_finding(check, f"{format_count(len(pods), 'pod')} ready")
-    now = reading.server.read_clock()
+    now = reader.server.read_clock()
     restarts = [
         f"{_describe_placement(pod)}: {reason}"
         for pod in pods

@@ -36,18 +36,18 @@ _CONDITIONS = (
 )
 
 
-def check_storage_classes(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_storage_classes(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that the driver accepts each of its StorageClasses."""
-    mine = _list_storage_classes(reading, installed)
+    mine = _list_storage_classes(reader, installed)
     findings = [finding for storage_class in mine if (finding := _bad_parameters_finding(storage_class))]
     yield from findings
     if mine and not findings:
         yield ok_finding("StorageClasses", f"all {len(mine)} of the driver's are valid")
 
 
-def check_attributes_classes(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_attributes_classes(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that the driver accepts each of its VolumeAttributesClasses."""
-    classes = reading.list_objects("apis", "storage.k8s.io", "v1", "volumeattributesclasses")
+    classes = reader.list_objects("apis", "storage.k8s.io", "v1", "volumeattributesclasses")
     mine = [
         attributes_class
         for attributes_class in classes
@@ -59,10 +59,10 @@ def check_attributes_classes(reading: ClusterReader, installed: InstalledDriver)
         yield ok_finding("VolumeAttributesClasses", f"all {len(mine)} of the driver's are valid")
 
 
-def _list_storage_classes(reading: ClusterReader, installed: InstalledDriver) -> list[KubeObject]:
+def _list_storage_classes(reader: ClusterReader, installed: InstalledDriver) -> list[KubeObject]:
     return [
         storage_class
-        for storage_class in reading.list_objects("apis", "storage.k8s.io", "v1", "storageclasses")
+        for storage_class in reader.list_objects("apis", "storage.k8s.io", "v1", "storageclasses")
         if storage_class.get("provisioner") == installed.driver
     ]
 
@@ -106,7 +106,7 @@ def _bad_changes_finding(attributes_class: KubeObject) -> Finding | None:
     return None
 
 
-def check_secret_references(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_secret_references(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Check that the Secrets of StorageClasses exist and hold the keys of their sources.
 
     Their values are never shown.
@@ -114,10 +114,10 @@ def check_secret_references(reading: ClusterReader, installed: InstalledDriver) 
     Names with templates (`${pvc.namespace}`) differ for each PVC, and show up in the PVC's Events.
     """
     checked, bad_secrets, refused = 0, list[Finding](), list[Finding]()
-    for storage_class in _list_storage_classes(reading, installed):
+    for storage_class in _list_storage_classes(reader, installed):
         for namespace, name in _list_named_secrets(storage_class):
             try:
-                why = _explain_bad_secret(reading, storage_class, namespace, name)
+                why = _explain_bad_secret(reader, storage_class, namespace, name)
             except ClusterForbids as error:
                 refused.append(
                     forbidden_finding(
@@ -164,13 +164,13 @@ def _list_named_secrets(storage_class: KubeObject) -> list[tuple[str, str]]:
     )
 
 
-def _explain_bad_secret(reading: ClusterReader, storage_class: KubeObject, namespace: str, name: str) -> str:
+def _explain_bad_secret(reader: ClusterReader, storage_class: KubeObject, namespace: str, name: str) -> str:
     """Explain what is wrong with a Secret of a StorageClass, "" for nothing. Raises ClusterForbids."""
     if not (namespace and name):
         return "both its name and its namespace must be given"
     try:
         data = (
-            reading.server.call("GET", api_path("api", "v1", "namespaces", namespace, "secrets", name)).get(
+            reader.server.call("GET", api_path("api", "v1", "namespaces", namespace, "secrets", name)).get(
                 "data"
             )
             or {}
@@ -203,17 +203,17 @@ def _explain_bad_secret_content(storage_class: KubeObject, data: Mapping[str, st
     return ""
 
 
-def check_pvcs(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_pvcs(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Report PVCs that wait, with the reason."""
-    classes = {qualified_name(storage_class) for storage_class in _list_storage_classes(reading, installed)}
+    classes = {qualified_name(storage_class) for storage_class in _list_storage_classes(reader, installed)}
     mine = [
         pvc
-        for pvc in reading.list_objects("api", "v1", "persistentvolumeclaims")
+        for pvc in reader.list_objects("api", "v1", "persistentvolumeclaims")
         if pvc["spec"].get("storageClassName") in classes
     ]
     waiting = [pvc for pvc in mine if pvc.get("status", {}).get("phase") == "Pending"]
     with_events = [
-        (pvc, events[0]) for pvc in waiting if (events := reading.list_warnings(pvc, "PersistentVolumeClaim"))
+        (pvc, events[0]) for pvc in waiting if (events := reader.list_warnings(pvc, "PersistentVolumeClaim"))
     ]
     complaints = [(pvc, event) for pvc, event in with_events if _RETRIED_MESSAGE not in event.message]
     yield from limit_findings(
@@ -233,20 +233,20 @@ def _pending_pvc_finding(pvc: KubeObject, event: ClusterEvent) -> Finding:
     return fault_finding("PVCs", f"{qualified_name(pvc)} is Pending: {event.summary}", fix)
 
 
-def check_pods(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_pods(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Report pods that do not start because of a volume of the driver.
 
     Pods that wait for a fill are not reported.
     """
-    volumes = _map_pvcs_to_volumes(reading, installed.driver)
+    volumes = _map_pvcs_to_volumes(reader, installed.driver)
     mine = [
         (pod, names)
-        for pod in reading.list_objects("api", "v1", "pods")
+        for pod in reader.list_objects("api", "v1", "pods")
         if (names := _list_pod_volumes(pod, installed.driver, volumes))
     ]
     pending = [(pod, names) for pod, names in mine if pod.get("status", {}).get("phase") == "Pending"]
     with_events = [
-        (pod, event) for pod, names in pending if (event := _find_failed_mount(reading, pod, names))
+        (pod, event) for pod, names in pending if (event := _find_failed_mount(reader, pod, names))
     ]
     complaints = [(pod, event) for pod, event in with_events if _RETRIED_MESSAGE not in event.message]
     yield from limit_findings(
@@ -266,21 +266,21 @@ def _unstarted_pod_finding(pod: KubeObject, event: ClusterEvent) -> Finding:
     return fault_finding("pods", f"{qualified_name(pod)} does not start: {event.summary}", fix)
 
 
-def _find_failed_mount(reading: ClusterReader, pod: KubeObject, names: frozenset[str]) -> ClusterEvent | None:
+def _find_failed_mount(reader: ClusterReader, pod: KubeObject, names: frozenset[str]) -> ClusterEvent | None:
     """Return kubelet's newest FailedMount for one of these volumes.
 
     It also reports timeouts of all volumes together, which say nothing.
     """
-    events = (event for event in reading.list_warnings(pod, "Pod") if event.reason == "FailedMount")
+    events = (event for event in reader.list_warnings(pod, "Pod") if event.reason == "FailedMount")
     return next(
         (event for event in events if any(f'volume "{name}"' in event.message for name in names)), None
     )
 
 
-def _map_pvcs_to_volumes(reading: ClusterReader, driver: str) -> dict[str, str]:
+def _map_pvcs_to_volumes(reader: ClusterReader, driver: str) -> dict[str, str]:
     """Map each PVC (namespace/name) to its PV of the driver."""
     volumes = {}
-    for pv in reading.list_objects("api", "v1", "persistentvolumes"):
+    for pv in reader.list_objects("api", "v1", "persistentvolumes"):
         claim = pv["spec"].get("claimRef")
         if claim and (pv["spec"].get("csi") or {}).get("driver") == driver:
             volumes[f"{claim.get('namespace')}/{claim.get('name')}"] = pv["metadata"]["name"]
@@ -304,10 +304,10 @@ def _list_pod_volumes(pod: KubeObject, driver: str, volumes_by_pvc: Mapping[str,
     return frozenset(names)
 
 
-def check_cache_volumes(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_cache_volumes(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Report failures in the statuses of the driver's volumes and prewarms."""
     lists = [
-        (kind, condition, bad_status, reading.list_objects("apis", GROUP, VERSION, plural))
+        (kind, condition, bad_status, reader.list_objects("apis", GROUP, VERSION, plural))
         for plural, kind, condition, bad_status in _CONDITIONS
     ]
     findings = list(chain.from_iterable(_condition_findings(*entry) for entry in lists))
@@ -339,9 +339,9 @@ def _condition_findings(
             yield Finding("caches", verdict, what, "docs/troubleshooting.md has the message and its fix")
 
 
-def check_data_caches(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+def check_data_caches(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
     """Report DataCaches that failed."""
-    caches = reading.list_objects("apis", codec.GROUP, codec.VERSION, codec.PLURAL)
+    caches = reader.list_objects("apis", codec.GROUP, codec.VERSION, codec.PLURAL)
     failed = [cache for cache in caches if (cache.get("status") or {}).get("status") in _FAILED_PHASES]
     yield from limit_findings("DataCaches", map(_failed_data_cache_finding, failed), len(failed))
     if caches and not failed:

@@ -36,14 +36,14 @@ class NonceStore(Protocol):
 class MemoryNonceStore(NonceStore):
     """Nonces that this process has seen within `seconds`."""
 
-    def __init__(self, seconds: float, most: int = _MAX_IN_MEMORY) -> None:
-        self._seconds, self._most, self._guard = seconds, most, threading.Lock()
+    def __init__(self, seconds: float, capacity: int = _MAX_IN_MEMORY) -> None:
+        self._seconds, self._capacity, self._lock = seconds, capacity, threading.Lock()
         self._seen: OrderedDict[str, float] = OrderedDict()
 
     def use(self, mark: str, now: float) -> bool:
-        with self._guard:
+        with self._lock:
             while self._seen and (
-                len(self._seen) >= self._most or next(iter(self._seen.values())) < now - self._seconds
+                len(self._seen) >= self._capacity or next(iter(self._seen.values())) < now - self._seconds
             ):
                 self._seen.popitem(last=False)
             if mark in self._seen:
@@ -59,10 +59,10 @@ class FileNonceStore(NonceStore):
     """
 
     def __init__(self, file: Path, seconds: float) -> None:
-        self._file, self._seconds, self._guard = file, seconds, threading.Lock()
+        self._file, self._seconds, self._lock = file, seconds, threading.Lock()
 
     def use(self, mark: str, now: float) -> bool:
-        with self._guard:
+        with self._lock:
             try:
                 known = durable_files.read_json(self._file, _FORMAT)[_KEY]
             except FileNotFoundError:

@@ -100,6 +100,7 @@ class SignatureVerifier:
                 "Sign requests with HMAC-SHA1, version 1.0, or with ACS3-HMAC-SHA256.",
             )
         pairs = [pair for pair in (*call.query, *call.form) if pair[0] != "Signature"]
+        # "RPC mechanism": method, path and sorted parameters, each percent-encoded, joined by "&".
         text = f"{call.method}&{_percent_encode('/')}&{_percent_encode(_encode_pairs(pairs))}"
         digest = hmac.new(
             f"{self._get_secret(parameters['AccessKeyId'])}&".encode(), text.encode(), hashlib.sha1

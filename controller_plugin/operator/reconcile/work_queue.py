@@ -27,6 +27,7 @@ class WorkQueue:
         self._reconcile, self._threads = reconcile, threads
         self._changed = threading.Condition()
         self._due: dict[str, float] = {}
+        # The heap keeps entries that were rescheduled; one whose time is not in _due is stale.
         self._heap: list[tuple[float, str]] = []
         self._in_progress: set[str] = set()
         self._is_stopped = False
@@ -64,6 +65,7 @@ class WorkQueue:
             delay = self._reconcile_or_log(name)
             with self._changed:
                 self._in_progress.discard(name)
+                # Added while in progress, when other workers had to postpone it.
                 if name in self._due:
                     self._changed.notify()
             if delay is not None:

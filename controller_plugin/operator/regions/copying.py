@@ -36,17 +36,17 @@ _CHECK_INTERVAL = 30.0
 class ImageStoreRegions(Regions):
     """Regions known by their image stores.
 
-    `region` is this region, `stored` its image store, `others` those of the others.
+    `region` is this region, `image_store` its image store, `others` those of the others.
     """
 
     def __init__(
         self,
         caches: DataCacheRegistry,
-        stored: ImageStoreClient,
+        image_store: ImageStoreClient,
         others: Mapping[str, ImageStoreClient],
         region: str,
     ) -> None:
-        self._caches, self._image_store, self.region = caches, stored, region
+        self._caches, self._image_store, self.region = caches, image_store, region
         self.others, self.announced = dict(others), threading.Event()
 
     def start_copy(self, cache: DataCache, region: str, copy: CopyRequest) -> str:
@@ -230,6 +230,7 @@ def _build_data_cache(announcement: Announcement) -> DataCache:
 def _log_errors(what: str, work: Callable[[], None]) -> None:
     try:
         work()
+    # Still in progress; the next round continues.
     except Busy:
         return
     except DataCacheError as error:

@@ -227,6 +227,8 @@ class KubernetesDataCacheRegistry(DataCacheRegistry):
             )
 
     def write_match_time(self, cache: DataCache, matched_at: float) -> None:
+        # A merge patch by another field manager than write_state, so that neither removes the fields of the
+        # other.
         patch = {"metadata": {"uid": cache.uid}, "status": {MATCHED_KEY: format_time(matched_at)}}
         with suppress(NotFound, ClusterConflict):
             self._server.call(

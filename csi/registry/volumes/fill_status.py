@@ -45,6 +45,7 @@ class FillStatusWriter:
         """
         path, seen = f"{_PATH}/{object_name(volume_id)}", self._last_seen.pop(volume_id, None)
         try:
+            # Usually nobody else has written since: patch the last seen version without reading the object.
             written = self._patch_status(path, seen, percent) if seen else None
         except (NotFound, ClusterConflict):
             written = None

@@ -68,7 +68,7 @@ def test_a_storage_class_that_the_driver_does_not_understand(
 ) -> None:
     well.storage_class(**parameters)
     found = well.examine().only("StorageClasses", "fault")
-    assert words in found.what and "anew" in found.fix and "hush" not in found.what
+    assert words in found.what and "again" in found.fix and "hush" not in found.what
 
 
 def test_mount_options_that_the_driver_does_not_understand(well: Cluster) -> None:
@@ -92,7 +92,7 @@ def test_classes_whose_source_is_named_elsewhere_are_good(well: Cluster) -> None
 def test_a_volume_attributes_class_that_fits_no_volume(well: Cluster) -> None:
     attributes_class(well, revision="v2")
     found = well.examine().only("VolumeAttributesClasses", "fault")
-    assert "fast: revision cannot be changed on a volume" in found.what and "anew" in found.fix
+    assert "fast: revision cannot be changed on a volume" in found.what and "again" in found.fix
 
 
 # Secrets.
@@ -101,7 +101,7 @@ def test_a_volume_attributes_class_that_fits_no_volume(well: Cluster) -> None:
 @pytest.mark.parametrize(
     ("source", "data", "words"),
     [
-        ({}, None, "it is not there"),
+        ({}, None, "it does not exist"),
         ({}, {}, "it is empty"),
         ({}, {"token": " "}, "it is empty"),
         ({}, {"password": "hush"}, "the Secret of this volume has none of the keys token"),

@@ -75,7 +75,7 @@ def test_no_more_marks_are_kept_than_fit(opens: Opens, monkeypatch: pytest.Monke
     monkeypatch.setattr(nonces, "_MAX_STORED", 3)
     marks = opens()
     if isinstance(marks, MemoryNonceStore):
-        marks = MemoryNonceStore(100.0, most=3)
+        marks = MemoryNonceStore(100.0, capacity=3)
     assert all(marks.use(f"mark-{number}", NOW + number) for number in range(5))
     assert not marks.use("mark-4", NOW + 5) and marks.use("mark-0", NOW + 6)
 
