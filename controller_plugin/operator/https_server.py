@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,9 +87,11 @@ def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = 
     thread = threading.Thread(target=run, name="http", daemon=True)
     thread.start()
     # uvicorn signals its start by a flag only.
-    while not (server.started or ended.wait(0.02)):
+    give_up_at = time.monotonic() + _START_TIMEOUT
+    while not (server.started or ended.wait(0.02)) and time.monotonic() < give_up_at:
         pass
     if failed.is_set() or not server.started:
+        server.should_exit = True
         raise FailedPrecondition(
             f"the server cannot listen at {host}:{port}; "
             "is the port taken, or the address of another machine?"

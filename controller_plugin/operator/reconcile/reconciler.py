@@ -41,7 +41,6 @@ _BUSY_RETRY_INTERVAL, _RESYNC_INTERVAL, _NO_NODE_RETRY_INTERVAL = 2.0, 300.0, 30
 _MIN_BACKOFF, _MAX_BACKOFF = 15.0, 600.0
 # How often to check that images of Available caches are still in the image store.
 _IMAGE_STORE_CHECK_INTERVAL = 3600.0
-_READY = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
 class Reconciler:
