@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -284,9 +284,19 @@ def volumes(endpoint: str) -> None:
         )
 
 
+def _describe_source(context: Mapping[str, str]) -> str:
+    # Not at the top: other commands start faster without it.
+    from csi.parameters.volume_parameters import parse_accepted_parameters
+
+    try:
+        return parse_accepted_parameters(context).spec.source.display_name
+    except DataCacheError:
+        return "unknown"
+
+
 def _build_volume_row(volume: Volume) -> tuple[str, ...]:
     context = volume.volume_context
-    source = context.get("repoId") or f"{context.get('server')}:{context.get('path')}"
+    source = _describe_source(context)
     return (
         volume.volume_id,
         source,

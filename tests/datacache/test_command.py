@@ -12,6 +12,8 @@ from pathlib import Path
 import click
 import pytest
 
+from csi.pb.csi_pb2 import Volume
+from datacache import __main__ as command
 from datacache.__main__ import cli, parse_pairs, read_token_file
 from tests.origins.hub import Hub
 from tests.plugins import Plugins
@@ -226,3 +228,16 @@ def test_a_volume_is_mounted_and_taken_away_as_kubelet_would(run: Run, hub: Hub,
             assert run("unpublish", *at, volume, path).returncode == 0
         assert run("unstage", *at, "vol", staging).returncode == 0
         assert plugins.leftovers() == []
+
+
+@pytest.mark.parametrize(
+    ("context", "source"),
+    [
+        ({"url": "https://files.example/a.bin"}, "files.example"),
+        ({"server": "nas.example", "path": "/models"}, "nas.example:/models"),
+        ({"of": "another driver"}, "unknown"),
+    ],
+)
+def test_a_listed_volume_names_its_source_whatever_its_kind(context: dict[str, str], source: str) -> None:
+    row = command._build_volume_row(Volume(volume_id="dc-1", volume_context=context))
+    assert source in row[1]

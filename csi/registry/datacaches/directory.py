@@ -5,6 +5,7 @@ Credentials are separate files.
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -18,7 +19,7 @@ from typing import Any
 from csi.concurrency.background import background_thread
 from csi.errors import AlreadyExists, DataCacheError, FailedPrecondition
 from csi.linux import durable_files
-from csi.linux.inotify import FolderWatcher
+from csi.linux.inotify import FileEventKind, FolderWatcher
 from csi.registry.custom_resource import format_time
 from csi.registry.datacaches.codec import (
     MATCHED_KEY,
@@ -80,10 +81,18 @@ class DirectoryDataCacheRegistry(DataCacheRegistry):
     def _read_stored(self, name: str) -> dict[str, Any] | None:
         if "/" in name or not name.startswith("edc-"):
             return None
+        path = self._folder / f"{name}.json"
         try:
-            return durable_files.read_json(self._folder / f"{name}.json", _FORMAT)
-        except (FileNotFoundError, OSError):
+            return durable_files.read_json(path, _FORMAT)
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return None
+            # One that cannot be read is not one that does not exist: its image must not be collected.
+            raise DataCacheError(
+                f"the DataCache record {path} cannot be read: {error.strerror}; look at the disk and its rights"
+            ) from error
 
     def add(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCache:
         with self._write_lock:
@@ -216,6 +225,9 @@ class DirectoryDataCacheRegistry(DataCacheRegistry):
             names = {
                 event.name.removesuffix(".json") for event in events_seen if event.name.startswith("edc-")
             }
+            # After an overflow any known DataCache may have changed or gone.
+            if any(event.kind is FileEventKind.OVERFLOW for event in events_seen):
+                names |= known | {file.stem for file in self._folder.glob("edc-*.json")}
 
 
 def _match_time_of(status: Mapping[str, Any]) -> dict[str, Any]:

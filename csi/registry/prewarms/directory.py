@@ -152,13 +152,22 @@ def _watch_files(folder: Path, suffix: str, on_change: Callable[[str], None]) ->
         if not events.watch(folder):
             raise UnsupportedByNode(f"the folder {folder} is gone; restart the program")
 
+        def list_names() -> set[str]:
+            return {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
+
         def run(ended: threading.Event) -> None:
+            known = list_names()
             while not ended.is_set():
+                events_seen = events.wait()
                 names = {
                     event.name.removesuffix(suffix)
-                    for event in events.wait()
+                    for event in events_seen
                     if event.kind is not FileEventKind.WRITTEN and event.name.endswith(suffix)
                 }
+                # After an overflow any known file may have changed or gone.
+                if any(event.kind is FileEventKind.OVERFLOW for event in events_seen):
+                    names |= known | list_names()
+                known = list_names()
                 for name in sorted(names):
                     notify_watcher(on_change, name)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from csi.errors import AlreadyExists, Busy, FailedPrecondition
+from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition
+from csi.linux.inotify import FileEvent, FileEventKind, FolderWatcher
 from csi.parameters.data_cache import parse_data_cache
 from csi.registry.datacaches.data_caches import (
     DataCache,
@@ -429,3 +430,29 @@ def test_an_object_made_by_hand_is_found_by_id_and_place_once_a_watcher_has_labe
             == [one.name for one in caches.find(bucket="default", path="/models/hand")]
             == ["by-hand"]
         )
+
+
+def test_a_record_that_cannot_be_read_is_not_one_that_does_not_exist(tmp_path: Path) -> None:
+    """Whoever lists what is wanted, to remove the rest, must not take it for gone."""
+    caches = DirectoryDataCacheRegistry(tmp_path)
+    made = caches.add(wanted(), {})
+    record = next(path for path in tmp_path.rglob(f"{made.name}.json"))
+    record.unlink()
+    record.mkdir()
+    with pytest.raises(DataCacheError, match=f"{made.name}.json cannot be read: Is a directory"):
+        caches.list_digests()
+    assert caches.find() == []
+
+
+def test_what_changed_while_events_were_lost_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caches, told = DirectoryDataCacheRegistry(tmp_path), queue.SimpleQueue[str]()
+    made = caches.add(wanted(), {})
+    lost = queue.SimpleQueue[list[FileEvent]]()
+    monkeypatch.setattr(FolderWatcher, "wait", lambda self, timeout=None: lost.get())
+    monkeypatch.setattr(FolderWatcher, "wake", lambda self: lost.put([]))
+    with caches.watch(lambda name, cache: told.put(name)):
+        assert told.get(timeout=60) == made.name
+        lost.put([FileEvent(FileEventKind.OVERFLOW)])
+        assert told.get(timeout=60) == made.name
