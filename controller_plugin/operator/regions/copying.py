@@ -135,7 +135,7 @@ class CopySender:
                 extra={
                     "fields": {
                         "image": announcement.digest,
-                        "data cache": announcement.id,
+                        "data_cache": announcement.id,
                         "to": target.location,
                     }
                 },
@@ -184,7 +184,7 @@ class CopyReceiver:
         except (AlreadyExists, InvalidParameter) as error:
             self._log_once(
                 "a copy has no place here",
-                **{"data cache": announcement.id, "from": announcement.region, "reason": str(error)},
+                **{"data_cache": announcement.id, "from": announcement.region, "reason": str(error)},
             )
             return False
         return True
