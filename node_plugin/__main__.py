@@ -188,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
+    # The other half of the threads is for calls that do not wait, such as NodeUnpublishVolume.
     wait_limiter = WaitLimiter(options.rpc_threads // 2)
     store = Store(options.store, options.store_size)
     pool = _build_pool(options)
@@ -227,6 +228,7 @@ def _serve(options: argparse.Namespace) -> None:
             AuthorizedResolver(store, refreshing_resolver), pins, fills, verification, prewarm_sources, grants
         )
         prewarming = PrewarmLoop(prewarms, prewarm_preparation, store, images.check_node, uploads)
+        # No pod mounts these images yet, so nothing else protects them from eviction.
         protected.add(prewarming.list_sealed)
     topology = NodeTopology(options.driver_name, options.node_id, images.check_node, recorder)
     observe = _build_observer(options.metrics_address, throttle)
@@ -249,6 +251,7 @@ def _serve(options: argparse.Namespace) -> None:
                     observe,
                 )
     finally:
+        # Before the pool: these have busy workers, which only they can stop.
         uploads.stop()
         verification.stop()
         fills.stop()
@@ -275,6 +278,7 @@ def _build_pool(options: argparse.Namespace) -> WorkerPool:
     lanes = {
         "resolve": options.resolve_workers,
         "fill": options.fill_workers,
+        # A lane of its own, so that a short comparison does not wait for long fills.
         "verify": options.fill_workers,
         STORED_LANE: 2,
     }
@@ -355,6 +359,7 @@ def _watch_performance(
 def _detect_hierarchy(root: Path) -> CgroupHierarchy | UnsupportedByNode:
     try:
         return detect_hierarchy(root)
+    # Not fatal: without --require-throttle, volumes are mounted without limits.
     except UnsupportedByNode as error:
         return error
 

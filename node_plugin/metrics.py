@@ -54,14 +54,17 @@ class LimitsCollector(Collector):
                 if value is not None and not applied.problem:
                     family.add_metric(labels, max(0.0, float(value)))
             burst.add_metric(labels, applied.burst.metered_ios)
+        # Sorted by name, so that the output is stable.
         yield from (credit, burst, rate, in_force, iops)
 
 
 def _group_series(applied: Iterable[AppliedLimit]) -> Iterator[tuple[tuple[str, str, str], AppliedLimit]]:
+    # groupby joins neighbours only.
     ordered = sorted(applied, key=_pod_and_device)
     for (pod, device), group in groupby(ordered, key=_pod_and_device):
         members = list(group)
         volume_ids = ",".join(sorted({member.volume for member in members}))
+        # Rate, burst and problem belong to the group, so any member has them.
         yield (volume_ids, pod, device), members[0]
 
 

@@ -20,6 +20,7 @@ from csi.server import grpc_server
 
 log = logging.getLogger("datacache.registration")
 
+# Plugin type and CSI versions, as kubelet's plugin watcher checks them.
 _TYPE, _VERSIONS = "CSIPlugin", ("1.0.0",)
 _MAX_THREADS = 2
 # Seconds without a call of kubelet after which a warning is logged.
@@ -81,6 +82,7 @@ def serve_registration(
         _MAX_THREADS,
         lambda server: registration_pb2_grpc.add_RegistrationServicer_to_server(servicer, server),
     )
+    # Nobody but kubelet, which runs as root, has to call it.
     os.chmod(path, 0o600)
     warning_timer = threading.Timer(_KUBELET_TIMEOUT, servicer.warn_if_not_called, [path])
     warning_timer.daemon = True

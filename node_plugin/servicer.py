@@ -93,6 +93,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
         """
         require_fields(request, "volume_id", "volume_path")
         stats = self._volumes.get_stats(request.volume_id, Path(request.volume_path))
+        # CSI: none of these numbers may be negative.
         free = max(0, stats.capacity_bytes - stats.content_bytes)
         return pb.NodeGetVolumeStatsResponse(
             usage=[
@@ -124,6 +125,7 @@ def _build_mount_request(
 
 
 def _parse_access_mode(capability: pb.VolumeCapability) -> AccessMode:
+    # The controller refuses block access as well, but static volumes do not pass through it.
     if capability.HasField("block"):
         raise InvalidParameter(
             "block access is requested, but a data cache is a file system; use volumeMode: Filesystem"

@@ -143,10 +143,12 @@ class ImageStoreClient:
         try:
             if not reason and (found := self.find(digest)):
                 return StoredImageLookup(found, "", self._config.url, self._config.read_credential())
+        # The plugin is shutting down; that is no failure of the image store.
         except Busy:
             raise
         except DataCacheError as error:
             reason = str(error)
+            # Other errors come at once, so that trying again costs nothing.
             if isinstance(error, OriginUnavailable):
                 self._retry_at = time.monotonic() + _IMAGE_STORE_RETRY_INTERVAL
                 self._last_error = reason
@@ -182,6 +184,7 @@ class ImageStoreClient:
 
     def list_images(self) -> list[StoredImageInfo]:
         """List all images by digest, including damaged ones."""
+        # Through a file, so that the worker's pipe carries no long listing.
         with tempfile.TemporaryDirectory(prefix="datacache-") as folder:
             listing = Path(folder, "images")
             self._call(WorkerRequest("stored-images", {}, {}, manifest=str(listing)))
@@ -193,6 +196,7 @@ class ImageStoreClient:
 
         `scratch_path` is a path for a temporary file.
         """
+        # A file, since there may be many thousands of digests.
         scratch_path.write_text("\n".join(wanted_digests))
         try:
             request = WorkerRequest("collect", {}, {}, manifest=str(scratch_path), grace=grace_seconds)

@@ -49,6 +49,7 @@ class ProofMemory:
         path = self._path(secrets, spec)
         with suppress(FileNotFoundError):  # removed concurrently by `forget`
             content = self._path(secrets, proven).read_bytes()
+            # An unchanged copy is not written again, since this runs for each resolve of a moving source.
             if not path.exists() or path.read_bytes() != content:
                 durable_files.write_bytes(path, content)
 
@@ -94,6 +95,7 @@ class ProofMemory:
         return self._folder / self.get_key(secrets, spec)
 
     def _sweep(self) -> None:
+        # By file time, which `share_proof` may have renewed; `_load` checks the recorded one.
         oldest = self._clock() - self._grace
         for path in self._folder.iterdir():
             if path.stat().st_mtime < oldest:

@@ -113,6 +113,7 @@ class Resolver:
         has_manifest: Callable[[str], bool],
         adopt_manifest: AdoptManifest | None,
     ) -> Resolution:
+        # All specs of this call: a proof is stored, or forgotten, for each of them.
         specs = {spec}
         try:
             pinned = self._pin(call, spec, secrets)
@@ -165,5 +166,6 @@ class Resolver:
             )
             adopt_manifest(resolution, manifest_path)
             return resolution
+        # Adopting moves the file, unless its digest is not the requested one.
         finally:
             manifest_path.unlink(missing_ok=True)

@@ -106,6 +106,7 @@ class _WorkerProcess:
     def stop(self) -> None:
         assert self._process.stdin and self._process.stdout
         try:
+            # The worker ends with its input.
             self._process.stdin.close()
         except OSError:
             self._process.kill()

@@ -74,6 +74,7 @@ class WorkerRequest:
     connections: int = 4
     allowed_destinations: tuple[str, ...] = ()
     reuse_candidates: tuple[str, ...] = ()
+    # Secret: an origin that knew it could send the right bytes in the compared ranges only.
     seed: str = field(default="", repr=False)
     image_store: str = ""
     store_secrets: dict[str, str] = field(default_factory=dict, repr=False)
@@ -92,6 +93,7 @@ class WorkerRequest:
 
     def encode(self) -> bytes:
         """Return the request as one line."""
+        # Some keys differ from the fields' names; plugin and worker are of the same version.
         wire = {
             "operation": self.operation,
             "spec": self.spec,
@@ -160,6 +162,7 @@ class Resolution:
 
     def encode(self) -> dict[str, Any]:
         """Return the resolution as JSON values, for the worker's pipe and `ProofMemory`."""
+        # These keys are stored by `ProofMemory`: a changed key would void all proofs.
         return {
             "spec": self.spec.to_context(),
             "digest": self.digest,

@@ -92,6 +92,7 @@ class FillEvents:
 
     def on_progress(self, digest: str, progress: FillProgress) -> None:
         """Update the progress of a fill."""
+        # Without the lock: this is called for each progress event, and both steps are atomic.
         fill = self._fills.get(digest)
         if fill:
             fill.progress = progress

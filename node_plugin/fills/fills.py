@@ -148,6 +148,7 @@ class Fills:
             raise Busy(deadline.cancelled or fill.progress.format())
         if fill.error and not isinstance(fill.error, Busy | FillStopped) and fill.content == content:
             raise fill.error
+        # The prefetch was stopped, or another one with other content or credential failed.
         if fill.error:
             raise Busy(_PODS_FIRST_MESSAGE)
 
@@ -293,6 +294,7 @@ class Fills:
         with suppress(OSError):
             self._store.paths(fill.digest).progress.unlink(missing_ok=True)
         with self._lock:
+            # Under the lock: `_join` finds either the running fill or none, and then starts a new one.
             fill.is_done = True
             del self._fills[fill.digest]
             fill.reservation.close()

@@ -87,6 +87,7 @@ class Uploads:
     def _upload(self, digest: str, upload: _Upload, access: Mapping[str, str] | None) -> None:
         started_at = time.monotonic()
         try:
+            # In this order: the image is protected while its upload waits for its turn, too.
             with self._store.prevent_eviction(digest) as record, self._upload_lock:
                 self._image_store.upload(record.paths.folder, upload.call, upload.on_progress, access)
             self._uploaded.add(digest)

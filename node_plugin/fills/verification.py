@@ -94,6 +94,7 @@ class OriginVerification:
     def _compare(self, content: ContentRef, origin_scope: str, call: WorkerCall) -> None:
         fields = {"image": content.digest, "scope": origin_scope[:12]}
         try:
+            # The image must not be replaced between the comparison and its record.
             with self._store.prevent_eviction(content.digest) as record:
                 request = WorkerRequest(
                     "verify",

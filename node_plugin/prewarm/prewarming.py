@@ -99,6 +99,7 @@ class PrewarmLoop:
                 yield
             finally:
                 self._is_stopped = True
+                # Wakes the thread and cancels what it waits for.
                 self._on_request_changed(self._current_name)
                 thread.join()
 
@@ -149,6 +150,7 @@ class PrewarmLoop:
         started_at = time.monotonic()
         requests = self._prewarms.list_requests() if self._requests is None else self._requests
         requests_by_key = {request.key: request for request in requests}
+        # A request to the API server, so only if a request selects nodes by label.
         labels = self._read_node_labels() if any(request.selector for request in requests) else {}
         self._requests, self._synced_at = requests, time.monotonic()
         for key in {key for key, request in requests_by_key.items() if not request.selects_node(labels)}:
@@ -178,6 +180,7 @@ class PrewarmLoop:
 
     def _release_dropped(self, active: Mapping[str, ActiveRequest]) -> None:
         remaining = {key: cache for request in active.values() for key, cache in request.resolved.items()}
+        # Another request may need the same image, whose fill then goes on.
         digests = {cache.digest for cache in remaining.values()}
         for key, cache in self._resolved.items():
             if key not in remaining:
@@ -211,6 +214,7 @@ class PrewarmLoop:
                 self._current_name = active.request.name
                 waits.append(self._prewarm_cache(active, key, cache))
                 if self._is_sync_due:
+                    # The loop lists the requests again and starts the next round at once.
                     return 0.0
             self._report_if_news(active)
         return min(waits)
@@ -242,6 +246,7 @@ class PrewarmLoop:
         try:
             self._resolve_and_fill(active, key, cache)
         except Busy as error:
+            # Its turn is over, unless its fill or upload is running: that goes on next time.
             if not self._is_in_progress(active):
                 active.last_worked_at = time.monotonic()
             if not self._should_yield:
@@ -266,6 +271,7 @@ class PrewarmLoop:
         return not cache.data_cache or self._uploads is None or self._uploads.is_uploaded(resolved.digest)
 
     def _resolve_and_fill(self, active: ActiveRequest, key: str, cache: PrewarmedCache) -> None:
+        # First: nothing is fetched for a node that cannot mount it.
         self._check_node()
         if self._fills.has_waiting_pods():
             raise Busy("fills that pods wait for go first")
@@ -381,6 +387,7 @@ class PrewarmLoop:
             if key not in active.ready_keys and cache.digest in progress
         ]
         done = 100 * len(active.ready_keys) + sum(map(percent, in_progress))
+        # 100 is for a request that is ready altogether.
         return min(99, done // len(active.request.caches))
 
     def _report_if_news(self, active: ActiveRequest, state: NodePrewarmState | None = None) -> None:

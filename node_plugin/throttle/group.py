@@ -46,6 +46,7 @@ class ThrottleGroup:
     def restore(self, record: GroupRecord, root: Path) -> None:
         """Restore burst, limits and counts as an earlier process of the plugin recorded them."""
         self.burst, self.counted_at, self.limits = record.burst, record.counted_at, record.limits
+        # Stored relative to the root, which a container may mount elsewhere.
         self.counts = {root / path: count for path, count in record.counts.items()}
 
     def to_record(self, root: Path, boot: str) -> GroupRecord:
@@ -76,6 +77,7 @@ class ThrottleGroup:
             self.burst = BurstState()
             self.counts = {}
         elif not self.is_metered:
+            # The credit starts full; the total of the meter, a Prometheus counter, continues.
             meter = BurstMeter(self.burst.metered_ios)
             self.burst = replace(BurstState.with_full_credit(limits), meter=meter)
             self.counts = {}
@@ -115,6 +117,7 @@ class ThrottleGroup:
 
     def _apply_to_folder(self, hierarchy: CgroupHierarchy, folder: Path) -> Iterator[str]:
         try:
+            # Each time, since systemd may withdraw the io controller from a cgroup.
             if self.limits:
                 hierarchy.enable_throttling(folder)
         except UnsupportedByNode as error:

@@ -129,6 +129,7 @@ class LimitEnforcer:
         bursting = [group for group in self._groups if group.is_metered and group.pod]
         if not bursting:
             return None
+        # The counters of all devices are one file; those of each cgroup are a file of its own.
         counters = self._read_counters({group.device for group in bursting})
         now = self._now()
         busy = False

@@ -38,6 +38,7 @@ class BurstMeter:
             neighbour_speed = after
         elif ended:
             neighbour_speed = self.previous_speed
+        # The busy part of the slice, assuming the speed of its neighbour.
         active = self.seconds * min(1.0, speed / neighbour_speed) if neighbour_speed else self.seconds
         return max(0.0, excess_ios(sustained, self.used, active))
 

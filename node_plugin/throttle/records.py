@@ -68,6 +68,7 @@ class GroupRecords:
         """Write the record; one without members is removed."""
         path = self._path(record.pod, record.device)
         if record.members:
+            # Not synced: cgroups and their limits end with the boot.
             durable_files.replace_text_unsynced(path, json.dumps(_encode_record(record)))
         else:
             path.unlink(missing_ok=True)
@@ -109,6 +110,7 @@ def _encode_record(record: GroupRecord) -> dict[str, Any]:
         "seconds": meter.seconds,
         "before": meter.previous_speed,
     }
+    # Some keys are former names of the fields; they stay, since earlier versions have written them.
     return {
         "format": _FORMAT,
         "pod": record.pod,

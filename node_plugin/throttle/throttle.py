@@ -259,6 +259,7 @@ class Throttle:
 
     def _clear_limit(self, record: GroupRecord) -> None:
         """Remove a limit that an earlier process of the plugin left."""
+        # After a reboot the kernel has no limits left.
         if self._enforcer and record.boot == self._boot:
             self._enforcer.apply(ThrottleGroup(record.pod, record.device))
         self._records.put(GroupRecord(record.pod, record.device))

@@ -41,6 +41,7 @@ class AuthorizedResolver:
             return digest in (None, found)
 
         def has_manifest(found: str) -> bool:
+            # An earlier proof of other content may be outdated: False has the origin asked.
             return matches_digest(found) and bool(
                 self._store.find_sealed(found) or self._store.find_partial(found)
             )
@@ -49,6 +50,7 @@ class AuthorizedResolver:
             if matches_digest(resolution.digest):
                 self._store.adopt_manifest(resolution.digest, manifest, resolution.image_bytes)
             else:
+                # Now, since the manifest's file is removed after this callback.
                 differences.append(self._describe_change(digest, manifest))
 
         differences: list[str] = []

@@ -123,6 +123,7 @@ class DataCacheGrants:
         has changed and no image store has the manifest, the message names the remedy.
         """
         digest = granted.content.digest
+        # A partial image has its manifest already.
         if self._store.find_sealed(digest) or self._store.find_partial(digest):
             return
         store_failure = self._fetch_manifest_from_image_store(digest)
@@ -144,6 +145,7 @@ class DataCacheGrants:
             self._image_store.write_manifest(digest, path)
             self._store.adopt_manifest(digest, path, lookup.found.image_bytes)
             return None
+        # The plugin is shutting down; that is no failure of the image store.
         except Busy:
             raise
         except DataCacheError as error:
@@ -162,6 +164,7 @@ class DataCacheGrants:
         """
         state = granted.cache.state
         content = granted.content
+        # The operator has recorded the upload, so the image store need not be asked.
         if state.in_image_store and state.content == content:
             return True
         found = self._image_store.find_for_fill(content.digest).found

@@ -100,6 +100,7 @@ class VolumeExposures:
             volume = volume.with_staging_path(path, request.exposure)
         else:
             volume = volume.with_target_path(path, request.exposure)
+        # Eviction removes the least recently used image first.
         self._store.touch(volume.digest)
         self._mount_and_show(request.path, volume, (volume.digest, volume.limit_class))
         return volume
@@ -144,6 +145,7 @@ class VolumeExposures:
         is_target = str(path) in volume.target_paths
         self.records.put(volume)
         try:
+            # Limits come before the mount, so that the pod cannot read without them.
             if is_target:
                 self._throttle.apply(self.build_limit_request(volume, str(path), image, limits))
             _create_target(path)
@@ -176,6 +178,7 @@ class VolumeExposures:
         # its former image.
         image_and_class = self.images.find_image(path)
         digests = {image_and_class[0]} if image_and_class else set()
+        # Mounts may be stacked, as a marker over a bind mount of an earlier version is.
         while self.is_mounted(str(path)):
             self._mounts.unmount(path)
         self._throttle.release(str(path))

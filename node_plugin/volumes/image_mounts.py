@@ -40,6 +40,7 @@ class ImageMounts:
         self._check_node = check_node
         # Order: _mount_lock before _users_lock.
         self._mount_lock = Lock()
+        # Number of running `keep_mounted` blocks by digest.
         self._users: Counter[str] = Counter()
         self._users_lock = Lock()
 
@@ -88,8 +89,8 @@ class ImageMounts:
         with self._mount_lock:
             mount = find_mount(self._mounts.list_mounts(), target)
             exists = image.exists()
-            # Without a file its mount is all that is left of an image. Another file under the same mount
-            # point is a remainder of an earlier fill of the digest.
+            # Without a file, the mount is all that is left of the image, and is used. A mount of another
+            # file stems from an earlier fill of the same digest, and is replaced.
             if mount and (not exists or self._loops.is_backed_by(mount.source, image)):
                 return target
             if not exists:

@@ -30,6 +30,7 @@ class PerformanceLookup:
 
     def with_current_performance(self, volume: NodeVolume) -> NodeVolume:
         """Return the volume with its performance from the registry; unchanged without a readable record."""
+        # Inline volumes have no record in the registry.
         record = None if volume.is_inline else self._read_record(volume.id)
         if record is None:
             return volume
@@ -40,6 +41,7 @@ class PerformanceLookup:
     def _read_record(self, volume_id: str) -> VolumeRecord | None:
         try:
             return self._registry.get(volume_id) if self._registry else None
+        # A volume must be mountable while the registry is unreachable.
         except (DataCacheError, OSError) as error:
             fields = {"volume": volume_id, "reason": error}
             log.warning("registry not readable, keeping known limits", extra={"fields": fields})
@@ -69,6 +71,7 @@ def limit_class_name(volume: NodeVolume) -> str:
         return NO_LIMITS
     if volume.is_inline:
         kind = "limits"
+        # Without the notes, which describe how the limits were derived.
         identity = json.dumps(replace(limits, notes=()).to_json())
     else:
         kind = "volume"

@@ -15,6 +15,7 @@ from csi.parameters.volume_parameters import FOREIGN_PREFIXES
 from csi.registry.events.recorder import ObjectReference
 from node_plugin.volumes.records import Exposure
 
+# Keys that kubelet adds to the volume context if the CSIDriver has podInfoOnMount.
 _EPHEMERAL, _POD_NAMESPACE, _POD_NAME, _POD_UID = (
     f"csi.storage.k8s.io/{key}" for key in ("ephemeral", "pod.namespace", "pod.name", "pod.uid")
 )
@@ -38,6 +39,7 @@ class MountRequest:
     staging_path: str = ""
 
     def __post_init__(self) -> None:
+        # The dataclass is frozen. The mount table has resolved paths, kubelet's may have symbolic links.
         object.__setattr__(self, "path", resolve_parent(self.path))
         object.__setattr__(
             self, "staging_path", self.staging_path and str(resolve_parent(Path(self.staging_path)))

@@ -1,4 +1,4 @@
-"""The pins that this node holds for its inline volumes: one hold for all volumes of a source in a namespace.
+"""The pins that this node holds for its inline volumes, one hold per source and namespace.
 
 A pin is cached for a moment, and a held one for as long as the API server is unreachable: the hold keeps the
 pin from being collected, so the cached value is still what all other nodes get. A pin that is not held needs
@@ -101,6 +101,7 @@ class NodePins:
             if self._clock() - state.checked_at > _PIN_TTL:
                 try:
                     self._update_state(state, registry.get(*key))
+                # A pin that this node holds cannot have been collected meanwhile.
                 except ClusterUnavailable:
                     if not state.is_held:
                         raise
@@ -173,6 +174,7 @@ class NodePins:
                 state = self._get_state((pin.namespace, pin.name))
                 with state.lock, self._lock:
                     state.pin, state.is_held = pin, True
+                    # Until `release`: the volume is published.
                     state.users[volume.id] = float("inf")
 
     @contextmanager
@@ -212,6 +214,7 @@ class NodePins:
                 self._sync_pin(self._registry, key, state)
 
     def _adopt_strays(self, registry: PinRegistry) -> None:
+        # Pins without a user here are released by `_sync_pin`.
         for pin in registry.list_all():
             if self._holder in pin.holders:
                 state = self._get_state((pin.namespace, pin.name))

@@ -89,6 +89,7 @@ class VolumePreparation:
 
         Raises PermissionDenied if the operator does not allow the source.
         """
+        # First: a source that is not allowed must not be contacted.
         self._allow_list.check(parameters)
 
         def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
@@ -139,6 +140,7 @@ class VolumePreparation:
     def fill(self, request: MountRequest, resolved: ResolvedVolume, deadline: Deadline) -> None:
         """Return when the image is sealed and verified against the volume's own origin."""
         self.fills.wait(request.volume_id, resolved.content, deadline, request.event_reference)
+        # After this, `wait` finds the scope verified and returns at once.
         if resolved.is_trusted:
             self.verification.mark_verified(resolved.content)
         self.verification.wait(request.volume_id, resolved.content, deadline)

@@ -135,6 +135,7 @@ class NodeVolume:
             context=stored["context"],
             capacity_bytes=stored["capacity_bytes"],
             content_bytes=stored["content_bytes"],
+            # Records of earlier versions lack the keys with defaults.
             is_inline=stored.get("inline", False),
             staging_paths={path: Exposure.from_json(exposure) for path, exposure in stored["staged"].items()},
             target_paths={path: Exposure.from_json(exposure) for path, exposure in stored["targets"].items()},
@@ -171,7 +172,9 @@ class VolumeRecords:
             path.unlink(missing_ok=True)
             self._watched.discard(volume.id)
             return
+        # Not synced: after a reboot, the mounts are gone and the record is void.
         durable_files.replace_text_unsynced(path, json.dumps({"format": _FORMAT, **volume.to_json()}))
+        # The registry has no inline volumes, so nothing changes their performance.
         if not volume.is_inline:
             self._watched.add(volume.id)
 
@@ -197,6 +200,7 @@ def read_volumes(folder: Path) -> list[NodeVolume]:
 
 
 def _read_or_none(path: Path) -> NodeVolume | None:
+    # A damaged record is none: the mount table is authoritative.
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return _decode_volume(json.loads(path.read_text()))
     return None

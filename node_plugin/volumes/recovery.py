@@ -45,6 +45,7 @@ class NodeRecovery:
             if remaining.paths:
                 self._pins.restore([remaining])
                 limit_requests += self._rebuild_limit_requests(remaining)
+        # All at once, since the limit of a pod is the sum over its volumes.
         self._throttle.resume(limit_requests)
         self._exposures.images.unmount_all_unused()
         # Without a credential: a fill that requires one fails, and resumes with the next call for its volume.
@@ -63,6 +64,7 @@ class NodeRecovery:
 
     def _restore_markers(self, volume: NodeVolume) -> None:
         images = self._exposures.images
+        # Earlier versions staged volumes by bind mounts.
         for path in volume.staging_paths:
             try:
                 images.cover_with_marker(images.mount_path(volume.digest, volume.limit_class), Path(path))

@@ -44,10 +44,10 @@ class NodeVolumes:
         self._locks = KeyedLocks()
 
     def stage(self, request: MountRequest, deadline: Deadline) -> None:
-        """Mount the volume's image and mark the staging path with it, filling it first if needed.
+        """Mount the image, filled first if needed, and its marker at the staging path.
 
-        Raises InvalidParameter, AlreadyExists (staged differently), Busy (in progress), NoSpace, SourceChanged,
-        UnsupportedByNode and the errors of a Source.
+        Raises InvalidParameter, AlreadyExists (staged differently), Busy (in progress), NoSpace,
+        SourceChanged, UnsupportedByNode and the errors of a Source.
         """
         parameters = _parse_accepted(request)
         if self._exposures.is_exposed(request, "staging"):
@@ -123,10 +123,12 @@ class NodeVolumes:
         Raises Busy while the mount is in use.
         """
         path = resolve_parent(path)
+        # Before taking the lock, so that a call that waits for a fill ends at once.
         self._wait_limiter.cancel(volume_id, "the volume is being unpublished")
         with self._locks.acquire(volume_id, _LOCK_TIMEOUT):
             self._remove_path(volume_id, path)
             remaining = self._exposures.records.get(volume_id)
+            # With another target left, the volume still needs its pin.
             if remaining is None or not remaining.paths:
                 self._pins.release(volume_id)
             remove_target(path)
