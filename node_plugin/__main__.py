@@ -105,35 +105,39 @@ def build_parser() -> argparse.ArgumentParser:
     )
     flags.add_flag(parser, "--allow-origins", default="", type=parse_destinations, help=ORIGINS_HELP)
     flags.add_flag(
-        parser, "--resolve-workers", default="4", type=flags.parse_count, help="resolves at a time"
+        parser,
+        "--resolve-workers",
+        default="4",
+        type=flags.parse_count,
+        help="the maximum number of concurrent resolves",
     )
     flags.add_flag(
         parser,
         "--fill-workers",
         default="2",
         type=flags.parse_count,
-        help="fills at a time; more wait their turn",
+        help="the maximum number of concurrent fills; others are queued",
     )
     flags.add_flag(
         parser,
         "--fill-connections",
         default="16",
         type=flags.parse_count,
-        help="most connections of a fill; a near origin gets fewer",
+        help="the maximum number of connections of a fill; fewer are used if more bring no throughput",
     )
     flags.add_flag(
         parser,
         "--fill-grace",
         default="5m",
         type=flags.parse_duration,
-        help="a fill that nobody waited for during this time is stopped",
+        help="a fill is stopped if nothing has waited for it for this long",
     )
     flags.add_flag(
         parser,
         "--read-ahead",
         default="",
         type=flags.parse_optional_size,
-        help="how far the kernel reads ahead in an image; empty: as on the store's disk",
+        help="the kernel's read-ahead in an image; empty: that of the store's disk",
     )
     flags.add_flag(parser, "--allow-inline-nas", default="", type=parse_nas_prefixes, help=NAS_HELP)
     flags.add_flag(
@@ -159,7 +163,7 @@ def _add_limit_flags(parser: argparse.ArgumentParser) -> None:
         parser,
         "--registry",
         default="",
-        help=f"the controller's registry, to learn of changed performance: {REGISTRY_HELP}; empty for none",
+        help=f"the controller's registry, for changes of performance: {REGISTRY_HELP}; empty for none",
     )
     flags.add_flag(
         parser,
@@ -175,7 +179,7 @@ def _add_limit_flags(parser: argparse.ArgumentParser) -> None:
         type=flags.parse_boolean,
         nargs="?",
         const=True,
-        help="refuse volumes with limits where limits cannot be held",
+        help="refuse volumes with limits if this node cannot enforce them",
     )
 
 

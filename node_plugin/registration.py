@@ -76,7 +76,8 @@ def serve_registration(
         raise FailedPrecondition(
             f"--plugins-registry is {folder}, which is not a folder; mount kubelet's plugins_registry there"
         )
-    path, servicer = f"{folder}/{name}-reg.sock", RegistrationServicer(name, endpoint, on_refused)
+    path = f"{folder}/{name}-reg.sock"
+    servicer = RegistrationServicer(name, endpoint, on_refused)
     server = grpc_server.start_server(
         path,
         _MAX_THREADS,

@@ -292,7 +292,8 @@ class PrewarmLoop:
 
     def _fill_data_cache(self, active: ActiveRequest, key: str, cache: PrewarmedCache) -> None:
         """Fill a DataCache with its own credential, then upload it to the image store, if any."""
-        grants, verification = self._preparation.grants, self._preparation.verification
+        grants = self._preparation.grants
+        verification = self._preparation.verification
         if grants is None or self._uploads is None:
             raise FailedPrecondition(
                 "this node has no registry of DataCaches; start the node plugin with --registry"

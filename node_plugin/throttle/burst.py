@@ -107,7 +107,8 @@ class BurstState:
 
 def max_drain_rate(limits: Limits) -> float:
     """Return how many I/Os per second a burst can take from the credit; at least 1."""
-    burst, sustained = limits.burst or limits.sustained, limits.sustained
+    sustained = limits.sustained
+    burst = limits.burst or sustained
     drains = [1.0]
     if burst.iops is not None and sustained.iops is not None:
         drains.append(float(burst.iops - sustained.iops))

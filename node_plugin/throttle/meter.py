@@ -32,7 +32,8 @@ class BurstMeter:
 
     def _excess_of_last_slice(self, sustained: Rate, after: float) -> float:
         speed = _ios_per_second(self.used, self.seconds)
-        began, ended = not self.previous_speed, not after
+        began = not self.previous_speed
+        ended = not after
         neighbour_speed = 0.0
         if began:
             neighbour_speed = after

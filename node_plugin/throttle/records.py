@@ -99,7 +99,8 @@ def _read_or_none(path: Path) -> GroupRecord | None:
 
 
 def _encode_record(record: GroupRecord) -> dict[str, Any]:
-    burst, meter = record.burst, record.burst.meter
+    burst = record.burst
+    meter = burst.meter
     members = {
         target: {"volume": member.volume, "limits": member.limits.to_json()}
         for target, member in record.members.items()
