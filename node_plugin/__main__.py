@@ -1,4 +1,4 @@
-"""datacache-node: the node plugin, put together from its parts."""
+"""datacache-node, the node plugin: its flags and composition root."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ log = logging.getLogger("datacache.node")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of datacache-node."""
+    """Return the parser of datacache-node's flags."""
     parser = argparse.ArgumentParser(
         "datacache-node", description="The node plugin of the datacache CSI driver."
     )
@@ -105,42 +105,47 @@ def build_parser() -> argparse.ArgumentParser:
     )
     flags.add_flag(parser, "--allow-origins", default="", type=parse_destinations, help=ORIGINS_HELP)
     flags.add_flag(
-        parser, "--resolve-workers", default="4", type=flags.parse_count, help="resolves at a time"
+        parser,
+        "--resolve-workers",
+        default="4",
+        type=flags.parse_count,
+        help="the maximum number of concurrent resolves",
     )
     flags.add_flag(
         parser,
         "--fill-workers",
         default="2",
         type=flags.parse_count,
-        help="fills at a time; more wait their turn",
+        help="the maximum number of concurrent fills; others are queued",
     )
     flags.add_flag(
         parser,
         "--fill-connections",
         default="16",
         type=flags.parse_count,
-        help="most connections of a fill; a near origin gets fewer",
+        help="the maximum number of connections of a fill; fewer are used if more bring no throughput",
     )
     flags.add_flag(
         parser,
         "--fill-grace",
         default="5m",
         type=flags.parse_duration,
-        help="a fill that nobody waited for during this time is stopped",
+        help="a fill is stopped if nothing has waited for it for this long",
     )
     flags.add_flag(
         parser,
         "--read-ahead",
         default="",
         type=flags.parse_optional_size,
-        help="how far the kernel reads ahead in an image; empty: as on the store's disk",
+        help="the kernel's read-ahead in an image; empty: that of the store's disk",
     )
     flags.add_flag(parser, "--allow-inline-nas", default="", type=parse_nas_prefixes, help=NAS_HELP)
     flags.add_flag(
         parser,
         "--plugins-registry",
         default="",
-        help="kubelet's folder of plugins, such as /var/lib/kubelet/plugins_registry, to be found by it; empty where a sidecar registers the driver",
+        help="kubelet's folder for plugin registration, such as /var/lib/kubelet/plugins_registry; "
+        "empty if a sidecar registers the driver",
     )
     flags.add_flag(
         parser,
@@ -158,7 +163,7 @@ def _add_limit_flags(parser: argparse.ArgumentParser) -> None:
         parser,
         "--registry",
         default="",
-        help=f"the controller's registry, to learn of changed performance: {REGISTRY_HELP}; empty for none",
+        help=f"the controller's registry, for changes of performance: {REGISTRY_HELP}; empty for none",
     )
     flags.add_flag(
         parser,
@@ -174,32 +179,40 @@ def _add_limit_flags(parser: argparse.ArgumentParser) -> None:
         type=flags.parse_boolean,
         nargs="?",
         const=True,
-        help="refuse volumes with limits where limits cannot be held",
+        help="refuse volumes with limits if this node cannot enforce them",
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM; mounts stay. Exit status 1, with the reason on standard error, where the plugin cannot start."""
+    """Serve until SIGTERM; mounts stay.
+
+    If the plugin cannot start, the exit status is 1 and the reason is on standard error.
+    """
     lifecycle.run_program(build_parser(), _serve, arguments)
 
 
 def _serve(options: argparse.Namespace) -> None:
+    # The other half of the threads is for calls that do not wait, such as NodeUnpublishVolume.
     wait_limiter = WaitLimiter(options.rpc_threads // 2)
-    store, pool = Store(options.store, options.store_size), _build_pool(options)
-    server, watched = find_api_server(options.registry), WatchedVolumes()
+    store = Store(options.store, options.store_size)
+    pool = _build_pool(options)
+    server = find_api_server(options.registry)
+    watched = WatchedVolumes()
     recorder = open_event_recorder(server, "datacache-node", options.node_id)
     registry = open_registry(options.registry, server) if options.registry else None
     mounts = KernelMountTable()
     loops = KernelLoopDevices(options.read_ahead or default_read_ahead(options.store))
     images = ImageMounts(Path(options.mount_dir or options.store / "mounts"), mounts, loops, require_erofs)
-    hierarchy, groups = _detect_hierarchy(options.cgroup_root), GroupRecords(options.store / "throttles")
-    throttle = Throttle(hierarchy, groups, options.require_throttle)
+    hierarchy = _detect_hierarchy(options.cgroup_root)
+    throttle = Throttle(hierarchy, GroupRecords(options.store / "throttles"), options.require_throttle)
     image_store = _build_image_store_client(options, pool)
-    events, protected = FillEvents(recorder), ProtectedImages(images.list_in_use)
+    events = FillEvents(recorder)
+    protected = ProtectedImages(images.list_in_use)
     runner = FillRunner(store, pool, options.fill_connections, image_store)
     fills = Fills(store, runner, wait_limiter, protected, options.fill_grace, events)
     verification = OriginVerification(store, pool, wait_limiter, options.fill_connections)
-    pins, performance = NodePins(open_pins(server), options.node_id), PerformanceLookup(registry)
+    pins = NodePins(open_pins(server), options.node_id)
+    performance = PerformanceLookup(registry)
     proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
     resolver = AuthorizedResolver(store, _build_resolver(pool, proofs, wait_limiter, store))
     grants = _build_grants(options, server, store, image_store, resolver) if options.registry else None
@@ -209,14 +222,17 @@ def _serve(options: argparse.Namespace) -> None:
     exposures = VolumeExposures(records, store, images, mounts, throttle, performance)
     volumes = NodeVolumes(preparation, exposures, wait_limiter, events)
     prewarms = open_node_prewarms(options.registry, server, options.node_id, registry)
-    uploads, prewarming = Uploads(store, image_store), None
+    uploads = Uploads(store, image_store)
+    prewarming = None
     if prewarms:
-        refreshing = _build_resolver(pool, proofs, wait_limiter, store, refresh_moving=True)
+        # A prewarm request fills what a moving source holds now, not what an earlier proof found.
+        refreshing_resolver = _build_resolver(pool, proofs, wait_limiter, store, refresh_moving=True)
         prewarm_sources = AllowList(options.allow_inline_nas, options.allow_origins, CACHE_PREWARMS)
         prewarm_preparation = VolumePreparation(
-            AuthorizedResolver(store, refreshing), pins, fills, verification, prewarm_sources, grants
+            AuthorizedResolver(store, refreshing_resolver), pins, fills, verification, prewarm_sources, grants
         )
         prewarming = PrewarmLoop(prewarms, prewarm_preparation, store, images.check_node, uploads)
+        # No pod mounts these images yet, so nothing else protects them from eviction.
         protected.add(prewarming.list_sealed)
     topology = NodeTopology(options.driver_name, options.node_id, images.check_node, recorder)
     observe = _build_observer(options.metrics_address, throttle)
@@ -227,6 +243,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     try:
         with _watch_performance(registry, volumes, watched):
+            # Before the first call: calls rely on records that match the mount table.
             NodeRecovery(exposures, store, fills, throttle, performance, pins).recover()
             with pins.sync_in_background(), prewarming.run_in_background() if prewarming else nullcontext():
                 grpc_server.serve(
@@ -238,6 +255,7 @@ def _serve(options: argparse.Namespace) -> None:
                     observe,
                 )
     finally:
+        # Before the pool: these have busy workers, which only they can stop.
         uploads.stop()
         verification.stop()
         fills.stop()
@@ -264,7 +282,8 @@ def _build_pool(options: argparse.Namespace) -> WorkerPool:
     lanes = {
         "resolve": options.resolve_workers,
         "fill": options.fill_workers,
-        "vouch": options.fill_workers,
+        # A lane of its own, so that a short comparison does not wait for long fills.
+        "verify": options.fill_workers,
         STORED_LANE: 2,
     }
     return WorkerPool(
@@ -277,26 +296,27 @@ def _build_pool(options: argparse.Namespace) -> WorkerPool:
 
 
 def _build_image_store_client(options: argparse.Namespace, pool: WorkerPool) -> ImageStoreClient:
-    access = ImageStoreConfig(options.image_store, options.image_store_secret)
-    access.check_url()
-    return ImageStoreClient(pool, access)
+    config = ImageStoreConfig(options.image_store, options.image_store_secret)
+    config.check_url()
+    return ImageStoreClient(pool, config)
 
 
 def _build_grants(
     options: argparse.Namespace,
     server: ApiServer | None,
     store: Store,
-    stored: ImageStoreClient,
-    proving: AuthorizedResolver,
+    image_store: ImageStoreClient,
+    resolver: AuthorizedResolver,
 ) -> DataCacheGrants:
-    home = server.access.namespace if server else ""
-    return DataCacheGrants(open_data_caches(options.registry, server), home, store, stored, proving)
+    driver_namespace = server.access.namespace if server else ""
+    data_caches = open_data_caches(options.registry, server)
+    return DataCacheGrants(data_caches, driver_namespace, store, image_store, resolver)
 
 
 def _build_observer(address: tuple[str, int] | None, throttle: Throttle) -> grpc_server.CallObserver:
     if address is None:
         return grpc_server.ignore_call
-    # 5 MB that only those pay who ask for them.
+    # Imported here: prometheus_client takes 5 MB, which plugins without --metrics-address need not pay.
     from csi.server.metrics import Metrics
     from node_plugin.metrics import LimitsCollector
 
@@ -307,12 +327,12 @@ def _build_observer(address: tuple[str, int] | None, throttle: Throttle) -> grpc
 
 @contextmanager
 def _serve_probes_and_registration(options: argparse.Namespace, topology: NodeTopology) -> Iterator[None]:
-    """What others are told while calls are answered."""
+    """Serve the health endpoint, and register with kubelet if requested, while calls are answered."""
     host_endpoint = options.host_endpoint or grpc_server.parse_socket_path(options.endpoint)
-    with ExitStack() as told:
-        told.enter_context(health.serve_health(options.health_address, options.endpoint))
+    with ExitStack() as exit_stack:
+        exit_stack.enter_context(health.serve_health(options.health_address, options.endpoint))
         if options.plugins_registry:
-            told.enter_context(
+            exit_stack.enter_context(
                 serve_registration(
                     options.plugins_registry,
                     options.driver_name,
@@ -325,20 +345,25 @@ def _serve_probes_and_registration(options: argparse.Namespace, topology: NodeTo
 
 @contextmanager
 def _watch_performance(
-    registry: VolumeRegistry | None, volumes: NodeVolumes, shown: WatchedVolumes
+    registry: VolumeRegistry | None, volumes: NodeVolumes, watched: WatchedVolumes
 ) -> Iterator[None]:
-    """Hear of changed performance of the volumes shown here for the block; where that cannot be, a volume's next publishing finds it."""
-    with ExitStack() as watch:
+    """Renew the limits of this node's volumes for the block, whenever their performance changes.
+
+    If the registry cannot be watched, a volume's next publish applies the change.
+    """
+    with ExitStack() as exit_stack:
         try:
-            watch.enter_context(registry.watch(volumes.renew_limits, shown) if registry else nullcontext())
+            watch = registry.watch(volumes.renew_limits, watched) if registry else nullcontext()
+            exit_stack.enter_context(watch)
         except UnsupportedByNode as error:
-            log.warning("changed performance is not heard of", extra={"fields": {"reason": error}})
+            log.warning("changes of performance not watched", extra={"fields": {"reason": error}})
         yield
 
 
 def _detect_hierarchy(root: Path) -> CgroupHierarchy | UnsupportedByNode:
     try:
         return detect_hierarchy(root)
+    # Not fatal: without --require-throttle, volumes are mounted without limits.
     except UnsupportedByNode as error:
         return error
 

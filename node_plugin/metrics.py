@@ -1,4 +1,4 @@
-"""Limits and burst I/O for Prometheus: one series for each pod and device, whose volumes are one in the kernel's eyes."""
+"""Prometheus metrics of limits and burst I/O, one series per pod and device, which share one kernel rule."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ _LABELS = ("volume", "pod", "device")
 
 
 class LimitsCollector(Collector):
-    """Asks `throttle` at each scrape."""
+    """Collector that reads `throttle` at each scrape."""
 
     def __init__(self, throttle: Throttle) -> None:
         self._throttle = throttle
 
     def collect(self) -> Iterator[Metric]:
-        """The metric families, in the order of their names; volumes of one pod on one device share a series, their ids joined by commas."""
+        """Yield the metric families in the order of their names.
+
+        Volumes of one pod on one device share a series, with their ids joined by commas.
+        """
         in_force = GaugeMetricFamily(
             "datacache_volume_limit_in_force",
-            "1 where the limit holds in the kernel, 0 where it cannot",
+            "1 if the limit is in force in the kernel, 0 if it is not",
             labels=_LABELS,
         )
         iops = GaugeMetricFamily(
-            "datacache_volume_limit_iops", "Reads a second that are let through now", labels=_LABELS
+            "datacache_volume_limit_iops", "Reads per second that are allowed now", labels=_LABELS
         )
         rate = GaugeMetricFamily(
             "datacache_volume_limit_bytes_per_second",
-            "Bytes a second that are let through now",
+            "Bytes per second that are allowed now",
             labels=_LABELS,
         )
         credit = GaugeMetricFamily(
@@ -40,24 +43,29 @@ class LimitsCollector(Collector):
         burst = CounterMetricFamily(
             "datacache_volume_burst_ios", "I/Os above the sustained limit", labels=_LABELS
         )
-        for labels, held in _group_series(self._throttle.list_applied()):
-            in_force.add_metric(labels, 0.0 if held.problem else 1.0)
+        for labels, applied in _group_series(self._throttle.list_applied()):
+            in_force.add_metric(labels, 0.0 if applied.problem else 1.0)
             for family, value in (
-                (iops, held.rate.iops),
-                (rate, held.rate.bytes_per_second),
-                (credit, held.burst.credit),
+                (iops, applied.rate.iops),
+                (rate, applied.rate.bytes_per_second),
+                (credit, applied.burst.credit),
             ):
-                if value is not None and not held.problem:
+                # A debt of burst credit is no credit left.
+                if value is not None and not applied.problem:
                     family.add_metric(labels, max(0.0, float(value)))
-            burst.add_metric(labels, held.burst.metered_ios)
+            burst.add_metric(labels, applied.burst.metered_ios)
+        # Sorted by name, so that the output is stable.
         yield from (credit, burst, rate, in_force, iops)
 
 
 def _group_series(applied: Iterable[AppliedLimit]) -> Iterator[tuple[tuple[str, str, str], AppliedLimit]]:
+    # groupby joins neighbours only.
     ordered = sorted(applied, key=_pod_and_device)
     for (pod, device), group in groupby(ordered, key=_pod_and_device):
-        together = list(group)
-        yield (",".join(sorted({one.volume for one in together})), pod, device), together[0]
+        members = list(group)
+        volume_ids = ",".join(sorted({member.volume for member in members}))
+        # Rate, burst and problem belong to the group, so any member has them.
+        yield (volume_ids, pod, device), members[0]
 
 
 def _pod_and_device(applied: AppliedLimit) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""CSI's Node service: checks the request, calls one method of `NodeVolumes`, builds the reply."""
+"""CSI's Node service: each call checks its request, calls one method of `NodeVolumes`, and replies."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from node_plugin.volumes.volumes import NodeVolumes
 
 _RPC = pb.NodeServiceCapability.RPC
 _CAPABILITIES = (_RPC.STAGE_UNSTAGE_VOLUME, _RPC.GET_VOLUME_STATS, _RPC.VOLUME_CONDITION)
-# kubelet gives up after 120 s; the answer, with the progress, must leave before.
+# Seconds; kubelet gives up after 120, and the reply, which has the progress, must arrive before.
 _MAX_WAIT_SECONDS = 100.0
 
 
 class NodeServicer(csi_pb2_grpc.NodeServicer):
-    """The Node service over `volumes`, on the node `node_id`, which is where `topology` says."""
+    """The Node service of the node `node_id`."""
 
     def __init__(self, volumes: NodeVolumes, node_id: str, topology: NodeTopology) -> None:
         self._volumes, self._node_id, self._topology = volumes, node_id, topology
@@ -32,7 +32,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
     def NodeGetInfo(
         self, request: pb.NodeGetInfoRequest, context: grpc.ServicerContext
     ) -> pb.NodeGetInfoResponse:
-        """The node's name, and whether it can mount images."""
+        """Return the node's name and topology segments, which include whether it can mount images."""
         return pb.NodeGetInfoResponse(
             node_id=self._node_id, accessible_topology=pb.Topology(segments=self._topology.segments())
         )
@@ -40,14 +40,14 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
     def NodeGetCapabilities(
         self, request: pb.NodeGetCapabilitiesRequest, context: grpc.ServicerContext
     ) -> pb.NodeGetCapabilitiesResponse:
-        """What this node plugin can do."""
+        """Return the optional calls that this driver implements."""
         rpcs = (pb.NodeServiceCapability(rpc=_RPC(type=kind)) for kind in _CAPABILITIES)
         return pb.NodeGetCapabilitiesResponse(capabilities=rpcs)
 
     def NodeStageVolume(
         self, request: pb.NodeStageVolumeRequest, context: grpc.ServicerContext
     ) -> pb.NodeStageVolumeResponse:
-        """Fill the image where needed, mount it, and mark the staging path with it."""
+        """Fill the image if needed, mount it, and mount its marker at the staging path."""
         require_fields(request, "volume_id", "staging_target_path", "volume_capability")
         self._volumes.stage(
             _build_mount_request(request, request.staging_target_path),
@@ -58,7 +58,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
     def NodeUnstageVolume(
         self, request: pb.NodeUnstageVolumeRequest, context: grpc.ServicerContext
     ) -> pb.NodeUnstageVolumeResponse:
-        """Take the volume away from the staging path."""
+        """Unmount the volume from the staging path."""
         require_fields(request, "volume_id", "staging_target_path")
         self._volumes.unstage(request.volume_id, Path(request.staging_target_path))
         return pb.NodeUnstageVolumeResponse()
@@ -66,7 +66,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
     def NodePublishVolume(
         self, request: pb.NodePublishVolumeRequest, context: grpc.ServicerContext
     ) -> pb.NodePublishVolumeResponse:
-        """Show the volume to one pod; an inline volume is resolved and filled here."""
+        """Bind-mount the volume for one pod; an inline volume is resolved and filled first."""
         require_fields(request, "volume_id", "target_path", "volume_capability")
         mount_request = replace(
             _build_mount_request(request, request.target_path),
@@ -79,7 +79,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
     def NodeUnpublishVolume(
         self, request: pb.NodeUnpublishVolumeRequest, context: grpc.ServicerContext
     ) -> pb.NodeUnpublishVolumeResponse:
-        """Take the volume away from one pod and remove the target."""
+        """Unmount the volume from the target path and remove the path."""
         require_fields(request, "volume_id", "target_path")
         self._volumes.unpublish(request.volume_id, Path(request.target_path))
         return pb.NodeUnpublishVolumeResponse()
@@ -87,9 +87,13 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
     def NodeGetVolumeStats(
         self, request: pb.NodeGetVolumeStatsRequest, context: grpc.ServicerContext
     ) -> pb.NodeGetVolumeStatsResponse:
-        """Bytes, inodes and condition. Bytes show the content against the capacity: a read-only file system would always look full."""
+        """Return bytes, inodes and condition of a volume.
+
+        Used bytes are relative to the capacity: as a read-only file system the volume would always seem full.
+        """
         require_fields(request, "volume_id", "volume_path")
         stats = self._volumes.get_stats(request.volume_id, Path(request.volume_path))
+        # CSI: none of these numbers may be negative.
         free = max(0, stats.capacity_bytes - stats.content_bytes)
         return pb.NodeGetVolumeStatsResponse(
             usage=[
@@ -121,8 +125,9 @@ def _build_mount_request(
 
 
 def _parse_access_mode(capability: pb.VolumeCapability) -> AccessMode:
+    # The controller refuses block access as well, but static volumes do not pass through it.
     if capability.HasField("block"):
         raise InvalidParameter(
-            "block access is asked, but a data cache is a file system; use volumeMode: Filesystem"
+            "block access is requested, but a data cache is a file system; use volumeMode: Filesystem"
         )
     return parse_access_mode(capability.access_mode.mode)

@@ -1,4 +1,4 @@
-"""What this node is to the scheduler, and word to people where it can mount no volumes."""
+"""Topology segments of this node, and Events of the Node if it cannot mount volumes."""
 
 from __future__ import annotations
 
@@ -11,35 +11,39 @@ from csi.topology import node_segments
 
 log = logging.getLogger("datacache.topology")
 
-CANNOT_MOUNT_REASON, REGISTRATION_REFUSED_REASON = "CannotMountVolumes", "RegistrationRefused"
-"""The reasons of the Events of a Node."""
+# Reasons of the Events of a Node.
+CANNOT_MOUNT_REASON = "CannotMountVolumes"
+REGISTRATION_REFUSED_REASON = "RegistrationRefused"
 
 
 class NodeTopology:
-    """The node `node`, for the driver of that name; `check_node` raises UnsupportedByNode where no image can be mounted."""
+    """Topology of the node `node`; `check_node` raises UnsupportedByNode if it cannot mount images."""
 
     def __init__(
         self, driver_name: str, node: str, check_node: Callable[[], None], recorder: EventRecorder
     ) -> None:
-        self._driver, self._reference, self._check_node, self._recorder = (
-            driver_name,
-            ObjectReference.for_node(node),
-            check_node,
-            recorder,
-        )
+        self._driver = driver_name
+        self._reference = ObjectReference.for_node(node)
+        self._check_node, self._recorder = check_node, recorder
 
     def segments(self) -> dict[str, str]:
-        """The node's segments, as kubelet makes them labels. Where it cannot mount images, log and an Event of the Node say why."""
+        """Return the node's segments, which kubelet turns into labels.
+
+        If the node cannot mount images, logs the reason and records it as an Event of the Node.
+        """
         try:
             self._check_node()
             return node_segments(self._driver, can_mount=True)
         except UnsupportedByNode as error:
-            log.error("this node can mount no volumes", extra={"fields": {"reason": error}})
-            message = f"no volumes of {self._driver} here: {error}. Then delete this node's plugin pod: the next one looks anew"
+            log.error("node cannot mount volumes", extra={"fields": {"reason": error}})
+            message = (
+                f"this node cannot mount volumes of {self._driver}: {error}. "
+                "Then delete the plugin's pod on this node; the next one checks again"
+            )
             self._recorder.record(self._reference, CANNOT_MOUNT_REASON, message, warning=True)
             return node_segments(self._driver, can_mount=False)
 
     def report_refused_registration(self, reason: str) -> None:
-        """Tell people that kubelet did not register the driver."""
-        message = f"kubelet did not register {self._driver}, it tries again by itself: {reason}"
+        """Record an Event of the Node: kubelet refused to register the driver."""
+        message = f"kubelet did not register {self._driver}: {reason}; it retries by itself"
         self._recorder.record(self._reference, REGISTRATION_REFUSED_REASON, message, warning=True)

@@ -1,6 +1,6 @@
-"""Resolving where a namespace has one answer: an existing pin is what is read, the first answer becomes the pin.
+"""Resolving under the pins of a namespace: an existing pin decides, else the first result becomes the pin.
 
-A pin is no authorisation: whoever asks reads from the origin with a credential of their own, whatever was pinned by whom.
+A pin is no authorization: each volume reads from the origin with its own credential, whoever created the pin.
 """
 
 from __future__ import annotations
@@ -16,17 +16,21 @@ from csi.worker.protocol import Resolution
 FindPin = Callable[[], CachePin | None]
 ResolveSpec = Callable[[CacheSpec, str | None], Resolution]
 AddHolder = Callable[[CachePin], CachePin]
+# Each attempt after the first means that the pin was replaced in between.
 _MAX_PIN_ATTEMPTS = 4
 
 
 def resolve_with_pin(
     namespace: str, requested: CacheSpec, find_pin: FindPin, resolve: ResolveSpec, add_holder: AddHolder
 ) -> Resolution:
-    """What `requested` means in `namespace`, which is held then.
+    """Resolve a source under the namespace's pin, creating and holding the pin if there is none.
 
-    `find_pin` has the pin there is; `resolve(spec, digest)` resolves and proves, and raises SourceChanged where the manifest is not
-    that of a digest; `add_holder` holds a pin, and has the one that counts. Raises FailedPrecondition, naming the pin, where the
-    origin does not have what is pinned any more, and what these raise.
+    `find_pin` returns the existing pin, or None. `resolve(spec, digest)` resolves with a check of read
+    access, and raises SourceChanged if the manifest's digest is not `digest`. `add_holder` holds a pin and
+    returns the pin in force, which may be one that was created concurrently.
+
+    If the pinned content is gone, raises FailedPrecondition, which names the pin. Raises Busy if the pin
+    changed several times meanwhile, and what the callbacks raise.
     """
     for _ in range(_MAX_PIN_ATTEMPTS):
         pin = find_pin()
@@ -49,5 +53,6 @@ def _name_pin_in_errors(pin: CachePin) -> Iterator[None]:
         yield
     except (SourceNotFound, SourceChanged) as error:
         raise FailedPrecondition(
-            f"{pin.pinned.source.display_name} is what {pin.display_name} pins here, but: {error}. The pin stays: {pin.remedy}"
+            f"{pin.display_name} pins {pin.pinned.source.display_name}, but: {error}. "
+            f"The pin stays: {pin.remedy}"
         ) from error

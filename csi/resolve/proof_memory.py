@@ -1,7 +1,7 @@
-"""What was proven: which credential could read which spec, and what it resolved to.
+"""Stored proofs: which credential could read which spec, and what it resolved to.
 
-An answer is filed under HMAC-SHA256(key; credential, spec), so that neither the credential nor a guess at it can be read
-from the folder without the key.
+A proof's file name is HMAC-SHA256(key; credential, spec): without the key, the folder reveals no credential
+and allows no test of a guessed one.
 """
 
 from __future__ import annotations
@@ -23,46 +23,53 @@ _FORMAT = 1
 
 
 class ProofMemory:
-    """Remembered answers in `folder`, each at most `grace` seconds old; those within `ttl` seconds count as fresh. Thread-safe."""
+    """Proofs in `folder`, kept for `grace` seconds and fresh for `ttl` seconds. Thread-safe."""
 
     def __init__(
         self, folder: Path, key: bytes, ttl: float, grace: float, clock: Callable[[], float] = time.time
     ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder, self._key, self._ttl, self._grace, self._clock = folder, key, ttl, grace, clock
+        self._folder, self._key = folder, key
+        self._ttl, self._grace = ttl, grace
+        self._clock = clock
         self._sweep()
 
     def remember(self, secrets: Mapping[str, str], spec: CacheSpec, resolution: Resolution) -> None:
-        """Keep that this credential read `resolution` when it asked for `spec`."""
+        """Store that `spec` resolved to `resolution` and that this credential could read it."""
         durable_files.write_json(
             self._path(secrets, spec),
             {"format": _FORMAT, "time": self._clock(), "found": resolution.encode()},
         )
 
     def share_proof(self, secrets: Mapping[str, str], proven: CacheSpec, spec: CacheSpec) -> None:
-        """`spec` means what `proven` does: what this credential proved of the one answers for the other, for as long as it has left."""
+        """Copy this credential's proof of `proven` to `spec`, which means the same content.
+
+        The copy keeps the age of the original.
+        """
         path = self._path(secrets, spec)
-        with suppress(FileNotFoundError):  # forgotten meanwhile
+        with suppress(FileNotFoundError):  # removed concurrently by `forget`
             content = self._path(secrets, proven).read_bytes()
+            # An unchanged copy is not written again, since this runs for each resolve of a moving source.
             if not path.exists() or path.read_bytes() != content:
                 durable_files.write_bytes(path, content)
 
     def find_fresh(self, secrets: Mapping[str, str], spec: CacheSpec) -> Resolution | None:
-        """What was proven within the last `ttl` seconds."""
+        """Return the proof of the last `ttl` seconds, or None."""
         return self._load(secrets, spec, self._ttl)
 
     def find_within_grace(self, secrets: Mapping[str, str], spec: CacheSpec) -> Resolution | None:
-        """What was proven within the grace: good enough while the origin cannot be asked."""
+        """Return the proof of the last `grace` seconds, or None; for use while the origin is unreachable."""
         return self._load(secrets, spec, self._grace)
 
     def forget(self, secrets: Mapping[str, str], spec: CacheSpec) -> None:
-        """Drop all that this credential has proven of the source, whatever the revision: the origin has refused it."""
+        """Remove this credential's proofs for all revisions of the source, because the origin refused it."""
         for path in self._folder.glob(self._get_source_prefix(secrets, spec) + "*"):
             path.unlink(missing_ok=True)
 
     def _load(self, secrets: Mapping[str, str], spec: CacheSpec, max_age: float) -> Resolution | None:
         try:
             record = durable_files.read_json(self._path(secrets, spec), _FORMAT)
+            # A negative age comes from a clock that was set back: such a proof would never expire.
             if not 0 <= self._clock() - record["time"] < max_age:
                 return None
             return Resolution.decode(record["found"])
@@ -70,7 +77,10 @@ class ProofMemory:
             return None
 
     def get_key(self, secrets: Mapping[str, str], spec: CacheSpec) -> str:
-        """The keyed hash of a credential and a spec, 64 hex digits; the first half is the same for every revision of the source."""
+        """Return the keyed hash of a credential and a spec, 64 hex digits.
+
+        The first half depends on credential and source only, so that `forget` finds all revisions by prefix.
+        """
         return self._get_source_prefix(secrets, spec) + self._hash(secrets, spec.canonical_text())
 
     def _get_source_prefix(self, secrets: Mapping[str, str], spec: CacheSpec) -> str:
@@ -85,6 +95,7 @@ class ProofMemory:
         return self._folder / self.get_key(secrets, spec)
 
     def _sweep(self) -> None:
+        # By file time, which `share_proof` may have renewed; `_load` checks the recorded one.
         oldest = self._clock() - self._grace
         for path in self._folder.iterdir():
             if path.stat().st_mtime < oldest:

@@ -1,4 +1,8 @@
-"""Resolve and prove on the plugin's side: in a worker, once for all who ask the same, longer than a call may last if need be."""
+"""Resolving with a check of read access, on the plugin's side.
+
+The work is done in a worker, once for all concurrent calls with the same spec and credential, and may outlast
+the call that started it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from csi.concurrency.deadline import Deadline
-from csi.concurrency.single_flight import SingleFlight
+from csi.concurrency.single_flight import Job, SingleFlight
 from csi.concurrency.wait_limiter import WaitLimiter
 from csi.errors import OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.parameters.cache_spec import CacheSpec
@@ -19,14 +23,14 @@ from csi.worker.protocol import Resolution, WorkerRequest
 
 log = logging.getLogger("datacache.resolve")
 
-# external-provisioner comes back within five minutes, kubelet within two and a half.
+# Seconds; external-provisioner retries within five minutes, kubelet within two and a half.
 _ABANDONED_TIMEOUT = 600.0
 AdoptManifest = Callable[[Resolution, Path], None]
 
 
 @dataclass(eq=False)
-class _ResolveJob:
-    """One resolve under way: `work(call)` does it, and can be stopped through the call."""
+class _ResolveJob(Job):
+    """A running resolve: `work(call)` does it, and can be stopped through the call."""
 
     work: Callable[[WorkerCall], Resolution]
     call: WorkerCall = field(default_factory=WorkerCall)
@@ -40,12 +44,13 @@ class _ResolveJob:
 
 
 class Resolver:
-    """Resolves specs for one plugin. `scratch` names new files for manifests on their way to `keep`, who moves them where they belong.
+    """Resolver of specs for one plugin.
 
-    A resolve that nobody has waited for during ten minutes is stopped: there are origins that never end.
+    With `refresh_moving`, a spec that can move (a branch, a NAS) is resolved at the origin each time, as
+    creating a volume requires; otherwise a fresh proof is enough, as for mounting one. `new_scratch_path`
+    returns a new path for a manifest file, before it is adopted.
 
-    `ask_moving`: a spec that can move (a branch, a NAS) is asked for anew each time, as one creating a volume expects;
-    otherwise a fresh proof answers for it too, as one mounting a volume expects.
+    A resolve that no call has waited for during ten minutes is stopped, since an origin may never finish.
     """
 
     def __init__(
@@ -58,7 +63,8 @@ class Resolver:
         new_scratch_path: Callable[[], Path] | None = None,
     ) -> None:
         self._pool, self._proofs, self._wait_limiter = pool, proofs, wait_limiter
-        self._refresh_moving, self._new_scratch_path = refresh_moving, new_scratch_path
+        self._refresh_moving = refresh_moving
+        self._new_scratch_path = new_scratch_path
         self._flights = SingleFlight[str, _ResolveJob]("resolve", _ABANDONED_TIMEOUT)
 
     def resolve(
@@ -71,16 +77,20 @@ class Resolver:
         adopt_manifest: AdoptManifest | None = None,
         force_refresh: bool = False,
     ) -> Resolution:
-        """What `spec` holds, after this credential has read bytes of it.
+        """Resolve `spec`, once this credential has read bytes of it.
 
-        `volume_id` is the volume whose call waits. `has_manifest` says whether the manifest of a digest is at hand; where it is not, the
-        origin is asked whatever is remembered and `adopt_manifest` gets the manifest's file. `force_refresh` is `ask_moving` for this call. Raises
-        Busy when `deadline` ends first (the work goes on and the next call finds it), else the errors of a Source.
+        `volume_id` is the volume whose call waits. `has_manifest` returns whether the manifest of a digest is
+        stored; if not, the origin is asked in spite of any proof, and `adopt_manifest` gets the manifest's
+        file. `force_refresh` is `refresh_moving` for this call.
+
+        Raises Busy if `deadline` ends first (the work goes on and the next call joins it), and the errors of
+        a Source.
         """
         if not ((self._refresh_moving or force_refresh) and spec.is_moving):
             proven = self._proofs.find_fresh(secrets, spec)
             if proven and has_manifest(proven.digest):
                 return proven
+        # A copy: the work may outlast the call that owns the mapping.
         credential = dict(secrets)
 
         def work(call: WorkerCall) -> Resolution:
@@ -103,10 +113,12 @@ class Resolver:
         has_manifest: Callable[[str], bool],
         adopt_manifest: AdoptManifest | None,
     ) -> Resolution:
+        # All specs of this call: a proof is stored, or forgotten, for each of them.
         specs = {spec}
         try:
             pinned = self._pin(call, spec, secrets)
             specs.add(pinned)
+            # A branch that still points to a proven commit needs no second listing.
             known = None if pinned.is_unpinnable else self._proofs.find_fresh(secrets, pinned)
             if known and has_manifest(known.digest):
                 self._proofs.share_proof(secrets, pinned, spec)
@@ -117,11 +129,12 @@ class Resolver:
             if known is None or not has_manifest(known.digest):
                 raise
             log.warning(
-                "origin unreachable, taking what was proven before",
+                "origin unreachable, using an earlier proof",
                 extra={"fields": {"source": spec.source.display_name, "reason": error}},
             )
             return known
         except (Unauthenticated, PermissionDenied, SourceNotFound):
+            # The origin refused: no proof may bridge its next outage.
             for refused_spec in specs:
                 self._proofs.forget(secrets, refused_spec)
             raise
@@ -153,5 +166,6 @@ class Resolver:
             )
             adopt_manifest(resolution, manifest_path)
             return resolution
+        # Adopting moves the file, unless its digest is not the requested one.
         finally:
             manifest_path.unlink(missing_ok=True)

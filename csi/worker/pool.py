@@ -1,4 +1,7 @@
-"""Worker processes on the plugin's side: started on demand, kept warm for a minute, stopped by closing their input."""
+"""Pool of worker processes on the plugin's side.
+
+Workers start on demand, stay warm for a minute and are stopped by closing their input.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,11 @@ from csi.program import logs
 from csi.program.egress_profiles import EgressProfile, get_profile
 from csi.worker.protocol import WorkerRequest
 
+# -P: a module in the working directory must not shadow one of the worker's.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "csi.worker_process")
+# Seconds between closing a worker's input and SIGKILL.
 _STOP_TIMEOUT = 5.0
+# Prefixes of variables that the hubs' and buckets' clients would read by themselves.
 _CREDENTIAL_VARIABLES = (
     "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
@@ -33,7 +39,7 @@ _CREDENTIAL_VARIABLES = (
 
 
 class WorkerCall:
-    """A request under way, for whoever wants to stop it from another thread."""
+    """Handle of a running request, to stop it from another thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -41,14 +47,17 @@ class WorkerCall:
         self.stopped = False
 
     def stop(self) -> None:
-        """Order the worker to stop; the call then raises Busy. Harmless when the call is over or has not begun."""
+        """Stop the worker, so that the call raises Busy.
+
+        Without effect on a call that has ended; one that has not started raises Busy when it does.
+        """
         with self._lock:
             self.stopped = True
             if self._worker:
                 self._worker.terminate()
 
     def set_worker(self, worker: _WorkerProcess | None) -> None:
-        """Say which worker has the request now, None for none; raises Busy when `stop` came first."""
+        """Set the worker that executes the request, or None; raises Busy if `stop` was called before."""
         with self._lock:
             self._worker = worker
             if self.stopped and worker:
@@ -69,10 +78,10 @@ class _WorkerProcess:
             self._process.stdin.write(request.encode())
             self._process.stdin.flush()
         except (OSError, ValueError) as error:
-            raise WorkerDied("a worker process ended before it took its work") from error
+            raise WorkerDied("the worker process ended before it read its request") from error
         for line in self._process.stdout:
             if not line.endswith(b"\n"):
-                break  # it was killed in the middle of saying something
+                break  # killed while writing an event
             event = json.loads(line)
             match event.pop("event"):
                 case "progress":
@@ -81,21 +90,23 @@ class _WorkerProcess:
                     return dict(event)
                 case "error":
                     raise from_wire(event)
-        raise WorkerDied(
-            f"the worker process ended in the middle of its work (exit status {self._process.wait()})"
-        )
+        raise WorkerDied(f"the worker process ended during a request (exit status {self._process.wait()})")
 
     @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
 
     def terminate(self) -> None:
-        """End it from another thread than the one that asks, whose file object must not be closed under it."""
+        """Terminate the process from any thread.
+
+        `stop` closes the pipe, which must not happen while another thread reads from it.
+        """
         self._process.terminate()
 
     def stop(self) -> None:
         assert self._process.stdin and self._process.stdout
         try:
+            # The worker ends with its input.
             self._process.stdin.close()
         except OSError:
             self._process.kill()
@@ -108,12 +119,15 @@ class _WorkerProcess:
 
 
 def _clean_environment() -> dict[str, str]:
-    """Without credentials that are of the machine, not of a volume."""
+    """Return the environment without credentials: those of the machine must not be used for volumes."""
     return {key: value for key, value in os.environ.items() if not key.startswith(_CREDENTIAL_VARIABLES)}
 
 
 class WorkerPool:
-    """At most `lanes[name]` workers at a time for each kind of work. Thread-safe; a warm worker serves any lane, in one egress profile."""
+    """Workers, at most `lane_sizes[lane]` of them busy for each lane (kind of work). Thread-safe.
+
+    A warm worker serves any lane, but one egress profile alone: its network namespace is set at its start.
+    """
 
     def __init__(
         self,
@@ -128,7 +142,8 @@ class WorkerPool:
         self._lanes = {name: threading.BoundedSemaphore(count) for name, count in lane_sizes.items()}
         self._idle_timeout = idle_timeout
         self._command = (*command, log_format, log_level)
-        self._profiles, self._allowed_destinations = profiles, tuple(allowed_destinations)
+        self._profiles = profiles
+        self._allowed_destinations = tuple(allowed_destinations)
         self._lock = threading.Lock()
         self._idle: list[_WorkerProcess] = []
         self._reaper: threading.Timer | None = None
@@ -141,10 +156,10 @@ class WorkerPool:
         call: WorkerCall | None = None,
         on_progress: Callable[[FillProgress], None] = lambda _: None,
     ) -> dict[str, Any]:
-        """Have a worker carry out `request` and return its result; waits for a place in `lane`.
+        """Execute `request` in a worker and return its result, waiting until `lane` has a free slot.
 
-        Raises what the worker raised, WorkerDied when it died twice, Busy when `call` was stopped, FailedPrecondition
-        for an egress profile that there is not.
+        Raises what the worker raised, WorkerDied if two workers died, Busy if `call` was stopped,
+        FailedPrecondition for an unknown egress profile.
         """
         profile = get_profile(self._profiles, request.egress_profile)
         request = replace(request, allowed_destinations=self._allowed_destinations)
@@ -153,6 +168,7 @@ class WorkerPool:
             try:
                 return self._call_once(request, profile, call, on_progress)
             except WorkerDied:
+                # One retry: a warm worker may have died just before it got the request.
                 if call.stopped or self._is_closed:
                     raise Busy("the work was stopped; call again to go on") from None
                 return self._call_once(request, profile, call, on_progress)
@@ -172,6 +188,7 @@ class WorkerPool:
             is_healthy = True
             return result
         except DataCacheError as error:
+            # An error event ends a request in order: the worker can serve the next one.
             is_healthy = not call.stopped and not isinstance(error, WorkerDied)
             raise
         finally:
@@ -181,7 +198,8 @@ class WorkerPool:
     def _acquire(self, profile: EgressProfile) -> _WorkerProcess:
         with self._lock:
             if self._is_closed:
-                raise Busy("the plugin is leaving; its successor goes on")
+                raise Busy("plugin is shutting down; retry")
+            # The one used last first, so that the others reach their idle timeout.
             for worker in [idle for idle in reversed(self._idle) if idle.profile == profile]:
                 self._idle.remove(worker)
                 if worker.is_alive:
@@ -206,6 +224,7 @@ class WorkerPool:
             self._reaper.start()
 
     def _reap(self) -> None:
+        # 0.1 s more, so that workers that expire almost together do not need a timer each.
         idle_before = time.monotonic() - self._idle_timeout + 0.1
         with self._lock:
             self._reaper = None
@@ -216,9 +235,10 @@ class WorkerPool:
             worker.stop()
 
     def close(self) -> None:
-        """Stop the idle workers and start no more; a worker at work is stopped through its Call."""
+        """Stop the idle workers and start no new ones; busy workers are stopped through their WorkerCall."""
         with self._lock:
             self._is_closed = True
-            idle, self._idle = self._idle, []
-        for worker in idle:
+            idle_workers = self._idle
+            self._idle = []
+        for worker in idle_workers:
             worker.stop()

@@ -1,7 +1,8 @@
-"""What plugin and worker say to each other: one JSON object a line, requests on the worker's input, events on its output.
+"""The protocol between plugin and worker: one JSON object per line.
 
-Secrets travel in requests only. A worker answers a request with any number of progress events and then one result or
-one error; the end of its input orders it to stop at once.
+Requests arrive on the worker's standard input, events leave on its standard output. Secrets are in requests
+only. A request is answered by any number of progress events, then one result or one error. A worker whose
+input ends stops at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ Operation = Literal[
     "pin",
     "resolve",
     "fill",
-    "vouch",
+    "verify",
     "store",
     "stored",
     "stored-manifest",
@@ -35,23 +36,32 @@ Operation = Literal[
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """One order. `spec` is a cache spec as flat parameters; a fill or vouch whose `spec` is empty takes the manifest's.
+    """One operation for a worker. Paths are absolute, "" where an operation does not use them.
 
-    `allowed_destinations` are the operator's destinations (`csi.destinations.destinations`), put in by the pool.
-    Paths are absolute, "" where an operation has no use for them.
-    pin: result is the pinned spec. resolve: list, prove and, where `manifest` is given, write the manifest there.
-    fill: read `manifest`, fill `partial` (with its `journal`) over `connections` connections and seal it as `image`; copy what
-    the images in the folders `reuse_candidates` hold of it. vouch: compare the sealed `image` of `manifest` with the source at ranges
-    that `seed` (hex) decides.
+    `spec` is a cache spec as flat parameters; a fill or verify whose `spec` is empty takes the manifest's.
+    `allowed_destinations` are the operator's (`csi.destinations.destinations`); the pool adds them.
 
-    `image_store` is the URL of the image store, "" for none, `store_secrets` the driver's own credential for it; a fill takes the image from
-    there where it has it, and one without it says `image_store_error` too when it fails: why the image does not come from there.
-    store: bring the image in the folder `image` there, as filled from `access`. stored: result are the facts of the image of the digest or
-    snapshot id `digest`, empty where there is none. stored-manifest: write the manifest of `digest` to `manifest`. stored-images: write the
-    facts of all to `manifest`, one JSON object a line. collect: remove what is not among the digests in the file `manifest`, one a line, and
-    was not for `grace` seconds; result are the digests of what is gone. unstore: remove `digest`. copy: bring the image `digest` to the image
-    store `target_store` (with `target_secrets`). announce, withdraw: of one `announcement`.
-    announced: result are all of them, and what is wrong with those that are `damaged`.
+    - pin: return the pinned spec.
+    - resolve: list the source, check read access and write the manifest to `manifest`, if given.
+    - fill: read `manifest`, fill `partial` (journal: `journal`) over `connections` connections and seal it as
+      `image`. Extents of the images in the folders `reuse_candidates` are copied. The image store is tried
+      first; if there is none to try, `image_store_error` is the reason, and is part of the fill's own error.
+    - verify: compare the sealed `image` of `manifest` with the source, at ranges chosen by `seed` (hex).
+
+    `image_store` is the URL of the image store, "" for none; `store_secrets` is the driver's own credential
+    for it. Operations on the image store:
+
+    - store: upload the image in the folder `image`, recorded as filled from `access`.
+    - stored: return the facts of the image named by `digest`, a digest or snapshot id; empty if there is
+    none.
+    - stored-manifest: write the manifest of `digest` to `manifest`.
+    - stored-images: write the facts of all images to `manifest`, one JSON object per line.
+    - collect: remove images whose digest is not in the file `manifest` (one per line) and was not for `grace`
+      seconds; return the removed digests.
+    - unstore: remove `digest`.
+    - copy: copy the image `digest` to the image store `target_store`, with `target_secrets`.
+    - announce, withdraw: publish or remove one `announcement`.
+    - announced: return all announcements, and the errors of those that are `damaged`.
     """
 
     operation: Operation
@@ -64,6 +74,7 @@ class WorkerRequest:
     connections: int = 4
     allowed_destinations: tuple[str, ...] = ()
     reuse_candidates: tuple[str, ...] = ()
+    # Secret: an origin that knew it could send the right bytes in the compared ranges only.
     seed: str = field(default="", repr=False)
     image_store: str = ""
     store_secrets: dict[str, str] = field(default_factory=dict, repr=False)
@@ -77,11 +88,12 @@ class WorkerRequest:
 
     @property
     def egress_profile(self) -> str:
-        """The egress profile that all of it goes through, "" for none."""
+        """The egress profile of all connections, "" for none."""
         return self.spec.get("egressProfile", "")
 
     def encode(self) -> bytes:
         """Return the request as one line."""
+        # Some keys differ from the fields' names; plugin and worker are of the same version.
         wire = {
             "operation": self.operation,
             "spec": self.spec,
@@ -136,7 +148,10 @@ class WorkerRequest:
 
 @dataclass(frozen=True)
 class Resolution:
-    """What a resolve found: the pinned `spec`, the manifest's `digest` and sizes in bytes; `unverifiable_count` counts files without an origin digest."""
+    """Result of a resolve: the pinned `spec`, the manifest's `digest` and sizes in bytes.
+
+    `unverifiable_count` is the number of files for which the origin gives no digest.
+    """
 
     spec: CacheSpec
     digest: str
@@ -146,7 +161,8 @@ class Resolution:
     unverifiable_count: int
 
     def encode(self) -> dict[str, Any]:
-        """Return the resolution as JSON values, as the worker's pipe and the memory of proofs have it."""
+        """Return the resolution as JSON values, for the worker's pipe and `ProofMemory`."""
+        # These keys are stored by `ProofMemory`: a changed key would void all proofs.
         return {
             "spec": self.spec.to_context(),
             "digest": self.digest,

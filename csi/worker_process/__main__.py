@@ -58,7 +58,7 @@ class Worker:
             "pin": self._pin,
             "resolve": self._resolve,
             "fill": self._fill,
-            "vouch": self._verify_against_origin,
+            "verify": self._verify_against_origin,
         }
         self._operations |= build_store_operations(self._report)
 

@@ -1,4 +1,7 @@
-"""What people are told while an image is filled for their volume: nothing of a short fill, then how far it is, then that it is there."""
+"""Events and status of fills, for the pods and PVCs that wait for them.
+
+A short fill causes none; a longer one is reported with its progress now and then, and once when it is done.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +19,27 @@ from csi.registry.events.recorder import EventRecorder, NullEventRecorder, Objec
 from csi.registry.pins.pins import CachePin
 from csi.values import format_size
 
-FILLING_REASON, READY_REASON, FAILED_REASON, CLAMPED_REASON, PINNED_REASON = (
-    "CacheFilling",
-    "CacheReady",
-    "CacheFillFailed",
-    "PerformanceClamped",
-    "CachePinned",
-)
-"""The reasons of the Events."""
+# Reasons of the Events.
+FILLING_REASON = "CacheFilling"
+READY_REASON = "CacheReady"
+FAILED_REASON = "CacheFillFailed"
+CLAMPED_REASON = "PerformanceClamped"
+PINNED_REASON = "CachePinned"
+# Seconds.
 _FIRST_EVENT_DELAY, _EVENT_INTERVAL, _STATUS_INTERVAL = 5.0, 15.0, 5.0
 _CHECK_INTERVAL = 1.0
+# Bounds the memory of repeated failures; the oldest is forgotten first.
 _MAX_FAILURES = 256
 _PERSISTENT = "PersistentVolumeClaim"
 
 
 @dataclass
 class _Listener:
-    """One volume that a fill is for; `event_due` is when its object is told next, `has_status` what its registry's entry says."""
+    """One volume that waits for a fill.
+
+    `event_due` and `status_due` are times of the monotonic clock; `has_status` is whether the registry shows
+    a progress that must be cleared.
+    """
 
     reference: ObjectReference
     event_due: float
@@ -49,7 +56,10 @@ class _ObservedFill:
 
 
 class FillEvents:
-    """The fills of one node, told to people by `announcer`, from a thread that runs while there are any. Thread-safe; nothing waits or raises."""
+    """Reporter of one node's fills to `recorder`, from a thread that runs while there are any.
+
+    Thread-safe; no method waits for the API server. `first_delay` and `interval` are seconds.
+    """
 
     def __init__(
         self,
@@ -57,26 +67,23 @@ class FillEvents:
         first_delay: float = _FIRST_EVENT_DELAY,
         interval: float = _EVENT_INTERVAL,
     ) -> None:
-        self._recorder, self._first_delay, self._interval = (
-            recorder or NullEventRecorder(),
-            first_delay,
-            interval,
-        )
+        self._recorder = recorder or NullEventRecorder()
+        self._first_delay, self._interval = first_delay, interval
         self._lock = threading.Lock()
         self._fills: dict[str, _ObservedFill] = {}
         self._failures: OrderedDict[ObjectReference, tuple[str, float]] = OrderedDict()
         self._thread: threading.Thread | None = None
 
     def on_volume_waiting(self, volume_id: str, digest: str, reference: ObjectReference | None) -> None:
-        """A volume waits for the fill of an image, which runs; None is nobody to be told."""
+        """Report the running fill of an image to `reference`, if any, until it or the volume ends."""
         if reference is None:
             return
         now = time.monotonic()
         with self._lock:
             fill = self._fills.setdefault(digest, _ObservedFill(now))
-            fill.listeners.setdefault(
-                volume_id, _Listener(reference, now + self._first_delay, now + self._first_delay)
-            )
+            first_due = now + self._first_delay
+            # kubelet's retries call this again: they must not restart the delay.
+            fill.listeners.setdefault(volume_id, _Listener(reference, first_due, first_due))
             if self._thread is None:
                 self._thread = threading.Thread(
                     target=self._report_until_idle, name="fill-events", daemon=True
@@ -84,13 +91,18 @@ class FillEvents:
                 self._thread.start()
 
     def on_progress(self, digest: str, progress: FillProgress) -> None:
-        """How far a fill is now."""
+        """Update the progress of a fill."""
+        # Without the lock: this is called for each progress event, and both steps are atomic.
         fill = self._fills.get(digest)
         if fill:
             fill.progress = progress
 
     def on_fill_ended(self, digest: str, error: Exception | None) -> None:
-        """A fill is over. What ended it is told to those whose calls fail by it: others began it, perhaps with another credential."""
+        """Stop reporting a fill; record an Event of its success for each volume that has one of its progress.
+
+        Its error is recorded by the calls that fail with it (`record_failures`): a volume with another
+        credential or source tries again.
+        """
         with self._lock:
             fill = self._fills.pop(digest, None)
         if fill is None:
@@ -104,7 +116,7 @@ class FillEvents:
                 )
 
     def on_volume_removed(self, volume_id: str) -> None:
-        """A volume was taken away."""
+        """Stop reporting to a volume that is unstaged or unpublished."""
         with self._lock:
             removed = [
                 fill.listeners.pop(volume_id) for fill in self._fills.values() if volume_id in fill.listeners
@@ -114,7 +126,7 @@ class FillEvents:
 
     @contextmanager
     def record_failures(self, reference: ObjectReference | None) -> Iterator[None]:
-        """Tell what the block fails with, unless it only has to be waited for."""
+        """Record an Event if the block fails, unless the volume only has to wait."""
         try:
             yield
         except (Busy, FillStopped):
@@ -125,23 +137,23 @@ class FillEvents:
             raise
 
     def record_clamped_limits(self, reference: ObjectReference | None, limits: Limits | None) -> None:
-        """Tell what was lowered to fit the volume's size, if anything."""
+        """Record which limits were lowered to fit the volume's size, if any."""
         if reference and limits and limits.notes:
-            message = f"{'; '.join(limits.notes)}; ask for a larger size, or for less"
+            message = f"{'; '.join(limits.notes)}; request a larger size, or less performance"
             self._recorder.record(reference, CLAMPED_REASON, message, warning=True)
 
     def record_pin(self, reference: ObjectReference | None, pin: CachePin | None) -> None:
-        """Tell what a moving source stands for in the namespace, if the volume has one."""
+        """Record which content the namespace's pin gives the volume, if it has a pin."""
         if reference and pin:
             self._recorder.record(reference, PINNED_REASON, pin.summary)
 
     def _record_failure(self, reference: ObjectReference, message: str) -> None:
-        # kubelet tries again after half a second, one, two, ...
+        # kubelet retries after half a second, one, two, ...: the same failure is one Event per interval.
         now = time.monotonic()
         with self._lock:
-            text, when = self._failures.pop(reference, ("", 0.0))
-            is_repeated = text == message and now - when < self._interval
-            self._failures[reference] = (message, when if is_repeated else now)
+            last_message, recorded_at = self._failures.pop(reference, ("", 0.0))
+            is_repeated = last_message == message and now - recorded_at < self._interval
+            self._failures[reference] = (message, recorded_at if is_repeated else now)
             while len(self._failures) > _MAX_FAILURES:
                 self._failures.popitem(last=False)
         if not is_repeated:
@@ -165,39 +177,44 @@ class FillEvents:
     def _report_progress(self, volume_id: str, listener: _Listener, progress: FillProgress) -> None:
         now = time.monotonic()
         if now >= listener.event_due:
-            listener.event_due, listener.has_event = now + self._interval, True
+            listener.event_due = now + self._interval
+            listener.has_event = True
             self._recorder.record(listener.reference, FILLING_REASON, _describe_progress(progress))
+        # Only a PVC has a CacheVolume, whose status shows the progress.
         if now >= listener.status_due and listener.reference.kind == _PERSISTENT:
-            listener.status_due, listener.has_status = now + _STATUS_INTERVAL, True
+            listener.status_due = now + _STATUS_INTERVAL
+            listener.has_status = True
             self._recorder.report_fill(volume_id, percent(progress))
 
 
 def percent(progress: FillProgress) -> int:
-    """How much of an image is there, 100 only when all is."""
+    """Return the percentage of an image that is present, 100 only if it is complete."""
     return int(100 * progress.bytes_done / progress.bytes_total) if progress.bytes_total else 0
 
 
 def _describe_progress(progress: FillProgress) -> str:
     if not progress.bytes_total:
-        return "the fill has not begun yet: this node fills other images first, or its worker starts"
+        return "the fill has not begun yet: this node fills other images first, or its worker is starting"
     copied = (
         f", {format_size(progress.bytes_copied)} of it from other images" if progress.bytes_copied else ""
     )
-    done = f"{format_size(progress.bytes_done)} of {format_size(progress.bytes_total)} ({percent(progress)}%){copied}"
+    sizes = f"{format_size(progress.bytes_done)} of {format_size(progress.bytes_total)}"
+    done = f"{sizes} ({percent(progress)}%){copied}"
     left = "" if progress.seconds_left is None else f", about {_format_seconds(progress.seconds_left)} left"
     return f"{done}, {progress.rate_text}{left}"
 
 
 def _describe_ready(digest: str, progress: FillProgress, seconds: float) -> str:
-    here = progress.bytes_fetched + progress.bytes_copied
-    return f"image {digest[:12]} is on the node: {format_size(progress.bytes_total)} in {_format_seconds(seconds)}, {format_size(round(here / max(seconds, 0.001)))}/s"
+    bytes_per_second = round((progress.bytes_fetched + progress.bytes_copied) / max(seconds, 0.001))
+    return (
+        f"image {digest[:12]} is on the node: {format_size(progress.bytes_total)} "
+        f"in {_format_seconds(seconds)}, {format_size(bytes_per_second)}/s"
+    )
 
 
 def _format_seconds(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

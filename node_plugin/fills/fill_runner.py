@@ -1,4 +1,4 @@
-"""One fill in a worker, from the image store or the origin, whichever has the bytes."""
+"""Execution of one fill in a worker, from the image store if it has the bytes, else from the origin."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from csi.worker.protocol import WorkerRequest
 
 
 class FillRunner:
-    """Fills images of `store` in workers of `pool`, over `connections` connections each. Thread-safe."""
+    """Runner of fills into `store` in workers of `pool`, over `connections` connections each. Thread-safe."""
 
     def __init__(
         self, store: Store, pool: WorkerPool, connections: int, image_store: ImageStoreClient | None = None
     ) -> None:
-        self._store, self._pool, self._connections, self._image_store = store, pool, connections, image_store
+        self._store, self._pool = store, pool
+        self._connections = connections
+        self._image_store = image_store
 
     def compute_origin_scope(self, content: ContentRef) -> str:
-        """Compute the scope that the content's own origin has, whatever the bytes come from."""
+        """Compute the scope of the content's own origin, wherever the bytes come from."""
         source = content.source or self._store.read_access(content.digest)
         return self._store.compute_origin_scope(source, content.secrets.values)
 
@@ -35,12 +37,12 @@ class FillRunner:
         call: WorkerCall,
         on_progress: Callable[[FillProgress], None],
     ) -> None:
-        """Fill and seal the image, taking what the images in `reuse_candidates` hold of it.
+        """Fill and seal the image, copying shared extents from the images in the folders `reuse_candidates`.
 
         Raises Busy if `call` was stopped, and what the worker raises.
         """
         paths = self._store.paths(content.digest)
-        stored = self._image_store.find_for_fill(content.digest) if self._image_store else StoredImageLookup()
+        lookup = self._image_store.find_for_fill(content.digest) if self._image_store else StoredImageLookup()
         request = WorkerRequest(
             "fill",
             dict(content.source),
@@ -53,16 +55,16 @@ class FillRunner:
             reuse_candidates=tuple(map(str, reuse_candidates)),
         )
         # Before the first byte: a killed fill must not leave bytes of unknown provenance.
-        self._store.mark_filling_from(content.digest, self._choose_scope(content, stored))
-        self._pool.call("fill", stored.add_to(request), call, on_progress)
+        self._store.mark_filling_from(content.digest, self._choose_scope(content, lookup))
+        self._pool.call("fill", lookup.add_to(request), call, on_progress)
 
-    def _choose_scope(self, content: ContentRef, stored: StoredImageLookup) -> str:
+    def _choose_scope(self, content: ContentRef, lookup: StoredImageLookup) -> str:
         """Choose the scope that the bytes are recorded under.
 
-        Bytes of another scope from the image store would have to be verified against this content's origin
-        before its volumes may show them.
+        Bytes that the image store has from another scope must be verified against this content's origin
+        before its volumes are published.
         """
         source = content.source or self._store.read_access(content.digest)
-        if stored.found is None or has_same_origin_scope(stored.found.access, source):
+        if lookup.found is None or has_same_origin_scope(lookup.found.access, source):
             return self.compute_origin_scope(content)
         return IMAGE_STORE_SCOPE

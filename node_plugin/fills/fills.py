@@ -1,4 +1,4 @@
-"""Background fills: one for each image, started by the first volume that wants it, waited for by all."""
+"""Background fills: at most one per image, started by the first volume that needs it, joined by others."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ from node_plugin.fills.fill_runner import FillRunner
 
 log = logging.getLogger("datacache.fill")
 
-# After these errors the bytes so far are of no use to the next attempt.
+# After these errors the partial image is of no use to the next attempt.
 UNRECOVERABLE = (CorruptContent, SourceChanged, UnsafeContent)
+# Seconds.
 _PROGRESS_FILE_INTERVAL = 0.5
 _PODS_FIRST_MESSAGE = "fills that pods wait for go first"
 
 
 @dataclass(eq=False)
 class _RunningFill:
-    """One fill under way. `waiters` are pods' calls, `prefetchers` prewarm requests; a fill without waiters is preempted."""
+    """A running fill. `waiters` are calls for pods, `prefetchers` those for prewarm requests.
+
+    A prefetch without waiters may be preempted. `wanted_at` is when the last of them left.
+    """
 
     content: ContentRef
     origin_scope: str
@@ -62,13 +66,13 @@ class _RunningFill:
 
 
 class ProtectedImages:
-    """The images that no fill evicts: those in use, and those that prewarm requests keep."""
+    """The images that no fill may evict: those in use, and those kept by prewarm requests."""
 
     def __init__(self, list_in_use: Callable[[], set[str]]) -> None:
         self._listers = [list_in_use]
 
     def add(self, list_digests: Callable[[], set[str]]) -> None:
-        """Protect what `list_digests` names, too."""
+        """Also protect the images that `list_digests` returns."""
         self._listers.append(list_digests)
 
     def list_digests(self) -> set[str]:
@@ -79,7 +83,7 @@ class ProtectedImages:
 class Fills:
     """The fills of one node. Thread-safe.
 
-    A fill that nobody has waited for during `grace` seconds is stopped; its bytes stay.
+    A fill that no call has waited for during `grace` seconds is stopped; its partial image stays.
     """
 
     def __init__(
@@ -105,9 +109,9 @@ class Fills:
     ) -> None:
         """Return when the image of `content` is sealed, starting its fill if none is running.
 
-        Its manifest must be in the store. `volume_id` is the volume whose call waits; Events of the fill are recorded
-        for `reference`. Raises Busy with the progress if `deadline` ends first, NoSpace at once if the image cannot
-        fit, and what ended the fill.
+        Its manifest must be in the store. `volume_id` is the volume whose call waits; Events of the fill are
+        recorded for `reference`. Raises Busy with the progress if `deadline` ends first, NoSpace at once if
+        the image cannot fit, and what ended the fill.
         """
         while not self._store.find_sealed(content.digest):
             with self._wait_limiter.slot(volume_id, deadline):
@@ -120,15 +124,15 @@ class Fills:
                     deadline.cancelled
                     or f"filling the cache: {fill.progress.format()}; call again, the fill goes on"
                 )
-            # What ended a fill from another source or with another credential says nothing about this one's.
+            # The error of a fill from another source or with another credential may not apply to this one.
             if fill.error and fill.content == content:
                 raise fill.error
 
     def prefetch(self, content: ContentRef, deadline: Deadline) -> None:
-        """Fill as `wait` does for an image that no pod has asked for yet, behind every fill that a pod waits for.
+        """Fill an image that no pod has requested yet, behind every fill that a pod waits for.
 
-        It takes no waiting slot. Raises Busy with the progress, or if other fills go first, NoSpace, and what ended
-        the fill.
+        As `wait`, but without a slot of the wait limiter. Raises Busy with the progress, or if other fills go
+        first, NoSpace, and what ended the fill.
         """
         if self._store.find_sealed(content.digest):
             return
@@ -144,6 +148,7 @@ class Fills:
             raise Busy(deadline.cancelled or fill.progress.format())
         if fill.error and not isinstance(fill.error, Busy | FillStopped) and fill.content == content:
             raise fill.error
+        # The prefetch was stopped, or another one with other content or credential failed.
         if fill.error:
             raise Busy(_PODS_FIRST_MESSAGE)
 
@@ -155,7 +160,7 @@ class Fills:
     def preempt_prefetches(self, digest: str = "") -> bool:
         """Stop the prefetches (or that of `digest`) that no pod waits for; return whether there were any.
 
-        Their bytes stay.
+        Their partial images stay.
         """
         with self._lock:
             return self._preempt_prefetches(digest)
@@ -171,7 +176,7 @@ class Fills:
         return bool(stopped)
 
     def start(self, content: ContentRef) -> None:
-        """Start or resume a fill without waiting for it, evicting nothing for it. Raises NoSpace."""
+        """Start or resume a fill without waiting for it and without eviction. Raises NoSpace."""
         self._join(content, None)
 
     def progress(self) -> dict[str, FillProgress]:
@@ -180,7 +185,7 @@ class Fills:
             return {digest: fill.progress for digest, fill in self._fills.items()}
 
     def stop(self) -> None:
-        """Stop all fills; their bytes stay."""
+        """Stop all fills; their partial images stay."""
         with self._lock:
             fills = list(self._fills.values())
         for fill in fills:
@@ -216,12 +221,13 @@ class Fills:
         origin_scope = self._runner.compute_origin_scope(content)
         fill = _RunningFill(content, origin_scope, is_prefetch=prefetcher is not None)
         has_preempted = deadline is not None and self._preempt_prefetches()
-        # A fill that nobody waits for makes room for nothing.
+        # A fill that nobody waits for evicts nothing: all images are protected.
         list_protected = self._protected.list_digests if deadline or prefetcher else self._list_all
         try:
             reservation = reserve_with_candidates(self._store, content.digest, origin_scope, list_protected)
             fill.reuse_candidates = fill.reservation.enter_context(reservation)
         except NoSpace:
+            # A stopped prefetch releases its reservation only when its worker has ended.
             if has_preempted:
                 raise Busy("a prefetch is being stopped to make room; call again") from None
             raise
@@ -238,7 +244,7 @@ class Fills:
             fill.wanted_at = time.monotonic()
 
     def _run_fill(self, fill: _RunningFill) -> None:
-        started = time.monotonic()
+        started_at = time.monotonic()
         try:
             self._runner.run(
                 fill.content,
@@ -250,7 +256,7 @@ class Fills:
                 "image": fill.digest,
                 "bytes": fill.progress.bytes_total,
                 "copied": fill.progress.bytes_copied,
-                "s": round(time.monotonic() - started, 2),
+                "s": round(time.monotonic() - started_at, 2),
             }
             log.info("image sealed", extra={"fields": fields})
         except Exception as error:
@@ -284,10 +290,11 @@ class Fills:
         log.warning("fill ended", extra={"fields": fields})
 
     def _finish(self, fill: _RunningFill) -> None:
-        # A disk that fails here must not leave a fill that never ends.
+        # A failing disk must not leave a fill that never ends for its waiters.
         with suppress(OSError):
             self._store.paths(fill.digest).progress.unlink(missing_ok=True)
         with self._lock:
+            # Under the lock: `_join` finds either the running fill or none, and then starts a new one.
             fill.is_done = True
             del self._fills[fill.digest]
             fill.reservation.close()

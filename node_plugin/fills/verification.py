@@ -1,4 +1,8 @@
-"""Sealed images compared with a volume's own origin, before it sees bytes that came from another scope; once for each scope."""
+"""Verification of sealed images against a volume's own origin, once for each origin scope.
+
+A volume is published only if its scope is known to hold the image's bytes. If they came from another scope,
+samples are read from the volume's origin, with its credential, and compared.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from csi.concurrency.deadline import Deadline
-from csi.concurrency.single_flight import SingleFlight
+from csi.concurrency.single_flight import Job, SingleFlight
 from csi.concurrency.wait_limiter import WaitLimiter
 from csi.images.node_store.store import Store
 from csi.parameters.content_ref import ContentRef, Secrets
@@ -18,13 +22,16 @@ from csi.worker.protocol import WorkerRequest
 
 log = logging.getLogger("datacache.verification")
 
-_COMPARING = "comparing the cached files with what this volume's origin sends; call again, the work goes on"
-_Question = tuple[str, str, Secrets]
+_BUSY_MESSAGE = (
+    "comparing the cached files with what this volume's origin sends; call again, the work goes on"
+)
+# Digest, origin scope and credential.
+_Key = tuple[str, str, Secrets]
 
 
 @dataclass(eq=False)
-class _Comparison:
-    """One comparison under way: `work(call)` does it, and can be stopped through the call."""
+class _Comparison(Job):
+    """A running comparison: `work(call)` does it, and can be stopped through the call."""
 
     work: Callable[[WorkerCall], None]
     call: WorkerCall = field(default_factory=WorkerCall)
@@ -37,33 +44,37 @@ class _Comparison:
 
 
 class OriginVerification:
-    """Compares images of `store` with origins, in workers of `pool`. Thread-safe."""
+    """Verification of images of `store`, in workers of `pool`. Thread-safe."""
 
     def __init__(self, store: Store, pool: WorkerPool, wait_limiter: WaitLimiter, connections: int) -> None:
         self._store, self._pool = store, pool
         self._wait_limiter, self._connections = wait_limiter, connections
-        self._comparisons = SingleFlight[_Question, _Comparison]("verify")
+        self._comparisons = SingleFlight[_Key, _Comparison]("verify")
 
     def wait(self, volume_id: str, content: ContentRef, deadline: Deadline) -> None:
-        """Return when the scope of `content` is known to hold the bytes of the sealed image, which the caller holds.
+        """Return when the scope of `content` is known to hold the sealed image's bytes.
 
-        `volume_id` is the volume whose call waits. Raises Busy if `deadline` ends first (the comparison goes on),
-        CorruptContent if the bytes differ, and what kept the credential from reading them; the image stays as it is.
+        `volume_id` is the volume whose call waits; the caller keeps the image from eviction. Raises Busy if
+        `deadline` ends first (the comparison goes on), CorruptContent if the bytes differ, and the errors of
+        a Source; the image stays as it is.
         """
         content = self._with_source(content)
         origin_scope = self._compute_scope(content)
-        # Another credential of the same scope may be refused: its answer is its own.
-        question = (content.digest, origin_scope, content.secrets)
+        # Another credential of the same scope may be refused, so they do not share a comparison.
+        key = (content.digest, origin_scope, content.secrets)
 
         def work(call: WorkerCall) -> None:
             self._compare(content, origin_scope, call)
 
         while origin_scope not in self._store.get_provenance(content.digest):
             with self._wait_limiter.slot(volume_id, deadline):
-                self._comparisons.wait(question, lambda: _Comparison(work), deadline, lambda _: _COMPARING)
+                self._comparisons.wait(key, lambda: _Comparison(work), deadline, lambda _: _BUSY_MESSAGE)
 
     def mark_verified(self, content: ContentRef) -> None:
-        """Record that the scope of `content` holds the sealed image's bytes; raises NotFound if the image is gone."""
+        """Record that the scope of `content` holds the sealed image's bytes.
+
+        Raises NotFound if the image is gone.
+        """
         content = self._with_source(content)
         origin_scope = self._compute_scope(content)
         if origin_scope not in self._store.get_provenance(content.digest):
@@ -83,9 +94,10 @@ class OriginVerification:
     def _compare(self, content: ContentRef, origin_scope: str, call: WorkerCall) -> None:
         fields = {"image": content.digest, "scope": origin_scope[:12]}
         try:
+            # The image must not be replaced between the comparison and its record.
             with self._store.prevent_eviction(content.digest) as record:
                 request = WorkerRequest(
-                    "vouch",
+                    "verify",
                     dict(content.source),
                     dict(content.secrets.values),
                     manifest=str(record.paths.manifest),
@@ -93,15 +105,21 @@ class OriginVerification:
                     connections=self._connections,
                     seed=self._sampling_seed(content.digest, origin_scope),
                 )
-                self._pool.call("vouch", request, call)
+                self._pool.call("verify", request, call)
                 self._store.mark_verified(content.digest, origin_scope)
             log.info("image verified against its origin", extra={"fields": fields})
         except Exception as error:
+            # The name only: a foreign exception's text is not vetted for secrets.
             fields["reason"] = type(error).__name__
             log.warning("image not verified against its origin", extra={"fields": fields})
             raise
 
     def _sampling_seed(self, digest: str, origin_scope: str) -> str:
-        """Return the same seed for the same question: whoever tries again is not compared elsewhere."""
+        """Return the seed that selects the ranges to compare, the same for each attempt.
+
+        Otherwise an origin with other content could be tried until the samples happen to match.
+        """
+        # "vouch" is the former name of this operation. It is part of the derivation and stays: a
+        # new version must compare the ranges that an earlier one did.
         text = f"vouch {digest} {origin_scope}".encode()
         return hmac.new(self._store.key(), text, hashlib.sha256).hexdigest()

@@ -1,4 +1,4 @@
-"""A prewarm request that this node works on, and how far it is."""
+"""A prewarm request that this node works on, with its progress."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from node_plugin.prewarm.resolved_caches import ResolvedCache
 
 @dataclass
 class Failure:
-    """Why a cache failed, when it is tried again (monotonic seconds), and the backoff after that (seconds)."""
+    """Error of a cache, when it is retried (monotonic seconds), and the current backoff (seconds)."""
 
     message: str
     retry_at: float
@@ -20,7 +20,7 @@ class Failure:
 
 @dataclass
 class ActiveRequest:
-    """`resolved` and `failures` are by the keys of the request's caches."""
+    """State of one request; `resolved`, `failures` and `ready_keys` use the keys of its caches."""
 
     request: PrewarmRequest
     resolved: dict[str, ResolvedCache] = field(default_factory=dict)
@@ -32,7 +32,7 @@ class ActiveRequest:
 
     @property
     def keys(self) -> list[str]:
-        """One key for each cache, which no other request has."""
+        """One key for each cache, unique among all requests and their generations."""
         return [
             f"prewarm-{self.request.uid}-{self.request.generation}-{number}"
             for number in range(len(self.request.caches))

@@ -1,7 +1,7 @@
-"""Caches that this node fills before any pod asks for them, and keeps while an object of the cluster says so.
+"""The loop that fills caches for prewarm requests, before any pod needs them.
 
-One thread, one image at a time, behind every fill that a pod waits for. What an order means is looked at once: a source that moves is
-looked at anew with another order (generation) alone, also when the plugin starts anew; so the answers are kept in a file.
+One thread fills one image at a time, behind every fill that a pod waits for. A moving source is resolved once
+per generation of a request; the results are stored in a file, so that a restart does not resolve it again.
 """
 
 from __future__ import annotations
@@ -34,20 +34,23 @@ from node_plugin.volumes.records import NodeVolume
 log = logging.getLogger("datacache.prewarming")
 
 _FILE_NAME = "prewarms.json"
+# Seconds, as all intervals here.
 _RESOLVE_TIMEOUT = 100.0
-# Labels of nodes change seldom, and a Secret that was wrong is put right some time; what a pod does not wait for may wait.
+# No event tells of changed labels of the node or of a corrected Secret; no pod waits, so polling may be slow.
 _RESYNC_INTERVAL, _MIN_BACKOFF, _MAX_BACKOFF = 300.0, 30.0, 600.0
+# A fill is waited for in slices, to report its progress in between.
 _SLICE_SECONDS, _BUSY_RETRY_INTERVAL, _REPORT_INTERVAL = 2.0, 5.0, 10.0
-# Orders may come for as long as this node works through them, those of other nodes too: knowing them takes a tenth of its time at most.
+# Requests, those for other nodes too, may change faster than a node can list them: after a listing, the node
+# works for at least nine times as long as that took.
 _MIN_WORK_SECONDS, _WORK_SHARE = 1.0, 9.0
-_REQUESTS_CHANGED_MESSAGE = "the orders for this node have changed"
+_REQUESTS_CHANGED_MESSAGE = "the prewarm requests for this node have changed"
 
 
 class PrewarmLoop:
-    """Works on the prewarm requests for one node, one image at a time, behind every fill that a pod waits for.
+    """Worker on the prewarm requests for one node.
 
-    `check_node` raises if the node cannot mount images; `preparation` asks moving sources again, whatever is
-    remembered. `min_backoff` is the first pause after a failure, in seconds.
+    `check_node` raises if the node cannot mount images. `preparation` resolves moving sources at the origin,
+    in spite of earlier proofs. `min_backoff` is the first pause after a failure, in seconds.
     """
 
     def __init__(
@@ -61,28 +64,34 @@ class PrewarmLoop:
     ) -> None:
         self._prewarms, self._preparation, self._store = prewarms, preparation, store
         self._fills, self._pins = preparation.fills, preparation.pins
-        self._check_node, self._uploads, self._min_backoff = check_node, uploads, min_backoff
+        self._check_node, self._uploads = check_node, uploads
+        self._min_backoff = min_backoff
         self._file = store.root / _FILE_NAME
+        # None: a request has changed since they were listed.
         self._requests: list[PrewarmRequest] | None = None
-        self._synced_at, self._work_until = float("-inf"), 0.0
-        self._changed, self._is_stopped = threading.Event(), False
-        self._changed_names, self._current_name = set[str](), ""
+        self._synced_at = float("-inf")
+        self._work_until = 0.0
+        self._changed = threading.Event()
+        self._is_stopped = False
+        self._changed_names: set[str] = set()
+        self._current_name = ""
         self._active: dict[str, ActiveRequest] = {}
         self._deadline = Deadline(0)
         self._resolved = read_resolved(self._file)
-        self._digests = frozenset(answer.digest for answer in self._resolved.values())
+        self._digests = frozenset(cache.digest for cache in self._resolved.values())
+        # To the pins, a prewarmed cache is an inline volume whose id is its key.
         self._pins.restore(
-            NodeVolume(key, answer.digest, {}, 0, 0, True, pin=answer.pin)
-            for key, answer in self._resolved.items()
+            NodeVolume(key, cache.digest, {}, 0, 0, True, pin=cache.pin)
+            for key, cache in self._resolved.items()
         )
 
     def list_sealed(self) -> set[str]:
-        """The digests of the images that stay: sealed ones of orders for this node."""
+        """List the digests of sealed images that requests for this node keep from eviction."""
         return {digest for digest in self._digests if self._store.find_sealed(digest)}
 
     @contextmanager
     def run_in_background(self) -> Iterator[None]:
-        """For the block, follow the orders, from threads of their own."""
+        """Work on the requests in the background for the block."""
         with self._prewarms.watch(self._on_request_changed):
             thread = threading.Thread(target=self._run_until_stopped, name="prewarming", daemon=True)
             thread.start()
@@ -90,11 +99,12 @@ class PrewarmLoop:
                 yield
             finally:
                 self._is_stopped = True
+                # Wakes the thread and cancels what it waits for.
                 self._on_request_changed(self._current_name)
                 thread.join()
 
     def _on_request_changed(self, name: str) -> None:
-        """An order has changed: what is done for that very one ends, others wait until there is time to take orders anew."""
+        """Cancel the work on the changed request; other requests are listed again when it is their time."""
         self._changed_names.add(name)
         self._changed.set()
         if name == self._current_name:
@@ -102,17 +112,17 @@ class PrewarmLoop:
 
     @property
     def _is_current_changed(self) -> bool:
-        """Whether the order at work has changed."""
+        """Whether the request being worked on has changed."""
         return self._is_stopped or self._current_name in self._changed_names
 
     @property
     def _is_sync_due(self) -> bool:
-        """Whether orders are to be taken anew before another one's turn."""
+        """Whether the requests must be listed again before the next one is worked on."""
         return self._is_stopped or (self._changed.is_set() and time.monotonic() > self._work_until)
 
     @property
     def _should_yield(self) -> bool:
-        """Whether the order at work does not go on now."""
+        """Whether the work on the current request must stop now."""
         return self._is_current_changed or self._is_sync_due
 
     def _run_until_stopped(self) -> None:
@@ -126,20 +136,21 @@ class PrewarmLoop:
                 self._sync_requests()
                 pause = self.work_once()
             except DataCacheError as error:
-                log.warning("prewarming waits", extra={"fields": {"reason": error}})
+                log.warning("prewarm requests not read, retrying later", extra={"fields": {"reason": error}})
                 pause = self._min_backoff if isinstance(error, ClusterUnavailable) else _RESYNC_INTERVAL
-            except Exception as error:  # one odd object must not end the others'
+            except Exception as error:  # one malformed object must not end the loop
                 log.error("prewarming failed", extra={"fields": {"reason": type(error).__name__}})
             if not self._is_stopped:
                 self._changed.wait(pause)
 
     def _sync_requests(self) -> None:
-        """Know what this node is to have, from the cluster where that has changed; let go of what it is not to have any more."""
+        """List the requests for this node if they may have changed, and release caches that none requests."""
         if self._requests is not None and time.monotonic() - self._synced_at < _RESYNC_INTERVAL:
             return
         started_at = time.monotonic()
         requests = self._prewarms.list_requests() if self._requests is None else self._requests
         requests_by_key = {request.key: request for request in requests}
+        # A request to the API server, so only if a request selects nodes by label.
         labels = self._read_node_labels() if any(request.selector for request in requests) else {}
         self._requests, self._synced_at = requests, time.monotonic()
         for key in {key for key, request in requests_by_key.items() if not request.selects_node(labels)}:
@@ -148,10 +159,9 @@ class PrewarmLoop:
                 self._prewarms.report_state(request, None)
         active = {}
         for key, request in requests_by_key.items():
-            known_active = self._active.get(key)
-            active[key] = (
-                known_active if known_active and known_active.request == request else self._activate(request)
-            )
+            known = self._active.get(key)
+            is_unchanged = known is not None and known.request == request
+            active[key] = known if known and is_unchanged else self._activate(request)
         self._release_dropped(active)
         self._active = active
         now = time.monotonic()
@@ -170,6 +180,7 @@ class PrewarmLoop:
 
     def _release_dropped(self, active: Mapping[str, ActiveRequest]) -> None:
         remaining = {key: cache for request in active.values() for key, cache in request.resolved.items()}
+        # Another request may need the same image, whose fill then goes on.
         digests = {cache.digest for cache in remaining.values()}
         for key, cache in self._resolved.items():
             if key not in remaining:
@@ -181,7 +192,7 @@ class PrewarmLoop:
             self._save_resolved(remaining)
 
     def _forget_upload(self, digest: str) -> None:
-        # What nobody wants goes from the image store some time: the next order has to look.
+        # The image store's garbage collection may remove it: the next request must ask again.
         if self._uploads:
             self._uploads.forget(digest)
 
@@ -191,7 +202,7 @@ class PrewarmLoop:
         write_resolved(self._file, resolved)
 
     def work_once(self) -> float:
-        """Do what is to be done now; the seconds until there may be more."""
+        """Work on each request once; return the seconds until the next round."""
         waits = [_RESYNC_INTERVAL]
         for active in self._active.values():
             active.ready_keys = {
@@ -203,12 +214,16 @@ class PrewarmLoop:
                 self._current_name = active.request.name
                 waits.append(self._prewarm_cache(active, key, cache))
                 if self._is_sync_due:
+                    # The loop lists the requests again and starts the next round at once.
                     return 0.0
             self._report_if_news(active)
         return min(waits)
 
     def _by_longest_wait(self) -> list[ActiveRequest]:
-        """All orders, longest not tended first: while orders change again and again, each comes to its turn."""
+        """Return the requests, the one that waits longest first.
+
+        Each gets its turn, even if frequent changes end every round after a few requests.
+        """
         return sorted(self._active.values(), key=lambda active: active.last_worked_at)
 
     def _is_in_progress(self, active: ActiveRequest) -> bool:
@@ -218,7 +233,9 @@ class PrewarmLoop:
         )
 
     def _prewarm_cache(self, active: ActiveRequest, key: str, cache: PrewarmedCache) -> float:
-        resolved, failure, now = active.resolved.get(key), active.failures.get(key), time.monotonic()
+        resolved = active.resolved.get(key)
+        failure = active.failures.get(key)
+        now = time.monotonic()
         if self._is_ready(cache, resolved):
             active.ready_keys.add(key)
             active.failures.pop(key, None)
@@ -229,6 +246,7 @@ class PrewarmLoop:
         try:
             self._resolve_and_fill(active, key, cache)
         except Busy as error:
+            # Its turn is over, unless its fill or upload is running: that goes on next time.
             if not self._is_in_progress(active):
                 active.last_worked_at = time.monotonic()
             if not self._should_yield:
@@ -239,21 +257,21 @@ class PrewarmLoop:
         except DataCacheError as error:
             pause = min(2 * failure.backoff, _MAX_BACKOFF) if failure else self._min_backoff
             active.failures[key] = Failure(str(error), time.monotonic() + pause, pause)
-            log.warning(
-                "a cache is not prewarmed", extra={"fields": {"object": active.request.key, "reason": error}}
-            )
+            fields = {"object": active.request.key, "reason": error}
+            log.warning("cache not prewarmed", extra={"fields": fields})
             return pause
         active.ready_keys.add(key)
         active.failures.pop(key, None)
         return _RESYNC_INTERVAL
 
     def _is_ready(self, cache: PrewarmedCache, resolved: ResolvedCache | None) -> bool:
-        """Whether it is on this node, and a DataCache in the image store too, where there is one."""
+        """Return whether the image is sealed on this node and, for a DataCache, in the image store if any."""
         if resolved is None or self._store.find_sealed(resolved.digest) is None:
             return False
         return not cache.data_cache or self._uploads is None or self._uploads.is_uploaded(resolved.digest)
 
     def _resolve_and_fill(self, active: ActiveRequest, key: str, cache: PrewarmedCache) -> None:
+        # First: nothing is fetched for a node that cannot mount it.
         self._check_node()
         if self._fills.has_waiting_pods():
             raise Busy("fills that pods wait for go first")
@@ -273,10 +291,13 @@ class PrewarmLoop:
         self._fill(active, ContentRef(resolved.digest, resolved.access, secrets))
 
     def _fill_data_cache(self, active: ActiveRequest, key: str, cache: PrewarmedCache) -> None:
-        """Fill a DataCache with its own credential, then bring it to the image store, if there is one."""
-        grants, verification = self._preparation.grants, self._preparation.verification
+        """Fill a DataCache with its own credential, then upload it to the image store, if any."""
+        grants = self._preparation.grants
+        verification = self._preparation.verification
         if grants is None or self._uploads is None:
-            raise FailedPrecondition("this node knows no DataCaches; start the node plugin with --registry")
+            raise FailedPrecondition(
+                "this node has no registry of DataCaches; start the node plugin with --registry"
+            )
         granted = grants.authorize_prewarm(cache.data_cache, active.request.namespace)
         content = granted.content_ref
         if cache.digest not in ("", content.digest):
@@ -306,11 +327,12 @@ class PrewarmLoop:
                 progress = self._uploads.get_progress(content.digest)
                 if self._should_yield or progress is None:
                     raise
-                done, message = min(99, percent(progress)), "bringing it to the image store"
-                self._report_if_news(active, NodePrewarmState(PrewarmState.STORING, done, message))
+                done = min(99, percent(progress))
+                state = NodePrewarmState(PrewarmState.STORING, done, "uploading to the image store")
+                self._report_if_news(active, state)
 
     def _new_deadline(self, seconds: float) -> Deadline:
-        """So much patience, none where the order at work has changed."""
+        """Return a deadline in `seconds`, cancelled at once if the current request has changed."""
         deadline = Deadline(seconds)
         if self._is_current_changed:
             deadline.cancel(_REQUESTS_CHANGED_MESSAGE)
@@ -324,9 +346,8 @@ class PrewarmLoop:
         known: ResolvedCache | None,
         secrets: Secrets,
     ) -> ResolvedCache:
-        """What the cache is, once its credential has read from the origin; its manifest is in the store then."""
+        """Resolve the cache with its credential, and record the result; the store then has its manifest."""
         deadline = self._deadline
-
         prepare = self._preparation
         if known:
             spec = parse_volume_parameters(known.access).spec
@@ -367,10 +388,11 @@ class PrewarmLoop:
             if key not in active.ready_keys and cache.digest in progress
         ]
         done = 100 * len(active.ready_keys) + sum(map(percent, in_progress))
+        # 100 is for a request that is ready altogether.
         return min(99, done // len(active.request.caches))
 
     def _report_if_news(self, active: ActiveRequest, state: NodePrewarmState | None = None) -> None:
-        """Report a state when it is another one, and how far it is now and then."""
+        """Report a changed state at once, and mere progress at most every `_REPORT_INTERVAL` seconds."""
         state = state or self._current_state(active)
         now = time.monotonic()
         is_news = (
@@ -379,7 +401,8 @@ class PrewarmLoop:
             or (state.state is PrewarmState.FAILED and state != active.reported_state)
         )
         if state != active.reported_state and (is_news or now - active.reported_at > _REPORT_INTERVAL):
-            active.reported_state, active.reported_at = state, now
+            active.reported_state = state
+            active.reported_at = now
             self._prewarms.report_state(active.request, state)
 
     def _current_state(self, active: ActiveRequest) -> NodePrewarmState:

@@ -1,6 +1,6 @@
-"""What the caches of prewarm requests were resolved to, kept in a file of the store.
+"""Stored results of resolving the caches of prewarm requests, in a file of the store.
 
-A source that moves is resolved again for another request only, also when the plugin starts again.
+A moving source is resolved once per generation of a request, even if the plugin restarts.
 """
 
 from __future__ import annotations
@@ -20,28 +20,30 @@ _FORMAT = 1
 
 @dataclass
 class ResolvedCache:
-    """What one cache was resolved to: `access` is its pinned spec, `pin` as `NodePins.encode_pin` has it."""
+    """Result for one cache: `access` is its pinned spec, `pin` is encoded by `NodePins.encode_pin`."""
 
     digest: str
     access: dict[str, str]
     pin: dict[str, object] | None = None
 
 
-def write_resolved(file: Path, answers: Mapping[str, ResolvedCache]) -> None:
-    kept = {
-        key: {"digest": answer.digest, "access": answer.access, "pin": answer.pin}
-        for key, answer in answers.items()
+def write_resolved(file: Path, caches: Mapping[str, ResolvedCache]) -> None:
+    """Write all results by key, durably."""
+    encoded = {
+        key: {"digest": cache.digest, "access": cache.access, "pin": cache.pin}
+        for key, cache in caches.items()
     }
-    durable_files.write_json(file, {"format": _FORMAT, "answers": kept})
+    durable_files.write_json(file, {"format": _FORMAT, "answers": encoded})
 
 
 def read_resolved(file: Path) -> dict[str, ResolvedCache]:
+    """Return the stored results by key; none if the file is missing or damaged."""
     with suppress(
         FileNotFoundError, DataCacheError, KeyError, TypeError, AttributeError, json.JSONDecodeError
     ):
         stored: dict[str, Any] = durable_files.read_json(file, _FORMAT)["answers"]
         return {
-            key: ResolvedCache(answer["digest"], answer["access"], answer["pin"])
-            for key, answer in stored.items()
+            key: ResolvedCache(encoded["digest"], encoded["access"], encoded["pin"])
+            for key, encoded in stored.items()
         }
     return {}

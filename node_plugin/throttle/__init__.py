@@ -1,1 +1,1 @@
-"""Limits on what pods read: block-device throttles on (the pod's cgroup, the loop device of the volume's limit class)."""
+"""I/O limits of volumes: block-device throttles of a pod's cgroup on the loop device of a limit class."""

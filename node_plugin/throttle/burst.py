@@ -1,4 +1,7 @@
-"""What bursting costs: I/O above the sustained limit, taken from a credit or only metered. Pure; time comes from the caller."""
+"""Burst credits: I/O above the sustained limit is charged to a credit, or only metered.
+
+Pure; the caller passes the time.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,22 @@ from csi.linux.cgroups.hierarchy import ReadCount
 from csi.performance.limits import IO_SIZE, Limits, Rate
 from node_plugin.throttle.meter import BurstMeter, excess_ios
 
-# An empty credit opens the burst again when it allows one this long: every change of a limit lets some I/O through.
+# Seconds of bursting that an empty credit must allow before the burst reopens: every change of a kernel limit
+# lets some I/O through, so it must not be changed too often.
 _MIN_BURST_SECONDS = 0.2
-# I/O that came too late to be stopped is a debt of at most this long a burst: where each container holds the limit by itself, it would grow for ever.
+# Seconds of bursting: the largest debt, from I/O done before the limit was lowered. Where each container has
+# the limit for itself (cgroup v1), the debt would otherwise grow forever.
 _MAX_DEBT_SECONDS = 1.0
-# A credit that the next look would find used up within this time counts as used up.
+# A credit that lasts no longer than this many seconds counts as used up.
 _NEGLIGIBLE_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class BurstState:
-    """`credit` in I/Os left (None where limits have none; below 0 after I/O that the last look came too late for), `is_open` whether the burst cap is
-    the limit, `meter` the I/Os above the sustained limit so far.
+    """State of a burst.
+
+    `credit` is in I/Os (None if the limits have none; negative after I/O done before the limit was lowered).
+    `is_open` is whether the burst limit applies. `meter` counts the I/Os above the sustained limit.
     """
 
     credit: float | None = None
@@ -28,16 +35,14 @@ class BurstState:
 
     @staticmethod
     def with_full_credit(limits: Limits) -> BurstState:
-        """A full credit."""
+        """Return the state with a full credit."""
         burst = BurstState(limits.credit)
-        return replace(
-            burst,
-            is_open=limits.burst is not None
-            and (limits.credit is None or burst._stays_open(limits, limits.credit)),
-        )
+        if limits.burst is None:
+            return burst
+        return replace(burst, is_open=limits.credit is None or burst._stays_open(limits, limits.credit))
 
     def with_limits(self, limits: Limits) -> BurstState:
-        """The same burst when its limits change: a credit that was not there before is full, one that was keeps what it has."""
+        """Return the state under changed limits: a new credit is full, an existing one keeps its value."""
         if limits.burst is None:
             return replace(self, credit=None, is_open=False)
         if limits.credit is None:
@@ -47,13 +52,16 @@ class BurstState:
         return replace(self, credit=min(self.credit, limits.credit))
 
     def with_reduced_credit(self, limits: Limits, share: float) -> BurstState:
-        """The same burst when a volume leaves and `limits` are those of the others, who have a `share` (0 to 1) of what is left."""
+        """Return the state after a volume left; the others have `limits` and keep a `share` of the credit.
+
+        The share is between 0 and 1.
+        """
         return replace(
             self, credit=None if self.credit is None else min(self.credit * share, limits.credit or 0)
         )
 
     def charge(self, limits: Limits, used: ReadCount, seconds: float) -> BurstState:
-        """The burst `seconds` later, when `used` was read meanwhile."""
+        """Return the state `seconds` later, after `used` was read in between."""
         if limits.burst is None:
             return self
         meter = self.meter.add_slice(limits.sustained, used, seconds)
@@ -70,36 +78,37 @@ class BurstState:
         return self.is_open or credit >= min(limits.credit or 0, drain * _MIN_BURST_SECONDS)
 
     def with_added_credit(self, limits: Limits, credit: int) -> BurstState:
-        """The same burst when a volume with a full `credit` joins and `limits` are those of both."""
+        """Return the state after a volume with a full `credit` joined; `limits` are those of all."""
         return replace(
             self, credit=None if self.credit is None else min(self.credit + credit, limits.credit or 0)
         )
 
     @property
     def metered_ios(self) -> float:
-        """I/Os above the sustained limit, up to the look before the last."""
+        """Number of I/Os above the sustained limit, without the slice between the last two measurements."""
         return self.meter.total
 
     def is_at_rest(self, limits: Limits | None) -> bool:
-        """Whether time without reads changes nothing."""
+        """Return whether time without reads would change nothing."""
         return limits is None or (
             self.meter.is_at_rest and (limits.credit is None or self.credit == limits.credit)
         )
 
     def current_rate(self, limits: Limits) -> Rate:
-        """The limit in force."""
+        """Return the limit in force: burst or sustained."""
         return limits.burst if limits.burst and self.is_open else limits.sustained
 
     def seconds_until_check(self, limits: Limits) -> float:
-        """Seconds in which an open credit cannot be used up, since the burst cap holds; infinite without a credit."""
+        """Return the seconds that an open credit lasts at least; infinite without a credit."""
         if self.credit is None or not self.is_open:
             return float("inf")
         return max(self.credit / max_drain_rate(limits), _NEGLIGIBLE_SECONDS)
 
 
 def max_drain_rate(limits: Limits) -> float:
-    """I/Os a second that a burst takes from the credit at most; at least 1."""
-    burst, sustained = limits.burst or limits.sustained, limits.sustained
+    """Return how many I/Os per second a burst can take from the credit; at least 1."""
+    sustained = limits.sustained
+    burst = limits.burst or sustained
     drains = [1.0]
     if burst.iops is not None and sustained.iops is not None:
         drains.append(float(burst.iops - sustained.iops))

@@ -1,4 +1,4 @@
-"""The volumes of one pod on one device: they share one rule in the kernel, so their limits add up."""
+"""The volumes of one pod on one device, which share one kernel rule, so that their limits are added."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from node_plugin.throttle.records import GroupRecord, RecordedMember
 
 @dataclass
 class GroupMember:
-    """A volume's claim to its limits, None for none."""
+    """A volume of the group and its limits, None for none."""
 
     volume: str
     limits: Limits | None = None
@@ -25,10 +25,11 @@ class GroupMember:
 
 @dataclass
 class ThrottleGroup:
-    """The claims (by target path) of the pod `pod` (a uid) on `device`. Not thread-safe: `Throttle` guards it.
+    """The members (by target path) of the pod `pod` (a uid) on `device`. `Throttle` holds a lock for it.
 
-    `counts` has what each cgroup had read at the time `counted_at` (seconds since boot); `problem` says why no limit is in force, "" where one is, and
-    `waits_for_cgroup` whether it only waits for the pod's cgroup. `saved_at` is when it was last recorded.
+    `counts` has the reads of each cgroup at the time `counted_at` (seconds since boot). `problem` is why no
+    limit is in force, "" if one is; `waits_for_cgroup` is whether that is only because the pod's cgroup does
+    not exist yet. `saved_at` is when the group was last recorded.
     """
 
     pod: str
@@ -43,40 +44,44 @@ class ThrottleGroup:
     limits: Limits | None = None
 
     def restore(self, record: GroupRecord, root: Path) -> None:
-        """Go on where a former life of the plugin was cut."""
+        """Restore burst, limits and counts as an earlier process of the plugin recorded them."""
         self.burst, self.counted_at, self.limits = record.burst, record.counted_at, record.limits
+        # Stored relative to the root, which a container may mount elsewhere.
         self.counts = {root / path: count for path, count in record.counts.items()}
 
     def to_record(self, root: Path, boot: str) -> GroupRecord:
-        """What a later life has to know."""
-        claims = {
-            target: RecordedMember(claim.volume, claim.limits)
-            for target, claim in self.members.items()
-            if claim.limits
+        """Return the record for a later process of the plugin; `boot` is the boot's id."""
+        members = {
+            target: RecordedMember(member.volume, member.limits)
+            for target, member in self.members.items()
+            if member.limits
         }
         counts = {str(path.relative_to(root)): count for path, count in self.counts.items()}
         return GroupRecord(
-            self.pod, self.device, claims if self.limits else {}, self.burst, counts, self.counted_at, boot
+            self.pod, self.device, members if self.limits else {}, self.burst, counts, self.counted_at, boot
         )
 
     def update_limits(self, now: float, joined: Limits | None = None, left: bool = False) -> bool:
-        """Take the sum of the claims as the limits; whether it changed. A claim without limits frees them all: the kernel cannot tell them apart.
+        """Set the sum of the members' limits as the limits; return whether it changed.
 
-        `joined` are the limits of a new claim, which brings its full credit; one that `left` takes its share of what is left.
+        A member without limits frees them all, since the kernel cannot tell their I/O apart. `joined` are the
+        limits of a new member, which brings its full credit. A member that `left` takes its share of the
+        credit.
         """
-        all_limits = [claim.limits for claim in self.members.values()]
+        all_limits = [member.limits for member in self.members.values()]
         limited = [limits for limits in all_limits if limits]
         limits = sum_limits(*limited) if limited and len(limited) == len(all_limits) else None
         if limits == self.limits:
             return False
         if limits is None:
-            self.burst, self.counts = BurstState(), {}
+            self.burst = BurstState()
+            self.counts = {}
         elif not self.is_metered:
-            self.burst, self.counts, self.counted_at = (
-                replace(BurstState.with_full_credit(limits), meter=BurstMeter(self.burst.metered_ios)),
-                {},
-                now,
-            )
+            # The credit starts full; the total of the meter, a Prometheus counter, continues.
+            meter = BurstMeter(self.burst.metered_ios)
+            self.burst = replace(BurstState.with_full_credit(limits), meter=meter)
+            self.counts = {}
+            self.counted_at = now
         else:
             self.burst = self._burst_after_change(limits, joined, left)
         self.limits = limits
@@ -92,22 +97,27 @@ class ThrottleGroup:
 
     @property
     def current_rate(self) -> Rate:
-        """The limit that should be in force now."""
+        """The limit that should be in force at the moment."""
         return self.burst.current_rate(self.limits) if self.limits else UNLIMITED
 
     @property
     def is_metered(self) -> bool:
-        """Whether somebody has to look at the counters."""
+        """Whether the limits have a burst, so that counters must be read."""
         return self.limits is not None and self.limits.burst is not None
 
     def apply(self, hierarchy: CgroupHierarchy, folders: list[Path]) -> None:
-        """Put the rate in force in the pod's cgroup `folders`; sets `problem` where the kernel refuses, and goes on with the others."""
+        """Set the current rate in the pod's cgroup `folders`.
+
+        If the kernel refuses one, sets `problem` and goes on with the others.
+        """
         self._start_counting(hierarchy, folders)
         problems = [problem for folder in folders for problem in self._apply_to_folder(hierarchy, folder)]
-        self.problem, self.waits_for_cgroup = next(iter(problems), ""), False
+        self.problem = next(iter(problems), "")
+        self.waits_for_cgroup = False
 
     def _apply_to_folder(self, hierarchy: CgroupHierarchy, folder: Path) -> Iterator[str]:
         try:
+            # Each time, since systemd may withdraw the io controller from a cgroup.
             if self.limits:
                 hierarchy.enable_throttling(folder)
         except UnsupportedByNode as error:
@@ -119,17 +129,23 @@ class ThrottleGroup:
                 yield str(error)
 
     def _start_counting(self, hierarchy: CgroupHierarchy, folders: list[Path]) -> None:
-        """Note what was read before the limit; of a cgroup that came later everything counts."""
+        """Store the counters of new cgroups, so that reads before the limit are not charged.
+
+        Of a cgroup that appeared later all reads are charged: it started under the limit.
+        """
         if not self.is_metered:
             return
-        later = bool(self.counts)
+        has_started = bool(self.counts)
         for cgroup in (cgroup for folder in folders for cgroup in limited_cgroups(hierarchy, folder)):
-            self.counts.setdefault(
-                cgroup, ReadCount() if later else hierarchy.read_count(cgroup, self.device)
-            )
+            count = ReadCount() if has_started else hierarchy.read_count(cgroup, self.device)
+            self.counts.setdefault(cgroup, count)
 
     def charge_reads(self, hierarchy: CgroupHierarchy, now: float, idle: bool) -> bool:
-        """Charge what was read since the last look to the burst; whether the rate changed. `idle`: the device says that nothing was."""
+        """Charge the reads since the last call to the burst; return whether the rate changed.
+
+        `idle` is whether the device's own counters have not changed, so that those of cgroups need not be
+        read.
+        """
         if idle and self.burst.is_at_rest(self.limits):
             self.counted_at = now
             return False
@@ -148,11 +164,14 @@ class ThrottleGroup:
                 del self.counts[cgroup]
                 continue
             self.counts[cgroup] = now
-            # Less than before: another cgroup of that name.
+            # Less than before: the cgroup was removed and another of that name created.
             used += now - before if now.ios >= before.ios else now
         return used
 
 
 def limited_cgroups(hierarchy: CgroupHierarchy, pod: Path) -> list[Path]:
-    """The cgroups of a pod that need a limit of their own."""
+    """Return the cgroups of a pod that need a limit of their own.
+
+    On a flat hierarchy a limit does not include child cgroups.
+    """
     return list(walk_folders(pod)) if hierarchy.is_flat else [pod]

@@ -1,4 +1,4 @@
-"""The thread that keeps limits in force: it hears of new cgroups and charges bursts; it sleeps while there is neither."""
+"""The thread that enforces limits: it reacts to new cgroups, charges bursts, and sleeps otherwise."""
 
 from __future__ import annotations
 
@@ -16,16 +16,19 @@ from node_plugin.throttle.watching import CgroupWatcher
 
 log = logging.getLogger("datacache.throttle")
 
+# Seconds between two readings of the counters (with and without I/O), and two records of a burst.
 _BUSY_INTERVAL, _IDLE_INTERVAL, _SAVE_INTERVAL = 0.25, 0.5, 1.0
-# systemd may withdraw the controller io from a cgroup between two writes of ours, and no event tells when it is done.
+# Seconds; systemd may withdraw the io controller from a cgroup between two of our writes, and no event
+# follows.
 _MIN_BACKOFF, _MAX_BACKOFF = 0.1, 10.0
+# Returns (reads, bytes) for each of the given devices.
 ReadCounters = Callable[[Collection[str]], Mapping[str, tuple[int, int]]]
 
 
 class LimitEnforcer:
-    """Keeps the limits of `groups` on `hierarchy`; whoever touches either holds `guard`.
+    """Enforcer of the limits of `groups` on `hierarchy`; access to both requires `lock`.
 
-    `reads` gives (reads, bytes) of devices, `now` seconds since boot; `save` is called with a group that a later life should know as it is now.
+    `now` returns seconds since boot. `save` is called with a group whose record is out of date.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class LimitEnforcer:
         self._thread.start()
 
     def apply(self, group: ThrottleGroup) -> None:
-        """Put the group's limit in force where its pod's cgroup is there; from now on the thread does so whenever a cgroup appears."""
+        """Set the group's limit if its pod's cgroup exists; the thread does so for later cgroups."""
         if not self._pods.find(group.pod):
             self._pods.rescan()
         self._apply_group(group)
@@ -62,10 +65,8 @@ class LimitEnforcer:
         if folders:
             group.apply(self.hierarchy, folders)
         elif group.limits:
-            group.problem, group.waits_for_cgroup = (
-                f"the pod's cgroup is not there below {self.hierarchy.root}",
-                True,
-            )
+            group.problem = f"the pod has no cgroup below {self.hierarchy.root} yet"
+            group.waits_for_cgroup = True
 
     def _run(self) -> None:
         pause: float | None = None
@@ -75,7 +76,7 @@ class LimitEnforcer:
                 try:
                     pause = self._process_events(events)
                 except Exception:
-                    log.exception("keeping limits failed; it is tried again")
+                    log.exception("enforcing limits failed, retrying later")
                     pause = _MAX_BACKOFF
 
     def _process_events(self, events: list[FileEvent]) -> float | None:
@@ -88,7 +89,7 @@ class LimitEnforcer:
         return _min_known(self._charge_bursts(), self._backoff.seconds_until_due(bool(self._failing_pods())))
 
     def _failing_pods(self) -> set[str]:
-        """The pods whose limits are not in force, or whose new containers nobody would tell of."""
+        """Return the pods whose limits are not in force, or whose cgroups cannot be watched."""
         failing = {group.pod for group in self._groups if group.limits and group.problem}
         return (failing | self._unwatched) & self._watched_pods
 
@@ -97,39 +98,38 @@ class LimitEnforcer:
         for pod in self._watched_pods - limited_pods:
             self._watch.unwatch_pod(pod)
             self._unwatched.discard(pod)
-        new, self._watched_pods = limited_pods - self._watched_pods, limited_pods
-        if new:
+        new_pods = limited_pods - self._watched_pods
+        self._watched_pods = limited_pods
+        if new_pods:
             self._backoff.reset()
-        for pod in new:
+        for pod in new_pods:
             self._enforce_pod(pod)
 
     def _enforce_pod(self, pod: str) -> None:
-        """Watch first, look then: what appears in between is seen twice, never missed."""
+        """Watch a pod's cgroups and set its limits."""
+        # Watch first: a cgroup that appears in between is handled twice, never missed.
         try:
             self._watch.watch_pod(pod)
             self._unwatched.discard(pod)
         except UnsupportedByNode as error:
             if pod not in self._unwatched:
-                log.warning(
-                    "new containers of a pod are looked for now and then only",
-                    extra={"fields": {"pod": pod, "reason": error}},
-                )
+                fields = {"pod": pod, "reason": error}
+                log.warning("pod cgroups not watched, polling", extra={"fields": fields})
             self._unwatched.add(pod)
         for group in self._groups:
             if group.pod == pod and group.limits:
                 was_failing = bool(group.problem)
                 self._apply_group(group)
                 if was_failing and not group.problem:
-                    log.info(
-                        "limit in force",
-                        extra={"fields": {"pod": pod, "device": group.device, "limit": group.current_rate}},
-                    )
+                    fields = {"pod": pod, "device": group.device, "limit": group.current_rate}
+                    log.info("limit in force", extra={"fields": fields})
 
     def _charge_bursts(self) -> float | None:
-        """Charge the bursts; seconds until it has to be done again, None for never."""
+        """Charge all bursts; return the seconds until the next time, None for never."""
         bursting = [group for group in self._groups if group.is_metered and group.pod]
         if not bursting:
             return None
+        # The counters of all devices are one file; those of each cgroup are a file of its own.
         counters = self._read_counters({group.device for group in bursting})
         now = self._now()
         busy = False
@@ -150,13 +150,14 @@ class LimitEnforcer:
             self._save(group)
 
     def charge(self, group: ThrottleGroup) -> None:
-        """Charge all that the group has read to its burst, when it ends."""
+        """Charge all reads of a group to its burst, before it ends."""
         now = self._now()
+        # Twice, since the meter charges each slice when the next one is known.
         for idle in (False, True):
             group.charge_reads(self.hierarchy, now, idle)
 
     def close(self) -> None:
-        """End the thread, if it runs; limits stay in force."""
+        """End the thread; limits stay in force."""
         if self._closing:
             return
         self._closing = True
@@ -166,33 +167,35 @@ class LimitEnforcer:
 
 
 class _Backoff:
-    """When to try again what failed: soon at first, then less and less often."""
+    """Exponential backoff for pods whose limits are not in force."""
 
     def __init__(self) -> None:
         self._pause = _MIN_BACKOFF
-        self._at: float | None = None
+        self._due_at: float | None = None
 
     def reset(self) -> None:
-        """Something has changed: start over."""
+        """Start over with the shortest pause, because something has changed."""
         self._pause = _MIN_BACKOFF
-        if self._at is not None:
-            self._at = min(self._at, time.monotonic() + self._pause)
+        if self._due_at is not None:
+            self._due_at = min(self._due_at, time.monotonic() + self._pause)
 
     def is_due(self) -> bool:
-        """Whether it is time to try; if so, the next time is further off."""
-        if self._at is None or time.monotonic() < self._at:
+        """Return whether it is time to retry; if so, double the pause."""
+        if self._due_at is None or time.monotonic() < self._due_at:
             return False
-        self._at, self._pause = None, min(2 * self._pause, _MAX_BACKOFF)
+        self._due_at = None
+        self._pause = min(2 * self._pause, _MAX_BACKOFF)
         return True
 
     def seconds_until_due(self, needed: bool) -> float | None:
-        """Seconds until it is time; None where nothing `needed` it."""
+        """Return the seconds until the next retry, None if none is `needed`."""
         if not needed:
-            self._at, self._pause = None, _MIN_BACKOFF
+            self._due_at = None
+            self._pause = _MIN_BACKOFF
             return None
-        if self._at is None:
-            self._at = time.monotonic() + self._pause
-        return max(0.0, self._at - time.monotonic())
+        if self._due_at is None:
+            self._due_at = time.monotonic() + self._pause
+        return max(0.0, self._due_at - time.monotonic())
 
 
 def _min_known(*pauses: float | None) -> float | None:

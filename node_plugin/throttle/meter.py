@@ -1,4 +1,4 @@
-"""How much I/O was above the sustained limit, from counters that are looked at only now and then. Pure."""
+"""Metering of I/O above the sustained limit, from counters that are read periodically. Pure."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from csi.performance.limits import IO_SIZE, Rate
 
 @dataclass(frozen=True)
 class BurstMeter:
-    """`total` I/Os above the sustained limit so far, without the last slice of time: `used` in `seconds`.
+    """Meter of I/Os above the sustained limit.
 
-    `previous_speed` is the speed (I/Os a second) of the slice before that.
+    `total` is without the last slice of time, in which `used` was read in `seconds`; `previous_speed` is the
+    speed (I/Os per second) of the slice before that.
 
-    A slice in which reading began or ended was idle for a part of it, and what the limit would have let through in that part
-    must not make up for a burst in the other. How large the parts are, the speed of its busy neighbour tells: so
-    each slice is charged when the next one is known.
+    A slice in which reading began or ended was partly idle, and the I/O that the limit would have allowed in
+    the idle part must not offset a burst in the other. The size of the parts is estimated from the speed of
+    the busy neighbour, so each slice is charged when the next one is known.
     """
 
     total: float = 0.0
@@ -25,14 +26,20 @@ class BurstMeter:
     previous_speed: float = 0.0
 
     def add_slice(self, sustained: Rate, used: ReadCount, seconds: float) -> BurstMeter:
-        """The meter when another slice has passed."""
+        """Return the meter after another slice."""
         charged = self._excess_of_last_slice(sustained, _ios_per_second(used, seconds))
         return BurstMeter(self.total + charged, used, seconds, _ios_per_second(self.used, self.seconds))
 
     def _excess_of_last_slice(self, sustained: Rate, after: float) -> float:
         speed = _ios_per_second(self.used, self.seconds)
-        began, ended = not self.previous_speed, not after
-        neighbour_speed = after if began else self.previous_speed if ended else 0.0
+        began = not self.previous_speed
+        ended = not after
+        neighbour_speed = 0.0
+        if began:
+            neighbour_speed = after
+        elif ended:
+            neighbour_speed = self.previous_speed
+        # The busy part of the slice, assuming the speed of its neighbour.
         active = self.seconds * min(1.0, speed / neighbour_speed) if neighbour_speed else self.seconds
         return max(0.0, excess_ios(sustained, self.used, active))
 
@@ -43,7 +50,10 @@ class BurstMeter:
 
 
 def excess_ios(sustained: Rate, used: ReadCount, seconds: float) -> float:
-    """I/Os by which `used` is above (below 0: under) the sustained limit; bytes count as I/Os of 16 KiB, as ESSD counts them."""
+    """Return the I/Os of `used` above the sustained limit, negative if below.
+
+    Bytes count as I/Os of 16 KiB, as ESSD counts them.
+    """
     excesses = [] if sustained.iops is None else [used.ios - sustained.iops * seconds]
     if sustained.bytes_per_second is not None:
         excesses.append((used.bytes - sustained.bytes_per_second * seconds) / IO_SIZE)

@@ -1,7 +1,8 @@
-"""What a node remembers of its throttles between two lives of the plugin: one small file for each (pod, device).
+"""Records of throttles, for a restarted plugin: one small file for each (pod, device).
 
-The kernel holds the limits themselves; a record says whose they are, so that none is left behind, and what is left of a
-burst credit. Cgroups do not outlive a reboot, so records need to be whole but not to survive a power cut.
+The kernel holds the limits themselves. A record says which volumes they are for, so that none is left behind,
+and the remaining burst credit. Cgroups do not survive a reboot, so records must be written atomically, but
+not durably.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class RecordedMember:
-    """A volume's claim on the device, made by its publishing at a target."""
+    """A volume published at one target, with its limits."""
 
     volume: str
     limits: Limits
@@ -32,9 +33,10 @@ class RecordedMember:
 
 @dataclass(frozen=True)
 class GroupRecord:
-    """The claims (by target path) of the pod `pod` (its uid) on `device` ("major:minor") and the state of their burst.
+    """The members (by target path) of the pod `pod` (its uid) on `device` ("major:minor"), and their burst.
 
-    `counts` are what each cgroup (by its path below the hierarchy's root) had read at the time `counted_at` (seconds since the boot `boot`).
+    `counts` are the reads of each cgroup (by path below the hierarchy's root) at the time `counted_at`, in
+    seconds since the boot with the id `boot`.
     """
 
     pod: str
@@ -47,31 +49,32 @@ class GroupRecord:
 
     @property
     def limits(self) -> Limits:
-        """The sum of the claims, of which there is at least one."""
-        return sum_limits(*(claim.limits for claim in self.members.values()))
+        """The sum of the members' limits; there must be at least one member."""
+        return sum_limits(*(member.limits for member in self.members.values()))
 
 
 class GroupRecords:
-    """The records in `folder`, one file a group."""
+    """The records in `folder`, one file per group."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder = folder
 
     def get(self, pod: str, device: str) -> GroupRecord | None:
-        """The record of a group; None where there is none, or only a damaged one."""
+        """Return the record of a group; None if there is none, or a damaged one."""
         return _read_or_none(self._path(pod, device))
 
     def put(self, record: GroupRecord) -> None:
-        """Write the record; one without claims is removed."""
+        """Write the record; one without members is removed."""
         path = self._path(record.pod, record.device)
         if record.members:
+            # Not synced: cgroups and their limits end with the boot.
             durable_files.replace_text_unsynced(path, json.dumps(_encode_record(record)))
         else:
             path.unlink(missing_ok=True)
 
     def all(self) -> Iterator[GroupRecord]:
-        """Every readable record; what is none is removed on the way."""
+        """Yield every readable record, removing all other files."""
         for path in sorted(self._folder.iterdir()):
             record = _read_or_none(path) if path.suffix == ".json" else None
             if record:
@@ -85,7 +88,7 @@ class GroupRecords:
 
 
 def read_records(folder: Path) -> list[GroupRecord]:
-    """The readable records in `folder`, by name; the folder is only read, whoever owns it."""
+    """Return the readable records in `folder`, by name, without changing the folder."""
     return [record for path in sorted(folder.glob("*.json")) if (record := _read_or_none(path))]
 
 
@@ -96,10 +99,11 @@ def _read_or_none(path: Path) -> GroupRecord | None:
 
 
 def _encode_record(record: GroupRecord) -> dict[str, Any]:
-    burst, meter = record.burst, record.burst.meter
-    claims = {
-        target: {"volume": claim.volume, "limits": claim.limits.to_json()}
-        for target, claim in record.members.items()
+    burst = record.burst
+    meter = burst.meter
+    members = {
+        target: {"volume": member.volume, "limits": member.limits.to_json()}
+        for target, member in record.members.items()
     }
     used = {
         "total": meter.total,
@@ -107,11 +111,12 @@ def _encode_record(record: GroupRecord) -> dict[str, Any]:
         "seconds": meter.seconds,
         "before": meter.previous_speed,
     }
+    # Some keys are former names of the fields; they stay, since earlier versions have written them.
     return {
         "format": _FORMAT,
         "pod": record.pod,
         "device": record.device,
-        "claims": claims,
+        "claims": members,
         "burst": {"credit": burst.credit, "open": burst.is_open, "meter": used},
         "counts": {path: _encode_count(count) for path, count in record.counts.items()},
         "at": record.counted_at,
@@ -130,8 +135,8 @@ def _decode_record(stored: dict[str, Any]) -> GroupRecord:
         pod=str(stored["pod"]),
         device=str(stored["device"]),
         members={
-            target: RecordedMember(claim["volume"], Limits.from_json(claim["limits"]))
-            for target, claim in stored["claims"].items()
+            target: RecordedMember(member["volume"], Limits.from_json(member["limits"]))
+            for target, member in stored["claims"].items()
         },
         burst=_decode_burst(stored["burst"]),
         counts={str(path): _decode_count(count) for path, count in stored["counts"].items()},
@@ -140,15 +145,15 @@ def _decode_record(stored: dict[str, Any]) -> GroupRecord:
     )
 
 
-def _decode_count(kept: dict[str, Any]) -> ReadCount:
-    return ReadCount(ios=int(kept["ios"]), bytes=int(kept["bytes"]))
+def _decode_count(encoded: dict[str, Any]) -> ReadCount:
+    return ReadCount(ios=int(encoded["ios"]), bytes=int(encoded["bytes"]))
 
 
-def _decode_burst(kept: dict[str, Any]) -> BurstState:
-    meter = kept["meter"]
+def _decode_burst(encoded: dict[str, Any]) -> BurstState:
+    meter = encoded["meter"]
     return BurstState(
-        credit=None if kept["credit"] is None else float(kept["credit"]),
-        is_open=bool(kept["open"]),
+        credit=None if encoded["credit"] is None else float(encoded["credit"]),
+        is_open=bool(encoded["open"]),
         meter=BurstMeter(
             total=float(meter["total"]),
             used=_decode_count(meter["used"]),

@@ -1,4 +1,4 @@
-"""Limits on what pods read from volumes: from before a pod's containers start until the volume is taken away."""
+"""I/O limits on what pods read from volumes, from before their containers start until unpublish."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from node_plugin.throttle.records import GroupRecord, GroupRecords
 log = logging.getLogger("datacache.throttle")
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-NO_POD = "no pod is known for the path: neither does it hold pods/<uid>/volumes, nor does the context name csi.storage.k8s.io/pod.uid"
+NO_POD = (
+    "no pod is known for the path: it does not contain pods/<uid>/volumes, "
+    "and the volume context has no csi.storage.k8s.io/pod.uid; set podInfoOnMount in the CSIDriver"
+)
 
 
 @dataclass(frozen=True)
 class LimitRequest:
-    """The volume `volume` at the path `target`, in the pod `pod` (its uid, "" where none is known), read from `device` ("major:minor").
+    """Limits for the volume `volume` at the path `target`, read from `device` ("major:minor").
 
-    `limits` are None for none; at a start of the plugin, `keep_recorded` limits are those that its former life held.
+    `pod` is the pod's uid, "" if unknown; `limits` are None for none. When the plugin starts, `keep_recorded`
+    means the limits that an earlier process recorded.
     """
 
     volume: str
@@ -41,10 +45,11 @@ class LimitRequest:
 
 @dataclass(frozen=True)
 class AppliedLimit:
-    """What holds for a volume at a path of the pod `pod` (its uid), read from `device`.
+    """The limit in force for a volume in the pod `pod` (its uid), read from `device`.
 
-    `limits` are its own; `rate`, `group_limits` and `burst` those of its pod on that device; `problem` is why none is in
-    force, "" where one is; `per_container` whether each container of the pod holds the limit by itself.
+    `limits` are the volume's own; `rate`, `group_limits` and `burst` are those of its pod on that device.
+    `problem` is why no limit is in force, "" if one is. `per_container` is whether each container has the
+    limit for itself.
     """
 
     volume: str
@@ -59,14 +64,15 @@ class AppliedLimit:
 
 
 def seconds_since_boot() -> float:
-    """Seconds since boot, suspended time included."""
+    """Return the seconds since boot, including time in suspend."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Throttle:
     """The limits of this node's volumes. Thread-safe.
 
-    `hierarchy` is what can throttle, or the error that says why nothing can; `required` refuses volumes whose limits cannot be held.
+    `hierarchy` is the cgroup hierarchy, or the error why none can throttle. `required` refuses volumes whose
+    limits cannot be enforced.
     """
 
     def __init__(
@@ -77,8 +83,10 @@ class Throttle:
         read_counters: ReadCounters = reads_by_device,
         now: Callable[[], float] = seconds_since_boot,
     ) -> None:
-        self._records, self._required, self._now = records, required, now
+        self._records, self._required = records, required
+        self._now = now
         self._boot = _BOOT_ID.read_text().strip()
+        # Reentrant: `apply` calls `release`, and the enforcer, which takes it too, calls back `_save_group`.
         self._lock = threading.RLock()
         self._groups: dict[tuple[str, str], ThrottleGroup] = {}
         self._group_by_target: dict[str, ThrottleGroup] = {}
@@ -93,12 +101,15 @@ class Throttle:
             except UnsupportedByNode as error:
                 self._unsupported_reason = str(error)
         if self._unsupported_reason:
-            log.warning("no limits on this node", extra={"fields": {"reason": self._unsupported_reason}})
+            log.warning(
+                "I/O limits not supported by this node",
+                extra={"fields": {"reason": self._unsupported_reason}},
+            )
 
     def apply(self, request: LimitRequest) -> None:
-        """Put the limits of a volume in force where it is shown; what is held there already is renewed.
+        """Enforce or renew the limits of a volume at a target.
 
-        Raises UnsupportedByNode, holding nothing, where limits are required and known to be impossible.
+        Raises UnsupportedByNode, and enforces nothing, if limits are required and cannot be enforced.
         """
         with self._lock:
             group, joined = self._join_group(request)
@@ -110,23 +121,23 @@ class Throttle:
                 raise
 
     def resume(self, requests: Iterable[LimitRequest]) -> None:
-        """Hold all that is shown at a start of the plugin; limits of pods that show no volume any more go."""
+        """Enforce the limits of all published volumes at the plugin's start, and clear stale ones."""
         with self._lock:
-            # Only when all its volumes are there is the sum of a pod what it was.
+            # Only after all its volumes have joined does the sum of a pod equal the recorded one.
             for group in {id(group): group for group, _ in map(self._join_group, requests)}.values():
                 self._update_group(group)
             self._clear_stale_limits()
 
     def _join_group(self, request: LimitRequest) -> tuple[ThrottleGroup, Limits | None]:
-        """The group that the volume belongs to, and its limits where it is new there."""
-        # Pods that nobody knows have nothing in common.
+        """Add a volume to its group; return the group, and the limits if the volume is new there."""
+        # Without a pod there is no cgroup to share: each such target is a group of its own.
         key = (request.pod, request.device) if request.pod else ("", request.target)
         if self._group_by_target.get(request.target) not in (None, self._groups.get(key)):
             self.release(request.target)
         group = self._groups.get(key)
-        recorded = (
-            self._records.get(*key) if request.pod and (group is None or request.keep_recorded) else None
-        )
+        recorded = None
+        if request.pod and (group is None or request.keep_recorded):
+            recorded = self._records.get(*key)
         group = group or self._create_group(key, request, recorded)
         limits = request.limits
         if request.keep_recorded and recorded and request.target in recorded.members:
@@ -152,39 +163,30 @@ class Throttle:
             fields = {
                 "pod": group.pod,
                 "device": group.device,
-                "volumes": sorted(claim.volume for claim in group.members.values()),
-            }
-            limit_fields = {
+                "volumes": sorted(member.volume for member in group.members.values()),
                 "limits": group.limits or "none",
                 "notes": "; ".join(group.limits.notes) if group.limits else "",
+                "in_force": not group.problem,
+                "reason": group.problem,
             }
-            log.info(
-                "limits",
-                extra={
-                    "fields": {
-                        **fields,
-                        **limit_fields,
-                        "in force": not group.problem,
-                        "reason": group.problem,
-                    }
-                },
-            )
+            log.info("I/O limits changed", extra={"fields": fields})
 
     def _record_and_enforce(self, group: ThrottleGroup) -> None:
-        """The record first: what a killed plugin leaves in the kernel must be known to the next."""
+        """Record the group and set its limit."""
         if self._enforcer is None or not group.pod:
             group.problem = self._unsupported_reason or NO_POD
             return
+        # Before the kernel has it: after a kill, the next process must know every limit that is left in the
+        # kernel.
         if group.limits:
             self._save_group(group)
         self._enforcer.apply(group)
-        if (
-            group.is_metered or not group.limits
-        ):  # what was read before the limit is known now, or there is nothing to remember
+        # Again with the counters that `apply` has read; and a group without limits loses its record only now.
+        if group.is_metered or not group.limits:
             self._save_group(group)
 
     def _save_group(self, group: ThrottleGroup) -> None:
-        """Record the group; a store that takes no file must not keep a limit from being in force."""
+        """Record the group; a failing store must not keep a limit from being enforced."""
         if self._enforcer is None or not group.pod:
             return
         group.saved_at = self._now()
@@ -192,10 +194,8 @@ class Throttle:
             self._records.put(group.to_record(self._enforcer.hierarchy.root, self._boot))
         except OSError as error:
             if not self._has_unsaved:
-                log.error(
-                    "limits cannot be recorded; burst credits begin anew when the plugin restarts",
-                    extra={"fields": {"reason": error.strerror}},
-                )
+                # Until then a restart of the plugin gives full burst credits.
+                log.error("I/O limits not recorded", extra={"fields": {"reason": error.strerror}})
             self._has_unsaved = True
         else:
             self._has_unsaved = False
@@ -204,10 +204,10 @@ class Throttle:
         problem = _describe_problem(group)
         if self._required and limits and problem and not group.waits_for_cgroup:
             advice = "remove its performance keys, or --require-throttle from the node plugin"
-            raise UnsupportedByNode(f"the volume's limits cannot be held: {problem}; {advice}")
+            raise UnsupportedByNode(f"the volume's limits cannot be enforced: {problem}; {advice}")
 
     def release(self, *targets: str) -> None:
-        """Take the limits of what was shown at `targets` out of force; one that holds nothing is no error."""
+        """Remove the limits of the volumes at `targets`; a target without limits is no error."""
         with self._lock:
             for target in targets:
                 group = self._group_by_target.pop(target, None)
@@ -232,25 +232,25 @@ class Throttle:
             log.info("burst I/O metered", extra={"fields": fields})
 
     def change_limits(self, volume: str, limits: Limits | None) -> None:
-        """Put other limits of a volume in force, wherever it is shown."""
+        """Change the limits of a volume in all pods that it is published to."""
         with self._lock:
             for group in list(self._groups.values()):
-                claims = [claim for claim in group.members.values() if claim.volume == volume]
-                for claim in claims:
-                    claim.limits = limits
-                if claims:
+                members = [member for member in group.members.values() if member.volume == volume]
+                for member in members:
+                    member.limits = limits
+                if members:
                     self._update_group(group)
 
     def get_applied(self, target: str) -> AppliedLimit | None:
-        """What holds for the volume at `target`, None for one without limits."""
+        """Return the limit in force for the volume at `target`, None for one without limits."""
         with self._lock:
             group = self._group_by_target.get(target)
             return _applied_limit(group, group.members[target], self._enforcer) if group else None
 
     def list_applied(self) -> list[AppliedLimit]:
-        """What holds for every volume with limits at every path."""
+        """Return the limits in force for every volume with limits, at every target."""
         with self._lock:
-            return [held for target in self._group_by_target if (held := self.get_applied(target))]
+            return [applied for target in self._group_by_target if (applied := self.get_applied(target))]
 
     def _clear_stale_limits(self) -> None:
         for record in list(self._records.all()):
@@ -258,13 +258,14 @@ class Throttle:
                 self._clear_limit(record)
 
     def _clear_limit(self, record: GroupRecord) -> None:
-        """Take a limit out of force that a killed plugin left."""
+        """Remove a limit that an earlier process of the plugin left."""
+        # After a reboot the kernel has no limits left.
         if self._enforcer and record.boot == self._boot:
             self._enforcer.apply(ThrottleGroup(record.pod, record.device))
         self._records.put(GroupRecord(record.pod, record.device))
 
     def close(self) -> None:
-        """Stop keeping; limits stay in force."""
+        """Stop enforcing; limits stay in force in the kernel."""
         if self._enforcer:
             self._enforcer.close()
 
@@ -291,5 +292,8 @@ def _applied_limit(
 
 def _describe_problem(group: ThrottleGroup) -> str:
     if not group.problem and group.limits is None:
-        return "the pod shows another volume without limits from the same device; it gets one of its own when it is staged anew"
+        return (
+            "the pod has another volume without limits on the same device; "
+            "that volume gets a device of its own when it is staged again"
+        )
     return group.problem

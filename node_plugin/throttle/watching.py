@@ -1,4 +1,4 @@
-"""Which cgroup folders are watched, and for whom: so that a limit is there as soon as a container is."""
+"""Watches on cgroup folders, so that a limit is set as soon as a container's cgroup appears."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csi.linux.inotify import FileEvent, FileEventKind, FolderWatcher
 
 
 class CgroupWatcher:
-    """Tells which pods a file event is about. Used by one thread."""
+    """Watcher that maps file events to pods. Used by one thread."""
 
     def __init__(self, hierarchy: CgroupHierarchy, pods: PodCgroups, events: FolderWatcher) -> None:
         self._hierarchy, self._pods, self._events = hierarchy, pods, events
@@ -23,9 +23,10 @@ class CgroupWatcher:
         """The pods whose cgroup has not appeared yet."""
 
     def watch_pod(self, uid: str) -> None:
-        """Watch the pod's cgroups, or the folders where they may appear. Looking at them after this misses nothing.
+        """Watch the pod's cgroups, or the folders where they may appear.
 
-        Raises UnsupportedByNode where the machine has no watch left for it.
+        A caller who reads them after this misses no cgroup. Raises UnsupportedByNode if inotify's limit of
+        watches is reached.
         """
         self.pods_without_cgroup.add(uid)
         self._watch_parents(self._pods.list_watch_folders())
@@ -35,30 +36,34 @@ class CgroupWatcher:
             folders = self._pods.find(uid)
         for folder in folders:
             self.pods_without_cgroup.discard(uid)
-            for place in walk_folders(folder) if self._hierarchy.is_flat else [folder]:
-                if place not in self._pod_of and self._events.watch(place):
-                    self._pod_of[place] = uid
+            for cgroup in walk_folders(folder) if self._hierarchy.is_flat else [folder]:
+                if cgroup not in self._pod_of and self._events.watch(cgroup):
+                    self._pod_of[cgroup] = uid
 
     def _rescan(self) -> None:
-        """Learn kubelet's folders, and look again once they are watched: one may have been made meanwhile."""
+        """Find kubelet's folders and watch them."""
         self._pods.rescan()
+        # Again after each new watch: a folder may have been created in between.
         while self._watch_parents(self._pods.list_watch_folders()):
             self._pods.rescan()
 
     def _watch_parents(self, folders: Iterable[Path]) -> bool:
-        """Watch those that are not; whether there were any. Each is watched before the next is taken."""
-        new = False
-        for place in folders:
-            if place not in self._watched_parents and self._events.watch(place):
-                self._watched_parents.add(place)
-                new = True
-        return new
+        """Watch the folders that are not watched yet; return whether there were any.
+
+        Each is watched before the next is taken, so that `walk_folders` sees children created in between.
+        """
+        has_new = False
+        for folder in folders:
+            if folder not in self._watched_parents and self._events.watch(folder):
+                self._watched_parents.add(folder)
+                has_new = True
+        return has_new
 
     def unwatch_pod(self, uid: str) -> None:
-        """Watch the pod no more."""
+        """Remove the pod's watches."""
         self.pods_without_cgroup.discard(uid)
-        for place in [place for place, pod in self._pod_of.items() if pod == uid]:
-            self._unwatch_folder(place)
+        for folder in [folder for folder, pod in self._pod_of.items() if pod == uid]:
+            self._unwatch_folder(folder)
 
     def _unwatch_folder(self, folder: Path) -> None:
         self._events.unwatch(folder)
@@ -66,16 +71,19 @@ class CgroupWatcher:
         self._watched_parents.discard(folder)
 
     def _unwatch_all(self) -> None:
-        """A folder may have gone and come again unheard, and then nothing more is heard of it."""
-        for place in [*self._pod_of, *self._watched_parents]:
-            self._unwatch_folder(place)
+        """Remove all watches after lost events.
+
+        A folder may have been removed and created again, and its old watch reports nothing any more.
+        """
+        for folder in [*self._pod_of, *self._watched_parents]:
+            self._unwatch_folder(folder)
 
     def affected_pods(self, events: list[FileEvent], watched_pods: set[str]) -> set[str]:
-        """The pods among `watched_pods` to look at because of these events."""
-        found: set[str] = set()
+        """Return those of `watched_pods` whose limits must be set again because of these events."""
+        affected: set[str] = set()
         for event in events:
-            found |= self._pods_affected_by(event, watched_pods)
-        return found & watched_pods
+            affected |= self._pods_affected_by(event, watched_pods)
+        return affected & watched_pods
 
     def _pods_affected_by(self, event: FileEvent, watched_pods: set[str]) -> set[str]:
         if event.kind is FileEventKind.OVERFLOW:
@@ -87,14 +95,18 @@ class CgroupWatcher:
             return {pod_removed} if pod_removed else set()
         pod = self._pod_of.get(event.folder)
         if event.kind is FileEventKind.WRITTEN:
-            return ({pod} if pod else watched_pods) if event.name in self._hierarchy.limit_files else set()
+            # Someone else, such as systemd, has written a limit.
+            if event.name not in self._hierarchy.limit_files:
+                return set()
+            return {pod} if pod else watched_pods
         if pod:
             return {pod}
         return self._on_new_folder(event)
 
     def _on_new_folder(self, event: FileEvent) -> set[str]:
-        """Something new among or above kubelet's folders: the pods that are missing may be there now, or below it soon."""
+        """Return the pods that may have a cgroup now, after a new folder among or above kubelet's."""
         if self.pods_without_cgroup and not is_pod_folder(event.name):
-            with suppress(UnsupportedByNode):  # whoever is missing is followed now, and told so then
+            # The pods without a cgroup are watched next, which raises the error again.
+            with suppress(UnsupportedByNode):
                 self._watch_parents(walk_folders(event.path))
         return set(self.pods_without_cgroup)

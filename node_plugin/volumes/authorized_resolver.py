@@ -1,4 +1,4 @@
-"""What a volume holds, once its own credential has read from the origin."""
+"""Resolving for volumes, each with its own credential, into the manifests of the node's store."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from csi.worker.protocol import Resolution
 
 
 class AuthorizedResolver:
-    """Resolves for the volumes of one node; manifests go into `store`."""
+    """Resolver for the volumes of one node; manifests are stored in `store`."""
 
     def __init__(self, store: Store, resolver: Resolver) -> None:
         self._store, self._resolver = store, resolver
@@ -31,38 +31,42 @@ class AuthorizedResolver:
         deadline: Deadline,
         force_refresh: bool = False,
     ) -> Resolution:
-        """What `spec` holds, read from the origin with `secrets`, `force_refresh` where it can move; its manifest is in the store then.
+        """Resolve `spec` with `secrets`; the store then has the manifest.
 
-        Raises SourceChanged where a `digest` is given and the manifest has another, and as `Resolver.resolve`.
+        `force_refresh` is that of `Resolver.resolve`. Raises SourceChanged if `digest` is given and the
+        manifest has another one, and as `Resolver.resolve`.
         """
 
         def matches_digest(found: str) -> bool:
             return digest in (None, found)
 
         def has_manifest(found: str) -> bool:
+            # An earlier proof of other content may be outdated: False has the origin asked.
             return matches_digest(found) and bool(
                 self._store.find_sealed(found) or self._store.find_partial(found)
             )
 
-        def adopt_manifest(found: Resolution, manifest: Path) -> None:
-            if matches_digest(found.digest):
-                self._store.adopt_manifest(found.digest, manifest, found.image_bytes)
+        def adopt_manifest(resolution: Resolution, manifest: Path) -> None:
+            if matches_digest(resolution.digest):
+                self._store.adopt_manifest(resolution.digest, manifest, resolution.image_bytes)
             else:
+                # Now, since the manifest's file is removed after this callback.
                 differences.append(self._describe_change(digest, manifest))
 
         differences: list[str] = []
-        found = self._resolver.resolve(
+        resolution = self._resolver.resolve(
             volume_id, spec, secrets.values, deadline, has_manifest, adopt_manifest, force_refresh
         )
-        if not matches_digest(found.digest):
+        if not matches_digest(resolution.digest):
             difference = next(filter(None, differences), "its manifest differs")
             raise SourceChanged(
-                f"{spec.source.display_name} is not what this volume was created from any more ({difference}); create a new volume to use what it holds now"
+                f"{spec.source.display_name} has changed since this volume was created ({difference}); "
+                "create a new volume to use its current content"
             )
-        return found
+        return resolution
 
     def _describe_change(self, digest: str | None, manifest: Path) -> str:
-        """How the manifest at a path differs from that of a volume; "" where this node does not know the latter."""
+        """Describe how a manifest differs from that of `digest`; "" if the latter is not stored."""
         with suppress(DataCacheError), manifest.open("rb") as stream:
             return describe_changes(self._store.read_manifest(digest or ""), Manifest.read(stream))
         return ""

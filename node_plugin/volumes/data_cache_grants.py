@@ -1,4 +1,8 @@
-"""DataCaches on a node: the cache's grant lets pods of its namespaces mount it, and its own credential reads, whatever the pod has."""
+"""Authorization of DataCaches on a node.
+
+A DataCache's grant lets pods of the listed namespaces mount it. Its origin is read with its own credential,
+not the pod's.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ log = logging.getLogger("datacache.store")
 
 @dataclass(frozen=True)
 class GrantedDataCache:
-    """What a DataCache holds that may be mounted, and the credential of its source."""
+    """The content of a DataCache that may be mounted, and the credential of its source."""
 
     cache: DataCache
     content: DataCacheContent
@@ -37,17 +41,20 @@ class GrantedDataCache:
 
     @property
     def content_ref(self) -> ContentRef:
-        """The content, as its own credential reads it."""
+        """The content with the credential that reads it."""
         return ContentRef(self.content.digest, dict(self.content.access), self.secrets)
 
     @property
     def capacity_bytes(self) -> int:
-        """The size of the disk that a volume of it has."""
+        """The capacity of a volume of the DataCache."""
         return self.cache.spec.capacity_gib(self.content.content_bytes) * GIB
 
 
 class DataCacheGrants:
-    """Looks up DataCaches in `caches`, for one node. `home` is the namespace that the driver's own orders are in. Thread-safe."""
+    """Authorizer of DataCaches in `registry`. Thread-safe.
+
+    `driver_namespace` is the namespace of the driver's own prewarm requests, which may use every DataCache.
+    """
 
     def __init__(
         self,
@@ -57,38 +64,43 @@ class DataCacheGrants:
         image_store: ImageStoreClient,
         resolver: AuthorizedResolver,
     ) -> None:
-        self._registry, self._driver_namespace, self._store, self._image_store, self._resolver = (
-            registry,
-            driver_namespace,
-            store,
-            image_store,
-            resolver,
-        )
+        self._registry, self._driver_namespace = registry, driver_namespace
+        self._store, self._image_store = store, image_store
+        self._resolver = resolver
 
     def authorize_pod(self, bucket: str, path: str, namespace: str) -> GrantedDataCache:
-        """The cache of a bucket and path, for a pod of `namespace`.
+        """Return the DataCache of a bucket and path for a pod of `namespace`.
 
-        Raises NotFound, PermissionDenied where it is not for that namespace, Busy while it is being resolved, FailedPrecondition where it failed.
+        Raises NotFound, PermissionDenied if the namespace is not listed, Busy while the DataCache is being
+        resolved, FailedPrecondition if that failed.
         """
         cache = find_oldest_at(self._registry.find(bucket=bucket, path=path), bucket, path)
         if cache is None:
             raise NotFound(
-                f"there is no DataCache of bucket {bucket}, path {path}; make it, or name another (kubectl get datacaches)"
+                f"there is no DataCache of bucket {bucket}, path {path}; "
+                "create it, or name another one (kubectl get datacaches)"
             )
         if not cache.spec.allows_namespace(namespace):
             raise PermissionDenied(
-                f"the DataCache of {cache.spec.display_name} is not for namespace {namespace}; have its owner list it in spec.namespaces"
+                f"the DataCache of {cache.spec.display_name} is not for namespace {namespace}; "
+                "have its owner list the namespace in spec.namespaces"
             )
         return self._grant(cache, cache.mountable_content)
 
     def authorize_prewarm(self, name: str, namespace: str) -> GrantedDataCache:
-        """The cache whose object has a name, as an order of `namespace` wants it: what is coming counts over what is there. Raises as `authorize_pod`."""
+        """Return the DataCache of that name for a prewarm request of `namespace`.
+
+        Its next content, if any, takes precedence over the current one. Raises as `authorize_pod`.
+        """
         cache = self._registry.get(name)
         if cache is None:
-            raise NotFound(f"there is no DataCache {name}; make it, or name another (kubectl get datacaches)")
+            raise NotFound(
+                f"there is no DataCache {name}; create it, or name another one (kubectl get datacaches)"
+            )
         if namespace != self._driver_namespace and not cache.spec.allows_namespace(namespace):
             raise PermissionDenied(
-                f"the DataCache {name} is not for namespace {namespace}; have its owner list it in spec.namespaces"
+                f"the DataCache {name} is not for namespace {namespace}; "
+                "have its owner list the namespace in spec.namespaces"
             )
         return self._grant(cache, cache.state.next_content or cache.state.content)
 
@@ -100,16 +112,18 @@ class DataCacheGrants:
                 f"the DataCache of {cache.spec.display_name} is {cache.state.phase}: {cache.state.message}"
             )
         raise Busy(
-            f"the DataCache of {cache.spec.display_name} is {cache.state.phase.value}; call again when it knows what it holds"
+            f"the DataCache of {cache.spec.display_name} is {cache.state.phase.value}; "
+            "call again when its source is resolved"
         )
 
     def ensure_manifest(self, key: str, granted: GrantedDataCache, deadline: Deadline) -> None:
-        """Have the manifest in the node's store: it is there, or comes from the image store, or from the origin.
+        """Ensure that the node's store has the manifest, from the image store if possible, else the origin.
 
-        `key` is the volume whose call waits. Raises FailedPrecondition that says what to do where the origin is gone or has changed
-        and no image store has it, and as `AuthorizedResolver.resolve`.
+        `key` is the volume whose call waits. Raises as `AuthorizedResolver.resolve`; if the origin is gone or
+        has changed and no image store has the manifest, the message names the remedy.
         """
         digest = granted.content.digest
+        # A partial image has its manifest already.
         if self._store.find_sealed(digest) or self._store.find_partial(digest):
             return
         store_failure = self._fetch_manifest_from_image_store(digest)
@@ -122,27 +136,35 @@ class DataCacheGrants:
             raise with_message(error, f"{error}. {_remedy(granted, store_failure)}") from error
 
     def _fetch_manifest_from_image_store(self, digest: str) -> str | None:
-        """Have the manifest from the image store; None where it is here, else why it is not, which is the origin's turn then."""
-        sought = self._image_store.find_for_fill(digest)
-        if sought.found is None:
-            return sought.why or "no image store keeps what was cached (--image-store)"
+        """Fetch the manifest from the image store; return None, or the reason why that failed."""
+        lookup = self._image_store.find_for_fill(digest)
+        if lookup.found is None:
+            return lookup.why or "there is no image store that keeps cached images (--image-store)"
         path = self._store.new_temp_path()
         try:
             self._image_store.write_manifest(digest, path)
-            self._store.adopt_manifest(digest, path, sought.found.image_bytes)
+            self._store.adopt_manifest(digest, path, lookup.found.image_bytes)
             return None
+        # The plugin is shutting down; that is no failure of the image store.
         except Busy:
             raise
         except DataCacheError as error:
-            log.info("the image store is passed over", extra={"fields": {"image": digest, "reason": error}})
+            log.info(
+                "manifest not read from the image store", extra={"fields": {"image": digest, "reason": error}}
+            )
             return str(error)
         finally:
             path.unlink(missing_ok=True)
 
     def has_trusted_bytes(self, granted: GrantedDataCache) -> bool:
-        """Whether the cache's own place is known to hold the image's bytes, so that no origin need be asked: the image store has what was
-        filled from there, for this cache or another one of the place."""
-        state, content = granted.cache.state, granted.content
+        """Return whether the DataCache's own origin is known to hold the image's bytes without verification.
+
+        That is so if the image store has the image as filled from the same origin scope, for this DataCache
+        or another one.
+        """
+        state = granted.cache.state
+        content = granted.content
+        # The operator has recorded the upload, so the image store need not be asked.
         if state.in_image_store and state.content == content:
             return True
         found = self._image_store.find_for_fill(content.digest).found
@@ -150,4 +172,7 @@ class DataCacheGrants:
 
 
 def _remedy(granted: GrantedDataCache, store_failure: str) -> str:
-    return f"This node does not have the DataCache of {granted.cache.spec.display_name}, and {store_failure}: bring the origin back, or update the DataCache"
+    return (
+        f"This node does not have the DataCache of {granted.cache.spec.display_name}, and {store_failure}; "
+        "restore the origin, or update the DataCache"
+    )

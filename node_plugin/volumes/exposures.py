@@ -1,7 +1,7 @@
-"""Where volumes are shown on this node: staging markers, bind mounts, and the limits that hold behind them.
+"""The paths of volumes on this node: staging markers, bind mounts, and the limits of their pods.
 
-A record is written before its mount, and removed after it: a plugin that is killed in between leaves a record that the
-next start drops, never a mount that belongs to nobody.
+A record is written before its mount and removed after it: a plugin that is killed in between leaves a record
+without a mount, which the next start removes, and never a mount without a record.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PathKind = Literal["staging", "target"]
 
 
 class VolumeExposures:
-    """The paths that show volumes. The caller serializes calls for one volume."""
+    """The paths at which volumes are staged and published. The caller serializes calls for one volume."""
 
     def __init__(
         self,
@@ -54,16 +54,21 @@ class VolumeExposures:
         self._throttle, self._performance = throttle, performance
 
     def is_exposed(self, request: MountRequest, kind: PathKind) -> bool:
-        """Return whether `request` is fulfilled already; raises AlreadyExists if its path shows the volume differently."""
+        """Return whether the volume is at the request's path already.
+
+        Raises AlreadyExists if it is there with another access mode, other flags or another context.
+        """
         volume = self.records.get(request.volume_id)
-        paths = {} if volume is None else volume.staging_paths if kind == "staging" else volume.target_paths
+        if volume is None:
+            return False
+        paths = volume.staging_paths if kind == "staging" else volume.target_paths
         exposure = paths.get(str(request.path))
-        if volume is None or exposure is None or not self.is_mounted(str(request.path)):
+        if exposure is None or not self.is_mounted(str(request.path)):
             return False
         if exposure != request.exposure or volume.context != request.volume_context:
             raise AlreadyExists(
                 f"volume {request.volume_id} is at {request.path} already with other arguments; "
-                "take it away there first"
+                "unpublish or unstage it there first"
             )
         return True
 
@@ -74,17 +79,20 @@ class VolumeExposures:
     @contextmanager
     def keep_image(self, digest: str) -> Iterator[None]:
         """Keep the image and its mount for the block; raises Busy if it has just been evicted."""
-        with ExitStack() as held:
-            held.enter_context(self.images.keep_mounted(digest))
+        with ExitStack() as exit_stack:
+            exit_stack.enter_context(self.images.keep_mounted(digest))
             try:
-                held.enter_context(self._store.prevent_eviction(digest))
+                exit_stack.enter_context(self._store.prevent_eviction(digest))
             except NotFound as error:
-                message = f"the image {digest[:12]} was evicted meanwhile; call again to fill it anew"
+                message = f"the image {digest[:12]} was evicted meanwhile; call again to fill it"
                 raise Busy(message) from error
             yield
 
     def expose(self, request: MountRequest, new: NodeVolume, kind: PathKind) -> NodeVolume:
-        """Mount the image of `new`, or of the volume as it is known already, and show it at the request's path."""
+        """Mount the image and expose it at the request's path; return the volume's record.
+
+        A volume that has a record with the same digest keeps it; otherwise `new` becomes the record.
+        """
         known = self.records.get(request.volume_id)
         volume = known if known and known.digest == new.digest else self._complete(new)
         path = str(request.path)
@@ -92,6 +100,7 @@ class VolumeExposures:
             volume = volume.with_staging_path(path, request.exposure)
         else:
             volume = volume.with_target_path(path, request.exposure)
+        # Eviction removes the least recently used image first.
         self._store.touch(volume.digest)
         self._mount_and_show(request.path, volume, (volume.digest, volume.limit_class))
         return volume
@@ -101,9 +110,9 @@ class VolumeExposures:
         return replace(volume, limit_class=limit_class_name(volume))
 
     def publish_staged(self, request: MountRequest) -> None:
-        """Show a staged volume at one more target.
+        """Publish a staged volume at one more target.
 
-        Raises FailedPrecondition if it is not staged, or for a single writer and published elsewhere.
+        Raises FailedPrecondition if it is not staged, or has access mode ReadWriteOncePod and another target.
         """
         volume = self.records.get(request.volume_id)
         is_staged = volume is not None and request.staging_path in volume.staging_paths
@@ -132,10 +141,11 @@ class VolumeExposures:
         self._show_at_path(image, path, volume, limits)
 
     def _show_at_path(self, image: Path, path: Path, volume: NodeVolume, limits: Limits | None) -> None:
-        """Record that `volume` is shown at `path`, enforce its limits there, then show it; undo all on failure."""
+        """Record the path, enforce the limits, then mount; undo all of it on failure."""
         is_target = str(path) in volume.target_paths
         self.records.put(volume)
         try:
+            # Limits come before the mount, so that the pod cannot read without them.
             if is_target:
                 self._throttle.apply(self.build_limit_request(volume, str(path), image, limits))
             _create_target(path)
@@ -157,17 +167,18 @@ class VolumeExposures:
         limits: Limits | None,
         keep_recorded: bool = False,
     ) -> LimitRequest:
-        """Build what the throttle needs to hold `limits` for the volume at `target`, read from the mount at `source`."""
+        """Build the request to enforce `limits` at `target`, for reads from the mount at `source`."""
         pod = find_pod_uid(Path(target), volume.target_paths[target].pod)
         device = self.images.find_device(source) or ""
         return LimitRequest(volume.id, target, pod, device, limits, keep_recorded)
 
     def remove(self, volume_id: str, path: Path) -> None:
-        """Unmount the volume from `path` and release what it held; a path that shows nothing is no error."""
-        # The mount and the record may differ: a volume that was staged again can have pods that still show its
-        # former image.
+        """Unmount the volume from `path` and release its limits; a path without a mount is no error."""
+        # The mount and the record may differ: a volume that was staged again can have pods that still show
+        # its former image.
         image_and_class = self.images.find_image(path)
         digests = {image_and_class[0]} if image_and_class else set()
+        # Mounts may be stacked, as a marker over a bind mount of an earlier version is.
         while self.is_mounted(str(path)):
             self._mounts.unmount(path)
         self._throttle.release(str(path))
@@ -181,7 +192,10 @@ class VolumeExposures:
             self.images.unmount_unused(digest)
 
     def renew_limits(self, volume_id: str) -> None:
-        """Enforce a volume's limits as the registry has them now, wherever it is shown. Raises InvalidParameter."""
+        """Enforce the limits that the registry has for a volume now, in all its pods.
+
+        Raises InvalidParameter.
+        """
         volume = self.records.get(volume_id)
         current = volume and self._performance.with_current_performance(volume)
         if current is None or current == volume:
@@ -193,13 +207,13 @@ class VolumeExposures:
             self.images.set_read_ahead(current.digest, current.limit_class, read_ahead_bytes(limits))
 
     def get_stats(self, volume_id: str, path: Path) -> VolumeStats:
-        """Return the numbers and condition of a volume shown at `path`; raises VolumeNotFound if it is not."""
+        """Return the statistics of a volume at `path`; raises VolumeNotFound if it is not there."""
         volume = self.records.get(volume_id)
         path = resolve_parent(path) if path.is_absolute() else path
         if volume is None or str(path) not in volume.paths:
             raise VolumeNotFound(f"volume {volume_id[:200]!r} is not at {str(path)!r} on this node")
         if not self.is_mounted(str(path)):
-            reason = f"nothing is mounted at {path} any more; delete the pod to mount it anew"
+            reason = f"nothing is mounted at {path} any more; delete the pod, its successor mounts it again"
             return VolumeStats(volume.capacity_bytes, volume.content_bytes, 0, True, reason)
         limits = self._describe_limits(volume, str(path))
         message = f"image {volume.digest[:12]} mounted read-only, {limits}"
@@ -212,18 +226,18 @@ class VolumeExposures:
         try:
             return f"in each pod: {compute_volume_limits(volume) or 'no I/O limits'}"
         except InvalidParameter as error:
-            return f"no limits can be had: {error}"
+            return f"no limits can be enforced: {error}"
 
 
 def remove_target(path: Path) -> None:
-    """Remove the folder that a volume was published at; raises FailedPrecondition if something else is in it."""
+    """Remove the folder of a target path; raises FailedPrecondition if it is not empty."""
     try:
         path.rmdir()
     except FileNotFoundError:
         return
     except OSError as error:
         raise FailedPrecondition(
-            f"{path} cannot be removed: {error.strerror}; it holds something this driver did not put there"
+            f"{path} cannot be removed: {error.strerror}; remove its content, which is not this driver's"
         ) from error
 
 
@@ -232,11 +246,11 @@ def _create_target(path: Path) -> None:
         path.mkdir(mode=0o750, parents=True, exist_ok=True)
     except OSError as error:
         raise FailedPrecondition(
-            f"{path} cannot be made a folder: {error.strerror}; remove what is there"
+            f"{path} cannot be created as a folder: {error.strerror}; remove the file that is there"
         ) from error
 
 
 def _count_inodes(path: Path) -> int:
-    # EROFS reports the largest possible number as its inodes, and what is left of that as free.
+    # EROFS reports the largest possible number of inodes as the total, and the rest as free.
     status = os.statvfs(path)
     return status.f_files - status.f_ffree

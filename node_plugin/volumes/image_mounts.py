@@ -1,7 +1,8 @@
-"""One loop device and one EROFS super block for each (image, limit class), shared by every volume of both.
+"""Mounts of images: one loop device and EROFS mount per (image, limit class), shared by all its volumes.
 
-Pods' targets are bind mounts of an image's mount. A staging path is not: kubelet unstages nothing whose super block is
-mounted elsewhere too. It gets a marker, an empty file system of its own whose source in the mount table names the image's mount.
+Target paths are bind mounts of an image's mount. A staging path is not: kubelet does not unstage a volume
+whose device is mounted elsewhere too. It gets a marker, an empty tmpfs whose source in the mount table names
+the image's mount.
 """
 
 from __future__ import annotations
@@ -19,30 +20,36 @@ from csi.linux.mounts import Mount, MountTable, find_mount
 
 log = logging.getLogger("datacache.images")
 
+# Seconds to wait for the kernel to free a loop device, for the log only.
 _FREE_TIMEOUT = 2.0
 _MARKER_PREFIX = "datacache:"
 
 
 class ImageMounts:
-    """The image mounts below `folder` (`folder`/<digest>/<class>), the one place where this node mounts images. Thread-safe."""
+    """The image mounts of this node, at `folder`/<digest>/<limit class>. Thread-safe.
+
+    `check_node` raises UnsupportedByNode if the node cannot mount images.
+    """
 
     def __init__(
         self, folder: Path, mounts: MountTable, loops: LoopDevices, check_node: Callable[[], None]
     ) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder, self._mounts, self._loops, self._check_node = (
-            folder.resolve(),
-            mounts,
-            loops,
-            check_node,
-        )
+        self._folder = folder.resolve()
+        self._mounts, self._loops = mounts, loops
+        self._check_node = check_node
+        # Order: _mount_lock before _users_lock.
         self._mount_lock = Lock()
+        # Number of running `keep_mounted` blocks by digest.
         self._users: Counter[str] = Counter()
         self._users_lock = Lock()
 
     @contextmanager
     def keep_mounted(self, digest: str) -> Iterator[None]:
-        """Keep the image from being evicted or unmounted for the block, while a volume is on its way to it; a block that fails leaves no mount."""
+        """Keep the image from being evicted or unmounted for the block, in which a volume is prepared.
+
+        If the block fails, an unused mount is removed.
+        """
         with self._users_lock:
             self._users[digest] += 1
         try:
@@ -60,7 +67,7 @@ class ImageMounts:
                 del self._users[digest]
 
     def list_in_use(self) -> set[str]:
-        """Digests of the images that are mounted, marked or held."""
+        """List the digests of images that are mounted, marked or kept by `keep_mounted`."""
         table = self._mounts.list_mounts()
         mounted = {digest for digest, _, _ in self._list_image_mounts(table)} | {
             image.parent.name for image in map(self._parse_marker, table) if image
@@ -69,25 +76,27 @@ class ImageMounts:
             return mounted | set(self._users)
 
     def check_node(self) -> None:
-        """Raise UnsupportedByNode where this node cannot mount images, before anything is fetched for it."""
+        """Raise UnsupportedByNode if this node cannot mount images, before anything is fetched for it."""
         self._check_node()
 
     def mount(self, digest: str, image: Path, limit_class: str, read_ahead: int | None = None) -> Path:
-        """The folder where the image is mounted for a limit class, after mounting it where it is not.
+        """Mount the image for a limit class, unless it is mounted already; return the mount point.
 
-        Raises FailedPrecondition when its file is gone as well, UnsupportedByNode, DataCacheError.
-
-        `read_ahead` is how far the kernel reads ahead there, in bytes; None for the loop devices' default.
+        `read_ahead` is the kernel's read-ahead in bytes, None for the loop devices' default. Raises
+        FailedPrecondition if the image has neither a mount nor a file, UnsupportedByNode, DataCacheError.
         """
         target = self.mount_path(digest, limit_class)
         with self._mount_lock:
             mount = find_mount(self._mounts.list_mounts(), target)
             exists = image.exists()
+            # Without a file, the mount is all that is left of the image, and is used. A mount of another
+            # file stems from an earlier fill of the same digest, and is replaced.
             if mount and (not exists or self._loops.is_backed_by(mount.source, image)):
                 return target
             if not exists:
                 raise FailedPrecondition(
-                    f"the image {digest[:12]} was removed from this node's store; delete the volume's pods here, and it is staged anew"
+                    f"the image {digest[:12]} was removed from this node's store; "
+                    "delete the volume's pods on this node, and it is staged again"
                 )
             if mount:
                 self._mounts.unmount(target)
@@ -95,70 +104,68 @@ class ImageMounts:
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
             with self._loops.attach(image, read_ahead) as device:
                 self._mounts.mount_image(device, target)
-            log.info(
-                "image mounted", extra={"fields": {"image": digest, "device": device, "class": limit_class}}
-            )
+            fields = {"image": digest, "device": device, "class": limit_class}
+            log.info("image mounted", extra={"fields": fields})
             return target
 
     def mount_path(self, digest: str, limit_class: str) -> Path:
-        """The folder where the image is mounted for a limit class, when it is."""
+        """Return the mount point of the image for a limit class, whether it is mounted or not."""
         return self._folder / digest / limit_class
 
     def mount_marker(self, image: Path, path: Path) -> None:
-        """Have `path` say that the image whose mount is at `image` is in use, and show nothing of it. Raises DataCacheError."""
+        """Mount a marker at `path`: the image mounted at `image` is in use. Raises DataCacheError."""
         self._mounts.mount_marker(f"{_MARKER_PREFIX}{image}", path)
 
     def cover_with_marker(self, image: Path, path: Path) -> None:
-        """Put a marker over what is mounted at `path`, if that is none: earlier versions staged volumes by bind mounts. Raises DataCacheError."""
+        """Mount a marker over a bind mount at `path`, by which earlier versions staged volumes.
+
+        Raises DataCacheError.
+        """
         mount = find_mount(self._mounts.list_mounts(), path)
         if mount and not self._parse_marker(mount):
             self.mount_marker(image, path)
 
     def set_read_ahead(self, digest: str, limit_class: str, size: int | None) -> None:
-        """Read ahead `size` bytes from now on where the image is mounted for a limit class; None for the loop devices' default."""
+        """Set the read-ahead of an image's mount to `size` bytes, None for the loop devices' default."""
         mount = find_mount(self._mounts.list_mounts(), self.mount_path(digest, limit_class))
         if mount:
             self._loops.set_read_ahead(mount.source, size)
 
     def find_device(self, path: Path) -> str | None:
-        """ "major:minor" of what is mounted at `path`, None where nothing is."""
+        """Return "major:minor" of the device mounted at `path`, None if nothing is mounted there."""
         mount = find_mount(self._mounts.list_mounts(), path)
         return mount.device if mount else None
 
     def find_content(self, path: Path) -> Path:
-        """A folder with the content of the image that `path` shows or marks; `path` itself where the image is not mounted."""
+        """Return the mount point of the image that `path` shows or marks; `path` itself if there is none."""
         image_and_class = self.find_image(path)
         image = self.mount_path(*image_and_class) if image_and_class else path
         return image if self.find_device(image) else path
 
     def find_image(self, path: Path) -> tuple[str, str] | None:
-        """Digest and limit class of the image that the mount at `path` shows or marks, None where there is none of them."""
+        """Return digest and limit class of the image that is mounted or marked at `path`, None if none is."""
         table = self._mounts.list_mounts()
         mount = find_mount(table, path)
         if mount is None:
             return None
         if marked := self._parse_marker(mount):
             return marked.parent.name, marked.name
-        return next(
-            (
-                (digest, name)
-                for digest, name, image in self._list_image_mounts(table)
-                if image.device == mount.device
-            ),
-            None,
-        )
+        for digest, limit_class, image in self._list_image_mounts(table):
+            if image.device == mount.device:
+                return digest, limit_class
+        return None
 
     def unmount_unused(self, digest: str) -> None:
-        """Unmount the image where no volume shows it any more; its loop device frees itself."""
+        """Unmount the image for each limit class without volumes; the kernel frees the loop devices."""
         with self._mount_lock:
             with self._users_lock:
                 if digest in self._users:
                     return
             table = self._mounts.list_mounts()
             unused = [
-                m
-                for name, _, m in self._list_image_mounts(table)
-                if name == digest and not self._is_mounted_elsewhere(m, table)
+                mount
+                for mounted_digest, _, mount in self._list_image_mounts(table)
+                if mounted_digest == digest and not self._is_mounted_elsewhere(mount, table)
             ]
             freed_devices = [mount.source for mount in unused if self._try_unmount(digest, mount)]
         for device in freed_devices:
@@ -166,7 +173,7 @@ class ImageMounts:
             log.info("image unmounted", extra={"fields": {"image": digest, "device": device, "freed": freed}})
 
     def unmount_all_unused(self) -> None:
-        """Release every image that no volume shows, as a killed plugin may have left one."""
+        """Unmount every image that no volume uses; a killed plugin may have left some."""
         for digest in {digest for digest, _, _ in self._list_image_mounts(self._mounts.list_mounts())}:
             self.unmount_unused(digest)
         for folder in self._folder.iterdir():
@@ -188,7 +195,7 @@ class ImageMounts:
         )
 
     def _parse_marker(self, mount: Mount) -> Path | None:
-        """The image's mount below this folder that a marker names; None for all other mounts."""
+        """Return the image's mount point that a marker names; None for all other mounts."""
         if mount.fs_type != "tmpfs" or not mount.source.startswith(_MARKER_PREFIX):
             return None
         image = Path(mount.source.removeprefix(_MARKER_PREFIX))
@@ -203,7 +210,7 @@ class ImageMounts:
         return True
 
     def _remove_folders(self, folder: Path) -> None:
-        # Only empty ones go: a folder that is still a mount point says EBUSY.
+        # rmdir fails with EBUSY for a folder that is still a mount point.
         for path in [*folder.iterdir(), folder]:
             with suppress(OSError):
                 path.rmdir()

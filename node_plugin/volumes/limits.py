@@ -1,4 +1,4 @@
-"""The limits of a volume on this node: what it was given, as the registry has it now, and what people are told of it."""
+"""I/O limits of a volume on this node, from its context or the registry, and their description."""
 
 from __future__ import annotations
 
@@ -17,75 +17,79 @@ from node_plugin.volumes.records import NO_LIMITS, NodeVolume
 
 log = logging.getLogger("datacache.limits")
 
-# How long reading ahead may take at the sustained limit: a page fault waits for all that was asked for with it.
+# How long (in seconds) read-ahead may take at the sustained limit, since a page fault waits for all of it.
 _MAX_READ_AHEAD_SECONDS = 1 / 64
 _MIN_READ_AHEAD = 128 * 2**10
 
 
 class PerformanceLookup:
-    """Asks `registry`, where there is one, since a volume's performance may change while its context cannot."""
+    """Lookup of performance in `registry`, if any: it may change, while a volume's context cannot."""
 
     def __init__(self, registry: VolumeRegistry | None = None) -> None:
         self._registry = registry
 
     def with_current_performance(self, volume: NodeVolume) -> NodeVolume:
-        """The volume with what the registry says of its performance now; as it was where that says nothing, or cannot be read."""
+        """Return the volume with its performance from the registry; unchanged without a readable record."""
+        # Inline volumes have no record in the registry.
         record = None if volume.is_inline else self._read_record(volume.id)
-        return (
-            replace(volume, performance=record.performance.to_context(), capacity_bytes=record.capacity_bytes)
-            if record
-            else volume
+        if record is None:
+            return volume
+        return replace(
+            volume, performance=record.performance.to_context(), capacity_bytes=record.capacity_bytes
         )
 
     def _read_record(self, volume_id: str) -> VolumeRecord | None:
         try:
             return self._registry.get(volume_id) if self._registry else None
+        # A volume must be mountable while the registry is unreachable.
         except (DataCacheError, OSError) as error:
-            log.warning(
-                "registry not readable, limits are those known before",
-                extra={"fields": {"volume": volume_id, "reason": error}},
-            )
+            fields = {"volume": volume_id, "reason": error}
+            log.warning("registry not readable, keeping known limits", extra={"fields": fields})
             return None
 
 
 def compute_volume_limits(volume: NodeVolume) -> Limits | None:
-    """The volume's limits, None for none. What its size does not have is lowered for an inline volume, InvalidParameter for others."""
-    registered = volume.performance
-    performance = (
-        parse_accepted_parameters(volume.context).performance
-        if registered is None
-        else Performance().with_changes(registered)
-    )
+    """Return the volume's limits, None for none.
+
+    Limits over those of its size are lowered for an inline volume; for others they raise InvalidParameter.
+    """
+    if volume.performance is None:
+        performance = parse_accepted_parameters(volume.context).performance
+    else:
+        performance = Performance().with_changes(volume.performance)
     return compute_limits(performance, volume.capacity_bytes, clamp=volume.is_inline)
 
 
 def limit_class_name(volume: NodeVolume) -> str:
-    """The name of its device among those of its image: one for all without limits, one for inline volumes of equal limits.
+    """Return the name of the volume's limit class, which has a loop device of its own.
 
-    A persistent volume's limits can change, so it has one of its own. Raises as `compute_volume_limits`.
+    All volumes without limits share a class, and so do inline volumes of equal limits. A persistent volume
+    with limits has its own, since they can change. Raises as `compute_volume_limits`.
     """
     limits = compute_volume_limits(volume)
     if limits is None:
         return NO_LIMITS
-    kind, identity = (
-        ("limits", json.dumps(replace(limits, notes=()).to_json()))
-        if volume.is_inline
-        else ("volume", volume.id)
-    )
+    if volume.is_inline:
+        kind = "limits"
+        # Without the notes, which describe how the limits were derived.
+        identity = json.dumps(replace(limits, notes=()).to_json())
+    else:
+        kind = "volume"
+        identity = volume.id
     return f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
 
 def read_ahead_bytes(limits: Limits | None) -> int | None:
-    """How far to read ahead, in bytes, under these limits; None for as far as the disk's own setting."""
+    """Return the read-ahead in bytes under these limits, None for the loop devices' default."""
     if limits is None or limits.sustained.bytes_per_second is None:
         return None
-    return max(
-        _MIN_READ_AHEAD, int(limits.sustained.bytes_per_second * _MAX_READ_AHEAD_SECONDS) & -_MIN_READ_AHEAD
-    )
+    # Rounded down to a multiple of the minimum, which is a power of two.
+    size = int(limits.sustained.bytes_per_second * _MAX_READ_AHEAD_SECONDS) & -_MIN_READ_AHEAD
+    return max(_MIN_READ_AHEAD, size)
 
 
 def describe_applied_limit(applied: AppliedLimit | None) -> str:
-    """What a volume's condition says of its limits in one pod."""
+    """Return the text of a volume's condition about its limits in one pod."""
     if applied is None:
         return "no I/O limits"
     notes = "".join(f"; {note}" for note in applied.limits.notes)
@@ -95,18 +99,17 @@ def describe_applied_limit(applied: AppliedLimit | None) -> str:
 
 
 def _describe_scope(applied: AppliedLimit) -> str:
-    words = ", for each container of the pod by itself (cgroup v1)" if applied.per_container else ""
+    text = ", for each container of the pod by itself (cgroup v1)" if applied.per_container else ""
     if applied.group_limits and applied.group_limits.sustained != applied.limits.sustained:
-        words += f"; with the pod's other volumes of this image {applied.group_limits.sustained} together"
-    return words
+        text += f"; with the pod's other volumes of this image {applied.group_limits.sustained} together"
+    return text
 
 
 def _describe_burst(applied: AppliedLimit) -> str:
     if applied.group_limits is None or applied.group_limits.burst is None:
         return ""
-    words = f"; in force now: {applied.rate}"
+    text = f"; in force now: {applied.rate}"
     if applied.burst.credit is not None:
-        words += (
-            f"; burst credit left: {max(0, applied.burst.credit):.0f} of {applied.group_limits.credit} I/Os"
-        )
-    return f"{words}; metered burst I/O: {applied.burst.metered_ios:.0f}"
+        credit = max(0, applied.burst.credit)
+        text += f"; burst credit left: {credit:.0f} of {applied.group_limits.credit} I/Os"
+    return f"{text}; metered burst I/O: {applied.burst.metered_ios:.0f}"

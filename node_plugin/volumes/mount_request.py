@@ -1,4 +1,4 @@
-"""What kubelet asks of a volume, and what it is told of one."""
+"""Requests of kubelet to stage or publish a volume, and the statistics that it gets."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from csi.parameters.volume_parameters import FOREIGN_PREFIXES
 from csi.registry.events.recorder import ObjectReference
 from node_plugin.volumes.records import Exposure
 
+# Keys that kubelet adds to the volume context if the CSIDriver has podInfoOnMount.
 _EPHEMERAL, _POD_NAMESPACE, _POD_NAME, _POD_UID = (
     f"csi.storage.k8s.io/{key}" for key in ("ephemeral", "pod.namespace", "pod.name", "pod.uid")
 )
@@ -22,7 +23,11 @@ _EPHEMERAL, _POD_NAMESPACE, _POD_NAME, _POD_UID = (
 
 @dataclass(frozen=True)
 class MountRequest:
-    """What NodeStageVolume and NodePublishVolume ask. `path` is where to, `staging_path` where from ("" when inline)."""
+    """Arguments of NodeStageVolume or NodePublishVolume.
+
+    `path` is the staging or target path; `staging_path` is the source of a publish ("" for inline volumes).
+    Both are normalized, so that they compare equal to paths of the mount table.
+    """
 
     volume_id: str
     path: Path
@@ -34,6 +39,7 @@ class MountRequest:
     staging_path: str = ""
 
     def __post_init__(self) -> None:
+        # The dataclass is frozen. The mount table has resolved paths, kubelet's may have symbolic links.
         object.__setattr__(self, "path", resolve_parent(self.path))
         object.__setattr__(
             self, "staging_path", self.staging_path and str(resolve_parent(Path(self.staging_path)))
@@ -41,22 +47,22 @@ class MountRequest:
 
     @property
     def is_inline(self) -> bool:
-        """Whether the volume lives in a pod's manifest; kubelet sets this key, over whatever the pod's author wrote."""
+        """Whether the volume is inline in a pod; kubelet overwrites this key if the pod's author sets it."""
         return self.context.get(_EPHEMERAL) == "true"
 
     @property
     def namespace(self) -> str:
-        """The namespace of the pod, "" where that is not known."""
+        """The namespace of the pod, "" if unknown."""
         return self.context.get(_POD_NAMESPACE, "")
 
     @property
     def volume_context(self) -> dict[str, str]:
-        """The context without what Kubernetes adds, which differs from pod to pod."""
+        """The volume context without the keys that Kubernetes adds, which differ between pods."""
         return {key: value for key, value in self.context.items() if not key.startswith(FOREIGN_PREFIXES)}
 
     @property
     def exposure(self) -> Exposure:
-        """How the volume is to be shown at `path`."""
+        """How the volume is to be mounted at `path`."""
         return Exposure(
             self.mode.csi_name,
             self.readonly,
@@ -66,7 +72,7 @@ class MountRequest:
 
     @property
     def event_reference(self) -> ObjectReference | None:
-        """What people look at for this volume: the pod of an inline one, the PVC of a persistent one; None where that is not known."""
+        """The object for Events: an inline volume's pod, a persistent volume's PVC; None if unknown."""
         if self.is_inline:
             return ObjectReference.for_pod(
                 *(self.context.get(key, "") for key in (_POD_NAMESPACE, _POD_NAME, _POD_UID))
@@ -76,7 +82,7 @@ class MountRequest:
 
 @dataclass(frozen=True)
 class VolumeStats:
-    """A volume's numbers (bytes and inodes) and condition."""
+    """Statistics of a volume (bytes and inodes) and its condition."""
 
     capacity_bytes: int
     content_bytes: int

@@ -1,7 +1,8 @@
-"""The pins that this node holds for its inline volumes: one hold for all volumes of one content in a namespace.
+"""The pins that this node holds for its inline volumes, one hold per source and namespace.
 
-What is held is known without asking for a moment, and for longer while the API server is away: the hold keeps the pin there, so that the
-answer is still the one that all others get. What is not known waits for the server.
+A pin is cached for a moment, and a held one for as long as the API server is unreachable: the hold keeps the
+pin from being collected, so the cached value is still what all other nodes get. A pin that is not held needs
+the API server.
 """
 
 from __future__ import annotations
@@ -26,19 +27,23 @@ from node_plugin.volumes.records import NodeVolume
 
 log = logging.getLogger("datacache.pins")
 
-# Pods start in storms: those of one moment share an answer.
+# Seconds that a pin is cached: many pods start at once, and share one request.
 _PIN_TTL = 2.0
-# kubelet comes back within two and a half minutes; a volume that it does not come back for holds nothing.
+# Seconds; kubelet retries within two and a half minutes. A volume that is not retried by then holds no pin.
 _RETRY_GRACE = 600.0
 _SYNC_INTERVAL, _SYNC_RETRY_INTERVAL = 300.0, 30.0
-# After these kubelet keeps the volume in doubt, and comes back or takes it away.
+# After these errors kubelet treats the mount as uncertain: it retries, or unpublishes the volume.
 RETRIED_ERRORS = (Busy, NoSpace, OriginUnavailable, ClusterUnavailable)
 _Key = tuple[str, str]
 
 
 @dataclass
 class _PinState:
-    """What is known of one pin: as of `checked_at` (seconds of the clock), whether this node holds it, and which volumes want that until when."""
+    """State of one pin as of `checked_at` (seconds of the clock).
+
+    `is_held` is whether this node is among the holders; `users` maps volume ids to when their use expires.
+    Locks are taken in this order: `lock`, then that of `NodePins`.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     pin: CachePin | None = None
@@ -48,20 +53,28 @@ class _PinState:
 
 
 class NodePins:
-    """Pins of the node `name` in `registry`; without one there are none. `clock` is monotonic seconds. Thread-safe."""
+    """The pins that the node `name` holds in `registry`, if any. Thread-safe.
+
+    `clock` returns monotonic seconds.
+    """
 
     def __init__(
         self, registry: PinRegistry | None = None, name: str = "", clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._registry, self._holder, self._clock = registry, PinHolder("node", name), clock
-        self._lock, self._wake = threading.Lock(), threading.Event()
+        self._registry, self._clock = registry, clock
+        self._holder = PinHolder("node", name)
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
         self._pins: dict[_Key, _PinState] = {}
         self._has_adopted_strays = False
 
     def resolve_with_pin(
         self, volume_id: str, namespace: str, requested: CacheSpec, resolve: ResolveSpec
     ) -> Resolution:
-        """What `requested` means in `namespace`, held for the volume until `release`. See `resolve_with_pin`; what cannot move is not asked for."""
+        """Resolve a source under the namespace's pin, which is held for the volume until `release`.
+
+        A source that cannot move is resolved without a pin. Raises as `csi.resolve.pinned.resolve_with_pin`.
+        """
         registry = self._registry
         if registry is None or not requested.is_moving or not self.shares_pins(namespace):
             return resolve(requested, None)
@@ -76,7 +89,7 @@ class NodePins:
         )
 
     def shares_pins(self, namespace: str) -> bool:
-        """Whether the volumes of `namespace` share pins, so that the first one of a moving source decides for all."""
+        """Return whether the first volume of a moving source in `namespace` pins it for the others."""
         return self._registry is not None and bool(namespace)
 
     def _get_state(self, key: _Key) -> _PinState:
@@ -88,17 +101,16 @@ class NodePins:
             if self._clock() - state.checked_at > _PIN_TTL:
                 try:
                     self._update_state(state, registry.get(*key))
+                # A pin that this node holds cannot have been collected meanwhile.
                 except ClusterUnavailable:
                     if not state.is_held:
                         raise
             return state.pin
 
     def _update_state(self, state: _PinState, pin: CachePin | None) -> None:
-        state.pin, state.is_held, state.checked_at = (
-            pin,
-            pin is not None and self._holder in pin.holders,
-            self._clock(),
-        )
+        state.pin = pin
+        state.is_held = pin is not None and self._holder in pin.holders
+        state.checked_at = self._clock()
 
     def _add_user(
         self, registry: PinRegistry, key: _Key, state: _PinState, volume_id: str, pin: CachePin
@@ -108,16 +120,17 @@ class NodePins:
                 self._update_state(state, registry.add_holder(pin, self._holder))
             with self._lock:
                 state.users[volume_id] = self._clock() + _RETRY_GRACE
-                self._pins[key] = state  # it may have been tidied away since it was looked up
+                # `_sync_pin` may have dropped the state since it was looked up.
+                self._pins[key] = state
             return state.pin or pin
 
     def get_pin(self, volume_id: str) -> CachePin | None:
-        """The pin that a volume was resolved under, None for none."""
+        """Return the pin that a volume was resolved under, None for none."""
         with self._lock:
             return next((state.pin for state in self._pins.values() if volume_id in state.users), None)
 
     def encode_pin(self, volume_id: str) -> dict[str, object] | None:
-        """What the record of a volume keeps of its pin, None for none."""
+        """Return the pin of a volume as JSON values for its record, None for none."""
         pin = self.get_pin(volume_id)
         if pin is None:
             return None
@@ -130,7 +143,10 @@ class NodePins:
 
     @contextmanager
     def keep_on_success(self, volume_id: str) -> Iterator[None]:
-        """Whatever the block holds for the volume stays held when it ends well, and a while when it is to be tried again."""
+        """Keep the pins that the block holds for the volume until `release`, if the block succeeds.
+
+        If it fails with an error that kubelet retries, they are kept for a grace period, else released.
+        """
         try:
             yield
         except RETRIED_ERRORS:
@@ -144,25 +160,26 @@ class NodePins:
                     state.users[volume_id] = float("inf")
 
     def release(self, volume_id: str) -> None:
-        """The volume is no more: it holds nothing. The cluster hears of it soon."""
+        """Release the pins of a volume; `sync` removes the node's hold soon after."""
         with self._lock:
             for state in self._pins.values():
                 if state.users.pop(volume_id, None) is not None and not state.users:
                     self._wake.set()
 
     def restore(self, volumes: Iterable[NodeVolume]) -> None:
-        """Know the pins of volumes that an earlier start of the plugin has shown."""
+        """Restore the pins of volumes that an earlier process of the plugin has published."""
         for volume in volumes:
             pin = _decode_pin(volume.pin) if volume.pin and self._registry else None
             if pin:
                 state = self._get_state((pin.namespace, pin.name))
                 with state.lock, self._lock:
                     state.pin, state.is_held = pin, True
+                    # Until `release`: the volume is published.
                     state.users[volume.id] = float("inf")
 
     @contextmanager
     def sync_in_background(self) -> Iterator[None]:
-        """For the block, have the cluster's pins say what this node holds, from a thread of its own."""
+        """Call `sync` periodically and after changes for the block, in a thread of its own."""
         if self._registry is None:
             yield
             return
@@ -177,12 +194,17 @@ class NodePins:
                 self.sync()
             except DataCacheError as error:
                 max_wait = _SYNC_RETRY_INTERVAL
-                log.warning("pins not tended, it is tried again", extra={"fields": {"reason": error}})
+                log.warning("pins not synced, retrying later", extra={"fields": {"reason": error}})
             if not stop.is_set():
+                # Random, so that the nodes of a cluster do not call the API server at the same moment.
                 self._wake.wait(random.uniform(0.8 * max_wait, max_wait))
 
     def sync(self) -> None:
-        """Release what no volume wants, hold again what this node was swept from, and once what an earlier start left. Raises as PinRegistry."""
+        """Make the holders in the registry match the volumes of this node.
+
+        Unused pins are released; lost holds are added again. The first call also finds pins that an earlier
+        process of the plugin held. Raises as PinRegistry.
+        """
         if self._registry is None:
             return
         if not self._has_adopted_strays:
@@ -192,6 +214,7 @@ class NodePins:
                 self._sync_pin(self._registry, key, state)
 
     def _adopt_strays(self, registry: PinRegistry) -> None:
+        # Pins without a user here are released by `_sync_pin`.
         for pin in registry.list_all():
             if self._holder in pin.holders:
                 state = self._get_state((pin.namespace, pin.name))
@@ -201,18 +224,22 @@ class NodePins:
         self._has_adopted_strays = True
 
     def _sync_pin(self, registry: PinRegistry, key: _Key, state: _PinState) -> None:
-        now, previous = self._clock(), state.pin
+        now = self._clock()
+        previous = state.pin
         with self._lock:
             state.users = {volume_id: until for volume_id, until in state.users.items() if until > now}
             if not state.users and not state.is_held and now - state.checked_at > _RETRY_GRACE:
                 self._pins.pop(key, None)
-        # Whoever comes waits for the pin's guard, which is held here.
+        # A new user waits for the state's lock, which is held here.
         if not state.users and state.is_held:
             registry.remove_holder(*key, self._holder)
-            state.pin, state.is_held, state.checked_at = None, False, float("-inf")
+            state.pin = None
+            state.is_held = False
+            state.checked_at = float("-inf")
         elif state.users and now - state.checked_at > _SYNC_INTERVAL / 2:
             self._update_state(state, registry.get(*key))
-            # One that somebody deleted stays away, and what has taken its place is not what is shown here.
+            # A pin that was deleted is not restored, and one that replaced it has other content than is
+            # mounted here.
             if state.pin and state.pin == previous and not state.is_held:
                 self._update_state(state, registry.add_holder(state.pin, self._holder))
 

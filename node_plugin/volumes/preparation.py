@@ -1,4 +1,4 @@
-"""How the content of a volume comes to this node: resolved with its own credential, filled, verified against its origin."""
+"""Preparation of a volume's content: resolve with its own credential, fill, verify against its origin."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ from node_plugin.volumes.records import NodeVolume
 
 @dataclass(frozen=True)
 class ResolvedVolume:
-    """A volume that knows its content: `volume` is its record without paths; `is_trusted` needs no verification."""
+    """A volume and its resolved content.
+
+    `volume` is its record without paths; `is_trusted` content needs no verification.
+    """
 
     content: ContentRef
     volume: NodeVolume
@@ -34,7 +37,7 @@ class ResolvedVolume:
 
 
 class VolumePreparation:
-    """Prepares volumes on one node. Thread-safe; all methods may wait as long as their deadline allows."""
+    """Preparation of volumes on one node. Thread-safe; methods may wait until their deadline."""
 
     def __init__(
         self,
@@ -73,20 +76,24 @@ class VolumePreparation:
         deadline: Deadline,
         force_refresh: bool = False,
     ) -> Resolution:
-        """Resolve a spec as it is, for whoever waits under `key`; raises as `AuthorizedResolver.resolve`."""
+        """Resolve a spec without pin and allow list; `key` is the volume or prewarmed cache that waits.
+
+        Raises as `AuthorizedResolver.resolve`.
+        """
         return self._resolver.resolve(key, spec, digest, secrets, deadline, force_refresh)
 
     def resolve_untrusted(
         self, key: str, namespace: str, parameters: VolumeParameters, secrets: Secrets, deadline: Deadline
     ) -> Resolution:
-        """Resolve a source that is the word of a pod's or object's author; a namespace shares one answer.
+        """Resolve a source named by the author of a pod or object, under the namespace's pin.
 
         Raises PermissionDenied if the operator does not allow the source.
         """
+        # First: a source that is not allowed must not be contacted.
         self._allow_list.check(parameters)
 
         def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
-            # Where nothing is pinned yet this answer becomes the pin: it has to be what the source holds now.
+            # The first result becomes the pin, so it must be the current content, not an earlier proof's.
             force_refresh = digest is None and self.pins.shares_pins(namespace)
             return self.resolve_spec(key, spec, digest, secrets, deadline, force_refresh)
 
@@ -95,10 +102,11 @@ class VolumePreparation:
     def resolve_data_cache(
         self, request: MountRequest, name: DataCacheReference, deadline: Deadline
     ) -> ResolvedVolume:
-        """Resolve a volume of a DataCache, whose grant authorizes the pod and whose own credential reads."""
+        """Resolve a volume of a DataCache; its grant authorizes the pod, and its own credential is used."""
         if self.grants is None:
             raise FailedPrecondition(
-                f"{PATH} names a DataCache, and this node knows none; start the node plugin with --registry"
+                f"{PATH} names a DataCache, and this node has no registry; "
+                "start the node plugin with --registry"
             )
         granted = self.grants.authorize_pod(name.bucket, name.path, request.namespace)
         self.grants.ensure_manifest(request.volume_id, granted, deadline)
@@ -130,15 +138,16 @@ class VolumePreparation:
         return ResolvedVolume(ContentRef(resolution.digest, source, request.secrets), volume)
 
     def fill(self, request: MountRequest, resolved: ResolvedVolume, deadline: Deadline) -> None:
-        """Return when the image is sealed and known to hold what the volume's own origin sends."""
+        """Return when the image is sealed and verified against the volume's own origin."""
         self.fills.wait(request.volume_id, resolved.content, deadline, request.event_reference)
+        # After this, `wait` finds the scope verified and returns at once.
         if resolved.is_trusted:
             self.verification.mark_verified(resolved.content)
         self.verification.wait(request.volume_id, resolved.content, deadline)
 
     @contextmanager
     def discard_if_unusable(self, digest: str) -> Iterator[None]:
-        """Discard the partial image if the block fails because it is wrong or cannot fit."""
+        """Discard the partial image if the block fails because the image is unusable or cannot fit."""
         try:
             yield
         except (*UNRECOVERABLE, NoSpace):

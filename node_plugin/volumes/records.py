@@ -1,7 +1,7 @@
-"""What a node remembers of a volume between its calls: one small file a volume, void once its mounts are gone.
+"""Records of the volumes on a node: one small file per volume, valid while its mounts exist.
 
-The mount table decides what is true; a record only says whose mount it is and how it was asked for. Mounts do not
-outlive a reboot, so records need to be whole (they are renamed into place) but not to survive a power cut.
+The mount table is authoritative; a record says which volume a mount belongs to and how it was requested.
+Mounts do not survive a reboot, so records must be written atomically (by rename), but not durably.
 """
 
 from __future__ import annotations
@@ -22,16 +22,26 @@ _FORMAT = 1
 NO_LIMITS = "none"
 """The limit class of volumes without limits."""
 _KEYS = (
-    "id", "digest", "context", "capacity_bytes", "content_bytes", "inline", "staged", "targets", "limit_class", "performance", "pin",
-)  # fmt: skip
+    "id",
+    "digest",
+    "context",
+    "capacity_bytes",
+    "content_bytes",
+    "inline",
+    "staged",
+    "targets",
+    "limit_class",
+    "performance",
+    "pin",
+)
 _PLAIN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,180}")
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """How a volume is shown at one path: the CSI access mode's name, whether read-only was asked, and the caller's mount flags.
+    """How a volume is mounted at one path: CSI access mode, read-only flag and mount flags, as requested.
 
-    `pod` is the uid of the pod whose path it is, "" for none known; it is no part of how.
+    `pod` is the uid of the path's pod, "" if unknown. It is not compared: it is not part of the request.
     """
 
     mode: str
@@ -40,7 +50,7 @@ class Exposure:
     pod: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a record keeps of it."""
+        """Return the JSON values for a record."""
         return {
             "mode": self.mode,
             "readonly": self.readonly,
@@ -49,23 +59,26 @@ class Exposure:
         }
 
     @staticmethod
-    def from_json(kept: Mapping[str, Any]) -> Exposure:
-        """Return what `to_json` wrote; raise KeyError or TypeError for anything else."""
+    def from_json(stored: Mapping[str, Any]) -> Exposure:
+        """Decode the result of `to_json`; raises KeyError or TypeError for anything else."""
         return Exposure(
-            mode=kept["mode"],
-            readonly=kept["readonly"],
-            mount_flags=tuple(kept["flags"]),
-            pod=kept.get("pod", ""),
+            mode=stored["mode"],
+            readonly=stored["readonly"],
+            mount_flags=tuple(stored["flags"]),
+            pod=stored.get("pod", ""),
         )
 
 
 @dataclass(frozen=True)
 class NodeVolume:
-    """A volume on this node. `context` holds its parameters without Kubernetes' own keys; `staging_paths` and `target_paths` map paths to how they show it.
+    """A volume on this node.
 
-    `capacity_bytes` and `content_bytes` are what its stats say; `is_inline` marks volumes that live and die with their pod;
-    `limit_class` names the device, among those of its image, that it is read from; `performance` are its performance keys
-    as the registry had them last, None for those of the context; `pin` is that of an inline volume, as `NodePins.encode_pin` writes it, None for none.
+    - `context`: its parameters, without the keys that Kubernetes adds.
+    - `capacity_bytes`, `content_bytes`: the numbers of NodeGetVolumeStats.
+    - `is_inline`: whether it is a CSI ephemeral volume.
+    - `limit_class`: which of its image's loop devices it is read from.
+    - `performance`: its performance keys as last read from the registry, None for those of the context.
+    - `pin`: the pin of an inline volume, encoded by `NodePins.encode_pin`, None for none.
     """
 
     id: str
@@ -81,24 +94,23 @@ class NodeVolume:
     pin: Mapping[str, Any] | None = None
 
     def with_staging_path(self, path: str, exposure: Exposure) -> NodeVolume:
-        """This volume, staged at `path` too."""
+        """Return the volume with an additional staging path."""
         return replace(self, staging_paths={**self.staging_paths, path: exposure})
 
     def with_target_path(self, path: str, exposure: Exposure) -> NodeVolume:
-        """This volume, published at `path` too."""
+        """Return the volume with an additional target path."""
         return replace(self, target_paths={**self.target_paths, path: exposure})
 
     def without_paths(self, *removed: str) -> NodeVolume:
-        """This volume, shown neither staged nor published at the paths `removed`."""
-        staged = {path: shown for path, shown in self.staging_paths.items() if path not in removed}
-        return replace(
-            self,
-            staging_paths=staged,
-            target_paths={path: shown for path, shown in self.target_paths.items() if path not in removed},
-        )
+        """Return the volume without the staging and target paths in `removed`."""
+
+        def keep(paths: Mapping[str, Exposure]) -> dict[str, Exposure]:
+            return {path: exposure for path, exposure in paths.items() if path not in removed}
+
+        return replace(self, staging_paths=keep(self.staging_paths), target_paths=keep(self.target_paths))
 
     def to_json(self) -> dict[str, Any]:
-        """Return what a record keeps of it."""
+        """Return the JSON values for a record."""
         return {
             "id": self.id,
             "digest": self.digest,
@@ -106,46 +118,51 @@ class NodeVolume:
             "capacity_bytes": self.capacity_bytes,
             "content_bytes": self.content_bytes,
             "inline": self.is_inline,
-            "staged": {path: shown.to_json() for path, shown in self.staging_paths.items()},
-            "targets": {path: shown.to_json() for path, shown in self.target_paths.items()},
+            "staged": {path: exposure.to_json() for path, exposure in self.staging_paths.items()},
+            "targets": {path: exposure.to_json() for path, exposure in self.target_paths.items()},
             "limit_class": self.limit_class,
             "performance": None if self.performance is None else dict(self.performance),
             "pin": None if self.pin is None else dict(self.pin),
         }
 
     @staticmethod
-    def from_json(kept: Mapping[str, Any]) -> NodeVolume:
-        """Return what `to_json` wrote; raise KeyError or TypeError for anything else."""
-        durable_files.check_keys(kept, *_KEYS)
+    def from_json(stored: Mapping[str, Any]) -> NodeVolume:
+        """Decode the result of `to_json`; raises KeyError or TypeError for anything else."""
+        durable_files.check_keys(stored, *_KEYS)
         return NodeVolume(
-            id=kept["id"],
-            digest=kept["digest"],
-            context=kept["context"],
-            capacity_bytes=kept["capacity_bytes"],
-            content_bytes=kept["content_bytes"],
-            is_inline=kept.get("inline", False),
-            staging_paths={path: Exposure.from_json(shown) for path, shown in kept["staged"].items()},
-            target_paths={path: Exposure.from_json(shown) for path, shown in kept["targets"].items()},
-            limit_class=kept.get("limit_class", NO_LIMITS),
-            performance=kept.get("performance"),
-            pin=kept.get("pin"),
+            id=stored["id"],
+            digest=stored["digest"],
+            context=stored["context"],
+            capacity_bytes=stored["capacity_bytes"],
+            content_bytes=stored["content_bytes"],
+            # Records of earlier versions lack the keys with defaults.
+            is_inline=stored.get("inline", False),
+            staging_paths={path: Exposure.from_json(exposure) for path, exposure in stored["staged"].items()},
+            target_paths={path: Exposure.from_json(exposure) for path, exposure in stored["targets"].items()},
+            limit_class=stored.get("limit_class", NO_LIMITS),
+            performance=stored.get("performance"),
+            pin=stored.get("pin"),
         )
 
     @property
     def paths(self) -> list[str]:
-        """All paths that show the volume."""
+        """All staging and target paths."""
         return [*self.staging_paths, *self.target_paths]
 
 
 class VolumeRecords:
-    """The records in `folder`, one file a volume. `shown` has the ids of those that this start has put and that the controller made."""
+    """The records in `folder`, one file per volume.
+
+    `watched` receives the ids of persistent volumes, whose performance may change.
+    """
 
     def __init__(self, folder: Path, watched: WatchedVolumes | None = None) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._folder, self._watched = folder, watched or WatchedVolumes()
+        self._folder = folder
+        self._watched = watched or WatchedVolumes()
 
     def get(self, volume_id: str) -> NodeVolume | None:
-        """The record of a volume; None where there is none, or only a damaged one."""
+        """Return the record of a volume; None if there is none, or a damaged one."""
         return _read_or_none(self._path(volume_id))
 
     def put(self, volume: NodeVolume) -> None:
@@ -155,12 +172,14 @@ class VolumeRecords:
             path.unlink(missing_ok=True)
             self._watched.discard(volume.id)
             return
+        # Not synced: after a reboot, the mounts are gone and the record is void.
         durable_files.replace_text_unsynced(path, json.dumps({"format": _FORMAT, **volume.to_json()}))
+        # The registry has no inline volumes, so nothing changes their performance.
         if not volume.is_inline:
             self._watched.add(volume.id)
 
     def list_all(self) -> Iterator[NodeVolume]:
-        """Every readable record; what a killed plugin left half-written is removed on the way."""
+        """Yield every readable record, removing files that a killed plugin left half-written."""
         for path in sorted(self._folder.iterdir()):
             volume = _read_or_none(path) if path.suffix == ".json" else None
             if volume:
@@ -169,17 +188,19 @@ class VolumeRecords:
                 path.unlink(missing_ok=True)
 
     def _path(self, volume_id: str) -> Path:
+        # Ids are chosen by the caller, and may not be valid file names.
         plain = _PLAIN_ID.fullmatch(volume_id) and not volume_id.startswith("hashed-")
         name = volume_id if plain else "hashed-" + hashlib.sha256(volume_id.encode()).hexdigest()
         return self._folder / f"{name}.json"
 
 
 def read_volumes(folder: Path) -> list[NodeVolume]:
-    """The readable records in `folder`, by name; the folder is only read, whoever owns it."""
+    """Return the readable records in `folder`, by name, without changing the folder."""
     return [volume for path in sorted(folder.glob("[!.]*.json")) if (volume := _read_or_none(path))]
 
 
 def _read_or_none(path: Path) -> NodeVolume | None:
+    # A damaged record is none: the mount table is authoritative.
     with suppress(FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return _decode_volume(json.loads(path.read_text()))
     return None

@@ -1,4 +1,4 @@
-"""What a start of the node plugin does about what the one before has left: records, mounts, limits, fills."""
+"""Recovery at the start of the node plugin: records, mounts, limits and fills of the earlier process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ log = logging.getLogger("datacache.volumes")
 
 
 class NodeRecovery:
-    """Puts a node's state in order, once, before any call is answered."""
+    """Recovery of a node's state, once, before any call is answered."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class NodeRecovery:
         self._throttle, self._performance, self._pins = throttle, performance, pins
 
     def recover(self) -> None:
-        """Drop what is not mounted any more, unmount what no volume shows, and resume the fills that need no secret."""
+        """Drop unmounted paths, enforce limits, unmount unused images, and resume fills."""
         self._store.sweep()
         limit_requests: list[LimitRequest] = []
         for volume in self._exposures.records.list_all():
@@ -45,8 +45,10 @@ class NodeRecovery:
             if remaining.paths:
                 self._pins.restore([remaining])
                 limit_requests += self._rebuild_limit_requests(remaining)
+        # All at once, since the limit of a pod is the sum over its volumes.
         self._throttle.resume(limit_requests)
         self._exposures.images.unmount_all_unused()
+        # Without a credential: a fill that requires one fails, and resumes with the next call for its volume.
         for image in self._store.list_images():
             if image.state is ImageState.PARTIAL and image.paths.journal.exists():
                 self._resume_fill(image.digest)
@@ -62,6 +64,7 @@ class NodeRecovery:
 
     def _restore_markers(self, volume: NodeVolume) -> None:
         images = self._exposures.images
+        # Earlier versions staged volumes by bind mounts.
         for path in volume.staging_paths:
             try:
                 images.cover_with_marker(images.mount_path(volume.digest, volume.limit_class), Path(path))
@@ -70,14 +73,15 @@ class NodeRecovery:
                 log.warning("staging path not marked", extra={"fields": fields})
 
     def _rebuild_limit_requests(self, volume: NodeVolume) -> list[LimitRequest]:
-        """Build the requests for what is shown; limits that are no longer possible stay as they are recorded."""
-        limits, keep_recorded = None, False
+        """Build the requests for all target paths; limits that have become invalid stay as recorded."""
+        limits = None
+        keep_recorded = False
         try:
             limits = compute_volume_limits(volume)
         except InvalidParameter as error:
             keep_recorded = True
             fields = {"volume": volume.id, "reason": error}
-            log.warning("limits stay as they were", extra={"fields": fields})
+            log.warning("limits invalid, keeping recorded ones", extra={"fields": fields})
         return [
             self._exposures.build_limit_request(volume, path, Path(path), limits, keep_recorded)
             for path in volume.target_paths

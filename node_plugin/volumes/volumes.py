@@ -1,7 +1,8 @@
-"""The life of a volume on a node: staged, published, unpublished, unstaged.
+"""The life cycle of a volume on a node: stage, publish, unpublish, unstage.
 
-Every call looks at what is (records, mount table) and moves it toward what is asked. Waiting for resolves and fills
-happens outside the volume's lock, so that taking a volume away ends its waiting.
+Every call compares the actual state (records, mount table) with the requested one and changes it accordingly.
+Waiting for resolves and fills happens outside the volume's lock, so that an unpublish or unstage can cancel
+it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from node_plugin.volumes.limits import compute_volume_limits
 from node_plugin.volumes.mount_request import MountRequest, VolumeStats
 from node_plugin.volumes.preparation import ResolvedVolume, VolumePreparation
 
-# Whoever changes a volume is done in milliseconds, since what takes long holds no lock; kubelet would wait longer
-# before it calls again.
+# Seconds. Locks are held for milliseconds, since nothing slow happens under one: a short wait is cheaper than
+# an error, after which kubelet waits longer before it retries.
 _LOCK_TIMEOUT, _RENEW_LOCK_TIMEOUT = 1.0, 5.0
 
 
@@ -43,10 +44,10 @@ class NodeVolumes:
         self._locks = KeyedLocks()
 
     def stage(self, request: MountRequest, deadline: Deadline) -> None:
-        """Mount the volume's image and mark the staging path with it, filling it first if needed.
+        """Mount the image, filled first if needed, and its marker at the staging path.
 
-        Raises InvalidParameter, AlreadyExists (staged differently), Busy (in progress), NoSpace, SourceChanged,
-        UnsupportedByNode and the errors of a Source.
+        Raises InvalidParameter, AlreadyExists (staged differently), Busy (in progress), NoSpace,
+        SourceChanged, UnsupportedByNode and the errors of a Source.
         """
         parameters = _parse_accepted(request)
         if self._exposures.is_exposed(request, "staging"):
@@ -60,9 +61,10 @@ class NodeVolumes:
             self._fill_and_expose(request, resolved, deadline, "staging")
 
     def publish(self, request: MountRequest, deadline: Deadline) -> None:
-        """Show a staged volume at the target path, or an inline one, which is resolved and filled here.
+        """Mount a staged volume at the target path, or an inline one, which is resolved and filled first.
 
-        Raises as `stage`; FailedPrecondition if the volume is not staged, or single-writer and published elsewhere.
+        Raises as `stage`; FailedPrecondition if the volume is not staged, or single-writer and published
+        elsewhere.
         """
         if self._exposures.is_exposed(request, "target"):
             return
@@ -102,12 +104,13 @@ class NodeVolumes:
     def _fill_and_expose(
         self, request: MountRequest, resolved: ResolvedVolume, deadline: Deadline, kind: PathKind
     ) -> None:
-        """Fill the image and show it at the request's path; taking the volume away ends this at any point before that."""
+        """Fill the image and expose it at the request's path, unless unpublish or unstage cancels it."""
         digest = resolved.content.digest
         _check_not_cancelled(deadline)
         with self._preparation.discard_if_unusable(digest), self._exposures.keep_image(digest):
             self._preparation.fill(request, resolved, deadline)
             with self._locks.acquire(request.volume_id, _LOCK_TIMEOUT):
+                # Again under the lock: from here on an unpublish waits, and then finds the record.
                 _check_not_cancelled(deadline)
                 if not self._exposures.is_exposed(request, kind):
                     volume = self._exposures.expose(request, resolved.volume, kind)
@@ -115,18 +118,26 @@ class NodeVolumes:
                     self._events.record_clamped_limits(request.event_reference, limits)
 
     def unpublish(self, volume_id: str, path: Path) -> None:
-        """Take the volume away from the target path and remove it; a path that is gone is no error. Raises Busy while in use."""
+        """Unmount the volume from the target path and remove the path; a missing path is no error.
+
+        Raises Busy while the mount is in use.
+        """
         path = resolve_parent(path)
+        # Before taking the lock, so that a call that waits for a fill ends at once.
         self._wait_limiter.cancel(volume_id, "the volume is being unpublished")
         with self._locks.acquire(volume_id, _LOCK_TIMEOUT):
             self._remove_path(volume_id, path)
             remaining = self._exposures.records.get(volume_id)
+            # With another target left, the volume still needs its pin.
             if remaining is None or not remaining.paths:
                 self._pins.release(volume_id)
             remove_target(path)
 
     def unstage(self, volume_id: str, path: Path) -> None:
-        """Take the volume away from the staging path, which stays; a path that is gone is no error. Raises Busy while in use."""
+        """Unmount the volume from the staging path, which stays; a missing path is no error.
+
+        Raises Busy while the mount is in use.
+        """
         path = resolve_parent(path)
         self._wait_limiter.cancel(volume_id, "the volume is being unstaged")
         with self._locks.acquire(volume_id, _LOCK_TIMEOUT):
@@ -137,18 +148,24 @@ class NodeVolumes:
         self._exposures.remove(volume_id, path)
 
     def get_stats(self, volume_id: str, path: Path) -> VolumeStats:
-        """Return the numbers and condition of a volume shown at `path`; raises VolumeNotFound if it is not."""
+        """Return the statistics of a volume at `path`; raises VolumeNotFound if it is not there."""
         return self._exposures.get_stats(volume_id, path)
 
     def renew_limits(self, volume_id: str) -> None:
-        """Enforce a volume's limits as the registry has them now, wherever it is shown. Raises InvalidParameter, Busy."""
+        """Enforce the limits that the registry has for a volume now, in all its pods.
+
+        Raises InvalidParameter, Busy.
+        """
         if self._exposures.records.get(volume_id):
             with self._locks.acquire(volume_id, _RENEW_LOCK_TIMEOUT):
                 self._exposures.renew_limits(volume_id)
 
 
 def _parse_accepted(request: MountRequest) -> VolumeParameters:
-    """Parse a volume context that was accepted before; raises InvalidParameter for an access mode that it refuses."""
+    """Parse a volume context that was accepted before.
+
+    Raises InvalidParameter for an access mode that writes.
+    """
     parameters = parse_accepted_parameters(request.context, request.mount_flags)
     access_modes.check_access_mode(request.mode, parameters.downgrade_writers)
     return parameters

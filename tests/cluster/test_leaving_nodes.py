@@ -152,7 +152,7 @@ def test_a_node_without_erofs_says_why_it_gets_no_volumes_and_keeps_no_pod_from_
         assert "kernel has no EROFS" in lab.kubectl.events(
             node.name
         ) and "load the module erofs at boot" in lab.kubectl.events(node.name)
-        assert "this node can mount no volumes" in lab.kubectl.logs(driver.node_pod(node), NAMESPACE)
+        assert "node cannot mount volumes" in lab.kubectl.logs(driver.node_pod(node), NAMESPACE)
 
         prefers, kept_there = (
             reader("prefers", claim_volume("late")),

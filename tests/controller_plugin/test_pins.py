@@ -152,7 +152,7 @@ def test_a_commit_that_is_gone_names_the_pin_and_how_to_release_it(
     (pin,) = pins.list_all()
     with pytest.raises(
         FailedPrecondition,
-        match=f"CachePin team/{pin.name} pins here.*kubectl delete cachepin -n team {pin.name}",
+        match=f"CachePin team/{pin.name} pins .*, but: .*kubectl delete cachepin -n team {pin.name}",
     ):
         controller.create(parameters=claim(), name="pvc-2", secrets={"token": "another"})
     assert holders(pins) == {PinHolder("volume", first.id)}
@@ -165,6 +165,6 @@ def test_a_nas_that_changed_is_not_mixed(controller: Controller, pins: FakePins)
     controller.source.files["new"] = 5
     with pytest.raises(
         FailedPrecondition,
-        match="NAS nas:/models is what CachePin team/pin-.* pins here, but: NAS nas:/models changed",
+        match="CachePin team/pin-.* pins NAS nas:/models, but: NAS nas:/models changed",
     ):
         controller.create(parameters=nas, name="pvc-3", required_bytes=GIB)

@@ -127,7 +127,7 @@ def test_with_the_origin_down_only_what_was_proven_mounts(
     assert machine.publish(volume, "pod") == (OK, "")
     assert machine.inline("inline", PRIVATE, GOOD) == (OK, "")
     assert (machine.target("inline") / "config.json").read_bytes() == b"{}"
-    assert machine.logged("origin unreachable, taking what was proven before")
+    assert machine.logged("origin unreachable, using an earlier proof")
 
 
 def test_what_was_proven_outlives_the_plugin(start: Start, hub: Hub, private: Repository) -> None:

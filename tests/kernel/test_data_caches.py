@@ -107,7 +107,7 @@ def test_without_an_image_store_a_lost_origin_is_told_with_what_to_do(
     second = place.node("second")
     with pytest.raises(
         DataCacheError,
-        match=r"no image store keeps what was cached \(--image-store\): bring the origin back, or update the DataCache",
+        match=r"there is no image store that keeps cached images \(--image-store\); restore the origin, or update the DataCache",
     ):
         read(second, "two")
 

@@ -50,7 +50,7 @@ def test_a_file_that_changed_is_told_and_a_new_volume_picks_it_up(
     code, message = machine.stage(volume)
     assert code is CHANGED
     assert (
-        f"NAS 127.0.0.1:{models} is not what this volume was created from any more" in message
+        f"NAS 127.0.0.1:{models} has changed since this volume was created" in message
         and "create a new volume" in message
     )
     assert ("'weights.bin' changed" in message) is cached

@@ -45,10 +45,10 @@ def test_a_node_that_cannot_has_the_plugin_alone_and_its_people_are_told_why(
     assert (
         said.warning
         and "no EROFS; load the module" in said.message
-        and "delete this node's plugin pod" in said.message
+        and "delete the plugin's pod on this node" in said.message
     )
     assert [(line.levelno, line.message) for line in caplog.records] == [
-        (logging.ERROR, "this node can mount no volumes")
+        (logging.ERROR, "node cannot mount volumes")
     ]
 
 

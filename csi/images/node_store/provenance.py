@@ -53,6 +53,8 @@ def mark_verified(paths: ImagePaths, origin_scope: str) -> None:
 def _read(paths: ImagePaths) -> tuple[tuple[str, ...], tuple[str, ...]]:
     try:
         record = read_json(paths.provenance, PROVENANCE_FORMAT)
+        # "vouched" and the file name places.json are former words for "verified" and "provenance". They stay,
+        # since stores of earlier versions have them.
         return tuple(map(str, record["filled"])), tuple(map(str, record["vouched"]))
     except FileNotFoundError:
         return (_origin_scope_of_manifest(paths),), ()

@@ -28,7 +28,7 @@ _TICK = 0.005
 class InProcess:
     """A source of `files` (path to size) at `commit`.
 
-    Clear `go` to hold resolves back, `go_fill` fills, `go_vouch` comparisons; set an error to have it raised.
+    Clear `go` to hold resolves back, `go_fill` fills, `go_verify` comparisons; set an error to have it raised.
     """
 
     def __init__(self, files: Mapping[str, int] | None = None) -> None:
@@ -42,8 +42,8 @@ class InProcess:
         self.content_bytes: int | None = None
         """What the source is said to hold, where it is not what `files` add up to."""
         self.origin = FakeOrigin()
-        self.go_vouch = threading.Event()
-        self.go_vouch.set()
+        self.go_verify = threading.Event()
+        self.go_verify.set()
         self.go, self.go_fill, self.filling = threading.Event(), threading.Event(), threading.Semaphore(0)
         self.go.set()
         self.go_fill.set()
@@ -64,8 +64,8 @@ class InProcess:
         self.asked.append(request)
         if request.operation == "fill":
             return self._fill(request, call or WorkerCall(), on_progress)
-        if request.operation == "vouch":
-            return self._vouch(request, call or WorkerCall())
+        if request.operation == "verify":
+            return self._verify(request, call or WorkerCall())
         self._wait(call or WorkerCall())
         if self.error:
             raise self.error
@@ -142,8 +142,8 @@ class InProcess:
         seal(paths[0], paths[2], paths[1])
         return {}
 
-    def _vouch(self, request: WorkerRequest, call: WorkerCall) -> dict[str, Any]:
-        while not self.go_vouch.wait(_TICK):
+    def _verify(self, request: WorkerRequest, call: WorkerCall) -> dict[str, Any]:
+        while not self.go_verify.wait(_TICK):
             if call.stopped:
                 raise Busy("the work was stopped; call again to go on")
         self._check(request)

@@ -160,7 +160,7 @@ def test_a_closed_pool_has_no_idle_worker_and_starts_none(pool: WorkerPool) -> N
     pid = pool.call("resolve", ask("answer"))["pid"]
     pool.close()
     assert not alive(pid)
-    with pytest.raises(Busy, match="successor"):
+    with pytest.raises(Busy, match="shutting down"):
         pool.call("resolve", ask("answer"))
 
 

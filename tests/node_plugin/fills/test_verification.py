@@ -50,29 +50,29 @@ def digest(node: Node) -> str:
 def test_another_place_is_compared_once_and_every_file_is_looked_at(node: Node, digest: str) -> None:
     node.source.origin.asked.clear()
     wait(node, digest, OTHER)
-    assert node.source.operations[2:] == ["vouch"] and node.source.asked[-1].spec == OTHER
+    assert node.source.operations[2:] == ["verify"] and node.source.asked[-1].spec == OTHER
     assert node.source.origin.asked.keys() == {
         extent.path for extent in node.store.read_manifest(digest).files
     }
     assert node.source.origin.bytes - 10_021 <= 20 + 1 + 4096, "files over 4 KiB are not read whole"
     for access in (OTHER, HUB, {**OTHER, "revision": "b" * 40}):
         wait(node, digest, access)
-    assert node.source.operations.count("vouch") == 1
+    assert node.source.operations.count("verify") == 1
 
 
 def test_the_same_address_in_another_network_is_another_place(node: Node, digest: str) -> None:
     wait(node, digest, {**HUB, "egressProfile": "tenant-b"})
-    assert node.source.operations[2:] == ["vouch"]
+    assert node.source.operations[2:] == ["verify"]
 
 
-def test_what_was_vouched_for_is_known_after_a_restart(node: Node, digest: str) -> None:
+def test_a_verified_scope_is_known_after_a_restart(node: Node, digest: str) -> None:
     wait(node, digest, OTHER)
     node.close()
     again = Node(node.folder)
     wait(again, digest, OTHER)
     assert again.source.operations == []
     wait(again, digest, THIRD)
-    assert again.source.operations == ["vouch"]
+    assert again.source.operations == ["verify"]
     again.close()
 
 
@@ -116,7 +116,7 @@ def test_a_credential_that_may_not_read_hears_so(node: Node, digest: str) -> Non
     wait(node, digest, OTHER, {"token": "right"})
 
 
-def test_an_origin_that_cannot_be_reached_vouches_for_nothing(
+def test_an_unreachable_origin_verifies_nothing(
     node: Node, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("csi.images.fill.fetch.MIN_RETRY_PAUSE", 0.001)
@@ -153,9 +153,9 @@ def test_a_fill_that_two_places_gave_a_part_of_each_makes_neither_known(node: No
     paths.image.rename(paths.partial)
     paths.partial.chmod(0o600)
     wait(node, digest, OTHER)
-    assert node.source.operations[2:] == ["fill", "vouch"]
+    assert node.source.operations[2:] == ["fill", "verify"]
     wait(node, digest, HUB)
-    assert node.source.operations[4:] == ["vouch"]
+    assert node.source.operations[4:] == ["verify"]
 
 
 def test_a_fill_that_began_from_nothing_makes_its_own_place_known_whoever_tried_before(node: Node) -> None:
@@ -165,19 +165,19 @@ def test_a_fill_that_began_from_nothing_makes_its_own_place_known_whoever_tried_
         wait(node, digest, OTHER)
     node.source.fill_error = None
     wait(node, digest, HUB)
-    assert "vouch" not in node.source.operations
+    assert "verify" not in node.source.operations
     wait(node, digest, OTHER)
-    assert node.source.operations[-1] == "vouch"
+    assert node.source.operations[-1] == "verify"
 
 
 def test_an_image_of_an_older_version_is_its_manifests_places(node: Node, digest: str) -> None:
     node.store.paths(digest).provenance.unlink()
     wait(node, digest, HUB)
-    assert "vouch" not in node.source.operations
+    assert "verify" not in node.source.operations
     wait(node, digest, OTHER)
-    assert node.source.operations.count("vouch") == 1
+    assert node.source.operations.count("verify") == 1
     wait(node, digest, HUB)
-    assert node.source.operations.count("vouch") == 1
+    assert node.source.operations.count("verify") == 1
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_damaged_record_lets_nobody_in_unseen(
 ) -> None:
     spoil(node.store.paths(digest).provenance)
     wait(node, digest, HUB)
-    assert node.source.operations.count("vouch") == 1
+    assert node.source.operations.count("verify") == 1
 
 
 def test_the_record_of_places_is_bounded(node: Node, digest: str) -> None:
@@ -201,20 +201,20 @@ def test_the_record_of_places_is_bounded(node: Node, digest: str) -> None:
         and known[-1] == compute_origin_scope(HUB)
     )
     wait(node, digest, HUB)
-    assert "vouch" not in node.source.operations
+    assert "verify" not in node.source.operations
 
 
 def test_all_who_ask_the_same_wait_for_one_comparison(node: Node, digest: str) -> None:
-    node.source.go_vouch.clear()
+    node.source.go_verify.clear()
     with pytest.raises(Busy, match="comparing the cached files"):
         wait(node, digest, OTHER, seconds=0.05)
     threads = [threading.Thread(target=wait, args=(node, digest, OTHER)) for _ in range(4)]
     for thread in threads:
         thread.start()
-    node.source.go_vouch.set()
+    node.source.go_verify.set()
     for thread in threads:
         thread.join(20)
-    assert node.source.operations.count("vouch") == 1 and compute_origin_scope(
+    assert node.source.operations.count("verify") == 1 and compute_origin_scope(
         OTHER
     ) in node.store.get_provenance(digest)
 
@@ -223,20 +223,20 @@ def test_an_error_that_came_when_nobody_waited_is_told_to_the_next_caller_once(
     node: Node, digest: str
 ) -> None:
     node.source.origin.fault = pretender
-    node.source.go_vouch.clear()
+    node.source.go_verify.clear()
     with pytest.raises(Busy):
         wait(node, digest, OTHER, seconds=0.05)
-    node.source.go_vouch.set()
+    node.source.go_verify.set()
     assert eventually(lambda: "verify" not in {thread.name for thread in threading.enumerate()})
     with pytest.raises(CorruptContent):
         wait(node, digest, OTHER, seconds=0)
-    assert node.source.operations.count("vouch") == 1
+    assert node.source.operations.count("verify") == 1
     node.source.origin.fault = None
     wait(node, digest, OTHER)
 
 
 def test_stopping_ends_comparisons(node: Node, digest: str) -> None:
-    node.source.go_vouch.clear()
+    node.source.go_verify.clear()
     threading.Timer(0.1, node.verification.stop).start()
     with pytest.raises(Busy, match="stopped"):
         wait(node, digest, OTHER)

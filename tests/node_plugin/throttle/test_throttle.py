@@ -26,7 +26,7 @@ def test_on_version_2_the_limit_is_on_the_pod_alone(unified: Place) -> None:
 def test_a_pod_that_appears_late_gets_its_limit(place: Place) -> None:
     place.hold(SLOW)
     held = place.throttle.get_applied("/t1")
-    assert held and "not there" in held.problem
+    assert held and "has no cgroup" in held.problem
     container = place.container()
     assert until(lambda: place.rate(container) == SLOW.sustained)
     assert until(lambda: not place.throttle.get_applied("/t1").problem)
@@ -59,7 +59,7 @@ def test_a_pod_s_cgroup_that_goes_and_comes_again_gets_its_limit(place: Place) -
     until(lambda: False, 0.1)
     for path in (*container.glob("*"), container, *place.pod().glob("*.json"), place.pod()):
         path.rmdir() if path.is_dir() else path.unlink()
-    assert until(lambda: "not there" in place.throttle.get_applied("/t1").problem)
+    assert until(lambda: "has no cgroup" in place.throttle.get_applied("/t1").problem)
     container = place.container()
     assert until(lambda: place.rate(container) == SLOW.sustained) and until(
         lambda: not place.throttle.get_applied("/t1").problem

@@ -190,7 +190,7 @@ def test_limits_that_cannot_be_held_are_said_or_refused(place: Place, uid: str) 
     assert ("the kernel refuses" if uid else "no pod is known") in held.problem
     place.throttle.close()
     place.throttle = place.start(required=True)
-    with pytest.raises(UnsupportedByNode, match="cannot be held"):
+    with pytest.raises(UnsupportedByNode, match="cannot be enforced"):
         place.hold(SLOW, uid=uid)
     assert place.throttle.list_applied() == []
     place.hold(None, uid=uid)

@@ -174,7 +174,7 @@ def test_a_volume_that_gets_limits_later_says_what_it_shares(node: Node) -> None
         node.publish(volume, target(volume=volume), staging=volume)
     register(node, "vol", {"readIops": "700"})
     node.volumes.renew_limits("vol")
-    assert "not throttled: the pod shows another volume without limits from the same device" in message(
+    assert "not throttled: the pod has another volume without limits on the same device" in message(
         node, target(volume="vol")
     )
     node.unpublish("free", target(volume="free"))
@@ -227,7 +227,7 @@ def test_performance_that_a_size_does_not_have_any_more_leaves_what_is_in_force(
     again = Node(tmp_path)
     again.recovery.recover()
     assert rate(again, target()).iops == 700 and again.cgroups.writes == 0
-    assert "no limits can be had: performanceLevel is PL3" in message(again, "staging")
+    assert "no limits can be enforced: performanceLevel is PL3" in message(again, "staging")
     again.close()
 
 
@@ -241,7 +241,7 @@ def test_a_node_that_cannot_throttle_works_and_says_so(tmp_path: Path) -> None:
 
 def test_a_node_that_must_throttle_and_cannot_refuses_before_the_pod_sees_anything(tmp_path: Path) -> None:
     node = Node(tmp_path, unthrottled=True, require_throttle=True)
-    with pytest.raises(UnsupportedByNode, match="cannot be held: no cgroups here"):
+    with pytest.raises(UnsupportedByNode, match="cannot be enforced: no cgroups here"):
         node.inline(path=target(), context=INLINE_SLOW)
     assert node.left == []
     node.inline(path=target(), context=INLINE)

@@ -294,7 +294,7 @@ def test_a_source_without_revisions_is_pinned_by_what_it_held(cluster: Cluster) 
     first.inline(context=nas)
     with pytest.raises(
         FailedPrecondition,
-        match=r"NAS nas:/models is what CachePin team/pin-.* pins here.*kubectl delete cachepin",
+        match=r"CachePin team/pin-\w+ pins NAS nas:/models, but: .*kubectl delete cachepin",
     ):
         second.inline(context=nas)
 

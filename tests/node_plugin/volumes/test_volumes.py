@@ -230,7 +230,7 @@ def test_a_publish_never_asks_the_source_and_never_waits(node: Node) -> None:
 def test_a_source_that_is_not_what_the_volume_was_created_from_is_refused_and_leaves_nothing(
     node: Node,
 ) -> None:
-    with pytest.raises(SourceChanged, match="not what this volume was created from"):
+    with pytest.raises(SourceChanged, match="has changed since this volume was created"):
         node.stage(context=PINNED)
     assert node.left == [] and node.store.list_images() == [] and not node.path("staging").exists()
     node.stage(context={**HUB, "manifestDigest": node.source.digest})
@@ -327,13 +327,13 @@ def test_a_target_that_holds_something_else_is_left_alone(node: Node) -> None:
     target = node.path("pod1")
     target.mkdir(parents=True)
     (target / "theirs").touch()
-    with pytest.raises(FailedPrecondition, match="did not put there"):
+    with pytest.raises(FailedPrecondition, match="remove its content, which is not this driver's"):
         node.unpublish()
     assert (target / "theirs").exists()
     node.stage()
     target.rename(node.path("moved"))
     target.touch()
-    with pytest.raises(FailedPrecondition, match="cannot be made a folder"):
+    with pytest.raises(FailedPrecondition, match="cannot be created as a folder"):
         node.publish()
     assert node.shown == ["staging"] and [volume.paths for volume in node.records.list_all()] == [
         [str(node.path("staging"))]
