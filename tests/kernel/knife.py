@@ -112,14 +112,14 @@ def arm_node(knife: Knife) -> None:
     from node_plugin.volumes.records import VolumeRecords
 
     knife.around(Store, "adopt_manifest", "adopt", before=True, after=True)
-    knife.around(KernelLoopDevices, "_configured", "loop", before=True, after=True)
+    knife.around(KernelLoopDevices, "_configure", "loop", before=True, after=True)
     knife.around(KernelMountTable, "mount_image", "mount", after=True)
     knife.around(VolumeRecords, "put", "record", before=True, after=True)
     knife.around(KernelMountTable, "_mount", "mount(2)", after=True)
-    knife.around(KernelMountTable, "bind", "bind", before=True, after=True)
+    knife.around(KernelMountTable, "bind_mount", "bind", before=True, after=True)
     knife.around(KernelMountTable, "mount_marker", "marker", before=True, after=True)
     knife.around(KernelMountTable, "unmount", "unmount", before=True, after=True)
-    knife.around(volumes, "_remove_target", "target removal", before=True, after=True)
+    knife.around(volumes, "remove_target", "target removal", before=True, after=True)
 
 
 def main() -> None:
