@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.cluster.images import busybox
 from tests.cluster.installed import Driver
 from tests.cluster.lab import Lab
 from tests.cluster.pods import applied
@@ -38,6 +36,7 @@ def example_of(document: str, pod: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.usefixtures("python_image")
 @pytest.mark.parametrize(
     ("document", "pod", "repository", "revision", "private", "complete"),
     [
@@ -50,7 +49,6 @@ def test_an_example_is_applied_as_it_stands_and_its_pod_reads_the_model(
     lab: Lab,
     driver: Driver,
     hub: Hub,
-    tmp_path: Path,
     document: str,
     pod: str,
     repository: str,
@@ -59,7 +57,6 @@ def test_an_example_is_applied_as_it_stands_and_its_pod_reads_the_model(
     complete: bool,
 ) -> None:
     """Of a `private` repository with the token of the reader's Secret; `complete` is whether no files are left out by patterns."""
-    lab.load(busybox(tmp_path, "python:3.12-slim"))
     files: dict[str, bytes] = {
         "config.json": b"{}",
         "model.safetensors": WEIGHTS,
