@@ -1,4 +1,4 @@
-"""datacache-controller: the controller plugin, put together from its parts."""
+"""Entry point of datacache-controller: parses flags and assembles the controller plugin."""
 
 from __future__ import annotations
 
@@ -44,18 +44,19 @@ STATE_DIR = "/var/lib/datacache-controller"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of datacache-controller."""
+    """Build the parser of datacache-controller's flags."""
     parser = argparse.ArgumentParser(
         "datacache-controller", description="The controller plugin of the datacache CSI driver."
     )
     parser.add_argument("--version", action="version", version=__version__)
     flags.add_plugin_flags(parser)
-    flags.add_flag(parser, "--registry", help=f"what keeps the volumes: {REGISTRY_HELP}")
+    flags.add_flag(parser, "--registry", help=f"registry of the volumes: {REGISTRY_HELP}")
     flags.add_flag(
         parser,
         "--state-dir",
         default="",
-        help=f"where proofs of reading are remembered, which may get lost; empty for the registry's folder, with kubernetes for {STATE_DIR}",
+        help="folder that remembers successful access checks, and may be lost; empty for the registry's "
+        f"folder, with kubernetes for {STATE_DIR}",
     )
     flags.add_flag(parser, "--allow-origins", default="", type=parse_destinations, help=ORIGINS_HELP)
     flags.add_flag(parser, "--allow-inline-nas", default="", type=parse_nas_prefixes, help=NAS_HELP)
@@ -64,16 +65,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--sweep-interval",
         default="5m",
         type=flags.parse_duration,
-        help="how often what nodes and volumes that are gone have left in the cluster's objects is taken away",
+        help="how often references to deleted nodes and volumes are removed from the cluster's objects",
     )
     flags.add_flag(
-        parser, "--resolve-workers", default="4", type=flags.parse_count, help="resolves at a time"
+        parser, "--resolve-workers", default="4", type=flags.parse_count, help="number of concurrent resolves"
     )
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Serve until SIGTERM. Exit status 1, with the reason on standard error, where the plugin cannot start."""
+    """Serve until SIGTERM.
+
+    Exit with status 1 and the reason on standard error if the plugin cannot start.
+    """
     lifecycle.run_program(build_parser(), _serve, arguments)
 
 
@@ -81,15 +85,15 @@ def _serve(options: argparse.Namespace) -> None:
     server = find_api_server(options.registry)
     pins = open_pins(server)
     registry = open_registry(options.registry, server)
-    announcer = open_event_recorder(
+    recorder = open_event_recorder(
         server, "datacache-controller", os.environ.get("POD_NAME") or socket.gethostname()
     )
-    allowed = AllowList(options.allow_inline_nas, options.allow_origins, PVC_ANNOTATIONS)
-    room = WaitLimiter(options.rpc_threads // 2)
-    state = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    allow_list = AllowList(options.allow_inline_nas, options.allow_origins, PVC_ANNOTATIONS)
+    wait_limiter = WaitLimiter(options.rpc_threads // 2)
+    state_dir = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     proofs = ProofMemory(
-        state / "proofs", load_or_create_key(state / "key"), options.proof_ttl, options.offline_grace
+        state_dir / "proofs", load_or_create_key(state_dir / "key"), options.proof_ttl, options.offline_grace
     )
     pool = WorkerPool(
         {"resolve": options.resolve_workers},
@@ -98,14 +102,14 @@ def _serve(options: argparse.Namespace) -> None:
         profiles=options.egress_profile,
         allowed_destinations=options.allow_origins,
     )
-    asking = ParameterReader(open_pvc_reader(server), allowed)
+    parameter_reader = ParameterReader(open_pvc_reader(server), allow_list)
     volumes = ControllerVolumes(
-        registry, Resolver(pool, proofs, room, refresh_moving=True), asking, pins, announcer
+        registry, Resolver(pool, proofs, wait_limiter, refresh_moving=True), parameter_reader, pins, recorder
     )
 
     observe = grpc_server.ignore_call
     if options.metrics_address:
-        from csi.server.metrics import Metrics  # 5 MB that only those pay who ask for them
+        from csi.server.metrics import Metrics  # 5 MB, paid only if metrics are enabled
 
         observe = Metrics(options.metrics_address).observe
 
@@ -118,16 +122,21 @@ def _serve(options: argparse.Namespace) -> None:
 
     try:
         with _campaign(options, server):
-            healthy = partial(health.serve_health, options.health_address, options.endpoint)
-            grpc_server.serve(options.endpoint, options.rpc_threads, room, register, healthy, observe)
+            while_serving = partial(health.serve_health, options.health_address, options.endpoint)
+            grpc_server.serve(
+                options.endpoint, options.rpc_threads, wait_limiter, register, while_serving, observe
+            )
     finally:
         pool.close()
-        announcer.close()
+        recorder.close()
 
 
 @contextmanager
 def _campaign(options: argparse.Namespace, server: ApiServer | None) -> Iterator[None]:
-    """In a cluster, do the leader's duties whenever this replica leads; a folder has one controller and no duties."""
+    """Run for leader and do its duties during the block.
+
+    A folder has one controller and no duties.
+    """
     if server is None:
         yield
         return

@@ -1,7 +1,7 @@
-"""The duties of the replica that leads: statuses of volumes and pins, and garbage collection.
+"""Duties of the leading replica: statuses of volumes and pins, and garbage collection.
 
-Every replica answers calls; what would be wasted work twice is done by the holder of one lease. In a module of its own,
-since only a cluster has replicas: a controller over a folder does not load what talks to the API server.
+All replicas answer calls; work that would be wasted if done twice is done by the holder of a lease. This is a
+separate module because only a cluster has replicas: a controller over a folder does not load the API client.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
 
 
 class Leader:
-    """Keeps the statuses of `registry` and `pins` current and collects their garbage every `interval` seconds, while it leads."""
+    """Work of the leader: statuses of `registry` and `pins`, and garbage collection.
+
+    Garbage is collected every `interval` seconds.
+    """
 
     def __init__(
         self,
@@ -33,7 +36,7 @@ class Leader:
 
     @contextmanager
     def campaign(self, lease: str) -> Iterator[None]:
-        """Try to hold the lease called `lease` for the block, and do the duties while it is held."""
+        """Try to hold the lease called `lease` during the block, and do the duties while it is held."""
         with leader_election(Lease(self._server, lease, holder_identity(os.environ)), self._leader_duties):
             yield
 
@@ -47,7 +50,7 @@ class Leader:
             yield
 
     def build_garbage_collector(self) -> GarbageCollector:
-        """Build the collector of what nodes and volumes that are gone have left in pins, prewarms and statuses."""
+        """Build the collector of what deleted nodes and volumes left in pins, prewarms and statuses."""
         holders = PinHolderReferences(self._pins, lambda volume_id: self._registry.get(volume_id) is not None)
         return GarbageCollector(
             self._server,

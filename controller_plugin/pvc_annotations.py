@@ -1,4 +1,7 @@
-"""What a CreateVolume asks for: its parameters, those of its PVC's annotations where the StorageClass lets them, and whose words they are."""
+"""Parameters of a CreateVolume, with those of its PVC's annotations that the StorageClass allows.
+
+It keeps apart which of them a user has given, since users may name fewer origins than administrators.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,29 @@ _PVC_PREFIX = "csi.storage.k8s.io/pvc/"
 
 
 class PvcReader(Protocol):
-    """Where PVCs are looked up."""
+    """Source of PVCs' annotations."""
 
     def read_annotations(self, namespace: str, name: str) -> dict[str, str]:
-        """The annotations of a PVC. Raises FailedPrecondition where there is no such PVC, ClusterUnavailable, ClusterForbids."""
+        """Return the annotations of a PVC.
+
+        Raises FailedPrecondition if it does not exist, ClusterUnavailable, ClusterForbids.
+        """
 
 
 class ParameterReader:
-    """Reads parameters. `claims` has PVCs, None where there is no cluster; `allowed` says what their annotations may name."""
+    """Reader of volume parameters.
+
+    `pvcs` is None without a cluster; `allow_list` limits what PVCs' annotations may name.
+    """
 
     def __init__(self, pvcs: PvcReader | None, allow_list: AllowList) -> None:
         self._pvcs, self._allow_list = pvcs, allow_list
 
     def merge_pvc_annotations(self, parameters: Mapping[str, str]) -> AnnotatedParameters:
-        """The parameters with what the PVC adds. Raises InvalidParameter, FailedPrecondition, ClusterUnavailable."""
+        """Return the parameters with those that the PVC adds.
+
+        Raises InvalidParameter, FailedPrecondition, ClusterUnavailable.
+        """
         canonical = canonical_keys(parameters)
         if PVC_ANNOTATIONS_KEY not in canonical:
             return AnnotatedParameters(canonical, frozenset())
@@ -55,7 +67,7 @@ class ParameterReader:
             )
         if not (namespace and name):
             raise FailedPrecondition(
-                f"the StorageClass has {PVC_ANNOTATIONS_KEY}, but the request does not say which PVC it is for: "
+                f"the StorageClass has {PVC_ANNOTATIONS_KEY}, but the request does not name its PVC: "
                 "start external-provisioner with --extra-create-metadata"
             )
         return apply_annotations(
@@ -65,7 +77,7 @@ class ParameterReader:
     def parse_merged(
         self, parameters: Mapping[str, str], merged: AnnotatedParameters, flags: Iterable[str]
     ) -> VolumeParameters:
-        """What is asked for, as `parse_volume_parameters` has it; a source that the PVC names is judged and marked as a user's word.
+        """Parse the merged parameters; a source that the PVC names is checked and marked as untrusted.
 
         Raises as `parse_volume_parameters`, and PermissionDenied.
         """
@@ -81,19 +93,26 @@ class ParameterReader:
         return replace(parsed, spec=as_untrusted(parsed.spec))
 
     def _check_pvc_source(self, source: SourceSpec, merged: AnnotatedParameters) -> None:
-        # Beside an annotation the StorageClass may have keys of an administrator's; within one nobody may.
+        # The StorageClass may add administrators' keys to an annotation's source, but the annotation itself
+        # may not.
         if "sources" in merged.from_pvc:
             self._allow_list.check_keys(source)
         self._allow_list.check_source(source)
 
 
 def pvc_namespace_and_name(parameters: Mapping[str, str]) -> tuple[str, str]:
-    """Namespace and name of the PVC that a volume is for, each "" where external-provisioner does not say (`--extra-create-metadata`)."""
+    """Return namespace and name of a volume's PVC, each "" if unknown.
+
+    external-provisioner passes them with `--extra-create-metadata`.
+    """
     return parameters.get(f"{_PVC_PREFIX}namespace", ""), parameters.get(f"{_PVC_PREFIX}name", "")
 
 
 def check_storage_class(parameters: Mapping[str, str]) -> None:
-    """Raise InvalidParameter for a StorageClass's parameters that fit no volume; those that wait for a PVC's annotations are not whole yet."""
+    """Raise InvalidParameter if a StorageClass's parameters fit no volume.
+
+    Parameters that annotations complete are not checked, since they are incomplete.
+    """
     canonical = canonical_keys(parameters)
     if PVC_ANNOTATIONS_KEY in canonical:
         parse_allowed_keys(canonical[PVC_ANNOTATIONS_KEY])
@@ -101,26 +120,26 @@ def check_storage_class(parameters: Mapping[str, str]) -> None:
         parse_volume_parameters(parameters)
 
 
-class ClusterPvcs:
-    """The PVCs of a cluster; one call each."""
+class ClusterPvcs(PvcReader):
+    """PVCs of a cluster, read by one call each."""
 
     def __init__(self, server: ApiServer) -> None:
         self._server = server
 
     def read_annotations(self, namespace: str, name: str) -> dict[str, str]:
-        """The annotations of a PVC. Raises FailedPrecondition where it is not there, and what `ApiServer.call` raises."""
-        from csi.cluster.api_server import METADATA, api_path  # 3 MB that a folder does not need
+        from csi.cluster.api_server import METADATA, api_path  # 3 MB that a folder registry does not need
 
         path = api_path("api", "v1", "namespaces", namespace, "persistentvolumeclaims", name)
         try:
-            claim = self._server.call("GET", path, accept=METADATA)
+            pvc = self._server.call("GET", path, accept=METADATA)
         except NotFound:
             raise FailedPrecondition(
-                f"PVC {namespace}/{name} is gone, and its annotations were to name the source; create it anew"
+                f"PVC {namespace}/{name} is gone, and its annotations were to name the source; "
+                "create it again"
             ) from None
-        return dict(claim["metadata"].get("annotations") or {})
+        return dict(pvc["metadata"].get("annotations") or {})
 
 
 def open_pvc_reader(server: ApiServer | None) -> ClusterPvcs | None:
-    """The PVCs of the cluster of `server`, None without one."""
+    """Return the PVCs of the cluster of `server`, None without one."""
     return ClusterPvcs(server) if server else None

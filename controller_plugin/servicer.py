@@ -1,4 +1,4 @@
-"""CSI's Controller service: checks the request, calls one method of `ControllerVolumes`, builds the reply."""
+"""CSI's Controller service: checks requests, calls `ControllerVolumes`, builds replies."""
 
 from __future__ import annotations
 
@@ -34,12 +34,15 @@ _CAPABILITIES = (
     _RPC.MODIFY_VOLUME,
     _RPC.CLONE_VOLUME,
 )
-# external-provisioner gives up after 10 s; the answer must leave before.
+# external-provisioner gives up after 10 s; the reply must arrive before.
 _MAX_WAIT_SECONDS = 8.0
 
 
 class ControllerServicer(csi_pb2_grpc.ControllerServicer):
-    """The Controller service over `volumes`; every volume can be had on each node that can mount images (`csi.topology`)."""
+    """Controller service over `volumes`.
+
+    Every volume is accessible from each node that can mount images (`csi.topology`).
+    """
 
     def __init__(self, volumes: ControllerVolumes, driver_name: str) -> None:
         self._volumes, self._driver = volumes, driver_name
@@ -48,14 +51,14 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     def ControllerGetCapabilities(
         self, request: pb.ControllerGetCapabilitiesRequest, context: grpc.ServicerContext
     ) -> pb.ControllerGetCapabilitiesResponse:
-        """What this controller can do."""
+        """Return the capabilities of this controller."""
         rpcs = (pb.ControllerServiceCapability(rpc=_RPC(type=kind)) for kind in _CAPABILITIES)
         return pb.ControllerGetCapabilitiesResponse(capabilities=rpcs)
 
     def CreateVolume(
         self, request: pb.CreateVolumeRequest, context: grpc.ServicerContext
     ) -> pb.CreateVolumeResponse:
-        """Resolve and record; nothing is fetched."""
+        """Resolve the source and record the volume; nothing is fetched."""
         require_fields(request, "name", "volume_capabilities")
         self._check_topology(request.accessibility_requirements)
         record = self._volumes.create(
@@ -64,13 +67,17 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
         return pb.CreateVolumeResponse(volume=self._build_volume(record))
 
     def _check_topology(self, requirement: pb.TopologyRequirement) -> None:
-        """Raise NoSpace (RESOURCE_EXHAUSTED, as CSI wants it) when none of the topologies asked for is one where images can be mounted."""
+        """Raise NoSpace if images can be mounted in none of the requested topologies.
+
+        CSI requires its code RESOURCE_EXHAUSTED.
+        """
         if requirement.requisite and not any(
             can_mount_in(self._driver, topology.segments) for topology in requirement.requisite
         ):
             required = ", ".join(f"{key}={value}" for key, value in self._topology.segments.items())
             raise NoSpace(
-                f"none of the topologies asked for has {required}; volumes can be had on nodes that run the node plugin and can mount images"
+                f"none of the requested topologies has {required}; "
+                "volumes are accessible from nodes that run the node plugin and can mount images"
             )
 
     def _build_create_request(self, request: pb.CreateVolumeRequest) -> CreateRequest:
@@ -91,7 +98,7 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     def DeleteVolume(
         self, request: pb.DeleteVolumeRequest, context: grpc.ServicerContext
     ) -> pb.DeleteVolumeResponse:
-        """Forget the volume; an unknown id is no error."""
+        """Delete the volume's record; an unknown id is no error."""
         require_fields(request, "volume_id")
         self._volumes.delete(request.volume_id)
         return pb.DeleteVolumeResponse()
@@ -99,7 +106,7 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     def ValidateVolumeCapabilities(
         self, request: pb.ValidateVolumeCapabilitiesRequest, context: grpc.ServicerContext
     ) -> pb.ValidateVolumeCapabilitiesResponse:
-        """Confirm the capabilities asked, or say in words why not."""
+        """Confirm the requested capabilities, or return a message why not."""
         require_fields(request, "volume_id", "volume_capabilities")
         record = self._volumes.get(request.volume_id)
         try:
@@ -117,7 +124,7 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     def ListVolumes(
         self, request: pb.ListVolumesRequest, context: grpc.ServicerContext
     ) -> pb.ListVolumesResponse:
-        """One page of volumes, in the order of their ids."""
+        """Return one page of volumes, in the order of their ids."""
         records, token = self._volumes.list_page(request.starting_token, request.max_entries)
         entries = (pb.ListVolumesResponse.Entry(volume=self._build_volume(record)) for record in records)
         return pb.ListVolumesResponse(entries=entries, next_token=token)
@@ -125,7 +132,10 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     def GetCapacity(
         self, request: pb.GetCapacityRequest, context: grpc.ServicerContext
     ) -> pb.GetCapacityResponse:
-        """The largest volume there can be: a volume costs nothing until a node fills it, and a node that holds the image is free of cost."""
+        """Return the largest possible volume.
+
+        A volume takes no space until a node fills it, so there is no total to report.
+        """
         if request.parameters:
             check_storage_class(request.parameters)
         reply = pb.GetCapacityResponse(available_capacity=MAX_VOLUME_BYTES)
@@ -136,7 +146,7 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
     def ControllerGetVolume(
         self, request: pb.ControllerGetVolumeRequest, context: grpc.ServicerContext
     ) -> pb.ControllerGetVolumeResponse:
-        """One volume by its id."""
+        """Return one volume by its id."""
         require_fields(request, "volume_id")
         record = self._volumes.get(request.volume_id)
         status = pb.ControllerGetVolumeResponse.VolumeStatus()
@@ -164,7 +174,10 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
 
 
 def _check_matches(request: pb.ValidateVolumeCapabilitiesRequest, record: VolumeRecord) -> None:
-    """Raise InvalidParameter, saying why, where the volume is not what the request takes it for or cannot become it."""
+    """Raise InvalidParameter, with the reason, if the volume does not match the request.
+
+    A volume that can be modified to match counts as matching.
+    """
     for mode in parse_access_modes(request.volume_capabilities):
         access_modes.check_access_mode(mode, record.downgrade_writers)
     if request.volume_context and parse_volume_parameters(request.volume_context).spec != record.spec:
@@ -175,15 +188,19 @@ def _check_matches(request: pb.ValidateVolumeCapabilitiesRequest, record: Volume
 
 
 def parse_access_modes(capabilities: Iterable[pb.VolumeCapability]) -> list[AccessMode]:
-    """The access mode of each capability; raises InvalidParameter for block access, which read-only file trees do not have."""
-    access_modes_found = []
+    """Return the access mode of each capability.
+
+    Raises InvalidParameter for block access, which read-only file trees do not have.
+    """
+    modes = []
     for capability in capabilities:
         if capability.HasField("block"):
             raise InvalidParameter(
-                "block access is asked, but a data cache is a file system; use volumeMode: Filesystem in the PVC"
+                "block access is requested, but a data cache is a file system; "
+                "use volumeMode: Filesystem in the PVC"
             )
-        access_modes_found.append(access_modes.parse_access_mode(capability.access_mode.mode))
-    return access_modes_found
+        modes.append(access_modes.parse_access_mode(capability.access_mode.mode))
+    return modes
 
 
 def _source_volume_id(request: pb.CreateVolumeRequest) -> str:
@@ -191,17 +208,22 @@ def _source_volume_id(request: pb.CreateVolumeRequest) -> str:
         return ""
     source = request.volume_content_source
     if not source.HasField("volume"):
-        raise InvalidParameter("volume_content_source names a snapshot; this driver clones volumes only")
+        raise InvalidParameter(
+            "volume_content_source names a snapshot; this driver clones volumes only, so name a volume"
+        )
     if not source.volume.volume_id:
         raise InvalidParameter("volume_content_source names no volume id")
     return source.volume.volume_id
 
 
 class NodeServiceStub(csi_pb2_grpc.NodeServicer):
-    """For external-resizer, which asks on the controller's socket what nodes can do where volumes cannot grow, and ends where nobody answers."""
+    """Node service for external-resizer on the controller's socket.
+
+    It asks what nodes can do, and exits if nothing answers.
+    """
 
     def NodeGetCapabilities(
         self, request: pb.NodeGetCapabilitiesRequest, context: grpc.ServicerContext
     ) -> pb.NodeGetCapabilitiesResponse:
-        """Nothing: no node is here."""
+        """Return no capabilities: there is no node here."""
         return pb.NodeGetCapabilitiesResponse()

@@ -1,4 +1,7 @@
-"""The life of a volume in the controller: created from parameters, cloned, listed, modified, deleted. No bytes move here."""
+"""Volumes of the controller: created from parameters, cloned, listed, modified, deleted.
+
+No content is moved here.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,12 @@ _PINNED_REASON = "CachePinned"
 
 @dataclass(frozen=True)
 class CreateRequest:
-    """What CreateVolume asks. Sizes are in bytes, 0 for "not said"; `source_volume_id` is a volume id or ""; `access_modes` one for each capability."""
+    """Request of CreateVolume.
+
+    Sizes are in bytes, 0 if not given; `source_volume_id` is a volume's id or "".
+
+    `access_modes` has one for each capability.
+    """
 
     name: str
     parameters: Mapping[str, str]
@@ -66,10 +74,10 @@ class CreateRequest:
 
 
 class ControllerVolumes:
-    """The controller's volumes, kept in `registry`. Thread-safe.
+    """Volumes of the controller, kept in `registry`. Thread-safe.
 
-    `resolver` asks origins, `asking` reads what is asked, `pins` has what the volumes of a namespace agree on, None without a cluster;
-    PVCs are told by `announcer`.
+    `resolver` resolves sources, `parameter_reader` reads requests' parameters, `pins` are shared by the
+    volumes of a namespace (None without a cluster), and `recorder` records Events of PVCs.
     """
 
     def __init__(
@@ -89,17 +97,19 @@ class ControllerVolumes:
         self._locks, self._recorder = KeyedLocks(), recorder or NullEventRecorder()
 
     def create(self, request: CreateRequest, deadline: Deadline) -> VolumeRecord:
-        """Pin the source and record the volume; the same name and request again give the same record, whichever replica made it.
+        """Resolve the source and record the volume.
 
-        Raises InvalidParameter, AlreadyExists (the name stands for something else), OutOfRange (content over
-        `limit_bytes`), VolumeNotFound (clone of a volume that is not), Busy, and the errors of a Source. Performance
-        keys out of the range of the capacity that the volume gets are InvalidParameter.
+        The same request gives the same record, whichever replica created it.
+
+        Raises InvalidParameter, AlreadyExists (a different volume has the name), OutOfRange (content over
+        `limit_bytes`), VolumeNotFound (the volume to clone does not exist), Busy, and the errors of a Source.
+        Performance keys out of the range of the volume's capacity are InvalidParameter.
         """
         if not request.name or len(request.name) > _MAX_NAME_LENGTH:
             raise InvalidParameter(f"name has {len(request.name)} characters; it has 1 to {_MAX_NAME_LENGTH}")
         if not 0 <= request.required_bytes <= MAX_VOLUME_BYTES or request.limit_bytes < 0:
             sizes = f"required_bytes {request.required_bytes} and limit_bytes {request.limit_bytes}"
-            raise OutOfRange(f"{sizes} are asked for; sizes are 0 to {MAX_VOLUME_BYTES} bytes (16 TiB)")
+            raise OutOfRange(f"{sizes} are requested; sizes are 0 to {MAX_VOLUME_BYTES} bytes (16 TiB)")
         if 0 < request.limit_bytes < request.required_bytes:
             raise InvalidParameter(
                 f"limit_bytes {request.limit_bytes} is below required_bytes {request.required_bytes}"
@@ -113,6 +123,7 @@ class ControllerVolumes:
             with self._release_pins_on_failure(volume_id) as held_pins:
                 record = self._resolve_record(volume_id, request, requested, deadline, held_pins)
                 stored = self._registry.add(record)
+            # Another replica recorded the volume first.
             if stored != record:
                 return _check_same(stored, request, requested)
             self._record_pin_event(record)
@@ -125,20 +136,24 @@ class ControllerVolumes:
 
     @contextmanager
     def _release_pins_on_failure(self, volume_id: str) -> Iterator[list[CachePin]]:
-        """The pins that the block holds for a volume; where it fails there is no volume that would."""
+        """Give a list for the pins that the block holds for a volume, and release them if the block fails."""
         held_pins: list[CachePin] = []
         try:
             yield held_pins
-        except ClusterUnavailable:  # the volume may be recorded all the same
+        except ClusterUnavailable:  # the volume may have been recorded all the same
             raise
         except DataCacheError:
+            # The original error matters more, and garbage collection removes a holder that stays.
             with suppress(DataCacheError):
                 for pin in held_pins[-1:]:
                     self._release_pin(volume_id, pin.namespace, pin.requested)
             raise
 
     def _pin_namespace(self, request: CreateRequest, requested: VolumeParameters) -> str:
-        """That of the pin which the volume is to hold, "" for none: a commit needs none, and a clone is what its original is."""
+        """Return the namespace of the pin that the volume holds, "" for none.
+
+        A fixed revision needs none, and a clone copies its original's.
+        """
         needs_pin = self._pins and requested.spec.is_moving and not request.source_volume_id
         return pvc_namespace_and_name(request.parameters)[0] if needs_pin else ""
 
@@ -158,11 +173,13 @@ class ControllerVolumes:
         if original and parsed.spec not in (original.requested_spec, original.spec):
             display_name = original.spec.source.display_name
             raise InvalidParameter(
-                f"the parameters name {parsed.spec.source.display_name}, the volume to clone holds {display_name}; make them agree"
+                f"the parameters name {parsed.spec.source.display_name}, "
+                f"the volume to clone holds {display_name}; make them agree"
             )
         if parsed.size_bytes is not None:
             raise InvalidParameter(
-                "size is for volumes without a claim; remove it and ask for the size in the PVC (spec.resources.requests.storage)"
+                "size is for volumes without a PVC; "
+                "remove it and request the size in the PVC (spec.resources.requests.storage)"
             )
         for mode in request.access_modes:
             access_modes.check_access_mode(mode, parsed.downgrade_writers)
@@ -186,10 +203,10 @@ class ControllerVolumes:
         )
 
         def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
-            found = self._resolver.resolve(volume_id, spec, request.secrets, deadline)
-            if digest not in (None, found.digest):
+            resolution = self._resolver.resolve(volume_id, spec, request.secrets, deadline)
+            if digest not in (None, resolution.digest):
                 raise SourceChanged(f"{spec.source.display_name} changed since then")
-            return found
+            return resolution
 
         resolution = (
             self._resolve_pinned(volume_id, namespace, spec, resolve, held_pins)
@@ -198,7 +215,8 @@ class ControllerVolumes:
         )
         if original and resolution.digest != original.digest:
             raise SourceChanged(
-                f"{spec.source.display_name} changed since {original.id} was created, so it cannot be cloned; create a new volume"
+                f"{spec.source.display_name} changed since {original.id} was created, "
+                "so it cannot be cloned; create a new volume"
             )
         capacity = _choose_capacity(resolution.content_bytes, request)
         compute_limits(requested.performance, capacity)
@@ -233,11 +251,14 @@ class ControllerVolumes:
         )
 
     def get(self, volume_id: str) -> VolumeRecord:
-        """The volume of that id; raises VolumeNotFound."""
+        """Return the volume with this id; raises VolumeNotFound."""
         return _require_found(self._registry.get(volume_id), volume_id)
 
     def delete(self, volume_id: str) -> None:
-        """Forget the volume; nodes that still mount it keep their image. Raises Busy while another call works on it."""
+        """Delete the volume's record; nodes that mount it keep their image.
+
+        Raises Busy while another call works on it.
+        """
         with self._locks.acquire(volume_id):
             if record := self._get_if_pinned(volume_id):
                 self._release_pin(volume_id, record.pin_namespace, record.requested_spec)
@@ -248,13 +269,13 @@ class ControllerVolumes:
             return self._registry.get(volume_id) if self._pins else None
         except (ClusterUnavailable, ClusterForbids):
             raise
-        except DataCacheError:  # one that cannot be read can be deleted; its hold is swept
+        except DataCacheError:  # a damaged record can be deleted; garbage collection removes its pin's holder
             return None
 
     def modify(self, volume_id: str, mutable_parameters: Mapping[str, str]) -> VolumeRecord:
-        """Change the performance keys that `mutable_parameters` names, leaving the others.
+        """Change the performance keys in `mutable_parameters`, leaving the others.
 
-        Raises InvalidParameter (also for what the volume's size does not have), VolumeNotFound, Busy.
+        Raises InvalidParameter (also for values that the volume's size does not allow), VolumeNotFound, Busy.
         """
 
         def update(record: VolumeRecord) -> VolumeRecord:
@@ -271,12 +292,16 @@ class ControllerVolumes:
             return _require_found(changed, volume_id)
 
     def list_page(self, token: str, limit: int) -> tuple[list[VolumeRecord], str]:
-        """One page of all volumes and the token of the next, "" for none; volumes that come and go neither shift nor repeat the others.
+        """Return a page of volumes and the token of the next, "" for none.
 
-        Raises InvalidToken for a token that is none of ours, InvalidParameter for a negative `limit`.
+        Volumes that come and go neither shift nor repeat others.
+
+        Raises InvalidToken for a token that this controller did not issue, InvalidParameter for a negative
+        `limit`.
         """
         if limit < 0:
-            raise InvalidParameter(f"max_entries is {limit}; it is 0 (no limit) or more")
+            raise InvalidParameter(f"max_entries is {limit}; give 0 (no limit) or more")
+        # One record more than the page, to know if there is a next one.
         records = self._registry.list_page(_decode_token(token), limit + 1 if limit else 0)
         if not limit or len(records) <= limit:
             return records, ""
@@ -284,10 +309,14 @@ class ControllerVolumes:
 
 
 def _describe_pin(record: VolumeRecord) -> str:
-    """Where the data comes from, what its revision stood for, and how much it is."""
+    """Describe the source, the commit that its revision stands for, and the size."""
     requested, pin = get_revision(record.requested_spec), get_revision(record.spec)
     revision = f", revision {requested}" + (f" -> {pin}" if pin != requested else "") if requested else ""
-    return f"{display_name_without_revision(record.requested_spec)}{revision}: {format_size(record.content_bytes)}, image {record.digest[:12]}"
+    size = format_size(record.content_bytes)
+    return (
+        f"{display_name_without_revision(record.requested_spec)}{revision}: "
+        f"{size}, image {record.digest[:12]}"
+    )
 
 
 def _require_found(record: VolumeRecord | None, volume_id: str) -> VolumeRecord:
@@ -297,13 +326,15 @@ def _require_found(record: VolumeRecord | None, volume_id: str) -> VolumeRecord:
 
 
 def _choose_capacity(content_bytes: int, request: CreateRequest) -> int:
-    """The larger of what was asked and what the content needs, the latter rounded up to 1 GiB where the limit allows."""
+    """Return the larger of the requested size and the content, the latter rounded up to GiB if the limit
+    allows."""
     rounded = round_up_to_gib(content_bytes)
     if not request.limit_bytes:
         return max(rounded, request.required_bytes)
     if content_bytes > request.limit_bytes:
         raise OutOfRange(
-            f"the content has {content_bytes} bytes, over the limit of {request.limit_bytes}; raise the limit or narrow the source"
+            f"the content has {content_bytes} bytes, over the limit of {request.limit_bytes}; "
+            "raise the limit or narrow the source"
         )
     return max(min(rounded, request.limit_bytes), request.required_bytes)
 
@@ -332,7 +363,8 @@ def _check_same(existing: VolumeRecord, request: CreateRequest, requested: Volum
     ]
     if differing:
         raise AlreadyExists(
-            f"a volume named {request.name!r} exists with other {' and '.join(differing)}; use another name or delete it first"
+            f"a volume named {request.name!r} exists with other {' and '.join(differing)}; "
+            "use another name or delete it first"
         )
     return existing
 
@@ -350,6 +382,6 @@ def _decode_token(token: str) -> str:
         text = ""
     if not text.startswith(_TOKEN_PREFIX):
         raise InvalidToken(
-            f"starting_token {token[:80]!r} is not one this controller gave out; start again without it"
+            f"this controller did not issue starting_token {token[:80]!r}; start again without it"
         )
     return text.removeprefix(_TOKEN_PREFIX)

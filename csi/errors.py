@@ -1,7 +1,8 @@
-"""The one tree of errors that a user of the driver can meet.
+"""Error classes that a user of the driver can see.
 
-Every message says what was wrong, where, and what to do about it, and holds no secret. The gRPC code of
-each class is given once, in `csi.server.grpc_server`. Errors cross the worker's pipe by the names of `_WIRE_NAMES` (`to_wire`, `from_wire`).
+Every message says what was wrong, where, and what to do about it, and holds no secret. The gRPC code of each
+class is defined once, in `csi.server.grpc_server`. Errors cross the worker's pipe under the names in
+`_WIRE_NAMES` (see `to_wire` and `from_wire`).
 """
 
 from __future__ import annotations
@@ -12,23 +13,23 @@ from typing import Any
 
 
 class DataCacheError(Exception):
-    """Base of all errors of this driver; by itself it means a fault of the driver (INTERNAL)."""
+    """Base of all errors of this driver; raised directly it means a defect of the driver (INTERNAL)."""
 
 
 class InvalidParameter(DataCacheError):
-    """A key or value that the caller gave cannot be used; the message names the key and the fix."""
+    """A key or value given by the caller cannot be used; the message names the key and the fix."""
 
 
 class OutOfRange(DataCacheError):
-    """A size that was asked for and the size of the content do not fit; the message has both numbers."""
+    """The requested size does not fit the size of the content; the message has both numbers."""
 
 
 class NotFound(DataCacheError):
-    """What the call is about does not exist."""
+    """The object of the call does not exist."""
 
 
 class VolumeNotFound(NotFound):
-    """No volume with that id."""
+    """There is no volume with this id."""
 
 
 class SourceNotFound(NotFound):
@@ -36,23 +37,26 @@ class SourceNotFound(NotFound):
 
 
 class AlreadyExists(DataCacheError):
-    """The name or path is taken by something that differs from what is asked."""
+    """The name or path is taken by something that differs from what is requested."""
 
 
 class Unauthenticated(DataCacheError):
-    """The origin wants a credential, or refuses the one it was given."""
+    """The origin requires a credential, or rejects the one it was given."""
 
 
 class PermissionDenied(DataCacheError):
-    """The origin knows who asks and does not let them read, or the operator does not let them ask."""
+    """The origin denies read access to this caller, or the operator's policy forbids the request."""
 
 
 class OriginUnavailable(DataCacheError):
-    """The origin cannot be reached or answers with a passing fault; trying again may help."""
+    """The origin cannot be reached or reports a transient fault; retrying may help."""
 
 
 class OriginThrottled(OriginUnavailable):
-    """The origin asks for patience (429, 503); `retry_after` is in seconds, 0 where it named none."""
+    """The origin rate-limits the driver (429, 503).
+
+    `retry_after` is in seconds, 0 if the origin named no time.
+    """
 
     def __init__(self, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
@@ -60,43 +64,55 @@ class OriginThrottled(OriginUnavailable):
 
 
 class OriginTimedOut(OriginUnavailable):
-    """No byte came for as long as one waits."""
+    """The origin sent no byte within the timeout."""
 
 
 class OriginUntrusted(OriginUnavailable):
-    """The origin's TLS certificate is not trusted: trying again does not help, until somebody changes what is trusted."""
+    """The origin's TLS certificate is not trusted.
+
+    Retrying does not help until the trust configuration changes.
+    """
 
 
 class RangesIgnored(OriginUnavailable):
-    """The origin sends whole files where a part was asked for; trying again helps where files are read in order, by one reader."""
+    """The origin sends whole files where a range was requested.
+
+    Retrying helps for sources that one reader can read in order.
+    """
 
 
 class Busy(DataCacheError):
-    """Work on this volume goes on; the same call later finds it further on."""
+    """Work on this volume is still running; a later call finds it further along."""
 
 
 class FillStopped(DataCacheError):
-    """A fill was told to stop; what it has written and verified stays, and the next fill goes on from there."""
+    """A fill was stopped on request.
+
+    What it has written and verified stays, and the next fill continues from there.
+    """
 
 
 class InvalidToken(DataCacheError):
-    """A page token that this controller did not give out (CSI wants ABORTED)."""
+    """A page token that this controller did not issue (CSI requires ABORTED)."""
 
 
 class NoSpace(DataCacheError):
-    """The node's store has no room; the message has what is needed and what there is."""
+    """The node's store has too little space; the message names the space needed and the space available."""
 
 
 class FailedPrecondition(DataCacheError):
-    """The call is right, the state of things is not; the message says what has to change first."""
+    """The call is valid but the state of the system is not; the message says what has to change first."""
 
 
 class SourceChanged(FailedPrecondition):
-    """The source is not what the volume was created from any more."""
+    """The source differs from what the volume was created from."""
 
 
 class UnsafeContent(FailedPrecondition):
-    """The source holds something that must not reach a node: a special file, a path that leaves the tree."""
+    """The source holds something that must not reach a node.
+
+    Examples are special files and paths that leave the tree.
+    """
 
 
 class UnsupportedByNode(FailedPrecondition):
@@ -104,29 +120,32 @@ class UnsupportedByNode(FailedPrecondition):
 
 
 class ClusterUnavailable(DataCacheError):
-    """The Kubernetes API server cannot be reached or answers with a passing fault; trying again may help."""
+    """The Kubernetes API server cannot be reached or reports a transient fault; retrying may help."""
 
 
 class ClusterForbids(FailedPrecondition):
-    """The Kubernetes API server does not let this program do that; the message names the right that is missing."""
+    """The Kubernetes API server denies this program the request; the message names the missing permission."""
 
 
 class ClusterConflict(Busy):
-    """An object of the cluster was changed by somebody else meanwhile; the same call later finds what it is now."""
+    """An object of the cluster was changed concurrently; a later call sees its new state."""
 
 
 class CorruptContent(DataCacheError):
-    """The origin sent other bytes than its own digest says."""
+    """The origin sent bytes that do not match its own digest."""
 
 
 class WorkerDied(DataCacheError):
-    """A worker process ended in the middle of its work."""
+    """A worker process ended before it finished its work."""
 
 
 ORIGIN_LOST = (OriginUnavailable, SourceChanged, SourceNotFound)
-"""What is said of an origin that is gone or has changed."""
+"""Errors that mean the origin is gone or has changed."""
 STORE_FALLBACK_ERRORS = (*ORIGIN_LOST, Unauthenticated, PermissionDenied)
-"""What an image store helps against; hubs say of what was deleted that one has to log in."""
+"""Errors that reading from an image store can work around.
+
+Hubs report a deleted repository as one that requires a login, hence the last two.
+"""
 _WIRE_NAMES: dict[type[DataCacheError], str] = {
     DataCacheError: "DataCacheError",
     InvalidParameter: "InvalidParameter",
@@ -156,12 +175,15 @@ _WIRE_NAMES: dict[type[DataCacheError], str] = {
     CorruptContent: "CorruptContent",
     WorkerDied: "WorkerDied",
 }
-"""What each class is called on the worker's pipe, whatever it is called here."""
+"""Name of each class on the worker's pipe, independent of renames in this module."""
 _OF_WIRE_NAME = {name: kind for kind, name in _WIRE_NAMES.items()}
 
 
 def as_disk_full_error(error: BaseException) -> BaseException:
-    """`error`, or NoSpace where it is the kernel's word for a full disk, which may come from any write."""
+    """Return NoSpace if `error` is the kernel's report of a full disk, else `error`.
+
+    Any write may raise ENOSPC or EDQUOT.
+    """
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" (writing {error.filename})" if error.filename else ""
         return NoSpace(f"a disk of this machine is full{where}; free or add space on the node")
@@ -169,17 +191,17 @@ def as_disk_full_error(error: BaseException) -> BaseException:
 
 
 def with_message(error: DataCacheError, message: str) -> DataCacheError:
-    """Return an error of the same class with another message; what else the class holds is kept."""
+    """Return an error of the same class with another message; other attributes of the class are kept."""
     if isinstance(error, OriginThrottled):
         return type(error)(message, error.retry_after)
     return type(error)(message)
 
 
 def to_wire(error: BaseException) -> dict[str, Any]:
-    """Return `{"kind": wire name, "message": text}`, with `retry_after` (seconds) where the origin throttles.
+    """Return `{"kind": wire name, "message": text}`, with `retry_after` (seconds) for OriginThrottled.
 
-    A class without a wire name goes by that of its nearest base. A foreign exception keeps only its class name, since its
-    text is not vetted for secrets.
+    A class without a wire name uses that of its nearest base. Of a foreign exception only the class name
+    crosses the pipe, since its text is not vetted for secrets.
     """
     if not isinstance(error, DataCacheError):
         return {
@@ -192,7 +214,7 @@ def to_wire(error: BaseException) -> dict[str, Any]:
 
 
 def from_wire(wire: Mapping[str, Any]) -> DataCacheError:
-    """Return the error that `to_wire` wrote; an unknown kind becomes the base class."""
+    """Return the error that `to_wire` serialized; an unknown kind becomes the base class."""
     kind = _OF_WIRE_NAME.get(wire["kind"], DataCacheError)
     if issubclass(kind, OriginThrottled):
         return kind(wire["message"], wire.get("retry_after", 0.0))

@@ -1,4 +1,4 @@
-"""datacache: look at what a source holds, drive a plugin's socket, see the images on a node and in an image store."""
+"""The command `datacache`: resolve sources, call a plugin, inspect images on a node and in an image store."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from datacache.resolve import ResolvedSource, resolve_once
 from datacache.top import TOP_COLUMNS, ThrottledNode, ThrottleSampler, detect_hierarchy_or_none
 
 _ENDPOINT = click.option(
-    "--endpoint", envvar="DATACACHE_ENDPOINT", required=True, help="the plugin's socket, as unix:///..."
+    "--endpoint", envvar="DATACACHE_ENDPOINT", required=True, help="socket of the plugin, as unix:///..."
 )
 _TOKEN = click.option(
-    "--token-file", type=click.Path(path_type=Path, exists=True), help="a file that holds the hub's token"
+    "--token-file", type=click.Path(path_type=Path, exists=True), help="file that holds the hub's token"
 )
 _MODE = click.option(
     "--mode", type=click.Choice(list(MODES)), default="MULTI_NODE_READER_ONLY", help="CSI access mode"
@@ -39,7 +39,7 @@ _MODE = click.option(
 
 
 def parse_pairs(words: tuple[str, ...]) -> dict[str, str]:
-    """key=value words as a map; raises click.BadParameter naming the word that is none."""
+    """Parse key=value arguments into a mapping; raises click.BadParameter naming a malformed one."""
     for word in words:
         if "=" not in word:
             raise click.BadParameter(f"{word!r} is not key=value")
@@ -47,14 +47,17 @@ def parse_pairs(words: tuple[str, ...]) -> dict[str, str]:
 
 
 def read_token_file(token_file: Path | None) -> dict[str, str]:
-    """The Secret that a token file stands for; a token is never taken from the command line."""
+    """Read a token file into a volume's Secret.
+
+    A token is never taken from the command line, where others could see it.
+    """
     return {"token": token_file.read_text().strip()} if token_file else {}
 
 
 @click.group()
 @click.version_option(__version__)
 def cli() -> None:
-    """Data caches for models and other large read-only data."""
+    """Inspect and drive data caches for models and other large read-only data."""
 
 
 cli.add_command(image_store)
@@ -64,28 +67,33 @@ cli.add_command(image_store)
 @click.argument("spec", nargs=-1, required=True)
 @_TOKEN
 @click.option(
-    "--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs"
+    "--output",
+    "-o",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="text to read, json for programs",
 )
 @click.option("--files", is_flag=True, help="list every file")
 def resolve(spec: tuple[str, ...], token_file: Path | None, output: str, files: bool) -> None:
     """Print what a volume would hold, before anything is fetched.
 
-    SPEC is parameters as key=value, such as: repoId=org/name revision=main, or: server=nas.example.com path=/models
+    SPEC is parameters as key=value, such as: repoId=org/name revision=main, or: server=nas.example.com
+    path=/models
     """
     with tempfile.TemporaryDirectory() as scratch:
-        found = resolve_once(parse_pairs(spec), read_token_file(token_file), Path(scratch))
+        source = resolve_once(parse_pairs(spec), read_token_file(token_file), Path(scratch))
     if output == "json":
-        click.echo(json.dumps(found.to_json(files), indent=1))
+        click.echo(json.dumps(source.to_json(files), indent=1))
     else:
-        _print_resolved(found, files)
+        _print_resolved(source, files)
 
 
-def _print_resolved(found: ResolvedSource, files: bool) -> None:
-    print_facts(found.to_json(False))
+def _print_resolved(source: ResolvedSource, files: bool) -> None:
+    print_facts(source.to_json(False))
     if files:
         rows = (
             (entry.path, str(entry.size), entry.digest if entry.is_verifiable else "none (change token)")
-            for entry in found.manifest.files
+            for entry in source.manifest.files
         )
         print_table(("file", "bytes", "digest"), rows)
 
@@ -98,7 +106,7 @@ def _print_resolved(found: ResolvedSource, files: bool) -> None:
     default="/var/lib/datacache",
 )
 def images(store: Path) -> None:
-    """List the images in a node's STORE, and how far each fill is."""
+    """List the images in a node's STORE, and the progress of each fill."""
     print_table(("image", "state", "size", "progress", "last used"), list_images(store))
 
 
@@ -114,28 +122,28 @@ def images(store: Path) -> None:
     type=click.Path(path_type=Path),
     envvar="DATACACHE_CGROUP_ROOT",
     default="/sys/fs/cgroup",
-    help="where cgroups are",
+    help="folder where cgroups are mounted",
 )
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.1),
     default=2.0,
-    help="seconds between two looks; the kernel lets reads through in batches of 100 ms",
+    help="seconds between two samples; the kernel lets reads through in batches of 100 ms",
 )
-@click.option("--once", is_flag=True, help="look once, as when the output is no terminal")
+@click.option("--once", is_flag=True, help="print one sample, as when the output is not a terminal")
 @click.option(
     "--output",
     "-o",
     type=click.Choice(["text", "json"]),
     default="text",
-    help="for people or for programs (then one look)",
+    help="text to read, json for programs (one sample)",
 )
 def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str) -> None:
-    """Show each volume's limits on the node that has STORE, what it reads now, and its burst credit, until Ctrl-C."""
-    watch = ThrottleSampler(ThrottledNode(store, detect_hierarchy_or_none(cgroup_root)))
+    """Show each volume's limits, read rate and burst credit on the node with STORE, until Ctrl-C."""
+    sampler = ThrottleSampler(ThrottledNode(store, detect_hierarchy_or_none(cgroup_root)))
     if output == "json" or once or not sys.stdout.isatty():
         time.sleep(interval)
-        readings = watch.sample()
+        readings = sampler.sample()
         if output == "json":
             click.echo(json.dumps([reading.to_json() for reading in readings], indent=1))
         else:
@@ -145,7 +153,7 @@ def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str
         while True:
             time.sleep(interval)
             live.update(
-                build_table(TOP_COLUMNS, [reading.to_columns() for reading in watch.sample()]), refresh=True
+                build_table(TOP_COLUMNS, [reading.to_columns() for reading in sampler.sample()]), refresh=True
             )
 
 
@@ -157,44 +165,48 @@ def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str
     "--mount-dir",
     type=click.Path(path_type=Path),
     envvar="DATACACHE_MOUNT_DIR",
-    help="where images are mounted; empty: in the store",
+    help="folder where images are mounted; empty: in the store",
 )
 @click.option(
     "--cgroup-root",
     type=click.Path(path_type=Path),
     envvar="DATACACHE_CGROUP_ROOT",
     default="/sys/fs/cgroup",
-    help="where cgroups are",
+    help="folder where cgroups are mounted",
 )
 @click.option(
-    "--hub", envvar="HF_ENDPOINT", help="the address of the hub that has to be reached; empty: the public one"
+    "--hub", envvar="HF_ENDPOINT", help="address of the hub that must be reachable; empty: the public one"
 )
 @click.option(
     "--endpoint",
     envvar="DATACACHE_ENDPOINT",
     default="",
-    help="the node plugin's socket, as unix:///...; empty: it is not asked",
+    help="socket of the node plugin, as unix:///...; empty: not checked",
 )
 @click.option(
     "--cluster",
     is_flag=True,
-    help="look at the driver in the cluster of KUBECONFIG, or of the pod this is; no STORE is looked at",
-)
-@click.option("--kubeconfig", type=click.Path(path_type=Path), help="with --cluster, in place of KUBECONFIG")
-@click.option(
-    "--context", default="", help="the context of the kubeconfig, with --cluster; empty: the current one"
+    help="check the driver in the cluster of KUBECONFIG, or of this pod, instead of a node's STORE",
 )
 @click.option(
-    "--namespace", "-n", default="datacache-csi", help="where the driver is installed, with --cluster"
+    "--kubeconfig", type=click.Path(path_type=Path), help="used instead of KUBECONFIG, with --cluster"
 )
+@click.option(
+    "--context", default="", help="context of the kubeconfig, with --cluster; empty: the current one"
+)
+@click.option("--namespace", "-n", default="datacache-csi", help="namespace of the driver, with --cluster")
 @click.option(
     "--driver-name",
     envvar="DATACACHE_DRIVER_NAME",
     default="datacache.csi.io",
-    help="the CSI driver's name, with --cluster",
+    help="name of the CSI driver, with --cluster",
 )
 @click.option(
-    "--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs"
+    "--output",
+    "-o",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="text to read, json for programs",
 )
 def doctor(
     store: Path,
@@ -209,22 +221,23 @@ def doctor(
     driver_name: str,
     output: str,
 ) -> None:
-    """Say what is wrong, and how to put it right: with this node, trying what the node plugin with STORE will need, or with the --cluster.
+    """Check this node, or with --cluster the driver in a cluster, and say how to fix what is wrong.
 
-    Exit status 1 where volumes would fail.
+    On a node, each check tries what the node plugin with STORE will need. Exit status 1 where volumes would
+    fail.
     """
     if cluster:
         _print_and_exit(_examine_cluster(kubeconfig, context, namespace, driver_name), output)
     if kubeconfig or context:
-        raise click.UsageError("--kubeconfig and --context go with --cluster")
+        raise click.UsageError("--kubeconfig and --context need --cluster")
     from datacache import (
-        doctor as of_node,  # loads what reads over HTTP, which no other command but resolve needs
+        doctor as node_doctor,  # loads the HTTP client, which only this command and resolve need
     )
 
-    node = of_node.ExaminedNode(
-        store, mount_dir or store / "mounts", cgroup_root, hub or of_node.public_hub_url(), endpoint
+    node = node_doctor.ExaminedNode(
+        store, mount_dir or store / "mounts", cgroup_root, hub or node_doctor.public_hub_url(), endpoint
     )
-    _print_and_exit(of_node.run_checks(node), output)
+    _print_and_exit(node_doctor.run_checks(node), output)
 
 
 def _examine_cluster(file: Path | None, context: str, namespace: str, driver_name: str) -> Iterable[Finding]:
@@ -242,14 +255,14 @@ def _examine_cluster(file: Path | None, context: str, namespace: str, driver_nam
             fault_finding(
                 "kubeconfig",
                 str(error),
-                "kubectl has to reach the cluster with the same kubeconfig and context (kubectl cluster-info)",
+                "kubectl must reach the cluster with the same kubeconfig and context (kubectl cluster-info)",
             )
         ]
     return run_checks(server, InstalledDriver(driver_name, namespace), (*INSTALLATION, *PROGRAMS, *USAGE))
 
 
-def _print_and_exit(found: Iterable[Finding], output: str) -> NoReturn:
-    findings = list(found)
+def _print_and_exit(results: Iterable[Finding], output: str) -> NoReturn:
+    findings = list(results)
     if output == "json":
         click.echo(json.dumps([finding.to_json() for finding in findings], indent=1))
     else:
@@ -322,7 +335,10 @@ def delete(endpoint: str, volume_id: str) -> None:
 def stage(
     endpoint: str, volume_id: str, staging: Path, context: tuple[str, ...], token_file: Path | None, mode: str
 ) -> None:
-    """Fill and mount a volume's image and mark the STAGING path with it, for `publish` to show; CONTEXT is its key=value volume context."""
+    """Fill and mount a volume's image and mark the STAGING path with it, for `publish`.
+
+    CONTEXT is the volume context as key=value.
+    """
     with PluginClient(endpoint) as client:
         client.stage(
             volume_id, str(staging.resolve()), parse_pairs(context), read_token_file(token_file), MODES[mode]
@@ -337,7 +353,7 @@ def stage(
 @click.option(
     "--staging",
     type=click.Path(path_type=Path),
-    help="where the volume is staged; without it the volume is inline",
+    help="path where the volume is staged; without it the volume is inline",
 )
 @_TOKEN
 @_MODE
@@ -350,15 +366,15 @@ def publish(
     token_file: Path | None,
     mode: str,
 ) -> None:
-    """Show a volume at the TARGET path, as for one pod."""
+    """Bind a volume to the TARGET path, as for one pod."""
     inline = {} if staging else {"csi.storage.k8s.io/ephemeral": "true"}
     with PluginClient(endpoint) as client:
-        where = str(staging.resolve()) if staging else ""
+        staging_path = str(staging.resolve()) if staging else ""
         client.publish(
             volume_id,
             str(target.resolve()),
             parse_pairs(context) | inline,
-            where,
+            staging_path,
             read_token_file(token_file),
             MODES[mode],
         )
@@ -369,7 +385,7 @@ def publish(
 @click.argument("volume_id")
 @click.argument("target", type=click.Path(path_type=Path))
 def unpublish(endpoint: str, volume_id: str, target: Path) -> None:
-    """Take a volume away from the TARGET path."""
+    """Unmount a volume from the TARGET path."""
     with PluginClient(endpoint) as client:
         client.unpublish(volume_id, str(target.absolute()))
 
@@ -379,18 +395,22 @@ def unpublish(endpoint: str, volume_id: str, target: Path) -> None:
 @click.argument("volume_id")
 @click.argument("staging", type=click.Path(path_type=Path))
 def unstage(endpoint: str, volume_id: str, staging: Path) -> None:
-    """Take a volume away from the STAGING path."""
+    """Unmount a volume from the STAGING path."""
     with PluginClient(endpoint) as client:
         client.unstage(volume_id, str(staging.absolute()))
 
 
 def main() -> None:
-    """Run the command; an error of the driver is one line on standard error and exit status 1."""
+    """Run the command.
+
+    An error of the driver becomes one line on standard error and exit status 1.
+    """
     try:
         cli()
     except DataCacheError as error:
         sys.exit(f"datacache: {error}")
     except BrokenPipeError:
+        # The reader of a pipe, such as head, has closed it. A normal exit would flush again, and fail again.
         os._exit(0)
 
 

@@ -1,4 +1,4 @@
-"""A client of the plugins' sockets: CSI's calls with plain arguments, and errors as `csi.errors` has them."""
+"""Client of the plugins' sockets: CSI's calls with plain arguments, and errors of `csi.errors`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from csi.server.grpc_server import CODES, grpc_target
 
 _T = TypeVar("_T")
 _READER = AccessMode.MULTI_NODE_READER_ONLY
+# Of several classes with one code, the first in CODES counts.
 _KINDS = {code: kind for kind, code in reversed(CODES.items()) if issubclass(kind, DataCacheError)}
 
 
 def volume_capability(mode: AccessMode = _READER) -> pb.VolumeCapability:
-    """A mount capability of one access mode."""
+    """Return a mount capability with an access mode."""
     return pb.VolumeCapability(
         mount=pb.VolumeCapability.MountVolume(),
         access_mode=pb.VolumeCapability.AccessMode(
@@ -30,7 +31,10 @@ def volume_capability(mode: AccessMode = _READER) -> pb.VolumeCapability:
 
 
 class PluginClient:
-    """One plugin, at a unix:// endpoint. Methods raise the error of `csi.errors` that the gRPC code stands for; `timeout` is in seconds a call."""
+    """Client of one plugin at a unix:// endpoint. `timeout` is in seconds per call.
+
+    Methods raise the error of `csi.errors` that the gRPC code stands for.
+    """
 
     def __init__(self, endpoint: str, timeout: float = 120.0) -> None:
         self._channel = grpc.insecure_channel(grpc_target(endpoint))
@@ -48,13 +52,13 @@ class PluginClient:
         self._channel.close()
 
     def probe(self) -> bool:
-        """Whether the plugin says it is ready."""
+        """Return whether the plugin reports that it is ready."""
         return self._call(self.identity.Probe, pb.ProbeRequest()).ready.value
 
     def create(
         self, name: str, parameters: Mapping[str, str], secrets: Mapping[str, str] | None = None, **extra: Any
     ) -> pb.Volume:
-        """CreateVolume with a reader mode; `extra` are further fields of CreateVolumeRequest."""
+        """Call CreateVolume with a reader mode; `extra` has further fields of CreateVolumeRequest."""
         capabilities = extra.pop("volume_capabilities", [volume_capability()])
         request = pb.CreateVolumeRequest(
             name=name, parameters=parameters, secrets=secrets or {}, volume_capabilities=capabilities, **extra
@@ -62,24 +66,24 @@ class PluginClient:
         return self._call(self.controller.CreateVolume, request).volume
 
     def delete(self, volume_id: str) -> None:
-        """DeleteVolume."""
+        """Call DeleteVolume."""
         self._call(self.controller.DeleteVolume, pb.DeleteVolumeRequest(volume_id=volume_id))
 
     def list_volumes(self) -> list[pb.Volume]:
-        """ListVolumes, all pages."""
-        found: list[pb.Volume] = []
+        """Call ListVolumes until the last page."""
+        volumes: list[pb.Volume] = []
         token = ""
         while True:
             reply = self._call(
                 self.controller.ListVolumes, pb.ListVolumesRequest(max_entries=500, starting_token=token)
             )
-            found += [entry.volume for entry in reply.entries]
+            volumes += [entry.volume for entry in reply.entries]
             token = reply.next_token
             if not token:
-                return found
+                return volumes
 
     def modify(self, volume_id: str, parameters: Mapping[str, str]) -> None:
-        """ControllerModifyVolume."""
+        """Call ControllerModifyVolume."""
         self._call(
             self.controller.ControllerModifyVolume,
             pb.ControllerModifyVolumeRequest(volume_id=volume_id, mutable_parameters=parameters),
@@ -93,7 +97,7 @@ class PluginClient:
         secrets: Mapping[str, str] | None = None,
         mode: AccessMode = _READER,
     ) -> None:
-        """NodeStageVolume; raises Busy while the fill goes on after the call's own wait."""
+        """Call NodeStageVolume; raises Busy if the fill continues after the plugin's own wait."""
         request = pb.NodeStageVolumeRequest(
             volume_id=volume_id,
             staging_target_path=staging,
@@ -112,7 +116,7 @@ class PluginClient:
         secrets: Mapping[str, str] | None = None,
         mode: AccessMode = _READER,
     ) -> None:
-        """NodePublishVolume; without `staging` the context must be an inline volume's."""
+        """Call NodePublishVolume; without `staging` the context must be an inline volume's."""
         request = pb.NodePublishVolumeRequest(
             volume_id=volume_id,
             target_path=target,
@@ -125,21 +129,21 @@ class PluginClient:
         self._call(self.node.NodePublishVolume, request)
 
     def unpublish(self, volume_id: str, target: str) -> None:
-        """NodeUnpublishVolume."""
+        """Call NodeUnpublishVolume."""
         self._call(
             self.node.NodeUnpublishVolume,
             pb.NodeUnpublishVolumeRequest(volume_id=volume_id, target_path=target),
         )
 
     def unstage(self, volume_id: str, staging: str) -> None:
-        """NodeUnstageVolume."""
+        """Call NodeUnstageVolume."""
         self._call(
             self.node.NodeUnstageVolume,
             pb.NodeUnstageVolumeRequest(volume_id=volume_id, staging_target_path=staging),
         )
 
     def get_stats(self, volume_id: str, path: str) -> pb.NodeGetVolumeStatsResponse:
-        """NodeGetVolumeStats."""
+        """Call NodeGetVolumeStats."""
         return self._call(
             self.node.NodeGetVolumeStats, pb.NodeGetVolumeStatsRequest(volume_id=volume_id, volume_path=path)
         )

@@ -1,4 +1,4 @@
-"""What is wrong with a node, and what to do about it: each check tries the very thing that the node plugin will need."""
+"""Checks of a node. Each one tries exactly what the node plugin will need."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _REMOTE_FILESYSTEMS = ("nfs", "nfs4", "cifs", "smb3", "ceph", "fuse", "9p")
 _MIN_FREE_BYTES = 1024 * MIB
 _MIN_FREE_SHARE = 0.05
 _TEST_BYTES = 4 * MIB
-# S3 takes signatures that are at most 15 minutes old; certificates of a day fail sooner.
+# S3 accepts signatures that are at most 15 minutes old; certificates valid for a day fail sooner.
 _CLOCK_WRONG, _CLOCK_OFF = 300.0, 30.0
 _CONTENT = b"datacache doctor\n"
 _PROBE_TIMEOUT = 10.0
@@ -37,7 +37,10 @@ _PROBE_TIMEOUT = 10.0
 
 @dataclass(frozen=True)
 class ExaminedNode:
-    """What is looked at: the folders and flags of the node plugin, the hub's address, and the plugin's unix:// endpoint ("" for none)."""
+    """The node to check: the node plugin's folders and flags, the hub, and the plugin's endpoint.
+
+    `endpoint` is a unix:// URL, "" for none.
+    """
 
     store: Path
     mount_dir: Path
@@ -47,19 +50,22 @@ class ExaminedNode:
 
 
 def public_hub_url() -> str:
-    """The address of the hub that is asked where the environment names none."""
-    from csi.sources.hubs.huggingface import configured_endpoint  # the hub's client takes a second to load
+    """Return the address of the hub that is used if the environment names none."""
+    from csi.sources.hubs.huggingface import configured_endpoint  # the hub's client takes 1 s to import
 
     return configured_endpoint()
 
 
 def run_checks(node: ExaminedNode) -> Iterator[Finding]:
-    """All findings about `node`, as they are found. Takes up to a minute where the hub does not answer; must be run as root."""
+    """Run all checks and yield their findings.
+
+    Takes up to a minute if the hub does not answer; must run as root.
+    """
     if os.geteuid():
         yield Finding(
             "root",
             Verdict.FAULT,
-            "this program does not run as root, so it cannot try what the plugin does",
+            "this program does not run as root, so it cannot check what the plugin needs",
             "run it as root",
         )
         return
@@ -78,7 +84,7 @@ def run_checks(node: ExaminedNode) -> Iterator[Finding]:
 
 
 def check_erofs(node: ExaminedNode) -> Finding:
-    """Whether the kernel can mount images."""
+    """Check that the kernel can mount images."""
 
     def describe() -> str:
         require_erofs()
@@ -88,20 +94,20 @@ def check_erofs(node: ExaminedNode) -> Finding:
 
 
 def check_loop_devices(node: ExaminedNode) -> Finding:
-    """Whether a file can be a block device."""
+    """Check that a file can become a block device."""
 
     def attach() -> str:
         with (
             _scratch_folder(node) as folder,
             _open_loop_devices(node).attach(_write_file(folder, bytes(_TEST_BYTES))) as device,
         ):
-            return f"{device} was had and given back"
+            return f"{device} was attached and released"
 
     return _run_check("loop devices", Verdict.FAULT, attach)
 
 
 def check_image_mount(node: ExaminedNode) -> Finding:
-    """Whether an image can be mounted, read and unmounted."""
+    """Check that an image can be mounted, read and unmounted."""
 
     def mount_and_read() -> str:
         layout = _tiny_layout()
@@ -113,25 +119,32 @@ def check_image_mount(node: ExaminedNode) -> Finding:
             read = (target / "file").read_bytes()
         if read != _CONTENT:
             raise UnsupportedByNode(
-                "an image was mounted, and other bytes were read than were written; check the disk and the kernel's log"
+                "the bytes read from a mounted image differ from those written; "
+                "check the disk and the kernel's log"
             )
-        return "a small one was mounted and read"
+        return "a small image was mounted and read"
 
     return _run_check("mounting an image", Verdict.FAULT, mount_and_read)
 
 
 def check_propagation(node: ExaminedNode) -> Finding:
-    """Whether what is mounted here is seen by kubelet and the pods' containers."""
-    below = find_mount_of_path(_nearest_existing(node.mount_dir))
-    if below.shared:
-        return Finding("propagation", Verdict.OK, f"{below.target} is shared")
-    what = f"{node.mount_dir} is on {below.target}, whose mounts are private to this mount namespace: kubelet and pods may not see images"
-    fix = "mount kubelet's folder into the plugin's container with mountPropagation Bidirectional; on the host, `mount --make-rshared /`"
+    """Check that kubelet and the pods' containers see what is mounted here."""
+    mount = find_mount_of_path(_nearest_existing(node.mount_dir))
+    if mount.shared:
+        return Finding("propagation", Verdict.OK, f"{mount.target} is shared")
+    what = (
+        f"{node.mount_dir} is on {mount.target}, whose mounts are private to this mount namespace: "
+        "kubelet and pods may not see images"
+    )
+    fix = (
+        "mount kubelet's folder into the plugin's container with mountPropagation Bidirectional; "
+        "on the host, `mount --make-rshared /`"
+    )
     return Finding("propagation", Verdict.FAULT, what, fix)
 
 
 def check_cgroups(node: ExaminedNode) -> Finding:
-    """Whether limits can be held."""
+    """Check that performance limits can be enforced."""
     try:
         hierarchy = detect_hierarchy(node.cgroup_root)
     except UnsupportedByNode as error:
@@ -139,22 +152,27 @@ def check_cgroups(node: ExaminedNode) -> Finding:
         return Finding(
             "cgroups",
             Verdict.WARNING,
-            f"no limit is held: {what}",
+            f"no limit is enforced: {what}",
             advice or "mount the node's /sys/fs/cgroup into the plugin's container",
         )
-    return Finding("cgroups", Verdict.OK, f"limits are held by {hierarchy.shown} at {node.cgroup_root}")
+    return Finding(
+        "cgroups", Verdict.OK, f"limits are enforced by {hierarchy.display_name} at {node.cgroup_root}"
+    )
 
 
 def check_disk(node: ExaminedNode) -> Finding:
-    """Whether the store's file system lasts, has room, and takes what a fill writes."""
+    """Check that the store's file system is persistent, has space, and accepts the writes of a fill."""
     folder = _nearest_existing(node.store)
-    kind, room = find_mount_of_path(folder).fs_type, os.statvfs(folder)
-    free, size = room.f_bavail * room.f_frsize, room.f_blocks * room.f_frsize
+    kind, stats = find_mount_of_path(folder).fs_type, os.statvfs(folder)
+    free, size = stats.f_bavail * stats.f_frsize, stats.f_blocks * stats.f_frsize
     if kind in _VOLATILE_FILESYSTEMS:
-        what = f"the store {node.store} is on {kind}: images are gone with the container or the node's next start, or take its memory"
+        what = (
+            f"the store {node.store} is on {kind}: images are lost with the container or at the next boot, "
+            "or use up memory"
+        )
         return Finding("disk", Verdict.FAULT, what, "give --store a folder of the host's own disk (hostPath)")
     if kind in _REMOTE_FILESYSTEMS or kind.startswith("fuse."):
-        what = f"the store {node.store} is on {kind}, which is another machine's"
+        what = f"the store {node.store} is on {kind}, a network file system"
         return Finding("disk", Verdict.WARNING, what, "give --store a folder of a local disk")
     if free < max(_MIN_FREE_BYTES, _MIN_FREE_SHARE * size):
         what = f"the store {node.store} has {free // MIB} MiB free of {size // MIB}"
@@ -162,7 +180,7 @@ def check_disk(node: ExaminedNode) -> Finding:
             "disk",
             Verdict.FAULT,
             what,
-            "add disk space, remove what is not an image, or give --store another disk",
+            "add disk space, remove other files, or give --store another disk",
         )
 
     def write() -> str:
@@ -173,7 +191,7 @@ def check_disk(node: ExaminedNode) -> Finding:
 
 
 def check_hub_and_clock(node: ExaminedNode) -> Iterator[Finding]:
-    """Whether the hub answers, and whether it means the same time."""
+    """Check that the hub answers, and that its clock agrees with this node's."""
     connections = Connections(1)
     try:
         answer = connections.get(f"{node.hub.rstrip('/')}/", {"Accept-Encoding": "identity"})
@@ -187,8 +205,8 @@ def check_hub_and_clock(node: ExaminedNode) -> Iterator[Finding]:
         yield Finding(
             "clock",
             Verdict.WARNING,
-            "not compared with the hub's, which does not answer",
-            "reach the hub first",
+            "not compared with the hub's clock, since the hub does not answer",
+            "make the hub reachable first",
         )
         connections.close()
         return
@@ -208,54 +226,60 @@ def check_hub_and_clock(node: ExaminedNode) -> Iterator[Finding]:
 
 
 def check_clock(date: str) -> Finding:
-    """How far this node's clock is from a Date header (RFC 9110, 6.6.1)."""
+    """Compare this node's clock with a Date header (RFC 9110, 6.6.1)."""
     try:
-        off = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
+        offset = time.time() - email.utils.parsedate_to_datetime(date).timestamp()
     except ValueError:
         return Finding(
             "clock",
             Verdict.WARNING,
-            "not compared with the hub's, which tells no time",
-            "compare it with another",
+            "not compared with the hub's clock, since the hub sends no Date",
+            "compare it with another clock",
         )
-    if abs(off) < _CLOCK_OFF:
-        return Finding("clock", Verdict.OK, "as the hub's")
-    verdict = Verdict.FAULT if abs(off) >= _CLOCK_WRONG else Verdict.WARNING
-    what = f"this node's clock is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} the hub's: signatures and certificates are judged by it"
-    return Finding("clock", verdict, what, "keep the node's clock by NTP")
+    if abs(offset) < _CLOCK_OFF:
+        return Finding("clock", Verdict.OK, "agrees with the hub's")
+    verdict = Verdict.FAULT if abs(offset) >= _CLOCK_WRONG else Verdict.WARNING
+    what = (
+        f"this node's clock is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the hub's: "
+        "signatures and certificates depend on it"
+    )
+    return Finding("clock", verdict, what, "synchronize the node's clock by NTP")
 
 
 def check_plugin(node: ExaminedNode) -> Finding:
-    """Whether the plugin answers."""
+    """Check that the plugin answers."""
 
     def probe() -> str:
         with PluginClient(node.endpoint, timeout=_PROBE_TIMEOUT) as client:
             client.probe()
         return f"{node.endpoint} answers"
 
-    fix = "look at its log (kubectl logs), and whether --endpoint is the plugin's"
+    fix = "see its log (kubectl logs), and check that --endpoint is the plugin's"
     return _run_check("plugin", Verdict.FAULT, probe, fix)
 
 
 def _run_check(check: str, verdict: Verdict, attempt: Callable[[], str], fix: str = "") -> Finding:
-    """OK with what `attempt` says; where no `fix` is given, what it raises has one behind a semicolon."""
+    """Return OK with what `attempt` returns, or a finding of what it raises.
+
+    Without a `fix`, the advice follows a semicolon in the error.
+    """
     try:
         return Finding(check, Verdict.OK, attempt())
     except DataCacheError as error:
         what, _, advice = (str(error), "", fix) if fix else str(error).partition("; ")
-        return Finding(check, verdict, what, advice or "look at the kernel's log (dmesg)")
+        return Finding(check, verdict, what, advice or "see the kernel's log (dmesg)")
     except OSError as error:
         return Finding(
             check,
             verdict,
             f"{error.filename or 'the kernel'}: {error.strerror}",
-            fix or "look at the kernel's log (dmesg)",
+            fix or "see the kernel's log (dmesg)",
         )
 
 
 @contextmanager
 def _scratch_folder(node: ExaminedNode) -> Iterator[Path]:
-    """A folder on the store's disk, gone with the block."""
+    """Create a folder on the store's disk for the block."""
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=_nearest_existing(node.store)) as folder:
         yield Path(folder)
 
@@ -304,5 +328,5 @@ def _write_directly(node: ExaminedNode) -> None:
 
 
 def _nearest_existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that is there: the plugin makes the rest."""
+    """Return `path`, or its nearest ancestor that exists: the plugin creates the rest."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())

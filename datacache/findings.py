@@ -1,4 +1,4 @@
-"""What a doctor finds: how bad it is, what it is, and what to do about it."""
+"""Findings of a doctor: severity, message and fix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_LISTED = 10
 
 
 class Verdict(StrEnum):
-    """How bad it is: FAULT means that volumes fail, WARNING that something they promise does not hold."""
+    """Severity of a finding. FAULT means that volumes fail, WARNING that something promised does not hold."""
 
     OK = "ok"
     WARNING = "warning"
@@ -20,7 +20,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found; `fix` is "" where there is nothing to do."""
+    """Result of a check; `fix` is "" if there is nothing to do."""
 
     check: str
     verdict: Verdict
@@ -28,33 +28,34 @@ class Finding:
     fix: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """Return it for programs."""
+        """Return the finding as JSON values."""
         return {"check": self.check, "verdict": self.verdict.value, "what": self.message, "fix": self.fix}
 
 
 def ok_finding(check: str, what: str) -> Finding:
-    """All is well."""
+    """Build a finding that everything is fine."""
     return Finding(check, Verdict.OK, what)
 
 
 def warning_finding(check: str, what: str, fix: str) -> Finding:
-    """Something that is promised does not hold."""
+    """Build a finding that something promised does not hold."""
     return Finding(check, Verdict.WARNING, what, fix)
 
 
 def fault_finding(check: str, what: str, fix: str) -> Finding:
-    """Volumes fail."""
+    """Build a finding that volumes fail."""
     return Finding(check, Verdict.FAULT, what, fix)
 
 
 def limit_findings(check: str, findings: Iterable[Finding], count: int) -> Iterator[Finding]:
-    """The first ten of `count` findings of a kind, no more of which are made; then one that says how many there are beside."""
+    """Yield the first ten of `count` findings, then one that counts the others. Only these ten are
+    generated."""
     shown = list(islice(findings, _MAX_LISTED))
     yield from shown
     if count > len(shown):
         yield Finding(
             check,
-            max(shown, key=lambda one: list(Verdict).index(one.verdict)).verdict,
+            max(shown, key=lambda finding: list(Verdict).index(finding.verdict)).verdict,
             f"and {count - len(shown)} more",
             shown[-1].fix,
         )

@@ -1,4 +1,4 @@
-"""What an image store holds, as facts for people and programs: also images that are damaged or not whole, found by what people call them."""
+"""Contents of an image store for people and programs, including damaged and incomplete images."""
 
 from __future__ import annotations
 
@@ -23,14 +23,17 @@ from datacache.printing import escape_unprintable
 
 IMAGE_COLUMNS = ("image", "snapshot", "content", "size", "stored", "source", "state")
 MAX_LISTED_FILES = 10
-"""So many files are shown where not all are asked for."""
+"""Number of files shown unless all are requested."""
 _IMAGE_NAME = re.compile(r"s-[0-9a-f]{4,20}|[0-9a-f]{4,64}")
-_PARTIAL_MESSAGE = "on its way here, or cut; the next upload goes on from there"
+_PARTIAL_MESSAGE = "being uploaded, or its upload was interrupted; the next upload continues from there"
 _MAX_READERS = 16
 
 
 class StoredState(StrEnum):
-    """What there is under a digest: an image, one with a damaged record, or parts alone, which an upload brings or has left."""
+    """State of the objects under a digest: a whole image, one with a damaged record, or only parts.
+
+    Parts belong to an upload that is running or was interrupted.
+    """
 
     WHOLE = "whole"
     DAMAGED = "damaged"
@@ -39,7 +42,7 @@ class StoredState(StrEnum):
 
 @dataclass(frozen=True)
 class ListedImage:
-    """What there is under a digest: the record of a whole image, else None and `reason`."""
+    """Objects under a digest: the record of a whole image, else None and the `reason`."""
 
     digest: str
     state: StoredState
@@ -47,7 +50,7 @@ class ListedImage:
     reason: str = ""
 
     def to_json(self) -> dict[str, object]:
-        """For programs: sizes in bytes, the time in RFC 3339, None where there is no such thing."""
+        """Return JSON values: sizes in bytes, the time in RFC 3339, None for missing values."""
         stored = self.stored
         return {
             "digest": self.digest,
@@ -61,7 +64,7 @@ class ListedImage:
         }
 
     def to_columns(self) -> tuple[str, ...]:
-        """For people, as the columns of `IMAGE_COLUMNS`."""
+        """Return the columns of `IMAGE_COLUMNS`."""
         stored, facts = self.stored, self.to_json()
         sizes = (_format_size(stored.content_bytes), _format_size(stored.image_bytes)) if stored else ("", "")
         state = f"{self.state}: {self.reason}" if self.reason else str(self.state)
@@ -77,14 +80,14 @@ class ListedImage:
 
 @dataclass(frozen=True)
 class ImageDetails:
-    """A whole image, its record and its files, in order."""
+    """A whole image with its record and its files, in order."""
 
     image: ListedImage
     stored: StoredImage
     files: tuple[Entry, ...]
 
     def to_json(self) -> dict[str, object]:
-        """The facts without the files themselves, as `AppliedLimit.facts`."""
+        """Return JSON values without the files; see `ListedImage.to_json`."""
         spec, stored = _parse_spec(self.stored.access), self.stored
         more = {
             "pinned": spec.to_context() if spec else {},
@@ -95,7 +98,10 @@ class ImageDetails:
         return {**self.image.to_json(), **more}
 
     def list_files(self, all_files: bool) -> list[dict[str, object]]:
-        """Of all files, or the first: path, bytes, and the digest, None where there is none to verify them by."""
+        """Return path, size and digest of the files, all or the first ones.
+
+        The digest is None if the file has none to verify it by.
+        """
         files = self.files if all_files else self.files[:MAX_LISTED_FILES]
         return [
             {"path": entry.path, "bytes": entry.size, "digest": entry.digest if entry.is_verifiable else None}
@@ -104,18 +110,18 @@ class ImageDetails:
 
 
 class ImageStoreView:
-    """The images of one image store. All raise what a Backend raises."""
+    """View of the images of one image store. All methods raise the errors of a Backend."""
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
 
     def list_all(self) -> list[ListedImage]:
-        """All that is there, by digest."""
+        """List everything in the store, by digest."""
         with ThreadPoolExecutor(_MAX_READERS) as threads:
             return list(threads.map(self.get, self._store.list_digests()))
 
     def get(self, digest: str) -> ListedImage:
-        """What there is under a digest."""
+        """Return what the store has under a digest."""
         try:
             stored = self._store.find(digest)
         except CorruptContent as error:
@@ -127,67 +133,72 @@ class ImageStoreView:
         )
 
     def resolve_names(self, names: Iterable[str]) -> list[str]:
-        """The digest of each name: a digest, a snapshot id, or the first digits of one; each once.
+        """Resolve names to digests, each once.
 
-        Raises InvalidParameter for a name that is none, or means several images, and NotFound.
+        A name is a digest, a snapshot id, or the first digits of one.
+
+        Raises InvalidParameter for a malformed or ambiguous name, and NotFound.
         """
-        there = list(self._store.list_digests())
-        return list(dict.fromkeys(self._resolve_name(name, there) for name in names))
+        digests = list(self._store.list_digests())
+        return list(dict.fromkeys(self._resolve_name(name, digests) for name in names))
 
     def _resolve_name(self, name: str, digests: list[str]) -> str:
         if not _IMAGE_NAME.fullmatch(name):
             raise InvalidParameter(
-                f"{redact(name)} names no image; give its digest, its snapshot id, or the first 4 digits of one, or more"
+                f"{redact(name)} does not name an image; "
+                "give its digest, its snapshot id, or at least the first 4 digits of one"
             )
-        found = [digest for digest in digests if digest.startswith(name.removeprefix("s-"))]
-        if not found:
+        matches = [digest for digest in digests if digest.startswith(name.removeprefix("s-"))]
+        if not matches:
             raise NotFound(
-                f"{self._store.display_name} has no image {name}; `datacache image-store list` shows those that it has"
+                f"{self._store.display_name} has no image {name}; "
+                "`datacache image-store list` shows those that it has"
             )
-        if len(found) > 1:
-            some = ", ".join(digest[: max(12, len(name) + 4)] for digest in found[:3])
+        if len(matches) > 1:
+            examples = ", ".join(digest[: max(12, len(name) + 4)] for digest in matches[:3])
             raise InvalidParameter(
-                f"{name} is the beginning of {len(found)} images ({some}{', ...' if len(found) > 3 else ''}); give more digits"
+                f"{name} matches {len(matches)} images ({examples}{', ...' if len(matches) > 3 else ''}); "
+                "give more digits"
             )
-        return found[0]
+        return matches[0]
 
     def read_details(self, digest: str) -> ImageDetails:
-        """A whole image; raises CorruptContent, and FailedPrecondition where it is not whole."""
-        held = self.get(digest)
-        if held.state is StoredState.DAMAGED:
-            raise CorruptContent(held.reason)
-        if held.stored is None:
-            raise FailedPrecondition(f"image {digest[:12]} is not whole: {held.reason}")
+        """Return a whole image. Raises CorruptContent, or FailedPrecondition if it is incomplete."""
+        image = self.get(digest)
+        if image.state is StoredState.DAMAGED:
+            raise CorruptContent(image.reason)
+        if image.stored is None:
+            raise FailedPrecondition(f"image {digest[:12]} is incomplete: {image.reason}")
         try:
-            return ImageDetails(held, held.stored, tuple(self._store.read_manifest(digest).files))
+            return ImageDetails(image, image.stored, tuple(self._store.read_manifest(digest).files))
         except NotFound:
             raise CorruptContent(
-                f"the manifest of image {digest[:12]} is gone; delete the image, and have it brought here anew"
+                f"the manifest of image {digest[:12]} is gone; delete the image, and it is uploaded again"
             ) from None
 
     def remove(self, digest: str) -> None:
-        """Remove an image, and what there is of one."""
+        """Remove an image, or the remains of one."""
         self._store.remove(digest)
 
 
 @contextmanager
 def open_image_store_view(url: str, secret: Path | None) -> Iterator[ImageStoreView]:
-    """The images of the store that an URL names, with the access key in the folder `secret`, None for none.
+    """Open the images of the store at an URL, with the access key in the folder `secret` (None for none).
 
-    Raises InvalidParameter for such an URL or key, FailedPrecondition where the folder cannot be read.
+    Raises InvalidParameter for an invalid URL or key, FailedPrecondition if the folder cannot be read.
     """
     with open_image_store(url, ImageStoreConfig(url, secret).read_credential()) as store:
         yield ImageStoreView(store)
 
 
 def _describe_source(stored: StoredImage | None) -> str | None:
-    """Where an image came from, as messages name it, without secrets; None where that is not to be told."""
+    """Describe the origin of an image without secrets; None if it is unknown or not to be shown."""
     spec = _parse_spec(stored.access) if stored else None
     return spec.source.display_name if spec else None
 
 
 def _parse_spec(access: Mapping[str, str]) -> CacheSpec | None:
-    """What a record says of its place, by the parser that refuses credentials; None for what it refuses."""
+    """Parse the origin in a record with the parser that rejects credentials; None if it rejects it."""
     try:
         return parse_accepted_parameters(access).spec
     except DataCacheError:

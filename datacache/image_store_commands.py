@@ -1,4 +1,4 @@
-"""`datacache image-store`: see and remove what an image store holds."""
+"""`datacache image-store`: list, show and delete images of an image store."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _STORE = click.option(
     metavar="URL",
     envvar="DATACACHE_IMAGE_STORE",
     required=True,
-    help="where its images are: file:///folder, s3://bucket/folder?endpoint=..., oss://...",
+    help="location of the images: file:///folder, s3://bucket/folder?endpoint=..., oss://...",
 )
 _SECRET = click.option(
     "--image-store-secret",
@@ -30,16 +30,20 @@ _SECRET = click.option(
     metavar="FOLDER",
     type=click.Path(path_type=Path),
     envvar="DATACACHE_IMAGE_STORE_SECRET",
-    help="the folder with its access key, one file a key",
+    help="folder with the access key, one file per key",
 )
 _OUTPUT = click.option(
-    "--output", "-o", type=click.Choice(["text", "json"]), default="text", help="for people or for programs"
+    "--output",
+    "-o",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    help="text to read, json for programs",
 )
 _JSON = click.option("--json", "output", flag_value="json", help="as --output json")
 
 
 def _open_images(url: str, secret: Path | None) -> AbstractContextManager[ImageStoreView]:
-    # Loads what lays images out, and for a bucket its client: no other command needs them.
+    # Imports the image layout, and for a bucket its client, which no other command needs.
     from datacache.image_store import open_image_store_view
 
     return open_image_store_view(url, secret)
@@ -47,10 +51,10 @@ def _open_images(url: str, secret: Path | None) -> AbstractContextManager[ImageS
 
 @click.group(name="image-store")
 def image_store() -> None:
-    """See and remove what an image store holds: images of DataCaches, which outlive their origins there.
+    """List, show and delete images of an image store, which keeps images of DataCaches beyond their origins.
 
-    What no DataCache wants any more goes by itself, after the grace of datacache-operator (--image-store-grace): it alone knows all
-    DataCaches, so no command here does that.
+    Images that no DataCache refers to are removed by datacache-operator after its --image-store-grace. No
+    command here does that, since only the operator knows all DataCaches.
     """
 
 
@@ -60,19 +64,19 @@ def image_store() -> None:
 @_OUTPUT
 @_JSON
 def list_images(url: str, secret: Path | None, output: str) -> None:
-    """List the images, those that are damaged or not whole too, with why."""
+    """List the images, including damaged and incomplete ones with the reason."""
     with _open_images(url, secret) as images:
-        held = images.list_all()
+        listed = images.list_all()
     if output == "json":
-        click.echo(json.dumps([one.to_json() for one in held], indent=1))
+        click.echo(json.dumps([image.to_json() for image in listed], indent=1))
     else:
-        _print_images(held)
+        _print_images(listed)
 
 
-def _print_images(held: Iterable[ListedImage]) -> None:
+def _print_images(listed: Iterable[ListedImage]) -> None:
     from datacache.image_store import IMAGE_COLUMNS
 
-    print_table(IMAGE_COLUMNS, (one.to_columns() for one in held), unfolded=2)
+    print_table(IMAGE_COLUMNS, (image.to_columns() for image in listed), unfolded=2)
 
 
 @image_store.command("show")
@@ -85,44 +89,46 @@ def _print_images(held: Iterable[ListedImage]) -> None:
 def show_image(name: str, url: str, secret: Path | None, output: str, files: bool) -> None:
     """Show the record of an image, and the first of its files.
 
-    NAME is its digest, its snapshot id (s-...), or the first 4 digits of one, or more.
+    NAME is its digest, its snapshot id (s-...), or at least the first 4 digits of one.
     """
     with _open_images(url, secret) as images:
         (digest,) = images.resolve_names([name])
-        shown = images.read_details(digest)
+        details = images.read_details(digest)
     if output == "json":
-        click.echo(json.dumps({**shown.to_json(), "list": shown.list_files(files)}, indent=1))
+        click.echo(json.dumps({**details.to_json(), "list": details.list_files(files)}, indent=1))
     else:
-        _print_details(shown, files)
+        _print_details(details, files)
 
 
-def _print_details(shown: ImageDetails, files: bool) -> None:
-    print_facts({key: value for key, value in shown.to_json().items() if value is not None})
-    listed = shown.list_files(files)
+def _print_details(details: ImageDetails, files: bool) -> None:
+    print_facts({key: value for key, value in details.to_json().items() if value is not None})
+    listed = details.list_files(files)
     rows = (
-        (str(one["path"]), str(one["bytes"]), str(one["digest"] or "none (change token)")) for one in listed
+        (str(file["path"]), str(file["bytes"]), str(file["digest"] or "none (change token)"))
+        for file in listed
     )
     print_table(("file", "bytes", "digest"), rows)
-    if left := len(shown.files) - len(listed):
-        click.echo(f"and {left} more (--files)")
+    if remaining := len(details.files) - len(listed):
+        click.echo(f"and {remaining} more (--files)")
 
 
 @image_store.command("delete")
 @click.argument("names", nargs=-1, required=True)
 @_STORE
 @_SECRET
-@click.option("--yes", is_flag=True, help="do it; without, what would go is shown")
+@click.option("--yes", is_flag=True, help="delete; without it, only show what would be deleted")
 def delete_images(names: tuple[str, ...], url: str, secret: Path | None, yes: bool) -> None:
-    """Remove images, and what there is of images that are damaged or not whole, for good.
+    """Delete images for good, including the remains of damaged and incomplete ones.
 
-    NAMES are digests, snapshot ids (s-...), or the first 4 digits of one, or more; where one names no image, or several, nothing is
-    removed. A DataCache that still holds such an image has its origin alone then.
+    NAMES are digests, snapshot ids (s-...), or at least the first 4 digits of one. If one of them matches no
+    image, or several, nothing is deleted. A DataCache that still refers to a deleted image depends on its
+    origin again.
     """
     with _open_images(url, secret) as images:
         digests = images.resolve_names(names)
         if not yes:
             _print_images(map(images.get, digests))
-            raise FailedPrecondition("nothing was removed; give --yes to have these images removed for good")
+            raise FailedPrecondition("nothing was deleted; give --yes to delete these images for good")
         for digest in digests:
             images.remove(digest)
             click.echo(f"removed {digest}")

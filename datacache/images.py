@@ -1,4 +1,7 @@
-"""The images in a node's store, as rows for people; the store is only read, whoever owns it."""
+"""Images in a node's store, as rows to print.
+
+The store is only read, so any user may own it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from csi.images.progress import read_progress
 
 
 def list_images(store: Path) -> list[tuple[str, str, str, str, str]]:
-    """Of each image: digest, state, size, progress of a running fill, age of its last use."""
+    """List the images: digest, state, size, progress of a running fill, age of the last use."""
     folders = sorted(path for path in (store / "images").glob("*") if is_digest(path.name))
     return [_build_row(record) for folder in folders if (record := read_record(ImagePaths(folder)))]
 

@@ -1,4 +1,4 @@
-"""Resolve a spec once, outside any plugin, in a worker as the plugins do."""
+"""One-time resolve of a spec outside of a plugin, in a worker as plugins do it."""
 
 from __future__ import annotations
 
@@ -15,35 +15,42 @@ from csi.worker.protocol import Resolution, WorkerRequest
 
 @dataclass(frozen=True)
 class ResolvedSource:
-    """What a spec holds: its resolution and its whole manifest."""
+    """Resolved source: its resolution and its whole manifest."""
 
     resolution: Resolution
     manifest: Manifest
 
     def to_json(self, files: bool) -> dict[str, object]:
-        """The facts people ask for, sizes in bytes; with `files` a list of every file too."""
-        found = self.resolution
+        """Return JSON values, sizes in bytes; with `files` also a list of every file."""
+        resolution = self.resolution
         facts: dict[str, object] = {
-            "source": found.spec.source.display_name,
-            "pinned": found.spec.to_context(),
-            "digest": found.digest,
-            "files": found.file_count,
-            "contentBytes": found.content_bytes,
-            "imageBytes": found.image_bytes,
-            "filesWithDigest": found.file_count - found.unverifiable_count,
-            "filesWithoutDigest": found.unverifiable_count,
+            "source": resolution.spec.source.display_name,
+            "pinned": resolution.spec.to_context(),
+            "digest": resolution.digest,
+            "files": resolution.file_count,
+            "contentBytes": resolution.content_bytes,
+            "imageBytes": resolution.image_bytes,
+            "filesWithDigest": resolution.file_count - resolution.unverifiable_count,
+            "filesWithoutDigest": resolution.unverifiable_count,
         }
         if files:
             facts["list"] = [
-                {"path": e.path, "bytes": e.size, "digest": e.digest if e.is_verifiable else None}
-                for e in self.manifest.files
+                {
+                    "path": entry.path,
+                    "bytes": entry.size,
+                    "digest": entry.digest if entry.is_verifiable else None,
+                }
+                for entry in self.manifest.files
             ]
         return facts
 
 
 def resolve_once(parameters: Mapping[str, str], secrets: Mapping[str, str], scratch: Path) -> ResolvedSource:
-    """Resolve and prove `parameters`; `scratch` is a folder for the manifest. Raises the errors of the parser and of a Source."""
-    # Which networks there are is a plugin's to know.
+    """Resolve `parameters` with an access check; `scratch` is a folder for the manifest.
+
+    Raises the errors of the parser and of a Source.
+    """
+    # Egress profiles are known to plugins only.
     spec = replace(parse_volume_parameters(parameters).spec, egress_profile="")
     path = scratch / "manifest"
     with closing(WorkerPool({"resolve": 1})) as pool:

@@ -1,4 +1,7 @@
-"""What a node's volumes may read and do read now: from the plugin's records and the kernel's own counters, which are only looked at."""
+"""Read rates and limits of a node's volumes, from the plugin's records and the kernel's counters.
+
+Both are only read.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +27,10 @@ MIB = 2**20
 
 @dataclass(frozen=True)
 class ThrottleRow:
-    """One volume in one pod (its uid, "" where none is known).
+    """One volume in one pod, whose uid is "" if unknown.
 
-    `limits`, `applied_rate` and `burst` are None without limits; `count` is what was read so far, by the pod where it has
-    limits, else from the device by all that share it.
+    `limits`, `applied_rate` and `burst` are None without limits. `count` has all reads so far: those of the
+    pod if it has limits, else those of the device by all that share it.
     """
 
     volume: str
@@ -41,27 +44,27 @@ class ThrottleRow:
 
 
 class ThrottledNode:
-    """The node whose plugin keeps `store`; `hierarchy` is what throttles there, None for nothing."""
+    """Node whose plugin keeps `store`; `hierarchy` throttles there, None if nothing does."""
 
     def __init__(self, store: Path, hierarchy: CgroupHierarchy | None) -> None:
         self._store, self._hierarchy = store, hierarchy
 
     def list_rows(self) -> list[ThrottleRow]:
-        """A row for each published volume, those of one pod together."""
+        """Return a row for each published volume, sorted by pod."""
         limited = self._list_limited()
         mounts = KernelMountTable().list_mounts()
-        free = [
-            _unlimited_row(volume.id, target, shown.pod, mounts)
+        unlimited = [
+            _unlimited_row(volume.id, target, publication.pod, mounts)
             for volume in read_volumes(self._store / "volumes")
-            for target, shown in volume.target_paths.items()
+            for target, publication in volume.target_paths.items()
             if target not in limited
         ]
-        reads = reads_by_device({row.device for row in free})
+        reads = reads_by_device({row.device for row in unlimited})
         counted = [
             ThrottleRow(
                 row.volume, row.pod, row.target, row.device, ReadCount(*reads.get(row.device, (0, 0)))
             )
-            for row in free
+            for row in unlimited
         ]
         return sorted([*limited.values(), *counted], key=lambda row: (row.pod, row.volume, row.target))
 
@@ -73,26 +76,29 @@ class ThrottledNode:
         return {row.target: row for record in records for row in self._build_rows(record, pods)}
 
     def _build_rows(self, record: GroupRecord, pods: PodCgroups | None) -> list[ThrottleRow]:
-        in_force, count = Rate(), ReadCount()
+        applied_rate, count = Rate(), ReadCount()
         if pods and self._hierarchy:
             for folder in pods.find(record.pod):
-                in_force = self._hierarchy.read_limit(folder, record.device)
+                applied_rate = self._hierarchy.read_limit(folder, record.device)
                 count = sum(
                     (
-                        self._hierarchy.read_count(place, record.device)
-                        for place in limited_cgroups(self._hierarchy, folder)
+                        self._hierarchy.read_count(cgroup, record.device)
+                        for cgroup in limited_cgroups(self._hierarchy, folder)
                     ),
                     count,
                 )
         pod, device, burst = record.pod, record.device, record.burst
         return [
-            ThrottleRow(claim.volume, pod, target, device, count, claim.limits, in_force, burst)
-            for target, claim in record.members.items()
+            ThrottleRow(member.volume, pod, target, device, count, member.limits, applied_rate, burst)
+            for target, member in record.members.items()
         ]
 
 
 def detect_hierarchy_or_none(root: Path) -> CgroupHierarchy | None:
-    """What throttles on this machine, with cgroups at `root`; None for nothing."""
+    """Return the cgroup hierarchy that throttles on this machine, None if there is none.
+
+    Cgroups are mounted at `root`.
+    """
     try:
         return detect_hierarchy(root)
     except UnsupportedByNode:
@@ -106,14 +112,14 @@ def _unlimited_row(volume: str, target: str, pod: str, mounts: list[Mount]) -> T
 
 @dataclass(frozen=True)
 class ThrottleSample:
-    """A row and how fast it was read since the look before: I/Os and bytes a second."""
+    """Row with its read rates since the previous sample, per second."""
 
     row: ThrottleRow
     iops: float
     bytes_per_second: float
 
     def to_json(self) -> dict[str, object]:
-        """For programs: plain values, None where there is no such thing."""
+        """Return JSON values, None for missing values."""
         row = self.row
         sustained, burst = (row.limits.sustained, row.limits.burst) if row.limits else (Rate(), None)
         return {
@@ -135,30 +141,32 @@ class ThrottleSample:
         }
 
     def to_columns(self) -> tuple[str, ...]:
-        """For people, as the columns of `TOP_COLUMNS`."""
+        """Return the columns of `TOP_COLUMNS`."""
         facts, limits = self.to_json(), self.row.limits
         numbers = (f"{self.iops:.0f}", f"{self.bytes_per_second / MIB:.1f}")
-        spent = tuple("" if facts[key] is None else str(facts[key]) for key in ("credit", "metered_ios"))
-        in_force = "" if limits is None else str(self.row.applied_rate)
-        return (self.row.volume, self.row.pod, str(limits or "none"), in_force, *numbers, *spent)
+        burst_columns = tuple(
+            "" if facts[key] is None else str(facts[key]) for key in ("credit", "metered_ios")
+        )
+        applied = "" if limits is None else str(self.row.applied_rate)
+        return (self.row.volume, self.row.pod, str(limits or "none"), applied, *numbers, *burst_columns)
 
 
 TOP_COLUMNS = ("volume", "pod", "limits", "in force", "IOPS", "MiB/s", "credit left", "burst I/O")
 
 
 class ThrottleSampler:
-    """Looks again and again at a node; each look gives the rates since the one before."""
+    """Sampler of a node's rows; each sample has the rates since the one before."""
 
     def __init__(self, node: ThrottledNode) -> None:
         self._node = node
-        self._at = time.monotonic()
-        self._before = _count_by_row(node.list_rows())
+        self._sampled_at = time.monotonic()
+        self._previous_counts = _count_by_row(node.list_rows())
 
     def sample(self) -> list[ThrottleSample]:
-        """The rows with the rates since the last look, 0 for those that are new."""
+        """Return the rows with their rates since the last sample, 0 for new rows."""
         rows, now = self._node.list_rows(), time.monotonic()
-        seconds, before = now - self._at, self._before
-        self._at, self._before = now, _count_by_row(rows)
+        seconds, before = now - self._sampled_at, self._previous_counts
+        self._sampled_at, self._previous_counts = now, _count_by_row(rows)
         return [_build_sample(row, before.get((row.target, row.device), row.count), seconds) for row in rows]
 
 
@@ -167,5 +175,5 @@ def _count_by_row(rows: list[ThrottleRow]) -> Mapping[tuple[str, str], ReadCount
 
 
 def _build_sample(row: ThrottleRow, before: ReadCount, seconds: float) -> ThrottleSample:
-    done = row.count - before
-    return ThrottleSample(row, max(0, done.ios) / seconds, max(0, done.bytes) / seconds)
+    delta = row.count - before
+    return ThrottleSample(row, max(0, delta.ios) / seconds, max(0, delta.bytes) / seconds)

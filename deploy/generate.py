@@ -1,5 +1,8 @@
-"""Make what is made of deploy/, or (`--check`) tell whether it is what would be made: deploy/manifests from the chart, the chart's crds/ and
-the fields that `datacache doctor --cluster` looks for from deploy/crds."""
+"""Generator of the files below deploy/; with `--check` it compares them instead.
+
+deploy/manifests is generated from the chart; the chart's crds/, and the fields that `datacache doctor
+--cluster` expects, from deploy/crds.
+"""
 
 from __future__ import annotations
 
@@ -22,37 +25,40 @@ NAME = NAMESPACE = "datacache-csi"
 NOT_RUN = "NOT RUN: helm is not installed (nor named by HELM, nor built for the test cluster), so {what}"
 _HEAD = "# Made from deploy/chart by `make manifests`; do not edit.\n"
 _SOURCE = re.compile(r"# Source: \S+/templates/(\S+)\n")
-# What would be said of Helm in objects that it does not manage.
+# Labels that only objects managed by Helm may have.
 _OF_HELM = re.compile(r"^ +(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", re.MULTILINE)
 
 
 def helm() -> str:
-    """The program: what HELM names, what is on the path, what was built for the test cluster; empty where there is none."""
+    """Return the helm program: from HELM, the path, or the test cluster's build; "" if there is none."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "datacache-csi/cluster"
     built = max(cache.glob("programs-*/helm"), key=lambda path: path.stat().st_mtime, default="")
     return os.environ.get("HELM") or shutil.which("helm") or str(built)
 
 
 def manifests() -> dict[str, str]:
-    """The text of each file of deploy/manifests by its name: one for each template that makes objects, with the chart's own values."""
+    """Render deploy/manifests: the text of each file by its name, with the chart's own values.
+
+    There is a file for each template that has objects.
+    """
     command = [helm(), "template", NAME, str(CHART), "--namespace", NAMESPACE]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"helm template: {done.stderr.strip()}")
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"helm template: {result.stderr.strip()}")
     files: dict[str, list[str]] = {}
-    for part in re.split(r"^---\n", done.stdout, flags=re.MULTILINE):
+    for part in re.split(r"^---\n", result.stdout, flags=re.MULTILINE):
         if source := _SOURCE.search(part):
             files.setdefault(source[1], []).append(_OF_HELM.sub("", _SOURCE.sub("", part)).strip("\n") + "\n")
     return {name: _HEAD + "---\n".join(parts) for name, parts in files.items()}
 
 
 def build_outputs(rendered: bool) -> dict[Path, str]:
-    """All files that are made, by their paths; those of deploy/manifests only where `rendered`."""
+    """Return all generated files by their paths; those of deploy/manifests only if `rendered`."""
     crds = {path.name: path.read_text() for path in sorted(CRDS.glob("*.yaml"))}
     fields = {
-        thing["metadata"]["name"]: list_crd_fields(thing)
+        crd["metadata"]["name"]: list_crd_fields(crd)
         for text in crds.values()
-        for thing in yaml.safe_load_all(text)
+        for crd in yaml.safe_load_all(text)
     }
     files = {CHART / "crds" / name: text for name, text in crds.items()} | {
         FIELDS_FILE: json.dumps(fields, indent=1) + "\n"
@@ -61,19 +67,19 @@ def build_outputs(rendered: bool) -> dict[Path, str]:
 
 
 def stale(files: dict[Path, str], rendered: bool) -> list[Path]:
-    """What differs from `files`, is missing, or is there and should not be."""
-    there = {
+    """Return the files that differ from `files`, are missing, or should not exist."""
+    existing = {
         path
         for folder in (CHART / "crds", *([MANIFESTS] if rendered else []))
         for path in folder.glob("*.yaml")
     }
     return sorted(
-        path for path in there | files.keys() if not path.exists() or path.read_text() != files.get(path)
+        path for path in existing | files.keys() if not path.exists() or path.read_text() != files.get(path)
     )
 
 
 def write(files: dict[Path, str], rendered: bool) -> None:
-    """Make the files so."""
+    """Write the files, and remove those that should not exist."""
     for path in stale(files, rendered):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path in files:
@@ -99,7 +105,8 @@ def main() -> None:
         write(files, rendered)
     elif found := stale(files, rendered):
         sys.exit(
-            f"stale: {', '.join(str(path.relative_to(DEPLOY.parent)) for path in found)}; run `make manifests` and commit the result"
+            f"stale: {', '.join(str(path.relative_to(DEPLOY.parent)) for path in found)}; "
+            "run `make manifests` and commit the result"
         )
 
 

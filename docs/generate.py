@@ -1,4 +1,4 @@
-"""Make docs/parameters.md and docs/flags.md from the code, or (`--check`) tell whether they are what would be made."""
+"""Generates docs/parameters.md and docs/flags.md from the tables and parsers of the code."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ FOLDER = Path(__file__).resolve().parent
 
 _PARAMETERS = """# Parameters
 
-Use this page to look up a key: what it means, its default, who may set it, and which keys a source reads from its Secret.
-It is generated from the code by `make docs`; do not edit it.
+Use this page to look up a key: what it means, its default, who may set it, and which keys a source reads
+from its Secret. It is generated from the code by `make docs`; do not edit it.
 
-A StorageClass gives keys as `parameters`, a static PV or an inline volume as `volumeAttributes`. Upper and lower case make no
-difference. An unknown key is refused, and the message names the nearest known one.
+A StorageClass gives keys as `parameters`, a static PV or an inline volume as `volumeAttributes`. Upper
+and lower case make no difference. An unknown key is refused, and the message names the nearest known
+one.
 
-"Who may set it": a StorageClass and a PV are written by an administrator, an inline volume by the author of a pod. A key that only an
-administrator may set is refused in an inline volume.
+"Who may set it": a StorageClass and a PV are written by an administrator, an inline volume by the author
+of a pod. A key that only an administrator may set is refused in an inline volume.
 
-With `--registry kubernetes` on the controller and `--extra-create-metadata` on external-provisioner, a PVC may give keys as well, in
-annotations `datacache.csi.io/KEY`. They override those of the StorageClass, whose `pvcAnnotations` lists the keys that are allowed: any
-that all may set, except `writerAccessModes`. If such a key names the source, the source is checked as that of an inline volume is,
-against the controller's `--allow-origins` and `--allow-inline-nas`.
+With `--registry kubernetes` on the controller and `--extra-create-metadata` on external-provisioner, a
+PVC may give keys as well, in annotations `datacache.csi.io/KEY`. They override those of the
+StorageClass, whose `pvcAnnotations` lists the keys that are allowed: any that all may set, except
+`writerAccessModes`. If such a key names the source, the source is checked as that of an inline volume
+is, against the controller's `--allow-origins` and `--allow-inline-nas`.
 
-None of these keys is secret. A key that is a credential is refused, with a pointer to Secrets; so is a URL with a login, or with a query
-parameter whose name is that of a signature, key or token. The keys that a source reads from its Secret have a table of their own. Their
-values are all secret, and are never written to a volume, a log, an error or a file.
+None of these keys is secret. A key that is a credential is refused, with a pointer to Secrets; so is a
+URL with a login, or with a query parameter whose name is that of a signature, key or token. The keys
+that a source reads from its Secret have a table of their own. Their values are all secret, and are never
+written to a volume, a log, an error or a file.
 """
 _FORMS = {
     "hub": "A repository: Hugging Face or ModelScope",
@@ -52,12 +55,12 @@ _FORMS = {
 }
 _FLAGS = """# Flags
 
-Use this page to look up a flag of one of the four programs: its environment variable, default and meaning.
-It is generated from the code by `make docs`; do not edit it.
+Use this page to look up a flag of one of the four programs: its environment variable, default and
+meaning. It is generated from the code by `make docs`; do not edit it.
 
-Each flag of the three daemons can be given as an environment variable instead; the command line wins over the environment. Durations
-are written `90s`, `10m`, `24h` or `7d`, sizes as Kubernetes quantities (`500Gi`). In the chart, `extraArgs` takes flags and `extraEnv`
-takes variables.
+Each flag of the three daemons can be given as an environment variable instead; the command line wins
+over the environment. Durations are written `90s`, `10m`, `24h` or `7d`, sizes as Kubernetes quantities
+(`500Gi`). In the chart, `extraArgs` takes flags and `extraEnv` takes variables.
 
 The daemons and the command also read these variables, which belong to others:
 
@@ -76,11 +79,12 @@ _PROGRAMS: tuple[tuple[str, Callable[[], argparse.ArgumentParser]], ...] = (
 
 
 def parameters() -> str:
-    """The whole text of docs/parameters.md."""
+    """Return the text of docs/parameters.md."""
     parts = [_PARAMETERS, "## Every volume\n", _key_table(VOLUME_KEYS)]
     parts += [
         "## Performance\n",
-        "[Performance](performance.md) explains how they combine. All of them can be changed on a live volume.\n",
+        "[Performance](performance.md) explains how they combine. "
+        "All of them can be changed on a live volume.\n",
         _key_table(KEY_TABLE),
     ]
     for dialect in DIALECTS:
@@ -94,7 +98,7 @@ def parameters() -> str:
 
 
 def flags() -> str:
-    """The whole text of docs/flags.md."""
+    """Return the text of docs/flags.md."""
     parts = [_FLAGS]
     for what, make in _PROGRAMS:
         parser = make()
@@ -118,7 +122,8 @@ def _keys_within_sources() -> str:
     )
     return (
         "Within `sources` a source has the keys of its own table, and whom that table names may set them: "
-        f"in an inline volume,\nall but {', '.join(refused)}. The keys of every volume and of performance stand beside `sources`.\n"
+        f"in an inline volume,\nall but {', '.join(refused)}. "
+        "The keys of every volume and of performance stand beside `sources`.\n"
     )
 
 

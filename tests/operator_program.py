@@ -51,7 +51,7 @@ class OperatorProgram:
         return self
 
     def start(self) -> None:
-        """Start it and return when it is at work."""
+        """Start it and return when it has started."""
         begun = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             environment = {**os.environ, **LOOPBACK, **self._environment}
@@ -63,7 +63,7 @@ class OperatorProgram:
     def _is_at_work(self, begun: int) -> bool:
         assert self.process
         assert self.process.poll() is None, self.text()
-        return "at work" in self.text()[begun:]
+        return "operator started" in self.text()[begun:]
 
     def kill(self) -> None:
         """SIGKILL, and wait until it is gone."""

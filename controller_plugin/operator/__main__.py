@@ -1,4 +1,7 @@
-"""datacache-operator: makes DataCaches Available, answers the pod webhook and ECI's OpenAPI; put together from its parts."""
+"""Entry point of datacache-operator.
+
+The operator makes DataCaches available, and serves the pod webhook and ECI's OpenAPI.
+"""
 
 from __future__ import annotations
 
@@ -51,23 +54,24 @@ _MAX_WAITING = 64
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The flags of datacache-operator."""
+    """Build the parser of datacache-operator's flags."""
     parser = argparse.ArgumentParser(
         "datacache-operator", description="The operator of DataCaches, of the datacache CSI driver."
     )
     parser.add_argument("--version", action="version", version=__version__)
     flags.add_program_flags(parser)
-    flags.add_flag(parser, "--registry", help=f"what keeps the DataCaches: {REGISTRY_HELP}")
+    flags.add_flag(parser, "--registry", help=f"registry of the DataCaches: {REGISTRY_HELP}")
     flags.add_flag(
         parser,
         "--state-dir",
         default="",
-        help=f"where proofs of reading are remembered, which may get lost; empty for the registry's folder, with kubernetes for {STATE_DIR}",
+        help="folder that remembers successful access checks, and may be lost; empty for the registry's "
+        f"folder, with kubernetes for {STATE_DIR}",
     )
     flags.add_flag(parser, "--allow-origins", default="", type=parse_destinations, help=ORIGINS_HELP)
     flags.add_flag(parser, "--allow-inline-nas", default="", type=parse_nas_prefixes, help=NAS_HELP)
     flags.add_flag(
-        parser, "--resolve-workers", default="2", type=flags.parse_count, help="resolves at a time"
+        parser, "--resolve-workers", default="2", type=flags.parse_count, help="number of concurrent resolves"
     )
     flags.add_image_store_flags(parser)
     flags.add_flag(
@@ -75,7 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--image-store-grace",
         default="7d",
         type=flags.parse_duration,
-        help="how long the image store keeps what no DataCache wants",
+        help="how long the image store keeps images that no DataCache refers to",
     )
     _add_serving_flags(parser)
     return parser
@@ -87,43 +91,43 @@ def _add_serving_flags(parser: argparse.ArgumentParser) -> None:
         "--health-address",
         default="",
         type=flags.parse_optional_address,
-        help="where GET /healthz is answered; empty for nowhere",
+        help="address of GET /healthz; empty to disable",
     )
     flags.add_flag(
         parser,
         "--webhook-address",
         default="",
         type=flags.parse_optional_address,
-        help="where the API server asks, as :9443; empty for nowhere",
+        help="address of the admission webhook, as :9443; empty to disable",
     )
     flags.add_flag(
         parser,
         "--webhook-name",
         default="datacache-operator",
-        help="the Service, the Secret and the webhook configurations are called so",
+        help="name of the webhook's Service, Secret and configurations",
     )
     flags.add_flag(
         parser,
         "--api-address",
         default="",
         type=flags.parse_optional_address,
-        help="where ECI's OpenAPI is answered, as :8080; empty for nowhere",
+        help="address of ECI's OpenAPI, as :8080; empty to disable",
     )
     flags.add_flag(
         parser,
         "--api-keys",
         default="",
         type=flags.parse_optional_path,
-        help="the folder with the API's access keys: one file an id, with its secret",
+        help="folder with the API's access keys: one file per id, with its secret",
     )
-    flags.add_flag(parser, "--api-region", default="cn-local", help="what the API calls this place")
+    flags.add_flag(parser, "--api-region", default="cn-local", help="region that the API reports for itself")
     flags.add_flag(
         parser,
         "--copy-region",
         action=flags.MergeAction,
         default="",
         type=flags.parse_name_value,
-        help="another place that caches can be copied to, NAME=URL with the URL of the image store there; may be given again",
+        help="region that caches can be copied to, as NAME=URL with the URL of its image store; repeatable",
     )
     flags.add_flag(
         parser,
@@ -131,19 +135,23 @@ def _add_serving_flags(parser: argparse.ArgumentParser) -> None:
         action=flags.MergeAction,
         default="",
         type=flags.parse_name_value,
-        help="NAME=FOLDER: the folder with the access key of that place's image store, one file a key; may be given again",
+        help="NAME=FOLDER, the folder with the access key of that region's image store, one file per key; "
+        "repeatable",
     )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Work until SIGTERM. Exit status 1, with the reason on standard error, where the operator cannot start."""
+    """Run until SIGTERM.
+
+    Exit with status 1 and the reason on standard error if the operator cannot start.
+    """
     lifecycle.run_program(build_parser(), _run_operator, arguments)
 
 
 def _run_operator(options: argparse.Namespace) -> None:
     server = find_api_server(options.registry)
-    caches, known = open_data_caches(options.registry, server), DataCacheIndex()
-    allowed = AllowList(options.allow_inline_nas, options.allow_origins, DATA_CACHE_OBJECTS)
+    caches, index = open_data_caches(options.registry, server), DataCacheIndex()
+    allow_list = AllowList(options.allow_inline_nas, options.allow_origins, DATA_CACHE_OBJECTS)
     pool = WorkerPool(
         {"resolve": options.resolve_workers, STORE_LANE: 2, COPY_LANE: 1},
         log_format=options.log_format,
@@ -152,38 +160,41 @@ def _run_operator(options: argparse.Namespace) -> None:
         allowed_destinations=options.allow_origins,
     )
     try:
-        with tempfile.TemporaryDirectory(prefix="datacache-operator-") as scratch, ExitStack() as at_work:
-            stored = _build_image_store_client(pool, options.image_store, options.image_store_secret)
+        with tempfile.TemporaryDirectory(prefix="datacache-operator-") as scratch, ExitStack() as resources:
+            image_store = _build_image_store_client(pool, options.image_store, options.image_store_secret)
             regions = ImageStoreRegions(
-                caches, stored, _build_other_regions(options, pool), options.api_region
+                caches, image_store, _build_other_regions(options, pool), options.api_region
             )
             lead = _build_leader_duties(
-                options, server, caches, known, allowed, pool, stored, regions, Path(scratch)
+                options, server, caches, index, allow_list, pool, image_store, regions, Path(scratch)
             )
-            at_work.enter_context(caches.watch(known.apply_event))
-            # Who is asked about pods has to know them all, before the watch has come to that.
-            known.resync(caches.find)
-            at_work.enter_context(_lead_or_campaign(server, options.driver_name, lead))
-            _serve(options, server, caches, known, allowed, regions, at_work)
-            log.info("at work", extra={"fields": {"registry": options.registry}})
+            resources.enter_context(caches.watch(index.apply_event))
+            # The webhook needs all caches from the first request on, before the watch has delivered them.
+            index.resync(caches.find)
+            resources.enter_context(_lead_or_campaign(server, options.driver_name, lead))
+            _serve(options, server, caches, index, allow_list, regions, resources)
+            log.info("operator started", extra={"fields": {"registry": options.registry}})
             lifecycle.wait_for_signal()
     finally:
         pool.close()
 
 
 def _build_image_store_client(pool: WorkerPool, url: str, folder: Path | None) -> ImageStoreClient:
-    access = ImageStoreConfig(url, folder)
-    access.check_url()
-    return ImageStoreClient(pool, access)
+    config = ImageStoreConfig(url, folder)
+    config.check_url()
+    return ImageStoreClient(pool, config)
 
 
 def _build_other_regions(options: argparse.Namespace, pool: WorkerPool) -> dict[str, ImageStoreClient]:
     unknown = options.copy_region_secret.keys() - options.copy_region.keys()
     if unknown:
-        raise InvalidParameter(f"--copy-region-secret is for {min(unknown)}, which no --copy-region names")
+        raise InvalidParameter(
+            f"--copy-region-secret is for {min(unknown)}, which no --copy-region names; add it there"
+        )
     if options.api_region in options.copy_region:
         raise InvalidParameter(
-            f"--copy-region names {options.api_region}, which is this place (--api-region); name other places"
+            f"--copy-region names {options.api_region}, which is this region (--api-region); "
+            "name other regions"
         )
     return {
         name: _build_image_store_client(
@@ -197,36 +208,36 @@ def _build_leader_duties(
     options: argparse.Namespace,
     server: ApiServer | None,
     caches: DataCacheRegistry,
-    known: DataCacheIndex,
-    allowed: AllowList,
+    index: DataCacheIndex,
+    allow_list: AllowList,
     pool: WorkerPool,
-    stored: ImageStoreClient,
+    image_store: ImageStoreClient,
     regions: ImageStoreRegions,
     scratch: Path,
 ) -> StartLeading:
-    """What one process at a time does."""
-    state = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Return the work of the leader, as a context manager."""
+    state_dir = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     proofs = ProofMemory(
-        state / "proofs", load_or_create_key(state / "key"), options.proof_ttl, options.offline_grace
+        state_dir / "proofs", load_or_create_key(state_dir / "key"), options.proof_ttl, options.offline_grace
     )
     resolver = Resolver(pool, proofs, WaitLimiter(_MAX_WAITING), refresh_moving=True)
-    images = WorkerDataCacheImages(resolver, stored, options.egress_profile)
-    orders = open_prewarm_requests(options.registry, server, options.driver_name)
+    images = WorkerDataCacheImages(resolver, image_store, options.egress_profile)
+    prewarm_requests = open_prewarm_requests(options.registry, server, options.driver_name)
 
     @contextmanager
     def lead() -> Iterator[None]:
-        operator = DataCacheController(
-            caches, known, orders, Reconciler(caches, known, images, orders, allowed)
+        controller = DataCacheController(
+            caches, index, prewarm_requests, Reconciler(caches, index, images, prewarm_requests, allow_list)
         )
         collector = ImageStoreCollector(
-            caches, stored, options.image_store_grace, lambda: scratch / uuid.uuid4().hex
+            caches, image_store, options.image_store_grace, lambda: scratch / uuid.uuid4().hex
         )
         with (
             collector.run_in_background(),
-            operator.run_in_background(),
-            CopySender(stored, regions).run_in_background(),
-            CopyReceiver(caches, stored).run_in_background(),
+            controller.run_in_background(),
+            CopySender(image_store, regions).run_in_background(),
+            CopyReceiver(caches, image_store).run_in_background(),
         ):
             yield
 
@@ -235,7 +246,7 @@ def _build_leader_duties(
 
 @contextmanager
 def _lead_or_campaign(server: ApiServer | None, driver_name: str, lead: StartLeading) -> Iterator[None]:
-    """For the block, lead whenever that is our turn."""
+    """Lead during the block whenever this replica holds the lease; without a cluster, always."""
     if server is None:
         with lead():
             yield
@@ -252,17 +263,17 @@ def _serve(
     options: argparse.Namespace,
     server: ApiServer | None,
     caches: DataCacheRegistry,
-    known: DataCacheIndex,
-    allowed: AllowList,
+    index: DataCacheIndex,
+    allow_list: AllowList,
     regions: ImageStoreRegions,
-    at_work: ExitStack,
+    resources: ExitStack,
 ) -> None:
     if options.health_address:
         from controller_plugin.operator.https_server import health_app, serve_app
 
-        at_work.enter_context(serve_app(health_app(), *options.health_address))
+        resources.enter_context(serve_app(health_app(), *options.health_address))
     if options.webhook_address and server:
-        _serve_webhook(options, server, caches, known, allowed, at_work)
+        _serve_webhook(options, server, caches, index, allow_list, resources)
     if options.api_address:
         from controller_plugin.operator.https_server import serve_app
         from controller_plugin.operator.openapi.access_keys import AccessKeys
@@ -282,36 +293,37 @@ def _serve(
             else FileNonceStore(Path(options.registry) / "nonces.json", seconds)
         )
         app = openapi_app(
-            Actions(caches, allowed, regions, options.api_region), SignatureVerifier(keys.find_secret, nonces)
+            Actions(caches, allow_list, regions, options.api_region),
+            SignatureVerifier(keys.find_secret, nonces),
         )
-        port = at_work.enter_context(serve_app(app, *options.api_address))
-        log.info("the OpenAPI is answered", extra={"fields": {"port": port, "region": options.api_region}})
+        port = resources.enter_context(serve_app(app, *options.api_address))
+        log.info("OpenAPI started", extra={"fields": {"port": port, "region": options.api_region}})
 
 
 def _serve_webhook(
     options: argparse.Namespace,
     server: ApiServer,
     caches: DataCacheRegistry,
-    known: DataCacheIndex,
-    allowed: AllowList,
-    at_work: ExitStack,
+    index: DataCacheIndex,
+    allow_list: AllowList,
+    resources: ExitStack,
 ) -> None:
     from controller_plugin.operator.webhook.server import serve_webhook
     from csi.cluster.outbox import Outbox
 
     outbox = Outbox()
-    at_work.callback(outbox.close)
+    resources.callback(outbox.close)
 
     def on_match(cache: DataCache, when: float) -> None:
         outbox.put(cache.uid, lambda: caches.write_match_time(cache, when))
 
     admission = AdmissionReviewer(
-        known,
-        PodMutator(known, options.driver_name, lambda: known.fetch_missing(caches.find)),
-        allowed,
+        index,
+        PodMutator(index, options.driver_name, lambda: index.fetch_missing(caches.find)),
+        allow_list,
         on_match,
     )
-    at_work.enter_context(serve_webhook(server, admission, options.webhook_name, *options.webhook_address))
+    resources.enter_context(serve_webhook(server, admission, options.webhook_name, *options.webhook_address))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The webhook's certificate, and the authority that the API server trusts for it: made here, renewed long before they end."""
+"""The webhook's certificate and its authority, which the API server trusts.
+
+Both are created here, and renewed early.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,20 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from csi.errors import DataCacheError
 
 _AUTHORITY_LIFETIME_DAYS, _CERTIFICATE_LIFETIME_DAYS = 3650, 90
-# One that has less than this part of its life left is renewed.
+# A certificate with less than this share of its lifetime left is renewed.
 _RENEWAL_SHARE = 1 / 3
-# Clocks of a cluster differ.
+# Clocks of a cluster's machines differ.
 _CLOCK_SKEW = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
 class Certificates:
-    """All in PEM. `ca_bundle` is the authority, before it the one that came earlier and may still be in use; its key signs the next certificate."""
+    """Certificates and keys in PEM.
+
+    `ca_bundle` ends with the current authority; the one before it may still be in use.
+
+    `authority_key` belongs to the current authority and signs the next certificate.
+    """
 
     ca_bundle: str
     authority_key: str = field(repr=False)
@@ -30,7 +38,10 @@ class Certificates:
 
 
 def renew_certificates(names: list[str], now: datetime, old: Certificates | None = None) -> Certificates:
-    """Certificates for a server of these DNS names: the old ones where they last, else renewed, by the old authority where that lasts."""
+    """Return certificates for a server with these DNS names, reusing `old` where still fresh.
+
+    An expiring certificate is issued again by the old authority if that is fresh, else by a new one.
+    """
     authority = _load_authority(old, now)
     if (
         old
@@ -42,10 +53,13 @@ def renew_certificates(names: list[str], now: datetime, old: Certificates | None
     if old and authority:
         certificate, key = _issue_certificate(names, now, *authority)
         return Certificates(old.ca_bundle, old.authority_key, certificate, key)
-    made, made_key = _create_authority(now)
-    certificate, key = _issue_certificate(names, now, made, made_key)
-    earlier = _last_certificate(old.ca_bundle) if old else ""
-    return Certificates(earlier + _encode_certificate(made), _encode_key(made_key), certificate, key)
+    new_authority, new_authority_key = _create_authority(now)
+    certificate, key = _issue_certificate(names, now, new_authority, new_authority_key)
+    # Clients may see the old certificate a while longer, so its authority stays trusted.
+    previous = _last_certificate(old.ca_bundle) if old else ""
+    return Certificates(
+        previous + _encode_certificate(new_authority), _encode_key(new_authority_key), certificate, key
+    )
 
 
 def _load_authority(
@@ -56,7 +70,8 @@ def _load_authority(
     key = serialization.load_pem_private_key(old.authority_key.encode(), None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise DataCacheError(
-            "the webhook's authority has a key of another kind; delete the Secret of its certificates, and new ones are made"
+            "the webhook's authority has a key of another kind; "
+            "delete the Secret of its certificates, and new ones are created"
         )
     return _parse_certificate(_last_certificate(old.ca_bundle)), key
 
@@ -66,7 +81,9 @@ def _create_authority(now: datetime) -> tuple[x509.Certificate, ec.EllipticCurve
     builder = (
         _certificate_builder(name, name, key.public_key(), now, _AUTHORITY_LIFETIME_DAYS)
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        # Strict clients (Python 3.13's default) believe no authority that does not say that it signs (RFC 5280, 4.2.1.3 and 4.2.1.9).
+        # Strict clients (Python 3.13's default) reject an authority without keyCertSign (RFC 5280, 4.2.1.3
+        # and
+        # 4.2.1.9).
         .add_extension(_usage(signs=True), critical=True)
     )
     return builder.sign(key, hashes.SHA256()), key
@@ -106,7 +123,7 @@ def _certificate_builder(
 
 
 def _usage(signs: bool) -> x509.KeyUsage:
-    """Of a key that signs certificates, or of one that a server has."""
+    """Return the key usage of an authority, or of a server."""
     others = (
         "content_commitment",
         "key_encipherment",
@@ -137,14 +154,14 @@ def _parse_certificate(certificate: str) -> x509.Certificate:
         return x509.load_pem_x509_certificate(certificate.encode())
     except ValueError as error:
         raise DataCacheError(
-            "the webhook's certificates are damaged; delete their Secret, and new ones are made"
+            "the webhook's certificates are damaged; delete their Secret, and new ones are created"
         ) from error
 
 
-def _last_certificate(trusted: str) -> str:
-    """The last of several certificates."""
+def _last_certificate(bundle: str) -> str:
+    """Return the last of several concatenated certificates."""
     end = "-----END CERTIFICATE-----\n"
-    return end.join(trusted.split(end)[-2:])
+    return end.join(bundle.split(end)[-2:])
 
 
 def _common_name(name: str) -> x509.Name:
@@ -161,5 +178,5 @@ def _encode_key(key: ec.EllipticCurvePrivateKey) -> str:
 
 
 def utc_now() -> datetime:
-    """Now, as certificates tell time."""
+    """Return the current time, aware of its zone."""
     return datetime.now(UTC)

@@ -1,10 +1,11 @@
-"""HTTP servers of the operator: threads that answer, with TLS whose certificate can change while they run, and metrics of nobody."""
+"""HTTP servers of the operator, run in threads, with TLS certificates that can be replaced while they run."""
 
 from __future__ import annotations
 
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,15 +23,15 @@ _START_TIMEOUT = 30.0
 
 
 class ReloadableTls:
-    """A server's TLS: at least 1.2, with the certificate that was given last."""
+    """TLS of a server, version 1.2 or later, with the certificates loaded last."""
 
     def __init__(self, certificates: Certificates) -> None:
         self.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         self.load(certificates)
 
     def load(self, certificates: Certificates) -> None:
-        """Show these from the next connection on."""
-        # The library takes files alone; this one is in memory, and gone at once.
+        """Use these certificates from the next connection on."""
+        # The ssl module loads files only; this one is in memory, and removed at once.
         with tempfile.NamedTemporaryFile("w", dir=_memory_folder()) as file:
             file.write(certificates.key + certificates.certificate)
             file.flush()
@@ -42,7 +43,7 @@ def _memory_folder() -> str | None:
 
 
 def health_app() -> Starlette:
-    """An application that says that the program lives."""
+    """Build an application that reports that the program is alive."""
 
     async def answer(request: Request) -> PlainTextResponse:
         return PlainTextResponse("ok")
@@ -52,9 +53,9 @@ def health_app() -> Starlette:
 
 @contextmanager
 def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = None) -> Iterator[int]:
-    """For the block, answer at `host`:`port` (0 for any free one) from a thread of its own; the port.
+    """Serve `app` at `host`:`port` (0 for any free one) from a thread during the block, and give the port.
 
-    Raises FailedPrecondition where that cannot be.
+    Raises FailedPrecondition if the server cannot start.
     """
     config = uvicorn.Config(
         app,
@@ -71,8 +72,9 @@ def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = 
     if tls:
         config.ssl = tls.context
     server = uvicorn.Server(config)
+    # Signals are handled by the program (csi.program.lifecycle), not by each of its servers.
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    begun, failed = threading.Event(), threading.Event()
+    ended, failed = threading.Event(), threading.Event()
 
     def run() -> None:
         try:
@@ -80,15 +82,19 @@ def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = 
         except (OSError, SystemExit):
             failed.set()
         finally:
-            begun.set()
+            ended.set()
 
     thread = threading.Thread(target=run, name="http", daemon=True)
     thread.start()
-    while not (server.started or begun.wait(0.02)):
+    # uvicorn signals its start by a flag only.
+    give_up_at = time.monotonic() + _START_TIMEOUT
+    while not (server.started or ended.wait(0.02)) and time.monotonic() < give_up_at:
         pass
     if failed.is_set() or not server.started:
+        server.should_exit = True
         raise FailedPrecondition(
-            f"no server could be started at {host}:{port}; is the port taken, or the address of another machine?"
+            f"the server cannot listen at {host}:{port}; "
+            "is the port taken, or the address of another machine?"
         )
     try:
         yield int(server.servers[0].sockets[0].getsockname()[1])

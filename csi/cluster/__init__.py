@@ -1,1 +1,4 @@
-"""The Kubernetes API server: where it is, calls, watches, and the lease that one replica holds. Over urllib3: `import kubernetes` costs 19 MB."""
+"""Access to the Kubernetes API server: configuration, calls, watches, and leader election.
+
+Built on urllib3, since `import kubernetes` costs 19 MB.
+"""

@@ -1,4 +1,6 @@
-"""Calls to the Kubernetes API server, and what its refusals mean. No answer, no refusal and no log line holds the token.
+"""Calls to the Kubernetes API server, and the errors its statuses mean.
+
+No result, error or log line holds the token.
 
 Source: Kubernetes documentation, "Kubernetes API Concepts" (Status, server-side apply, watch).
 """
@@ -38,12 +40,15 @@ METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 _CONNECT_TIMEOUT = 3.0
-# Each holds the buffers of TLS, and a storm of pods asks from a hundred threads; watches take theirs from these, too.
+# Each connection holds TLS buffers, and a storm of pods calls from a hundred threads. Watches use this pool
+# too.
 _MAX_CONNECTIONS, _POOL_TIMEOUT = 4, 10
-# Nodes call while pods wait for their volumes: one call finds out that nobody answers, those right behind it do not try.
+# Nodes call while pods wait for their volumes: after one call found the server unreachable, those right
+# behind it
+# fail at once.
 _UNREACHABLE_TTL = 2.0
 _MAX_EVENT_BYTES = 8 * 2**20
-# A watch is silent for minutes; the kernel finds out whether the server is still there.
+# A watch is silent for minutes; TCP keepalive detects a server that is gone.
 _SOCKET_OPTIONS = [
     (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -54,11 +59,11 @@ _SOCKET_OPTIONS = [
 
 
 class ResourceExpired(ClusterUnavailable):
-    """The resource version or continue token is too old for the server (410); a new list helps."""
+    """The resource version or continue token is too old for the server (410); listing again helps."""
 
 
 class ApiServer:
-    """One API server. Thread-safe; there are at most four connections."""
+    """Client of one API server. Thread-safe, with at most four connections."""
 
     def __init__(self, access: ClusterAccess) -> None:
         self.access = access
@@ -77,13 +82,15 @@ class ApiServer:
         accept: str = JSON,
         timeout: float = 10.0,
     ) -> dict[str, Any]:
-        """The answer's JSON object, which may keep us waiting for `timeout`. `body` is sent as JSON with the content type `content_type`.
+        """Make a call and return the JSON object of the answer.
 
-        Raises NotFound (no such object), ClusterConflict, Expired, ClusterForbids, InvalidParameter (refused by the schema),
-        FailedPrecondition (the CRDs are missing), ClusterUnavailable.
+        `body` is sent as JSON with the type `content_type`; reading waits at most `timeout` seconds.
+
+        Raises NotFound (no such object), ClusterConflict, ResourceExpired, ClusterForbids, InvalidParameter
+        (the schema rejects it), FailedPrecondition (the CRDs are missing), ClusterUnavailable.
         """
         if time.monotonic() < self._unreachable_until:
-            raise ClusterUnavailable(self._unreachable_message("as a moment ago"))
+            raise ClusterUnavailable(self._unreachable_message("it was not a moment ago"))
         data = None if body is None else json.dumps(body).encode()
         answer = self._send_authorized(
             method,
@@ -95,7 +102,10 @@ class ApiServer:
         return _parse_object(answer.status, answer.data, answer.headers.get("Retry-After", ""))
 
     def read_clock(self) -> float:
-        """The server's time in whole seconds since 1970, by the Date of an answer (RFC 9110, 6.6.1). Raises as `call`."""
+        """Return the server's time in seconds since 1970.
+
+        Read from the Date header of an answer (RFC 9110, 6.6.1). Raises as `call`.
+        """
         answer = self._send_authorized(
             "GET", self._build_url("/version", None), None, {"Accept": JSON}, _CONNECT_TIMEOUT
         )
@@ -103,10 +113,10 @@ class ApiServer:
         try:
             return email.utils.parsedate_to_datetime(answer.headers.get("Date", "")).timestamp()
         except ValueError:
-            raise ClusterUnavailable("the Kubernetes API server tells no time") from None
+            raise ClusterUnavailable("the Kubernetes API server sends no Date header") from None
 
     def stream(self, path: str, query: Mapping[str, str], timeout: float, accept: str = JSON) -> WatchStream:
-        """A watch's lines, for at most `timeout`. Raises as `call`."""
+        """Open a watch that lasts for at most `timeout` seconds. Raises as `call`."""
         answer = self._send_authorized(
             "GET", self._build_url(path, query), None, {"Accept": accept}, timeout, preload=False
         )
@@ -127,6 +137,7 @@ class ApiServer:
         timeout: float,
         preload: bool = True,
     ) -> urllib3.BaseHTTPResponse:
+        # A 401 may mean that the token rotated since it was read: read its file and try once more.
         response = self._send(method, url, data, self._add_authorization(headers), timeout, preload)
         if response.status == 401 and self.access.token_file:
             _close_response(response)
@@ -168,7 +179,8 @@ class ApiServer:
             )
 
         try:
-            with suppress(ProtocolError):  # a kept connection that the server has closed
+            # The server may have closed a kept connection in the meantime: try once more on a fresh one.
+            with suppress(ProtocolError):
                 return send_once()
             return send_once()
         except HTTPError as error:
@@ -179,9 +191,9 @@ class ApiServer:
     def _get_pool(self) -> urllib3.HTTPConnectionPool:
         with self._lock:
             if self._connections is None:
-                named = {"server_hostname": self.access.tls_name} if self.access.tls_name else {}
+                server_name = {"server_hostname": self.access.tls_name} if self.access.tls_name else {}
                 tls = (
-                    {"ssl_context": self.access.build_tls_context(), **named}
+                    {"ssl_context": self.access.build_tls_context(), **server_name}
                     if self.access.server.startswith("https://")
                     else {}
                 )
@@ -195,16 +207,19 @@ class ApiServer:
             return self._connections
 
     def drop_connections(self) -> None:
-        """Connect anew from now on: the CA may be another one too."""
+        """Open new connections from now on, with the CA read again, as it may have changed."""
         with self._lock:
             self._connections = None
 
     def _unreachable_message(self, why: str) -> str:
-        return f"the Kubernetes API server {self.access.server} cannot be reached ({why}); the call is tried again, check the server and the network"
+        return (
+            f"the Kubernetes API server {self.access.server} cannot be reached ({why}); "
+            "the call is retried, check the server and the network"
+        )
 
 
 class WatchStream:
-    """The lines of a watch, as JSON objects; `stop` may come from any thread."""
+    """Stream of a watch's events as JSON objects; any thread may `stop` it."""
 
     def __init__(self, server: ApiServer, response: urllib3.BaseHTTPResponse) -> None:
         self._server, self._response, self._is_stopped = server, response, False
@@ -218,35 +233,35 @@ class WatchStream:
         _close_response(self._response)
 
     def stop(self) -> None:
-        """Let whoever reads stop, as if the server had ended the watch."""
+        """Make the reader stop, as if the server had ended the watch."""
         self._is_stopped = True
         with suppress(ValueError, RuntimeError, OSError):
             self._response.shutdown()
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Raises ClusterUnavailable where the connection breaks."""
-        held = b""
+        """Yield the events. Raises ClusterUnavailable if the connection breaks."""
+        partial_line = b""
         try:
             for part in self._response.stream(2**16):
-                *lines, held = (held + part).split(b"\n")
-                if len(held) > _MAX_EVENT_BYTES:
+                *lines, partial_line = (partial_line + part).split(b"\n")
+                if len(partial_line) > _MAX_EVENT_BYTES:
                     raise ClusterUnavailable("the Kubernetes API server sent an event of more than 8 MiB")
                 yield from (json.loads(line) for line in lines if line)
         except (HTTPError, OSError, ValueError) as error:
             if not self._is_stopped:
                 raise ClusterUnavailable(
-                    f"the watch at the Kubernetes API server broke off ({_describe_error(error)})"
+                    f"the watch at the Kubernetes API server was interrupted ({_describe_error(error)})"
                 ) from None
 
 
 def _close_response(response: urllib3.BaseHTTPResponse) -> None:
-    # Closing alone would take the connection's place out of the pool for good.
+    # Without release_conn the pool would count the connection as in use for good.
     response.close()
     response.release_conn()
 
 
 def api_path(*parts: str) -> str:
-    """A path of the API: every part as it is, however it is spelled."""
+    """Join parts into a path of the API, with each part percent-encoded."""
     return "/" + "/".join(quote(part, safe="") for part in parts)
 
 
@@ -261,30 +276,34 @@ def _parse_object(status: int, data: bytes, retry_after: str) -> dict[str, Any]:
 
 
 def error_from_status(code: int, status: Mapping[str, Any], retry_after: str = "") -> DataCacheError:
-    """The error that a Kubernetes Status (meta/v1) means; `code` is the HTTP status."""
+    """Return the error that a Kubernetes Status (meta/v1) means; `code` is the HTTP status."""
     message, details = str(status.get("message", ""))[:2000], status.get("details") or {}
+    # A 404 without the name of an object means that the kind itself is unknown.
     if (code == 404 and not details.get("name")) or "field not declared in schema" in message:
-        known = message if details or code != 404 else "it does not know this kind of object"
+        reason = message if details or code != 404 else "it does not know this kind of object"
         return FailedPrecondition(
-            f"the CRDs of the Kubernetes API server are missing or older than this driver ({known}); apply deploy/crds and try again"
+            f"the CRDs of the Kubernetes API server are missing or older than this driver ({reason}); "
+            "apply deploy/crds and try again"
         )
     if code in (401, 403):
         return ClusterForbids(
-            f"the Kubernetes API server refuses this: {message or 'who asks is not known'}; give the service account this right (RBAC)"
+            f"the Kubernetes API server denies this: {message or 'it does not know the caller'}; "
+            "give the service account this permission (RBAC)"
         )
     if code in (400, 413, 422):
-        return InvalidParameter(f"the Kubernetes API server refuses the object: {message or f'HTTP {code}'}")
+        return InvalidParameter(f"the Kubernetes API server rejects the object: {message or f'HTTP {code}'}")
     kinds: dict[int, type[DataCacheError]] = {404: NotFound, 409: ClusterConflict, 410: ResourceExpired}
     if code in kinds:
         return kinds[code](f"the Kubernetes API server answers: {message}")
     wait = f", and asks to wait for {retry_after} s" if retry_after else ""
     return ClusterUnavailable(
-        f"the Kubernetes API server answers HTTP {code} ({message or 'no reason given'}){wait}; the call is tried again"
+        f"the Kubernetes API server answers HTTP {code} ({message or 'no reason given'}){wait}; "
+        "the call is retried"
     )
 
 
 def _describe_error(error: Exception) -> str:
-    """What broke, without the text of a foreign exception."""
+    """Describe a failure without the text of a foreign exception, which may hold secrets."""
     if isinstance(error, SSLError):
         return "its certificate is not trusted, or TLS failed"
     inner = getattr(error, "__cause__", None) or error

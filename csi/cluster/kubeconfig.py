@@ -1,6 +1,7 @@
-"""Kubeconfig files: the API server of a context, who asks it, and the program that people are logged in by.
+"""Kubeconfig files: the API server of a context, its user's credentials, and the program that provides them.
 
-Sources: Kubernetes documentation, "Organizing Cluster Access Using kubeconfig Files", "kubeconfig (v1)", "client-go credential plugins".
+Sources: Kubernetes documentation, "Organizing Cluster Access Using kubeconfig Files", "kubeconfig (v1)",
+"client-go credential plugins".
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _FILE_KEYS = {
     "clusters": ("certificate-authority",),
     "users": ("client-certificate", "client-key", "tokenFile"),
 }
-# What would have this program ask as somebody else, or on another way, than kubectl does: refused, not left out.
+# Keys that change who calls, or the route, in ways this program cannot follow: rejected rather than ignored.
 _UNSUPPORTED_KEYS = {
     "users": ("auth-provider", "username", "as", "as-groups", "as-uid", "as-user-extra"),
     "clusters": ("insecure-skip-tls-verify", "proxy-url"),
@@ -30,17 +31,17 @@ _ALTERNATIVES = {
     "insecure-skip-tls-verify": "give certificate-authority",
     "proxy-url": "run this in a pod, or where the server is reached without a proxy",
 }
-# What a program is told of its cluster, where it asks for that.
+# Keys of the cluster that a credential program receives on request.
 _CLUSTER_INFO_KEYS = ("server", "tls-server-name", "certificate-authority-data")
 _EXTENSION = "client.authentication.k8s.io/exec"
 
 
 @dataclass(frozen=True)
 class CredentialProgram:
-    """A program that a kubeconfig names for a user's credential, and the variables that it wants.
+    """Credential plugin of a kubeconfig user, with the environment variables it is given.
 
-    It speaks that `api_version` of ExecCredential, and is told of its `cluster_info` where that is not empty. `is_interactive` is whether it may ask on the
-    terminal, `install_hint` how it is had.
+    It speaks the `api_version` of ExecCredential, and receives `cluster_info` unless that is empty.
+    `is_interactive` allows it to use the terminal; `install_hint` says how to install it.
     """
 
     argv: tuple[str, ...]
@@ -54,37 +55,43 @@ class CredentialProgram:
 def find_cluster_access(
     environment: Mapping[str, str] = os.environ, folder: Path = SERVICE_ACCOUNT
 ) -> ClusterAccess:
-    """The API server that KUBECONFIG names, else that of the pod this is. Raises FailedPrecondition where there is neither, InvalidParameter."""
+    """Return the access that KUBECONFIG names, else that of the pod this program runs in.
+
+    Raises FailedPrecondition if there is neither, InvalidParameter for a bad file.
+    """
     if environment.get("KUBECONFIG"):
         return load_kubeconfig(split_paths(environment["KUBECONFIG"]))
     if access := find_pod_access(environment, folder):
         return access
     raise FailedPrecondition(
-        "--registry is kubernetes, but this is no pod (KUBERNETES_SERVICE_HOST is not set) and KUBECONFIG names no file"
+        "--registry is kubernetes, but this is not a pod (KUBERNETES_SERVICE_HOST is not set) "
+        "and KUBECONFIG names no file; set one of them"
     )
 
 
 def split_paths(text: str) -> list[Path]:
-    """The files that a value of KUBECONFIG names."""
+    """Return the files that a value of KUBECONFIG names."""
     return [Path(name) for name in text.split(os.pathsep) if name]
 
 
 def load_kubeconfig(paths: Sequence[Path], context: str = "", allow_exec: bool = False) -> ClusterAccess:
-    """A context of kubeconfig files, the current one by default; the credential that a program is to give is left out with `allow_exec`.
+    """Return the access of a context, by default the current one.
 
-    Of what several files have, the first one's counts; files that are not there are left out, as long as one is. Raises InvalidParameter
-    for what cannot be used, naming it and the place.
+    With `allow_exec` a user's credential program is accepted, and its credential is left out.
+
+    If several files define an entry, the first one counts. Missing files are ignored as long as one exists.
+    Raises InvalidParameter, naming the key and the file, for what cannot be used.
     """
     return _SelectedContext(paths, context).build_access(allow_exec)
 
 
 def find_credential_program(paths: Sequence[Path], context: str = "") -> CredentialProgram | None:
-    """The program that the user of a context is logged in by, None for none; raises as `load_kubeconfig`."""
+    """Return the credential program of a context's user, None if it has none. Raises as `load_kubeconfig`."""
     return _SelectedContext(paths, context).get_credential_program()
 
 
 class _SelectedContext:
-    """A context, its cluster and its user."""
+    """A context with its cluster and its user."""
 
     def __init__(self, paths: Sequence[Path], context: str) -> None:
         self._description = f"KUBECONFIG {os.pathsep.join(map(str, paths))}"
@@ -143,7 +150,8 @@ class _SelectedContext:
             )
         except (KeyError, TypeError, AttributeError):
             raise InvalidParameter(
-                f"{self._description}: the exec of user {self._context['user']!r} has no command or no apiVersion"
+                f"{self._description}: the exec of user {self._context['user']!r} has no command "
+                "or no apiVersion; add it"
             ) from None
 
     def _build_cluster_info(self) -> dict[str, Any]:
@@ -164,17 +172,21 @@ class _SelectedContext:
             if unknown := next((key for key in keys if part.get(key)), ""):
                 instead = _ALTERNATIVES.get(unknown, "use a token or a client certificate")
                 raise InvalidParameter(
-                    f"{self._description}: {_SECTIONS[kind]} {name!r} has {unknown}, which is not supported; {instead}"
+                    f"{self._description}: {_SECTIONS[kind]} {name!r} has {unknown}, "
+                    f"which is not supported; {instead}"
                 )
 
     def _malformed_error(self) -> InvalidParameter:
         return InvalidParameter(
-            f"{self._description} is no kubeconfig file with a current-context, its cluster and its user"
+            f"{self._description} is not a kubeconfig file with a current-context, its cluster and its user"
         )
 
 
 def _merge_files(paths: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], str]:
-    """What is called how in each of `_SECTIONS`, and the current context. Raises OSError where no file is there, and whatever no kubeconfig does."""
+    """Merge files into the entries of each of `_SECTIONS` by name, and the current context.
+
+    Raises OSError if no file exists, and any error of malformed data.
+    """
     merged: dict[str, dict[str, Any]] = {kinds: {} for kinds in _SECTIONS}
     current = ""
     for path in [path for path in paths if path.exists()] or paths[:1]:
@@ -189,27 +201,30 @@ def _merge_files(paths: Sequence[Path]) -> tuple[dict[str, dict[str, Any]], str]
 
 
 def _resolve_file_paths(folder: Path, kinds: str, part: Mapping[str, Any]) -> dict[str, Any]:
-    """A part of a file in `folder`, with the files that it names where they are; a program's name with a slash in it is a file's, too."""
+    """Resolve the file names in a part of a file in `folder`.
+
+    As with kubectl, a program's name is a path if it contains a slash.
+    """
     resolved = dict(part) | {
         key: str(folder / part[key]) for key in _FILE_KEYS.get(kinds, ()) if part.get(key)
     }
-    program = resolved.get("exec") or {}
-    if "/" in program.get("command", ""):
-        resolved["exec"] = {**program, "command": str(folder / program["command"])}
+    exec_config = resolved.get("exec") or {}
+    if "/" in exec_config.get("command", ""):
+        resolved["exec"] = {**exec_config, "command": str(folder / exec_config["command"])}
     return resolved
 
 
 def _parse_file(text: str) -> Any:
-    """Raises ValueError where it is neither JSON nor YAML."""
+    """Parse JSON or YAML. Raises ValueError if it is neither."""
     try:
         return json.loads(text)
     except ValueError:
-        import yaml  # 3 MB that neither a pod nor JSON pays
+        import yaml  # 3 MB, saved in a pod and for JSON
 
         try:
             return yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ValueError("no YAML") from None
+            raise ValueError("not YAML") from None
 
 
 def _read_pem(part: Mapping[str, Any], key: str) -> str:

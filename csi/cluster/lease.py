@@ -1,7 +1,7 @@
-"""One of several replicas leads: it holds a Lease, and the others take it over when it is let go or not renewed.
+"""Leader election: one replica holds a Lease; the others take it over when it is released or expires.
 
-Source: Kubernetes API reference, coordination.k8s.io/v1 Lease. A follower judges a lease by its own clock, from when it saw it
-change last, so that clocks that differ do no harm.
+Source: Kubernetes API reference, coordination.k8s.io/v1 Lease. A follower judges expiry by its own clock,
+from when it saw the lease change last, so that clock differences do no harm.
 """
 
 from __future__ import annotations
@@ -25,20 +25,26 @@ log = logging.getLogger("datacache.lease")
 
 StartLeading = Callable[[], AbstractContextManager[None]]
 _LEASE_DURATION, _RENEW_INTERVAL = 45, 10.0
-# A leader that cannot renew stops before anybody else may begin: this long after it last could, and what two calls may take.
+# A leader that cannot renew must stop before another replica may take over: this long after its last renewal,
+# plus
+# two calls that time out.
 _RENEW_DEADLINE, _CALL_TIMEOUT = 15.0, 5.0
 
 
 def holder_identity(environment: Mapping[str, str]) -> str:
-    """Who this process is to the other replicas: its pod by the variable POD_NAME, else one of its own.
+    """Return this process's identity among the replicas: its pod's name from POD_NAME, else a random one.
 
-    A container that starts again in its pod is who the one before was, which has ended, and goes on at once with what that one led.
+    A container restarted in its pod keeps the identity of the one before, which has ended, and continues with
+    its lease at once.
     """
     return environment.get("POD_NAME") or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
 
 
 class Lease:
-    """The lease `name` in the server's own namespace, as `holder` (one that no other replica has) sees it. Used by one thread."""
+    """The lease `name` in the server's own namespace, seen by `holder`, an identity unique among replicas.
+
+    Used by one thread.
+    """
 
     def __init__(
         self, server: ApiServer, name: str, holder: str, duration_seconds: int = _LEASE_DURATION
@@ -55,7 +61,10 @@ class Lease:
         self._observed_version, self._observed_at = "", 0.0
 
     def acquire_or_renew(self) -> bool:
-        """Take or renew it; whether it is ours now. Raises ClusterUnavailable and the other errors of `ApiServer.call`."""
+        """Acquire or renew the lease; return whether this replica holds it now.
+
+        Raises the errors of `ApiServer.call`.
+        """
         try:
             lease = self._read()
         except NotFound:
@@ -63,10 +72,12 @@ class Lease:
         spec = lease["spec"]
         if spec.get("holderIdentity") not in (None, "", self._holder) and not self._has_expired(lease):
             return False
+        # The PUT carries the resourceVersion that was read, so of two replicas that take over at once one
+        # gets a conflict.
         return self._write("PUT", f"{self._path}/{self._name}", self._build_renewed(lease))
 
     def release(self) -> None:
-        """Leave it to the next one, where it is ours."""
+        """Release the lease if this replica holds it."""
         lease = self._read()
         if lease["spec"].get("holderIdentity") == self._holder:
             self._write(
@@ -120,9 +131,10 @@ def leader_election(
     renew_interval: float = _RENEW_INTERVAL,
     renew_deadline: float = _RENEW_DEADLINE,
 ) -> Iterator[None]:
-    """For the block, try to hold the lease, from a thread of its own, and be within `start_leading()` for as long as it is held.
+    """Try to hold the lease during the block, and stay within `start_leading()` while it is held.
 
-    Where `start_leading()` raises the lease is let go, so that another replica may try, and tried for again like any other.
+    Runs in a thread. If `start_leading()` raises, the lease is released so that another replica may try, and
+    this one tries again later.
     """
     with background_thread(
         lambda ended: _run_election(lease, start_leading, ended, renew_interval, renew_deadline), "lease"
@@ -139,9 +151,9 @@ def _run_election(
 ) -> None:
     while not stop.is_set():
         if _try_acquire(lease):
-            log.info("this replica leads")
+            log.info("leading started")
             _lead(lease, start_leading, stop, renew_interval, renew_deadline)
-            log.info("this replica leads no more")
+            log.info("leading ended")
         _wait_with_jitter(stop, renew_interval)
     _release_or_log(lease)
 
@@ -158,11 +170,11 @@ def _lead(
             _renew_until_lost(lease, stop, renew_interval, renew_deadline)
         return
     except DataCacheError as error:
-        log.warning("this replica could not lead; it is tried again", extra={"fields": {"reason": error}})
+        log.warning("leading failed; retrying", extra={"fields": {"reason": error}})
     except Exception as error:
         # A foreign exception's text is not vetted for secrets.
         log.error(
-            "this replica could not lead; it is tried again",
+            "leading failed; retrying",
             extra={"fields": {"reason": type(error).__name__}},
         )
     _release_or_log(lease)
@@ -172,17 +184,19 @@ def _release_or_log(lease: Lease) -> None:
     try:
         lease.release()
     except DataCacheError as error:
-        log.warning("the lease was not let go; it lapses", extra={"fields": {"reason": error}})
+        log.warning("lease not released; it will expire", extra={"fields": {"reason": error}})
 
 
 def _renew_until_lost(
     lease: Lease, stop: threading.Event, renew_interval: float, renew_deadline: float
 ) -> None:
-    """Renew until the end, until another one holds it, or until that cannot be ruled out any more."""
+    """Renew until `stop` is set, another replica holds the lease, or the renew deadline has passed."""
     renewed_at = time.monotonic()
+    # After a failed renewal, try again sooner.
     while not _wait_with_jitter(
         stop, renew_interval if time.monotonic() - renewed_at < renew_interval else renew_interval / 5
     ):
+        # The lease counts from when the call began: the server may have renewed it at any time since.
         started = time.monotonic()
         try:
             if not lease.acquire_or_renew():
@@ -198,7 +212,7 @@ def _try_acquire(lease: Lease) -> bool:
     try:
         return lease.acquire_or_renew()
     except DataCacheError as error:
-        log.warning("lease not looked at", extra={"fields": {"reason": error}})
+        log.warning("lease not acquired", extra={"fields": {"reason": error}})
         return False
 
 

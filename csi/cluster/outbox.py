@@ -1,4 +1,4 @@
-"""Writes to the API server that nobody waits for: made one after the other by a thread of its own, for each object the latest alone."""
+"""Background writes to the API server: made one at a time by a thread, only the latest for each object."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from csi.errors import ClusterConflict, ClusterUnavailable, DataCacheError
 log = logging.getLogger("datacache.outbox")
 
 Write = Callable[[], None]
-# A storm of pods is told of at this pace, whatever their number; what comes meanwhile takes the place of what waits.
+# Pace of the writes, even in a storm of pods; a new write replaces a waiting one of the same key.
 _WRITE_INTERVAL = 0.2
 _MAX_WAITING = 256
 _MIN_BACKOFF, _MAX_BACKOFF = 1.0, 60.0
@@ -21,10 +21,12 @@ _LOG_INTERVAL = 60.0
 
 
 class Outbox:
-    """One write waits for each key. Where `most` wait, more are dropped, and the log says so, unless they are lasting. Thread-safe.
+    """Queue with one waiting write per key.
 
-    While the server is away nothing is tried but one write after each pause, of 1 s to a minute. A write that it did not take is
-    dropped unless it is lasting. Keys of lasting writes are for the caller to bound.
+    When `max_waiting` wait, further ones that are not durable are dropped and logged. Thread-safe.
+
+    While the server is unreachable, only one write is tried after each pause, from 1 s to a minute. A failed
+    write is dropped unless it is durable. The caller bounds the number of keys of durable writes.
     """
 
     def __init__(self, max_waiting: int = _MAX_WAITING, write_interval: float = _WRITE_INTERVAL) -> None:
@@ -36,15 +38,18 @@ class Outbox:
         self._backoff, self._logged_at = 0.0, float("-inf")
 
     def put(self, key: Hashable, write: Write, durable: bool = False) -> None:
-        """Have `write` called soon, in the place of the one of the same key that waits; never waits or raises.
+        """Schedule `write`, replacing a waiting one of the same key.
 
-        It may raise DataCacheError: ClusterConflict and ClusterUnavailable have a `durable` one tried again.
+        Never waits or raises.
+
+        `write` may raise DataCacheError; a `durable` one is retried after ClusterConflict and
+        ClusterUnavailable.
         """
         with self._changed:
             if self._closing.is_set():
                 return
             if not durable and key not in self._waiting and len(self._waiting) >= self._max_waiting:
-                self._log_limited("too many writes wait, some are dropped", f"{self._max_waiting} wait")
+                self._log_limited("write queue full; writes dropped", f"{self._max_waiting} writes wait")
                 return
             self._waiting[key] = write, durable
             if self._thread is None:
@@ -53,7 +58,7 @@ class Outbox:
             self._changed.notify()
 
     def close(self) -> None:
-        """Drop what waits, and let the write under way end, which takes some seconds at most."""
+        """Drop waiting writes, and wait for the one in progress, which takes a few seconds at most."""
         self._closing.set()
         with self._changed:
             self._waiting.clear()
@@ -70,8 +75,8 @@ class Outbox:
                 if self._closing.is_set():
                     return
                 key = next(iter(self._waiting))
-                write, lasting = self._waiting.pop(key)
-            self._execute(key, write, lasting)
+                write, durable = self._waiting.pop(key)
+            self._execute(key, write, durable)
             self._closing.wait(self._backoff or self._write_interval)
 
     def _execute(self, key: Hashable, write: Write, durable: bool) -> None:
@@ -80,22 +85,23 @@ class Outbox:
             self._backoff = 0.0
         except (ClusterUnavailable, ClusterConflict) as error:
             is_unavailable = isinstance(error, ClusterUnavailable)
-            # Those who write to one object must not come back together.
+            # Random, so that writers of one object do not collide again.
             self._backoff = (
                 min(max(_MIN_BACKOFF, 2 * self._backoff), _MAX_BACKOFF)
                 if is_unavailable
                 else random.uniform(0.1, _MIN_BACKOFF)
             )
             if is_unavailable:
-                self._log_limited("the cluster is not told, which goes on when it can be", error)
+                self._log_limited("cluster unavailable; writes are retried later", error)
             if durable:
+                # A newer write of the same key wins over this one.
                 with self._changed:
                     self._waiting.setdefault(key, (write, durable))
         except DataCacheError as error:
-            self._log_limited("the cluster does not take what it is told", error)
+            self._log_limited("write rejected by the cluster", error)
         except Exception as error:
             # A foreign exception's text is not vetted for secrets.
-            self._log_limited("the cluster was not told", type(error).__name__)
+            self._log_limited("write to the cluster failed", type(error).__name__)
 
     def _log_limited(self, message: str, reason: object) -> None:
         now = time.monotonic()

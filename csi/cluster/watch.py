@@ -1,6 +1,6 @@
-"""What changes in a collection of objects: a list, then a watch from there on, for as long as one wants.
+"""Changes in a collection of objects: a list, then watches that continue from it.
 
-Idle, it costs the connection and the server's bookmark about once a minute. Source: Kubernetes documentation,
+Idle, it costs one connection and the server's bookmark about once a minute. Source: Kubernetes documentation,
 "Efficient detection of changes".
 """
 
@@ -29,22 +29,24 @@ log = logging.getLogger("datacache.watch")
 
 OnChange = Callable[[str, Mapping[str, Any] | None], None]
 _PAGE_SIZE = 100
-# So that thousands of nodes neither watch anew nor come back in one moment.
+# Random, so that thousands of nodes do not start new watches at the same moment.
 _WATCH_TIMEOUT_RANGE = (300, 600)
 _MIN_BACKOFF, _MAX_BACKOFF, _FORBIDDEN_BACKOFF = 0.5, 30.0, 60.0
-# Pods start in storms: what is wanted newly is gathered for this long before the server is asked.
+# Pods start in storms: new selectors are collected for this long before the server is asked.
 _DEBOUNCE_SECONDS = 0.2
 
 
 class Watch:
-    """Calls `told(name, object)` from a thread of its own for what was added or changed, with None for what is gone.
+    """Watch that reports added, changed and deleted objects of a collection from a thread.
 
-    What counts as a change is another generation; with `status` every other version.
+    It calls `on_change(name, object)`, with None for a deleted object. An object has changed when its
+    generation has; with `include_status` when its resource version has.
 
-    `selector` gives the label selector as it is wanted now, None for nothing to watch; after `renew` it is asked again, and
-    what it selects newly is told, too. With `metadata` objects come with their metadata alone. With `everything` the first list is told,
-    otherwise it is where the watch begins; a list after a gap is told where it differs from what was known. Objects of several
-    namespaces may have one name; their metadata tells them apart.
+    `selector()` returns the label selector, None for nothing to watch. `renew` makes the watch call it again
+    and report newly selected objects. With `metadata_only` objects carry their metadata alone. With
+    `report_initial` the first list is reported; otherwise it is only the watch's starting point. A list after
+    a gap is reported where it differs from the known state. Objects of several namespaces may share a name;
+    their metadata tells them apart.
     """
 
     def __init__(
@@ -70,7 +72,10 @@ class Watch:
 
     @contextmanager
     def run_in_background(self) -> Iterator[None]:
-        """Watch for the block. What happens in it is told, even where the server could not be reached at its beginning."""
+        """Watch during the block.
+
+        Changes in it are reported even if the server cannot be reached at first.
+        """
         self._list_initial()
         thread = threading.Thread(target=self._run, name="cluster-watch", daemon=True)
         thread.start()
@@ -82,7 +87,8 @@ class Watch:
             thread.join()
 
     def renew(self) -> None:
-        """Ask for the selector again."""
+        """Call `selector` again and watch what it selects now."""
+        # Under the lock a stream is either stopped here, or sees _renewed right after it was opened.
         with self._lock:
             self._renewed.set()
             if self._stream:
@@ -97,7 +103,7 @@ class Watch:
                 self._version = self._list_and_report_changes(self._selected)
         except DataCacheError as error:
             log.warning(
-                "watch not begun, it is tried again",
+                "watch not started; retrying",
                 extra={"fields": {"objects": self._path, "reason": error}},
             )
         self._is_silent = False
@@ -113,10 +119,11 @@ class Watch:
                 self._watch_once()
                 self._wait_with_jitter(1.0)
             except ResourceExpired:
+                # The next round starts with a list.
                 self._version = ""
             except DataCacheError as error:
                 log.warning(
-                    "watch broken off, it is tried again",
+                    "watch interrupted; retrying",
                     extra={"fields": {"objects": self._path, "reason": error}},
                 )
                 self._wait_with_jitter(
@@ -124,9 +131,9 @@ class Watch:
                 )
                 self._backoff = min(2 * self._backoff, _MAX_BACKOFF)
 
-    def _wait_with_jitter(self, longest: float) -> None:
+    def _wait_with_jitter(self, max_seconds: float) -> None:
         if not self._is_stopped:
-            self._renewed.wait(random.uniform(longest / 4, longest))
+            self._renewed.wait(random.uniform(max_seconds / 4, max_seconds))
 
     def _watch_once(self) -> None:
         selected = self._selector()
@@ -142,7 +149,7 @@ class Watch:
         self._follow_stream(selected)
 
     def _list_and_report_changes(self, selected: str) -> str:
-        """Tell what differs from what was known, and return the version that the watch goes on from."""
+        """List the objects, report differences to the known state, and return the version to watch from."""
         current: dict[str, tuple[str, str]] = {}
         for page in list_pages(self._server, self._path, selected, _PAGE_SIZE, self._accept[0]):
             for obj in page["items"]:
@@ -174,6 +181,7 @@ class Watch:
             self._backoff = _MIN_BACKOFF
             with self._lock:
                 self._stream = stream
+                # `renew` was called before there was a stream to stop.
                 if self._renewed.is_set():
                     return
             try:
@@ -200,7 +208,7 @@ class Watch:
 
 
 def _object_key(meta: Mapping[str, Any]) -> str:
-    """What tells an object from the others of the collection: its name, behind its namespace where it has one."""
+    """Return the key of an object in the collection: its name, after its namespace if it has one."""
     name = str(meta.get("name", ""))
     return f"{meta['namespace']}/{name}" if meta.get("namespace") else name
 
@@ -213,9 +221,11 @@ def list_pages(
     accept: str = JSON,
     fields: str = "",
 ) -> Iterator[dict[str, Any]]:
-    """The lists of a collection, `size` objects each, by name and all of one moment; `selector` is of labels, `fields` of fields.
+    """Yield the pages of a collection, `size` objects each, sorted by name and all from the same snapshot.
 
-    Raises Expired where that moment is too long ago, and as `call`.
+    `selector` selects by labels, `fields` by fields.
+
+    Raises ResourceExpired if the snapshot is too old, and the errors of `ApiServer.call`.
     """
     selectors = {"labelSelector": selector, "fieldSelector": fields}
     query = {"limit": str(size), **{key: value for key, value in selectors.items() if value}}

@@ -11,7 +11,10 @@ from contextlib import contextmanager
 def background_thread(
     work: Callable[[threading.Event], object], name: str, wake: Callable[[], object] = lambda: None
 ) -> Iterator[None]:
-    """For the block, `work(ended)` in a thread called `name`. The block's end sets `ended`, calls `wake()` and waits for the thread."""
+    """Run `work(stop)` in a thread called `name` while the block runs.
+
+    On leaving the block, set `stop`, call `wake()` and join the thread.
+    """
     stop = threading.Event()
     thread = threading.Thread(target=work, args=(stop,), name=name, daemon=True)
     thread.start()

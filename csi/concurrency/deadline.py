@@ -1,4 +1,4 @@
-"""How long one call may wait, unless its caller hangs up."""
+"""A cancellable limit on how long one call may wait."""
 
 from __future__ import annotations
 
@@ -7,30 +7,37 @@ import time
 
 
 class Deadline:
-    """How long one call may wait. `cancel` ends it from another thread; `wake` makes the waiter look again."""
+    """Limit on how long one call may wait.
+
+    Any thread may `cancel` it, or `wake` its waiter to check its condition again.
+    """
 
     def __init__(self, seconds: float) -> None:
-        """`seconds` from now on the waiting is over."""
+        """Start a deadline that expires `seconds` from now."""
         self._expires_at = time.monotonic() + seconds
         self._event = threading.Event()
         self.cancelled = ""
 
     @property
     def is_over(self) -> bool:
-        """Whether there is nothing more to wait for: cancelled or out of time."""
+        """Whether waiting has ended, by cancellation or timeout."""
         return bool(self.cancelled) or time.monotonic() >= self._expires_at
 
     def cancel(self, reason: str) -> None:
-        """End the waiting; `reason` goes into the answer."""
+        """End the waiting; `reason` becomes part of the error sent to the caller.
+
+        The first reason is kept.
+        """
         self.cancelled = self.cancelled or reason
         self._event.set()
 
     def wake(self) -> None:
-        """Make `sleep` return, so that its caller looks at what it waits for."""
+        """Make `sleep` return, so that its caller checks its condition again."""
         self._event.set()
 
     def sleep(self) -> None:
         """Wait until woken, cancelled or out of time."""
+        # A cancelled deadline keeps its event set, so that every later `sleep` returns at once.
         self._event.wait(max(0.0, self._expires_at - time.monotonic()))
         if not self.cancelled:
             self._event.clear()

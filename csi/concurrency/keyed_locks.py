@@ -1,4 +1,4 @@
-"""Locks by name that do not wait unless told to: who finds one taken is told so."""
+"""Locks by key that fail fast by default: acquiring a taken lock raises Busy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class KeyedLocks:
 
     @contextmanager
     def acquire(self, key: str, timeout: float = 0.0) -> Iterator[None]:
-        """Hold `key` for the block; raises Busy when another thread holds it for `timeout` more."""
+        """Hold `key` for the block; raises Busy if another thread still holds it after `timeout` seconds."""
         with self._changed:
             if not self._changed.wait_for(lambda: key not in self._held, timeout):
                 raise Busy(f"another call is working on {key}; call again when it is done")

@@ -1,4 +1,4 @@
-"""So many bytes per second, for all who read."""
+"""A limit in bytes per second, shared by several readers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import threading
 import time
 from collections.abc import Callable
 
-# What a reader that was held up may catch up with.
+# Delayed readers may catch up by this much, so that short scheduling delays do not lower the rate.
 _MAX_BURST_SECONDS = 0.05
 
 
 class RateLimiter:
-    """`rate` bytes per second for all who take from it. Thread-safe."""
+    """Limit of `rate` bytes per second, shared by all its users. Thread-safe."""
 
     def __init__(
         self,
@@ -24,8 +24,8 @@ class RateLimiter:
         self._next_free_at = clock()
 
     def wait_for(self, count: int, *other_limiters: RateLimiter) -> None:
-        """Return when `count` more bytes may be read, by this pace and by `other_limiters`."""
-        wait = max(pace._reserve(count) for pace in (self, *other_limiters))
+        """Wait until `count` more bytes may be read under this limiter and `other_limiters`."""
+        wait = max(limiter._reserve(count) for limiter in (self, *other_limiters))
         if wait > 0:
             self._sleep(wait)
 

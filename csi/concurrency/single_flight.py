@@ -1,8 +1,8 @@
 """One job for each key at a time, joined by all callers who need its result.
 
-A call of the plugin may wait only for a while, but its work must not be lost when the wait ends: the job goes on in a
-thread of its own, and the next call for the same key finds it, or what it ended with. The field calls this
-"single flight" (Go, golang.org/x/sync/singleflight).
+A call of the plugin may wait only for a while, but its work must not be lost when the wait ends. So the job
+runs in a thread of its own, and the next call for the same key finds it, or its error. The pattern is known
+as "single flight" (Go, golang.org/x/sync/singleflight).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from csi.errors import Busy, FillStopped
 K = TypeVar("K", bound=Hashable)
 J = TypeVar("J", bound="Job")
 
-# A caller who comes back this much later asks again; until then it is told what the job failed with.
+# A caller who returns after this many seconds starts a new job; until then it gets the error of the last one.
 _ERROR_TTL = 60.0
 
 
@@ -35,7 +35,7 @@ class Job(Protocol):
 
 @dataclass(eq=False)
 class _Flight(Generic[J]):
-    """One job, and everyone who waits for it."""
+    """A job and all callers that wait for it."""
 
     job: J
     waiters: set[Deadline] = field(default_factory=set)
@@ -49,10 +49,10 @@ class _Flight(Generic[J]):
 
 
 class SingleFlight(Generic[K, J]):
-    """Runs at most one job for each key, in threads called `name`. Thread-safe.
+    """Registry that runs at most one job for each key, in threads called `name`. Thread-safe.
 
-    The error of a job that nobody waited for any more is kept for a minute, for the next caller. A job that nobody has
-    waited for during `abandoned_timeout` seconds is stopped; None lets it run to its end.
+    The error of a job that had no waiter left is kept for a minute, for the next caller. A job without
+    waiters for `abandoned_timeout` seconds is stopped; None lets it run to its end.
     """
 
     def __init__(self, name: str, abandoned_timeout: float | None = None) -> None:
@@ -63,7 +63,8 @@ class SingleFlight(Generic[K, J]):
     def wait(self, key: K, new_job: Callable[[], J], deadline: Deadline, describe: Callable[[J], str]) -> J:
         """Return the job for `key` when it is done, starting `new_job()` if none is running.
 
-        Raises what the job raised, and Busy with `describe(job)` if `deadline` ends first; the job goes on then.
+        Raises the job's own error, or Busy with `describe(job)` if `deadline` ends first; the job continues
+        then.
         """
         flight = self._join(key, new_job, deadline)
         while not flight.ended_at and not deadline.is_over:
@@ -76,7 +77,7 @@ class SingleFlight(Generic[K, J]):
         return flight.job
 
     def find(self, key: K) -> J | None:
-        """Find the running job of a key."""
+        """Return the running job of a key, or None."""
         flight = self._flights.get(key)
         return flight.job if flight and not flight.ended_at else None
 
@@ -89,13 +90,14 @@ class SingleFlight(Generic[K, J]):
 
     def _join(self, key: K, new_job: Callable[[], J], deadline: Deadline) -> _Flight[J]:
         with self._lock:
-            # An error that nobody comes back for would stay for ever, and with it what its traceback holds.
+            # Errors that no caller picks up would be kept for ever, with all that their tracebacks refer to.
             self._flights = {other: flight for other, flight in self._flights.items() if not flight.is_stale}
             flight = self._flights.get(key)
             if flight is None:
                 flight = self._flights[key] = _Flight(new_job())
                 threading.Thread(target=self._run, args=(key, flight), name=self._name, daemon=True).start()
             flight.waiters.add(deadline)
+            # The job has a waiter again.
             if flight.stop_timer:
                 flight.stop_timer.cancel()
             return flight
@@ -104,7 +106,7 @@ class SingleFlight(Generic[K, J]):
         with self._lock:
             flight.waiters.discard(deadline)
             if flight.ended_at:
-                # Whoever hung up has not heard the error: it stays for the next caller.
+                # A caller that hung up has not seen the error: keep it for the next caller.
                 if not deadline.cancelled and self._flights.get(key) is flight:
                     del self._flights[key]
             elif not flight.waiters and self._abandoned_timeout is not None:
@@ -117,6 +119,8 @@ class SingleFlight(Generic[K, J]):
         return timer
 
     def _stop_if_abandoned(self, flight: _Flight[J]) -> None:
+        # Stop outside of the lock: `stop` is foreign code and may block. A caller who joins in between gets
+        # Busy and calls again.
         with self._lock:
             is_abandoned = not flight.waiters
         if is_abandoned:
@@ -134,7 +138,8 @@ class SingleFlight(Generic[K, J]):
                 flight.stop_timer.cancel()
             for deadline in flight.waiters:
                 deadline.wake()
-            # A result is remembered elsewhere, and a stop is news to nobody.
-            is_unheard_error = error is not None and not isinstance(error, Busy | FillStopped)
-            if not flight.waiters and not is_unheard_error and self._flights.get(key) is flight:
+            # Results are stored by the job itself, and Busy or FillStopped need no reporting: keep real
+            # errors only.
+            is_unreported_error = error is not None and not isinstance(error, Busy | FillStopped)
+            if not flight.waiters and not is_unreported_error and self._flights.get(key) is flight:
                 del self._flights[key]

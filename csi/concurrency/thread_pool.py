@@ -1,4 +1,4 @@
-"""A pool whose threads end when there is nothing to do, and free what a burst of calls needed."""
+"""Thread pool that ends idle threads and reports when it has shrunk, so that memory of a burst is freed."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-
+# Seconds without work after which a thread ends.
 _IDLE_TIMEOUT = 10.0
-
-
+# A peak of fewer threads is too small for its end to be worth reporting.
 _BUSY_THREADS = 8
 
 
 class ShrinkingPool(Executor):
-    """At most `most` threads at a time, named `name`; one that had nothing to do for `idle_seconds` ends.
+    """Executor with at most `max_threads` threads named `name`.
 
-    Whenever a quarter is left of the most that there were since the last time, where they were many, `shrunk()` is called, and once more when
-    one is left at most: what the last ones needed counts as well. See concurrent.futures.Executor.
+    A thread without work for `idle_seconds` ends.
+
+    `on_shrink()` is called whenever a quarter of the peak since the last call is left, if the peak was high,
+    and once more when at most one thread is left, so that the memory of the last threads is freed too.
     """
 
     def __init__(
@@ -45,16 +46,17 @@ class ShrinkingPool(Executor):
 
     @property
     def size(self) -> int:
-        """How many threads there are now."""
+        """Number of threads now."""
         return len(self._threads)
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
-        """Have `fn` called soon by one of the threads; raises RuntimeError after `shutdown`."""
+        """Schedule a call of `fn` in one of the threads; raises RuntimeError after `shutdown`."""
         future: Future[T] = Future()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the pool was shut down")
             self._waiting.append((future, lambda: fn(*args, **kwargs)))
+            # Idle threads are enough for the queue; otherwise another one is started.
             if self._idle >= len(self._waiting):
                 self._changed.notify()
             elif len(self._threads) < self._max_threads:
@@ -72,24 +74,24 @@ class ShrinkingPool(Executor):
                     future.set_result(work())
                 except BaseException as error:
                     future.set_exception(error)
-            # A thread that waits keeps nothing of the last call.
+            # Drop all references to the last call, or an idle thread would keep its objects alive.
             del item, future, work
         if self._has_shrunk():
             self._on_shrink()
 
     def _has_shrunk(self) -> bool:
         with self._changed:
-            left = len(self._threads)
-            if self._peak >= _BUSY_THREADS and 4 * left <= self._peak:
-                self._peak, self._has_been_busy = left, left > 1
+            remaining = len(self._threads)
+            if self._peak >= _BUSY_THREADS and 4 * remaining <= self._peak:
+                self._peak, self._has_been_busy = remaining, remaining > 1
                 return True
-            if self._has_been_busy and left <= 1:
+            if self._has_been_busy and remaining <= 1:
                 self._has_been_busy = False
                 return True
             return False
 
     def _take_next(self) -> tuple[Future[Any], Callable[[], Any]] | None:
-        """What is to be done next; None where this thread is to end."""
+        """Return the next call, waiting for one if needed; None if this thread is to end."""
         with self._changed:
             self._idle += 1
             is_ready = self._changed.wait_for(lambda: bool(self._waiting) or self._closed, self._idle_seconds)
@@ -100,7 +102,10 @@ class ShrinkingPool(Executor):
             return None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take nothing more; what waits is done unless `cancel_futures`. `wait` for the threads to end."""
+        """Accept no more calls, and with `wait` join the threads.
+
+        Queued calls still run unless `cancel_futures`.
+        """
         with self._changed:
             self._closed = True
             if cancel_futures:

@@ -1,4 +1,4 @@
-"""How many calls may wait at a time, so that other calls always find a free thread."""
+"""Limit on the number of calls that wait at a time, so that other calls always find a free thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from csi.errors import Busy
 
 
 class WaitLimiter:
-    """All calls that wait: at most `seats` of them, so that other calls always find a free thread."""
+    """Limiter that lets at most `max_waiting` calls wait at a time. Thread-safe."""
 
     def __init__(self, max_waiting: int) -> None:
         self._max_waiting = max_waiting
@@ -22,7 +22,7 @@ class WaitLimiter:
 
     @contextmanager
     def slot(self, key: str, deadline: Deadline) -> Iterator[None]:
-        """Hold a seat for the block; raises Busy at once when all are taken or the plugin is leaving."""
+        """Hold a waiting slot for the block; raises Busy at once if all are taken or after `close`."""
         with self._lock:
             if self._close_reason:
                 raise Busy(self._close_reason)
@@ -37,7 +37,7 @@ class WaitLimiter:
 
     @contextmanager
     def track(self, key: str, deadline: Deadline) -> Iterator[None]:
-        """For the block, `cancel` reaches the call also on its way from one seat to the next."""
+        """Let `cancel` reach the call during the block, even while it holds no slot between two waits."""
         with self._lock:
             self._tracked.add((key, deadline))
         try:
@@ -47,14 +47,14 @@ class WaitLimiter:
                 self._tracked.discard((key, deadline))
 
     def cancel(self, key: str, reason: str) -> None:
-        """End the waiting of every call that is seated or present under `key`."""
+        """End the waiting of every call with a slot or tracked under `key`."""
         with self._lock:
             matching = {deadline for name, deadline in self._waiting | self._tracked if name == key}
         for deadline in matching:
             deadline.cancel(reason)
 
     def close(self, reason: str) -> None:
-        """End all waiting, now and from now on (the plugin is leaving)."""
+        """End all waiting, now and in the future, because the plugin is shutting down."""
         with self._lock:
             self._close_reason = reason
             waiting = list(self._waiting)

@@ -1,4 +1,7 @@
-"""Page-aligned memory, as O_DIRECT wants it, used again and again: memory the kernel has to clear first costs as much as a hash."""
+"""Page-aligned memory for O_DIRECT.
+
+Buffers are meant to be reused: having the kernel clear fresh memory costs as much as hashing it.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import mmap
 
 
 class AlignedBuffer:
-    """`size` bytes of page-aligned, writable memory, in `view`."""
+    """Buffer of `size` page-aligned, writable bytes, accessible through `view`."""
 
     def __init__(self, size: int) -> None:
         self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,23 +1,25 @@
-"""How much was read from every block device: one read of one file, however many devices there are."""
+"""Read counters of block devices, from a single read of /proc/diskstats."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
 
+# The kernel counts sectors of 512 bytes, whatever the device's own sector size.
 _SECTOR = 512
-# Columns of /proc/diskstats (Documentation/admin-guide/iostats.rst of the kernel): reads and sectors read come after number and name.
+# Columns of /proc/diskstats after major, minor and name: reads completed, reads merged, sectors read
+# (Documentation/admin-guide/iostats.rst of the kernel).
 _READS, _SECTORS = 3, 5
 
 
 def reads_by_device(
     devices: Collection[str], file: Path = Path("/proc/diskstats")
 ) -> dict[str, tuple[int, int]]:
-    """(reads, bytes read) since boot of each of `devices` ("major:minor") that is there."""
-    found = {}
+    """Return (reads, bytes read) since boot of those `devices` ("major:minor") that exist."""
+    counters = {}
     for line in file.read_text().splitlines():
         words = line.split(None, _SECTORS + 1)
         device = f"{words[0]}:{words[1]}"
         if device in devices:
-            found[device] = int(words[_READS]), int(words[_SECTORS]) * _SECTOR
-    return found
+            counters[device] = int(words[_READS]), int(words[_SECTORS]) * _SECTOR
+    return counters

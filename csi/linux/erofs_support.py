@@ -1,4 +1,4 @@
-"""What the node's kernel must have before an image can be mounted."""
+"""Check that the node's kernel can mount EROFS images."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ _MODPROBE_TIMEOUT = 20.0
 
 
 def require_erofs(filesystems: Path = Path("/proc/filesystems")) -> None:
-    """Return if the kernel knows EROFS, loading its module where needed; raises UnsupportedByNode saying what to install."""
+    """Load the kernel module for EROFS if needed.
+
+    Raises UnsupportedByNode with what to install if the kernel has none.
+    """
     if _has_erofs(filesystems):
         return
-    tried = processes.run(["modprobe", "erofs"], _MODPROBE_TIMEOUT)
+    modprobe = processes.run(["modprobe", "erofs"], _MODPROBE_TIMEOUT)
     if not _has_erofs(filesystems):
         raise UnsupportedByNode(
-            f"this node's kernel has no EROFS, and `modprobe erofs` did not help ({tried.output[:200] or 'it said nothing'}); "
+            "this node's kernel has no EROFS, and `modprobe erofs` did not help "
+            f"({modprobe.output[:200] or 'no output'}); "
             "use a kernel of 6.1 or newer with CONFIG_EROFS_FS, or load the module erofs at boot"
         )
 

@@ -1,4 +1,4 @@
-"""Word from the kernel of what is made, removed and written in folders, so that nobody has to poll for it (inotify)."""
+"""Events of files and folders from the kernel (inotify), so that nothing has to poll."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ from inotify_simple import Event, INotify, flags
 
 from csi.errors import UnsupportedByNode
 
-_MASKS = {
-    flags.CREATE: "made",
-    flags.MOVED_TO: "made",
-    flags.DELETE: "gone",
-    flags.MOVED_FROM: "gone",
-    flags.MODIFY: "written",
-}
 _WATCH_MASK = flags.CREATE | flags.MOVED_TO | flags.DELETE | flags.MOVED_FROM | flags.MODIFY | flags.ONLYDIR
 
 
 class FileEventKind(Enum):
-    """What happened: MADE and GONE to an entry (also by renames), WRITTEN to a file; LOST says that events were dropped, so look at everything."""
+    """Kind of an event.
 
-    CREATED = "made"
-    DELETED = "gone"
+    CREATED and DELETED (also by renames) concern an entry, WRITTEN a file. OVERFLOW means that events were
+    dropped, so that everything has to be checked.
+    """
+
+    CREATED = "created"
+    DELETED = "deleted"
     WRITTEN = "written"
-    OVERFLOW = "lost"
+    OVERFLOW = "overflow"
+
+
+_KINDS = {
+    flags.CREATE: FileEventKind.CREATED,
+    flags.MOVED_TO: FileEventKind.CREATED,
+    flags.DELETE: FileEventKind.DELETED,
+    flags.MOVED_FROM: FileEventKind.DELETED,
+    flags.MODIFY: FileEventKind.WRITTEN,
+}
 
 
 @dataclass(frozen=True)
 class FileEvent:
-    """`kind` happened to the entry `name` of the watched `folder`; both are empty for LOST."""
+    """Event of the entry `name` of the watched `folder`; both are empty for OVERFLOW."""
 
     kind: FileEventKind
     folder: Path = Path()
@@ -44,14 +50,16 @@ class FileEvent:
 
     @property
     def path(self) -> Path:
-        """The entry's path."""
+        """Path of the entry."""
         return self.folder / self.name
 
 
 class FolderWatcher:
-    """The events of any number of folders. One thread watches and waits; `wake` may be called from others.
+    """Watcher of any number of folders.
 
-    Raises UnsupportedByNode where the machine has no inotify instance left.
+    One thread watches and waits; others may call `wake`.
+
+    Raises UnsupportedByNode if the machine has no inotify instance left.
     """
 
     def __init__(self) -> None:
@@ -59,7 +67,8 @@ class FolderWatcher:
             self._inotify = INotify(nonblocking=True)
         except OSError as error:
             raise UnsupportedByNode(
-                f"no inotify instance could be had ({os.strerror(error.errno or 0)}); raise fs.inotify.max_user_instances"
+                f"no inotify instance is left ({os.strerror(error.errno or 0)}); "
+                "raise fs.inotify.max_user_instances"
             ) from error
         self._wakeup = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._folders_by_number: dict[int, Path] = {}
@@ -77,32 +86,33 @@ class FolderWatcher:
         self.close()
 
     def watch(self, folder: Path) -> bool:
-        """From now on report what happens in `folder`; False where it is not there. A folder that is watched already may be asked again.
+        """Report events of `folder` from now on; return False if it does not exist.
 
-        Raises UnsupportedByNode where the machine has no inotify watch left.
+        Watching a folder twice is allowed.
+
+        Raises UnsupportedByNode if the machine has no inotify watch left.
         """
         try:
             number = self._inotify.add_watch(folder, _WATCH_MASK)
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
+            # inotify_add_watch(2) reports the limit on watches as ENOSPC.
             if error.errno != errno.ENOSPC:
                 raise
-            raise UnsupportedByNode(
-                "no inotify watch could be had; raise fs.inotify.max_user_watches"
-            ) from error
+            raise UnsupportedByNode("no inotify watch is left; raise fs.inotify.max_user_watches") from error
         self._drop_stale_watch(folder, number)
         self._folders_by_number[number], self._watch_numbers[folder] = folder, number
         return True
 
     def _drop_stale_watch(self, folder: Path, new_number: int) -> None:
-        """A folder that went and came again has another number."""
+        """Forget the old watch of a folder that was removed and created again, which got a new number."""
         old = self._watch_numbers.get(folder)
         if old is not None and old != new_number:
             self._folders_by_number.pop(old, None)
 
     def unwatch(self, folder: Path) -> None:
-        """Report nothing more of `folder`; one that is not watched is no error."""
+        """Stop reporting events of `folder`; an unwatched folder is no error."""
         number = self._watch_numbers.pop(folder, None)
         if number is not None:
             self._folders_by_number.pop(number, None)
@@ -110,7 +120,7 @@ class FolderWatcher:
                 self._inotify.rm_watch(number)
 
     def wait(self, timeout: float | None = None) -> list[FileEvent]:
-        """What happened, once something did; an empty list after `wake` or `timeout`."""
+        """Wait for events and return them; an empty list after `wake` or `timeout` (seconds)."""
         ready = {
             descriptor
             for descriptor, _ in self._poll.poll(None if timeout is None else max(0, timeout) * 1000)
@@ -125,16 +135,16 @@ class FolderWatcher:
         if raw.mask & flags.Q_OVERFLOW:
             return FileEvent(FileEventKind.OVERFLOW)
         folder = self._folders_by_number.get(raw.wd)
-        kind = next((kind for mask, kind in _MASKS.items() if raw.mask & mask), None)
+        kind = next((kind for mask, kind in _KINDS.items() if raw.mask & mask), None)
         if folder is None or kind is None:
             return None
-        return FileEvent(FileEventKind(kind), folder, raw.name)
+        return FileEvent(kind, folder, raw.name)
 
     def wake(self) -> None:
-        """Let `wait` return."""
+        """Make `wait` return."""
         os.eventfd_write(self._wakeup, 1)
 
     def close(self) -> None:
-        """Forget everything; nobody may be waiting."""
+        """Release all watches; no thread may be waiting."""
         self._inotify.close()
         os.close(self._wakeup)

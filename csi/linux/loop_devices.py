@@ -1,4 +1,4 @@
-"""Loop devices: an image file as a read-only, direct-I/O block device, and word from the kernel when one is free again."""
+"""Loop devices: image files as read-only block devices with direct I/O."""
 
 from __future__ import annotations
 
@@ -23,37 +23,45 @@ _LOOP_CTL_GET_FREE = 0x4C82
 _BLKRASET = 0x1262
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _BLOCK_SIZE = 4096
-# struct loop_info64: device, inode, rdevice, offset, sizelimit (u64 each), number, encrypt type, key size, flags (u32 each), names, key, init.
+# struct loop_info64: device, inode, rdevice, offset, sizelimit (u64 each), number, encrypt type, key size,
+# flags
+# (u32 each), file name, crypt name, encrypt key, init.
 _INFO = struct.Struct("=5Q4I64s64s32s2Q")
+# struct loop_config: fd, block size, info, reserved.
 _CONFIG = struct.Struct(f"=2I{_INFO.size}s64x")
+# Other programs compete for free devices; each lost race costs one try.
 _MAX_TRIES = 64
 _MIN_READ_AHEAD = 2 * 2**20
 
 
 class LoopDevices(Protocol):
-    """Makes image files block devices."""
+    """Attaches image files to loop devices."""
 
     def attach(self, image: Path, read_ahead: int | None = None) -> AbstractContextManager[str]:
-        """A fresh read-only device over `image`, for the block; it frees itself unless something (a mount) holds it by then.
+        """Attach `image` to a fresh read-only device for the block, and give its path, such as /dev/loop7.
 
-        `read_ahead` is how far the kernel reads ahead on it, in bytes; None for these devices' default.
+        The device frees itself unless something (a mount) holds it at the end of the block. `read_ahead` is
+        the kernel's read-ahead on the device in bytes; None for these devices' default.
 
-        Gives the device's path, such as /dev/loop7. Raises UnsupportedByNode when the node has no loop devices,
-        DataCacheError when the kernel refuses.
+        Raises UnsupportedByNode if the node has no loop devices, DataCacheError if the kernel rejects the
+        image.
         """
 
     def set_read_ahead(self, device: str, size: int | None) -> None:
-        """Read ahead `size` bytes on `device` from now on; None for these devices' default."""
+        """Set the read-ahead of `device` to `size` bytes; None for these devices' default."""
 
     def is_backed_by(self, device: str, image: Path) -> bool:
-        """Whether `device` is a loop device over the very file `image` (device and inode: names are cut at 64 bytes)."""
+        """Return whether `device` is a loop device over `image`.
+
+        Files are compared by device and inode, since the kernel cuts names at 64 bytes.
+        """
 
     def wait_until_free(self, device: str, seconds: float) -> bool:
-        """Wait until `device` is free, at most `seconds`; False where something else still holds it."""
+        """Wait until `device` is free, at most `seconds`; return False if it is still in use."""
 
 
-class KernelLoopDevices:
-    """This machine's loop devices. `read_ahead_bytes` is how far the kernel reads ahead where nothing else is asked."""
+class KernelLoopDevices(LoopDevices):
+    """Loop devices of this machine. `read_ahead_bytes` is their default read-ahead."""
 
     def __init__(self, read_ahead_bytes: int) -> None:
         self._read_ahead = read_ahead_bytes
@@ -61,7 +69,7 @@ class KernelLoopDevices:
 
     @contextmanager
     def attach(self, image: Path, read_ahead: int | None = None) -> Iterator[str]:
-        """LOOP_CONFIGURE with read-only, direct I/O and autoclear, so that a plugin killed before the mount leaves no device behind."""
+        # Autoclear, so that a plugin killed before the mount leaves no device behind.
         backing = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         try:
             device, path = self._configure(backing, image, read_ahead or self._read_ahead)
@@ -73,6 +81,7 @@ class KernelLoopDevices:
             os.close(device)
 
     def _configure(self, backing: int, image: Path, read_ahead: int) -> tuple[int, str]:
+        # All other fields stay 0: no offset, no size limit, no encryption.
         info = _INFO.pack(
             0,
             0,
@@ -99,16 +108,17 @@ class KernelLoopDevices:
                 return device, path
             except OSError as error:
                 os.close(device)
+                # EBUSY: another process has configured the device since LOOP_CTL_GET_FREE.
                 if error.errno != errno.EBUSY:
                     raise DataCacheError(
                         f"the kernel refuses {image} as a loop device: {error.strerror}"
                     ) from error
         raise DataCacheError(
-            f"no loop device could be had in {_MAX_TRIES} tries; something else takes them all"
+            f"no free loop device in {_MAX_TRIES} tries; another program takes them all: stop it"
         )
 
     def set_read_ahead(self, device: str, size: int | None) -> None:
-        """BLKRASET; a device that is gone, or does not take it, is left as it is."""
+        # A device that is gone, or does not support it, is left as it is.
         try:
             descriptor = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -119,24 +129,25 @@ class KernelLoopDevices:
             os.close(descriptor)
 
     def is_backed_by(self, device: str, image: Path) -> bool:
-        """LOOP_GET_STATUS64 against stat(2)."""
         try:
-            status, wanted = _read_status_of(device), image.stat()
+            status, expected = _read_status_of(device), image.stat()
         except FileNotFoundError:
             return False
-        return status is not None and (status[0], status[1]) == (wanted.st_dev, wanted.st_ino)
+        return status is not None and (status[0], status[1]) == (expected.st_dev, expected.st_ino)
 
     def wait_until_free(self, device: str, seconds: float) -> bool:
-        """Look again at each uevent of a block device."""
         return self._uevents.wait_for(lambda: _read_status_of(device) is None, seconds)
 
 
 def default_read_ahead(folder: Path, bdi: Path = Path("/sys/class/bdi")) -> int:
-    """How far, in bytes, the kernel reads ahead on the disk below `folder`: at least 2 MiB, since an image is read through two devices."""
+    """Return the kernel's read-ahead, in bytes, of the disk below `folder`.
+
+    It is at least 2 MiB, since an image is read through two devices.
+    """
     number = folder.stat().st_dev
     setting = bdi / f"{os.major(number)}:{os.minor(number)}" / "read_ahead_kb"
-    own = int(setting.read_text()) * 1024 if setting.exists() else 0
-    return max(own, _MIN_READ_AHEAD)
+    disk_read_ahead = int(setting.read_text()) * 1024 if setting.exists() else 0
+    return max(disk_read_ahead, _MIN_READ_AHEAD)
 
 
 def _apply_settings(device: int, path: str, read_ahead: int) -> None:
@@ -145,7 +156,7 @@ def _apply_settings(device: int, path: str, read_ahead: int) -> None:
             fcntl.ioctl(device, _LOOP_SET_DIRECT_IO, 1)
         except OSError:
             log.warning(
-                "no direct I/O: the store's disk does not take it in 4 KiB blocks; reads are slower",
+                "no direct I/O in 4 KiB blocks on the store's disk; reads are slower",
                 extra={"fields": {"device": path}},
             )
     _set_read_ahead(device, path, read_ahead)
@@ -163,7 +174,8 @@ def _find_free_device() -> str:
         control = os.open("/dev/loop-control", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise UnsupportedByNode(
-            f"this node has no loop devices (/dev/loop-control: {error.strerror}); load the kernel module loop"
+            f"this node has no loop devices (/dev/loop-control: {error.strerror}); "
+            "load the kernel module loop"
         ) from error
     try:
         return f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
@@ -176,9 +188,10 @@ def _read_status(device: int) -> tuple[int, ...]:
 
 
 def _read_status_of(path: str) -> tuple[int, ...] | None:
-    """The loop's status, None where it is free or gone."""
+    """Return the status of a loop device, or None if it is free or gone."""
     try:
         device = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    # ENXIO: no file is attached to the device.
     except OSError:
         return None
     try:

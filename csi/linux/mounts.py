@@ -1,4 +1,4 @@
-"""The kernel's mount table: what is mounted, and the four changes this driver makes to it."""
+"""The kernel's mount table, and the four changes this driver makes to it."""
 
 from __future__ import annotations
 
@@ -18,16 +18,19 @@ from csi.errors import Busy, DataCacheError, InvalidParameter, UnsupportedByNode
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT, _MS_BIND = 1, 2, 4, 8, 32, 4096
 _READ_ONLY = _MS_RDONLY | _MS_NOSUID | _MS_NODEV
 _UMOUNT_NOFOLLOW = 8
-# Room for the root folder and nothing else (tmpfs(5)).
+# Enough for the root folder and nothing else (tmpfs(5)).
 _MARKER_OPTIONS = "size=4k,nr_inodes=1,mode=0555"
-# Most lines of the table are those of the last look.
+# Most lines of the table are the same as at the last read, so their parsed form is cached.
 _MAX_CACHED_LINES, _MAX_CACHED_OPTIONS = 1024, 64
 _OCTAL = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """One line of the mount table: where, which device ("major:minor" of the super block), what type, its options, whether mounts on it propagate."""
+    """Line of the mount table.
+
+    `device` is "major:minor" of the super block; `shared` says whether mounts below it propagate.
+    """
 
     target: str
     device: str
@@ -38,50 +41,65 @@ class Mount:
 
 
 class MountTable(Protocol):
-    """A mount table. Targets are absolute paths without symlinks."""
+    """Mount table of a mount namespace. Targets are absolute paths without symlinks."""
 
     def list_mounts(self) -> list[Mount]:
-        """All mounts, oldest first; of several on one target the last one is seen."""
+        """Return all mounts, oldest first; of several on one target the last is the visible one."""
 
     def mount_image(self, device: str, target: Path) -> None:
-        """Mount the EROFS on block device `device` at the folder `target`, ro,nosuid,nodev. Raises UnsupportedByNode, DataCacheError."""
+        """Mount the EROFS on a block device at the folder `target`, with ro, nosuid, nodev.
+
+        Raises UnsupportedByNode, DataCacheError.
+        """
 
     def bind_mount(self, source: Path, target: Path) -> None:
-        """Show the folder `source` at the folder `target` too, ro,nosuid,nodev. Raises DataCacheError."""
+        """Bind the folder `source` to the folder `target`, with ro, nosuid, nodev. Raises DataCacheError."""
 
     def mount_marker(self, label: str, target: Path) -> None:
-        """Mount an empty file system of its own at the folder `target`, ro,nosuid,nodev,noexec, with `label` as its source. Raises DataCacheError."""
+        """Mount an empty file system at the folder `target`, with `label` as its source.
+
+        Its options are ro, nosuid, nodev, noexec. Raises DataCacheError.
+        """
 
     def unmount(self, target: Path) -> None:
-        """Take away the topmost mount at `target`; nothing mounted there is no error. Raises Busy while it is in use."""
+        """Remove the topmost mount at `target`; having none is no error.
+
+        Raises Busy while it is in use.
+        """
 
 
 def find_mount(table: list[Mount], target: Path | str) -> Mount | None:
-    """The mount that is seen at `target`."""
+    """Return the visible mount at `target`, or None."""
     text = str(target)
     return next((mount for mount in reversed(table) if mount.target == text), None)
 
 
 def find_mount_of_path(path: Path) -> Mount:
-    """The mount that shows the existing `path`, in this process's mount namespace."""
+    """Return the mount that contains the existing `path`, in this process's mount namespace."""
     table, real_path = KernelMountTable().list_mounts(), Path(os.path.realpath(path))
     return next(mount for folder in (real_path, *real_path.parents) if (mount := find_mount(table, folder)))
 
 
 def resolve_parent(path: Path) -> Path:
-    """`path` as the mount table spells it: no symlinks above its last component. Raises InvalidParameter when it cannot be one."""
+    """Return `path` as the mount table spells it, without symlinks above its last component.
+
+    Raises InvalidParameter if it cannot be a mount point.
+    """
     if not path.is_absolute() or ".." in path.parts or "\0" in str(path):
         raise InvalidParameter(f"{str(path)[:200]!r} is not an absolute path without '..' and NUL")
     return Path(os.path.realpath(path.parent)) / path.name
 
 
 def selinux_mount_options(selinux: Path = Path("/sys/fs/selinux/enforce")) -> str:
-    """Mount options of an image: on SELinux hosts the label that containers may read, since a read-only image cannot be relabelled."""
+    """Return mount options of an image.
+
+    On SELinux hosts they set a label that containers may read, since a read-only image cannot be relabelled.
+    """
     return 'context="system_u:object_r:container_file_t:s0"' if selinux.exists() else ""
 
 
-class KernelMountTable:
-    """The mount table of this process's mount namespace."""
+class KernelMountTable(MountTable):
+    """Mount table of this process's mount namespace."""
 
     def __init__(self) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -90,11 +108,13 @@ class KernelMountTable:
         self._last_table: list[Mount] = []
 
     def list_mounts(self) -> list[Mount]:
-        """/proc/self/mountinfo, read in one go.
+        """Read /proc/self/mountinfo in one go.
 
-        While containers start the kernel lets nobody read for long, and a node of 200 pods has a thousand mounts. So one call reads, and
-        whoever asks meanwhile gets what is read next, together: nobody gets what was read before he asked.
+        While containers start, the kernel lets readers wait for its namespace lock, and a node of 200 pods
+        has a thousand mounts. So one thread reads at a time, and calls that arrive meanwhile share the next
+        read: no caller gets a table that was read before it called.
         """
+        # A read in progress may have missed the caller's own changes; only the next one is good enough.
         with self._changed:
             next_read = self._reads_started + 1
             self._changed.wait_for(
@@ -107,6 +127,7 @@ class KernelMountTable:
             table = self._read_mountinfo()
         except BaseException:
             with self._changed:
+                # Let one of the waiting callers read instead.
                 self._reads_started -= 1
                 self._changed.notify_all()
             raise
@@ -120,7 +141,6 @@ class KernelMountTable:
             return [_parse_line(line) for line in stream.read().split("\n") if line]
 
     def mount_image(self, device: str, target: Path) -> None:
-        """mount(2) of type erofs."""
         try:
             self._mount(device, target, "erofs", _READ_ONLY, selinux_mount_options())
         except OSError as error:
@@ -130,7 +150,7 @@ class KernelMountTable:
             raise DataCacheError(f"mounting {device} at {target} failed: {error.strerror}") from error
 
     def bind_mount(self, source: Path, target: Path) -> None:
-        """mount(2) with MS_BIND, then again to set the flags that a bind takes over from nowhere else."""
+        # A bind mount ignores the flags of its first mount(2); a remount sets them.
         try:
             self._mount(str(source), target, "none", _MS_BIND)
             self._mount("none", target, "none", _MS_BIND | _MS_REMOUNT | _READ_ONLY)
@@ -138,21 +158,22 @@ class KernelMountTable:
             raise DataCacheError(f"binding {source} to {target} failed: {error.strerror}") from error
 
     def mount_marker(self, label: str, target: Path) -> None:
-        """mount(2) of type tmpfs, whose source may be any text."""
         try:
             self._mount(label, target, "tmpfs", _READ_ONLY | _MS_NOEXEC, _MARKER_OPTIONS)
         except OSError as error:
             raise DataCacheError(f"marking {target} failed: {error.strerror}") from error
 
     def unmount(self, target: Path) -> None:
-        """umount2(2), never following a symlink."""
         if self._libc.umount2(os.fsencode(target), _UMOUNT_NOFOLLOW) == 0:
             return
         number = ctypes.get_errno()
+        # EINVAL: nothing is mounted at the target.
         if number in (errno.EINVAL, errno.ENOENT, errno.ENOTDIR):
             return
         if number == errno.EBUSY:
-            raise Busy(f"{target} is in use by a process on this node; it is unmounted when that has ended")
+            raise Busy(
+                f"{target} is in use by a process on this node; it is unmounted after that process ends"
+            )
         raise DataCacheError(f"unmounting {target} failed: {os.strerror(number)}")
 
     def _mount(self, source: str, target: Path, fs_type: str, flags: int, options: str = "") -> None:
@@ -172,7 +193,8 @@ class KernelMountTable:
 
 @lru_cache(maxsize=_MAX_CACHED_LINES)
 def _parse_line(line: str) -> Mount:
-    """One line as proc_pid_mountinfo(5) has it: id, parent, device, root, target, options, ..., '-', type, source, super options."""
+    # proc_pid_mountinfo(5): id, parent, device, root, target, options, optional fields, '-', type, source,
+    # super options.
     before, _, after = line.partition(" - ")
     fields, (fs_type, source, super_options) = before.split(" "), after.split(" ", 2)
     options = _split_options(fields[5], super_options)

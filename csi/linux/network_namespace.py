@@ -1,7 +1,8 @@
-"""A network namespace to fetch in, and the rate at which its devices take what comes (setns(2), tc(8), over pyroute2).
+"""Network namespace for fetches, and a limit on its ingress rate (setns(2), tc(8), through pyroute2).
 
-What arrives cannot be queued where it arrives, so every device's packets go through one intermediate device (ifb), whose
-token bucket (tbf) lets them on at the rate. All that fetches in the namespace shares it.
+Ingress cannot be queued on the receiving device. So packets of every device are redirected to one
+intermediate device (ifb), whose token bucket (tbf) passes them on at the rate. All fetches in the namespace
+share it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from csi.errors import UnsupportedByNode
 
 IFB_DEVICE = "datacache-in"
 _BURST_BYTES = 256 << 10
-# Enough for a stream to fill the line, too little to hold others up.
+# Long enough for one stream to fill the line, short enough not to delay others.
 _MAX_QUEUE_SECONDS = 0.1
+# From tc(8) and <linux/if_ether.h>: the handle "ffff:" of the ingress qdisc; IFF_LOOPBACK; ETH_P_ALL; u32's
+# "match all".
 _INGRESS = 0xFFFF0000
+# Marks this program's filter among others on the device.
 _PRIORITY = 4242
 _LOOPBACK = 0x8
 _ALL_PROTOCOLS = socket.htons(socket.ntohs(0x0003))
@@ -28,17 +32,24 @@ _MATCH_ALL = ["0x0/0x0+0"]
 
 
 def enter_namespace(path: str) -> None:
-    """Move this process into the network namespace at `path`; call before it has other threads. Raises UnsupportedByNode."""
+    """Move this process into the network namespace at `path`.
+
+    Must be called before the process has other threads. Raises UnsupportedByNode.
+    """
     try:
         netns.setns(path, flags=0)
     except OSError as error:
         raise UnsupportedByNode(
-            f"the network namespace {path} of an egress profile cannot be entered: {error.strerror}; make it there"
+            f"the network namespace {path} of an egress profile cannot be entered: {error.strerror}; "
+            "create it"
         ) from error
 
 
 def limit_ingress_rate(rate: int) -> None:
-    """Let what comes to this process's network namespace on at `rate` bits per second; done again, it is done once. Raises UnsupportedByNode."""
+    """Limit the ingress of this process's network namespace to `rate` bits per second.
+
+    Repeated calls have no further effect. Raises UnsupportedByNode.
+    """
     try:
         with IPRoute() as route:
             ifb = _find_or_create_ifb(route)
@@ -54,7 +65,10 @@ def limit_ingress_rate(rate: int) -> None:
                 if not _is_loopback_or_ifb(link):
                     _redirect_ingress(route, link["index"], ifb)
     except (NetlinkError, OSError) as error:
-        reason = f"the rate of an egress profile cannot be set ({error}); the kernel needs ifb, tbf, u32 and mirred, and the plugin CAP_NET_ADMIN"
+        reason = (
+            f"the rate of an egress profile cannot be set ({error}); "
+            "the kernel needs ifb, tbf, u32 and mirred, and the plugin CAP_NET_ADMIN"
+        )
         raise UnsupportedByNode(reason) from error
 
 
@@ -69,7 +83,9 @@ def _find_or_create_ifb(route: IPRoute) -> int:
 
 def _redirect_ingress(route: IPRoute, device: int, ifb: int) -> None:
     _ignore_existing(lambda: route.tc("add", "ingress", device, handle=_INGRESS))
-    if any(found["info"] >> 16 == _PRIORITY for found in route.get_filters(index=device, parent=_INGRESS)):
+    if any(
+        existing["info"] >> 16 == _PRIORITY for existing in route.get_filters(index=device, parent=_INGRESS)
+    ):
         return
     action = {"kind": "mirred", "direction": "egress", "action": "redirect", "ifindex": ifb}
     route.tc(

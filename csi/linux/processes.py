@@ -1,4 +1,7 @@
-"""The only door to other programs. Arguments are lists, never a shell; nothing secret may be among them."""
+"""The single place that starts other programs.
+
+Arguments are lists, never a shell command; they must hold no secret.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +14,20 @@ Process = subprocess.Popen[bytes]
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """How a program ended: exit `status` (127 where there is no such program, 124 where it ran out of time) and its last words, stripped."""
+    """Result of a program: its exit status and its output, stripped.
+
+    The status is 127 if there is no such program, and 124 if it ran out of time.
+    """
 
     status: int
     output: str
 
 
 def run(argv: Sequence[str], timeout: float) -> ProcessResult:
-    """Run a program to its end, at most `timeout` seconds; standard output and error come back as one text."""
+    """Run a program to its end, for at most `timeout` seconds.
+
+    Standard output and error are returned as one text.
+    """
     try:
         completed = subprocess.run(
             argv,
@@ -36,7 +45,10 @@ def run(argv: Sequence[str], timeout: float) -> ProcessResult:
 
 
 def run_interactively(argv: Sequence[str], environment: Mapping[str, str], timeout: float) -> ProcessResult:
-    """As `run`, with this environment; standard output alone comes back, and input and errors are the terminal's, so that it can ask."""
+    """Run a program that may ask the user, with the given environment.
+
+    Only standard output is returned; input and errors are those of the terminal.
+    """
     try:
         completed = subprocess.run(
             argv, stdout=subprocess.PIPE, env=dict(environment), timeout=timeout, check=False
@@ -49,7 +61,10 @@ def run_interactively(argv: Sequence[str], environment: Mapping[str, str], timeo
 
 
 def spawn(argv: Sequence[str], environment: Mapping[str, str]) -> Process:
-    """Start a program in a session of its own, with pipes for its input and output; its standard error is ours."""
+    """Start a program in a session of its own, with pipes for input and output.
+
+    It inherits standard error.
+    """
     return subprocess.Popen(
         argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(environment), start_new_session=True
     )

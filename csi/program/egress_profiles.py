@@ -1,4 +1,4 @@
-"""What an egress profile is, and how the operator writes it: NAME=netns:PATH,rate:500mbit."""
+"""Egress profiles and their notation on the command line: NAME=netns:PATH,rate:500mbit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from csi.errors import FailedPrecondition
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-# Bits per second, in tc(8)'s words.
+# Bits per second, in the notation of tc(8).
 _RATE = re.compile(r"([0-9]+(?:\.[0-9]+)?)(k|m|g|t)?bit", re.IGNORECASE)
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _MIN_RATE = 10_000
@@ -20,9 +20,12 @@ _MAX_RATE = 34_000_000_000
 
 @dataclass(frozen=True)
 class EgressProfile:
-    """One network. `netns` is the path of a network namespace ("" for the plugin's own), `rate` bits per second (None for no limit).
+    """Network to fetch through.
 
-    The rate is that of the namespace, which all fetches in it share; without a namespace, each fill's own.
+    `netns` is the path of a network namespace ("" for the plugin's own), `rate` is in bits per second (None
+    for no limit).
+
+    With a namespace all its fetches share the rate; without one each fill has its own.
     """
 
     netns: str = ""
@@ -33,24 +36,32 @@ NO_PROFILE = EgressProfile()
 
 
 def parse_egress_profiles(text: str) -> dict[str, EgressProfile]:
-    """The profiles of --egress-profile by name; several are separated by blanks or ';'. Raises argparse.ArgumentTypeError."""
+    """Return the profiles of --egress-profile by name.
+
+    Several are separated by blanks or ';'. Raises argparse.ArgumentTypeError.
+    """
     profiles: dict[str, EgressProfile] = {}
     for item in filter(None, re.split(r"[;\s]+", text)):
         name, equals, rest = item.partition("=")
         if not (equals and _NAME.fullmatch(name)) or name in profiles:
             raise argparse.ArgumentTypeError(
-                f"{item!r} is no egress profile with a name of its own; write it as NAME=netns:PATH,rate:500mbit"
+                f"{item!r} is not an egress profile with a name of its own; "
+                "write it as NAME=netns:PATH,rate:500mbit"
             )
         profiles[name] = _parse_profile(item, rest)
     return profiles
 
 
 def get_profile(profiles: Mapping[str, EgressProfile], name: str) -> EgressProfile:
-    """The profile called `name` ("" for none); raises FailedPrecondition naming those there are."""
+    """Return the profile called `name` ("" for none).
+
+    Raises FailedPrecondition, naming the known profiles.
+    """
     if name and name not in profiles:
         known = f"known are {', '.join(profiles)}" if profiles else "none is known"
         raise FailedPrecondition(
-            f"egressProfile {name!r} is not one of this plugin's ({known}); set it with --egress-profile, or choose another"
+            f"egressProfile {name!r} is not one of this plugin's ({known}); "
+            "set it with --egress-profile, or choose another"
         )
     return profiles[name] if name else NO_PROFILE
 

@@ -1,4 +1,4 @@
-"""The life of a program: flags, memory, logs, then its work, until it is told to leave."""
+"""Lifecycle of a program: flags, memory settings and logs, then its work, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ _M_ARENA_MAX, _M_TRIM_THRESHOLD = -8, -1
 
 
 def limit_malloc_arenas() -> None:
-    """Let glibc keep two malloc arenas in place of eight a core: hundreds of threads would hold on to free memory otherwise."""
+    """Limit glibc to two malloc arenas instead of eight per core.
+
+    Otherwise hundreds of threads would keep free memory in theirs.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
+        # Setting a fixed trim threshold also turns off glibc's dynamic one, which grows up to 64 MiB.
         libc.mallopt(_M_ARENA_MAX, 2)
         libc.mallopt(_M_TRIM_THRESHOLD, 256 * 1024)
 
 
 def release_free_memory() -> None:
-    """Let the node have what a burst of work has needed and nobody holds any more."""
+    """Return memory that a burst of work no longer needs to the node."""
     gc.collect()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
@@ -38,7 +42,10 @@ def run_program(
     serve: Callable[[argparse.Namespace], None],
     arguments: Sequence[str] | None,
 ) -> None:
-    """A program's whole life: flags, memory, logs, then `serve`. Exit status 1, with the reason on standard error, where it cannot start."""
+    """Run a program: parse flags, limit memory, configure logs, call `serve`.
+
+    If it cannot start, exit with status 1 and the reason on standard error.
+    """
     options = parser.parse_args(arguments)
     limit_malloc_arenas()
     logs.configure(options.log_format, options.log_level)
@@ -51,10 +58,12 @@ def run_program(
 
 
 def wait_for_signal() -> None:
-    """Return at SIGTERM or SIGINT; for the main thread."""
+    """Return at SIGTERM or SIGINT; for the main thread only."""
     receiver, sender = socket.socketpair()
     with receiver, sender:
-        # Whichever thread the signal meets: an event would be set by the main thread's own handler, which waits for it.
+        # The wakeup descriptor works whichever thread receives the signal. An Event set by a Python handler
+        # would not:
+        # handlers run in the main thread, which is blocked waiting for the event.
         sender.setblocking(False)
         signal.set_wakeup_fd(sender.fileno())
         for number in (signal.SIGTERM, signal.SIGINT):

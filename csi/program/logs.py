@@ -1,4 +1,7 @@
-"""Log lines on standard error: text for people, JSON for collectors. Fields are given as `extra={"fields": {...}}`."""
+"""Log lines on standard error, as text to read or JSON for collectors.
+
+Fields are passed as `extra={"fields": {...}}`.
+"""
 
 from __future__ import annotations
 
@@ -16,24 +19,24 @@ def _fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 class TextFormatter(logging.Formatter):
-    """`2026-01-31T12:00:00.123Z INFO message key=value ...`; a value is put on one line, whatever it holds."""
+    """Formatter of `2026-01-31T12:00:00.123Z INFO message key=value ...`; values never break the line."""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """UTC with milliseconds."""
+        """Return the time in UTC with milliseconds."""
         return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
 
     def format(self, record: logging.LogRecord) -> str:
-        """The whole line; a traceback, where there is one, follows it."""
+        """Return the line, followed by the traceback if there is one."""
         pairs = "".join(f" {key}={_quote_value(value)}" for key, value in _fields_of(record).items())
         line = f"{self.formatTime(record)} {record.levelname} {_escape_line(record.getMessage())}{pairs}"
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 class JsonFormatter(TextFormatter):
-    """One JSON object a line: time, level, message and the fields."""
+    """Formatter of one JSON object per line: time, level, message and the fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The object as one line."""
+        """Return the record as one line of JSON."""
         line = {
             "time": self.formatTime(record),
             "level": record.levelname.lower(),
@@ -51,7 +54,8 @@ def _escape_line(text: str) -> str:
 
 def _quote_value(value: object) -> str:
     text = str(value)
-    # Line ends of every alphabet and terminal codes become escapes: a log must not be written by whoever names a volume.
+    # Line ends of every alphabet and terminal control codes are escaped: whoever names a volume could forge
+    # log lines.
     return (
         text
         if text and text.isprintable() and not set(text) & set(' "=')
@@ -60,7 +64,7 @@ def _quote_value(value: object) -> str:
 
 
 def configure(format: LogFormat, level: str = "INFO") -> None:
-    """Send all logging to standard error in `format`; libraries only from WARNING on."""
+    """Send all logging to standard error in `format`. Libraries log from WARNING on only."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if format == "json" else TextFormatter())
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""What the driver's custom resources have in common: group and version, how times are written, conditions, a status that is applied.
+"""Common parts of the driver's custom resources: group and version, times, conditions, applying a status.
 
 Source: Kubernetes API conventions, "Typical status properties"; RFC 3339 for times.
 """
@@ -20,17 +20,17 @@ _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
 def type_meta(kind: str) -> dict[str, str]:
-    """What every object of a kind begins with."""
+    """Return `apiVersion` and `kind` of an object."""
     return {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind}
 
 
 def format_time(seconds: float) -> str:
-    """Seconds since 1970 in RFC 3339, whole ones."""
+    """Format seconds since 1970 as RFC 3339, in whole seconds."""
     return time.strftime(_TIME, time.gmtime(seconds))
 
 
 def parse_time(text: str) -> float:
-    """The seconds since 1970 that `format_time` wrote; raises ValueError for anything else."""
+    """Parse a time that `format_time` wrote into seconds since 1970; raises ValueError for anything else."""
     return float(calendar.timegm(time.strptime(text, _TIME)))
 
 
@@ -43,18 +43,22 @@ def build_condition(
     generation: int,
     now: float,
 ) -> dict[str, Any]:
-    """A condition of an object whose conditions were `old`; one of equal status keeps the time of its last transition.
+    """Build a condition for an object whose conditions were `old`.
 
-    `now` in seconds since 1970.
+    A condition whose status did not change keeps the time of its last transition. `now` is in seconds since
+    1970.
     """
-    previous: Mapping[str, Any] = next((one for one in old if one["type"] == kind), {})
+    previous: Mapping[str, Any] = next((condition for condition in old if condition["type"] == kind), {})
     since = previous["lastTransitionTime"] if previous.get("status") == status else format_time(now)
-    about = {"type": kind, "status": status, "reason": reason, "message": message}
-    return {**about, "observedGeneration": generation, "lastTransitionTime": since}
+    condition_fields = {"type": kind, "status": status, "reason": reason, "message": message}
+    return {**condition_fields, "observedGeneration": generation, "lastTransitionTime": since}
 
 
 def describe_source(requested: CacheSpec, pinned: CacheSpec) -> dict[str, str]:
-    """`source`, `revision` and `pin` as columns show them, those that there are: of what was asked for, and what that stood for."""
+    """Return the columns `source`, `revision` and `pin` of an object, without empty ones.
+
+    They show the requested source, and what it was resolved to.
+    """
     revision, pin = get_revision(requested), get_revision(pinned)
     columns = {
         "source": display_name_without_revision(requested),
@@ -65,9 +69,17 @@ def describe_source(requested: CacheSpec, pinned: CacheSpec) -> dict[str, str]:
 
 
 def apply_status(
-    server: ApiServer, kind: str, path: str, obj: Mapping[str, Any], status: Mapping[str, Any]
+    # 256 characters are the CRDs' limit for these fields.
+    server: ApiServer,
+    kind: str,
+    path: str,
+    obj: Mapping[str, Any],
+    status: Mapping[str, Any],
 ) -> None:
-    """Apply the status of this very object, which is at `path`, as the replica that leads. Raises as `ApiServer.call`."""
+    """Apply the status of the object `obj`, which is at `path`, as the leading controller.
+
+    The uid in it makes the server reject another object of the same name. Raises as `ApiServer.call`.
+    """
     meta = {key: obj["metadata"][key] for key in ("name", "namespace", "uid") if key in obj["metadata"]}
     query = {"fieldManager": CONTROLLER_STATUS_MANAGER, "force": "true"}
     server.call(

@@ -1,4 +1,4 @@
-"""`--registry`: a folder, or the word "kubernetes"."""
+"""Construction of registries from `--registry`: a folder, or the word "kubernetes"."""
 
 from __future__ import annotations
 
@@ -23,17 +23,20 @@ REGISTRY_HELP = (
 
 
 def find_api_server(where: str) -> ApiServer | None:
-    """The API server that the flag means, None for a folder. Raises FailedPrecondition or InvalidParameter where there is no cluster to be found."""
+    """Return the API server that the flag names, None for a folder.
+
+    Raises FailedPrecondition or InvalidParameter if no cluster is found.
+    """
     if where != KUBERNETES:
         return None
-    from csi.cluster.api_server import ApiServer  # 3 MB that a folder does not need
+    from csi.cluster.api_server import ApiServer  # 3 MB that a folder registry does not need
     from csi.cluster.kubeconfig import find_cluster_access
 
     return ApiServer(find_cluster_access())
 
 
 def open_registry(where: str, server: ApiServer | None) -> VolumeRegistry:
-    """Open the registry that the flag names: that of the cluster of `server`, else a folder."""
+    """Open the volume registry: that of the cluster of `server`, else a folder."""
     if server is None:
         return DirectoryVolumeRegistry(Path(where))
     from csi.registry.volumes.kubernetes import KubernetesVolumeRegistry
@@ -42,7 +45,7 @@ def open_registry(where: str, server: ApiServer | None) -> VolumeRegistry:
 
 
 def open_pins(server: ApiServer | None) -> KubernetesPinRegistry | None:
-    """The pins of the cluster of `server`, None without one."""
+    """Open the pins of the cluster of `server`; return None without one."""
     if server is None:
         return None
     from csi.registry.pins.kubernetes import KubernetesPinRegistry
@@ -51,7 +54,10 @@ def open_pins(server: ApiServer | None) -> KubernetesPinRegistry | None:
 
 
 def open_event_recorder(server: ApiServer | None, component: str, instance: str) -> EventRecorder:
-    """Who tells the people of the cluster of `server` what `component` on `instance` has to say; without one nobody is told."""
+    """Open the recorder of `component` on `instance` for the cluster of `server`.
+
+    Without a server it does nothing.
+    """
     if server is None:
         return NullEventRecorder()
     from csi.registry.events.kubernetes import KubernetesEventRecorder
@@ -62,7 +68,10 @@ def open_event_recorder(server: ApiServer | None, component: str, instance: str)
 def open_node_prewarms(
     where: str, server: ApiServer | None, node: str, registry: VolumeRegistry | None
 ) -> NodePrewarms | None:
-    """What the registry that the flag names says that `node` is to have, None without one."""
+    """Open the prewarm requests for `node` in the registry that the flag names.
+
+    Without a registry the result is None.
+    """
     if registry is None:
         return None
     if server is None:
@@ -75,7 +84,7 @@ def open_node_prewarms(
 
 
 def open_prewarm_requests(where: str, server: ApiServer | None, driver_name: str) -> PrewarmRequests:
-    """Where orders to nodes are placed: in the server's own namespace, else in a folder."""
+    """Open the prewarm requests to nodes: in the server's own namespace, else in a folder."""
     if server is None:
         from csi.registry.prewarms.directory import DirectoryPrewarmRequests
 
@@ -86,7 +95,10 @@ def open_prewarm_requests(where: str, server: ApiServer | None, driver_name: str
 
 
 def open_data_caches(where: str, server: ApiServer | None) -> DataCacheRegistry:
-    """The DataCaches that the flag names: of the cluster of `server`, with credentials in its own namespace, else of a folder."""
+    """Open the DataCaches of the cluster of `server`, else of a folder.
+
+    In a cluster their credentials are in the server's own namespace.
+    """
     if server is None:
         from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
 

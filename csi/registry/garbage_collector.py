@@ -1,4 +1,7 @@
-"""What nodes and volumes that are no more have left in the cluster's objects, taken away by whoever leads."""
+"""Garbage collection by the leading controller.
+
+It removes what deleted nodes and volumes have left in the cluster's objects.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +24,23 @@ _NODES_PATH = api_path("api", "v1", "nodes")
 
 
 class NodeReferences(Protocol):
-    """One kind of object that names nodes. Both methods raise as `ApiServer.call`; `remove_nodes` comes behind `list_nodes`."""
+    """References to nodes in one kind of object.
+
+    Both methods raise as `ApiServer.call`; `remove_nodes` is called after `list_nodes`.
+    """
 
     kind: str
-    """The kind of object, for the log."""
+    """Kind of object, for the log."""
 
     def list_nodes(self) -> frozenset[str]:
-        """The names of the nodes that stand in them now."""
+        """Return the names of the nodes that the objects refer to now."""
 
     def remove_nodes(self, gone: frozenset[str]) -> None:
-        """Take away what the nodes `gone` have left, and all else that is of nobody any more."""
+        """Remove references to the nodes `gone`, and references that are stale for other reasons."""
 
 
 class GarbageCollector:
-    """Sweeps `places`. For one process at a time, and one thread."""
+    """Collector that runs over `references`. For one process at a time, and one thread."""
 
     def __init__(
         self,
@@ -47,7 +53,7 @@ class GarbageCollector:
 
     @contextmanager
     def run_in_background(self) -> Iterator[None]:
-        """Sweep every so many seconds for the block, from a thread of its own."""
+        """Collect at intervals during the block, in a thread."""
         with background_thread(self._run, "sweeping"):
             yield
 
@@ -56,40 +62,47 @@ class GarbageCollector:
             self.collect()
 
     def collect(self) -> None:
-        """Look once. A node counts as gone when it was missing the last time too: kubelet may be making its object anew."""
+        """Collect once.
+
+        A node counts as gone only if it was missing the last time too, since kubelet may be re-creating its
+        object.
+        """
         try:
             named = {
-                place: found
-                for place in self._references
-                if (found := self._list_referenced_nodes(place)) is not None
+                reference: names
+                for reference in self._references
+                if (names := self._list_referenced_nodes(reference)) is not None
             }
-            standing = frozenset().union(*named.values())
-            missing = standing - self._list_cluster_nodes() if standing else frozenset()
+            referenced = frozenset().union(*named.values())
+            missing = referenced - self._list_cluster_nodes() if referenced else frozenset()
         except DataCacheError as error:
-            log.warning("not swept", extra={"fields": {"reason": error}})
+            log.warning("garbage collection failed", extra={"fields": {"reason": error}})
             return
         gone, self._missing_before = missing & self._missing_before, missing
-        for place, names in named.items():
-            with _log_failures(place):
-                place.remove_nodes(gone & names)
+        for references, names in named.items():
+            with _log_failures(references):
+                references.remove_nodes(gone & names)
 
-    def _list_referenced_nodes(self, place: NodeReferences) -> frozenset[str] | None:
-        with _log_failures(place):
-            return place.list_nodes()
+    def _list_referenced_nodes(self, references: NodeReferences) -> frozenset[str] | None:
+        with _log_failures(references):
+            return references.list_nodes()
         return None
 
     def _list_cluster_nodes(self) -> frozenset[str]:
         listed = list_pages(self._server, _NODES_PATH, accept=METADATA_LIST)
-        return frozenset(thing["metadata"]["name"] for page in listed for thing in page["items"])
+        return frozenset(obj["metadata"]["name"] for page in listed for obj in page["items"])
 
 
 @contextmanager
-def _log_failures(place: NodeReferences) -> Iterator[None]:
-    """What the block fails with is logged: one odd object must not end the sweeping of all others."""
+def _log_failures(references: NodeReferences) -> Iterator[None]:
+    """Log failures of the block, so that one malformed object does not stop the collection of others."""
     try:
         yield
     except DataCacheError as error:
-        log.warning("not swept", extra={"fields": {"what": place.kind, "reason": error}})
+        log.warning("garbage collection failed", extra={"fields": {"kind": references.kind, "reason": error}})
     except Exception as error:
         # A foreign exception's text is not vetted for secrets.
-        log.error("not swept", extra={"fields": {"what": place.kind, "reason": type(error).__name__}})
+        log.error(
+            "garbage collection failed",
+            extra={"fields": {"kind": references.kind, "reason": type(error).__name__}},
+        )

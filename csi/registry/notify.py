@@ -1,4 +1,4 @@
-"""How a registry tells its watchers."""
+"""Calls of a registry's watchers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ log = logging.getLogger("datacache.registry")
 
 
 def notify_watcher(on_change: Callable[[str], None], volume_id: str) -> None:
-    """Call `on_change(volume_id)`; what it raises is logged."""
+    """Call `on_change(volume_id)` and log what it raises."""
     try:
         on_change(volume_id)
     except Exception as error:
         # A foreign exception's text is not vetted for secrets.
         reason = error if isinstance(error, DataCacheError) else type(error).__name__
-        log.error(
-            "a volume's change was not taken in", extra={"fields": {"volume": volume_id, "reason": reason}}
-        )
+        log.error("change handler failed", extra={"fields": {"name": volume_id, "reason": reason}})

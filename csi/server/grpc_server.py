@@ -1,4 +1,4 @@
-"""The gRPC server both plugins run on: the socket, the one interceptor (codes, log lines), and leaving in peace."""
+"""The gRPC server of both plugins: socket, interceptor for status codes and log lines, graceful shutdown."""
 
 from __future__ import annotations
 
@@ -45,23 +45,28 @@ CODES: dict[type[BaseException], grpc.StatusCode] = {
     errors.CorruptContent: grpc.StatusCode.DATA_LOSS,
     NotImplementedError: grpc.StatusCode.UNIMPLEMENTED,
 }
+# Below Kubernetes' default grace period of 30 s.
 _SHUTDOWN_TIMEOUT = 25.0
 
 
 def code_of(error: BaseException) -> grpc.StatusCode:
-    """The gRPC code of an error: that of the nearest class in its MRO, INTERNAL where there is none."""
+    """Return the gRPC code of the nearest class in the error's MRO, INTERNAL if there is none."""
     return next((CODES[cls] for cls in type(error).__mro__ if cls in CODES), grpc.StatusCode.INTERNAL)
 
 
 def call_deadline(context: grpc.ServicerContext, max_seconds: float) -> Deadline:
-    """How long this call may wait: `max_seconds` seconds, less where the caller's deadline is nearer; over when the caller hangs up."""
+    """Return the deadline of a call: `max_seconds`, less if the caller's own deadline is earlier.
+
+    It is cancelled if the caller hangs up.
+    """
+    # One second is kept for the reply, which would otherwise arrive after the caller's deadline.
     remaining = context.time_remaining()
     deadline = Deadline(max_seconds if remaining is None else min(max_seconds, max(0.0, remaining - 1.0)))
 
     def on_hang_up() -> None:
         deadline.cancel("the caller has hung up")
 
-    # A call whose caller left while it stood in the queue takes no callback any more.
+    # add_callback refuses if the call ended already, which happens while it stands in the queue.
     if not context.add_callback(on_hang_up):
         on_hang_up()
     return deadline
@@ -76,15 +81,18 @@ def require_fields(request: Any, *fields: str) -> None:
 
 
 CallObserver = Callable[[str, str, float], None]
-"""Told of every call: its method, the name of its code, its seconds."""
+"""Callback for every finished call: its method, the name of its code, its duration in seconds."""
 
 
 def ignore_call(method: str, code: str, seconds: float) -> None:
-    """Nobody wants to know."""
+    """Do nothing (a CallObserver)."""
 
 
 class ErrorInterceptor(_ServerInterceptor):
-    """Turns what a servicer raises into a gRPC status, writes one log line for each call and tells `observe` of it."""
+    """Interceptor that turns exceptions of a servicer into gRPC statuses.
+
+    It also writes a log line for each call, and calls `observe`.
+    """
 
     def __init__(self, observe: CallObserver = ignore_call) -> None:
         self._observe = observe
@@ -118,14 +126,17 @@ def _handle_call(
         error = errors.as_disk_full_error(raised)
         code = code_of(error)
         message = (
-            "this driver does not have this call" if code is grpc.StatusCode.UNIMPLEMENTED else str(error)
+            "this driver does not implement this call"
+            if code is grpc.StatusCode.UNIMPLEMENTED
+            else str(error)
         )
         if not isinstance(error, (errors.DataCacheError, NotImplementedError)):
-            message = f"unexpected {type(error).__name__}; the plugin's log has the place"
+            message = f"unexpected {type(error).__name__}; see the plugin's log for where it occurred"
         _log_call(
             method, request, code, started, message, error if code is grpc.StatusCode.INTERNAL else None
         )
         observe(method, code.name, time.monotonic() - started)
+        # abort raises, so the rest of the function does not run.
         context.abort(code, message)
     _log_call(method, request, grpc.StatusCode.OK, started, "", None)
     observe(method, grpc.StatusCode.OK.name, time.monotonic() - started)
@@ -149,41 +160,48 @@ def _log_call(
 
 
 def _format_traceback(fault: BaseException) -> str:
-    """Where a fault came from, innermost first. A foreign exception's text is left out: it may quote what it was given."""
+    """Return the type and the frames of a fault, innermost first.
+
+    Its text is left out, since it may quote secrets.
+    """
     frames = traceback.extract_tb(fault.__traceback__)
     return type(fault).__name__ + "".join(f" < {frame.filename}:{frame.lineno}" for frame in reversed(frames))
 
 
 def parse_socket_path(endpoint: str) -> str:
-    """The path in a unix:// endpoint; raises InvalidParameter for any other."""
+    """Return the path of a unix:// endpoint; raises InvalidParameter for any other."""
     path = endpoint.removeprefix("unix://")
     if not endpoint.startswith("unix://") or not path.startswith("/"):
-        raise errors.InvalidParameter(f"--endpoint is {endpoint!r}; it is unix:// and an absolute path")
+        raise errors.InvalidParameter(f"--endpoint is {endpoint!r}; write it as unix:// and an absolute path")
     return path
 
 
 def grpc_target(endpoint: str) -> str:
-    """A unix:// endpoint as gRPC's clients want it."""
+    """Return a unix:// endpoint as gRPC's clients expect it."""
     return endpoint.replace("unix://", "unix:", 1)
 
 
 def remove_stale_socket(path: str) -> str:
-    """Make room for the socket: a stale one is removed, a live one or another kind of file raises AlreadyExists."""
+    """Remove a stale socket at `path` and return `path`.
+
+    Raises AlreadyExists for a socket in use or another kind of file.
+    """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     if not os.path.lexists(path):
         return path
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        raise errors.AlreadyExists(f"{path} exists and is no socket; remove it or choose another path")
+        raise errors.AlreadyExists(f"{path} exists and is not a socket; remove it or choose another path")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(2)
         try:
             probe.connect(path)
+        # Nothing listens: the socket was left by a process that was killed.
         except ConnectionRefusedError:
             os.unlink(path)
             return path
         except OSError as error:
             raise errors.AlreadyExists(
-                f"{path} cannot be looked at ({error.strerror}); stop what listens there"
+                f"{path} cannot be checked ({error.strerror}); stop the program that listens there"
             ) from error
     raise errors.AlreadyExists(f"another process answers on {path}; stop it or choose another path")
 
@@ -196,10 +214,12 @@ def serve(
     while_serving: Callable[[], AbstractContextManager[object]] = nullcontext,
     observe: CallObserver = ignore_call,
 ) -> None:
-    """Serve on `endpoint` until SIGTERM or SIGINT, then end all waiting, let running calls finish and return.
+    """Serve on `endpoint` until SIGTERM or SIGINT, then end all waiting and let running calls finish.
 
-    `while_serving` is entered when calls are answered, and left before that ends. `observe` is told of every call.
+    `while_serving` is entered once calls are answered, and left before they stop being answered. `observe` is
+    called for every call.
     """
+    # Only this user may connect to the socket.
     mask = os.umask(0o077)
     try:
         server = start_server(parse_socket_path(endpoint), threads, register, observe)
@@ -210,17 +230,20 @@ def serve(
             log.info("serving", extra={"fields": {"endpoint": endpoint}})
             lifecycle.wait_for_signal()
     finally:
-        wait_limiter.close("the plugin is leaving; its successor goes on")
+        wait_limiter.close("plugin is shutting down; retry")
         server.stop(_SHUTDOWN_TIMEOUT).wait()
-    log.info("left", extra={"fields": {"endpoint": endpoint}})
+    log.info("server stopped", extra={"fields": {"endpoint": endpoint}})
 
 
 def start_server(
     path: str, threads: int, register: Callable[[grpc.Server], None], observe: CallObserver = ignore_call
 ) -> grpc.Server:
-    """A server that answers on the socket `path`, of the mode that the umask leaves. Raises AlreadyExists where somebody else does."""
+    """Start a server on the socket `path`, whose mode follows the umask.
+
+    Raises AlreadyExists if another process uses the path.
+    """
     pool = ShrinkingPool(threads, "rpc", on_shrink=lifecycle.release_free_memory)
-    # The stubs ask for a ThreadPoolExecutor; any Executor does.
+    # The type stubs require a ThreadPoolExecutor, but gRPC accepts any Executor.
     server = grpc.server(pool, interceptors=[ErrorInterceptor(observe)])  # type: ignore[arg-type]
     register(server)
     remove_stale_socket(path)

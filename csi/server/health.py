@@ -1,4 +1,4 @@
-"""`GET /healthz` for kubelet's probes: whether the plugin answers CSI's Probe on its own socket."""
+"""`GET /healthz` for kubelet's probes, which calls CSI's Probe on the plugin's own socket."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _HealthServer(ThreadingHTTPServer):
         self.channel = grpc.insecure_channel(grpc_target(endpoint))
 
     def probe(self) -> str:
-        """Why the plugin is not healthy, "" where it is."""
+        """Return why the plugin is not healthy, "" if it is."""
         try:
             reply = csi_pb2_grpc.IdentityStub(self.channel).Probe(pb.ProbeRequest(), timeout=PROBE_SECONDS)
         except grpc.RpcError as error:
@@ -49,7 +49,7 @@ class _HealthHandler(BaseHTTPRequestHandler):
             return
         reason = self.server.probe()
         if reason:
-            log.warning("not healthy", extra={"fields": {"reason": reason}})
+            log.warning("health check failed", extra={"fields": {"reason": reason}})
         body = (reason or "ok").encode()
         self.send_response(500 if reason else 200)
         self.send_header("Content-Type", "text/plain; charset=utf-8")
@@ -58,14 +58,15 @@ class _HealthHandler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:
-        """A probe every few seconds is no news."""
+        """Log nothing: probes arrive every few seconds."""
 
 
 @contextmanager
 def serve_health(address: tuple[str, int] | None, endpoint: str) -> Iterator[int]:
-    """Answer on host and port (0: any free one) for the block; gives the port. `endpoint` is the plugin's unix:// one; None for nowhere.
+    """Serve health checks on host and port (0 for any free one) during the block, and give the port.
 
-    200 "ok", or 500 and the reason. Raises DataCacheError where the address cannot be had.
+    `endpoint` is the plugin's unix:// endpoint; without an `address` nothing is served. The reply is 200
+    "ok", or 500 and the reason. Raises DataCacheError if the address cannot be bound.
     """
     if address is None:
         yield 0

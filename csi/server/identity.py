@@ -1,4 +1,4 @@
-"""CSI's Identity service, the same for both plugins."""
+"""CSI's Identity service, shared by both plugins."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ _CAPABILITIES = (
 
 
 class IdentityServicer(csi_pb2_grpc.IdentityServicer):
-    """Says who the plugin is and that it is alive. `healthy` is asked on each Probe and raises an error of csi.errors where it is not."""
+    """Identity service of a plugin.
+
+    `healthy` is called on each Probe and raises an error of csi.errors if the plugin is not.
+    """
 
     def __init__(self, driver_name: str, healthy: Callable[[], None] = lambda: None) -> None:
         self._driver_name = driver_name
@@ -26,20 +29,23 @@ class IdentityServicer(csi_pb2_grpc.IdentityServicer):
     def GetPluginInfo(
         self, request: pb.GetPluginInfoRequest, context: grpc.ServicerContext
     ) -> pb.GetPluginInfoResponse:
-        """The driver's name and version."""
+        """Return the driver's name and version."""
         return pb.GetPluginInfoResponse(name=self._driver_name, vendor_version=__version__)
 
     def GetPluginCapabilities(
         self, request: pb.GetPluginCapabilitiesRequest, context: grpc.ServicerContext
     ) -> pb.GetPluginCapabilitiesResponse:
-        """The plugin's capabilities."""
+        """Return the plugin's capabilities."""
         services = (
             pb.PluginCapability(service=pb.PluginCapability.Service(type=kind)) for kind in _CAPABILITIES
         )
         return pb.GetPluginCapabilitiesResponse(capabilities=services)
 
     def Probe(self, request: pb.ProbeRequest, context: grpc.ServicerContext) -> pb.ProbeResponse:
-        """Ready at once: long work is in the background, and a `ready=false` would have the plugin restarted."""
+        """Report ready at once.
+
+        Long work runs in the background, and kubelet would restart a plugin that reports `ready=false`.
+        """
         self._healthy()
         reply = pb.ProbeResponse()
         reply.ready.value = True

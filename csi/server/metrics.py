@@ -1,4 +1,4 @@
-"""What Prometheus reads of a plugin: its calls by method and code, its process, and what the plugin adds."""
+"""Prometheus metrics of a plugin: its calls, its process, and collectors that it adds."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from prometheus_client.registry import Collector
 
 from csi.errors import DataCacheError
 
-# From what is there already to what kubelet waits for.
+# From calls on volumes that exist already, to the two minutes that kubelet waits.
 _BUCKETS = (0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 30.0, 120.0)
 
 
 class Metrics:
-    """Metrics at host and port (0: any free one), served from a thread of its own, for as long as the process lives.
+    """Metrics served at host and port (0 for any free one) by a thread, as long as the process lives.
 
-    Raises DataCacheError where the address cannot be had.
+    Raises DataCacheError if the address cannot be bound.
     """
 
     def __init__(self, address: tuple[str, int]) -> None:
@@ -37,9 +37,9 @@ class Metrics:
         self.port = int(server.server_port)
 
     def add(self, collector: Collector) -> None:
-        """Have `collector` asked at each scrape too."""
+        """Include `collector` in each scrape."""
         self._registry.register(collector)
 
     def observe(self, method: str, code: str, seconds: float) -> None:
-        """A call ended."""
+        """Count a finished call (a CallObserver)."""
         self._seconds.labels(method, code).observe(seconds)

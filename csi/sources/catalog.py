@@ -18,7 +18,7 @@ from csi.parameters.dialects.composite import CompositeSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.dialects.nas import NasSpec
 from csi.parameters.dialects.urls import UrlSpec
-from csi.sources.source import Source
+from csi.sources.source import DEFAULT_CONNECTIONS, Source
 
 if TYPE_CHECKING:
     from csi.sources.buckets.object_store import AccessKey
@@ -32,23 +32,26 @@ _ACCESS_KEY_NAMES = {
 
 
 def open_source(
-    spec: CacheSpec, secrets: Mapping[str, str], allowed_destinations: Sequence[str] = ()
+    spec: CacheSpec,
+    secrets: Mapping[str, str],
+    allowed_destinations: Sequence[str] = (),
+    connections: int = DEFAULT_CONNECTIONS,
 ) -> Source:
     """Open the source that `spec` names, with the credential found in `secrets`.
 
-    `allowed_destinations` are the operator's destinations. Raises InvalidParameter if a Secret was given that
-    has none of the keys of this source.
+    `allowed_destinations` are the operator's destinations; `connections` is how many readers it
+    is for. Raises InvalidParameter if a Secret was given that has none of the keys of this source.
     """
     destinations = Destinations(tuple(allowed_destinations), trusted=not spec.untrusted)
     match spec.source:
         case HubSpec(hub="ModelScope"):
             from csi.sources.hubs.modelscope import ModelScopeSource
 
-            return ModelScopeSource(spec, find_token(secrets), destinations)
+            return ModelScopeSource(spec, find_token(secrets), destinations, connections)
         case HubSpec():
             from csi.sources.hubs.huggingface import HuggingFaceSource
 
-            return HuggingFaceSource(spec, find_token(secrets), destinations)
+            return HuggingFaceSource(spec, find_token(secrets), destinations, connections)
         case NasSpec():
             from csi.sources.nfs.source import NasSource
 
@@ -56,16 +59,16 @@ def open_source(
         case BucketSpec():
             from csi.sources.buckets.source import ObjectSource
 
-            return ObjectSource(spec, find_access_key(spec.source, secrets), destinations)
+            return ObjectSource(spec, find_access_key(spec.source, secrets), destinations, connections)
         case UrlSpec():
             from csi.sources.urls.source import UrlSource
 
-            return UrlSource(spec, find_token(secrets), destinations)
+            return UrlSource(spec, find_token(secrets), destinations, connections)
         case CompositeSpec():
             from csi.sources.composite import CompositeSource
 
             return CompositeSource(
-                spec, secrets, lambda part, own: open_source(part, own, allowed_destinations)
+                spec, secrets, lambda part, own: open_source(part, own, allowed_destinations, connections)
             )
     raise InvalidParameter(f"{spec.source.display_name}: this driver has no source of that kind")
 

@@ -9,6 +9,9 @@ from csi.manifest.manifest import Manifest
 from csi.manifest.reader import Reader
 from csi.parameters.cache_spec import CacheSpec
 
+# Connections that a source keeps for its readers if nothing else is said; idle ones beyond them are closed.
+DEFAULT_CONNECTIONS = 16
+
 
 class Source(Protocol):
     """A cache spec and its credential, ready for requests. Used only in worker processes.

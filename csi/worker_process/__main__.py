@@ -33,7 +33,7 @@ from csi.parameters.dialects.composite import CompositeSpec
 from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.program import logs
 from csi.sources.catalog import open_source
-from csi.sources.source import Source
+from csi.sources.source import DEFAULT_CONNECTIONS, Source
 from csi.worker.protocol import Resolution, WorkerRequest
 from csi.worker_process.image_store_operations import build_store_operations, fill_from_store_or_origin
 
@@ -137,7 +137,7 @@ class Worker:
 
     def _fill_from_origin(self, request: WorkerRequest, manifest: Manifest) -> None:
         spec = parse_volume_parameters(manifest.access).spec
-        with closing(open_source(spec, request.secrets, request.allowed_destinations)) as source:
+        with closing(self._open_for_readers(request, spec)) as source:
             fill(
                 build_layout(manifest),
                 Path(request.partial),
@@ -147,6 +147,10 @@ class Worker:
                 reuse_candidates=[ImagePaths(Path(folder)) for folder in request.reuse_candidates],
                 on_progress=self._report,
             )
+
+    def _open_for_readers(self, request: WorkerRequest, spec: CacheSpec) -> Source:
+        connections = max(request.connections, DEFAULT_CONNECTIONS)
+        return open_source(spec, request.secrets, request.allowed_destinations, connections)
 
     def _get_rate_limit(self, spec: CacheSpec) -> int | None:
         return min((limit for limit in (spec.bandwidth_limit, self._rate) if limit), default=None)
@@ -158,7 +162,7 @@ class Worker:
     def _verify_against_origin(self, request: WorkerRequest) -> dict[str, Any]:
         manifest = _read_manifest(request)
         spec = parse_volume_parameters(manifest.access).spec
-        with closing(open_source(spec, request.secrets, request.allowed_destinations)) as source:
+        with closing(self._open_for_readers(request, spec)) as source:
             seed, connections = bytes.fromhex(request.seed), request.connections
             verify_against_origin(
                 build_layout(manifest),

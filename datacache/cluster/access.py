@@ -1,6 +1,7 @@
-"""How a person reaches a cluster: as kubectl does, by the files of KUBECONFIG and the programs that they name for a credential.
+"""Access to a cluster for people, by KUBECONFIG and the credential programs that it names.
 
-Source: Kubernetes documentation, "Organizing Cluster Access Using kubeconfig Files", "client-go credential plugins".
+Source: Kubernetes documentation, "Organizing Cluster Access Using kubeconfig Files", "client-go credential
+plugins".
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from csi.errors import FailedPrecondition
 from csi.linux.processes import run_interactively
 
 _DEFAULT_KUBECONFIG = Path(".kube/config")
+# Time for a person to log in, perhaps in a browser.
 _LOGIN_TIMEOUT = 120.0
 _NOT_FOUND_STATUS = 127
 
@@ -30,17 +32,20 @@ def find_user_access(
     home: Path | None = None,
     account: Path = SERVICE_ACCOUNT,
 ) -> ClusterAccess:
-    """The cluster of a context ("" for the current one): of `file`, else of KUBECONFIG, else of ~/.kube/config, else of the pod this is.
+    """Return the access to the cluster of a context, "" for the current one.
 
-    A program that the file names for a credential is run, and may ask on the terminal. Raises FailedPrecondition, InvalidParameter.
+    The context is one of `file`, else of KUBECONFIG, else of ~/.kube/config; without those the access is this
+    pod's. A credential program that the file names is run, and may ask on the terminal. Raises
+    FailedPrecondition, InvalidParameter.
     """
-    usual = (home or Path.home()) / _DEFAULT_KUBECONFIG
-    paths = [file] if file else split_paths(environment.get("KUBECONFIG", "")) or [usual]
-    if paths == [usual] and not usual.exists():
+    default_file = (home or Path.home()) / _DEFAULT_KUBECONFIG
+    paths = [file] if file else split_paths(environment.get("KUBECONFIG", "")) or [default_file]
+    if paths == [default_file] and not default_file.exists():
         if access := find_pod_access(environment, account):
             return access
         raise FailedPrecondition(
-            f"no cluster is named: there is no {usual}, KUBECONFIG names no file, and this is no pod; give --kubeconfig"
+            f"no cluster is named: {default_file} does not exist, KUBECONFIG names no file, "
+            "and this is not a pod; give --kubeconfig"
         )
     access, program = (
         load_kubeconfig(paths, context, allow_exec=True),
@@ -57,26 +62,31 @@ def _log_in(
         "interactive": program.is_interactive and sys.stdin.isatty(),
         **({"cluster": program.cluster_info} if program.cluster_info else {}),
     }
-    told = {
+    exec_environment = {
         "KUBERNETES_EXEC_INFO": json.dumps(
             {"apiVersion": program.api_version, "kind": "ExecCredential", "spec": exec_info}
         )
     }
-    done = run_interactively(program.argv, {**environment, **program.environment, **told}, _LOGIN_TIMEOUT)
-    if done.status == _NOT_FOUND_STATUS:
+    result = run_interactively(
+        program.argv, {**environment, **program.environment, **exec_environment}, _LOGIN_TIMEOUT
+    )
+    if result.status == _NOT_FOUND_STATUS:
         raise FailedPrecondition(
-            f"{name}, which KUBECONFIG names for the credential, is not there; {program.install_hint or 'install it'}"
+            f"{name}, which KUBECONFIG names for the credential, is not installed; "
+            f"{program.install_hint or 'install it'}"
         )
     try:
-        given = json.loads(done.output)["status"]
-        credential = {key: given.get(of_program, "") for key, of_program in _CREDENTIAL_KEYS.items()}
+        status = json.loads(result.output)["status"]
+        credential = {key: status.get(status_key, "") for key, status_key in _CREDENTIAL_KEYS.items()}
     except (ValueError, KeyError, TypeError, AttributeError):
         credential = {}
-    if done.status or not any(credential.values()):
+    if result.status or not any(credential.values()):
         raise FailedPrecondition(
-            f"{name}, which KUBECONFIG names for the credential, gave none (exit status {done.status}); try kubectl get nodes"
+            f"{name}, which KUBECONFIG names for the credential, gave none (exit status {result.status}); "
+            "try kubectl get nodes"
         )
     return replace(access, **credential)
 
 
+# Fields of ClusterAccess, and those of an ExecCredential's status.
 _CREDENTIAL_KEYS = {"token": "token", "certificate": "clientCertificateData", "key": "clientKeyData"}

@@ -1,4 +1,4 @@
-"""The fields of the driver's custom resources, as this version has them: what a cluster's CRDs are compared with."""
+"""Fields of the driver's custom resources in this version, to compare a cluster's CRDs with."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 FIELDS_FILE = Path(__file__).with_name("crd_fields.json")
-"""By the CRD's name and the version, sorted; `deploy/generate.py` makes it from deploy/crds."""
+"""Fields by CRD and version, sorted; `deploy/generate.py` creates the file from deploy/crds."""
 
 Fields = dict[str, list[str]]
 
 
 def load_known_fields() -> dict[str, Fields]:
-    """What this version of the driver has, by the CRD's name."""
-    found: dict[str, Fields] = json.loads(FIELDS_FILE.read_text())
-    return found
+    """Return the fields that this version of the driver knows, by the CRD's name."""
+    fields: dict[str, Fields] = json.loads(FIELDS_FILE.read_text())
+    return fields
 
 
 def list_crd_fields(crd: Mapping[str, Any]) -> Fields:
-    """The fields of each version that a CustomResourceDefinition serves, sorted, as `spec.caches[].claimName` and `spec.nodes{}`."""
+    """Return the fields of each served version of a CRD, sorted.
+
+    They are written as `spec.caches[].claimName` and `spec.nodes{}`.
+    """
     served = [version for version in crd["spec"]["versions"] if version["served"]]
     return {
         version["name"]: sorted(_walk_schema(version.get("schema", {}).get("openAPIV3Schema") or {}, ""))

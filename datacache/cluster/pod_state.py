@@ -1,4 +1,4 @@
-"""What a pod says of itself: why it is not ready, and what has ended in it."""
+"""State of a pod: why it is not ready, and which containers have crashed."""
 
 from __future__ import annotations
 
@@ -8,23 +8,28 @@ from datacache.cluster.reading import ClusterReader, KubeObject, format_count, h
 
 _MAX_MESSAGE = 400
 _RECENT_SECONDS = 3600.0
-# What a container says while others, or volumes, are waited for.
+# Reasons that containers have while they wait for other containers or for volumes.
 _UNINFORMATIVE_REASONS = ("ContainerCreating", "PodInitializing")
 
 
-def explain_not_ready(reading: ClusterReader, pod: KubeObject) -> str:
-    """What keeps a pod from being ready, in its own words or else in those of the newest Warning about it; "" where it is ready."""
+def explain_not_ready(reader: ClusterReader, pod: KubeObject) -> str:
+    """Explain why a pod is not ready, from its status or else its newest Warning; "" if it is ready."""
     if has_condition(pod, "Ready"):
         return ""
     for container in _list_container_statuses(pod):
-        if words := _describe_waiting(container):
-            return words
+        if reason := _describe_waiting(container):
+            return reason
     scheduled: KubeObject = next(
-        (one for one in pod.get("status", {}).get("conditions") or () if one["type"] == "PodScheduled"), {}
+        (
+            condition
+            for condition in pod.get("status", {}).get("conditions") or ()
+            if condition["type"] == "PodScheduled"
+        ),
+        {},
     )
     if scheduled.get("status") == "False":
         return f"{scheduled.get('reason')}: {scheduled.get('message', '')}"
-    events = reading.list_warnings(pod, "Pod")
+    events = reader.list_warnings(pod, "Pod")
     return (
         events[0].summary
         if events
@@ -33,11 +38,17 @@ def explain_not_ready(reading: ClusterReader, pod: KubeObject) -> str:
 
 
 def list_recent_crashes(pod: KubeObject, now: float) -> Iterator[str]:
-    """Containers of a pod that were started again within an hour before `now` (seconds since 1970), and how they had ended."""
+    """Describe containers that restarted within an hour before `now`, and how they had ended.
+
+    `now` is in seconds since 1970.
+    """
     for container in _list_container_statuses(pod):
         last = container.get("lastState", {}).get("terminated") or {}
         if last.get("finishedAt") and now - parse_seconds(last["finishedAt"]) < _RECENT_SECONDS:
-            yield f"{container['name']} has restarted {format_count(container['restartCount'], 'time')}; it ended with {_describe_termination(last)}"
+            yield (
+                f"{container['name']} has restarted {format_count(container['restartCount'], 'time')}; "
+                f"it ended with {_describe_termination(last)}"
+            )
 
 
 def _list_container_statuses(pod: KubeObject) -> Iterator[KubeObject]:
@@ -51,11 +62,11 @@ def _describe_waiting(container: KubeObject) -> str:
     if not waiting.get("reason") or waiting["reason"] in _UNINFORMATIVE_REASONS:
         return ""
     last = container.get("lastState", {}).get("terminated")
-    words = _describe_termination(last) if last else waiting.get("message", "")
-    return f"{container['name']}: {waiting['reason']}{f': {words}' if words else ''}"
+    details = _describe_termination(last) if last else waiting.get("message", "")
+    return f"{container['name']}: {waiting['reason']}{f': {details}' if details else ''}"
 
 
 def _describe_termination(terminated: KubeObject) -> str:
-    why, message = terminated.get("reason", ""), (terminated.get("message") or "").strip()
-    named = f"{why}, " if why and why != "Error" else ""
-    return f"{named}exit status {terminated['exitCode']}{f': {message[-_MAX_MESSAGE:]}' if message else ''}"
+    reason, message = terminated.get("reason", ""), (terminated.get("message") or "").strip()
+    prefix = f"{reason}, " if reason and reason != "Error" else ""
+    return f"{prefix}exit status {terminated['exitCode']}{f': {message[-_MAX_MESSAGE:]}' if message else ''}"

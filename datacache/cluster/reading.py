@@ -1,4 +1,4 @@
-"""What the cluster's doctor reads: lists of objects, each asked for once, and what is said of them in Events."""
+"""Reader of a cluster's objects for the doctor: lists, each requested once, and Warnings from Events."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PAGE_SIZE = 500
 
 @dataclass(frozen=True)
 class ClusterEvent:
-    """What somebody has said of an object; `when` is ISO 8601."""
+    """Event of an object; `when` is ISO 8601."""
 
     reason: str
     message: str
@@ -25,27 +25,30 @@ class ClusterEvent:
 
     @property
     def summary(self) -> str:
-        """Both, as kubectl shows them."""
+        """Reason and message, as kubectl shows them."""
         return f"{self.reason}: {self.message}"
 
 
 class ClusterReader:
-    """Objects of the cluster of `server`; a list is asked for once. All raise as `ApiServer.call`."""
+    """Reader of a cluster that requests each list once. All methods raise as `ApiServer.call`."""
 
     def __init__(self, server: ApiServer) -> None:
         self.server = server
         self._lists: dict[tuple[str, str, str], list[KubeObject]] = {}
-        self._said: dict[str, dict[str, list[ClusterEvent]]] = {}
+        self._warnings: dict[str, dict[str, list[ClusterEvent]]] = {}
 
     def list_objects(self, *path: str, labels: str = "", fields: str = "") -> list[KubeObject]:
-        """The objects of a collection, which `path` names from the root on, by selectors; none where the cluster does not know it."""
+        """List the objects of a collection by selectors; `path` names it from the API's root.
+
+        The list is empty if the cluster does not know the collection.
+        """
         key = (api_path(*path), labels, fields)
         if key not in self._lists:
             try:
                 self._lists[key] = [
-                    thing
+                    obj
                     for page in list_pages(self.server, key[0], labels, _PAGE_SIZE, fields=fields)
-                    for thing in page["items"]
+                    for obj in page["items"]
                 ]
             except ClusterForbids:
                 raise
@@ -54,72 +57,77 @@ class ClusterReader:
         return self._lists[key]
 
     def get_object(self, *path: str) -> KubeObject | None:
-        """An object, None where it is not there."""
+        """Return an object, or None."""
         try:
             return self.server.call("GET", api_path(*path))
         except NotFound:
             return None
 
     def list_warnings(self, about: KubeObject, kind: str) -> list[ClusterEvent]:
-        """The Warnings about an object of that kind, the newest first. Those of all objects of a kind are asked for at once."""
-        if kind not in self._said:
-            said: dict[str, list[ClusterEvent]] = {}
-            for thing in self.list_objects(
+        """List the Warnings about an object of that kind, newest first.
+
+        The Warnings of all objects of a kind are requested at once.
+        """
+        if kind not in self._warnings:
+            warnings: dict[str, list[ClusterEvent]] = {}
+            for event_object in self.list_objects(
                 "api", "v1", "events", fields=f"type=Warning,involvedObject.kind={kind}"
             ):
-                said.setdefault(thing["involvedObject"].get("uid", ""), []).append(_decode_event(thing))
-            self._said[kind] = said
+                warnings.setdefault(event_object["involvedObject"].get("uid", ""), []).append(
+                    _decode_event(event_object)
+                )
+            self._warnings[kind] = warnings
         meta = about["metadata"]
-        # kubelet and this driver have a node's name for its uid in what they say of it.
-        found = [
+        # In Events of kubelet and this driver, a node's uid is its name.
+        events = [
             event
             for uid in {meta["uid"], meta["name"] if kind == "Node" else meta["uid"]}
-            for event in self._said[kind].get(uid, ())
+            for event in self._warnings[kind].get(uid, ())
         ]
-        return sorted(found, key=lambda event: event.when, reverse=True)
+        return sorted(events, key=lambda event: event.when, reverse=True)
 
     def describe_warnings(self, about: KubeObject, kind: str, reason: str = "") -> str:
-        """The message of the newest Warning about an object, of a `reason` where one is given; "" for none."""
+        """Return the message of the newest Warning about an object, of `reason` if given; "" for none."""
         return next(
             (event.message for event in self.list_warnings(about, kind) if reason in ("", event.reason)), ""
         )
 
 
-def _decode_event(thing: KubeObject) -> ClusterEvent:
+def _decode_event(obj: KubeObject) -> ClusterEvent:
     times = (
-        (thing.get("series") or {}).get("lastObservedTime"),
-        thing.get("lastTimestamp"),
-        thing.get("eventTime"),
+        (obj.get("series") or {}).get("lastObservedTime"),
+        obj.get("lastTimestamp"),
+        obj.get("eventTime"),
     )
-    when = next(filter(None, times), thing["metadata"].get("creationTimestamp", ""))
-    return ClusterEvent(thing.get("reason") or "", (thing.get("message") or "").strip(), when)
+    when = next(filter(None, times), obj["metadata"].get("creationTimestamp", ""))
+    return ClusterEvent(obj.get("reason") or "", (obj.get("message") or "").strip(), when)
 
 
-def qualified_name(thing: KubeObject) -> str:
-    """An object as people write it: namespace/name, or the name."""
-    meta = thing["metadata"]
+def qualified_name(obj: KubeObject) -> str:
+    """Return namespace/name of an object, or the name if it has no namespace."""
+    meta = obj["metadata"]
     return f"{meta['namespace']}/{meta['name']}" if meta.get("namespace") else str(meta["name"])
 
 
 def parse_seconds(text: str) -> float:
-    """A time of Kubernetes (RFC 3339) in seconds since 1970."""
+    """Parse a time of Kubernetes (RFC 3339) into seconds since 1970."""
     return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
 
 
-def has_condition(thing: KubeObject, kind: str, status: str = "True") -> bool:
-    """Whether a condition of that type has that status."""
+def has_condition(obj: KubeObject, kind: str, status: str = "True") -> bool:
+    """Return whether the condition of a type has a status."""
     return any(
-        one["type"] == kind and one["status"] == status
-        for one in thing.get("status", {}).get("conditions") or ()
+        condition["type"] == kind and condition["status"] == status
+        for condition in obj.get("status", {}).get("conditions") or ()
     )
 
 
-def get_labels(thing: KubeObject) -> Mapping[str, str]:
-    """The labels of an object."""
-    found: Mapping[str, str] = thing["metadata"].get("labels") or {}
-    return found
+def get_labels(obj: KubeObject) -> Mapping[str, str]:
+    """Return the labels of an object."""
+    labels: Mapping[str, str] = obj["metadata"].get("labels") or {}
+    return labels
 
 
 def format_count(count: int, what: str) -> str:
-    """A count in words."""
+    """Format a count with its noun, in the plural unless it is 1."""
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""What is wrong with what people have made for the driver in a cluster: classes, their Secrets, claims, pods, caches."""
+"""Checks of what users have created for the driver: classes, their Secrets, PVCs, pods, caches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from datacache.findings import Finding, Verdict, fault_finding, limit_findings, 
 
 _SECRET = "csi.storage.k8s.io/{}-secret-{}"
 _SECRETS = ("provisioner", "node-stage", "node-publish")
-# What is answered while a resolve or a fill goes on (csi/errors.py, Busy): the same call comes again.
+# Reported while a resolve or a fill is running (csi/errors.py, Busy): Kubernetes repeats the call.
 _RETRIED_MESSAGE = "code = Aborted"
 _FAILED_PHASES = ("Failed", "UpdateFailed")
 _CONDITIONS = (
@@ -36,103 +36,118 @@ _CONDITIONS = (
 )
 
 
-def check_storage_classes(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
-    """Whether the driver understands each StorageClass and VolumeAttributesClass of its own."""
-    mine = _list_storage_classes(reading, installed)
-    found = [wrong for thing in mine if (wrong := _bad_parameters_finding(thing))]
-    yield from found
-    if mine and not found:
-        yield ok_finding("StorageClasses", f"all {len(mine)} of the driver's are understood")
+def check_storage_classes(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+    """Check that the driver accepts each of its StorageClasses."""
+    mine = _list_storage_classes(reader, installed)
+    findings = [finding for storage_class in mine if (finding := _bad_parameters_finding(storage_class))]
+    yield from findings
+    if mine and not findings:
+        yield ok_finding("StorageClasses", f"all {len(mine)} of the driver's are valid")
 
 
-def check_attributes_classes(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
-    """Whether the driver understands each VolumeAttributesClass of its own."""
-    things = reading.list_objects("apis", "storage.k8s.io", "v1", "volumeattributesclasses")
-    mine = [thing for thing in things if thing.get("driverName") == installed.driver]
-    found = [wrong for thing in mine if (wrong := _bad_changes_finding(thing))]
-    yield from found
-    if mine and not found:
-        yield ok_finding("VolumeAttributesClasses", f"all {len(mine)} of the driver's are understood")
+def check_attributes_classes(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+    """Check that the driver accepts each of its VolumeAttributesClasses."""
+    classes = reader.list_objects("apis", "storage.k8s.io", "v1", "volumeattributesclasses")
+    mine = [
+        attributes_class
+        for attributes_class in classes
+        if attributes_class.get("driverName") == installed.driver
+    ]
+    findings = [finding for attributes_class in mine if (finding := _bad_changes_finding(attributes_class))]
+    yield from findings
+    if mine and not findings:
+        yield ok_finding("VolumeAttributesClasses", f"all {len(mine)} of the driver's are valid")
 
 
-def _list_storage_classes(reading: ClusterReader, installed: InstalledDriver) -> list[KubeObject]:
+def _list_storage_classes(reader: ClusterReader, installed: InstalledDriver) -> list[KubeObject]:
     return [
-        thing
-        for thing in reading.list_objects("apis", "storage.k8s.io", "v1", "storageclasses")
-        if thing.get("provisioner") == installed.driver
+        storage_class
+        for storage_class in reader.list_objects("apis", "storage.k8s.io", "v1", "storageclasses")
+        if storage_class.get("provisioner") == installed.driver
     ]
 
 
-def _parse_class_spec(thing: KubeObject) -> CacheSpec | None:
-    """The source of a StorageClass, None where each PVC names it. Raises InvalidParameter."""
-    parameters = thing.get("parameters") or {}
-    given = canonical_keys(parameters)
-    if PVC_ANNOTATIONS_KEY in given:
-        parse_allowed_keys(given[PVC_ANNOTATIONS_KEY])
+def _parse_class_spec(storage_class: KubeObject) -> CacheSpec | None:
+    """Parse the source of a StorageClass; None if each PVC names its own. Raises InvalidParameter."""
+    parameters = storage_class.get("parameters") or {}
+    canonical = canonical_keys(parameters)
+    if PVC_ANNOTATIONS_KEY in canonical:
+        parse_allowed_keys(canonical[PVC_ANNOTATIONS_KEY])
         return None
     # A class without a source is for clones.
     return (
-        parse_volume_parameters(parameters, thing.get("mountOptions") or ()).spec
+        parse_volume_parameters(parameters, storage_class.get("mountOptions") or ()).spec
         if names_a_source(parameters)
         else None
     )
 
 
-def _bad_parameters_finding(thing: KubeObject) -> Finding | None:
-    fix = "delete it and make it anew: the parameters of a StorageClass cannot change (docs/parameters.md has all keys)"
+def _bad_parameters_finding(storage_class: KubeObject) -> Finding | None:
+    fix = (
+        "delete it and create it again: the parameters of a StorageClass cannot change "
+        "(docs/parameters.md has all keys)"
+    )
     try:
-        _parse_class_spec(thing)
+        _parse_class_spec(storage_class)
     except DataCacheError as error:
-        return fault_finding("StorageClasses", f"{qualified_name(thing)}: {error}", fix)
+        return fault_finding("StorageClasses", f"{qualified_name(storage_class)}: {error}", fix)
     return None
 
 
-def _bad_changes_finding(thing: KubeObject) -> Finding | None:
+def _bad_changes_finding(attributes_class: KubeObject) -> Finding | None:
     try:
-        check_mutable(thing.get("parameters") or {})
+        check_mutable(attributes_class.get("parameters") or {})
     except DataCacheError as error:
         return fault_finding(
-            "VolumeAttributesClasses", f"{qualified_name(thing)}: {error}", "delete it and make it anew"
+            "VolumeAttributesClasses",
+            f"{qualified_name(attributes_class)}: {error}",
+            "delete it and create it again",
         )
     return None
 
 
-def check_secret_references(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
-    """Whether the Secrets that StorageClasses name are there and hold what their sources read; no value of one is ever told.
+def check_secret_references(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+    """Check that the Secrets of StorageClasses exist and hold the keys of their sources.
 
-    Names with templates (`${pvc.namespace}`) are of each PVC, and told with it.
+    Their values are never shown.
+
+    Names with templates (`${pvc.namespace}`) differ for each PVC, and show up in the PVC's Events.
     """
-    looked_at, found, refused = 0, list[Finding](), list[Finding]()
-    for thing in _list_storage_classes(reading, installed):
-        for namespace, name in _list_named_secrets(thing):
+    checked, bad_secrets, refused = 0, list[Finding](), list[Finding]()
+    for storage_class in _list_storage_classes(reader, installed):
+        for namespace, name in _list_named_secrets(storage_class):
             try:
-                why = _explain_bad_secret(reading, thing, namespace, name)
+                why = _explain_bad_secret(reader, storage_class, namespace, name)
             except ClusterForbids as error:
                 refused.append(
                     forbidden_finding(
                         "Secrets",
                         error,
-                        "have somebody look who may read it; the driver itself is handed it by Kubernetes",
+                        "ask somebody who may read it; the driver itself gets it from Kubernetes",
                     )
                 )
                 continue
-            looked_at += 1
+            checked += 1
             if why:
-                what = f"StorageClass {qualified_name(thing)} names the Secret {namespace}/{name}: {why}"
-                found.append(
-                    fault_finding("Secrets", what, "make or mend the Secret (deploy/examples/secret.yaml)")
+                what = (
+                    f"StorageClass {qualified_name(storage_class)} names the Secret {namespace}/{name}: {why}"
                 )
-    yield from found
+                bad_secrets.append(
+                    fault_finding(
+                        "Secrets", what, "create or correct the Secret (deploy/examples/secret.yaml)"
+                    )
+                )
+    yield from bad_secrets
     yield from limit_findings("Secrets", refused, len(refused))
-    if looked_at and not found:
+    if checked and not bad_secrets:
         yield ok_finding(
-            "Secrets", f"{format_count(looked_at, 'Secret')} of StorageClasses hold what their sources read"
+            "Secrets", f"{format_count(checked, 'Secret')} of StorageClasses hold the keys of their sources"
         )
 
 
-def _list_named_secrets(thing: KubeObject) -> list[tuple[str, str]]:
-    """Namespace and name of each Secret of a StorageClass whose name is the same for all PVCs."""
-    parameters: Mapping[str, str] = thing.get("parameters") or {}
+def _list_named_secrets(storage_class: KubeObject) -> list[tuple[str, str]]:
+    """Return namespace and name of each Secret of a StorageClass whose name is the same for all PVCs."""
+    parameters: Mapping[str, str] = storage_class.get("parameters") or {}
     named = [
         (
             parameters.get(_SECRET.format(kind, "namespace"), ""),
@@ -149,31 +164,31 @@ def _list_named_secrets(thing: KubeObject) -> list[tuple[str, str]]:
     )
 
 
-def _explain_bad_secret(reading: ClusterReader, thing: KubeObject, namespace: str, name: str) -> str:
-    """What is wrong with a Secret of a StorageClass, "" for nothing. Raises ClusterForbids."""
+def _explain_bad_secret(reader: ClusterReader, storage_class: KubeObject, namespace: str, name: str) -> str:
+    """Explain what is wrong with a Secret of a StorageClass, "" for nothing. Raises ClusterForbids."""
     if not (namespace and name):
-        return "both its name and its namespace have to be given"
+        return "both its name and its namespace must be given"
     try:
         data = (
-            reading.server.call("GET", api_path("api", "v1", "namespaces", namespace, "secrets", name)).get(
+            reader.server.call("GET", api_path("api", "v1", "namespaces", namespace, "secrets", name)).get(
                 "data"
             )
             or {}
         )
     except NotFound:
-        return "it is not there"
+        return "it does not exist"
     return _explain_bad_secret_content(
-        thing, {key: base64.b64decode(value).decode(errors="replace") for key, value in data.items()}
+        storage_class, {key: base64.b64decode(value).decode(errors="replace") for key, value in data.items()}
     )
 
 
-def _explain_bad_secret_content(thing: KubeObject, data: Mapping[str, str]) -> str:
+def _explain_bad_secret_content(storage_class: KubeObject, data: Mapping[str, str]) -> str:
     if not any(value.strip() for value in data.values()):
         return "it is empty"
     try:
-        spec = _parse_class_spec(thing)
+        spec = _parse_class_spec(storage_class)
     except DataCacheError:
-        return ""  # the class itself is told of
+        return ""  # reported for the class itself
     if spec is None:
         known = {*secret_key_names(), *TOKEN_KEYS}
         return (
@@ -188,55 +203,60 @@ def _explain_bad_secret_content(thing: KubeObject, data: Mapping[str, str]) -> s
     return ""
 
 
-def check_pvcs(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
-    """PVCs that wait, and for what."""
-    classes = {qualified_name(thing) for thing in _list_storage_classes(reading, installed)}
+def check_pvcs(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+    """Report PVCs that wait, with the reason."""
+    classes = {qualified_name(storage_class) for storage_class in _list_storage_classes(reader, installed)}
     mine = [
-        claim
-        for claim in reading.list_objects("api", "v1", "persistentvolumeclaims")
-        if claim["spec"].get("storageClassName") in classes
+        pvc
+        for pvc in reader.list_objects("api", "v1", "persistentvolumeclaims")
+        if pvc["spec"].get("storageClassName") in classes
     ]
-    waiting = [claim for claim in mine if claim.get("status", {}).get("phase") == "Pending"]
-    said = [
-        (claim, events[0])
-        for claim in waiting
-        if (events := reading.list_warnings(claim, "PersistentVolumeClaim"))
+    waiting = [pvc for pvc in mine if pvc.get("status", {}).get("phase") == "Pending"]
+    with_events = [
+        (pvc, events[0]) for pvc in waiting if (events := reader.list_warnings(pvc, "PersistentVolumeClaim"))
     ]
-    complaints = [(claim, event) for claim, event in said if _RETRIED_MESSAGE not in event.message]
+    complaints = [(pvc, event) for pvc, event in with_events if _RETRIED_MESSAGE not in event.message]
     yield from limit_findings(
-        "PVCs", (_pending_pvc_finding(claim, event) for claim, event in complaints), len(complaints)
+        "PVCs", (_pending_pvc_finding(pvc, event) for pvc, event in complaints), len(complaints)
     )
     if mine and not complaints:
         yield ok_finding(
             "PVCs",
-            f"{format_count(len(mine) - len(waiting), 'PVC')} bound, {len(waiting)} waiting without a complaint",
+            f"{format_count(len(mine) - len(waiting), 'PVC')} bound, "
+            f"{len(waiting)} waiting without a warning",
         )
 
 
-def _pending_pvc_finding(claim: KubeObject, event: ClusterEvent) -> Finding:
-    meta = claim["metadata"]
+def _pending_pvc_finding(pvc: KubeObject, event: ClusterEvent) -> Finding:
+    meta = pvc["metadata"]
     fix = f"docs/troubleshooting.md; kubectl -n {meta['namespace']} describe pvc {meta['name']}"
-    return fault_finding("PVCs", f"{qualified_name(claim)} is Pending: {event.summary}", fix)
+    return fault_finding("PVCs", f"{qualified_name(pvc)} is Pending: {event.summary}", fix)
 
 
-def check_pods(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
-    """Pods that do not start because of a volume of the driver; those that wait for a fill are no finding."""
-    volumes = _map_pvcs_to_volumes(reading, installed.driver)
+def check_pods(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+    """Report pods that do not start because of a volume of the driver.
+
+    Pods that wait for a fill are not reported.
+    """
+    volumes = _map_pvcs_to_volumes(reader, installed.driver)
     mine = [
         (pod, names)
-        for pod in reading.list_objects("api", "v1", "pods")
+        for pod in reader.list_objects("api", "v1", "pods")
         if (names := _list_pod_volumes(pod, installed.driver, volumes))
     ]
     pending = [(pod, names) for pod, names in mine if pod.get("status", {}).get("phase") == "Pending"]
-    said = [(pod, event) for pod, names in pending if (event := _find_failed_mount(reading, pod, names))]
-    complaints = [(pod, event) for pod, event in said if _RETRIED_MESSAGE not in event.message]
+    with_events = [
+        (pod, event) for pod, names in pending if (event := _find_failed_mount(reader, pod, names))
+    ]
+    complaints = [(pod, event) for pod, event in with_events if _RETRIED_MESSAGE not in event.message]
     yield from limit_findings(
         "pods", (_unstarted_pod_finding(pod, event) for pod, event in complaints), len(complaints)
     )
     if mine and not complaints:
         yield ok_finding(
             "pods",
-            f"{format_count(len(mine), 'pod')} with volumes of the driver, {len(said)} waiting for a fill, none with a complaint",
+            f"{format_count(len(mine), 'pod')} with volumes of the driver, "
+            f"{len(with_events)} waiting for a fill, none with another warning",
         )
 
 
@@ -246,87 +266,92 @@ def _unstarted_pod_finding(pod: KubeObject, event: ClusterEvent) -> Finding:
     return fault_finding("pods", f"{qualified_name(pod)} does not start: {event.summary}", fix)
 
 
-def _find_failed_mount(reading: ClusterReader, pod: KubeObject, names: frozenset[str]) -> ClusterEvent | None:
-    """What kubelet said last of one of these volumes of a pod; that it has waited long for all of them, as it says too, tells nothing."""
-    events = (event for event in reading.list_warnings(pod, "Pod") if event.reason == "FailedMount")
+def _find_failed_mount(reader: ClusterReader, pod: KubeObject, names: frozenset[str]) -> ClusterEvent | None:
+    """Return kubelet's newest FailedMount for one of these volumes.
+
+    It also reports timeouts of all volumes together, which say nothing.
+    """
+    events = (event for event in reader.list_warnings(pod, "Pod") if event.reason == "FailedMount")
     return next(
         (event for event in events if any(f'volume "{name}"' in event.message for name in names)), None
     )
 
 
-def _map_pvcs_to_volumes(reading: ClusterReader, driver: str) -> dict[str, str]:
-    """By PVC (namespace/name) the PV of the driver that it has."""
-    found = {}
-    for thing in reading.list_objects("api", "v1", "persistentvolumes"):
-        claim = thing["spec"].get("claimRef")
-        if claim and (thing["spec"].get("csi") or {}).get("driver") == driver:
-            found[f"{claim.get('namespace')}/{claim.get('name')}"] = thing["metadata"]["name"]
-    return found
+def _map_pvcs_to_volumes(reader: ClusterReader, driver: str) -> dict[str, str]:
+    """Map each PVC (namespace/name) to its PV of the driver."""
+    volumes = {}
+    for pv in reader.list_objects("api", "v1", "persistentvolumes"):
+        claim = pv["spec"].get("claimRef")
+        if claim and (pv["spec"].get("csi") or {}).get("driver") == driver:
+            volumes[f"{claim.get('namespace')}/{claim.get('name')}"] = pv["metadata"]["name"]
+    return volumes
 
 
-def _list_pod_volumes(pod: KubeObject, driver: str, of_claims: Mapping[str, str]) -> frozenset[str]:
-    """The names of a pod's volumes of the driver, as kubelet writes them: an inline volume's own, a PV's."""
-    meta, found = pod["metadata"], set()
+def _list_pod_volumes(pod: KubeObject, driver: str, volumes_by_pvc: Mapping[str, str]) -> frozenset[str]:
+    """Return the names of a pod's volumes of the driver as kubelet writes them.
+
+    An inline volume has its own name, others that of the PV.
+    """
+    meta, names = pod["metadata"], set()
     for volume in pod["spec"].get("volumes") or ():
         claim = (volume.get("persistentVolumeClaim") or {}).get("claimName") or (
             f"{meta['name']}-{volume['name']}" if "ephemeral" in volume else ""
         )
         if (volume.get("csi") or {}).get("driver") == driver:
-            found.add(volume["name"])
-        elif name := of_claims.get(f"{meta['namespace']}/{claim}"):
-            found.add(name)
-    return frozenset(found)
+            names.add(volume["name"])
+        elif name := volumes_by_pvc.get(f"{meta['namespace']}/{claim}"):
+            names.add(name)
+    return frozenset(names)
 
 
-def check_cache_volumes(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
-    """What the driver itself says of its volumes and prewarms."""
-    looked = [
-        (kind, of, bad, reading.list_objects("apis", GROUP, VERSION, plurals))
-        for plurals, kind, of, bad in _CONDITIONS
+def check_cache_volumes(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+    """Report failures in the statuses of the driver's volumes and prewarms."""
+    lists = [
+        (kind, condition, bad_status, reader.list_objects("apis", GROUP, VERSION, plural))
+        for plural, kind, condition, bad_status in _CONDITIONS
     ]
-    found = list(
-        chain.from_iterable(_condition_findings(kind, of, bad, things) for kind, of, bad, things in looked)
-    )
-    yield from limit_findings("caches", found, len(found))
-    if not found:
+    findings = list(chain.from_iterable(_condition_findings(*entry) for entry in lists))
+    yield from limit_findings("caches", findings, len(findings))
+    if not findings:
         yield ok_finding(
             "caches",
-            f"{' and '.join(format_count(len(things), kind) for kind, _, _, things in looked)}, none complains",
+            f"{' and '.join(format_count(len(objects), kind) for kind, _, _, objects in lists)}, "
+            "none with errors",
         )
 
 
-def _condition_findings(kind: str, of: str, bad: str, things: list[KubeObject]) -> Iterator[Finding]:
-    for thing in things:
-        said = next(
+def _condition_findings(
+    kind: str, condition_type: str, bad_status: str, objects: list[KubeObject]
+) -> Iterator[Finding]:
+    for obj in objects:
+        failure = next(
             (
-                one
-                for one in thing.get("status", {}).get("conditions") or ()
-                if one["type"] == of and one["status"] == bad
+                condition
+                for condition in obj.get("status", {}).get("conditions") or ()
+                if condition["type"] == condition_type and condition["status"] == bad_status
             ),
             None,
         )
-        if said:
-            # A prewarm fails on nodes, volumes go on; a volume that cannot be read fails.
+        if failure:
+            # A failed prewarm leaves volumes working; a volume that cannot be read fails.
             verdict = Verdict.FAULT if kind == "CacheVolume" else Verdict.WARNING
-            what = f"{kind} {qualified_name(thing)}: {said.get('message', '')}"
+            what = f"{kind} {qualified_name(obj)}: {failure.get('message', '')}"
             yield Finding("caches", verdict, what, "docs/troubleshooting.md has the message and its fix")
 
 
-def check_data_caches(reading: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
-    """DataCaches that failed."""
-    things = reading.list_objects("apis", codec.GROUP, codec.VERSION, codec.PLURAL)
-    failed = [thing for thing in things if (thing.get("status") or {}).get("status") in _FAILED_PHASES]
+def check_data_caches(reader: ClusterReader, installed: InstalledDriver) -> Iterator[Finding]:
+    """Report DataCaches that failed."""
+    caches = reader.list_objects("apis", codec.GROUP, codec.VERSION, codec.PLURAL)
+    failed = [cache for cache in caches if (cache.get("status") or {}).get("status") in _FAILED_PHASES]
     yield from limit_findings("DataCaches", map(_failed_data_cache_finding, failed), len(failed))
-    if things and not failed:
-        yield ok_finding("DataCaches", f"{format_count(len(things), 'DataCache')}, none failed")
+    if caches and not failed:
+        yield ok_finding("DataCaches", f"{format_count(len(caches), 'DataCache')}, none failed")
 
 
-def _failed_data_cache_finding(thing: KubeObject) -> Finding:
-    status = thing["status"]
-    what = f"DataCache {qualified_name(thing)} is {status['status']}: {status.get('message', '')}"
-    return warning_finding(
-        "DataCaches", what, "mend what the message names; the operator tries again by itself"
-    )
+def _failed_data_cache_finding(cache: KubeObject) -> Finding:
+    status = cache["status"]
+    what = f"DataCache {qualified_name(cache)} is {status['status']}: {status.get('message', '')}"
+    return warning_finding("DataCaches", what, "fix what the message names; the operator retries by itself")
 
 
 USAGE: Checks = (

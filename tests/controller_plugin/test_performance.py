@@ -66,7 +66,7 @@ def test_a_class_of_attributes_overrides_what_the_storage_class_says(controller:
 
 def test_a_size_among_the_parameters_is_pointed_to_the_claim(controller: Controller) -> None:
     with pytest.raises(
-        InvalidParameter, match=r"size is for volumes without a claim.*spec\.resources\.requests\.storage"
+        InvalidParameter, match=r"size is for volumes without a PVC.*spec\.resources\.requests\.storage"
     ):
         controller.create(parameters=HUB | {"size": "20Gi"})
     assert controller.source.asked == [] and controller.registry.list_page("", 0) == []

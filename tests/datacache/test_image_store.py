@@ -172,7 +172,7 @@ def test_a_damaged_record_and_an_upload_that_was_cut_hide_no_image(
         damaged: "damaged",
         cut: "parts",
     }
-    assert f"remove images/{damaged}" in str(found[damaged]["why"]) and "goes on" in str(found[cut]["why"])
+    assert f"remove images/{damaged}" in str(found[damaged]["why"]) and "continues" in str(found[cut]["why"])
     done = run("list", *place.flags)
     assert done.status == 0 and all(line.isprintable() for line in done.out.split("\n"))
     assert any(row[0] == damaged[:12] and row[-1].startswith("damaged: ") for row in rows(done.out))
@@ -245,7 +245,7 @@ def test_what_cannot_be_shown_says_why(run: Run, place: Place) -> None:
     place.backend.delete(manifest_key(headless))
     for digest, words in (
         (damaged, "is damaged"),
-        (cut, "is not whole"),
+        (cut, "is incomplete"),
         (headless, "the manifest of image"),
         ("0" * 64, "has no image"),
     ):
@@ -288,13 +288,13 @@ def test_what_is_damaged_or_was_cut_can_be_deleted(run: Run, place: Place) -> No
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("abcd", "is the beginning of 2 images (abcd0"),
-        ("s-abcd", "is the beginning of 2 images"),
+        ("abcd", "matches 2 images (abcd0"),
+        ("s-abcd", "matches 2 images"),
         ("ffff", "has no image ffff"),
-        ("abc", "names no image"),
-        ("", "names no image"),
-        ("../images", "names no image"),
-        ("s-" + "a" * 21, "names no image"),
+        ("abc", "does not name an image"),
+        ("", "does not name an image"),
+        ("../images", "does not name an image"),
+        ("s-" + "a" * 21, "does not name an image"),
     ],
 )
 def test_a_name_that_means_no_image_or_several_has_nothing_removed(

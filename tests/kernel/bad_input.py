@@ -253,7 +253,7 @@ PERFORMANCE = (
         "size of a claim",
         {**HUB, "size": "20Gi"},
         INVALID,
-        ("size is for volumes without a claim", "PVC"),
+        ("size is for volumes without a PVC", "PVC"),
         ways=("create",),
     ),
 )

@@ -120,4 +120,4 @@ def test_an_api_server_that_is_away_delays_no_volume(machine: Machine, api_serve
         assert machine.unpublish(pod) == (OK, "")
     finally:
         api_server.start()
-    assert len(machine.logged("the cluster is not told")) == 1
+    assert len(machine.logged("cluster unavailable; writes are retried later")) == 1

@@ -81,7 +81,7 @@ def test_sigterm_ends_waits_and_leaves_mounts_and_readers_alone(
 
     with undisturbed_reader(target / "model.bin"):
         assert machine.plugins.node.stop() == 0
-        assert answer_of(waiting) == (ABORTED, "the plugin is leaving; its successor goes on")
+        assert answer_of(waiting) == (ABORTED, "plugin is shutting down; retry")
         assert machine.mounts() == mounts
         assert until(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()])
         machine.restart_node()

@@ -119,7 +119,7 @@ def test_a_file_in_the_place_of_the_socket_is_kept(start: Start, tmp_path: Path)
     file = tmp_path / "file"
     file.write_text("data")
     words = refused(start(), "node", endpoint=f"unix://{file}", store=str(tmp_path / "other"))
-    assert "is no socket" in words and file.read_text() == "data"
+    assert "is not a socket" in words and file.read_text() == "data"
 
 
 def test_a_store_has_one_owner(start: Start, tmp_path: Path) -> None:

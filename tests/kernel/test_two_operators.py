@@ -72,7 +72,7 @@ def sdk(operator: OperatorProgram) -> Sdk1:
 
 
 def leads(operator: OperatorProgram) -> bool:
-    return "this replica leads" in operator.text()
+    return "leading started" in operator.text()
 
 
 def test_what_one_replica_made_available_stays_so_under_the_next_one(

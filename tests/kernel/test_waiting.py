@@ -220,5 +220,5 @@ def test_sigterm_ends_the_wait_for_a_resolve_and_its_worker(start: Start, hub: H
     workers = machine.plugins.controller.children()
     assert workers
     assert machine.plugins.controller.stop() == 0
-    assert answer_of(call) == (ABORTED, "the plugin is leaving; its successor goes on")
+    assert answer_of(call) == (ABORTED, "plugin is shutting down; retry")
     assert until(lambda: not [pid for pid in workers if Path(f"/proc/{pid}").exists()])

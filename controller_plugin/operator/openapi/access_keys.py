@@ -1,4 +1,7 @@
-"""The access keys of the OpenAPI: a Secret that is mounted as a folder, one file an AccessKeyId with its secret."""
+"""Access keys of the OpenAPI, in a Secret mounted as a folder.
+
+A file per AccessKeyId holds its secret.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,16 @@ _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class AccessKeys:
-    """Read at each use, since a Secret may be replaced; no folder is no key."""
+    """Access keys, read at each use since a Secret may be replaced.
+
+    Without a folder there are none.
+    """
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
     def find_secret(self, key_id: str) -> str | None:
-        """The secret of an access key, None for one that there is not."""
+        """Return the secret of an access key, or None."""
         if self._folder is None or not _ID.fullmatch(key_id):
             return None
         try:

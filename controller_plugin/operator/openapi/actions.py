@@ -1,4 +1,4 @@
-"""The five calls of ECI's DataCache API, over whoever keeps DataCaches."""
+"""The five calls of ECI's DataCache API."""
 
 from __future__ import annotations
 
@@ -35,17 +35,21 @@ from csi.registry.datacaches.data_caches import DataCache, DataCacheRegistry, Ph
 
 VERSION = "2018-08-08"
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
-# So many tokens of deletions are known again; with several replicas, by the one that was asked.
+# Deletions are remembered by their ClientTokens, but only by the replica that handled them.
 _MAX_REMEMBERED_DELETIONS = 1024
 _IN_PROGRESS = (Phase.LOADING, Phase.CREATING, Phase.UPDATING)
-# They belong to the cloud's own network, which this driver does not make; numbers among them are looked at all the same.
+# Public network parameters belong to the cloud, and have no effect here; their values are validated all the
+# same.
 _EIP_BANDWIDTH = "EipCreateParam.Bandwidth"
 
 Action = Callable[[ApiParameters, str], dict[str, Any]]
 
 
 class Actions:
-    """Answers calls; `region` is what this place calls itself. All raise Refusal and DataCacheError. Thread-safe."""
+    """Implementation of the calls; `region` is this region's name.
+
+    All raise ApiRefusal and DataCacheError. Thread-safe.
+    """
 
     def __init__(
         self, registry: DataCacheRegistry, allow_list: AllowList, regions: Regions, region: str
@@ -61,14 +65,16 @@ class Actions:
         }
 
     def call(self, action: str, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
-        """What is answered beside the RequestId."""
+        """Handle a call and return its answer without the RequestId."""
         if action not in self._actions:
             raise ApiRefusal(
-                404, "InvalidAction.NotFound", f"There is no such call; there are {', '.join(self._actions)}."
+                404,
+                "InvalidAction.NotFound",
+                f"There is no such call; use one of {', '.join(self._actions)}.",
             )
         region = parameters.get_text("RegionId")
         if region and region != self._region:
-            raise ApiRefusal(404, "InvalidRegionId.NotFound", f"This is region {self._region}, and no other.")
+            raise ApiRefusal(404, "InvalidRegionId.NotFound", f"This is region {self._region}; use that one.")
         return self._actions[action](parameters, request_id)
 
     def _create_data_cache(self, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
@@ -88,14 +94,17 @@ class Actions:
         try:
             return {"DataCacheId": (existing or self._registry.add(requested, secrets)).id}
         except AlreadyExists:
-            # Another call of this token may be what was first.
+            # The existing cache may be that of a concurrent call with the same token.
             existing = self._find_by_client_token(requested, secrets)
             if existing is None:
                 raise
             return {"DataCacheId": existing.id}
 
     def _find_by_client_token(self, requested: DataCache, secrets: Mapping[str, str]) -> DataCache | None:
-        """The one that a call of the same token has made, with the credential, which that call may not have come to."""
+        """Return the cache created by a call with the same token.
+
+        Its credential is stored now if that call did not get so far.
+        """
         existing = next(
             (cache for cache in self._registry.find() if cache.client_token == requested.client_token), None
         )
@@ -118,13 +127,16 @@ class Actions:
     def _parse_spec(
         self, parameters: ApiParameters, path: str, old: DataCacheSpec | None = None
     ) -> tuple[DataCacheSpec, dict[str, str]]:
-        """What is asked for, with what is not given as it was, and the credentials."""
+        """Parse the requested spec and the credentials.
+
+        Parameters that are not given keep their `old` values.
+        """
         parameters.get_number(_EIP_BANDWIDTH, 1, 1000)
         kind, options = parameters.get_text("DataSource.Type"), parameters.options
         if not kind and (old is None or options):
             raise missing_parameter("DataSource.Type")
-        plain, secrets = split_secrets(options)
-        plain = {key: value for key, value in plain.items() if value}
+        public_options, secrets = split_secrets(options)
+        public_options = {key: value for key, value in public_options.items() if value}
         size, days = (
             parameters.get_number("Size", 1, MAX_GIB),
             parameters.get_number("RetentionDays", 1, MAX_RETENTION_DAYS),
@@ -133,7 +145,7 @@ class Actions:
             parameters.get_text("Bucket"),
             path,
             kind or (old.type if old else ""),
-            plain if kind or old is None else old.options,
+            public_options if kind or old is None else old.options,
             size_gib=size if size or old is None else old.size_gib,
             retention_days=days if days or old is None else old.retention_days,
             networks=_parse_networks(parameters, old),
@@ -148,12 +160,12 @@ class Actions:
     def _describe_data_caches(self, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
         ids, bucket, path = parameters.ids, parameters.get_text("Bucket"), parameters.get_text("Path")
         limit = parameters.get_number("Limit", 1, MAX_LIMIT) or DEFAULT_LIMIT
-        found = self._registry.find(
+        caches = self._registry.find(
             ids, parse_bucket(bucket) if bucket else "", parse_path(path) if path else ""
         )
         matching = [
             cache
-            for cache in found
+            for cache in caches
             if _matches_filter(cache, parameters.tags, parameters.get_text("ResourceGroupId"))
         ]
         start = _find_page_start(matching, parameters.get_text("NextToken"))
@@ -223,12 +235,12 @@ class Actions:
             if deleted_before != target:
                 raise _token_mismatch()
             return {}
-        found = (
+        caches = (
             self._registry.find((cache_id,)) if cache_id else self._registry.find(bucket=bucket, path=path)
         )
-        if not found:
+        if not caches:
             raise unknown_data_cache(cache_id or path)
-        self._registry.delete(found[0])
+        self._registry.delete(caches[0])
         if token:
             self._deleted[token] = target
             while len(self._deleted) > _MAX_REMEMBERED_DELETIONS:
@@ -260,47 +272,50 @@ class Actions:
         return {"DataCacheId": self._regions.start_copy(cache, region, copy)}
 
     def _get_data_cache(self, cache_id: str) -> DataCache:
-        found = self._registry.find((cache_id,))
-        if not found:
+        caches = self._registry.find((cache_id,))
+        if not caches:
             raise unknown_data_cache(cache_id)
-        return found[0]
+        return caches[0]
 
 
 def _token_mismatch() -> ApiRefusal:
     return ApiRefusal(
         400,
         "IdempotentParameterMismatch",
-        "A call of this ClientToken had other parameters; use another token.",
+        "A call with this ClientToken had other parameters; use another token.",
     )
 
 
 def _parse_networks(parameters: ApiParameters, old: DataCacheSpec | None) -> tuple[str, str]:
-    """The vSwitch and the security group, each as it was where it is not given."""
+    """Return vSwitch and security group, each with its old value if not given."""
     switch, group, *_ = (*(old.networks if old else ()), "", "")
     return parameters.get_text("VSwitchId") or switch, parameters.get_text("SecurityGroupId") or group
 
 
 def _keeps_credential(parameters: ApiParameters, spec: DataCacheSpec, old: DataCacheSpec) -> bool:
-    """Whether an update that brings no credential goes on with the one before: never with one of another source, which would learn it."""
+    """Return whether an update without a credential keeps the existing one.
+
+    It does not for another source, which would learn the credential.
+    """
     options = parameters.options
     if not parameters.get_text("DataSource.Type"):
         return True
-    names_one = len(split_secrets(options)[0]) < len(options)
+    names_credential = len(split_secrets(options)[0]) < len(options)
     try:
-        return not names_one and spec.credential_scope == old.credential_scope
+        return not names_credential and spec.credential_scope == old.credential_scope
     except DataCacheError:
         return False
 
 
 def _hash_request(requested: DataCache) -> str:
-    """What a call asks for, but for the values of credentials, which a hash would give away to who guesses."""
+    """Hash the parameters of a call without credentials, since a hash would allow guessing those."""
     return hashlib.sha256(json.dumps(encode_spec(requested), sort_keys=True).encode()).hexdigest()
 
 
 def _matches_filter(cache: DataCache, tags: dict[str, str], group: str) -> bool:
-    """Whether a cache has all tags, a tag without a value in any, and is of the resource group."""
-    has = all(key in cache.tags and value in ("", cache.tags[key]) for key, value in tags.items())
-    return has and group in ("", cache.resource_group)
+    """Return whether a cache has all tags and the resource group; a tag without a value matches any value."""
+    has_tags = all(key in cache.tags and value in ("", cache.tags[key]) for key, value in tags.items())
+    return has_tags and group in ("", cache.resource_group)
 
 
 def _encode_page_token(cache: DataCache) -> str:
@@ -308,14 +323,15 @@ def _encode_page_token(cache: DataCache) -> str:
 
 
 def _find_page_start(caches: Sequence[DataCache], token: str) -> int:
-    """Where the page behind a token begins; those that are gone meanwhile shift nothing."""
+    """Return the index of the first cache after a token; caches deleted meanwhile shift nothing."""
     if not token:
         return 0
     try:
         created, uid = json.loads(base64.urlsafe_b64decode(token.encode()))
-        behind = (float(created), str(uid))
+        last_key = (float(created), str(uid))
     except (ValueError, TypeError, binascii.Error):
-        raise invalid_parameter("NextToken", "it is none that this API gave out") from None
+        raise invalid_parameter("NextToken", "this API did not issue it") from None
     return next(
-        (number for number, cache in enumerate(caches) if (cache.created_at, cache.uid) > behind), len(caches)
+        (number for number, cache in enumerate(caches) if (cache.created_at, cache.uid) > last_key),
+        len(caches),
     )

@@ -1,4 +1,7 @@
-"""The answers of the OpenAPI. Source: Alibaba Cloud, ECI 2018-08-08, "DescribeDataCaches"; times are as there, to the minute."""
+"""Answers of the OpenAPI.
+
+Source: Alibaba Cloud, ECI 2018-08-08, "DescribeDataCaches"; times have no seconds, as there.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ _TIME = "%Y-%m-%dT%H:%MZ"
 
 
 def describe_data_cache(cache: DataCache, region: str) -> dict[str, Any]:
-    """One item of DataCaches. No credential is in it, nor one that an object made by hand still has among its options."""
+    """Describe a cache as an item of DataCaches.
+
+    It holds no credential, not even one that a hand-made object still has among its options.
+    """
     state, spec = cache.state, cache.spec
     options, _ = split_secrets(spec.options)
     content = state.content or state.next_content
@@ -38,18 +44,18 @@ def describe_data_cache(cache: DataCache, region: str) -> dict[str, Any]:
             "Options": json.dumps(dict(options), ensure_ascii=False, sort_keys=True),
         },
         "Tags": [{"Key": key, "Value": value} for key, value in cache.tags.items()],
-        "Events": [_event(cache, note) for note in state.events],
+        "Events": [_describe_event(cache, event) for event in state.events],
     }
 
 
-def _event(cache: DataCache, note: DataCacheEvent) -> dict[str, Any]:
-    times = {"FirstTimestamp": _format_time(note.first), "LastTimestamp": _format_time(note.last)}
+def _describe_event(cache: DataCache, event: DataCacheEvent) -> dict[str, Any]:
+    times = {"FirstTimestamp": _format_time(event.first), "LastTimestamp": _format_time(event.last)}
     return {
-        "Type": note.type,
+        "Type": event.type,
         "Name": cache.id,
-        "Reason": note.reason,
-        "Message": note.message,
-        "Count": note.count,
+        "Reason": event.reason,
+        "Message": event.message,
+        "Count": event.count,
         **times,
     }
 

@@ -28,7 +28,7 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 def openapi_app(actions: Actions, signatures: SignatureVerifier) -> Starlette:
-    """The application; each call that is answered or refused becomes one log line, without its parameters."""
+    """Build the application. It logs one line for each answered or refused call, without its parameters."""
     api = _OpenApiHandler(actions, signatures)
     return Starlette(
         routes=[Route("/healthz", _answer_health), Route("/", api.call, methods=["GET", "POST"])]
@@ -58,7 +58,9 @@ class _OpenApiHandler:
         try:
             key_id = self._signatures.verify(call, time.time())
             if call.version != VERSION:
-                raise ApiRefusal(404, "InvalidVersion", f"This is version {VERSION} of the API.")
+                raise ApiRefusal(
+                    404, "InvalidVersion", f"This is version {VERSION} of the API; use that one."
+                )
             answer = self._actions.call(call.action, ApiParameters(call.parameters), request_id)
         except ApiRefusal as refusal:
             return _refusal_response(refusal, request_id, host, call.action, key_id)

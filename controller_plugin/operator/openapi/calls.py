@@ -1,4 +1,4 @@
-"""One HTTP request to the OpenAPI, as its parts are signed and read."""
+"""HTTP request to the OpenAPI, split into the parts that signatures cover."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ Pairs = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class ApiCall:
-    """A request. `headers` are by their lower-case names; `query` and `form` as they were sent, `body` the bytes that the form was in."""
+    """A request.
+
+    `headers` have lower-case names; `query` and `form` are in the order sent; `body` is the raw form.
+    """
 
     method: str
     path: str
@@ -21,15 +24,15 @@ class ApiCall:
 
     @property
     def parameters(self) -> dict[str, str]:
-        """All parameters; those of the form count over the query's."""
+        """All parameters; those of the form override those of the query."""
         return dict([*self.query, *self.form])
 
     @property
     def action(self) -> str:
-        """What is asked for."""
+        """Name of the call."""
         return self.headers.get("x-acs-action") or self.parameters.get("Action", "")
 
     @property
     def version(self) -> str:
-        """Of which version of the API."""
+        """Version of the API."""
         return self.headers.get("x-acs-version") or self.parameters.get("Version", "")

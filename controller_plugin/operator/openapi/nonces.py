@@ -1,4 +1,7 @@
-"""Which requests were made already, by a mark of each: in this process, in a file, or in a Secret that all replicas see."""
+"""Stores of used nonces, against replayed requests.
+
+They are in memory, in a file, or in a Secret that all replicas share.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +24,26 @@ _KEY = "marks"
 
 
 class NonceStore(Protocol):
-    """Marks of the last while. Thread-safe. Beyond as many as it can hold the oldest are forgotten."""
+    """Store of nonces used recently. Thread-safe. Beyond its capacity it forgets the oldest."""
 
     def use(self, mark: str, now: float) -> bool:
-        """Whether the mark is new; it is not from now on. `now` in seconds since 1970. Where they are in a cluster, raises as `ApiServer.call`."""
+        """Mark a nonce as used; return whether it was new.
+
+        `now` is in seconds since 1970. In a cluster raises as `ApiServer.call`.
+        """
 
 
-class MemoryNonceStore:
-    """See Nonces: those of the last `seconds` that this process was shown."""
+class MemoryNonceStore(NonceStore):
+    """Nonces that this process has seen within `seconds`."""
 
-    def __init__(self, seconds: float, most: int = _MAX_IN_MEMORY) -> None:
-        self._seconds, self._most, self._guard = seconds, most, threading.Lock()
+    def __init__(self, seconds: float, capacity: int = _MAX_IN_MEMORY) -> None:
+        self._seconds, self._capacity, self._lock = seconds, capacity, threading.Lock()
         self._seen: OrderedDict[str, float] = OrderedDict()
 
     def use(self, mark: str, now: float) -> bool:
-        """See Nonces."""
-        with self._guard:
+        with self._lock:
             while self._seen and (
-                len(self._seen) >= self._most or next(iter(self._seen.values())) < now - self._seconds
+                len(self._seen) >= self._capacity or next(iter(self._seen.values())) < now - self._seconds
             ):
                 self._seen.popitem(last=False)
             if mark in self._seen:
@@ -47,15 +52,17 @@ class MemoryNonceStore:
             return True
 
 
-class FileNonceStore:
-    """See Nonces: in a file, for one process at a time, and the next one."""
+class FileNonceStore(NonceStore):
+    """Nonces in a file, which survive a restart.
+
+    One process at a time; raises DataCacheError if the file is damaged.
+    """
 
     def __init__(self, file: Path, seconds: float) -> None:
-        self._file, self._seconds, self._guard = file, seconds, threading.Lock()
+        self._file, self._seconds, self._lock = file, seconds, threading.Lock()
 
     def use(self, mark: str, now: float) -> bool:
-        """See Nonces; raises DataCacheError where the file is damaged."""
-        with self._guard:
+        with self._lock:
             try:
                 known = durable_files.read_json(self._file, _FORMAT)[_KEY]
             except FileNotFoundError:
@@ -69,26 +76,27 @@ class FileNonceStore:
             return True
 
 
-class SecretNonceStore:
-    """See Nonces: in the Secret `name` of the namespace that the program runs in, for all its replicas."""
+class SecretNonceStore(NonceStore):
+    """Nonces in the Secret `name` of the program's own namespace, shared by all replicas."""
 
     def __init__(self, server: ApiServer, name: str, seconds: float) -> None:
         self._server, self._name, self._seconds = server, name, seconds
         self._secrets = api_path("api", "v1", "namespaces", server.access.namespace, "secrets")
 
     def use(self, mark: str, now: float) -> bool:
-        """See Nonces; raises ClusterConflict where others use theirs all the time."""
+        # A conflict means that another replica has stored a nonce meanwhile: read again, as it may be this
+        # one.
         for _ in range(_MAX_TRIES):
-            thing = self._get_secret()
-            known = _decode_marks(thing)
+            secret = self._get_secret()
+            known = _decode_marks(secret)
             if mark in known:
                 return False
             try:
-                self._write_secret(thing, _drop_old_marks({**known, mark: now}, now - self._seconds))
+                self._write_secret(secret, _drop_old_marks({**known, mark: now}, now - self._seconds))
             except ClusterConflict:
                 continue
             return True
-        raise ClusterConflict("many calls are made at once; make this one again")
+        raise ClusterConflict("too many calls are made at once; make this one again")
 
     def _get_secret(self) -> dict[str, Any]:
         try:
@@ -96,10 +104,10 @@ class SecretNonceStore:
         except NotFound:
             return {}
 
-    def _write_secret(self, thing: Mapping[str, Any], marks: Mapping[str, float]) -> None:
+    def _write_secret(self, secret: Mapping[str, Any], marks: Mapping[str, float]) -> None:
         data = {_KEY: base64.b64encode(json.dumps(marks).encode()).decode()}
-        if thing:
-            self._server.call("PUT", f"{self._secrets}/{self._name}", body={**thing, "data": data})
+        if secret:
+            self._server.call("PUT", f"{self._secrets}/{self._name}", body={**secret, "data": data})
         else:
             self._server.call(
                 "POST",
@@ -108,22 +116,24 @@ class SecretNonceStore:
             )
 
 
-def _decode_marks(thing: Mapping[str, Any]) -> dict[str, float]:
-    if not thing:
+def _decode_marks(secret: Mapping[str, Any]) -> dict[str, float]:
+    if not secret:
         return {}
     try:
         return {
-            str(mark): float(when) for mark, when in json.loads(base64.b64decode(thing["data"][_KEY])).items()
+            str(mark): float(when)
+            for mark, when in json.loads(base64.b64decode(secret["data"][_KEY])).items()
         }
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataCacheError(
-            f"the Secret {thing['metadata']['name']} has no marks of requests; delete it, and it is made anew"
+            f"the Secret {secret['metadata']['name']} does not hold request nonces; "
+            "delete it, and it is created again"
         ) from error
 
 
 def _drop_old_marks(marks: Mapping[str, float], since: float) -> dict[str, float]:
-    """Those since then, the last of them where they are too many."""
-    young = sorted(((when, mark) for mark, when in marks.items() if when >= since), reverse=True)[
+    """Drop nonces older than `since`, and the oldest beyond the capacity."""
+    recent = sorted(((when, mark) for mark, when in marks.items() if when >= since), reverse=True)[
         :_MAX_STORED
     ]
-    return {mark: when for when, mark in young}
+    return {mark: when for when, mark in recent}

@@ -1,4 +1,7 @@
-"""How the OpenAPI says no, in ECI's codes. Source: Alibaba Cloud, ECI 2018-08-08, "Error codes", and the common errors of its gateways."""
+"""Errors of the OpenAPI, with ECI's codes.
+
+Source: Alibaba Cloud, ECI 2018-08-08, "Error codes", and the common errors of its gateways.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,10 @@ from csi.errors import (
 
 
 class ApiRefusal(Exception):
-    """A call that is not answered: an HTTP status, a code for programs, a message for people. No secret is in the message."""
+    """Refused call: an HTTP status, a code for programs, a message for people.
+
+    The message holds no secret.
+    """
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -25,17 +31,17 @@ class ApiRefusal(Exception):
 
 
 def missing_parameter(name: str) -> ApiRefusal:
-    """A parameter that has to be given is not."""
+    """Return the refusal for a required parameter that is missing."""
     return ApiRefusal(400, "MissingParameter", f"The parameter {name} is missing; give it.")
 
 
 def invalid_parameter(name: str, why: str) -> ApiRefusal:
-    """A parameter cannot be what it is."""
+    """Return the refusal for a parameter with an invalid value."""
     return ApiRefusal(400, "InvalidParameter", f"The parameter {name} is invalid: {why}.")
 
 
 def unknown_data_cache(name: str) -> ApiRefusal:
-    """There is no such DataCache."""
+    """Return the refusal for a DataCache that does not exist."""
     return ApiRefusal(404, "InvalidParameter.NotFound", f"The DataCache {name} does not exist.")
 
 
@@ -53,7 +59,7 @@ _CODES: tuple[tuple[type[DataCacheError], int, str], ...] = (
 
 
 def refusal_from_error(error: DataCacheError) -> ApiRefusal:
-    """What an error of the driver means to a caller of the API."""
+    """Return the refusal that reports an error of the driver."""
     for kind, status, code in _CODES:
         if isinstance(error, kind):
             return ApiRefusal(status, code, str(error))

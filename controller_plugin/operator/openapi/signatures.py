@@ -1,6 +1,7 @@
-"""Who calls: the two signatures of Alibaba Cloud's OpenAPI, checked against the operator's access keys.
+"""Authentication of calls by both signatures of Alibaba Cloud's OpenAPI.
 
-Sources: Alibaba Cloud, "RPC mechanism" (HMAC-SHA1, signature version 1.0) and "V3 request body and signature" (ACS3-HMAC-SHA256).
+Signatures are checked against the operator's access keys. Sources: Alibaba Cloud, "RPC mechanism" (HMAC-SHA1,
+signature version 1.0) and "V3 request body and signature" (ACS3-HMAC-SHA256).
 """
 
 from __future__ import annotations
@@ -22,16 +23,25 @@ _AUTHORIZATION = re.compile(
     rf"{_V3} Credential=([^,\s]+), ?SignedHeaders=([^,\s]+), ?Signature=([0-9a-f]+)", re.ASCII
 )
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
+# Alibaba Cloud's limit for the age of a request.
 WINDOW_SECONDS = 900.0
-# A replay of what only asks does no harm; of all else every replica is to know.
+# Replays of a read do no harm; the nonces of all other calls are shared by the replicas.
 _READ_ONLY_ACTION = "DescribeDataCaches"
-# The older SDK looks for the string to sign behind the colon, and fails by itself where there is none; it may hold a credential.
-_MISMATCH = "The signature is not the one that the request and this AccessKey make; check the AccessKey secret. The string to sign is:not shown"
+# The older SDK looks for the string to sign after the last colon, and fails by itself if there is none. The
+# string is
+# not sent, because it may hold a credential.
+_MISMATCH = (
+    "The signature is not that of the request with this AccessKey; "
+    "check the AccessKey secret. The string to sign is:not shown"
+)
 
 
 class SignatureVerifier:
-    """Checks calls. `secret_of` gives the secret of an access key's id, None for one that nobody has; `kept` has the nonces of calls that change
-    something, beside those that this process remembers of all."""
+    """Verifier of calls' signatures and nonces.
+
+    `find_secret` returns the secret of an access key's id, None for an unknown id. `shared_nonces` stores the
+    nonces of calls that change something; this process remembers those of all calls by itself.
+    """
 
     def __init__(
         self, find_secret: Callable[[str], str | None], shared_nonces: NonceStore | None = None
@@ -43,16 +53,19 @@ class SignatureVerifier:
         )
 
     def verify(self, call: ApiCall, now: float) -> str:
-        """The access key's id of whoever signed the call, at `now` (seconds since 1970). Raises Refusal, and as `kept`."""
-        v3 = "authorization" in call.headers
-        key_id, nonce, when = self._verify_v3(call) if v3 else self._verify_rpc(call)
-        if abs(_parse_time(when) - now) > WINDOW_SECONDS:
+        """Verify a call at `now` (seconds since 1970) and return the id of its access key.
+
+        Raises ApiRefusal, and as `shared_nonces`.
+        """
+        is_v3 = "authorization" in call.headers
+        key_id, nonce, timestamp = self._verify_v3(call) if is_v3 else self._verify_rpc(call)
+        if abs(_parse_time(timestamp) - now) > WINDOW_SECONDS:
             raise ApiRefusal(
                 400,
                 "InvalidTimeStamp.Expired",
-                "The request was signed more than 15 minutes ago, or will be; check the clock.",
+                "The request was signed more than 15 minutes ago or in the future; check the clock.",
             )
-        # After the signature: a stranger must use up nobody's nonce.
+        # After the signature is verified, or strangers could use up others' nonces.
         mark = hashlib.sha256(f"{key_id}\0{nonce}".encode()).hexdigest()[:40]
         is_new = self._nonces.use(mark, now)
         if not is_new or (
@@ -63,7 +76,7 @@ class SignatureVerifier:
             raise ApiRefusal(
                 400,
                 "SignatureNonceUsed",
-                "This SignatureNonce was used already; sign each request with one of its own.",
+                "This SignatureNonce was used already; sign each request with a new one.",
             )
         return key_id
 
@@ -84,9 +97,10 @@ class SignatureVerifier:
             raise ApiRefusal(
                 400,
                 "InvalidSignatureMethod",
-                "Requests are signed with HMAC-SHA1, version 1.0, or with ACS3-HMAC-SHA256.",
+                "Sign requests with HMAC-SHA1, version 1.0, or with ACS3-HMAC-SHA256.",
             )
         pairs = [pair for pair in (*call.query, *call.form) if pair[0] != "Signature"]
+        # "RPC mechanism": method, path and sorted parameters, each percent-encoded, joined by "&".
         text = f"{call.method}&{_percent_encode('/')}&{_percent_encode(_encode_pairs(pairs))}"
         digest = hmac.new(
             f"{self._get_secret(parameters['AccessKeyId'])}&".encode(), text.encode(), hashlib.sha1
@@ -95,14 +109,15 @@ class SignatureVerifier:
         return parameters["AccessKeyId"], parameters["SignatureNonce"], parameters["Timestamp"]
 
     def _verify_v3(self, call: ApiCall) -> tuple[str, str, str]:
-        found = _AUTHORIZATION.fullmatch(call.headers["authorization"])
-        if not found:
+        match = _AUTHORIZATION.fullmatch(call.headers["authorization"])
+        if not match:
             raise ApiRefusal(
                 400,
                 "IncompleteSignature",
-                f"The header Authorization is not {_V3} Credential=..., SignedHeaders=..., Signature=...",
+                f"The header Authorization is not {_V3} Credential=..., SignedHeaders=..., Signature=...; "
+                "sign the request so.",
             )
-        key_id, signed, signature = found.groups()
+        key_id, signed, signature = match.groups()
         for name in ("x-acs-date", "x-acs-signature-nonce", "x-acs-content-sha256"):
             if name not in call.headers or name not in signed.split(";"):
                 raise missing_parameter(name)
@@ -110,7 +125,7 @@ class SignatureVerifier:
             raise ApiRefusal(
                 400,
                 "SignatureDoesNotMatch",
-                "The header x-acs-content-sha256 is not the SHA-256 of the body.",
+                "The header x-acs-content-sha256 is not the SHA-256 of the body; send the right one.",
             )
         if "x-acs-action" in call.headers and "x-acs-action" not in signed.split(";"):
             raise ApiRefusal(400, "IncompleteSignature", "The header x-acs-action is not signed.")
@@ -126,7 +141,7 @@ class SignatureVerifier:
             raise ApiRefusal(
                 404,
                 "InvalidAccessKeyId.NotFound",
-                "The AccessKeyId is not one of the operator's; see its access keys.",
+                "The AccessKeyId is not one of the operator's access keys; use one of those.",
             )
         return secret
 
@@ -147,8 +162,8 @@ def _percent_encode(text: str) -> str:
     return quote(text, safe="-_.~")
 
 
-def _require_equal(right: str, given: str) -> None:
-    if not hmac.compare_digest(right.encode(), given.encode()):
+def _require_equal(expected: str, given: str) -> None:
+    if not hmac.compare_digest(expected.encode(), given.encode()):
         raise ApiRefusal(400, "SignatureDoesNotMatch", _MISMATCH)
 
 
@@ -156,4 +171,4 @@ def _parse_time(text: str) -> float:
     try:
         return datetime.strptime(text, _TIME).replace(tzinfo=UTC).timestamp()
     except ValueError:
-        raise ApiRefusal(400, "InvalidTimeStamp.Format", f"A time is written as {_TIME}, in UTC.") from None
+        raise ApiRefusal(400, "InvalidTimeStamp.Format", f"Write the time as {_TIME}, in UTC.") from None

@@ -1,4 +1,4 @@
-"""The operator at work: follows DataCaches and what nodes say of them, and has each looked at when there may be something to do."""
+"""Controller of DataCaches: watches them and their prewarm requests, and reconciles those that changed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _COLLECT_INTERVAL = 3600.0
 
 
 class DataCacheController:
-    """Moves all DataCaches of `caches`, which `known` follows. For one process at a time."""
+    """Controller of the DataCaches in `registry`, which `index` follows. For one process at a time."""
 
     def __init__(
         self,
@@ -40,15 +40,15 @@ class DataCacheController:
 
     @contextmanager
     def run_in_background(self) -> Iterator[None]:
-        """For the block, do so, from threads of its own. Raises as DataCaches and PrewarmRequests, where nothing has begun."""
-        # Another process may have led until now.
+        """Reconcile during the block, in threads. Raises the errors of the registries if it cannot start."""
+        # Another process may have led until now, and written states that a watch for specs does not report.
         self._index.resync(self._registry.find)
-        with ExitStack() as at_work:
-            at_work.enter_context(self._prewarm_requests.watch(self._queue.add))
-            at_work.enter_context(self._index.notify_on_change(self._queue.add))
+        with ExitStack() as running:
+            running.enter_context(self._prewarm_requests.watch(self._queue.add))
+            running.enter_context(self._index.notify_on_change(self._queue.add))
             for cache in self._index.list_all():
                 self._queue.add(cache.name)
-            at_work.enter_context(self._queue.run_in_background())
+            running.enter_context(self._queue.run_in_background())
             yield
 
     def _reconcile(self, name: str) -> float | None:
@@ -59,7 +59,10 @@ class DataCacheController:
 
 
 class ImageStoreCollector:
-    """Takes from the image store what no DataCache of `caches` wants any more, after a grace of so many seconds. For one process at a time."""
+    """Collector of images in the image store that no DataCache has referred to for `grace` seconds.
+
+    For one process at a time.
+    """
 
     def __init__(
         self,
@@ -72,7 +75,7 @@ class ImageStoreCollector:
 
     @contextmanager
     def run_in_background(self) -> Iterator[None]:
-        """For the block, look every hour, from a thread of its own."""
+        """Collect every hour during the block, in a thread."""
         with background_thread(self._run, "collecting"):
             yield
 
@@ -81,20 +84,23 @@ class ImageStoreCollector:
             try:
                 self.collect()
             except DataCacheError as error:
-                log.warning("the image store was not looked through", extra={"fields": {"reason": error}})
+                log.warning("image store collection failed", extra={"fields": {"reason": error}})
 
     def collect(self) -> list[str]:
-        """Look once; the digests of what is gone. What a DataCache holds or is to hold stays; so it must be all of them that are asked."""
+        """Remove unreferenced images once, and return their digests.
+
+        Current and future images of DataCaches stay, so the registry must list all of them.
+        """
         if not self._image_store.is_configured:
             return []
         referenced = self._registry.list_digests() | {
-            announced.digest for announced in self._image_store.list_announcements()
+            announcement.digest for announcement in self._image_store.list_announcements()
         }
-        began = time.monotonic()
+        started = time.monotonic()
         removed = self._image_store.collect(referenced, self._grace, self._scratch())
         if removed:
             log.info(
                 "images removed from the image store",
-                extra={"fields": {"images": len(removed), "s": round(time.monotonic() - began, 1)}},
+                extra={"fields": {"images": len(removed), "s": round(time.monotonic() - started, 1)}},
             )
         return removed

@@ -1,4 +1,4 @@
-"""What DataCaches hold: asked of the origin, or found in the image store."""
+"""Images of DataCaches: resolved at the origin, or found in the image store."""
 
 from __future__ import annotations
 
@@ -9,14 +9,20 @@ from csi.registry.datacaches.data_caches import DataCache, DataCacheContent
 
 
 class DataCacheImages(Protocol):
-    """Thread-safe. All raise Busy where it takes longer (the work goes on), and the errors of a Source."""
+    """Access to the images of DataCaches.
+
+    Thread-safe. All methods raise Busy if they take longer (the work continues), and a Source's errors.
+    """
 
     @property
     def has_image_store(self) -> bool:
-        """Whether there is an image store."""
+        """Whether an image store is configured."""
 
     def resolve(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCacheContent:
-        """What its source holds now, once the credential has read from it; of a SNAPSHOT the image of that id. Raises NotFound, InvalidParameter."""
+        """Return the content of the cache's source, after reading from it with the credential.
+
+        For a SNAPSHOT it is the image with that id. Raises NotFound, InvalidParameter.
+        """
 
     def find_in_image_store(self, digest: str) -> DataCacheContent | None:
-        """The image of a digest in the image store, None where that has none, or there is no image store."""
+        """Return the content of an image in the image store, or None."""

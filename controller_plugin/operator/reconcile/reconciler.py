@@ -1,4 +1,4 @@
-"""Moves one DataCache toward what its spec asks for: named, resolved, on a node or in the image store, then Available."""
+"""Reconciler that moves a DataCache toward its spec: resolved, filled or stored, then Available."""
 
 from __future__ import annotations
 
@@ -37,20 +37,17 @@ from csi.registry.prewarms.requests import PrewarmProgress, PrewarmRequests
 log = logging.getLogger("datacache.operator")
 
 MAX_EVENTS = 16
-_BUSY_RETRY_INTERVAL, _MIN_BACKOFF, _MAX_BACKOFF, _RESYNC_INTERVAL, _NO_NODE_RETRY_INTERVAL = (
-    2.0,
-    15.0,
-    600.0,
-    300.0,
-    30.0,
-)
-# How often the image store is asked whether it still has what was Available from it.
+_BUSY_RETRY_INTERVAL, _RESYNC_INTERVAL, _NO_NODE_RETRY_INTERVAL = 2.0, 300.0, 30.0
+_MIN_BACKOFF, _MAX_BACKOFF = 15.0, 600.0
+# How often to check that images of Available caches are still in the image store.
 _IMAGE_STORE_CHECK_INTERVAL = 3600.0
-_READY = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
 class Reconciler:
-    """Looks at DataCaches, each by one thread at a time. `clock` gives seconds since 1970."""
+    """Reconciler of DataCaches; each is handled by one thread at a time.
+
+    `clock` returns seconds since 1970.
+    """
 
     def __init__(
         self,
@@ -72,7 +69,7 @@ class Reconciler:
         self._store_checked_at: dict[str, float] = {}
 
     def reconcile(self, name: str) -> float | None:
-        """Do what is to be done for one DataCache now; the seconds until it wants to be looked at again, None for when it changes."""
+        """Reconcile one DataCache; return the seconds until the next time, None to wait for a change."""
         cache = self._index.get(name)
         if cache is None:
             self._backoffs.pop(name, None)
@@ -81,14 +78,14 @@ class Reconciler:
         expires_at = self._compute_expiry(cache)
         if expires_at and expires_at <= self._clock():
             log.info(
-                "a DataCache has expired",
+                "DataCache expired",
                 extra={"fields": {"object": name, "days": cache.spec.retention_days}},
             )
             self._registry.delete(cache)
             return None
-        state, pause = self._reconcile_or_record_error(cache)
+        state, delay = self._reconcile_or_record_error(cache)
         self._write_state(cache, replace(state, expires_at=expires_at))
-        return min(pause, max(1.0, expires_at - self._clock())) if expires_at else pause
+        return min(delay, max(1.0, expires_at - self._clock())) if expires_at else delay
 
     def _compute_expiry(self, cache: DataCache) -> float:
         days = cache.spec.retention_days
@@ -102,21 +99,21 @@ class Reconciler:
         except Busy as error:
             return self._loading_state(self._with_current_state(cache), str(error)), _BUSY_RETRY_INTERVAL
         except (OriginUnavailable, ClusterUnavailable) as error:
-            pause = self._backoffs[cache.name] = min(
+            delay = self._backoffs[cache.name] = min(
                 2 * self._backoffs.get(cache.name, _MIN_BACKOFF / 2), _MAX_BACKOFF
             )
-            return self._failed_state(self._with_current_state(cache), error), pause
+            return self._failed_state(self._with_current_state(cache), error), delay
         except DataCacheError as error:
             return self._failed_state(self._with_current_state(cache), error), _MAX_BACKOFF
 
     def _with_current_state(self, cache: DataCache) -> DataCache:
-        """The cache with the state that was put last."""
+        """Return the cache with the state written last."""
         indexed = self._index.get(cache.name)
         return replace(cache, state=indexed.state) if indexed and indexed.uid == cache.uid else cache
 
     def _advance(self, cache: DataCache) -> tuple[DataCacheState, float]:
         if self._move_credential_to_secret(cache):
-            raise Busy("its credential is moved into a Secret")
+            raise Busy("its credential is being moved into a Secret")
         self._check_unique_name(cache)
         state = cache.state
         is_new = state.generation != cache.generation or (
@@ -124,12 +121,13 @@ class Reconciler:
         )
         if is_new:
             state = self._resolve(cache)
-            # Nodes look it up there: an order before would be one for what it held until now.
+            # Nodes read the content from the state: a request submitted before would be for the old content.
             self._write_state(cache, state)
             cache = replace(cache, state=state)
         if state.next_content is None:
             return self._maintain_available(cache), _RESYNC_INTERVAL
         progress = self._prewarm_requests.submit(cache)
+        # A request without any progress yet: keep the state just written.
         if is_new and progress == PrewarmProgress(message=progress.message):
             return state, _RESYNC_INTERVAL
         return self._track_prewarm(cache, progress)
@@ -138,30 +136,35 @@ class Reconciler:
         first = self._index.find_at(cache.spec.bucket, cache.spec.path)
         if first and first.uid != cache.uid:
             raise AlreadyExists(
-                f"{cache.spec.display_name} is the name of the DataCache {first.name} already; delete one of them"
+                f"{cache.spec.display_name} is the name of the DataCache {first.name} already; "
+                "delete one of them"
             )
 
     def _move_credential_to_secret(self, cache: DataCache) -> bool:
-        """Whether its options had credentials, which are in a Secret now; empty ones are none."""
+        """Move credentials from the options into a Secret, and remove empty ones.
+
+        Return whether there were any.
+        """
         options, secrets = split_secrets(cache.spec.options)
         if options == cache.spec.options:
             return False
 
-        def remove_credential(now: DataCache) -> DataCache:
-            return replace(now, spec=now.spec.with_options(split_secrets(now.spec.options)[0]))
+        def remove_credential(current: DataCache) -> DataCache:
+            return replace(current, spec=current.spec.with_options(split_secrets(current.spec.options)[0]))
 
         self._registry.change(cache, remove_credential, secrets)
         return True
 
     def _resolve(self, cache: DataCache) -> DataCacheState:
-        """What it is to hold, and whether that is there already."""
+        """Resolve the source, and make the cache Available at once if its content already is."""
         state = cache.state
         cache.spec.check()
         if not cache.spec.snapshot_id:
             self._allow_list.check(cache.spec.to_volume_parameters())
         if not self._registry.is_credential_in_scope(cache):
             raise FailedPrecondition(
-                "its credential was given for another kind of source or other hosts; give one for this source among dataSource.options, "
+                "its credential was given for another kind of source or other hosts; "
+                "give one for this source among dataSource.options, "
                 "or remove dataSource.secretRef"
             )
         content = self._images.resolve(cache, self._registry.read_credential(cache))
@@ -175,8 +178,8 @@ class Reconciler:
         )
         other_state = self._find_available_with_same_content(cache, content)
         in_image_store = self._is_in_image_store(content) or bool(other_state and other_state.in_image_store)
-        is_here = state.content is not None and state.content.digest == content.digest
-        if in_image_store or other_state or is_here:
+        is_current = state.content is not None and state.content.digest == content.digest
+        if in_image_store or other_state or is_current:
             self._store_checked_at[cache.name] = self._clock()
             return self._available_state(state, content, in_image_store)
         return replace(
@@ -184,7 +187,10 @@ class Reconciler:
         )
 
     def _is_in_image_store(self, content: DataCacheContent) -> bool:
-        """Whether the image store has it, as it was filled from this very place: a listing is no proof of having the bytes."""
+        """Return whether the image store has the image, filled from this very origin.
+
+        An equal listing alone does not prove access to the bytes.
+        """
         try:
             stored = self._images.find_in_image_store(content.digest)
         except DataCacheError:
@@ -194,7 +200,7 @@ class Reconciler:
     def _find_available_with_same_content(
         self, cache: DataCache, content: DataCacheContent
     ) -> DataCacheState | None:
-        """The state of another DataCache of the same place that has it."""
+        """Return the state of another Available cache from the same origin with this content, or None."""
         for other in self._index.list_all():
             other_content = (
                 other.state.content
@@ -210,7 +216,10 @@ class Reconciler:
         return None
 
     def _maintain_available(self, cache: DataCache) -> DataCacheState:
-        """The state of one that is Available: nodes keep it where they are named, or until the image store has it. It stays Available."""
+        """Return the next state of an Available cache, which stays Available.
+
+        Nodes keep the image if the spec selects some, or until the image store has it.
+        """
         state = replace(cache.state, in_image_store=self._is_still_in_image_store(cache), message="")
         try:
             if cache.spec.node_selector or not state.in_image_store:
@@ -234,16 +243,21 @@ class Reconciler:
             return state
         in_store = self._check_image_store(cache, state.content)
         if in_store is False:
-            # The node brings it once more with another order.
+            # A new request makes the node upload the image again.
             self._prewarm_requests.cancel(cache)
             return replace(
                 state,
-                message="a node is done with it, and the image store does not have it; give nodes and operator the same --image-store",
+                message="a node has finished, but the image store does not have the image; "
+                "give nodes and operator the same --image-store",
             )
         return replace(state, in_image_store=bool(in_store))
 
     def _is_still_in_image_store(self, cache: DataCache) -> bool:
-        """Whether the image store has it, asked now and then: people remove images there. One that does not answer has it."""
+        """Return whether the image store has the image.
+
+        It is asked now and then, since people may remove images there; if it does not answer, it counts as
+        having it.
+        """
         state = cache.state
         if (
             not state.in_image_store
@@ -254,7 +268,7 @@ class Reconciler:
         return self._check_image_store(cache, state.content) is not False
 
     def _check_image_store(self, cache: DataCache, content: DataCacheContent | None) -> bool | None:
-        """Whether the image store has an image; None where it does not say."""
+        """Return whether the image store has an image, None if it does not answer."""
         self._store_checked_at[cache.name] = self._clock()
         try:
             return content is not None and self._images.find_in_image_store(content.digest) is not None
@@ -318,7 +332,7 @@ class Reconciler:
     def _failed_state(self, cache: DataCache, error: DataCacheError) -> DataCacheState:
         state = cache.state
         phase = Phase.UPDATE_FAILED if state.content else Phase.FAILED
-        # What an earlier spec was to hold is of no use to this one.
+        # Content prepared for an earlier spec is of no use to this one.
         next_content = state.next_content if state.generation == cache.generation else None
         failed = replace(
             state, phase=phase, generation=cache.generation, next_content=next_content, message=str(error)
@@ -326,7 +340,7 @@ class Reconciler:
         return self._with_event(failed, "Warning", phase.value, str(error))
 
     def _with_event(self, state: DataCacheState, kind: str, reason: str, message: str) -> DataCacheState:
-        """The state with one more note, or the last one counted once more where it says the same."""
+        """Return the state with one more event, or with a higher count if it repeats the last one."""
         now = float(int(self._clock()))
         last = state.events[-1] if state.events else None
         if last and (last.type, last.reason, last.message) == (kind, reason, message):
@@ -344,5 +358,6 @@ class Reconciler:
 def _check_size(cache: DataCache, content: DataCacheContent) -> None:
     if cache.spec.size_gib and content.content_bytes > cache.spec.size_gib * GIB:
         raise OutOfRange(
-            f"the source holds {content.content_bytes} bytes and size is {cache.spec.size_gib} GiB; give a larger size, or none"
+            f"the source holds {content.content_bytes} bytes and size is {cache.spec.size_gib} GiB; "
+            "give a larger size, or none"
         )

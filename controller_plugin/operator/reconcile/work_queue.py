@@ -1,4 +1,4 @@
-"""Names that want to be looked at, each by one thread at a time, now or later."""
+"""Work queue of names, each handled by one thread at a time, now or later."""
 
 from __future__ import annotations
 
@@ -17,21 +17,23 @@ _RETRY_INTERVAL = 30.0
 
 
 class WorkQueue:
-    """Calls `look(name)`, which gives the seconds after which it wants to look again, None for not before `add`. Thread-safe.
+    """Queue of names for calls of `reconcile(name)`. Thread-safe.
 
-    A name that is added while it is looked at is looked at once more.
+    `reconcile` returns the seconds until the next call, None to wait for `add`. A name that is added while it
+    is handled is handled once more.
     """
 
     def __init__(self, reconcile: Callable[[str], float | None], threads: int = 4) -> None:
         self._reconcile, self._threads = reconcile, threads
         self._changed = threading.Condition()
         self._due: dict[str, float] = {}
+        # The heap keeps entries that were rescheduled; one whose time is not in _due is stale.
         self._heap: list[tuple[float, str]] = []
         self._in_progress: set[str] = set()
         self._is_stopped = False
 
     def add(self, name: str, delay: float = 0.0) -> None:
-        """Have `name` looked at in so many seconds, or sooner where it was to be sooner."""
+        """Schedule `name` in `delay` seconds, unless it is scheduled earlier."""
         with self._changed:
             due = time.monotonic() + delay
             if due < self._due.get(name, float("inf")):
@@ -41,7 +43,7 @@ class WorkQueue:
 
     @contextmanager
     def run_in_background(self) -> Iterator[None]:
-        """Look for the block; its end waits for the looks under way."""
+        """Run the workers during the block; its end waits for calls in progress."""
         self._is_stopped = False
         threads = [
             threading.Thread(target=self._run_worker, name="operator", daemon=True)
@@ -60,13 +62,14 @@ class WorkQueue:
 
     def _run_worker(self) -> None:
         while (name := self._wait_for_next()) is not None:
-            again = self._reconcile_or_log(name)
+            delay = self._reconcile_or_log(name)
             with self._changed:
                 self._in_progress.discard(name)
+                # Added while in progress, when other workers had to postpone it.
                 if name in self._due:
                     self._changed.notify()
-            if again is not None:
-                self.add(name, again)
+            if delay is not None:
+                self.add(name, delay)
 
     def _wait_for_next(self) -> str | None:
         with self._changed:
@@ -80,30 +83,30 @@ class WorkQueue:
         return None
 
     def _find_due(self) -> tuple[str, float | None]:
-        """The name that is due and that nobody looks at, or how long to wait for one."""
-        now, aside, found = time.monotonic(), [], ""
-        while self._heap and not found and self._heap[0][0] <= now:
+        """Return the next due name that is not in progress, or how long to wait for one."""
+        now, postponed, due_name = time.monotonic(), [], ""
+        while self._heap and not due_name and self._heap[0][0] <= now:
             due, name = heapq.heappop(self._heap)
             if self._due.get(name) != due:
-                continue  # it was looked at sooner
+                continue  # rescheduled to an earlier time and handled since
             if name in self._in_progress:
-                aside.append((due, name))
+                postponed.append((due, name))
             else:
-                found = name
-        for entry in aside:
+                due_name = name
+        for entry in postponed:
             heapq.heappush(self._heap, entry)
-        later = [due for due, name in self._heap[:1] if due > now]
-        return found, later[0] - now if later else None
+        upcoming = [due for due, name in self._heap[:1] if due > now]
+        return due_name, upcoming[0] - now if upcoming else None
 
     def _reconcile_or_log(self, name: str) -> float | None:
         try:
             return self._reconcile(name)
         except DataCacheError as error:
-            log.warning("a DataCache is looked at again", extra={"fields": {"object": name, "reason": error}})
+            log.warning("reconcile failed; retrying", extra={"fields": {"object": name, "reason": error}})
         except Exception as error:
             # A foreign exception's text is not vetted for secrets.
             log.error(
-                "a DataCache was not looked at",
+                "reconcile failed; retrying",
                 extra={"fields": {"object": name, "reason": type(error).__name__}},
             )
         return _RETRY_INTERVAL

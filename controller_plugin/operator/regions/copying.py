@@ -1,6 +1,7 @@
-"""CopyDataCache: caches go to the image stores of other regions, and what other regions announce in ours becomes DataCaches.
+"""CopyDataCache: images go to other regions' image stores, and announcements in ours become DataCaches.
 
-All that a copy needs is in the image store that it goes to, so two clusters share nothing but that, and a restart forgets nothing.
+Everything that a copy needs is in the destination's image store. So two clusters share nothing else, and a
+restart forgets nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from controller_plugin.operator.regions.regions import CopyRequest
+from controller_plugin.operator.regions.regions import CopyRequest, Regions
 from csi.concurrency.background import background_thread
 from csi.errors import AlreadyExists, Busy, DataCacheError, FailedPrecondition, InvalidParameter
 from csi.image_store.announcements import Announcement
@@ -32,21 +33,24 @@ log = logging.getLogger("datacache.operator")
 _CHECK_INTERVAL = 30.0
 
 
-class ImageStoreRegions:
-    """See Regions: places known by the image store that each has. `region` is this place, `stored` its image store."""
+class ImageStoreRegions(Regions):
+    """Regions known by their image stores.
+
+    `region` is this region, `image_store` its image store, `others` those of the others.
+    """
 
     def __init__(
         self,
         caches: DataCacheRegistry,
-        stored: ImageStoreClient,
+        image_store: ImageStoreClient,
         others: Mapping[str, ImageStoreClient],
         region: str,
     ) -> None:
-        self._caches, self._image_store, self.region = caches, stored, region
+        self._caches, self._image_store, self.region = caches, image_store, region
         self.others, self.announced = dict(others), threading.Event()
 
     def start_copy(self, cache: DataCache, region: str, copy: CopyRequest) -> str:
-        """See Regions; raises FailedPrecondition too, where no image store here has what is to be copied."""
+        # Raises FailedPrecondition too, if no image store here has the image.
         if region not in (self.region, *self.others):
             known = ", ".join(sorted((self.region, *self.others)))
             raise InvalidParameter(
@@ -55,7 +59,8 @@ class ImageStoreRegions:
         content = cache.state.content
         if not self._image_store.is_configured or content is None or not cache.state.in_image_store:
             raise FailedPrecondition(
-                f"{cache.id} is not in an image store, from which it could be copied; give the operator one (--image-store)"
+                f"{cache.id} is not in an image store, from which it could be copied; "
+                "give the operator one (--image-store)"
             )
         announcement = self._build_announcement(cache, content, region, copy)
         if region == self.region:
@@ -69,6 +74,7 @@ class ImageStoreRegions:
     def _build_announcement(
         self, cache: DataCache, content: DataCacheContent, region: str, copy: CopyRequest
     ) -> Announcement:
+        # A token makes the id the same for repeated calls, so that they make one copy.
         token = copy.client_token or uuid.uuid4().hex
         return Announcement(
             data_cache_id_from_uid(f"{token}\0{cache.uid}\0{region}"),
@@ -86,14 +92,14 @@ class ImageStoreRegions:
 
 
 class CopySender:
-    """Brings images where this place has announced them. For one process at a time."""
+    """Copies images that this region has announced elsewhere. For one process at a time."""
 
     def __init__(self, image_store: ImageStoreClient, regions: ImageStoreRegions) -> None:
         self._image_store, self.regions = image_store, regions
 
     @contextmanager
     def run_in_background(self) -> Iterator[None]:
-        """For the block, look when something was announced, and now and then, from a thread of its own."""
+        """Send during the block, after each announcement and at intervals, in a thread."""
         call = WorkerCall()
 
         def rounds(ended: threading.Event) -> None:
@@ -101,7 +107,7 @@ class CopySender:
                 self.regions.announced.clear()
                 for name, target in self.regions.others.items():
                     _log_errors(
-                        f"the region {name} was not looked at", partial(self.send_announced, target, call)
+                        f"copying to region {name} failed", partial(self.send_announced, target, call)
                     )
                 if not ended.is_set():
                     self.regions.announced.wait(_CHECK_INTERVAL)
@@ -114,16 +120,20 @@ class CopySender:
             yield
 
     def send_announced(self, target: ImageStoreClient, call: WorkerCall) -> None:
-        """Bring one image store what is announced there from here; one that fails is in no other's way. Raises as ImageStoreClient."""
+        """Copy all images that this region has announced in `target`.
+
+        A failed one does not delay others. Raises as ImageStoreClient.
+        """
         for announcement in target.list_announcements():
             if not call.stopped:
                 _log_errors(
-                    f"the copy {announcement.id} was not brought to {target.location}",
+                    f"copy {announcement.id} to {target.location} failed",
                     partial(self._copy_image, target, announcement, call),
                 )
 
     def _copy_image(self, target: ImageStoreClient, announcement: Announcement, call: WorkerCall) -> None:
-        # file:///images is a place of its own in each region.
+        # The region is compared too, since a location such as file:///images is a different store in each
+        # region.
         is_ours = (announcement.store, announcement.region) == (
             self._image_store.location,
             self.regions.region,
@@ -131,11 +141,11 @@ class CopySender:
         if is_ours and target.find(announcement.digest) is None:
             self._image_store.copy_to(target, announcement.digest, call)
             log.info(
-                "an image was copied",
+                "image copied",
                 extra={
                     "fields": {
                         "image": announcement.digest,
-                        "data cache": announcement.id,
+                        "data_cache": announcement.id,
                         "to": target.location,
                     }
                 },
@@ -143,7 +153,7 @@ class CopySender:
 
 
 class CopyReceiver:
-    """Makes DataCaches of what is announced in our image store. For one process at a time."""
+    """Creates DataCaches for the announcements in our image store. For one process at a time."""
 
     def __init__(self, caches: DataCacheRegistry, image_store: ImageStoreClient) -> None:
         self._caches, self._image_store = caches, image_store
@@ -151,31 +161,26 @@ class CopyReceiver:
 
     @contextmanager
     def run_in_background(self) -> Iterator[None]:
-        """For the block, look now and then, from a thread of its own."""
+        """Check at intervals during the block, in a thread."""
 
         def rounds(ended: threading.Event) -> None:
             while not ended.is_set():
-                _log_errors("announced copies were not looked at", self.adopt_announced)
+                _log_errors("adopting announced copies failed", self.adopt_announced)
                 ended.wait(_CHECK_INTERVAL)
 
         with background_thread(rounds, "adopting"):
             yield
 
     def adopt_announced(self) -> None:
-        """Look once. Raises as DataCaches and ImageStoreClient."""
+        """Check once. Raises as DataCacheRegistry and ImageStoreClient."""
         for announcement in self._image_store.list_announcements(
-            lambda why: self._log_once("an announced copy cannot be read", reason=why)
+            lambda why: self._log_once("unreadable announcement skipped", reason=why)
         ):
-            is_made = bool(self._caches.find((announcement.id,)))
-            # One that was deleted does not come back.
-            if (
-                announcement.adopted
-                and not is_made
-                or is_made
-                and self._image_store.find(announcement.digest)
-            ):
+            exists = bool(self._caches.find((announcement.id,)))
+            # An adopted announcement without a DataCache: it was deleted, and must not be created again.
+            if announcement.adopted and not exists or exists and self._image_store.find(announcement.digest):
                 self._image_store.withdraw(announcement)
-            elif not announcement.adopted and (is_made or self._create_data_cache(announcement)):
+            elif not announcement.adopted and (exists or self._create_data_cache(announcement)):
                 self._image_store.announce(replace(announcement, adopted=True))
 
     def _create_data_cache(self, announcement: Announcement) -> bool:
@@ -183,22 +188,22 @@ class CopyReceiver:
             self._caches.add(_build_data_cache(announcement), {})
         except (AlreadyExists, InvalidParameter) as error:
             self._log_once(
-                "a copy has no place here",
-                **{"data cache": announcement.id, "from": announcement.region, "reason": str(error)},
+                "announced copy not created",
+                **{"data_cache": announcement.id, "from": announcement.region, "reason": str(error)},
             )
             return False
         return True
 
     def _log_once(self, what: str, **fields: str) -> None:
-        """Warn of it once."""
-        said = repr(fields)
-        if said not in self._logged:
+        """Log a warning, once for each combination of fields."""
+        key = repr(fields)
+        if key not in self._logged:
             log.warning(what, extra={"fields": fields})
-        self._logged.add(said)
+        self._logged.add(key)
 
 
 def _build_data_cache(announcement: Announcement) -> DataCache:
-    """Raises InvalidParameter, naming the field, for what no DataCache can be."""
+    """Build the DataCache of an announcement. Raises InvalidParameter, naming the field, if it is invalid."""
     options = {"snapshotId": announcement.snapshot_id}
     spec = parse_data_cache(
         announcement.bucket,
@@ -225,6 +230,7 @@ def _build_data_cache(announcement: Announcement) -> DataCache:
 def _log_errors(what: str, work: Callable[[], None]) -> None:
     try:
         work()
+    # Still in progress; the next round continues.
     except Busy:
         return
     except DataCacheError as error:

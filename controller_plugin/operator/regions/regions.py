@@ -1,4 +1,4 @@
-"""Other places that have an image store of their own, to which caches are copied."""
+"""Other regions with image stores of their own, to which caches are copied."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from csi.registry.datacaches.data_caches import DataCache
 
 @dataclass(frozen=True)
 class CopyRequest:
-    """What a copy is to be called there, whose it is, and for how many days it is kept, None for ever. `client_token` makes a second call the same copy."""
+    """Name, owner and lifetime of a copy.
+
+    Retention is in days, None for ever. Calls with one `client_token` make one copy.
+    """
 
     bucket: str
     path: str
@@ -23,7 +26,10 @@ class CopyRequest:
 
 
 class Regions(Protocol):
-    """Copies caches. Thread-safe."""
+    """Regions that caches can be copied to. Thread-safe."""
 
     def start_copy(self, cache: DataCache, region: str, copy: CopyRequest) -> str:
-        """Begin to copy what a cache holds to a region; the DataCacheId that it has there. Raises InvalidParameter for an unknown region."""
+        """Start to copy a cache's content to a region; return the copy's DataCacheId.
+
+        Raises InvalidParameter for an unknown region.
+        """

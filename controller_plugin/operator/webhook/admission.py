@@ -1,4 +1,4 @@
-"""What the API server asks before it takes a pod or a DataCache, and what it is answered.
+"""Admission reviews of pods and DataCaches for the API server.
 
 Source: Kubernetes documentation, "Dynamic Admission Control": AdmissionReview of admission.k8s.io/v1.
 """
@@ -25,12 +25,15 @@ log = logging.getLogger("datacache.admission")
 _VERSION = "admission.k8s.io/v1"
 _MATCH_INTERVAL = 60.0
 _FORBIDDEN, _UNPROCESSABLE, _FAILED, _UNAVAILABLE = 403, 422, 500, 503
-# A dry run of an object that is to be has neither, and both are needed to read one.
+# A new object in a dry run lacks these fields, which decoding requires.
 _DRY_RUN_METADATA = {"uid": "", "creationTimestamp": "1970-01-01T00:00:00Z"}
 
 
 class AdmissionReviewer:
-    """Answers reviews. `matched` is told of a cache that a pod asks for, now and then; it never waits. Thread-safe."""
+    """Reviewer of pods and DataCaches.
+
+    `on_match` is called now and then for a cache that a pod uses; it must not wait. Thread-safe.
+    """
 
     def __init__(
         self,
@@ -43,11 +46,17 @@ class AdmissionReviewer:
         self._matched_at: dict[str, float] = {}
 
     def review_pod(self, review: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to a review of a pod: allowed with a patch, allowed as it is, or refused with a message. Raises KeyError for no review."""
+        """Review a pod: allow it, with a patch or unchanged, or deny it with a message.
+
+        Raises KeyError for a malformed review.
+        """
         return _respond(review, self._mutate_pod)
 
     def review_data_cache(self, review: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to a review of a DataCache that is made or changed: allowed, or refused with what is wrong. Raises KeyError for no review."""
+        """Review a new or changed DataCache: allow it, or deny it with the reason.
+
+        Raises KeyError for a malformed review.
+        """
         return _respond(review, self._validate_data_cache)
 
     def _mutate_pod(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +83,8 @@ class AdmissionReviewer:
 
     def _validate_data_cache(self, request: Mapping[str, Any]) -> dict[str, Any]:
         obj = request["object"]
+        # Objects stored before an operator's rules changed must stay editable (labels, status), so only
+        # changed specs are checked.
         old = request.get("oldObject")
         if old and old.get("spec") == obj.get("spec"):
             return {}
@@ -81,14 +92,15 @@ class AdmissionReviewer:
             {**obj, "metadata": {"name": request.get("name", ""), **_DRY_RUN_METADATA, **obj["metadata"]}}
         )
         options, _ = split_secrets(cache.spec.options)
-        plain = cache.spec.with_options(options)
-        plain.check()
-        if not plain.snapshot_id:
-            self._allow_list.check(plain.to_volume_parameters())
-        other = self._index.find_at(plain.bucket, plain.path)
+        public_spec = cache.spec.with_options(options)
+        public_spec.check()
+        if not public_spec.snapshot_id:
+            self._allow_list.check(public_spec.to_volume_parameters())
+        other = self._index.find_at(public_spec.bucket, public_spec.path)
         if other and other.name != cache.name:
             raise PermissionDenied(
-                f"{plain.display_name} is the name of the DataCache {other.name} already; take another path, or delete that one"
+                f"{public_spec.display_name} is the name of the DataCache {other.name} already; "
+                "choose another path, or delete that one"
             )
         return {}
 
@@ -108,12 +120,12 @@ def _respond(
     except Exception as error:
         # A foreign exception's text is not vetted for secrets.
         log.error(
-            "an object was not looked at",
+            "admission review failed",
             extra={
                 "fields": {"kind": request.get("kind", {}).get("kind", KIND), "reason": type(error).__name__}
             },
         )
-        response = _deny(_FAILED, "datacache-operator failed to look at this object; its log has the place")
+        response = _deny(_FAILED, "datacache-operator failed to review this object; see its log")
     return {
         "apiVersion": _VERSION,
         "kind": "AdmissionReview",
@@ -122,7 +134,10 @@ def _respond(
 
 
 def _unmatched_warning(paths: tuple[str, ...]) -> str:
-    return f"no DataCache of the annotated bucket holds {', '.join(paths)[:200]}: the pod gets the node's own folder"
+    return (
+        f"no DataCache of the annotated bucket holds {', '.join(paths)[:200]}: "
+        "the pod gets the node's own folder"
+    )
 
 
 def _deny(code: int, message: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The webhook over HTTPS: what the API server posts to, and what the kubelet probes."""
+"""HTTP application of the webhook: reviews for the API server, and a health check for the kubelet."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MAX_BODY_BYTES = 8 * 2**20
 
 
 def webhook_app(admission: AdmissionReviewer) -> Starlette:
-    """The application."""
+    """Build the application."""
     return Starlette(
         routes=[
             Route(PODS, _review_route(admission.review_pod), methods=["POST"]),
@@ -40,10 +40,10 @@ def _review_route(answer: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Call
         async for part in request.stream():
             body += part
             if len(body) > _MAX_BODY_BYTES:
-                return PlainTextResponse("the review is too long", 413)
+                return PlainTextResponse(f"the review has more than {_MAX_BODY_BYTES} bytes", 413)
         try:
             return JSONResponse(await run_in_threadpool(answer, json.loads(body)))
         except (ValueError, KeyError, TypeError):
-            return PlainTextResponse("this is no AdmissionReview", 400)
+            return PlainTextResponse("the body is not an AdmissionReview", 400)
 
     return review

@@ -1,6 +1,7 @@
-"""An ECI pod made one of any cluster: hostPath volumes below a DataCache's path become inline volumes of this driver.
+"""Mutation of ECI pods for any cluster.
 
-Source: Alibaba Cloud, ECI, "use a data cache to accelerate pods": the annotations k8s.aliyun.com/eci-data-cache-*.
+hostPath volumes below a DataCache's path become inline volumes of this driver. Source: Alibaba Cloud, ECI,
+"use a data cache to accelerate pods": the annotations k8s.aliyun.com/eci-data-cache-*.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Patch = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class _MatchedVolume:
-    """The volume at `index` of the pod, the path that it has, and the cache that this is of."""
+    """Volume at `index` of the pod, its hostPath, and the cache that contains it."""
 
     index: int
     name: str
@@ -40,13 +41,16 @@ class _MatchedVolume:
 
     @property
     def sub_path(self) -> str:
-        """The path below the cache's, "" for all of it."""
+        """Path below the cache's, "" for the whole cache."""
         return self.path[len(self.cache.spec.path) :].lstrip("/")
 
 
 @dataclass(frozen=True)
 class PodChange:
-    """What is changed in a pod: a JSON Patch (RFC 6902), empty for nothing, the caches that it asks for, and the paths of the node that it keeps."""
+    """Change of a pod: a JSON Patch (RFC 6902), the caches used, and the hostPaths that stay.
+
+    The patch is empty if nothing changes.
+    """
 
     patch: Patch
     caches: tuple[DataCache, ...] = ()
@@ -54,7 +58,10 @@ class PodChange:
 
 
 class PodMutator:
-    """Looks at pods, as the API server is about to take them. `driver_name` is the CSI driver's; `meet` has `known` know all there are by now."""
+    """Mutator of pods under admission.
+
+    `driver_name` is the CSI driver's; `fetch_missing` completes `index` with all existing caches.
+    """
 
     def __init__(
         self, index: DataCacheIndex, driver_name: str, fetch_missing: Callable[[], None] = lambda: None
@@ -62,9 +69,12 @@ class PodMutator:
         self._index, self._driver, self._fetch_missing = index, driver_name, fetch_missing
 
     def mutate(self, pod: Mapping[str, Any], namespace: str) -> PodChange:
-        """What to change; nothing for a pod without the annotation, and in one with it nothing but what matches a cache.
+        """Return the change of a pod.
 
-        Raises InvalidParameter naming the annotation that cannot be, PermissionDenied where a cache is not for `namespace`.
+        Without the annotation it is empty; with it, only volumes that match a cache change.
+
+        Raises InvalidParameter naming an annotation with an invalid value, PermissionDenied if a cache is not
+        available to `namespace`.
         """
         annotations = pod.get("metadata", {}).get("annotations") or {}
         if BUCKET_ANNOTATION not in annotations:
@@ -74,54 +84,58 @@ class PodMutator:
         except InvalidParameter as error:
             raise InvalidParameter(f"the annotation {BUCKET_ANNOTATION}: {error}") from error
         matched = self._match_volumes(pod, bucket)
-        for one in matched:
-            if not one.cache.spec.allows_namespace(namespace):
+        for volume in matched:
+            if not volume.cache.spec.allows_namespace(namespace):
                 raise PermissionDenied(
-                    f"volume {one.name}: the DataCache of {one.cache.spec.display_name} is not for namespace {namespace}; "
-                    "have its owner list the namespace in spec.namespaces, or take another path"
+                    f"volume {volume.name}: the DataCache of {volume.cache.spec.display_name} "
+                    f"is not for namespace {namespace}; "
+                    "have its owner list the namespace in spec.namespaces, or use another path"
                 )
         attributes = parse_performance_annotations(annotations)
-        patch = [self._replace_volume(one, attributes) for one in matched]
-        patch += [change for one in matched for change in _replace_mounts(pod, one)]
-        unmatched = {path for _, _, path in _list_host_paths(pod)} - {one.path for one in matched}
-        return PodChange(patch, tuple(one.cache for one in matched), tuple(sorted(unmatched)))
+        patch = [self._replace_volume(volume, attributes) for volume in matched]
+        patch += [change for volume in matched for change in _replace_mounts(pod, volume)]
+        unmatched = {path for _, _, path in _list_host_paths(pod)} - {volume.path for volume in matched}
+        return PodChange(patch, tuple(volume.cache for volume in matched), tuple(sorted(unmatched)))
 
     def _match_volumes(self, pod: Mapping[str, Any], bucket: str) -> list[_MatchedVolume]:
         host_paths = list(_list_host_paths(pod))
         if not all(self._index.find_longest_match(bucket, path) for _, _, path in host_paths):
-            # A pod that is made right behind its cache is ahead of the watch.
+            # A pod created right after its cache may be ahead of the watch.
             self._fetch_missing()
-        found = (
+        matches = (
             (index, name, path, self._index.find_longest_match(bucket, path))
             for index, name, path in host_paths
         )
-        return [_MatchedVolume(index, name, path, cache) for index, name, path, cache in found if cache]
+        return [_MatchedVolume(index, name, path, cache) for index, name, path, cache in matches if cache]
 
-    def _replace_volume(self, one: _MatchedVolume, attributes: Mapping[str, str]) -> dict[str, Any]:
+    def _replace_volume(self, volume: _MatchedVolume, attributes: Mapping[str, str]) -> dict[str, Any]:
         all_attributes = {
-            "cacheBucket": one.cache.spec.bucket,
-            "cachePath": one.cache.spec.path,
+            "cacheBucket": volume.cache.spec.bucket,
+            "cachePath": volume.cache.spec.path,
             **attributes,
         }
         csi = {"driver": self._driver, "readOnly": True, "volumeAttributes": all_attributes}
         return {
             "op": "replace",
-            "path": f"/spec/volumes/{one.index}",
-            "value": {"name": one.name, "csi": csi},
+            "path": f"/spec/volumes/{volume.index}",
+            "value": {"name": volume.name, "csi": csi},
         }
 
 
 def _list_host_paths(pod: Mapping[str, Any]) -> Iterator[tuple[int, str, str]]:
-    """Index, name and path of each volume that a cache could stand for."""
+    """Yield index, name and path of each volume that a cache could replace."""
     for index, volume in enumerate(pod.get("spec", {}).get("volumes") or ()):
         path = (volume.get("hostPath") or {}).get("path", "")
-        # Where the path has "..", it is the node's word where that leads.
+        # A path with ".." depends on symlinks of the node.
         if path.startswith("/") and ".." not in path.split("/"):
             yield index, volume["name"], normpath("/" + path.lstrip("/"))
 
 
 def parse_performance_annotations(annotations: Mapping[str, str]) -> dict[str, str]:
-    """The performance keys that annotations ask for; without any those of ECI, PL1. Raises InvalidParameter naming the annotation."""
+    """Return the performance keys given by annotations; ECI's default PL1 without any.
+
+    Raises InvalidParameter naming the annotation.
+    """
     values = {
         _PERFORMANCE_ANNOTATIONS[name]: text.strip()
         for name, text in annotations.items()
@@ -138,22 +152,22 @@ def parse_performance_annotations(annotations: Mapping[str, str]) -> dict[str, s
     return {"performanceLevel": values.get("performanceLevel", _DEFAULT_LEVEL)}
 
 
-def _replace_mounts(pod: Mapping[str, Any], one: _MatchedVolume) -> Iterator[dict[str, Any]]:
-    """Each mount of the volume read-only, and at the same place in the cache as it was on the host."""
+def _replace_mounts(pod: Mapping[str, Any], volume: _MatchedVolume) -> Iterator[dict[str, Any]]:
+    """Make each mount of the volume read-only, at the same path in the cache as on the host."""
     for kind in _CONTAINERS:
         for number, container in enumerate(pod["spec"].get(kind) or ()):
             for index, mount in enumerate(container.get("volumeMounts") or ()):
-                if mount.get("name") == one.name:
+                if mount.get("name") == volume.name:
                     yield {
                         "op": "replace",
                         "path": f"/spec/{kind}/{number}/volumeMounts/{index}",
-                        "value": _rewrite_mount(mount, one.sub_path),
+                        "value": _rewrite_mount(mount, volume.sub_path),
                     }
 
 
-def _rewrite_mount(mount: Mapping[str, Any], rest: str) -> dict[str, Any]:
+def _rewrite_mount(mount: Mapping[str, Any], cache_sub_path: str) -> dict[str, Any]:
     key = "subPathExpr" if mount.get("subPathExpr") else "subPath"
-    # An expression begins with a "$(" that a name of a file may have too.
-    prefix = rest.replace("$(", "$$(") if key == "subPathExpr" else rest
-    below = join(prefix, mount.get(key) or "").rstrip("/")
-    return {**mount, "readOnly": True, **({key: below} if below else {})}
+    # In an expression "$(" starts a variable; file names may contain it literally.
+    prefix = cache_sub_path.replace("$(", "$$(") if key == "subPathExpr" else cache_sub_path
+    sub_path = join(prefix, mount.get(key) or "").rstrip("/")
+    return {**mount, "readOnly": True, **({key: sub_path} if sub_path else {})}

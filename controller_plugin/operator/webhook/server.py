@@ -1,4 +1,4 @@
-"""The webhook served with a certificate of the cluster's own, from the moment that there is one."""
+"""HTTPS server of the webhook, which starts as soon as the cluster has a certificate for it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("datacache.webhook")
 
 
 def service_dns_names(service: str, namespace: str) -> list[str]:
-    """The DNS names by which the API server asks a Service."""
+    """Return the DNS names by which the API server addresses a Service."""
     return [f"{service}.{namespace}.svc", f"{service}.{namespace}.svc.cluster.local"]
 
 
@@ -26,9 +26,11 @@ def service_dns_names(service: str, namespace: str) -> list[str]:
 def serve_webhook(
     server: ApiServer, admission: AdmissionReviewer, name: str, host: str, port: int
 ) -> Iterator[None]:
-    """For the block, answer reviews at `host`:`port`. `name` is that of the Service, the Secret and the configurations.
+    """Serve reviews at `host`:`port` during the block.
 
-    Every replica tends the certificate: who comes second finds that there is nothing to do.
+    `name` is that of the Service, the Secret and the configurations.
+
+    Every replica renews the certificate: one that comes second finds nothing to do.
     """
     trust = WebhookTrust(server, service_dns_names(name, server.access.namespace), name, name)
     guard, stack = threading.Lock(), ExitStack()
@@ -42,7 +44,7 @@ def serve_webhook(
             tls = ReloadableTls(certificates)
             stack.enter_context(serve_app(webhook_app(admission), host, port, tls))
             tls_in_use.append(tls)
-            log.info("the webhook is answered", extra={"fields": {"port": port}})
+            log.info("webhook started", extra={"fields": {"port": port}})
 
     with stack, trust.renew_in_background(), trust.follow_certificates(on_certificates):
         yield

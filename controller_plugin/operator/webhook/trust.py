@@ -1,4 +1,4 @@
-"""The webhook's certificates in the cluster: kept in a Secret, trusted by the API server through the webhook configurations."""
+"""Certificates of the webhook, in a Secret. The webhook configurations make the API server trust them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ _CHECK_INTERVAL, _RETRY_INTERVAL = 60.0, 5.0
 
 
 class WebhookTrust:
-    """Keeps the certificates of a server of the DNS names `names` in the Secret `secret` of the cluster's namespace that the program runs in,
-    and both webhook configurations `configuration` trusting them. `now` gives the time, in UTC."""
+    """Certificates of a server with the DNS names `names`, kept in a Secret.
+
+    `secret` is in the program's own namespace. Both webhook configurations called `configuration` are made to
+    trust the authority. `now` returns the time, in UTC.
+    """
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class WebhookTrust:
         )
 
     def read(self) -> Certificates | None:
-        """The certificates as they are in the cluster, None where they are not yet. Raises as `ApiServer.call`."""
+        """Return the certificates stored in the cluster, or None. Raises as `ApiServer.call`."""
         secret = self._get_secret()
         return _decode_certificates(secret) if secret else None
 
@@ -51,14 +54,16 @@ class WebhookTrust:
             return None
 
     def renew(self) -> None:
-        """Make or renew the certificates where that is due, and have the API server trust them. For one process at a time.
+        """Create or renew the certificates if due, and make the API server trust them.
+
+        For one process at a time.
 
         Raises as `ApiServer.call`.
         """
         secret = self._get_secret()
         old = _decode_certificates(secret) if secret else None
         renewed = renew_certificates(self._names, self._now(), old)
-        # Trusted first: nobody may be shown a certificate that the server does not know yet.
+        # Trust first: no server may present a certificate that the API server does not know yet.
         for kind in _KINDS:
             self._publish_ca_bundle(kind, renewed.ca_bundle)
         if renewed != old:
@@ -66,7 +71,7 @@ class WebhookTrust:
 
     def _publish_ca_bundle(self, kind: str, ca_bundle: str) -> None:
         path = api_path("apis", "admissionregistration.k8s.io", "v1", kind, self._configuration)
-        with suppress(NotFound):  # the operator runs without this webhook
+        with suppress(NotFound):  # this webhook is not installed
             configuration = self._server.call("GET", path)
             bundle = base64.b64encode(ca_bundle.encode()).decode()
             hooks = configuration.get("webhooks") or []
@@ -99,45 +104,48 @@ class WebhookTrust:
                 "data": data,
             }
             self._server.call("POST", self._secrets, body=body)
-        log.info("the webhook's certificate is renewed", extra={"fields": {"secret": self._secret}})
+        log.info("webhook certificate renewed", extra={"fields": {"secret": self._secret}})
 
     @contextmanager
     def renew_in_background(self) -> Iterator[None]:
-        """For the block, tend from a thread of its own. For one process at a time."""
-        with _repeat_in_background(self.renew, "the webhook's certificate was not looked at"):
+        """Renew at intervals during the block, in a thread. For one process at a time."""
+        with _repeat_in_background(self.renew, "webhook certificate not renewed"):
             yield
 
     @contextmanager
     def follow_certificates(self, on_change: Callable[[Certificates], None]) -> Iterator[None]:
-        """For the block, call `on_change` with the certificates as they are now, and soon after they are others, from a thread of its own."""
+        """Call `on_change` with the current certificates, and again soon after they change.
+
+        It is called from a thread during the block.
+        """
         known: list[Certificates] = []
 
         def check() -> None:
-            found = self.read()
-            if found is None:
+            certificates = self.read()
+            if certificates is None:
                 raise FailedPrecondition(
-                    "the webhook has no certificate yet; the operator that leads makes it"
+                    "the webhook has no certificate yet; the leading operator creates it"
                 )
-            if [found] != known:
-                known[:] = [found]
-                on_change(found)
+            if [certificates] != known:
+                known[:] = [certificates]
+                on_change(certificates)
 
-        with _repeat_in_background(check, "the webhook's certificate was not read"):
+        with _repeat_in_background(check, "webhook certificate not read"):
             yield
 
 
 @contextmanager
 def _repeat_in_background(work: Callable[[], None], failure_message: str) -> Iterator[None]:
     def run(ended: threading.Event) -> None:
-        pause = 0.0
-        while not ended.wait(pause):
+        delay = 0.0
+        while not ended.wait(delay):
             try:
                 work()
-                pause = _CHECK_INTERVAL
+                delay = _CHECK_INTERVAL
             except ClusterConflict:
-                pause = _RETRY_INTERVAL
+                delay = _RETRY_INTERVAL
             except DataCacheError as error:
-                pause = _RETRY_INTERVAL
+                delay = _RETRY_INTERVAL
                 log.warning(failure_message, extra={"fields": {"reason": error}})
 
     with background_thread(run, "certificates"):
@@ -158,5 +166,6 @@ def _decode_certificates(secret: Mapping[str, Any]) -> Certificates:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise DataCacheError(
-            f"the Secret {secret['metadata']['name']} has no certificates of the webhook; delete it, and new ones are made"
+            f"the Secret {secret['metadata']['name']} does not hold certificates of the webhook; "
+            "delete it, and new ones are created"
         ) from error

@@ -1,4 +1,4 @@
-"""Which cgroup hierarchy throttles block devices on this node, if any."""
+"""Detection of the cgroup hierarchy that can throttle block devices on this node."""
 
 from __future__ import annotations
 
@@ -12,18 +12,24 @@ from csi.linux.cgroups.io_max import IoMax
 
 
 def detect_hierarchy(root: Path) -> CgroupHierarchy:
-    """The hierarchy below `root`, where cgroups are mounted (/sys/fs/cgroup); raises UnsupportedByNode saying what is missing."""
+    """Return the hierarchy below `root`, where cgroups are mounted (/sys/fs/cgroup).
+
+    Raises UnsupportedByNode, naming what is missing.
+    """
     controllers = root / "cgroup.controllers"
     blkio = root / "blkio"
+    # cgroup.controllers exists only at the root of a version 2 hierarchy.
     if controllers.exists():
         if "io" not in controllers.read_text().split():
             raise UnsupportedByNode(
-                f"the cgroups at {root} (version 2) have no controller io; boot a kernel with CONFIG_BLK_CGROUP, or delegate io"
+                f"the cgroups at {root} (version 2) have no controller io; "
+                "boot a kernel with CONFIG_BLK_CGROUP, or delegate io"
             )
         return _require_writable(IoMax(root), root / "cgroup.subtree_control")
     if not blkio.is_dir():
         raise UnsupportedByNode(
-            f"there are no cgroups with block throttling at {root}: neither cgroup.controllers nor blkio/ is there"
+            f"no cgroups with block I/O throttling at {root}: neither cgroup.controllers nor blkio/ exists; "
+            "mount the node's cgroups there"
         )
     if not (blkio / "blkio.throttle.read_iops_device").exists():
         raise UnsupportedByNode(

@@ -1,4 +1,7 @@
-"""What a cgroup hierarchy can do for throttling, behind one Protocol: version 1 and version 2 differ in almost everything."""
+"""Protocol of a cgroup hierarchy that can throttle block devices.
+
+Versions 1 and 2 differ in almost everything.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ from typing import Protocol
 from csi.errors import UnsupportedByNode
 from csi.performance.limits import Rate
 
+# The kernel stores IOPS limits in an unsigned int whose largest value means no limit.
 _NO_IOPS_LIMIT = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class ReadCount:
-    """Reads since the cgroup exists: I/Os as the kernel counts them (an I/O may be as large as the device's largest request), and bytes."""
+    """Reads since the cgroup exists.
+
+    I/Os are counted as the kernel does: one may be as large as the device's largest request.
+    """
 
     ios: int = 0
     bytes: int = 0
@@ -29,42 +36,51 @@ class ReadCount:
 
 
 class CgroupHierarchy(Protocol):
-    """The cgroup hierarchy that throttles block devices. Devices are "major:minor".
+    """A cgroup hierarchy that throttles block devices, which are named "major:minor".
 
-    Methods that meet a cgroup that is gone do nothing; one that the kernel refuses raises UnsupportedByNode.
+    Methods ignore a cgroup that no longer exists, and raise UnsupportedByNode if the kernel rejects a write.
     """
 
-    shown: str
-    """The hierarchy as messages name it."""
+    display_name: str
+    """Name of the hierarchy in messages."""
     root: Path
-    """The folder of the root cgroup."""
+    """Folder of the root cgroup."""
     is_flat: bool
-    """Whether a limit on a cgroup leaves those below it free (version 1), so that each one needs its own."""
+    """Whether a limit on a cgroup does not apply to its descendants (version 1).
+
+    Each then needs its own.
+    """
     limit_files: tuple[str, ...]
-    """The files whose writing by somebody else may undo a limit."""
+    """Files that may undo a limit when another program writes them."""
 
     def enable_throttling(self, pod: Path) -> None:
         """Make limits on the cgroup `pod` possible; raises UnsupportedByNode."""
 
     def set_limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
-        """Let `cgroup` read no faster from `device`; whether something had to be written for it, since every write lets some I/O through."""
+        """Limit reads of `cgroup` from `device`, and return whether a file was written.
+
+        Limits in force are not rewritten, because every write lets some I/O through.
+        """
 
     def read_limit(self, cgroup: Path, device: str) -> Rate:
-        """The limit in force."""
+        """Return the limit in force."""
 
     def read_count(self, cgroup: Path, device: str) -> ReadCount:
-        """What was read; counting begins with the first limit on the device."""
+        """Return the reads so far; counting begins with the first limit on the device."""
 
 
 def representable_iops(iops: int | None) -> int | None:
-    """A limit in I/Os as the kernel can hold it: an unsigned int whose largest value means none."""
+    """Return a limit in I/Os per second as the kernel can hold it, None for unlimited."""
     return None if iops is None or iops >= _NO_IOPS_LIMIT else iops
 
 
 def write_cgroup_file(file: Path, text: str) -> bool:
-    """Write to a cgroup file; False where the cgroup is gone. Raises UnsupportedByNode with what the kernel says."""
+    """Write to a cgroup file; return False if the cgroup is gone.
+
+    Raises UnsupportedByNode with the kernel's reason.
+    """
     try:
-        # Without O_CREAT: with it, a file that is not there is "permission denied".
+        # Without O_CREAT: with it, a missing file is reported as "permission denied".
         descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
         try:
             os.write(descriptor, text.encode())
@@ -78,8 +94,8 @@ def write_cgroup_file(file: Path, text: str) -> bool:
 
 
 def read_cgroup_lines(file: Path) -> list[list[str]]:
-    """The words of each line of a cgroup file; nothing where the cgroup is gone."""
+    """Return the words of each line of a cgroup file; nothing if the cgroup is gone."""
     try:
         return [line.split() for line in file.read_text().splitlines()]
-    except OSError:  # ENOENT before the cgroup is gone, ENODEV while it goes
+    except OSError:  # ENOENT after the cgroup is removed, ENODEV during the removal
         return []

@@ -1,20 +1,29 @@
-"""Throttles of cgroup version 2: the file io.max (Documentation/admin-guide/cgroup-v2.rst of the kernel)."""
+"""Block I/O limits of cgroup version 2, the file io.max.
+
+Source: the kernel's Documentation/admin-guide/cgroup-v2.rst.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from csi.errors import UnsupportedByNode
-from csi.linux.cgroups.hierarchy import ReadCount, read_cgroup_lines, representable_iops, write_cgroup_file
+from csi.linux.cgroups.hierarchy import (
+    CgroupHierarchy,
+    ReadCount,
+    read_cgroup_lines,
+    representable_iops,
+    write_cgroup_file,
+)
 from csi.performance.limits import Rate
 
 _LIMITS_FILE, _CONTROLLERS_FILE, _COUNTERS_FILE = "io.max", "cgroup.subtree_control", "io.stat"
 
 
-class IoMax:
-    """The unified hierarchy, mounted at `root`. A limit on a cgroup binds all below it."""
+class IoMax(CgroupHierarchy):
+    """The unified hierarchy, mounted at `root`. A limit on a cgroup applies to all its descendants."""
 
-    shown = "IoMax"
+    display_name = "IoMax"
     is_flat = False
     limit_files: tuple[str, ...] = (_LIMITS_FILE, _CONTROLLERS_FILE)
 
@@ -22,16 +31,19 @@ class IoMax:
         self.root = root
 
     def enable_throttling(self, pod: Path) -> None:
-        """Enable the controller io from the root down to the pod's parent: kubelet and systemd do so only when they limit I/O themselves."""
+        # Enable the controller io from the root down to the pod's parent: kubelet and systemd enable it only
+        # if they limit I/O themselves.
         for folder in reversed(pod.relative_to(self.root).parents):
             _enable_io_controller(self.root / folder)
         if pod.exists() and not (pod / _LIMITS_FILE).exists():
             raise UnsupportedByNode(
-                f"{pod} has no {_LIMITS_FILE}: this node's kernel has no block throttling (CONFIG_BLK_DEV_THROTTLING)"
+                f"{pod} has no {_LIMITS_FILE}: the kernel of this node cannot throttle block devices; "
+                "boot one with CONFIG_BLK_DEV_THROTTLING"
             )
 
     def set_limit(self, cgroup: Path, device: str, rate: Rate) -> bool:
-        """One line "major:minor rbps=... riops=..."; "max" removes a limit, others of the line stay."""
+        # The line is "major:minor rbps=... riops=..."; "max" removes a limit, and keys left out (wbps, wiops)
+        # keep their values.
         representable = Rate(
             _at_least_two(representable_iops(rate.iops)), _at_least_two(rate.bytes_per_second)
         )
@@ -43,14 +55,13 @@ class IoMax:
         return write_cgroup_file(cgroup / _LIMITS_FILE, f"{device} {words}")
 
     def read_limit(self, cgroup: Path, device: str) -> Rate:
-        """From io.max."""
-        found = _read_fields(cgroup / _LIMITS_FILE, device)
-        return Rate(_parse_limit(found.get("riops")), _parse_limit(found.get("rbps")))
+        fields = _read_fields(cgroup / _LIMITS_FILE, device)
+        return Rate(_parse_limit(fields.get("riops")), _parse_limit(fields.get("rbps")))
 
     def read_count(self, cgroup: Path, device: str) -> ReadCount:
-        """rios and rbytes of io.stat, the cgroups below included."""
-        found = _read_fields(cgroup / _COUNTERS_FILE, device)
-        return ReadCount(int(found.get("rios", 0)), int(found.get("rbytes", 0)))
+        # io.stat includes the cgroup's descendants.
+        fields = _read_fields(cgroup / _COUNTERS_FILE, device)
+        return ReadCount(int(fields.get("rios", 0)), int(fields.get("rbytes", 0)))
 
 
 def _enable_io_controller(cgroup: Path) -> None:
@@ -68,7 +79,7 @@ def _read_fields(file: Path, device: str) -> dict[str, str]:
 
 
 def _at_least_two(limit: int | None) -> int | None:
-    """The kernel refuses limits of 1 (block/blk-throttle.c, tg_set_limit)."""
+    """Raise a limit of 1 to 2: the kernel rejects smaller ones (block/blk-throttle.c, tg_set_limit)."""
     return None if limit is None else max(2, limit)
 
 

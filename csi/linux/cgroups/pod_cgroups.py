@@ -1,7 +1,8 @@
-"""Where kubelet keeps the cgroup of a pod, with either cgroup driver, at any depth.
+"""Location of a pod's cgroup as kubelet creates it, with either cgroup driver, at any depth.
 
-cgroupfs: `kubepods/[burstable|besteffort/]pod<uid>`; systemd: `kubepods.slice/[kubepods-burstable.slice/]
-kubepods-burstable-pod<uid with underscores>.slice`, each name with its parent's as prefix (kubelet, pkg/kubelet/cm).
+With cgroupfs: `kubepods/[burstable|besteffort/]pod<uid>`. With systemd:
+`kubepods.slice/[kubepods-burstable.slice/] kubepods-burstable-pod<uid with underscores>.slice`, where each
+name has its parent's as prefix (kubelet, pkg/kubelet/cm).
 """
 
 from __future__ import annotations
@@ -15,35 +16,41 @@ _KUBEPODS = re.compile(r"(?:.*-)?kubepods(?:\.slice)?")
 _QOS = re.compile(r"burstable|besteffort|guaranteed|.*kubepods-(?:burstable|besteffort|guaranteed)\.slice")
 _POD = re.compile(r"(?:.*-)?pod")
 _UID = re.compile(r"[0-9A-Za-z]+(?:-[0-9A-Za-z]+)*")
-# A kubelet in a pod keeps its pods below a volume of that one: the last is the innermost.
+# A kubelet that runs in a pod keeps its own pods below a volume of that pod: the last match is the innermost
+# pod.
 _TARGET = re.compile(r"/pods/([^/]+)(?=/volumes/)")
-# kubelet in a container of a container runtime that is in a slice of its own: /docker.slice/docker-<id>.scope/kubelet/kubepods.
+# Deep enough for a kubelet in a container whose runtime has a slice of its own:
+# /docker.slice/docker-<id>.scope/kubelet/kubepods.
 _MAX_DEPTH = 6
 
 
 def find_pod_uid(target: Path, fallback: str = "") -> str:
-    """The uid of the pod that a target path is for, else `fallback`; "" for none and for what is no uid: it becomes part of a path."""
-    found = _TARGET.findall(str(target))
-    uid = found[-1] if found else fallback
+    """Return the uid of the pod that a target path belongs to, else `fallback`.
+
+    Return "" for no uid or a malformed one, because the uid becomes part of a path.
+    """
+    uids = _TARGET.findall(str(target))
+    uid = uids[-1] if uids else fallback
     return uid if _UID.fullmatch(uid) and len(uid) <= 64 else ""
 
 
 class PodCgroups:
-    """Looks for the cgroups of pods below `root`."""
+    """Finder of pods' cgroups below `root`."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._parents: list[Path] = []
 
     def find(self, uid: str) -> list[Path]:
-        """The folders of the pod's cgroup below the folders of kubelet that are known: none where it is not there (yet).
+        """Return the folders of the pod's cgroup below kubelet's known folders.
 
-        More than one where another cgroup driver or class has left an empty one behind.
+        The result is empty if the cgroup does not exist (yet). It has several if another cgroup driver or QoS
+        class has left an empty one behind.
         """
         return [path for parent in self._parents if (path := _pod_folder(parent, uid)).is_dir()]
 
     def rescan(self) -> None:
-        """Learn kubelet's folders anew."""
+        """Search kubelet's folders again."""
         self._parents = [
             folder
             for kubepods in _find_kubepods(self._root, _MAX_DEPTH)
@@ -51,7 +58,7 @@ class PodCgroups:
         ]
 
     def list_watch_folders(self) -> set[Path]:
-        """The folders in which a pod's cgroup, or a folder on the way to it, may appear."""
+        """Return the folders in which a pod's cgroup, or an ancestor of one, may appear."""
         return {
             folder
             for parent in self._parents
@@ -61,7 +68,7 @@ class PodCgroups:
 
 
 def is_pod_folder(name: str) -> bool:
-    """Whether a folder of that name is a pod's, not one on the way to pods'."""
+    """Return whether a folder name is that of a pod's cgroup, not of an ancestor."""
     return _POD.match(name) is not None
 
 
@@ -84,7 +91,7 @@ def _list_qos_folders(kubepods: Path) -> list[Path]:
 
 
 def list_folders(folder: Path) -> list[Path]:
-    """The folders directly in `folder`, by name; none where it is gone."""
+    """Return the folders directly in `folder`, sorted by name; empty if it is gone."""
     try:
         with os.scandir(folder) as entries:
             return sorted(folder / entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
@@ -93,7 +100,7 @@ def list_folders(folder: Path) -> list[Path]:
 
 
 def walk_folders(folder: Path) -> Iterator[Path]:
-    """`folder` and every folder below it."""
+    """Yield `folder` and every folder below it."""
     yield folder
     for child in list_folders(folder):
         yield from walk_folders(child)

@@ -1,4 +1,8 @@
-"""A DataCache as an object: DataCache of eci.aliyun.com/v1alpha1 (deploy/crds/datacaches.yaml), and back. A directory keeps the same form."""
+"""Conversion of a DataCache to and from its object.
+
+The object is a DataCache of eci.aliyun.com/v1alpha1 (deploy/crds/datacaches.yaml). The directory registry
+stores the same form.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +36,7 @@ _USABLE_PHASES = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
 def decode(obj: Mapping[str, Any]) -> DataCache:
-    """The DataCache of an object; raises DataCacheError, naming it, where it cannot be read."""
+    """Decode a DataCache from its object; raises DataCacheError, naming the object, if it is malformed."""
     meta = obj["metadata"]
     try:
         spec = obj["spec"]
@@ -54,7 +58,7 @@ def decode(obj: Mapping[str, Any]) -> DataCache:
         )
     except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter) as error:
         raise DataCacheError(
-            f"the DataCache {meta.get('name')} cannot be read ({error}); mend or delete it"
+            f"the DataCache {meta.get('name')} cannot be read ({error}); correct or delete it"
         ) from error
 
 
@@ -75,7 +79,7 @@ def _decode_spec(spec: Mapping[str, Any]) -> DataCacheSpec:
 
 
 def encode_spec(cache: DataCache) -> dict[str, Any]:
-    """`spec` of the object."""
+    """Encode `spec` of the object."""
     spec, secret = cache.spec, cache.secret_ref
     source: dict[str, Any] = {"type": spec.type, "options": dict(spec.options)}
     if secret:
@@ -102,28 +106,28 @@ def _encode_networks(networks: Sequence[str]) -> dict[str, str]:
 
 
 def build_annotations(cache: DataCache) -> dict[str, str]:
-    """What an object is made with that no spec has."""
-    given = {
+    """Build the annotations of a new object, for data that has no place in the spec."""
+    values = {
         CLIENT_TOKEN_ANNOTATION: cache.client_token,
         REQUEST_HASH_ANNOTATION: cache.request_hash,
         DATA_CACHE_ID_ANNOTATION: cache.assigned_id,
     }
-    return {key: value for key, value in given.items() if value}
+    return {key: value for key, value in values.items() if value}
 
 
 def list_digests(obj: Mapping[str, Any]) -> set[str]:
-    """The digests of the images in an object's status, whatever else it has."""
+    """Return the digests of the images in an object's status, even if the rest cannot be read."""
     status = obj.get("status") or {}
     return {str(status[key]["manifestDigest"]) for key in ("content", "coming") if key in status}
 
 
 def _decode_assigned_id(meta: Mapping[str, Any]) -> str:
-    given = str((meta.get("annotations") or {}).get(DATA_CACHE_ID_ANNOTATION, ""))
-    return given if is_data_cache_id(given) else ""
+    assigned_id = str((meta.get("annotations") or {}).get(DATA_CACHE_ID_ANNOTATION, ""))
+    return assigned_id if is_data_cache_id(assigned_id) else ""
 
 
 def build_labels(cache: DataCache) -> dict[str, str]:
-    """The labels by which an object is found."""
+    """Build the labels by which an object is found."""
     return {BUCKET_PATH_LABEL: bucket_path_hash(cache.spec.bucket, cache.spec.path)} | (
         {ID_LABEL: cache.id} if cache.uid or cache.assigned_id else {}
     )
@@ -132,7 +136,10 @@ def build_labels(cache: DataCache) -> dict[str, str]:
 def encode_status(
     cache: DataCache, state: DataCacheState, old: Mapping[str, Any], now: float
 ) -> dict[str, Any]:
-    """`status` of the object in the state; `old` is the one that it has. `now` in seconds since 1970."""
+    """Encode `state` as the object's `status`; `old` is its current status.
+
+    `now` is in seconds since 1970.
+    """
     content = state.content or state.next_content
     times = {"creationTime": cache.created_at, "expireDateTime": state.expires_at}
     encoded: dict[str, Any] = {
@@ -146,7 +153,7 @@ def encode_status(
         "content": _encode_content(state.content),
         "coming": _encode_content(state.next_content),
         "inImageStore": state.in_image_store or None,
-        "events": [_encode_note(note) for note in state.events],
+        "events": [_encode_event(event) for event in state.events],
         **{key: format_time(seconds) for key, seconds in times.items() if seconds},
     }
     encoded = {key: value for key, value in encoded.items() if value not in (None, "", [])}
@@ -176,13 +183,13 @@ def _encode_content(content: DataCacheContent | None) -> dict[str, Any] | None:
     }
 
 
-def _encode_note(note: DataCacheEvent) -> dict[str, Any]:
-    times = {"firstTimestamp": format_time(note.first), "lastTimestamp": format_time(note.last)}
+def _encode_event(event: DataCacheEvent) -> dict[str, Any]:
+    times = {"firstTimestamp": format_time(event.first), "lastTimestamp": format_time(event.last)}
     return {
-        "type": note.type,
-        "reason": note.reason,
-        "message": note.message[:_MAX_MESSAGE],
-        "count": note.count,
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:_MAX_MESSAGE],
+        "count": event.count,
         **times,
     }
 
@@ -198,26 +205,28 @@ def _decode_state(status: Mapping[str, Any]) -> DataCacheState:
         message=status.get("message", ""),
         expires_at=_decode_time(status.get("expireDateTime")),
         last_matched_at=_decode_time(status.get(MATCHED_KEY)),
-        events=tuple(map(_decode_note, status.get("events") or ())),
+        events=tuple(map(_decode_event, status.get("events") or ())),
     )
 
 
-def _decode_content(kept: Mapping[str, Any] | None) -> DataCacheContent | None:
+def _decode_content(stored: Mapping[str, Any] | None) -> DataCacheContent | None:
     return (
-        DataCacheContent(kept["manifestDigest"], kept["parameters"], kept["imageBytes"], kept["contentBytes"])
-        if kept
+        DataCacheContent(
+            stored["manifestDigest"], stored["parameters"], stored["imageBytes"], stored["contentBytes"]
+        )
+        if stored
         else None
     )
 
 
-def _decode_note(kept: Mapping[str, Any]) -> DataCacheEvent:
+def _decode_event(stored: Mapping[str, Any]) -> DataCacheEvent:
     return DataCacheEvent(
-        kept["type"],
-        kept["reason"],
-        kept["message"],
-        kept["count"],
-        parse_time(kept["firstTimestamp"]),
-        parse_time(kept["lastTimestamp"]),
+        stored["type"],
+        stored["reason"],
+        stored["message"],
+        stored["count"],
+        parse_time(stored["firstTimestamp"]),
+        parse_time(stored["lastTimestamp"]),
     )
 
 

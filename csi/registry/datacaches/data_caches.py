@@ -1,4 +1,4 @@
-"""DataCaches: what they are to be, what has become of them, and the Protocol of whoever keeps them."""
+"""DataCaches: their specs, their states, and the Protocol of a registry of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ SECONDS_PER_DAY = 86_400.0
 
 
 class Phase(StrEnum):
-    """Where a DataCache is in its life, in ECI's words: Loading while it is resolved and filled, Creating while it goes to the image store."""
+    """Phase of a DataCache, in ECI's terms.
+
+    Loading while it is resolved and filled, Creating while it is uploaded to the image store.
+    """
 
     LOADING = "Loading"
     CREATING = "Creating"
@@ -27,7 +30,7 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class SecretRef:
-    """A Secret of the cluster; of a directory `namespace` is ""."""
+    """Reference to a Secret of the cluster; in a directory registry `namespace` is ""."""
 
     namespace: str
     name: str
@@ -35,7 +38,10 @@ class SecretRef:
 
 @dataclass(frozen=True)
 class DataCacheContent:
-    """What a DataCache turned out to hold: the manifest's digest (64 hex digits), its pinned spec as flat parameters, and bytes."""
+    """Resolved content of a DataCache.
+
+    It has the manifest's digest (64 hex digits), the pinned spec as flat parameters, and sizes in bytes.
+    """
 
     digest: str
     access: Mapping[str, str]
@@ -44,13 +50,16 @@ class DataCacheContent:
 
     @property
     def snapshot_id(self) -> str:
-        """What ECI's users name the image by, see `csi.image_store.stored_image`."""
+        """Name of the image for ECI's users; see `csi.image_store.stored_image`."""
         return f"s-{self.digest[:20]}"
 
 
 @dataclass(frozen=True)
 class DataCacheEvent:
-    """Something that happened to a DataCache, `count` times between `first` and `last` (seconds since 1970). `type` is Normal or Warning."""
+    """Event of a DataCache, which occurred `count` times between `first` and `last` (seconds since 1970).
+
+    `type` is Normal or Warning.
+    """
 
     type: str
     reason: str
@@ -62,10 +71,13 @@ class DataCacheEvent:
 
 @dataclass(frozen=True)
 class DataCacheState:
-    """What has become of a DataCache. `generation` is that of the spec that it is about.
+    """State of a DataCache.
 
-    `content` is what pods get, None before there is any; `next_content` what is being made ready, None where nothing is.
-    `in_image_store`: the image store has `content`. `message` says what it waits for or fails with. Times are seconds since 1970, 0 for never.
+    `generation` is that of the spec it describes.
+
+    `content` is what pods get, None before there is any; `next_content` is what is being prepared, None if
+    nothing is. `in_image_store` says if the image store has `content`. `message` says what the DataCache
+    waits for or fails with. Times are in seconds since 1970, 0 for never.
     """
 
     phase: Phase = Phase.LOADING
@@ -82,11 +94,13 @@ class DataCacheState:
 
 @dataclass(frozen=True)
 class DataCache:
-    """A DataCache. `name` is its object's, `uid` differs for each that was ever made, `generation` for each spec that it had.
+    """A DataCache.
 
-    `secret_ref` holds the source's credential, `title`, `tags` and `resource_group` are the API's, `client_token` the ClientToken that made it, and `request_hash`
-    a hash of what that call asked for.
-    `assigned_id` is the DataCacheId that was given out before there was an object, which copies have.
+    `name` is that of its object, `uid` is unique among all objects ever, `generation` counts its specs.
+
+    `secret_ref` refers to the source's credential. `title`, `tags` and `resource_group` are those of the API,
+    `client_token` is the ClientToken of the call that created it, and `request_hash` a hash of that call's
+    parameters. `assigned_id` is a DataCacheId that was issued before the object existed, as for copies.
     """
 
     name: str
@@ -105,69 +119,82 @@ class DataCache:
 
     @property
     def id(self) -> str:
-        """What ECI's users name it by."""
+        """DataCacheId by which ECI's users refer to it."""
         return self.assigned_id or data_cache_id_from_uid(self.uid)
 
     @property
     def phase(self) -> Phase:
-        """Where it is with the spec that it has now: what was said of an earlier one is not what somebody waits for who has changed it."""
+        """Phase for the current spec; a status of an older generation is ignored."""
         if self.state.generation == self.generation:
             return self.state.phase
         return Phase.UPDATING if self.state.content else Phase.LOADING
 
     @property
     def mountable_content(self) -> DataCacheContent | None:
-        """What a pod can mount now: what is ready, else what is coming, which its node then fills as well."""
+        """Content that a pod can mount now: the ready one, else the next one.
+
+        The pod's node then fills the next one as well.
+        """
         return self.state.content or self.state.next_content
 
 
 def data_cache_id_from_uid(uid: str) -> str:
-    """The DataCacheId of an object."""
+    """Return the DataCacheId of the object with a uid."""
     return "edc-" + hashlib.sha256(uid.encode()).hexdigest()[:20]
 
 
 def bucket_path_hash(bucket: str, path: str) -> str:
-    """A name, 40 hex digits, that stands for a bucket and a path."""
+    """Return a hash of a bucket and a path, as 40 hex digits."""
     return hashlib.sha256(f"{bucket}\0{path}".encode()).hexdigest()[:40]
 
 
 def find_oldest_at(caches: list[DataCache], bucket: str, path: str) -> DataCache | None:
-    """The cache that has a bucket and path for its name: of several, which only people who make objects by hand can do, the oldest."""
+    """Return the oldest DataCache with a bucket and path.
+
+    There are several only if people create objects by hand.
+    """
     matching = [cache for cache in caches if (cache.spec.bucket, cache.spec.path) == (bucket, path)]
     return min(matching, key=lambda cache: (cache.created_at, cache.uid), default=None)
 
 
 def find_longest_match(caches: list[DataCache], bucket: str, path: str) -> DataCache | None:
-    """The cache of a bucket that holds a path: of several the one with the longest path."""
-    above = [
+    """Return the DataCache of a bucket with the longest path that contains `path`."""
+    containing = [
         cache for cache in caches if cache.spec.bucket == bucket and is_same_or_below(cache.spec.path, path)
     ]
-    if not above:
+    if not containing:
         return None
-    longest = max(above, key=lambda cache: len(cache.spec.path))
-    return find_oldest_at(above, bucket, longest.spec.path)
+    longest = max(containing, key=lambda cache: len(cache.spec.path))
+    return find_oldest_at(containing, bucket, longest.spec.path)
 
 
 class DataCacheRegistry(Protocol):
-    """Keeps DataCaches. Every change is durable when the method returns. Thread-safe.
+    """Registry of DataCaches. Every change is durable when the method returns. Thread-safe.
 
-    In a cluster all raise ClusterUnavailable, and ClusterForbids where a right is missing.
+    In a cluster all methods raise ClusterUnavailable, and ClusterForbids if a permission is missing.
     """
 
     def find(self, ids: tuple[str, ...] = (), bucket: str = "", path: str = "") -> list[DataCache]:
-        """Those of the given ids, or of a bucket, or of a bucket and a path, or all; oldest first. Objects that cannot be read are left out."""
+        """Return the DataCaches of the given ids, of a bucket, of a bucket and a path, or all; oldest first.
+
+        Malformed objects are left out.
+        """
 
     def get(self, name: str) -> DataCache | None:
-        """The one whose object has a name."""
+        """Return the DataCache whose object has this name, or None."""
 
     def add(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCache:
-        """Make one of the spec, title, tags, resource group and token of `cache`, with the credential, and return it.
+        """Create a DataCache with its credential, and return it.
 
-        Of all who add at once, in all processes, one does. Raises AlreadyExists where its bucket and path name another.
+        Spec, title, tags, resource group and token are those of `cache`. Of concurrent calls, in all
+        processes, exactly one succeeds. Raises AlreadyExists if another DataCache has its bucket and path.
         """
 
     def apply_labels(self, cache: DataCache) -> None:
-        """Have the object that `watch` told of found by its id and place; one that is gone is no error."""
+        """Label the object of a cache that `watch` reported, so that it is found by id and path.
+
+        A deleted object is no error.
+        """
 
     def change(
         self,
@@ -175,31 +202,44 @@ class DataCacheRegistry(Protocol):
         update: Callable[[DataCache], DataCache],
         secrets: Mapping[str, str] | None = None,
     ) -> DataCache | None:
-        """Replace what `add` gives of this very cache by that of `update(cache)`, and before that the credential where one is given; None where it
-        is gone. Where `update` leaves no `secret`, the credential that was made for it alone goes.
+        """Replace the fields that `add` sets by those of `update(cache)`; return None if the cache is gone.
 
-        `update` may be called again, for what somebody else has changed meanwhile; what it raises is raised.
+        A new credential is stored first. If `update` removes the `secret_ref`, a credential made for this
+        cache alone is deleted.
+
+        `update` may be called again after concurrent changes; what it raises is passed on.
         """
 
     def write_state(self, cache: DataCache, state: DataCacheState) -> None:
-        """Put the state of this very cache, but for `matched`; one that is gone is no error."""
+        """Write the state of this cache, except `last_matched_at`; a deleted cache is no error."""
 
     def write_match_time(self, cache: DataCache, matched_at: float) -> None:
-        """Put the time at which a pod asked for this very cache, in seconds since 1970; one that is gone is no error."""
+        """Write when a pod last matched this cache, in seconds since 1970; a deleted cache is no error."""
 
     def delete(self, cache: DataCache) -> None:
-        """Remove this very cache, and a credential that was made for it alone; one that is gone is no error."""
+        """Delete this cache, and a credential made for it alone; a deleted cache is no error."""
 
     def read_credential(self, cache: DataCache) -> Mapping[str, str]:
-        """The credential of its source, empty for none; raises FailedPrecondition where its Secret is missing or no text, Busy while it may come."""
+        """Return the credential of the cache's source, empty for none.
+
+        Raises FailedPrecondition if its Secret is missing or not text, Busy while it may still be on its way.
+        """
 
     def is_credential_in_scope(self, cache: DataCache) -> bool:
-        """Whether its credential, where it was given with a cache, was given for a source like the one that its spec names now
-        (`DataCacheSpec.credential_scope`); whoever may change an object is not who may read its credential."""
+        """Return whether the cache's credential was given for a source like that of its spec.
+
+        See `DataCacheSpec.credential_scope`. Permission to change an object must not give access to its
+        credential. A credential that was not given with a cache is always in scope.
+        """
 
     def list_digests(self) -> set[str]:
-        """Those of all images that any of them holds or is to hold, also of objects that cannot be read otherwise."""
+        """Return the digests of all images that a DataCache has or will have.
+
+        Malformed objects are included.
+        """
 
     def watch(self, on_change: Callable[[str, DataCache | None], None]) -> AbstractContextManager[None]:
-        """For the block, call `on_change(name, cache)` from a thread of its own: for all there are, and soon for what was added or changed,
-        with None for what is gone."""
+        """Call `on_change(name, cache)` from a thread during the block.
+
+        It is called for all existing caches, then for changes, with None for deleted caches.
+        """

@@ -1,4 +1,7 @@
-"""DataCaches in a folder: one JSON file each, in the form of the object of a cluster, for one machine. Credentials are files of their own."""
+"""DataCaches in a folder, for one machine: one JSON file each, in the form of the cluster's objects.
+
+Credentials are separate files.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ from csi.registry.datacaches.codec import (
 )
 from csi.registry.datacaches.data_caches import (
     DataCache,
+    DataCacheRegistry,
     DataCacheState,
     SecretRef,
     data_cache_id_from_uid,
@@ -37,36 +41,41 @@ from csi.registry.notify import notify_watcher
 log = logging.getLogger("datacache.registry")
 
 _FORMAT = 1
-Told = Callable[[str, DataCache | None], None]
+OnChange = Callable[[str, DataCache | None], None]
 
 
-class DirectoryDataCacheRegistry:
-    """See DataCaches. In `folder`/data-caches and `folder`/data-cache-secrets, made with mode 0700; one process writes there."""
+class DirectoryDataCacheRegistry(DataCacheRegistry):
+    """Registry in `folder`/data-caches and `folder`/data-cache-secrets.
+
+    The folders are made with mode 0700; one process writes there. Methods that read records raise
+    DataCacheError for a damaged one, except `find` and `watch`, which skip it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._secrets = folder / "data-caches", folder / "data-cache-secrets"
-        for made in (self._folder, self._secrets):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in (self._folder, self._secrets):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._write_lock = threading.RLock()
 
     def find(self, ids: tuple[str, ...] = (), bucket: str = "", path: str = "") -> list[DataCache]:
-        """See DataCaches."""
         names = ids or [file.stem for file in self._folder.glob("edc-*.json")]
-        found = [cache for name in dict.fromkeys(names) if (cache := self._read_or_log(name))]
-        matching = [one for one in found if bucket in ("", one.spec.bucket) and path in ("", one.spec.path)]
-        return sorted(matching, key=lambda one: (one.created_at, one.uid))
+        caches = [cache for name in dict.fromkeys(names) if (cache := self._read_or_log(name))]
+        matching = [
+            cache for cache in caches if bucket in ("", cache.spec.bucket) and path in ("", cache.spec.path)
+        ]
+        return sorted(matching, key=lambda cache: (cache.created_at, cache.uid))
 
     def _read_or_log(self, name: str) -> DataCache | None:
         try:
             return self.get(name)
         except DataCacheError as error:
-            log.warning("a DataCache is left out", extra={"fields": {"reason": error}})
+            log.warning("unreadable DataCache skipped", extra={"fields": {"reason": error}})
             return None
 
     def get(self, name: str) -> DataCache | None:
-        """See DataCaches; raises DataCacheError where the file is damaged."""
-        kept = self._read_stored(name)
-        return decode(kept) if kept else None
+
+        stored = self._read_stored(name)
+        return decode(stored) if stored else None
 
     def _read_stored(self, name: str) -> dict[str, Any] | None:
         if "/" in name or not name.startswith("edc-"):
@@ -77,11 +86,11 @@ class DirectoryDataCacheRegistry:
             return None
 
     def add(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCache:
-        """See DataCaches."""
         with self._write_lock:
             if find_oldest_at(self.find(), cache.spec.bucket, cache.spec.path):
                 raise AlreadyExists(
-                    f"there is a DataCache of {cache.spec.display_name} already; update or delete that, or take another path"
+                    f"a DataCache of {cache.spec.display_name} exists already; "
+                    "update or delete it, or choose another path"
                 )
             uid = str(uuid.uuid4())
             name = cache.assigned_id or data_cache_id_from_uid(uid)
@@ -99,12 +108,12 @@ class DirectoryDataCacheRegistry:
             return self._get_existing(name)
 
     def _get_existing(self, name: str) -> DataCache:
-        found = self.get(name)
-        assert found is not None
-        return found
+        cache = self.get(name)
+        assert cache is not None
+        return cache
 
     def apply_labels(self, cache: DataCache) -> None:
-        """See DataCaches: files are found as they are."""
+        pass  # files need no labels
 
     def change(
         self,
@@ -112,96 +121,89 @@ class DirectoryDataCacheRegistry:
         update: Callable[[DataCache], DataCache],
         secrets: Mapping[str, str] | None = None,
     ) -> DataCache | None:
-        """See DataCaches."""
         with self._write_lock:
-            kept = self._read_stored(cache.name)
-            if kept is None or kept["metadata"]["uid"] != cache.uid:
+            stored = self._read_stored(cache.name)
+            if stored is None or stored["metadata"]["uid"] != cache.uid:
                 return None
-            now = decode(kept)
-            changed = update(replace(now, secret_ref=SecretRef("", cache.name)) if secrets else now)
+            current = decode(stored)
+            changed = update(replace(current, secret_ref=SecretRef("", cache.name)) if secrets else current)
             if secrets:
                 durable_files.write_json(self._secrets / f"{cache.name}.json", dict(secrets))
-            if encode_spec(changed) != kept["spec"] or secrets:
-                self._write(replace(changed, generation=now.generation + 1), kept.get("status") or {})
+            if encode_spec(changed) != stored["spec"] or secrets:
+                self._write(replace(changed, generation=current.generation + 1), stored.get("status") or {})
             if changed.secret_ref is None:
                 self._delete_credential(cache.name)
             return self._get_existing(cache.name)
 
     def list_digests(self) -> set[str]:
-        """See DataCaches; raises DataCacheError where a file is damaged."""
-        kept = (self._read_stored(file.stem) for file in self._folder.glob("edc-*.json"))
-        return {digest for record in kept if record for digest in list_digests(record)}
+        records = (self._read_stored(file.stem) for file in self._folder.glob("edc-*.json"))
+        return {digest for record in records if record for digest in list_digests(record)}
 
     def write_state(self, cache: DataCache, state: DataCacheState) -> None:
-        """See DataCaches."""
         with self._write_lock:
-            kept = self._read_stored(cache.name)
-            if kept is None or kept["metadata"]["uid"] != cache.uid:
+            stored = self._read_stored(cache.name)
+            if stored is None or stored["metadata"]["uid"] != cache.uid:
                 return
-            old = kept.get("status") or {}
-            self._write(decode(kept), _match_time_of(old) | encode_status(cache, state, old, time.time()))
+            old = stored.get("status") or {}
+            self._write(decode(stored), _match_time_of(old) | encode_status(cache, state, old, time.time()))
 
     def write_match_time(self, cache: DataCache, matched_at: float) -> None:
-        """See DataCaches."""
         with self._write_lock:
-            kept = self._read_stored(cache.name)
-            if kept and kept["metadata"]["uid"] == cache.uid:
+            stored = self._read_stored(cache.name)
+            if stored and stored["metadata"]["uid"] == cache.uid:
                 self._write(
-                    decode(kept), {**(kept.get("status") or {}), MATCHED_KEY: format_time(matched_at)}
+                    decode(stored), {**(stored.get("status") or {}), MATCHED_KEY: format_time(matched_at)}
                 )
 
     def _write(self, cache: DataCache, status: Mapping[str, Any]) -> None:
-        about = {
+        metadata = {
             "name": cache.name,
             "uid": cache.uid,
             "generation": cache.generation,
             "creationTimestamp": format_time(cache.created_at),
             "annotations": build_annotations(cache),
         }
-        record = {"format": _FORMAT, "metadata": about, "spec": encode_spec(cache), "status": dict(status)}
+        record = {"format": _FORMAT, "metadata": metadata, "spec": encode_spec(cache), "status": dict(status)}
         durable_files.write_json(self._folder / f"{cache.name}.json", record)
 
     def delete(self, cache: DataCache) -> None:
-        """See DataCaches."""
         with self._write_lock:
             (self._folder / f"{cache.name}.json").unlink(missing_ok=True)
             durable_files.fsync_folder(self._folder)
             self._delete_credential(cache.name)
 
     def _delete_credential(self, name: str) -> None:
-        """Remove a credential; one that is not there is no error."""
         file = self._secrets / f"{name}.json"
         if file.exists():
             file.unlink(missing_ok=True)
             durable_files.fsync_folder(file.parent)
 
     def read_credential(self, cache: DataCache) -> Mapping[str, str]:
-        """See DataCaches."""
         if cache.secret_ref is None:
             return {}
         try:
             return durable_files.read_json(self._secrets / f"{cache.secret_ref.name}.json")
         except FileNotFoundError:
             raise FailedPrecondition(
-                f"the credential of {cache.spec.display_name} is not there any more; update the DataCache with it"
+                f"the credential of {cache.spec.display_name} does not exist any more; "
+                "update the DataCache with it"
             ) from None
 
     def is_credential_in_scope(self, cache: DataCache) -> bool:
-        """See DataCaches: who may write the folder may read it."""
+        # Whoever may write the folder may read it as well.
         return True
 
     @contextmanager
-    def watch(self, on_change: Told) -> Iterator[None]:
-        """See DataCaches; raises DataCacheError where the folder is gone."""
+    def watch(self, on_change: OnChange) -> Iterator[None]:
         with FolderWatcher() as events:
             if not events.watch(self._folder):
-                raise DataCacheError(f"the registry's folder {self._folder} is gone; start the program again")
+                raise DataCacheError(f"the registry's folder {self._folder} is gone; restart the program")
             with background_thread(
                 lambda ended: self._report_changes(events, ended, on_change), "data-cache-watch", events.wake
             ):
                 yield
 
-    def _report_changes(self, events: FolderWatcher, stop: threading.Event, on_change: Told) -> None:
+    def _report_changes(self, events: FolderWatcher, stop: threading.Event, on_change: OnChange) -> None:
         known: set[str] = set()
         names = {file.stem for file in self._folder.glob("edc-*.json")}
         while not stop.is_set():

@@ -1,4 +1,7 @@
-"""DataCaches as objects of the cluster: what people, the API and the operator write, and nodes and the pod webhook read."""
+"""DataCaches as objects of the cluster.
+
+They are written by people, the API and the operator, and read by nodes and the webhook.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +36,7 @@ from csi.registry.datacaches.codec import (
 )
 from csi.registry.datacaches.data_caches import (
     DataCache,
+    DataCacheRegistry,
     DataCacheState,
     SecretRef,
     bucket_path_hash,
@@ -43,25 +47,28 @@ from csi.registry.notify import notify_watcher
 log = logging.getLogger("datacache.registry")
 
 CREDENTIAL_SCOPE_ANNOTATION = "datacache.csi.io/credential-for"
-"""On a Secret that was made for a DataCache: what it was given for."""
+"""Annotation of a Secret that was created for a DataCache: a hash of the source it was given for."""
 DATA_CACHE_MANAGER, DATA_CACHE_STATUS_MANAGER = "datacache-operator", "datacache-operator-status"
 _DATA_CACHES_PATH = api_path("apis", GROUP, VERSION, PLURAL)
 _LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 _MAX_TRIES = 8
 _PAGE_SIZE = 500
-# The API makes the object first, which owns the Secret.
+# The API creates the object first, since it owns the Secret.
 _CREATION_GRACE = 60.0
 
 
-class KubernetesDataCacheRegistry:
-    """See DataCaches. Credentials become Secrets of `namespace`, each owned by its DataCache."""
+class KubernetesDataCacheRegistry(DataCacheRegistry):
+    """Registry of DataCache objects.
+
+    Credentials become Secrets of `namespace`, each owned by its DataCache.
+    """
 
     def __init__(self, server: ApiServer, namespace: str) -> None:
         self._server, self._namespace = server, namespace
         self._unlabelled: set[str] = set()
 
     def find(self, ids: tuple[str, ...] = (), bucket: str = "", path: str = "") -> list[DataCache]:
-        """See DataCaches; those that the operator has not looked at yet are found by neither id nor place."""
+        # Objects that the operator has not labelled yet are found neither by id nor by path.
         if ids and not (ids := tuple(filter(is_data_cache_id, ids))):
             return []
         selector = (
@@ -71,21 +78,22 @@ class KubernetesDataCacheRegistry:
             if bucket and path
             else ""
         )
-        found = [
+        caches = [
             cache
             for page in list_pages(self._server, _DATA_CACHES_PATH, selector, _PAGE_SIZE)
             for obj in page["items"]
             if (cache := _decode_or_log(obj))
         ]
         matching = [
-            one
-            for one in found
-            if bucket in ("", one.spec.bucket) and path in ("", one.spec.path) and (not ids or one.id in ids)
+            cache
+            for cache in caches
+            if bucket in ("", cache.spec.bucket)
+            and path in ("", cache.spec.path)
+            and (not ids or cache.id in ids)
         ]
-        return sorted(matching, key=lambda one: (one.created_at, one.uid))
+        return sorted(matching, key=lambda cache: (cache.created_at, cache.uid))
 
     def get(self, name: str) -> DataCache | None:
-        """See DataCaches; raises DataCacheError where the object cannot be read."""
         obj = self._get_object(name)
         return decode(obj) if obj else None
 
@@ -96,29 +104,34 @@ class KubernetesDataCacheRegistry:
             return None
 
     def add(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCache:
-        """See DataCaches."""
-        taken = AlreadyExists(
-            f"there is a DataCache of {cache.spec.display_name} already; update or delete that, or take another path"
+        already_exists = AlreadyExists(
+            f"a DataCache of {cache.spec.display_name} exists already; "
+            "update or delete it, or choose another path"
         )
         if find_oldest_at(
             self.find(bucket=cache.spec.bucket, path=cache.spec.path), cache.spec.bucket, cache.spec.path
         ):
-            raise taken
+            raise already_exists
+        # The name is derived from bucket and path, so that concurrent calls for one path conflict on the
+        # server.
         name = f"edc-{bucket_path_hash(cache.spec.bucket, cache.spec.path)}"
-        wanted = replace(
+        new_cache = replace(
             cache, name=name, secret_ref=self._owned_secret_ref(name) if secrets else cache.secret_ref
         )
         try:
             obj = self._server.call(
-                "POST", _DATA_CACHES_PATH, {"fieldManager": DATA_CACHE_MANAGER}, _build_object(wanted)
+                "POST", _DATA_CACHES_PATH, {"fieldManager": DATA_CACHE_MANAGER}, _build_object(new_cache)
             )
         except ClusterConflict:
-            raise taken from None
+            raise already_exists from None
         self._store_credential(decode(obj), secrets)
         return decode(self._ensure_labels(obj))
 
     def _ensure_labels(self, obj: dict[str, Any]) -> dict[str, Any]:
-        """The object with the labels that it is found by; the id's needs the uid, which the server gives."""
+        """Return the object with the labels by which it is found.
+
+        The id's label needs the uid, which the server assigns.
+        """
         labels = build_labels(decode(obj))
         if _has_labels(obj, labels):
             return obj
@@ -128,7 +141,6 @@ class KubernetesDataCacheRegistry:
         )
 
     def apply_labels(self, cache: DataCache) -> None:
-        """See DataCaches."""
         if cache.uid not in self._unlabelled:
             return
         obj = self._get_object(cache.name)
@@ -142,7 +154,6 @@ class KubernetesDataCacheRegistry:
         update: Callable[[DataCache], DataCache],
         secrets: Mapping[str, str] | None = None,
     ) -> DataCache | None:
-        """See DataCaches."""
         for _ in range(_MAX_TRIES):
             obj = self._get_object(cache.name)
             if obj is None or obj["metadata"]["uid"] != cache.uid:
@@ -151,27 +162,33 @@ class KubernetesDataCacheRegistry:
             changed = update(
                 replace(current, secret_ref=self._owned_secret_ref(current.name)) if secrets else current
             )
-            # A credential that is in the object still goes from there once it is in the Secret.
+            # Store the credential before the spec: one that is still in the object must be in the Secret
+            # before it is
+            # removed from there.
             self._store_credential(changed, secrets or {})
             with suppress(ClusterConflict):
                 written = self._replace_spec(obj, changed)
                 if changed.secret_ref is None and current.secret_ref == self._owned_secret_ref(current.name):
                     self._write_secret(current, current.secret_ref, {})
                 return written
-        raise ClusterConflict(f"the DataCache {cache.name} changes all the time; the call is tried again")
+        raise ClusterConflict(f"the DataCache {cache.name} is changed again and again; the call is retried")
 
     def list_digests(self) -> set[str]:
-        """See DataCaches."""
         return {
             digest
             for page in list_pages(self._server, _DATA_CACHES_PATH, "", _PAGE_SIZE)
-            for thing in page["items"]
-            for digest in list_digests(thing)
+            for obj in page["items"]
+            for digest in list_digests(obj)
         }
 
     def _replace_spec(self, obj: dict[str, Any], changed: DataCache) -> DataCache:
-        """Replace the spec of this very version; what kubectl remembers of it may hold a credential, and goes with one."""
-        # A place may be written in several ways, and the schema lets no other take its place.
+        """Replace the spec of the exact version that was read.
+
+        kubectl's record of the last applied spec may hold a credential, and is removed once the cache has a
+        Secret.
+        """
+        # A path may be spelled in several ways, and the schema makes it immutable: keep the object's
+        # spelling.
         spec = encode_spec(changed) | {
             key: obj["spec"][key] for key in ("bucket", "path") if key in obj["spec"]
         }
@@ -195,7 +212,6 @@ class KubernetesDataCacheRegistry:
         return decode(self._server.call("PUT", _object_path(obj), {"fieldManager": DATA_CACHE_MANAGER}, body))
 
     def write_state(self, cache: DataCache, state: DataCacheState) -> None:
-        """See DataCaches."""
         obj = self._get_object(cache.name)
         if obj is None or obj["metadata"]["uid"] != cache.uid:
             return
@@ -211,7 +227,8 @@ class KubernetesDataCacheRegistry:
             )
 
     def write_match_time(self, cache: DataCache, matched_at: float) -> None:
-        """See DataCaches."""
+        # A merge patch by another field manager than write_state, so that neither removes the fields of the
+        # other.
         patch = {"metadata": {"uid": cache.uid}, "status": {MATCHED_KEY: format_time(matched_at)}}
         with suppress(NotFound, ClusterConflict):
             self._server.call(
@@ -223,7 +240,7 @@ class KubernetesDataCacheRegistry:
             )
 
     def delete(self, cache: DataCache) -> None:
-        """See DataCaches; what the object owns goes with it."""
+        # The server deletes what the object owns with it.
         body = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -234,7 +251,6 @@ class KubernetesDataCacheRegistry:
             self._server.call("DELETE", api_path("apis", GROUP, VERSION, PLURAL, cache.name), body=body)
 
     def read_credential(self, cache: DataCache) -> Mapping[str, str]:
-        """See DataCaches."""
         if cache.secret_ref is None:
             return {}
         namespace, name = cache.secret_ref.namespace or self._namespace, cache.secret_ref.name
@@ -246,21 +262,23 @@ class KubernetesDataCacheRegistry:
                 cache.secret_ref == self._owned_secret_ref(cache.name)
                 and time.time() - cache.created_at < _CREATION_GRACE
             ):
-                raise Busy(f"the credential of the DataCache {cache.name} is being written") from None
+                raise Busy(
+                    f"the credential of the DataCache {cache.name} is being written; call again"
+                ) from None
             raise FailedPrecondition(
-                f"the Secret {namespace}/{name} of the DataCache {cache.name} is not there; make it"
+                f"the Secret {namespace}/{name} of the DataCache {cache.name} does not exist; create it"
             ) from None
         except UnicodeDecodeError:
             raise FailedPrecondition(
-                f"the Secret {namespace}/{name} has a value that is no text; put the credential there as it is"
+                f"the Secret {namespace}/{name} has a value that is not text; "
+                "store the credential as plain text"
             ) from None
 
     def is_credential_in_scope(self, cache: DataCache) -> bool:
-        """See DataCaches."""
         if cache.secret_ref is None:
             return True
         try:
-            # By whatever reference: the Secret itself says that it was made for a DataCache.
+            # Whatever the reference says: the Secret itself records that it was created for a DataCache.
             annotations = (
                 self._server.call("GET", self._secret_path(cache.secret_ref))["metadata"].get("annotations")
                 or {}
@@ -283,7 +301,7 @@ class KubernetesDataCacheRegistry:
 
     def _write_secret(self, cache: DataCache, secret: SecretRef, secrets: Mapping[str, str]) -> None:
         owner = {**_type_meta(), "name": cache.name, "uid": cache.uid, "controller": True}
-        about = {
+        metadata = {
             "name": secret.name,
             "namespace": secret.namespace,
             "ownerReferences": [owner],
@@ -292,7 +310,7 @@ class KubernetesDataCacheRegistry:
         body = {
             "apiVersion": "v1",
             "kind": "Secret",
-            "metadata": about,
+            "metadata": metadata,
             "data": {key: base64.b64encode(value.encode()).decode() for key, value in secrets.items()},
         }
         self._server.call(
@@ -305,17 +323,14 @@ class KubernetesDataCacheRegistry:
 
     @contextmanager
     def watch(self, on_change: Callable[[str, DataCache | None], None]) -> Iterator[None]:
-        """See DataCaches."""
 
-        def on_object(name: str, thing: Mapping[str, Any] | None) -> None:
-            cache = _decode_or_log(thing) if thing else None
-            if cache and thing:
-                (
-                    self._unlabelled.discard
-                    if _has_labels(thing, build_labels(cache))
-                    else self._unlabelled.add
-                )(cache.uid)
-            if cache or thing is None:
+        def on_object(name: str, obj: Mapping[str, Any] | None) -> None:
+            cache = _decode_or_log(obj) if obj else None
+            if cache and obj:
+                (self._unlabelled.discard if _has_labels(obj, build_labels(cache)) else self._unlabelled.add)(
+                    cache.uid
+                )
+            if cache or obj is None:
                 notify_watcher(lambda name: on_change(name, cache), name)
 
         with Watch(
@@ -325,7 +340,10 @@ class KubernetesDataCacheRegistry:
 
 
 def _credential_scope_hash(cache: DataCache) -> str:
-    """What a credential of the cache is for, as 64 hex digits; "" where its spec cannot be read."""
+    """Return a hash of the source that a credential of the cache is for.
+
+    It has 64 hex digits, and is "" for a malformed spec.
+    """
     try:
         return hashlib.sha256(repr(cache.spec.credential_scope).encode()).hexdigest()
     except DataCacheError:
@@ -337,8 +355,8 @@ def _has_labels(obj: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
 
 
 def _build_object(cache: DataCache) -> dict[str, Any]:
-    about = {"name": cache.name, "labels": build_labels(cache), "annotations": build_annotations(cache)}
-    return {**_type_meta(), "metadata": about, "spec": encode_spec(cache)}
+    metadata = {"name": cache.name, "labels": build_labels(cache), "annotations": build_annotations(cache)}
+    return {**_type_meta(), "metadata": metadata, "spec": encode_spec(cache)}
 
 
 def _type_meta() -> dict[str, str]:
@@ -353,5 +371,5 @@ def _decode_or_log(obj: Mapping[str, Any]) -> DataCache | None:
     try:
         return decode(obj)
     except DataCacheError as error:
-        log.warning("a DataCache is left out", extra={"fields": {"reason": error}})
+        log.warning("unreadable DataCache skipped", extra={"fields": {"reason": error}})
         return None

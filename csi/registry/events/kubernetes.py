@@ -1,7 +1,7 @@
-"""Telling people in a cluster: Events, and the fills in the status of a CacheVolume.
+"""Kubernetes Events, and the fills in the status of a CacheVolume.
 
-Source: Kubernetes API reference, core/v1 Event. An Event of ours is one for each object, reason and who says it, and is written
-anew in place of adding others.
+Source: Kubernetes API reference, core/v1 Event. There is one Event for each object, reason and reporter;
+repetitions update it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from csi.cluster.api_server import MERGE_PATCH, ApiServer, api_path
 from csi.cluster.outbox import Outbox
 from csi.errors import ClusterConflict, NotFound
 from csi.registry.custom_resource import format_time
-from csi.registry.events.recorder import ObjectReference
+from csi.registry.events.recorder import EventRecorder, ObjectReference
 from csi.registry.volumes.fill_status import FillStatusWriter
 
-# Of an Event's message the server takes 1,024 bytes.
+# The server limits an Event's message to 1,024 bytes.
 _MAX_MESSAGE = 1000
 _MAX_REMEMBERED = 1024
 
@@ -32,8 +32,8 @@ class _RecordedEvent:
     count: int
 
 
-class KubernetesEventRecorder:
-    """Says what `component` (datacache-node, datacache-controller) on `instance` (the node, or the pod) has to say."""
+class KubernetesEventRecorder(EventRecorder):
+    """Recorder of `component` (datacache-node, datacache-controller) on `instance` (the node, or the pod)."""
 
     def __init__(
         self, server: ApiServer, component: str, instance: str, outbox: Outbox | None = None
@@ -44,7 +44,6 @@ class KubernetesEventRecorder:
         self._recorded: OrderedDict[tuple[ObjectReference, str], _RecordedEvent] = OrderedDict()
 
     def record(self, reference: ObjectReference, reason: str, message: str, warning: bool = False) -> None:
-        """See Announcer."""
         fields = {
             "message": _truncate(message),
             "type": "Warning" if warning else "Normal",
@@ -53,11 +52,11 @@ class KubernetesEventRecorder:
         self._outbox.put((reference, reason), lambda: self._write_event(reference, reason, fields))
 
     def report_fill(self, volume_id: str, percent: int | None) -> None:
-        """See Announcer."""
+        # A finished fill must leave the status, so its report is durable.
         self._outbox.put(volume_id, lambda: self._fills.write(volume_id, percent), durable=percent is None)
 
     def close(self) -> None:
-        """See Announcer; a write under way ends first."""
+        """Wait for a write in progress, then drop the others."""
         self._outbox.close()
 
     def _write_event(self, reference: ObjectReference, reason: str, fields: dict[str, Any]) -> None:
@@ -68,7 +67,7 @@ class KubernetesEventRecorder:
                 if recorded
                 else self._create_event(reference, reason, fields)
             )
-        except NotFound:  # an Event lives for an hour after it was said last
+        except NotFound:  # the server deletes an Event an hour after its last update
             recorded = self._create_event(reference, reason, fields)
         self._recorded[(reference, reason)] = recorded
         while len(self._recorded) > _MAX_REMEMBERED:
@@ -99,7 +98,7 @@ class KubernetesEventRecorder:
             )
             return _RecordedEvent(name, 1)
         except ClusterConflict:
-            # An earlier start of this program said it; the answer tells how often.
+            # An earlier process recorded it; the answer has its count.
             answer = self._server.call(
                 "PATCH", f"{_events_path(reference)}/{name}", self._write_query(), fields, MERGE_PATCH
             )
@@ -125,7 +124,7 @@ class KubernetesEventRecorder:
         }
 
     def _event_name(self, reference: ObjectReference, reason: str) -> str:
-        whole = "\0".join(
+        identity = "\0".join(
             (
                 reference.kind,
                 reference.namespace,
@@ -136,7 +135,7 @@ class KubernetesEventRecorder:
                 self._instance,
             )
         )
-        return f"{reference.name[:200].rstrip('-.')}.{hashlib.sha256(whole.encode()).hexdigest()[:16]}"
+        return f"{reference.name[:200].rstrip('-.')}.{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
 
     def _write_query(self) -> dict[str, str]:
         return {"fieldManager": self._component}
@@ -147,7 +146,7 @@ def _events_path(reference: ObjectReference) -> str:
 
 
 def _event_namespace(reference: ObjectReference) -> str:
-    """Where its Events are."""
+    """Return the namespace of an object's Events."""
     return reference.namespace or "default"
 
 

@@ -1,4 +1,4 @@
-"""What the people of a cluster are told of their volumes, behind one Protocol."""
+"""Protocol for reporting events of volumes to the people of a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from csi.parameters.pvc import PvcReference
 
 @dataclass(frozen=True)
 class ObjectReference:
-    """The object that people look at: a Pod, a PersistentVolumeClaim or a Node. `kubectl describe` finds by the uid what is said of it."""
+    """Object of an Event: a Pod, a PersistentVolumeClaim or a Node.
+
+    `kubectl describe` finds Events by its uid.
+    """
 
     kind: str
     namespace: str
@@ -19,41 +22,54 @@ class ObjectReference:
 
     @staticmethod
     def for_pod(namespace: str, name: str, uid: str) -> ObjectReference | None:
-        """A pod, None where it is not named."""
+        """Return the reference of a pod, None if its name is unknown."""
         return ObjectReference("Pod", namespace, name, uid) if namespace and name else None
 
     @staticmethod
     def for_pvc(pvc: PvcReference | None) -> ObjectReference | None:
-        """A PVC, None for none."""
+        """Return the reference of a PVC, None without one."""
         return ObjectReference("PersistentVolumeClaim", pvc.namespace, pvc.name, pvc.uid) if pvc else None
 
     @staticmethod
     def for_node(name: str) -> ObjectReference:
-        """A node, which is in no namespace; as of kubelet's own Events of it, its name stands for its uid."""
+        """Return the reference of a node, which has no namespace.
+
+        As in kubelet's own Events, its name is used as the uid.
+        """
         return ObjectReference("Node", "", name, name)
 
 
 class EventRecorder(Protocol):
-    """Tells people. No method waits for anybody or raises; what cannot be told is dropped. Thread-safe."""
+    """Recorder of events.
+
+    No method waits or raises; events that cannot be written are dropped. Thread-safe.
+    """
 
     def record(self, reference: ObjectReference, reason: str, message: str, warning: bool = False) -> None:
-        """Say `message` of `reference`. What was said before of it for the same `reason` (CamelCase) is replaced, and counted. No secret is in it."""
+        """Record `message` for an object.
+
+        It replaces an earlier one with the same `reason` (CamelCase) and increments its count. It must hold
+        no secret.
+        """
 
     def report_fill(self, volume_id: str, percent: int | None) -> None:
-        """Show with the volume how full its image is on this node, None when that fill is over. One that the registry has not is no error."""
+        """Show in the volume's status how full its image is on this node; None ends the fill.
+
+        Unknown volumes are no error.
+        """
 
     def close(self) -> None:
-        """Say nothing more."""
+        """Write nothing more."""
 
 
-class NullEventRecorder:
-    """Tells nobody: a folder has no people who look at it."""
+class NullEventRecorder(EventRecorder):
+    """Recorder that does nothing, for a folder registry."""
 
     def record(self, reference: ObjectReference, reason: str, message: str, warning: bool = False) -> None:
-        """Nothing happens."""
+        pass
 
     def report_fill(self, volume_id: str, percent: int | None) -> None:
-        """Nothing happens."""
+        pass
 
     def close(self) -> None:
-        """Nothing happens."""
+        pass

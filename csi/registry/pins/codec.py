@@ -1,4 +1,7 @@
-"""A pin as an object of the cluster: CachePin of datacache.csi.io/v1alpha1 (deploy/crds/cachepins.yaml), and back."""
+"""Conversion of a pin to and from its object.
+
+The object is a CachePin of datacache.csi.io/v1alpha1 (deploy/crds/cachepins.yaml).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ HOLDER_FIELDS = {"node": "nodes", "volume": "volumes"}
 
 
 def encode(pin: CachePin) -> dict[str, Any]:
-    """The object, as it is created."""
+    """Encode the object for its creation."""
     pinned = {"parameters": pin.pinned.to_context(), "manifestDigest": pin.digest}
     spec: dict[str, Any] = {"parameters": pin.requested.to_context(), "pinned": pinned}
     for holder, since in pin.holders.items():
@@ -29,7 +32,7 @@ def encode(pin: CachePin) -> dict[str, Any]:
 
 
 def decode(obj: Mapping[str, Any]) -> CachePin:
-    """The pin that an object is; raises FailedPrecondition, naming it, where it cannot be read."""
+    """Decode a pin from its object; raises FailedPrecondition, naming the object, if it is malformed."""
     meta, spec = obj["metadata"], obj["spec"]
     try:
         pinned = spec["pinned"]
@@ -56,7 +59,7 @@ def decode(obj: Mapping[str, Any]) -> CachePin:
 
 
 def build_status(pin: CachePin) -> dict[str, str]:
-    """What people are told: source, revision, pin, image and holders, in words."""
+    """Build the status: source, revision, pin, image and holders, as shown to people."""
     return describe_source(pin.requested, pin.pinned) | {
         "image": pin.digest[:12],
         "holders": _describe_holders(pin),
@@ -64,7 +67,7 @@ def build_status(pin: CachePin) -> dict[str, str]:
 
 
 def _describe_holders(pin: CachePin) -> str:
-    """As "node-a, 3 volumes": nodes by their names while they are few."""
+    """Describe the holders as "node-a, 3 volumes". Up to three nodes are named."""
     named = {
         kind: sorted(holder.name for holder in pin.holders if holder.kind == kind) for kind in HOLDER_FIELDS
     }

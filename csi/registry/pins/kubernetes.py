@@ -1,7 +1,8 @@
-"""Pins as CachePin objects, on the Kubernetes API server.
+"""Pins as CachePin objects of the cluster.
 
-Holders are keys of a map, so that one comes or goes by a patch that disturbs no other: a hundred nodes at once need no second try. What
-has to be certain is asserted with it: the uid of the pin that is joined, and the very version that has nobody left when it is deleted.
+Holders are keys of a map, so that a patch adds or removes one without touching others: a hundred nodes at
+once need no retries. Preconditions guard the rest: the uid of the pin that is joined, and the version without
+holders that is deleted.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from csi.cluster.api_server import ApiServer, api_path
 from csi.cluster.watch import Watch, list_pages
 from csi.errors import ClusterConflict, DataCacheError, InvalidParameter, NotFound
 from csi.registry.custom_resource import GROUP, VERSION, apply_status, format_time
+from csi.registry.garbage_collector import NodeReferences
 from csi.registry.pins.codec import HOLDER_FIELDS, KIND, PLURAL, build_status, decode, encode
-from csi.registry.pins.pins import CachePin, PinHolder
+from csi.registry.pins.pins import CachePin, PinHolder, PinRegistry
 
 log = logging.getLogger("datacache.pins")
 
@@ -27,18 +29,17 @@ _ALL_PINS_PATH = api_path("apis", GROUP, VERSION, PLURAL)
 _MERGE = "application/merge-patch+json"
 PINS_MANAGER = "datacache-pins"
 _MAX_TRIES = 8
-# A pin is held before the volume is recorded that holds it.
+# A volume's pin is held before the volume is recorded.
 _CREATION_GRACE = 600.0
 
 
-class KubernetesPinRegistry:
-    """See PinRegistry."""
+class KubernetesPinRegistry(PinRegistry):
+    """Registry of CachePin objects."""
 
     def __init__(self, server: ApiServer) -> None:
         self._server = server
 
     def get(self, namespace: str, name: str) -> CachePin | None:
-        """See PinRegistry."""
         obj = self._get_object(namespace, name)
         return decode(obj) if obj else None
 
@@ -49,7 +50,6 @@ class KubernetesPinRegistry:
             return None
 
     def add_holder(self, pin: CachePin, holder: PinHolder) -> CachePin:
-        """See PinRegistry."""
         own = replace(pin, holders={holder: time.time()})
         for tries_left in reversed(range(_MAX_TRIES)):
             obj = self._get_object(pin.namespace, pin.name)
@@ -58,10 +58,10 @@ class KubernetesPinRegistry:
                 return existing
             try:
                 return decode(self._join(obj, own) if obj else self._create(own))
-            except (ClusterConflict, _PinVanished):  # made or removed by somebody else meanwhile
+            except (ClusterConflict, _PinVanished):  # created or deleted concurrently
                 if not tries_left:
                     raise ClusterConflict(
-                        f"{pin.display_name} changes all the time; the call is tried again"
+                        f"{pin.display_name} is changed again and again; the call is retried"
                     ) from None
                 time.sleep(random.uniform(0, 0.05))
         raise AssertionError("unreachable")
@@ -82,12 +82,11 @@ class KubernetesPinRegistry:
         except NotFound as error:
             raise _PinVanished from error
         except InvalidParameter as error:
-            if "metadata.uid" not in str(error):  # how the server says that this is another object by now
+            if "metadata.uid" not in str(error):  # the server's answer if the object was replaced by another
                 raise
             raise _PinVanished from error
 
     def remove_holder(self, namespace: str, name: str, holder: PinHolder) -> None:
-        """See PinRegistry."""
         patch = {"spec": {HOLDER_FIELDS[holder.kind]: {holder.name: None}}}
         try:
             obj: dict[str, Any] | None = self._server.call(
@@ -100,12 +99,12 @@ class KubernetesPinRegistry:
                 return None
             try:
                 return self._delete_unchanged(obj)
-            except ClusterConflict:  # somebody came, or the status was written
+            except ClusterConflict:  # a holder joined, or the status was written
                 obj = self._get_object(namespace, name)
-        raise ClusterConflict(f"CachePin {namespace}/{name} changes all the time; it is removed later")
+        raise ClusterConflict(f"CachePin {namespace}/{name} is changed again and again; it is removed later")
 
     def _delete_unchanged(self, obj: Mapping[str, Any]) -> None:
-        """Delete the object; raises ClusterConflict where it has changed since."""
+        """Delete the object; raises ClusterConflict if it has changed since it was read."""
         meta = obj["metadata"]
         body = {
             "apiVersion": "v1",
@@ -116,17 +115,19 @@ class KubernetesPinRegistry:
             self._server.call("DELETE", pins_path(meta["namespace"], meta["name"]), body=body)
 
     def list_all(self) -> Iterator[CachePin]:
-        """See PinRegistry."""
         for page in list_pages(self._server, _ALL_PINS_PATH):
             for obj in page["items"]:
                 try:
                     yield decode(obj)
                 except DataCacheError as error:
-                    log.warning("a pin is left out", extra={"fields": {"reason": error}})
+                    log.warning("unreadable pin skipped", extra={"fields": {"reason": error}})
 
     @contextmanager
     def maintain_statuses(self) -> Iterator[None]:
-        """For the block, say in each pin's status what it is. For one process at a time."""
+        """Keep the status of each pin up to date during the block.
+
+        For one process at a time.
+        """
         with Watch(
             self._server, _ALL_PINS_PATH, self._update_status, metadata_only=False, report_initial=True
         ).run_in_background():
@@ -145,18 +146,21 @@ class KubernetesPinRegistry:
                     obj,
                     wanted_status,
                 )
-        except (NotFound, ClusterConflict):  # deleted meanwhile
+        except (NotFound, ClusterConflict):  # deleted or replaced concurrently
             return
         except DataCacheError as error:
             log.warning("status not written", extra={"fields": {"pin": key, "reason": error}})
 
 
 class _PinVanished(Exception):
-    """The pin was removed, and maybe made anew, before it could be joined."""
+    """The pin was deleted, and perhaps created again, before it could be joined."""
 
 
-class PinHolderReferences:
-    """The holders of pins (see Traces): nodes that were deleted and volumes without a record are to hold none. `clock` is seconds since 1970."""
+class PinHolderReferences(NodeReferences):
+    """Holders of pins.
+
+    Deleted nodes and volumes without a record may hold none. `clock` is in seconds since 1970.
+    """
 
     kind = "CachePin"
 
@@ -170,19 +174,17 @@ class PinHolderReferences:
         self._pins_seen: list[CachePin] = []
 
     def list_nodes(self) -> frozenset[str]:
-        """See Traces."""
         self._pins_seen = list(self._pins.list_all())
         return frozenset(
             holder.name for pin in self._pins_seen for holder in pin.holders if holder.kind == "node"
         )
 
     def remove_nodes(self, gone: frozenset[str]) -> None:
-        """See Traces."""
         for pin in self._pins_seen:
             for holder in [
-                each for each, since in pin.holders.items() if self._is_gone(each, since, gone)
+                candidate for candidate, since in pin.holders.items() if self._is_gone(candidate, since, gone)
             ] or ([] if pin.holders else [_NOBODY]):
-                log.info("holder swept", extra={"fields": {"pin": pin.display_name, "holder": holder.name}})
+                log.info("holder removed", extra={"fields": {"pin": pin.display_name, "holder": holder.name}})
                 self._pins.remove_holder(pin.namespace, pin.name, holder)
 
     def _is_gone(self, holder: PinHolder, since: float, gone: frozenset[str]) -> bool:
@@ -191,12 +193,12 @@ class PinHolderReferences:
         return self._clock() - since > _CREATION_GRACE and not self._has_volume(holder.name)
 
 
-# A pin that was left by its last holder and not removed goes when anybody leaves it.
+# Removing any holder deletes a pin without holders, which its last holder may have left behind.
 _NOBODY = PinHolder("node", "nobody")
 
 
 def pins_path(namespace: str, *name: str) -> str:
-    """The path of a namespace's pins, or of one."""
+    """Return the path of a namespace's pins, or of one of them."""
     return api_path("apis", GROUP, VERSION, "namespaces", namespace, PLURAL, *name)
 
 

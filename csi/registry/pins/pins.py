@@ -1,4 +1,4 @@
-"""One answer in a namespace: what a moving source was when the first of those volumes was made that live, and the Protocol of whoever keeps it."""
+"""Pins: the fixed content of a moving source, shared by the volumes of a namespace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from csi.parameters.pinning import content_spec, is_pinned_form_of, pin_name
 
 
 class PinHolder(NamedTuple):
-    """Who holds a pin: a "node" for the inline volumes on it, or a "volume" of the controller by its id."""
+    """Holder of a pin: a "node" for the inline volumes on it, or a "volume" of the controller by its id."""
 
     kind: str
     name: str
@@ -20,9 +20,10 @@ class PinHolder(NamedTuple):
 
 @dataclass(frozen=True)
 class CachePin:
-    """What `requested` means in `namespace` while anybody holds it: `pinned`, whose manifest has `digest` (64 hex digits).
+    """Pin of `requested` to `pinned` in `namespace`, for as long as it has holders.
 
-    Both specs are their content alone (`content_spec`). `holders` are those there are, with since when (seconds since 1970).
+    `digest` (64 hex digits) is that of the pinned manifest. Both specs are reduced to their content
+    (`content_spec`). `holders` maps each holder to when it joined (seconds since 1970).
     """
 
     namespace: str
@@ -33,60 +34,75 @@ class CachePin:
 
     @staticmethod
     def from_specs(namespace: str, requested: CacheSpec, pinned: CacheSpec, digest: str) -> CachePin:
-        """The pin of whole specs, held by nobody."""
+        """Create the pin of unreduced specs, without holders."""
         return CachePin(namespace, content_spec(requested), content_spec(pinned), digest)
 
     @property
     def name(self) -> str:
-        """The object's name, the same for all who ask for the same."""
+        """Name of the object, equal for all requests for the same source."""
         return pin_name(self.requested)
 
     @property
     def display_name(self) -> str:
-        """The pin as messages name it."""
+        """Name of the pin in messages."""
         return f"CachePin {self.namespace}/{self.name}"
 
     @property
     def summary(self) -> str:
-        """What people are told whose volume reads what is pinned."""
-        return f"{self.requested.source.display_name} is pinned to {self.pinned.source.display_name}, image {self.digest[:12]}, in this namespace ({self.display_name})"
+        """Explanation for users whose volume reads the pinned content."""
+        return (
+            f"{self.requested.source.display_name} is pinned to {self.pinned.source.display_name}, "
+            f"image {self.digest[:12]}, in this namespace ({self.display_name})"
+        )
 
     @property
     def remedy(self) -> str:
-        """What to do where the pin is in the way."""
+        """Advice for users whom the pin hinders."""
         return (
-            f"it goes with the last volume that holds it; to have new volumes read what the source holds now, run "
-            f"kubectl delete cachepin -n {self.namespace} {self.name}"
+            "it is removed with the last volume that holds it; "
+            "for new volumes to read what the source holds now, "
+            f"run kubectl delete cachepin -n {self.namespace} {self.name}"
         )
 
     def apply_to(self, requested: CacheSpec) -> CacheSpec:
-        """`requested`, the same way and as the same one's word, as it is pinned. Raises FailedPrecondition for a pin of something else."""
+        """Return `requested` with the pinned source.
+
+        Raises FailedPrecondition if this is a pin of another source.
+        """
         if content_spec(requested) != self.requested or not is_pinned_form_of(
             self.requested.source, self.pinned.source
         ):
             raise FailedPrecondition(
-                f"{self.display_name} does not pin {requested.source.display_name} but names another source, so somebody wrote it; {self.remedy}"
+                f"{self.display_name} does not pin {requested.source.display_name} but names another source, "
+                f"so it was edited by hand; {self.remedy}"
             )
         return replace(requested, source=self.pinned.source)
 
 
 class PinRegistry(Protocol):
-    """Keeps pins. What many do to one pin at once is put in order. Thread-safe.
+    """Registry of pins.
 
-    All methods raise ClusterUnavailable, ClusterForbids, and FailedPrecondition where the CRDs are missing.
+    Concurrent changes of one pin are serialized. Thread-safe.
+
+    All methods raise ClusterUnavailable, ClusterForbids, and FailedPrecondition if the CRDs are missing.
     """
 
     def get(self, namespace: str, name: str) -> CachePin | None:
-        """The pin of that name, None where there is none; raises FailedPrecondition for one that cannot be read."""
+        """Return the pin with this name, or None; raises FailedPrecondition if it is malformed."""
 
     def add_holder(self, pin: CachePin, holder: PinHolder) -> CachePin:
-        """Hold the pin of that name, making it `pin` where there is none; the pin as it is kept, which may say something else.
+        """Add a holder, creating `pin` if there is none of its name.
 
-        Raises ClusterConflict where others come and go all the time.
+        Return the stored pin, which may differ from `pin`.
+
+        Raises ClusterConflict if it is changed again and again.
         """
 
     def remove_holder(self, namespace: str, name: str, holder: PinHolder) -> None:
-        """Hold it no more; it is removed with its last holder, unless another one comes meanwhile. One that is not there is no error."""
+        """Remove a holder, and the pin with its last one, unless another joins concurrently.
+
+        A missing holder or pin is no error.
+        """
 
     def list_all(self) -> Iterator[CachePin]:
-        """Every pin of every namespace; one that cannot be read is left out."""
+        """Yield every pin of every namespace; malformed ones are left out."""

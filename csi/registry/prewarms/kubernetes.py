@@ -1,6 +1,7 @@
-"""What a node is to have, as CachePrewarm objects of the cluster says it (deploy/crds/cacheprewarms.yaml).
+"""Prewarm requests to a node as CachePrewarm objects of the cluster (deploy/crds/cacheprewarms.yaml).
 
-Idle, this is one watch for metadata alone: what other nodes report is small when it comes by, and changes no generation.
+Idle, this costs one watch for metadata only: status updates of other nodes are small events, and change no
+generation.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from csi.cluster.outbox import Outbox
 from csi.cluster.watch import Watch, list_pages
 from csi.errors import ClusterConflict, FailedPrecondition, NotFound
 from csi.registry.custom_resource import CONTROLLER_STATUS_MANAGER, GROUP, VERSION
-from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, PrewarmRequest
+from csi.registry.garbage_collector import NodeReferences
+from csi.registry.prewarms.prewarms import (
+    NodePrewarms,
+    NodePrewarmState,
+    PrewarmedCache,
+    PrewarmRequest,
+)
 from csi.registry.prewarms.status import patch_with_node, patch_without_nodes
 from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, volume_id_from_name
 
@@ -25,12 +32,12 @@ log = logging.getLogger("datacache.prewarms")
 
 NODE_PREWARM_MANAGER, PLURAL = "datacache-node", "cacheprewarms"
 _PREWARMS_PATH = api_path("apis", GROUP, VERSION, PLURAL)
-# Somebody waits for each of these words, and a node has few of them for an order.
+# Users wait for these reports, and a node has few of them per request.
 _REPORT_INTERVAL = 0.05
 
 
-class KubernetesNodePrewarms:
-    """See Prewarms. `node` is this node's name; `registry` has the volumes of PVCs."""
+class KubernetesNodePrewarms(NodePrewarms):
+    """Requests to `node`, this node's name; `registry` has the volumes of PVCs."""
 
     def __init__(
         self, server: ApiServer, node: str, registry: VolumeRegistry, outbox: Outbox | None = None
@@ -39,16 +46,14 @@ class KubernetesNodePrewarms:
         self._outbox = outbox or Outbox(write_interval=_REPORT_INTERVAL)
 
     def list_requests(self) -> list[PrewarmRequest]:
-        """See Prewarms."""
         objects = (obj for page in list_pages(self._server, _PREWARMS_PATH) for obj in page["items"])
-        return [found for obj in objects if (found := _decode_or_log(obj))]
+        return [request for obj in objects if (request := _decode_or_log(obj))]
 
     def watch(self, on_change: Callable[[str], None]) -> AbstractContextManager[None]:
-        """See Prewarms."""
-        return Watch(self._server, _PREWARMS_PATH, lambda name, thing: on_change(name)).run_in_background()
+        return Watch(self._server, _PREWARMS_PATH, lambda name, obj: on_change(name)).run_in_background()
 
     def read_node_labels(self) -> Mapping[str, str]:
-        """See Prewarms; raises NotFound where the cluster has no node of this name."""
+        """Return the labels of this node; raises NotFound if the cluster has no node of this name."""
         return dict(
             self._server.call("GET", api_path("api", "v1", "nodes", self._node), accept=METADATA)[
                 "metadata"
@@ -57,7 +62,6 @@ class KubernetesNodePrewarms:
         )
 
     def read_secret(self, namespace: str, name: str) -> Mapping[str, str]:
-        """See Prewarms."""
         try:
             data = (
                 self._server.call("GET", api_path("api", "v1", "namespaces", namespace, "secrets", name)).get(
@@ -68,46 +72,44 @@ class KubernetesNodePrewarms:
             return {key: base64.b64decode(value).decode() for key, value in data.items()}
         except NotFound:
             raise FailedPrecondition(
-                f"the Secret {namespace}/{name} is not there; make it, or name another in secretRef"
+                f"the Secret {namespace}/{name} does not exist; create it, or name another in secretRef"
             ) from None
         except UnicodeDecodeError:
             raise FailedPrecondition(
-                f"the Secret {namespace}/{name} has a value that is no text; put the credential there as it is"
+                f"the Secret {namespace}/{name} has a value that is not text; "
+                "store the credential as plain text"
             ) from None
 
     def get_volume_of_pvc(self, namespace: str, pvc_name: str) -> VolumeRecord:
-        """See Prewarms."""
         try:
             pvc = self._server.call(
                 "GET", api_path("api", "v1", "namespaces", namespace, "persistentvolumeclaims", pvc_name)
             )
         except NotFound:
             raise FailedPrecondition(
-                f"the PVC {namespace}/{pvc_name} is not there; make it, or name the source in parameters"
+                f"the PVC {namespace}/{pvc_name} does not exist; create it, or name the source in parameters"
             ) from None
-        # Anybody may write the name of a PV into a PVC; the phase is Kubernetes' own word.
+        # Users can write any PV's name into a PVC; only the phase is set by Kubernetes itself.
         volume = pvc["spec"].get("volumeName", "") if pvc.get("status", {}).get("phase") == "Bound" else ""
         record = self._registry.get(volume_id_from_name(volume)) if volume else None
         if record is None:
-            why = f"its PV {volume} is none that this driver made" if volume else "it is not bound to a PV"
+            why = f"its PV {volume} is not one of this driver" if volume else "it is not bound to a PV"
             raise FailedPrecondition(
                 f"the PVC {namespace}/{pvc_name} has no cache: {why}; name the source in parameters"
             )
         return record
 
     def report_state(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
-        """See Prewarms."""
         self._outbox.put(prewarm.key, lambda: self._write_status(prewarm, state), durable=True)
 
     def close(self) -> None:
-        """Report nothing more."""
         self._outbox.close()
 
     def _write_status(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
         try:
             obj = self._server.call("GET", _object_path(prewarm.namespace, prewarm.name))
             if (obj["metadata"]["uid"], obj["metadata"]["generation"]) != (prewarm.uid, prewarm.generation):
-                return  # changed meanwhile: this is news of yesterday
+                return  # the request has changed: this state is outdated
             patch = patch_with_node(prewarm, obj.get("status", {}), self._node, state, time.time())
             if patch:
                 _patch_status(self._server, obj, patch, NODE_PREWARM_MANAGER)
@@ -115,8 +117,8 @@ class KubernetesNodePrewarms:
             return
 
 
-class PrewarmReferences:
-    """The nodes in the status of CachePrewarms (see Traces)."""
+class PrewarmReferences(NodeReferences):
+    """Nodes in the status of CachePrewarms."""
 
     kind = "CachePrewarm"
 
@@ -125,21 +127,20 @@ class PrewarmReferences:
         self._objects: list[tuple[Mapping[str, Any], frozenset[str]]] = []
 
     def list_nodes(self) -> frozenset[str]:
-        """See Traces."""
         objects = (obj for page in list_pages(self._server, _PREWARMS_PATH) for obj in page["items"])
         self._objects = [(obj, names) for obj in objects if (names := _nodes_in_status(obj))]
         return frozenset().union(*(names for _, names in self._objects))
 
     def remove_nodes(self, gone: frozenset[str]) -> None:
-        """See Traces."""
         for obj, names in self._objects:
             prewarm = _decode_or_log(obj) if names & gone else None
             patch = prewarm and patch_without_nodes(prewarm, obj["status"], gone, time.time())
             if prewarm and patch:
                 log.info(
-                    "nodes swept", extra={"fields": {"object": prewarm.key, "nodes": sorted(names & gone)}}
+                    "nodes removed from status",
+                    extra={"fields": {"object": prewarm.key, "nodes": sorted(names & gone)}},
                 )
-                with suppress(NotFound, ClusterConflict):  # one that has changed meanwhile is looked at again
+                with suppress(NotFound, ClusterConflict):  # a changed object is handled in the next round
                     _patch_status(self._server, obj, patch, CONTROLLER_STATUS_MANAGER)
 
 
@@ -148,7 +149,10 @@ def _nodes_in_status(obj: Mapping[str, Any]) -> frozenset[str]:
 
 
 def _patch_status(server: ApiServer, obj: Mapping[str, Any], patch: Mapping[str, Any], manager: str) -> None:
-    """Change the status of the very version that was read. Raises NotFound, ClusterConflict, and as `ApiServer.call`."""
+    """Patch the status of the exact version that was read.
+
+    Raises NotFound, ClusterConflict, and as `ApiServer.call`.
+    """
     meta = obj["metadata"]
     body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": patch}
     server.call(
@@ -174,7 +178,7 @@ def _decode_or_log(obj: Mapping[str, Any]) -> PrewarmRequest | None:
         )
     except (KeyError, TypeError, AttributeError) as error:
         log.warning(
-            "a CachePrewarm cannot be read",
+            "unreadable CachePrewarm skipped",
             extra={"fields": {"object": meta.get("name"), "reason": type(error).__name__}},
         )
         return None

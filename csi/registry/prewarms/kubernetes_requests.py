@@ -1,4 +1,4 @@
-"""Orders to nodes as CachePrewarm objects of the operator's namespace, each owned by its DataCache."""
+"""Prewarm requests as CachePrewarm objects of the operator's namespace, each owned by its DataCache."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from csi.registry.custom_resource import GROUP, VERSION
 from csi.registry.datacaches import codec as data_caches
 from csi.registry.datacaches.data_caches import DataCache, data_cache_id_from_uid
 from csi.registry.prewarms.prewarms import PrewarmState
-from csi.registry.prewarms.requests import PrewarmProgress
+from csi.registry.prewarms.requests import PrewarmProgress, PrewarmRequests
 from csi.topology import volume_segments
 
 PREWARM_REQUEST_MANAGER = "datacache-operator"
 DATA_CACHE_LABEL = f"{GROUP}/data-cache"
-"""On an order: the name of the DataCache's object, or what stands for it where that is too long for a label."""
+"""Label of a request: the name of the DataCache's object, or its id if that name is too long."""
 _HOSTNAME = "kubernetes.io/hostname"
 _KIND, _PLURAL = "CachePrewarm", "cacheprewarms"
 _PAGE_SIZE = 500
 _NODES_TTL = 5.0
-_NO_NODE_MESSAGE = "no node that can mount images is ready; kubectl get nodes -L datacache.csi.io/mounts shows which ones can"
+_NO_NODE_MESSAGE = (
+    "no node that can mount images is ready; "
+    "kubectl get nodes -L datacache.csi.io/mounts shows which ones can"
+)
 
 
-class KubernetesPrewarmRequests:
-    """See PrewarmRequests. Within `watch` what is known of the orders costs no call."""
+class KubernetesPrewarmRequests(PrewarmRequests):
+    """Requests as objects. Within `watch` the known state of requests costs no call."""
 
     def __init__(self, server: ApiServer, namespace: str, driver_name: str) -> None:
         self._server, self._namespace = server, namespace
@@ -43,7 +46,8 @@ class KubernetesPrewarmRequests:
         self._mounting_nodes: tuple[float, list[str]] = (float("-inf"), [])
 
     def submit(self, cache: DataCache) -> PrewarmProgress:
-        """See PrewarmRequests. The one node is chosen by the image: caches of one image are on one node, those of many on many."""
+        # Without a selector the image determines the node: caches of one image share a node, others spread
+        # out.
         content = cache.state.next_content or cache.state.content
         assert content is not None
         name = request_name(cache)
@@ -59,7 +63,7 @@ class KubernetesPrewarmRequests:
     def _build_spec(
         self, cache: DataCache, digest: str, obj: Mapping[str, Any] | None
     ) -> dict[str, Any] | None:
-        """None where no node can have it."""
+        """Build the object's spec; None if no node can fill the cache."""
         selector = dict(cache.spec.node_selector)
         if not selector:
             chosen: str = ((obj or {}).get("spec", {}).get("nodeSelector") or {}).get(_HOSTNAME, "")
@@ -75,21 +79,24 @@ class KubernetesPrewarmRequests:
         return {"caches": [{"dataCache": cache.name, "manifestDigest": digest}], "nodeSelector": selector}
 
     def _choose_node(self, digest: str) -> str:
-        """The host name of a node that can mount images, always the same for an image while there is that node; "" for none."""
-        looked, able = self._mounting_nodes
-        # Many DataCaches are made at once, and a cluster may have many nodes.
-        if time.monotonic() - looked > _NODES_TTL:
-            able = self._list_mounting_nodes()
-            self._mounting_nodes = (time.monotonic(), able)
-        return max(able, key=lambda name: hashlib.sha256(f"{digest}\0{name}".encode()).digest(), default="")
+        """Choose a node that can mount images and return its host name, "" for none.
+
+        An image's node stays the same while it exists (rendezvous hashing).
+        """
+        listed_at, names = self._mounting_nodes
+        # The list is kept for a while: many DataCaches may be created at once, in a cluster of many nodes.
+        if time.monotonic() - listed_at > _NODES_TTL:
+            names = self._list_mounting_nodes()
+            self._mounting_nodes = (time.monotonic(), names)
+        return max(names, key=lambda name: hashlib.sha256(f"{digest}\0{name}".encode()).digest(), default="")
 
     def _list_mounting_nodes(self) -> list[str]:
         listed = list_pages(self._server, api_path("api", "v1", "nodes"), self._mounting_selector, _PAGE_SIZE)
         names = (
-            thing["metadata"]["labels"].get(_HOSTNAME, "")
+            node["metadata"]["labels"].get(_HOSTNAME, "")
             for page in listed
-            for thing in page["items"]
-            if _is_able(thing)
+            for node in page["items"]
+            if _is_schedulable(node)
         )
         return list(filter(None, names))
 
@@ -110,7 +117,7 @@ class KubernetesPrewarmRequests:
             "ownerReferences": [{**owner, "controller": True}],
         }
         body = {"apiVersion": f"{GROUP}/{VERSION}", "kind": _KIND, "metadata": meta, "spec": spec}
-        thing = self._server.call(
+        obj = self._server.call(
             "PATCH",
             f"{self._all}/{name}",
             {"fieldManager": PREWARM_REQUEST_MANAGER, "force": "true"},
@@ -118,16 +125,17 @@ class KubernetesPrewarmRequests:
             APPLY_PATCH,
         )
         with self._lock:
-            heard = self._objects.get(name)
-            # A node may be done before this answer is here, and its word is not told twice.
-            if heard is before or (
-                heard and heard["metadata"]["generation"] < thing["metadata"]["generation"]
+            watched = self._objects.get(name)
+            # The node may finish, and the watch report it, before this answer arrives; such a report comes
+            # only once,
+            # so a newer object must not be overwritten.
+            if watched is before or (
+                watched and watched["metadata"]["generation"] < obj["metadata"]["generation"]
             ):
-                self._objects[name] = thing
-            return self._objects.get(name, thing)
+                self._objects[name] = obj
+            return self._objects.get(name, obj)
 
     def cancel(self, cache: DataCache) -> None:
-        """See PrewarmRequests."""
         name = request_name(cache)
         with self._lock:
             known = self._objects.pop(name, None)
@@ -137,16 +145,15 @@ class KubernetesPrewarmRequests:
 
     @contextmanager
     def watch(self, on_change: Callable[[str], None]) -> Iterator[None]:
-        """See PrewarmRequests."""
 
-        def on_object(name: str, thing: Mapping[str, Any] | None) -> None:
+        def on_object(name: str, obj: Mapping[str, Any] | None) -> None:
             with self._lock:
                 old = self._objects.pop(name, None)
-                if thing:
-                    self._objects[name] = thing
-            about = thing or old
-            if about:
-                on_change(about["spec"]["caches"][0].get("dataCache", ""))
+                if obj:
+                    self._objects[name] = obj
+            current = obj or old
+            if current:
+                on_change(current["spec"]["caches"][0].get("dataCache", ""))
 
         watch = Watch(
             self._server,
@@ -157,40 +164,43 @@ class KubernetesPrewarmRequests:
             report_initial=True,
             include_status=True,
         )
-        self._learn()
+        self._load_existing()
         with watch.run_in_background():
             yield
 
-    def _learn(self) -> None:
-        """Know what there is before anybody asks: else a start would place every order anew."""
+    def _load_existing(self) -> None:
+        """List the requests before any call of `submit`.
+
+        Otherwise a restart would write every request again.
+        """
         listed = {
-            thing["metadata"]["name"]: thing
+            obj["metadata"]["name"]: obj
             for page in list_pages(self._server, self._all, DATA_CACHE_LABEL, _PAGE_SIZE)
-            for thing in page["items"]
+            for obj in page["items"]
         }
         with self._lock:
             self._objects = listed
 
 
 def request_name(cache: DataCache) -> str:
-    """The name of a DataCache's order."""
-    # Not the DataCacheId, which somebody who makes an object of another's manifest copies.
+    """Return the name of a DataCache's request."""
+    # Not derived from the DataCacheId: an object created from another's manifest has a copy of that.
     return f"data-cache-{data_cache_id_from_uid(cache.uid)}"
 
 
-def _is_able(node: Mapping[str, Any]) -> bool:
-    ready = any(
-        one["type"] == "Ready" and one["status"] == "True"
-        for one in node.get("status", {}).get("conditions") or ()
+def _is_schedulable(node: Mapping[str, Any]) -> bool:
+    is_ready = any(
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in node.get("status", {}).get("conditions") or ()
     )
-    return ready and not node.get("spec", {}).get("unschedulable")
+    return is_ready and not node.get("spec", {}).get("unschedulable")
 
 
-def _decode_progress(thing: Mapping[str, Any]) -> PrewarmProgress:
-    status = thing.get("status") or {}
+def _decode_progress(obj: Mapping[str, Any]) -> PrewarmProgress:
+    status = obj.get("status") or {}
     nodes = status.get("nodes") or []
-    if status.get("observedGeneration") != thing["metadata"]["generation"] or not nodes:
-        return PrewarmProgress(message="no node has begun yet")
+    if status.get("observedGeneration") != obj["metadata"]["generation"] or not nodes:
+        return PrewarmProgress(message="no node has started yet")
     states = {PrewarmState(node["state"]) for node in nodes}
     percent = sum(node["percent"] for node in nodes) // len(nodes)
     worst = next(

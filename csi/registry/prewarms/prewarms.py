@@ -1,4 +1,4 @@
-"""Caches that nodes are to have before any pod asks for them, and the Protocol of whoever knows which."""
+"""Prewarm requests, for caches that nodes fill before any pod needs them, as a node sees them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from csi.registry.volumes.record import VolumeRecord
 
 @dataclass(frozen=True)
 class PrewarmedCache:
-    """One cache: `parameters` as an inline volume has them, or what the PVC `pvc_name` holds, or the DataCache whose object is `data_cache`,
-    which goes to the image store too; of that `digest` is the image that it has to hold, "" for any. `secret_name` is the name of its Secret, "" for
-    none."""
+    """Cache to prewarm: `parameters`, the PVC `pvc_name`, or the DataCache object `data_cache`.
+
+    `parameters` are as in an inline volume. A DataCache is uploaded to the image store too; `digest` is the
+    image it must have, "" for any. `secret_name` is the name of the credential's Secret, "" for none.
+    """
 
     parameters: Mapping[str, str] = field(default_factory=dict)
     pvc_name: str = ""
@@ -26,7 +28,10 @@ class PrewarmedCache:
 
 @dataclass(frozen=True)
 class PrewarmRequest:
-    """An object of `namespace`; another `uid` or `generation` is another order. `selector` has the labels that a node must have."""
+    """Prewarm request in `namespace`; another `uid` or `generation` is another request.
+
+    `selector` has the labels a node must have.
+    """
 
     namespace: str
     name: str
@@ -37,16 +42,16 @@ class PrewarmRequest:
 
     @property
     def key(self) -> str:
-        """The name in the cluster: namespace/name."""
+        """Name in the cluster: namespace/name."""
         return f"{self.namespace}/{self.name}"
 
     def selects_node(self, labels: Mapping[str, str]) -> bool:
-        """Whether a node with these labels is to have the caches."""
+        """Return whether a node with these labels must fill the caches."""
         return all(labels.get(key) == value for key, value in self.selector.items())
 
 
 class PrewarmState(StrEnum):
-    """How far a node is with all caches of an object."""
+    """State of all caches of a request on one node."""
 
     PENDING = "Pending"
     FILLING = "Filling"
@@ -57,7 +62,10 @@ class PrewarmState(StrEnum):
 
 @dataclass(frozen=True)
 class NodePrewarmState:
-    """What a node says: how much of all caches is there, and what it waits for or fails with. No secret is in the message."""
+    """What a node says: how much of all caches is there, and what it waits for or fails with.
+
+    No secret is in the message.
+    """
 
     state: PrewarmState
     percent: int = 0
@@ -65,26 +73,31 @@ class NodePrewarmState:
 
 
 class NodePrewarms(Protocol):
-    """What one node is to have. Thread-safe. But for `watch` and `report_state` all raise ClusterUnavailable and ClusterForbids."""
+    """Prewarm requests as one node sees them.
+
+    Thread-safe. All but `watch` and `report_state` raise ClusterUnavailable and ClusterForbids.
+    """
 
     def list_requests(self) -> list[PrewarmRequest]:
-        """All objects of the cluster that can be read."""
+        """Return all requests of the cluster that can be read."""
 
     def watch(self, on_change: Callable[[str], None]) -> AbstractContextManager[None]:
-        """For the block, call `on_change(name)` from another thread soon after an object of that name, in whatever namespace, was made, changed
-        in its spec, or removed."""
+        """Call `on_change(name)` from another thread during the block, soon after a request changed.
+
+        It was created, deleted, or changed in its spec. The namespace is not part of the name.
+        """
 
     def read_node_labels(self) -> Mapping[str, str]:
-        """The labels of this node."""
+        """Return the labels of this node."""
 
     def read_secret(self, namespace: str, name: str) -> Mapping[str, str]:
-        """The values of a Secret; raises FailedPrecondition where it is not there or no text."""
+        """Return the values of a Secret; raises FailedPrecondition if it is missing or not text."""
 
     def get_volume_of_pvc(self, namespace: str, pvc_name: str) -> VolumeRecord:
-        """The volume of a PVC; raises FailedPrecondition where that has none of this driver's."""
+        """Return the volume of a PVC; raises FailedPrecondition if it has none of this driver."""
 
     def report_state(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:
-        """Show with the object how far this node is, None where it is not to have the caches. Never waits or raises."""
+        """Show this node's state in the request, or with None remove it. Never waits or raises."""
 
     def close(self) -> None:
         """Report nothing more."""

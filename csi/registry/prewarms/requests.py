@@ -1,4 +1,4 @@
-"""What the operator has nodes fill: one order for each DataCache that no node has yet, and how far its nodes are."""
+"""Prewarm requests as the operator makes them: one per DataCache that no node has yet."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from csi.registry.prewarms.prewarms import PrewarmState
 
 @dataclass(frozen=True)
 class PrewarmProgress:
-    """How far the nodes of an order are, all of them together. `message` says what one waits for or fails with.
+    """Progress of a request, over all its nodes.
 
-    `has_node` is false where there is no node that could have it, which may change.
+    `message` says what one of them waits for or fails with.
+
+    `has_node` is false while no node can fill the cache.
     """
 
     state: PrewarmState = PrewarmState.PENDING
@@ -25,13 +27,22 @@ class PrewarmProgress:
 
 
 class PrewarmRequests(Protocol):
-    """Orders to nodes, one for each DataCache at most. Thread-safe; in a cluster all raise ClusterUnavailable and ClusterForbids."""
+    """Prewarm requests to nodes, at most one per DataCache.
+
+    Thread-safe; in a cluster all methods raise ClusterUnavailable and ClusterForbids.
+    """
 
     def submit(self, cache: DataCache) -> PrewarmProgress:
-        """Have the nodes that the spec selects, or else one, make ready what the cache is to hold; how far that is."""
+        """Request that nodes fill the cache's content, and return the progress.
+
+        These are the nodes that the spec selects, or else one node.
+        """
 
     def cancel(self, cache: DataCache) -> None:
-        """Take the order back, so that nodes may evict the image; one that is not there is no error."""
+        """Withdraw the request, so that nodes may evict the image; a missing request is no error."""
 
     def watch(self, on_change: Callable[[str], None]) -> AbstractContextManager[None]:
-        """For the block, call `on_change(name)` with the name of a cache's object, from a thread of its own, soon after its nodes said something."""
+        """Call `on_change(name)` from a thread during the block, soon after nodes reported.
+
+        `name` is that of the DataCache's object.
+        """

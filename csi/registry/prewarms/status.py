@@ -1,7 +1,7 @@
-"""The status of a CachePrewarm: an entry for each node, bounded, and all of them in numbers and conditions.
+"""Status of a CachePrewarm: a bounded list of one entry per node, and their sums and conditions.
 
-Source: Kubernetes API conventions, "Typical status properties". Each node writes it with the version that it has read, so that numbers
-and conditions are always those of the entries. A new generation begins without entries.
+Source: Kubernetes API conventions, "Typical status properties". Each node writes the status with the version
+it has read, so that sums and conditions always match the entries. A new generation starts without entries.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ from csi.registry.custom_resource import build_condition
 from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmRequest, PrewarmState
 
 MAX_REPORTED_NODES = 200
-"""Nodes beyond these fill without being shown."""
+"""Maximum number of nodes shown; further ones fill without being shown."""
 _MAX_MESSAGE = 512
 
 
 def patch_with_node(
     prewarm: PrewarmRequest, status: Mapping[str, Any], node: str, state: NodePrewarmState | None, now: float
 ) -> dict[str, Any] | None:
-    """What a merge patch changes in `status` so that it shows what `node` has said; None for nothing. `now` in seconds since 1970."""
+    """Build the merge patch of `status` that shows the state of `node`; None if nothing changes.
+
+    `now` is in seconds since 1970.
+    """
     nodes = _entries_of_others(prewarm, status, {node})
     if state and len(nodes) < MAX_REPORTED_NODES:
         nodes.append(_encode_entry(node, state))
@@ -30,18 +33,18 @@ def patch_with_node(
 def patch_without_nodes(
     prewarm: PrewarmRequest, status: Mapping[str, Any], gone: Set[str], now: float
 ) -> dict[str, Any] | None:
-    """As `patch_with_node`, so that it shows none of the nodes `gone`."""
+    """Build the merge patch of `status` that removes the nodes `gone`; None if nothing changes."""
     return _build_patch(prewarm, status, _entries_of_others(prewarm, status, gone), now)
 
 
 def _entries_of_others(
-    prewarm: PrewarmRequest, status: Mapping[str, Any], left_out: Set[str]
+    prewarm: PrewarmRequest, status: Mapping[str, Any], excluded: Set[str]
 ) -> list[dict[str, Any]]:
-    return [entry for entry in _current_entries(prewarm, status) if entry["node"] not in left_out]
+    return [entry for entry in _current_entries(prewarm, status) if entry["node"] not in excluded]
 
 
 def _current_entries(prewarm: PrewarmRequest, status: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The entries that are of this generation."""
+    """Return the entries of the current generation."""
     return list(status.get("nodes") or []) if status.get("observedGeneration") == prewarm.generation else []
 
 

@@ -1,4 +1,7 @@
-"""A volume as an object of the cluster: CacheVolume of datacache.csi.io/v1alpha1 (deploy/crds/cachevolumes.yaml), and back."""
+"""Conversion of a volume to and from its object.
+
+The object is a CacheVolume of datacache.csi.io/v1alpha1 (deploy/crds/cachevolumes.yaml).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _CREATED = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(\.\d+)?Z", re.ASCII)
 
 
 def object_name(volume_id: str) -> str:
-    """The name of a volume's object: its id where that can be a name, else "hashed-" and the SHA-256 of it."""
+    """Return the name of a volume's object: its id if valid, else "hashed-" and the id's SHA-256."""
     if (
         len(volume_id) <= 253
         and _DNS_SUBDOMAIN.fullmatch(volume_id)
@@ -37,18 +40,21 @@ def object_name(volume_id: str) -> str:
 
 
 def label_value(volume_id: str) -> str:
-    """What the volume's label says: 16 hex digits, so that a selector of hundreds of volumes fits into a URL."""
+    """Return the value of the volume's label.
+
+    It has 16 hex digits, so that a selector of hundreds of volumes fits into a URL.
+    """
     return _sha256(volume_id)[:16]
 
 
 def get_volume_id(obj: Mapping[str, Any]) -> str:
-    """The volume id of an object of which the metadata alone is known."""
+    """Return the volume id of an object of which only the metadata is known."""
     meta = obj["metadata"]
     return str(meta.get("annotations", {}).get(ID_ANNOTATION, meta["name"]))
 
 
 def encode(record: VolumeRecord) -> dict[str, Any]:
-    """The object, as it is applied."""
+    """Encode the object for a server-side apply."""
     name = object_name(record.id)
     annotations = {} if name == record.id else {"annotations": {ID_ANNOTATION: record.id}}
     spec: dict[str, Any] = {
@@ -82,7 +88,7 @@ def encode(record: VolumeRecord) -> dict[str, Any]:
 
 
 def decode(obj: Mapping[str, Any]) -> VolumeRecord:
-    """The record that `encode` made an object of; raises DataCacheError, naming the object, where it cannot be read."""
+    """Decode a record from its object; raises DataCacheError, naming the object, if it is malformed."""
     try:
         return _decode_spec(obj["spec"])
     except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter) as error:
@@ -116,19 +122,23 @@ def _decode_spec(spec: Mapping[str, Any]) -> VolumeRecord:
 
 
 def build_status(obj: Mapping[str, Any], now: float) -> dict[str, Any]:
-    """The status that an object should have: its source in the words of people, and whether it can be read. `now` in seconds since 1970.
+    """Build the status that an object should have: its source in readable form, and whether it can be read.
 
-    An equal condition keeps the time of its last transition.
+    `now` is in seconds since 1970.
     """
     columns: dict[str, Any] = {}
     try:
         record = decode(obj)
         columns = _build_columns(record)
-        summary = f"{record.spec.source.display_name} is image {record.digest[:12]} with {record.content_bytes} bytes"
+        summary = (
+            f"{record.spec.source.display_name} is image {record.digest[:12]} "
+            f"with {record.content_bytes} bytes"
+        )
         condition_status, reason, message = "True", "Pinned", summary
     except DataCacheError as error:
         condition_status, reason, message = "False", "Unreadable", str(error)
     generation, old = obj["metadata"]["generation"], obj.get("status", {}).get("conditions", [])
+    # 4096 characters are the CRD's limit for a message.
     resolved = build_condition(old, "Resolved", condition_status, reason, message[:4096], generation, now)
     return {**columns, "observedGeneration": generation, "conditions": [resolved]}
 
@@ -157,13 +167,13 @@ def _sha256(text: str) -> str:
 
 
 def _format_created(seconds: float) -> str:
-    """RFC 3339 with nanoseconds: nine digits tell every double of this century from the next."""
-    whole, _, fraction = f"{seconds:.9f}".partition(".")
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(int(whole)))}.{fraction}Z"
+    """Format a time as RFC 3339 with nanoseconds: nine digits distinguish all doubles of this century."""
+    whole_seconds, _, fraction = f"{seconds:.9f}".partition(".")
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(int(whole_seconds)))}.{fraction}Z"
 
 
 def _parse_created(text: str) -> float:
     match = _CREATED.fullmatch(text)
     if not match:
-        raise ValueError(f"created is {text[:40]!r}, no time in UTC")
+        raise ValueError(f"created is {text[:40]!r}, which is not a time in UTC")
     return float(f"{calendar.timegm(time.strptime(match[1], '%Y-%m-%dT%H:%M:%S'))}{match[2] or ''}")

@@ -1,4 +1,4 @@
-"""A registry that is a folder: one JSON file a volume, for one machine or an embedded controller."""
+"""Volume registry in a folder: one JSON file per volume, for one machine or an embedded controller."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from csi.errors import DataCacheError, InvalidParameter
 from csi.linux import durable_files
 from csi.linux.inotify import FileEventKind, FolderWatcher
 from csi.registry.notify import notify_watcher
-from csi.registry.volumes.record import VolumeRecord, WatchedVolumes
+from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, WatchedVolumes
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,200}")
 
 
-class DirectoryVolumeRegistry:
-    """Volume records in `folder`/volumes, made with mode 0700. An index of ids is kept in memory and built at the start."""
+class DirectoryVolumeRegistry(VolumeRegistry):
+    """Records in `folder`/volumes, made with mode 0700.
+
+    One process writes there. Ids are indexed in memory at the start.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder / "volumes"
@@ -32,7 +35,6 @@ class DirectoryVolumeRegistry:
         return {path.name.removesuffix(".json") for path in self._folder.glob("[!.]*.json")}
 
     def get(self, volume_id: str) -> VolumeRecord | None:
-        """The record of `volume_id`; raises DataCacheError when its file is damaged."""
         if not _ID.fullmatch(volume_id):
             return None
         path = self._folder / f"{volume_id}.json"
@@ -42,11 +44,11 @@ class DirectoryVolumeRegistry:
             return None
         except (ValueError, KeyError, TypeError, AttributeError, InvalidParameter) as error:
             raise DataCacheError(
-                f"the volume record {path} is damaged ({error}); restore it, or remove it if the volume is gone"
+                f"the volume record {path} is damaged ({error}); "
+                "restore it, or remove it if the volume is gone"
             ) from error
 
     def put(self, record: VolumeRecord) -> None:
-        """Add or replace a record, durably."""
         with self._write_lock:
             durable_files.write_json(self._folder / f"{record.id}.json", record.encode())
             self._update_index(record.id, True)
@@ -58,7 +60,6 @@ class DirectoryVolumeRegistry:
                 self._ids[at : at + (not exists)] = [volume_id] if exists else []
 
     def add(self, record: VolumeRecord) -> VolumeRecord:
-        """See VolumeRegistry; one process at a time writes to a folder."""
         with self._write_lock:
             existing = self.get(record.id)
             if existing is None:
@@ -66,7 +67,6 @@ class DirectoryVolumeRegistry:
             return existing or record
 
     def change(self, volume_id: str, update: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord | None:
-        """See VolumeRegistry; one process at a time writes to a folder."""
         with self._write_lock:
             record = self.get(volume_id)
             changed = update(record) if record else None
@@ -75,7 +75,6 @@ class DirectoryVolumeRegistry:
             return changed
 
     def delete(self, volume_id: str) -> None:
-        """Remove a record, durably; one that is not there is no error."""
         if not _ID.fullmatch(volume_id):
             return
         with self._write_lock:
@@ -84,7 +83,6 @@ class DirectoryVolumeRegistry:
             self._update_index(volume_id, False)
 
     def list_page(self, after: str, limit: int) -> list[VolumeRecord]:
-        """At most `limit` records behind the id `after`, in order; records deleted meanwhile are left out."""
         with self._index_lock:
             start = bisect.bisect_right(self._ids, after) if after else 0
             page_ids = self._ids[start : start + limit] if limit else self._ids[start:]
@@ -92,14 +90,13 @@ class DirectoryVolumeRegistry:
 
     @contextmanager
     def watch(self, on_change: Callable[[str], None], only: WatchedVolumes | None = None) -> Iterator[None]:
-        """See VolumeRegistry; raises DataCacheError where the folder is gone."""
         with FolderWatcher() as events:
             if not events.watch(self._folder):
-                raise DataCacheError(f"the registry's folder {self._folder} is gone; start the program again")
-            wanted = only.ids() if only is not None else frozenset()
+                raise DataCacheError(f"the registry's folder {self._folder} is gone; restart the program")
+            watched = only.ids() if only is not None else frozenset()
 
             def run(ended: threading.Event) -> None:
-                self._report_changes(events, ended, on_change, only, wanted)
+                self._report_changes(events, ended, on_change, only, watched)
 
             with (
                 (only or WatchedVolumes()).notify_on_change(events.wake),
@@ -124,12 +121,14 @@ class DirectoryVolumeRegistry:
                 if event.kind is not FileEventKind.WRITTEN and event.name.endswith(".json")
             ]
             known.update(ids)
+            # After an overflow any known record may have changed or gone.
             if any(event.kind is FileEventKind.OVERFLOW for event in events_seen):
                 known |= self._list_stored_ids()
                 ids = sorted(known)
             if only is not None:
-                now = only.ids()
-                ids, watched = [*(i for i in ids if i in now), *sorted(now - watched)], now
+                current = only.ids()
+                # Report added ids too: their changes were not reported before.
+                ids, watched = [*(i for i in ids if i in current), *sorted(current - watched)], current
             for volume_id in dict.fromkeys(ids):
                 if not stop.is_set():
                     notify_watcher(on_change, volume_id)

@@ -1,7 +1,7 @@
-"""The fills of a volume in the status of its CacheVolume: one short entry for each node that fills it now, and all of them in words.
+"""Fills of a volume in the status of its CacheVolume: an entry per filling node, and a summary.
 
-Written by nodes, each with the version that it has read, so that the words are always those of the entries. Entries are bounded, and
-those of fills that were lost in the middle go with the next write, or are swept.
+Nodes write the status with the version they have read, so that the summary always matches the entries.
+Entries are bounded. Those of interrupted fills are removed by the next write, or by garbage collection.
 """
 
 from __future__ import annotations
@@ -16,35 +16,42 @@ from csi.cluster.api_server import MERGE_PATCH, ApiServer, api_path
 from csi.cluster.watch import list_pages
 from csi.errors import ClusterConflict, NotFound
 from csi.registry.custom_resource import GROUP, VERSION, format_time, parse_time
+from csi.registry.garbage_collector import NodeReferences
 from csi.registry.volumes.codec import PLURAL, object_name
 
 log = logging.getLogger("datacache.fills")
 
 FILL_STATUS_MANAGER = "datacache-node"
 MAX_FILLING_NODES = 16
-"""Nodes beyond these fill without being shown."""
+"""Maximum number of nodes shown; further ones fill without being shown."""
 FILL_STATUS_KEYS = ("filling", "fills")
 _PATH = api_path("apis", GROUP, VERSION, PLURAL)
+# A fill not updated for this long was interrupted.
 _STALE_FILL_SECONDS = 120.0
 
 
 class FillStatusWriter:
-    """Writes what the node `node` fills. Used by one thread."""
+    """Writer of the fills of `node`. Used by one thread."""
 
     def __init__(self, server: ApiServer, node: str) -> None:
         self._server, self._node = server, node
         self._last_seen: dict[str, Mapping[str, Any]] = {}
 
     def write(self, volume_id: str, percent: int | None) -> None:
-        """See Announcer.filling. One call where nobody else writes meanwhile, else three; raises ClusterConflict and as `ApiServer.call`."""
+        """Write how full the image of a volume is, None when the fill is over (EventRecorder.report_fill).
+
+        Takes one call if nobody else writes concurrently, else three. Raises ClusterConflict and as
+        `ApiServer.call`.
+        """
         path, seen = f"{_PATH}/{object_name(volume_id)}", self._last_seen.pop(volume_id, None)
         try:
+            # Usually nobody else has written since: patch the last seen version without reading the object.
             written = self._patch_status(path, seen, percent) if seen else None
         except (NotFound, ClusterConflict):
             written = None
         try:
             written = written or self._patch_status(path, self._server.call("GET", path), percent)
-        except NotFound:  # deleted, or a static PV's
+        except NotFound:  # a deleted volume, or a static PV
             return
         if percent is not None:
             self._last_seen[volume_id] = {
@@ -62,8 +69,11 @@ class FillStatusWriter:
         )
 
 
-class FillReferences:
-    """The nodes in the status of CacheVolumes (see Traces). A fill that nobody has written of for two minutes is lost, wherever its node is."""
+class FillReferences(NodeReferences):
+    """Nodes in the status of CacheVolumes.
+
+    A fill not updated for two minutes is removed, whether its node exists or not.
+    """
 
     kind = "CacheVolume"
 
@@ -72,23 +82,21 @@ class FillReferences:
         self._objects: list[Mapping[str, Any]] = []
 
     def list_nodes(self) -> frozenset[str]:
-        """See Traces."""
         objects = (obj for page in list_pages(self._server, _PATH) for obj in page["items"])
         self._objects = [obj for obj in objects if obj.get("status", {}).get("fills")]
         return frozenset(fill["node"] for obj in self._objects for fill in obj["status"]["fills"])
 
     def remove_nodes(self, gone: frozenset[str]) -> None:
-        """See Traces."""
         for obj in self._objects:
             patch = patch_without_nodes(obj["status"], gone, self._clock())
             if patch:
                 meta = obj["metadata"]
                 log.info(
-                    "fills swept",
-                    extra={"fields": {"volume": meta["name"], "left": patch["filling"] or "none"}},
+                    "fills removed from status",
+                    extra={"fields": {"volume": meta["name"], "remaining": patch["filling"] or "none"}},
                 )
                 body = {"metadata": {"resourceVersion": meta["resourceVersion"]}, "status": patch}
-                with suppress(NotFound, ClusterConflict):  # one that has changed meanwhile is looked at again
+                with suppress(NotFound, ClusterConflict):  # a changed object is handled in the next round
                     self._server.call(
                         "PATCH",
                         f"{_PATH}/{meta['name']}/status",
@@ -101,7 +109,10 @@ class FillReferences:
 def patch_with_fill(
     status: Mapping[str, Any], node: str, percent: int | None, now: float
 ) -> dict[str, Any] | None:
-    """What a merge patch changes in `status` so that it shows how full the image is on `node`; None for nothing. `now` in seconds since 1970."""
+    """Build the merge patch of `status` that shows how full the image is on `node`; None if nothing changes.
+
+    `now` is in seconds since 1970.
+    """
     fills = _fills_of_others(status, {node}, now)
     if percent is not None and len(fills) < MAX_FILLING_NODES:
         fills.append({"node": node, "percent": percent, "updated": format_time(now)})
@@ -109,16 +120,16 @@ def patch_with_fill(
 
 
 def patch_without_nodes(status: Mapping[str, Any], gone: Set[str], now: float) -> dict[str, Any] | None:
-    """As `patch_with_fill`, so that it shows none of the nodes `gone`."""
+    """Build the merge patch of `status` that removes the nodes `gone`; None if nothing changes."""
     return _build_patch(status, _fills_of_others(status, gone, now))
 
 
-def _fills_of_others(status: Mapping[str, Any], left_out: Set[str], now: float) -> list[dict[str, Any]]:
-    """The entries of all other nodes, but for fills that were lost."""
+def _fills_of_others(status: Mapping[str, Any], excluded: Set[str], now: float) -> list[dict[str, Any]]:
+    """Return the entries of other nodes, without those of interrupted fills."""
     return [
         fill
         for fill in status.get("fills") or []
-        if fill["node"] not in left_out and now - parse_time(fill["updated"]) < _STALE_FILL_SECONDS
+        if fill["node"] not in excluded and now - parse_time(fill["updated"]) < _STALE_FILL_SECONDS
     ]
 
 
@@ -126,8 +137,8 @@ def _build_patch(status: Mapping[str, Any], fills: list[dict[str, Any]]) -> dict
     if fills == (status.get("fills") or []):
         return None
     slowest = min((fill["percent"] for fill in fills), default=0)
-    words = f"{slowest}% on {len(fills)} nodes" if len(fills) > 1 else f"{slowest}%"
+    summary = f"{slowest}% on {len(fills)} nodes" if len(fills) > 1 else f"{slowest}%"
     return {
         "fills": sorted(fills, key=lambda fill: str(fill["node"])) or None,
-        "filling": words if fills else None,
+        "filling": summary if fills else None,
     }

@@ -1,4 +1,4 @@
-"""A registry that is the cluster itself: one CacheVolume a volume, on the Kubernetes API server."""
+"""Volume registry in the cluster: one CacheVolume object per volume."""
 
 from __future__ import annotations
 
@@ -25,29 +25,31 @@ from csi.registry.volumes.codec import (
     object_name,
 )
 from csi.registry.volumes.fill_status import FILL_STATUS_KEYS
-from csi.registry.volumes.record import VolumeRecord, WatchedVolumes
+from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, WatchedVolumes
 
 log = logging.getLogger("datacache.registry")
 
 CONTROLLER_MANAGER = "datacache-controller"
 _PATH = api_path("apis", GROUP, VERSION, PLURAL)
 _MAX_TRIES = 5
-# Labels of more volumes than this would make a URL that proxies before the server may refuse; then all volumes are watched.
+# The labels of more volumes would make a URL that proxies before the server may reject; then all volumes are
+# watched.
 MAX_SELECTED_VOLUMES = 400
 
 
-class KubernetesVolumeRegistry:
-    """Volumes as CacheVolume objects. Every replica may use it: what two of them do to one volume at once, the API server puts in order.
+class KubernetesVolumeRegistry(VolumeRegistry):
+    """Volumes as CacheVolume objects.
 
-    All methods raise ClusterUnavailable where the server cannot be reached, ClusterForbids where a right is missing, and
-    FailedPrecondition where the CRDs are.
+    Every replica may use it; the API server serializes concurrent changes.
+
+    All methods raise ClusterUnavailable if the server cannot be reached, ClusterForbids if a permission is
+    missing, and FailedPrecondition if the CRDs are missing.
     """
 
     def __init__(self, server: ApiServer) -> None:
         self._server = server
 
     def get(self, volume_id: str) -> VolumeRecord | None:
-        """The record of `volume_id`; raises DataCacheError when its object is damaged."""
         obj = self._get_object(volume_id)
         record = decode(obj) if obj else None
         return record if record and record.id == volume_id else None
@@ -59,7 +61,8 @@ class KubernetesVolumeRegistry:
             return None
 
     def add(self, record: VolumeRecord) -> VolumeRecord:
-        """Apply the object. Where another replica has made it meanwhile the server refuses, since `created` cannot change: its record counts."""
+        # If another replica has created the object meanwhile, the server rejects this one, since `created` is
+        # immutable. The other replica's record counts.
         try:
             self._apply(encode(record))
         except InvalidParameter:
@@ -70,11 +73,10 @@ class KubernetesVolumeRegistry:
         return record
 
     def put(self, record: VolumeRecord) -> None:
-        """Add or replace a record; raises InvalidParameter where it differs in what cannot change."""
+        """Add or replace a record; raises InvalidParameter if an immutable field differs."""
         self._apply(encode(record))
 
     def change(self, volume_id: str, update: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord | None:
-        """See VolumeRegistry; raises ClusterConflict where others change the volume all the time."""
         for tries_left in reversed(range(_MAX_TRIES)):
             obj = self._get_object(volume_id)
             record = decode(obj) if obj else None
@@ -94,27 +96,24 @@ class KubernetesVolumeRegistry:
         raise AssertionError("unreachable")
 
     def _apply(self, obj: Mapping[str, Any]) -> None:
-        # Strict: a server with an older CRD refuses what it does not know, in place of dropping it.
+        # Strict: a server with an older CRD rejects unknown fields instead of dropping them.
         query = {"fieldManager": CONTROLLER_MANAGER, "force": "true", "fieldValidation": "Strict"}
         self._server.call("PATCH", f"{_PATH}/{obj['metadata']['name']}", query, obj, APPLY_PATCH)
 
     def delete(self, volume_id: str) -> None:
-        """Delete the object; one that is not there is no error."""
         try:
             self._server.call("DELETE", f"{_PATH}/{object_name(volume_id)}")
         except NotFound:
             return
 
     def list_page(self, after: str, limit: int) -> list[VolumeRecord]:
-        """At most `limit` records behind the id `after`, by the names of their objects. One that is damaged is left out, with a log line.
-
-        The server cannot begin in the middle, so a page costs what stands before it, too; volumes that come and go shift nothing.
-        """
+        # The server cannot start a list in the middle, so a page costs all pages before it; in return,
+        # volumes that come and go shift nothing. Damaged records are left out, with a log line.
         while True:
             try:
                 return self._list_page(object_name(after) if after else "", limit)
             except ResourceExpired:
-                log.info("the list of volumes took too long, it is begun anew")
+                log.info("list of volumes expired; listing again")
 
     def _list_page(self, after: str, limit: int) -> list[VolumeRecord]:
         records: list[VolumeRecord] = []
@@ -128,24 +127,24 @@ class KubernetesVolumeRegistry:
 
     @contextmanager
     def watch(self, on_change: Callable[[str], None], only: WatchedVolumes | None = None) -> Iterator[None]:
-        """See VolumeRegistry. One watch, with a selector over the labels of `only`; it goes on when the server comes back."""
+        # One watch, with a selector over the labels of `only`; it continues when the server comes back.
         ids: dict[str, str] = {}
 
         def selector() -> str | None:
             if only is None:
                 return ""
-            wanted = only.ids()
+            watched = only.ids()
             ids.clear()
-            ids.update({object_name(volume_id): volume_id for volume_id in wanted})
-            return _label_selector(wanted)
+            ids.update({object_name(volume_id): volume_id for volume_id in watched})
+            return _label_selector(watched)
 
-        def on_object(name: str, thing: Mapping[str, Any] | None) -> None:
-            if thing is not None and only is None:
-                ids[name] = get_volume_id(thing)
+        def on_object(name: str, obj: Mapping[str, Any] | None) -> None:
+            if obj is not None and only is None:
+                ids[name] = get_volume_id(obj)
             volume_id = ids.get(name, name)
             if only is None or volume_id in only:
                 notify_watcher(on_change, volume_id)
-            if thing is None and only is None:
+            if obj is None and only is None:
                 ids.pop(name, None)
 
         watch = Watch(self._server, _PATH, on_object, selector=selector)
@@ -154,7 +153,10 @@ class KubernetesVolumeRegistry:
 
     @contextmanager
     def maintain_statuses(self) -> Iterator[None]:
-        """For the block, keep the status of every volume current. For one process at a time."""
+        """Keep the status of every volume up to date during the block.
+
+        For one process at a time.
+        """
         with Watch(
             self._server, _PATH, self._update_status, metadata_only=False, report_initial=True
         ).run_in_background():
@@ -162,14 +164,14 @@ class KubernetesVolumeRegistry:
 
     def _update_status(self, name: str, obj: Mapping[str, Any] | None) -> None:
         wanted_status = obj and build_status(obj, time.time())
-        # What nodes say of their fills is theirs.
+        # Fields that nodes write about their fills are not this program's.
         if obj is None or wanted_status == {
             key: value for key, value in obj.get("status", {}).items() if key not in FILL_STATUS_KEYS
         }:
             return
         try:
             apply_status(self._server, KIND, f"{_PATH}/{name}", obj, wanted_status or {})
-        except (NotFound, ClusterConflict):  # deleted meanwhile
+        except (NotFound, ClusterConflict):  # deleted or replaced concurrently
             return
         except DataCacheError as error:
             log.warning("status not written", extra={"fields": {"volume": name, "reason": error}})
@@ -189,5 +191,5 @@ def _decode_or_log(obj: Mapping[str, Any]) -> VolumeRecord | None:
     try:
         return decode(obj)
     except DataCacheError as error:
-        log.warning("a volume is left out of the list", extra={"fields": {"reason": error}})
+        log.warning("unreadable volume skipped", extra={"fields": {"reason": error}})
         return None

@@ -1,4 +1,4 @@
-"""What the cluster knows of a volume, and the Protocol of whoever keeps it."""
+"""Volume records, and the Protocol of a registry of them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ VOLUME_FORMAT = 1
 
 @dataclass(frozen=True)
 class VolumeRecord:
-    """One volume of the controller.
+    """Volume created by the controller.
 
-    `requested_spec` is the spec as it was asked for, `spec` the pinned one; `digest` names the manifest (64 hex digits);
-    `capacity_bytes` is what the volume promises, `content_bytes` what it holds; `cloned_from` the id of the volume it
-    was cloned from, "" for none; `created_at` seconds since 1970; `pvc` is the PVC it was made for, where that is known; `pin_namespace` is that
-    of the CachePin it holds, "" for none.
+    `requested_spec` is the spec as requested, `spec` the pinned one; `digest` names the manifest (64 hex
+    digits); `capacity_bytes` is the promised size, `content_bytes` the actual one; `cloned_from` is the id of
+    the volume it was cloned from, "" for none; `created_at` is in seconds since 1970; `pvc` is the PVC it was
+    created for, if known; `pin_namespace` is that of the CachePin it holds, "" for none.
     """
 
     id: str
@@ -42,18 +42,21 @@ class VolumeRecord:
     pin_namespace: str = ""
 
     def to_context(self) -> dict[str, str]:
-        """The volume context that nodes get: flat parameters, no secret, and the PVC, so that no node has to ask whom a fill is told to."""
-        claim = self.pvc.to_context(self.name) if self.pvc else {}
+        """Return the volume context for nodes: flat parameters without secrets.
+
+        Includes the PVC, so that nodes can record Events without an API call.
+        """
+        pvc_context = self.pvc.to_context(self.name) if self.pvc else {}
         return (
             VolumeParameters(
                 self.spec, self.performance, self.downgrade_writers, self.digest, self.capacity_bytes
             ).to_context()
-            | claim
+            | pvc_context
         )
 
     def encode(self) -> dict[str, object]:
         """Return the record as JSON values."""
-        kept: dict[str, object] = {
+        record: dict[str, object] = {
             "format": VOLUME_FORMAT,
             "id": self.id,
             "name": self.name,
@@ -63,11 +66,14 @@ class VolumeRecord:
             "asked": self.requested_spec.to_context(),
             "context": self.to_context(),
         }
-        return kept | ({"namespace": self.pin_namespace} if self.pin_namespace else {})
+        return record | ({"namespace": self.pin_namespace} if self.pin_namespace else {})
 
     @staticmethod
     def decode(stored: dict[str, Any]) -> VolumeRecord:
-        """Return the record that `encode` wrote; raise ValueError for another format, KeyError or TypeError for a damaged one."""
+        """Decode a record that `encode` wrote.
+
+        Raises ValueError for another format, KeyError or TypeError for a damaged record.
+        """
         if stored["format"] != VOLUME_FORMAT:
             raise ValueError(f"format {stored['format']}, this driver reads {VOLUME_FORMAT}")
         context = parse_accepted_parameters(stored["context"])
@@ -91,12 +97,12 @@ class VolumeRecord:
 
 
 def volume_id_from_name(name: str) -> str:
-    """The id of the volume that CreateVolume made for a name, which is that of its PV."""
+    """Return the id of the volume that CreateVolume makes for a name, which is that of its PV."""
     return "dc-" + hashlib.sha256(name.encode()).hexdigest()[:40]
 
 
 class WatchedVolumes:
-    """The ids that a watcher wants to be told of, which may change while it watches. Thread-safe."""
+    """Set of volume ids that a watcher wants reported, which may change while it watches. Thread-safe."""
 
     def __init__(self, ids: Iterable[str] = ()) -> None:
         self._lock = threading.Lock()
@@ -107,15 +113,15 @@ class WatchedVolumes:
         return volume_id in self._ids
 
     def ids(self) -> frozenset[str]:
-        """All of them."""
+        """Return all ids."""
         return self._ids
 
     def add(self, volume_id: str) -> None:
-        """Want to be told of one more, which is told at once, since what changed before was not."""
+        """Add an id. It is reported at once, since earlier changes of it were not."""
         self._update(lambda ids: ids | {volume_id})
 
     def discard(self, volume_id: str) -> None:
-        """Want to be told of one less; one that is not wanted is no error."""
+        """Remove an id; a missing one is no error."""
         self._update(lambda ids: ids - {volume_id})
 
     def _update(self, change: Callable[[frozenset[str]], frozenset[str]]) -> None:
@@ -127,7 +133,7 @@ class WatchedVolumes:
 
     @contextmanager
     def notify_on_change(self, listener: Callable[[], None]) -> Iterator[None]:
-        """For the block, call `listener` after each change."""
+        """Call `listener` after each change during the block."""
         with self._lock:
             self._listeners.append(listener)
         try:
@@ -138,38 +144,51 @@ class WatchedVolumes:
 
 
 class VolumeRegistry(Protocol):
-    """Keeps volume records. Every change is durable when the method returns. Thread-safe."""
+    """Registry of volume records. Every change is durable when the method returns. Thread-safe."""
 
     def get(self, volume_id: str) -> VolumeRecord | None:
-        """The record of `volume_id`, None where there is none; ids of any form may be asked for."""
+        """Return the record of a volume, or None.
+
+        Any string is allowed as id. Raises DataCacheError if the record is damaged.
+        """
 
     def add(self, record: VolumeRecord) -> VolumeRecord:
-        """Add the record where there is none of its id; the record that is kept then. Of all who add at once, in all processes, one does."""
+        """Add a record unless there is one with its id; return the stored one.
+
+        Of concurrent calls, in all processes, exactly one adds.
+        """
 
     def put(self, record: VolumeRecord) -> None:
-        """Add the record, or replace the one of the same id."""
+        """Add a record, or replace the one with the same id."""
 
     def change(self, volume_id: str, update: Callable[[VolumeRecord], VolumeRecord]) -> VolumeRecord | None:
-        """Replace a record by `update(record)` and return that; None, and nothing added, where there is none. No change of another's is lost.
+        """Replace a record by `update(record)` and return the new one; None if there is no record.
 
-        `update` changes the performance alone. It may be called again, for a record that somebody else changed meanwhile; what it raises is raised.
+        No concurrent change is lost.
+
+        `update` changes only the performance. It may be called again after concurrent changes; what it raises
+        is passed on. Raises ClusterConflict if others change the volume again and again.
         """
 
     def delete(self, volume_id: str) -> None:
-        """Remove the record; one that is not there is no error."""
+        """Delete a record; a missing one is no error."""
 
     def list_page(self, after: str, limit: int) -> list[VolumeRecord]:
-        """At most `limit` records that stand behind `after`, which need not be there; `limit` 0 for all.
+        """Return at most `limit` records after the id `after`, which need not exist; `limit` 0 for all.
 
-        Every id has its place for ever: ids that are DNS subdomains in their order, others where the registry files them.
+        Records deleted meanwhile are left out.
+
+        The order of ids never changes: ids that are DNS subdomains in their own order, others where the
+        registry files them.
         """
 
     def watch(
         self, on_change: Callable[[str], None], only: WatchedVolumes | None = None
     ) -> AbstractContextManager[None]:
-        """Within the block, call `on_change(volume_id)` from a thread of its own soon after a record was put or deleted, by whichever process.
+        """Call `on_change(volume_id)` from a thread during the block, soon after a record was put or deleted.
 
-        With `only`, for those ids alone, and for each that is added to them. It may be called more often than that, and for several
-        changes of a record at once; when the block has ended it is not called any more. What `on_change` raises is logged. What was put
-        before the block is for the caller to read.
+        Changes by all processes count. With `only`, it is called for those ids, and for each id added to
+        them. It may be called more often than records change, and once for several changes; never after the
+        block. What `on_change` raises is logged. Records put before the block are not reported. Raises
+        DataCacheError if a folder registry's folder is gone.
         """

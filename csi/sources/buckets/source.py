@@ -19,10 +19,8 @@ from csi.sources.buckets.object_store import AccessKey, ObjectStore
 from csi.sources.http.connections import Connections
 from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
-from csi.sources.source import Source
+from csi.sources.source import DEFAULT_CONNECTIONS, Source
 
-# Idle connections beyond the readers of one fill are closed.
-_FILL_CONNECTIONS = 16
 _FOLDER_MODE = 0o555
 # obstore does not sign keys with control characters.
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
@@ -36,6 +34,7 @@ class ObjectSource(Source):
         spec: CacheSpec,
         credential: Callable[[], AccessKey] | None,
         destinations: Destinations | None = None,
+        connections: int = DEFAULT_CONNECTIONS,
     ) -> None:
         """Open the source; `credential` provides the access key, None reads anonymously.
 
@@ -45,7 +44,7 @@ class ObjectSource(Source):
             raise InvalidParameter(f"{spec.source.display_name} is not an object store")
         self._spec, self._bucket = spec, spec.source
         self._store = ObjectStore(spec.source, credential)
-        self._connections = Connections(_FILL_CONNECTIONS, destinations)
+        self._connections = Connections(connections, destinations)
         self._listing = BucketListing(self._store, self._connections)
         self._file_urls = FileUrls(
             lambda entry: self._store.get_object_url(self._key(entry)),

@@ -39,11 +39,9 @@ from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 from csi.sources.hubs.hub_client import HubClient
 from csi.sources.patterns import CountingIterator
-from csi.sources.source import Source
+from csi.sources.source import DEFAULT_CONNECTIONS, Source
 
 _REPO_TYPES = {"HuggingFace/Model": "model", "HuggingFace/DataSet": "dataset"}
-# Idle connections beyond the readers of one fill are closed.
-_FILL_CONNECTIONS = 16
 # Connections kept for access checks, which take one or two requests per volume.
 _WARM_CONNECTIONS = 2
 _USER_AGENT = "datacache-csi"
@@ -61,7 +59,13 @@ def configured_endpoint() -> str:
 class HuggingFaceSource(Source):
     """One repository of the hub, read with `token` (None: anonymously)."""
 
-    def __init__(self, spec: CacheSpec, token: str | None, destinations: Destinations | None = None) -> None:
+    def __init__(
+        self,
+        spec: CacheSpec,
+        token: str | None,
+        destinations: Destinations | None = None,
+        connections: int = DEFAULT_CONNECTIONS,
+    ) -> None:
         """Raise InvalidParameter if `spec` has another source."""
         if not isinstance(spec.source, HubSpec) or spec.source.repo_source not in _REPO_TYPES:
             raise InvalidParameter(
@@ -82,7 +86,7 @@ class HuggingFaceSource(Source):
             token=token or False, library_name=_USER_AGENT, library_version=__version__
         )
         self._file_urls: dict[str, FileUrls] = {}
-        self._connections = Connections(_FILL_CONNECTIONS, self._destinations)
+        self._connections = Connections(connections, self._destinations)
 
     def pin(self) -> CacheSpec:
         """Return the spec at the current commit of its revision.

@@ -28,18 +28,22 @@ from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
 from csi.sources.hubs.modelscope_client import HubStatusError, ModelScopeClient, configured_endpoint
 from csi.sources.patterns import CountingIterator, is_included
-from csi.sources.source import Source
+from csi.sources.source import DEFAULT_CONNECTIONS, Source
 
 _REPO_TYPES = {"ModelScope/Model": "model", "ModelScope/DataSet": "dataset"}
-# Idle connections beyond the readers of one fill are closed.
-_FILL_CONNECTIONS = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ModelScopeSource(Source):
     """One repository of ModelScope, read with `token` (None: anonymously)."""
 
-    def __init__(self, spec: CacheSpec, token: str | None, destinations: Destinations | None = None) -> None:
+    def __init__(
+        self,
+        spec: CacheSpec,
+        token: str | None,
+        destinations: Destinations | None = None,
+        connections: int = DEFAULT_CONNECTIONS,
+    ) -> None:
         """Raise InvalidParameter if `spec` has another source, or the endpoint is invalid."""
         if not isinstance(spec.source, HubSpec) or spec.source.repo_source not in _REPO_TYPES:
             raise InvalidParameter(
@@ -54,7 +58,7 @@ class ModelScopeSource(Source):
         )
         # Older APIs take the session cookie, newer ones the header: the SDK sends both.
         headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
-        self._connections = Connections(_FILL_CONNECTIONS, policy)
+        self._connections = Connections(connections, policy)
         self._file_urls = FileUrls(
             lambda entry: self._client.get_file_url(entry.path, self._hub.revision),
             headers,

@@ -31,13 +31,11 @@ from csi.parameters.dialects.urls import MAX_URLS, UrlFile, UrlSpec
 from csi.sources.http.connections import Connections, discard, format_site, parse_site
 from csi.sources.http.file_urls import FileUrls, Response
 from csi.sources.http.range_reader import RangeReader
-from csi.sources.source import Source
+from csi.sources.source import DEFAULT_CONNECTIONS, Source
 from csi.sources.urls.full_read import read_size_and_sha256
 from csi.sources.urls.metalink import MetalinkDocument, pick_smallest_per_site
 from csi.values import parse_decimal
 
-# Idle connections beyond the readers of one fill are closed.
-_FILL_CONNECTIONS = 16
 _MAX_CONCURRENT_REQUESTS = 8
 _IDENTITY_HEADERS = {"Accept-Encoding": "identity"}
 # A GET of one byte instead of a HEAD: it proves that the bytes can be read, and signed URLs and some servers
@@ -62,7 +60,13 @@ class _FileFacts:
 class UrlSource(Source):
     """Files of HTTP servers, read with `token` as a bearer token (None: anonymously)."""
 
-    def __init__(self, spec: CacheSpec, token: str | None, destinations: Destinations | None = None) -> None:
+    def __init__(
+        self,
+        spec: CacheSpec,
+        token: str | None,
+        destinations: Destinations | None = None,
+        connections: int = DEFAULT_CONNECTIONS,
+    ) -> None:
         """Raise InvalidParameter if `spec` has another source, or one token would go to several hosts."""
         if not isinstance(spec.source, UrlSpec):
             raise InvalidParameter(f"{spec.source.display_name} is not a URL source")
@@ -73,7 +77,7 @@ class UrlSource(Source):
             )
         self._spec, self._files, self._token = spec, {file.path: file for file in spec.source.files}, token
         self._document_sizes: dict[str, int] = {}
-        self._connections = Connections(_FILL_CONNECTIONS, destinations)
+        self._connections = Connections(connections, destinations)
         self._wait = (
             RateLimiter(spec.bandwidth_limit).wait_for if spec.bandwidth_limit else lambda count: None
         )

@@ -86,7 +86,7 @@ def test_a_kubeconfig_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "{", "- a: [", "just words", "\x00"])
 def test_a_file_that_is_no_kubeconfig_says_so(tmp_path: Path, text: str) -> None:
     (tmp_path / "config").write_text(text)
-    with pytest.raises(InvalidParameter, match="no kubeconfig"):
+    with pytest.raises(InvalidParameter, match="not a kubeconfig"):
         load_kubeconfig([tmp_path / "config"])
 
 
@@ -99,9 +99,9 @@ def test_a_kubeconfig_may_be_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        ({"current-context": "other"}, "no kubeconfig"),
-        ({"users": None}, "no kubeconfig"),
-        ({"cluster": {"certificate-authority-data": "%%%"}}, "no kubeconfig"),
+        ({"current-context": "other"}, "not a kubeconfig"),
+        ({"users": None}, "not a kubeconfig"),
+        ({"cluster": {"certificate-authority-data": "%%%"}}, "not a kubeconfig"),
         ({"cluster": {"insecure-skip-tls-verify": True}}, "insecure-skip-tls-verify"),
         ({"cluster": {"certificate-authority": "missing.crt"}}, "cannot be read"),
         ({"user": {"exec": {"command": "aws"}}}, "'u' has exec"),

@@ -60,7 +60,7 @@ def test_a_duration_is_read_in_seconds(text: str, expected: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "m", "-1s", "1w", "1 m", "10ms", "1h30m"])
 def test_what_is_no_duration_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError, match="is no duration"):
+    with pytest.raises(argparse.ArgumentTypeError, match="is not a duration"):
         parse_duration(text)
 
 
@@ -75,7 +75,7 @@ def test_a_driver_name_is_a_domain_name_of_at_most_63_characters() -> None:
     for good in (DRIVER_NAME, "a", "a" * 63):
         assert parse_driver_name(good) == good
     for bad in ("", "a" * 64, "-a", "a.", "a b", "a/b", "a\n"):
-        with pytest.raises(argparse.ArgumentTypeError, match="is no CSI driver name"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a CSI driver name"):
             parse_driver_name(bad)
 
 

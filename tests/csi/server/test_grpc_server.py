@@ -244,7 +244,7 @@ def test_a_fault_is_told_by_its_place_and_its_text_stays_out(
     assert (
         error is not None
         and error.code() is grpc.StatusCode.INTERNAL
-        and error.details() == "unexpected ValueError; the plugin's log has the place"
+        and error.details() == "unexpected ValueError; see the plugin's log for where it occurred"
     )
     (fields,) = lines.fields
     assert "ValueError" in fields["at"] and "test_grpc_server.py:" in fields["at"]
@@ -268,7 +268,7 @@ def test_a_call_this_driver_does_not_have_says_so(client: PluginClient) -> None:
         client.node.NodeExpandVolume(pb.NodeExpandVolumeRequest(volume_id="v"), timeout=10)
     assert (
         error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        and error.value.details() == "this driver does not have this call"
+        and error.value.details() == "this driver does not implement this call"
     )
 
 
@@ -375,7 +375,7 @@ def test_a_live_socket_is_refused_and_left_alone(tmp_path: Path) -> None:
 def test_what_is_no_socket_is_refused_and_left_alone(tmp_path: Path, make: Callable[[Path], None]) -> None:
     path = tmp_path / "csi.sock"
     make(path)
-    with pytest.raises(AlreadyExists, match="is no socket"):
+    with pytest.raises(AlreadyExists, match="is not a socket"):
         remove_stale_socket(str(path))
     assert os.path.lexists(path)
 

@@ -74,7 +74,7 @@ def test_a_file_that_is_named_counts_before_kubeconfig_and_home(
 
 
 def test_without_any_the_message_says_where_was_looked(tmp_path: Path) -> None:
-    with pytest.raises(FailedPrecondition, match=f"there is no {tmp_path}/.kube/config.*--kubeconfig"):
+    with pytest.raises(FailedPrecondition, match=f"{tmp_path}/.kube/config does not exist.*--kubeconfig"):
         find_user_access(environment={}, home=tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_a_program_that_is_not_there_is_named_with_how_it_is_had(
 ) -> None:
     config = logged_in_by("no-such-program", tmp_path, api_server, installHint="get it from your provider")
     with pytest.raises(
-        FailedPrecondition, match="no-such-program, .* is not there; get it from your provider"
+        FailedPrecondition, match="no-such-program, .* is not installed; get it from your provider"
     ):
         find_user_access(config)
 

@@ -201,15 +201,15 @@ def test_a_csi_driver_that_somebody_has_changed(well: Cluster) -> None:
         {"spec": {"storageCapacity": False}},
     )
     found = well.examine().only("CSIDriver", "fault")
-    assert "storageCapacity is true, it has to be false" in found.what and "csidriver.yaml" in found.fix
+    assert "storageCapacity is true, it must be false" in found.what and "csidriver.yaml" in found.fix
 
 
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"attachRequired": True}, "attachRequired is true, it has to be false"),
-        ({"podInfoOnMount": False}, "podInfoOnMount is false, it has to be true"),
-        ({"fsGroupPolicy": "File"}, "fsGroupPolicy is File, it has to be None"),
+        ({"attachRequired": True}, "attachRequired is true, it must be false"),
+        ({"podInfoOnMount": False}, "podInfoOnMount is false, it must be true"),
+        ({"fsGroupPolicy": "File"}, "fsGroupPolicy is File, it must be None"),
         ({"volumeLifecycleModes": ["Persistent"]}, "volumeLifecycleModes lacks Ephemeral"),
     ],
 )
@@ -326,14 +326,14 @@ def test_pods_of_the_controller_that_nobody_makes(well: Cluster) -> None:
     well.patched(well.deployment, {"spec": {"replicas": 3}}, {"spec": {"replicas": 2}})
     failure = condition("ReplicaFailure", "True", "FailedCreate", "exceeded quota")
     well.status_of_test(well.deployment, {"conditions": [failure]}, {"conditions": None})
-    assert "2 of 3 pods are there: exceeded quota" in well.examine().only("controller", "fault").what
+    assert "2 of 3 pods exist: exceeded quota" in well.examine().only("controller", "fault").what
 
 
 def test_node_plugins_that_nobody_makes(well: Cluster) -> None:
     well.status_of_test(well.daemon_set, {"desiredNumberScheduled": 3}, {"desiredNumberScheduled": 2})
-    assert "2 of 3 pods are there: no Event says why" in well.examine().only("node plugins", "fault").what
+    assert "2 of 3 pods exist: no Event says why" in well.examine().only("node plugins", "fault").what
     well.event(well.get(well.daemon_set), "DaemonSet", "FailedCreate", "violates PodSecurity")
-    assert "2 of 3 pods are there: violates PodSecurity" in well.examine().only("node plugins", "fault").what
+    assert "2 of 3 pods exist: violates PodSecurity" in well.examine().only("node plugins", "fault").what
 
 
 def test_nobody_leads(well: Cluster) -> None:
@@ -341,7 +341,7 @@ def test_nobody_leads(well: Cluster) -> None:
     # Answers tell the server's time in whole seconds.
     well.lease(NAMESPACE, f"{DRIVER}-controller", now(-305), "controller-1")
     found = well.examine().only("leader", "fault")
-    assert "no replica leads; the last one was heard 30" in found.what and "RBAC" in found.fix
+    assert "no replica leads; the last one renewed the lease 30" in found.what and "RBAC" in found.fix
     well.client.call(
         "DELETE", f"/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/{DRIVER}-controller"
     )
@@ -352,11 +352,11 @@ def test_a_leader_that_has_just_let_go_is_no_fault_and_one_that_nobody_followed_
     well.beat_no_more()
     well.lease(NAMESPACE, f"{DRIVER}-controller", now(-7), "")
     assert (
-        "no replica leads at the moment; the last one let go "
+        "no replica leads at the moment; the last one released the lease "
         in well.examine().only("leader", "warning").what
     )
     well.lease(NAMESPACE, f"{DRIVER}-controller", now(-305), "")
-    assert "the last one was heard 30" in well.examine().only("leader", "fault").what
+    assert "the last one renewed the lease 30" in well.examine().only("leader", "fault").what
 
 
 def test_a_kubelet_that_has_not_taken_the_driver(well: Cluster) -> None:
@@ -367,7 +367,8 @@ def test_a_kubelet_that_has_not_taken_the_driver(well: Cluster) -> None:
     well.event(NODE_TWO, "Node", "RegistrationRefused", "kubelet says no")
     found = well.examine().only("registration", "fault")
     assert (
-        "kubelet of two has not taken the driver: kubelet says no" in found.what and "kubeletDir" in found.fix
+        "kubelet of two has not registered the driver: kubelet says no" in found.what
+        and "kubeletDir" in found.fix
     )
 
 
@@ -449,7 +450,7 @@ def test_flags_of_a_cluster_are_refused_for_a_node(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 2 and "go with --cluster" in done.stderr
+    assert done.returncode == 2 and "need --cluster" in done.stderr
 
 
 def test_an_operator_that_does_not_run(well: Cluster) -> None:
@@ -460,7 +461,7 @@ def test_an_operator_that_does_not_run(well: Cluster) -> None:
         "spec": {"selector": {"matchLabels": labels}, "template": template},
     }
     well.made(f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments", whole, "apps/v1", "Deployment")
-    assert "no pod of it is there" in well.examine().only("operator", "fault").what
+    assert "it has no pod" in well.examine().only("operator", "fault").what
 
 
 def test_the_classes_of_another_driver_are_nobody_to_complain_of(well: Cluster) -> None:

@@ -89,7 +89,7 @@ def test_a_right_that_is_missing_is_named(well: Cluster, rule: tuple[str, str, s
     assert missing and all(
         f'cannot {rule[2]} resource "{rule[1]}" in API group "{rule[0]}"' in one.what for one in missing
     ), done.found
-    assert all("not looked at" in one.what and "doctor-rights.yaml" in one.fix for one in missing)
+    assert all("not checked" in one.what and "doctor-rights.yaml" in one.fix for one in missing)
     told = {one.check for one in done.found}
     assert {*INSTALLED, *RUNNING, "StorageClasses", "PVCs", "pods", "caches"} <= told
 

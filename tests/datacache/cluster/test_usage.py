@@ -37,10 +37,10 @@ def test_what_people_have_made_is_well(well: Cluster) -> None:
     done = well.examine()
     assert done.status == 0 and done.wrong() == [] and "hush" not in json.dumps(done.found)
     said = {one.check: one.what for one in done.found}
-    assert said["StorageClasses"] == "all 1 of the driver's are understood" == said["VolumeAttributesClasses"]
-    assert said["Secrets"] == "1 Secret of StorageClasses hold what their sources read"
-    assert said["PVCs"] == "0 PVCs bound, 1 waiting without a complaint"
-    assert said["pods"] == "1 pod with volumes of the driver, 0 waiting for a fill, none with a complaint"
+    assert said["StorageClasses"] == "all 1 of the driver's are valid" == said["VolumeAttributesClasses"]
+    assert said["Secrets"] == "1 Secret of StorageClasses hold the keys of their sources"
+    assert said["PVCs"] == "0 PVCs bound, 1 waiting without a warning"
+    assert said["pods"] == "1 pod with volumes of the driver, 0 waiting for a fill, none with another warning"
 
 
 # Classes.
@@ -68,7 +68,7 @@ def test_a_storage_class_that_the_driver_does_not_understand(
 ) -> None:
     well.storage_class(**parameters)
     found = well.examine().only("StorageClasses", "fault")
-    assert words in found.what and "anew" in found.fix and "hush" not in found.what
+    assert words in found.what and "again" in found.fix and "hush" not in found.what
 
 
 def test_mount_options_that_the_driver_does_not_understand(well: Cluster) -> None:
@@ -86,13 +86,13 @@ def test_mount_options_that_the_driver_does_not_understand(well: Cluster) -> Non
 def test_classes_whose_source_is_named_elsewhere_are_good(well: Cluster) -> None:
     well.storage_class("annotated", repoId="", repoSource="", pvcannotations="repoId,revision")
     well.storage_class("clones", repoId="", repoSource="", readIops="500")
-    assert well.examine().of("StorageClasses").what == "all 2 of the driver's are understood"
+    assert well.examine().of("StorageClasses").what == "all 2 of the driver's are valid"
 
 
 def test_a_volume_attributes_class_that_fits_no_volume(well: Cluster) -> None:
     attributes_class(well, revision="v2")
     found = well.examine().only("VolumeAttributesClasses", "fault")
-    assert "fast: revision cannot be changed on a volume" in found.what and "anew" in found.fix
+    assert "fast: revision cannot be changed on a volume" in found.what and "again" in found.fix
 
 
 # Secrets.
@@ -101,7 +101,7 @@ def test_a_volume_attributes_class_that_fits_no_volume(well: Cluster) -> None:
 @pytest.mark.parametrize(
     ("source", "data", "words"),
     [
-        ({}, None, "it is not there"),
+        ({}, None, "it does not exist"),
         ({}, {}, "it is empty"),
         ({}, {"token": " "}, "it is empty"),
         ({}, {"password": "hush"}, "the Secret of this volume has none of the keys token"),
@@ -145,7 +145,7 @@ def test_a_secret_of_several_sources_is_looked_at_for_each(well: Cluster) -> Non
 
 def test_a_secret_without_its_namespace(well: Cluster) -> None:
     well.storage_class(**{STAGE.format("name"): "hub"})
-    assert "both its name and its namespace have to be given" in well.examine().only("Secrets", "fault").what
+    assert "both its name and its namespace must be given" in well.examine().only("Secrets", "fault").what
 
 
 def test_a_secret_that_each_claim_names_is_not_looked_for(well: Cluster) -> None:
@@ -202,7 +202,7 @@ def test_claims_that_wait_for_a_resolve_or_are_of_another_driver_are_good(well: 
     well.event(
         well.claim("other", "elsewhere"), "PersistentVolumeClaim", "ProvisioningFailed", "no such class"
     )
-    assert well.examine().of("PVCs").what == "0 PVCs bound, 1 waiting without a complaint"
+    assert well.examine().of("PVCs").what == "0 PVCs bound, 1 waiting without a warning"
 
 
 def test_of_many_complaints_the_first_are_told_and_the_rest_counted(well: Cluster) -> None:
@@ -270,7 +270,7 @@ def test_pods_that_wait_for_a_fill_or_for_a_volume_of_somebody_else_are_good(wel
     )
     assert (
         well.examine().of("pods").what
-        == "2 pods with volumes of the driver, 1 waiting for a fill, none with a complaint"
+        == "2 pods with volumes of the driver, 1 waiting for a fill, none with another warning"
     )
 
 
@@ -285,7 +285,7 @@ def test_a_prewarm_that_fails(well: Cluster) -> None:
         "datacache.csi.io/v1alpha1",
         "CachePrewarm",
     )
-    assert well.examine().of("caches").what == "0 CacheVolumes and 1 CachePrewarm, none complains"
+    assert well.examine().of("caches").what == "0 CacheVolumes and 1 CachePrewarm, none with errors"
     well.status(
         f"{path}/p", {"conditions": [condition("Failed", reason="NodesFail", message="one: no space")]}
     )

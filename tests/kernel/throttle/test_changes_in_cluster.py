@@ -66,10 +66,14 @@ def replica(machine: Machine) -> Iterator[Program]:
 def leaders(*programs: Program) -> list[int]:
     """Of each program, whether it says that it leads."""
     lines = [
-        [line for line in program.text().splitlines() if "this replica leads" in line][-1:]
+        [
+            line
+            for line in program.text().splitlines()
+            if "leading started" in line or "leading ended" in line
+        ][-1:]
         for program in programs
     ]
-    return [int(bool(last) and not last[0].endswith("no more")) for last in lines]
+    return [int(bool(last) and "leading started" in last[0]) for last in lines]
 
 
 def test_replicas_answer_alike_and_one_leads(

@@ -88,8 +88,8 @@ def test_a_wrong_token_is_said_with_its_reason_and_put_right_it_is_filled(node: 
 @pytest.mark.parametrize(
     ("cache", "words"),
     [
-        (PrewarmedCache(HUB, secret_name="none"), "the Secret default/none is not there"),
-        (PrewarmedCache(pvc_name="none"), "the PVC default/none is not there"),
+        (PrewarmedCache(HUB, secret_name="none"), "the Secret default/none does not exist"),
+        (PrewarmedCache(pvc_name="none"), "the PVC default/none does not exist"),
         (PrewarmedCache({"server": "nas", "path": "/models"}), "CachePrewarms may not name NAS nas:/models"),
         (PrewarmedCache({"repoID": "x", "flavour": "vanilla"}), "unknown parameter 'flavour'"),
         (PrewarmedCache({**HUB, "egressProfile": "fast"}), "egressProfile"),

@@ -49,7 +49,7 @@ def test_a_machine_without_watches_left_limits_new_containers_all_the_same(
     container = place.container()
 
     def none_left(events: FolderWatcher, folder: Path) -> bool:
-        raise UnsupportedByNode("no inotify watch could be had")
+        raise UnsupportedByNode("no inotify watch is left")
 
     with monkeypatch.context() as patched:
         patched.setattr(FolderWatcher, "watch", none_left)
@@ -70,7 +70,7 @@ def test_a_machine_without_inotify_has_no_limits_and_says_why(
     place.throttle.close()
 
     def none_left(events: FolderWatcher) -> None:
-        raise UnsupportedByNode("no inotify instance could be had; raise fs.inotify.max_user_instances")
+        raise UnsupportedByNode("no inotify instance is left; raise fs.inotify.max_user_instances")
 
     monkeypatch.setattr(FolderWatcher, "__init__", none_left)
     place.throttle = place.start()

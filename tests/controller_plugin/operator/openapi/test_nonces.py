@@ -75,12 +75,12 @@ def test_no_more_marks_are_kept_than_fit(opens: Opens, monkeypatch: pytest.Monke
     monkeypatch.setattr(nonces, "_MAX_STORED", 3)
     marks = opens()
     if isinstance(marks, MemoryNonceStore):
-        marks = MemoryNonceStore(100.0, most=3)
+        marks = MemoryNonceStore(100.0, capacity=3)
     assert all(marks.use(f"mark-{number}", NOW + number) for number in range(5))
     assert not marks.use("mark-4", NOW + 5) and marks.use("mark-0", NOW + 6)
 
 
 def test_a_secret_that_somebody_has_spoilt_is_told_of(api_server: ApiServer) -> None:
     api_server.kubectl("create", "secret", "generic", "spoilt-nonces", "--from-literal=marks=[]")
-    with pytest.raises(DataCacheError, match="spoilt-nonces has no marks of requests; delete it"):
+    with pytest.raises(DataCacheError, match="spoilt-nonces does not hold request nonces; delete it"):
         SecretNonceStore(api_server.client(), "spoilt-nonces", 100.0).use("a", NOW)

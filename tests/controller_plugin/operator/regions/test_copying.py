@@ -128,7 +128,7 @@ def test_a_damaged_announcement_is_told_once_and_is_in_no_others_way(
     there.adopter.adopt_announced()
     there.adopter.adopt_announced()
     assert [one.id for one in there.caches.find()] == [copied]
-    assert [record.message for record in caplog.records] == ["an announced copy cannot be read"]
+    assert [record.message for record in caplog.records] == ["unreadable announcement skipped"]
 
 
 def test_a_name_that_is_taken_is_waited_for(here: Region, there: Region) -> None:

@@ -1,4 +1,5 @@
-"""A cgroup hierarchy of plain folders, with limits and counters in a file of each; test_hierarchies.py proves it like the real ones."""
+"""A cgroup hierarchy of plain folders, with limits and counters in a file of each; test_hierarchies.py proves
+it like the real ones."""
 
 from __future__ import annotations
 
@@ -9,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from csi.errors import UnsupportedByNode
-from csi.linux.cgroups.hierarchy import ReadCount
+from csi.linux.cgroups.hierarchy import CgroupHierarchy, ReadCount
 from csi.performance.limits import UNLIMITED, Rate
 
 STATE = "throttle.json"
 
 
-class FakeHierarchy:
-    """Flat as version 1 unless told otherwise. `writes` counts the limits written; `refusal` makes the kernel refuse them."""
+class FakeHierarchy(CgroupHierarchy):
+    """Flat as version 1 unless told otherwise.
 
-    shown = "FakeHierarchy"
+    `writes` counts the limits written; `refusal` makes the kernel refuse them.
+    """
+
+    display_name = "FakeHierarchy"
     limit_files: tuple[str, ...] = (STATE,)
 
     def __init__(self, root: Path, flat: bool = True) -> None:
@@ -47,7 +51,7 @@ class FakeHierarchy:
         return Rate(**kept) if kept else UNLIMITED
 
     def limited(self, cgroup: Path) -> list[str]:
-        """The devices that the cgroup has a limit for."""
+        """Return the devices for which the cgroup has a limit."""
         return [device for device in _state(cgroup)["limits"] if self.read_limit(cgroup, device) != UNLIMITED]
 
     def read_count(self, cgroup: Path, device: str) -> ReadCount:

@@ -153,7 +153,7 @@ def test_a_limit_that_the_kernel_refuses_is_said(place: Place) -> None:
 
 
 def test_a_machine_without_cgroups_is_told_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedByNode, match="no cgroups with block throttling"):
+    with pytest.raises(UnsupportedByNode, match="no cgroups with block I/O throttling"):
         detect_hierarchy(tmp_path)
     (tmp_path / "blkio").mkdir()
     with pytest.raises(UnsupportedByNode, match="CONFIG_BLK_DEV_THROTTLING"):

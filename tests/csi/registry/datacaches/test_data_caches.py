@@ -249,7 +249,7 @@ def test_what_is_no_id_finds_nothing_and_harms_no_other(caches: DataCacheRegistr
 
 def test_a_credential_that_is_not_there_is_named(caches: DataCacheRegistry) -> None:
     made = caches.add(wanted(), {})
-    with pytest.raises(FailedPrecondition, match="not there"):
+    with pytest.raises(FailedPrecondition, match="does not exist"):
         caches.read_credential(
             replace(
                 made,
@@ -285,7 +285,7 @@ def test_a_credential_that_is_just_being_written_is_waited_for(
     cluster.kubectl("delete", "secret", made.secret_ref.name)
     with pytest.raises(Busy, match="is being written"):
         caches.read_credential(made)
-    with pytest.raises(FailedPrecondition, match="is not there; make it"):
+    with pytest.raises(FailedPrecondition, match="does not exist; create it"):
         caches.read_credential(replace(made, created_at=made.created_at - 3600))
 
 

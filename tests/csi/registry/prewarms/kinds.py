@@ -88,13 +88,13 @@ class FakePrewarms:
     def read_secret(self, namespace: str, name: str) -> Mapping[str, str]:
         self._ask()
         if (namespace, name) not in self.secrets:
-            raise FailedPrecondition(f"the Secret {namespace}/{name} is not there")
+            raise FailedPrecondition(f"the Secret {namespace}/{name} does not exist")
         return self.secrets[namespace, name]
 
     def get_volume_of_pvc(self, namespace: str, claim: str) -> VolumeRecord:
         self._ask()
         if (namespace, claim) not in self.volumes:
-            raise FailedPrecondition(f"the PVC {namespace}/{claim} is not there")
+            raise FailedPrecondition(f"the PVC {namespace}/{claim} does not exist")
         return self.volumes[namespace, claim]
 
     def report_state(self, prewarm: PrewarmRequest, state: NodePrewarmState | None) -> None:

@@ -115,9 +115,9 @@ def test_labels_secrets_and_claims_are_looked_up_by_name(orders: Any) -> None:
     assert orders.prewarms.read_node_labels()["pool"] == "gpu"
     assert orders.prewarms.read_secret("default", "hub-token") == {"token": "s3cr3t"}
     assert orders.prewarms.get_volume_of_pvc("default", "ordered-models") == kept
-    with pytest.raises(FailedPrecondition, match="the Secret default/none is not there"):
+    with pytest.raises(FailedPrecondition, match="the Secret default/none does not exist"):
         orders.prewarms.read_secret("default", "none")
-    with pytest.raises(FailedPrecondition, match="the PVC default/none is not there"):
+    with pytest.raises(FailedPrecondition, match="the PVC default/none does not exist"):
         orders.prewarms.get_volume_of_pvc("default", "none")
 
 
@@ -128,7 +128,7 @@ def test_a_claim_that_only_says_that_it_is_of_a_volume_has_no_cache(cluster: Api
     with pytest.raises(FailedPrecondition, match="it is not bound to a PV"):
         orders.prewarms.get_volume_of_pvc("default", "pretender")
     bind(cluster, "static", "somebody-elses")
-    with pytest.raises(FailedPrecondition, match="its PV somebody-elses is none that this driver made"):
+    with pytest.raises(FailedPrecondition, match="its PV somebody-elses is not one of this driver"):
         orders.prewarms.get_volume_of_pvc("default", "static")
     orders.close()
 
@@ -141,7 +141,7 @@ def test_what_is_no_text_in_a_secret_is_refused_and_not_repeated(cluster: ApiSer
         "-",
         stdin={"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "odd"}, "data": {"token": "//8="}},
     )
-    with pytest.raises(FailedPrecondition, match="a value that is no text"):
+    with pytest.raises(FailedPrecondition, match="a value that is not text"):
         orders.prewarms.read_secret("default", "odd")
     orders.close()
 

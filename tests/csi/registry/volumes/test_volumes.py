@@ -224,7 +224,7 @@ def test_a_watcher_that_fails_is_told_of_the_next_change_all_the_same(
             registry.put(record(volume_id))
             told.until(volume_id)
     logged = [getattr(line, "fields", {}) for line in caplog.records]
-    assert logged == [{"volume": "dc-1", "reason": "RuntimeError"}] and "s3cr3t" not in caplog.text
+    assert logged == [{"name": "dc-1", "reason": "RuntimeError"}] and "s3cr3t" not in caplog.text
 
 
 def test_a_watcher_of_some_volumes_is_told_of_no_other(make: Make, tmp_path: Path) -> None:

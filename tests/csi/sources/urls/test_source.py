@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import threading
 import time
 from collections import Counter
-from contextlib import closing, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -26,6 +28,7 @@ from csi.errors import (
 from csi.images.fill.fill import fill
 from csi.images.layout.layout import build_layout
 from csi.manifest.manifest import DEFAULT_MTIME_NS, Manifest
+from csi.manifest.reader import Reader
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.sources.catalog import open_source
@@ -326,3 +329,27 @@ def test_each_refusal_is_said_in_its_own_words(server: Server) -> None:
     gone = CacheSpec(parse_volume_parameters({"url": "http://127.0.0.1:1/x"}).spec.source)
     with closing(open_source(gone, {})) as subject, pytest.raises(OriginUnavailable, match="127.0.0.1:1"):
         subject.resolve(subject.pin())
+
+
+def test_as_many_connections_are_kept_as_a_fill_has_readers(server: Server) -> None:
+    readers, all_asked = 24, threading.Barrier(24, timeout=60)
+    server.behave["/data.bin"] = ranged
+    spec = parse_volume_parameters({"url": f"{server.url}/data.bin", "sha256": SUM}).spec
+    with closing(open_source(spec, {}, connections=readers)) as subject:
+        manifest = resolved(subject)
+        (file,) = manifest.files
+
+        def answer_together(handler: Answer) -> None:
+            all_asked.wait()
+            ranged(handler)
+
+        def read_once(reader: Reader) -> None:
+            reader.read_into(file, 0, memoryview(bytearray(4096)))
+
+        server.behave["/data.bin"] = answer_together
+        with ExitStack() as opened, ThreadPoolExecutor(readers) as threads:
+            all_readers = [opened.enter_context(subject.open_reader(manifest)) for _ in range(readers)]
+            list(threads.map(read_once, all_readers))
+            accepted = server.accepted
+            list(threads.map(read_once, all_readers))
+        assert server.accepted == accepted
