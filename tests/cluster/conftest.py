@@ -73,6 +73,14 @@ def sidecars(lab: Lab) -> list[Archive]:
     return archives
 
 
+@pytest.fixture(scope="session")
+def python_image(lab: Lab) -> Archive:
+    """An image under the name that documents and examples have for their readers', on every node: those that tests add, too."""
+    archive = images.busybox(lab.folder, "python:3.12-slim")
+    lab.load(archive)
+    return archive
+
+
 @pytest.fixture(autouse=True)
 def alive(request: pytest.FixtureRequest) -> Iterator[None]:
     """A test during which a program of the cluster ended has failed."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.cluster.eci import KEY_ID, KEY_SECRET, Eci, eci
-from tests.cluster.images import busybox
+from tests.cluster.images import Archive
 from tests.cluster.installed import NAMESPACE, Driver
 from tests.cluster.kubectl import Object, condition
 from tests.cluster.lab import Lab
@@ -30,8 +30,7 @@ BUCKET = "k8s.aliyun.com/eci-data-cache-bucket"
 
 
 @pytest.fixture(scope="session")
-def place(lab: Lab, driver: Driver, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Eci]:
-    lab.load(busybox(tmp_path_factory.mktemp("python"), "python:3.12-slim"))
+def place(driver: Driver, hub: Hub, python_image: Archive) -> Iterator[Eci]:
     with eci(driver, hub) as found:
         yield found
 

@@ -42,8 +42,8 @@ def test_the_image_has_what_sources_load_and_nothing_that_installs(lab: Lab, dri
     script = """
 import importlib.util, ssl
 import huggingface_hub, modelscope_hub, obstore, pycurl
-from csi.sources import libnfs
-libnfs._library()
+from csi.sources.nfs import libnfs
+libnfs._load_library()
 print(ssl.create_default_context().cert_store_stats()["x509_ca"] > 100, [importlib.util.find_spec(name) for name in ("pip", "setuptools")])
 """
     assert (

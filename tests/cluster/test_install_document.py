@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.images import Archive, busybox
+from tests.cluster.images import Archive
 from tests.cluster.installed import NAMESPACE, Driver
 from tests.cluster.lab import Lab
 from tests.cluster.programs import TREE
@@ -76,11 +76,9 @@ def blocks(document: Path, heading: str, kind: str = "") -> list[str]:
 
 @pytest.fixture
 def images_in_their_registry(
-    lab: Lab, driver_image: Archive, sidecars: list[Archive], tmp_path: Path
+    lab: Lab, driver_image: Archive, sidecars: list[Archive], python_image: Archive
 ) -> None:
     """Every node has the images under the names that the document has for them, as if it had pulled them."""
-    python = busybox(tmp_path, "python:3.12-slim")
-    lab.load(python)
     names = [(driver_image, f"datacache-csi:{TAG}"), (driver_image, "datacache-csi:0.2.0")]
     names += [
         (sidecars[0], "sig-storage/csi-provisioner:v6.3.0"),

@@ -1,16 +1,14 @@
-"""Examples of README.md and of a guide, as they stand there: applied, and read by their pods."""
+"""Examples of README.md and of guides, as they stand there: applied, and read by their pods."""
 
 from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from tests.cluster.images import busybox
 from tests.cluster.installed import Driver
 from tests.cluster.lab import Lab
 from tests.cluster.pods import applied
@@ -23,6 +21,7 @@ pytestmark = pytest.mark.cluster
 
 _EXAMPLES = re.compile(r"^```yaml\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TOKEN = "hf_readme"
+PUBLIC = "sentence-transformers/all-MiniLM-L6-v2"
 WEIGHTS = os.urandom(1 << 20)
 
 
@@ -37,35 +36,37 @@ def example_of(document: str, pod: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.usefixtures("python_image")
 @pytest.mark.parametrize(
-    ("document", "pod", "repository", "revision"),
+    ("document", "pod", "repository", "revision", "private", "complete"),
     [
-        ("README.md", "reader", "sentence-transformers/all-MiniLM-L6-v2", "main"),
-        ("docs/guides/inline-volume.md", "inline-reader", "org/private-model", "v1.0"),
+        ("README.md", "reader", PUBLIC, "main", False, True),
+        ("docs/guides/storage-class.md", "reader", PUBLIC, "main", False, False),
+        ("docs/guides/inline-volume.md", "inline-reader", "org/private-model", "v1.0", True, True),
     ],
 )
 def test_an_example_is_applied_as_it_stands_and_its_pod_reads_the_model(
     lab: Lab,
     driver: Driver,
     hub: Hub,
-    tmp_path: Path,
     document: str,
     pod: str,
     repository: str,
     revision: str,
+    private: bool,
+    complete: bool,
 ) -> None:
-    lab.load(busybox(tmp_path, "python:3.12-slim"))
+    """Of a `private` repository with the token of the reader's Secret; `complete` is whether no files are left out by patterns."""
     files: dict[str, bytes] = {
         "config.json": b"{}",
         "model.safetensors": WEIGHTS,
-        "model.onnx": b"not wanted",
+        "model.onnx": b"not always wanted",
     }
-    made = hub.repo(repository, files, private=True, tokens={TOKEN})
+    made = hub.repo(repository, files, private=private, tokens={TOKEN} if private else ())
     made.branches[revision] = made.branches["main"]
     with applied(lab.kubectl, secret("hub-token", token=TOKEN), *example_of(document, pod)):
         lab.kubectl.wait("pod", pod, lambda thing: thing["status"].get("phase") == "Succeeded")
         listed = lab.kubectl.logs(pod)
-    assert re.search(rf"\b{len(WEIGHTS)}\b.*model\.safetensors", listed) and ("model.onnx" in listed) == (
-        pod == "inline-reader"
-    )
+    assert re.search(rf"\b{len(WEIGHTS)}\b.*model\.safetensors", listed)
+    assert ("model.onnx" in listed) == complete
     settled(lab, driver)
