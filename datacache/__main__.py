@@ -208,7 +208,7 @@ def top(store: Path, cgroup_root: Path, interval: float, once: bool, output: str
     default="text",
     help="text to read, json for programs",
 )
-def doctor(
+def doctor(  # noqa: PLR0913 - one for each flag of the command
     store: Path,
     mount_dir: Path | None,
     cgroup_root: Path,

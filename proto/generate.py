@@ -43,7 +43,7 @@ def generate(out: Path) -> None:
 
 
 def stale() -> list[str]:
-    """The files of csi/pb that differ from what would be made now."""
+    """Return the files of csi/pb that differ from what would be made now."""
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         return [

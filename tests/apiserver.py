@@ -1,6 +1,8 @@
-"""A real etcd and kube-apiserver on loopback, RBAC on: `with ApiServer() as cluster`. No kubelet, no controller of Kubernetes.
+"""A real etcd and kube-apiserver on loopback, RBAC on: `with ApiServer() as cluster`. No kubelet, no
+controller of Kubernetes.
 
-The programs come from the cache folder of the test cluster where they are there already; nothing is built here.
+The programs come from the cache folder of the test cluster where they are there already; nothing is built
+here.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ PINS = f"/apis/{GROUP}/{VERSION}/cachepins"
 PREWARMS = f"/apis/{GROUP}/{VERSION}/cacheprewarms"
 DATA_CACHES = "/apis/eci.aliyun.com/v1alpha1/datacaches"
 ADMIN, STRANGER, NODE = "admin", "stranger", "node-plugin"
-NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test builds them, with Go)"
+NOT_RUN = "NOT RUN: tests on a real kube-apiserver, because etcd, kube-apiserver and kubectl are not built (make test builds them, with Go)"  # noqa: E501
 AUDIT_POLICY = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -52,10 +54,11 @@ def programs() -> Path | None:
 
 
 class ApiServer:
-    """An API server with an etcd of its own and the CRDs of deploy/crds; leaving removes every trace. `url` says where it is.
+    """An API server with an etcd of its own and the CRDs of deploy/crds; leaving removes every trace. `url`
+    says where it is.
 
-    `users` are those beside the administrator, with no right but what the administrator gives them. With `audit` all that anybody asks is in
-    `audit_log`: an Event of audit.k8s.io/v1 a line, in JSON.
+    `users` are those beside the administrator, with no right but what the administrator gives them. With
+    `audit` all that anybody asks is in `audit_log`: an Event of audit.k8s.io/v1 a line, in JSON.
     """
 
     def __init__(self, users: Sequence[str] = (), crds: bool = True, audit: bool = False) -> None:
@@ -234,7 +237,10 @@ class ApiServer:
         return path
 
     def kubectl(self, *words: str, stdin: object = None) -> str:
-        """What kubectl prints as the administrator; AssertionError with its words where it fails. `stdin` is sent as JSON."""
+        """What kubectl prints as the administrator; AssertionError with its words where it fails.
+
+        `stdin` is sent as JSON.
+        """
         folder = programs()
         assert folder, NOT_RUN
         command = [

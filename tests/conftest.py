@@ -1,4 +1,7 @@
-"""For all tests: no example of hypothesis fails for being slow, since a busy machine is no fault of the code; some tests are left to others."""
+"""For all tests: no example of hypothesis fails for being slow, since a busy machine is no fault of the code.
+
+Some tests are left to others.
+"""
 
 from __future__ import annotations
 
@@ -58,13 +61,17 @@ def cluster(api_server: ApiServer) -> ApiServer:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where several processes run the tests, hold for all of them what the machine has but once: each would end it for the others."""
+    """Where several processes run the tests, hold for all of them what the machine has but once: each
+    would end it for the others."""
     if config.getoption("numprocesses", None) and os.geteuid() == 0 and shutil.which("rpcbind"):
         config.add_cleanup(rpcbind.keep())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave tests marked "guest" to the guest, and those marked "cluster" to the cluster; several processes begin with the longest."""
+    """Leave tests marked "guest" to the guest, and those marked "cluster" to the cluster.
+
+    Several processes begin with the longest.
+    """
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: (item.path.name != "test_kills.py", "kernel" not in item.path.parts))
     left = [marker for marker, (variable, _) in _ELSEWHERE.items() if not os.environ.get(variable)]

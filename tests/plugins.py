@@ -1,4 +1,5 @@
-"""Both programs as separate processes, as a test or benchmark wants them: `with Plugins(folder, hub=...) as plugins`."""
+"""Both programs as separate processes, as a test or benchmark wants them: `with Plugins(folder, hub=...)
+as plugins`."""
 
 from __future__ import annotations
 
@@ -86,10 +87,11 @@ class Program:
 
 
 class Plugins:
-    """Controller and node plugin with folders below `folder`; `environment` is theirs (HF_ENDPOINT and such), extra flags as lists.
+    """Controller and node plugin with folders below `folder`; `environment` is theirs (HF_ENDPOINT and such),
+    extra flags as lists.
 
-    With `shared_registry` the node plugin watches the controller's registry, as it does for limits that change; with `kubeconfig` that is
-    the cluster which this file names, in place of a folder.
+    With `shared_registry` the node plugin watches the controller's registry, as it does for limits that
+    change; with `kubeconfig` that is the cluster which this file names, in place of a folder.
     """
 
     def __init__(
@@ -145,7 +147,10 @@ class Plugins:
         return PluginClient(getattr(self, program).endpoint, timeout)
 
     def processes(self) -> list[int]:
-        """Process ids of both programs and of all that descends from them; not of what else runs on the machine."""
+        """Process ids of both programs and of all that descends from them.
+
+        Not of what else runs on the machine.
+        """
         found = [
             program.pid
             for program in (self.controller, self.node)
@@ -188,6 +193,7 @@ def loops_below(folder: Path) -> Iterator[str]:
 
 
 def unmount_below(folder: Path) -> None:
-    """Unmount everything below `folder`, newest first: a test that failed must not leave its mounts to the next."""
+    """Unmount everything below `folder`, newest first: a test that failed must not leave its mounts to the
+    next."""
     for mount in reversed(mounts_below(folder)):
         KernelMountTable().unmount(Path(mount.target))

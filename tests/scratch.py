@@ -1,4 +1,7 @@
-"""Where tests write: on a disk. A tmpfs would fill the memory, and O_DIRECT, page cache and ownership are others there."""
+"""Where tests write: on a disk.
+
+A tmpfs would fill the memory, and O_DIRECT, page cache and ownership are others there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ _MEMORY = ("tmpfs", "ramfs")
 
 
 def keep_to_a_disk() -> None:
-    """Have this process and what it starts write temporary files to /var/tmp where the folder for them (TMPDIR, /tmp) is in memory."""
+    """Have this process and what it starts write temporary files to /var/tmp where the folder for them
+    (TMPDIR, /tmp) is in memory."""
     if file_system(Path(tempfile.gettempdir())) in _MEMORY and file_system(Path(_DISK)) not in _MEMORY:
         os.environ["TMPDIR"] = tempfile.tempdir = _DISK
 

@@ -204,7 +204,7 @@ def _build_other_regions(options: argparse.Namespace, pool: WorkerPool) -> dict[
     }
 
 
-def _build_leader_duties(
+def _build_leader_duties(  # noqa: PLR0913 - the parts of the program
     options: argparse.Namespace,
     server: ApiServer | None,
     caches: DataCacheRegistry,

@@ -1,4 +1,4 @@
-"""What names the content of a volume, and how it may be read: the three values that always travel together."""
+"""The content of a volume and how it may be read: three values that always travel together."""
 
 from __future__ import annotations
 

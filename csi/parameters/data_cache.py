@@ -108,7 +108,7 @@ class DataCacheSpec:
         return self.size_gib or max(DEFAULT_GIB, -(-content_bytes // GIB))
 
 
-def parse_data_cache(
+def parse_data_cache(  # noqa: PLR0913 - the fields of a DataCache's spec
     bucket: str,
     path: str,
     type: str,

@@ -73,7 +73,8 @@ class _WorkerProcess:
         self.idle_since = 0.0
 
     def execute(self, request: WorkerRequest, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         try:
             self._process.stdin.write(request.encode())
             self._process.stdin.flush()
@@ -104,7 +105,8 @@ class _WorkerProcess:
         self._process.terminate()
 
     def stop(self) -> None:
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         try:
             # The worker ends with its input.
             self._process.stdin.close()

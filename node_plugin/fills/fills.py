@@ -36,6 +36,8 @@ log = logging.getLogger("datacache.fill")
 UNRECOVERABLE = (CorruptContent, SourceChanged, UnsafeContent)
 # Seconds.
 _PROGRESS_FILE_INTERVAL = 0.5
+# Whoever prefetches waits in slices, and is no waiter for a moment between two of them.
+_PREFETCH_PAUSE = 10.0
 _PODS_FIRST_MESSAGE = "fills that pods wait for go first"
 
 
@@ -269,7 +271,8 @@ class Fills:
         self._write_progress_file(fill)
         with self._lock:
             idle_seconds = time.monotonic() - fill.wanted_at
-            is_abandoned = not fill.waiters and not fill.prefetchers and idle_seconds > self._grace
+            grace = max(self._grace, _PREFETCH_PAUSE) if fill.is_prefetch else self._grace
+            is_abandoned = not fill.waiters and not fill.prefetchers and idle_seconds > grace
         if is_abandoned:
             fill.call.stop()
 

@@ -19,7 +19,8 @@ from tests.cluster.volumes import claim, claim_volume, inline_volume, storage_cl
 from tests.kernel.fio import Result
 from tests.origins.hub import Hub
 
-# What the kernel saved up for a reader that has not read for a moment, up to a fifth of a second's worth, is gone after the first second.
+# What the kernel saved up for a reader that has not read for a moment, up to a fifth of a second's worth, is
+# gone after the first second.
 WARM_SECONDS, SECONDS, FREE_SECONDS = 1.0, 6.0, 1.0
 
 

@@ -10,7 +10,8 @@ _BLOCK = 16 * MIB
 
 
 def sizes_of(shape: str, total: int) -> dict[str, int]:
-    """Paths and bytes of a repository of about `total` bytes: "one" file, or a "mix" of three shards, 24 middling and 200 small files.
+    """Paths and bytes of a repository of about `total` bytes: "one" file, or a "mix" of three shards, 24
+    middling and 200 small files.
 
     Of "small", 20,000 of 16 KiB, by the hundred in a folder, whatever `total`.
     """
@@ -35,7 +36,8 @@ def make(folder: Path, shape: str, total: int) -> dict[str, Path]:
 
 
 def _write(path: Path, size: int) -> None:
-    """One random block over and over, each time with another number in it: nothing on the way compresses or compares."""
+    """One random block over and over, each time with another number in it: nothing on the way compresses
+    or compares."""
     block = bytearray(os.urandom(min(size, _BLOCK)))
     with path.open("wb", buffering=0) as stream:
         for at in range(0, size, _BLOCK):

@@ -1,4 +1,5 @@
-"""CreateVolume of content that was resolved before: 80 MB and 80 GB alike, from a hub next door and one 100 ms away."""
+"""CreateVolume of content that was resolved before: 80 MB and 80 GB alike, from a hub next door and one
+100 ms away."""
 
 from __future__ import annotations
 
@@ -16,7 +17,10 @@ _OURS = at_most(50, " ms")
 
 
 def measure(setting: Setting) -> list[Table]:
-    """Milliseconds of one call at a gRPC client. The large content is only listed: a CreateVolume moves no bytes of it."""
+    """Milliseconds of one call at a gRPC client.
+
+    The large content is only listed: a CreateVolume moves no bytes of it.
+    """
     with Hub() as hub, plugins(setting.folder, {"HF_ENDPOINT": hub.endpoint}) as running:
         hub.repo(SMALL, {"config.json": b"{}", "model.safetensors": Declared(80 * 10**6)})
         hub.repo(
@@ -59,7 +63,8 @@ def _table(title: str, hub: Hub, running: Plugins, rounds: int, latency: float) 
         table.compare(f"80 GB at {revision}", large, [("80 MB", small, None)])
         table.row("  of it the driver's own", Series(tuple(value - far for value in large.values)), _OURS)
     table.notes.append(
-        f"round trips to the hub for `main`: {trips[SMALL]} (80 MB), {trips[LARGE]} (80 GB); none for a commit"
+        f"round trips to the hub for `main`: {trips[SMALL]} (80 MB), {trips[LARGE]} (80 GB); none for a "
+        "commit"
     )
     return table
 

@@ -1,4 +1,5 @@
-"""A DataCache of content that the image store has: 80 MB and 80 GB alike, until it is Available, through the CRD and through ECI's API."""
+"""A DataCache of content that the image store has: 80 MB and 80 GB alike, until it is Available, through
+the CRD and through ECI's API."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ _numbers = iter(range(10**9))
 
 
 def measure(setting: Setting) -> list[Table]:
-    """Milliseconds from the call to Available, looked at every 10 ms. The image store has the records of both images; no bytes are moved."""
+    """Milliseconds from the call to Available, looked at every 10 ms.
+
+    The image store has the records of both images; no bytes are moved.
+    """
     if programs() is None:
         say(NOT_RUN)
         return []

@@ -37,7 +37,10 @@ class _Origin:
 
 
 def measure(setting: Setting) -> Iterator[Table]:
-    """One file, in memory at the origin; the loopback of a network namespace of its own lets LIMIT bytes a second on, all connections together."""
+    """One file, in memory at the origin.
+
+    The loopback of a network namespace of its own lets LIMIT bytes a second on, all connections together.
+    """
     with _network(LIMIT), ExitStack() as stack:
         origins = _origins(stack, setting)
         size = setting.total / 1e6
@@ -100,13 +103,17 @@ def _origins(stack: ExitStack, setting: Setting) -> dict[str, _Origin]:
 
 @contextmanager
 def _network(rate: float) -> Iterator[None]:
-    """This process, and what it starts, in a network namespace whose loopback has `rate` bytes a second; gone afterwards."""
+    """This process, and what it starts, in a network namespace whose loopback has `rate` bytes a second.
+
+    Gone afterwards.
+    """
     name = f"datacache-bench-{os.getpid()}"
     netns.create(name)
     try:
         netns.pushns(name)
         try:
-            # With a loopback alone resolvers take no address for one of this machine (AI_ADDRCONFIG), and nfs-ganesha does not start.
+            # With a loopback alone resolvers take no address for one of this machine (AI_ADDRCONFIG), and
+            # nfs-ganesha does not start.
             other = (
                 "ip link add other type veth peer name another",
                 "ip addr add 198.18.0.1/32 dev other",

@@ -35,7 +35,8 @@ def _compare(setting: Setting, hub: Hub, size: float) -> Table:
     }
     figures = interleaved(setting.rounds, measures)
     table = Table(
-        f"Verified fill, {size / 1e3:.1f} GB, hub {FAR_SECONDS * 1000:.0f} ms away (a wait before each answer)",
+        f"Verified fill, {size / 1e3:.1f} GB, hub {FAR_SECONDS * 1000:.0f} ms away (a wait before each "
+        "answer)",
         "MB/s",
     )
     table.row("hf download", figures["hf"])
@@ -53,6 +54,7 @@ def _compare(setting: Setting, hub: Hub, size: float) -> Table:
         "  its worker alone, to the seal", Series(tuple(alone)), [("hf download", figures["hf"], None)]
     )
     table.notes.append(
-        "hf download has one stream, which waits once; a real far network holds a single stream back, this one does not"
+        "hf download has one stream, which waits once; a real far network holds a single stream back, this "
+        "one does not"
     )
     return table

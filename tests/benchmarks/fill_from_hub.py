@@ -23,7 +23,10 @@ _HASH = {"sha256sum": "sha256sum --", "openssl sha256": "openssl dgst -sha256"}
 
 
 def measure(setting: Setting) -> Iterator[Table]:
-    """MB/s (10**6 bytes of content) from the call until the files can be read; nginx sends the bytes, and everything starts cold."""
+    """MB/s (10**6 bytes of content) from the call until the files can be read.
+
+    nginx sends the bytes, and everything starts cold.
+    """
     with hub_site() as site:
         for shape in ("one", "mix", "small"):
             repo = f"org/{shape}"
@@ -43,7 +46,8 @@ def _race(setting: Setting, site: HubSite, repo: str, files: Mapping[str, Path])
     }
     by_hand = {"curl": Tool(lambda folder: _curl(urls, folder), goal=at_least(1.0)), **hashing}
     tools = {
-        # curl asks nginx alone, not the hub for where each file is: of thousands of files that is another task.
+        # curl asks nginx alone, not the hub for where each file is: of thousands of files that is another
+        # task.
         **(by_hand if len(files) < _MANY else {}),
         "hf download": Tool(
             lambda folder: _hf(repo, folder), lambda folder: _home(site.hub, folder), at_least(2.0)
@@ -58,7 +62,8 @@ def _race(setting: Setting, site: HubSite, repo: str, files: Mapping[str, Path])
         "Verified fill from a hub", files, hub_parameters(repo), tools, {"HF_ENDPOINT": site.hub.endpoint}
     ).run(setting)
     table.notes.append(
-        "curl: one connection, one file after the other; but for the fill all leave what they wrote in the page cache"
+        "curl: one connection, one file after the other; but for the fill all leave what they wrote in the "
+        "page cache"
     )
     return table
 
@@ -103,7 +108,10 @@ def hf(setting: Setting, hub: Hub, repo: str, environment: Mapping[str, str], fl
 def fill_of(
     setting: Setting, hub: Hub, repo: str, size: float, alone: list[float], node: list[str] | None = None
 ) -> float:
-    """MB/s of NodeStage with fresh programs and an empty store; the worker's own goes to `alone`. `size` is in MB."""
+    """MB/s of NodeStage with fresh programs and an empty store; the worker's own goes to `alone`.
+
+    `size` is in MB.
+    """
     os.sync()
     done = fill(setting, hub_parameters(repo), {"HF_ENDPOINT": hub.endpoint}, node=node)
     alone.append(size / done.fill_seconds)

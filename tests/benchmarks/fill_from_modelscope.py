@@ -19,7 +19,10 @@ _MODELSCOPE = str(Path(sys.executable).parent / "modelscope")
 
 
 def measure(setting: Setting) -> Iterator[Table]:
-    """The hub lists, nginx sends the files' bytes from memory; the client at its default and with 16 workers."""
+    """The hub lists, nginx sends the files' bytes from memory.
+
+    The client at its default and with 16 workers.
+    """
     for shape in ("one", "mix", "small"):
         with (
             in_memory("modelscope") as root,

@@ -21,7 +21,10 @@ def nas_parameters(nas: Ganesha, folder: Path, version: str = "3") -> dict[str, 
 
 
 def measure(setting: Setting) -> Iterator[Table]:
-    """NFSv3, the server's files in memory; nfs-cp copies one file a run, so many files take many runs, some of them at once."""
+    """NFSv3, the server's files in memory.
+
+    nfs-cp copies one file a run, so many files take many runs, some of them at once.
+    """
     for shape in ("one", "mix", "small"):
         with in_memory("nas") as folder, Ganesha([Export(folder, attribute_seconds=60)]) as nas:
             say(f"making files, {shape}")

@@ -18,10 +18,14 @@ _S5CMD = str(Path(sys.executable).parent / "s5cmd")
 
 
 def measure(setting: Setting) -> Iterator[Table]:
-    """The store's files are in memory; s5cmd at its default (256 workers, 5 parts a file) and with more parts. It checks no digest."""
+    """The store's files are in memory.
+
+    s5cmd at its default (256 workers, 5 parts a file) and with more parts. It checks no digest.
+    """
     if versitygw.missing() or not Path(_S5CMD).exists():
         say(
-            f"left out: {versitygw.missing() or 's5cmd is not installed (it is built with Go, which is not here)'}"
+            "left out: "
+            f"{versitygw.missing() or 's5cmd is not installed (it is built with Go, which is not here)'}"
         )
         return
     for shape in ("one", "small"):

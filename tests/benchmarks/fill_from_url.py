@@ -21,7 +21,10 @@ _AT_ONCE = {"one": "16", "small": "4"}
 
 
 def measure(setting: Setting) -> Iterator[Table]:
-    """nginx sends the files from memory. Ours are named by a Metalink document with their sums, and verified; curl has a list, and checks none."""
+    """nginx sends the files from memory. Ours are named by a Metalink document with their sums, and verified.
+
+    curl has a list, and checks none.
+    """
     for shape, at_once in _AT_ONCE.items():
         with in_memory("url") as root, Nginx(root) as nginx:
             say(f"making files, {shape}")

@@ -24,7 +24,10 @@ _GOAL = at_most(64, " MB")
 
 
 def measure(setting: Setting) -> list[Table]:
-    """Resident megabytes (10**6 bytes, VmRSS); the volumes stay published while the programs idle. Then the same with a cluster for a registry."""
+    """Resident megabytes (10**6 bytes, VmRSS); the volumes stay published while the programs idle.
+
+    Then the same with a cluster for a registry.
+    """
     tables = [_measured(setting, "a folder for a registry", None)]
     if programs() is None:
         say(NOT_RUN)
@@ -50,7 +53,8 @@ def _measured(setting: Setting, what: str, kubeconfig: Path | None) -> Table:
             table.row(f"{name}, just started", Series((started[name] / 1e6,)))
             table.row(f"{name}, after work, idle", Series((program.resident_bytes() / 1e6,)), _GOAL)
             table.notes.append(
-                f"{name}: {_shares(program)}, {_threads(program)} threads, {len(program.children())} worker processes left"
+                f"{name}: {_shares(program)}, {_threads(program)} threads, {len(program.children())} worker "
+                "processes left"
             )
     return table
 

@@ -13,7 +13,10 @@ FILES = 100_000
 
 
 def measure(setting: Setting) -> list[Table]:
-    """Seconds of one thread, with the settings of a worker process; building the manifest is told beside it."""
+    """Seconds of one thread, with the settings of a worker process.
+
+    Building the manifest is told beside it.
+    """
     reduce_gc_frequency()
     entries = [
         Entry(

@@ -1,4 +1,5 @@
-"""1,000 DataCaches in a cluster: the operator's CPU, memory and API calls until all are Available, idle, and after a kill in the middle.
+"""1,000 DataCaches in a cluster: the operator's CPU, memory and API calls until all are Available, idle, and
+after a kill in the middle.
 
 Whoever comes after the one that was killed is the same pod's next container.
 """
@@ -38,7 +39,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 def measure(setting: Setting) -> list[Table]:
-    """1,000 objects of 200 repositories, one node, an image store in a folder. Calls are those of the operator's own account, by the audit log."""
+    """1,000 objects of 200 repositories, one node, an image store in a folder.
+
+    Calls are those of the operator's own account, by the audit log.
+    """
     if programs() is None:
         say(NOT_RUN)
         return []
@@ -81,7 +85,10 @@ def _node(cluster: ApiServer) -> None:
 
 @dataclass(frozen=True)
 class _Spent:
-    """What the operator used: CPU seconds, its workers' included; its most memory so far, in bytes, and its workers' together now; its calls."""
+    """What the operator used: CPU seconds, its workers' included.
+
+    Its most memory so far, in bytes, and its workers' together now; its calls.
+    """
 
     seconds: float
     cpu: float
@@ -209,7 +216,8 @@ def _used(phases: dict[str, _Spent]) -> Table:
     for what, spent in phases.items():
         table.row(f"{what}: most memory", Series((spent.peak / 1e6,)), _MEMORY)
         table.notes.append(
-            f"{what}: {spent.seconds:.0f} s, {spent.cpu:.1f} s of CPU ({spent.cpu / spent.seconds:.2f} cores); workers {spent.workers / 1e6:.0f} MB"
+            f"{what}: {spent.seconds:.0f} s, {spent.cpu:.1f} s of CPU ({spent.cpu / spent.seconds:.2f} "
+            f"cores); workers {spent.workers / 1e6:.0f} MB"
         )
     return table
 

@@ -25,7 +25,10 @@ http {{
 
 
 class Nginx:
-    """Serves the files below `root`; `base` is its address. With `meek` it takes only the CPU that nobody else wants."""
+    """Serves the files below `root`; `base` is its address.
+
+    With `meek` it takes only the CPU that nobody else wants.
+    """
 
     def __init__(self, root: Path, meek: bool = False) -> None:
         self.root, self._port, self._meek = root, free_port(), meek

@@ -1,4 +1,5 @@
-"""Origins that are not what limits: repositories in memory, listed by the local hub, their bytes sent by nginx or nfs-ganesha."""
+"""Origins that are not what limits: repositories in memory, listed by the local hub, their bytes sent by
+nginx or nfs-ganesha."""
 
 from __future__ import annotations
 
@@ -56,6 +57,9 @@ class HubSite:
 
 @contextmanager
 def hub_site(meek: bool = False) -> Iterator[HubSite]:
-    """A hub and its nginx, without repositories yet; `meek`: nginx at the lowest priority, as if it were on another machine."""
+    """A hub and its nginx, without repositories yet.
+
+    `meek`: nginx at the lowest priority, as if it were on another machine.
+    """
     with in_memory("hub") as root, Nginx(root, meek) as nginx, Hub(cdn_base=nginx.base) as hub:
         yield HubSite(root, hub, nginx)

@@ -1,4 +1,5 @@
-"""200 pods at once on one node of a real cluster against one image: until all run, NodePublish, the plugins' CPU and memory, API calls a volume."""
+"""200 pods at once on one node of a real cluster against one image: until all run, NodePublish, the
+plugins' CPU and memory, API calls a volume."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Round:
-    """200 pods came and went: seconds until all ran, ms of each NodePublish; by program CPU seconds (its workers' included) and API calls."""
+    """200 pods came and went: seconds until all ran, ms of each NodePublish.
+
+    By program CPU seconds (its workers' included) and API calls.
+    """
 
     up: float
     publishes: Sequence[float]
@@ -123,7 +127,10 @@ def _cpu_seconds(driver: Driver) -> dict[str, float]:
 
 
 def _published(driver: Driver) -> list[float]:
-    """Milliseconds of each NodePublishVolume so far, by the plugin's log; calls that had to be made again included."""
+    """Milliseconds of each NodePublishVolume so far, by the plugin's log.
+
+    Calls that had to be made again included.
+    """
     lines = map(json.loads, driver.lab.kubectl.logs(_pod(driver, "node"), NAMESPACE).splitlines())
     return [line["ms"] for line in lines if line.get("method") == "NodePublishVolume"]
 
@@ -171,7 +178,8 @@ def _calls(rounds: Mapping[str, Round]) -> Table:
         for name, counted in one.calls.items():
             table.row(f"{what}: {name}", Series((counted.total() / PODS,)), _CALLS)
             table.notes.append(
-                f"{what}: {name}: {', '.join(f'{count} {call}' for call, count in counted.most_common()) or 'none'}"
+                f"{what}: {name}: "
+                f"{', '.join(f'{count} {call}' for call, count in counted.most_common()) or 'none'}"
             )
     return table
 

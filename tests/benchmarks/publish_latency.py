@@ -27,7 +27,10 @@ Figures = dict[tuple[str, str], list[float]]
 
 
 def measure(setting: Setting) -> list[Table]:
-    """Milliseconds of one call; pods' volumes are unpublished outside of that. nginx runs at the lowest priority: an origin is elsewhere."""
+    """Milliseconds of one call.
+
+    Pods' volumes are unpublished outside of that. nginx runs at the lowest priority: an origin is elsewhere.
+    """
     with hub_site(meek=True) as site:
         site.add_copy(_COPY, site.add(_LARGE, "one", setting.total))
         site.add(_SMALL, "one", 2**20)
@@ -54,7 +57,8 @@ def _figures(running: Plugins, measures: Measures) -> Figures:
 
 
 def _during_a_fill(running: Plugins, node: PluginClient, measures: Measures, found: Figures) -> None:
-    """Fill a large image that is not there (the one before is evicted for it) and publish as long as that goes on."""
+    """Fill a large image that is not there (the one before is evicted for it) and publish as long as that
+    goes on."""
     repo = next(_repos)
     thread = threading.Thread(target=_fill_once, args=(running, repo))
     thread.start()
@@ -99,7 +103,8 @@ def _inline_publish(running: Plugins) -> Publish:
 def _table(kind: str, figures: Figures) -> Table:
     idle, filling = (Series(tuple(figures[kind, state])) for state in ("idle", "filling"))
     table = Table(
-        f"NodePublish, {kind}: {len(idle.values)} calls idle, {len(filling.values)} while a fill runs at full speed",
+        f"NodePublish, {kind}: {len(idle.values)} calls idle, {len(filling.values)} while a fill runs at "
+        "full speed",
         "ms",
         1,
     )

@@ -1,4 +1,5 @@
-"""A fill against the tools that people fetch the same files with, CPU time beside: both end when the last byte is where it belongs."""
+"""A fill against the tools that people fetch the same files with, CPU time beside: both end when the last
+byte is where it belongs."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Tool:
-    """A program that fetches everything into a folder: `argv` of that folder, its environment, and the goal for the ratio."""
+    """A program that fetches everything into a folder: `argv` of that folder, its environment, and the
+    goal for the ratio."""
 
     argv: Callable[[Path], list[str]]
     environment: Callable[[Path], Mapping[str, str]] = lambda folder: {}
@@ -31,7 +33,10 @@ class Tool:
 
 @dataclass
 class Race:
-    """`files` by name, from one origin: by a volume of `parameters` and by each of `tools`. `node` are flags of the node plugin."""
+    """`files` by name, from one origin: by a volume of `parameters` and by each of `tools`.
+
+    `node` are flags of the node plugin.
+    """
 
     title: str
     files: Mapping[str, Path]
@@ -41,7 +46,10 @@ class Race:
     secrets: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, setting: Setting) -> Table:
-        """MB/s (10**6 bytes) of each, everything cold, its own start-up included; CPU-seconds per GiB of the one and the other."""
+        """MB/s (10**6 bytes) of each, everything cold, its own start-up included.
+
+        CPU-seconds per GiB of the one and the other.
+        """
         size = sum(path.stat().st_size for path in self.files.values())
         cpu: dict[str, list[float]] = {name: [] for name in ("fill", *self.tools)}
         alone: list[float] = []
@@ -87,7 +95,8 @@ class Race:
 
 @dataclass(frozen=True)
 class Filled:
-    """What NodeStage took with fresh programs and an empty store, its worker's part of that, and the CPU time of the node plugin and its workers."""
+    """What NodeStage took with fresh programs and an empty store, its worker's part of that, and the CPU
+    time of the node plugin and its workers."""
 
     seconds: float
     fill_seconds: float

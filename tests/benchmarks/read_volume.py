@@ -1,4 +1,5 @@
-"""Reading through a published volume against reading the very same image as a plain file of the host: cold, warm, mapped."""
+"""Reading through a published volume against reading the very same image as a plain file of the host:
+cold, warm, mapped."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ Measures = dict[str, Callable[[], float]]
 
 
 def measure(setting: Setting) -> Iterator[Table]:
-    """MB/s (10**6 bytes) of one reader. The host's file is the image itself, so both stand at the same place of the disk."""
+    """MB/s (10**6 bytes) of one reader.
+
+    The host's file is the image itself, so both stand at the same place of the disk.
+    """
     with hub_site() as site:
         site.add("org/one", "one", setting.total)
         with (

@@ -1,4 +1,5 @@
-"""N readers straight from the NAS, as pods do without a cache, against N readers of one volume: cold, then warm."""
+"""N readers straight from the NAS, as pods do without a cache, against N readers of one volume: cold, then
+warm."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _spawned = multiprocessing.get_context("spawn")
 
 
 def measure(setting: Setting) -> Iterator[Table]:
-    """MB/s (10**6 bytes) of all readers together, each of which reads everything once in a process of its own."""
+    """MB/s (10**6 bytes) of all readers together, each of which reads everything once in a process of its
+    own."""
     with (
         in_memory("nas") as folder,
         Ganesha([Export(folder, attribute_seconds=60)]) as nas,
@@ -57,7 +59,8 @@ def _compare(setting: Setting, spec: NasSpec, mounted: Path, size: float, count:
     for name in ("cold", "warm"):
         table.compare(f"from the volume, {name}", figures[name], [("the NAS", figures["NAS"], None)])
     table.notes.append(
-        "the NAS is on this very machine: its network costs nothing here, and every one of its bytes costs this machine's CPU"
+        "the NAS is on this very machine: its network costs nothing here, and every one of its bytes costs "
+        "this machine's CPU"
     )
     return table
 
@@ -68,7 +71,10 @@ def _cold(count: int, mounted: Path) -> float:
 
 
 def _together(count: int, work: Callable[..., None], *arguments: object) -> float:
-    """Seconds from the common start of `count` processes to the end of the last; their own start-up is not in it."""
+    """Seconds from the common start of `count` processes to the end of the last.
+
+    Their own start-up is not in it.
+    """
     ready = _spawned.Barrier(count + 1)
     processes = [_spawned.Process(target=_wait_then, args=(ready, work, *arguments)) for _ in range(count)]
     for process in processes:

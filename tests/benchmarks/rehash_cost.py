@@ -1,4 +1,5 @@
-"""What a restart costs: the part of a large file that was on disk already is hashed again before its fill goes on."""
+"""What a restart costs: the part of a large file that was on disk already is hashed again before its fill
+goes on."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from tests.benchmarks.volume import Setting
 
 
 def measure(setting: Setting) -> list[Table]:
-    """MB/s (10**6 bytes) of the product's own re-hashing of a sha256 file, cold, against reading alone and hashing alone."""
+    """MB/s (10**6 bytes) of the product's own re-hashing of a sha256 file, cold, against reading alone and
+    hashing alone."""
     size = setting.total // CHUNK_BYTES * CHUNK_BYTES
     layout = build_layout(
         build_manifest([Entry("model.safetensors", EntryKind.FILE, size=size, digest=f"sha256:{0:064}")], {})
@@ -44,7 +46,8 @@ def measure(setting: Setting) -> list[Table]:
     table.compare("re-hashing as the fill does it", figures["rehash"], baselines)
     longest = 80e3 / figures["rehash"].median
     table.notes.append(
-        f"a restart in the middle of an 80 GB file costs at most {longest:.0f} s here; whole files before it are not read again"
+        f"a restart in the middle of an 80 GB file costs at most {longest:.0f} s here; whole files before "
+        "it are not read again"
     )
     return [table]
 

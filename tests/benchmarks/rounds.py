@@ -1,4 +1,5 @@
-"""Rounds: everything that is compared is measured in turn, in one run, so that a slow minute hits all alike."""
+"""Rounds: everything that is compared is measured in turn, in one run, so that a slow minute hits all
+alike."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ def say(text: str) -> None:
 
 
 def interleaved(count: int, measures: Mapping[str, Callable[[], float]]) -> dict[str, Series]:
-    """Call every measure once a round, `count` rounds, each round beginning with another; their figures by name."""
+    """Call every measure once a round, `count` rounds, each round beginning with another.
+
+    Their figures by name.
+    """
     names = list(measures)
     found: dict[str, list[float]] = {name: [] for name in names}
     for number in range(count):

@@ -1,4 +1,5 @@
-"""Sixteen pods that read one cold image at once, beside one that reads it alone: nobody waits much longer than one would."""
+"""Sixteen pods that read one cold image at once, beside one that reads it alone: nobody waits much longer
+than one would."""
 
 from __future__ import annotations
 
@@ -23,9 +24,11 @@ from tests.origins.hub import Hub
 
 
 def measure(setting: Setting) -> list[Table]:
-    """Seconds from the first reader's begin to the last one's end, on the disk as it is and on one of a PL0 disk's speed.
+    """Seconds from the first reader's begin to the last one's end, on the disk as it is and on one of a PL0
+    disk's speed.
 
-    Sixteen copies of an image are half a machine's memory bandwidth: without a disk that is much slower than that, the time tells of the processors.
+    Sixteen copies of an image are half a machine's memory bandwidth: without a disk that is much slower than
+    that, the time tells of the processors.
     """
     folder = setting.folder
     with Hub() as hub:

@@ -1,4 +1,5 @@
-"""What was measured, as tables: medians with their spread, ratios against a baseline of the same rounds, goals met or missed."""
+"""What was measured, as tables: medians with their spread, ratios against a baseline of the same rounds,
+goals met or missed."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Goal:
-    """What a figure should be: at least `least` or at most `most`. Printed beside the figure, never asserted."""
+    """What a figure should be: at least `least` or at most `most`.
+
+    Printed beside the figure, never asserted.
+    """
 
     least: float | None = None
     most: float | None = None

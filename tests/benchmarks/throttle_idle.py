@@ -1,4 +1,5 @@
-"""What 200 throttled volumes cost a node plugin that has nothing to do: CPU and memory, beside 200 volumes without limits."""
+"""What 200 throttled volumes cost a node plugin that has nothing to do: CPU and memory, beside 200 volumes
+without limits."""
 
 from __future__ import annotations
 

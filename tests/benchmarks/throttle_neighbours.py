@@ -1,4 +1,7 @@
-"""Two pods with limits of their own on one image; and a pod without one beside pods that crawl through the same cold files."""
+"""Two pods with limits of their own on one image.
+
+And a pod without one beside pods that crawl through the same cold files.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,8 @@ def _beside(running: Site, rounds: int) -> Table:
                 limited.end()
             say(f"round {number + 1} of {rounds}")
     table = Table(
-        f"A reader without a limit, beside three (buffered, mmap, find) at {CRAWL} IOPS on the same cold image",
+        f"A reader without a limit, beside three (buffered, mmap, find) at {CRAWL} IOPS on the same cold "
+        "image",
         "a second",
         2,
     )

@@ -1,4 +1,5 @@
-"""kill -9 of the node plugin under load: how long until it keeps limits again, and whether one was ever lifted."""
+"""kill -9 of the node plugin under load: how long until it keeps limits again, and whether one was ever
+lifted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a container reads before its limit is there: as early as a process can read, and as a runtime starts one."""
+"""What a container reads before its limit is there: as early as a process can read, and as a runtime
+starts one."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Start = Callable[[Pod], Early]
 
 
 def measure(setting: Setting) -> list[Table]:
-    """Milliseconds, and I/Os ahead of the limit at the worst moment, of containers that start one after the other."""
+    """Milliseconds, and I/Os ahead of the limit at the worst moment, of containers that start one after
+    the other."""
     with hub_of(setting.folder, min(setting.total, 2**30)) as hub, site(setting.folder, hub) as running:
         tables = _tables(running, "a pod alone on the node")
         for _ in range(NEIGHBOURS):

@@ -1,4 +1,5 @@
-"""Machines whose volumes have limits, for the benchmarks of throttling: pods in cgroups as kubelet makes them, on a model of several files."""
+"""Machines whose volumes have limits, for the benchmarks of throttling: pods in cgroups as kubelet makes
+them, on a model of several files."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ class Site:
 
 @contextmanager
 def hub_of(folder: Path, total: int) -> Iterator[Hub]:
-    """A hub with a model of `total` bytes in `FILES` files and folders enough for a walk; gone afterwards, its files too."""
+    """A hub with a model of `total` bytes in `FILES` files and folders enough for a walk.
+
+    Gone afterwards, its files too.
+    """
     say(f"making {total / 2**30:g} GiB")
     root = folder / "model"
     files = {
@@ -71,7 +75,10 @@ def parts(shown: Shown) -> list[Path]:
 def within(
     table: Table, what: str, figure: float, limit: float, share: float, most: float = float("inf")
 ) -> None:
-    """A line: how far `figure` is from `limit`, and whether that is within `share`; `most` is what the disk gives without a limit."""
+    """A line: how far `figure` is from `limit`, and whether that is within `share`.
+
+    `most` is what the disk gives without a limit.
+    """
     verdict = f"within {share:.0%}: {'met' if abs(figure / limit - 1) <= share else 'MISSED'}"
     if most < limit * 1.1:
         verdict = f"the disk gives {most:.{table.digits}f}"

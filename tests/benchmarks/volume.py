@@ -19,7 +19,8 @@ from tests.plugins import Plugins
 
 @dataclass(frozen=True)
 class Setting:
-    """What every benchmark is told: repositories of `gib` GiB, `rounds` rounds, and a scratch folder on the disk that is measured."""
+    """What every benchmark is told: repositories of `gib` GiB, `rounds` rounds, and a scratch folder on
+    the disk that is measured."""
 
     gib: float
     rounds: int

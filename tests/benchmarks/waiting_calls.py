@@ -1,4 +1,5 @@
-"""Two hundred calls that wait for slow fills: what kubelet's other calls take meanwhile, and how soon after the seal the pods are ready."""
+"""Two hundred calls that wait for slow fills: what kubelet's other calls take meanwhile, and how soon
+after the seal the pods are ready."""
 
 from __future__ import annotations
 

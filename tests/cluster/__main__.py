@@ -37,7 +37,8 @@ def main() -> int:
 def _tell(lab: Lab) -> None:
     print(f"export KUBECONFIG={lab.kubectl.kubeconfig} PATH={lab.programs}:$PATH")
     print(
-        f"# logs: {lab.folder}; this machine, for pods: {lab.outside[0]}; images: {', '.join(archive.name for archive in lab.archives)}"
+        f"# logs: {lab.folder}; this machine, for pods: {lab.outside[0]}; images: "
+        f"{', '.join(archive.name for archive in lab.archives)}"
     )
     for node in lab.nodes:
         print(f"# {node.name}: nsenter -t {node.space.pid} --all --wd=/ sh")

@@ -11,9 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Call:
-    """A request to the API server. Of a resource: its API group, with `subresource` or not; `namespace` and `name` are empty where it has none.
+    """A request to the API server. Of a resource: its API group, with `subresource` or not; `namespace` and
+    `name` are empty where it has none.
 
-    `agent` is the program that asked, by its own word, `code` the status of the answer, `forbidden` whether it had no right to ask.
+    `agent` is the program that asked, by its own word, `code` the status of the answer, `forbidden` whether
+    it had no right to ask.
     """
 
     user: str
@@ -29,7 +31,8 @@ class Call:
 
 
 def calls(log: Path) -> list[Call]:
-    """The requests for resources that were answered so far, in the order of the answers (Event of audit.k8s.io/v1, a line each)."""
+    """The requests for resources that were answered so far, in the order of the answers (Event of
+    audit.k8s.io/v1, a line each)."""
     return [_call(event) for event in _events(log) if "objectRef" in event and "responseStatus" in event]
 
 

@@ -74,7 +74,8 @@ class Authority:
         return token
 
     def write_tokens(self) -> Path:
-        """What kube-apiserver reads as --token-auth-file: one line a user so far, `token,user,uid,"groups"`."""
+        """What kube-apiserver reads as --token-auth-file: one line a user so far,
+        `token,user,uid,"groups"`."""
         lines = [
             f'{token},{name},{name},"{",".join(groups)}"\n' for name, (token, groups) in self._tokens.items()
         ]

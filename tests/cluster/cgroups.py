@@ -1,4 +1,5 @@
-"""A cgroup of one name in every hierarchy of this machine (version 1, and the empty one of version 2 beside it): what a lab runs in."""
+"""A cgroup of one name in every hierarchy of this machine (version 1, and the empty one of version 2
+beside it): what a lab runs in."""
 
 from __future__ import annotations
 
@@ -82,7 +83,10 @@ def of_run(run: Path) -> Groups:
 
 @contextmanager
 def for_run(run: Path) -> Iterator[Groups]:
-    """They are there for the block; those of a lab whose folder is gone, left by a killed one, are removed first."""
+    """They are there for the block.
+
+    Those of a lab whose folder is gone, left by a killed one, are removed first.
+    """
     for place in {path.name for hierarchy in hierarchies() for path in hierarchy.place.glob(f"{_PREFIX}*")}:
         if not (run.parent / place.removeprefix(_PREFIX)).exists():
             Groups(place).remove()
@@ -95,7 +99,8 @@ def for_run(run: Path) -> Iterator[Groups]:
 
 
 def _options(kind: str, words: str) -> str:
-    """A controller is mounted anew with its name alone, a hierarchy without one (`name=systemd`) with `none` before it."""
+    """A controller is mounted anew with its name alone, a hierarchy without one (`name=systemd`) with
+    `none` before it."""
     if kind == "cgroup2":
         return "rw"
     kept = [word for word in words.split(",") if word not in _OF_EVERY_MOUNT]

@@ -16,7 +16,8 @@ from tests.cluster.node import Node
 from tests.origins.hub import Hub
 
 _HERE = Path(__file__).parent
-# What adds a node, where pods of others would be put too; what gives the driver that they share an operator; what judges all that tests
+# What adds a node, where pods of others would be put too; what gives the driver that they share an operator;
+# what judges all that tests
 # before it did; what changes that driver, and what removes it.
 _LAST = (
     "test_leaving_nodes.py",
@@ -75,7 +76,8 @@ def sidecars(lab: Lab) -> list[Archive]:
 
 @pytest.fixture(scope="session")
 def python_image(lab: Lab) -> Archive:
-    """An image under the name that documents and examples have for their readers', on every node: those that tests add, too."""
+    """An image under the name that documents and examples have for their readers', on every node: those
+    that tests add, too."""
     archive = images.busybox(lab.folder, "python:3.12-slim")
     lab.load(archive)
     return archive

@@ -1,6 +1,8 @@
-"""Run in a container, as `python -c`: random reads of FILE for SECONDS that no page cache answers, THREADS at a time.
+"""Run in a container, as `python -c`: random reads of FILE for SECONDS that no page cache answers, THREADS at
+a time.
 
-Needs nothing but Python. It writes the moment at which each read was asked for, in seconds since the first one, as a list in JSON.
+Needs nothing but Python. It writes the moment at which each read was asked for, in seconds since the first
+one, as a list in JSON.
 """
 
 from __future__ import annotations

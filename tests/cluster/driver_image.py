@@ -1,6 +1,8 @@
-"""The driver's image, built from a checkout's own Dockerfile: without a registry, on a Debian from this machine's own package sources.
+"""The driver's image, built from a checkout's own Dockerfile: without a registry, on a Debian from this
+machine's own package sources.
 
-A build with the same Dockerfile, the same files and the same base is done once; the archives of the last few are kept in the cache.
+A build with the same Dockerfile, the same files and the same base is done once; the archives of the last few
+are kept in the cache.
 """
 
 from __future__ import annotations
@@ -38,7 +40,10 @@ _APART = "unshare --mount --pid --fork --kill-child --mount-proc".split()
 
 
 def ready(tree: Path, cache: Path) -> Archive:
-    """The image of the checkout at `tree`, its tag being a digest of what it is made from; CalledProcessError where it cannot be built."""
+    """The image of the checkout at `tree`, its tag being a digest of what it is made from.
+
+    CalledProcessError where it cannot be built.
+    """
     folder = cache / "images"
     folder.mkdir(parents=True, exist_ok=True)
     base = _Base(_base_image(tree), folder)

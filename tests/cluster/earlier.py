@@ -16,7 +16,8 @@ _WORDS = ("LICENSE", "README.md")
 def earlier(tree: Path, folder: Path) -> str:
     """Write that checkout of `tree` to `folder`; its commit, in words.
 
-    Without a commit before (no git, or a history that is cut off) it is the same checkout with another licence, which makes another image.
+    Without a commit before (no git, or a history that is cut off) it is the same checkout with another
+    licence, which makes another image.
     """
     made_from = [str(path.relative_to(tree)) for path in (*context(tree), tree / DOCKERFILE, tree / _CHART)]
     commit = _before(tree, [name for name in made_from if name not in _WORDS])

@@ -1,4 +1,5 @@
-"""The driver with its operator, an image store and ECI's API, and an origin of every kind, as the examples of deploy/examples/eci name them."""
+"""The driver with its operator, an image store and ECI's API, and an origin of every kind, as the examples
+of deploy/examples/eci name them."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ KEY_ID, KEY_SECRET = "LTAIexample", "a-secret-of-the-api"
 
 @dataclass
 class Eci:
-    """What an ECI user's cluster has. `folder` is what the NAS exports; `objects` keeps buckets, the image store's among them."""
+    """What an ECI user's cluster has. `folder` is what the NAS exports.
+
+    `objects` keeps buckets, the image store's among them.
+    """
 
     driver: Driver
     hub: Hub
@@ -50,7 +54,8 @@ class Eci:
         return self.driver.pod("operator")["status"]["podIP"], 8080
 
     def example(self, name: str, **words: str) -> list[Object]:
-        """The objects of an example, with the origins' real addresses and other `words` for some of its own."""
+        """The objects of an example, with the origins' real addresses and other `words` for some of its
+        own."""
         known = {
             "nas.example.com": self.nas.server,
             "/models/portraits/": f"{self.folder}/",

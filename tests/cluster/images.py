@@ -17,7 +17,8 @@ BUSYBOX_PROGRAM = Path("/bin/busybox")
 
 @dataclass(frozen=True)
 class Archive:
-    """A file with the image `name` in it, a docker-archive (Docker Image Specification 1.2, `docker save`)."""
+    """A file with the image `name` in it, a docker-archive (Docker Image Specification 1.2, `docker
+    save`)."""
 
     path: Path
     name: str
@@ -33,7 +34,8 @@ def busybox(folder: Path, name: str = BUSYBOX) -> Archive:
 
 
 def sidecars(folder: Path, programs: Path) -> list[Archive]:
-    """The images of external-provisioner and csi-resizer, with their programs where the published ones have them."""
+    """The images of external-provisioner and csi-resizer, with their programs where the published ones
+    have them."""
     names = ("csi-provisioner", "csi-resizer")
     return [pack(folder, f"localhost/{name}:1", {name: programs / name}, [f"/{name}"]) for name in names]
 
@@ -45,7 +47,8 @@ def pack(
     command: Sequence[str],
     links: Mapping[str, str] | None = None,
 ) -> Archive:
-    """An image of `files` (path in it: file) and symbolic `links` (path in it: target) that runs `command`, written to `folder`."""
+    """An image of `files` (path in it: file) and symbolic `links` (path in it: target) that runs
+    `command`, written to `folder`."""
     layer = _layer(files, links or {})
     config = {
         "architecture": "amd64",

@@ -31,7 +31,10 @@ class Driver:
     values: Object
 
     def replace(self, tree: Path, image: Archive) -> None:
-        """Have the chart and the image of the checkout at `tree` in its place; all pods are that and ready then."""
+        """Have the chart and the image of the checkout at `tree` in its place.
+
+        All pods are that and ready then.
+        """
         values = {**self.values, "image": _image(image)}
         _helm(
             self.lab,
@@ -71,7 +74,8 @@ class Driver:
         return sorted(path.name for path in (node.root / "var/lib/datacache/images").glob("*"))
 
     def mounts(self, node: Node) -> list[str]:
-        """Targets of the driver's mounts that the node has: of images and pods (EROFS), and markers at staging paths."""
+        """Targets of the driver's mounts that the node has: of images and pods (EROFS), and markers at
+        staging paths."""
         lines = node.space.run("cat", "/proc/self/mountinfo").splitlines()
         targets = [line.split()[4] for line in lines if " - erofs " in line or " - tmpfs datacache:" in line]
         return [target for target in targets if target.startswith("/var/lib/kubelet/")]
@@ -104,7 +108,10 @@ def lives(thing: Object) -> bool:
 def installed(
     lab: Lab, image: Archive, sidecars: Sequence[Archive], hub: str, **more: Any
 ) -> Iterator[Driver]:
-    """The chart is installed for the block, all its pods ready; `hub` is the address of the hub, `more` are further values."""
+    """The chart is installed for the block, all its pods ready.
+
+    `hub` is the address of the hub, `more` are further values.
+    """
     lab.kubectl.run("apply", "-f", str(TREE / "deploy/namespace.yaml"))
     origins = [f"{address}/32" for address in lab.outside]
     values = {

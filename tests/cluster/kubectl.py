@@ -61,7 +61,10 @@ class Kubectl:
         namespace: str = "default",
         seconds: float = WAIT_SECONDS,
     ) -> Object:
-        """The object once `ready(object)` is true; AssertionError with its status and events where that does not come."""
+        """The object once `ready(object)` is true.
+
+        AssertionError with its status and events where that does not come.
+        """
         last: list[Object] = [{}]
 
         def look() -> bool:

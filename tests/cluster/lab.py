@@ -38,7 +38,10 @@ class Lab:
         return self.plane.network.outside, self.plane.network.outside_too
 
     def add_node(self, erofs: bool = True) -> Node:
-        """One more node, Ready and with the images that the others have; without `erofs`, none of its containers sees that its kernel has it."""
+        """One more node, Ready and with the images that the others have.
+
+        Without `erofs`, none of its containers sees that its kernel has it.
+        """
         number = min(set(range(1, MOST_NODES + 1)) - {node.number for node in self.nodes})
         name = f"node-{number}"
         space = machine(self.folder / name, name, self.groups.within(name))
@@ -91,7 +94,10 @@ class Lab:
 
 @contextmanager
 def running(nodes: int = 1) -> Iterator[Lab]:
-    """A cluster with nodes that are Ready and know the image busybox. Everything goes at the end, however that comes."""
+    """A cluster with nodes that are Ready and know the image busybox.
+
+    Everything goes at the end, however that comes.
+    """
     cache, found = programs.cache(), programs.folder()
     cache.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

@@ -1,8 +1,9 @@
-"""The lab's network: the control plane is joined by a pair of devices to this machine and to each node, and passes on between them.
+"""The lab's network: the control plane is joined by a pair of devices to this machine and to each node, and
+passes on between them.
 
-A lab has 100.N.0.0/16, of the addresses that are shared between carrier and customer (RFC 6598): 100.N.0.1 is this machine (where tests put the
-origins that pods read) and so is 100.N.0.3, for an origin of two hosts; 100.N.0.2 is the control plane, 100.N.K.2 node K, and 100.N.(100+K).0/24
-has the pods of node K.
+A lab has 100.N.0.0/16, of the addresses that are shared between carrier and customer (RFC 6598): 100.N.0.1 is
+this machine (where tests put the origins that pods read) and so is 100.N.0.3, for an origin of two hosts;
+100.N.0.2 is the control plane, 100.N.K.2 node K, and 100.N.(100+K).0/24 has the pods of node K.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 
 from tests.cluster.spaces import Space
 
-# Where the API server is for pods: the first of --service-cluster-ip-range. There is no kube-proxy, the control plane has this very address.
+# Where the API server is for pods: the first of --service-cluster-ip-range. There is no kube-proxy, the
+# control plane has this very address.
 SERVICES = "10.96.0.0/24"
 KUBERNETES = "10.96.0.1"
 _NUMBERS = range(65, 100)

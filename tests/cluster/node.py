@@ -1,4 +1,5 @@
-"""A node: containerd and kubelet in a space of their own, with folders of their own where every node has them."""
+"""A node: containerd and kubelet in a space of their own, with folders of their own where every node has
+them."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ bin_dirs = ["{cni}"]
 conf_dir = "{folder}/cni"
 """
 
-# Run by runc (OCI runtime specification, createContainer) with the container's state on its input; its bundle is what runs in its root file system.
+# Run by runc (OCI runtime specification, createContainer) with the container's state on its input; its bundle
+# is what runs in its root file system.
 _HOOK = """#!/bin/sh
 set -eu
 bundle=$(sed 's/.*"bundle": *"\\([^"]*\\)".*/\\1/')
@@ -56,9 +58,11 @@ exec mount --bind {listed} "$bundle/rootfs/proc/filesystems"
 
 @dataclass
 class Node:
-    """The node numbered `number` (from 1) in `space`, which is not up yet; `programs` is the folder of the programs.
+    """The node numbered `number` (from 1) in `space`, which is not up yet; `programs` is the folder of the
+    programs.
 
-    Without `erofs` its containers find no such file system in /proc/filesystems; the kernel has it all the same.
+    Without `erofs` its containers find no such file system in /proc/filesystems; the kernel has it all the
+    same.
     """
 
     number: int
@@ -122,7 +126,10 @@ class Node:
         self.daemons.pop(name).stop()
 
     def wait_ready(self, kubectl: Kubectl) -> None:
-        """Return when the cluster says that it is ready; AssertionError with what kubelet said where it does not come."""
+        """Return when the cluster says that it is ready.
+
+        AssertionError with what kubelet said where it does not come.
+        """
         try:
             kubectl.wait("node", self.name, lambda node: condition(node, "Ready") == "True")
         except AssertionError as error:
@@ -169,7 +176,8 @@ class Node:
         return _write(folder / "containerd.toml", text)
 
     def _without_erofs(self) -> Path:
-        """What containers are made from: a hook shows each another list of file systems, before its program starts."""
+        """What containers are made from: a hook shows each another list of file systems, before its
+        program starts."""
         folder = self.space.folder
         known = Path("/proc/filesystems").read_text().splitlines(keepends=True)
         _write(folder / "filesystems", "".join(line for line in known if line.split()[-1] != "erofs"))

@@ -11,7 +11,8 @@ from tests.cluster.kubectl import Kubectl, Object
 
 
 def pod(name: str, command: Sequence[str] = (), image: str = BUSYBOX, node: str = "", **spec: Any) -> Object:
-    """A pod of one container, `main`, that runs `command` (default: the image's own), on `node` where that is said; `spec` goes into its spec."""
+    """A pod of one container, `main`, that runs `command` (default: the image's own), on `node` where that
+    is said; `spec` goes into its spec."""
     container: Object = {"name": "main", "image": image, "imagePullPolicy": "Never"}
     if command:
         container["command"] = list(command)

@@ -1,4 +1,5 @@
-"""The programs of the lab: where tests/setup/cluster/programs.sh has built them, and what keeps a lab from running here."""
+"""The programs of the lab: where tests/setup/cluster/programs.sh has built them, and what keeps a lab from
+running here."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def obstacle() -> str:
     if os.geteuid() != 0:
         return "a cluster in namespaces of its own needs root"
     if missing := sorted(_CONTROLLERS - {hierarchy.options for hierarchy in hierarchies()}):
-        return f"the lab's nodes have cgroups of version 1, and there are none for {', '.join(missing)} in /sys/fs/cgroup"
+        return f"the lab's nodes have cgroups of version 1, and there are none for {', '.join(missing)} in /sys/fs/cgroup"  # noqa: E501
     missing = [name for name in _NEEDED if not shutil.which(name)] + [
         str(path) for path in (CNI / "ptp", BUSYBOX_PROGRAM) if not path.exists()
     ]

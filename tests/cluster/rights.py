@@ -20,7 +20,8 @@ SHARED = "controller's pod"
 
 
 class Right(NamedTuple):
-    """What a role lets `program` do: to `verb` things of `resource`, as "cachepins.datacache.csi.io/status"."""
+    """What a role lets `program` do: to `verb` things of `resource`, as
+    "cachepins.datacache.csi.io/status"."""
 
     program: str
     verb: str
@@ -41,7 +42,10 @@ def granted(lab: Lab) -> set[Right]:
 
 
 def used(lab: Lab, rights: set[Right]) -> set[Right]:
-    """Those of `rights` that programs have used so far; AssertionError where one asked for what its roles do not let it."""
+    """Those of `rights` that programs have used so far.
+
+    AssertionError where one asked for what its roles do not let it.
+    """
     asked = {
         (_right(call), call.namespace, call.forbidden)
         for call in calls(lab.plane.audit_log)

@@ -1,4 +1,5 @@
-"""A machine made of namespaces: processes, mounts, network, host name and cgroups of its own, on this machine's kernel and root file system."""
+"""A machine made of namespaces: processes, mounts, network, host name and cgroups of its own, on this
+machine's kernel and root file system."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ from tests.cluster.cgroups import Groups, hierarchies
 _START_SECONDS = 20.0
 _STOP_SECONDS = 30.0
 _PAUSE_SECONDS = 0.2
-_UNSHARED = "unshare --net --mount --pid --cgroup --ipc --uts --fork --kill-child --mount-proc --propagation private".split()
+_UNSHARED = "unshare --net --mount --pid --cgroup --ipc --uts --fork --kill-child --mount-proc --propagation private".split()  # noqa: E501
 _ENTERED = "--net --mount --pid --cgroup --ipc --uts --wd=/".split()
-# The kernel ends all processes of the space with its first one, and that one with the thread that started it, however this ends.
+# The kernel ends all processes of the space with its first one, and that one with the thread that started it,
+# however this ends.
 _ENDING = "setpriv --pdeathsig KILL --".split()
 # The first process: it takes in what others leave behind.
 _FIRST = "while :; do sleep 3600 & wait; done"
@@ -29,8 +31,9 @@ _FIRST = "while :; do sleep 3600 & wait; done"
 class Space:
     """A machine called `name`. Its cgroups are the roots that it sees.
 
-    `folder` keeps its logs. Each of `binds` shows a folder in another's place (place: folder), each of `memory` is an empty folder at first:
-    what a bind shows is kept when the machine is switched off, as on a disk, and all else is gone.
+    `folder` keeps its logs. Each of `binds` shows a folder in another's place (place: folder), each of
+    `memory` is an empty folder at first: what a bind shows is kept when the machine is switched off, as on a
+    disk, and all else is gone.
     """
 
     name: str
@@ -97,7 +100,10 @@ class Space:
         return [*self._in_groups(), "nsenter", "-t", str(self.pid), *_ENTERED, "--", *argv]
 
     def run(self, *argv: str, input: str = "") -> str:
-        """Run a program there to its end; its standard output. AssertionError with what it said where it fails."""
+        """Run a program there to its end; its standard output.
+
+        AssertionError with what it said where it fails.
+        """
         done = subprocess.run(self.argv(argv), input=input, capture_output=True, text=True)
         assert done.returncode == 0, (
             f"{shlex.join(argv)} on {self.name} ended with {done.returncode}: {done.stderr.strip()}"

@@ -1,4 +1,5 @@
-"""What ECI's users have runs as it is: their DataCaches, their pods, and their SDKs, on real nodes with real origins."""
+"""What ECI's users have runs as it is: their DataCaches, their pods, and their SDKs, on real nodes with
+real origins."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def test_a_folder_of_an_oss_bucket_whose_key_is_in_the_datacache(place: Eci) -> 
     with cached(place.lab, example) as (reader,):
         said = listed(place.lab, reader)
         kept = place.lab.kubectl.run("get", "datacache", "speech", "-o", "yaml", "--show-managed-fields")
-    assert has(said, "model.bin", len(MODEL)) and "other" not in said
+    assert has(said, "model.bin", len(MODEL))
+    assert "other" not in said
     assert example[0]["spec"]["dataSource"]["options"]["akSecret"] not in kept.replace(
         f"s3://{place.images}", ""
     )
@@ -103,7 +105,8 @@ def test_a_folder_of_a_model_of_modelscope(place: Eci) -> None:
     )
     with cached(place.lab, place.example("modelscope")) as (reader,):
         said = listed(place.lab, reader)
-    assert has(said, "vocabulary.json", 9) and "model.bin" not in said
+    assert has(said, "vocabulary.json", 9)
+    assert "model.bin" not in said
 
 
 def test_a_model_and_weights_tuned_for_it_as_two_caches_of_one_pod_with_bought_iops(place: Eci) -> None:
@@ -112,7 +115,8 @@ def test_a_model_and_weights_tuned_for_it_as_two_caches_of_one_pod_with_bought_i
     tuned.branches["v1"] = tuned.branches["main"]
     with cached(place.lab, place.example("huggingface")) as (reader,):
         said = listed(place.lab, reader)
-        assert has(said, "model.safetensors", len(MODEL)) and has(said, "adapter.safetensors", 7)
+        assert has(said, "model.safetensors", len(MODEL))
+        assert has(said, "adapter.safetensors", 7)
         wait_for(
             lambda: (
                 "provisionedIops 25000 lowered to 17000, the most for 20 GiB"

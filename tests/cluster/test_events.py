@@ -1,4 +1,5 @@
-"""What people of a cluster see with kubectl: how far a fill is, why there is none, and conditions as all of Kubernetes has them."""
+"""What people of a cluster see with kubectl: how far a fill is, why there is none, and conditions as all
+of Kubernetes has them."""
 
 from __future__ import annotations
 
@@ -22,9 +23,10 @@ pytestmark = pytest.mark.cluster
 
 MIB = 1 << 20
 SIZE, LINE = 96 * MIB, 4 * MIB
-"""Bytes of a model, and bytes a second that the slow hub sends: time enough for two Events of the fill, which come every 15 s."""
+"""Bytes of a model, and bytes a second that the slow hub sends: time enough for two Events of the fill,
+which come every 15 s."""
 _PROGRESS = re.compile(r"CacheFilling: [\d.]+ MiB of 96\.0 MiB \((\d+)%\), ([\d.]+) MiB/s, about \d+ s left")
-NOWHERE = "HuggingFace/Model org/nowhere@main does not exist, or is private: check repoId or give a token in a Secret (key `token`)"
+NOWHERE = "HuggingFace/Model org/nowhere@main does not exist, or is private: check repoId or give a token in a Secret (key `token`)"  # noqa: E501
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,12 +65,14 @@ def filling(lab: Lab) -> str:
 
 
 def check_conditions(thing: Object, types: Sequence[str]) -> None:
-    """They are as the API conventions have them ("Typical status properties"), and about the spec as it is now."""
+    """They are as the API conventions have them ("Typical status properties"), and about the spec as it is
+    now."""
     conditions = thing["status"]["conditions"]
     assert [one["type"] for one in conditions] == list(types)
     for one in conditions:
         assert set(one) == {"type", "status", "reason", "message", "lastTransitionTime", "observedGeneration"}
-        assert one["status"] in ("True", "False", "Unknown") and one["message"]
+        assert one["status"] in ("True", "False", "Unknown")
+        assert one["message"]
         assert re.fullmatch("[A-Z][A-Za-z]+", one["reason"])
         assert parse_time(one["lastTransitionTime"]) >= parse_time(thing["metadata"]["creationTimestamp"])
         assert (
@@ -106,8 +110,10 @@ def test_a_slow_fill_is_told_to_the_claim_and_to_the_pod_and_shown_with_the_volu
                     lab.kubectl.run("describe", kind, name),
                 )
                 progress = _PROGRESS.search(lab.kubectl.events(name))
-                assert progress and float(progress[2]) * MIB == pytest.approx(LINE, rel=0.5)
-            assert percents == sorted(percents) and percents[-1] < 100
+                assert progress
+                assert float(progress[2]) * MIB == pytest.approx(LINE, rel=0.5)
+            assert percents == sorted(percents)
+            assert percents[-1] < 100
             for name in ("long-inline", "long-mounting"):
                 lab.kubectl.wait_running(name)
             for name in ("long-claim", "long-inline"):

@@ -1,4 +1,7 @@
-"""docs/install.md, followed to the letter on a cluster without the driver, with Helm and with kubectl; what docs/troubleshooting.md looks with."""
+"""docs/install.md, followed to the letter on a cluster without the driver, with Helm and with kubectl.
+
+What docs/troubleshooting.md looks with.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 pytestmark = pytest.mark.cluster
 
 INSTALL, TROUBLES = (TREE / "docs" / name for name in ("install.md", "troubleshooting.md"))
-# What the text calls the reader's own, and what it is here; the hub of the example is not to be reached from a test.
+# What the text calls the reader's own, and what it is here; the hub of the example is not to be reached from
+# a test.
 REGISTRY, TAG, NEW = "registry.example.com/storage", "0.1.0", "NEW"
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _OR = re.compile(r"^.*# or: (.*)$", re.MULTILINE)
@@ -29,7 +33,10 @@ _SECONDS = 600.0
 
 
 class Reader:
-    """Somebody who types what the document says, in a checkout, at the cluster. `known` are the values of their own."""
+    """Somebody who types what the document says, in a checkout, at the cluster.
+
+    `known` are the values of their own.
+    """
 
     def __init__(self, lab: Lab, known: dict[str, str]) -> None:
         self._lab, self._known = lab, known

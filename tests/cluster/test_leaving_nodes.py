@@ -1,4 +1,5 @@
-"""Nodes that cannot mount volumes, that are drained, and that are gone for good: pods read on elsewhere, and people see why."""
+"""Nodes that cannot mount volumes, that are drained, and that are gone for good: pods read on elsewhere,
+and people see why."""
 
 from __future__ import annotations
 
@@ -92,7 +93,10 @@ def where(lab: Lab, name: str) -> list[tuple[str, str]]:
 
 
 def on(lab: Lab, name: str, *nodes: Node, seconds: float = 60) -> None:
-    """Wait until a replica of a Deployment runs on each of these nodes and none elsewhere; they read the model."""
+    """Wait until a replica of a Deployment runs on each of these nodes and none elsewhere.
+
+    They read the model.
+    """
     names = sorted(node.name for node in nodes)
     try:
         wait_for(lambda: sorted(node for _, node in where(lab, name)) == names, seconds, f"{name} on {names}")
@@ -149,9 +153,8 @@ def test_a_node_without_erofs_says_why_it_gets_no_volumes_and_keeps_no_pod_from_
             20,
             "the node's event",
         )
-        assert "kernel has no EROFS" in lab.kubectl.events(
-            node.name
-        ) and "load the module erofs at boot" in lab.kubectl.events(node.name)
+        assert "kernel has no EROFS" in lab.kubectl.events(node.name)
+        assert "load the module erofs at boot" in lab.kubectl.events(node.name)
         assert "node cannot mount volumes" in lab.kubectl.logs(driver.node_pod(node), NAMESPACE)
 
         prefers, kept_there = (

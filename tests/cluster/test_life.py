@@ -1,4 +1,5 @@
-"""The life of volumes in a cluster: slow fills, pods that go early, the plugin replaced under load, a node that loses power, limits that change."""
+"""The life of volumes in a cluster: slow fills, pods that go early, the plugin replaced under load, a node
+that loses power, limits that change."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def test_readers_do_not_notice_that_the_plugin_is_replaced(lab: Lab, driver: Dri
     read = [
         "sh",
         "-c",
-        "while :; do sha256sum /data/model.bin || echo failed; cat /data/model.bin > /dev/null || echo failed; done",
+        "while :; do sha256sum /data/model.bin || echo failed; cat /data/model.bin > /dev/null || echo "
+        "failed; done",
     ]
     with volumes_of(lab, {"repoId": "org/lively"}), applied(lab.kubectl, claim("lively", "models")):
         readers = [
@@ -105,7 +107,8 @@ def test_a_claim_that_is_deleted_under_a_reader_stays_until_the_reader_has_gone(
         [
             "sh",
             "-c",
-            "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; done",
+            "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; "
+            "done",
         ],
     )
     with volumes_of(lab, {"repoId": "org/lively"}), applied(lab.kubectl, claim("doomed", "models")):

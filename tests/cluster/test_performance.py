@@ -39,7 +39,8 @@ def models(hub: Hub) -> None:
 
 
 def measuring(name: str, image: Archive, bought: Object) -> Object:
-    """A pod with Python that has the volume `bought` at /bought and the same model without a limit at /free."""
+    """A pod with Python that has the volume `bought` at /bought and the same model without a limit at
+    /free."""
     free = inline_volume(MODEL)
     made = pod(
         name, ["sleep", "3600"], image.name, volumes=[{**bought, "name": "bought"}, {**free, "name": "free"}]
@@ -52,7 +53,7 @@ def measuring(name: str, image: Archive, bought: Object) -> Object:
 
 def device_of(lab: Lab, name: str, volume: str) -> str:
     """The device ("major:minor") that the pod reads at /`volume`."""
-    code = f"import os; device = os.stat('/{volume}').st_dev; print(f'{{os.major(device)}}:{{os.minor(device)}}')"
+    code = f"import os; device = os.stat('/{volume}').st_dev; print(f'{{os.major(device)}}:{{os.minor(device)}}')"  # noqa: E501
     return lab.kubectl.exec(name, ["python3", "-c", code]).strip()
 
 

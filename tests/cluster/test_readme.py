@@ -56,7 +56,10 @@ def test_an_example_is_applied_as_it_stands_and_its_pod_reads_the_model(
     private: bool,
     complete: bool,
 ) -> None:
-    """Of a `private` repository with the token of the reader's Secret; `complete` is whether no files are left out by patterns."""
+    """Of a `private` repository with the token of the reader's Secret.
+
+    `complete` is whether no files are left out by patterns.
+    """
     files: dict[str, bytes] = {
         "config.json": b"{}",
         "model.safetensors": WEIGHTS,

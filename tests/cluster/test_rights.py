@@ -1,4 +1,7 @@
-"""No program of the driver may do more than it does, and none is refused what it does. Judged last of all tests, over what all of them did."""
+"""No program of the driver may do more than it does, and none is refused what it does.
+
+Judged last of all tests, over what all of them did.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from tests.origins.hub import Hub
 
 pytestmark = pytest.mark.cluster
 
-_LIST_FIRST = "an API server that does not stream lists is asked for the list before it is asked to watch; the lab's streams them"
+_LIST_FIRST = "an API server that does not stream lists is asked for the list before it is asked to watch; the lab's streams them"  # noqa: E501
 _SAID_AGAIN = "an Event that is said again is written anew; in the tests it seldom has anything to say twice"
 NEVER_USED = {
     Right(
@@ -31,7 +34,7 @@ NEVER_USED = {
     ): "to apply an order that is not there yet; asked for as patch, which is all that the log has",
     Right(
         "operator", "update", "secrets"
-    ): "nonces of the OpenAPI, where tests have called it, and the webhook's certificate, which ends in weeks",
+    ): "nonces of the OpenAPI, where tests have called it, and the webhook's certificate, which ends in weeks",  # noqa: E501
     Right(
         "controller", "list", "nodes"
     ): "pins of nodes that are gone are let go, at a look every five minutes",

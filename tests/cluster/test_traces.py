@@ -21,7 +21,8 @@ pytestmark = pytest.mark.cluster
 
 
 class Traces:
-    """What a lab has on this machine while it runs: its folder, cgroups, network device, processes, loop devices."""
+    """What a lab has on this machine while it runs: its folder, cgroups, network device, processes, loop
+    devices."""
 
     def __init__(self, lab: Lab) -> None:
         self.places = [
@@ -30,7 +31,8 @@ class Traces:
             Path(f"/sys/class/net/dccluster{lab.plane.network.number}"),
         ]
         self.folder = str(lab.folder)
-        # Numbers of processes and inodes are used again, on a machine where others work: those of now are told by when they began.
+        # Numbers of processes and inodes are used again, on a machine where others work: those of now are
+        # told by when they began.
         self.processes = {pid: began(pid) for pid in lab.groups.processes()}
         self.inodes = {
             file.stat().st_ino for node in lab.nodes for file in node.space.folder.glob("disk/*/*")
@@ -74,7 +76,10 @@ def command_of(pid: int) -> str:
 
 
 def mounted_here() -> list[str]:
-    """What this machine has mounted where nodes have folders of their own; elsewhere others may be at work."""
+    """What this machine has mounted where nodes have folders of their own.
+
+    Elsewhere others may be at work.
+    """
     places = [
         line.split(" - ")[0].split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
     ]

@@ -1,4 +1,5 @@
-"""Volumes on two nodes at once: one answer of a branch that moves, caches that are there before pods, volumes deleted while they are read."""
+"""Volumes on two nodes at once: one answer of a branch that moves, caches that are there before pods,
+volumes deleted while they are read."""
 
 from __future__ import annotations
 
@@ -158,10 +159,8 @@ def test_a_prewarm_that_is_deleted_ends_on_every_node(
                 "slow",
                 lambda found: [state for state, _ in entries(found).values()] == ["Filling"] * 2,
             )
-            assert (
-                set(entries(filling)) == {node.name for node in lab.nodes[:2]}
-                and condition(filling, "Progressing") == "True"
-            )
+            assert set(entries(filling)) == {node.name for node in lab.nodes[:2]}
+            assert condition(filling, "Progressing") == "True"
             wait_for(lambda: hub.counters.connections["cdn"] > lost, 20, "the fills")
         wait_for(lambda: hub.counters.connections["cdn"] <= lost, 20, "the fills to be stopped")
         wait_for(lambda: lab.kubectl.list("cachepins") == [], 60, "the pin to go with the prewarm")
@@ -174,7 +173,10 @@ def test_a_prewarm_that_is_deleted_ends_on_every_node(
 def test_a_volume_that_is_deleted_while_it_is_read_elsewhere_is_read_on_and_leaves_nothing(
     lab: Lab, driver: Driver, hub: Hub, second_node: Node
 ) -> None:
-    """Kubernetes keeps a claim that pods use; who takes its finalizer away has the volume deleted under the reader."""
+    """Kubernetes keeps a claim that pods use.
+
+    Who takes its finalizer away has the volume deleted under the reader.
+    """
     hub.repo("org/deleted", {"model.bin": OLD, "unread.bin": NEW})
     goes, stays = on_each(lab, "deleted", claim_volume("deleted"))
     with volumes_of(lab, {"repoId": "org/deleted"}), applied(lab.kubectl, claim("deleted", "models"), stays):
@@ -183,10 +185,8 @@ def test_a_volume_that_is_deleted_while_it_is_read_elsewhere_is_read_on_and_leav
             lab.kubectl.delete("pvc", "deleted", "default", "--wait=false")
         empty(driver, lab.nodes[0])
         assert sum_in(lab, "deleted-2") == sum_of(OLD)
-        assert (
-            lab.kubectl.get("pvc", "deleted")["metadata"]["deletionTimestamp"]
-            and len(lab.kubectl.list("cachevolumes", "")) == 1
-        )
+        assert lab.kubectl.get("pvc", "deleted")["metadata"]["deletionTimestamp"]
+        assert len(lab.kubectl.list("cachevolumes", "")) == 1
         lab.kubectl.run(
             "patch", "pvc", "deleted", "--type=merge", "-p", json.dumps({"metadata": {"finalizers": None}})
         )

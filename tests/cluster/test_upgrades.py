@@ -1,4 +1,5 @@
-"""The driver is upgraded and rolled back under readers, who notice nothing, and volumes of one version are the other's too."""
+"""The driver is upgraded and rolled back under readers, who notice nothing, and volumes of one version are
+the other's too."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ SOURCE = {"repoId": "org/upgraded"}
 READ = [
     "sh",
     "-c",
-    "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; sleep 0.1; done",
+    "while :; do dd if=/data/model.bin bs=1M iflag=direct 2>/dev/null | sha256sum || echo failed; sleep "
+    "0.1; done",
 ]
 
 
@@ -63,7 +65,10 @@ def running(lab: Lab) -> set[str]:
 
 
 def counted(lab: Lab, readers: list[Object]) -> list[int]:
-    """How often each reader has read the model so far; AssertionError where it once read another, or failed."""
+    """How often each reader has read the model so far.
+
+    AssertionError where it once read another, or failed.
+    """
     lines = [lab.kubectl.logs(one["metadata"]["name"]).splitlines()[:-1] for one in readers]
     assert {line.split()[0] for read in lines for line in read} <= {SUM}
     return [len(read) for read in lines]

@@ -90,7 +90,8 @@ def test_a_claim_becomes_a_volume_that_ten_pods_read(lab: Lab, driver: Driver, b
     ):
         assert {sum_in(lab, one["metadata"]["name"]) for one in readers} == {SUM}
         (volume,) = lab.kubectl.list("cachevolumes", "")
-        assert condition(volume, "Resolved") == "True" and volume["status"]["source"]
+        assert condition(volume, "Resolved") == "True"
+        assert volume["status"]["source"]
         assert (
             len(
                 {

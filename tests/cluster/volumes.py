@@ -32,7 +32,10 @@ def claim(
     attributes: str = "",
     volume: str = "",
 ) -> Object:
-    """A claim of the class `of`; `attributes` names a VolumeAttributesClass, `volume` the PersistentVolume that it is for."""
+    """A claim of the class `of`.
+
+    `attributes` names a VolumeAttributesClass, `volume` the PersistentVolume that it is for.
+    """
     spec: Object = {
         "storageClassName": of,
         "accessModes": [mode],

@@ -9,7 +9,8 @@ import pytest
 
 from tests.conformance.kit import FaultyKit, Kit
 
-# "module:class(argument)" of each kit; imported when its turn comes, so that one that cannot be imported is one that fails.
+# "module:class(argument)" of each kit; imported when its turn comes, so that one that cannot be imported is
+# one that fails.
 KITS = (
     ("tests.conformance.hub_kit", "HubKit", ("HuggingFace/Model",)),
     ("tests.conformance.hub_kit", "HubKit", ("HuggingFace/DataSet",)),

@@ -1,4 +1,5 @@
-"""What kits have in common whose origin is a server of `tests.origins` that counts, and fails as it is told."""
+"""What kits have in common whose origin is a server of `tests.origins` that counts, and fails as it is
+told."""
 
 from __future__ import annotations
 

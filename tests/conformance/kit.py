@@ -1,8 +1,8 @@
 """What the conformance suite asks of an origin: a kit builds one, changes it and watches it.
 
-A kit is a context manager; `KITS` in `conftest.py` names them all. A kit whose origin cannot run on this machine
-says so from `missing()` and its tests are skipped with that line. Every method that touches the origin has its
-effect when it returns.
+A kit is a context manager; `KITS` in `conftest.py` names them all. A kit whose origin cannot run on this
+machine says so from `missing()` and its tests are skipped with that line. Every method that touches the
+origin has its effect when it returns.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.sources.source import Source
 from tests.origins.faults import Counters, Faults
 
-# A tree as kits take it: relative path -> bytes of the file. `None` is an empty folder (a kit whose origin knows no
-# empty folders leaves it out); text is a symlink's target (a kit whose origin knows no symlinks leaves it out).
+# A tree as kits take it: relative path -> bytes of the file. `None` is an empty folder (a kit whose origin
+# knows no
+# empty folders leaves it out); text is a symlink's target (a kit whose origin knows no symlinks leaves it
+# out).
 Tree = dict[str, bytes | str | None]
 
 
@@ -24,7 +26,8 @@ class Kit(Protocol):
     """One origin of one source. All trees of a kit live in the same origin, each at a place of its own."""
 
     name: str
-    # The pinned spec goes on meaning the old bytes after a change (a commit), or else reading what has changed
+    # The pinned spec goes on meaning the old bytes after a change (a commit), or else reading what has
+    # changed
     # since is refused with SourceChanged (a NAS file).
     pins_revisions: bool
     # The origin gives a digest for every file, so wrong bytes are caught when the file is verified.
@@ -49,7 +52,10 @@ class Kit(Protocol):
         """Why this origin cannot run here, in words; empty when it can. Called before `__enter__`."""
 
     def place(self, tree: Tree) -> CacheSpec:
-        """Put `tree` at a fresh place of the origin, readable with `credential`; the spec is as a user would write it (not pinned)."""
+        """Put `tree` at a fresh place of the origin, readable with `credential`.
+
+        The spec is as a user would write it (not pinned).
+        """
 
     @property
     def credential(self) -> str | None:
@@ -62,7 +68,10 @@ class Kit(Protocol):
         """Environment that a fresh process needs to build the same source (on top of a bare one)."""
 
     def program(self) -> str:
-        """Python text that defines `open(spec, credential) -> Source`; run in a fresh process with `environment`."""
+        """Python text that defines `open(spec, credential) -> Source`.
+
+        Run in a fresh process with `environment`.
+        """
 
     def change(self, spec: CacheSpec, path: str, data: bytes) -> None:
         """Make `path` hold other bytes: a new revision, or a file written again (size or time differ)."""
@@ -80,7 +89,10 @@ class Kit(Protocol):
         """Send other bytes of the same length for `path` from now on, while listing it as before."""
 
     def cut(self, spec: CacheSpec, path: str, after: int) -> bool:
-        """Break the connection once, `after` bytes into the next answer for `path`; False where the kit cannot."""
+        """Break the connection once, `after` bytes into the next answer for `path`.
+
+        False where the kit cannot.
+        """
 
     def stop(self) -> None:
         """Make the whole origin unreachable (connections are refused or reset)."""
@@ -99,7 +111,8 @@ class Kit(Protocol):
 class FaultyKit(Kit, Protocol):
     """A kit whose origin speaks HTTP and fails as it is told: `test_faults` is for these."""
 
-    # What a fill ends with when a file changed on the way, where the pinned spec goes on meaning the old bytes no more.
+    # What a fill ends with when a file changed on the way, where the pinned spec goes on meaning the old
+    # bytes no more.
     changed: type[DataCacheError]
 
     @property
@@ -114,4 +127,7 @@ class FaultyKit(Kit, Protocol):
         """What faults and counters call a file."""
 
     def expire(self) -> bool:
-        """Every signed address that was given out so far is refused from now on; False where none is signed."""
+        """Every signed address that was given out so far is refused from now on.
+
+        False where none is signed.
+        """

@@ -1,4 +1,5 @@
-"""The NAS source against a real nfs-ganesha: each place is a folder of one export, read as a user without special rights."""
+"""The NAS source against a real nfs-ganesha: each place is a folder of one export, read as a user without
+special rights."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ def open(spec, credential):
 class NasKit:
     """One export over NFS `version` ("3" or "4.0").
 
-    A "guarded" `export` wants a source port below 1024 and makes root nobody, and its files are their owner's alone: who may read them
-    is the uid of the spec, and neither root nor anybody else.
+    A "guarded" `export` wants a source port below 1024 and makes root nobody, and its files are their owner's
+    alone: who may read them is the uid of the spec, and neither root nor anybody else.
     """
 
     top_files = True
@@ -65,7 +66,7 @@ class NasKit:
     def missing(self) -> str:
         lacking = [program for program in ("ganesha.nfsd", "rpcbind") if shutil.which(program) is None]
         if lacking:
-            return f"{' and '.join(lacking)} not installed (Debian packages nfs-ganesha, nfs-ganesha-vfs, rpcbind)"
+            return f"{' and '.join(lacking)} not installed (Debian packages nfs-ganesha, nfs-ganesha-vfs, rpcbind)"  # noqa: E501
         return "" if os.geteuid() == 0 else "nfs-ganesha needs root"
 
     def place(self, tree: Tree) -> CacheSpec:

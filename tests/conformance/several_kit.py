@@ -1,4 +1,5 @@
-"""Several sources in one volume: a hub's repositories in two top folders, files of a web server in the others, one token for all."""
+"""Several sources in one volume: a hub's repositories in two top folders, files of a web server in the
+others, one token for all."""
 
 from __future__ import annotations
 

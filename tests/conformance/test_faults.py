@@ -1,6 +1,8 @@
-"""Whatever goes wrong at an origin, a fill through the product's own engine ends right, or with an error that says which file and why.
+"""Whatever goes wrong at an origin, a fill through the product's own engine ends right, or with an error that
+says which file and why.
 
-Never with wrong bytes, and never after more tries than `csi.images.fill.fetch.MAX_FAILURES` of one range: the origin counts.
+Never with wrong bytes, and never after more tries than `csi.images.fill.fetch.MAX_FAILURES` of one range: the
+origin counts.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A source's bytes through the product's own fill: whole, resumed without fetching twice, wrong bytes caught."""
+"""A source's bytes through the product's own fill: whole, resumed without fetching twice, wrong bytes
+caught."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def resolved(origin: Kit, spec: CacheSpec) -> Manifest:
 
 
 class Tap:
-    """Lets `limit` bytes through to the fill (None: all), then makes every read wait until the fill has heard that it is to stop."""
+    """Lets `limit` bytes through to the fill (None: all), then makes every read wait until the fill has
+    heard that it is to stop."""
 
     def __init__(self, limit: int | None) -> None:
         self._limit, self._passed, self._lock = limit, 0, threading.Lock()
@@ -70,7 +72,10 @@ class _TappedReader:
 def run(
     origin: Kit, spec: CacheSpec, manifest: Manifest, folder: Path, stop_after: int | None = None
 ) -> Layout:
-    """Fill an image of `manifest` in `folder`; with `stop_after`, tell it to stop once so many bytes were read."""
+    """Fill an image of `manifest` in `folder`.
+
+    With `stop_after`, tell it to stop once so many bytes were read.
+    """
     layout = build_layout(manifest)
     tap = Tap(stop_after)
     with closing(origin.open(spec, origin.credential)) as source:

@@ -76,7 +76,8 @@ def test_every_byte_is_the_origins(origin: Kit, place: CacheSpec, files: Tree) -
 
 def test_two_resolutions_are_alike(origin: Kit, place: CacheSpec) -> None:
     first, second = resolved(origin, place), resolved(origin, place)
-    assert first.digest == second.digest and first == second
+    assert first.digest == second.digest
+    assert first == second
 
 
 def test_another_machine_resolves_the_same(origin: Kit, place: CacheSpec, tmp_path: Path) -> None:
@@ -259,7 +260,8 @@ def test_a_missing_or_wrong_credential_is_refused_and_not_repeated(
 ) -> None:
     if origin.credential is None:
         pytest.skip(
-            f"no wrong credential was tried against {origin.name}: it knows users and machines, not credentials"
+            f"no wrong credential was tried against {origin.name}: it knows users and machines, not "
+            "credentials"
         )
     manifest = resolved(origin, place)
     for ask in ("resolve", "prove"):
@@ -332,5 +334,6 @@ def test_no_error_says_more_than_it_should(origin: Kit, place: CacheSpec) -> Non
             else:
                 trees.read(source, manifest, SMALL)
         message = str(error.value)
-        assert len(message) > 20 and "Signature=" not in message
+        assert len(message) > 20
+        assert "Signature=" not in message
         assert origin.credential is None or origin.credential not in message

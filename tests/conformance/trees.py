@@ -23,7 +23,8 @@ def _random(seed: int, size: int) -> bytes:
 
 
 def tree(seed: int = 0, big: int = 5_000_003, top: bool = True) -> Tree:
-    """Files of several sizes (none, one byte, just around a page, `big`), nested folders, names in several scripts, over 30 entries.
+    """Files of several sizes (none, one byte, just around a page, `big`), nested folders, names in several
+    scripts, over 30 entries.
 
     With `top`, files in no folder too.
     """

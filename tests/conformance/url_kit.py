@@ -1,4 +1,5 @@
-"""Plain URLs, and Metalink documents of them, against a local web server: each place is a folder of it, for bearers of one token."""
+"""Plain URLs, and Metalink documents of them, against a local web server: each place is a folder of it,
+for bearers of one token."""
 
 from __future__ import annotations
 
@@ -101,7 +102,8 @@ class UrlKit(HttpKit):
 
 
 class MetalinkKit(UrlKit):
-    """The files of a place are named, with sizes and sums, by a document in another folder, which may be read where they may not."""
+    """The files of a place are named, with sizes and sums, by a document in another folder, which may be
+    read where they may not."""
 
     lists_by_reading = False
     # Of a file that nobody asked about the document's sum is all that is known.
@@ -149,11 +151,12 @@ class MetalinkKit(UrlKit):
 def metalink(files: dict[str, tuple[str, bytes]]) -> bytes:
     """A document of files by their paths, each with its URL, size and sum."""
     listed = "".join(
-        f"<file name={quoteattr(path)}><size>{len(data)}</size><hash type='sha-256'>{hashlib.sha256(data).hexdigest()}</hash>"
+        f"<file name={quoteattr(path)}><size>{len(data)}</size><hash "
+        f"type='sha-256'>{hashlib.sha256(data).hexdigest()}</hash>"
         f"<url priority='1'>{escape(url)}</url></file>\n"
         for path, (url, data) in files.items()
     )
-    return f'<?xml version="1.0" encoding="UTF-8"?>\n<metalink xmlns="urn:ietf:params:xml:ns:metalink">\n{listed}</metalink>\n'.encode()
+    return f'<?xml version="1.0" encoding="UTF-8"?>\n<metalink xmlns="urn:ietf:params:xml:ns:metalink">\n{listed}</metalink>\n'.encode()  # noqa: E501
 
 
 def _document(spec: CacheSpec) -> str:

@@ -1,4 +1,5 @@
-"""PVCs in a dictionary: what ClusterPvcs reads of a cluster (tests/controller_plugin/test_cluster_pvcs.py proves it)."""
+"""PVCs in a dictionary: what ClusterPvcs reads of a cluster (tests/controller_plugin/test_cluster_pvcs.py
+proves it)."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ from csi.errors import ClusterUnavailable, FailedPrecondition
 
 
 class FakeClaims:
-    """`kept` has the annotations of each PVC by namespace and name; `away` is a cluster that does not answer."""
+    """`kept` has the annotations of each PVC by namespace and name.
+
+    `away` is a cluster that does not answer.
+    """
 
     def __init__(self) -> None:
         self.kept: dict[tuple[str, str], dict[str, str]] = {}

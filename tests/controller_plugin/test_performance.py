@@ -1,4 +1,5 @@
-"""Performance a volume's size does not have: refused with the range, at creation and later, and nothing is recorded."""
+"""Performance a volume's size does not have: refused with the range, at creation and later, and nothing is
+recorded."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def test_keys_that_contradict_each_other_are_refused_before_the_origin_is_asked(
         for changes in ({"parameters": HUB | keys}, {"mutable_parameters": keys}):
             with pytest.raises(InvalidParameter, match="an empty value removes a key"):
                 controller.create(LARGE, **changes)
-    assert controller.source.asked == [] and controller.registry.list_page("", 0) == []
+    assert controller.source.asked == []
+    assert controller.registry.list_page("", 0) == []
 
 
 def test_a_class_of_attributes_overrides_what_the_storage_class_says(controller: Controller) -> None:
@@ -69,7 +71,8 @@ def test_a_size_among_the_parameters_is_pointed_to_the_claim(controller: Control
         InvalidParameter, match=r"size is for volumes without a PVC.*spec\.resources\.requests\.storage"
     ):
         controller.create(parameters=HUB | {"size": "20Gi"})
-    assert controller.source.asked == [] and controller.registry.list_page("", 0) == []
+    assert controller.source.asked == []
+    assert controller.registry.list_page("", 0) == []
 
 
 def test_a_live_volume_gets_nothing_its_size_does_not_have(controller: Controller) -> None:
@@ -118,7 +121,8 @@ def test_a_node_hears_of_a_change_and_reads_the_new_performance(controller: Cont
         controller.volumes.modify(made.id, {"readIops": "500"})
         assert heard.wait(30)
     found = node.get(made.id)
-    assert found and found.performance == Performance(read_iops=500)
+    assert found
+    assert found.performance == Performance(read_iops=500)
 
 
 def validated(
@@ -135,9 +139,11 @@ def test_validation_says_what_the_size_does_not_have(controller: Controller, whe
     made = controller.create(LARGE)
     words = {"volume_context": made.to_context()}.get(where, {})
     answer = validated(controller, made, **{where: words | {"provisionedIops": "35000"}})
-    assert not answer.HasField("confirmed") and "1 to 17000 for 20 GiB" in answer.message
+    assert not answer.HasField("confirmed")
+    assert "1 to 17000 for 20 GiB" in answer.message
     answer = validated(controller, made, **{where: words | {"provisionedIops": "17000"}})
-    assert answer.HasField("confirmed") and not answer.message
+    assert answer.HasField("confirmed")
+    assert not answer.message
 
 
 def test_validation_says_that_a_volume_of_0_1_0_has_more_than_its_size_carries(

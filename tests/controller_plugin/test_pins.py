@@ -92,14 +92,16 @@ def test_a_commit_or_a_claim_that_is_not_known_needs_no_pin(
 ) -> None:
     record = controller.create(parameters=parameters)
     controller.volumes.delete(record.id)
-    assert pins.calls == [] and record.pin_namespace == ""
+    assert pins.calls == []
+    assert record.pin_namespace == ""
 
 
 def test_a_clone_is_what_its_original_is_and_holds_nothing(controller: Controller, pins: FakePins) -> None:
     first = controller.create(parameters=claim())
     controller.source.commit = COMMITS[1]
     clone = controller.create(name="pvc-2", parameters={}, source_volume_id=first.id)
-    assert commit(clone) == COMMITS[0] and holders(pins) == {PinHolder("volume", first.id)}
+    assert commit(clone) == COMMITS[0]
+    assert holders(pins) == {PinHolder("volume", first.id)}
 
 
 FAILURES: list[tuple[Callable[[Controller], object], type[DataCacheError]]] = [

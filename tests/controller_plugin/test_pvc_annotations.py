@@ -56,7 +56,8 @@ def refusal(
 ) -> str:
     with pytest.raises(kind) as error:
         controller.create(parameters=parameters)
-    assert controller.registry.list_page("", 0) == [] and controller.source.asked == []
+    assert controller.registry.list_page("", 0) == []
+    assert controller.source.asked == []
     return str(error.value)
 
 
@@ -66,10 +67,8 @@ def test_a_claim_names_the_repository_and_the_volume_says_whose_word_it_is(
     annotate(claims, repoid="org/one", revision="v1")
     record = controller.create(parameters=CLASS)
     assert record.requested_spec.source == HubSpec("HuggingFace/Model", "org/one", "v1")
-    assert (
-        parse_volume_parameters(record.to_context()).spec.untrusted
-        and record.to_context()["namedBy"] == "pod"
-    )
+    assert parse_volume_parameters(record.to_context()).spec.untrusted
+    assert record.to_context()["namedBy"] == "pod"
     assert {request.spec["namedBy"] for request in controller.source.asked} == {"pod"}
     assert controller.create(parameters=CLASS) == record
 
@@ -96,7 +95,8 @@ def test_annotations_that_name_no_source_leave_it_an_administrators_word(
 ) -> None:
     annotate(claims, bandwidthLimit="5Mi")
     record = controller.create(parameters=HUB | CLAIM | {"pvcAnnotations": "bandwidthLimit"})
-    assert record.requested_spec.bandwidth_limit == 5 * 2**20 and not record.requested_spec.untrusted
+    assert record.requested_spec.bandwidth_limit == 5 * 2**20
+    assert not record.requested_spec.untrusted
 
 
 def test_an_annotation_that_the_class_does_not_list_is_refused_by_name_with_the_fix(
@@ -105,20 +105,16 @@ def test_an_annotation_that_the_class_does_not_list_is_refused_by_name_with_the_
     annotate(claims, repoId="org/one", allowPatterns="*")
     said = refusal(controller, CLASS)
     assert "PVC team/models has the annotation 'datacache.csi.io/allowPatterns'" in said
-    assert (
-        "pvcAnnotations there lists repoId, revision" in said
-        and "add allowPatterns to pvcAnnotations" in said
-    )
+    assert "pvcAnnotations there lists repoId, revision" in said
+    assert "add allowPatterns to pvcAnnotations" in said
     annotate(claims, repoId="org/one", flavour="x")
     assert "'datacache.csi.io/flavour', which is not a key of this driver" in refusal(controller, CLASS)
 
 
 def test_what_is_missing_is_named_as_an_annotation(controller: Controller, claims: FakeClaims) -> None:
     annotate(claims, revision="v1")
-    assert (
-        "repoId is missing" in (said := refusal(controller, CLASS))
-        and "give it the annotation datacache.csi.io/repoId" in said
-    )
+    assert "repoId is missing" in (said := refusal(controller, CLASS))
+    assert "give it the annotation datacache.csi.io/repoId" in said
     annotate(claims)
     assert "PVC team/models: give it the annotation datacache.csi.io/path" in refusal(controller, NAS_CLASS)
 
@@ -129,7 +125,9 @@ def test_a_credential_is_refused_and_not_repeated(
 ) -> None:
     annotate(claims, repoId="org/one", **{key: "s3cr3t"})
     said = refusal(controller, CLASS)
-    assert f"datacache.csi.io/{key}" in said and "is a credential" in said and "s3cr3t" not in said
+    assert f"datacache.csi.io/{key}" in said
+    assert "is a credential" in said
+    assert "s3cr3t" not in said
     assert "is a credential" in refusal(controller, CLASS | {"pvcAnnotations": f"repoId,{key}"})
 
 
@@ -163,10 +161,8 @@ def test_a_list_of_no_keys_is_refused(controller: Controller, claims: FakeClaims
 def test_an_export_has_to_be_on_the_operators_list(controller: Controller, claims: FakeClaims) -> None:
     annotate(claims, path="/share/secret")
     said = refusal(controller, NAS_CLASS, PermissionDenied)
-    assert (
-        "annotations of a PVC may not name NAS nas:/share/secret" in said
-        and "controller plugin with --allow-inline-nas nas:/share/secret" in said
-    )
+    assert "annotations of a PVC may not name NAS nas:/share/secret" in said
+    assert "controller plugin with --allow-inline-nas nas:/share/secret" in said
     annotate(claims, path="/share/models/llama")
     assert (
         controller.create(parameters=NAS_CLASS).requested_spec.source.display_name
@@ -242,7 +238,8 @@ def test_a_clone_stays_the_word_of_whom_it_was(controller: Controller, claims: F
     clone = controller.create(
         name="pvc-2", parameters={"pvcAnnotations": "repoId", **CLAIM}, source_volume_id=first.id
     )
-    assert clone.spec == first.spec and clone.spec.untrusted
+    assert clone.spec == first.spec
+    assert clone.spec.untrusted
 
 
 @pytest.mark.parametrize("where", ["static PV", "inline volume"])

@@ -28,9 +28,8 @@ def test_the_claim_goes_into_the_record_and_to_the_nodes_and_is_no_part_of_what_
 ) -> None:
     made = controller.create(name=NAME, parameters=HUB | CLAIM)
     assert made.pvc == PvcReference("team-a", "models", UID)
-    assert (
-        PvcReference.from_context(made.to_context()) == made.pvc and controller.registry.get(made.id) == made
-    )
+    assert PvcReference.from_context(made.to_context()) == made.pvc
+    assert controller.registry.get(made.id) == made
     assert controller.create(name=NAME, parameters=HUB) == made
 
 

@@ -42,7 +42,8 @@ def test_the_same_name_and_request_is_the_same_volume_without_asking_again(contr
     first = controller.create()
     asked = len(controller.source.asked)
     controller.source.commit = COMMITS[1]
-    assert controller.create() == first and len(controller.source.asked) == asked
+    assert controller.create() == first
+    assert len(controller.source.asked) == asked
 
 
 def test_a_volume_that_another_replica_made_meanwhile_is_the_answer(
@@ -128,7 +129,8 @@ def test_the_capacity_is_the_larger_of_what_was_asked_and_what_the_content_needs
     controller.source.content_bytes = content
     record = controller.create(required_bytes=required, limit_bytes=limit)
     assert (record.capacity_bytes, record.content_bytes) == (capacity, content)
-    assert capacity >= max(required, content) and (not limit or capacity <= limit)
+    assert capacity >= max(required, content)
+    assert not limit or capacity <= limit
 
 
 def test_content_over_the_limit_is_refused_with_both_numbers_and_nothing_is_recorded(
@@ -154,7 +156,8 @@ def test_a_name_has_1_to_128_characters(controller: Controller) -> None:
 
 def test_any_name_makes_an_id_that_is_safe_and_its_own(controller: Controller) -> None:
     ids = {controller.create(name=name).id for name in ("a", "A", "../x", "a/b", "ü", "\n")}
-    assert len(ids) == 6 and all(set(volume_id) <= set("dc-0123456789abcdef") for volume_id in ids)
+    assert len(ids) == 6
+    assert all(set(volume_id) <= set("dc-0123456789abcdef") for volume_id in ids)
 
 
 def test_writer_modes_are_refused_before_anything_is_asked_unless_they_are_downgraded(
@@ -261,9 +264,8 @@ def test_modifying_changes_the_keys_it_names_and_keeps_the_others(controller: Co
     )
     assert controller.volumes.modify(made.id, {}).performance == made.performance
     changed = controller.volumes.modify(made.id, {"burstingEnabled": "true", "provisionedIops": "200"})
-    assert (
-        changed.performance == Performance("AutoPL", 200, True) and controller.volumes.get(made.id) == changed
-    )
+    assert changed.performance == Performance("AutoPL", 200, True)
+    assert controller.volumes.get(made.id) == changed
     for bad in ({"repoId": "x"}, {"provisionedIops": "many"}, {"unknown": "x"}):
         with pytest.raises(InvalidParameter):
             controller.volumes.modify(made.id, bad)
@@ -299,8 +301,10 @@ def test_a_last_page_that_is_full_has_no_successor(controller: Controller) -> No
         controller.create(name=f"v{number}")
     _, token = controller.volumes.list_page("", 2)
     page, last = controller.volumes.list_page(token, 2)
-    assert len(page) == 2 and last == ""
-    assert controller.volumes.list_page("", 4)[1] == "" and controller.volumes.list_page("", 5)[1] == ""
+    assert len(page) == 2
+    assert last == ""
+    assert controller.volumes.list_page("", 4)[1] == ""
+    assert controller.volumes.list_page("", 5)[1] == ""
 
 
 @pytest.mark.parametrize(

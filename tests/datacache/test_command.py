@@ -70,7 +70,9 @@ def test_resolve_tells_programs_what_a_volume_would_hold_and_fetches_no_file(run
         3,
         0,
     )
-    assert found["imageBytes"] >= SIZE and found["imageBytes"] % 4096 == 0 and len(found["digest"]) == 64
+    assert found["imageBytes"] >= SIZE
+    assert found["imageBytes"] % 4096 == 0
+    assert len(found["digest"]) == 64
     assert {entry["path"]: entry["bytes"] for entry in found["list"]} == {
         path: len(data) for path, data in FILES.items()
     }
@@ -129,16 +131,15 @@ def test_patterns_choose_files(run: Run) -> None:
 
 def test_a_private_repository_needs_a_token_from_a_file(run: Run, token_file: Path) -> None:
     refused = run("resolve", "repoId=org/private")
-    assert (
-        refused.returncode == 1
-        and refused.stdout == ""
-        and refused.stderr.startswith("datacache: ")
-        and refused.stderr.count("\n") == 1
-    )
+    assert refused.returncode == 1
+    assert refused.stdout == ""
+    assert refused.stderr.startswith("datacache: ")
+    assert refused.stderr.count("\n") == 1
     assert run("resolve", "repoId=org/private", "--token-file", token_file).returncode == 0
     token_file.write_text("hf_wrong\n")
     again = run("resolve", "repoId=org/private", "--token-file", token_file)
-    assert again.returncode == 1 and "hf_wrong" not in again.stdout + again.stderr
+    assert again.returncode == 1
+    assert "hf_wrong" not in again.stdout + again.stderr
 
 
 @pytest.mark.parametrize(
@@ -158,7 +159,9 @@ def test_what_cannot_be_resolved_is_one_line_on_standard_error(
 ) -> None:
     done = run("resolve", *arguments)
     assert (done.returncode, done.stdout) == (status, "")
-    assert words in done.stderr and "Traceback" not in done.stderr and "hf_secret" not in done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hf_secret" not in done.stderr
 
 
 def test_words_are_pairs_and_a_value_may_hold_an_equals_sign() -> None:
@@ -168,14 +171,16 @@ def test_words_are_pairs_and_a_value_may_hold_an_equals_sign() -> None:
 
 
 def test_a_token_is_read_from_a_file_and_no_option_takes_one(token_file: Path) -> None:
-    assert read_token_file(token_file) == {"token": "hf_right"} and read_token_file(None) == {}
+    assert read_token_file(token_file) == {"token": "hf_right"}
+    assert read_token_file(None) == {}
     names = {
         option
         for command in cli.commands.values()
         for parameter in command.params
         for option in parameter.opts
     }
-    assert "--token-file" in names and "--token" not in names
+    assert "--token-file" in names
+    assert "--token" not in names
 
 
 def test_every_subcommand_explains_itself(run: Run) -> None:
@@ -191,21 +196,23 @@ def test_volumes_are_created_listed_and_deleted_through_a_controllers_socket(
     try:
         at = ("--endpoint", plugins.controller.endpoint)
         made = json.loads(run("create", *at, "mine", "repoId=org/private", "--token-file", token_file).stdout)
-        assert made["context"]["repoId"] == "org/private" and made["capacity_bytes"] == 2**30
+        assert made["context"]["repoId"] == "org/private"
+        assert made["capacity_bytes"] == 2**30
         listed = run("volumes", *at).stdout
-        assert (
-            made["volume_id"] in listed
-            and "org/private" in listed
-            and made["context"]["manifestDigest"][:12] in listed
-        )
+        assert made["volume_id"] in listed
+        assert "org/private" in listed
+        assert made["context"]["manifestDigest"][:12] in listed
         refused = run("create", *at, "mine", "repoId=org/open")
-        assert refused.returncode == 1 and "exists with other parameters" in refused.stderr
+        assert refused.returncode == 1
+        assert "exists with other parameters" in refused.stderr
         assert run("delete", *at, made["volume_id"]).returncode == 0
         assert made["volume_id"] not in run("volumes", *at).stdout
     finally:
         plugins.controller.stop()
     gone = run("volumes", *at)
-    assert gone.returncode == 1 and gone.stderr.startswith("datacache: ") and "Traceback" not in gone.stderr
+    assert gone.returncode == 1
+    assert gone.stderr.startswith("datacache: ")
+    assert "Traceback" not in gone.stderr
 
 
 @pytest.mark.kernel
@@ -223,7 +230,8 @@ def test_a_volume_is_mounted_and_taken_away_as_kubelet_would(run: Run, hub: Hub,
         for root in (pod, inline):
             assert (root / "model.safetensors").read_bytes() == FILES["model.safetensors"]
         shown = run("images", plugins.store).stdout
-        assert shown.count("sealed") == 1 and "2.9 MiB" in shown
+        assert shown.count("sealed") == 1
+        assert "2.9 MiB" in shown
         for volume, path in (("vol", pod), ("csi-1", inline)):
             assert run("unpublish", *at, volume, path).returncode == 0
         assert run("unstage", *at, "vol", staging).returncode == 0

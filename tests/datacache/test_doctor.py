@@ -1,4 +1,5 @@
-"""`datacache doctor` names what is wrong with a node, and how to put it right: each thing is broken here, in namespaces of its own."""
+"""`datacache doctor` names what is wrong with a node, and how to put it right: each thing is broken here,
+in namespaces of its own."""
 
 from __future__ import annotations
 
@@ -50,8 +51,10 @@ class Examination(NamedTuple):
             for found in self.found.values()
             if found.verdict != "ok" and found.check != check
         }
-        assert others == {} and self.found[check].verdict == verdict, self.found
-        assert self.status == (verdict == "fault") and self.found[check].fix
+        assert others == {}, self.found
+        assert self.found[check].verdict == verdict, self.found
+        assert self.status == (verdict == "fault")
+        assert self.found[check].fix
         return self.found[check]
 
 
@@ -65,7 +68,8 @@ def hub() -> Iterator[Server]:
 
 @pytest.fixture
 def examine(hub: Server, tmp_path: Path) -> Callable[..., Examination]:
-    """`examine(broken, *flags)`: in a mount namespace of its own, where all is well but what the shell commands `broken` do to it."""
+    """`examine(broken, *flags)`: in a mount namespace of its own, where all is well but what the shell
+    commands `broken` do to it."""
 
     def examined(broken: str = "", *flags: str, store: Path = tmp_path, hub_at: str = hub.url) -> Examination:
         well = f"mount --bind {store} {store} && mount --make-shared {store}"
@@ -102,10 +106,10 @@ Examine = Callable[..., Examination]
 
 def test_a_good_node_has_nothing_wrong(examine: Examine) -> None:
     done = examine()
-    assert done.status == 0 and tuple(done.found) == CHECKS
-    assert {found.verdict for found in done.found.values()} == {"ok"} and all(
-        found.what for found in done.found.values()
-    )
+    assert done.status == 0
+    assert tuple(done.found) == CHECKS
+    assert {found.verdict for found in done.found.values()} == {"ok"}
+    assert all(found.what for found in done.found.values())
 
 
 def test_a_store_that_is_not_there_yet_is_looked_at_where_it_will_be(
@@ -119,7 +123,8 @@ def test_a_kernel_without_erofs(examine: Examine, tmp_path: Path) -> None:
     listed = tmp_path / "filesystems"
     listed.write_text(Path("/proc/filesystems").read_text().replace("erofs", "other"))
     found = examine(f"mount --bind {listed} /proc/filesystems").only("erofs", "fault")
-    assert "no EROFS" in found.what and "CONFIG_EROFS_FS" in found.fix
+    assert "no EROFS" in found.what
+    assert "CONFIG_EROFS_FS" in found.fix
 
 
 def test_a_node_without_loop_devices(examine: Examine) -> None:
@@ -129,25 +134,22 @@ def test_a_node_without_loop_devices(examine: Examine) -> None:
         "loop devices",
         "mounting an image",
     }
-    assert (
-        "/dev/loop-control" in done.found["loop devices"].what
-        and "module loop" in done.found["loop devices"].fix
-    )
+    assert "/dev/loop-control" in done.found["loop devices"].what
+    assert "module loop" in done.found["loop devices"].fix
     assert done.status == 1
 
 
 def test_mounts_that_nobody_else_sees(examine: Examine, tmp_path: Path) -> None:
     found = examine(f"mount --make-private {tmp_path}").only("propagation", "fault")
-    assert str(tmp_path) in found.what and "Bidirectional" in found.fix
+    assert str(tmp_path) in found.what
+    assert "Bidirectional" in found.fix
 
 
 def test_a_kernel_that_mounts_nothing(examine: Examine) -> None:
     found = examine('set -- setpriv --bounding-set -sys_admin "$@"').only("mounting an image", "fault")
-    assert (
-        "mounting /dev/loop" in found.what
-        and "Operation not permitted" in found.what
-        and "dmesg" in found.fix
-    )
+    assert "mounting /dev/loop" in found.what
+    assert "Operation not permitted" in found.what
+    assert "dmesg" in found.fix
 
 
 def test_an_image_that_reads_otherwise_than_it_was_written(
@@ -157,11 +159,9 @@ def test_an_image_that_reads_otherwise_than_it_was_written(
     honest = doctor._render_layout
     monkeypatch.setattr(doctor, "_render_layout", lambda layout: honest(layout).replace(b"doctor", b"dictor"))
     found = doctor.check_image_mount(doctor.ExaminedNode(tmp_path, tmp_path, tmp_path, "http://127.0.0.1:1"))
-    assert (
-        found.verdict == "fault"
-        and "differ from those written" in found.message
-        and "check the disk" in found.fix
-    )
+    assert found.verdict == "fault"
+    assert "differ from those written" in found.message
+    assert "check the disk" in found.fix
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,9 +185,9 @@ def test_a_hub_that_nobody_answers_for(examine: Examine, hub: Server) -> None:
     hub.shutdown()
     hub.server_close()
     done = examine()
-    assert (
-        done.status == 1 and "127.0.0.1" in done.found["hub"].what and "HTTPS_PROXY" in done.found["hub"].fix
-    )
+    assert done.status == 1
+    assert "127.0.0.1" in done.found["hub"].what
+    assert "HTTPS_PROXY" in done.found["hub"].fix
     assert done.found["clock"].verdict == "warning"
 
 
@@ -213,7 +213,8 @@ def test_a_clock_that_is_wrong(examine: Examine, hub: Server, seconds: int, verd
 
     hub.behave["/"] = at_another_time
     found = examine().only("clock", verdict)
-    assert words in found.what and "NTP" in found.fix
+    assert words in found.what
+    assert "NTP" in found.fix
 
 
 def test_a_hub_that_tells_no_time(examine: Examine, hub: Server) -> None:
@@ -228,29 +229,32 @@ def test_a_hub_that_tells_no_time(examine: Examine, hub: Server) -> None:
 
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs"])
 def test_a_store_on_another_machine(examine: Examine, tmp_path: Path, kind: str) -> None:
-    """This kernel has no NFS: the mount table that the command reads has the store's file system by that name."""
+    """This kernel has no NFS: the mount table that the command reads has the store's file system by that
+    name."""
     table = f"sed -E 's#( {tmp_path} .* - )[^ ]+ #\\1{kind} #' /proc/self/mountinfo > {tmp_path}/table"
     found = examine(f"{table}; mount --bind {tmp_path}/table /proc/$$/mountinfo").only("disk", "warning")
-    assert (
-        f"the store {tmp_path} is on {kind}, a network file system" in found.what
-        and "local disk" in found.fix
-    )
+    assert f"the store {tmp_path} is on {kind}, a network file system" in found.what
+    assert "local disk" in found.fix
 
 
 def test_a_disk_that_is_full(examine: Examine, tmp_path: Path) -> None:
     with disk(tmp_path, 64 * MIB) as small:
         found = examine(store=small).only("disk", "fault")
-    assert "MiB free" in found.what and "--store" in found.fix
+    assert "MiB free" in found.what
+    assert "--store" in found.fix
 
 
 def test_a_store_in_memory(examine: Examine, tmp_path: Path) -> None:
     found = examine(f"mount -t tmpfs tmpfs {tmp_path}; mount --make-shared {tmp_path}").found["disk"]
-    assert found.verdict == "fault" and "tmpfs" in found.what and "hostPath" in found.fix
+    assert found.verdict == "fault"
+    assert "tmpfs" in found.what
+    assert "hostPath" in found.fix
 
 
 def test_a_store_that_cannot_be_written(examine: Examine, tmp_path: Path) -> None:
     done = examine(f"mount -o remount,ro,bind {tmp_path}")
-    assert done.found["disk"].verdict == "fault" and done.status == 1
+    assert done.found["disk"].verdict == "fault"
+    assert done.status == 1
 
 
 def test_a_plugin_that_does_not_answer_and_one_that_does(examine: Examine, tmp_path: Path) -> None:
@@ -290,15 +294,16 @@ def test_a_plugin_that_answers_too_late_or_says_that_it_is_ill(examine: Examine,
         unwell = examine("", "--endpoint", f"unix://{socket}").only("plugin", "fault")
     finally:
         server.stop(None).wait()
-    assert "kubectl logs" in slow.fix and slow.what and "the store is gone" in unwell.what
+    assert "kubectl logs" in slow.fix
+    assert slow.what
+    assert "the store is gone" in unwell.what
 
 
 def test_people_get_a_table(hub: Server, tmp_path: Path) -> None:
     command = [str(_DATACACHE), "doctor", str(tmp_path), "--hub", hub.url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split()[:4] == ["check", "verdict", "what", "fix"] and all(
-        check in done.stdout for check in CHECKS
-    )
+    assert done.stdout.split()[:4] == ["check", "verdict", "what", "fix"]
+    assert all(check in done.stdout for check in CHECKS)
 
 
 def test_without_root_nothing_is_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""`datacache image-store` on a folder and on a real S3 server: what it tells of images, what it removes, and what it refuses."""
+"""`datacache image-store` on a folder and on a real S3 server: what it tells of images, what it removes,
+and what it refuses."""
 
 from __future__ import annotations
 
@@ -120,7 +121,8 @@ def rows(text: str) -> list[list[str]]:
 
 
 def test_an_empty_store_has_no_image(run: Run, place: Place) -> None:
-    assert listed(run, place) == {} and len(rows(run("list", *place.flags).out)) == 1
+    assert listed(run, place) == {}
+    assert len(rows(run("list", *place.flags).out)) == 1
 
 
 def test_each_image_is_told_with_its_sizes_when_it_came_and_from_where(
@@ -135,7 +137,8 @@ def test_each_image_is_told_with_its_sizes_when_it_came_and_from_where(
         stored.content_bytes,
         stored.image_bytes,
     )
-    assert one["source"] == f"HuggingFace/Model org/model@{'a' * 40}" and (one["state"], one["why"]) == (
+    assert one["source"] == f"HuggingFace/Model org/model@{'a' * 40}"
+    assert (one["state"], one["why"]) == (
         "whole",
         None,
     )
@@ -172,9 +175,11 @@ def test_a_damaged_record_and_an_upload_that_was_cut_hide_no_image(
         damaged: "damaged",
         cut: "parts",
     }
-    assert f"remove images/{damaged}" in str(found[damaged]["why"]) and "continues" in str(found[cut]["why"])
+    assert f"remove images/{damaged}" in str(found[damaged]["why"])
+    assert "continues" in str(found[cut]["why"])
     done = run("list", *place.flags)
-    assert done.status == 0 and all(line.isprintable() for line in done.out.split("\n"))
+    assert done.status == 0
+    assert all(line.isprintable() for line in done.out.split("\n"))
     assert any(row[0] == damaged[:12] and row[-1].startswith("damaged: ") for row in rows(done.out))
 
 
@@ -196,7 +201,8 @@ def test_what_a_record_should_not_have_of_its_place_is_not_told(
     for words in (("list",), ("show", stored.digest)):
         for form in ("text", "json"):
             done = run(*words, *place.flags, "-o", form)
-            assert done.status == 0 and "s3cret" not in done.out + done.err
+            assert done.status == 0
+            assert "s3cret" not in done.out + done.err
 
 
 def test_show_tells_the_record_and_the_first_files_and_all_where_asked(
@@ -218,16 +224,15 @@ def test_show_tells_the_record_and_the_first_files_and_all_where_asked(
         assert found["list"] == files[:10]
     assert json.loads(run("show", stored.digest, *place.flags, "--json", "--files").out)["list"] == files
     told = run("show", stored.digest, *place.flags).out
-    assert (
-        f"snapshotId: {stored.snapshot_id}" in told
-        and f"files: {len(files)}" in told
-        and "revision=aaaa" in told
-    )
-    assert (
-        files[9]["path"] in told and files[10]["path"] not in told and f"and {len(files) - 10} more" in told
-    )
+    assert f"snapshotId: {stored.snapshot_id}" in told
+    assert f"files: {len(files)}" in told
+    assert "revision=aaaa" in told
+    assert files[9]["path"] in told
+    assert files[10]["path"] not in told
+    assert f"and {len(files) - 10} more" in told
     told = run("show", stored.digest, *place.flags, "--files").out
-    assert all(str(one["path"]) in told for one in files) and "more" not in told
+    assert all(str(one["path"]) in told for one in files)
+    assert "more" not in told
 
 
 def test_the_names_of_files_are_shown_and_never_obeyed(run: Run, place: Place) -> None:
@@ -250,31 +255,26 @@ def test_what_cannot_be_shown_says_why(run: Run, place: Place) -> None:
         ("0" * 64, "has no image"),
     ):
         done = run("show", digest, *place.flags)
-        assert (
-            done.status == 1
-            and done.out == ""
-            and words in done.err
-            and done.err.startswith("datacache: ")
-            and done.err.count("\n") == 1
-        )
+        assert done.status == 1
+        assert done.out == ""
+        assert words in done.err
+        assert done.err.startswith("datacache: ")
+        assert done.err.count("\n") == 1
         assert done.err.strip().isprintable()
 
 
 def test_delete_removes_nothing_before_it_is_told_yes(run: Run, place: Place, manifest: Manifest) -> None:
     doomed, kept = place.bring(manifest), place.bring(tree(1))
     done = run("delete", doomed.snapshot_id, *place.flags)
-    assert (
-        done.status == 1
-        and "--yes" in done.err
-        and doomed.snapshot_id in done.out
-        and kept.snapshot_id not in done.out
-    )
+    assert done.status == 1
+    assert "--yes" in done.err
+    assert doomed.snapshot_id in done.out
+    assert kept.snapshot_id not in done.out
     assert listed(run, place).keys() == {doomed.digest, kept.digest}
     done = run("delete", doomed.snapshot_id, doomed.digest, *place.flags, "--yes")
     assert (done.status, done.out) == (0, f"removed {doomed.digest}\n")
-    assert listed(run, place).keys() == {kept.digest} and not list(
-        place.backend.list_objects(f"images/{doomed.digest}")
-    )
+    assert listed(run, place).keys() == {kept.digest}
+    assert not list(place.backend.list_objects(f"images/{doomed.digest}"))
 
 
 def test_what_is_damaged_or_was_cut_can_be_deleted(run: Run, place: Place) -> None:
@@ -282,7 +282,8 @@ def test_what_is_damaged_or_was_cut_can_be_deleted(run: Run, place: Place) -> No
     place.damage(damaged)
     place.cut(cut)
     assert run("delete", damaged[:8], cut[:8], *place.flags, "--yes").status == 0
-    assert listed(run, place) == {} and not list(place.backend.list_objects("images"))
+    assert listed(run, place) == {}
+    assert not list(place.backend.list_objects("images"))
 
 
 @pytest.mark.parametrize(
@@ -304,10 +305,13 @@ def test_a_name_that_means_no_image_or_several_has_nothing_removed(
     for digest in twins:
         place.backend.put(f"{parts_folder(digest)}/x", b"")
     done = run("delete", "--yes", *place.flags, kept, name)
-    assert done.status == 1 and words in done.err and done.out == ""
+    assert done.status == 1
+    assert words in done.err
+    assert done.out == ""
     assert listed(run, place).keys() == {kept, *twins}
     shown = run("show", *place.flags, "--", name)
-    assert shown.status == 1 and words in shown.err
+    assert shown.status == 1
+    assert words in shown.err
 
 
 def test_the_flags_may_come_from_the_environment(
@@ -332,13 +336,12 @@ def test_a_store_that_cannot_be_is_told_in_one_line_without_what_is_secret(
     run: Run, url: str, words: str
 ) -> None:
     done = run("list", "--image-store", url)
-    assert (
-        done.status == 1
-        and words in done.err
-        and done.err.startswith("datacache: ")
-        and done.err.count("\n") == 1
-    )
-    assert "w0rd" not in done.err and done.out == ""
+    assert done.status == 1
+    assert words in done.err
+    assert done.err.startswith("datacache: ")
+    assert done.err.count("\n") == 1
+    assert "w0rd" not in done.err
+    assert done.out == ""
 
 
 @pytest.mark.parametrize(
@@ -363,17 +366,18 @@ def test_a_key_that_does_not_do_is_told_by_the_real_command_without_its_value(
         str(secret(tmp_path, **keys)),
     ]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120)
-    assert (
-        (done.returncode, done.stdout) == (1, "")
-        and done.stderr.startswith("datacache: ")
-        and done.stderr.count("\n") == 1
-    )
-    assert words in done.stderr and "w0rd" not in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("datacache: ")
+    assert done.stderr.count("\n") == 1
+    assert words in done.stderr
+    assert "w0rd" not in done.stderr
 
 
 def test_a_secret_folder_that_is_not_there_is_named(run: Run, tmp_path: Path) -> None:
     done = run("list", "--image-store", "s3://bucket", "--image-store-secret", tmp_path / "none")
-    assert done.status == 1 and str(tmp_path / "none") in done.err and "--image-store-secret" in done.err
+    assert done.status == 1
+    assert str(tmp_path / "none") in done.err
+    assert "--image-store-secret" in done.err
 
 
 def test_a_bucket_and_a_server_that_are_not_there_are_told(
@@ -387,17 +391,16 @@ def test_a_bucket_and_a_server_that_are_not_there_are_told(
         done = run(
             "list", "--image-store", f"s3://{bucket}?endpoint={quote(endpoint)}", "--image-store-secret", kept
         )
-        assert (
-            done.status == 1
-            and words in done.err
-            and f"{bucket}/" in done.err
-            and ROOT_SECRET not in done.err
-        )
+        assert done.status == 1
+        assert words in done.err
+        assert f"{bucket}/" in done.err
+        assert ROOT_SECRET not in done.err
 
 
 def test_without_a_store_nothing_is_looked_at(run: Run) -> None:
     done = run("list")
-    assert done.status == 2 and "--image-store" in done.err
+    assert done.status == 2
+    assert "--image-store" in done.err
 
 
 def test_other_commands_do_not_load_what_this_one_needs() -> None:
@@ -418,6 +421,9 @@ def test_other_commands_do_not_load_what_this_one_needs() -> None:
 
 def test_who_removes_what_nobody_wants_is_said(run: Run) -> None:
     said = run("--help")
-    assert said.status == 0 and "--image-store-grace" in said.out and "datacache-operator" in said.out
+    assert said.status == 0
+    assert "--image-store-grace" in said.out
+    assert "datacache-operator" in said.out
     commands = cli.commands["image-store"].commands  # type: ignore[attr-defined]
-    assert set(commands) == {"list", "show", "delete"} and all(command.help for command in commands.values())
+    assert set(commands) == {"list", "show", "delete"}
+    assert all(command.help for command in commands.values())

@@ -73,7 +73,8 @@ def test_a_volume_with_limits_shows_them_its_credit_and_what_its_pod_reads(place
     place.cgroups.read(place.pod / "c1", DEVICE, 600, 8192)
     (row,) = facts(watch.sample())
     iops, rate = float(str(row["iops"])), float(str(row["bytes_per_second"]))
-    assert iops > 0 and rate == pytest.approx(8192 * iops, rel=0.01)
+    assert iops > 0
+    assert rate == pytest.approx(8192 * iops, rel=0.01)
     assert (row["volume"], row["pod"], row["limit_iops"], row["burst_iops"]) == ("volume/t1", UID, 500, 3000)
     assert (row["in_force_iops"], row["credit"], row["metered_ios"]) == (3000, 1234, 766)
     (row,) = facts(watch.sample())
@@ -83,7 +84,8 @@ def test_a_volume_with_limits_shows_them_its_credit_and_what_its_pod_reads(place
 def test_a_volume_without_limits_is_shown_too(place: Place) -> None:
     place.publish("/t1")
     (reading,) = place.watch().sample()
-    assert reading.to_json()["limit_iops"] is None and reading.to_json()["credit"] is None
+    assert reading.to_json()["limit_iops"] is None
+    assert reading.to_json()["credit"] is None
     assert dict(zip(TOP_COLUMNS, reading.to_columns(), strict=True))["limits"] == "none"
 
 
@@ -100,14 +102,16 @@ def test_a_pod_that_went_between_two_looks_is_no_error(place: Place) -> None:
         path.rmdir() if path.is_dir() else path.unlink()
     place.pod.rmdir()
     (row,) = facts(watch.sample())
-    assert row["iops"] == 0 and row["in_force_iops"] is None
+    assert row["iops"] == 0
+    assert row["in_force_iops"] is None
 
 
 def test_a_node_without_cgroups_shows_its_volumes_all_the_same(place: Place, tmp_path: Path) -> None:
     place.limited("/t1")
     assert detect_hierarchy_or_none(tmp_path / "absent") is None
     (reading,) = ThrottleSampler(ThrottledNode(place.store, None)).sample()
-    assert reading.row.count == ReadCount() and reading.to_json()["limit_iops"] == 500
+    assert reading.row.count == ReadCount()
+    assert reading.to_json()["limit_iops"] == 500
 
 
 def test_the_command_prints_a_table_or_json_and_ends_where_nobody_watches(
@@ -116,9 +120,9 @@ def test_the_command_prints_a_table_or_json_and_ends_where_nobody_watches(
     place.limited("/t1")
     arguments = ["top", str(place.store), "--cgroup-root", str(tmp_path), "--interval", "0.1"]
     text = CliRunner().invoke(cli, arguments)
-    assert (
-        text.exit_code == 0 and "volume/t1" in text.output and "bursting on a credit of 6000" in text.output
-    )
+    assert text.exit_code == 0
+    assert "volume/t1" in text.output
+    assert "bursting on a credit of 6000" in text.output
     found = json.loads(CliRunner().invoke(cli, [*arguments, "-o", "json"]).output)
     assert [row["volume"] for row in found] == ["volume/t1"]
     assert len(list((place.store / "throttles").iterdir())) == 1

@@ -22,7 +22,8 @@ Object = dict[str, Any]
 def generator() -> ModuleType:
     """deploy/generate.py."""
     spec = importlib.util.spec_from_file_location("deploy_generate", ROOT / "deploy/generate.py")
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -93,7 +94,8 @@ def environment(of: Object) -> dict[str, str]:
 
 
 def rules(things: list[Object], name: str) -> set[tuple[str, str, str]]:
-    """(group, resource, verb) of each rule of the roles called `name`, those that hold for some names only marked by "*" behind the resource."""
+    """(group, resource, verb) of each rule of the roles called `name`, those that hold for some names only
+    marked by "*" behind the resource."""
     found = set()
     for role in [
         thing

@@ -20,7 +20,8 @@ _BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 @dataclass(frozen=True)
 class Asked:
-    """The parameters that one object gives the driver, with its mount options and access modes, and the name of its Secret."""
+    """The parameters that one object gives the driver, with its mount options and access modes, and the
+    name of its Secret."""
 
     name: str
     parameters: dict[str, str]
@@ -32,7 +33,10 @@ class Asked:
 
 
 def objects() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every object: those of `deploy/examples`, then those in the blocks of the README and the guides; with where it is."""
+    """Every object: those of `deploy/examples`, then those in the blocks of the README and the guides.
+
+    With where it is.
+    """
     for path in sorted((ROOT / "deploy/examples").glob("*.yaml")):
         for thing in yaml.safe_load_all(path.read_text()):
             yield f"{path.relative_to(ROOT)}:{thing['kind']}/{thing['metadata']['name']}", thing

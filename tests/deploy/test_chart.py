@@ -35,7 +35,8 @@ PARSERS = {"datacache-node": node_flags, "datacache-controller": controller_flag
 
 
 def flags(of: Object, program: str) -> argparse.Namespace:
-    """What the program would make of a container's arguments, on the node node-1 with the address 10.0.0.1."""
+    """What the program would make of a container's arguments, on the node node-1 with the address
+    10.0.0.1."""
     parser, own = PARSERS[program](), {"NODE_NAME": "node-1", "POD_IP": "10.0.0.1"}
     assert own.keys() - {"NODE_NAME"} <= {entry["name"] for entry in of["env"]}
     unknown = [word for word in of["args"] if word.partition("=")[0] not in parser._option_string_actions]
@@ -262,7 +263,8 @@ def test_every_role_is_bound_once_and_to_an_account_of_the_driver() -> None:
 
 def test_a_service_account_is_mounted_only_where_a_pod_asks_for_it() -> None:
     assert {thing["automountServiceAccountToken"] for thing in kinds(THINGS, "ServiceAccount")} == {False}
-    assert NODE["automountServiceAccountToken"] and CONTROLLER["automountServiceAccountToken"]
+    assert NODE["automountServiceAccountToken"]
+    assert CONTROLLER["automountServiceAccountToken"]
 
 
 def test_images_are_bare_names_with_versions() -> None:

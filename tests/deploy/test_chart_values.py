@@ -81,10 +81,8 @@ def test_each_value_reaches_the_programs_as_a_flag(full: list[Object]) -> None:
     for told in both.values():
         assert (told.driver_name, told.log_format, told.log_level) == ("cache.example.com", "json", "DEBUG")
         assert told.metrics_address == ("10.0.0.1", 9808)
-        assert (
-            told.egress_profile.keys() == {"storage", "slow"}
-            and told.egress_profile["slow"].rate == 500_000_000
-        )
+        assert told.egress_profile.keys() == {"storage", "slow"}
+        assert told.egress_profile["slow"].rate == 500_000_000
         assert told.allow_origins
     node, controller = both["datacache-node"], both["datacache-controller"]
     assert (str(node.store), node.store_size, node.require_throttle, node.fill_workers) == (
@@ -93,7 +91,8 @@ def test_each_value_reaches_the_programs_as_a_flag(full: list[Object]) -> None:
         True,
         4,
     )
-    assert node.allow_inline_nas and node.egress_profile["storage"].netns == "/run/netns/storage"
+    assert node.allow_inline_nas
+    assert node.egress_profile["storage"].netns == "/run/netns/storage"
     assert controller.resolve_workers == 8
 
 
@@ -131,7 +130,8 @@ def test_no_secret_is_in_an_argument_or_a_plain_variable(full: list[Object]) -> 
     words = [word for one in ours for word in one["args"]] + [
         entry["name"] for one in ours for entry in one.get("env", []) if "value" in entry
     ]
-    assert words and not [
+    assert words
+    assert not [
         word
         for word in words
         if any(part in word.lower() for part in ("token", "secret", "password", "accesskey", "@"))
@@ -147,14 +147,13 @@ def test_the_usual_sidecars_take_over_registration_and_health(full: list[Object]
     ]
     plugin, registrar, liveness = spec["containers"]
     told = flags(plugin, "datacache-node")
-    assert not told.plugins_registry and not told.health_address
+    assert not told.plugins_registry
+    assert not told.health_address
     assert f"--kubelet-registration-path={told.endpoint.removeprefix('unix://')}" in registrar["args"]
     assert f"--http-endpoint=:{plugin['livenessProbe']['httpGet']['port']}" in liveness["args"]
     for one in (registrar, liveness):
-        assert (
-            one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-            and "privileged" not in one["securityContext"]
-        )
+        assert one["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+        assert "privileged" not in one["securityContext"]
 
 
 def test_another_folder_of_kubelet_is_meant_everywhere(full: list[Object]) -> None:
@@ -243,7 +242,8 @@ def test_releases_do_not_share_names_and_select_their_own_pods() -> None:
             owner["spec"]["selector"]["matchLabels"],
             owner["spec"]["template"]["metadata"]["labels"],
         )
-        assert chosen["app.kubernetes.io/instance"] == "second" and chosen.items() <= labels.items()
+        assert chosen["app.kubernetes.io/instance"] == "second"
+        assert chosen.items() <= labels.items()
     assert {thing["metadata"].get("namespace", "other") for thing in things} == {"other"}
 
 

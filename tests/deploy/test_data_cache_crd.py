@@ -1,4 +1,7 @@
-"""DataCache, on a real API server: what is no cache is refused, in words that help; what the operator writes is taken."""
+"""DataCache, on a real API server: what is no cache is refused, in words that help.
+
+What the operator writes is taken.
+"""
 
 from __future__ import annotations
 

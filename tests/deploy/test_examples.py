@@ -65,9 +65,8 @@ def test_the_examples_show_bought_performance_and_plain_ceilings_that_change() -
     changes = [
         parse_mutable(thing["parameters"], Performance()) for thing in deployed("VolumeAttributesClass")
     ]
-    assert [change for change in changes if change.provisioned_iops] and [
-        change for change in changes if change.read_iops
-    ]
+    assert [change for change in changes if change.provisioned_iops]
+    assert [change for change in changes if change.read_iops]
 
 
 def test_an_inline_example_has_limits_that_nothing_lowers() -> None:
@@ -77,7 +76,8 @@ def test_an_inline_example_has_limits_that_nothing_lowers() -> None:
         for asks in inline
         if (found := compute_limits(asks.performance, asks.size_bytes or 0, clamp=True))
     ]
-    assert limited and not [found.notes for found in limited if found.notes]
+    assert limited
+    assert not [found.notes for found in limited if found.notes]
 
 
 def test_the_examples_show_every_kind_of_volume_with_every_source() -> None:

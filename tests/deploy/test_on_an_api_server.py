@@ -1,4 +1,5 @@
-"""A real kube-apiserver takes everything in deploy/, and gives each account what its program needs and no more."""
+"""A real kube-apiserver takes everything in deploy/, and gives each account what its program needs and no
+more."""
 
 from __future__ import annotations
 
@@ -52,7 +53,10 @@ def installed(cluster: Any) -> Iterator[Any]:
 
 
 def tried(cluster: Any, things: list[Object]) -> str:
-    """What the server says of objects that it takes but does not keep; AssertionError with its words where it refuses one."""
+    """What the server says of objects that it takes but does not keep.
+
+    AssertionError with its words where it refuses one.
+    """
     return str(
         cluster.kubectl(
             "apply",
@@ -163,9 +167,8 @@ def _attributes(verb: str, resource: str, namespace: str) -> dict[str, str]:
 
 
 def test_no_account_of_the_driver_may_do_what_it_has_no_business_with(installed: Any) -> None:
-    assert may(installed, NODE, "watch", "cachevolumes.datacache.csi.io") and may(
-        installed, CONTROLLER, "get", "secrets=hub-token"
-    )
+    assert may(installed, NODE, "watch", "cachevolumes.datacache.csi.io")
+    assert may(installed, CONTROLLER, "get", "secrets=hub-token")
     forbidden = [
         (NODE, "get", "secrets=hub-token", "default"),
         (NODE, "patch", "cachevolumes.datacache.csi.io", "default"),
@@ -181,7 +184,8 @@ def test_no_account_of_the_driver_may_do_what_it_has_no_business_with(installed:
 
 
 class Running:
-    """The programs of the controller's pod with the rights of its account and the arguments of the chart, and a node that can mount volumes."""
+    """The programs of the controller's pod with the rights of its account and the arguments of the chart,
+    and a node that can mount volumes."""
 
     def __init__(self, cluster: Any, folder: Path, stack: ExitStack) -> None:
         self.cluster, self._folder, self._stack = cluster, folder, stack
@@ -293,7 +297,8 @@ def running(installed: Any, tmp_path: Path) -> Iterator[Running]:
     folder = apiserver.programs()
     if missing := [name for name in ("csi-provisioner", "csi-resizer") if not (folder / name).exists()]:
         pytest.skip(
-            f"NOT RUN: the sidecars' rights, because {' and '.join(missing)} are not built (make test builds them, with Go)"
+            f"NOT RUN: the sidecars' rights, because {' and '.join(missing)} are not built (make test "
+            "builds them, with Go)"
         )
     with ExitStack() as stack:
         started = Running(installed, tmp_path, stack)
@@ -338,7 +343,8 @@ def classes() -> list[Object]:
 
 
 class Claim:
-    """A claim, with what the controllers of Kubernetes would do to it and to its volume: nobody else plays them here."""
+    """A claim, with what the controllers of Kubernetes would do to it and to its volume: nobody else plays
+    them here."""
 
     def __init__(self, cluster: Any, name: str, source: str = "") -> None:
         self._kubectl, self._name = cluster.kubectl, name
@@ -436,7 +442,8 @@ def test_the_account_of_the_controller_has_the_rights_that_a_volumes_life_needs(
     first.patch({"spec": {"volumeAttributesClassName": "fast"}})
     running.until(lambda: first.has("fast"))
     made = {thing["spec"]["csi"]["volumeHandle"] for claim in (first, clone) for thing in claim.volumes()}
-    assert len(made) == 2 and made <= recorded(running.cluster)
+    assert len(made) == 2
+    assert made <= recorded(running.cluster)
     for claim in (clone, first):
         claim.release()
         running.until(claim.deleted)

@@ -10,7 +10,8 @@ DOCS = Path(__file__).parents[2] / "docs"
 # A fence, its language, and what else is said of it, which Material shows as the block's title.
 _FENCED = re.compile(r'^```(\w*)(?: title="([^"\n]*)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 NOT_RUN = "Not run by the tests: "
-# What a script of a page's blocks begins with: it stops at the first command that fails, and leaves no program behind.
+# What a script of a page's blocks begins with: it stops at the first command that fails, and leaves no
+# program behind.
 STRICT_SHELL = "set -e\ntrap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT\n"
 
 

@@ -130,7 +130,8 @@ def test_the_document_of_parameters_has_every_key_and_says_who_may_set_it() -> N
 def test_the_document_of_parameters_says_who_may_set_the_keys_within_sources() -> None:
     refused = [key.name for key in source_key_table().values() if key.setter is KeySetter.ADMINISTRATOR]
     said = text("docs/parameters.md").partition("Within `sources`")[2]
-    assert refused and f"in an inline volume,\nall but {', '.join(f'`{name}`' for name in refused)}." in said
+    assert refused
+    assert f"in an inline volume,\nall but {', '.join(f'`{name}`' for name in refused)}." in said
 
 
 def _commands(group: click.Group) -> Iterator[click.Command]:
@@ -188,7 +189,9 @@ def test_the_changes_name_this_version() -> None:
 
 def test_the_licence_is_whole() -> None:
     licence = text("LICENSE")
-    assert "Apache License" in licence and "END OF TERMS AND CONDITIONS" in licence and len(licence) > 10_000
+    assert "Apache License" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
+    assert len(licence) > 10_000
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The site of docs/: it builds without a warning, loads nothing from the network, and no page is left out of it."""
+"""The site of docs/: it builds without a warning, loads nothing from the network, and no page is left out
+of it."""
 
 from __future__ import annotations
 

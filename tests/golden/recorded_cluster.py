@@ -1,4 +1,5 @@
-"""An API server that keeps objects in memory and every write as it was asked for, over HTTP: what a program says to a cluster."""
+"""An API server that keeps objects in memory and every write as it was asked for, over HTTP: what a
+program says to a cluster."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ _TIMES = ("renewTime", "acquireTime")
 
 
 class RecordedCluster:
-    """The `objects` by their paths, and the `writes`: method, path, query, content type and body of each, in order."""
+    """The `objects` by their paths, and the `writes`: method, path, query, content type and body of each,
+    in order."""
 
     def __init__(self, objects: Mapping[str, Any] | None = None) -> None:
         self.objects: dict[str, Any] = dict(objects or {})

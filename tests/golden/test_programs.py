@@ -1,4 +1,5 @@
-"""The Leases by which replicas of the programs take turns: one of another name would let two versions lead at once."""
+"""The Leases by which replicas of the programs take turns: one of another name would let two versions lead
+at once."""
 
 from __future__ import annotations
 

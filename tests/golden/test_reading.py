@@ -224,7 +224,7 @@ DATA_CACHES = (
     plain_data_cache(2, "edc-90d5b0a26955772ebda6", values.OSS_CACHE, values.CREATING_STATE),
     plain_data_cache(3, "edc-c67f2fc391b678929fa4", values.S3_CACHE, values.FAILED_STATE),
     plain_data_cache(4, "edc-ca55ceea2bd0618bfde6", values.SNAPSHOT_CACHE, values.UPDATING_STATE),
-    plain_data_cache(5, "edc-9002fa2529ae34cc5ca9", replace(values.NAS_CACHE, path="/failed"), values.UPDATE_FAILED_STATE),
+    plain_data_cache(5, "edc-9002fa2529ae34cc5ca9", replace(values.NAS_CACHE, path="/failed"), values.UPDATE_FAILED_STATE),  # noqa: E501
 )  # fmt: skip
 
 

@@ -1,4 +1,7 @@
-"""Writes the golden files of formats that have none yet: `python -m tests.golden.write`. What is there stays as it is."""
+"""Writes the golden files of formats that have none yet: `python -m tests.golden.write`.
+
+What is there stays as it is.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What writes each format today, with fixed clocks, keys and ids: `FORMATS` by the name of its folder in `data/`."""
+"""What writes each format today, with fixed clocks, keys and ids: `FORMATS` by the name of its folder in
+`data/`."""
 
 from __future__ import annotations
 
@@ -217,7 +218,7 @@ def write_registry(folder: Path) -> None:
     caches.write_match_time(full, NOW)
     caches.write_state(full, values.AVAILABLE_STATE)
     specs = {"loading": values.NAS_CACHE, "creating": values.OSS_CACHE, "failed": values.S3_CACHE,
-             "updating": values.SNAPSHOT_CACHE, "update-failed": replace(values.NAS_CACHE, path="/failed")}  # fmt: skip
+             "updating": values.SNAPSHOT_CACHE, "update-failed": replace(values.NAS_CACHE, path="/failed")}  # fmt: skip  # noqa: E501
     for number, (state, spec) in enumerate(specs.items()):
         with patch.object(uuid, "uuid4", lambda number=number: uuid.UUID(int=number + 1)):
             made = caches.add(replace(values.NAS_DATA_CACHE, spec=spec), {})
@@ -238,9 +239,9 @@ def write_openapi(folder: Path) -> None:
     stored = ImageStoreClient(WorkerPool({}), ImageStoreConfig())
     actions = Actions(caches, allowed, ImageStoreRegions(caches, stored, {}, "cn-local"), "cn-local")
     asked = {
-        "Path": "/llama", "Bucket": "models", "ClientToken": "token-1", "Name": "llama", "Size": "30", "RetentionDays": "7",
-        "ResourceGroupId": "rg-1", "Tag.1.Key": "team", "Tag.1.Value": "a", "VSwitchId": "vsw-1", "SecurityGroupId": "sg-1",
-        "DataSource.Type": "URL", "DataSource.Options.repoSource": "HuggingFace/Model", "DataSource.Options.repoId": "org/model",
+        "Path": "/llama", "Bucket": "models", "ClientToken": "token-1", "Name": "llama", "Size": "30", "RetentionDays": "7",  # noqa: E501
+        "ResourceGroupId": "rg-1", "Tag.1.Key": "team", "Tag.1.Value": "a", "VSwitchId": "vsw-1", "SecurityGroupId": "sg-1",  # noqa: E501
+        "DataSource.Type": "URL", "DataSource.Options.repoSource": "HuggingFace/Model", "DataSource.Options.repoId": "org/model",  # noqa: E501
         "DataSource.Options.token": "hf_golden",
     }  # fmt: skip
     actions.call("CreateDataCache", ApiParameters(asked), "request-1")
@@ -288,7 +289,7 @@ def write_names(folder: Path) -> None:
         "limit classes of inline volumes": classes,
         "limit class of a volume": limit_class_name(_volume(Performance("PL1"), 20 * 2**30, False)),
         "volume id": volume_id_from_name(values.VOLUME_NAME),
-        "object of a volume id": {one: cache_volume.object_name(one) for one in ("dc-1", "By_Hand", "odd/id", "hashed-1")},
+        "object of a volume id": {one: cache_volume.object_name(one) for one in ("dc-1", "By_Hand", "odd/id", "hashed-1")},  # noqa: E501
         "label of a volume id": cache_volume.label_value(volume.id),
         "pins": {name: pin_name(parameters.spec) for name, parameters in values.PARAMETERS.items()},
         "place of a bucket and path": bucket_path_hash(cache.bucket, cache.path),

@@ -1,4 +1,7 @@
-"""`python -m tests.guest [pytest's arguments]`: run tests as root in the guest; exits as pytest did there, or with 1 where it could not."""
+"""`python -m tests.guest [pytest's arguments]`: run tests as root in the guest.
+
+Exits as pytest did there, or with 1 where it could not.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,13 @@ def obstacle() -> str:
     """Why no guest can run here; empty where one can."""
     here, there = (".".join(map(str, version)) for version in (sys.version_info[:2], root.PYTHON))
     if here != there:
-        return f"the guest (Debian {root.SUITE}) has Python {there} and could not load the packages of this virtual environment, which has {here}"
+        return f"the guest (Debian {root.SUITE}) has Python {there} and could not load the packages of this virtual environment, which has {here}"  # noqa: E501
     if platform.machine() != "x86_64":
         return (
             f"this machine is {platform.machine()}: its virtual environment does not run in a guest of x86_64"
         )
     if sys.prefix == sys.base_prefix:
-        return "this Python is in no virtual environment that could be brought along; call it through make test-guest"
+        return "this Python is in no virtual environment that could be brought along; call it through make test-guest"  # noqa: E501
     if os.geteuid() != 0:
         return "building the guest's root file system needs root"
     missing = [program for program in _PROGRAMS if not shutil.which(program)]

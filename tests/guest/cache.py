@@ -1,4 +1,5 @@
-"""Folders in which guests are built and run: what a killed one left there is removed, what another one works in is left alone."""
+"""Folders in which guests are built and run: what a killed one left there is removed, what another one
+works in is left alone."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pathlib import Path
 
 @contextmanager
 def alone(cache: Path) -> Iterator[int]:
-    """Nobody else builds in `cache` for the block, which gets the lock's descriptor: a child that has it too keeps the lock."""
+    """Nobody else builds in `cache` for the block, which gets the lock's descriptor: a child that has it
+    too keeps the lock."""
     with _locked(cache, fcntl.LOCK_EX) as lock:
         for half in cache.glob("*.partial"):
             shutil.rmtree(half)

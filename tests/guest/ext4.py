@@ -7,7 +7,8 @@ from pathlib import Path
 
 
 def write(folder: Path, disk: Path, room: int) -> None:
-    """Make `disk` (a sparse file) an ext4 with all that is in `folder` and about `room` bytes free; raises CalledProcessError.
+    """Make `disk` (a sparse file) an ext4 with all that is in `folder` and about `room` bytes free; raises
+    CalledProcessError.
 
     Without a journal: guests drop their changes.
     """

@@ -21,9 +21,10 @@ _ENDING = "setpriv --pdeathsig KILL --"
 _QEMU = (
     "qemu-system-x86_64 -accel tcg,thread=multi -cpu max -smp 2 -m 2048 -nodefaults -display none -no-reboot"
 )
-_MASKED = "e2scrub_reap.service getty@tty1.service serial-getty@ttyS0.service systemd-binfmt.service apt-daily.timer dpkg-db-backup.timer"
+_MASKED = "e2scrub_reap.service getty@tty1.service serial-getty@ttyS0.service systemd-binfmt.service apt-daily.timer dpkg-db-backup.timer"  # noqa: E501
 _KERNEL = (
-    "root=/dev/vda rw rootflags=noatime console=ttyS0 loglevel=4 panic=-1 systemd.unified_cgroup_hierarchy=1 systemd.hostname=guest "
+    "root=/dev/vda rw rootflags=noatime console=ttyS0 loglevel=4 panic=-1 "
+    "systemd.unified_cgroup_hierarchy=1 systemd.hostname=guest "
     "systemd.machine_id=0123456789abcdef0123456789abcdef systemd.wants=tests.service "
     + " ".join(f"systemd.mask={unit}" for unit in _MASKED.split())
 )
@@ -31,7 +32,8 @@ _KERNEL = (
 
 @dataclass(frozen=True)
 class Reports:
-    """Where a guest leaves what it has to say beside pytest's output: its console, how pytest ended, qemu's own complaints."""
+    """Where a guest leaves what it has to say beside pytest's output: its console, how pytest ended,
+    qemu's own complaints."""
 
     folder: Path
 
@@ -57,7 +59,8 @@ class Reports:
 
 
 def command(root: Root, payload: Path, reports: Reports) -> list[str]:
-    """The guest's command line: disks whose changes are dropped, and three serial lines (console, pytest's output, its status)."""
+    """The guest's command line: disks whose changes are dropped, and three serial lines (console, pytest's
+    output, its status)."""
     boot = ["-kernel", str(root.kernel), "-initrd", str(root.initrd), "-append", _KERNEL]
     disks = [
         word
@@ -75,7 +78,8 @@ def command(root: Root, payload: Path, reports: Reports) -> list[str]:
 def run(argv: list[str], reports: Reports, limit_seconds: float) -> int:
     """Run `argv` and pass its output on while it comes: the exit status that it reports for pytest.
 
-    1 when it reports none or is not at its end within the limit; then why is said, with the end of its console.
+    1 when it reports none or is not at its end within the limit; then why is said, with the end of its
+    console.
     """
     with reports.complaints.open("wb") as errors:
         guest = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors)

@@ -1,4 +1,5 @@
-"""What the guest runs: the working tree as git sees it, the virtual environment, and a script that runs pytest, on a disk of their own."""
+"""What the guest runs: the working tree as git sees it, the virtual environment, and a script that runs
+pytest, on a disk of their own."""
 
 from __future__ import annotations
 
@@ -32,11 +33,12 @@ pytest {arguments} </dev/null >&3 2>&1 3<&- 4<&- || status=$?
 stty -echo <&3
 echo "pytest ended with $status" >&4
 stty -echo <&4
-"""
+"""  # noqa: E501
 
 
 def write(folder: Path, tree: Path, venv: Path, arguments: Sequence[str], colours: bool = False) -> Path:
-    """The disk (ext4), made in `folder`, which must be on the file system of `tree` and `venv`: `pytest arguments` at the same paths as here.
+    """The disk (ext4), made in `folder`, which must be on the file system of `tree` and `venv`: `pytest
+    arguments` at the same paths as here.
 
     Raises CalledProcessError, and OSError for files that cannot be linked.
     """
@@ -79,7 +81,8 @@ def _link(source: str, target: str) -> None:
 
 
 def link_venv(venv: Path, target: Path) -> None:
-    """The virtual environment, for the guest's own python: packages and console scripts stay as they are, since its path does too."""
+    """The virtual environment, for the guest's own python: packages and console scripts stay as they are,
+    since its path does too."""
     (target / "bin").mkdir(parents=True)
     shutil.copytree(venv / "lib", target / "lib", symlinks=True, copy_function=_link)
     # A script that is a module (jp.py) has its byte code in a folder beside it.

@@ -1,4 +1,7 @@
-"""The guest's root file system: Debian packages, a kernel, an initrd. Built once, kept for the same packages and the same kernel."""
+"""The guest's root file system: Debian packages, a kernel, an initrd.
+
+Built once, kept for the same packages and the same kernel.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +17,20 @@ from tests.guest.cache import alone
 SUITE, PYTHON = "bookworm", (3, 11)
 # What the plugins and their tests use, and what makes a Debian that boots.
 PACKAGES = tuple(
-    "dbus erofs-utils fio iproute2 kmod libnfs13 linux-image-amd64 netbase openssl procps python3 systemd systemd-sysv udev".split()
+    "dbus erofs-utils fio iproute2 kmod libnfs13 linux-image-amd64 netbase openssl procps python3 systemd systemd-sysv udev".split()  # noqa: E501
 )
 _MODULES = "/usr/lib/modules/*/kernel"
 _LEFT_OUT = tuple(
     "/usr/share/doc/* /usr/share/man/* /usr/share/locale/*".split()
     + [
         f"{_MODULES}/{what}/*"
-        for what in "sound drivers/gpu drivers/media drivers/infiniband drivers/net/ethernet drivers/net/wireless".split()
+        for what in "sound drivers/gpu drivers/media drivers/infiniband drivers/net/ethernet drivers/net/wireless".split()  # noqa: E501
     ]
 )
 _OVERLAY = Path(__file__).with_name("overlay")
 _ROOM = 4 * 2**30
-# mmdebstrap mounts /sys and more in what it builds: whoever removes what a killed one left must not meet them, or processes that go on.
+# mmdebstrap mounts /sys and more in what it builds: whoever removes what a killed one left must not meet
+# them, or processes that go on.
 _APART = "unshare --mount --pid --fork --kill-child --mount-proc".split()
 
 
@@ -53,7 +57,10 @@ class Root:
 
 
 def ready(cache: Path) -> Root:
-    """The root in the folder `cache`, built first unless it is there; older ones are removed. Raises CalledProcessError."""
+    """The root in the folder `cache`, built first unless it is there; older ones are removed.
+
+    Raises CalledProcessError.
+    """
     root = Root(cache / f"root-{_key()}")
     with alone(cache) as lock:
         if not root.folder.exists():
@@ -90,7 +97,8 @@ def _build(root: Root, lock: int) -> None:
 
 
 def _key() -> str:
-    """Changes with the packages, the kernel that apt offers, and everything else that the root is made from."""
+    """Changes with the packages, the kernel that apt offers, and everything else that the root is made
+    from."""
     made_from = [
         Path(__file__),
         Path(ext4.__file__),
@@ -106,7 +114,10 @@ def _key() -> str:
 
 
 def mirrors() -> list[str]:
-    """This machine's own sources of the suite, for a network that reaches no other; none where apt knows none: mmdebstrap then has its defaults."""
+    """This machine's own sources of the suite, for a network that reaches no other.
+
+    None where apt knows none: mmdebstrap then has its defaults.
+    """
     wanted = ["Origin: Debian", "Created-By: Packages", "--format=deb $(SITE) $(RELEASE) $(COMPONENT)"]
     known = subprocess.run(
         ["apt-get", "indextargets", *wanted], capture_output=True, text=True

@@ -1,4 +1,5 @@
-"""Pods in slices and scopes of the real systemd, asked for over its bus as kubelet and runc do (runc's libcontainer/cgroups/systemd/v2.go)."""
+"""Pods in slices and scopes of the real systemd, asked for over its bus as kubelet and runc do (runc's
+libcontainer/cgroups/systemd/v2.go)."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from types import TracebackType
 from tests.kernel.kubelet import ROOT, Container
 from tests.kernel.machine import until
 
-_START = "busctl call -- org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager StartTransientUnit ssa(sv)a(sa(sv))"
+_START = "busctl call -- org.freedesktop.systemd1 /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager StartTransientUnit ssa(sv)a(sa(sv))"  # noqa: E501
 _DEFAULT = [["DefaultDependencies", "b", "false"]]
 _ACCOUNTED = [[f"{what}Accounting", "b", "true"] for what in ("Memory", "CPU", "IO", "Tasks")]
 _numbers = itertools.count(1)
@@ -19,7 +20,8 @@ _numbers = itertools.count(1)
 class SystemdPod:
     """A burstable pod; leaving ends its containers and its slice.
 
-    Kubelet's slices are `accounted`: systemd counts their I/O and therefore keeps the controller io on. Others leave it off.
+    Kubelet's slices are `accounted`: systemd counts their I/O and therefore keeps the controller io on.
+    Others leave it off.
     """
 
     def __init__(self, uid: str, accounted: bool = True) -> None:

@@ -12,7 +12,9 @@ def test_runs_side_by_side_keep_their_folders_and_remove_what_a_killed_one_left(
     left.mkdir()
     (left / "payload.img").touch()
     with run_folder(tmp_path) as one, run_folder(tmp_path) as other:
-        assert one != other and one.exists() and other.exists()
+        assert one != other
+        assert one.exists()
+        assert other.exists()
         assert not left.exists()
     assert list(tmp_path.iterdir()) == []
 

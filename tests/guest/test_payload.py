@@ -1,4 +1,5 @@
-"""What goes into the guest: the working tree as git sees it, and a virtual environment for a python elsewhere."""
+"""What goes into the guest: the working tree as git sees it, and a virtual environment for a python
+elsewhere."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ def test_the_tree_is_what_git_sees_changes_and_new_files_included(tree: Path, tm
 def test_the_environment_keeps_packages_and_scripts_and_has_the_guests_python(tmp_path: Path) -> None:
     if TREE.stat().st_dev != tmp_path.stat().st_dev:
         pytest.skip(
-            "NOT RUN: the temporary folder is on another file system than the virtual environment, so that nothing can be linked there"
+            "NOT RUN: the temporary folder is on another file system than the virtual environment, so that "
+            "nothing can be linked there"
         )
     venv = tmp_path / "venv"
     link_venv(Path(sys.prefix), venv)

@@ -1,4 +1,5 @@
-"""What became of a guest is told as it was: its tests' status and no other, and every end without one is a failure that shows why."""
+"""What became of a guest is told as it was: its tests' status and no other, and every end without one is a
+failure that shows why."""
 
 from __future__ import annotations
 
@@ -36,11 +37,14 @@ def test_the_status_is_pytests(
 def test_a_guest_that_ends_without_a_status_has_failed_and_its_console_says_why(
     reports: Reports, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    script = f"seq 500 > $console; echo 'Kernel panic - not syncing' >> $console; printf '{said}' > $status; echo no such disk >&2; echo 2 passed"
+    script = f"seq 500 > $console; echo 'Kernel panic - not syncing' >> $console; printf '{said}' > $status; echo no such disk >&2; echo 2 passed"  # noqa: E501
     assert guest(reports, script) == 1
     out = capfd.readouterr().out
-    assert "2 passed" in out and "without saying how pytest ended" in out
-    assert "Kernel panic" in out and "\n  500\n" in out and "\n  400\n" not in out
+    assert "2 passed" in out
+    assert "without saying how pytest ended" in out
+    assert "Kernel panic" in out
+    assert "\n  500\n" in out
+    assert "\n  400\n" not in out
     assert "no such disk" in out
 
 
@@ -54,13 +58,14 @@ def test_a_guest_that_hangs_is_stopped_and_has_failed_whatever_it_said(
         == 1
     )
     out = capfd.readouterr().out
-    assert "stopped after 0.5 seconds" in out and "stuck" in out
+    assert "stopped after 0.5 seconds" in out
+    assert "stuck" in out
 
 
 def test_output_is_passed_on_while_it_comes(reports: Reports, tmp_path: Path) -> None:
     seen = tmp_path / "seen"
-    script = f"echo first; while ! [ -e {seen} ]; do sleep 0.05; done; echo 'pytest ended with 0' > {reports.status}"
-    code = f"from pathlib import Path; from tests.guest.machine import *; run(['sh', '-c', {script!r}], Reports(Path({str(tmp_path)!r})), 60)"
+    script = f"echo first; while ! [ -e {seen} ]; do sleep 0.05; done; echo 'pytest ended with 0' > {reports.status}"  # noqa: E501
+    code = f"from pathlib import Path; from tests.guest.machine import *; run(['sh', '-c', {script!r}], Reports(Path({str(tmp_path)!r})), 60)"  # noqa: E501
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         assert process.stdout.readline() == "first\n"

@@ -1,7 +1,7 @@
 """What people get wrong, as parameters: each with the gRPC code and the words that the answer must have.
 
-`{...}` in a value is filled in by the test: the NFS server's ports, folders of its export, a port that nobody listens on.
-Every secret contains SECRET, so that a leak is found by searching for one word.
+`{...}` in a value is filled in by the test: the NFS server's ports, folders of its export, a port that nobody
+listens on. Every secret contains SECRET, so that a leak is found by searching for one word.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ OSS = {"bucket": "models", "url": "oss.example"}
 
 @dataclass(frozen=True)
 class Case:
-    """`ways` are the calls that must refuse it: CreateVolume (of `gib` GiB), NodePublishVolume of an inline volume."""
+    """`ways` are the calls that must refuse it: CreateVolume (of `gib` GiB), NodePublishVolume of an
+    inline volume."""
 
     name: str
     parameters: Mapping[str, str]

@@ -1,4 +1,5 @@
-"""A file system of its own for a test: nobody else reads from its device, and it is as small as the test wants."""
+"""A file system of its own for a test: nobody else reads from its device, and it is as small as the test
+wants."""
 
 from __future__ import annotations
 
@@ -13,7 +14,10 @@ _MAKE = {"ext4": ["mkfs.ext4", "-q", "-m", "0"], "xfs": ["mkfs.xfs", "-q"], "btr
 
 @contextmanager
 def disk(folder: Path, size: int, kind: str = "ext4") -> Iterator[Path]:
-    """A file system of `size` bytes over a file in `folder`, mounted below it for the block; `kind` is ext4, xfs or btrfs."""
+    """A file system of `size` bytes over a file in `folder`, mounted below it for the block.
+
+    `kind` is ext4, xfs or btrfs.
+    """
     image, target = folder / "disk", folder / "mounted"
     target.mkdir()
     with image.open("wb") as stream:

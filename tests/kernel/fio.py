@@ -29,7 +29,8 @@ def direct(size: str, depth: int = 8) -> Job:
     )
 
 
-# MAPPED faults single pages in, in random order, none twice before a whole file is read: a page that is there already is no I/O.
+# MAPPED faults single pages in, in random order, none twice before a whole file is read: a page that is there
+# already is no I/O.
 # (With several processes on one file fio's mmap engine would overlook their offsets; so a file each.)
 DIRECT_4K, DIRECT_16K = direct("4k"), direct("16k")
 MAPPED = Job("mmap 4k", ("--ioengine=mmap", "--rw=randread", "--bs=4k"))
@@ -38,7 +39,8 @@ SEQUENTIAL = Job("sequential 1m", ("--direct=1", "--ioengine=libaio", "--iodepth
 
 @dataclass(frozen=True)
 class Result:
-    """What a run of `seconds` read: I/Os and bytes; `moments` are the seconds (whole ms) at which each I/O ended, where asked for.
+    """What a run of `seconds` read: I/Os and bytes; `moments` are the seconds (whole ms) at which each I/O
+    ended, where asked for.
 
     They count from its begin; of a run that keeps to the clock, from 1970.
     """
@@ -71,7 +73,8 @@ class Result:
         return [round(count / width) for count in counts]
 
     def undisturbed(self, begin: float = 0.0, end: float = math.inf) -> float:
-        """I/Os a second in the best quarter of the half seconds from `begin` to `end`: whatever else the machine does only lowers the others."""
+        """I/Os a second in the best quarter of the half seconds from `begin` to `end`: whatever else the
+        machine does only lowers the others."""
         inside = [
             iops
             for number, iops in enumerate(self.series())
@@ -80,12 +83,14 @@ class Result:
         return sorted(inside)[-max(1, len(inside) // 4)]
 
     def held_at(self, iops: float, tolerance: float) -> bool:
-        """Whether it read no faster than `iops` a second in whole, and that fast where nothing disturbed it."""
+        """Whether it read no faster than `iops` a second in whole, and that fast where nothing disturbed
+        it."""
         return self.iops <= iops * (1 + tolerance) and self.undisturbed() >= iops * (1 - tolerance)
 
 
 class Fio:
-    """One fio for `seconds`, started in `container`, a process of it for each of `files`; with `log`, the moment of every I/O is kept.
+    """One fio for `seconds`, started in `container`, a process of it for each of `files`; with `log`, the
+    moment of every I/O is kept.
 
     With `ios` it ends after so many reads of each process, whatever the time.
     `clock`: by the machine's clock, so that several runs can be judged `together`.
@@ -129,7 +134,8 @@ class Fio:
         with self._folder:
             output = Path(self._folder.name, "json")
             assert self.process.returncode == 0, (
-                f"fio ended with {self.process.returncode}: {errors}\n{output.exists() and output.read_text()}"
+                f"fio ended with {self.process.returncode}: "
+                f"{errors}\n{output.exists() and output.read_text()}"
             )
             read = json.loads(output.read_text())["jobs"][0]["read"]
             moments = _moments(Path(self._folder.name, "log_lat.log")) if self._log else ()
@@ -137,7 +143,8 @@ class Fio:
 
 
 def together(results: Sequence[Result]) -> Result:
-    """What runs that kept to the clock read as one, while all of them ran: each begins when its fio is ready."""
+    """What runs that kept to the clock read as one, while all of them ran: each begins when its fio is
+    ready."""
     begin, end = (
         max(min(result.moments) for result in results),
         min(max(result.moments) for result in results),
@@ -161,5 +168,6 @@ def count(container: Container, files: Path | Sequence[Path], job: Job, ios: int
 
 
 def _moments(log: Path) -> list[float]:
-    """fio's log: a line an I/O, the first word of which is the millisecond of its end ("Log File Formats" in fio's manual)."""
+    """fio's log: a line an I/O, the first word of which is the millisecond of its end ("Log File Formats"
+    in fio's manual)."""
     return [int(line.split(",", 1)[0]) / 1000 for line in log.read_text().splitlines()]

@@ -1,9 +1,11 @@
-"""Runs a plugin or a worker that kills itself at a chosen point: `python -m tests.kernel.knife FOLDER node ARGUMENTS...`.
+"""Runs a plugin or a worker that kills itself at a chosen point: `python -m tests.kernel.knife FOLDER node
+ARGUMENTS...`.
 
-Orders are read from FOLDER/orders when a point is reached: a list of `{"point", "victim", "skip", "times"}`, the first of
-which is in force; it passes to the next after `times` kills, so that a plugin that is started again runs into its next kill.
-The kill is the process's own SIGKILL at that very call, which cannot miss; with the victim "plugin" a worker kills its
-parent and then waits for the end of its input, as the plugin's death brings it.
+Orders are read from FOLDER/orders when a point is reached: a list of `{"point", "victim", "skip", "times"}`,
+the first of which is in force; it passes to the next after `times` kills, so that a plugin that is started
+again runs into its next kill. The kill is the process's own SIGKILL at that very call, which cannot miss;
+with the victim "plugin" a worker kills its parent and then waits for the end of its input, as the plugin's
+death brings it.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ _role = ""
 
 
 class Knife:
-    """Carries out the orders in `folder`/orders, the first of the list first, and writes each kill to `folder`/hits."""
+    """Carries out the orders in `folder`/orders, the first of the list first, and writes each kill to
+    `folder`/hits."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,4 +1,5 @@
-"""Pods as kubelet and a container runtime shape them in the cgroup tree, v1 (blkio) or v2, below a root of the test's own.
+"""Pods as kubelet and a container runtime shape them in the cgroup tree, v1 (blkio) or v2, below a root of
+the test's own.
 
 with Kubelet(folder) as kubelet:
     pod = kubelet.pod(Qos.BURSTABLE, Driver.SYSTEMD)
@@ -45,7 +46,8 @@ class Served(NamedTuple):
 
 
 class Driver(Enum):
-    """How kubelet writes cgroups: its --cgroup-driver, and for NESTED systemd slices that carry the name of its --cgroup-root, as in kind."""
+    """How kubelet writes cgroups: its --cgroup-driver, and for NESTED systemd slices that carry the name
+    of its --cgroup-root, as in kind."""
 
     CGROUPFS = "cgroupfs"
     SYSTEMD = "systemd"
@@ -61,7 +63,10 @@ class Qos(Enum):
 
 
 class Kubelet:
-    """The cgroups and pod folders (`folder`/pods) of one node; leaving ends the processes of its containers and removes its cgroups."""
+    """The cgroups and pod folders (`folder`/pods) of one node.
+
+    Leaving ends the processes of its containers and removes its cgroups.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -159,18 +164,23 @@ class Container:
         self._processes.append(process)
 
     def limit(self, device: str) -> Rate:
-        """What the kernel lets this container read from `device` ("major:minor"): alone on v1, together with its pod's others on v2."""
+        """What the kernel lets this container read from `device` ("major:minor"): alone on v1, together
+        with its pod's others on v2."""
         return limit_of(self.path.parent if V2 else self.path, device)
 
     def served(self, device: str) -> Served:
-        """What the kernel has counted of this container's reads from `device` where their limit is: as with `limit`, on v2 with its pod's others.
+        """What the kernel has counted of this container's reads from `device` where their limit is: as with
+        `limit`, on v2 with its pod's others.
 
         On v1 it counts those that a limit holds alone.
         """
         return served_to(self.path.parent if V2 else self.path, device)
 
     def end(self) -> None:
-        """Kill every process of the container, as a runtime does, and wait; one that waits for a limited read ends behind it."""
+        """Kill every process of the container, as a runtime does, and wait.
+
+        One that waits for a limited read ends behind it.
+        """
         end = time.monotonic() + 30
         while pids := _pids(self.path):
             assert time.monotonic() < end, f"processes {pids} in {self.path} do not end"
@@ -193,7 +203,10 @@ def limit_of(group: Path, device: str) -> Rate:
 
 
 def served_to(group: Path, device: str) -> Served:
-    """The counters of one cgroup for reads from `device`, on v2 with those below it (cgroup-v2.rst, io.stat; blkio-controller.rst)."""
+    """The counters of one cgroup for reads from `device`, on v2 with those below it (cgroup-v2.rst, io.stat.
+
+    Blkio-controller.rst).
+    """
     if V2:
         words = dict(word.split("=") for word in _line(group / "io.stat", device))
         return Served(int(words.get("rios", 0)), int(words.get("rbytes", 0)))
@@ -252,7 +265,8 @@ def _deepest_first(root: Path) -> Iterator[Path]:
 
 
 def _pod_path(uid: str, qos: Qos, driver: Driver) -> Path:
-    """As kubelet's cgroup manager names it: cgroupfs joins with "/", systemd with "-" and every slice within its prefix."""
+    """As kubelet's cgroup manager names it: cgroupfs joins with "/", systemd with "-" and every slice
+    within its prefix."""
     words = ["kubepods", *([qos.value] if qos.value else []), f"pod{uid}"]
     if driver is Driver.CGROUPFS:
         return Path(*words)
@@ -261,7 +275,10 @@ def _pod_path(uid: str, qos: Qos, driver: Driver) -> Path:
 
 
 def _line(file: Path, device: str) -> list[str]:
-    """What a file of rules says behind `device`; nothing where the file or the cgroup is not there (a controller that is off, a race)."""
+    """What a file of rules says behind `device`.
+
+    Nothing where the file or the cgroup is not there (a controller that is off, a race).
+    """
     try:
         lines = [line.split() for line in file.read_text().splitlines()]
     except OSError:

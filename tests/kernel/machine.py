@@ -84,7 +84,10 @@ class Machine:
         return staging_path(self.folder, volume_id)
 
     def create(self, name: str, parameters: Words, secrets: Words | None = None, **more: Any) -> pb.Volume:
-        """A volume, asked for as external-provisioner does: again while the work goes on. Fails the test when there is none."""
+        """A volume, asked for as external-provisioner does: again while the work goes on.
+
+        Fails the test when there is none.
+        """
         request, end = requests.create(name, parameters, secrets, **more), time.monotonic() + _CREATE_SECONDS
         while True:
             try:
@@ -159,9 +162,11 @@ class Machine:
         return sorted((self.store / "images").glob("*/image"))
 
     def half_made(self) -> list[str]:
-        """What only unfinished work leaves: whatever an image has before it is sealed, unfinished files, records, mounts, loops.
+        """What only unfinished work leaves: whatever an image has before it is sealed, unfinished files,
+        records, mounts, loops.
 
-        Whoever lets go of an image last removes it, a moment after the answer: so what is still there after some seconds counts.
+        Whoever lets go of an image last removes it, a moment after the answer: so what is still there after
+        some seconds counts.
         """
         until(lambda: not self._half_made(), 30)
         return self._half_made()

@@ -1,7 +1,8 @@
 """What kubelet asks of the mount table before it has a volume unstaged.
 
-It looks for the mount that shows the staging path, and for all others with the same root on the same device. While there is
-one whose path does not hold that of the staging path, counted from /plugins/kubernetes.io/ on, it never calls NodeUnstageVolume.
+It looks for the mount that shows the staging path, and for all others with the same root on the same device.
+While there is one whose path does not hold that of the staging path, counted from /plugins/kubernetes.io/ on,
+it never calls NodeUnstageVolume.
 """
 
 from __future__ import annotations

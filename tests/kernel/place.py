@@ -20,7 +20,10 @@ KEYS = {"LTAIexample": "a-secret"}
 
 @dataclass(frozen=True)
 class Store:
-    """An image store by its `url`, what it keeps lying in `root` too; `secret` is the folder with its access key."""
+    """An image store by its `url`, what it keeps lying in `root` too.
+
+    `secret` is the folder with its access key.
+    """
 
     url: str
     root: Path
@@ -67,7 +70,8 @@ def bucket_store(server: ObjectServer, secret: Path) -> Store:
 
 
 class Place:
-    """An operator and nodes over one registry in `folder`, with a hub and, where there is one, an image store."""
+    """An operator and nodes over one registry in `folder`, with a hub and, where there is one, an image
+    store."""
 
     def __init__(
         self,

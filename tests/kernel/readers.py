@@ -32,7 +32,8 @@ print(began, time.monotonic(), total, flush=True)
 
 @dataclass(frozen=True)
 class Run:
-    """One run of readers: seconds from the first start to the last end, seconds between first and last start, bytes each has read."""
+    """One run of readers: seconds from the first start to the last end, seconds between first and last
+    start, bytes each has read."""
 
     seconds: float
     spread: float
@@ -93,7 +94,8 @@ def read_at_once(files: Sequence[Path], groups: Pods) -> Run:
     """A process for each file, each in the next pod, all let go together."""
     readers = [_start(file, groups.joins(number)) for number, file in enumerate(files)]
     for reader in readers:
-        assert reader.stdout and reader.stdout.readline() == "ready\n"
+        assert reader.stdout
+        assert reader.stdout.readline() == "ready\n"
     moment = f"{time.monotonic() + 0.2}\n"
     for reader in readers:
         assert reader.stdin
@@ -110,7 +112,10 @@ def _start(file: Path, joins: list[str]) -> subprocess.Popen[str]:
 
 
 def in_cgroup(cgroup: Path, command: Sequence[str], **more: Any) -> subprocess.CompletedProcess[str]:
-    """Run a command as a process of `cgroup` from its first instruction on; raises CalledProcessError when it fails."""
+    """Run a command as a process of `cgroup` from its first instruction on.
+
+    Raises CalledProcessError when it fails.
+    """
     joined = ["sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(cgroup), *command]
     return subprocess.run(joined, check=True, text=True, **more)
 
@@ -125,7 +130,8 @@ def forget_pages(file: Path) -> None:
 
 
 def bytes_read(device: str) -> int:
-    """Bytes read from a block device (name as in /sys/block) since it exists (Documentation/block/stat.rst, field 3)."""
+    """Bytes read from a block device (name as in /sys/block) since it exists
+    (Documentation/block/stat.rst, field 3)."""
     return int(Path(f"/sys/block/{device}/stat").read_text().split()[2]) * _SECTOR
 
 

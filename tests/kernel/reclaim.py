@@ -1,7 +1,7 @@
 """Keeps the machine from reclaiming page cache by itself while a test counts what is read twice.
 
-Some hosts run DAMON with a scheme that pages out idle, unmapped page cache. It takes pages from under readers that lag
-behind: sixteen readers then read up to 1.14 of an image, and exactly 1.000 without it.
+Some hosts run DAMON with a scheme that pages out idle, unmapped page cache. It takes pages from under readers
+that lag behind: sixteen readers then read up to 1.14 of an image, and exactly 1.000 without it.
 """
 
 from __future__ import annotations

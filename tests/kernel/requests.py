@@ -75,7 +75,8 @@ def publish(
 def inline(
     pod: str, target: Path, attributes: Words, secrets: Words | None = None
 ) -> pb.NodePublishVolumeRequest:
-    """As kubelet asks for an inline volume: always a writer mode, and facts of the pod among the attributes."""
+    """As kubelet asks for an inline volume: always a writer mode, and facts of the pod among the
+    attributes."""
     facts = {
         "csi.storage.k8s.io/ephemeral": "true",
         "csi.storage.k8s.io/pod.name": pod,

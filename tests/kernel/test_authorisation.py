@@ -1,4 +1,5 @@
-"""Who may have an image that is on the node already: only a credential that reads from the origin, or did while it could be asked."""
+"""Who may have an image that is on the node already: only a credential that reads from the origin, or did
+while it could be asked."""
 
 from __future__ import annotations
 
@@ -41,13 +42,16 @@ def cached(machine: Machine, attributes: dict[str, str]) -> None:
     """The image is on the node, and nothing shows it."""
     assert machine.inline("first", attributes, GOOD) == (OK, "")
     assert machine.unpublish("first") == (OK, "")
-    assert len(machine.sealed()) == 1 and machine.mounts() == []
+    assert len(machine.sealed()) == 1
+    assert machine.mounts() == []
 
 
 def refused(machine: Machine, answer: Answer, code: grpc.StatusCode, words: str) -> None:
     """The answer is this, and nothing was shown."""
-    assert answer[0] is code and words in answer[1], answer
-    assert machine.mounts() == [] and machine.half_made() == []
+    assert answer[0] is code, answer
+    assert words in answer[1], answer
+    assert machine.mounts() == []
+    assert machine.half_made() == []
     assert leaks(machine, "s3cr3t", answer[1]) == []
 
 
@@ -88,7 +92,8 @@ def test_a_pod_author_cannot_name_the_image_of_another(start: Start, private: Re
 def test_a_revoked_token_is_refused_and_its_proofs_are_gone(
     start: Start, hub: Hub, private: Repository, asked: str
 ) -> None:
-    """Whatever revision the refusal was heard for: with the origin down, what the token had proven counts no more."""
+    """Whatever revision the refusal was heard for: with the origin down, what the token had proven counts
+    no more."""
     machine = start("--proof-ttl", f"{TTL}s")
     cached(machine, PRIVATE)
     pinned = {**PRIVATE, "revision": private.branches["main"]}
@@ -170,8 +175,10 @@ def test_a_fill_whose_token_is_revoked_fails_for_that_token_alone(
     hub.expire_urls()
 
     code, message = answer_of(first)
-    assert code is WHO and "revoked" in message
+    assert code is WHO
+    assert "revoked" in message
     hub.faults.rate = None
     assert answer_of(second) == (OK, "")
     assert machine.unpublish("second") == (OK, "")
-    assert machine.half_made() == [] and leaks(machine, "s3cr3t", message) == []
+    assert machine.half_made() == []
+    assert leaks(machine, "s3cr3t", message) == []

@@ -1,4 +1,5 @@
-"""Bad input over gRPC of the real programs: the code, the words, and that nothing half-made and no secret stays anywhere."""
+"""Bad input over gRPC of the real programs: the code, the words, and that nothing half-made and no secret
+stays anywhere."""
 
 from __future__ import annotations
 
@@ -115,7 +116,9 @@ def test_content_over_the_limit_is_refused_with_both_numbers(world: World) -> No
     request = requests.create("large", {"repoId": "org/large"}, capacity_range={"limit_bytes": 2_000_000})
     code, message = requests.answer(world.machine.controller.CreateVolume, request)
     assert code.name == "OUT_OF_RANGE"
-    assert "3000000" in message and "2000000" in message and "raise the limit" in message
+    assert "3000000" in message
+    assert "2000000" in message
+    assert "raise the limit" in message
     assert_clean(world.machine, SECRET, message)
 
 
@@ -136,7 +139,8 @@ def test_a_live_volume_gets_nothing_that_its_size_does_not_have(
     )
     request = pb.ControllerModifyVolumeRequest(volume_id=volume.volume_id, mutable_parameters=keys)
     code, message = requests.answer(controller.ControllerModifyVolume, request)
-    assert code is INVALID and words in message
+    assert code is INVALID
+    assert words in message
     assert (
         controller.ControllerGetVolume(pb.ControllerGetVolumeRequest(volume_id=volume.volume_id)).volume
         == volume
@@ -157,7 +161,8 @@ def test_block_access_is_refused(world: World, way: str) -> None:
         request = requests.inline("block", world.machine.target("block"), HUB)
         request.volume_capability.CopyFrom(block)
         answer = requests.answer(world.machine.node.NodePublishVolume, request)
-    assert answer[0] is INVALID and "volumeMode: Filesystem" in answer[1]
+    assert answer[0] is INVALID
+    assert "volumeMode: Filesystem" in answer[1]
     assert_clean(world.machine, SECRET, answer[1])
 
 
@@ -171,11 +176,9 @@ def test_writer_modes_are_refused_with_the_way_out(world: World, mode: AccessMod
     published = machine.publish(volume, "pod", mode=mode)
     for code, message in (created, staged, published):
         assert code is INVALID
-        assert (
-            mode.name in message
-            and "ReadOnlyMany (ROX)" in message
-            and "writerAccessModes: downgrade" in message
-        )
+        assert mode.name in message
+        assert "ReadOnlyMany (ROX)" in message
+        assert "writerAccessModes: downgrade" in message
     remove(machine, volume.volume_id)
     assert_clean(machine, SECRET, created[1], staged[1], published[1])
 
@@ -200,11 +203,9 @@ def test_downgraded_writer_modes_mount_read_only(world: World, mode: AccessMode)
     assert machine.publish(volume, "pod1", mode=mode) == (OK, "")
     second = machine.publish(volume, "pod2", mode=mode)
     if mode is AccessMode.SINGLE_NODE_SINGLE_WRITER:
-        assert (
-            second[0] is FAILED
-            and "ReadWriteOncePod" in second[1]
-            and str(machine.target("pod1")) in second[1]
-        )
+        assert second[0] is FAILED
+        assert "ReadWriteOncePod" in second[1]
+        assert str(machine.target("pod1")) in second[1]
     else:
         assert second == (OK, "")
         assert (machine.target("pod2") / "config.json").read_bytes() == b"{}"

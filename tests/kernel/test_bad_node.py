@@ -1,4 +1,7 @@
-"""A node that cannot take a cache: no room in the store's budget, on its disk, for a single file more; no EROFS in its kernel."""
+"""A node that cannot take a cache: no room in the store's budget, on its disk, for a single file more.
+
+No EROFS in its kernel.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,9 @@ def test_an_image_over_the_budget_is_refused_with_both_numbers(start: Start, hub
     machine = start("--store-size", "32Mi")
     code, message = machine.inline("pod", LARGE)
     assert code is NO_SPACE
-    assert "needs 64" in message and "its budget is 32" in message and "--store-size" in message
+    assert "needs 64" in message
+    assert "its budget is 32" in message
+    assert "--store-size" in message
     assert_clean(machine, SECRET, message)
     assert machine.images() == []
     assert machine.inline("small", {"repoId": "org/small"}) == (OK, "")
@@ -59,9 +64,9 @@ def test_an_image_larger_than_the_disk_is_refused_with_both_numbers(
     with on_disk(small_disk, hub, "--store-size", "10Gi") as machine:
         code, message = machine.inline("pod", LARGE)
         assert code is NO_SPACE
-        assert (
-            "needs 64" in message and "its file system has no more" in message and "add disk space" in message
-        )
+        assert "needs 64" in message
+        assert "its file system has no more" in message
+        assert "add disk space" in message
         assert_clean(machine, SECRET, message)
         assert machine.images() == []
         assert machine.inline("small", {"repoId": "org/small"}) == (OK, "")
@@ -75,7 +80,8 @@ def test_a_disk_without_room_for_a_manifest_is_said_to_be_full(
         ballast = fill_up(small_disk)
         code, message = machine.inline("pod", LARGE)
         assert code is NO_SPACE, message
-        assert "full" in message and "on the node" in message
+        assert "full" in message
+        assert "on the node" in message
         ballast.unlink()
         assert machine.unpublish("early") == (OK, "")
         assert_clean(machine, SECRET, message)
@@ -126,6 +132,8 @@ def test_a_volume_on_a_kernel_without_erofs_fails_before_anything_is_fetched(
         hub.counters.reset()
         code, message = machine.inline("pod", LARGE)
         assert code is grpc.StatusCode.FAILED_PRECONDITION
-        assert "no EROFS" in message and "modprobe erofs" in message and "6.1" in message
+        assert "no EROFS" in message
+        assert "modprobe erofs" in message
+        assert "6.1" in message
         assert_clean(machine, SECRET, message)
         assert not hub.counters.requests

@@ -1,4 +1,5 @@
-"""DataCaches from the SDK's call to the pod's bytes, by the programs themselves: filled, kept, copied, read where their origin is gone."""
+"""DataCaches from the SDK's call to the pod's bytes, by the programs themselves: filled, kept, copied,
+read where their origin is gone."""
 
 from __future__ import annotations
 
@@ -107,7 +108,7 @@ def test_without_an_image_store_a_lost_origin_is_told_with_what_to_do(
     second = place.node("second")
     with pytest.raises(
         DataCacheError,
-        match=r"there is no image store that keeps cached images \(--image-store\); restore the origin, or update the DataCache",
+        match=r"there is no image store that keeps cached images \(--image-store\); restore the origin, or update the DataCache",  # noqa: E501
     ):
         read(second, "two")
 
@@ -129,7 +130,8 @@ def test_uploads_by_two_nodes_at_once_that_are_killed_at_random_leave_one_good_c
         )
         killed_and_back(nodes)
     available(place, sdk, made)
-    assert len(store.images()) == 1 and len(store.parts()) == PARTS
+    assert len(store.images()) == 1
+    assert len(store.parts()) == PARTS
     assert [part.name for part in store.parts()] == sorted(
         hashlib.sha256(part.read_bytes()).hexdigest() for part in store.parts()
     )

@@ -1,4 +1,5 @@
-"""docs/eci.md, "On one machine": operator and node plugin on a folder, ECI's SDKs, and a pod's path, typed into a shell as it stands."""
+"""docs/eci.md, "On one machine": operator and node plugin on a folder, ECI's SDKs, and a pod's path, typed
+into a shell as it stands."""
 
 from __future__ import annotations
 

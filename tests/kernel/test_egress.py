@@ -1,4 +1,5 @@
-"""Egress profiles: what fetches in one has its network's address and goes through its rate, over HTTP and over NFS.
+"""Egress profiles: what fetches in one has its network's address and goes through its rate, over HTTP and
+over NFS.
 
 How fast that is `make bench` measures (egress_rates).
 """

@@ -1,4 +1,5 @@
-"""Both programs on a cluster: what people see of a fill that takes a while, on its pod or PVC and with `kubectl get`."""
+"""Both programs on a cluster: what people see of a fill that takes a while, on its pod or PVC and with
+`kubectl get`."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ COMMIT: dict[str, str] = {}
 def machine(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """Both programs on one cluster, and a hub with one model."""
     folder, tree = tmp_path_factory.mktemp("told"), tmp_path_factory.mktemp("model")
-    # One that another test left would have the model filled before it is asked for, or be of another hub's model.
+    # One that another test left would have the model filled before it is asked for, or be of another hub's
+    # model.
     api_server.kubectl("delete", "cacheprewarms,cachepins", "--all", "--all-namespaces")
     with Hub() as hub:
         model = hub.repo("org/model", {"model.bin": content(tree / "model.bin", 24 * MIB)})
@@ -60,11 +62,10 @@ def test_the_pod_of_an_inline_volume_is_told_of_its_fill(machine: Machine, api_s
     assert until(lambda: {"CacheReady", "CachePinned"} <= set(said(api_server, about)))
     found = said(api_server, about)
     assert set(found) == {"CacheFilling", "CacheReady", "CachePinned"}
-    assert "of 24.0 MiB" in found["CacheFilling"]["message"] and "MiB/s" in found["CacheFilling"]["message"]
-    assert (
-        found["CacheReady"]["message"].startswith("image ")
-        and "24.0 MiB in" in found["CacheReady"]["message"]
-    )
+    assert "of 24.0 MiB" in found["CacheFilling"]["message"]
+    assert "MiB/s" in found["CacheFilling"]["message"]
+    assert found["CacheReady"]["message"].startswith("image ")
+    assert "24.0 MiB in" in found["CacheReady"]["message"]
     assert found["CacheFilling"]["source"] == {"component": "datacache-node", "host": "node-1"}
     assert machine.unpublish(pod) == (OK, "")
 
@@ -80,10 +81,8 @@ def test_the_claim_of_a_persistent_volume_is_told_and_kubectl_get_shows_how_far_
     )
     assert until(lambda: "CachePinned" in said(api_server, about))
     pinned = said(api_server, about)["CachePinned"]
-    assert (
-        "org/model, revision main -> " in pinned["message"]
-        and pinned["reportingComponent"] == "datacache-controller"
-    )
+    assert "org/model, revision main -> " in pinned["message"]
+    assert pinned["reportingComponent"] == "datacache-controller"
     stage = machine.node.NodeStageVolume.future(
         requests.stage(volume, machine.staging(volume.volume_id)), timeout=60
     )

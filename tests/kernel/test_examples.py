@@ -1,4 +1,5 @@
-"""Every volume of deploy/examples is created, filled, mounted and read, with origins of this machine in the place of those it names."""
+"""Every volume of deploy/examples is created, filled, mounted and read, with origins of this machine in
+the place of those it names."""
 
 from __future__ import annotations
 
@@ -35,7 +36,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Relocated:
-    """Origins that hold what the examples name, and the parameters that name them there. `private`: hubs want the token."""
+    """Origins that hold what the examples name, and the parameters that name them there.
+
+    `private`: hubs want the token.
+    """
 
     def __init__(self, stack: ExitStack, nas: Ganesha) -> None:
         self.nas, self.export, self.private = nas, nas.exports[0].path, True
@@ -161,7 +165,8 @@ def test_an_example_is_mounted_and_read(origins: Relocated, machine: Machine, ex
         assert machine.stage(volume, secrets) == (OK, "")
         assert machine.publish(volume, name) == (OK, "")
     found = [path for path in machine.target(name).rglob("*") if path.is_file()]
-    assert found and all(path.read_bytes() in FILES.values() for path in found)
+    assert found
+    assert all(path.read_bytes() in FILES.values() for path in found)
 
 
 def _capacity(example: Asked) -> dict[str, object]:

@@ -1,9 +1,11 @@
-"""Kills that cannot miss: the node plugin, and the worker alone, in every state of a volume's life, again and again.
+"""Kills that cannot miss: the node plugin, and the worker alone, in every state of a volume's life, again and
+again.
 
-After every kill the plugin is started again (where it died) and the call repeated, as kubelet does. At the end the bytes
-are right, the origin has sent no more again than the kills may cost, and nothing is left. KILLS_MIB sets the size of the
-repository; `make kills` takes 4 GiB and kills five times in each state, `make test` a smaller one and twice, and there what shows
-and takes away an image, which knows nothing of files, is killed with one of the two repositories only.
+After every kill the plugin is started again (where it died) and the call repeated, as kubelet does. At the
+end the bytes are right, the origin has sent no more again than the kills may cost, and nothing is left.
+KILLS_MIB sets the size of the repository; `make kills` takes 4 GiB and kills five times in each state, `make
+test` a smaller one and twice, and there what shows and takes away an image, which knows nothing of files, is
+killed with one of the two repositories only.
 """
 
 from __future__ import annotations
@@ -144,7 +146,8 @@ class Life:
 
 
 def big_and_small(folder: Path, many: bool) -> dict[str, Path]:
-    """A repository of SIZE bytes on disk: one file, or one of half the size and many from 1 byte to 32 MiB."""
+    """A repository of SIZE bytes on disk: one file, or one of half the size and many from 1 byte to 32
+    MiB."""
     folder.mkdir()
     sizes = [SIZE // 2, *_mixed(SIZE // 2)] if many else [SIZE]
     files = {}
@@ -272,7 +275,8 @@ def take_away(life: Life) -> None:
 
 
 def forget_image(life: Life) -> None:
-    """As if the kill had come before anything of the image was there, so that adopting can be killed again."""
+    """As if the kill had come before anything of the image was there, so that adopting can be killed
+    again."""
     shutil.rmtree(life.plugins.store / "images")
     for proof in (life.plugins.store / "proofs").glob("?" * 64):
         proof.unlink()
@@ -291,7 +295,8 @@ def unseal(life: Life, journal: bytes) -> None:
 
 def report(kills: Counter[str], sent: int, seconds: float) -> None:
     print(
-        f"\n{kills.total()} kills in {seconds:.0f} s; the origin sent {sent / MIB:.0f} MiB for {SIZE / MIB:.0f} MiB"
+        f"\n{kills.total()} kills in {seconds:.0f} s; the origin sent {sent / MIB:.0f} MiB for "
+        f"{SIZE / MIB:.0f} MiB"
     )
     for state, count in sorted(kills.items()):
         print(f"  {count:3d} x {state}")

@@ -1,4 +1,7 @@
-"""A node plugin that leaves, comes back and finds what it left; volumes that share an image; calls that are made twice or for nothing."""
+"""A node plugin that leaves, comes back and finds what it left; volumes that share an image.
+
+Calls that are made twice or for nothing.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,8 @@ pytestmark = pytest.mark.kernel
 ABORTED, EXISTS = grpc.StatusCode.ABORTED, grpc.StatusCode.ALREADY_EXISTS
 SIZE = 96 * MIB
 MODEL, SLOW = {"repoId": "org/model"}, {"repoId": "org/slow"}
-# Reads a file again and again, past the page cache, until its input ends; exits with 0 when it was the same each time.
+# Reads a file again and again, past the page cache, until its input ends; exits with 0 when it was the same
+# each time.
 _READER = """
 import hashlib, os, select, sys
 seen = set()

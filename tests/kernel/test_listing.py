@@ -51,7 +51,8 @@ def test_pages_show_every_volume_that_stays_exactly_once(machine: Machine) -> No
     assert len(seen) == len(set(seen))
     assert staying <= set(seen)
     everything = page(machine)[0]
-    assert everything == sorted(everything) and staying <= set(everything)
+    assert everything == sorted(everything)
+    assert staying <= set(everything)
 
 
 def test_a_token_whose_volume_is_gone_still_leads_on(machine: Machine) -> None:
@@ -66,4 +67,5 @@ def test_a_token_that_was_never_given_out_is_refused(machine: Machine) -> None:
     code, message = requests.answer(
         machine.controller.ListVolumes, pb.ListVolumesRequest(starting_token="invalid-token")
     )
-    assert code is grpc.StatusCode.ABORTED and "starting_token" in message
+    assert code is grpc.StatusCode.ABORTED
+    assert "starting_token" in message

@@ -1,4 +1,5 @@
-"""Volumes of a NAS: what changed behind them is said, and inline volumes read only what the operator has listed."""
+"""Volumes of a NAS: what changed behind them is said, and inline volumes read only what the operator has
+listed."""
 
 from __future__ import annotations
 
@@ -49,12 +50,11 @@ def test_a_file_that_changed_is_told_and_a_new_volume_picks_it_up(
 
     code, message = machine.stage(volume)
     assert code is CHANGED
-    assert (
-        f"NAS 127.0.0.1:{models} has changed since this volume was created" in message
-        and "create a new volume" in message
-    )
+    assert f"NAS 127.0.0.1:{models} has changed since this volume was created" in message
+    assert "create a new volume" in message
     assert ("'weights.bin' changed" in message) is cached
-    assert machine.mounts() == [] and machine.half_made() == []
+    assert machine.mounts() == []
+    assert machine.half_made() == []
 
     new = machine.create("new", parameters(nas, models))
     assert (machine.show(new, "pod") / "weights.bin").read_bytes() == b"2" * 10_000
@@ -78,8 +78,10 @@ def test_an_inline_volume_of_an_unlisted_nas_is_refused(
     machine = start("--allow-inline-nas", allowed.format(server=nas.server, models=models))
     code, message = machine.inline("pod", parameters(nas, models))
     assert code is DENIED
-    assert "not on the operator's list" in message and f"--allow-inline-nas {nas.server}:{models}" in message
-    assert machine.images() == [] and machine.half_made() == []
+    assert "not on the operator's list" in message
+    assert f"--allow-inline-nas {nas.server}:{models}" in message
+    assert machine.images() == []
+    assert machine.half_made() == []
 
 
 @pytest.mark.parametrize("allowed", ["*", "{server}:{models}", "other:/x,{server}:{export}"])
@@ -106,9 +108,12 @@ def test_a_cached_image_is_not_handed_to_a_user_who_may_not_read(
     asked = parameters(nas, models)
     assert machine.inline("owner", {**asked, "uid": str(owner), "gid": str(owner)}) == (OK, "")
     code, message = machine.inline("other", {**asked, "uid": "4321", "gid": "4321"})
-    assert code is DENIED and "uid 4321" in message and "weights.bin" in message
+    assert code is DENIED
+    assert "uid 4321" in message
+    assert "weights.bin" in message
     assert machine.unpublish("owner") == (OK, "")
-    assert len(machine.sealed()) == 1 and machine.half_made() == []
+    assert len(machine.sealed()) == 1
+    assert machine.half_made() == []
 
 
 def test_with_the_server_down_only_what_was_proven_mounts(start: Start, nas: Ganesha, models: Path) -> None:
@@ -119,7 +124,8 @@ def test_with_the_server_down_only_what_was_proven_mounts(start: Start, nas: Gan
     nas.stop()
     try:
         code, message = machine.inline("unproven", {**asked, "uid": "1234"})
-        assert code is grpc.StatusCode.UNAVAILABLE and "does not accept connections" in message
+        assert code is grpc.StatusCode.UNAVAILABLE
+        assert "does not accept connections" in message
         assert (machine.show(volume, "pod") / "weights.bin").read_bytes() == b"1" * 10_000
         assert machine.inline("inline", asked) == (OK, "")
     finally:
@@ -129,11 +135,15 @@ def test_with_the_server_down_only_what_was_proven_mounts(start: Start, nas: Gan
 def test_what_one_identity_has_read_is_no_source_for_another(
     start: Start, nas: Ganesha, models: Path
 ) -> None:
-    """The image of a whole tree is compared first, and files of one identity's image are not copied into another's."""
+    """The image of a whole tree is compared first, and files of one identity's image are not copied into
+    another's."""
     machine = start("--proof-ttl", "0s")
 
     def copied(name: str, uid: str) -> list[int]:
-        """Show what the folder holds now as `uid` reads it; the bytes that each fill so far had from other images."""
+        """Show what the folder holds now as `uid` reads it.
+
+        The bytes that each fill so far had from other images.
+        """
         assert machine.stage(machine.create(name, {**parameters(nas, models), "uid": uid})) == (OK, "")
         return [
             int(number)
@@ -143,7 +153,8 @@ def test_what_one_identity_has_read_is_no_source_for_another(
 
     assert copied("first", "1000") == [0]
     assert not machine.logged("image verified against its origin")
-    assert copied("second", "2000") == [0] and len(machine.logged("image verified against its origin")) == 1
+    assert copied("second", "2000") == [0]
+    assert len(machine.logged("image verified against its origin")) == 1
     (models / "one.bin").write_bytes(b"3" * 5000)
     assert copied("third", "3000") == [0, 0]
     assert copied("fourth", "3000") == [0, 0]

@@ -1,4 +1,5 @@
-"""Two nodes and two replicas of the controller in one cluster: a branch that moves is one commit for a namespace, and a PVC names its model."""
+"""Two nodes and two replicas of the controller in one cluster: a branch that moves is one commit for a
+namespace, and a PVC names its model."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def test_replicas_and_claims_read_what_the_branch_was_until_the_last_of_them_is_
     )
     first.plugins.client("controller").__enter__().delete(volume.volume_id)
     assert pins(cluster) == []
-    assert first.inline("later", MAIN, GOOD) == (OK, "") and read(first, "later") == b"new"
+    assert first.inline("later", MAIN, GOOD) == (OK, "")
+    assert read(first, "later") == b"new"
 
 
 def test_a_pinned_and_cached_model_is_not_handed_to_a_wrong_token(
@@ -94,7 +96,8 @@ def test_a_pinned_and_cached_model_is_not_handed_to_a_wrong_token(
     for machine in machines:
         for secrets in (WRONG, None):
             assert machine.inline("thief", MAIN, secrets)[0] is grpc.StatusCode.UNAUTHENTICATED
-    assert second.mounts() == [] and held(cluster) == ["node-a"]
+    assert second.mounts() == []
+    assert held(cluster) == ["node-a"]
 
 
 def test_a_killed_plugin_still_holds_and_lets_go_of_what_went_meanwhile(
@@ -106,10 +109,12 @@ def test_a_killed_plugin_still_holds_and_lets_go_of_what_went_meanwhile(
     model.commit({"config.json": b"new"})
     first.plugins.node.kill()
     first.restart_node()
-    assert second.inline("pod", MAIN, GOOD) == (OK, "") and read(second, "pod") == b"old"
+    assert second.inline("pod", MAIN, GOOD) == (OK, "")
+    assert read(second, "pod") == b"old"
     assert held(cluster) == ["node-a", "node-b"]
     assert first.unpublish("one") == (OK, "")
-    assert first.inline("three", MAIN, GOOD) == (OK, "") and read(first, "three") == b"old"
+    assert first.inline("three", MAIN, GOOD) == (OK, "")
+    assert read(first, "three") == b"old"
     for pod in ("two", "three"):
         assert first.unpublish(pod) == (OK, "")
     assert until(lambda: held(cluster) == ["node-b"])
@@ -123,12 +128,13 @@ def test_while_the_api_server_is_away_a_node_mounts_what_it_holds_and_nothing_el
     model.commit({"config.json": b"new"})
     cluster.stop()
     try:
-        assert first.inline("another", MAIN, GOOD) == (OK, "") and read(first, "another") == b"old"
-        assert second.inline("pod", MAIN, GOOD)[0] is grpc.StatusCode.UNAVAILABLE and second.mounts() == []
+        assert first.inline("another", MAIN, GOOD) == (OK, "")
+        assert read(first, "another") == b"old"
+        assert second.inline("pod", MAIN, GOOD)[0] is grpc.StatusCode.UNAVAILABLE
+        assert second.mounts() == []
         commit = MAIN | {"revision": model.branches["main"]}
-        assert (
-            second.inline("of-a-commit", commit, GOOD) == (OK, "") and read(second, "of-a-commit") == b"new"
-        )
+        assert second.inline("of-a-commit", commit, GOOD) == (OK, "")
+        assert read(second, "of-a-commit") == b"new"
         for pod in ("pod", "another"):
             assert first.unpublish(pod) == (OK, "")
     finally:
@@ -147,10 +153,13 @@ def test_a_commit_that_the_hub_has_no_more_names_the_pin_and_its_release_works(
     code, said = second.inline("pod", MAIN, GOOD)
     (pin,) = pins(cluster)
     release = f"kubectl delete cachepin -n default {pin['metadata']['name']}"
-    assert code is grpc.StatusCode.FAILED_PRECONDITION and release in said and gone in said
+    assert code is grpc.StatusCode.FAILED_PRECONDITION
+    assert release in said
+    assert gone in said
     cluster.kubectl(*release.split()[1:])
     assert until(lambda: second.inline("pod", MAIN, GOOD) == (OK, ""), 20)
-    assert read(second, "pod") == b"new" and read(first, "pod") == b"old"
+    assert read(second, "pod") == b"new"
+    assert read(first, "pod") == b"old"
 
 
 def test_a_claim_names_its_model_in_annotations(machines: list[Machine], cluster: ApiServer) -> None:

@@ -1,4 +1,5 @@
-"""Where an inline volume's requests may go: hosts that the operator listed, and no further than these may send it."""
+"""Where an inline volume's requests may go: hosts that the operator listed, and no further than these may
+send it."""
 
 from __future__ import annotations
 
@@ -58,8 +59,10 @@ def test_a_host_that_is_not_listed_is_not_asked(hub: Hub, mirror: Server, tmp_pa
     serve(mirror)
     with machine(tmp_path, hub.endpoint) as one:
         code, message = one.inline("pod", {"url": f"{mirror.url}/data.bin"})
-        assert code is DENIED and "--allow-origins 127.0.0.1" in message
-        assert mirror.seen == [] and one.half_made() == []
+        assert code is DENIED
+        assert "--allow-origins 127.0.0.1" in message
+        assert mirror.seen == []
+        assert one.half_made() == []
 
 
 def test_a_listed_host_may_not_send_an_inline_volume_to_where_the_list_does_not_reach(
@@ -76,8 +79,10 @@ def test_a_listed_host_may_not_send_an_inline_volume_to_where_the_list_does_not_
         ):
             send_on(mirror, f"http://{where}")
             code, message = one.inline(f"pod{number}", {"url": f"{mirror.url}/data.bin"})
-            assert code is DENIED and "--allow-origins" in message, (where, message)
-        assert inner.seen == [] and one.half_made() == []
+            assert code is DENIED, (where, message)
+            assert "--allow-origins" in message, (where, message)
+        assert inner.seen == []
+        assert one.half_made() == []
         serve(mirror)
         assert one.inline("last", {"url": f"{mirror.url}/data.bin"}) == (OK, "")
 
@@ -109,5 +114,6 @@ def test_the_operators_hub_may_be_anywhere_but_not_send_an_inline_volume_anywher
     with machine(tmp_path, hub.endpoint) as one:
         assert one.inline("small", {"repoId": "org/small"}) == (OK, "")
         code, message = one.inline("large", {"repoId": "org/large"})
-        assert code is DENIED and "127.0.0.2" in message
+        assert code is DENIED
+        assert "127.0.0.2" in message
         assert one.stage(one.create("class", {"repoId": "org/large"})) == (OK, "")

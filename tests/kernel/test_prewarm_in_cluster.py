@@ -1,4 +1,5 @@
-"""The node plugin on a cluster: what CachePrewarms order is on the node before a pod asks for it, and people see how far it is."""
+"""The node plugin on a cluster: what CachePrewarms order is on the node before a pod asks for it, and
+people see how far it is."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ MOST_MB = 64
 
 @pytest.fixture(scope="module")
 def machine(api_server: ApiServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """Both programs on one cluster, the node plugin with its rights alone; a hub with a model, and one that a token opens."""
+    """Both programs on one cluster, the node plugin with its rights alone.
+
+    A hub with a model, and one that a token opens.
+    """
     folder, tree = tmp_path_factory.mktemp("ahead"), tmp_path_factory.mktemp("model")
     api_server.forget_volumes()
     make_node(api_server, "node-1", {"pool": "gpu"})
@@ -110,10 +114,10 @@ def test_a_wrong_token_shows_in_the_status_with_its_reason(machine: Machine, clu
     apply(cluster, thing(order("wrong", PRIVATE)))
     cluster.kubectl("wait", "--for=condition=Failed", "--timeout=60s", "dcpw/wrong")
     said = cluster.kubectl("get", "dcpw", "wrong", "-o", "wide")
-    assert "org/private" in said and "node-1" in said
-    assert not machine.logged("s3cr3t") and "s3cr3t" not in cluster.kubectl(
-        "get", "dcpw", "wrong", "-o", "yaml"
-    )
+    assert "org/private" in said
+    assert "node-1" in said
+    assert not machine.logged("s3cr3t")
+    assert "s3cr3t" not in cluster.kubectl("get", "dcpw", "wrong", "-o", "yaml")
 
 
 def test_a_secret_that_the_node_may_not_get_shows_the_right_that_is_missing(

@@ -28,7 +28,8 @@ _LIMIT = 300.0
 
 
 def script_of(run: list[Block]) -> str:
-    """One script for one shell, which stops at the first command that fails and says which blocks it has come through."""
+    """One script for one shell, which stops at the first command that fails and says which blocks it has
+    come through."""
     return STRICT_SHELL + "".join(
         f"{block.text}echo '{_DONE}' {number} $SECONDS\n" for number, block in enumerate(run)
     )
@@ -46,7 +47,8 @@ def export(tmp_path: Path) -> Path:
 
 
 def typed(tmp_path: Path, hub: Hub, nas: Ganesha, export: Path) -> subprocess.CompletedProcess[str]:
-    """Run the page with the reader's own values in place of the page's: where state goes, the hub and the NAS."""
+    """Run the page with the reader's own values in place of the page's: where state goes, the hub and the
+    NAS."""
     own = {
         "/var/tmp/datacache": str(tmp_path / "state"),
         "nas.example.com": nas.server,

@@ -1,4 +1,5 @@
-"""A store that is too small for everything: the least recently used images go, those that are mounted never."""
+"""A store that is too small for everything: the least recently used images go, those that are mounted
+never."""
 
 from __future__ import annotations
 
@@ -65,14 +66,11 @@ def test_a_mounted_image_never_goes(machine: Machine, hub: Hub) -> None:
 
     code, message = machine.inline("f", {"repoId": "org/f"})
     assert code is NO_SPACE
-    assert (
-        "needs 16" in message
-        and "its budget is 56" in message
-        and "mounted, prewarmed or being filled" in message
-    )
-    assert cached(machine) == {"a", "d", "e"} and machine.images() == [
-        image.parent for image in machine.sealed()
-    ]
+    assert "needs 16" in message
+    assert "its budget is 56" in message
+    assert "mounted, prewarmed or being filled" in message
+    assert cached(machine) == {"a", "d", "e"}
+    assert machine.images() == [image.parent for image in machine.sealed()]
     for name in "ade":
         assert (machine.target(name) / "model.bin").read_bytes()[:1] == name.encode()
 

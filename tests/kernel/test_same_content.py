@@ -1,4 +1,5 @@
-"""Two repositories that hold the same are one image, but each is read with its own credential at its own address."""
+"""Two repositories that hold the same are one image, but each is read with its own credential at its own
+address."""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ GOOD = {"token": "good-s3cr3t"}
 
 
 def test_a_fill_goes_on_from_the_repository_of_who_asks(start: Start, hub: Hub, tmp_path: Path) -> None:
-    """The private one began it, its token was revoked; who names the public copy neither needs nor hears of the private one."""
+    """The private one began it, its token was revoked.
+
+    Who names the public copy neither needs nor hears of the private one.
+    """
     file = content(tmp_path / "large", 96 * MIB)
     hub.repo("org/private", {"model.bin": file}, private=True, tokens={GOOD["token"]})
     hub.repo("org/copy", {"model.bin": file})

@@ -1,4 +1,5 @@
-"""A run over every source at debug level: what was secret is in no log, error, file, context, environment or command line."""
+"""A run over every source at debug level: what was secret is in no log, error, file, context, environment
+or command line."""
 
 from __future__ import annotations
 
@@ -160,9 +161,13 @@ def test_no_secret_of_any_source_is_found_anywhere(origins: Origins, tmp_path: P
 
 
 def _assert_searched(machine: Machine, endpoint: str) -> None:
-    """What is known to be in a place is found there, so that to find nothing says something. `endpoint` is in the programs' environment."""
+    """What is known to be in a place is found there, so that to find nothing says something.
+
+    `endpoint` is in the programs' environment.
+    """
     workers, found = machine.workers(), leaks(machine, endpoint, f"asked {endpoint}")
-    assert workers and f"message: asked {endpoint}" in found
+    assert workers
+    assert f"message: asked {endpoint}" in found
     processes = {f"/proc/{pid}" for pid in machine.plugins.processes()}
     assert (
         {f"/proc/{pid}" for pid in workers}
@@ -183,7 +188,10 @@ def _assert_searched(machine: Machine, endpoint: str) -> None:
 
 
 def _lead_by_role(machine: Machine, origins: Origins) -> list[str]:
-    """Lead a bucket of the instance's role through success and failure, where there is one; what was said on the way."""
+    """Lead a bucket of the instance's role through success and failure, where there is one.
+
+    What was said on the way.
+    """
     if origins.role is None:
         return []
     volume = machine.create("role", origins.role)

@@ -1,4 +1,5 @@
-"""Files that the node has already: fetched once for each source, and handed to nobody whose origin does not send them."""
+"""Files that the node has already: fetched once for each source, and handed to nobody whose origin does
+not send them."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ def test_workers_killed_in_the_middle_of_copying_leave_the_right_bytes_to_the_ne
         ]
         write_orders(tmp_path, [{**deaths[1], "skip": 1}, *deaths])
         pinned = {"repoId": "org/model", "revision": repository.branches["main"]}
-        assert until(lambda: machine.inline("new", pinned) == (OK, "")) and read_orders(tmp_path) == []
+        assert until(lambda: machine.inline("new", pinned) == (OK, ""))
+        assert read_orders(tmp_path) == []
         assert (tmp_path / "hits").read_text().count("worker at copy") == 8
         assert {path: (machine.target("new") / path).read_bytes() for path in new} == new
         assert sent(hub, "org/model") <= 2 * MIB + 1
@@ -124,14 +126,19 @@ def pointers(repository: Repository, *paths: str) -> dict[str, Declared]:
 
 def refused(machine: Machine, attributes: dict[str, str], secrets: dict[str, str], words: str) -> None:
     code, message = machine.inline("thief", attributes, secrets)
-    assert code is WRONG and words in message and "s3cr3t" not in message, (code, message)
+    assert code is WRONG, (code, message)
+    assert words in message, (code, message)
+    assert "s3cr3t" not in message, (code, message)
     assert not machine.target("thief").exists() or not os.listdir(machine.target("thief"))
 
 
 def test_a_listing_that_claims_the_digests_of_a_cached_image_does_not_open_it(
     start: Start, hub: Hub, private: Repository
 ) -> None:
-    """The same manifest, digest for digest; the thief's hub lists it, lets it be read, and has zeros in the files' place."""
+    """The same manifest, digest for digest.
+
+    The thief's hub lists it, lets it be read, and has zeros in the files' place.
+    """
     machine = start()
     hub.repo(
         "thief/pointers", pointers(private, "model.bin", "other.bin"), private=True, tokens={THIEF["token"]}
@@ -142,7 +149,8 @@ def test_a_listing_that_claims_the_digests_of_a_cached_image_does_not_open_it(
         refused(machine, {"repoId": "thief/pointers"}, THIEF, ".bin")
     volume = machine.create("volume", {"repoId": "thief/pointers"}, THIEF)
     code, message = machine.stage(volume, THIEF)
-    assert code is WRONG and ".bin" in message
+    assert code is WRONG
+    assert ".bin" in message
 
     assert machine.sealed() == image, "it is the same image, and it stays for its owner"
     assert machine.inline("again", {"repoId": "org/private"}, OWNER) == (OK, "")
@@ -163,7 +171,8 @@ def test_who_waits_for_the_owners_fill_is_not_let_in_with_the_owner(
     assert answer_of(owner) == (OK, "")
     hub.faults.rate = None
     code, message = answer_of(thief)
-    assert code is WRONG and ".bin" in message
+    assert code is WRONG
+    assert ".bin" in message
     assert machine.unpublish("owner") == (OK, "")
 
 
@@ -191,7 +200,8 @@ def test_a_rightful_second_repository_shares_the_image_for_a_few_bytes(
     hub.counters.reset()
     assert machine.unpublish("second") == (OK, "")
     assert machine.inline("second", {"repoId": "org/copy"}) == (OK, "")
-    assert sent(hub, "org/copy") == 0 and len(machine.sealed()) == 1
+    assert sent(hub, "org/copy") == 0
+    assert len(machine.sealed()) == 1
     for pod in ("owner", "second"):
         assert machine.unpublish(pod) == (OK, "")
 

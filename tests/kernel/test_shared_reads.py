@@ -1,4 +1,7 @@
-"""Sixteen pods read one image at once: the disk is read once, and the origin was asked once. How long it takes: `make bench` (shared_reads)."""
+"""Sixteen pods read one image at once: the disk is read once, and the origin was asked once.
+
+How long it takes: `make bench` (shared_reads).
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ Runs = dict[int, list["Cold"]]
 
 @dataclass(frozen=True)
 class Cold:
-    """A run that began with nothing in the page cache: bytes read from the loop device and from the store's disk."""
+    """A run that began with nothing in the page cache: bytes read from the loop device and from the
+    store's disk."""
 
     run: Run
     loop: int

@@ -1,4 +1,7 @@
-"""How the two programs start, and refuse to: sockets, stores and flags that others hold or that are wrong. What they log of each call."""
+"""How the two programs start, and refuse to: sockets, stores and flags that others hold or that are wrong.
+
+What they log of each call.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,10 @@ def model(hub: Hub) -> None:
 
 
 def refused(machine: Machine, program: str, **changed: str) -> str:
-    """Start a second `program` with flags changed; its last words. It must leave with exit status 1 and no stack trace."""
+    """Start a second `program` with flags changed; its last words.
+
+    It must leave with exit status 1 and no stack trace.
+    """
     command = list(getattr(machine.plugins, program).command)
     for flag, value in changed.items():
         name = f"--{flag.replace('_', '-')}"
@@ -51,7 +57,8 @@ def refused(machine: Machine, program: str, **changed: str) -> str:
         env={**os.environ, **machine.plugins.node.environment},
     )
     assert done.returncode in (1, 2), done.stderr
-    assert "Traceback" not in done.stderr and ".py" not in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
+    assert ".py" not in done.stderr, done.stderr
     return done.stderr.strip().splitlines()[-1]
 
 
@@ -65,7 +72,8 @@ def test_a_socket_that_a_killed_plugin_left_is_replaced(start: Start) -> None:
 
 @pytest.fixture
 def registry() -> Iterator[Path]:
-    """A folder of a short name: a socket's path has 107 bytes at most, and kubelet's folder is /var/lib/kubelet/plugins_registry."""
+    """A folder of a short name: a socket's path has 107 bytes at most, and kubelet's folder is
+    /var/lib/kubelet/plugins_registry."""
     with tempfile.TemporaryDirectory(prefix="registry-") as folder:
         yield Path(folder)
 
@@ -95,10 +103,8 @@ def test_prometheus_reads_how_long_calls_took(start: Start, program: str) -> Non
     with urllib.request.urlopen(f"http://{address}/metrics", timeout=30) as answer:
         found = answer.read().decode()
     method = {"node": "NodeStageVolume", "controller": "CreateVolume"}[program]
-    assert (
-        f'datacache_rpc_seconds_count{{code="OK",method="{method}"}} 1.0' in found
-        and "process_resident_memory_bytes" in found
-    )
+    assert f'datacache_rpc_seconds_count{{code="OK",method="{method}"}} 1.0' in found
+    assert "process_resident_memory_bytes" in found
 
 
 def test_the_controller_answers_external_resizer_that_it_is_no_node(start: Start) -> None:
@@ -119,13 +125,15 @@ def test_a_file_in_the_place_of_the_socket_is_kept(start: Start, tmp_path: Path)
     file = tmp_path / "file"
     file.write_text("data")
     words = refused(start(), "node", endpoint=f"unix://{file}", store=str(tmp_path / "other"))
-    assert "is not a socket" in words and file.read_text() == "data"
+    assert "is not a socket" in words
+    assert file.read_text() == "data"
 
 
 def test_a_store_has_one_owner(start: Start, tmp_path: Path) -> None:
     machine = start()
     words = refused(machine, "node", endpoint=f"unix://{tmp_path}/second.sock")
-    assert "belongs to another running process" in words and "--store" in words
+    assert "belongs to another running process" in words
+    assert "--store" in words
     assert machine.inline("pod", MODEL) == (OK, "")
 
 
@@ -185,7 +193,7 @@ def test_every_call_is_one_line_of_text(start: Start) -> None:
     for method, volume, code, reason in wanted:
         tail = f' reason="{re.escape(reason)}.*"' if reason else "$"
         level = "INFO" if code == "OK" else "WARNING"
-        line = rf"^\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{3}}Z {level} rpc method={method} volume={volume} code={code} ms=\d+(\.\d+)?{tail}"
+        line = rf"^\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{3}}Z {level} rpc method={method} volume={volume} code={code} ms=\d+(\.\d+)?{tail}"  # noqa: E501
         assert len(machine.logged(line)) == 1, (line, machine.logs())
     assert len(machine.logged(" rpc method=(?!Probe)")) == len(wanted)
 
@@ -201,9 +209,7 @@ def test_every_call_is_one_json_object(start: Start) -> None:
         (line,) = [
             line for line in lines if (line["method"], line["volume"], line["code"]) == (method, volume, code)
         ]
-        assert (
-            line["ms"] >= 0
-            and line.get("reason", "").startswith(reason)
-            and ("reason" in line) == bool(reason)
-        )
+        assert line["ms"] >= 0
+        assert line.get("reason", "").startswith(reason)
+        assert ("reason" in line) == bool(reason)
     assert len(lines) == len(wanted)

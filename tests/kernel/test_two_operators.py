@@ -1,4 +1,5 @@
-"""Two replicas of the operator at a real API server: one leads, the other goes on from what it left, and both know what was asked of either."""
+"""Two replicas of the operator at a real API server: one leads, the other goes on from what it left, and
+both know what was asked of either."""
 
 from __future__ import annotations
 
@@ -90,7 +91,8 @@ def test_what_one_replica_made_available_stays_so_under_the_next_one(
     later = sdk(second)("CreateDataCache", Path="/models/later", DataSource=SOURCE)["DataCacheId"]
     assert wait_until(lambda: status(sdk(second), later) == "Failed", TAKE), second.text()
     assert KubernetesDataCacheRegistry(replicas.cluster.client(), "default").find((made,))[0].state == before
-    assert before.phase is Phase.AVAILABLE and before.content
+    assert before.phase is Phase.AVAILABLE
+    assert before.content
     # The first has died with its flags; it comes back so that its end is looked at as any other's.
     first.start()
     monkeypatch.setattr(parameter_helper, "get_uuid", lambda: "the-same")

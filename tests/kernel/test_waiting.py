@@ -1,4 +1,5 @@
-"""Calls that wait for a slow fill: many at a time, ended by their caller, by a pod's deletion, or by the plugin's own limits.
+"""Calls that wait for a slow fill: many at a time, ended by their caller, by a pod's deletion, or by the
+plugin's own limits.
 
 How long others take meanwhile `make bench` measures (waiting_calls).
 """
@@ -25,7 +26,8 @@ pytestmark = pytest.mark.kernel
 ABORTED = grpc.StatusCode.ABORTED
 CALLS, IMAGES = 200, 4
 SLOW = 24e6
-# What a stopped fill over four connections may have to fetch again: its ten buffers, and what was not in the journal yet.
+# What a stopped fill over four connections may have to fetch again: its ten buffers, and what was not in the
+# journal yet.
 LOST = (40 + 64) * MIB
 
 
@@ -132,7 +134,8 @@ def test_a_call_that_runs_out_of_time_tells_the_progress(start: Start, hub: Hub,
     code, message = next(answer for answer in answers if not answer[1].startswith("filling the cache: 0 of"))
     assert code is ABORTED
     assert re.fullmatch(
-        r"filling the cache: [1-9]\d* of 96 MiB, [1-9][\d.]* MiB/s, about \d+ s left; call again, the fill goes on",
+        r"filling the cache: [1-9]\d* of 96 MiB, [1-9][\d.]* MiB/s, about \d+ s left; call again, the fill "
+        r"goes on",
         message,
     )
     hub.faults.rate = None

@@ -10,7 +10,8 @@ _TRACE = ("Traceback", 'File "', "line ")
 
 
 def leaks(machine: Machine, secret: str, *messages: str) -> list[str]:
-    """Messages, files (logs among them), command lines and environments of the programs and their descendants that hold the secret."""
+    """Messages, files (logs among them), command lines and environments of the programs and their
+    descendants that hold the secret."""
     found = [f"message: {message}" for message in messages if secret in message]
     files = (path for path in files_below(machine.folder) if path.is_file() and not path.is_symlink())
     found += [str(path) for path in files if secret.encode() in _read(path) or secret in path.name]

@@ -48,7 +48,10 @@ READER = AccessMode.MULTI_NODE_READER_ONLY
 
 
 class Node:
-    """One start of the plugin over `folder`; a second Node over the same folder is the next start. `source` is shared by name, not by state."""
+    """One start of the plugin over `folder`; a second Node over the same folder is the next start.
+
+    `source` is shared by name, not by state.
+    """
 
     def __init__(
         self,

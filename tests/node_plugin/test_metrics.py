@@ -70,7 +70,8 @@ def test_volumes_that_share_a_rule_are_one_series(place: Place) -> None:
     place.hold("one", CREDIT)
     place.hold("two", CREDIT)
     ((labels, value),) = place.samples()["datacache_volume_limit_iops"]
-    assert labels["volume"] == "one,two" and value == 6000
+    assert labels["volume"] == "one,two"
+    assert value == 6000
 
 
 def test_a_limit_that_is_not_in_force_says_so(place: Place) -> None:

@@ -1,4 +1,5 @@
-"""kubelet finds the driver: what it is told through the socket in its folder of plugins, and when that socket is there."""
+"""kubelet finds the driver: what it is told through the socket in its folder of plugins, and when that
+socket is there."""
 
 from __future__ import annotations
 

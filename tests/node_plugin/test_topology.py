@@ -42,11 +42,9 @@ def test_a_node_that_cannot_has_the_plugin_alone_and_its_people_are_told_why(
     kernel = Kernel("this node's kernel has no EROFS; load the module erofs at boot")
     assert kernel.topology.segments() == {PLUGIN: "true"}
     said = kernel.announcer.said(NODE)[CANNOT_MOUNT_REASON]
-    assert (
-        said.warning
-        and "no EROFS; load the module" in said.message
-        and "delete the plugin's pod on this node" in said.message
-    )
+    assert said.warning
+    assert "no EROFS; load the module" in said.message
+    assert "delete the plugin's pod on this node" in said.message
     assert [(line.levelno, line.message) for line in caplog.records] == [
         (logging.ERROR, "node cannot mount volumes")
     ]
@@ -81,7 +79,8 @@ def test_people_are_told_why_kubelet_did_not_take_the_driver() -> None:
 def test_a_volume_is_made_where_some_node_may_be_able_to_mount_it(
     places: list[dict[str, str]], there: bool
 ) -> None:
-    """A pod whose first choice is a node that cannot asks for {plugin}: its volume tells the scheduler where it can go."""
+    """A pod whose first choice is a node that cannot asks for {plugin}: its volume tells the scheduler
+    where it can go."""
     servicer = ControllerServicer(None, DRIVER)  # type: ignore[arg-type]
     asked = pb.TopologyRequirement(requisite=[pb.Topology(segments=place) for place in places])
     if there:

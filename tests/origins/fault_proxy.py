@@ -1,6 +1,8 @@
-"""A reverse proxy before a real server, to have faults and counters for one that has none: `with FaultProxy(("127.0.0.1", port)) as proxy: ...`.
+"""A reverse proxy before a real server, to have faults and counters for one that has none: `with
+FaultProxy(("127.0.0.1", port)) as proxy: ...`.
 
-The Host header goes on as it came, so that addresses which were signed for the proxy (SigV4) are right at the server, too.
+The Host header goes on as it came, so that addresses which were signed for the proxy (SigV4) are right at the
+server, too.
 """
 
 from __future__ import annotations
@@ -27,7 +29,10 @@ _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)$")
 
 
 class _ProxyHandler(Handler):
-    """Asks the server and answers what it answered. The key of a fault is the path without its first slash."""
+    """Asks the server and answers what it answered.
+
+    The key of a fault is the path without its first slash.
+    """
 
     def answer(self) -> None:
         key = unquote(self.path.partition("?")[0]).lstrip("/")

@@ -28,14 +28,17 @@ ACTIONS = (
 
 @dataclass
 class Fault:
-    """One thing that goes wrong for requests whose key matches `match` (a shell pattern), `times` times (-1: always); `count` is how often it did.
+    """One thing that goes wrong for requests whose key matches `match` (a shell pattern), `times` times (-1:
+    always); `count` is how often it did.
 
-    Keys are "org/name/path/of/file" for files and "api/<kind>/org/name" for the API. `listener` is "hub", "cdn" or "" for all. Actions:
-    "status" (answer `status`, with Retry-After `retry_after` if that is not empty), "hang-up" (end the connection in place of an answer),
-    "drop" (end the connection `after` bytes into the body), "reset" (the same, but the client meets a reset), "stall" (wait `seconds` at
-    `after`), "trickle" (from `after` on, a byte every `seconds`), "truncate" (a body of `after` bytes, with that length), "corrupt" (flip
-    the file's byte at offset `after`), "wrong-length" (say that the file has a byte more), "ignore-range" (answer 200 and the whole
-    file), "no-length" (a chunked body), "redirect-loop" (redirect to the same address).
+    Keys are "org/name/path/of/file" for files and "api/<kind>/org/name" for the API. `listener` is "hub",
+    "cdn" or "" for all. Actions: "status" (answer `status`, with Retry-After `retry_after` if that is not
+    empty), "hang-up" (end the connection in place of an answer), "drop" (end the connection `after` bytes
+    into the body), "reset" (the same, but the client meets a reset), "stall" (wait `seconds` at `after`),
+    "trickle" (from `after` on, a byte every `seconds`), "truncate" (a body of `after` bytes, with that
+    length), "corrupt" (flip the file's byte at offset `after`), "wrong-length" (say that the file has a byte
+    more), "ignore-range" (answer 200 and the whole file), "no-length" (a chunked body), "redirect-loop"
+    (redirect to the same address).
     """
 
     action: str
@@ -50,7 +53,10 @@ class Fault:
 
 
 class Faults:
-    """The faults in force; `latency` (seconds before each answer) and `rate` (bytes/s over all connections) are plain attributes."""
+    """The faults in force.
+
+    `latency` (seconds before each answer) and `rate` (bytes/s over all connections) are plain attributes.
+    """
 
     def __init__(self) -> None:
         self.latency = 0.0
@@ -136,9 +142,9 @@ class Sent:
 
 @dataclass
 class Counters:
-    """What was asked and sent. `requests` by kind ("info", "tree", "resolve", "cdn", ...), `bytes_sent` by file key,
-    `authorizations` the Authorization values each listener saw, `connections` those open now by listener,
-    `accepted` those ever opened."""
+    """What was asked and sent. `requests` by kind ("info", "tree", "resolve", "cdn", ...), `bytes_sent` by
+    file key, `authorizations` the Authorization values each listener saw, `connections` those open now by
+    listener, `accepted` those ever opened."""
 
     requests: Counter[str] = field(default_factory=Counter)
     bytes_sent: Counter[str] = field(default_factory=Counter)
@@ -165,7 +171,10 @@ class Counters:
 
     @contextmanager
     def sending(self, key: str, count: int) -> Iterator[Sent]:
-        """Count before the receiver can look; what was not sent in the end (the block says how much was, or fails) is taken back."""
+        """Count before the receiver can look.
+
+        What was not sent in the end (the block says how much was, or fails) is taken back.
+        """
         sent = Sent(count)
         self.sent(key, count)
         try:

@@ -3,8 +3,9 @@
     with Ganesha([Export(Path("/srv/models"))]) as nas:
         NasSpec(server=nas.server, path="/srv/models", port=nas.port, mount_port=nas.mount_port)
 
-As a program: `python -m tests.origins.ganesha --export DIR --port 0` prints `server=... port=... mountport=...`
-and serves until it is interrupted. Needs root and the Debian packages nfs-ganesha, nfs-ganesha-vfs, rpcbind.
+As a program: `python -m tests.origins.ganesha --export DIR --port 0` prints `server=... port=...
+mountport=...` and serves until it is interrupted. Needs root and the Debian packages nfs-ganesha,
+nfs-ganesha-vfs, rpcbind.
 """
 
 from __future__ import annotations
@@ -41,18 +42,20 @@ NFS_CORE_PARAM {{
 NFS_KRB5 {{ Active_krb5 = false; }}
 NFSv4 {{ Graceless = true; Minor_Versions = 0; Only_Numeric_Owners = true; RecoveryRoot = "{folder}/recovery"; }}
 LOG {{ Default_Log_Level = EVENT; }}
-"""
+"""  # noqa: E501
 _EXPORT = """
 EXPORT {{
   Export_Id = {number}; Path = "{export.path}"; Pseudo = "{pseudo}"; Protocols = 3, 4; SecType = sys;
   Access_Type = {access}; Squash = {export.squash}; PrivilegedPort = {privileged}; Attr_Expiration_Time = {export.attribute_seconds};
   FSAL {{ Name = VFS; }} {clients}
 }}
-"""
+"""  # noqa: E501
 
 
-# From version 6 on it ends where the kernel does not let it flush before others (PR_SET_IO_FLUSHER), unless it is told that it may go on,
-# and believes the names of a folder that it has seen, whatever Attr_Expiration_Time says, unless it keeps none.
+# From version 6 on it ends where the kernel does not let it flush before others (PR_SET_IO_FLUSHER), unless
+# it is told that it may go on,
+# and believes the names of a folder that it has seen, whatever Attr_Expiration_Time says, unless it keeps
+# none.
 _FLUSHER, _NO_NAMES = "allow_set_io_flusher_fail = true;", "MDCACHE { Dir_Chunk = 0; }"
 _VERSION = re.compile(r"Release = V(\d+)")
 
@@ -61,10 +64,10 @@ _VERSION = re.compile(r"Release = V(\d+)")
 class Export:
     """One exported folder.
 
-    `pseudo` is its path in NFSv4 (default: the same as `path`), `access` RO, RW or None, `squash` ganesha's word
-    (No_Root_Squash, Root_Squash, All_Squash), `privileged_port` whether only source ports below 1024 may ask,
-    `clients` the only addresses that may (empty: all), `attribute_seconds` how long the server may believe attributes
-    (0: it sees at once what tests change behind it).
+    `pseudo` is its path in NFSv4 (default: the same as `path`), `access` RO, RW or None, `squash` ganesha's
+    word (No_Root_Squash, Root_Squash, All_Squash), `privileged_port` whether only source ports below 1024 may
+    ask, `clients` the only addresses that may (empty: all), `attribute_seconds` how long the server may
+    believe attributes (0: it sees at once what tests change behind it).
     """
 
     path: Path
@@ -87,9 +90,11 @@ class Export:
 
 
 class _Rpcbind:
-    """ganesha insists on registering with a portmapper; one is started when none answers, and stopped with the last server.
+    """ganesha insists on registering with a portmapper; one is started when none answers, and stopped with
+    the last server.
 
-    There is one a machine. Where several processes run tests, one of them keeps it for all: others would end it for each other.
+    There is one a machine. Where several processes run tests, one of them keeps it for all: others would end
+    it for each other.
     """
 
     def __init__(self) -> None:
@@ -102,7 +107,8 @@ class _Rpcbind:
         return onc_rpc.answers("127.0.0.1", 111, onc_rpc.PORTMAPPER)
 
     def keep(self) -> Callable[[], None]:
-        """Have one answer from now on, in the place of another checkout's when that ends, until what is returned is called."""
+        """Have one answer from now on, in the place of another checkout's when that ends, until what is
+        returned is called."""
         os.environ[_KEPT] = "1"
         self._start()
         keeper = threading.Thread(target=self._watch, name="rpcbind", daemon=True)
@@ -155,7 +161,10 @@ rpcbind = _Rpcbind()
 
 
 class Ganesha:
-    """A ganesha server; `server`, `port` and `mount_port` say where it is. Entering starts it, leaving removes every trace."""
+    """A ganesha server; `server`, `port` and `mount_port` say where it is.
+
+    Entering starts it, leaving removes every trace.
+    """
 
     def __init__(
         self, exports: list[Export], *, port: int = 0, mount_port: int = 0, server: str = "127.0.0.1"
@@ -216,7 +225,10 @@ class Ganesha:
         )  # fmt: skip
 
     def start(self) -> None:
-        """Start the server and wait until it answers. Another process may stop the shared rpcbind just then: tried a few times."""
+        """Start the server and wait until it answers.
+
+        Another process may stop the shared rpcbind just then: tried a few times.
+        """
         for _ in range(_TRIES):
             rpcbind.acquire()
             self._spawn()

@@ -1,4 +1,5 @@
-"""A model hub on loopback that the real clients can talk to: `with Hub() as hub: hub.repo("org/name", {...})`.
+"""A model hub on loopback that the real clients can talk to: `with Hub() as hub: hub.repo("org/name",
+{...})`.
 
 As a program (`python -m tests.origins.hub --root DIR`) it serves folders: DIR/org/name is a model,
 DIR/datasets/org/name a dataset. It prints its address and runs until it is told to stop.
@@ -26,9 +27,10 @@ HUB_ADDRESS, CDN_ADDRESS = "127.0.0.1", "127.0.0.2"
 class Hub:
     """The hub (`endpoint`) and the host its large files come from (`cdn`).
 
-    `redirects=False` serves large files from the hub itself; `relative_redirects` sends small ones through a second
-    address on the same host, as the public hub does; `cdn_base` redirects large files there (an nginx whose root is
-    `--root`) in place of the own second listener; `page` is the most entries in one answer of the tree.
+    `redirects=False` serves large files from the hub itself; `relative_redirects` sends small ones through a
+    second address on the same host, as the public hub does; `cdn_base` redirects large files there (an nginx
+    whose root is `--root`) in place of the own second listener; `page` is the most entries in one answer of
+    the tree.
     """
 
     def __init__(
@@ -101,7 +103,10 @@ class Hub:
         lfs_over: int = LFS_OVER,
         digests: Path | None = None,
     ) -> Repository:
-        """A new repository with one commit on main. `tokens` may see it, `granted` may also read it when gated; both become valid tokens."""
+        """A new repository with one commit on main.
+
+        `tokens` may see it, `granted` may also read it when gated; both become valid tokens.
+        """
         readers, granted = set(tokens) | set(granted), set(granted)
         repository = Repository(kind, name, private, gated, xet, readers, granted)
         repository.commit(files, lfs_over=lfs_over, digests=digests)
@@ -133,7 +138,10 @@ class Hub:
 
 
 def serve_folder(hub: Hub, root: Path, lfs_over: int) -> None:
-    """Make every DIR/org/name a model and every DIR/datasets/org/name a dataset; what was hashed is remembered in DIR/.hub-digests."""
+    """Make every DIR/org/name a model and every DIR/datasets/org/name a dataset.
+
+    What was hashed is remembered in DIR/.hub-digests.
+    """
     datasets = root / "datasets"
     models = [folder for folder in sorted(root.glob("*/*")) if folder.parent != datasets]
     for kind, base, folders in (("model", root, models), ("dataset", datasets, sorted(datasets.glob("*/*")))):

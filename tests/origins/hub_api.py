@@ -1,4 +1,5 @@
-"""What a hub answers: repositories' facts, their trees, their files, redirects of large files to signed addresses."""
+"""What a hub answers: repositories' facts, their trees, their files, redirects of large files to signed
+addresses."""
 
 from __future__ import annotations
 
@@ -196,7 +197,7 @@ class HubHandler(Handler):
             "Location": location,
         }
         if repository.xet:
-            token = f"{hub.endpoint}/api/{repository.kind}s/{repository.id}/xet-read-token/{headers['X-Repo-Commit']}"
+            token = f"{hub.endpoint}/api/{repository.kind}s/{repository.id}/xet-read-token/{headers['X-Repo-Commit']}"  # noqa: E501
             linked |= {
                 "X-Xet-Hash": file.xet_hash,
                 "X-Xet-Refresh-Route": token,

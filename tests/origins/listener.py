@@ -1,4 +1,7 @@
-"""A small HTTP/1.1 origin: keep-alive, ranges, sendfile, faults on purpose. What it serves is its subclasses' business."""
+"""A small HTTP/1.1 origin: keep-alive, ranges, sendfile, faults on purpose.
+
+What it serves is its subclasses' business.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ class Dropped(Exception):
 
 
 class Listener(socketserver.ThreadingTCPServer):
-    """One listening socket; `name` is "hub" or "cdn". `stop` refuses new and cuts open connections, `start` takes the same port again."""
+    """One listening socket; `name` is "hub" or "cdn".
+
+    `stop` refuses new and cuts open connections, `start` takes the same port again.
+    """
 
     daemon_threads = True
     block_on_close = False
@@ -122,7 +128,10 @@ class Handler(BaseHTTPRequestHandler):
         """Tests read counters, not logs."""
 
     def refused_on_purpose(self, key: str) -> bool:
-        """Answer with the status fault that is in force for `key`, if any; raises Dropped where there is to be no answer."""
+        """Answer with the status fault that is in force for `key`, if any.
+
+        Raises Dropped where there is to be no answer.
+        """
         if self.server.faults.take("hang-up", key, self.server.name):
             raise Dropped
         fault = self.server.faults.take("status", key, self.server.name)
@@ -180,7 +189,8 @@ class Handler(BaseHTTPRequestHandler):
         size: int,
         headers: Mapping[str, str],
     ) -> None:
-        """Bytes `span` of a file of `size` bytes as 206, or all of them as 200, with the faults of bodies and their lengths."""
+        """Bytes `span` of a file of `size` bytes as 206, or all of them as 200, with the faults of bodies
+        and their lengths."""
         faults, name = self.server.faults, self.server.name
         start, end = span or (0, size)
         wrong, cut = faults.take("wrong-length", key, name), faults.take("truncate", key, name)
@@ -209,7 +219,10 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def _span(self, size: int) -> tuple[int, int] | None:
-        """First byte and the one after the last of the wanted range; None without one (RFC 9110, 14.2: one that cannot be read is ignored)."""
+        """First byte and the one after the last of the wanted range.
+
+        None without one (RFC 9110, 14.2: one that cannot be read is ignored).
+        """
         match = _RANGE.match(self.headers.get("Range", ""))
         if not match or match.groups() == ("", ""):
             return None

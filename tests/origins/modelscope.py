@@ -1,6 +1,8 @@
-"""ModelScope's hub on loopback, as its real client asks it: `with ModelScopeHub() as hub: hub.repo("org/name", {...})`.
+"""ModelScope's hub on loopback, as its real client asks it: `with ModelScopeHub() as hub:
+hub.repo("org/name", {...})`.
 
-Paths and bodies are those of the SDK's legacy client (modelscope_hub 0.5: repo/files, repo/tree, repo?FilePath=, revisions).
+Paths and bodies are those of the SDK's legacy client (modelscope_hub 0.5: repo/files, repo/tree,
+repo?FilePath=, revisions).
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ LIMIT = 3000
 
 @dataclass
 class ModelScopeRepository:
-    """Files of each revision by path; `readers` are the tokens that may see a private one, `unreadable` lists and sends no bytes."""
+    """Files of each revision by path.
+
+    `readers` are the tokens that may see a private one, `unreadable` lists and sends no bytes.
+    """
 
     kind: str
     id: str
@@ -154,8 +159,9 @@ class StoreHandler(Handler):
 
 
 class ModelScopeHub:
-    """The hub (`endpoint`); files of `redirect_over` bytes and more come from a second host, or (`store_base`)
-    from an nginx whose root holds org/name/... `limit` entries of a model are listed at once."""
+    """The hub (`endpoint`); files of `redirect_over` bytes and more come from a second host, or
+    (`store_base`) from an nginx whose root holds org/name/... `limit` entries of a model are listed at
+    once."""
 
     def __init__(
         self,
@@ -239,7 +245,7 @@ class ModelScopeHub:
             return f"{self.store_base}/{quote(repository.id)}/{quote(path)}"
         target = f"/{repository.kind}/{quote(repository.id, safe='')}/{quote(path)}"
         expires = f"{time.time() + 3600:.3f}"
-        return f"http://{self._addresses[1]}:{self._ports[1]}{target}?Expires={expires}&Signature={signature(self.signing_key, target, expires)}"
+        return f"http://{self._addresses[1]}:{self._ports[1]}{target}?Expires={expires}&Signature={signature(self.signing_key, target, expires)}"  # noqa: E501
 
     def rows(self, files: Mapping[str, Content], root: str, recursive: bool) -> list[dict[str, Any]]:
         """Entries below `root`: folders first, then files, as the hub lists them; made once for all pages."""

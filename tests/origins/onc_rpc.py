@@ -15,7 +15,8 @@ _LAST_FRAGMENT = 0x8000_0000
 
 
 def answers(host: str, port: int, program: tuple[int, int], timeout: float = 2.0) -> bool:
-    """Whether `program` (number, version) behind `host`:`port` accepts a NULL call within `timeout` seconds."""
+    """Whether `program` (number, version) behind `host`:`port` accepts a NULL call within `timeout`
+    seconds."""
     call = struct.pack(">10I", 1, 0, 2, program[0], program[1], 0, 0, 0, 0, 0)
     with suppress(OSError), socket.create_connection((host, port), timeout) as connection:
         connection.sendall(struct.pack(">I", _LAST_FRAGMENT | len(call)) + call)
@@ -24,18 +25,21 @@ def answers(host: str, port: int, program: tuple[int, int], timeout: float = 2.0
     return False
 
 
-# Below those that the kernel gives to connections (ip_local_port_range): no other socket takes one before its server listens there.
+# Below those that the kernel gives to connections (ip_local_port_range): no other socket takes one before its
+# server listens there.
 _PORTS = range(10_000, 32_000)
 _SHARE = 1_000
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-# Each of the processes that run tests at a time has ports of its own, in turn, so that two never take the same.
+# Each of the processes that run tests at a time has ports of its own, in turn, so that two never take the
+# same.
 _own = itertools.cycle(_PORTS[_worker * _SHARE % len(_PORTS) :][:_SHARE])
 for _ in range(os.getpid() % _SHARE):
     next(_own)
 
 
 def free_port() -> int:
-    """A TCP port of 127.0.0.1 that nobody listens on just now, and that nobody else of these tests is given."""
+    """A TCP port of 127.0.0.1 that nobody listens on just now, and that nobody else of these tests is
+    given."""
     for port in itertools.islice(_own, _SHARE):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))

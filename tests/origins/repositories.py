@@ -1,4 +1,7 @@
-"""Repositories as a hub keeps them: commits of files, branches and tags, who may see them. No HTTP in here."""
+"""Repositories as a hub keeps them: commits of files, branches and tags, who may see them.
+
+No HTTP in here.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ Files = Mapping[str, Content]
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file of a commit. `oid` is the git blob id (of the LFS pointer, for an LFS file); `sha256` is empty unless LFS."""
+    """A file of a commit. `oid` is the git blob id (of the LFS pointer, for an LFS file).
+
+    `sha256` is empty unless LFS.
+    """
 
     content: Content
     size: int
@@ -55,7 +61,8 @@ class Commit:
 
 @dataclass
 class Repository:
-    """`kind` is "model" or "dataset". `readers` may see a private one, `granted` may read a gated one's files (both: tokens).
+    """`kind` is "model" or "dataset". `readers` may see a private one, `granted` may read a gated one's files
+    (both: tokens).
 
     With `xet` its large files are also named by their hash in Xet's store, as the public hub does by now.
     """
@@ -74,7 +81,10 @@ class Repository:
     def commit(
         self, files: Files, *, branch: str = "main", lfs_over: int = LFS_OVER, digests: Path | None = None
     ) -> str:
-        """Make `files` the whole content of `branch`; returns the commit's id. `digests` is a file that remembers what was hashed."""
+        """Make `files` the whole content of `branch`; returns the commit's id.
+
+        `digests` is a file that remembers what was hashed.
+        """
         stored = {
             path: stored_file(path, content, lfs_over, digests) for path, content in sorted(files.items())
         }

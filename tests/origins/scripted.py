@@ -10,7 +10,10 @@ from pathlib import Path
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by path: `behave[path](handler)` (`behave["PUT path"]`); remembers (path, Authorization, Range) of every request."""
+    """Answers by path: `behave[path](handler)` (`behave["PUT path"]`).
+
+    Remembers (path, Authorization, Range) of every request.
+    """
 
     daemon_threads = True
 

@@ -36,7 +36,8 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def the_client_of_huggingface_hub_itself() -> None:
-    """A source that ran in this process has given huggingface_hub its own client, which sends tokens to that source's hub alone."""
+    """A source that ran in this process has given huggingface_hub its own client, which sends tokens to
+    that source's hub alone."""
     set_client_factory(default_client_factory)
 
 
@@ -100,11 +101,13 @@ def test_files_in_xet_are_told_as_the_client_knows_them_and_downloaded_without_i
         assert listed == {
             path: stored.xet_hash if path == "model.safetensors" else listed[path] for path in FILES
         }
-        assert listed["config.json"] is None and listed["onnx/deep/er/model.onnx"]
+        assert listed["config.json"] is None
+        assert listed["onnx/deep/er/model.onnx"]
         told = get_hf_file_metadata(
             hf_hub_url("org/model", "model.safetensors", endpoint=hub.endpoint), token=False
         ).xet_file_data
-        assert told is not None and told.file_hash == stored.xet_hash
+        assert told is not None
+        assert told.file_hash == stored.xet_hash
         done = hf(hub, tmp_path, "org/model", HF_HUB_DISABLE_XET="1")
         assert done.returncode == 0, done.stderr
         assert fetched(tmp_path) == FILES

@@ -1,4 +1,5 @@
-"""A real S3 server (versitygw over a folder) on loopback: `with ObjectServer() as server: server.bucket({...})`."""
+"""A real S3 server (versitygw over a folder) on loopback: `with ObjectServer() as server:
+server.bucket({...})`."""
 
 from __future__ import annotations
 
@@ -33,7 +34,10 @@ def missing() -> str:
 
 
 class ObjectServer:
-    """The server, its buckets on disk or in `memory`; `reader` (READER_ID, READER_SECRET) is a user who may read what a bucket's policy lets them."""
+    """The server, its buckets on disk or in `memory`.
+
+    `reader` (READER_ID, READER_SECRET) is a user who may read what a bucket's policy lets them.
+    """
 
     def __init__(self, memory: bool = False, address: str = ADDRESS) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="versitygw-", dir="/dev/shm" if memory else None))

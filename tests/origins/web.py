@@ -1,4 +1,5 @@
-"""A plain web server on loopback, with faults on purpose: `with WebServer() as web: web.files["/a/b.bin"] = b"..."`."""
+"""A plain web server on loopback, with faults on purpose: `with WebServer() as web: web.files["/a/b.bin"]
+= b"..."`."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ ADDRESS = "127.0.0.1"
 
 @dataclass
 class Site:
-    """What a request may get: files below a folder, for bearers of `tokens` (empty: for all); `closed` answers 403 to everybody."""
+    """What a request may get: files below a folder, for bearers of `tokens` (empty: for all).
+
+    `closed` answers 403 to everybody.
+    """
 
     tokens: set[str] = field(default_factory=set)
     closed: bool = False

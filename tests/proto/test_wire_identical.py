@@ -1,4 +1,5 @@
-"""proto/csi.proto against the published interface, where Go's module cache has it (`make test` fetches it when Go is there)."""
+"""proto/csi.proto against the published interface, where Go's module cache has it (`make test` fetches it
+when Go is there)."""
 
 from __future__ import annotations
 
@@ -43,7 +44,10 @@ def compiled(proto: Path, tmp_path: Path) -> descriptor_pb2.FileDescriptorProto:
 
 
 def facts(file: descriptor_pb2.FileDescriptorProto) -> dict[str, bytes]:
-    """Every message, enum, service and extension by its kind and name, as bytes; `rpc X() {}` and `rpc X();` are one."""
+    """Every message, enum, service and extension by its kind and name, as bytes.
+
+    `rpc X() {}` and `rpc X();` are one.
+    """
     for service in file.service:
         for method in service.method:
             if not method.options.SerializeToString():
@@ -90,7 +94,8 @@ def test_secrets_are_marked_in_the_generated_code() -> None:
         for field in message.fields
         if field.GetOptions().Extensions[csi_pb2.csi_secret]
     ]
-    assert "NodePublishVolumeRequest.secrets" in marked and "CreateVolumeRequest.secrets" in marked
+    assert "NodePublishVolumeRequest.secrets" in marked
+    assert "CreateVolumeRequest.secrets" in marked
     assert all(name.endswith(".secrets") for name in marked)
 
 
@@ -115,4 +120,5 @@ def test_stale_code_is_named(tmp_path: Path) -> None:
         timeout=120,
     )
     assert done.returncode == 1
-    assert "csi/pb/csi_pb2_grpc.py" in done.stderr and "csi_pb2.pyi" not in done.stderr
+    assert "csi/pb/csi_pb2_grpc.py" in done.stderr
+    assert "csi_pb2.pyi" not in done.stderr

@@ -1,4 +1,5 @@
-"""csi-sanity, a client nobody here wrote, against both programs as separate processes, once for each source."""
+"""csi-sanity, a client nobody here wrote, against both programs as separate processes, once for each
+source."""
 
 from __future__ import annotations
 
@@ -66,7 +67,8 @@ def _all_secrets(secrets: Mapping[str, str]) -> dict[str, Mapping[str, str]]:
 
 def assert_passed(output: str, plugins: Plugins) -> None:
     ran, result = _TOTAL.search(output), _RESULT.search(output)
-    assert ran and result, output[-3000:]
+    assert ran, output[-3000:]
+    assert result, output[-3000:]
     print(f"csi-sanity: {ran[0]}, {result[0]}")
     assert int(result[2]) == 0, output[-12000:]
     assert int(ran[1]) >= 49, ran[0]

@@ -40,7 +40,7 @@ MAX_UNSYNCED_CHUNKS = 16
 _POLL_INTERVAL = 0.1
 
 
-def fill(
+def fill(  # noqa: PLR0913 - the one entry to a fill, all but three with defaults
     layout: Layout,
     partial: Path,
     journal: Path,

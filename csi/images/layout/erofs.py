@@ -109,7 +109,7 @@ def is_directory_inode(inode: bytes) -> bool:
     return len(inode) == INODE_SIZE and _inode.unpack(inode)[2] & _IFMT == IFDIR
 
 
-def write_inode(
+def write_inode(  # noqa: PLR0913 - the fields of the on-disk inode
     buffer: bytearray,
     offset: int,
     *,

@@ -91,7 +91,7 @@ class DirectoryDataCacheRegistry(DataCacheRegistry):
                 return None
             # One that cannot be read is not one that does not exist: its image must not be collected.
             raise DataCacheError(
-                f"the DataCache record {path} cannot be read: {error.strerror}; look at the disk and its rights"
+                f"the DataCache record {path} cannot be read: {error.strerror}; check the disk and the file"
             ) from error
 
     def add(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCache:

@@ -92,7 +92,8 @@ class ResponseStream:
         One receive for all of it would hide a slow connection for too long.
         """
         body = self._body
-        assert body is not None and body.length is not None
+        assert body is not None
+        assert body.length is not None
         view = view[: body.length]
         receive = body.fp.readinto1
         return_at = started_at + throughput.MEASURING_WINDOW / _CHECKS_PER_WINDOW

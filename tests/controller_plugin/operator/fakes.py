@@ -24,7 +24,10 @@ def content(letter: str, size: int = 5, repo: str = "org/name") -> DataCacheCont
 
 @dataclass
 class FakeImages:
-    """Origins that hold `origin`, by the path of the cache that asks; or the error that it meets. `store` is the image store, by digest."""
+    """Origins that hold `origin`, by the path of the cache that asks; or the error that it meets.
+
+    `store` is the image store, by digest.
+    """
 
     origin: dict[str, DataCacheContent | DataCacheError] = field(default_factory=dict)
     store: dict[str, DataCacheContent] | None = None
@@ -47,7 +50,10 @@ class FakeImages:
 
 @dataclass
 class FakeOrders:
-    """Orders that nodes have, by the cache's name, with the digest that is wanted; `states` says how far they are."""
+    """Orders that nodes have, by the cache's name, with the digest that is wanted.
+
+    `states` says how far they are.
+    """
 
     placed: dict[str, str] = field(default_factory=dict)
     states: dict[str, PrewarmProgress] = field(default_factory=dict)
@@ -75,8 +81,8 @@ class FakeOrders:
 
 
 class FakeStored:
-    """An image store at `location`: digests of the images, and what is `said` of those to come, by DataCacheId. `wanted` are those of the last
-    look of a collector."""
+    """An image store at `location`: digests of the images, and what is `said` of those to come, by
+    DataCacheId. `wanted` are those of the last look of a collector."""
 
     is_configured = True
 

@@ -24,7 +24,10 @@ NAMES = ["localhost", "webhook.example"]
 
 
 def asked(port: int, trusted: str, name: str = "localhost") -> bytes:
-    """What a client is answered that trusts `trusted` alone and looks for a server called `name`; raises ssl.SSLError."""
+    """What a client is answered that trusts `trusted` alone and looks for a server called `name`.
+
+    Raises ssl.SSLError.
+    """
     context = ssl.create_default_context(cadata=trusted)
     with (
         socket.create_connection(("127.0.0.1", port), 10) as plain,
@@ -57,20 +60,16 @@ def test_a_client_that_trusts_the_authority_believes_the_server_under_all_its_na
 
 def test_those_that_last_are_left_alone() -> None:
     made = renew_certificates(NAMES, NOW)
-    assert (
-        renew_certificates(NAMES, NOW + timedelta(days=30), made) is made
-        and renew_certificates(NAMES[:1], NOW, made) is made
-    )
+    assert renew_certificates(NAMES, NOW + timedelta(days=30), made) is made
+    assert renew_certificates(NAMES[:1], NOW, made) is made
 
 
 def test_a_certificate_is_renewed_while_it_still_counts_and_by_the_same_authority() -> None:
     made = renew_certificates(NAMES, NOW - timedelta(days=61))
     renewed = renew_certificates(NAMES, NOW, made)
-    assert (
-        renewed.ca_bundle == made.ca_bundle
-        and renewed.certificate != made.certificate
-        and renewed.key != made.key
-    )
+    assert renewed.ca_bundle == made.ca_bundle
+    assert renewed.certificate != made.certificate
+    assert renewed.key != made.key
     tls = ReloadableTls(made)
     with server(tls) as port:
         assert asked(port, made.ca_bundle) == b"here"
@@ -88,11 +87,13 @@ def test_another_name_is_another_certificate() -> None:
 def test_an_authority_near_its_end_is_followed_by_one_that_is_trusted_beside_it() -> None:
     made = renew_certificates(NAMES, NOW - timedelta(days=3000))
     renewed = renew_certificates(NAMES, NOW, made)
-    assert renewed.ca_bundle.startswith(made.ca_bundle) and renewed.ca_bundle != made.ca_bundle
+    assert renewed.ca_bundle.startswith(made.ca_bundle)
+    assert renewed.ca_bundle != made.ca_bundle
     with server(ReloadableTls(renewed)) as port:
         assert asked(port, renewed.ca_bundle) == b"here"
     again = renew_certificates(NAMES, NOW + timedelta(days=3000), renewed)
-    assert again.ca_bundle.count("BEGIN") == 2 and made.ca_bundle not in again.ca_bundle
+    assert again.ca_bundle.count("BEGIN") == 2
+    assert made.ca_bundle not in again.ca_bundle
     assert renew_certificates(NAMES, NOW, renewed) is renewed
 
 

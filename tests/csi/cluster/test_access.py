@@ -113,7 +113,8 @@ def test_a_kubeconfig_that_cannot_be_used_says_what_is_wrong(
 ) -> None:
     with pytest.raises(InvalidParameter, match=reason) as error:
         load_kubeconfig([config(tmp_path, **more)])
-    assert str(tmp_path) in str(error.value) and "s3cr3t" not in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "s3cr3t" not in str(error.value)
 
 
 def test_no_secret_is_in_the_words_for_an_access(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def test_of_several_replicas_one_leads_and_when_it_leaves_another_does(replicas:
             assert wait_until(lambda: replicas.leaders == ["a"], 20)
             for who in ("b", "c"):
                 others.enter_context(replicas.runs(who))
-        assert wait_until(lambda: len(replicas.leaders) == 1, 20) and replicas.leaders != ["a"]
+        assert wait_until(lambda: len(replicas.leaders) == 1, 20)
+        assert replicas.leaders != ["a"]
     assert (replicas.leaders, replicas.most) == ([], 1)
     assert (
         replicas.cluster.kubectl("get", "lease", replicas.name, "-o", "jsonpath={.spec.holderIdentity}") == ""
@@ -80,7 +81,8 @@ def test_a_lease_of_who_died_is_taken_once_it_has_not_changed_for_its_time(
     clock = [1000.0]
     monkeypatch.setattr("csi.cluster.lease.time.monotonic", lambda: clock[0])
     dead, next_one = replicas.lease("dead", 30), replicas.lease("next")
-    assert dead.acquire_or_renew() and not next_one.acquire_or_renew()
+    assert dead.acquire_or_renew()
+    assert not next_one.acquire_or_renew()
     clock[0] += 29
     assert not next_one.acquire_or_renew()
     assert dead.acquire_or_renew()
@@ -114,7 +116,8 @@ def test_who_cannot_begin_to_lead_lets_another_try_and_tries_again(replicas: Rep
             yield
 
     with leader_election(replicas.lease("a"), fails_first, renew_interval=0.2, renew_deadline=5.0):
-        assert wait_until(lambda: len(tries) == 1, 20) and replicas.lease("b").acquire_or_renew() in (
+        assert wait_until(lambda: len(tries) == 1, 20)
+        assert replicas.lease("b").acquire_or_renew() in (
             True,
             False,
         )
@@ -135,6 +138,5 @@ def test_a_container_that_starts_again_in_its_pod_leads_at_once_and_no_other_rep
 
 
 def test_without_a_pod_every_process_is_another_one() -> None:
-    assert holder_identity({}) != holder_identity({}) and holder_identity(
-        {"POD_NAME": ""}
-    ) != holder_identity({"POD_NAME": ""})
+    assert holder_identity({}) != holder_identity({})
+    assert holder_identity({"POD_NAME": ""}) != holder_identity({"POD_NAME": ""})

@@ -1,4 +1,5 @@
-"""Writes that nobody waits for: the latest of each object, bounded, and what a server that is away does to them."""
+"""Writes that nobody waits for: the latest of each object, bounded, and what a server that is away does to
+them."""
 
 from __future__ import annotations
 
@@ -99,7 +100,8 @@ def test_a_conflict_is_tried_again_for_what_is_to_last_but_never_in_the_place_of
     outbox.put("status", conflicting, durable=True)
     assert wait_until(lambda: tried == ["old", "new"], 20)
     outbox.put("after", writes.write("after"))
-    assert wait_until(lambda: writes.made == ["after"], 20) and tried == ["old", "new"]
+    assert wait_until(lambda: writes.made == ["after"], 20)
+    assert tried == ["old", "new"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,8 @@ def test_what_fails_harms_nothing_else_and_is_said_once(
     for number in range(5):
         outbox.put(number, writes.write(str(number), error if number < 4 else None))
     assert wait_until(lambda: len(writes.made) == 5, 20)
-    assert len(caplog.records) == 1 and "s3cr3t" not in str(getattr(caplog.records[0], "fields", ""))
+    assert len(caplog.records) == 1
+    assert "s3cr3t" not in str(getattr(caplog.records[0], "fields", ""))
 
 
 def test_closing_waits_for_the_write_under_way_and_drops_the_rest(outbox: Outbox, writes: Writes) -> None:

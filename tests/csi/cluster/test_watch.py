@@ -65,7 +65,8 @@ def test_a_watch_goes_on_when_its_server_comes_back(own_server: ApiServer) -> No
 
 
 def test_what_happened_while_a_watch_was_away_is_told_by_a_new_list(own_server: ApiServer) -> None:
-    """Another server over the same data takes the changes, so that the first one, started again, does not know the old version (410)."""
+    """Another server over the same data takes the changes, so that the first one, started again, does not
+    know the old version (410)."""
     told = Told()
     for name in ("gone", "kept"):
         make(own_server, name)

@@ -12,17 +12,20 @@ from csi.errors import Busy
 
 
 def test_patience_runs_out_by_itself() -> None:
-    assert Deadline(0).is_over and not Deadline(60).is_over
+    assert Deadline(0).is_over
+    assert not Deadline(60).is_over
     short = Deadline(0.05)
     short.sleep()
-    assert short.is_over and short.cancelled == ""
+    assert short.is_over
+    assert short.cancelled == ""
 
 
 def test_the_first_reason_for_cancelling_stays() -> None:
     waits = Deadline(60)
     waits.cancel("one")
     waits.cancel("two")
-    assert waits.is_over and waits.cancelled == "one"
+    assert waits.is_over
+    assert waits.cancelled == "one"
     waits.sleep()
     waits.sleep()
 

@@ -157,7 +157,8 @@ def test_what_only_a_controller_writes_is_refused(key: str, value: str) -> None:
 
 
 def test_the_operators_list_is_read_by_commas() -> None:
-    assert parse_nas_prefixes("") == [] and parse_nas_prefixes(" a:/x , * ,b:/") == ["a:/x", "*", "b:/"]
+    assert parse_nas_prefixes("") == []
+    assert parse_nas_prefixes(" a:/x , * ,b:/") == ["a:/x", "*", "b:/"]
     for bad in ("nas", "/models", ":/x", "a:/x,b"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not server:/path"):
             parse_nas_prefixes(bad)

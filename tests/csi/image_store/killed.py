@@ -1,4 +1,7 @@
-"""A process that brings an image to an image store and is killed on the way. Arguments: URL, secrets (JSON), the image's folder, its puts."""
+"""A process that brings an image to an image store and is killed on the way.
+
+Arguments: URL, secrets (JSON), the image's folder, its puts.
+"""
 
 from __future__ import annotations
 

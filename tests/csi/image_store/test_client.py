@@ -1,4 +1,5 @@
-"""The image store through real workers: images go there and come back, on a folder and on a real S3 server, and it is never in the way."""
+"""The image store through real workers: images go there and come back, on a folder and on a real S3
+server, and it is never in the way."""
 
 from __future__ import annotations
 
@@ -123,16 +124,16 @@ def test_an_image_goes_there_and_another_node_has_it_without_its_origin(
     node: Node, other: Node, hub: Hub
 ) -> None:
     found = node.resolve()
-    assert node.stored.find(found.digest) is None and node.stored.list_images() == []
+    assert node.stored.find(found.digest) is None
+    assert node.stored.list_images() == []
     image = node.fill(found.digest)
     node.bring(found.digest)
     kept = node.stored.find(found.digest)
-    assert (
-        kept
-        and (kept.image_bytes, kept.content_bytes) == (found.image_bytes, found.content_bytes)
-        and kept.access == found.spec.to_context()
-    )
-    assert node.stored.find(f"s-{found.digest[:20]}") == kept and node.stored.list_images() == [kept]
+    assert kept
+    assert (kept.image_bytes, kept.content_bytes) == (found.image_bytes, found.content_bytes)
+    assert kept.access == found.spec.to_context()
+    assert node.stored.find(f"s-{found.digest[:20]}") == kept
+    assert node.stored.list_images() == [kept]
     sent = hub.counters.bytes_sent["org/kept/model.bin"]
     hub.stop()
     other.take_manifest(found.digest)
@@ -145,13 +146,14 @@ def test_what_is_removed_or_was_unwanted_for_long_enough_is_gone(node: Node, tmp
     digest = node.resolve().digest
     node.fill(digest)
     node.bring(digest)
-    assert node.stored.collect({digest}, 0, tmp_path / "wanted") == [] and node.stored.find(digest)
-    assert node.stored.collect((), 0, tmp_path / "wanted") == [] and node.stored.collect(
-        (), 0, tmp_path / "wanted"
-    ) == [digest]
+    assert node.stored.collect({digest}, 0, tmp_path / "wanted") == []
+    assert node.stored.find(digest)
+    assert node.stored.collect((), 0, tmp_path / "wanted") == []
+    assert node.stored.collect((), 0, tmp_path / "wanted") == [digest]
     node.bring(digest)
     node.stored.remove(digest)
-    assert node.stored.find(digest) is None and not (tmp_path / "wanted").exists()
+    assert node.stored.find(digest) is None
+    assert not (tmp_path / "wanted").exists()
 
 
 def test_a_fill_goes_on_from_its_origin_where_the_store_fails(
@@ -221,11 +223,9 @@ def test_what_an_origin_has_begun_and_refuses_now_comes_from_the_store(
 
 def test_no_store_asks_nobody(pool: WorkerPool, tmp_path: Path) -> None:
     stored, request = ImageStoreClient(pool, ImageStoreConfig()), WorkerRequest("fill", {}, {})
-    assert (
-        not stored.is_configured
-        and stored.find("a" * 64) is None
-        and stored.with_image_store(request) == request
-    )
+    assert not stored.is_configured
+    assert stored.find("a" * 64) is None
+    assert stored.with_image_store(request) == request
 
 
 def test_a_store_that_cannot_be_is_named(tmp_path: Path) -> None:

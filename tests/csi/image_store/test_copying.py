@@ -128,7 +128,8 @@ def test_a_damaged_announcement_is_in_no_others_way_and_says_what_to_remove(
     target.announce(ANNOUNCEMENT)
     said: list[str] = []
     assert list(target.list_announcements(said.append)) == list(target.list_announcements()) == [ANNOUNCEMENT]
-    assert len(said) == 1 and re.search(r"announced/edc-\.json is damaged .*; remove it there", said[0])
+    assert len(said) == 1
+    assert re.search(r"announced/edc-\.json is damaged .*; remove it there", said[0])
 
 
 def test_announcements_are_no_images(target: ImageStore) -> None:

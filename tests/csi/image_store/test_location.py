@@ -22,7 +22,8 @@ def test_buckets_are_written_as_one_url() -> None:
         "S3", "https://s3.eu-central-1.amazonaws.com", "images", "", "eu-central-1"
     )
     oss = parse_image_store_url("oss://images/kept?endpoint=oss-cn-hangzhou-internal.aliyuncs.com")
-    assert isinstance(oss, BucketSpec) and (oss.store, oss.bucket, oss.prefix, oss.region) == (
+    assert isinstance(oss, BucketSpec)
+    assert (oss.store, oss.bucket, oss.prefix, oss.region) == (
         "OSS",
         "images",
         "kept",

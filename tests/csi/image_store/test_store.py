@@ -1,4 +1,7 @@
-"""Images that outlive their origins: brought once, whole or not there, the same bytes for every node; gone when nobody wants them."""
+"""Images that outlive their origins: brought once, whole or not there, the same bytes for every node.
+
+Gone when nobody wants them.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,10 @@ def test_another_node_has_the_same_bytes(
 ) -> None:
     told: list[FillProgress] = []
     stored = store.add(image, told.append)
-    assert stored == store.find(manifest.digest) and list(store.list_images()) == [stored]
-    assert stored.access == manifest.access and stored.content_bytes == manifest.content_bytes
+    assert stored == store.find(manifest.digest)
+    assert list(store.list_images()) == [stored]
+    assert stored.access == manifest.access
+    assert stored.content_bytes == manifest.content_bytes
     assert told[-1].bytes_done == told[-1].bytes_total == image.image.stat().st_size - stored.data_offset
     assert store.read_manifest(manifest.digest) == manifest
     assert had_by_another_node(store, manifest.digest, tmp_path / "other") == image.image.read_bytes()
@@ -121,7 +126,8 @@ def test_a_stop_ends_it_and_what_is_there_stays(
 ) -> None:
     with pytest.raises(FillStopped):
         store.add(image, should_stop=lambda: bool(list(backend.list_objects(parts_folder(manifest.digest)))))
-    assert store.find(manifest.digest) is None and list(backend.list_objects(parts_folder(manifest.digest)))
+    assert store.find(manifest.digest) is None
+    assert list(backend.list_objects(parts_folder(manifest.digest)))
 
 
 def test_a_fill_that_was_cut_goes_on(
@@ -222,7 +228,8 @@ def test_what_is_wanted_again_stays(
         store.collect({kept.digest}, DAY, now + 2 * DAY)
     else:
         store.add(image)
-    assert store.collect(set(), DAY, now + 2 * DAY) == [] and list(store.list_images()) == [kept]
+    assert store.collect(set(), DAY, now + 2 * DAY) == []
+    assert list(store.list_images()) == [kept]
 
 
 def test_parts_that_nobody_went_on_with_go_behind_the_grace(

@@ -1,4 +1,5 @@
-"""An origin of its own for the fill's tests: gives `content(path, size)`, counts every byte, and fails as it is told."""
+"""An origin of its own for the fill's tests: gives `content(path, size)`, counts every byte, and fails as
+it is told."""
 
 from __future__ import annotations
 
@@ -19,12 +20,13 @@ Fault = Callable[[Entry, int, memoryview], None]
 
 
 class FakeOrigin:
-    """Readers share its state. `asked` counts the requests of each path, `opened` and `closed` the connections, `most_open` those at once.
+    """Readers share its state. `asked` counts the requests of each path, `opened` and `closed` the
+    connections, `most_open` those at once.
 
     `contents` are the files whose bytes are not `content(path, size)`.
 
-    With `log`, every request is also appended to that file before it is answered: "offset length path", so that a
-    killed process leaves its counters behind.
+    With `log`, every request is also appended to that file before it is answered: "offset length path", so
+    that a killed process leaves its counters behind.
     """
 
     def __init__(
@@ -56,7 +58,8 @@ class FakeOrigin:
         if self.log is not None:
             with self.log.open("ab", buffering=0) as stream:
                 stream.write(f"{offset} {len(buffer)} {entry.path!r}\n".encode())
-        assert len(buffer) and offset + len(buffer) <= entry.size
+        assert len(buffer)
+        assert offset + len(buffer) <= entry.size
         buffer[:] = data[offset : offset + len(buffer)]
         if self.fault is not None:
             self.fault(entry, offset, buffer)

@@ -55,7 +55,8 @@ def as_format_1(image: Path) -> None:
 
 
 def put(store: Store, name: str, size: int, used: float, state: ImageState = ImageState.SEALED) -> str:
-    """An image of `size` bytes that was last used `used` seconds after 2033, without the cost of real content."""
+    """An image of `size` bytes that was last used `used` seconds after 2033, without the cost of real
+    content."""
     digest = hashlib.sha256(name.encode()).hexdigest()
     temp = store.new_temp_path()
     temp.write_bytes(b"manifest")

@@ -1,4 +1,5 @@
-"""Trees for tests: hypothesis strategies for manifests, the bytes of their files, images written and mounted."""
+"""Trees for tests: hypothesis strategies for manifests, the bytes of their files, images written and
+mounted."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def content(path: str, size: int) -> bytes:
 
 
 def file(path: str, size: int, digest: str = "sha256", **more: int) -> Entry:
-    """A file entry whose digest is that of `content(path, size)`, in the form `digest`: sha256, git or token."""
+    """A file entry whose digest is that of `content(path, size)`, in the form `digest`: sha256, git or
+    token."""
     return Entry(path, EntryKind.FILE, size, digest=digest_of(content(path, size), digest), **more)
 
 
@@ -145,7 +147,8 @@ def _seen(root: Path) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def compare(manifest: Manifest, root: Path) -> None:
-    """Assert that the tree at `root` is exactly the manifest: names, kinds, sizes, modes, times, owners, targets, bytes."""
+    """Assert that the tree at `root` is exactly the manifest: names, kinds, sizes, modes, times, owners,
+    targets, bytes."""
     seen = dict(_seen(root))
     assert seen.keys() == {e.path for e in manifest.entries}
     types = {EntryKind.FILE: stat.S_IFREG, EntryKind.DIRECTORY: stat.S_IFDIR, EntryKind.SYMLINK: stat.S_IFLNK}

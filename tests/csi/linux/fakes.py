@@ -1,4 +1,5 @@
-"""A kernel in a file: mounts and loop devices that behave as the real ones do (test_kernels.py proves it) and outlive a killed process.
+"""A kernel in a file: mounts and loop devices that behave as the real ones do (test_kernels.py proves it) and
+outlive a killed process.
 
 A folder that is "mounted on" holds a marker file, so that it cannot be removed, as a real mount point cannot.
 """
@@ -24,7 +25,8 @@ _FLAGS = frozenset(("ro", "nosuid", "nodev"))
 
 @dataclass
 class _Loop:
-    """`image` is device and inode of the backing file, `holder` the process that has the device open, 0 for none."""
+    """`image` is device and inode of the backing file, `holder` the process that has the device open, 0
+    for none."""
 
     image: list[int]
     path: str
@@ -41,7 +43,10 @@ class _State:
 
 
 class FakeKernel:
-    """State in `file`, shared by every FakeMounts and FakeLoops over it. `step` is called before and after each change."""
+    """State in `file`, shared by every FakeMounts and FakeLoops over it.
+
+    `step` is called before and after each change.
+    """
 
     def __init__(self, file: Path) -> None:
         self._file, self._guard = file, threading.RLock()

@@ -35,7 +35,8 @@ def test_a_file_is_for_its_owner_only_and_replaces_what_was_there(tmp_path: Path
     path.write_bytes(b"old")
     path.chmod(0o644)
     durable_files.write_bytes(path, b"new")
-    assert path.read_bytes() == b"new" and stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_bytes() == b"new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
@@ -50,7 +51,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         durable_files.write_bytes(path, b"new")
-    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["record"]
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["record"]
 
 
 def test_the_bytes_are_synced_before_the_name_and_the_folder_after_it(
@@ -102,11 +104,9 @@ def test_a_missing_record_is_missing_and_not_damaged(tmp_path: Path) -> None:
 def test_a_key_is_made_once_for_its_owner_only_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "key"
     key = durable_files.load_or_create_key(path)
-    assert (
-        len(key) == 32
-        and durable_files.load_or_create_key(path) == key
-        and stat.S_IMODE(path.stat().st_mode) == 0o600
-    )
+    assert len(key) == 32
+    assert durable_files.load_or_create_key(path) == key
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
     path.write_bytes(b"short")
     with pytest.raises(DataCacheError, match="damaged"):
         durable_files.load_or_create_key(path)

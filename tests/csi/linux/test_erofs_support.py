@@ -57,7 +57,8 @@ def test_a_kernel_without_erofs_is_told_with_what_modprobe_said_and_the_way_out(
     monkeypatch.setattr(erofs_support.processes, "run", lambda *_: processes.ProcessResult(1, words))
     with pytest.raises(UnsupportedByNode) as error:
         require_erofs(filesystems)
-    assert (words or "no output") in str(error.value) and "CONFIG_EROFS_FS" in str(error.value)
+    assert (words or "no output") in str(error.value)
+    assert "CONFIG_EROFS_FS" in str(error.value)
 
 
 def test_an_image_has_a_label_only_where_selinux_is_on(tmp_path: Path) -> None:
@@ -87,10 +88,8 @@ def test_a_real_mount_is_direct_reads_ahead_as_told_and_cannot_be_written(tmp_pa
         with KernelLoopDevices(2 << 20).attach(image) as device:
             KernelMountTable().mount_image(device, target)
         status = _read_status_of(device)
-        assert (
-            status is not None
-            and status[8] & (_DIRECT_IO | _READ_ONLY | _AUTOCLEAR) == _DIRECT_IO | _READ_ONLY | _AUTOCLEAR
-        )
+        assert status is not None
+        assert status[8] & (_DIRECT_IO | _READ_ONLY | _AUTOCLEAR) == _DIRECT_IO | _READ_ONLY | _AUTOCLEAR
         fd = os.open(device, os.O_RDONLY)
         sectors = int.from_bytes(fcntl.ioctl(fd, _BLKRAGET, bytes(8)), "little")
         os.close(fd)

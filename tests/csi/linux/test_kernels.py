@@ -1,4 +1,5 @@
-"""What mounts and loop devices must do: one suite for the real kernel and for the fake that other tests stand on."""
+"""What mounts and loop devices must do: one suite for the real kernel and for the fake that other tests
+stand on."""
 
 from __future__ import annotations
 
@@ -81,7 +82,8 @@ def test_an_image_is_mounted_read_only_and_its_device_stays_with_the_mount(
     device = kernel.mount(image, target)
     mount = kernel.mounted(target)
     assert mount is not None
-    assert (mount.source, mount.fs_type) == (device, "erofs") and mount.options >= FLAGS
+    assert (mount.source, mount.fs_type) == (device, "erofs")
+    assert mount.options >= FLAGS
     assert mount.device.startswith("7:")
     assert kernel.loops.is_backed_by(device, image)
     assert not kernel.loops.wait_until_free(device, 0.05)
@@ -91,7 +93,8 @@ def test_the_device_frees_itself_with_the_last_mount(kernel: Kernel, image: Path
     device = kernel.mount(image, target)
     kernel.mounts.unmount(target)
     assert kernel.loops.wait_until_free(device, _SECONDS)
-    assert kernel.mounted(target) is None and not kernel.loops.is_backed_by(device, image)
+    assert kernel.mounted(target) is None
+    assert not kernel.loops.is_backed_by(device, image)
 
 
 def test_a_device_that_nothing_was_mounted_from_frees_itself(kernel: Kernel, image: Path) -> None:
@@ -103,7 +106,8 @@ def test_a_device_that_nothing_was_mounted_from_frees_itself(kernel: Kernel, ima
 def test_two_devices_over_one_image_are_two(kernel: Kernel, image: Path) -> None:
     with kernel.loops.attach(image) as one, kernel.loops.attach(image) as other:
         assert one != other
-        assert kernel.loops.is_backed_by(one, image) and kernel.loops.is_backed_by(other, image)
+        assert kernel.loops.is_backed_by(one, image)
+        assert kernel.loops.is_backed_by(other, image)
 
 
 def test_a_device_is_known_by_the_file_itself_and_not_by_its_name(
@@ -114,7 +118,8 @@ def test_a_device_is_known_by_the_file_itself_and_not_by_its_name(
     with kernel.loops.attach(image) as device:
         assert not kernel.loops.is_backed_by(device, copy)
         image.rename(moved)
-        assert kernel.loops.is_backed_by(device, moved) and not kernel.loops.is_backed_by(device, image)
+        assert kernel.loops.is_backed_by(device, moved)
+        assert not kernel.loops.is_backed_by(device, image)
         copy.rename(image)
         assert not kernel.loops.is_backed_by(device, image)
     assert not kernel.loops.is_backed_by("/dev/loop999999", moved)
@@ -129,12 +134,14 @@ def test_a_bind_shows_the_same_super_block_read_only(
         path.mkdir(exist_ok=True)
         kernel.mounts.bind_mount(source, path)
         shown, mount = kernel.mounted(path), kernel.mounted(base)
-        assert shown and mount
+        assert shown
+        assert mount
         assert (shown.device, shown.source, shown.fs_type) == (
             mount.device,
             device,
             "erofs",
-        ) and shown.options >= FLAGS
+        )
+        assert shown.options >= FLAGS
 
 
 def test_a_bind_outlives_the_mount_it_was_made_from_and_holds_the_device(
@@ -143,7 +150,8 @@ def test_a_bind_outlives_the_mount_it_was_made_from_and_holds_the_device(
     device = kernel.mount(image, tmp_path / "base")
     kernel.mounts.bind_mount(tmp_path / "base", target)
     kernel.mounts.unmount(tmp_path / "base")
-    assert kernel.mounted(target) and not kernel.loops.wait_until_free(device, 0.05)
+    assert kernel.mounted(target)
+    assert not kernel.loops.wait_until_free(device, 0.05)
     kernel.mounts.unmount(target)
     assert kernel.loops.wait_until_free(device, _SECONDS)
 
@@ -159,7 +167,9 @@ def test_a_marker_is_empty_read_only_and_of_a_device_of_its_own(
     mounts = [kernel.mounted(path) for path in (target, other, tmp_path / "base")]
     assert len({mount.device for mount in mounts if mount}) == 3
     for path, mount in zip((target, other), mounts, strict=False):
-        assert mount and mount.fs_type == "tmpfs" and mount.options >= {*FLAGS, "noexec"}
+        assert mount
+        assert mount.fs_type == "tmpfs"
+        assert mount.options >= {*FLAGS, "noexec"}
         assert [entry.name for entry in path.iterdir() if entry.name != MARKER] == []
         kernel.mounts.unmount(path)
         assert kernel.mounted(path) is None
@@ -184,17 +194,20 @@ def test_the_label_of_a_marker_comes_out_of_the_table_as_it_went_in(
 ) -> None:
     kernel.mounts.mount_marker(label, target)
     mount = kernel.mounted(target)
-    assert mount and mount.source == label
+    assert mount
+    assert mount.source == label
 
 
 def test_a_marker_hides_a_mount_until_it_is_taken_away(kernel: Kernel, image: Path, target: Path) -> None:
     device = kernel.mount(image, target)
     kernel.mounts.mount_marker("label", target)
     mount = kernel.mounted(target)
-    assert mount and mount.source == "label"
+    assert mount
+    assert mount.source == "label"
     kernel.mounts.unmount(target)
     mount = kernel.mounted(target)
-    assert mount and mount.source == device
+    assert mount
+    assert mount.source == device
 
 
 @pytest.mark.kernel
@@ -203,7 +216,8 @@ def test_nobody_writes_to_a_marker(target: Path) -> None:
     (target / "hidden").touch()
     KernelMountTable().mount_marker("label", target)
     try:
-        assert list(target.iterdir()) == [] and target.stat().st_mode & 0o777 == 0o555
+        assert list(target.iterdir()) == []
+        assert target.stat().st_mode & 0o777 == 0o555
         with pytest.raises(OSError, match="Read-only"):
             (target / "file").touch()
     finally:
@@ -216,7 +230,8 @@ def test_of_several_mounts_on_one_target_the_last_is_seen_and_goes_first(
     devices = [kernel.mount(image, target) for _ in range(2)]
     for device in reversed(devices):
         mount = kernel.mounted(target)
-        assert mount and mount.source == device
+        assert mount
+        assert mount.source == device
         kernel.mounts.unmount(target)
     assert kernel.mounted(target) is None
 
@@ -261,7 +276,8 @@ def test_what_is_no_image_is_refused_and_holds_no_device(
     garbage.write_bytes(bytes(64 * 1024))
     with pytest.raises(UnsupportedByNode), kernel.loops.attach(garbage) as device:
         kernel.mounts.mount_image(device, target)
-    assert kernel.mounted(target) is None and kernel.loops.wait_until_free(device, _SECONDS)
+    assert kernel.mounted(target) is None
+    assert kernel.loops.wait_until_free(device, _SECONDS)
 
 
 def test_a_missing_folder_is_told_and_nothing_is_left(

@@ -1,4 +1,5 @@
-"""Many calls that ask for the mount table at once share what is read, and none gets what was read before it asked."""
+"""Many calls that ask for the mount table at once share what is read, and none gets what was read before
+it asked."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from tests.origins.onc_rpc import wait_until
 
 
 class Slow(KernelMountTable):
-    """Each read waits until it may end with what `may_end` has for it: a source that tells one read from the next, or what it fails with."""
+    """Each read waits until it may end with what `may_end` has for it: a source that tells one read from
+    the next, or what it fails with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,7 +47,8 @@ def test_who_asks_while_one_reads_gets_the_next_read_together_with_the_others() 
     threads += [asked(mounts, later) for _ in range(20)]
     assert wait_until(lambda: len(mounts._changed._waiters) == 20, 20)  # type: ignore[attr-defined]
     mounts.may_end.put("before")
-    assert first.get(timeout=20) == "before" and wait_until(lambda: mounts.begun == 2, 20)
+    assert first.get(timeout=20) == "before"
+    assert wait_until(lambda: mounts.begun == 2, 20)
     mounts.may_end.put("after")
     assert {later.get(timeout=20) for _ in range(20)} == {"after"}
     for thread in threads:

@@ -87,7 +87,8 @@ def test_the_order_of_a_listing_makes_no_difference(tree: Manifest, order: rando
     shuffled = list(tree.entries)
     order.shuffle(shuffled)
     again = build_manifest(shuffled, tree.access, preserve_ownership=True)
-    assert again == tree and again.digest == tree.digest
+    assert again == tree
+    assert again.digest == tree.digest
 
 
 @given(manifests())
@@ -96,11 +97,9 @@ def test_a_manifest_that_was_written_is_read_back(tree: Manifest) -> None:
     tree.write(stream)
     stream.seek(0)
     again = Manifest.read(stream)
-    assert (
-        again == tree
-        and again.digest == tree.digest
-        and again.content_bytes == sum(e.size for e in tree.entries if e.kind is FILE)
-    )
+    assert again == tree
+    assert again.digest == tree.digest
+    assert again.content_bytes == sum(e.size for e in tree.entries if e.kind is FILE)
 
 
 @given(manifests(), st.data())
@@ -225,7 +224,8 @@ def test_a_symlink_that_leaves_the_tree_is_refused_by_name(target: str) -> None:
         link("c/link" if target.startswith(("../", "./")) and target != ".." else "link", target),
         Entry("a", FOLDER),
     )
-    assert "link" in message and "outside the volume" in message
+    assert "link" in message
+    assert "outside the volume" in message
 
 
 @pytest.mark.parametrize(

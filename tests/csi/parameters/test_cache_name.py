@@ -51,4 +51,5 @@ def test_what_no_volume_of_a_cache_can_have_is_refused_by_name(
 ) -> None:
     with pytest.raises(InvalidParameter) as caught:
         parse_data_cache_reference(context)
-    assert words in str(caught.value) and "hf_x" not in str(caught.value)
+    assert words in str(caught.value)
+    assert "hf_x" not in str(caught.value)

@@ -300,13 +300,15 @@ def test_what_a_size_does_not_have_is_refused_with_the_range_or_lowered_with_a_n
 ) -> None:
     assert words in refusal(gib, **keys)
     clamped = given_limits(gib, clamp=True, **keys)
-    assert len(clamped.notes) == 1 and note in clamped.notes[0]
+    assert len(clamped.notes) == 1
+    assert note in clamped.notes[0]
     assert replace(clamped, notes=()) == given_limits(gib, **left)
 
 
 def test_all_that_does_not_fit_is_said_at_once() -> None:
     keys = {"provisionedIops": "5", "burstingEnabled": "true"}
-    assert "provisionedIops is 5" in refusal(3, **keys) and "burstingEnabled is true" in refusal(3, **keys)
+    assert "provisionedIops is 5" in refusal(3, **keys)
+    assert "burstingEnabled is true" in refusal(3, **keys)
     assert len(given_limits(3, clamp=True, **keys).notes) == 2
 
 
@@ -321,9 +323,11 @@ def test_clamped_limits_are_never_refused_and_what_fits_is_not_changed(
     try:
         exact = compute_limits(performance, size)
     except InvalidParameter:
-        assert clamped and clamped.notes
+        assert clamped
+        assert clamped.notes
     else:
-        assert exact == clamped and not (exact and exact.notes)
+        assert exact == clamped
+        assert not (exact and exact.notes)
 
 
 @given(performances, sizes)
@@ -339,7 +343,9 @@ def test_a_burst_is_never_below_what_is_sustained(performance: Performance, size
 def test_a_larger_volume_never_reads_slower(performance: Performance, one: int, other: int) -> None:
     less, more = (compute_limits(performance, size, clamp=True) for size in sorted((one, other)))
     assume(less and more)
-    assert less and more and at_most(less.sustained, more.sustained)
+    assert less
+    assert more
+    assert at_most(less.sustained, more.sustained)
     if less.burst and more.burst:
         assert at_most(less.burst, more.burst)
     elif less.burst:

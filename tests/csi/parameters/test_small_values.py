@@ -68,7 +68,8 @@ def test_an_integer_is_read_within_its_range_only(number: int) -> None:
 
 
 def test_a_boolean_is_true_or_false_in_any_case() -> None:
-    assert boolean_value("key", "True") and not boolean_value("key", "FALSE")
+    assert boolean_value("key", "True")
+    assert not boolean_value("key", "FALSE")
     for text in ("1", "yes", "", "t"):
         with pytest.raises(InvalidParameter, match="key is"):
             boolean_value("key", text)

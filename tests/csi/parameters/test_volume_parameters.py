@@ -145,7 +145,9 @@ def test_an_unknown_key_is_refused_with_the_nearest_known_one(wrong: str, right:
 )
 def test_a_credential_is_refused_pointed_to_secrets_and_never_repeated(key: str) -> None:
     message = refusal(HUB | {key: SECRET})
-    assert "Secret" in message and key in message and SECRET not in message
+    assert "Secret" in message
+    assert key in message
+    assert SECRET not in message
 
 
 @pytest.mark.parametrize(
@@ -323,21 +325,20 @@ def test_a_clone_names_no_source_and_others_do() -> None:
     assert not names_a_source(
         {"writerAccessModes": "downgrade", "provisionedIops": "1", "csi.storage.k8s.io/pvc/name": "x"}
     )
-    assert (
-        names_a_source({"REPOID": "a/b"})
-        and names_a_source({"Server": "x"})
-        and names_a_source({"type": "NAS"})
-    )
+    assert names_a_source({"REPOID": "a/b"})
+    assert names_a_source({"Server": "x"})
+    assert names_a_source({"type": "NAS"})
 
 
 def test_only_a_full_commit_stands_still() -> None:
-    assert is_commit(COMMIT) and not is_commit(COMMIT[:12]) and not is_commit(COMMIT.upper())
+    assert is_commit(COMMIT)
+    assert not is_commit(COMMIT[:12])
+    assert not is_commit(COMMIT.upper())
     assert not parse_volume_parameters(HUB | {"revision": COMMIT}).spec.is_moving
-    assert parse_volume_parameters(HUB).spec.is_moving and parse_volume_parameters(NAS).spec.is_moving
-    assert (
-        parse_volume_parameters(NAS).spec.is_unpinnable
-        and not parse_volume_parameters(HUB).spec.is_unpinnable
-    )
+    assert parse_volume_parameters(HUB).spec.is_moving
+    assert parse_volume_parameters(NAS).spec.is_moving
+    assert parse_volume_parameters(NAS).spec.is_unpinnable
+    assert not parse_volume_parameters(HUB).spec.is_unpinnable
 
 
 volumes = st.builds(
@@ -369,7 +370,8 @@ def test_a_volume_context_parses_to_what_it_was_written_from(volume: VolumeParam
 )
 def test_an_unknown_option_is_named_without_its_value(values: dict[str, str], flags: tuple[str, ...]) -> None:
     message = refusal(values, flags)
-    assert "'password'" in message and SECRET not in message
+    assert "'password'" in message
+    assert SECRET not in message
 
 
 @given(patterns)

@@ -45,7 +45,8 @@ LEVELS = [
     ("PL3", 65536, 1_000_000, 4000),
 ]
 AUTOPL = [
-    # GiB, baseline IOPS, baseline MB/s, most provisioned IOPS, burst cap IOPS, its MB/s with nothing provisioned
+    # GiB, baseline IOPS, baseline MB/s, most provisioned IOPS, burst cap IOPS, its MB/s with nothing
+    # provisioned
     (1, 3000, 125, 0, None, None),
     (3, 3000, 125, 0, None, None),
     (4, 3000, 125, 1000, 4000, 125),

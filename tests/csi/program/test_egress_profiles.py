@@ -57,6 +57,7 @@ def test_the_flag_may_be_given_again_and_wins_over_the_environment(monkeypatch: 
 
 def test_a_profile_that_is_not_known_is_refused_with_those_that_are() -> None:
     known = parse_egress_profiles("a=rate:1mbit;b=rate:1mbit")
-    assert get_profile(known, "a").rate == 1_000_000 and get_profile(known, "") == NO_PROFILE
+    assert get_profile(known, "a").rate == 1_000_000
+    assert get_profile(known, "") == NO_PROFILE
     with pytest.raises(FailedPrecondition, match=r"'c' is not one of this plugin's \(known are a, b\)"):
         get_profile(known, "c")

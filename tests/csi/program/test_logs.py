@@ -30,7 +30,7 @@ def test_a_text_line_has_time_level_message_and_fields() -> None:
     )
     assert (
         line
-        == '2023-11-14T22:13:20.123Z WARNING rpc method=NodeStage ms=1.5 empty="" spaced="a b" equals="a=b" name=größe'
+        == '2023-11-14T22:13:20.123Z WARNING rpc method=NodeStage ms=1.5 empty="" spaced="a b" equals="a=b" name=größe'  # noqa: E501
     )
 
 
@@ -51,15 +51,18 @@ def test_a_json_line_has_the_same() -> None:
 @pytest.mark.parametrize("formatter", [TextFormatter(), JsonFormatter()])
 def test_nobody_can_forge_a_line_by_the_name_of_a_volume(formatter: logging.Formatter) -> None:
     line = formatter.format(record("rpc " + HOSTILE, volume=HOSTILE))
-    assert len(line.splitlines()) == 1 and line.isprintable()
+    assert len(line.splitlines()) == 1
+    assert line.isprintable()
 
 
 @given(st.text(), st.text())
 def test_any_text_stays_on_one_line_and_can_be_told_from_the_next_field(message: str, value: str) -> None:
     line = TextFormatter().format(record(message, value=value, code="OK"))
-    assert line.isprintable() and line.endswith(" code=OK")
+    assert line.isprintable()
+    assert line.endswith(" code=OK")
     quoted = re.search(r' value=("(?:[^"\\]|\\.)*"|[^ ]+) code=OK$', line)
-    assert quoted and (json.loads(quoted[1]) if quoted[1].startswith('"') else quoted[1]) == value
+    assert quoted
+    assert (json.loads(quoted[1]) if quoted[1].startswith('"') else quoted[1]) == value
     assert json.loads(JsonFormatter().format(record(message, value=value)))["value"] == value
 
 
@@ -79,7 +82,8 @@ def test_only_our_own_lines_are_shown_below_warning_and_all_go_to_standard_error
     format_: str, level: str, shown: list[str]
 ) -> None:
     script = (
-        f"import logging; from csi.program import logs; logs.configure({format_!r}, {level!r}); logs.configure({format_!r}, {level!r})\n"
+        f"import logging; from csi.program import logs; logs.configure({format_!r}, {level!r}); "
+        f"logs.configure({format_!r}, {level!r})\n"
         "own, foreign = logging.getLogger('datacache.x'), logging.getLogger('urllib3')\n"
         "own.debug('debug'); own.info('info'); own.warning('warn'); foreign.info('foreign info')"
     )

@@ -10,7 +10,10 @@ from tests.csi.registry.kinds import InCluster, Make
 
 @pytest.fixture(scope="session", params=["directory", "kubernetes"])
 def make(request: pytest.FixtureRequest) -> Make:
-    """Opens a registry over a folder; a second one over the same folder is the next start of the controller, or another replica."""
+    """Opens a registry over a folder.
+
+    A second one over the same folder is the next start of the controller, or another replica.
+    """
     return (
         DirectoryVolumeRegistry
         if request.param == "directory"

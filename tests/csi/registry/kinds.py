@@ -18,7 +18,8 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class InCluster:
-    """Makes registries in one cluster: a folder that is not the last one stands for a registry of its own, which is empty."""
+    """Makes registries in one cluster: a folder that is not the last one stands for a registry of its own,
+    which is empty."""
 
     def __init__(self, cluster: ApiServer) -> None:
         self._cluster, self._folder = cluster, Path()

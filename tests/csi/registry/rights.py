@@ -35,7 +35,8 @@ CONTROLLER_RIGHTS: list[Rule] = [
 CONTROLLER_EVENT_RIGHTS: list[Rule] = [("", "events", verb) for verb in ("create", "patch")]
 # Nodes show how full the images of their volumes are.
 NODE_TELLING_RIGHTS: list[Rule] = [*CONTROLLER_EVENT_RIGHTS, (_GROUP, "cachevolumes/status", "patch")]
-# What a node is to have before pods ask for it: the objects, its own labels, and what PVCs hold that objects name.
+# What a node is to have before pods ask for it: the objects, its own labels, and what PVCs hold that objects
+# name.
 NODE_PREWARM_RIGHTS: list[Rule] = [
     *((_GROUP, "cacheprewarms", verb) for verb in ("get", "list", "watch")),
     (_GROUP, "cacheprewarms/status", "patch"),

@@ -1,4 +1,7 @@
-"""Nodes that are gone go from every kind of object that names them, on a real API server; nodes that are there stay."""
+"""Nodes that are gone go from every kind of object that names them, on a real API server.
+
+Nodes that are there stay.
+"""
 
 from __future__ import annotations
 
@@ -238,4 +241,5 @@ def test_where_no_node_is_named_the_nodes_are_not_listed(cluster: ApiServer) -> 
     Leader(
         server, KubernetesVolumeRegistry(server), KubernetesPinRegistry(server)
     ).build_garbage_collector().collect()
-    assert len(server.calls) == 3 and not any("/nodes" in call for call in server.calls)
+    assert len(server.calls) == 3
+    assert not any("/nodes" in call for call in server.calls)

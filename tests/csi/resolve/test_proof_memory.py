@@ -48,7 +48,8 @@ def test_what_was_proven_is_fresh_for_ten_minutes_and_lasts_for_the_grace(
     proofs.remember(TOKEN, SPEC, FOUND)
     assert proofs.find_fresh(TOKEN, SPEC) == proofs.find_within_grace(TOKEN, SPEC) == FOUND
     clock.now += TTL
-    assert proofs.find_fresh(TOKEN, SPEC) is None and proofs.find_within_grace(TOKEN, SPEC) == FOUND
+    assert proofs.find_fresh(TOKEN, SPEC) is None
+    assert proofs.find_within_grace(TOKEN, SPEC) == FOUND
     clock.now += GRACE - TTL
     assert proofs.find_within_grace(TOKEN, SPEC) is None
 
@@ -122,7 +123,8 @@ def test_the_folder_is_for_its_owner_and_tells_neither_credential_nor_guess(
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     (path,) = folder.iterdir()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert path.name == proofs.get_key(TOKEN, SPEC) and len(path.name) == 64
+    assert path.name == proofs.get_key(TOKEN, SPEC)
+    assert len(path.name) == 64
     assert TOKEN["token"] not in path.read_text() + path.name
     # A hash without a key could be tried against guesses.
     assert (
@@ -151,4 +153,5 @@ def test_proofs_that_nobody_can_use_any_more_are_removed_at_the_start(
     os.utime(old, (clock.now - GRACE - 1,) * 2)
     os.utime(young, (clock.now - GRACE + 60,) * 2)
     ProofMemory(tmp_path / "proofs", KEY, TTL, GRACE, clock)
-    assert not old.exists() and young.exists()
+    assert not old.exists()
+    assert young.exists()

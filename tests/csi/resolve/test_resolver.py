@@ -131,7 +131,9 @@ def test_all_who_ask_the_same_with_the_same_credential_share_one_resolve(creatin
     creating.origin.go.clear()
     threading.Timer(0.2, creating.origin.go.set).start()
     answers = all_at_once(8, creating.resolve)
-    assert len(answers) == 8 and len(set(map(repr, answers))) == 1 and isinstance(answers[0], Resolution)
+    assert len(answers) == 8
+    assert len(set(map(repr, answers))) == 1
+    assert isinstance(answers[0], Resolution)
     assert creating.origin.operations.count("resolve") <= 2
 
 

@@ -34,7 +34,10 @@ SECRET = "hf_verySecret123"
 
 
 class Scripted(csi_pb2_grpc.NodeServicer):
-    """A node service whose every unstage does what the test wants; other methods are the base class's, which has none."""
+    """A node service whose every unstage does what the test wants.
+
+    Other methods are the base class's, which has none.
+    """
 
     def __init__(self) -> None:
         self.behaviour: Callable[[pb.NodeUnstageVolumeRequest, grpc.ServicerContext], object] = (
@@ -119,7 +122,8 @@ def test_each_error_has_one_code_and_its_message_reaches_the_caller(
 ) -> None:
     node.behaviour = raising(kind("what, where, what to do"))
     error = call(client)
-    assert error is not None and error.details() == "what, where, what to do"
+    assert error is not None
+    assert error.details() == "what, where, what to do"
     expected = next((CODES[cls] for cls in kind.__mro__ if cls in CODES), grpc.StatusCode.INTERNAL)
     assert error.code() is expected
     assert (expected is grpc.StatusCode.INTERNAL) == (kind is DataCacheError)
@@ -167,19 +171,22 @@ def test_the_client_turns_each_code_back_into_an_error_of_its_family(
 def test_errors_cross_a_pipe_by_name_and_foreign_ones_without_their_text() -> None:
     for kind in all_errors():
         again = errors.from_wire(errors.to_wire(kind("text")))
-        assert type(again) is kind and str(again) == "text"
+        assert type(again) is kind
+        assert str(again) == "text"
     foreign = errors.from_wire(errors.to_wire(ValueError(SECRET)))
-    assert type(foreign) is DataCacheError and SECRET not in str(foreign) and "ValueError" in str(foreign)
+    assert type(foreign) is DataCacheError
+    assert SECRET not in str(foreign)
+    assert "ValueError" in str(foreign)
     assert type(errors.from_wire({"kind": "FromTomorrow", "message": "x"})) is DataCacheError
 
 
 def test_errors_have_names_on_the_pipe_that_are_not_those_of_their_classes() -> None:
     names = {errors.to_wire(kind("text"))["kind"] for kind in all_errors()}
     assert names == {
-        "DataCacheError", "InvalidParameter", "OutOfRange", "NotFound", "VolumeNotFound", "SourceNotFound", "AlreadyExists",
-        "Unauthenticated", "PermissionDenied", "OriginUnavailable", "OriginThrottled", "OriginTimedOut", "OriginUntrusted",
-        "RangesIgnored", "Busy", "FillStopped", "InvalidToken", "NoSpace", "FailedPrecondition", "SourceChanged", "UnsafeContent",
-        "UnsupportedByNode", "ClusterUnavailable", "ClusterForbids", "ClusterConflict", "CorruptContent", "WorkerDied",
+        "DataCacheError", "InvalidParameter", "OutOfRange", "NotFound", "VolumeNotFound", "SourceNotFound", "AlreadyExists",  # noqa: E501
+        "Unauthenticated", "PermissionDenied", "OriginUnavailable", "OriginThrottled", "OriginTimedOut", "OriginUntrusted",  # noqa: E501
+        "RangesIgnored", "Busy", "FillStopped", "InvalidToken", "NoSpace", "FailedPrecondition", "SourceChanged", "UnsafeContent",  # noqa: E501
+        "UnsupportedByNode", "ClusterUnavailable", "ClusterForbids", "ClusterConflict", "CorruptContent", "WorkerDied",  # noqa: E501
     }  # fmt: skip
 
 
@@ -222,7 +229,8 @@ def test_a_call_is_one_line_with_method_volume_code_and_milliseconds(
         "volume": "vol-1",
         "code": "OK",
     }
-    assert fields["ms"] >= 0 and "reason" not in fields
+    assert fields["ms"] >= 0
+    assert "reason" not in fields
 
 
 def test_a_call_that_failed_says_why_in_its_line(client: PluginClient, node: Scripted, lines: Line) -> None:
@@ -233,7 +241,8 @@ def test_a_call_that_failed_says_why_in_its_line(client: PluginClient, node: Scr
     assert (fields["code"], fields["reason"]) == (
         "RESOURCE_EXHAUSTED",
         "needs 5 GiB, has 1 GiB",
-    ) and "at" not in fields
+    )
+    assert "at" not in fields
 
 
 def test_a_fault_is_told_by_its_place_and_its_text_stays_out(
@@ -241,13 +250,12 @@ def test_a_fault_is_told_by_its_place_and_its_text_stays_out(
 ) -> None:
     node.behaviour = raising(ValueError(f"could not parse {SECRET}"))
     error = call(client)
-    assert (
-        error is not None
-        and error.code() is grpc.StatusCode.INTERNAL
-        and error.details() == "unexpected ValueError; see the plugin's log for where it occurred"
-    )
+    assert error is not None
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details() == "unexpected ValueError; see the plugin's log for where it occurred"
     (fields,) = lines.fields
-    assert "ValueError" in fields["at"] and "test_grpc_server.py:" in fields["at"]
+    assert "ValueError" in fields["at"]
+    assert "test_grpc_server.py:" in fields["at"]
     assert SECRET not in str(fields)
 
 
@@ -258,18 +266,15 @@ def test_secrets_and_contexts_of_a_request_stay_out_of_the_log(client: PluginCli
     with pytest.raises(grpc.RpcError) as error:
         client.node.NodePublishVolume(request, timeout=10)
     assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert [fields["code"] for fields in lines.fields] == ["UNIMPLEMENTED"] and SECRET not in str(
-        lines.fields
-    )
+    assert [fields["code"] for fields in lines.fields] == ["UNIMPLEMENTED"]
+    assert SECRET not in str(lines.fields)
 
 
 def test_a_call_this_driver_does_not_have_says_so(client: PluginClient) -> None:
     with pytest.raises(grpc.RpcError) as error:
         client.node.NodeExpandVolume(pb.NodeExpandVolumeRequest(volume_id="v"), timeout=10)
-    assert (
-        error.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        and error.value.details() == "this driver does not implement this call"
-    )
+    assert error.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert error.value.details() == "this driver does not implement this call"
 
 
 @pytest.mark.parametrize(("deadline", "over"), [(30.0, False), (0.9, True), (None, False)])

@@ -1,4 +1,5 @@
-"""A real NFS server for the tests of a module, a fresh folder on it for each test, and HTTP servers that the tests script."""
+"""A real NFS server for the tests of a module, a fresh folder on it for each test, and HTTP servers that
+the tests script."""
 
 from __future__ import annotations
 

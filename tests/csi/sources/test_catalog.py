@@ -47,7 +47,8 @@ def test_what_can_be_no_credential_is_refused_by_the_name_of_its_key(
             parse_volume_parameters(parameters).spec,
             {name: text.format(value) for name, text in secrets.items()},
         )
-    assert "very" not in str(error.value) and "Evil" not in str(error.value)
+    assert "very" not in str(error.value)
+    assert "Evil" not in str(error.value)
 
 
 @pytest.mark.parametrize(

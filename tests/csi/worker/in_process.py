@@ -1,4 +1,5 @@
-"""In the place of a WorkerPool: one scripted source, resolved and filled in this process, held back and made to fail by tests."""
+"""In the place of a WorkerPool: one scripted source, resolved and filled in this process, held back and
+made to fail by tests."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ _TICK = 0.005
 class InProcess:
     """A source of `files` (path to size) at `commit`.
 
-    Clear `go` to hold resolves back, `go_fill` fills, `go_verify` comparisons; set an error to have it raised.
+    Clear `go` to hold resolves back, `go_fill` fills, `go_verify` comparisons; set an error to have it
+    raised.
     """
 
     def __init__(self, files: Mapping[str, int] | None = None) -> None:

@@ -1,4 +1,7 @@
-"""A worker that does what the request's spec says under "do"; started as a program in place of the real one."""
+"""A worker that does what the request's spec says under "do".
+
+Started as a program in place of the real one.
+"""
 
 from __future__ import annotations
 

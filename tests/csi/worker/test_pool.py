@@ -174,7 +174,8 @@ def test_a_secret_is_neither_in_the_arguments_nor_in_the_environment(
     assert not {"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"} & set(answer["environment"])
     for name in ("cmdline", "environ"):
         text = Path(f"/proc/{answer['pid']}/{name}").read_bytes()
-        assert b"hf_secret" not in text and b"hf_plugin" not in text
+        assert b"hf_secret" not in text
+        assert b"hf_plugin" not in text
     assert "hf_secret" not in repr(ask("answer", {"token": "hf_secret"}))
 
 
@@ -189,7 +190,8 @@ def test_the_real_worker_answers_stays_warm_and_tells_its_errors_by_class() -> N
     (worker,) = pool._idle
     pid = worker._process.pid
     assert pool.call("resolve", WorkerRequest("pin", pinned, {}))["spec"] == pinned
-    assert pool._idle[0]._process.pid == pid and os.getpriority(os.PRIO_PROCESS, pid) > 0
+    assert pool._idle[0]._process.pid == pid
+    assert os.getpriority(os.PRIO_PROCESS, pid) > 0
     pool.close()
     assert not alive(pid)
 
@@ -209,14 +211,17 @@ def test_a_worker_logs_from_the_plugins_level_on(
     )
     pool.close()
     said = capfd.readouterr().err
-    assert ("DEBUG request finished operation=pin" in said) is says and "hf_secret" not in said
+    assert ("DEBUG request finished operation=pin" in said) is says
+    assert "hf_secret" not in said
 
 
 def test_a_worker_ends_with_the_plugin_that_started_it() -> None:
     script = (
         "import time; from csi.worker.pool import WorkerPool; from csi.worker.protocol import WorkerRequest\n"
-        f"pool = WorkerPool({{'resolve': 1}}); spec = {CacheSpec(HubSpec('HuggingFace/Model', 'org/name', COMMIT)).to_context()!r}\n"
-        "pool.call('resolve', WorkerRequest('pin', spec, {})); print(pool._idle[0]._process.pid, flush=True); time.sleep(600)"
+        f"pool = WorkerPool({{'resolve': 1}}); spec = "
+        f"{CacheSpec(HubSpec('HuggingFace/Model', 'org/name', COMMIT)).to_context()!r}\n"
+        "pool.call('resolve', WorkerRequest('pin', spec, {})); print(pool._idle[0]._process.pid, "
+        "flush=True); time.sleep(600)"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as plugin:
         assert plugin.stdout

@@ -1,4 +1,5 @@
-"""A person reaches a cluster as with kubectl: by several files, a context, a program that gives the credential, or a pod's account."""
+"""A person reaches a cluster as with kubectl: by several files, a context, a program that gives the
+credential, or a pod's account."""
 
 from __future__ import annotations
 
@@ -133,7 +134,7 @@ def test_a_program_gives_the_credential(api_server: ApiServer, tmp_path: Path) -
     told = tmp_path / "told"
     login = program(
         tmp_path / "login",
-        f'echo "$1 $PROFILE $KUBERNETES_EXEC_INFO" > {told}\n{giving({"token": api_server.access(STRANGER).token})}',
+        f'echo "$1 $PROFILE $KUBERNETES_EXEC_INFO" > {told}\n{giving({"token": api_server.access(STRANGER).token})}',  # noqa: E501
     )
     config = logged_in_by(
         str(login), tmp_path, api_server, args=["get-token"], env=[{"name": "PROFILE", "value": "mine"}]
@@ -155,7 +156,8 @@ def test_a_program_is_told_of_the_cluster_where_it_asks_for_that(
         "server": api_server.url,
         "certificate-authority-data": base64.b64encode(ca).decode(),
     }
-    assert access.token == "t" and "token='t'" not in repr(access)
+    assert access.token == "t"
+    assert "token='t'" not in repr(access)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""The rights that `datacache doctor --cluster` needs: those of the documents are enough, and one that is missing is named."""
+"""The rights that `datacache doctor --cluster` needs: those of the documents are enough, and one that is
+missing is named."""
 
 from __future__ import annotations
 
@@ -62,12 +63,12 @@ def full(cluster: Cluster) -> None:
 
 def test_the_rights_of_the_documents_are_enough_and_read_only(well: Cluster) -> None:
     full(well)
-    assert {verb for _, _, verb in RULES} <= {"get", "list"} and "secrets" not in {
-        resource for _, resource, _ in RULES
-    }
+    assert {verb for _, _, verb in RULES} <= {"get", "list"}
+    assert "secrets" not in {resource for _, resource, _ in RULES}
     grant(well, RULES)
     done = well.examine(user=STRANGER)
-    assert done.wrong() == [] and {one.check for one in done.found} == {
+    assert done.wrong() == []
+    assert {one.check for one in done.found} == {
         *INSTALLED,
         *RUNNING,
         "StorageClasses",
@@ -86,7 +87,8 @@ def test_a_right_that_is_missing_is_named(well: Cluster, rule: tuple[str, str, s
     grant(well, [other for other in RULES if other != rule])
     done = well.examine(user=STRANGER)
     missing = [one for one in done.found if one.verdict == "warning"]
-    assert missing and all(
+    assert missing, done.found
+    assert all(
         f'cannot {rule[2]} resource "{rule[1]}" in API group "{rule[0]}"' in one.what for one in missing
     ), done.found
     assert all("not checked" in one.what and "doctor-rights.yaml" in one.fix for one in missing)
@@ -108,4 +110,5 @@ def test_who_may_read_nothing_is_told_which_rights_are_missing(well: Cluster) ->
         "DataCaches",
     }
     assert refused == {*INSTALLED[2:], *RUNNING, "operator", *looked_at}
-    assert done.status == 0 and json.dumps(done.found).count("cannot") >= len(refused)
+    assert done.status == 0
+    assert json.dumps(done.found).count("cannot") >= len(refused)

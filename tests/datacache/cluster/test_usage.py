@@ -1,4 +1,5 @@
-"""`datacache doctor --cluster` names what is wrong with classes, Secrets, claims, pods and caches: each is broken here alone."""
+"""`datacache doctor --cluster` names what is wrong with classes, Secrets, claims, pods and caches: each is
+broken here alone."""
 
 from __future__ import annotations
 
@@ -35,7 +36,9 @@ def test_what_people_have_made_is_well(well: Cluster) -> None:
     well.claim("waits")
     well.pod("runs", INLINE)
     done = well.examine()
-    assert done.status == 0 and done.wrong() == [] and "hush" not in json.dumps(done.found)
+    assert done.status == 0
+    assert done.wrong() == []
+    assert "hush" not in json.dumps(done.found)
     said = {one.check: one.what for one in done.found}
     assert said["StorageClasses"] == "all 1 of the driver's are valid" == said["VolumeAttributesClasses"]
     assert said["Secrets"] == "1 Secret of StorageClasses hold the keys of their sources"
@@ -68,7 +71,9 @@ def test_a_storage_class_that_the_driver_does_not_understand(
 ) -> None:
     well.storage_class(**parameters)
     found = well.examine().only("StorageClasses", "fault")
-    assert words in found.what and "again" in found.fix and "hush" not in found.what
+    assert words in found.what
+    assert "again" in found.fix
+    assert "hush" not in found.what
 
 
 def test_mount_options_that_the_driver_does_not_understand(well: Cluster) -> None:
@@ -92,7 +97,8 @@ def test_classes_whose_source_is_named_elsewhere_are_good(well: Cluster) -> None
 def test_a_volume_attributes_class_that_fits_no_volume(well: Cluster) -> None:
     attributes_class(well, revision="v2")
     found = well.examine().only("VolumeAttributesClasses", "fault")
-    assert "fast: revision cannot be changed on a volume" in found.what and "again" in found.fix
+    assert "fast: revision cannot be changed on a volume" in found.what
+    assert "again" in found.fix
 
 
 # Secrets.
@@ -125,10 +131,8 @@ def test_a_secret_that_is_not_there_or_holds_no_credential(
     if data is not None:
         well.secret("hub", **data)
     found = well.examine().only("Secrets", "fault")
-    assert (
-        f"StorageClass class names the Secret default/hub: {words}" in found.what
-        and "secret.yaml" in found.fix
-    )
+    assert f"StorageClass class names the Secret default/hub: {words}" in found.what
+    assert "secret.yaml" in found.fix
     assert "hush" not in json.dumps(found)
 
 
@@ -150,7 +154,8 @@ def test_a_secret_without_its_namespace(well: Cluster) -> None:
 
 def test_a_secret_that_each_claim_names_is_not_looked_for(well: Cluster) -> None:
     well.storage_class(**{STAGE.format("name"): "${pvc.name}", STAGE.format("namespace"): "${pvc.namespace}"})
-    assert "Secrets" not in {one.check for one in well.examine().found} and well.examine().wrong() == []
+    assert "Secrets" not in {one.check for one in well.examine().found}
+    assert well.examine().wrong() == []
 
 
 def test_who_may_not_read_secrets_is_told_that_they_were_not_looked_at(well: Cluster) -> None:
@@ -173,7 +178,9 @@ def test_who_may_not_read_secrets_is_told_that_they_were_not_looked_at(well: Clu
     can = "can-i", "list", "storageclasses", f"--as={STRANGER}"
     assert wait_until(lambda: "yes" in well.server.kubectl("auth", *can), 60)
     (found,) = [one for one in well.examine(user=STRANGER).found if one.check == "Secrets"]
-    assert found.verdict == "warning" and 'cannot get resource "secrets"' in found.what and found.fix
+    assert found.verdict == "warning"
+    assert 'cannot get resource "secrets"' in found.what
+    assert found.fix
 
 
 # Claims.
@@ -185,10 +192,8 @@ def test_a_claim_that_waits_with_a_complaint(well: Cluster) -> None:
     well.event(made, "PersistentVolumeClaim", "ProvisioningFailed", "what was wrong before", age=600)
     well.event(made, "PersistentVolumeClaim", "ProvisioningFailed", "the hub does not know org/name")
     found = well.examine().only("PVCs", "fault")
-    assert (
-        "default/waits is Pending: ProvisioningFailed: the hub does not know org/name" in found.what
-        and "describe pvc waits" in found.fix
-    )
+    assert "default/waits is Pending: ProvisioningFailed: the hub does not know org/name" in found.what
+    assert "describe pvc waits" in found.fix
 
 
 def test_claims_that_wait_for_a_resolve_or_are_of_another_driver_are_good(well: Cluster) -> None:
@@ -210,7 +215,9 @@ def test_of_many_complaints_the_first_are_told_and_the_rest_counted(well: Cluste
     for number in range(12):
         well.event(well.claim(f"waits-{number}"), "PersistentVolumeClaim", "ProvisioningFailed", "no")
     found = [one for one in well.examine().found if one.check == "PVCs"]
-    assert len(found) == 11 and found[-1].what == "and 2 more" and {one.verdict for one in found} == {"fault"}
+    assert len(found) == 11
+    assert found[-1].what == "and 2 more"
+    assert {one.verdict for one in found} == {"fault"}
 
 
 # Pods.
@@ -251,10 +258,10 @@ def test_a_pod_that_cannot_have_its_volume(well: Cluster, kind: str) -> None:
         made, "Pod", "FailedMount", "Unable to attach or mount volumes: timed out waiting for the condition"
     )
     found = well.examine().only("pods", "fault")
-    assert "default/waits does not start: FailedMount: " in found.what and found.what.endswith(
-        "the NAS refuses"
-    )
-    assert "describe pod waits" in found.fix and "troubleshooting" in found.fix
+    assert "default/waits does not start: FailedMount: " in found.what
+    assert found.what.endswith("the NAS refuses")
+    assert "describe pod waits" in found.fix
+    assert "troubleshooting" in found.fix
 
 
 def test_pods_that_wait_for_a_fill_or_for_a_volume_of_somebody_else_are_good(well: Cluster) -> None:

@@ -1,4 +1,5 @@
-"""A cluster in which the driver runs well, on a real API server: what tests of `datacache doctor --cluster` break, one thing at a time."""
+"""A cluster in which the driver runs well, on a real API server: what tests of `datacache doctor
+--cluster` break, one thing at a time."""
 
 from __future__ import annotations
 
@@ -54,12 +55,14 @@ class Examination(NamedTuple):
         """The one finding that is not ok."""
         assert self.wrong() == [(check, verdict)], self.found
         found = next(one for one in self.found if one.verdict != "ok")
-        assert found.fix and self.status == (verdict == "fault")
+        assert found.fix
+        assert self.status == (verdict == "fault")
         return found
 
     def of(self, check: str) -> Found:
         """The one finding of a check, when there is nothing wrong."""
-        assert self.wrong() == [] and self.status == 0, self.found
+        assert self.wrong() == [], self.found
+        assert self.status == 0, self.found
         (found,) = [one for one in self.found if one.check == check]
         return found
 
@@ -110,7 +113,8 @@ def container(name: str, **said: Any) -> Thing:
 
 
 class Cluster:
-    """The API server with the objects of deploy/manifests, two nodes and the pods that the two owners would have made."""
+    """The API server with the objects of deploy/manifests, two nodes and the pods that the two owners
+    would have made."""
 
     def __init__(self, server: ApiServer) -> None:
         self.server, self.client = server, server.client()
@@ -210,7 +214,8 @@ class Cluster:
             with suppress(NotFound):
                 self.client.call("PATCH", place, {}, {"metadata": {"finalizers": None}}, MERGE_PATCH)
                 self.client.call("DELETE", place, body={"gracePeriodSeconds": 0})
-                # What a test has deleted meanwhile, or what the server keeps for a finalizer that it put back.
+                # What a test has deleted meanwhile, or what the server keeps for a finalizer that it put
+                # back.
                 self.client.call("PATCH", place, {}, {"metadata": {"finalizers": None}}, MERGE_PATCH)
 
         self.undo.append(gone)
@@ -331,7 +336,8 @@ class Cluster:
 
     @contextmanager
     def seen(self, change: Mapping[str, Callable[[Thing], object]], ahead: float = 0.0) -> Iterator[Path]:
-        """A kubeconfig by which the server's objects are seen as `change` makes them, by path, and its clock `ahead` by seconds.
+        """A kubeconfig by which the server's objects are seen as `change` makes them, by path, and its clock
+        `ahead` by seconds.
 
         For what the server itself would not store, or be. What returns an int is the status of an answer.
         """

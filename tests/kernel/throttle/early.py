@@ -28,7 +28,8 @@ print(*moments)
 
 @dataclass(frozen=True)
 class Early:
-    """The first reads of a container: `moments` in seconds since its cgroup is there, `limited` when the limit was first seen to be."""
+    """The first reads of a container: `moments` in seconds since its cgroup is there, `limited` when the
+    limit was first seen to be."""
 
     moments: list[float]
     limited: float
@@ -54,7 +55,10 @@ class EarlyReader:
         assert self._process.stdout.readline() == "ready\n"
 
     def read_from_the_start_of(self, pod: Pod, device: str, limit: Rate) -> tuple[Container, Early]:
-        """Read in a container of `pod` that is made for it now; the reads begin as its cgroup is there, earlier than any runtime could."""
+        """Read in a container of `pod` that is made for it now.
+
+        The reads begin as its cgroup is there, earlier than any runtime could.
+        """
         container = pod.add_container()
         began = time.monotonic()
         container.adopt(self._process)

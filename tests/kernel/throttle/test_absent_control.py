@@ -1,4 +1,7 @@
-"""Where no limit can be set a volume works and says so, or is refused where the operator wants that; and no pod reaches another's cgroup."""
+"""Where no limit can be set a volume works and says so, or is refused where the operator wants that.
+
+And no pod reaches another's cgroup.
+"""
 
 from __future__ import annotations
 

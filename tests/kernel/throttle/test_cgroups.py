@@ -1,4 +1,5 @@
-"""The limit finds the pod's cgroups, wherever kubelet makes them and whenever they come, and goes with the volume."""
+"""The limit finds the pod's cgroups, wherever kubelet makes them and whenever they come, and goes with the
+volume."""
 
 from __future__ import annotations
 
@@ -151,7 +152,8 @@ def test_volumes_of_different_classes_of_one_pod_do_not_add_up(volumes: Volumes,
 def test_a_reload_of_systemd_that_takes_the_controller_away_does_not_lift_the_limit(
     volumes: Volumes, kubelet: Kubelet
 ) -> None:
-    """systemd knows the slices of a kubelet with its driver, and at a reload sets their controllers to what it was asked for itself."""
+    """systemd knows the slices of a kubelet with its driver, and at a reload sets their controllers to
+    what it was asked for itself."""
     pod = kubelet.pod(driver=Driver.SYSTEMD)
     container = pod.add_container()
     shown = volumes.inline(pod, plain(LIMIT))

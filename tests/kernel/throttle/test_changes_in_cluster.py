@@ -1,4 +1,5 @@
-"""Both programs with a cluster for their registry: what holds for a folder (test_changes.py), and what only replicas do."""
+"""Both programs with a cluster for their registry: what holds for a folder (test_changes.py), and what
+only replicas do."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ test_a_modified_volume_changes_the_limits_of_its_running_pods = (
 test_a_change_while_the_node_plugin_was_dead_is_found = (
     test_changes.test_a_change_while_the_node_plugin_was_dead_is_found_when_it_is_back
 )
-test_a_pod_that_comes_after_the_change_gets_the_new_limits = test_changes.test_a_pod_that_comes_after_the_change_gets_the_new_limits_though_the_context_of_its_volume_has_the_old
+test_a_pod_that_comes_after_the_change_gets_the_new_limits = test_changes.test_a_pod_that_comes_after_the_change_gets_the_new_limits_though_the_context_of_its_volume_has_the_old  # noqa: E501
 test_changing_one_volume_leaves_another_alone = (
     test_changes.test_changing_one_volume_leaves_another_of_the_same_content_and_limits_alone
 )
@@ -125,7 +126,8 @@ def test_programs_stay_small_and_leave_the_registry_no_folder(
     programs = {"controller": machine.plugins.controller, "node": machine.plugins.node}
     resident = {name: program.resident_bytes() / 1e6 for name, program in programs.items()}
     print(
-        f"\nresident with a cluster for a registry: {', '.join(f'{name} {size:.1f} MB' for name, size in resident.items())}"
+        "\nresident with a cluster for a registry: "
+        f"{', '.join(f'{name} {size:.1f} MB' for name, size in resident.items())}"
     )
     assert all(size <= MOST_MB for size in resident.values())
     assert sorted(path.name for path in machine.plugins.registry.iterdir()) == ["key", "proofs"]

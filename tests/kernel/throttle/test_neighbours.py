@@ -1,4 +1,7 @@
-"""A limit slows the pod that has it, and nobody else; and nothing that is in memory already. By how much: `make bench` (throttle_neighbours)."""
+"""A limit slows the pod that has it, and nobody else; and nothing that is in memory already.
+
+By how much: `make bench` (throttle_neighbours).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Reads of every kind are counted by the kernel where the limit is; how fast they are then `make bench` measures (throttle_rates, throttle_pods)."""
+"""Reads of every kind are counted by the kernel where the limit is.
+
+How fast they are then `make bench` measures (throttle_rates, throttle_pods).
+"""
 
 from __future__ import annotations
 

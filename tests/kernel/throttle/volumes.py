@@ -21,7 +21,8 @@ SLOW = "IN_TEST_GUEST" in os.environ
 IOPS = [int(word) for word in os.environ.get("THROTTLE_IOPS", "300,1000" if SLOW else "500,2000").split(",")]
 PAIR = [int(word) for word in os.environ.get("THROTTLE_PAIR", "300,1000" if SLOW else "500,5000").split(",")]
 SECONDS = float(os.environ.get("THROTTLE_SECONDS", "4"))
-# Bytes of the files of the model: faults come one at a time of each reader, and several readers need a file each.
+# Bytes of the files of the model: faults come one at a time of each reader, and several readers need a file
+# each.
 SIZES = {"model.bin": 192 * MIB, "second.bin": 24 * MIB, "third.bin": 24 * MIB}
 MODEL = {"repoId": "org/model"}
 _METERED = re.compile(r"metered burst I/O: (\d+)")
@@ -103,7 +104,8 @@ class Volumes:
         self._shown.remove(shown)
 
     def clear(self) -> list[Path]:
-        """End the pods' processes and take everything away again: the cgroups, still alive, in which a limit has been left behind."""
+        """End the pods' processes and take everything away again: the cgroups, still alive, in which a
+        limit has been left behind."""
         devices = {shown.device for shown in self._shown}
         for pod in self._kubelet.pods:
             pod.end()

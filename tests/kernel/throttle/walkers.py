@@ -43,18 +43,23 @@ import subprocess
 def work(path):
     subprocess.run(["find", path, "-type", "f", "-size", "+1"], check=True, stdout=subprocess.DEVNULL)
 """
-# What an ESSD of level PL0 gives at most, far less in an emulated machine. Faster than that, the time would tell of who else uses the machine.
+# What an ESSD of level PL0 gives at most, far less in an emulated machine. Faster than that, the time would
+# tell of who else uses the machine.
 DISK = Rate(None, (24 if SLOW else 180) * MIB)
 KINDS = {"buffered": _BUFFERED, "mmap": _MAPPED, "find": _WALK}
 
 
 def once(container: Container, kind: str, target: Path, file: Path) -> float:
-    """Seconds of one reader of `file`, or of a walk through all below `target`; its own start-up is not counted."""
+    """Seconds of one reader of `file`, or of a walk through all below `target`.
+
+    Its own start-up is not counted.
+    """
     return float(container.run(_argv(kind, target, file)))
 
 
 def once_cold(container: Container, kind: str, target: Path, file: Path) -> float:
-    """The same of one that finds nothing of the image in memory, a moment after all others have begun: their pages are locked by then."""
+    """The same of one that finds nothing of the image in memory, a moment after all others have begun:
+    their pages are locked by then."""
     # Names and inodes, then the pages of data and of metadata.
     Path("/proc/sys/vm/drop_caches").write_text("2")
     for path in (file, Path("/dev", disk_of(target))):

@@ -70,9 +70,11 @@ def test_all_who_want_an_image_wait_for_one_fill(node: Node) -> None:
     node.source.go_fill.clear()
     threading.Timer(0.1, node.source.go_fill.set).start()
     assert all_at_once([lambda: wait(node, digest)] * 8) == [None] * 8
-    assert node.source.operations.count("fill") == 1 and node.store.find_sealed(digest)
+    assert node.source.operations.count("fill") == 1
+    assert node.store.find_sealed(digest)
     wait(node, digest, seconds=0)
-    assert node.source.operations.count("fill") == 1 and node.fills.progress() == {}
+    assert node.source.operations.count("fill") == 1
+    assert node.fills.progress() == {}
 
 
 def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node) -> None:
@@ -101,7 +103,8 @@ def test_progress_is_there_for_whoever_looks_into_the_store_and_goes_with_the_fi
     assert read_progress(paths.progress) == FillProgress.from_json(json.loads(paths.progress.read_text()))
     node.source.go_fill.set()
     wait(node, digest)
-    assert eventually(lambda: not paths.progress.exists()) and read_progress(paths.progress) is None
+    assert eventually(lambda: not paths.progress.exists())
+    assert read_progress(paths.progress) is None
 
 
 def test_what_ended_a_fill_is_told_to_all_who_began_it_with_the_same_credential(node: Node) -> None:
@@ -126,7 +129,8 @@ def test_another_volumes_credential_that_fails_is_not_held_against_this_one(node
     threading.Timer(0.1, node.source.go_fill.set).start()
     wait(node, digest, secrets={"token": "right"})
     wrong.join(20)
-    assert node.store.find_sealed(digest) and node.source.operations.count("fill") == 2
+    assert node.store.find_sealed(digest)
+    assert node.source.operations.count("fill") == 2
 
 
 @pytest.mark.parametrize("error", [CorruptContent("wrong bytes"), SourceChanged("another file")])
@@ -201,7 +205,8 @@ def test_a_fill_ends_also_where_its_progress_cannot_be_removed(node: Node) -> No
     digest = adopt(node)
     node.store.paths(digest).progress.mkdir()
     wait(node, digest, seconds=10)
-    assert node.fills.progress() == {} and node.store.find_sealed(digest)
+    assert node.fills.progress() == {}
+    assert node.store.find_sealed(digest)
 
 
 def test_no_image_goes_for_a_fill_that_nobody_waits_for(tmp_path: Path, node: Node) -> None:
@@ -216,7 +221,8 @@ def test_no_image_goes_for_a_fill_that_nobody_waits_for(tmp_path: Path, node: No
         small.fills.start(ContentRef(left))
     assert small.store.find_sealed(sealed)
     wait(small, left)
-    assert small.store.find_sealed(left) and not small.store.find_sealed(sealed)
+    assert small.store.find_sealed(left)
+    assert not small.store.find_sealed(sealed)
     small.close()
 
 

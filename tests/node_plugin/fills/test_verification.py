@@ -1,4 +1,5 @@
-"""An image is handed to a volume of another place only after its bytes were compared with what that place sends."""
+"""An image is handed to a volume of another place only after its bytes were compared with what that place
+sends."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def digest(node: Node) -> str:
 def test_another_place_is_compared_once_and_every_file_is_looked_at(node: Node, digest: str) -> None:
     node.source.origin.asked.clear()
     wait(node, digest, OTHER)
-    assert node.source.operations[2:] == ["verify"] and node.source.asked[-1].spec == OTHER
+    assert node.source.operations[2:] == ["verify"]
+    assert node.source.asked[-1].spec == OTHER
     assert node.source.origin.asked.keys() == {
         extent.path for extent in node.store.read_manifest(digest).files
     }
@@ -89,7 +91,8 @@ def test_a_place_that_sends_other_bytes_gets_nothing_and_the_image_stays(
     node.source.origin.fault = None
     asked = len(node.source.asked)
     wait(node, digest, HUB)
-    assert len(node.source.asked) == asked and node.store.find_sealed(digest)
+    assert len(node.source.asked) == asked
+    assert node.store.find_sealed(digest)
 
 
 def test_who_tries_again_is_asked_for_the_same_bytes(node: Node, digest: str) -> None:
@@ -195,11 +198,9 @@ def test_the_record_of_places_is_bounded(node: Node, digest: str) -> None:
     for number in range(MAX_VERIFIED_SCOPES + 9):
         node.store.mark_verified(digest, f"{number:064x}")
     known = node.store.get_provenance(digest)
-    assert (
-        len(known) == MAX_VERIFIED_SCOPES + 1
-        and known[0] == f"{MAX_VERIFIED_SCOPES + 8:064x}"
-        and known[-1] == compute_origin_scope(HUB)
-    )
+    assert len(known) == MAX_VERIFIED_SCOPES + 1
+    assert known[0] == f"{MAX_VERIFIED_SCOPES + 8:064x}"
+    assert known[-1] == compute_origin_scope(HUB)
     wait(node, digest, HUB)
     assert "verify" not in node.source.operations
 
@@ -214,9 +215,8 @@ def test_all_who_ask_the_same_wait_for_one_comparison(node: Node, digest: str) -
     node.source.go_verify.set()
     for thread in threads:
         thread.join(20)
-    assert node.source.operations.count("verify") == 1 and compute_origin_scope(
-        OTHER
-    ) in node.store.get_provenance(digest)
+    assert node.source.operations.count("verify") == 1
+    assert compute_origin_scope(OTHER) in node.store.get_provenance(digest)
 
 
 def test_an_error_that_came_when_nobody_waited_is_told_to_the_next_caller_once(

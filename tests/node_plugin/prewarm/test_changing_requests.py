@@ -74,7 +74,8 @@ def test_a_fill_goes_on_while_orders_of_others_come_and_those_are_said(
     for number in range(20):
         ahead.orders.put(order(f"later-{number}", MODEL))
     assert all(eventually(ahead.is_(PrewarmState.PENDING, f"default/later-{number}")) for number in range(20))
-    assert ahead.is_(PrewarmState.FILLING)() and fills(node) == 1
+    assert ahead.is_(PrewarmState.FILLING)()
+    assert fills(node) == 1
     node.source.go_fill.set()
     assert all(eventually(ahead.is_(PrewarmState.READY, f"default/later-{number}")) for number in range(20))
     assert fills(node) == 1

@@ -1,4 +1,5 @@
-"""Caches that a node fills before any pod asks for them: what it fills, in whose favour it gives way, what it keeps and what it says."""
+"""Caches that a node fills before any pod asks for them: what it fills, in whose favour it gives way, what
+it keeps and what it says."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def test_what_is_ordered_is_there_before_a_pod_asks_for_it(node: Node, ahead: Ah
     ahead.orders.put(order("one", MODEL))
     assert eventually(ahead.is_(PrewarmState.READY))
     assert ahead.states() == [{"node": "node-1", "state": "Ready", "percent": 100}]
-    assert node.store.find_sealed(node.source.digest) and fills(node) == 1
+    assert node.store.find_sealed(node.source.digest)
+    assert fills(node) == 1
     node.inline(seconds=5)
     assert fills(node) == 1
 
@@ -58,7 +60,8 @@ def test_progress_is_said_while_it_is_filled_and_idle_nothing_is_asked(node: Nod
     assert eventually(ahead.is_(PrewarmState.READY))
     asked = ahead.orders.asked
     time.sleep(0.3)
-    assert ahead.orders.asked == asked and len(ahead.orders.said) < 8
+    assert ahead.orders.asked == asked
+    assert len(ahead.orders.said) < 8
 
 
 def test_a_node_that_is_not_selected_fills_nothing_until_it_is(node: Node, ahead: Ahead) -> None:
@@ -66,7 +69,8 @@ def test_a_node_that_is_not_selected_fills_nothing_until_it_is(node: Node, ahead
     ahead.orders.put(order("one", MODEL, selector={"pool": "cpu"}))
     ahead.orders.put(order("two", PrewarmedCache({**HUB, "revision": COMMITS[1]}), selector={"pool": "gpu"}))
     assert eventually(ahead.is_(PrewarmState.READY, "default/two"))
-    assert ahead.states() == [] and fills(node) == 1
+    assert ahead.states() == []
+    assert fills(node) == 1
     ahead.orders.put(order("one", MODEL, selector={}))
     assert eventually(ahead.is_(PrewarmState.READY))
     ahead.orders.put(order("one", MODEL, selector={"pool": "cpu"}))
@@ -79,7 +83,8 @@ def test_a_wrong_token_is_said_with_its_reason_and_put_right_it_is_filled(node: 
     ahead.start(node, retry_seconds=0.1)
     ahead.orders.put(order("one", PrewarmedCache(HUB, secret_name="hub")))
     assert eventually(ahead.is_(PrewarmState.FAILED))
-    assert ahead.message == "this token may not read" and "s3cr3t" not in str(ahead.orders.said)
+    assert ahead.message == "this token may not read"
+    assert "s3cr3t" not in str(ahead.orders.said)
     assert node.store.list_images() == []
     ahead.orders.secrets["default", "hub"] = {"token": "right"}
     assert eventually(ahead.is_(PrewarmState.READY))
@@ -103,18 +108,17 @@ def test_what_cannot_be_had_is_said_and_harms_no_other_order(
     ahead.orders.put(order("one", cache))
     ahead.orders.put(order("two", MODEL))
     assert eventually(ahead.is_(PrewarmState.READY, "default/two"))
-    assert eventually(ahead.is_(PrewarmState.FAILED)) and words in ahead.message
+    assert eventually(ahead.is_(PrewarmState.FAILED))
+    assert words in ahead.message
 
 
 def test_a_node_that_mounts_no_images_says_so(node: Node, ahead: Ahead) -> None:
     node.not_ready = UnsupportedByNode("this kernel has no EROFS")
     ahead.start(node)
     ahead.orders.put(order("one", MODEL))
-    assert (
-        eventually(ahead.is_(PrewarmState.FAILED))
-        and ahead.message == "this kernel has no EROFS"
-        and fills(node) == 0
-    )
+    assert eventually(ahead.is_(PrewarmState.FAILED))
+    assert ahead.message == "this kernel has no EROFS"
+    assert fills(node) == 0
 
 
 def test_what_a_claim_holds_is_filled_as_it_is_pinned(node: Node, ahead: Ahead) -> None:
@@ -125,7 +129,8 @@ def test_what_a_claim_holds_is_filled_as_it_is_pinned(node: Node, ahead: Ahead) 
     ahead.orders.volumes["default", "models"] = record("dc-1", requested_spec=spec, spec=spec, digest=digest)
     ahead.start(node)
     ahead.orders.put(order("one", PrewarmedCache(pvc_name="models")))
-    assert eventually(ahead.is_(PrewarmState.READY)) and node.store.find_sealed(digest)
+    assert eventually(ahead.is_(PrewarmState.READY))
+    assert node.store.find_sealed(digest)
     ahead.orders.volumes["default", "stale"] = record("dc-2", requested_spec=spec, spec=spec, digest="e" * 64)
     ahead.orders.put(order("two", PrewarmedCache(pvc_name="stale")))
     assert eventually(ahead.is_(PrewarmState.FAILED, "default/two"))
@@ -171,7 +176,8 @@ def test_no_room_is_said_and_no_image_in_use_goes_for_it(tmp_path: Path, node: N
     shown = tight.image_mounts
     ahead.start(tight, retry_seconds=0.1)
     ahead.orders.put(order("one", MODEL))
-    assert eventually(ahead.is_(PrewarmState.FAILED)) and "the image needs 2" in ahead.message
+    assert eventually(ahead.is_(PrewarmState.FAILED))
+    assert "the image needs 2" in ahead.message
     assert tight.image_mounts == shown
     tight.unpublish("csi-1")
     assert eventually(ahead.is_(PrewarmState.READY)), "an image that nobody uses goes"
@@ -191,14 +197,14 @@ def test_a_fill_that_a_pod_waits_for_goes_first_and_the_other_goes_on_behind_it(
     call = threading.Thread(target=node.inline, kwargs={"context": {**INLINE, "revision": COMMITS[1]}})
     call.start()
     assert eventually(lambda: bool(node.fills.progress()) and first not in node.fills.progress())
-    assert (
-        eventually(ahead.is_(PrewarmState.PENDING)) and "fills that pods wait for go first" in ahead.message
-    )
+    assert eventually(ahead.is_(PrewarmState.PENDING))
+    assert "fills that pods wait for go first" in ahead.message
     time.sleep(0.2)
     assert first not in node.fills.progress()
     node.source.go_fill.set()
     call.join(20)
-    assert eventually(ahead.is_(PrewarmState.READY)) and node.store.find_sealed(first)
+    assert eventually(ahead.is_(PrewarmState.READY))
+    assert node.store.find_sealed(first)
 
 
 def test_a_pod_that_comes_for_what_is_filled_ahead_joins_that_fill(node: Node, ahead: Ahead) -> None:
@@ -269,12 +275,11 @@ def test_a_source_that_moves_is_looked_at_anew_with_another_order_alone(
     second.source.commit = COMMITS[1]
     prewarming = ahead.start(second)
     assert eventually(lambda: ahead.orders.said.count(NodePrewarmState(PrewarmState.READY, 100)) == 2)
-    assert prewarming.list_sealed() == {first} and second.source.asked == []
+    assert prewarming.list_sealed() == {first}
+    assert second.source.asked == []
     ahead.orders.put(order("one", MAIN))
-    assert (
-        eventually(lambda: prewarming.list_sealed() == {second.source.digest})
-        and first != second.source.digest
-    )
+    assert eventually(lambda: prewarming.list_sealed() == {second.source.digest})
+    assert first != second.source.digest
     ahead.stop()
     second.close()
 
@@ -292,7 +297,8 @@ def test_it_reads_what_its_namespace_has_pinned_and_holds_that(
     pinning.source.commit = COMMITS[1]
     prewarming = ahead.start(pinning)
     ahead.orders.put(order("one", MAIN))
-    assert eventually(ahead.is_(PrewarmState.READY)) and prewarming.list_sealed() == {first}
+    assert eventually(ahead.is_(PrewarmState.READY))
+    assert prewarming.list_sealed() == {first}
     pinning.unpublish("csi-1")
     pinning.pins.sync()
     assert [bool(pin.holders) for pin in pins.list_all()] == [True]

@@ -16,7 +16,10 @@ METERED = Limits(Rate(500, 8_192_000), Rate(3000, 49_152_000))
 
 
 class Place:
-    """A hierarchy, and lives of the plugin over it. `disk` is what /proc/diskstats would say, `clock` the time."""
+    """A hierarchy, and lives of the plugin over it.
+
+    `disk` is what /proc/diskstats would say, `clock` the time.
+    """
 
     def __init__(self, folder: Path, flat: bool) -> None:
         self.folder, self.cgroups = folder, FakeHierarchy(folder / "cgroups", flat)

@@ -77,7 +77,8 @@ def test_no_demand_gets_more_than_the_sustained_limit_and_the_credit(
         running.run(seconds, demand)
     lasted = sum(seconds for seconds, _ in phases)
     assert running.done <= 500 * lasted + 6000 + 3000 * 0.03
-    assert running.burst.credit is not None and running.burst.credit <= 6000
+    assert running.burst.credit is not None
+    assert running.burst.credit <= 6000
 
 
 @given(st.integers(1, 2000), st.floats(0, 600))
@@ -90,7 +91,8 @@ def test_no_credit_however_small_makes_the_limit_flutter(credit: int, demand: fl
 def test_a_demand_below_the_sustained_limit_never_changes_the_limit() -> None:
     running = disk()
     running.run(60, demand=499)
-    assert running.changes == 0 and running.burst.metered_ios == 0
+    assert running.changes == 0
+    assert running.burst.metered_ios == 0
 
 
 @pytest.mark.parametrize("start", [0.5, 0.6, 0.9])
@@ -122,7 +124,8 @@ def test_without_a_credit_the_burst_stays_open_and_what_is_above_is_metered() ->
     assert running.run(10) == pytest.approx(50_000, rel=0.01)
     running.run(1, demand=0)
     assert running.burst.metered_ios == pytest.approx(40_000, rel=0.01)
-    assert running.burst.is_open and running.changes == 0
+    assert running.burst.is_open
+    assert running.changes == 0
 
 
 def test_large_reads_count_by_their_bytes() -> None:
@@ -138,7 +141,8 @@ def test_a_debt_is_bounded() -> None:
     burst = BurstState.with_full_credit(given)
     for _ in range(100):
         burst = burst.charge(given, ReadCount(10_000, 0), 1.0)
-    assert burst.credit == -2500 and not burst.is_open
+    assert burst.credit == -2500
+    assert not burst.is_open
 
 
 def test_changed_limits_keep_what_is_left_of_the_credit() -> None:
@@ -147,9 +151,8 @@ def test_changed_limits_keep_what_is_left_of_the_credit() -> None:
     assert burst.credit == 3500
     assert burst.with_limits(limits(500, 3000, 10_000)).credit == 3500
     assert burst.with_limits(limits(500, 3000, 1000)).credit == 1000
-    assert (
-        burst.with_limits(Limits(Rate(500))).credit is None
-        and not burst.with_limits(Limits(Rate(500))).is_open
-    )
+    assert burst.with_limits(Limits(Rate(500))).credit is None
+    assert not burst.with_limits(Limits(Rate(500))).is_open
     fresh = BurstState.with_full_credit(Limits(Rate(500))).with_limits(given)
-    assert fresh.credit == 6000 and fresh.is_open
+    assert fresh.credit == 6000
+    assert fresh.is_open

@@ -1,4 +1,5 @@
-"""Limits in force over fake cgroups in real folders, with real file events: now, late, changed, taken away."""
+"""Limits in force over fake cgroups in real folders, with real file events: now, late, changed, taken
+away."""
 
 from __future__ import annotations
 
@@ -20,13 +21,15 @@ def test_a_limit_is_in_force_on_the_pod_and_each_container_before_hold_returns(p
 def test_on_version_2_the_limit_is_on_the_pod_alone(unified: Place) -> None:
     container = unified.container()
     unified.hold(SLOW)
-    assert unified.rate(unified.pod()) == SLOW.sustained and unified.rate(container) == UNLIMITED
+    assert unified.rate(unified.pod()) == SLOW.sustained
+    assert unified.rate(container) == UNLIMITED
 
 
 def test_a_pod_that_appears_late_gets_its_limit(place: Place) -> None:
     place.hold(SLOW)
     held = place.throttle.get_applied("/t1")
-    assert held and "has no cgroup" in held.problem
+    assert held
+    assert "has no cgroup" in held.problem
     container = place.container()
     assert until(lambda: place.rate(container) == SLOW.sustained)
     assert until(lambda: not place.throttle.get_applied("/t1").problem)
@@ -61,9 +64,8 @@ def test_a_pod_s_cgroup_that_goes_and_comes_again_gets_its_limit(place: Place) -
         path.rmdir() if path.is_dir() else path.unlink()
     assert until(lambda: "has no cgroup" in place.throttle.get_applied("/t1").problem)
     container = place.container()
-    assert until(lambda: place.rate(container) == SLOW.sustained) and until(
-        lambda: not place.throttle.get_applied("/t1").problem
-    )
+    assert until(lambda: place.rate(container) == SLOW.sustained)
+    assert until(lambda: not place.throttle.get_applied("/t1").problem)
 
 
 def test_a_limit_that_somebody_takes_away_is_put_back(unified: Place) -> None:
@@ -81,7 +83,9 @@ def test_two_volumes_of_a_pod_on_one_device_have_the_sum(place: Place) -> None:
     place.hold(SLOW, "/t2", volume="two")
     assert place.rate(container) == Rate(1000, 16_384_000)
     held = place.throttle.get_applied("/t1")
-    assert held and held.limits == SLOW and held.rate == Rate(1000, 16_384_000)
+    assert held
+    assert held.limits == SLOW
+    assert held.rate == Rate(1000, 16_384_000)
     place.throttle.release("/t1")
     assert place.rate(container) == SLOW.sustained
 
@@ -92,7 +96,8 @@ def test_a_volume_without_limits_beside_one_with_them_frees_both_and_says_so(pla
     place.hold(None, "/t2", volume="two")
     assert place.rate(container) == UNLIMITED
     held = place.throttle.get_applied("/t1")
-    assert held and "another volume without limits" in held.problem
+    assert held
+    assert "another volume without limits" in held.problem
     place.throttle.release("/t2")
     assert place.rate(container) == SLOW.sustained
 
@@ -101,9 +106,11 @@ def test_pods_on_one_device_have_each_their_own(place: Place) -> None:
     slow, fast = place.container(uid=UID), place.container(uid=OTHER_UID)
     place.hold(SLOW, "/t1", UID)
     place.hold(FAST, "/t2", OTHER_UID)
-    assert place.rate(slow) == SLOW.sustained and place.rate(fast) == FAST.sustained
+    assert place.rate(slow) == SLOW.sustained
+    assert place.rate(fast) == FAST.sustained
     place.throttle.release("/t2")
-    assert place.rate(slow) == SLOW.sustained and place.rate(fast) == UNLIMITED
+    assert place.rate(slow) == SLOW.sustained
+    assert place.rate(fast) == UNLIMITED
 
 
 def test_what_is_released_leaves_nothing_behind(place: Place) -> None:
@@ -112,7 +119,8 @@ def test_what_is_released_leaves_nothing_behind(place: Place) -> None:
     place.throttle.release("/t1")
     place.throttle.release("/t1")
     assert place.rate(container) == place.rate(place.pod()) == UNLIMITED
-    assert place.throttle.get_applied("/t1") is None and place.throttle.list_applied() == []
+    assert place.throttle.get_applied("/t1") is None
+    assert place.throttle.list_applied() == []
     assert list((place.folder / "throttles").iterdir()) == []
     later = place.container("c2")
     until(lambda: False, 0.2)
@@ -167,12 +175,10 @@ def test_what_is_read_while_there_is_no_burst_is_charged_to_none(place: Place, b
     place.throttle.change_limits("vol", bursting)
     until(lambda: False, 1.2)
     held = place.throttle.get_applied("/t1")
-    assert (
-        held
-        and held.burst.metered_ios == 0
-        and held.rate == bursting.burst
-        and held.burst.credit == bursting.credit
-    )
+    assert held
+    assert held.burst.metered_ios == 0
+    assert held.rate == bursting.burst
+    assert held.burst.credit == bursting.credit
 
 
 def test_a_leftover_cgroup_of_the_same_pod_hides_no_other(place: Place) -> None:

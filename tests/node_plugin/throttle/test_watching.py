@@ -1,4 +1,7 @@
-"""Which pods an event is about; here what is hard to bring about from outside: events that the kernel dropped."""
+"""Which pods an event is about.
+
+Here what is hard to bring about from outside: events that the kernel dropped.
+"""
 
 from __future__ import annotations
 

@@ -54,10 +54,10 @@ def place(tmp_path: Path) -> Place:
 
 def test_an_image_is_mounted_once_however_often_it_is_asked_for(place: Place) -> None:
     assert place.mount() == place.mount() == place.folder / "mounts" / ONE / "none"
-    assert len(place.kernel.loops) == 1 and place.asked_ready == 1
-    assert (
-        place.images.find_device(place.mount()) == "7:1000" and place.images.find_device(place.folder) is None
-    )
+    assert len(place.kernel.loops) == 1
+    assert place.asked_ready == 1
+    assert place.images.find_device(place.mount()) == "7:1000"
+    assert place.images.find_device(place.folder) is None
 
 
 def test_many_threads_at_once_mount_it_once(place: Place) -> None:
@@ -84,11 +84,9 @@ def test_it_goes_with_the_last_that_shows_it_and_not_before(place: Place) -> Non
     place.mounts.unmount(target)
     place.images.unmount_unused(ONE)
     place.images.unmount_unused(ONE)
-    assert (
-        place.images.list_in_use() == set()
-        and place.kernel.loops == []
-        and list((place.folder / "mounts").iterdir()) == []
-    )
+    assert place.images.list_in_use() == set()
+    assert place.kernel.loops == []
+    assert list((place.folder / "mounts").iterdir()) == []
 
 
 def test_a_marker_keeps_the_image_of_its_class_and_no_other(place: Place) -> None:
@@ -99,21 +97,18 @@ def test_a_marker_keeps_the_image_of_its_class_and_no_other(place: Place) -> Non
         place.images.unmount_unused(digest)
     place.images.unmount_all_unused()
     assert [mount.target for mount in place.mounts.list_mounts()] == [str(place.mount()), str(marked)]
-    assert (
-        place.images.find_image(marked) == (ONE, "none")
-        and place.images.find_content(marked) == place.mount()
-    )
+    assert place.images.find_image(marked) == (ONE, "none")
+    assert place.images.find_content(marked) == place.mount()
     place.mounts.unmount(place.mount())
-    assert place.images.list_in_use() == {ONE} and place.images.find_image(marked) == (ONE, "none")
+    assert place.images.list_in_use() == {ONE}
+    assert place.images.find_image(marked) == (ONE, "none")
     assert place.images.find_content(marked) == marked
     place.mount()
     place.mounts.unmount(marked)
     place.images.unmount_unused(ONE)
-    assert (
-        place.mounts.list_mounts() == []
-        and place.images.find_image(marked) is None
-        and place.images.list_in_use() == set()
-    )
+    assert place.mounts.list_mounts() == []
+    assert place.images.find_image(marked) is None
+    assert place.images.list_in_use() == set()
 
 
 def test_what_only_looks_like_a_marker_of_ours_keeps_nothing(place: Place) -> None:
@@ -176,7 +171,8 @@ def test_a_hold_that_fails_leaves_no_mount_unless_another_holds_it_too(place: Pl
         assert len(place.kernel.loops) == 1
     with pytest.raises(ValueError), place.images.keep_mounted(ONE):
         raise ValueError
-    assert place.kernel.loops == [] and place.images.list_in_use() == set()
+    assert place.kernel.loops == []
+    assert place.images.list_in_use() == set()
 
 
 def test_a_mount_in_use_stays_and_is_released_later(place: Place) -> None:
@@ -193,7 +189,8 @@ def test_a_mount_over_another_file_is_replaced(place: Place) -> None:
     place.files[TWO].rename(place.files[ONE])
     place.mount()
     (mount,) = place.mounts.list_mounts()
-    assert place.loops.is_backed_by(mount.source, place.files[ONE]) and len(place.kernel.loops) == 1
+    assert place.loops.is_backed_by(mount.source, place.files[ONE])
+    assert len(place.kernel.loops) == 1
 
 
 def test_a_sweep_releases_what_nobody_shows_and_removes_empty_folders(place: Place) -> None:
@@ -216,7 +213,8 @@ def test_a_node_that_cannot_mount_is_told_and_holds_no_device(place: Place, tmp_
     place.files[TWO].write_bytes(bytes(8192))
     with pytest.raises(DataCacheError):
         place.mount(TWO)
-    assert place.kernel.loops == [] and place.mounts.list_mounts() == []
+    assert place.kernel.loops == []
+    assert place.mounts.list_mounts() == []
 
 
 def test_only_root_looks_into_the_folder_of_image_mounts(place: Place) -> None:

@@ -1,4 +1,5 @@
-"""Volumes that live in a pod's manifest: one call from the source to the mount, and whatever a pod's author may write."""
+"""Volumes that live in a pod's manifest: one call from the source to the mount, and whatever a pod's
+author may write."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def test_an_inline_volume_is_one_call_to_bring_and_one_to_take_away(node: Node) 
     assert node.shown == ["pod1"]
     node.unpublish("csi-1")
     node.unpublish("csi-1")
-    assert node.left == [] and not node.path("pod1").exists()
+    assert node.left == []
+    assert not node.path("pod1").exists()
 
 
 def test_an_inline_volume_may_name_any_repository_but_only_listed_shares(tmp_path: Path, node: Node) -> None:

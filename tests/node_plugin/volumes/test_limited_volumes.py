@@ -1,4 +1,5 @@
-"""Volumes with limits on a node: from the keys in a context or the registry to the rule in the pod's cgroup, and what people are told."""
+"""Volumes with limits on a node: from the keys in a context or the registry to the rule in the pod's
+cgroup, and what people are told."""
 
 from __future__ import annotations
 
@@ -73,7 +74,8 @@ def test_a_volume_without_performance_keys_has_no_limit(node: Node) -> None:
     pod(node)
     node.stage()
     node.publish(path=target())
-    assert rate(node, target()) == UNLIMITED and "no I/O limits" in message(node, target())
+    assert rate(node, target()) == UNLIMITED
+    assert "no I/O limits" in message(node, target())
     assert list((node.folder / "store/throttles").iterdir()) == []
 
 
@@ -86,7 +88,8 @@ def test_each_limit_class_has_a_device_of_its_own(node: Node) -> None:
         device(node, path)
         for path in (*(target(volume=str(number)) for number in range(4)), "free", "slow", "slow-too")
     ]
-    assert devices[1] == devices[2] and devices[0] == devices[4]
+    assert devices[1] == devices[2]
+    assert devices[0] == devices[4]
     assert len(set(devices)) == 5
 
 
@@ -118,9 +121,8 @@ def test_a_pod_author_cannot_name_another_pod_s_uid_over_the_path(node: Node) ->
     mine, other = pod(node), pod(node, OTHER_UID)
     node.inline(path=target(), context={**INLINE_SLOW, "csi.storage.k8s.io/pod.uid": OTHER_UID})
     used = device(node, target()) or ""
-    assert (
-        node.cgroups.read_limit(mine, used) == SLOW_RATE and node.cgroups.read_limit(other, used) == UNLIMITED
-    )
+    assert node.cgroups.read_limit(mine, used) == SLOW_RATE
+    assert node.cgroups.read_limit(other, used) == UNLIMITED
 
 
 def test_out_of_range_is_lowered_for_an_inline_volume_and_refused_for_others(node: Node) -> None:
@@ -197,7 +199,8 @@ def test_a_volume_that_the_registry_lost_keeps_the_limits_it_had(tmp_path: Path,
     node.close()
     again = Node(tmp_path)
     again.recovery.recover()
-    assert rate(again, target()).iops == 700 and again.cgroups.writes == 0
+    assert rate(again, target()).iops == 700
+    assert again.cgroups.writes == 0
     pod(again, OTHER_UID)
     again.publish(path=target(OTHER_UID), context=HUB)
     assert rate(again, target(OTHER_UID), OTHER_UID).iops == 700
@@ -226,7 +229,8 @@ def test_performance_that_a_size_does_not_have_any_more_leaves_what_is_in_force(
     node.close()
     again = Node(tmp_path)
     again.recovery.recover()
-    assert rate(again, target()).iops == 700 and again.cgroups.writes == 0
+    assert rate(again, target()).iops == 700
+    assert again.cgroups.writes == 0
     assert "no limits can be enforced: performanceLevel is PL3" in message(again, "staging")
     again.close()
 
@@ -258,9 +262,8 @@ def test_a_mount_that_fails_leaves_no_limit(node: Node) -> None:
     node.kernel.step = step
     with pytest.raises(DataCacheError):
         node.inline(path=target(), context=INLINE_SLOW)
-    assert node.throttle.list_applied() == [] and all(
-        node.cgroups.read_limit(cgroup, f"7:{number}") == UNLIMITED for number in range(1000, 1004)
-    )
+    assert node.throttle.list_applied() == []
+    assert all(node.cgroups.read_limit(cgroup, f"7:{number}") == UNLIMITED for number in range(1000, 1004))
 
 
 def test_the_next_start_holds_what_is_mounted_and_no_more(tmp_path: Path) -> None:
@@ -277,10 +280,8 @@ def test_the_next_start_holds_what_is_mounted_and_no_more(tmp_path: Path) -> Non
     again = Node(tmp_path)
     again.mounts.unmount(again.path(target(volume="inline")))
     again.recovery.recover()
-    assert (
-        again.cgroups.read_limit(cgroup, kept) == SLOW_RATE
-        and again.cgroups.read_limit(cgroup, gone) == UNLIMITED
-    )
+    assert again.cgroups.read_limit(cgroup, kept) == SLOW_RATE
+    assert again.cgroups.read_limit(cgroup, gone) == UNLIMITED
     assert again.cgroups.writes == 1
     again.close()
 

@@ -1,4 +1,5 @@
-"""One answer in a namespace: inline volumes of a moving revision on several nodes, which share pins in a cluster."""
+"""One answer in a namespace: inline volumes of a moving revision on several nodes, which share pins in a
+cluster."""
 
 from __future__ import annotations
 
@@ -41,7 +42,10 @@ class Cluster:
         self.folder, self.pins, self.nodes = folder, FakePins(), dict[str, Node]()
 
     def node(self, name: str, commit: str = COMMITS[0], **more: Any) -> Node:
-        """A start of the plugin on the node `name`, which finds main at `commit`; an earlier start there has ended."""
+        """A start of the plugin on the node `name`, which finds main at `commit`.
+
+        An earlier start there has ended.
+        """
         if name in self.nodes:
             self.nodes.pop(name).close()
         made = Node(self.folder / name, pins=self.pins, name=name, **more)
@@ -96,11 +100,9 @@ def test_the_pod_is_told_what_its_volume_is_pinned_to(cluster: Cluster) -> None:
     about = {"csi.storage.k8s.io/pod.name": "reader", "csi.storage.k8s.io/pod.uid": "uid-1"}
     show(node, context=context(**about))
     said = node.announcer.said(pod)["CachePinned"]
-    assert (
-        f"org/name@{COMMITS[0]}" in said.message
-        and f"CachePin team/{NAME}" in said.message
-        and not said.warning
-    )
+    assert f"org/name@{COMMITS[0]}" in said.message
+    assert f"CachePin team/{NAME}" in said.message
+    assert not said.warning
     show(node, "csi-2", "pod2", context=context(revision=COMMITS[0], **about))
     assert node.announcer.said(pod)["CachePinned"].count == 1, "a commit stands for itself"
 
@@ -129,9 +131,8 @@ def test_a_node_that_remembers_what_the_branch_was_asks_anew_before_it_pins_agai
     node.source.commit = COMMITS[1]
     assert show(node) == COMMITS[1]
     asked = len(node.source.asked)
-    assert show(node, "csi-2", "pod2") == COMMITS[1] and len(node.source.asked) == asked, (
-        "what is pinned was proven just now"
-    )
+    assert show(node, "csi-2", "pod2") == COMMITS[1], "what is pinned was proven just now"
+    assert len(node.source.asked) == asked, "what is pinned was proven just now"
 
 
 def test_another_namespace_has_an_answer_of_its_own(cluster: Cluster) -> None:
@@ -154,7 +155,8 @@ def test_a_pin_is_no_authorisation(cluster: Cluster) -> None:
     for node in (first, second):
         with pytest.raises(PermissionDenied):
             node.inline("csi-9", "pod9", context=context(), secrets={"token": "bad"})
-    assert cluster.holders == ["node-a"] and second.shown == []
+    assert cluster.holders == ["node-a"]
+    assert second.shown == []
 
 
 def test_whoever_loses_the_race_takes_the_winners(cluster: Cluster) -> None:
@@ -187,7 +189,8 @@ def test_while_the_api_server_is_away_what_is_held_mounts_and_what_is_not_waits(
     asked = len(node.source.asked)
     with pytest.raises(ClusterUnavailable):
         node.inline("csi-3", "pod3", context=context("others"), secrets={"token": "not used before"})
-    assert len(node.source.asked) == asked and node.shown == ["pod1", "pod2"]
+    assert len(node.source.asked) == asked
+    assert node.shown == ["pod1", "pod2"]
     node.unpublish("csi-1")
     node.unpublish("csi-2", "pod2")
     with pytest.raises(ClusterUnavailable):
@@ -250,9 +253,8 @@ def test_a_commit_that_is_gone_names_the_pin_and_how_to_release_it(cluster: Clus
     second.source.error = SourceNotFound("there is no such revision")
     with pytest.raises(FailedPrecondition, match="there is no such revision") as error:
         second.inline(context=context())
-    assert f"CachePin team/{NAME}" in str(error.value) and f"kubectl delete cachepin -n team {NAME}" in str(
-        error.value
-    )
+    assert f"CachePin team/{NAME}" in str(error.value)
+    assert f"kubectl delete cachepin -n team {NAME}" in str(error.value)
     assert cluster.holders == ["node-a"]
     second.source.error = None
     cluster.pins.delete("team", NAME)
@@ -325,4 +327,5 @@ def test_a_storm_of_pods_asks_little_whatever_their_number(cluster: Cluster) -> 
     for thread in threads:
         thread.join()
     assert len(node.shown) == count
-    assert sorted(set(cluster.pins.calls)) == ["get", "hold"] and len(cluster.pins.calls) <= 2
+    assert sorted(set(cluster.pins.calls)) == ["get", "hold"]
+    assert len(cluster.pins.calls) <= 2

@@ -1,4 +1,5 @@
-"""Pins of several nodes under any order of pods, restarts, pushes and an API server that comes and goes: never two answers, and none is left."""
+"""Pins of several nodes under any order of pods, restarts, pushes and an API server that comes and goes:
+never two answers, and none is left."""
 
 from __future__ import annotations
 

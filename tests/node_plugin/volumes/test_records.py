@@ -50,7 +50,8 @@ def test_a_volume_is_found_as_it_was_put_also_by_the_next_start(
     for volume in (VOLUME, inline):
         records.put(volume)
     for again in (records, VolumeRecords(tmp_path / "volumes")):
-        assert again.get("vol-1") == VOLUME and again.get("csi-1") == inline
+        assert again.get("vol-1") == VOLUME
+        assert again.get("csi-1") == inline
         assert list(again.list_all()) == [inline, VOLUME]
 
 
@@ -73,16 +74,19 @@ def test_a_volume_that_is_shown_nowhere_is_forgotten(tmp_path: Path, records: Vo
     assert records.get("vol-1") == VOLUME.without_paths("/t")
     for _ in range(2):
         records.put(VOLUME.without_paths("/t", "/s"))
-    assert records.get("vol-1") is None and os.listdir(tmp_path / "volumes") == []
+    assert records.get("vol-1") is None
+    assert os.listdir(tmp_path / "volumes") == []
 
 
 @pytest.mark.parametrize("volume_id", IDS)
 def test_any_id_is_kept_within_the_folder(tmp_path: Path, records: VolumeRecords, volume_id: str) -> None:
     volume = NodeVolume(volume_id, "a" * 64, {}, 1, 1).with_target_path("/t", SHOWN)
     records.put(volume)
-    assert records.get(volume_id) == volume and list(records.list_all()) == [volume]
+    assert records.get(volume_id) == volume
+    assert list(records.list_all()) == [volume]
     (path,) = (tmp_path / "volumes").iterdir()
-    assert path.is_file() and path.suffix == ".json"
+    assert path.is_file()
+    assert path.suffix == ".json"
 
 
 @given(st.text(), st.text())
@@ -113,7 +117,8 @@ def test_a_damaged_record_is_none_and_goes_with_the_next_start(
     records.put(VOLUME)
     (tmp_path / "volumes/vol-1.json").write_text(damage)
     assert records.get("vol-1") is None
-    assert list(records.list_all()) == [] and os.listdir(tmp_path / "volumes") == []
+    assert list(records.list_all()) == []
+    assert os.listdir(tmp_path / "volumes") == []
 
 
 def test_what_a_killed_plugin_left_half_written_goes_with_the_next_start(
@@ -121,7 +126,8 @@ def test_what_a_killed_plugin_left_half_written_goes_with_the_next_start(
 ) -> None:
     records.put(VOLUME)
     (tmp_path / "volumes/.0123.tmp").write_text("{")
-    assert list(records.list_all()) == [VOLUME] and os.listdir(tmp_path / "volumes") == ["vol-1.json"]
+    assert list(records.list_all()) == [VOLUME]
+    assert os.listdir(tmp_path / "volumes") == ["vol-1.json"]
 
 
 def test_only_root_looks_into_the_records(tmp_path: Path, records: VolumeRecords) -> None:

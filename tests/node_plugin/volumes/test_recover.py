@@ -1,6 +1,7 @@
 """A plugin killed at any point, and what its next start makes of what it left.
 
-Each scenario runs in a forked process that ends itself at its n-th change of the file system or the kernel, for every n.
+Each scenario runs in a forked process that ends itself at its n-th change of the file system or the kernel,
+for every n.
 """
 
 from __future__ import annotations
@@ -94,16 +95,16 @@ def killed_at(folder: Path, before: Work, work: Work, number: int) -> bool:
 
 
 def assert_sound(node: Node) -> None:
-    """What must be true after any start: no mount without an owner, no owner without a mount, no loop and no image mount for nobody."""
+    """What must be true after any start: no mount without an owner, no owner without a mount, no loop and
+    no image mount for nobody."""
     known = sorted(
         Path(path).relative_to(node.folder / "kubelet")
         for volume in node.records.list_all()
         for path in volume.paths
     )
     assert [str(path) for path in known] == node.shown
-    assert (
-        bool(node.image_mounts) == bool(node.shown) and len(node.kernel.loops) == len(node.image_mounts) <= 1
-    )
+    assert bool(node.image_mounts) == bool(node.shown)
+    assert len(node.kernel.loops) == len(node.image_mounts) <= 1
     assert list((node.folder / "store/tmp").iterdir()) == []
 
 
@@ -127,7 +128,8 @@ def test_whatever_a_kill_leaves_the_next_start_is_sound_and_goes_on(tmp_path: Pa
             assert "is not staged" in str(error), error
         assert_sound(node)
         take_away(node)
-        assert node.left == [] and node.limits_left == [], f"after a kill at change {number}"
+        assert node.left == [], f"after a kill at change {number}"
+        assert node.limits_left == [], f"after a kill at change {number}"
         assert not node.path("pod1").exists()
         assert not [
             image
@@ -151,7 +153,8 @@ def test_mounts_survive_a_restart_and_are_found(tmp_path: Path) -> None:
     again.publish()
     again.stage()
     again.inline(path="pod2")
-    assert again.mounts.list_mounts() == table and again.source.operations == []
+    assert again.mounts.list_mounts() == table
+    assert again.source.operations == []
     take_away(again)
     again.unpublish("csi-1", "pod2")
     assert again.left == []
@@ -206,7 +209,9 @@ def test_after_a_reboot_no_volume_is_remembered_and_the_images_stay(tmp_path: Pa
         path.unlink()
     again = Node(tmp_path)
     again.recovery.recover()
-    assert again.left == [] and again.images.list_in_use() == set() and not again.path("pod1").exists()
+    assert again.left == []
+    assert again.images.list_in_use() == set()
+    assert not again.path("pod1").exists()
     assert again.store.find_sealed(digest)
     again.stage()
     assert again.source.operations.count("fill") == 0
@@ -228,11 +233,13 @@ def test_a_fill_that_needs_no_secret_goes_on_by_itself(tmp_path: Path) -> None:
     status = in_child(child)
     node = Node(tmp_path)
     (image,) = node.store.list_images()
-    assert status == _KILLED and node.store.find_partial(image.digest)
+    assert status == _KILLED
+    assert node.store.find_partial(image.digest)
     node.recovery.recover()
     while node.fills.progress():
         pass
-    assert node.store.find_sealed(image.digest) and node.source.operations == ["fill"]
+    assert node.store.find_sealed(image.digest)
+    assert node.source.operations == ["fill"]
     node.close()
 
 
@@ -253,7 +260,8 @@ def test_a_fill_that_needs_a_secret_goes_on_with_the_next_call(tmp_path: Path) -
     node.recovery.recover()
     while node.fills.progress():
         pass
-    assert node.store.find_partial(node.source.digest) and node.left == []
+    assert node.store.find_partial(node.source.digest)
+    assert node.left == []
     node.stage(secrets={"token": "right"})
     assert node.shown == ["staging"]
     node.close()
@@ -290,5 +298,6 @@ def test_a_start_does_not_use_an_image_whose_root_is_not_found(tmp_path: Path) -
     again.recovery.recover()
     assert again.store.list_images() == []
     again.stage()
-    assert "fill" in again.source.operations and has_root_directory(image.paths.image)
+    assert "fill" in again.source.operations
+    assert has_root_directory(image.paths.image)
     again.close()

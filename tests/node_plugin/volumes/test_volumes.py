@@ -1,4 +1,7 @@
-"""The life of a volume on a node: staged, published, looked at, taken away; alone, together and while others wait."""
+"""The life of a volume on a node: staged, published, looked at, taken away.
+
+Alone, together and while others wait.
+"""
 
 from __future__ import annotations
 
@@ -37,12 +40,14 @@ def test_staged_published_to_two_pods_and_taken_away_nothing_is_left_but_the_ima
     node.publish(path="pod1")
     node.publish(path="pod2")
     assert node.shown == ["pod1", "pod2", "staging"]
-    assert node.image_mounts == [node.source.digest] and len(node.kernel.loops) == 1
+    assert node.image_mounts == [node.source.digest]
+    assert len(node.kernel.loops) == 1
     node.unpublish(path="pod1")
     node.unpublish(path="pod2")
     node.unstage()
     assert node.left == []
-    assert node.path("staging").is_dir() and not node.path("pod1").exists()
+    assert node.path("staging").is_dir()
+    assert not node.path("pod1").exists()
     assert node.store.find_sealed(node.source.digest)
 
 
@@ -51,19 +56,22 @@ def test_a_staged_volume_keeps_its_image_mounted_without_showing_it(node: Node) 
     marker, image = (
         find_mount(node.mounts.list_mounts(), path) for path in (node.path("staging"), node.image_path)
     )
-    assert marker and image and marker.device != image.device and marker.source == f"datacache:{image.target}"
+    assert marker
+    assert image
+    assert marker.device != image.device
+    assert marker.source == f"datacache:{image.target}"
     node.publish()
     node.unpublish()
-    assert (
-        node.image_mounts == [node.source.digest] and node.images.find_device(node.image_path) == image.device
-    )
+    assert node.image_mounts == [node.source.digest]
+    assert node.images.find_device(node.image_path) == image.device
     assert node.images.list_in_use() == {node.source.digest}
 
 
 def test_an_image_mount_that_was_taken_away_comes_back_with_the_next_publish(node: Node) -> None:
     node.stage(context=LIMITED)
     node.mounts.unmount(node.image_path)
-    assert node.image_mounts == [] and node.images.list_in_use() == {node.source.digest}
+    assert node.image_mounts == []
+    assert node.images.list_in_use() == {node.source.digest}
     node.publish(context=LIMITED)
     assert node.images.find_device(node.path("pod1")) == node.images.find_device(node.image_path) is not None
     (loop,) = node.kernel.read().loops.values()
@@ -126,11 +134,9 @@ def test_two_volumes_of_one_content_share_image_loop_and_super_block(node: Node)
     for volume in ("one", "two"):
         node.stage(volume, f"staging-{volume}")
     node.inline("three", "pod3")
-    assert (
-        len(node.image_mounts) == 1
-        and len(node.kernel.loops) == 1
-        and node.source.operations.count("fill") == 1
-    )
+    assert len(node.image_mounts) == 1
+    assert len(node.kernel.loops) == 1
+    assert node.source.operations.count("fill") == 1
     node.unstage("one", "staging-one")
     node.unpublish("three", "pod3")
     assert len(node.image_mounts) == 1
@@ -232,7 +238,9 @@ def test_a_source_that_is_not_what_the_volume_was_created_from_is_refused_and_le
 ) -> None:
     with pytest.raises(SourceChanged, match="has changed since this volume was created"):
         node.stage(context=PINNED)
-    assert node.left == [] and node.store.list_images() == [] and not node.path("staging").exists()
+    assert node.left == []
+    assert node.store.list_images() == []
+    assert not node.path("staging").exists()
     node.stage(context={**HUB, "manifestDigest": node.source.digest})
     assert node.shown == ["staging"]
 
@@ -257,7 +265,8 @@ def test_content_that_cannot_fit_is_refused_with_both_numbers_and_leaves_nothing
     small.source.files = {"big.bin": 5 * MIB}
     with pytest.raises(NoSpace, match="the image needs 5.* room for 1.0 MiB"):
         small.stage()
-    assert small.left == [] and small.source.operations.count("fill") == 0
+    assert small.left == []
+    assert small.source.operations.count("fill") == 0
     small.close()
 
 
@@ -281,7 +290,8 @@ def test_a_node_without_erofs_is_told_before_anything_is_asked(node: Node) -> No
     for call in (node.stage, node.inline):
         with pytest.raises(UnsupportedByNode, match="no EROFS"):
             call()
-    assert node.source.asked == [] and node.left == []
+    assert node.source.asked == []
+    assert node.left == []
 
 
 def test_a_mount_in_use_is_busy_and_stays_whole(node: Node) -> None:
@@ -298,7 +308,8 @@ def test_unstaging_before_unpublishing_keeps_the_pods_mount(node: Node) -> None:
     node.stage()
     node.publish()
     node.unstage()
-    assert node.shown == ["pod1"] and len(node.image_mounts) == 1
+    assert node.shown == ["pod1"]
+    assert len(node.image_mounts) == 1
     node.unpublish()
     assert node.left == []
 
@@ -335,9 +346,8 @@ def test_a_target_that_holds_something_else_is_left_alone(node: Node) -> None:
     target.touch()
     with pytest.raises(FailedPrecondition, match="cannot be created as a folder"):
         node.publish()
-    assert node.shown == ["staging"] and [volume.paths for volume in node.records.list_all()] == [
-        [str(node.path("staging"))]
-    ]
+    assert node.shown == ["staging"]
+    assert [volume.paths for volume in node.records.list_all()] == [[str(node.path("staging"))]]
 
 
 def test_a_path_must_be_absolute_and_symlinks_above_it_are_followed(node: Node) -> None:
@@ -380,7 +390,8 @@ def test_a_volume_whose_mount_is_gone_is_abnormal_with_the_way_out(node: Node) -
     node.publish()
     node.mounts.unmount(node.path("pod1"))
     stats = node.volumes.get_stats("vol", node.path("pod1"))
-    assert stats.is_abnormal and "delete the pod" in stats.message
+    assert stats.is_abnormal
+    assert "delete the pod" in stats.message
     node.publish()
     assert not node.volumes.get_stats("vol", node.path("pod1")).is_abnormal
 
@@ -399,7 +410,8 @@ def test_a_second_call_in_the_middle_of_the_first_is_told_so(node: Node) -> None
 
     node.kernel.step = interfere
     node.publish(path="pod2")
-    assert len(seen) == 3 and node.shown == ["pod2", "staging"]
+    assert len(seen) == 3
+    assert node.shown == ["pod2", "staging"]
 
 
 @pytest.mark.parametrize(
@@ -416,6 +428,7 @@ def test_a_kernel_that_refuses_leaves_nothing_half_made(node: Node, steps: tuple
         with pytest.raises(DataCacheError, match="says no"):
             call()
     node.kernel.step = lambda _: None
-    assert node.left == [] and node.images.list_in_use() == set()
+    assert node.left == []
+    assert node.images.list_in_use() == set()
     node.stage()
     assert node.shown == ["staging"]

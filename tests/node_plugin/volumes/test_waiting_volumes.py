@@ -36,7 +36,8 @@ def test_a_waiting_call_hears_how_far_the_fill_is_and_the_next_one_finds_it_furt
                     raise
     node.source.go_fill.set()
     node.stage()
-    assert node.shown == ["staging"] and node.source.operations.count("fill") == 1
+    assert node.shown == ["staging"]
+    assert node.source.operations.count("fill") == 1
 
 
 @pytest.mark.parametrize("inline", [True, False])
@@ -49,8 +50,10 @@ def test_taking_a_volume_away_ends_its_waiting_and_leaves_nothing(node: Node, in
     else:
         node.unstage()
     thread.join(20)
-    assert isinstance(answers[0], Busy) and "being un" in str(answers[0])
-    assert node.left == [] and node.images.list_in_use() == set()
+    assert isinstance(answers[0], Busy)
+    assert "being un" in str(answers[0])
+    assert node.left == []
+    assert node.images.list_in_use() == set()
     node.source.go_fill.set()
 
 
@@ -76,7 +79,9 @@ def test_a_fill_that_is_waited_for_by_two_volumes_goes_on_when_one_is_taken_away
     first.join(20)
     node.source.go_fill.set()
     second.join(20)
-    assert isinstance(answers1[0], Busy) and answers2 == [None] and node.shown == ["s2"]
+    assert isinstance(answers1[0], Busy)
+    assert answers2 == [None]
+    assert node.shown == ["s2"]
 
 
 def test_an_image_is_not_unmounted_under_a_volume_on_its_way_to_it(node: Node) -> None:

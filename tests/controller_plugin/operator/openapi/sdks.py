@@ -28,7 +28,10 @@ class ApiError(Exception):
 
 
 class Sdk(Protocol):
-    """Makes calls: `sdk("CreateDataCache", Path="/a", ...)`, in the names of the wire; the answer as JSON. Raises ApiError."""
+    """Makes calls: `sdk("CreateDataCache", Path="/a", ...)`, in the names of the wire; the answer as JSON.
+
+    Raises ApiError.
+    """
 
     def __call__(self, action: str, **parameters: Any) -> dict[str, Any]: ...
 

@@ -1,4 +1,5 @@
-"""docs/eci.md and docs/eci.zh.md: their SDK code is run as it stands, their YAML is that of the examples, and both say the same."""
+"""docs/eci.md and docs/eci.zh.md: their SDK code is run as it stands, their YAML is that of the examples,
+and both say the same."""
 
 from __future__ import annotations
 

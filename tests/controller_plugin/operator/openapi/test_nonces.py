@@ -56,7 +56,9 @@ def test_a_mark_is_new_once_whoever_is_asked(opens: Opens) -> None:
 
 def test_a_mark_is_forgotten_when_no_request_can_have_it(opens: Opens) -> None:
     marks = opens()
-    assert marks.use("a", NOW) and marks.use("b", NOW + 101) and marks.use("a", NOW + 102)
+    assert marks.use("a", NOW)
+    assert marks.use("b", NOW + 101)
+    assert marks.use("a", NOW + 102)
 
 
 def test_of_two_who_use_a_mark_at_once_one_has_it(opens: Opens) -> None:
@@ -77,7 +79,8 @@ def test_no_more_marks_are_kept_than_fit(opens: Opens, monkeypatch: pytest.Monke
     if isinstance(marks, MemoryNonceStore):
         marks = MemoryNonceStore(100.0, capacity=3)
     assert all(marks.use(f"mark-{number}", NOW + number) for number in range(5))
-    assert not marks.use("mark-4", NOW + 5) and marks.use("mark-0", NOW + 6)
+    assert not marks.use("mark-4", NOW + 5)
+    assert marks.use("mark-0", NOW + 6)
 
 
 def test_a_secret_that_somebody_has_spoilt_is_told_of(api_server: ApiServer) -> None:

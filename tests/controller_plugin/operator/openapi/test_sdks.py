@@ -56,9 +56,11 @@ def test_a_cache_is_created_with_every_parameter_and_described_with_every_field(
         EipInstanceId="eip-1",
         EipCreateParam=EIP,
     )
-    assert len(answer["RequestId"]) == 36 and answer["DataCacheId"].startswith("edc-")
+    assert len(answer["RequestId"]) == 36
+    assert answer["DataCacheId"].startswith("edc-")
     kept = region.caches.find((answer["DataCacheId"],))[0]
-    assert region.caches.read_credential(kept) == {"accessToken": "hf_x"} and kept.spec.networks == (
+    assert region.caches.read_credential(kept) == {"accessToken": "hf_x"}
+    assert kept.spec.networks == (
         "vsw-1",
         "sg-1",
     )
@@ -69,12 +71,12 @@ def test_a_cache_is_created_with_every_parameter_and_described_with_every_field(
     region.caches.write_match_time(kept, 1686883380.0)
     answer = sdk("DescribeDataCaches", DataCacheId=[kept.id])
     (item,) = answer["DataCaches"]
+    assert answer["TotalCount"] == 1
     assert (
-        answer["TotalCount"] == 1
-        and json.loads(item.pop("DataSource")["Options"] if isinstance(item["DataSource"], dict) else "")
-        == HUB
+        json.loads(item.pop("DataSource")["Options"] if isinstance(item["DataSource"], dict) else "") == HUB
     )
-    assert item.pop("CreationTime")[10] == "T" and item.pop("Tags") == [
+    assert item.pop("CreationTime")[10] == "T"
+    assert item.pop("Tags") == [
         {"Key": "team", "Value": "a b&c"},
         {"Key": "bare", "Value": ""},
     ]
@@ -145,7 +147,8 @@ def test_every_call_takes_every_parameter_that_the_sdk_has(sdk: Sdk, region: Reg
     assert call("CopyDataCache", DataCacheId=made)["DataCacheId"] in region.there.said
     assert call("UpdateDataCache", DataCacheId=made, Name="new")["RequestId"]
     assert region.caches.find((made,))[0].title == "new"
-    assert call("DeleteDataCache", DataCacheId=made)["RequestId"] and not region.caches.find((made,))
+    assert call("DeleteDataCache", DataCacheId=made)["RequestId"]
+    assert not region.caches.find((made,))
 
 
 def test_progress_is_polled_until_it_is_available(sdk: Sdk, region: Region) -> None:
@@ -175,11 +178,12 @@ def test_caches_are_found_by_id_bucket_path_tag_and_resource_group(sdk: Sdk) -> 
     def found(**by: Any) -> set[str]:
         return {item["DataCacheId"] for item in sdk("DescribeDataCaches", **by).get("DataCaches") or ()}
 
-    assert found() == {one, two} and found(Bucket="other") == found(Path="/models/b", Bucket="other") == {two}
-    assert found(DataCacheId=[one, two]) == {one, two} and found(DataCacheId=["edc-none"]) == set()
-    assert found(Tag=[{"Key": "team", "Value": "a"}]) == found(ResourceGroupId="rg") == {one} and found(
-        Tag=[{"Key": "team"}]
-    ) == {one, two}
+    assert found() == {one, two}
+    assert found(Bucket="other") == found(Path="/models/b", Bucket="other") == {two}
+    assert found(DataCacheId=[one, two]) == {one, two}
+    assert found(DataCacheId=["edc-none"]) == set()
+    assert found(Tag=[{"Key": "team", "Value": "a"}]) == found(ResourceGroupId="rg") == {one}
+    assert found(Tag=[{"Key": "team"}]) == {one, two}
 
 
 def test_pages_hold_all_once_whatever_goes_meanwhile(sdk: Sdk) -> None:
@@ -193,7 +197,8 @@ def test_pages_hold_all_once_whatever_goes_meanwhile(sdk: Sdk) -> None:
             break
         if len(seen) == 3:
             sdk("DeleteDataCache", DataCacheId=seen[0])
-    assert sorted(seen) == sorted(made) and len(set(seen)) == 7
+    assert sorted(seen) == sorted(made)
+    assert len(set(seen)) == 7
 
 
 def test_an_update_changes_what_is_given_and_leaves_the_rest(sdk: Sdk, region: Region) -> None:
@@ -238,12 +243,14 @@ def test_an_update_changes_what_is_given_and_leaves_the_rest(sdk: Sdk, region: R
         "new",
         {"c": "d"},
         "rg-2",
-    ) and after.spec.networks == ("vsw-2", "sg-2")
+    )
+    assert after.spec.networks == ("vsw-2", "sg-2")
     assert (after.spec.type, after.spec.size_gib, after.spec.retention_days) == (
         "NAS",
         50,
         9,
-    ) and after.spec.options == NAS_SOURCE["Options"]
+    )
+    assert after.spec.options == NAS_SOURCE["Options"]
     generation = after.generation
     sdk("UpdateDataCache", DataCacheId=made, ClientToken="t2")
     assert region.caches.find((made,))[0].generation == generation
@@ -253,7 +260,8 @@ def test_a_cache_at_work_is_not_updated(sdk: Sdk, region: Region) -> None:
     made = create(sdk)
     region.be(made, DataCacheState(Phase.CREATING, 50, 1))
     found = refusal(sdk, "UpdateDataCache", DataCacheId=made, Size=50)
-    assert (found.status, found.code) == (403, "IncorrectStatus") and "Creating" in found.message
+    assert (found.status, found.code) == (403, "IncorrectStatus")
+    assert "Creating" in found.message
 
 
 def test_a_cache_is_deleted_by_id_or_by_bucket_and_path(sdk: Sdk) -> None:
@@ -326,9 +334,8 @@ def test_a_deletion_that_is_sent_again_with_its_token_leaves_what_came_after_it(
 
 
 def test_an_id_without_a_number_is_one_too() -> None:
-    assert ApiParameters({"DataCacheId": "edc-1"}).ids == ("edc-1",) and ApiParameters(
-        {"DataCacheId.1": "a", "DataCacheId": "b"}
-    ).ids == ("a", "b")
+    assert ApiParameters({"DataCacheId": "edc-1"}).ids == ("edc-1",)
+    assert ApiParameters({"DataCacheId.1": "a", "DataCacheId": "b"}).ids == ("a", "b")
 
 
 def test_an_id_as_the_documentation_masks_it_is_not_found(sdk: Sdk) -> None:
@@ -399,7 +406,8 @@ def test_a_copy_to_a_region_that_is_not_there_is_refused(sdk: Sdk, region: Regio
     assert refusal(sdk, "CopyDataCache", **asked).code == "IncorrectStatus"
     region.be(made, DataCacheState(Phase.AVAILABLE, 100, 1, CONTENT))
     found = refusal(sdk, "CopyDataCache", **asked, ResourceGroupId="rg", Tag=[{"Key": "a", "Value": "b"}])
-    assert (found.status, found.code) == (400, "InvalidParameter") and "cn-other" in found.message
+    assert (found.status, found.code) == (400, "InvalidParameter")
+    assert "cn-other" in found.message
     assert (
         refusal(sdk, "CopyDataCache", DataCacheId="edc-none", DestinationRegionId="x").code
         == "InvalidParameter.NotFound"
@@ -437,12 +445,10 @@ def test_what_cannot_be_is_refused_in_ecis_codes(
         if value is not None
     }
     found = refusal(sdk, "CreateDataCache", **asked)
-    assert (
-        found.code == code
-        and words in found.message
-        and len(found.request_id) == 36
-        and "hf_x" not in found.message
-    )
+    assert found.code == code
+    assert words in found.message
+    assert len(found.request_id) == 36
+    assert "hf_x" not in found.message
 
 
 def test_a_page_token_that_nobody_gave_out_is_refused(sdk: Sdk) -> None:

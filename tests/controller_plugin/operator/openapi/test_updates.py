@@ -45,11 +45,9 @@ def test_a_credential_goes_with_the_source_that_it_was_for(
     sdk: Sdk, region: Region, source: dict[str, Any]
 ) -> None:
     after = _updated(sdk, region, source)
-    assert (
-        after.secret_ref is None
-        and region.caches.read_credential(after) == {}
-        and "accessToken" not in after.spec.options
-    )
+    assert after.secret_ref is None
+    assert region.caches.read_credential(after) == {}
+    assert "accessToken" not in after.spec.options
     assert not [file for file in region.folder.rglob("*") if file.is_file() and b"hf_x" in file.read_bytes()]
 
 
@@ -60,7 +58,8 @@ def test_options_that_are_not_set_are_none(sdk: Sdk, region: Region, unset: str 
         sdk, DataSource={"Type": "URL", "Options": {**options, "revision": unset, "accessToken": unset}}
     )
     found = region.caches.find((made,))[0]
-    assert found.spec.options == options and found.secret_ref is None
+    assert found.spec.options == options
+    assert found.secret_ref is None
 
 
 def test_a_vswitch_and_a_security_group_are_changed_each_for_itself(sdk: Sdk, region: Region) -> None:

@@ -61,7 +61,9 @@ class Cluster:
         self.pause = self.reconciler.reconcile(cache.name)
         found = self.caches.get(cache.name)
         known = self.known.get(cache.name)
-        assert found and known and known.state == found.state
+        assert found
+        assert known
+        assert known.state == found.state
         return found
 
 
@@ -94,7 +96,8 @@ def test_a_cache_is_resolved_then_filled_by_a_node_then_available(cluster: Clust
         None,
     )
     assert [note.reason for note in ready.events] == ["Resolved", "Available"]
-    assert len(cluster.images.asked) == 1 and cluster.orders.placed
+    assert len(cluster.images.asked) == 1
+    assert cluster.orders.placed
 
 
 def test_a_start_of_the_operator_asks_and_fills_nothing_twice(cluster: Cluster) -> None:
@@ -106,7 +109,8 @@ def test_a_start_of_the_operator_asks_and_fills_nothing_twice(cluster: Cluster) 
     cluster.look(made)
     cluster.start()
     before = cluster.caches.get(made.name)
-    assert cluster.look(made) == before and len(cluster.images.asked) == 1
+    assert cluster.look(made) == before
+    assert len(cluster.images.asked) == 1
 
 
 def test_with_an_image_store_a_known_image_is_available_at_once_and_no_node_is_asked(
@@ -114,7 +118,8 @@ def test_with_an_image_store_a_known_image_is_available_at_once_and_no_node_is_a
 ) -> None:
     cluster.images.store = {content("a").digest: content("a")}
     found = cluster.look(cluster.make()).state
-    assert (found.phase, found.in_image_store) == (Phase.AVAILABLE, True) and cluster.orders.placed == {}
+    assert (found.phase, found.in_image_store) == (Phase.AVAILABLE, True)
+    assert cluster.orders.placed == {}
 
 
 def test_an_image_of_another_place_is_not_taken_by_hearsay(cluster: Cluster) -> None:
@@ -127,7 +132,8 @@ def test_what_another_cache_of_the_place_has_is_available_at_once(cluster: Clust
     cluster.look(first)
     cluster.orders.say(first.name, PrewarmState.READY)
     cluster.look(first)
-    assert cluster.look(second).state.phase is Phase.AVAILABLE and second.name in cluster.orders.placed
+    assert cluster.look(second).state.phase is Phase.AVAILABLE
+    assert second.name in cluster.orders.placed
 
 
 def test_once_it_is_in_the_image_store_its_node_is_free_unless_nodes_are_named(cluster: Cluster) -> None:
@@ -181,12 +187,10 @@ def test_an_update_that_cannot_be_resolved_leaves_what_there_is(cluster: Cluster
 def test_content_over_an_explicit_size_fails_with_both_numbers(cluster: Cluster) -> None:
     cluster.images.origin["/a"] = content("a", 3 * GIB)
     failed = cluster.look(cluster.make(size_gib=2)).state
-    assert (
-        failed.phase is Phase.FAILED
-        and str(3 * GIB) in failed.message
-        and "2 GiB" in failed.message
-        and cluster.orders.placed == {}
-    )
+    assert failed.phase is Phase.FAILED
+    assert str(3 * GIB) in failed.message
+    assert "2 GiB" in failed.message
+    assert cluster.orders.placed == {}
 
 
 @pytest.mark.parametrize(
@@ -202,7 +206,9 @@ def test_a_source_that_cannot_be_or_is_not_allowed_fails_and_no_origin_is_asked(
     cluster: Cluster, type: str, options: Mapping[str, str], words: str
 ) -> None:
     failed = cluster.look(cluster.make(options=options, type=type)).state
-    assert failed.phase is Phase.FAILED and words in failed.message and cluster.images.asked == []
+    assert failed.phase is Phase.FAILED
+    assert words in failed.message
+    assert cluster.images.asked == []
 
 
 def test_an_origin_that_is_away_is_asked_again_after_longer_and_longer_pauses(cluster: Cluster) -> None:
@@ -211,10 +217,11 @@ def test_an_origin_that_is_away_is_asked_again_after_longer_and_longer_pauses(cl
     for _ in range(3):
         failed = cluster.look(made).state
         pauses.append(cluster.pause)
-    assert failed.phase is Phase.FAILED and [(note.reason, note.count) for note in failed.events] == [
-        ("Failed", 3)
-    ]
-    assert pauses[0] and pauses[1] == 2 * pauses[0] and pauses[2] == 4 * pauses[0]
+    assert failed.phase is Phase.FAILED
+    assert [(note.reason, note.count) for note in failed.events] == [("Failed", 3)]
+    assert pauses[0]
+    assert pauses[1] == 2 * pauses[0]
+    assert pauses[2] == 4 * pauses[0]
     cluster.images.origin["/a"] = content("a")
     assert cluster.look(made).state.phase is Phase.LOADING
 
@@ -222,21 +229,19 @@ def test_an_origin_that_is_away_is_asked_again_after_longer_and_longer_pauses(cl
 def test_a_resolve_that_takes_longer_is_loading_and_looked_at_soon(cluster: Cluster) -> None:
     cluster.images.origin["/a"] = Busy("still resolving; call again")
     found = cluster.look(cluster.make()).state
-    assert (
-        (found.phase, found.message) == (Phase.LOADING, "still resolving; call again")
-        and cluster.pause
-        and cluster.pause < 10
-    )
+    assert (found.phase, found.message) == (Phase.LOADING, "still resolving; call again")
+    assert cluster.pause
+    assert cluster.pause < 10
 
 
 def test_credentials_among_the_options_are_moved_and_used(cluster: Cluster) -> None:
     made = cluster.make(options={**HUB, "accessToken": "hf_x"})
     cluster.look(made)
     moved = cluster.look(made)
-    assert moved.spec.options == HUB and cluster.caches.read_credential(moved) == {"accessToken": "hf_x"}
-    assert cluster.images.asked == [
-        (made.name, {"accessToken": "hf_x"})
-    ] and moved.state.next_content == content("a")
+    assert moved.spec.options == HUB
+    assert cluster.caches.read_credential(moved) == {"accessToken": "hf_x"}
+    assert cluster.images.asked == [(made.name, {"accessToken": "hf_x"})]
+    assert moved.state.next_content == content("a")
 
 
 def test_a_credential_of_another_source_is_not_used(
@@ -244,10 +249,8 @@ def test_a_credential_of_another_source_is_not_used(
 ) -> None:
     monkeypatch.setattr(cluster.caches, "is_credential_in_scope", lambda cache: False)
     found = cluster.look(cluster.make()).state
-    assert (
-        found.phase is Phase.FAILED
-        and "its credential was given for another kind of source or other hosts" in found.message
-    )
+    assert found.phase is Phase.FAILED
+    assert "its credential was given for another kind of source or other hosts" in found.message
     assert cluster.images.asked == []
 
 
@@ -255,7 +258,9 @@ def test_an_empty_credential_is_none(cluster: Cluster) -> None:
     made = cluster.make(options={**HUB, "accessToken": " "})
     cluster.look(made)
     moved = cluster.look(made)
-    assert moved.spec.options == HUB and moved.secret_ref is None and moved.state.next_content == content("a")
+    assert moved.spec.options == HUB
+    assert moved.secret_ref is None
+    assert moved.state.next_content == content("a")
 
 
 def test_of_two_of_one_name_the_older_counts_and_the_other_says_so(cluster: Cluster) -> None:
@@ -277,14 +282,13 @@ def test_of_two_of_one_name_the_older_counts_and_the_other_says_so(cluster: Clus
 def test_a_cache_is_deleted_when_its_days_are_over(cluster: Cluster) -> None:
     made = cluster.make(retention_days=1)
     found = cluster.look(made)
-    assert (
-        made.created_at + 86_400 >= found.state.expires_at > made.created_at + 86_398
-        and cluster.pause
-        and cluster.pause <= 86_400
-    )
+    assert made.created_at + 86_400 >= found.state.expires_at > made.created_at + 86_398
+    assert cluster.pause
+    assert cluster.pause <= 86_400
     assert cluster.now
     cluster.now += 86_401
-    assert cluster.reconciler.reconcile(made.name) is None and cluster.caches.find() == []
+    assert cluster.reconciler.reconcile(made.name) is None
+    assert cluster.caches.find() == []
 
 
 def test_no_more_notes_are_kept_than_people_read(cluster: Cluster) -> None:
@@ -292,9 +296,8 @@ def test_no_more_notes_are_kept_than_people_read(cluster: Cluster) -> None:
     for number in range(MAX_EVENTS + 5):
         cluster.images.origin["/a"] = SourceNotFound(f"not there: {number}")
         found = cluster.look(made)
-    assert len(found.state.events) == MAX_EVENTS and found.state.events[-1].message.endswith(
-        str(MAX_EVENTS + 4)
-    )
+    assert len(found.state.events) == MAX_EVENTS
+    assert found.state.events[-1].message.endswith(str(MAX_EVENTS + 4))
 
 
 def test_what_is_gone_is_not_looked_at(cluster: Cluster) -> None:
@@ -326,7 +329,8 @@ def test_a_state_that_cannot_be_written_has_no_node_told_and_is_written_the_next
         with pytest.raises(ClusterUnavailable):
             cluster.look(made)
     assert cluster.orders.placed == {}
-    assert cluster.look(made).state.next_content == content("a") and cluster.orders.placed
+    assert cluster.look(made).state.next_content == content("a")
+    assert cluster.orders.placed
 
 
 def raising(error: Exception) -> Callable[..., None]:
@@ -363,9 +367,8 @@ def test_a_fault_of_what_keeps_it_leaves_an_available_cache_as_it_is_and_asks_no
         )
         assert cluster.look(made).state.message == "no node"
     after = cluster.look(made).state
-    assert (after.phase, after.content, after.message) == (Phase.AVAILABLE, content("a"), "") and len(
-        cluster.images.asked
-    ) == 1
+    assert (after.phase, after.content, after.message) == (Phase.AVAILABLE, content("a"), "")
+    assert len(cluster.images.asked) == 1
 
 
 def test_a_new_cache_waits_for_a_node_that_can_have_it(
@@ -378,31 +381,33 @@ def test_a_new_cache_waits_for_a_node_that_can_have_it(
         )
         found = cluster.look(made).state
         assert (found.phase, found.next_content, found.message) == (Phase.LOADING, content("a"), "no node")
-        assert cluster.pause and cluster.pause <= 60
+        assert cluster.pause
+        assert cluster.pause <= 60
     cluster.look(made)
     cluster.orders.say(made.name, PrewarmState.READY)
-    assert cluster.look(made).state.phase is Phase.AVAILABLE and len(cluster.images.asked) == 1
+    assert cluster.look(made).state.phase is Phase.AVAILABLE
+    assert len(cluster.images.asked) == 1
 
 
 def test_what_a_node_is_done_with_is_kept_once_the_image_store_has_it(cluster: Cluster) -> None:
     cluster.images.store = {}
     made = available(cluster)
-    assert (
-        not made.state.in_image_store
-        and "--image-store" in made.state.message
-        and cluster.orders.placed == {}
-    )
+    assert not made.state.in_image_store
+    assert "--image-store" in made.state.message
+    assert cluster.orders.placed == {}
     cluster.look(made)
     cluster.images.store[content("a").digest] = content("a")
     cluster.orders.say(made.name, PrewarmState.READY)
     found = cluster.look(made).state
-    assert found.in_image_store and found.message == ""
+    assert found.in_image_store
+    assert found.message == ""
 
 
 def test_an_image_that_people_remove_from_the_image_store_is_brought_there_again(cluster: Cluster) -> None:
     cluster.images.store = {content("a").digest: content("a")}
     made = cluster.look(cluster.make())
-    assert made.state.in_image_store and cluster.now
+    assert made.state.in_image_store
+    assert cluster.now
     cluster.images.store.clear()
     assert cluster.look(made).state.in_image_store, "it is asked now and then alone"
     cluster.now += 4000
@@ -427,11 +432,9 @@ def test_a_credential_goes_out_of_an_object_whose_name_is_taken_too(cluster: Clu
     cluster.known.apply_event(first.name, replace(first, spec=replace(first.spec, path="/b")))
     cluster.look(second)
     found = cluster.caches.get(second.name)
-    assert (
-        found
-        and found.spec.options == HUB
-        and cluster.caches.read_credential(found) == {"accessToken": "hf_x"}
-    )
+    assert found
+    assert found.spec.options == HUB
+    assert cluster.caches.read_credential(found) == {"accessToken": "hf_x"}
 
 
 def test_a_new_leader_goes_on_from_what_the_last_one_left_and_not_from_what_it_saw_itself(

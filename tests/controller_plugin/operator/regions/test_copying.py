@@ -66,18 +66,16 @@ def test_a_copy_is_a_datacache_of_that_id_there_before_and_after_its_image_is(
     (found,) = there.caches.find()
     assert (found.id, found.title, found.tags, found.resource_group) == (copied, "title", {"team": "a"}, "rg")
     assert found.spec.retention_days == 3
-    assert (
-        found.spec.display_name == "bucket default, path /models/copy"
-        and found.spec.snapshot_id == CONTENT.snapshot_id
-    )
+    assert found.spec.display_name == "bucket default, path /models/copy"
+    assert found.spec.snapshot_id == CONTENT.snapshot_id
     assert found.spec.namespaces == ("team",), "whom the cache is for stays so"
     there.adopter.adopt_announced()
     assert there.stored.said, "it is said until the image is there"
     here.copier.send_announced(there.stored, WorkerCall())
     there.adopter.adopt_announced()
-    assert (
-        there.stored.images == {CONTENT.digest} and not there.stored.said and there.caches.find() == [found]
-    )
+    assert there.stored.images == {CONTENT.digest}
+    assert not there.stored.said
+    assert there.caches.find() == [found]
 
 
 def test_one_token_is_one_copy_and_none_is_another_each_time(here: Region, there: Region) -> None:
@@ -104,7 +102,8 @@ def test_a_copy_that_is_deleted_does_not_come_back(here: Region, there: Region) 
     there.caches.delete(there.caches.find()[0])
     there.adopter.adopt_announced()
     there.adopter.adopt_announced()
-    assert there.caches.find() == [] and not there.stored.said
+    assert there.caches.find() == []
+    assert not there.stored.said
 
 
 def test_a_copy_that_was_made_just_before_a_kill_does_not_come_back_either(
@@ -117,7 +116,8 @@ def test_a_copy_that_was_made_just_before_a_kill_does_not_come_back_either(
     there.adopter.adopt_announced()
     there.caches.delete(there.caches.find()[0])
     there.adopter.adopt_announced()
-    assert there.caches.find() == [] and not there.stored.said
+    assert there.caches.find() == []
+    assert not there.stored.said
 
 
 def test_a_damaged_announcement_is_told_once_and_is_in_no_others_way(
@@ -135,7 +135,8 @@ def test_a_name_that_is_taken_is_waited_for(here: Region, there: Region) -> None
     taken = there.has(path=COPY.path)
     copied = here.regions.start_copy(here.has(), "cn-there", COPY)
     there.adopter.adopt_announced()
-    assert there.caches.find() == [taken] and there.stored.said
+    assert there.caches.find() == [taken]
+    assert there.stored.said
     there.caches.delete(taken)
     there.adopter.adopt_announced()
     assert [one.id for one in there.caches.find()] == [copied]
@@ -177,9 +178,8 @@ def test_a_copy_that_fails_is_in_no_others_way(here: Region, there: Region) -> N
 def test_a_copy_to_ones_own_region_is_there_at_once(here: Region) -> None:
     cache = here.has()
     copied = here.regions.start_copy(cache, "cn-here", COPY)
-    assert here.regions.start_copy(cache, "cn-here", COPY) == copied and {
-        one.id for one in here.caches.find()
-    } == {cache.id, copied}
+    assert here.regions.start_copy(cache, "cn-here", COPY) == copied
+    assert {one.id for one in here.caches.find()} == {cache.id, copied}
 
 
 def test_a_region_that_is_not_known_is_refused_with_those_that_are(here: Region) -> None:

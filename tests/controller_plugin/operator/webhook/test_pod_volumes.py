@@ -46,11 +46,13 @@ def test_a_pod_that_is_ahead_of_the_watch_gets_its_cache_and_one_that_matches_is
     volumes = PodMutator(known, DRIVER, meet)
     for _ in range(2):
         found = volumes.mutate(pod("/models/new/tokenizer"), "default")
-        assert (
-            [cache.name for cache in found.caches] == ["a"] and found.unmatched_paths == () and met == ["all"]
-        )
-    assert volumes.mutate(pod("/var/log"), "default").unmatched_paths == ("/var/log",) and len(met) == 2
-    assert volumes.mutate(pod("/var/log", annotations={}), "default").unmatched_paths == () and len(met) == 2
+        assert [cache.name for cache in found.caches] == ["a"]
+        assert found.unmatched_paths == ()
+        assert met == ["all"]
+    assert volumes.mutate(pod("/var/log"), "default").unmatched_paths == ("/var/log",)
+    assert len(met) == 2
+    assert volumes.mutate(pod("/var/log", annotations={}), "default").unmatched_paths == ()
+    assert len(met) == 2
 
 
 def pod(*paths: str, annotations: Mapping[str, str] | None = None, **mount: Any) -> dict[str, Any]:
@@ -84,7 +86,8 @@ def patched(thing: dict[str, Any], patch: list[dict[str, Any]]) -> dict[str, Any
 def change(volumes: PodMutator, thing: dict[str, Any], namespace: str = "default") -> dict[str, Any]:
     before = copy.deepcopy(thing)
     found = patched(thing, volumes.mutate(thing, namespace).patch)
-    assert thing == before and found["metadata"] == before["metadata"]
+    assert thing == before
+    assert found["metadata"] == before["metadata"]
     return found
 
 
@@ -121,7 +124,8 @@ def test_a_sub_path_of_the_mount_is_below_that_of_the_volume(volumes: PodMutator
     mount = change(volumes, pod("/models/llama/$(A)", subPathExpr="$(POD)"))["spec"]["containers"][0][
         "volumeMounts"
     ][0]
-    assert mount["subPathExpr"] == "$$(A)/$(POD)" and "subPath" not in mount
+    assert mount["subPathExpr"] == "$$(A)/$(POD)"
+    assert "subPath" not in mount
     assert (
         change(volumes, pod("/models/llama", subPath="b"))["spec"]["containers"][0]["volumeMounts"][0][
             "subPath"
@@ -134,9 +138,8 @@ def test_all_kinds_of_containers_are_looked_at(volumes: PodMutator) -> None:
     thing = pod("/models/llama/a")
     thing["spec"]["initContainers"] = [{"name": "none"}, copy.deepcopy(thing["spec"]["containers"][0])]
     found = change(volumes, thing)["spec"]
-    assert found["initContainers"][1] == found["containers"][0] and found["initContainers"][0] == {
-        "name": "none"
-    }
+    assert found["initContainers"][1] == found["containers"][0]
+    assert found["initContainers"][0] == {"name": "none"}
 
 
 @pytest.mark.parametrize(

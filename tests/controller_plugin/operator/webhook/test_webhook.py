@@ -1,4 +1,5 @@
-"""The webhook as a real API server asks it: pods are patched there, objects refused there, and nothing depends on it that need not."""
+"""The webhook as a real API server asks it: pods are patched there, objects refused there, and nothing
+depends on it that need not."""
 
 from __future__ import annotations
 
@@ -32,13 +33,16 @@ PODS_PATH, CACHES_PATH = "/api/v1/namespaces/default/pods", "/apis/eci.aliyun.co
 ANNOTATED = [
     {
         "name": "eci",
-        "expression": f"has(object.metadata.annotations) && '{BUCKET_ANNOTATION}' in object.metadata.annotations",
+        "expression": f"has(object.metadata.annotations) && '{BUCKET_ANNOTATION}' in object.metadata.annotations",  # noqa: E501
     }
 ]
 
 
 class Hooked:
-    """An API server that asks a webhook of this process. `matched` are the paths of the caches that pods asked for."""
+    """An API server that asks a webhook of this process.
+
+    `matched` are the paths of the caches that pods asked for.
+    """
 
     def __init__(self, cluster: ApiServer, name: str = "datacache-operator") -> None:
         self.name = name
@@ -197,14 +201,13 @@ def test_paths_that_no_cache_holds_are_warned_of_beside_those_that_one_does(hook
         return dict(hooked.admission.review_pod({"request": request})["response"])
 
     one, typo = volume("a", "/models/llama"), volume("b", "/model/llama")
-    assert answer(one)["patch"] and "warnings" not in answer(one)
+    assert answer(one)["patch"]
+    assert "warnings" not in answer(one)
     for volumes in ((one, typo), (typo,)):
         (warning,) = answer(*volumes)["warnings"]
-        assert (
-            "/model/llama" in warning
-            and "/models/llama" not in warning
-            and ("patch" in answer(*volumes)) == (one in volumes)
-        )
+        assert "/model/llama" in warning
+        assert "/models/llama" not in warning
+        assert ("patch" in answer(*volumes)) == (one in volumes)
 
 
 def test_a_dry_run_asks_for_no_cache_and_a_pod_does_once_a_minute(hooked: Hooked) -> None:
@@ -293,20 +296,16 @@ def test_whatever_a_pod_is_its_matching_volumes_change_and_nothing_else(
     for before, after in zip(thing["spec"]["volumes"], found["spec"].get("volumes", []), strict=True):
         match = expected(before["hostPath"]["path"]) if annotated and "hostPath" in before else None
         if match:
-            assert (
-                after["name"] == before["name"]
-                and after.keys() == {"name", "csi"}
-                and after["csi"]["driver"] == DRIVER
-                and after["csi"]["readOnly"]
-            )
+            assert after["name"] == before["name"]
+            assert after.keys() == {"name", "csi"}
+            assert after["csi"]["driver"] == DRIVER
+            assert after["csi"]["readOnly"]
             assert after["csi"]["volumeAttributes"]["cachePath"] == match[0]
             rests[before["name"]] = match[1]
         else:
-            assert (
-                after["name"] == before["name"]
-                and "csi" not in after
-                and ("hostPath" in after) == ("hostPath" in before)
-            )
+            assert after["name"] == before["name"]
+            assert "csi" not in after
+            assert ("hostPath" in after) == ("hostPath" in before)
     for kind in ("containers", "initContainers"):
         for before, after in zip(thing["spec"].get(kind, []), found["spec"].get(kind, []), strict=True):
             for mount, shown in zip(before["volumeMounts"], after.get("volumeMounts", []), strict=True):
@@ -363,6 +362,7 @@ def test_with_its_server_down_only_pods_that_ask_for_a_cache_wait(api_server: Ap
             return False
 
         assert wait_until(is_refused, 30)
-        assert hooked.made(plain)["spec"]["volumes"][0]["hostPath"] and hooked.made(cache(), CACHES_PATH)
+        assert hooked.made(plain)["spec"]["volumes"][0]["hostPath"]
+        assert hooked.made(cache(), CACHES_PATH)
     finally:
         hooked.remove()

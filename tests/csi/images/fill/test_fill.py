@@ -1,4 +1,5 @@
-"""The fill against an origin that fails in every way an origin can, and file systems that are small or unusual."""
+"""The fill against an origin that fails in every way an origin can, and file systems that are small or
+unusual."""
 
 from __future__ import annotations
 
@@ -107,7 +108,8 @@ def test_a_filled_and_sealed_image_is_mounted_and_right(place: Place) -> None:
     place.fill(FakeOrigin())
     seal(place.partial, place.image, place.journal)
     assert place.image.stat().st_mode & 0o777 == 0o400
-    assert not place.partial.exists() and not place.journal.exists()
+    assert not place.partial.exists()
+    assert not place.journal.exists()
     fsck(place.image)
     with mounted(place.image, place.folder / "mnt") as root:
         compare(place.layout.manifest, root)
@@ -125,7 +127,8 @@ def test_a_finished_fill_that_was_not_sealed_asks_the_origin_nothing(place: Plac
     place.fill(FakeOrigin())
     again = FakeOrigin()
     place.fill(again)
-    assert again.bytes == 0 and again.opened == 0
+    assert again.bytes == 0
+    assert again.opened == 0
     place.check()
 
 
@@ -199,7 +202,8 @@ def test_other_errors_end_the_fill_as_they_are(place: Place, error: Exception) -
     origin = FakeOrigin(fault)
     with pytest.raises(type(error), match=str(error)):
         place.fill(origin)
-    assert origin.asked["c"] == 1 and origin.opened == origin.closed
+    assert origin.asked["c"] == 1
+    assert origin.opened == origin.closed
 
 
 @pytest.mark.parametrize("path", ["a", "big", "c"])
@@ -302,7 +306,8 @@ def test_a_stop_keeps_what_is_done_and_the_next_fill_goes_on(place: Place) -> No
     place.check()
     assert origin.asked["a"] == 0
     assert origin.bytes < place.layout.manifest.content_bytes - 100_000
-    assert done[0] > 100_000 and done[-1] == place.layout.manifest.content_bytes
+    assert done[0] > 100_000
+    assert done[-1] == place.layout.manifest.content_bytes
 
 
 def test_a_stop_does_not_wait_for_the_origins_patience_to_end(place: Place) -> None:

@@ -162,9 +162,8 @@ def test_the_file_that_a_kill_cut_is_hashed_from_disk_and_goes_on(tmp_path: Path
     durable = run.durable()
     assert durable > 2 * CHECKPOINT_CHUNKS * CHUNK
     ended, asked = run.fill()
-    assert ended == 0 and sum(length for _, length, _ in asked) == 500_000 - (
-        durable - len(run.layout.metadata)
-    )
+    assert ended == 0
+    assert sum(length for _, length, _ in asked) == 500_000 - (durable - len(run.layout.metadata))
     run.check_bytes()
 
 
@@ -228,7 +227,8 @@ def test_the_journal_speaks_only_of_what_was_written_before_a_sync_began(
         connections=CONNECTIONS,
         chunk_bytes=CHUNK,
     )
-    assert len(claims) > 5 and claims[-1] == run.layout.size
+    assert len(claims) > 5
+    assert claims[-1] == run.layout.size
 
 
 def test_a_slow_sync_holds_the_readers_back_so_that_a_kill_stays_cheap(
@@ -316,7 +316,8 @@ def test_a_seal_that_was_killed_half_way_is_finished(tmp_path: Path) -> None:
 
         assert in_child(work) == -signal.SIGKILL
         seal(run.partial, final, run.journal)
-        assert not run.partial.exists() and not run.journal.exists()
+        assert not run.partial.exists()
+        assert not run.journal.exists()
         assert content("a", 10_000) in final.read_bytes()
         final.unlink()
 
@@ -328,12 +329,11 @@ def test_a_plan_of_chunks_covers_every_byte_of_every_file_once() -> None:
         pieces = [piece for index in range(plan.count) for piece in plan.chunk(index).pieces]
         seen: dict[str, int] = {}
         for piece in pieces:
-            assert seen.get(piece.entry.path, 0) == piece.offset and piece.length > 0
+            assert seen.get(piece.entry.path, 0) == piece.offset
+            assert piece.length > 0
             seen[piece.entry.path] = piece.offset + piece.length
         assert seen == {e.entry.path: e.entry.size for e in layout.extents}
-        assert (
-            plan.offset(plan.count) == layout.size
-            and plan.content_bytes_before(layout.size) == layout.manifest.content_bytes
-        )
+        assert plan.offset(plan.count) == layout.size
+        assert plan.content_bytes_before(layout.size) == layout.manifest.content_bytes
         for index in range(plan.count + 1):
             assert plan.index_at(plan.offset(index)) == index

@@ -31,10 +31,8 @@ def test_every_file_with_bytes_is_probed_within_its_bounds(manifest: Manifest, s
     chosen = list(select_probes(build_layout(manifest), seed))
     assert {p.extent.entry.path for p in chosen} == {entry.path for entry in manifest.files if entry.size}
     for probe in chosen:
-        assert (
-            probe.length == min(PROBE_BYTES, probe.extent.entry.size)
-            and 0 <= probe.offset <= probe.extent.entry.size - probe.length
-        )
+        assert probe.length == min(PROBE_BYTES, probe.extent.entry.size)
+        assert 0 <= probe.offset <= probe.extent.entry.size - probe.length
 
 
 def test_large_files_are_probed_in_several_places_that_the_seed_alone_decides() -> None:
@@ -45,7 +43,8 @@ def test_large_files_are_probed_in_several_places_that_the_seed_alone_decides() 
         [(p.extent.entry.path, p.offset) for p in select_probes(layout, seed)]
         for seed in (SEED, SEED, b"o" * 32)
     )
-    assert one == same and not set(one) & set(other)
+    assert one == same
+    assert not set(one) & set(other)
     assert [path for path, _ in one] == ["large"] * PROBES_PER_LARGE_FILE + ["small"]
     drawn = [next(select_probes(layout, b"%d" % n)).offset for n in range(100)]
     assert max(drawn) - min(drawn) > LARGE_FILE_BYTES / 4, "any part of the file may be asked for"

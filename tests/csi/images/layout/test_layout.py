@@ -20,7 +20,8 @@ from tests.csi.images.trees import compare, file, fsck, image_of, manifests, mou
 def check(manifest: Manifest, folder: Path) -> None:
     image = folder / "image"
     layout = image_of(manifest, image)
-    assert layout.size == image.stat().st_size and layout.size % 4096 == 0
+    assert layout.size == image.stat().st_size
+    assert layout.size % 4096 == 0
     fsck(image)
     with mounted(image, folder / "mnt") as root:
         compare(manifest, root)
@@ -65,7 +66,8 @@ def test_folders_of_many_blocks_with_long_and_utf8_names(tmp_path: Path) -> None
 
 def test_folders_just_around_the_size_that_fits_behind_an_inode(tmp_path: Path) -> None:
     entries = []
-    # "." and ".." take 27 bytes, a name of 240 bytes takes 252: 15 of them and one more name around 4096 - 64 - 27 and 4096 - 27.
+    # "." and ".." take 27 bytes, a name of 240 bytes takes 252: 15 of them and one more name around 4096 - 64
+    # - 27 and 4096 - 27.
     for folder in range(220, 245):
         entries += [file(f"f{folder}/{n:03d}" + "x" * 237, 0) for n in range(15)]
         entries.append(file(f"f{folder}/" + "y" * (folder - 12), 0))
@@ -75,7 +77,8 @@ def test_folders_just_around_the_size_that_fits_behind_an_inode(tmp_path: Path) 
 
 @pytest.mark.parametrize("count", [*range(76, 128, 4), 86, 87, 88, 89])
 def test_a_top_folder_of_any_size_is_found(tmp_path: Path, count: int) -> None:
-    # An entry takes 33 bytes: from some 85 files on, the root and what is behind its inode do not fit behind the super block any more.
+    # An entry takes 33 bytes: from some 85 files on, the root and what is behind its inode do not fit behind
+    # the super block any more.
     check(build_manifest([file(f"model-{n:05}-of-00150.st", 1) for n in range(count)], {}), tmp_path)
 
 
@@ -146,7 +149,8 @@ def test_other_content_gives_another_file_system_uuid() -> None:
         build_layout(build_manifest([file("a", 1, "sha256")], {})),
         build_layout(build_manifest([file("a", 1, "git")], {})),
     )
-    assert one.metadata != two.metadata and one.size == two.size
+    assert one.metadata != two.metadata
+    assert one.size == two.size
 
 
 @pytest.mark.parametrize("at", [1024, 1036, 1038, 1040, 1088, 1151, 2000])
@@ -161,7 +165,8 @@ def test_a_flipped_byte_of_the_first_block_is_refused_by_the_kernel(tmp_path: Pa
     done = subprocess.run(
         ["mount", "-t", "erofs", "-o", "ro,loop", str(image), str(tmp_path)], capture_output=True
     )
-    assert done.returncode != 0 and not os.path.ismount(tmp_path)
+    assert done.returncode != 0
+    assert not os.path.ismount(tmp_path)
 
 
 def test_files_stand_in_the_manifests_order_without_gaps() -> None:
@@ -186,7 +191,8 @@ def test_a_file_of_terabytes_is_laid_out_without_its_bytes() -> None:
     layout = build_layout(
         build_manifest([Entry("big", EntryKind.FILE, 2**43 + 1, digest="token:x"), file("small", 3)], {})
     )
-    assert layout.size == 2**43 + 3 * 4096 and len(layout.metadata) == 4096
+    assert layout.size == 2**43 + 3 * 4096
+    assert len(layout.metadata) == 4096
 
 
 def test_crc32c_is_that_of_rfc_3720() -> None:

@@ -26,7 +26,8 @@ def test_touching_an_image_saves_it(store: Store) -> None:
     images = [put(store, f"i{n}", 30 * MIB, used) for n, used in enumerate([-1e9, -9e8, -8e8])]
     store.touch(images[0])
     with store.reserve(want(store, "new", 30 * MIB)):
-        assert images[0] in names(store) and images[1] not in names(store)
+        assert images[0] in names(store)
+        assert images[1] not in names(store)
 
 
 def test_mounted_images_stay_and_what_cannot_fit_is_refused_with_both_numbers(store: Store) -> None:
@@ -39,7 +40,8 @@ def test_mounted_images_stay_and_what_cannot_fit_is_refused_with_both_numbers(st
         store.reserve(want(store, "new", 50 * MIB), lambda: {mounted}).__enter__()
     assert {mounted, idle} <= names(store), "what would not help is not evicted"
     with store.reserve(want(store, "new", 50 * MIB)):
-        assert idle in names(store) and mounted not in names(store)
+        assert idle in names(store)
+        assert mounted not in names(store)
 
 
 def test_a_reservation_counts_before_a_byte_is_written_and_is_given_back(store: Store) -> None:
@@ -81,7 +83,8 @@ def test_a_held_image_is_neither_evicted_nor_removed(store: Store) -> None:
 
 
 def test_what_is_mounted_while_room_is_sought_is_not_evicted(store: Store) -> None:
-    """A volume that holds an image and mounts it cannot slip in between the look at the mounts and the choice of who goes."""
+    """A volume that holds an image and mounts it cannot slip in between the look at the mounts and the
+    choice of who goes."""
     slips_in = put(store, "slips in", 60 * MIB, 0)
     mounted: set[str] = set()
 
@@ -127,7 +130,8 @@ def test_reserving_what_was_never_resolved_is_not_found(store: Store) -> None:
         store.reserve("0" * 64).__enter__()
     with pytest.raises(NotFound):
         store.touch("0" * 64)
-    assert store.find_sealed("0" * 64) is None and store.find_partial("0" * 64) is None
+    assert store.find_sealed("0" * 64) is None
+    assert store.find_partial("0" * 64) is None
     store.remove("0" * 64)
 
 

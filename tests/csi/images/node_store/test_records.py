@@ -29,7 +29,8 @@ def test_an_image_that_is_sealed_while_it_is_looked_at_is_there(
 
     monkeypatch.setattr(Path, "exists", sealed_behind_the_back)
     record = read_record(paths)
-    assert record is not None and (record.state, record.size) == (ImageState.SEALED, 4096)
+    assert record is not None
+    assert (record.state, record.size) == (ImageState.SEALED, 4096)
 
 
 def test_a_folder_without_a_manifest_is_no_image(tmp_path: Path) -> None:

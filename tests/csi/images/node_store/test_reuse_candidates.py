@@ -45,7 +45,8 @@ def test_a_donor_stays_while_it_is_copied_from_and_others_go_before_it(store: St
     other = put(store, "other", 40 * MIB, 2)
     wanted = want(store, "next", 40 * MIB)
     with reserve_with_candidates(store, wanted, MINE, frozenset) as folders:
-        assert [folder.name for folder in folders] == [donor] and names(store) == {donor, wanted}
+        assert [folder.name for folder in folders] == [donor]
+        assert names(store) == {donor, wanted}
         with pytest.raises(Busy):
             store.remove(donor)
     store.remove(donor)
@@ -56,7 +57,8 @@ def test_a_donor_goes_before_a_fill_fails_for_want_of_room(store: Store) -> None
     kept, gone = known(store, "kept", 10 * MIB, 2, MINE), known(store, "gone", 50 * MIB, 1, MINE)
     wanted = want(store, "next", 80 * MIB)
     with reserve_with_candidates(store, wanted, MINE, frozenset) as folders:
-        assert [folder.name for folder in folders] == [kept] and gone not in names(store)
+        assert [folder.name for folder in folders] == [kept]
+        assert gone not in names(store)
 
 
 def test_no_room_even_without_donors_is_said_and_nothing_goes(store: Store) -> None:

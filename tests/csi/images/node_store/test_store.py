@@ -31,13 +31,17 @@ def test_an_image_goes_from_manifest_to_partial_to_sealed(store: Store) -> None:
     manifest = manifest_of("a")
     digest = adopt(store, manifest)
     layout, record = build_layout(manifest), store.find_partial(digest)
-    assert record is not None and record.size == layout.size and store.find_sealed(digest) is None
+    assert record is not None
+    assert record.size == layout.size
+    assert store.find_sealed(digest) is None
     assert store.read_manifest(digest) == manifest
     with store.reserve(digest) as reserved:
         fill(layout, reserved.paths.partial, reserved.paths.journal, FakeOrigin().open)
         seal(reserved.paths.partial, reserved.paths.image, reserved.paths.journal)
     sealed = store.find_sealed(digest)
-    assert sealed is not None and sealed.size == layout.size and store.find_partial(digest) is None
+    assert sealed is not None
+    assert sealed.size == layout.size
+    assert store.find_partial(digest) is None
     assert {path.name for path in sealed.paths.folder.iterdir()} == {"manifest", "image", "facts.json"}
 
 
@@ -52,16 +56,18 @@ def test_everything_in_the_store_is_its_owners_alone(store: Store, tmp_path: Pat
 
 def test_the_key_is_made_once_and_a_damaged_one_is_refused(store: Store, tmp_path: Path) -> None:
     key = store.key()
-    assert len(key) == 32 and key == store.key()
+    assert len(key) == 32
+    assert key == store.key()
     (tmp_path / "store/key").write_bytes(b"short")
     with pytest.raises(DataCacheError, match="damaged"):
         store.key()
 
 
 def test_a_second_owner_is_refused_until_the_first_is_gone(store: Store, tmp_path: Path) -> None:
-    script = f"from csi.images.node_store.store import Store; from pathlib import Path; Store(Path({str(tmp_path / 'store')!r}))"
+    script = f"from csi.images.node_store.store import Store; from pathlib import Path; Store(Path({str(tmp_path / 'store')!r}))"  # noqa: E501
     other = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert "FailedPrecondition" in other.stderr and "another running process" in other.stderr
+    assert "FailedPrecondition" in other.stderr
+    assert "another running process" in other.stderr
     with pytest.raises(FailedPrecondition):
         Store(tmp_path / "store")
     store.close()
@@ -89,8 +95,10 @@ def test_adopting_again_keeps_what_is_there(store: Store) -> None:
     again = store.new_temp_path()
     again.write_bytes(b"other")
     record = store.adopt_manifest(digest, again, 5 * MIB)
-    assert record.state is ImageState.SEALED and record.size == MIB
-    assert record.paths.manifest.read_bytes() == b"manifest" and not again.exists()
+    assert record.state is ImageState.SEALED
+    assert record.size == MIB
+    assert record.paths.manifest.read_bytes() == b"manifest"
+    assert not again.exists()
 
 
 @pytest.mark.parametrize("name", ["", "../../etc", "A" * 64, "0" * 63, "0" * 65, "0" * 64 + "/x"])
@@ -114,7 +122,8 @@ def test_a_sweep_removes_leftovers_and_keeps_images(store: Store, tmp_path: Path
     store.sweep()
     assert names(store) == {sealed, partial}
     assert {path.name for path in (root / "images").iterdir()} == {sealed, partial}
-    assert list((root / "tmp").iterdir()) == [] and not (root / ".key.1.tmp").exists()
+    assert list((root / "tmp").iterdir()) == []
+    assert not (root / ".key.1.tmp").exists()
     assert {path.name for path in store.paths(sealed).folder.iterdir()} == {
         "manifest",
         "image",
@@ -140,7 +149,8 @@ def test_a_sweep_keeps_images_of_layout_format_1_unless_their_root_is_not_found(
 
 
 def _kill_at(count: int) -> None:
-    """This process dies at the `count`-th change that it makes to the disk: open for writing, rename, removal, folder."""
+    """This process dies at the `count`-th change that it makes to the disk: open for writing, rename,
+    removal, folder."""
     left = [count]
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -187,7 +197,8 @@ def test_a_store_killed_at_any_change_is_whole_after_the_next_start(tmp_path: Pa
             break
         assert ended == -signal.SIGKILL
         died += 1
-    assert ended == 0 and died > 30
+    assert ended == 0
+    assert died > 30
 
 
 def _check_after_kill(root: Path) -> None:
@@ -243,7 +254,8 @@ def test_evicting_the_victims_always_makes_enough_room(
         assert not fits(fixed)
     else:
         left = [c for c in others if c.digest not in gone]
-        assert {c.digest for c in fixed}.isdisjoint(gone) and fits(left)
+        assert {c.digest for c in fixed}.isdisjoint(gone)
+        assert fits(left)
         if gone:
             last = next(c for c in others if c.digest == gone[-1])
             assert not fits([*left, last]), "one fewer would not have done"
@@ -253,10 +265,8 @@ def test_evicting_the_victims_always_makes_enough_room(
 def test_a_record_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     durable_files.write_json(path, {"format": 1, "a": "é"})
-    assert (
-        durable_files.read_json(path, 1) == {"format": 1, "a": "é"}
-        and stat.S_IMODE(path.stat().st_mode) == 0o600
-    )
+    assert durable_files.read_json(path, 1) == {"format": 1, "a": "é"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
     def die_in_the_middle() -> None:
         real: Callable[[int], None] = os.fsync

@@ -1,4 +1,5 @@
-"""What a cgroup hierarchy must do: one suite for the real one of this machine (version 1 or 2) and for the fake that other tests stand on."""
+"""What a cgroup hierarchy must do: one suite for the real one of this machine (version 1 or 2) and for the
+fake that other tests stand on."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Place:
         return self.pod / "c1"
 
     def read(self, ios: int) -> None:
-        """Have a process of the container read from the first device, 4 KiB at a time and past the page cache."""
+        """Have a process of the container read from the first device, 4 KiB at a time and past the page
+        cache."""
         if isinstance(self.hierarchy, FakeHierarchy):
             self.hierarchy.read(self.container, self.devices[0], ios)
         else:

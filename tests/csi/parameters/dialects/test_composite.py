@@ -30,7 +30,9 @@ def test_each_source_is_written_in_its_own_keys_in_any_case() -> None:
     assert found.source == CompositeSpec(
         (("base", HubSpec("HuggingFace/Model", "org/name")), ("extra", NasSpec("nas", "/x", uid=7)))
     )
-    assert found.is_moving and found.is_unpinnable and found.source.addresses == ("nas",)
+    assert found.is_moving
+    assert found.is_unpinnable
+    assert found.source.addresses == ("nas",)
 
 
 def test_a_source_may_have_a_limit_of_its_own() -> None:
@@ -76,7 +78,8 @@ def test_the_order_of_the_list_means_nothing() -> None:
 )
 def test_a_list_that_cannot_be_used_is_refused_by_the_place_in_it(sources: object, words: str) -> None:
     message = refusal(sources)
-    assert words in message and "verySecret123" not in message
+    assert words in message
+    assert "verySecret123" not in message
 
 
 def test_a_volume_has_one_source_or_several() -> None:

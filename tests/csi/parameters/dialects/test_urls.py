@@ -56,21 +56,16 @@ def test_a_metalink_document_stands_for_the_urls() -> None:
     spec = UrlSpec(metalink="https://a.example:8443/x/all.meta4?v=2")
     for written in ({"metalink": f" {spec.metalink}#part "}, {"TYPE": "url", "MetaLink": spec.metalink}):
         assert source(written) == spec
+    assert source(spec.to_context()) == spec
     assert (
-        source(spec.to_context()) == spec
-        and parse_volume_parameters(
-            parse_volume_parameters({"metalink": spec.metalink}).to_context()
-        ).spec.source
+        parse_volume_parameters(parse_volume_parameters({"metalink": spec.metalink}).to_context()).spec.source
         == spec
     )
-    assert (
-        spec.addresses == ("a.example:8443",) and spec.display_name == "Metalink a.example:8443 'all.meta4'"
-    )
-    assert (
-        spec.origin_scope != source({"url": spec.metalink}).origin_scope
-        and spec != source({"url": spec.metalink})
-        and spec.is_unpinnable
-    )
+    assert spec.addresses == ("a.example:8443",)
+    assert spec.display_name == "Metalink a.example:8443 'all.meta4'"
+    assert spec.origin_scope != source({"url": spec.metalink}).origin_scope
+    assert spec != source({"url": spec.metalink})
+    assert spec.is_unpinnable
 
 
 @pytest.mark.parametrize(
@@ -156,7 +151,8 @@ SIGNED = [
 def test_a_login_or_a_signature_in_a_url_is_refused_and_never_repeated(url: str) -> None:
     for key in ("url", "metalink"):
         message = refusal({key: url})
-        assert f"{key} carries a credential" in message and SECRET not in message
+        assert f"{key} carries a credential" in message
+        assert SECRET not in message
 
 
 @pytest.mark.parametrize(

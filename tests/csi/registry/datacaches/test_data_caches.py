@@ -84,11 +84,9 @@ def wanted(path: str = "/models/one", bucket: str = "", **more: object) -> DataC
 
 def test_what_is_added_is_found_as_it_was_given(caches: DataCacheRegistry) -> None:
     made = caches.add(wanted(), {})
-    assert (
-        replace(made, name="", uid="", generation=0, created_at=0.0) == wanted()
-        and made.id.startswith("edc-")
-        and made.generation == 1
-    )
+    assert replace(made, name="", uid="", generation=0, created_at=0.0) == wanted()
+    assert made.id.startswith("edc-")
+    assert made.generation == 1
     assert (
         caches.find((made.id,))
         == caches.find(bucket="default", path="/models/one")
@@ -108,13 +106,11 @@ def test_what_is_added_is_found_as_it_was_given(caches: DataCacheRegistry) -> No
 
 def test_several_are_found_oldest_first(caches: DataCacheRegistry) -> None:
     made = [caches.add(wanted(f"/models/{name}", bucket), {}) for name in "cab" for bucket in ("x", "y")]
-    assert {one.id for one in caches.find()} == {one.id for one in made} and len(
-        {one.id for one in made}
-    ) == 6
+    assert {one.id for one in caches.find()} == {one.id for one in made}
+    assert len({one.id for one in made}) == 6
     found = caches.find(tuple(one.id for one in made[:2]))
-    assert {one.id for one in found} == {made[0].id, made[1].id} and found == sorted(
-        found, key=lambda one: (one.created_at, one.uid)
-    )
+    assert {one.id for one in found} == {made[0].id, made[1].id}
+    assert found == sorted(found, key=lambda one: (one.created_at, one.uid))
 
 
 def test_a_bucket_and_path_are_the_name_of_one(caches: DataCacheRegistry) -> None:
@@ -139,13 +135,15 @@ def test_of_many_who_add_at_once_one_does(caches: DataCacheRegistry) -> None:
     for thread in threads:
         thread.join()
     made = [one for one in (results.get_nowait() for _ in threads) if isinstance(one, DataCache)]
-    assert len(made) == 1 and caches.find() == made
+    assert len(made) == 1
+    assert caches.find() == made
 
 
 def test_another_of_the_same_place_after_the_first_is_gone_is_another(caches: DataCacheRegistry) -> None:
     first = caches.add(wanted(), {})
     caches.delete(first)
-    assert caches.find((first.id,)) == [] and caches.get(first.name) is None
+    assert caches.find((first.id,)) == []
+    assert caches.get(first.name) is None
     second = caches.add(wanted(), {})
     assert second.id != first.id
     caches.delete(first)
@@ -157,12 +155,11 @@ def test_a_change_is_another_generation_and_leaves_the_state(caches: DataCacheRe
     caches.write_state(made, READY)
     other = parse_data_cache("", "/models/one", "NAS", {"server": "nas", "path": "/a"})
     changed = caches.change(made, lambda cache: replace(cache, spec=other, title="new", tags={}))
-    assert (
-        changed
-        and changed.generation > made.generation
-        and (changed.spec, changed.title, changed.tags) == (other, "new", {})
-    )
-    assert changed.state == READY and caches.find((made.id,)) == [changed]
+    assert changed
+    assert changed.generation > made.generation
+    assert (changed.spec, changed.title, changed.tags) == (other, "new", {})
+    assert changed.state == READY
+    assert caches.find((made.id,)) == [changed]
     assert caches.change(made, lambda cache: cache) == changed
     assert caches.change(replace(made, uid="other"), lambda cache: cache) is None
 
@@ -207,23 +204,26 @@ def test_a_credential_is_kept_apart_and_goes_with_its_cache(
     caches: DataCacheRegistry, tmp_path: Path
 ) -> None:
     made = caches.add(wanted(), {"accessToken": "hf_1"})
-    assert (
-        made.secret_ref
-        and caches.read_credential(made) == {"accessToken": "hf_1"}
-        and "hf_1" not in repr(made)
-    )
+    assert made.secret_ref
+    assert caches.read_credential(made) == {"accessToken": "hf_1"}
+    assert "hf_1" not in repr(made)
     changed = caches.change(made, lambda cache: replace(cache, title="new"), {"accessToken": "hf_2"})
-    assert changed and caches.read_credential(changed) == {"accessToken": "hf_2"}
+    assert changed
+    assert caches.read_credential(changed) == {"accessToken": "hf_2"}
     without = caches.add(wanted("/models/two"), {})
     assert caches.read_credential(without) == {}
     later = caches.change(without, lambda cache: cache, {"token": "late"})
-    assert later and later.secret_ref and caches.read_credential(later) == {"token": "late"}
+    assert later
+    assert later.secret_ref
+    assert caches.read_credential(later) == {"token": "late"}
 
 
 def test_a_credential_that_is_not_wanted_any_more_goes(caches: DataCacheRegistry, tmp_path: Path) -> None:
     made = caches.add(wanted(), {"accessToken": "hf_1"})
     changed = caches.change(made, lambda cache: replace(cache, secret_ref=None))
-    assert changed and changed.secret_ref is None and caches.read_credential(changed) == {}
+    assert changed
+    assert changed.secret_ref is None
+    assert caches.read_credential(changed) == {}
     assert made.secret_ref
     if isinstance(caches, DirectoryDataCacheRegistry):
         assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"hf_1" in file.read_bytes()]
@@ -239,13 +239,16 @@ def test_a_vswitch_and_a_security_group_stay_what_they_are(
 ) -> None:
     made = caches.add(wanted(spec=parse_data_cache("", "/models/one", "URL", HUB, networks=networks)), {})
     changed = caches.change(made, lambda cache: replace(cache, title="new"))
-    assert made.spec.networks == networks and changed and changed.spec == made.spec
+    assert made.spec.networks == networks
+    assert changed
+    assert changed.spec == made.spec
 
 
 def test_what_is_no_id_finds_nothing_and_harms_no_other(caches: DataCacheRegistry) -> None:
     made = caches.add(wanted(), {})
     odd = ("edc-bp1a7n7uawwwol******", "x" * 100, "edc 1", "", "a,b)")
-    assert caches.find((*odd, made.id)) == [made] and caches.find(odd) == []
+    assert caches.find((*odd, made.id)) == [made]
+    assert caches.find(odd) == []
 
 
 def test_a_credential_that_is_not_there_is_named(caches: DataCacheRegistry) -> None:
@@ -274,7 +277,8 @@ def test_images_of_what_cannot_be_read_are_told_of_too(tmp_path: Path) -> None:
     caches.write_state(made, READY)
     file = tmp_path / "data-caches" / f"{made.name}.json"
     file.write_text(file.read_text().replace('"/models/one"', '"models"'))
-    assert caches.find() == [] and caches.list_digests() == {"a" * 64}
+    assert caches.find() == []
+    assert caches.list_digests() == {"a" * 64}
 
 
 def test_a_credential_that_is_just_being_written_is_waited_for(
@@ -306,16 +310,16 @@ def test_a_credential_is_in_its_secret_before_the_object_is_without_it(
             made, lambda cache: replace(cache, spec=cache.spec.with_options(HUB)), {"accessToken": "hf_1"}
         )
     there = caches.find()[0]
-    assert there.spec == spec and caches.read_credential(
-        replace(there, secret_ref=caches._owned_secret_ref(there.name))
-    ) == {"accessToken": "hf_1"}
+    assert there.spec == spec
+    assert caches.read_credential(replace(there, secret_ref=caches._owned_secret_ref(there.name))) == {
+        "accessToken": "hf_1"
+    }
 
 
 def test_a_credential_is_for_the_source_that_it_was_given_for(caches: DataCacheRegistry) -> None:
     made = caches.add(wanted(), {"accessToken": "hf_1"})
-    assert caches.is_credential_in_scope(made) and caches.is_credential_in_scope(
-        caches.add(wanted("/models/two"), {})
-    )
+    assert caches.is_credential_in_scope(made)
+    assert caches.is_credential_in_scope(caches.add(wanted("/models/two"), {}))
     other = replace(made, spec=made.spec.with_options({**HUB, "repoId": "org/other", "revision": "v2"}))
     assert caches.is_credential_in_scope(other)
     caches.change(made, lambda cache: replace(cache, title="new"), {"accessToken": "hf_2"})
@@ -336,13 +340,15 @@ def test_whoever_changes_an_object_does_not_get_its_credential_sent_elsewhere(
     caches = KubernetesDataCacheRegistry(cluster.client(), NAMESPACE)
     made = caches.add(wanted(), {"accessToken": "hf_1"})
     moved = caches.change(made, lambda cache: replace(cache, spec=cache.spec.with_options(options)))
-    assert moved and moved.secret_ref == made.secret_ref and not caches.is_credential_in_scope(moved)
-    assert made.secret_ref and not caches.is_credential_in_scope(
-        replace(moved, secret_ref=SecretRef("", made.secret_ref.name))
-    )
+    assert moved
+    assert moved.secret_ref == made.secret_ref
+    assert not caches.is_credential_in_scope(moved)
+    assert made.secret_ref
+    assert not caches.is_credential_in_scope(replace(moved, secret_ref=SecretRef("", made.secret_ref.name)))
     assert not caches.is_credential_in_scope(replace(moved, name="somebody-elses"))
     given = caches.change(moved, lambda cache: cache, {"accessToken": "another"})
-    assert given and caches.is_credential_in_scope(given)
+    assert given
+    assert caches.is_credential_in_scope(given)
     assert caches.is_credential_in_scope(replace(moved, secret_ref=SecretRef("team", "their-own")))
 
 
@@ -354,18 +360,20 @@ def test_an_object_whose_path_is_spelled_in_another_way_can_be_changed(cluster: 
     meta = {"apiVersion": "eci.aliyun.com/v1alpha1", "kind": "DataCache", "metadata": {"name": "spelled"}}
     cluster.kubectl("create", "-f", "-", stdin={**meta, "spec": {"path": path, "dataSource": source, **net}})
     made = caches.get("spelled")
-    assert made and made.spec.path == "/models/hand" and made.spec.networks == ("vsw-2", "sg-1")
+    assert made
+    assert made.spec.path == "/models/hand"
+    assert made.spec.networks == ("vsw-2", "sg-1")
     changed = caches.change(
         made, lambda cache: replace(cache, spec=cache.spec.with_options(HUB)), {"accessToken": "hf_1"}
     )
-    assert changed and changed.spec.options == HUB and changed.spec.networks == made.spec.networks
+    assert changed
+    assert changed.spec.options == HUB
+    assert changed.spec.networks == made.spec.networks
     assert caches.read_credential(changed) == {"accessToken": "hf_1"}
     resized = caches.change(changed, lambda cache: replace(cache, spec=replace(cache.spec, size_gib=40)))
-    assert (
-        resized
-        and resized.spec.size_gib == 40
-        and [one.name for one in caches.find(bucket="default", path="/models/hand")] == ["spelled"]
-    )
+    assert resized
+    assert resized.spec.size_gib == 40
+    assert [one.name for one in caches.find(bucket="default", path="/models/hand")] == ["spelled"]
 
 
 def test_a_watcher_hears_of_all_there_are_and_of_what_comes_and_goes(caches: DataCacheRegistry) -> None:
@@ -382,7 +390,8 @@ def test_a_watcher_hears_of_all_there_are_and_of_what_comes_and_goes(caches: Dat
         assert next_of(first.name) == first
         second = caches.add(wanted("/models/two"), {})
         heard = next_of(second.name)
-        assert heard and heard.id == second.id
+        assert heard
+        assert heard.id == second.id
         changed = caches.change(second, lambda cache: replace(cache, title="new"))
         while (heard := next_of(second.name)) != changed:
             assert heard
@@ -403,10 +412,8 @@ def test_the_longest_path_that_holds_another_is_its_match() -> None:
     ]
     assert find_longest_match(there, "default", "/models/llama/tokenizer") == there[4]
     assert find_longest_match(there, "default", "/models/llama-3") == there[0]
-    assert (
-        find_longest_match(there, "default", "/model") is None
-        and find_longest_match(there, "none", "/models") is None
-    )
+    assert find_longest_match(there, "default", "/model") is None
+    assert find_longest_match(there, "none", "/models") is None
 
 
 def test_an_object_made_by_hand_is_found_by_id_and_place_once_a_watcher_has_labelled_it(
@@ -423,7 +430,8 @@ def test_an_object_made_by_hand_is_found_by_id_and_place_once_a_watcher_has_labe
     heard: queue.Queue[DataCache | None] = queue.Queue()
     with caches.watch(lambda name, cache: heard.put(cache)):
         cache = heard.get(timeout=30)
-        assert cache and caches.find((cache.id,)) == caches.find(bucket="default", path="/models/hand") == []
+        assert cache
+        assert caches.find((cache.id,)) == caches.find(bucket="default", path="/models/hand") == []
         caches.apply_labels(cache)
         assert (
             [one.name for one in caches.find((cache.id,))]

@@ -1,4 +1,5 @@
-"""What an announcer does in a cluster beyond the fake: few calls, Events that kubectl shows, a server that is away, missing rights."""
+"""What an announcer does in a cluster beyond the fake: few calls, Events that kubectl shows, a server that
+is away, missing rights."""
 
 from __future__ import annotations
 

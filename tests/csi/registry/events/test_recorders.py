@@ -1,4 +1,5 @@
-"""What every announcer does that tells people: the one of a cluster, on a real API server, and the fake that other tests use."""
+"""What every announcer does that tells people: the one of a cluster, on a real API server, and the fake
+that other tests use."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ def test_closed_it_says_nothing_more_and_takes_everything(told: Any) -> None:
     told.announcer.close()
     told.announcer.record(about, "CacheFilling", "late")
     told.announcer.report_fill(VOLUME, 5)
-    assert told.said(about) == {} and told.fills() == {}
+    assert told.said(about) == {}
+    assert told.fills() == {}
 
 
 def test_many_threads_may_tell_at_once(told: Any) -> None:

@@ -65,7 +65,8 @@ def test_holding_and_leaving_take_few_calls(cluster: ApiServer) -> None:
 def test_one_is_not_joined_that_was_made_anew_meanwhile(
     cluster: ApiServer, pins: KubernetesPinRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seen as it was, removed, and made anew by another node with another answer: the newcomer gets that one, and is on it."""
+    """Seen as it was, removed, and made anew by another node with another answer: the newcomer gets that
+    one, and is on it."""
     pins.add_holder(pin(), NODE)
     other, seen, look = KubernetesPinRegistry(cluster.client()), [], pins._get_object
 

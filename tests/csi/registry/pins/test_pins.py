@@ -1,4 +1,5 @@
-"""What every registry of pins must do: the one in a cluster, on a real API server, and the fake that other tests use."""
+"""What every registry of pins must do: the one in a cluster, on a real API server, and the fake that other
+tests use."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def test_what_was_held_first_counts_for_all_who_come(open_pins: Open) -> None:
     assert registry.add_holder(pin(), NODE) == pin()
     for holder in (OTHER, VOLUME, NODE):
         assert other.add_holder(pin(commit="b" * 40, digest="b" * 64), holder) == pin()
-    assert other.get("default", pin().name) == pin() and holders(registry) == {NODE, OTHER, VOLUME}
+    assert other.get("default", pin().name) == pin()
+    assert holders(registry) == {NODE, OTHER, VOLUME}
 
 
 def test_it_goes_with_its_last_holder(open_pins: Open) -> None:
@@ -95,7 +97,8 @@ def test_a_pin_of_any_source_is_found_as_it_was_held(open_pins: Open, spec: Cach
     kept = CachePin.from_specs("default", spec, spec, "c" * 64)
     open_pins().add_holder(kept, NODE)
     found = open_pins().get("default", kept.name)
-    assert found == kept and found.apply_to(spec) == spec
+    assert found == kept
+    assert found.apply_to(spec) == spec
     assert found.holders[NODE] > 1.7e9
 
 
@@ -109,7 +112,8 @@ def test_of_many_who_hold_at_once_one_decides_and_all_hold(open_pins: Open) -> N
             answers.append(registry.add_holder(mine, PinHolder("node", f"node-{number}")))
 
         together(hold, 6)
-        assert len(answers) == 6 and len({kept.digest for kept in answers}) == 1
+        assert len(answers) == 6
+        assert len({kept.digest for kept in answers}) == 1
         assert len(holders(open_pins()) or ()) == 6
         together(
             lambda number: open_pins().remove_holder(
@@ -121,7 +125,10 @@ def test_of_many_who_hold_at_once_one_decides_and_all_hold(open_pins: Open) -> N
 
 
 def test_who_comes_while_another_leaves_holds_what_is_there_then(open_pins: Open) -> None:
-    """The pin is either the old one, with the newcomer, or a new one that the newcomer made; it is never gone with somebody on it."""
+    """The pin is either the old one, with the newcomer, or a new one that the newcomer made.
+
+    It is never gone with somebody on it.
+    """
     for turn in range(10):
         old, new = pin(digest="a" * 64), pin(commit="b" * 40, digest="b" * 64)
         open_pins().add_holder(old, NODE)
@@ -139,7 +146,8 @@ def test_who_comes_while_another_leaves_holds_what_is_there_then(open_pins: Open
 
         together(lambda number: (leave, come)[number](), 2)
         found = open_pins().get("default", pin().name)
-        assert found is not None and set(found.holders) == {OTHER}, turn
+        assert found is not None, turn
+        assert set(found.holders) == {OTHER}, turn
         assert [found.digest] == [one.digest for one in kept]
         open_pins().remove_holder("default", pin().name, OTHER)
 

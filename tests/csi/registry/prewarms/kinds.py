@@ -1,4 +1,5 @@
-"""Both kinds of what a node is told to prewarm: the objects of a cluster, and the fake that other tests use."""
+"""Both kinds of what a node is told to prewarm: the objects of a cluster, and the fake that other tests
+use."""
 
 from __future__ import annotations
 

@@ -53,11 +53,9 @@ def test_a_change_is_another_generation_and_is_heard_of(orders: Any) -> None:
     first = orders.put(order("one", MODEL))
     with orders.prewarms.watch(heard.put):
         second = orders.put(order("one", PRIVATE))
-        assert (
-            heard.get(timeout=20) == "one"
-            and second.generation == first.generation + 1
-            and second.uid == first.uid
-        )
+        assert heard.get(timeout=20) == "one"
+        assert second.generation == first.generation + 1
+        assert second.uid == first.uid
         orders.remove("default/one")
         assert heard.get(timeout=20) == "one"
 
@@ -168,7 +166,8 @@ def test_a_status_is_bounded_and_a_new_generation_begins_anew() -> None:
             )
             or {}
         )
-    assert len(status["nodes"]) == MAX_REPORTED_NODES and len(str(status)) < 200_000
+    assert len(status["nodes"]) == MAX_REPORTED_NODES
+    assert len(str(status)) < 200_000
     assert (
         patch_with_node(made, status, "node-1", NodePrewarmState(PrewarmState.FAILED, 0, "x" * 5000), 2e9)
         is None
@@ -196,7 +195,8 @@ def test_watching_costs_a_list_and_a_watch_and_a_report_two_calls(cluster: ApiSe
         "GET",
         "GET",
         "PATCH",
-    ] and "watch=1" in server.calls[1]
+    ]
+    assert "watch=1" in server.calls[1]
     prewarms.close()
     orders.close()
 

@@ -96,7 +96,8 @@ def test_an_order_names_the_image_until_another_one_is_wanted_or_it_is_taken_bac
         replace(first, state=DataCacheState(next_content=DataCacheContent("b" * 64, HUB, 8192, 5)))
     )
     (changed,) = place.prewarms.list_requests()
-    assert changed.caches[0].digest == "b" * 64 and (changed.uid, changed.generation) != (
+    assert changed.caches[0].digest == "b" * 64
+    assert (changed.uid, changed.generation) != (
         order.uid,
         order.generation,
     )
@@ -171,7 +172,8 @@ def test_where_no_node_can_mount_images_nothing_is_ordered_until_one_can(
         state=DataCacheState(next_content=DataCacheContent("a" * 64, HUB, 8192, 5)),
     )
     found = orders.submit(cache)
-    assert not found.has_node and "kubectl get nodes -L datacache.csi.io/mounts" in found.message
+    assert not found.has_node
+    assert "kubectl get nodes -L datacache.csi.io/mounts" in found.message
     able(cluster, "False")
     assert not KubernetesPrewarmRequests(client, "default", DRIVER_NAME).submit(cache).has_node
     able(cluster)

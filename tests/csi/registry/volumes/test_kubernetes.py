@@ -1,4 +1,7 @@
-"""What a registry in a cluster does beyond a folder: any id, replicas, missing rights, status. On a real API server."""
+"""What a registry in a cluster does beyond a folder: any id, replicas, missing rights, status.
+
+On a real API server.
+"""
 
 from __future__ import annotations
 
@@ -85,16 +88,19 @@ def test_ids_of_any_form_are_kept(cluster: apiserver.ApiServer, volume_id: str) 
     with registry.watch(told), registry.watch(told, WatchedVolumes([volume_id])):
         registry.put(kept)
         assert {told.until(volume_id).pop(), told.until(volume_id).pop()} == {volume_id}
-    assert registry.get(volume_id) == kept and registry.list_page("", 0) == [kept]
+    assert registry.get(volume_id) == kept
+    assert registry.list_page("", 0) == [kept]
     registry.delete(volume_id)
-    assert registry.get(volume_id) is None and registry.list_page("", 0) == []
+    assert registry.get(volume_id) is None
+    assert registry.list_page("", 0) == []
 
 
 @settings(max_examples=200)
 @given(ids=st.lists(st.text(min_size=1, max_size=300), min_size=2, max_size=2, unique=True))
 def test_every_id_has_one_name_that_no_other_has(ids: list[str]) -> None:
     names = [object_name(volume_id) for volume_id in ids]
-    assert names == [object_name(volume_id) for volume_id in ids] and len(set(names)) == 2
+    assert names == [object_name(volume_id) for volume_id in ids]
+    assert len(set(names)) == 2
     assert all(len(name) <= 253 and name == name.lower() and name.isascii() for name in names)
 
 
@@ -135,7 +141,8 @@ def test_replicas_that_make_one_volume_at_once_agree(cluster: apiserver.ApiServe
             thread.start()
         for thread in threads:
             thread.join()
-        assert len(answers) == 4 and len(set(answers)) == 1
+        assert len(answers) == 4
+        assert len(set(answers)) == 1
 
 
 def test_a_change_does_not_bring_a_deleted_volume_back(cluster: apiserver.ApiServer) -> None:
@@ -291,7 +298,8 @@ def test_a_status_follows_its_volume_and_says_what_cannot_be_read(cluster: apise
             "application/merge-patch+json",
         )
         assert wait_until(lambda: condition()["status"] == "False", 30)
-        assert condition()["reason"] == "Unreadable" and "type is 'NoSuchSource'" in condition()["message"]
+        assert condition()["reason"] == "Unreadable"
+        assert "type is 'NoSuchSource'" in condition()["message"]
 
 
 def test_a_status_wakes_no_watcher(cluster: apiserver.ApiServer) -> None:

@@ -59,10 +59,8 @@ def test_deleting_is_done_once_and_not_undone_by_a_restart(make: Make, tmp_path:
     registry.put(record("dc-1"))
     for _ in range(2):
         registry.delete("dc-1")
-        assert (
-            registry.get("dc-1") is None
-            and registry.list_page("", 0) == make(tmp_path).list_page("", 0) == []
-        )
+        assert registry.get("dc-1") is None
+        assert registry.list_page("", 0) == make(tmp_path).list_page("", 0) == []
 
 
 @pytest.mark.parametrize(
@@ -224,7 +222,8 @@ def test_a_watcher_that_fails_is_told_of_the_next_change_all_the_same(
             registry.put(record(volume_id))
             told.until(volume_id)
     logged = [getattr(line, "fields", {}) for line in caplog.records]
-    assert logged == [{"name": "dc-1", "reason": "RuntimeError"}] and "s3cr3t" not in caplog.text
+    assert logged == [{"name": "dc-1", "reason": "RuntimeError"}]
+    assert "s3cr3t" not in caplog.text
 
 
 def test_a_watcher_of_some_volumes_is_told_of_no_other(make: Make, tmp_path: Path) -> None:
@@ -277,7 +276,8 @@ def test_of_all_who_add_a_volume_at_once_one_does_and_all_learn_which(make: Make
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(kept) == 6 and set(map(repr, kept)) == {repr(registries[0].get("dc-1"))}
+    assert len(kept) == 6
+    assert set(map(repr, kept)) == {repr(registries[0].get("dc-1"))}
 
 
 def test_adding_leaves_what_is_there(make: Make, tmp_path: Path) -> None:
@@ -338,7 +338,8 @@ def test_no_change_of_several_at_once_is_lost(make: Make, tmp_path: Path) -> Non
 
 
 def test_a_watcher_whose_events_were_lost_is_told_of_every_volume(tmp_path: Path) -> None:
-    """A watcher that is held up longer than the kernel keeps events for it is then told of what is there and of what it knew."""
+    """A watcher that is held up longer than the kernel keeps events for it is then told of what is there
+    and of what it knew."""
     most = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
     registry, told, held = DirectoryVolumeRegistry(tmp_path), Told(), threading.Event()
     for volume_id in ("dc-gone", "dc-kept"):

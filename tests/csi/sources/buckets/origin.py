@@ -27,7 +27,7 @@ def list_bucket(*keys: str, more: str = "", **sizes: int) -> bytes:
         )
     )
     token = f"<NextContinuationToken>{more}</NextContinuationToken>" if more else ""
-    return f"<ListBucketResult><IsTruncated>{str(bool(more)).lower()}</IsTruncated>{token}{items}</ListBucketResult>".encode()
+    return f"<ListBucketResult><IsTruncated>{str(bool(more)).lower()}</IsTruncated>{token}{items}</ListBucketResult>".encode()  # noqa: E501
 
 
 def told(

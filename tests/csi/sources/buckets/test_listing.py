@@ -1,4 +1,5 @@
-"""Listings go to the store that was named and nowhere else, are signed as it wants, and come whole or not at all."""
+"""Listings go to the store that was named and nowhere else, are signed as it wants, and come whole or not
+at all."""
 
 from __future__ import annotations
 
@@ -108,7 +109,8 @@ def test_a_session_token_is_signed_too(server: Server) -> None:
     assert paths(told(server, lambda: KEY)) == ["file"]
     (handler,) = asked
     signed = handler.headers["Authorization"]
-    assert signed.startswith("AWS4-HMAC-SHA256 Credential=keyid/") and "/us-east-1/s3/aws4_request" in signed
+    assert signed.startswith("AWS4-HMAC-SHA256 Credential=keyid/")
+    assert "/us-east-1/s3/aws4_request" in signed
     assert "SignedHeaders=host;x-amz-content-sha256;x-amz-date;x-amz-security-token," in signed
     assert handler.headers["x-amz-security-token"] == KEY.token
 
@@ -150,8 +152,10 @@ def test_a_redirect_of_a_listing_is_refused_and_not_followed(
     for where in (Destinations(("127.0.0.1",), trusted=False), None):
         error = failing(told(server, lambda: KEY, where))
         assert isinstance(error, OriginUnavailable)
-        assert "check endpoint and region" in str(error) and "eu-west-1" in str(error)
-    assert other.accepted == 0 and len(server.seen) == 2
+        assert "check endpoint and region" in str(error)
+        assert "eu-west-1" in str(error)
+    assert other.accepted == 0
+    assert len(server.seen) == 2
 
 
 def test_a_pods_bucket_is_asked_by_addresses_that_it_may_name(server: Server) -> None:
@@ -182,7 +186,8 @@ def test_half_a_listing_is_none(server: Server, next_page: str) -> None:
     )
     server.behave["/bucket"] = lambda handler: handler.say(200, cut)
     error = failing(told(server))
-    assert isinstance(error, OriginUnavailable) and "ends in the middle" in str(error)
+    assert isinstance(error, OriginUnavailable)
+    assert "ends in the middle" in str(error)
 
 
 def test_a_listing_that_turns_in_circles_ends(server: Server) -> None:
@@ -217,7 +222,8 @@ def test_a_store_that_asks_for_patience_gets_it(server: Server, status: int) -> 
         status, b"<Error><Code>SlowDown</Code></Error>", Retry_After="7"
     )
     error = failing(told(server))
-    assert isinstance(error, OriginThrottled) and error.retry_after == 7
+    assert isinstance(error, OriginThrottled)
+    assert error.retry_after == 7
     assert len(server.seen) == 1
 
 
@@ -246,7 +252,8 @@ def test_a_page_in_the_middle_that_fails_in_passing_loses_nothing(server: Server
 def test_a_page_in_the_middle_is_not_waited_for_long(server: Server, hasty: None) -> None:
     faulty_page(server, 503, 3, Retry_After="60")
     error = failing(told(server))
-    assert isinstance(error, OriginThrottled) and error.retry_after == 60
+    assert isinstance(error, OriginThrottled)
+    assert error.retry_after == 60
     assert len(server.seen) == 2
 
 
@@ -257,7 +264,8 @@ def test_a_certificate_is_trusted_from_a_file_or_a_folder_and_refused_in_words(
         secure.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("file"))
         spec = CacheSpec(replace(told(secure)._bucket, endpoint=secure.url))
         error = failing(ObjectSource(spec, lambda: KEY))
-        assert isinstance(error, OriginUntrusted) and "REQUESTS_CA_BUNDLE" in str(error)
+        assert isinstance(error, OriginUntrusted)
+        assert "REQUESTS_CA_BUNDLE" in str(error)
         assert secure.seen == []
         # The name by which OpenSSL finds it.
         command = ["openssl", "x509", "-hash", "-noout", "-in", str(certificate)]
@@ -270,7 +278,10 @@ def test_a_certificate_is_trusted_from_a_file_or_a_folder_and_refused_in_words(
 
 
 class Tunnel(socketserver.StreamRequestHandler):
-    """A proxy's CONNECT, to `server.target` whatever is asked for; `server.asked` are the requests with their headers."""
+    """A proxy's CONNECT, to `server.target` whatever is asked for.
+
+    `server.asked` are the requests with their headers.
+    """
 
     server: TunnelServer
 
@@ -315,10 +326,10 @@ def test_a_store_with_tls_is_listed_and_read_through_a_proxy_that_never_sees_the
         with closing(told(secure, lambda: KEY)) as subject:
             subject.check_read_access(subject.resolve(subject.pin()))
         login = f"proxy-authorization: basic {base64.b64encode(b'me:p@ss').decode().lower()}"
-        assert len(proxy.asked) >= 2 and all(
-            head[0].startswith("CONNECT ") and login in map(str.lower, head) for head in proxy.asked
-        )
-        assert KEY.token not in str(proxy.asked) and "AWS4" not in str(proxy.asked)
+        assert len(proxy.asked) >= 2
+        assert all(head[0].startswith("CONNECT ") and login in map(str.lower, head) for head in proxy.asked)
+        assert KEY.token not in str(proxy.asked)
+        assert "AWS4" not in str(proxy.asked)
         # A look at the certificate, two pages, a byte.
         assert [bool(given) for _, given, _ in secure.seen] == [False, True, True, False]
         proxy.shutdown()

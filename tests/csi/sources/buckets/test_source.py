@@ -1,4 +1,7 @@
-"""Object stores: who may read, what is caught, what keys are refused; a real server where one can do it, else answers written here."""
+"""Object stores: who may read, what is caught, what keys are refused.
+
+A real server where one can do it, else answers written here.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,8 @@ def test_each_refusal_is_said_in_its_own_words(store: ObjectServer) -> None:
         (None, Unauthenticated, "does not allow anonymous reads; name a Secret"),
     ):
         error = failing(source(store, bucket, key=key))
-        assert type(error) is kind and words in str(error)
+        assert type(error) is kind
+        assert words in str(error)
     assert isinstance(failing(source(store, "no-such-bucket")), SourceNotFound)
     assert "has no objects" in str(failing(source(store, bucket, "elsewhere")))
 
@@ -122,7 +126,8 @@ def test_the_listed_folders_own_object_is_no_part_of_it(scripted: Server) -> Non
 def test_bytes_under_a_folders_key_are_not_left_out_without_a_word(scripted: Server) -> None:
     scripted.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("dir/", **{"dir/": 5}))
     error = failing(told(scripted))
-    assert isinstance(error, UnsafeContent) and "'dir/' with 5 bytes" in str(error)
+    assert isinstance(error, UnsafeContent)
+    assert "'dir/' with 5 bytes" in str(error)
 
 
 @pytest.mark.parametrize("key", ["a//b", "x/../y", "./z", "/a", "a//", "tab&#9;"])
@@ -145,7 +150,8 @@ def test_a_hundred_thousand_objects_come_in_pages_of_a_thousand(scripted: Server
     scripted.behave["/bucket"] = page
     with closing(told(scripted)) as subject:
         manifest = subject.resolve(subject.pin())
-    assert sum(1 for _ in manifest.files) == 100_000 and len(scripted.seen) == 100
+    assert sum(1 for _ in manifest.files) == 100_000
+    assert len(scripted.seen) == 100
 
 
 def test_a_store_that_is_none_or_not_there_is_named(scripted: Server) -> None:
@@ -159,7 +165,8 @@ def test_a_store_that_is_none_or_not_there_is_named(scripted: Server) -> None:
         told(scripted).pin(), source=BucketSpec("S3", "http://127.0.0.1:1", "bucket", path_style=True)
     )
     error = failing(ObjectSource(gone, None))
-    assert isinstance(error, OriginUnavailable) and "127.0.0.1:1" in str(error)
+    assert isinstance(error, OriginUnavailable)
+    assert "127.0.0.1:1" in str(error)
 
 
 def test_a_signed_address_that_ended_is_signed_anew(scripted: Server) -> None:
@@ -184,7 +191,8 @@ def test_a_signed_address_that_ended_is_signed_anew(scripted: Server) -> None:
         with subject.open_reader(manifest) as ranges:
             for offset in (0, 500):
                 ranges.read_into(entry(manifest, "file"), offset, memoryview(bytearray(500)))
-    assert len(asked) == 3 and all("X-Amz-Signature=" in path for path in asked)
+    assert len(asked) == 3
+    assert all("X-Amz-Signature=" in path for path in asked)
 
 
 def test_a_time_that_is_none_is_the_stores_fault(scripted: Server) -> None:
@@ -210,7 +218,8 @@ def test_a_time_that_is_none_is_the_stores_fault(scripted: Server) -> None:
 )
 def test_a_key_that_can_be_none_is_refused_before_anybody_is_asked(scripted: Server, key: AccessKey) -> None:
     error = failing(told(scripted, lambda: key))
-    assert isinstance(error, InvalidParameter) and "that no access key has" in str(error)
+    assert isinstance(error, InvalidParameter)
+    assert "that no access key has" in str(error)
     assert scripted.accepted == 0
 
 
@@ -247,14 +256,16 @@ def test_the_instances_role_gives_the_key_where_no_secret_does(
     monkeypatch.setenv("ALIBABA_CLOUD_ECS_METADATA", scripted.url)
     spec = BucketSpec("OSS", scripted.url, "bucket", path_style=True, ram_role="reader")
     key = find_access_key(spec, {})
-    assert key is not None and (key().id, key().token) == ("STS.id", "roleToken")
+    assert key is not None
+    assert (key().id, key().token) == ("STS.id", "roleToken")
     scripted.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("file"))
     with closing(open_source(CacheSpec(spec), {})) as subject:
         subject.resolve(subject.pin())
     assert "Credential=STS.id/" in (scripted.seen[-1][1] or "")
     missing = find_access_key(replace(spec, ram_role="other"), {})
     with pytest.raises(PermissionDenied, match="no such RAM role"):
-        assert missing and missing()
+        assert missing
+        assert missing()
 
 
 def test_the_metadata_service_leads_nowhere_else(scripted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -268,7 +279,8 @@ def test_the_metadata_service_leads_nowhere_else(scripted: Server, monkeypatch: 
             BucketSpec("OSS", scripted.url, "bucket", path_style=True, ram_role="reader"), {}
         )
         with pytest.raises(OriginUnavailable, match="answered 302"):
-            assert key and key()
+            assert key
+            assert key()
         assert elsewhere.accepted == 0
         elsewhere.shutdown()
 
@@ -295,7 +307,8 @@ def test_without_a_metadata_service_a_role_is_of_no_use(monkeypatch: pytest.Monk
         BucketSpec("OSS", "http://127.0.0.1:1", "bucket", path_style=True, ram_role="reader"), {}
     )
     with pytest.raises(OriginUnavailable, match="ramRole reader"):
-        assert key and key()
+        assert key
+        assert key()
 
 
 @pytest.mark.parametrize(
@@ -308,7 +321,8 @@ def test_without_a_metadata_service_a_role_is_of_no_use(monkeypatch: pytest.Monk
 def test_each_store_reads_its_own_keys_of_the_secret(store: str, names: tuple[str, str, str]) -> None:
     spec = BucketSpec(store, "https://store.example", "bucket")
     key = find_access_key(spec, dict(zip(names, ("id", " secret\n", "session"), strict=True)))
-    assert key and key() == AccessKey("id", "secret", "session")
+    assert key
+    assert key() == AccessKey("id", "secret", "session")
     with pytest.raises(InvalidParameter, match=f"does not have both {names[0]} and {names[1]}"):
         find_access_key(spec, {names[0]: "id", "token": "x"})
     assert find_access_key(spec, {}) is None

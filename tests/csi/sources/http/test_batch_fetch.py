@@ -26,7 +26,8 @@ from tests.origins.scripted import Answer, Server
 COUNT = 40
 FILES = [Entry(f"{number}.bin", EntryKind.FILE, size=number + 1) for number in range(COUNT)]
 Wanted = list[tuple[Entry, memoryview]]
-# Where 10.bin fails and four are asked for at once: ten before it, three beside it, three that were begun as those three came.
+# Where 10.bin fails and four are asked for at once: ten before it, three beside it, three that were begun as
+# those three came.
 MOST_READ = 16
 
 
@@ -135,8 +136,10 @@ def test_as_many_are_asked_for_at_once_as_may_be_over_as_many_connections(
     for entry in FILES:
         server.behave[f"/{entry.path}"] = one_of(entry)
     for _ in range(3):
-        assert read(pool, of(server), files := wanted(), at_once) == {} and files == []
-    assert all(most) and server.accepted == at_once
+        assert read(pool, of(server), files := wanted(), at_once) == {}
+        assert files == []
+    assert all(most)
+    assert server.accepted == at_once
 
 
 def test_redirects_are_followed_and_the_credential_stays(
@@ -147,10 +150,10 @@ def test_redirects_are_followed_and_the_credential_stays(
             f"/hop/{entry.path}" if entry.size % 2 else f"{other.url}/{entry.path}"
         )
         server.behave[f"/hop/{entry.path}"] = other.behave[f"/{entry.path}"] = sends(entry)
-    assert read(pool, of(server), files := wanted()) == {} and files == []
-    assert {given for _, given, _ in server.seen} == {"Bearer very-secret"} and {
-        given for _, given, _ in other.seen
-    } == {None}
+    assert read(pool, of(server), files := wanted()) == {}
+    assert files == []
+    assert {given for _, given, _ in server.seen} == {"Bearer very-secret"}
+    assert {given for _, given, _ in other.seen} == {None}
 
 
 @pytest.mark.parametrize(
@@ -162,8 +165,11 @@ def test_the_first_that_is_asked_for_in_vain_ends_it_and_what_was_under_way_is_k
 ) -> None:
     first(server, "10.bin", says(status, **headers))
     in_vain = read(pool, of(server), files := wanted())
-    assert list(in_vain) == ["10.bin"] and isinstance(in_vain["10.bin"], error)
-    assert "10.bin" in names(files) and "0.bin" not in names(files) and len(files) >= COUNT - MOST_READ
+    assert list(in_vain) == ["10.bin"]
+    assert isinstance(in_vain["10.bin"], error)
+    assert "10.bin" in names(files)
+    assert "0.bin" not in names(files)
+    assert len(files) >= COUNT - MOST_READ
     assert len(server.seen) == COUNT - len(files) + 1
 
 
@@ -186,7 +192,8 @@ def test_an_answer_that_breaks_off_was_asked_for_in_vain(server: Server, pool: C
 
     server.behave["/10.bin"] = cut
     in_vain = read(pool, of(server), files := wanted())
-    assert "ended early" in str(in_vain["10.bin"]) and 0 < len(files) < COUNT
+    assert "ended early" in str(in_vain["10.bin"])
+    assert 0 < len(files) < COUNT
 
 
 def test_a_site_that_allows_no_more_is_not_asked_in_vain(server: Server, pool: Connections) -> None:
@@ -196,13 +203,15 @@ def test_a_site_that_allows_no_more_is_not_asked_in_vain(server: Server, pool: C
     )
     in_vain = read(pool, of(server), files := wanted(), at_once=1)
     assert isinstance(in_vain["6.bin"], OriginThrottled)
-    assert len(server.seen) == 6 and len(files) == COUNT - 6
+    assert len(server.seen) == 6
+    assert len(files) == COUNT - 6
 
 
 def test_a_signed_address_that_ended_is_asked_for_anew_once(server: Server, pool: Connections) -> None:
     ways = iter([says(403), sends(FILES[10])])
     server.behave["/10.bin"] = lambda answer: next(ways)(answer)
-    assert read(pool, of(server, is_signed=True), files := wanted()) == {} and files == []
+    assert read(pool, of(server, is_signed=True), files := wanted()) == {}
+    assert files == []
     server.behave["/10.bin"] = says(403)
     server.seen.clear()
     with pytest.raises(PermissionDenied, match="'10.bin'"):
@@ -213,7 +222,8 @@ def test_a_signed_address_that_ended_is_asked_for_anew_once(server: Server, pool
 def test_a_redirect_that_was_found_is_not_asked_for_again(
     server: Server, other: Server, pool: Connections
 ) -> None:
-    """Where a host that the files are redirected to fails, the way there is known for those that were not asked for yet."""
+    """Where a host that the files are redirected to fails, the way there is known for those that were not
+    asked for yet."""
     for entry in FILES:
         server.behave[f"/{entry.path}"] = redirect(f"{other.url}/{entry.path}")
         other.behave[f"/{entry.path}"] = sends(entry)
@@ -238,7 +248,8 @@ def test_a_redirect_loop_ends_after_as_many_requests_as_for_one_file(
 
 def test_a_file_of_another_length_is_left_and_the_others_are_read(server: Server, pool: Connections) -> None:
     server.behave["/10.bin"] = lambda answer: answer.say(206, b"1", Content_Range="bytes 0-0/11")
-    assert read(pool, of(server), files := wanted()) == {} and names(files) == {"10.bin"}
+    assert read(pool, of(server), files := wanted()) == {}
+    assert names(files) == {"10.bin"}
 
 
 def test_a_file_whose_address_curl_would_change_is_left_and_the_others_are_read(
@@ -247,7 +258,8 @@ def test_a_file_whose_address_curl_would_change_is_left_and_the_others_are_read(
     addresses = FileUrls(
         lambda entry: f"{server.url}/{'a@b' if entry.path == '10.bin' else entry.path}", SECRET
     )
-    assert read(pool, addresses, files := wanted()) == {} and names(files) == {"10.bin"}
+    assert read(pool, addresses, files := wanted()) == {}
+    assert names(files) == {"10.bin"}
 
 
 def test_a_change_seen_in_the_headers_is_told(server: Server, pool: Connections) -> None:
@@ -264,7 +276,8 @@ def test_a_long_refusal_costs_no_connection(server: Server, pool: Connections) -
             302, bytes(20_000), Location="/there" + answer.path
         )
         server.behave[f"/there/{entry.path}"] = sends(entry)
-    assert read(pool, of(server), files := wanted(), at_once=1) == {} and files == []
+    assert read(pool, of(server), files := wanted(), at_once=1) == {}
+    assert files == []
     assert server.accepted == 1
 
 
@@ -272,17 +285,16 @@ def test_behind_a_proxy_files_are_left_to_be_asked_for_alone(
     server: Server, pool: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("http_proxy", server.url)
-    assert (
-        read(pool, FileUrls(lambda entry: f"http://192.0.2.1/{entry.path}"), files := wanted()) == {}
-        and len(files) == COUNT
-    )
+    assert read(pool, FileUrls(lambda entry: f"http://192.0.2.1/{entry.path}"), files := wanted()) == {}
+    assert len(files) == COUNT
     assert server.seen == []
 
 
 def test_where_nobody_listens_all_are_left(server: Server, pool: Connections) -> None:
     server.shutdown()
     server.server_close()
-    assert read(pool, of(server), files := wanted()) == {} and len(files) == COUNT
+    assert read(pool, of(server), files := wanted()) == {}
+    assert len(files) == COUNT
 
 
 def test_what_ends_the_fill_ends_it_at_once(server: Server, pool: Connections) -> None:
@@ -295,4 +307,5 @@ def test_what_ends_the_fill_ends_it_at_once(server: Server, pool: Connections) -
     with RangeReader(pool, of(server)) as reader, pytest.raises(FillStopped):
         reader.read_many(wanted(), Stopping(4))
     assert len(server.seen) <= 14
-    assert read(pool, of(server), files := wanted()) == {} and files == []
+    assert read(pool, of(server), files := wanted()) == {}
+    assert files == []

@@ -1,4 +1,5 @@
-"""Many files in one go, as a fill reads them: how often each is asked for, and what one that fails, stalls or waits does to the others."""
+"""Many files in one go, as a fill reads them: how often each is asked for, and what one that fails, stalls
+or waits does to the others."""
 
 from __future__ import annotations
 

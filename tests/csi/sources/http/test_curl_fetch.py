@@ -39,7 +39,8 @@ def five(answer: Answer) -> None:
 
 @pytest.fixture(autouse=True, params=["alone", "with others"])
 def asked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every test is run for files that are asked for alone and for those that are asked for in one go with others."""
+    """Every test is run for files that are asked for alone and for those that are asked for in one go with
+    others."""
     monkeypatch.setitem(_ASKED, "how", request.param)
 
 
@@ -108,7 +109,8 @@ def test_a_redirect_to_where_requests_may_not_go_is_refused(server: Server, othe
     connections = Connections(2, Destinations(("127.0.0.1",), trusted=False))
     with pytest.raises(PermissionDenied, match=r"127\.0\.0\.2"):
         read(connections, at(f"{server.url}/small"))
-    assert len(server.seen) <= 2 and other.accepted == 0
+    assert len(server.seen) <= 2
+    assert other.accepted == 0
 
 
 def test_a_connection_made_for_one_reach_is_not_used_for_another(server: Server) -> None:
@@ -191,7 +193,8 @@ def test_a_token_with_a_line_end_adds_no_header(server: Server, pool: Connection
     server.behave["/small"] = five
     with pytest.raises(DataCacheError) as error:
         read(pool, FileUrls(lambda entry: f"{server.url}/small", {"Authorization": "Bearer a\r\nX-Other: b"}))
-    assert "Bearer" not in str(error.value) and server.seen == []
+    assert "Bearer" not in str(error.value)
+    assert server.seen == []
 
 
 def test_one_that_is_slow_to_connect_to_is_given_up() -> None:

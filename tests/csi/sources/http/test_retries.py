@@ -1,4 +1,5 @@
-"""What goes wrong on the way to an origin, before it can answer: tried again, but not where that cannot help."""
+"""What goes wrong on the way to an origin, before it can answer: tried again, but not where that cannot
+help."""
 
 from __future__ import annotations
 

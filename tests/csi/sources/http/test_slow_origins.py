@@ -1,4 +1,5 @@
-"""Connections that fall silent, trickle, or take ever for the head of an answer: given up, so that others take their place."""
+"""Connections that fall silent, trickle, or take ever for the head of an answer: given up, so that others
+take their place."""
 
 from __future__ import annotations
 
@@ -115,7 +116,8 @@ def test_slow_is_what_is_far_slower_than_the_others(monkeypatch: pytest.MonkeyPa
         throughput.ThroughputMeter(usual),
     )
     assert not first.is_too_slow(10_000_000, 10.0)
-    assert slow.is_too_slow(400_000, 10.0) and not fair.is_too_slow(1_000_000, 10.0)
+    assert slow.is_too_slow(400_000, 10.0)
+    assert not fair.is_too_slow(1_000_000, 10.0)
     for _ in range(100):
         throughput.ThroughputMeter(usual).is_too_slow(400_000, 10.0)
     # Where all have become that slow, it is the usual.

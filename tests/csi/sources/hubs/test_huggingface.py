@@ -208,7 +208,8 @@ def test_a_repository_of_empty_files_is_proved_by_the_permission_check(hub: Hub)
 
 
 def test_files_in_xet_are_as_those_in_lfs(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their sha256, over the redirect, in ranges: no client of Xet's is there, and no token for its store is asked for."""
+    """By their sha256, over the redirect, in ranges: no client of Xet's is there, and no token for its
+    store is asked for."""
     monkeypatch.setitem(sys.modules, "hf_xet", None)
     hub.repo("org/lfs", FILES)
     hub.repo("org/xet", FILES, xet=True)
@@ -228,7 +229,8 @@ def test_files_in_xet_are_as_those_in_lfs(hub: Hub, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("status", [401, 404])
 def test_a_mirror_that_knows_the_plainest_calls_only_is_enough(hub: Hub, status: int) -> None:
-    """No permission check, no facts of files in a repository's, no ranges, no host of its own for large files."""
+    """No permission check, no facts of files in a repository's, no ranges, no host of its own for large
+    files."""
     hub.repo("org/model", FILES)
     hub.redirects = False
     for call in ("auth-check", "info-with-blobs"):

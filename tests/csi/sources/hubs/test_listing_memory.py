@@ -1,4 +1,5 @@
-"""Long listings are resolved in bounded memory: nothing of a client's own is kept for a file beside its entry."""
+"""Long listings are resolved in bounded memory: nothing of a client's own is kept for a file beside its
+entry."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from tests.origins.modelscope import ModelScopeHub
 from tests.origins.scripted import Answer, Server
 
 FEW, MANY = 1_000, 4_000
-# An entry with a path of 40 bytes and a sha256 is 350 bytes; ordering and checking takes 150 more for a moment. What
+# An entry with a path of 40 bytes and a sha256 is 350 bytes; ordering and checking takes 150 more for a
+# moment. What
 # huggingface_hub makes of a file is 850 bytes, what ModelScope's SDK makes of it is 1,000.
 MOST_BYTES = 700
 

@@ -1,4 +1,7 @@
-"""ModelScope: half a listing is none, refusals in words, redirects judged; answers written here where a hub would not give them."""
+"""ModelScope: half a listing is none, refusals in words, redirects judged.
+
+Answers written here where a hub would not give them.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,8 @@ def paths(subject: ModelScopeSource) -> list[str]:
 def failing(subject: ModelScopeSource) -> DataCacheError:
     with closing(subject), pytest.raises(DataCacheError) as error:
         subject.resolve(subject.pin())
-    assert "s3cr3t" not in str(error.value) and "http" not in str(error.value).replace("http or https", "")
+    assert "s3cr3t" not in str(error.value)
+    assert "http" not in str(error.value).replace("http or https", "")
     return error.value
 
 
@@ -82,7 +86,8 @@ def test_patterns_choose_files_as_they_do_for_hugging_face(hub: ModelScopeHub, k
         "deep/er/model.safetensors",
     ]
     error = failing(source(kind, allow_patterns=("*.onnx",)))
-    assert isinstance(error, InvalidParameter) and "leave none of the 3 files" in str(error)
+    assert isinstance(error, InvalidParameter)
+    assert "leave none of the 3 files" in str(error)
 
 
 def test_the_hub_of_a_spec_is_chosen_by_its_repo_source(hub: ModelScopeHub) -> None:
@@ -90,16 +95,15 @@ def test_the_hub_of_a_spec_is_chosen_by_its_repo_source(hub: ModelScopeHub) -> N
     spec = CacheSpec(HubSpec("ModelScope/Model", "org/name", "master"))
     for secrets in ({"token": "s3cr3t"}, {"MODELSCOPE_API_TOKEN": "s3cr3t"}):
         with closing(open_source(spec, secrets)) as subject:
-            assert (
-                isinstance(subject, ModelScopeSource)
-                and subject.resolve(subject.pin()).content_bytes == 200_007
-            )
+            assert isinstance(subject, ModelScopeSource)
+            assert subject.resolve(subject.pin()).content_bytes == 200_007
 
 
 def test_a_folder_that_the_hub_cuts_is_refused(hub: ModelScopeHub) -> None:
     hub.repo("org/name", {f"many/{number:05}": b"" for number in range(3001)})
     error = failing(source())
-    assert isinstance(error, OriginUnavailable) and "cut the listing of org/name short" in str(error)
+    assert isinstance(error, OriginUnavailable)
+    assert "cut the listing of org/name short" in str(error)
 
 
 def test_a_folder_of_a_dataset_may_have_any_number_of_files(hub: ModelScopeHub) -> None:
@@ -163,7 +167,8 @@ def test_each_refusal_is_said_in_its_own_words(hub: ModelScopeHub) -> None:
         ("s3cr3t-other", PermissionDenied, "check the token's rights"),
     ):
         error = failing(source(token=token))
-        assert type(error) is kind and words in str(error)
+        assert type(error) is kind
+        assert words in str(error)
     assert "check repoSource, repoId, revision" in str(failing(source(token="s3cr3t-good", revision="v9")))
     assert paths(source(token="s3cr3t-good")) == sorted(repository.revisions["master"])
 
@@ -172,7 +177,8 @@ def test_patience_that_the_hub_asks_for_is_passed_on(hub: ModelScopeHub) -> None
     hub.repo("org/name", FILES)
     hub.faults.add(Fault("status", "api/model/org/name", status=429, retry_after="1"))
     error = failing(source())
-    assert isinstance(error, OriginThrottled) and error.retry_after == 1
+    assert isinstance(error, OriginThrottled)
+    assert error.retry_after == 1
 
 
 def test_a_token_of_the_machine_is_not_used(
@@ -221,7 +227,8 @@ def test_a_listing_is_not_led_to_a_name_with_an_address_that_may_not_be_asked(
         302, Location=f"{to}/x"
     )
     error = failing(source(where=Destinations(("127.0.0.1",), trusted=False)))
-    assert isinstance(error, PermissionDenied) and "127.0.0.2" in str(error)
+    assert isinstance(error, PermissionDenied)
+    assert "127.0.0.2" in str(error)
     assert [path for path, _, _ in scripted.seen if path == "/x"] == []
 
 

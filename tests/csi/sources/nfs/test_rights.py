@@ -106,9 +106,10 @@ def test_exports_that_want_a_low_source_port_are_read(guarded: Ganesha, version:
 
 
 def test_such_exports_refuse_a_client_that_may_not_bind_one(guarded: Ganesha, version: str) -> None:
-    """The counter-proof: without the capability the same read is refused, so the server does look at the port."""
+    """The counter-proof: without the capability the same read is refused, so the server does look at the
+    port."""
     spec = guarded.spec(guarded.exports[1].path, version)
-    program = f"from csi.parameters.dialects.nas import NasSpec; from tests.csi.sources.nfs.origin import contents; contents({spec!r})"
+    program = f"from csi.parameters.dialects.nas import NasSpec; from tests.csi.sources.nfs.origin import contents; contents({spec!r})"  # noqa: E501
     command = [
         "setpriv",
         "--bounding-set=-net_bind_service",

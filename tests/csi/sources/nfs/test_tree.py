@@ -41,7 +41,7 @@ def test_empty_files_and_folders_are_kept(nas: Ganesha, folder: Path, version: s
     (folder / "nothing/in/here").mkdir(parents=True)
     found = by_path(resolved(nas.spec(folder, version)))
     assert {path: entry.kind for path, entry in found.items()} == {
-        "empty": EntryKind.FILE, "nothing": EntryKind.DIRECTORY, "nothing/in": EntryKind.DIRECTORY, "nothing/in/here": EntryKind.DIRECTORY,
+        "empty": EntryKind.FILE, "nothing": EntryKind.DIRECTORY, "nothing/in": EntryKind.DIRECTORY, "nothing/in/here": EntryKind.DIRECTORY,  # noqa: E501
     }  # fmt: skip
     assert contents(nas.spec(folder, version)) == {"empty": b""}
 

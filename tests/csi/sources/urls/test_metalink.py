@@ -56,7 +56,7 @@ def test_a_file_has_its_best_http_address_its_size_and_its_sum() -> None:
 
 def test_prefixes_are_as_good_as_none_and_addresses_may_be_relative() -> None:
     body = (
-        '<m:metalink xmlns:m="urn:ietf:params:xml:ns:metalink"><m:file name="a"><m:url>../b%20c#d</m:url></m:file>'
+        '<m:metalink xmlns:m="urn:ietf:params:xml:ns:metalink"><m:file name="a"><m:url>../b%20c#d</m:url></m:file>'  # noqa: E501
         '<m:file name="b"><m:url>//h.example/x</m:url></m:file></m:metalink>'
     )
     assert [listed.url for listed in files(body.encode())] == [
@@ -152,11 +152,9 @@ def test_a_file_that_cannot_be_used_is_refused_by_line_and_name(
 ) -> None:
     with pytest.raises(DataCacheError) as refused:
         files(document(file("ok"), bad))
-    assert (
-        type(refused.value) is error
-        and words in str(refused.value)
-        and str(refused.value).startswith("the document, line ")
-    )
+    assert type(refused.value) is error
+    assert words in str(refused.value)
+    assert str(refused.value).startswith("the document, line ")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""URLs that a Metalink document names: what is asked for, what is checked, and where tokens and requests may go."""
+"""URLs that a Metalink document names: what is asked for, what is checked, and where tokens and requests
+may go."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def test_files_that_are_told_are_not_asked_for_one_by_one(
         server.behave[f"/{n}"] = other.behave[f"/{n}"] = ranged
     with closing(source(server, metalink(named))) as subject:
         manifest = resolved(subject)
-        assert [seen[0] for seen in server.seen] == ["/all.meta4"] and not other.seen
+        assert [seen[0] for seen in server.seen] == ["/all.meta4"]
+        assert not other.seen
         assert {e.path: e.size for e in manifest.files} == {
             path: len(data) for path, (_, data) in named.items()
         }
@@ -101,7 +103,8 @@ def test_a_file_of_which_something_is_not_told_is_asked_for(server: Server) -> N
         }
         assert read(subject, manifest, "both") == read(subject, manifest, "none") == DATA
     with closing(source(server, body)) as subject:
-        assert read(subject, manifest, "sum") == DATA and resolved(subject).digest == manifest.digest
+        assert read(subject, manifest, "sum") == DATA
+        assert resolved(subject).digest == manifest.digest
 
 
 def test_a_size_that_is_wrong_is_an_error_when_the_file_is_asked_for_or_proved_or_filled(
@@ -151,11 +154,9 @@ def test_naming_the_sum_of_anothers_file_makes_no_volume_of_it(server: Server, o
     bodies = [metalink({"a": (f"{origin.url}/a", DATA)}) for origin in (server, other)]
     with closing(source(server, bodies[0])) as mine, closing(source(other, bodies[1])) as theirs:
         one, another = entry(resolved(mine), "a"), entry(resolved(theirs), "a")
-    assert (
-        one.digest != another.digest
-        and one.digest.startswith(f"claimed:{SUM} ")
-        and another.digest.startswith(f"claimed:{SUM} ")
-    )
+    assert one.digest != another.digest
+    assert one.digest.startswith(f"claimed:{SUM} ")
+    assert another.digest.startswith(f"claimed:{SUM} ")
 
 
 def test_the_token_goes_to_the_documents_site_alone(server: Server, other: Server) -> None:
@@ -199,8 +200,10 @@ def test_small_files_that_are_filled_in_one_go_show_the_token_to_the_documents_s
             tmp_path / "journal",
             lambda: subject.open_reader(manifest),
         )
-    assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"} and len(server.seen) == 11
-    assert {seen[1] for seen in other.seen} == {None} and len(other.seen) == 10
+    assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"}
+    assert len(server.seen) == 11
+    assert {seen[1] for seen in other.seen} == {None}
+    assert len(other.seen) == 10
 
 
 def test_an_inline_volume_is_filled_from_no_private_address(
@@ -222,7 +225,10 @@ def test_an_inline_volume_is_filled_from_no_private_address(
 def test_a_document_that_is_redirected_names_files_of_where_it_was_asked_for(
     server: Server, other: Server
 ) -> None:
-    """Where it was redirected to may be signed, and the volume keeps what files are called. The token stays behind."""
+    """Where it was redirected to may be signed, and the volume keeps what files are called.
+
+    The token stays behind.
+    """
     server.behave |= {
         "/all.meta4": lambda handler: handler.say(
             302, Location=f"{other.url}/signed-secret/all.meta4?st=secret"
@@ -235,7 +241,8 @@ def test_a_document_that_is_redirected_names_files_of_where_it_was_asked_for(
     with closing(UrlSource(CacheSpec(UrlSpec(metalink=f"{server.url}/all.meta4")), SECRET)) as subject:
         manifest = resolved(subject)
         assert read(subject, manifest, "a") == DATA
-    assert "secret" not in repr(manifest.entries) and {seen[1] for seen in other.seen} == {None}
+    assert "secret" not in repr(manifest.entries)
+    assert {seen[1] for seen in other.seen} == {None}
 
 
 def test_files_that_have_to_be_asked_for_are_not_without_number(server: Server) -> None:
@@ -268,9 +275,8 @@ def test_a_document_may_be_one_of_several_sources(server: Server, other: Server)
         open_source(parse_volume_parameters(manifest.access).spec, {"base.token": SECRET})
     ) as subject:
         assert read(subject, manifest, "base/deep/told") == read(subject, manifest, "base/deep/asked") == DATA
-    assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"} and {seen[1] for seen in other.seen} == {
-        None
-    }
+    assert {seen[1] for seen in server.seen} == {f"Bearer {SECRET}"}
+    assert {seen[1] for seen in other.seen} == {None}
 
 
 def test_who_may_not_read_the_document_proves_nothing_by_its_files(server: Server, other: Server) -> None:
@@ -285,7 +291,8 @@ def test_who_may_not_read_the_document_proves_nothing_by_its_files(server: Serve
                 pytest.raises(Unauthenticated, match=words) as refused,
             ):
                 ask(subject)
-            assert SECRET not in str(refused.value) and "all.meta4" in str(refused.value)
+            assert SECRET not in str(refused.value)
+            assert "all.meta4" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +384,8 @@ def test_a_document_of_an_administrator_leads_to_no_metadata_service(server: Ser
 def test_a_file_of_a_document_costs_little_more_than_its_entry(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a path of 40 bytes and a URL of 80: 600 bytes, of which ordering and checking takes 150 for a moment."""
+    """With a path of 40 bytes and a URL of 80: 600 bytes, of which ordering and checking takes 150 for a
+    moment."""
 
     def peak(count: int) -> int:
         paths = (f"data/{n // 1000:03}/part-{n:06}-of-{count:06}.json" for n in range(count))
