@@ -291,7 +291,7 @@ def test_files_of_others_at_a_target_are_never_removed(start: Start) -> None:
     stranger.write_text("data")
     code, message = machine.unpublish("pod")
     assert code is grpc.StatusCode.FAILED_PRECONDITION
-    assert "did not put there" in message
+    assert "which is not this driver's" in message
     assert stranger.read_text() == "data"
 
 

@@ -101,7 +101,7 @@ def test_a_path_that_cannot_be_a_folder_leaves_nothing(machine: Machine, way: st
     code, message = calls[way]()
     assert code is grpc.StatusCode.FAILED_PRECONDITION
     assert str(blocked) in message
-    assert "remove what is there" in message
+    assert "remove the file that is there" in message
     if way == "publish":
         assert machine.unstage(volume.volume_id) == (OK, "")
     assert machine.half_made() == []

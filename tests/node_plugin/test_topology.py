@@ -87,6 +87,6 @@ def test_a_volume_is_made_where_some_node_may_be_able_to_mount_it(
         servicer._check_topology(asked)
     else:
         with pytest.raises(
-            NoSpace, match=f"{MOUNTS}=true; volumes can be had on nodes that .* can mount images"
+            NoSpace, match=f"{MOUNTS}=true; volumes are accessible from nodes that .* can mount images"
         ):
             servicer._check_topology(asked)
