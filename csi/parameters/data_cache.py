@@ -17,7 +17,7 @@ from csi.performance.capacity import GIB
 from csi.values import redact
 
 DEFAULT_BUCKET, RESERVED_BUCKET = "default", "eci-system"
-TYPES = ("URL", "NAS", "OSS", "S3", "SNAPSHOT")
+DATA_SOURCE_TYPES = ("URL", "NAS", "OSS", "S3", "SNAPSHOT")
 """Values of `dataSource.type`; S3 is an extension of this driver."""
 DEFAULT_GIB = 20
 """Size in GiB of a cache that names none; it grows with its content."""
@@ -35,7 +35,7 @@ _AUTHOR_OPTIONS = frozenset(("allowpatterns", "ignorepatterns", "preserveownersh
 class DataCacheSpec:
     """The desired state of a DataCache, named by `bucket` and `path`.
 
-    `type` is one of TYPES, `options` are the source's keys without credentials. `size_gib` caps the content
+    `type` is one of DATA_SOURCE_TYPES, `options` are the source's keys without credentials. `size_gib` caps the content
     (None: grows with it), `retention_days` is how long the cache is kept (None: for ever). `networks` are the
     ids of a vSwitch and of a security group ("" stands for a missing first one); the first id that is the
     name of an egress profile selects that profile. `namespaces` are those whose pods may mount the cache,
@@ -195,9 +195,9 @@ def is_same_or_below(path: str, other: str) -> bool:
 
 def _parse_type(text: str) -> str:
     source_type = text.strip().upper()
-    if source_type not in TYPES:
+    if source_type not in DATA_SOURCE_TYPES:
         raise InvalidParameter(
-            f"dataSource.type is {redact(text)}; it is one of {', '.join(TYPES)}"
+            f"dataSource.type is {redact(text)}; it is one of {', '.join(DATA_SOURCE_TYPES)}"
             if text
             else "dataSource.type is missing"
         )

@@ -57,9 +57,9 @@ def open_source(
 
             return NasSource(spec)
         case BucketSpec():
-            from csi.sources.buckets.source import ObjectSource
+            from csi.sources.buckets.source import BucketSource
 
-            return ObjectSource(spec, find_access_key(spec.source, secrets), destinations, connections)
+            return BucketSource(spec, find_access_key(spec.source, secrets), destinations, connections)
         case UrlSpec():
             from csi.sources.urls.source import UrlSource
 

@@ -12,7 +12,7 @@ from csi.errors import DataCacheError, PermissionDenied, SourceChanged
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.buckets import BucketSpec
 from csi.sources.buckets.object_store import AccessKey
-from csi.sources.buckets.source import ObjectSource
+from csi.sources.buckets.source import BucketSource
 from csi.sources.source import Source
 from tests.conformance.kit import Tree
 from tests.conformance.trees import spoil
@@ -25,11 +25,11 @@ FOLDER = "models/a b"
 _ESTABLISHED = "01"
 _PROGRAM = """
 from csi.sources.buckets.object_store import AccessKey
-from csi.sources.buckets.source import ObjectSource
+from csi.sources.buckets.source import BucketSource
 
 def open(spec, credential):
     identity, _, secret = credential.partition(":")
-    return ObjectSource(spec, lambda: AccessKey(identity, secret))
+    return BucketSource(spec, lambda: AccessKey(identity, secret))
 """
 
 
@@ -70,7 +70,7 @@ class ObjectsKit:
         return f"{READER_ID}:{READER_SECRET}"
 
     def open(self, spec: CacheSpec, credential: str | None) -> Source:
-        return ObjectSource(spec, key_of(credential))
+        return BucketSource(spec, key_of(credential))
 
     def environment(self) -> dict[str, str]:
         return {

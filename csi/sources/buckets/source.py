@@ -26,7 +26,7 @@ _FOLDER_MODE = 0o555
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 
 
-class ObjectSource(Source):
+class BucketSource(Source):
     """The objects below a folder of a bucket."""
 
     def __init__(

@@ -12,7 +12,7 @@ from csi.errors import DataCacheError
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.buckets import BucketSpec
 from csi.sources.buckets.object_store import AccessKey
-from csi.sources.buckets.source import ObjectSource
+from csi.sources.buckets.source import BucketSource
 from tests.origins.scripted import Server
 
 KEY = AccessKey("keyid", "keySecret123", "sessionToken123")
@@ -32,11 +32,11 @@ def list_bucket(*keys: str, more: str = "", **sizes: int) -> bytes:
 
 def told(
     scripted: Server, key: Callable[[], AccessKey] | None = None, where: Destinations | None = None
-) -> ObjectSource:
-    return ObjectSource(CacheSpec(BucketSpec("OSS", scripted.url, "bucket", "", path_style=True)), key, where)
+) -> BucketSource:
+    return BucketSource(CacheSpec(BucketSpec("OSS", scripted.url, "bucket", "", path_style=True)), key, where)
 
 
-def failing(subject: ObjectSource) -> DataCacheError:
+def failing(subject: BucketSource) -> DataCacheError:
     with closing(subject), pytest.raises(DataCacheError) as error:
         subject.resolve(subject.pin())
     assert all(

@@ -22,7 +22,7 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.buckets import BucketSpec
 from csi.sources.buckets import listing
 from csi.sources.buckets.object_store import AccessKey
-from csi.sources.buckets.source import ObjectSource
+from csi.sources.buckets.source import BucketSource
 from tests.conformance.trees import read
 from tests.csi.sources.buckets.origin import KEY, failing, list_bucket, told
 from tests.origins import versitygw
@@ -60,7 +60,7 @@ def reader() -> AccessKey:
     return AccessKey(READER_ID, READER_SECRET)
 
 
-def paths(subject: ObjectSource) -> list[str]:
+def paths(subject: BucketSource) -> list[str]:
     with closing(subject):
         return [e.path for e in subject.resolve(subject.pin()).files]
 
@@ -70,7 +70,7 @@ def test_folders_of_any_name_are_listed_and_read(store: ObjectServer, anonymous:
     bucket = store.bucket({f"{name}/file{name[:1]}": name.encode() for name in ODD}, anonymous=anonymous)
     for name in ODD:
         spec = CacheSpec(BucketSpec("S3", store.endpoint, bucket, name, path_style=True))
-        with closing(ObjectSource(spec, None if anonymous else reader)) as subject:
+        with closing(BucketSource(spec, None if anonymous else reader)) as subject:
             manifest = subject.resolve(subject.pin())
             assert read(subject, manifest, f"file{name[:1]}") == name.encode()
 
@@ -81,7 +81,7 @@ def test_pages_of_a_real_server_follow_each_other_whatever_their_keys(store: Obj
     folder.mkdir()
     for number in range(2100):
         (folder / f"{number} +%/=&ü".replace("/", "")).write_bytes(b"1")
-    found = paths(ObjectSource(CacheSpec(BucketSpec("S3", store.endpoint, bucket, path_style=True)), reader))
+    found = paths(BucketSource(CacheSpec(BucketSpec("S3", store.endpoint, bucket, path_style=True)), reader))
     assert len(found) == len(set(found)) == 2100
 
 
@@ -94,7 +94,7 @@ def test_a_bucket_in_the_host_name_is_listed_and_read_through_a_proxy(
         BucketSpec("S3", f"http://{versitygw.DOMAIN}", bucket, "a b"),
         BucketSpec("S3", "http://other.example", bucket, "a b", path_style=True),
     ):
-        with closing(ObjectSource(CacheSpec(spec), reader)) as subject:
+        with closing(BucketSource(CacheSpec(spec), reader)) as subject:
             assert read(subject, subject.resolve(subject.pin()), "ü+%.bin") == b"content"
 
 
@@ -171,10 +171,10 @@ def test_a_name_below_a_listed_endpoint_is_no_listed_name(server: Server) -> Non
     # Bucket and endpoint together spell 127.0.0.1.
     spec = CacheSpec(BucketSpec("S3", f"http://0.0.1:{port}", "127"))
     assert isinstance(
-        failing(ObjectSource(spec, None, Destinations((f"0.0.1:{port}",), trusted=False))), PermissionDenied
+        failing(BucketSource(spec, None, Destinations((f"0.0.1:{port}",), trusted=False))), PermissionDenied
     )
     assert server.accepted == 0
-    assert paths(ObjectSource(spec, None, Destinations((f"*.0.0.1:{port}",), trusted=False))) == ["file"]
+    assert paths(BucketSource(spec, None, Destinations((f"*.0.0.1:{port}",), trusted=False))) == ["file"]
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_a_certificate_is_trusted_from_a_file_or_a_folder_and_refused_in_words(
     with Server(tls=certificate) as secure:
         secure.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("file"))
         spec = CacheSpec(replace(told(secure)._bucket, endpoint=secure.url))
-        error = failing(ObjectSource(spec, lambda: KEY))
+        error = failing(BucketSource(spec, lambda: KEY))
         assert isinstance(error, OriginUntrusted)
         assert "REQUESTS_CA_BUNDLE" in str(error)
         assert secure.seen == []
@@ -273,7 +273,7 @@ def test_a_certificate_is_trusted_from_a_file_or_a_folder_and_refused_in_words(
         (tmp_path / f"{name}.0").write_bytes(certificate.read_bytes())
         for bundle in (certificate, tmp_path):
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
-            assert paths(ObjectSource(spec, lambda: KEY)) == ["file"]
+            assert paths(BucketSource(spec, lambda: KEY)) == ["file"]
         secure.shutdown()
 
 

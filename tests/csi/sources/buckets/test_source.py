@@ -27,7 +27,7 @@ from csi.manifest.manifest import EntryKind
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.buckets import BucketSpec
 from csi.sources.buckets.object_store import AccessKey
-from csi.sources.buckets.source import ObjectSource
+from csi.sources.buckets.source import BucketSource
 from csi.sources.catalog import find_access_key, open_source
 from tests.conformance.trees import entry, read
 from tests.csi.sources.buckets.origin import KEY, failing, list_bucket, told
@@ -41,8 +41,8 @@ def reader() -> AccessKey:
 
 def source(
     store: ObjectServer, bucket: str, prefix: str = "", key: Callable[[], AccessKey] | None = reader
-) -> ObjectSource:
-    return ObjectSource(CacheSpec(BucketSpec("S3", store.endpoint, bucket, prefix, path_style=True)), key)
+) -> BucketSource:
+    return BucketSource(CacheSpec(BucketSpec("S3", store.endpoint, bucket, prefix, path_style=True)), key)
 
 
 def test_a_bucket_that_is_open_to_all_is_read_without_a_secret(store: ObjectServer) -> None:
@@ -119,7 +119,7 @@ def test_a_folder_is_the_same_whether_or_not_a_console_put_something_there(scrip
 def test_the_listed_folders_own_object_is_no_part_of_it(scripted: Server) -> None:
     scripted.behave["/bucket"] = lambda handler: handler.say(200, list_bucket("data/", "data/file"))
     spec = BucketSpec("OSS", scripted.url, "bucket", "data", path_style=True)
-    with closing(ObjectSource(CacheSpec(spec), None)) as subject:
+    with closing(BucketSource(CacheSpec(spec), None)) as subject:
         assert [e.path for e in subject.resolve(subject.pin()).entries] == ["file"]
 
 
@@ -164,7 +164,7 @@ def test_a_store_that_is_none_or_not_there_is_named(scripted: Server) -> None:
     gone = replace(
         told(scripted).pin(), source=BucketSpec("S3", "http://127.0.0.1:1", "bucket", path_style=True)
     )
-    error = failing(ObjectSource(gone, None))
+    error = failing(BucketSource(gone, None))
     assert isinstance(error, OriginUnavailable)
     assert "127.0.0.1:1" in str(error)
 
