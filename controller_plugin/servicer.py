@@ -35,7 +35,7 @@ _CAPABILITIES = (
     _RPC.CLONE_VOLUME,
 )
 # external-provisioner gives up after 10 s; the reply must arrive before.
-_MAX_WAIT_SECONDS = 8.0
+_MAX_CREATE_WAIT_SECONDS = 8.0
 
 
 class ControllerServicer(csi_pb2_grpc.ControllerServicer):
@@ -62,7 +62,7 @@ class ControllerServicer(csi_pb2_grpc.ControllerServicer):
         require_fields(request, "name", "volume_capabilities")
         self._check_topology(request.accessibility_requirements)
         record = self._volumes.create(
-            self._build_create_request(request), call_deadline(context, _MAX_WAIT_SECONDS)
+            self._build_create_request(request), call_deadline(context, _MAX_CREATE_WAIT_SECONDS)
         )
         return pb.CreateVolumeResponse(volume=self._build_volume(record))
 

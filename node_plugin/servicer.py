@@ -20,7 +20,7 @@ from node_plugin.volumes.volumes import NodeVolumes
 _RPC = pb.NodeServiceCapability.RPC
 _CAPABILITIES = (_RPC.STAGE_UNSTAGE_VOLUME, _RPC.GET_VOLUME_STATS, _RPC.VOLUME_CONDITION)
 # Seconds; kubelet gives up after 120, and the reply, which has the progress, must arrive before.
-_MAX_WAIT_SECONDS = 100.0
+_MAX_MOUNT_WAIT_SECONDS = 100.0
 
 
 class NodeServicer(csi_pb2_grpc.NodeServicer):
@@ -51,7 +51,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
         require_fields(request, "volume_id", "staging_target_path", "volume_capability")
         self._volumes.stage(
             _build_mount_request(request, request.staging_target_path),
-            call_deadline(context, _MAX_WAIT_SECONDS),
+            call_deadline(context, _MAX_MOUNT_WAIT_SECONDS),
         )
         return pb.NodeStageVolumeResponse()
 
@@ -73,7 +73,7 @@ class NodeServicer(csi_pb2_grpc.NodeServicer):
             readonly=request.readonly,
             staging_path=request.staging_target_path,
         )
-        self._volumes.publish(mount_request, call_deadline(context, _MAX_WAIT_SECONDS))
+        self._volumes.publish(mount_request, call_deadline(context, _MAX_MOUNT_WAIT_SECONDS))
         return pb.NodePublishVolumeResponse()
 
     def NodeUnpublishVolume(
