@@ -28,7 +28,7 @@ class FillProgress:
     """The progress of a fill at one moment.
 
     `bytes_done` of `bytes_total` file bytes are in the image and verified. Of those done, `bytes_copied` came
-    from other images; `bytes_fetched` came from the origin in this process. `rate` is in bytes per second
+    from other images; `bytes_fetched` were fetched in this process. `rate` is in bytes per second
     over the last five seconds, or over a few pauses between chunks if those are longer. `seconds_left`
     extrapolates that rate (None: no rate yet).
     """

@@ -39,8 +39,9 @@ class DataCacheSpec:
     the content (None: grows with it), `retention_days` is how long the cache is kept (None: for ever).
     `networks` are the ids of a vSwitch and of a security group ("" stands for a missing first one); the
     first id that is the name of an egress profile selects that profile. `namespaces` are those whose pods
-    may mount the cache, empty for all. `node_selector` has the labels of the nodes that load the cache before any pod needs it; if
-    empty, one node is enough. A changed `refresh` makes the source be resolved again.
+    may mount the cache, empty for all. `node_selector` has the labels of the nodes that load the cache
+    before any pod needs it; if empty, one node is enough. A changed `refresh` makes the source be
+    resolved again.
     """
 
     bucket: str

@@ -223,7 +223,7 @@ class Fills:
         origin_scope = self._runner.compute_origin_scope(content)
         fill = _RunningFill(content, origin_scope, is_prefetch=prefetcher is not None)
         has_preempted = deadline is not None and self._preempt_prefetches()
-        # A fill that nobody waits for evicts nothing: all images are protected.
+        # A fill that neither a pod nor a prewarm request waits for (one resumed at a start) evicts nothing.
         list_protected = self._protected.list_digests if deadline or prefetcher else self._list_all
         try:
             reservation = reserve_with_candidates(self._store, content.digest, origin_scope, list_protected)
