@@ -38,7 +38,7 @@ UNRECOVERABLE = (CorruptContent, SourceChanged, UnsafeContent)
 _PROGRESS_FILE_INTERVAL = 0.5
 # Whoever prefetches waits in slices, and is no waiter for a moment between two of them.
 _PREFETCH_PAUSE = 10.0
-_PODS_FIRST_MESSAGE = "fills that pods wait for go first"
+PODS_FIRST_MESSAGE = "fills that pods wait for go first"
 
 
 @dataclass(eq=False)
@@ -49,7 +49,6 @@ class _RunningFill:
     """
 
     content: ContentRef
-    origin_scope: str
     is_prefetch: bool = False
     reuse_candidates: list[Path] = field(default_factory=list)
     reservation: ExitStack = field(default_factory=ExitStack)
@@ -139,7 +138,7 @@ class Fills:
         if self._store.find_sealed(content.digest):
             return
         if self.has_waiting_pods(content.digest):
-            raise Busy(_PODS_FIRST_MESSAGE)
+            raise Busy(PODS_FIRST_MESSAGE)
         fill = self._join(content, None, prefetcher=deadline)
         while not fill.is_done and not deadline.is_over:
             deadline.sleep()
@@ -152,7 +151,7 @@ class Fills:
             raise fill.error
         # The prefetch was stopped, or another one with other content or credential failed.
         if fill.error:
-            raise Busy(_PODS_FIRST_MESSAGE)
+            raise Busy(PODS_FIRST_MESSAGE)
 
     def has_waiting_pods(self, digest: str = "") -> bool:
         """Return whether a pod waits for the fill of another image than `digest`."""
@@ -221,7 +220,7 @@ class Fills:
         self, content: ContentRef, deadline: Deadline | None, prefetcher: Deadline | None
     ) -> _RunningFill:
         origin_scope = self._runner.compute_origin_scope(content)
-        fill = _RunningFill(content, origin_scope, is_prefetch=prefetcher is not None)
+        fill = _RunningFill(content, is_prefetch=prefetcher is not None)
         has_preempted = deadline is not None and self._preempt_prefetches()
         # A fill that neither a pod nor a prewarm request waits for (one resumed at a start) evicts nothing.
         list_protected = self._protected.list_digests if deadline or prefetcher else self._list_all

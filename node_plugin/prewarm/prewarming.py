@@ -25,6 +25,7 @@ from csi.registry.prewarms.prewarms import (
     PrewarmState,
 )
 from node_plugin.fills.fill_events import percent
+from node_plugin.fills.fills import PODS_FIRST_MESSAGE
 from node_plugin.fills.uploads import Uploads
 from node_plugin.prewarm.active_request import ActiveRequest, Failure
 from node_plugin.prewarm.resolved_caches import ResolvedCache, read_resolved, write_resolved
@@ -274,7 +275,7 @@ class PrewarmLoop:
         # First: nothing is fetched for a node that cannot mount it.
         self._check_node()
         if self._fills.has_waiting_pods():
-            raise Busy("fills that pods wait for go first")
+            raise Busy(PODS_FIRST_MESSAGE)
         if cache.data_cache:
             self._fill_data_cache(active, key, cache)
             return
@@ -293,7 +294,6 @@ class PrewarmLoop:
     def _fill_data_cache(self, active: ActiveRequest, key: str, cache: PrewarmedCache) -> None:
         """Fill a DataCache with its own credential, then upload it to the image store, if any."""
         grants = self._preparation.grants
-        verification = self._preparation.verification
         if grants is None or self._uploads is None:
             raise FailedPrecondition(
                 "this node has no registry of DataCaches; start the node plugin with --registry"
@@ -312,9 +312,8 @@ class PrewarmLoop:
             active.resolved[key] = resolved
             self._save_resolved({**self._resolved, key: resolved})
         self._fill(active, content)
-        if grants.has_trusted_bytes(granted):
-            verification.mark_verified(content)
-        verification.wait(key, content, self._new_deadline(_RESOLVE_TIMEOUT))
+        is_trusted = grants.has_trusted_bytes(granted)
+        self._preparation.verify(key, content, is_trusted, self._new_deadline(_RESOLVE_TIMEOUT))
         self._upload(active, content)
 
     def _upload(self, active: ActiveRequest, content: ContentRef) -> None:

@@ -48,8 +48,8 @@ class VolumePreparation:
         allow_list: AllowList,
         grants: DataCacheGrants | None = None,
     ) -> None:
-        self.pins, self.fills, self.verification, self.grants = pins, fills, verification, grants
-        self._resolver, self._allow_list = resolver, allow_list
+        self.pins, self.fills, self.grants = pins, fills, grants
+        self._resolver, self._verification, self._allow_list = resolver, verification, allow_list
 
     def resolve_persistent(
         self, request: MountRequest, parameters: VolumeParameters, deadline: Deadline
@@ -140,10 +140,14 @@ class VolumePreparation:
     def fill(self, request: MountRequest, resolved: ResolvedVolume, deadline: Deadline) -> None:
         """Return when the image is sealed and verified against the volume's own origin."""
         self.fills.wait(request.volume_id, resolved.content, deadline, request.event_reference)
+        self.verify(request.volume_id, resolved.content, resolved.is_trusted, deadline)
+
+    def verify(self, key: str, content: ContentRef, is_trusted: bool, deadline: Deadline) -> None:
+        """Return when the sealed image is verified against its origin; trusted content is not compared."""
         # After this, `wait` finds the scope verified and returns at once.
-        if resolved.is_trusted:
-            self.verification.mark_verified(resolved.content)
-        self.verification.wait(request.volume_id, resolved.content, deadline)
+        if is_trusted:
+            self._verification.mark_verified(content)
+        self._verification.wait(key, content, deadline)
 
     @contextmanager
     def discard_if_unusable(self, digest: str) -> Iterator[None]:

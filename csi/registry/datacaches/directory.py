@@ -74,7 +74,6 @@ class DirectoryDataCacheRegistry(DataCacheRegistry):
             return None
 
     def get(self, name: str) -> DataCache | None:
-
         stored = self._read_stored(name)
         return decode(stored) if stored else None
 

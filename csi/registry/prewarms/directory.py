@@ -167,7 +167,7 @@ def _watch_files(folder: Path, suffix: str, on_change: Callable[[str], None]) ->
                 # After an overflow any known file may have changed or gone.
                 if any(event.kind is FileEventKind.OVERFLOW for event in events_seen):
                     names |= known | list_names()
-                known = list_names()
+                known |= names
                 for name in sorted(names):
                     notify_watcher(on_change, name)
 
