@@ -13,7 +13,7 @@ from pathlib import Path
 from csi.errors import CorruptContent, DataCacheError, FailedPrecondition, InvalidParameter, NotFound
 from csi.image_store.client import ImageStoreConfig
 from csi.image_store.store import ImageStore, open_image_store
-from csi.image_store.stored_image import StoredImage, snapshot_id_of
+from csi.image_store.stored_image import StoredImage, snapshot_id_for
 from csi.manifest.manifest import Entry
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.volume_parameters import parse_accepted_parameters
@@ -54,7 +54,7 @@ class ListedImage:
         stored = self.stored
         return {
             "digest": self.digest,
-            "snapshotId": snapshot_id_of(self.digest),
+            "snapshotId": snapshot_id_for(self.digest),
             "contentBytes": stored.content_bytes if stored else None,
             "imageBytes": stored.image_bytes if stored else None,
             "storedAt": format_time(stored.stored_at) if stored and stored.stored_at else None,
@@ -70,7 +70,7 @@ class ListedImage:
         state = f"{self.state}: {self.reason}" if self.reason else str(self.state)
         return (
             self.digest[:12],
-            snapshot_id_of(self.digest),
+            snapshot_id_for(self.digest),
             *sizes,
             str(facts["storedAt"] or ""),
             str(facts["source"] or ""),

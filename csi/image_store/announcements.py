@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from csi.errors import CorruptContent
-from csi.image_store.stored_image import snapshot_id_of
+from csi.image_store.stored_image import snapshot_id_for
 from csi.images.node_store.records import is_digest
 from csi.linux.durable_files import check_keys
 from csi.parameters.data_cache import is_data_cache_id
@@ -59,7 +59,7 @@ class Announcement:
     @property
     def snapshot_id(self) -> str:
         """The id of the image in ECI's API."""
-        return snapshot_id_of(self.digest)
+        return snapshot_id_for(self.digest)
 
     @property
     def key(self) -> str:

@@ -27,7 +27,7 @@ from csi.image_store.stored_image import (
     index_key,
     manifest_key,
     parts_folder,
-    snapshot_id_of,
+    snapshot_id_for,
     unwanted_key,
 )
 from csi.image_store.uploading import ImageUpload, OnProgress, ShouldStop, retry_with_backoff
@@ -108,14 +108,14 @@ class ImageStore:
             self._backend, digest, image.image, data_at, self._part_bytes, on_progress, should_stop
         )
         retry_with_backoff(lambda: self._backend.put(manifest_key(digest), image.manifest.read_bytes()))
-        parts, filled_from = upload.run(), dict(access or manifest.access)
+        parts, verified_access = upload.run(), dict(access or manifest.access)
         stored = StoredImage(
             digest,
             upload.size,
             manifest.content_bytes,
             data_at,
             parts,
-            filled_from,
+            verified_access,
             layouts.LAYOUT_FORMAT,
             self._part_bytes,
             stored_at=time.time(),
@@ -128,7 +128,7 @@ class ImageStore:
         stored: StoredImage,
         manifest: Manifest,
         paths: ImagePaths,
-        connections: int,
+        max_connections: int,
         on_progress: OnProgress | None = None,
     ) -> None:
         """Fill the partial image in a node's store, verifying each part; continues an earlier fill.
@@ -153,7 +153,7 @@ class ImageStore:
             paths.partial,
             paths.journal,
             lambda: PartsReader(open_reader, stored),
-            connections=connections,
+            max_connections=max_connections,
             on_progress=on_progress,
         )
 
@@ -204,7 +204,7 @@ class ImageStore:
     def find_by_snapshot_id(self, snapshot_id: str) -> StoredImage | None:
         """Return the image with a snapshot id, None if there is none; raises as `find`."""
         for digest in self.list_digests():
-            if snapshot_id_of(digest) == snapshot_id:
+            if snapshot_id_for(digest) == snapshot_id:
                 return self.find(digest)
         return None
 

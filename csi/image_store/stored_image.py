@@ -44,8 +44,9 @@ class StoredImage:
 
     `digest` is that of its manifest, `image_bytes` its size, `content_bytes` the sum of its files. `parts`
     are sha256 checksums (hex) in the order of the image; the first part begins at image byte `data_offset`,
-    as everything before it follows from the manifest. `access` is the pinned spec that it was filled from,
-    `layout_format` the format of the layout, `stored_at` seconds since 1970.
+    as everything before it follows from the manifest. `access` is the pinned spec of an origin known to
+    hold its bytes: the image was filled from there or verified against it. `layout_format` is the format of
+    the layout, `stored_at` seconds since 1970.
     """
 
     digest: str
@@ -61,7 +62,7 @@ class StoredImage:
     @property
     def snapshot_id(self) -> str:
         """The id of the image in ECI's API."""
-        return snapshot_id_of(self.digest)
+        return snapshot_id_for(self.digest)
 
     def encode(self) -> bytes:
         """Encode the record as JSON."""
@@ -143,7 +144,7 @@ class StoredImage:
         return Layout(Manifest(tuple(entries), {}), self.image_bytes, metadata, extents)
 
 
-def snapshot_id_of(digest: str) -> str:
+def snapshot_id_for(digest: str) -> str:
     """Return the id of an image in ECI's API: "s-" and the first 20 digits of its digest."""
     return f"s-{digest[:20]}"
 

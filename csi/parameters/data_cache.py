@@ -189,9 +189,9 @@ def parse_path(text: str) -> str:
     return "/" + "/".join(parts)
 
 
-def is_same_or_below(path: str, other: str) -> bool:
-    """Return whether `other` is the normalized `path` or lies below it."""
-    return other == path or other.startswith(path + "/")
+def contains_path(folder: str, path: str) -> bool:
+    """Return whether the normalized `path` is `folder` or lies below it."""
+    return path == folder or path.startswith(folder + "/")
 
 
 def _parse_type(text: str) -> str:

@@ -35,11 +35,11 @@ def open_source(
     spec: CacheSpec,
     secrets: Mapping[str, str],
     allowed_destinations: Sequence[str] = (),
-    connections: int = DEFAULT_CONNECTIONS,
+    max_connections: int = DEFAULT_CONNECTIONS,
 ) -> Source:
     """Open the source that `spec` names, with the credential found in `secrets`.
 
-    `allowed_destinations` are the operator's destinations; `connections` is how many readers it
+    `allowed_destinations` are the operator's destinations; `max_connections` is how many readers it
     is for. Raises InvalidParameter if a Secret was given that has none of the keys of this source.
     """
     destinations = Destinations(tuple(allowed_destinations), trusted=not spec.untrusted)
@@ -47,11 +47,11 @@ def open_source(
         case HubSpec(hub="ModelScope"):
             from csi.sources.hubs.modelscope import ModelScopeSource
 
-            return ModelScopeSource(spec, find_token(secrets), destinations, connections)
+            return ModelScopeSource(spec, find_token(secrets), destinations, max_connections)
         case HubSpec():
             from csi.sources.hubs.huggingface import HuggingFaceSource
 
-            return HuggingFaceSource(spec, find_token(secrets), destinations, connections)
+            return HuggingFaceSource(spec, find_token(secrets), destinations, max_connections)
         case NasSpec():
             from csi.sources.nfs.source import NasSource
 
@@ -59,16 +59,16 @@ def open_source(
         case BucketSpec():
             from csi.sources.buckets.source import BucketSource
 
-            return BucketSource(spec, find_access_key(spec.source, secrets), destinations, connections)
+            return BucketSource(spec, find_access_key(spec.source, secrets), destinations, max_connections)
         case UrlSpec():
             from csi.sources.urls.source import UrlSource
 
-            return UrlSource(spec, find_token(secrets), destinations, connections)
+            return UrlSource(spec, find_token(secrets), destinations, max_connections)
         case CompositeSpec():
             from csi.sources.composite import CompositeSource
 
             return CompositeSource(
-                spec, secrets, lambda part, own: open_source(part, own, allowed_destinations, connections)
+                spec, secrets, lambda part, own: open_source(part, own, allowed_destinations, max_connections)
             )
     raise InvalidParameter(f"{spec.source.display_name}: this driver has no source of that kind")
 

@@ -143,7 +143,7 @@ class Worker:
                 Path(request.partial),
                 Path(request.journal),
                 self._limit_read_rate(source, spec, manifest),
-                connections=request.connections,
+                max_connections=request.connections,
                 reuse_candidates=[ImagePaths(Path(folder)) for folder in request.reuse_candidates],
                 on_progress=self._report,
             )
@@ -169,7 +169,7 @@ class Worker:
                 Path(request.image),
                 self._limit_read_rate(source, spec, manifest),
                 seed,
-                connections=connections,
+                max_connections=connections,
             )
         return {}
 

@@ -1,8 +1,8 @@
 """Whatever goes wrong at an origin, a fill through the product's own engine ends right, or with an error that
 says which file and why.
 
-Never with wrong bytes, and never after more tries than `csi.images.fill.fetch.MAX_FAILURES` of one range: the
-origin counts.
+Never with wrong bytes, and never after more attempts for one range than MAX_ATTEMPTS allows: the origin
+counts.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ from csi.errors import (
     SourceChanged,
     Unauthenticated,
 )
-from csi.images.fill import fetch
-from csi.images.fill.fetch import MAX_FAILURES
+from csi.images.fill import retrying_reader
 from csi.images.fill.fill import fill
 from csi.images.fill.request_gate import RequestGate
+from csi.images.fill.retrying_reader import MAX_ATTEMPTS
 from csi.images.layout.layout import build_layout
 from csi.manifest.manifest import Entry, Manifest
 from csi.manifest.reader import Reader
 from csi.parameters.cache_spec import CacheSpec
 from csi.sources.http import connections, throughput
-from csi.sources.http.connections import Connections, Site
-from csi.sources.http.curl_fetch import CurlResponse
+from csi.sources.http.connections import Connections
+from csi.sources.http.curl_response import CurlResponse
 from csi.sources.http.file_urls import MAX_REDIRECTS
+from csi.sources.http.sites import Site
 from tests.conformance import trees
 from tests.conformance.conftest import FAULTY_KITS, name_of
 from tests.conformance.kit import FaultyKit, Tree
@@ -71,8 +72,8 @@ SMALL = Shape(
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses, and what is too long a silence, in the time of a test."""
-    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
+    monkeypatch.setattr(retrying_reader, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(retrying_reader, "MAX_RETRY_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -160,7 +161,7 @@ class Run:
             def reader() -> AbstractContextManager[Reader]:
                 return watched.reader(source.open_reader(self.manifest))
 
-            fill(layout, image, journal, reader, connections=readers, chunk_bytes=self.shape.chunk)
+            fill(layout, image, journal, reader, max_connections=readers, chunk_bytes=self.shape.chunk)
         data = image.read_bytes()
         return {
             e.entry.path: data[e.offset : e.offset + e.entry.size] for e in layout.extents if e.entry.size
@@ -198,14 +199,14 @@ def test_the_two_shapes_come_by_the_two_ways(run: Run, monkeypatch: pytest.Monke
 SLOW = ("stall", "trickle")
 PASSING = [
     Fault("status", status=429, times=3),
-    Fault("status", status=500, times=MAX_FAILURES - 1),
-    Fault("status", status=503, times=MAX_FAILURES - 1),
-    Fault("hang-up", times=MAX_FAILURES - 1),
-    Fault("reset", after=1000, times=MAX_FAILURES - 1),
-    Fault("drop", after=1000, times=MAX_FAILURES - 1),
+    Fault("status", status=500, times=MAX_ATTEMPTS - 1),
+    Fault("status", status=503, times=MAX_ATTEMPTS - 1),
+    Fault("hang-up", times=MAX_ATTEMPTS - 1),
+    Fault("reset", after=1000, times=MAX_ATTEMPTS - 1),
+    Fault("drop", after=1000, times=MAX_ATTEMPTS - 1),
     Fault("stall", after=1000, seconds=2, times=2),
     Fault("trickle", after=1000, seconds=0.02, times=2),
-    Fault("truncate", after=1000, times=MAX_FAILURES - 1),
+    Fault("truncate", after=1000, times=MAX_ATTEMPTS - 1),
     Fault("redirect-loop", times=MAX_REDIRECTS + 1),
 ]
 
@@ -221,17 +222,17 @@ def test_what_passes_is_survived(run: Run, fault: Fault, impatient: None) -> Non
 
 
 LASTING = [
-    (Fault("status", status=429), OriginThrottled, MAX_FAILURES),
-    (Fault("status", status=500), OriginUnavailable, MAX_FAILURES),
-    (Fault("status", status=503), OriginThrottled, MAX_FAILURES),
+    (Fault("status", status=429), OriginThrottled, MAX_ATTEMPTS),
+    (Fault("status", status=500), OriginUnavailable, MAX_ATTEMPTS),
+    (Fault("status", status=503), OriginThrottled, MAX_ATTEMPTS),
     # One more: that a connection which was kept has ended is no failure.
-    (Fault("hang-up"), OriginUnavailable, MAX_FAILURES + 1),
-    (Fault("reset", after=1000), OriginUnavailable, MAX_FAILURES),
-    (Fault("drop", after=1000), OriginUnavailable, MAX_FAILURES),
-    (Fault("stall", after=1000, seconds=1), OriginUnavailable, MAX_FAILURES),
-    (Fault("trickle", after=1000, seconds=0.02), OriginUnavailable, MAX_FAILURES),
-    (Fault("truncate", after=1000), OriginUnavailable, MAX_FAILURES),
-    (Fault("redirect-loop"), OriginUnavailable, MAX_FAILURES * (MAX_REDIRECTS + 1)),
+    (Fault("hang-up"), OriginUnavailable, MAX_ATTEMPTS + 1),
+    (Fault("reset", after=1000), OriginUnavailable, MAX_ATTEMPTS),
+    (Fault("drop", after=1000), OriginUnavailable, MAX_ATTEMPTS),
+    (Fault("stall", after=1000, seconds=1), OriginUnavailable, MAX_ATTEMPTS),
+    (Fault("trickle", after=1000, seconds=0.02), OriginUnavailable, MAX_ATTEMPTS),
+    (Fault("truncate", after=1000), OriginUnavailable, MAX_ATTEMPTS),
+    (Fault("redirect-loop"), OriginUnavailable, MAX_ATTEMPTS * (MAX_REDIRECTS + 1)),
     (Fault("wrong-length"), SourceChanged, 1),
 ]
 
@@ -250,7 +251,7 @@ def test_what_lasts_is_an_error_that_names_the_file_after_bounded_tries(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     if run.shape is SMALL and fault.action in SLOW:
-        monkeypatch.setattr(fetch, "MAX_FAILURES", 1)
+        monkeypatch.setattr(retrying_reader, "MAX_ATTEMPTS", 1)
         fault, tries = replace(fault, after=0, seconds=3 * fault.seconds), 1
     happens = run.add(fault)
     with pytest.raises(expected) as error:

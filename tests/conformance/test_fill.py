@@ -84,7 +84,7 @@ def run(
             folder / "image.partial",
             folder / "journal",
             lambda: tap.reader(source.open_reader(manifest)),
-            connections=2,
+            max_connections=2,
             chunk_bytes=1 << 20,
             should_stop=lambda: tap.dry,
         )

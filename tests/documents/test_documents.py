@@ -16,8 +16,8 @@ import pytest
 from controller_plugin.__main__ import build_parser as controller_flags
 from controller_plugin.operator.__main__ import build_parser as operator_flags
 from csi import __version__
-from csi.images.fill.fetch import MAX_FAILURES, MAX_RETRY_PAUSE, MIN_RETRY_PAUSE
 from csi.images.fill.request_gate import MAX_RETRY_AFTER
+from csi.images.fill.retrying_reader import MAX_ATTEMPTS, MAX_RETRY_PAUSE, MIN_RETRY_PAUSE
 from csi.parameters import volume_parameters
 from csi.parameters.dialects.keys import KeySetter
 from csi.parameters.dialects.table import source_key_table
@@ -65,7 +65,7 @@ def test_the_documents_that_everybody_reads_are_short(document: str, limit: int)
 def test_the_page_of_reliability_says_how_often_an_origin_is_asked() -> None:
     said = " ".join(text("docs/reliability.md").split())
     pauses = f"pauses from {MIN_RETRY_PAUSE:g} to {MAX_RETRY_PAUSE:g} s"
-    assert f"{MAX_FAILURES} attempts, with {pauses}; at most {MAX_RETRY_AFTER:g} s if the origin" in said
+    assert f"{MAX_ATTEMPTS} attempts, with {pauses}; at most {MAX_RETRY_AFTER:g} s if the origin" in said
     assert f"{MAX_REDIRECTS} redirects at most, so it is {MAX_REDIRECTS + 1} requests" in said
 
 

@@ -40,7 +40,7 @@ class BufferRing:
     def __init__(self, plan: ChunkPlan, first: int, buffers: int, max_unsynced: int) -> None:
         self._plan, self._max_unsynced = plan, max_unsynced
         self._next_index = self._durable_index = self.done_chunks = first
-        self.content_bytes_done = plan.content_bytes_before(plan.offset(first))
+        self.content_bytes_done = plan.content_bytes_before(plan.get_offset(first))
         self._free = [AlignedBuffer(plan.chunk_bytes) for _ in range(min(buffers, plan.count - first))]
         self._jobs: dict[int, ChunkJob] = {}
         self._condition = threading.Condition()
@@ -59,7 +59,7 @@ class BufferRing:
                 return None
             index, buffer = self._next_index, self._free.pop()
             self._next_index += 1
-        return ChunkJob(self._plan.chunk(index), buffer)
+        return ChunkJob(self._plan.build_chunk(index), buffer)
 
     def _can_take(self) -> bool:
         is_within_limit = self._next_index < self._durable_index + self._max_unsynced

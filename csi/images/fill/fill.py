@@ -15,9 +15,9 @@ from pathlib import Path
 from csi.errors import DataCacheError, FillStopped
 from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
 from csi.images.fill.buffer_ring import BufferRing, ChunkJob
-from csi.images.fill.fetch import RetryingReader
 from csi.images.fill.repair import hash_from_disk, refetch
 from csi.images.fill.request_gate import RequestGate
+from csi.images.fill.retrying_reader import RetryingReader
 from csi.images.fill.verify_digests import DigestVerifier, check_empty_files
 from csi.images.layout.chunks import CHUNK_BYTES, ChunkPlan, Piece, zero_padding
 from csi.images.layout.layout import Extent, Layout
@@ -46,7 +46,7 @@ def fill(  # noqa: PLR0913 - the one entry to a fill, all but three with default
     journal: Path,
     open_reader: OpenReader,
     *,
-    connections: int = 4,
+    max_connections: int = 4,
     chunk_bytes: int = CHUNK_BYTES,
     reuse_candidates: Sequence[ImagePaths] = (),
     on_progress: Callable[[FillProgress], None] | None = None,
@@ -57,9 +57,9 @@ def fill(  # noqa: PLR0913 - the one entry to a fill, all but three with default
     Continues from what `journal` records.
 
     Files that an image of `reuse_candidates` (sealed, of the same source, held by the caller) has with the
-    same digest are copied from it. At most `connections` readers (at least 1) are opened, as many as increase
-    throughput. Memory is one and a half buffers of `chunk_bytes` (a multiple of 4096) for each, and four
-    more. `on_progress` and `should_stop` are called in the calling thread.
+    same digest are copied from it. At most `max_connections` readers (at least 1) are opened, as many as
+    increase throughput. Memory is one and a half buffers of `chunk_bytes` (a multiple of 4096) for each, and
+    four more. `on_progress` and `should_stop` are called in the calling thread.
 
     Raises FillStopped if `should_stop` says so, CorruptContent if a file is wrong twice, NoSpace, and the
     errors of the reader; finished work is kept.
@@ -84,7 +84,9 @@ def fill(  # noqa: PLR0913 - the one entry to a fill, all but three with default
         )
         with PartialImage(partial, layout.size) as image:
             plan = ChunkPlan(layout, chunk_bytes, log.copied_offsets)
-            _ImageFill(layout, plan, image, log, open_reader, connections, copied).run(meter, check_stopped)
+            _ImageFill(layout, plan, image, log, open_reader, max_connections, copied).run(
+                meter, check_stopped
+            )
 
 
 def seal(partial: Path, final: Path, journal: Path) -> None:
@@ -113,7 +115,7 @@ class _ImageFill:
         image: PartialImage,
         journal: Journal,
         open_reader: OpenReader,
-        connections: int,
+        max_connections: int,
         copied_bytes: int,
     ) -> None:
         self._layout = layout
@@ -123,17 +125,17 @@ class _ImageFill:
         self._copied_bytes = copied_bytes
         self._resumed_at = max(journal.durable_bytes, len(layout.metadata))
         first = self._plan.index_at(self._resumed_at)
-        concurrency = AdaptiveConcurrency(connections, plan.chunk_bytes)
+        concurrency = AdaptiveConcurrency(max_connections, plan.chunk_bytes)
         self._ring = BufferRing(
             self._plan,
             first,
             # More buffers than readers: some are being hashed and written while others are filled.
-            connections + connections // 2 + 4,
+            max_connections + max_connections // 2 + 4,
             concurrency.reader_limit + MAX_UNSYNCED_CHUNKS,
         )
         self._gate = RequestGate(concurrency, self._ring.sleep)
         # Reader 0 belongs to the hashing thread, which refetches files that were wrong.
-        self._readers = [RetryingReader(open_reader, self._gate) for _ in range(connections + 1)]
+        self._readers = [RetryingReader(open_reader, self._gate) for _ in range(max_connections + 1)]
         self._threads: dict[int, threading.Thread] = {}
         self._idle: set[int] = set()
         self._synced_at = time.monotonic()
@@ -212,10 +214,10 @@ class _ImageFill:
         # Read before the sync: a chunk that finishes during it is not covered by it.
         done = self._ring.done_chunks
         self._synced_at = time.monotonic()
-        if self._plan.offset(done) == self._journal.durable_bytes:
+        if self._plan.get_offset(done) == self._journal.durable_bytes:
             return
         self._image.sync()
-        self._journal.append(self._plan.offset(done))
+        self._journal.append(self._plan.get_offset(done))
         self._ring.mark_durable(done)
 
     def _count_fetched_bytes(self) -> int:

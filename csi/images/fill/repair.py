@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 
-from csi.images.fill.fetch import RetryingReader
+from csi.images.fill.retrying_reader import RetryingReader
 from csi.images.fill.verify_digests import FileHash, corrupt_content_error
 from csi.images.layout.chunks import CHUNK_BYTES, zero_padding
 from csi.images.layout.erofs import align

@@ -37,7 +37,8 @@ class BatchPermits(RequestPermits):
 
     def __init__(self, gate: RequestGate, on_bytes_received: Callable[[int], None]) -> None:
         self._gate, self._count_bytes = gate, on_bytes_received
-        self.count, self.remaining = 1, sys.maxsize
+        # No more permits than `max_answers` are held: that many answers are still to come.
+        self.count, self.max_answers = 1, sys.maxsize
 
     def on_bytes_received(self, count: int) -> None:
         self._count_bytes(count)
@@ -45,14 +46,15 @@ class BatchPermits(RequestPermits):
     def can_start(self, in_flight: int) -> bool:
         """Return whether one more request may start.
 
-        None may during a pause, and one fewer for each waiting reader.
+        None may start during a pause; each waiting single reader takes one permit from the batch.
         """
-        return self._gate.resize(self, in_flight)
+        return self._gate.resize_batch(self, in_flight)
 
     def set_remaining(self, remaining: int) -> None:
-        self.remaining = max(1, remaining)
+        self.max_answers = max(1, remaining)
         if remaining < self.count:
-            self._gate.resize(self, remaining)
+            # Give the surplus back. All that remain count as in flight, so that none of theirs is taken.
+            self._gate.resize_batch(self, remaining)
 
 
 class RequestGate:
@@ -120,7 +122,7 @@ class RequestGate:
         finally:
             self._release(permits.count, is_batch=True)
 
-    def resize(self, permits: BatchPermits, in_flight: int) -> bool:
+    def resize_batch(self, permits: BatchPermits, in_flight: int) -> bool:
         """Set how many permits a batch holds; return whether it may start one more request."""
         # Raises if the fill has failed or is to stop.
         self.sleep(0)
@@ -129,7 +131,7 @@ class RequestGate:
                 allowed = in_flight
             else:
                 others = self._active - permits.count + sum(not waiter.is_batch for waiter in self._waiting)
-                allowed = max(1, min(permits.remaining, self.reader_limit - others))
+                allowed = max(1, min(permits.max_answers, self.reader_limit - others))
             count = max(1, in_flight, allowed)
             if count != permits.count:
                 self._active += count - permits.count

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from csi.errors import CorruptContent, DataCacheError
 from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
-from csi.images.fill.fetch import RetryingReader
 from csi.images.fill.request_gate import RequestGate
+from csi.images.fill.retrying_reader import RetryingReader
 from csi.images.layout.erofs import BLOCK
 from csi.images.layout.layout import Extent, Layout, matches_layout
 from csi.manifest.manifest import Entry
@@ -61,12 +61,12 @@ def _choose_offset(seed: bytes, extent: Extent, number: int) -> int:
 
 
 def verify_against_origin(
-    layout: Layout, image: Path, open_reader: OpenReader, seed: bytes, *, connections: int = 4
+    layout: Layout, image: Path, open_reader: OpenReader, seed: bytes, *, max_connections: int = 4
 ) -> None:
     """Compare the ranges of `select_probes` between the origin and the image of `layout` at `image`.
 
-    At most `connections` readers are opened. Raises CorruptContent naming the first file that differs, the
-    errors of the reader, and DataCacheError if the image does not have this layout.
+    At most `max_connections` readers are opened. Raises CorruptContent naming the first file that differs,
+    the errors of the reader, and DataCacheError if the image does not have this layout.
     """
     if not matches_layout(image, layout):
         raise DataCacheError(
@@ -77,7 +77,7 @@ def verify_against_origin(
     try:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
         _OriginComparison(
-            file, select_probes(layout, seed), open_reader, min(connections, max(1, len(layout.extents)))
+            file, select_probes(layout, seed), open_reader, min(max_connections, max(1, len(layout.extents)))
         ).run()
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
@@ -88,14 +88,14 @@ class _OriginComparison:
     """Compares probes in several threads that share one queue; the first error ends all."""
 
     def __init__(
-        self, image: int, probes: Iterator[Probe], open_reader: OpenReader, connections: int
+        self, image: int, probes: Iterator[Probe], open_reader: OpenReader, max_connections: int
     ) -> None:
         self._image, self._probes = image, enumerate(probes)
         self._lock = threading.Lock()
         self._stop_event = threading.Event()
         self._error: BaseException | None = None
-        self._gate = RequestGate(AdaptiveConcurrency(connections, PROBE_BYTES), self._sleep)
-        self._readers = [RetryingReader(open_reader, self._gate) for _ in range(connections)]
+        self._gate = RequestGate(AdaptiveConcurrency(max_connections, PROBE_BYTES), self._sleep)
+        self._readers = [RetryingReader(open_reader, self._gate) for _ in range(max_connections)]
 
     def run(self) -> None:
         threads = [

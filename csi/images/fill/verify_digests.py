@@ -1,4 +1,4 @@
-"""Verification of file bytes against the origin's digests: sha256, or a git blob id."""
+"""Verification of file bytes against the digests in the manifest: sha256, or a git blob id."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 class FileHash:
-    """The running digest of one file; a file without a digest from its origin is accepted as it comes."""
+    """The running digest of one file; any bytes are accepted for a file without a checksum.
+
+    A token, which stands in the place of a checksum, only says whether a file has changed.
+    """
 
     def __init__(self, entry: Entry) -> None:
         self._hash: _Hash | None = None
         self._scheme, _, value = entry.digest.partition(":")
+        # "claimed:<sha256> <token>": a checksum that the volume's parameters state, with the origin's token.
         self._expected = value.partition(" ")[0]
         if self._scheme in ("sha256", "claimed"):
             self._hash = hashlib.sha256()

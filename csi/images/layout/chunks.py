@@ -99,7 +99,7 @@ class ChunkPlan:
             numbers.extend(range(max(first, numbers[-1] + 1) if numbers else first, last + 1))
         return numbers
 
-    def offset(self, index: int) -> int:
+    def get_offset(self, index: int) -> int:
         """Return the image byte where chunk `index` begins; for `count`, where the image ends."""
         return (
             self._data_start + self._numbers[index] * self.chunk_bytes if index < self.count else self._size
@@ -109,9 +109,9 @@ class ChunkPlan:
         """Return the first chunk that begins at or after image byte `offset` (`count` at the image's end)."""
         return bisect_left(self._numbers, -(-max(0, offset - self._data_start) // self.chunk_bytes))
 
-    def chunk(self, index: int) -> Chunk:
+    def build_chunk(self, index: int) -> Chunk:
         """Return chunk `index`, 0 <= index < count."""
-        begin = self.offset(index)
+        begin = self.get_offset(index)
         end = min(begin + self.chunk_bytes, self._size)
         pieces = []
         extent_index = self._extent_index_at(begin)

@@ -11,8 +11,9 @@ from csi.values import format_size
 
 @dataclass(frozen=True)
 class ImageUsage:
-    """Space of an image in bytes: `reserved_bytes` when complete, `allocated_bytes` on disk now.
+    """Space of an image in bytes: `reserved_bytes` of the budget, `allocated_bytes` on disk now.
 
+    The two differ for the requested image and while a fill runs: then the complete size is reserved.
     `in_use` images are not evicted: they are mounted, prewarmed or being filled. `last_used` is in seconds
     since 1970.
     """
@@ -33,10 +34,10 @@ def select_victims(
     needed and what is possible, if evicting everything that may go is not enough.
     """
     usages = list(others)
-    in_budget = budget_bytes - sum(usage.reserved_bytes for usage in usages)
+    budget_left = budget_bytes - sum(usage.reserved_bytes for usage in usages)
     # Running fills will still allocate the rest of their reservations; what `requested` has allocated counts
     # as free.
-    on_disk = (
+    disk_left = (
         free_bytes
         + requested.allocated_bytes
         - sum(max(0, usage.reserved_bytes - usage.allocated_bytes) for usage in usages)
@@ -44,26 +45,26 @@ def select_victims(
     # On disk, evicting an image frees what it has allocated, and what was set aside above for the rest.
     victims = []
     for usage in sorted((image for image in usages if not image.in_use), key=lambda image: image.last_used):
-        if min(in_budget, on_disk) >= requested.reserved_bytes:
+        if min(budget_left, disk_left) >= requested.reserved_bytes:
             break
         victims.append(usage.digest)
-        in_budget += usage.reserved_bytes
-        on_disk += max(usage.reserved_bytes, usage.allocated_bytes)
-    if min(in_budget, on_disk) < requested.reserved_bytes:
-        raise _no_space_error(requested, usages, budget_bytes, in_budget, on_disk)
+        budget_left += usage.reserved_bytes
+        disk_left += max(usage.reserved_bytes, usage.allocated_bytes)
+    if min(budget_left, disk_left) < requested.reserved_bytes:
+        raise _no_space_error(requested, usages, budget_bytes, budget_left, disk_left)
     return victims
 
 
 def _no_space_error(
-    requested: ImageUsage, usages: list[ImageUsage], budget_bytes: int, in_budget: int, on_disk: int
+    requested: ImageUsage, usages: list[ImageUsage], budget_bytes: int, budget_left: int, disk_left: int
 ) -> NoSpace:
     in_use_bytes = sum(usage.reserved_bytes for usage in usages if usage.in_use)
     limit, remedy = f"its budget is {format_size(budget_bytes)}", "raise --store-size"
-    if on_disk < in_budget:
+    if disk_left < budget_left:
         limit, remedy = "its file system has no more", "add disk space"
     return NoSpace(
         f"the image needs {format_size(requested.reserved_bytes)}, "
-        f"the node's store has room for {format_size(max(0, min(in_budget, on_disk)))}: {limit}, "
+        f"the node's store has room for {format_size(max(0, min(budget_left, disk_left)))}: {limit}, "
         f"{format_size(in_use_bytes)} are mounted, prewarmed or being filled; "
         f"delete pods that mount other caches, or CachePrewarms, or {remedy}"
     )

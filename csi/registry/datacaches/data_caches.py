@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from csi.parameters.data_cache import DataCacheSpec, is_same_or_below
+from csi.parameters.data_cache import DataCacheSpec, contains_path
 
 SECONDS_PER_DAY = 86_400.0
 
@@ -160,7 +160,7 @@ def find_oldest_at(caches: list[DataCache], bucket: str, path: str) -> DataCache
 def find_longest_match(caches: list[DataCache], bucket: str, path: str) -> DataCache | None:
     """Return the DataCache of a bucket with the longest path that contains `path`."""
     containing = [
-        cache for cache in caches if cache.spec.bucket == bucket and is_same_or_below(cache.spec.path, path)
+        cache for cache in caches if cache.spec.bucket == bucket and contains_path(cache.spec.path, path)
     ]
     if not containing:
         return None

@@ -30,7 +30,7 @@ class BucketListing:
     def __init__(self, store: ObjectStore, connections: Connections) -> None:
         self._store, self._connections = store, connections
 
-    def objects(self) -> Iterator[ListedObject]:
+    def iter_objects(self) -> Iterator[ListedObject]:
         """Yield every object of the folder, fetching a thousand at a time.
 
         Raises OriginUnavailable if the listing is truncated or loops, OriginThrottled with the store's

@@ -121,7 +121,8 @@ class ObjectStore:
                     )
                 self._access_key = self._check_key(self._credential())
                 with self._translate_errors():
-                    self._signer = self._new_client(self._access_key)
+                    # The signer sends no request, so its timeout never counts.
+                    self._signer = self._new_client(self._access_key, SIGNED_URL_TTL)
             return self._access_key, self._signer
 
     def _check_key(self, key: AccessKey) -> AccessKey:
@@ -132,10 +133,8 @@ class ObjectStore:
             )
         return key
 
-    def _new_client(self, key: AccessKey, timeout: float = SIGNED_URL_TTL) -> S3Store:
-        # obstore takes everything that it is not given, such as a session token or an endpoint, from these.
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            del os.environ[name]
+    def _new_client(self, key: AccessKey, timeout: float) -> S3Store:
+        _remove_aws_environment()
         config: S3Config = {"access_key_id": key.id, "secret_access_key": key.secret}
         if key.token:
             config["session_token"] = key.token
@@ -236,6 +235,15 @@ class ObjectStore:
                 "check endpoint, region, bucket and pathStyle"
             )
         return transient_error(status, headers, f"{host} answered {status} for {display_name}")
+
+
+def _remove_aws_environment() -> None:
+    """Remove all AWS_* variables from this process, a worker, which needs none of them.
+
+    obstore takes everything that it is not given, such as a session token or an endpoint, from there.
+    """
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
 
 
 def _is_expiring(key: AccessKey) -> bool:

@@ -34,7 +34,7 @@ class BucketSource(Source):
         spec: CacheSpec,
         credential: Callable[[], AccessKey] | None,
         destinations: Destinations | None = None,
-        connections: int = DEFAULT_CONNECTIONS,
+        max_connections: int = DEFAULT_CONNECTIONS,
     ) -> None:
         """Open the source; `credential` provides the access key, None reads anonymously.
 
@@ -44,7 +44,7 @@ class BucketSource(Source):
             raise InvalidParameter(f"{spec.source.display_name} is not an object store")
         self._spec, self._bucket = spec, spec.source
         self._store = ObjectStore(spec.source, credential)
-        self._connections = Connections(connections, destinations)
+        self._connections = Connections(max_connections, destinations)
         self._listing = BucketListing(self._store, self._connections)
         self._file_urls = FileUrls(
             lambda entry: self._store.get_object_url(self._key(entry)),
@@ -81,7 +81,7 @@ class BucketSource(Source):
 
         A refused listing tells the reason, which a refused read does not.
         """
-        next(self._listing.objects(), None)
+        next(self._listing.iter_objects(), None)
         smallest = min(
             (file for file in manifest.files if file.size), key=lambda file: file.size, default=None
         )
@@ -97,7 +97,7 @@ class BucketSource(Source):
         self._connections.close()
 
     def _iter_entries(self) -> Iterator[Entry]:
-        for item in _skip_folder_markers(self._listing.objects()):
+        for item in _skip_folder_markers(self._listing.iter_objects()):
             path = self._relative_path(item.key)
             if not item.key.endswith("/"):
                 yield self._build_entry(path, item)

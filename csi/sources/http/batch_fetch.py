@@ -13,8 +13,9 @@ from typing import NamedTuple
 from csi.errors import DataCacheError, OriginUnavailable
 from csi.manifest.manifest import Entry
 from csi.manifest.reader import PendingFiles, RequestPermits
-from csi.sources.http.connections import Connections, Site, format_site, parse_site, unreachable_error
-from csi.sources.http.curl_fetch import CurlRequest, CurlResponse, FetchOutcome, can_send_verbatim
+from csi.sources.http.connections import Connections, unreachable_error
+from csi.sources.http.curl_fetch import CurlRequest, FetchOutcome, can_send_verbatim
+from csi.sources.http.curl_response import CurlResponse
 from csi.sources.http.file_urls import (
     MAX_REDIRECTS,
     REDIRECT_STATUSES,
@@ -23,6 +24,7 @@ from csi.sources.http.file_urls import (
     follow_redirect,
     too_many_redirects_error,
 )
+from csi.sources.http.sites import Site, format_site, parse_site
 
 
 class _PendingFile(NamedTuple):
@@ -50,9 +52,9 @@ class BatchFetch:
     def __init__(self, connections: Connections, file_urls: FileUrls, permits: RequestPermits) -> None:
         self._connections, self._file_urls, self._permits = connections, file_urls, permits
         self._completed: set[int] = set()
-        self._retries: list[_PendingFile] = []
+        self._requeued: list[_PendingFile] = []
         self._remaining = 0
-        self._is_ended = False
+        self._has_ended = False
         self._failed: dict[Entry, OriginUnavailable] = {}
         self._error: DataCacheError | None = None
 
@@ -63,12 +65,12 @@ class BatchFetch:
             _PendingFile(number, entry, buffer, self._get_url(entry))
             for number, (entry, buffer) in enumerate(pending)
         ]
-        while batch and not self._is_ended:
-            self._remaining, self._retries = len(batch), []
+        while batch and not self._has_ended:
+            self._remaining, self._requeued = len(batch), []
             # Redirects and expired URLs put files back into `_retries`, often for another route.
             for route, group in groupby(sorted(batch, key=_route), _route):
                 self._fetch_route(route, list(group))
-            batch = self._retries
+            batch = self._requeued
         self._remember_redirects(batch)
         pending[:] = [file for number, file in enumerate(pending) if number not in self._completed]
         if self._error is not None:
@@ -93,9 +95,9 @@ class BatchFetch:
                 self._handle_outcome(started[number], outcome)
             except OriginUnavailable as error:
                 self._failed[started[number].entry] = error
-                self._is_ended = True
+                self._has_ended = True
             except DataCacheError as error:
-                self._is_ended, self._error = True, self._error or error
+                self._has_ended, self._error = True, self._error or error
             self._count_done(1)
         self._remember_redirects(waiting)
 
@@ -113,7 +115,7 @@ class BatchFetch:
                 file.file_url, self._file_urls.build_range_headers(file.entry, 0, file.entry.size)
             )
             request = CurlRequest(file.file_url.url, file.route[0][1], headers, file.entry.size)
-            if self._is_ended or self._is_rate_limited(file):
+            if self._has_ended or self._end_if_rate_limited(file):
                 # Back into the queue, so that its redirect is remembered.
                 waiting.append(file)
                 return
@@ -125,23 +127,26 @@ class BatchFetch:
 
     def _next(self, route: tuple[Site, Site], waiting: deque[_PendingFile]) -> _PendingFile | None:
         """Return the next file; one redirected to the same site goes before new ones."""
-        if self._retries and self._retries[-1].route == route:
+        if self._requeued and self._requeued[-1].route == route:
             self._remaining += 1
-            return self._retries.pop()
+            return self._requeued.pop()
         return waiting.popleft() if waiting else None
 
-    def _is_rate_limited(self, file: _PendingFile) -> bool:
-        """Return whether the batch has ended; ends it if the file's site allows no further request."""
+    def _end_if_rate_limited(self, file: _PendingFile) -> bool:
+        """End the batch if the site of `file` allows no further request now.
+
+        Returns whether the batch has ended, for this reason or an earlier one.
+        """
         try:
             self._file_urls.rate_limits.check(file.file_url.url)
         except OriginUnavailable as error:
             self._failed[file.entry] = error
-            self._is_ended = True
-        return self._is_ended
+            self._has_ended = True
+        return self._has_ended
 
     def _count_done(self, count: int) -> None:
         self._remaining -= count
-        self._permits.set_remaining(self._remaining + len(self._retries))
+        self._permits.set_remaining(self._remaining + len(self._requeued))
 
     def _handle_outcome(self, file: _PendingFile, outcome: FetchOutcome) -> None:
         url = file.file_url.url
@@ -153,18 +158,18 @@ class BatchFetch:
         if outcome is None:
             # Nothing was sent. The file stays pending, and the streaming client reports why.
             self._file_urls.forget(file.entry, file.file_url)
-            self._is_ended = True
+            self._has_ended = True
             return
         self._file_urls.rate_limits.update(url, outcome.headers)
         if outcome.status in REDIRECT_STATUSES and file.redirects < MAX_REDIRECTS:
-            self._retries.append(
+            self._requeued.append(
                 file._replace(file_url=follow_redirect(outcome, file.file_url), redirects=file.redirects + 1)
             )
         elif outcome.status in REDIRECT_STATUSES:
             raise too_many_redirects_error(file.file_url, file.entry)
         elif self._file_urls.may_have_expired(file.file_url, outcome.status) and not file.has_new_url:
             self._file_urls.forget(file.entry, file.file_url)
-            self._retries.append(
+            self._requeued.append(
                 file._replace(
                     file_url=self._file_urls.get_first_url(file.entry), redirects=0, has_new_url=True
                 )

@@ -1,32 +1,33 @@
-"""HTTP connections to origins: proxies and CA bundles from the environment, timeouts, readable errors.
-
-The environment variables are those of curl and the hub clients: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
-NO_PROXY, and for trust REQUESTS_CA_BUNDLE, SSL_CERT_FILE or CURL_CA_BUNDLE (the first one that is set).
-"""
+"""HTTP connections to origins: reuse, timeouts, the choice of client, readable errors."""
 
 from __future__ import annotations
 
 import functools
-import ipaddress
-import os
 import socket
 import ssl
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from urllib.parse import unquote, urlsplit, urlunsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection
 from urllib3.exceptions import HTTPError, LocationParseError, NameResolutionError, ProtocolError, ProxyError
 
 from csi.destinations.destinations import AddressScope, Destinations
-from csi.errors import InvalidParameter, OriginTimedOut, OriginUnavailable, OriginUntrusted
-from csi.sources.http.curl_fetch import CurlClient, CurlRequest, CurlResponse, CurlTimeouts, SigningKey
+from csi.errors import OriginTimedOut, OriginUnavailable, OriginUntrusted
+from csi.sources.http.curl_fetch import CurlClient, CurlRequest, CurlTimeouts, SigningKey
+from csi.sources.http.curl_response import CurlResponse
+from csi.sources.http.environment import (
+    find_ca_bundle,
+    find_proxy,
+    get_ssl_context,
+    is_proxied,
+    split_login,
+)
 from csi.sources.http.guarded_pools import connect_checked, connect_unchecked, guard_pools
 from csi.sources.http.header_timeouts import HeaderTimeouts
+from csi.sources.http.sites import Site, format_site, parse_site
 from csi.sources.http.throughput import MIN_RATE, ThroughputBaseline
 from csi.values import parse_decimal
 
@@ -35,13 +36,9 @@ CONNECT_TIMEOUT = 10.0
 READ_TIMEOUT = 20.0
 HEADER_READ_TIMEOUTS = 2
 IDLE_TIMEOUT = 30.0
-CA_BUNDLE_VARIABLES = ("REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "CURL_CA_BUNDLE")
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 # One for the whole process, since each has a thread.
 _HEADER_TIMEOUTS = HeaderTimeouts()
-
-Site = tuple[str, str, int]
 
 
 class Connections:
@@ -150,7 +147,7 @@ class Connections:
 
                 timeouts = CurlTimeouts(CONNECT_TIMEOUT, READ_TIMEOUT, IDLE_TIMEOUT, MIN_RATE)
                 self._curl_clients[proxy, max_scope] = CurlClient(
-                    self._max_idle, check_address, _find_ca_bundle()[1], timeouts, proxy
+                    self._max_idle, check_address, find_ca_bundle()[1], timeouts, proxy
                 )
             return self._curl_clients[proxy, max_scope]
 
@@ -229,7 +226,7 @@ class Connections:
                 connect,
                 self._limit_header_wait,
             )
-        address, login = _split_login(proxy)
+        address, login = split_login(proxy)
         headers = urllib3.make_headers(proxy_basic_auth=login) if login else None
         return guard_pools(
             urllib3.ProxyManager(
@@ -292,102 +289,6 @@ def discard(response: urllib3.BaseHTTPResponse | CurlResponse, max_drain_bytes: 
         response.close()
 
 
-def get_ssl_context() -> ssl.SSLContext:
-    """Return the trusted certificates.
-
-    Raises InvalidParameter if the environment names an unreadable bundle.
-    """
-    return _load_ssl_context(*_find_ca_bundle())
-
-
-@functools.lru_cache(maxsize=1)
-def _load_ssl_context(variable: str, path: str) -> ssl.SSLContext:
-    """Load the certificates, cached: parsing them takes longer than a request to a near hub."""
-    if not variable:
-        return ssl.create_default_context()
-    try:
-        return (
-            ssl.create_default_context(capath=path)
-            if os.path.isdir(path)
-            else ssl.create_default_context(cafile=path)
-        )
-    except OSError as error:
-        message = (
-            f"{variable} names {path!r}, which cannot be read as a bundle of CA certificates; "
-            "correct it in the plugin's environment"
-        )
-        raise InvalidParameter(message) from error
-
-
-def find_proxy(url: str) -> str:
-    """Return the proxy that the environment names for `url`, "" for none."""
-    parts = urlsplit(url)
-    proxies = urllib.request.getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all") or ""
-    if (
-        not proxy
-        or urllib.request.proxy_bypass(parts.netloc.rpartition("@")[2])
-        or _is_in_networks(parts.hostname or "", proxies.get("no", ""))
-    ):
-        return ""
-    return proxy if "://" in proxy else f"http://{proxy}"
-
-
-def _is_in_networks(host: str, no_proxy: str) -> bool:
-    """Return whether `host` is an address in one of the networks in NO_PROXY.
-
-    Clusters put CIDR networks there; Python's proxy_bypass compares names only.
-    """
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return any(
-        address in network for network in map(_parse_network, no_proxy.split(",")) if network is not None
-    )
-
-
-def _parse_network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    try:
-        return ipaddress.ip_network(text.strip(), strict=False)
-    except ValueError:
-        return None
-
-
-def is_proxied(target_site: Site) -> bool:
-    """Return whether requests to this site go through a proxy."""
-    return bool(find_proxy("{}://{}:{}/".format(*target_site)))
-
-
-def parse_site(url: str) -> Site:
-    """Return scheme, host and port of `url`: credentials for one site must not reach another.
-
-    Raises OriginUnavailable unless it is an http or https URL.
-    """
-    return _parse_site(_strip_path(url))
-
-
-def _strip_path(url: str) -> str:
-    """Return `url` without its path, so that a million files of one site share one cache entry."""
-    end = url.find("/", len("https://"))
-    return url if end < 0 else url[:end]
-
-
-@functools.lru_cache(maxsize=256)
-def _parse_site(url: str) -> Site:
-    try:
-        parts = urlsplit(url)
-        port = parts.port or _DEFAULT_PORTS[parts.scheme]
-    except (ValueError, KeyError) as error:
-        raise OriginUnavailable("the origin returned an address that is not an http or https URL") from error
-    return parts.scheme, (parts.hostname or "").lower(), port
-
-
-def format_site(url: str) -> str:
-    """Return host and port of `url` for messages, without user, path and query."""
-    return urlsplit(_strip_path(url)).netloc.rpartition("@")[2]
-
-
 def unreachable_error(error: BaseException, host: str, suffix: str = "") -> OriginUnavailable:
     """Create the error for a failed connection to `host` (host and port), followed by `suffix`.
 
@@ -441,18 +342,3 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
-
-
-def _find_ca_bundle() -> tuple[str, str]:
-    """Return the variable that names the trusted certificates and their file or folder.
-
-    "" for the system's.
-    """
-    return next(((key, os.environ[key]) for key in CA_BUNDLE_VARIABLES if os.environ.get(key)), ("", ""))
-
-
-def _split_login(proxy: str) -> tuple[str, str]:
-    """Split a proxy URL into the URL without login and the login as "user:password" ("" for none)."""
-    parts = urlsplit(proxy)
-    login, _, host = parts.netloc.rpartition("@")
-    return urlunsplit((parts.scheme, host, "", "", "")), unquote(login)

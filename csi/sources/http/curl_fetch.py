@@ -24,6 +24,7 @@ import pycurl
 
 from csi.errors import PermissionDenied
 from csi.manifest.reader import SMALL_FILE
+from csi.sources.http.curl_response import CurlResponse, ResponseHeaders
 
 MAX_BODY_BYTES = SMALL_FILE
 """Size of the largest file requested in this way."""
@@ -31,7 +32,7 @@ MAX_BODY_BYTES = SMALL_FILE
 _SELECT_TIMEOUT = 0.1
 _CURL_POLL_INTERVAL = 0.005
 # Bytes of an error body that are read: leaving it unread would cost the connection.
-_MAX_UNREAD_BYTES = 1 << 16
+_MAX_ERROR_BODY_BYTES = 1 << 16
 # Errors before anything was sent. The stream that is tried instead reports the reason, and the origin gets no
 # second request.
 _NOT_SENT_ERRORS = (
@@ -58,50 +59,6 @@ _SAFE_URL = re.compile(r"[A-Za-z0-9\-._~:/?#\[\]!$&'()*+,;=%]+")
 # An https proxy is verified against the same CA bundle as origins.
 _PROXY_CA_OPTIONS = {pycurl.CAINFO: pycurl.PROXY_CAINFO, pycurl.CAPATH: pycurl.PROXY_CAPATH}
 _EARLY_END_ERRORS = (pycurl.E_PARTIAL_FILE, pycurl.E_GOT_NOTHING)
-
-
-class ResponseHeaders(dict[str, str]):
-    """Response headers, case-insensitive; repeated headers are joined by commas."""
-
-    def __init__(self, lines: Sequence[bytes]) -> None:
-        headers: dict[str, str] = {}
-        for line in b"".join(lines).decode("iso-8859-1").replace("\r\n", "\n").split("\n"):
-            name, _, value = line.partition(":")
-            name, value = name.lower(), value.strip()
-            headers[name] = f"{headers[name]}, {value}" if name in headers else value
-        super().__init__(headers)
-
-    def __getitem__(self, key: str) -> str:
-        return super().__getitem__(key.lower())
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and super().__contains__(key.lower())
-
-    def get(self, key: str, default: str = "") -> str:  # type: ignore[override]
-        """Return the value of the header, else `default`."""
-        return super().get(key.lower(), default)
-
-
-class CurlResponse:
-    """A complete response with the read interface of urllib3's.
-
-    A body over the limit has one byte more than the limit.
-    """
-
-    def __init__(self, status: int, headers: ResponseHeaders, body: memoryview) -> None:
-        self.status, self.headers, self._body = status, headers, body
-
-    def read1(self, count: int) -> memoryview:
-        """Return the next bytes, at most `count`; none at the end."""
-        data, self._body = self._body[:count], self._body[count:]
-        return data
-
-    read = read1
-
-    def release_conn(self) -> None:
-        """Do nothing: the connection is free already."""
-
-    close = release_conn
 
 
 @dataclass(frozen=True)
@@ -315,7 +272,7 @@ class _CurlHandle:
         max_bytes = (
             self._max_body_bytes
             if self._header_lines[0].split(None, 2)[1:2] in ([b"200"], [b"206"])
-            else max(self._max_body_bytes, _MAX_UNREAD_BYTES)
+            else max(self._max_body_bytes, _MAX_ERROR_BODY_BYTES)
         )
         space = max_bytes + 1 - len(self._body)
         self._body += data[:space]

@@ -12,8 +12,8 @@ import urllib3
 
 from csi.errors import DataCacheError, OriginUnavailable, PermissionDenied
 from csi.manifest.manifest import Entry
-from csi.sources.http.connections import Site, discard, format_site, parse_site
-from csi.sources.http.curl_fetch import CurlResponse
+from csi.sources.http.connections import discard
+from csi.sources.http.curl_response import CurlResponse
 from csi.sources.http.rate_limit_headers import RateLimitTracker
 from csi.sources.http.response_checks import (
     check_full_response,
@@ -21,6 +21,7 @@ from csi.sources.http.response_checks import (
     source_changed_error,
     status_error,
 )
+from csi.sources.http.sites import Site, format_site, parse_site
 from csi.sources.http.streaming_fetch import SharedStreams
 
 # Hubs need one or two redirects; more are a loop.

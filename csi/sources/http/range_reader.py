@@ -77,10 +77,19 @@ class RangeReader(ManyReader):
     ) -> tuple[Response, FileUrl]:
         """Return the final response to a GET of `entry`, whatever its status, and its URL.
 
-        Redirects are followed. The caller reads or discards the body, which is cut to `max_bytes` and one
-        more (0: not cut).
+        Redirects are followed. The caller reads or discards the body. `max_bytes` above 0 lets libcurl fetch
+        it, cut to that size and one byte more; where only a stream can be used, it is not cut.
         """
-        return self._follow_redirects(entry, headers, max_bytes)
+        file_url = self._file_urls.get_first_url(entry)
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._send(file_url, headers, entry, max_bytes)
+            if response.status not in REDIRECT_STATUSES:
+                # The plain first URL of a file need not be remembered: building it again costs nothing.
+                if response.status in (200, 206) and (self._file_urls.is_signed or not file_url.is_at_origin):
+                    self._file_urls.remember(entry, file_url)
+                return response, file_url
+            file_url = follow_redirect(response, file_url)
+        raise too_many_redirects_error(file_url, entry)
 
     def read_many(self, pending: PendingFiles, permits: RequestPermits) -> dict[Entry, OriginUnavailable]:
         """Read small files in a batch, as `ManyReader.read_many`.
@@ -97,9 +106,9 @@ class RangeReader(ManyReader):
         stream = self._stream
         if stream is None or not stream.can_reach(entry, offset):
             self._close_stream()
-            self._stream = stream = self._file_urls.shared_streams.take(entry, offset) or self._open_stream(
-                entry, offset, end
-            )
+            self._stream = stream = self._file_urls.shared_streams.take_stream(
+                entry, offset
+            ) or self._open_stream(entry, offset, end)
         if stream.position < offset:
             self._skip(stream, offset)
         return stream
@@ -132,7 +141,7 @@ class RangeReader(ManyReader):
 
     def _share_stream(self) -> None:
         if self._stream is not None and self._stream.is_full_response and self._file_urls.reads_in_order:
-            self._file_urls.shared_streams.put(self._stream)
+            self._file_urls.shared_streams.add_stream(self._stream)
             self._stream = None
 
     def _close_stream(self) -> None:
@@ -156,11 +165,11 @@ class RangeReader(ManyReader):
                     return self._build_stream(response, cached_url, entry, offset, end)
             discard(response)
             self._file_urls.forget(entry, cached_url)
-        response, file_url = self._follow_redirects(entry, range_headers, max_bytes)
+        response, file_url = self.get_response(entry, range_headers, max_bytes)
         if self._file_urls.may_have_expired(file_url, response.status) and cached_url is None:
             # The signed URL may have expired between being issued and being used.
             discard(response)
-            response, file_url = self._follow_redirects(entry, range_headers, max_bytes)
+            response, file_url = self.get_response(entry, range_headers, max_bytes)
         return self._build_stream(response, file_url, entry, offset, end)
 
     @contextmanager
@@ -191,21 +200,6 @@ class RangeReader(ManyReader):
             raise type(error)(f"{error} (requesting {entry.path!r})") from error
         rate_limits.update(file_url.url, response.headers)
         return response
-
-    def _follow_redirects(
-        self, entry: Entry, request_headers: Mapping[str, str], max_bytes: int
-    ) -> tuple[Response, FileUrl]:
-        """Request the first address, following redirects; return the final response and its URL."""
-        file_url = self._file_urls.get_first_url(entry)
-        for _ in range(MAX_REDIRECTS + 1):
-            response = self._send(file_url, request_headers, entry, max_bytes)
-            if response.status not in REDIRECT_STATUSES:
-                # The plain first URL of a file need not be remembered: building it again costs nothing.
-                if response.status in (200, 206) and (self._file_urls.is_signed or not file_url.is_at_origin):
-                    self._file_urls.remember(entry, file_url)
-                return response, file_url
-            file_url = follow_redirect(response, file_url)
-        raise too_many_redirects_error(file_url, entry)
 
     def _build_stream(
         self, response: Response, file_url: FileUrl, entry: Entry, offset: int, end: int

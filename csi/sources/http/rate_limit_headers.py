@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from csi.errors import OriginThrottled
-from csi.sources.http.connections import format_site, parse_site
+from csi.sources.http.sites import format_site, parse_site
 from csi.values import parse_decimal
 
 _ITEM = re.compile(r";\s*([rt])\s*=\s*(\d+)")

@@ -17,8 +17,8 @@ from csi.errors import (
     Unauthenticated,
 )
 from csi.manifest.manifest import Entry
-from csi.sources.http.connections import format_site
 from csi.sources.http.rate_limit_headers import seconds_until_reset
+from csi.sources.http.sites import format_site
 from csi.values import MAX_DIGITS
 
 _CONTENT_RANGE = re.compile(

@@ -11,8 +11,9 @@ import urllib3
 from csi.errors import OriginUnavailable, SourceChanged
 from csi.manifest.manifest import Entry
 from csi.sources.http import throughput
-from csi.sources.http.connections import format_site, unreachable_error
-from csi.sources.http.curl_fetch import CurlResponse
+from csi.sources.http.connections import unreachable_error
+from csi.sources.http.curl_response import CurlResponse
+from csi.sources.http.sites import format_site
 from csi.sources.http.throughput import ThroughputBaseline, ThroughputMeter
 
 # Bytes of one read from a body without a known length, small enough to notice a slow connection.
@@ -119,23 +120,32 @@ class ResponseStream:
     def finish(self) -> None:
         """Release the connection for the next request after all bytes were read, unless the origin sent more.
 
-        Raises SourceChanged if a full response is longer than the file was.
+        Raises SourceChanged if a full response is longer than the file was, OriginUnavailable if its end did
+        not arrive.
         """
         self._meter.end_window()
         try:
             # http.client only notices the end of the body by reading it, and only then is the connection
             # reusable.
             excess_bytes = len((self._body or self._response).read(1))
-        except _CONNECTION_ERRORS:
-            excess_bytes = 1
+        except _CONNECTION_ERRORS as error:
+            self.close()
+            if self._is_whole_file:
+                # Whether the file is longer now is unknown, so it has to be read again.
+                raise unreachable_error(error, self._site, f" (at the end of {self.entry.path!r})") from error
+            return
         if not excess_bytes:
             self._response.release_conn()
             return
         self.close()
-        if self.is_full_response and self.end == self.entry.size:
+        if self._is_whole_file:
             raise SourceChanged(
                 f"{self.entry.path!r} has more than {self.end} bytes now, which it had when it was listed"
             )
+
+    @property
+    def _is_whole_file(self) -> bool:
+        return self.is_full_response and self.end == self.entry.size
 
     def close(self) -> None:
         """Close the response and its connection."""
@@ -166,7 +176,7 @@ class SharedStreams:
             if not self._readers:
                 self._close(self._streams)
 
-    def put(self, stream: ResponseStream) -> None:
+    def add_stream(self, stream: ResponseStream) -> None:
         """Leave a response for the next reader of its file."""
         with self._lock:
             # The furthest stream of each file wins; of other files the most recent one stays.
@@ -177,7 +187,7 @@ class SharedStreams:
             self._close([*same_file[:-1], *others[:-1]])
             self._streams = [*others[-1:], same_file[-1]]
 
-    def take(self, entry: Entry, offset: int) -> ResponseStream | None:
+    def take_stream(self, entry: Entry, offset: int) -> ResponseStream | None:
         """Take the furthest response that can still reach byte `offset` of `entry`, None if none can."""
         with self._lock:
             stream = max(

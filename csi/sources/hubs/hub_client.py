@@ -12,18 +12,11 @@ import httpx2
 
 from csi.destinations.destinations import Destinations
 from csi.errors import OriginUnavailable
-from csi.sources.http.connections import (
-    CONNECT_TIMEOUT,
-    IDLE_TIMEOUT,
-    READ_TIMEOUT,
-    Site,
-    format_site,
-    get_ssl_context,
-    parse_site,
-    unreachable_error,
-)
+from csi.sources.http.connections import CONNECT_TIMEOUT, IDLE_TIMEOUT, READ_TIMEOUT, unreachable_error
+from csi.sources.http.environment import get_ssl_context
 from csi.sources.http.file_urls import MAX_REDIRECTS
 from csi.sources.http.response_checks import transient_error
+from csi.sources.http.sites import Site, format_site, parse_site
 from csi.sources.hubs.redirect_policy import check_hop
 
 _TIMEOUT = httpx2.Timeout(READ_TIMEOUT, connect=CONNECT_TIMEOUT)

@@ -34,9 +34,10 @@ from csi.errors import (
 from csi.manifest.manifest import Entry, EntryKind, Manifest, build_manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec, is_commit
-from csi.sources.http.connections import Connections, format_site, parse_site
+from csi.sources.http.connections import Connections
 from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
+from csi.sources.http.sites import format_site, parse_site
 from csi.sources.hubs.hub_client import HubClient
 from csi.sources.patterns import CountingIterator
 from csi.sources.source import DEFAULT_CONNECTIONS, Source
@@ -64,7 +65,7 @@ class HuggingFaceSource(Source):
         spec: CacheSpec,
         token: str | None,
         destinations: Destinations | None = None,
-        connections: int = DEFAULT_CONNECTIONS,
+        max_connections: int = DEFAULT_CONNECTIONS,
     ) -> None:
         """Raise InvalidParameter if `spec` has another source."""
         if not isinstance(spec.source, HubSpec) or spec.source.repo_source not in _REPO_TYPES:
@@ -86,7 +87,7 @@ class HuggingFaceSource(Source):
             token=token or False, library_name=_USER_AGENT, library_version=__version__
         )
         self._file_urls: dict[str, FileUrls] = {}
-        self._connections = Connections(connections, self._destinations)
+        self._connections = Connections(max_connections, self._destinations)
 
     def pin(self) -> CacheSpec:
         """Return the spec at the current commit of its revision.

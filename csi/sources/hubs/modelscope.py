@@ -23,9 +23,10 @@ from csi.errors import (
 from csi.manifest.manifest import Entry, EntryKind, Manifest, build_manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
-from csi.sources.http.connections import Connections, format_site
+from csi.sources.http.connections import Connections
 from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
+from csi.sources.http.sites import format_site
 from csi.sources.hubs.modelscope_client import HubStatusError, ModelScopeClient, configured_endpoint
 from csi.sources.patterns import CountingIterator, is_included
 from csi.sources.source import DEFAULT_CONNECTIONS, Source
@@ -42,7 +43,7 @@ class ModelScopeSource(Source):
         spec: CacheSpec,
         token: str | None,
         destinations: Destinations | None = None,
-        connections: int = DEFAULT_CONNECTIONS,
+        max_connections: int = DEFAULT_CONNECTIONS,
     ) -> None:
         """Raise InvalidParameter if `spec` has another source, or the endpoint is invalid."""
         if not isinstance(spec.source, HubSpec) or spec.source.repo_source not in _REPO_TYPES:
@@ -58,7 +59,7 @@ class ModelScopeSource(Source):
         )
         # Older APIs take the session cookie, newer ones the header: the SDK sends both.
         headers = {"Authorization": f"Bearer {token}", "Cookie": f"m_session_id={token}"} if token else {}
-        self._connections = Connections(connections, policy)
+        self._connections = Connections(max_connections, policy)
         self._file_urls = FileUrls(
             lambda entry: self._client.get_file_url(entry.path, self._hub.revision),
             headers,

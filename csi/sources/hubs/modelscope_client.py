@@ -30,13 +30,9 @@ from modelscope_hub.errors import APIError, HubError, RateLimitError  # noqa: E4
 from csi import __version__  # noqa: E402
 from csi.destinations.destinations import Destinations  # noqa: E402
 from csi.errors import DataCacheError, InvalidParameter, OriginThrottled, OriginUnavailable  # noqa: E402
-from csi.sources.http.connections import (  # noqa: E402
-    CA_BUNDLE_VARIABLES,
-    format_site,
-    get_ssl_context,
-    parse_site,
-    unreachable_error,
-)
+from csi.sources.http.connections import unreachable_error
+from csi.sources.http.environment import CA_BUNDLE_VARIABLES, get_ssl_context
+from csi.sources.http.sites import format_site, parse_site
 from csi.sources.hubs.redirect_policy import check_hop  # noqa: E402
 
 # The SDK logs to standard error in its own format; what matters is in the errors raised here.

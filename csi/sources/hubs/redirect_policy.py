@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from csi.destinations.destinations import Destinations, lookup_host
 from csi.errors import PermissionDenied
-from csi.sources.http.connections import Site, is_proxied, unreachable_error
+from csi.sources.http.connections import unreachable_error
+from csi.sources.http.environment import is_proxied
+from csi.sources.http.sites import Site
 
 
 def check_hop(destinations: Destinations, origin_site: Site, target_site: Site) -> None:

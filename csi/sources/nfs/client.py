@@ -51,6 +51,9 @@ def is_connection_lost(failure: NfsError) -> bool:
     """Return whether the connection is unusable: a timeout, a broken socket, forgotten NFSv4 state."""
     status = get_status_name(failure)
     if not status:
+        # libnfs reports any failed call without an NFS status as EFAULT. Two of these are no lost connection,
+        # and their callers test for them first: a rejected call (`_raise_unless_path_refused`) and a read of
+        # a folder (`NasReader`).
         return failure.code in (_TIMEOUT_ERRNO, errno.EIO, errno.EFAULT)
     return status in _STATE_LOST_STATUSES
 
@@ -80,7 +83,7 @@ class NfsFolder:
             try:
                 context = self._mount(export)
             except NfsError as failure:
-                self._raise_unless_refused(failure)
+                self._raise_unless_path_refused(failure)
                 first_failure = first_failure or failure
             else:
                 self._export = export
@@ -111,7 +114,7 @@ class NfsFolder:
         """
         try:
             for top in () if self._has_no_symlinks else self._iter_top_folders():
-                if self._check_symlinks_below(top):
+                if self._try_check_from(top):
                     break
         except BaseException:
             context.close()
@@ -128,11 +131,16 @@ class NfsFolder:
         for count in range(1, len(parts) if self.spec.version == "3" else 1):
             yield "/" + "/".join(parts[:count])
 
-    def _check_symlinks_below(self, top: str) -> bool:
+    def _try_check_from(self, top: str) -> bool:
+        """Mount `top` and check each component of the path below it.
+
+        Raises InvalidParameter for a symlink. Returns False if `top` cannot be mounted, so that the next
+        folder is tried.
+        """
         try:
             context = self._mount(top)
         except NfsError as failure:
-            self._raise_unless_refused(failure)
+            self._raise_unless_path_refused(failure)
             if self.spec.version != "3":
                 raise self._mount_error(failure) from failure
             return False
@@ -152,12 +160,17 @@ class NfsFolder:
         try:
             return context.stat_many([path.encode() for path in paths])
         except NfsError as failure:
-            self._raise_unless_refused(failure)
+            self._raise_unless_path_refused(failure)
             if failure.code in _NOT_FOUND_ERRNOS:
                 return []  # reading the path raises the error
             raise self._mount_error(failure) from failure
 
-    def _raise_unless_refused(self, failure: NfsError) -> None:
+    def _raise_unless_path_refused(self, failure: NfsError) -> None:
+        """Return if the server did not find or forbade this path, so that another one may be tried.
+
+        Raises PermissionDenied if it rejects every call of this node, the failure itself if the connection is
+        lost, else OriginUnavailable.
+        """
         # For a call that the server's RPC layer rejects (AUTH_ERROR, RFC 5531) libnfs has no text: it says
         # "(null)", from version 6 on nothing after the colon.
         if failure.code == errno.EFAULT and failure.text.rstrip().endswith(("(null)", ":")):

@@ -56,7 +56,7 @@ class NasSource(Source):
         """
         walk = TreeWalk(self._connection, self._identity)
         manifest = build_manifest(
-            walk.entries(), pinned.to_context(), preserve_ownership=pinned.preserve_ownership
+            walk.iter_entries(), pinned.to_context(), preserve_ownership=pinned.preserve_ownership
         )
         self._samples = list(walk.samples.values())
         return manifest

@@ -50,7 +50,7 @@ class TreeWalk:
         self._identity = identity
         self.samples: dict[PermissionClass, Entry] = {}
 
-    def entries(self) -> Iterator[Entry]:
+    def iter_entries(self) -> Iterator[Entry]:
         """Yield every file, folder and symlink except the root.
 
         Raises SourceNotFound or PermissionDenied naming the folder, UnsafeContent naming a special file or a

@@ -13,8 +13,9 @@ import urllib3
 
 from csi.errors import OriginUnavailable, OutOfRange
 from csi.parameters.volume_parameters import MAX_VOLUME_BYTES
-from csi.sources.http.connections import format_site, unreachable_error
+from csi.sources.http.connections import unreachable_error
 from csi.sources.http.file_urls import Response
+from csi.sources.http.sites import format_site
 from csi.sources.http.throughput import ThroughputBaseline, ThroughputMeter
 
 _READ_BYTES = 1 << 16

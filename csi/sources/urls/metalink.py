@@ -26,9 +26,10 @@ from csi.errors import (
 from csi.manifest.manifest import Entry, EntryKind, check_path
 from csi.parameters.dialects.endpoints import parse_http_url
 from csi.parameters.dialects.urls import UrlSpec
-from csi.sources.http.connections import Connections, Site, discard, format_site, parse_site
+from csi.sources.http.connections import Connections, discard
 from csi.sources.http.file_urls import FileUrls, Response, StatusErrorMapper
 from csi.sources.http.range_reader import RangeReader
+from csi.sources.http.sites import Site, format_site, parse_site
 from csi.sources.plain_xml import XmlHandler, create_parser
 from csi.sources.urls.full_read import iter_body
 from csi.values import parse_decimal, redact
@@ -44,7 +45,7 @@ _MAX_TAG_BYTES = 1 << 20
 _MAX_TEXT_LENGTH = 1 << 13
 _XML_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 _ROOT_ELEMENT = f"{_XML_NAMESPACE} metalink"
-_FILE_PATH = [_ROOT_ELEMENT, f"{_XML_NAMESPACE} file"]
+_FILE_ELEMENT_STACK = [_ROOT_ELEMENT, f"{_XML_NAMESPACE} file"]
 _SIZE_ELEMENT, _HASH_ELEMENT, _URL_ELEMENT = (f"{_XML_NAMESPACE} {name}" for name in ("size", "hash", "url"))
 # RFC 5854: 1 to 999999, the default.
 _LOWEST_PRIORITY = 999_999
@@ -174,13 +175,14 @@ class _MetalinkHandler(XmlHandler):
         self._document_url, self._display_name = document_url, display_name
         # As with redirects, https must not lead to http: more people on the way could change the data.
         self._schemes = ("https",) if parse_site(document_url)[0] == "https" else ("http", "https")
-        self._path: list[str] = []
+        # Names of the elements that are open, outermost first.
+        self._open_elements: list[str] = []
         self._names: set[str] = set()
         self._characters: list[str] | None = None
         self._text_length = 0
         self._attributes: dict[str, str] = {}
         self._file: _FileElement | None = None
-        self._paths: set[str] = set()
+        self._seen_file_paths: set[str] = set()
         self._sites: set[Site] = set()
         self._finished: list[MetalinkFile] = []
         self._parser = create_parser(self, namespaces=True)
@@ -217,21 +219,21 @@ class _MetalinkHandler(XmlHandler):
         self._count_names([f"xmlns:{prefix}"])
 
     def on_start_element(self, name: str, attributes: dict[str, str]) -> None:
-        self._path.append(name)
+        self._open_elements.append(name)
         self._count_names((name, *attributes))
-        if self._path[0] != _ROOT_ELEMENT:
+        if self._open_elements[0] != _ROOT_ELEMENT:
             raise self._document_error(
                 f'it does not begin with <metalink xmlns="{_XML_NAMESPACE}">, '
                 "so it is not a Metalink 4 document (RFC 5854); check metalink"
             )
-        if len(self._path) > _MAX_DEPTH:
+        if len(self._open_elements) > _MAX_DEPTH:
             raise self._document_error(
                 f"elements are nested more than {_MAX_DEPTH} deep, unlike in any Metalink document"
             )
-        if self._path == _FILE_PATH:
+        if self._open_elements == _FILE_ELEMENT_STACK:
             self._file = self._begin_file(attributes.get("name", ""))
         elif (
-            len(self._path) == len(_FILE_PATH) + 1
+            len(self._open_elements) == len(_FILE_ELEMENT_STACK) + 1
             and self._file
             and name in (_SIZE_ELEMENT, _HASH_ELEMENT, _URL_ELEMENT)
         ):
@@ -245,14 +247,18 @@ class _MetalinkHandler(XmlHandler):
                 raise self._document_error(f"a size, hash or url has over {_MAX_TEXT_LENGTH} characters")
 
     def on_end_element(self, name: str) -> None:
-        if self._path == _FILE_PATH and self._file:
+        if self._open_elements == _FILE_ELEMENT_STACK and self._file:
             self._finish_file(self._file)
-        elif self._characters is not None and self._file and len(self._path) == len(_FILE_PATH) + 1:
+        elif (
+            self._characters is not None
+            and self._file
+            and len(self._open_elements) == len(_FILE_ELEMENT_STACK) + 1
+        ):
             text, self._characters = "".join(self._characters).strip(), None
             {_SIZE_ELEMENT: self._set_size, _HASH_ELEMENT: self._set_hash, _URL_ELEMENT: self._set_url}[name](
                 self._file, text
             )
-        self._path.pop()
+        self._open_elements.pop()
 
     def _count_names(self, names: Iterable[str]) -> None:
         # The parser interns every name that it sees.
@@ -269,16 +275,16 @@ class _MetalinkHandler(XmlHandler):
             check_path(path)
         except UnsafeContent as error:
             raise self._document_error(f"{error}; change its name", UnsafeContent) from error
-        if path in self._paths:
+        if path in self._seen_file_paths:
             self._file = file
             raise self._document_error("an earlier file has the same name; give each its own")
-        if len(self._paths) == MAX_METALINK_FILES:
+        if len(self._seen_file_paths) == MAX_METALINK_FILES:
             raise self._document_error(
                 f"there are more than {MAX_METALINK_FILES} files; "
                 "split it into several documents, and name them in sources",
                 OutOfRange,
             )
-        self._paths.add(path)
+        self._seen_file_paths.add(path)
         return file
 
     def _set_size(self, file: _FileElement, text: str) -> None:

@@ -28,9 +28,10 @@ from csi.errors import (
 from csi.manifest.manifest import DEFAULT_MTIME_NS, Entry, EntryKind, Manifest, build_manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.urls import MAX_URLS, UrlFile, UrlSpec
-from csi.sources.http.connections import Connections, discard, format_site, parse_site
+from csi.sources.http.connections import Connections, discard
 from csi.sources.http.file_urls import FileUrls, Response
 from csi.sources.http.range_reader import RangeReader
+from csi.sources.http.sites import format_site, parse_site
 from csi.sources.source import DEFAULT_CONNECTIONS, Source
 from csi.sources.urls.full_read import read_size_and_sha256
 from csi.sources.urls.metalink import MetalinkDocument, pick_smallest_per_site
@@ -65,7 +66,7 @@ class UrlSource(Source):
         spec: CacheSpec,
         token: str | None,
         destinations: Destinations | None = None,
-        connections: int = DEFAULT_CONNECTIONS,
+        max_connections: int = DEFAULT_CONNECTIONS,
     ) -> None:
         """Raise InvalidParameter if `spec` has another source, or one token would go to several hosts."""
         if not isinstance(spec.source, UrlSpec):
@@ -77,7 +78,7 @@ class UrlSource(Source):
             )
         self._spec, self._files, self._token = spec, {file.path: file for file in spec.source.files}, token
         self._document_sizes: dict[str, int] = {}
-        self._connections = Connections(connections, destinations)
+        self._connections = Connections(max_connections, destinations)
         self._wait = (
             RateLimiter(spec.bandwidth_limit).wait_for if spec.bandwidth_limit else lambda count: None
         )

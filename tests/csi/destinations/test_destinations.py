@@ -22,9 +22,10 @@ from csi.errors import OriginUnavailable, PermissionDenied
 from csi.manifest.manifest import Entry, EntryKind
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
-from csi.sources.http.connections import Connections, parse_site
+from csi.sources.http.connections import Connections
 from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
+from csi.sources.http.sites import parse_site
 from csi.sources.hubs.hub_client import HubClient
 from csi.sources.hubs.modelscope import ModelScopeSource
 from tests.origins.scripted import Answer, Server

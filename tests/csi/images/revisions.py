@@ -77,7 +77,7 @@ class Image:
         """Fill it, but do not seal it."""
         options: dict[str, object] = {
             "reuse_candidates": [donor.paths for donor in donors],
-            "connections": 2,
+            "max_connections": 2,
             "chunk_bytes": MIB,
             **more,
         }

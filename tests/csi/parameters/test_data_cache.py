@@ -10,7 +10,7 @@ from csi.errors import DataCacheError, InvalidParameter, PermissionDenied
 from csi.parameters.data_cache import (
     DEFAULT_GIB,
     DataCacheSpec,
-    is_same_or_below,
+    contains_path,
     parse_bucket,
     parse_data_cache,
     parse_path,
@@ -131,9 +131,9 @@ def test_no_bucket_is_the_default_one() -> None:
 
 
 def test_a_path_holds_itself_and_what_is_below_it_but_no_sibling() -> None:
-    assert is_same_or_below("/models", "/models")
-    assert is_same_or_below("/models", "/models/a")
-    assert not is_same_or_below("/models", "/models-2")
+    assert contains_path("/models", "/models")
+    assert contains_path("/models", "/models/a")
+    assert not contains_path("/models", "/models-2")
 
 
 def test_credentials_are_told_from_options_however_they_are_spelled() -> None:

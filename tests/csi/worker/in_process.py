@@ -137,7 +137,7 @@ class InProcess:
             paths[0],
             paths[1],
             self.origin.open,
-            connections=1,
+            max_connections=1,
             reuse_candidates=donors,
             on_progress=on_progress,
         )
@@ -152,6 +152,6 @@ class InProcess:
         with Path(request.manifest).open("rb") as stream:
             layout = build_layout(Manifest.read(stream))
         verify_against_origin(
-            layout, Path(request.image), self.origin.open, bytes.fromhex(request.seed), connections=1
+            layout, Path(request.image), self.origin.open, bytes.fromhex(request.seed), max_connections=1
         )
         return {}

@@ -122,8 +122,8 @@ def test_a_credential_that_may_not_read_hears_so(node: Node, digest: str) -> Non
 def test_an_unreachable_origin_verifies_nothing(
     node: Node, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("csi.images.fill.fetch.MIN_RETRY_PAUSE", 0.001)
-    monkeypatch.setattr("csi.images.fill.fetch.MAX_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr("csi.images.fill.retrying_reader.MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr("csi.images.fill.retrying_reader.MAX_RETRY_PAUSE", 0.001)
 
     def fault(entry: Entry, offset: int, buffer: memoryview) -> None:
         raise OriginUnavailable("nobody there")

@@ -116,6 +116,8 @@ def test_a_fill_from_an_origin_that_answers_late_opens_more_connections(
     monkeypatch.setattr("csi.images.fill.adaptive_concurrency._MEASURING_WINDOW", 0.05)
     origin = FakeOrigin(lambda *_: time.sleep(0.05))
     layout = build_layout(build_manifest([Entry("file", EntryKind.FILE, size=2 << 20, digest="token:1")], {}))
-    fill(layout, tmp_path / "partial", tmp_path / "journal", origin.open, connections=16, chunk_bytes=4096)
+    fill(
+        layout, tmp_path / "partial", tmp_path / "journal", origin.open, max_connections=16, chunk_bytes=4096
+    )
     assert INITIAL_READERS < origin.most_open <= 16
     assert origin.opened == origin.closed

@@ -26,7 +26,7 @@ from csi.errors import (
     OriginUntrusted,
     PermissionDenied,
 )
-from csi.images.fill import fetch
+from csi.images.fill import retrying_reader
 from csi.images.fill.fill import fill, seal
 from csi.images.layout.chunks import CHUNK_BYTES
 from csi.images.layout.layout import build_layout
@@ -49,8 +49,8 @@ MIXED = [
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
+    monkeypatch.setattr(retrying_reader, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(retrying_reader, "MAX_RETRY_PAUSE", 0.01)
 
 
 class Place:
@@ -98,7 +98,7 @@ def test_any_tree_is_filled_to_exactly_the_layouts_bytes(
 ) -> None:
     with tempfile.TemporaryDirectory() as folder:
         place, origin = Place(Path(folder), manifest), FakeOrigin()
-        place.fill(origin, connections=connections, chunk_bytes=chunk)
+        place.fill(origin, max_connections=connections, chunk_bytes=chunk)
         place.check()
         assert origin.bytes == manifest.content_bytes
         assert origin.opened == origin.closed <= connections
@@ -141,7 +141,7 @@ def test_passing_failures_are_asked_again_over_a_fresh_connection(place: Place) 
             raise OriginUnavailable("gone for a moment")
 
     origin = FakeOrigin(fault)
-    place.fill(origin, connections=2)
+    place.fill(origin, max_connections=2)
     place.check()
     assert origin.opened == origin.closed > 10
 
@@ -152,8 +152,8 @@ def test_an_origin_that_stays_away_ends_the_fill_after_bounded_tries(place: Plac
 
     origin = FakeOrigin(fault)
     with pytest.raises(OriginUnavailable, match="nobody there"):
-        place.fill(origin, connections=1)
-    assert sum(origin.asked.values()) == fetch.MAX_FAILURES
+        place.fill(origin, max_connections=1)
+    assert sum(origin.asked.values()) == retrying_reader.MAX_ATTEMPTS
     place.fill(FakeOrigin())
     place.check()
 
@@ -164,7 +164,7 @@ def test_a_certificate_that_is_not_trusted_is_not_asked_again(place: Place) -> N
 
     origin = FakeOrigin(fault)
     with pytest.raises(OriginUntrusted):
-        place.fill(origin, connections=1)
+        place.fill(origin, max_connections=1)
     assert sum(origin.asked.values()) == 1
 
 
@@ -238,7 +238,7 @@ def test_wrong_bytes_that_are_still_being_written_do_not_end_over_the_right_ones
         write(image, offset, data)
 
     monkeypatch.setattr(PartialImage, "write", slow_write)
-    place.fill(FakeOrigin(fault), connections=2)
+    place.fill(FakeOrigin(fault), max_connections=2)
     place.check()
 
 
@@ -298,7 +298,7 @@ def test_a_stop_keeps_what_is_done_and_the_next_fill_goes_on(place: Place) -> No
 
     hold = FakeOrigin(lambda *a: (fault(*a), stop.is_set() and threading.Event().wait(0.05))[0])
     with pytest.raises(FillStopped):
-        place.fill(hold, connections=1, should_stop=stop.is_set)
+        place.fill(hold, max_connections=1, should_stop=stop.is_set)
     durable = place.durable()
     assert durable > 100_000
     origin = FakeOrigin()
@@ -327,14 +327,16 @@ def test_one_stalled_connection_does_not_stop_the_others_from_reading_ahead(plac
         elif offset >= 5 * SMALL:
             go_on.set()
 
-    place.fill(FakeOrigin(fault), connections=3)
+    place.fill(FakeOrigin(fault), max_connections=3)
     place.check()
 
 
 def test_progress_counts_the_bytes_of_files_and_ends_at_all_of_them(place: Place) -> None:
     seen: list[FillProgress] = []
     place.fill(
-        FakeOrigin(lambda *_: threading.Event().wait(0.02) and None), connections=1, on_progress=seen.append
+        FakeOrigin(lambda *_: threading.Event().wait(0.02) and None),
+        max_connections=1,
+        on_progress=seen.append,
     )
     total = place.layout.manifest.content_bytes
     assert [p.bytes_done for p in seen] == sorted(p.bytes_done for p in seen)

@@ -50,7 +50,7 @@ class Run:
                 self.partial,
                 self.journal,
                 FakeOrigin(log=log).open,
-                connections=CONNECTIONS,
+                max_connections=CONNECTIONS,
                 chunk_bytes=self.chunk,
             )
 
@@ -224,7 +224,7 @@ def test_the_journal_speaks_only_of_what_was_written_before_a_sync_began(
         run.partial,
         run.journal,
         FakeOrigin(lambda *_: Event().wait(0.001) and None).open,
-        connections=CONNECTIONS,
+        max_connections=CONNECTIONS,
         chunk_bytes=CHUNK,
     )
     assert len(claims) > 5
@@ -249,7 +249,7 @@ def test_a_slow_sync_holds_the_readers_back_so_that_a_kill_stays_cheap(
 
     monkeypatch.setattr(PartialImage, "sync", slow_sync)
     monkeypatch.setattr(Journal, "append", watched_append)
-    fill(run.layout, run.partial, run.journal, origin.open, connections=CONNECTIONS, chunk_bytes=CHUNK)
+    fill(run.layout, run.partial, run.journal, origin.open, max_connections=CONNECTIONS, chunk_bytes=CHUNK)
     assert 0 < most[0] <= (CONNECTIONS + MAX_UNSYNCED_CHUNKS) * CHUNK
 
 
@@ -326,14 +326,14 @@ def test_a_plan_of_chunks_covers_every_byte_of_every_file_once() -> None:
     layout = build_layout(build_manifest([file(f"f{n:02d}", n * 1500) for n in range(20)], {}))
     for size in (4096, 8192, 1 << 22):
         plan = ChunkPlan(layout, size)
-        pieces = [piece for index in range(plan.count) for piece in plan.chunk(index).pieces]
+        pieces = [piece for index in range(plan.count) for piece in plan.build_chunk(index).pieces]
         seen: dict[str, int] = {}
         for piece in pieces:
             assert seen.get(piece.entry.path, 0) == piece.offset
             assert piece.length > 0
             seen[piece.entry.path] = piece.offset + piece.length
         assert seen == {e.entry.path: e.entry.size for e in layout.extents}
-        assert plan.offset(plan.count) == layout.size
+        assert plan.get_offset(plan.count) == layout.size
         assert plan.content_bytes_before(layout.size) == layout.manifest.content_bytes
         for index in range(plan.count + 1):
-            assert plan.index_at(plan.offset(index)) == index
+            assert plan.index_at(plan.get_offset(index)) == index

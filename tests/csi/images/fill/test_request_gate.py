@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from csi.errors import FillStopped, OriginThrottled, OriginTimedOut, OriginUnavailable, RangesIgnored
-from csi.images.fill import fetch, request_gate
+from csi.images.fill import request_gate, retrying_reader
 from csi.images.fill.adaptive_concurrency import INITIAL_READERS, AdaptiveConcurrency
-from csi.images.fill.fetch import RetryingReader
 from csi.images.fill.fill import fill
 from csi.images.fill.request_gate import RequestGate
+from csi.images.fill.retrying_reader import RetryingReader
 from csi.images.layout.chunks import CHUNK_BYTES
 from csi.images.layout.layout import build_layout
 from csi.manifest.manifest import Entry, build_manifest
@@ -26,8 +26,8 @@ FILE = file("a", 5)
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
+    monkeypatch.setattr(retrying_reader, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(retrying_reader, "MAX_RETRY_PAUSE", 0.01)
 
 
 def made(most: int = 16, pause: Callable[[float], None] = time.sleep) -> RequestGate:
@@ -170,7 +170,7 @@ def test_an_origin_that_cannot_give_ranges_is_read_by_one_reader_in_order(tmp_pa
         tmp_path / "partial",
         tmp_path / "journal",
         FakeOrigin(fault).open,
-        connections=4,
+        max_connections=4,
         chunk_bytes=4096,
     )
     # Those that were asking when it became known were not in order yet.
@@ -198,7 +198,7 @@ def test_an_origin_that_bears_few_at_once_is_read_to_the_end(
         tmp_path / "partial",
         tmp_path / "journal",
         FakeOrigin(fault).open,
-        connections=16,
+        max_connections=16,
         chunk_bytes=4096,
     )
     assert 0 < len(refused) <= 20

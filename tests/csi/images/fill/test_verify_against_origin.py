@@ -64,7 +64,7 @@ def image(tmp_path: Path) -> Image:
 
 def test_an_origin_that_has_the_bytes_is_read_a_little_over_several_connections(image: Image) -> None:
     origin = FakeOrigin(contents=image.contents)
-    verify_against_origin(image.layout, image.paths.image, origin.open, SEED, connections=3)
+    verify_against_origin(image.layout, image.paths.image, origin.open, SEED, max_connections=3)
     assert 1 <= origin.opened == origin.closed <= 3
     assert origin.asked.keys() == image.contents.keys() - {"empty"}
     assert origin.bytes <= PROBE_BYTES * (200 + PROBES_PER_LARGE_FILE)
@@ -82,7 +82,7 @@ def test_one_file_that_differs_is_named(image: Image, path: str) -> None:
             image.paths.image,
             FakeOrigin(fault, contents=image.contents).open,
             SEED,
-            connections=3,
+            max_connections=3,
         )
 
 
@@ -93,7 +93,7 @@ def test_a_file_that_cannot_be_read_ends_it_with_the_readers_own_error(image: Im
 
     origin = FakeOrigin(fault, contents=image.contents)
     with pytest.raises(PermissionDenied, match="small/7"):
-        verify_against_origin(image.layout, image.paths.image, origin.open, SEED, connections=3)
+        verify_against_origin(image.layout, image.paths.image, origin.open, SEED, max_connections=3)
     assert origin.opened == origin.closed
 
 

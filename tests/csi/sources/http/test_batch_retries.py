@@ -12,10 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from csi.errors import FillStopped, OriginUnavailable
-from csi.images.fill import fetch
+from csi.images.fill import retrying_reader
 from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
-from csi.images.fill.fetch import MAX_FAILURES, RetryingReader
 from csi.images.fill.request_gate import RequestGate
+from csi.images.fill.retrying_reader import MAX_ATTEMPTS, RetryingReader
 from csi.manifest.manifest import Entry, EntryKind
 from csi.manifest.reader import PendingFiles
 from csi.sources.http.connections import Connections
@@ -31,8 +31,8 @@ BODY = b"0123456789"
 
 @pytest.fixture(autouse=True)
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
+    monkeypatch.setattr(retrying_reader, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(retrying_reader, "MAX_RETRY_PAUSE", 0.01)
 
 
 def sends(answer: Answer) -> None:
@@ -94,7 +94,7 @@ def test_a_file_that_always_fails_is_asked_for_as_often_as_one_alone(
     with pytest.raises(OriginUnavailable, match=f"'{position}.bin'"):
         fill.read()
     asked = fill.asked()
-    assert asked.pop(f"/{position}.bin") <= most * MAX_FAILURES
+    assert asked.pop(f"/{position}.bin") <= most * MAX_ATTEMPTS
     assert set(asked.values()) == {1}
 
 
@@ -103,8 +103,8 @@ def test_where_all_fail_no_file_is_asked_for_more_often_than_alone(fill: Fill) -
         fill.server.behave[f"/{entry.path}"] = redirect(f"/{entry.path}")
     with pytest.raises(OriginUnavailable, match="more than 5 redirects"):
         fill.read()
-    assert max(fill.asked().values()) <= 6 * MAX_FAILURES
-    assert sum(fill.asked().values()) <= 6 * (MAX_FAILURES + 4)
+    assert max(fill.asked().values()) <= 6 * MAX_ATTEMPTS
+    assert sum(fill.asked().values()) <= 6 * (MAX_ATTEMPTS + 4)
 
 
 def test_every_file_may_fail_now_and_then(fill: Fill) -> None:

@@ -20,10 +20,12 @@ from csi.errors import (
     SourceChanged,
 )
 from csi.manifest.manifest import Entry, EntryKind
-from csi.sources.http.connections import Connections, find_proxy, parse_site
+from csi.sources.http.connections import Connections
 from csi.sources.http.curl_fetch import MAX_BODY_BYTES, CurlClient, CurlRequest, CurlTimeouts
+from csi.sources.http.environment import find_proxy
 from csi.sources.http.file_urls import FileUrls
 from csi.sources.http.range_reader import RangeReader
+from csi.sources.http.sites import parse_site
 from csi.sources.http.throughput import MIN_RATE
 from tests.csi.sources.http.origin import at, redirect
 from tests.csi.sources.http.test_batch_fetch import Turns

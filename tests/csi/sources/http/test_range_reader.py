@@ -22,10 +22,11 @@ from csi.errors import (
     Unauthenticated,
 )
 from csi.manifest.manifest import Entry, EntryKind
-from csi.sources.http.connections import Connections, parse_site
+from csi.sources.http.connections import Connections
 from csi.sources.http.file_urls import FileUrl, FileUrls
 from csi.sources.http.range_reader import RangeReader
 from csi.sources.http.response_checks import parse_retry_after
+from csi.sources.http.sites import parse_site
 from tests.csi.sources.http.origin import (
     DATA,
     FILE,

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from csi.errors import OriginUnavailable, OriginUntrusted
-from csi.images.fill import fetch
+from csi.images.fill import retrying_reader
 from csi.images.fill.adaptive_concurrency import AdaptiveConcurrency
-from csi.images.fill.fetch import MAX_FAILURES, RetryingReader
 from csi.images.fill.request_gate import RequestGate
+from csi.images.fill.retrying_reader import MAX_ATTEMPTS, RetryingReader
 from csi.manifest.manifest import Entry, EntryKind
 from csi.sources.http.connections import Connections
 from csi.sources.http.file_urls import FileUrls
@@ -31,8 +31,8 @@ def whole(answer: Answer) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "MIN_RETRY_PAUSE", 0.001)
-    monkeypatch.setattr(fetch, "MAX_RETRY_PAUSE", 0.01)
+    monkeypatch.setattr(retrying_reader, "MIN_RETRY_PAUSE", 0.001)
+    monkeypatch.setattr(retrying_reader, "MAX_RETRY_PAUSE", 0.01)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def read(url: str) -> bytes:
     return bytes(buffer)
 
 
-@pytest.mark.parametrize("times", [MAX_FAILURES - 1, MAX_FAILURES])
+@pytest.mark.parametrize("times", [MAX_ATTEMPTS - 1, MAX_ATTEMPTS])
 def test_a_resolver_that_fails_for_a_moment_is_asked_again(
     monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
@@ -69,13 +69,13 @@ def test_a_resolver_that_fails_for_a_moment_is_asked_again(
     with Server() as server:
         server.behave["/file"] = whole
         url = f"http://origin.test:{server.server_address[1]}/file"
-        if times < MAX_FAILURES:
+        if times < MAX_ATTEMPTS:
             assert read(url) == b"data"
         else:
             with pytest.raises(OriginUnavailable, match="name cannot be resolved"):
                 read(url)
         server.shutdown()
-    assert len(asked) == MAX_FAILURES
+    assert len(asked) == MAX_ATTEMPTS
 
 
 class Cutting:
@@ -134,7 +134,7 @@ def test_a_handshake_that_is_cut_is_begun_again(secure: Server, trusting: None, 
         with pytest.raises(OriginUnavailable):
             read(url)
     cutting.close()
-    assert cutting.accepted == (times + 1 if times == 3 else MAX_FAILURES)
+    assert cutting.accepted == (times + 1 if times == 3 else MAX_ATTEMPTS)
 
 
 def test_a_certificate_that_is_not_trusted_is_looked_at_once(

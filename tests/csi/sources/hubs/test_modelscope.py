@@ -28,7 +28,7 @@ from csi.errors import (
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
 from csi.sources.catalog import open_source
-from csi.sources.http.connections import CA_BUNDLE_VARIABLES
+from csi.sources.http.environment import CA_BUNDLE_VARIABLES
 from csi.sources.hubs.modelscope import ModelScopeSource
 from tests.origins.faults import Fault
 from tests.origins.modelscope import ModelScopeHub

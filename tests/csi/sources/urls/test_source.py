@@ -101,7 +101,7 @@ def test_a_file_comes_whole_from_a_server_of_any_kind(server: Server, tmp_path: 
             tmp_path / "image",
             tmp_path / "journal",
             lambda: subject.open_reader(manifest),
-            connections=2,
+            max_connections=2,
             chunk_bytes=1 << 18,
         )
     assert [(e.path, e.size) for e in manifest.files] == [("data.bin", len(DATA))]
@@ -137,7 +137,7 @@ def test_a_file_that_changes_without_a_sign_is_not_taken_for_one(server: Server,
                 tmp_path / "i",
                 tmp_path / "j",
                 lambda: subject.open_reader(manifest),
-                connections=1,
+                max_connections=1,
                 chunk_bytes=size // 4,
             )
 
@@ -335,7 +335,7 @@ def test_as_many_connections_are_kept_as_a_fill_has_readers(server: Server) -> N
     readers, all_asked = 24, threading.Barrier(24, timeout=60)
     server.behave["/data.bin"] = ranged
     spec = parse_volume_parameters({"url": f"{server.url}/data.bin", "sha256": SUM}).spec
-    with closing(open_source(spec, {}, connections=readers)) as subject:
+    with closing(open_source(spec, {}, max_connections=readers)) as subject:
         manifest = resolved(subject)
         (file,) = manifest.files
 

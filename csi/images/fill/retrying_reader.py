@@ -12,8 +12,8 @@ from csi.images.fill.request_gate import RequestGate
 from csi.manifest.manifest import Entry
 from csi.manifest.reader import ManyReader, OpenReader, PendingFiles, Reader
 
-MAX_FAILURES = 8
-"""Number of failures in a row, for one range, that end the fill."""
+MAX_ATTEMPTS = 8
+"""Number of attempts for one range; the fill fails with the last one."""
 # Seconds; doubled after each failure.
 MIN_RETRY_PAUSE = 0.25
 MAX_RETRY_PAUSE = 10.0
@@ -36,11 +36,11 @@ class RetryingReader:
         self.rank = -1
 
     def read_into(self, entry: Entry, offset: int, buffer: memoryview, failures: int = 0) -> None:
-        """Read like `Reader.read_into`, but raise OriginUnavailable only after MAX_FAILURES in a row.
+        """Read like `Reader.read_into`, but raise OriginUnavailable only after the last of MAX_ATTEMPTS.
 
         OriginUntrusted is raised at once. `failures` is the number of failed attempts so far.
         """
-        for attempt in range(failures, MAX_FAILURES):
+        for attempt in range(failures, MAX_ATTEMPTS):
             try:
                 with self._gate.permit(self.rank):
                     self._get_reader().read_into(entry, offset, buffer)
@@ -58,12 +58,13 @@ class RetryingReader:
         pending, failures = list(files), 0
         while len(pending) > 1:
             try:
-                failed_files = self._read_batch(pending)
+                failed_files = self._read_batch_and_drop_finished(pending)
             except OriginUnavailable as error:
                 self._prepare_retry(error, failures)
                 failures += 1
                 continue
             if not failed_files:
+                # What is still pending can only be read one by one.
                 break
             # The failed files are retried one by one, after a pause for the first error; then the batch goes
             # on.
@@ -74,16 +75,21 @@ class RetryingReader:
         for entry, buffer in pending:
             self.read_into(entry, 0, buffer)
 
-    def _read_batch(self, pending: PendingFiles) -> dict[Entry, OriginUnavailable]:
+    def _read_batch_and_drop_finished(self, pending: PendingFiles) -> dict[Entry, OriginUnavailable]:
+        """Read a batch, removing each file that was read from `pending`; return the errors of the others.
+
+        A file in neither stays for single reads: the reader is no ManyReader, or cannot batch this file.
+        """
         reader = self._get_reader()
         if not isinstance(reader, ManyReader):
             return {}
         failed_files: dict[Entry, OriginUnavailable] = {}
+        # Suppressed because `failed_files` has it too; an error of the call itself leaves all files pending.
         with suppress(OriginUnavailable), self._gate.batch_permits(self.rank, self._count_bytes) as permits:
             failed_files = reader.read_many(pending, permits)
-            for error in failed_files.values():
+            if failed_files:
                 # Raised inside the permits, which halve the readers for some errors.
-                raise error
+                raise next(iter(failed_files.values()))
         return failed_files
 
     def _count_bytes(self, count: int) -> None:
@@ -98,7 +104,7 @@ class RetryingReader:
             # Before the reset: other readers must be in rank order before this one reconnects.
             self._gate.limit_to_one_reader()
         self.reset()
-        if failures == MAX_FAILURES - 1 or isinstance(error, OriginUntrusted):
+        if failures == MAX_ATTEMPTS - 1 or isinstance(error, OriginUntrusted):
             raise error
         self._back_off(error, failures)
 
