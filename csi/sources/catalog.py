@@ -39,8 +39,8 @@ def open_source(
 ) -> Source:
     """Open the source that `spec` names, with the credential found in `secrets`.
 
-    `allowed_destinations` are the operator's destinations; `max_connections` is how many readers it
-    is for. Raises InvalidParameter if a Secret was given that has none of the keys of this source.
+    `allowed_destinations` are the operator's destinations; at most `max_connections` readers are opened.
+    Raises InvalidParameter if a Secret was given that has none of the keys of this source.
     """
     destinations = Destinations(tuple(allowed_destinations), trusted=not spec.untrusted)
     match spec.source:
@@ -70,7 +70,7 @@ def open_source(
             return CompositeSource(
                 spec, secrets, lambda part, own: open_source(part, own, allowed_destinations, max_connections)
             )
-    raise InvalidParameter(f"{spec.source.display_name}: this driver has no source of that kind")
+    raise _unknown_source_error(spec)
 
 
 def check_secrets(spec: CacheSpec, secrets: Mapping[str, str]) -> None:
@@ -87,6 +87,14 @@ def check_secrets(spec: CacheSpec, secrets: Mapping[str, str]) -> None:
             for folder, source in spec.source.parts:
                 with prefix_errors(folder):
                     check_secrets(replace(spec, source=source), secrets_by_folder[folder])
+        case NasSpec():
+            pass  # a NAS knows uids, not credentials
+        case _:
+            raise _unknown_source_error(spec)
+
+
+def _unknown_source_error(spec: CacheSpec) -> InvalidParameter:
+    return InvalidParameter(f"{spec.source.display_name}: this driver has no source of that kind")
 
 
 def find_token(secrets: Mapping[str, str]) -> str | None:

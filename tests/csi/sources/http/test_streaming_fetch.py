@@ -6,10 +6,7 @@ import threading
 
 import pytest
 
-from csi.errors import (
-    RangesIgnored,
-    SourceChanged,
-)
+from csi.errors import OriginUnavailable, RangesIgnored, SourceChanged
 from csi.sources.http import range_reader
 from csi.sources.http.connections import Connections
 from csi.sources.http.range_reader import RangeReader
@@ -77,3 +74,28 @@ def test_a_whole_file_that_goes_on_where_it_should_end_has_changed(server: Serve
         pytest.raises(SourceChanged, match=f"more than {len(DATA)} bytes"),
     ):
         read(reader, 0, len(DATA))
+
+
+def cut_before_the_last_chunk(answer: Answer) -> None:
+    """All bytes of the file, without the empty chunk that would say so."""
+    answer.send_response(200)
+    answer.send_header("Transfer-Encoding", "chunked")
+    answer.end_headers()
+    answer.wfile.write(b"%x\r\n%s\r\n" % (len(DATA), DATA))
+    answer.close_connection = True
+
+
+def test_a_whole_file_whose_end_does_not_arrive_is_unavailable_not_changed(
+    server: Server, pool: Connections
+) -> None:
+    server.behave["/file"] = cut_before_the_last_chunk
+    with (
+        RangeReader(pool, at(f"{server.url}/file")) as reader,
+        pytest.raises(OriginUnavailable, match="at the end of 'folder/file.bin'"),
+    ):
+        # Two reads, since a small file that is read at once goes another way.
+        read(reader, 0, 1000)
+        read(reader, 1000, len(DATA) - 1000)
+    server.behave["/file"] = whole
+    with RangeReader(pool, at(f"{server.url}/file")) as reader:
+        assert read(reader, 0, len(DATA)) == DATA
