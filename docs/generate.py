@@ -145,7 +145,9 @@ def _names(key: Key) -> str:
 
 
 def _key_default(key: Key) -> str:
-    return "written by the controller" if key.setter is KeySetter.CONTROLLER else key.default
+    if key.setter is KeySetter.CONTROLLER:
+        return "written by the controller"
+    return key.default or ("required" if key.is_required else "")
 
 
 def _flag_table(parser: argparse.ArgumentParser) -> str:

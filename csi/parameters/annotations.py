@@ -87,9 +87,7 @@ def apply_annotations(
         _check_annotation(key, allowed_keys, claim)
     from_pvc = canonical_keys(annotated)
     merged = {**parameters_by_name, **from_pvc}
-    missing = tuple(
-        key for key in allowed_keys if key not in merged and KEYS[key].default.startswith("required")
-    )
+    missing = tuple(key for key in allowed_keys if key not in merged and KEYS[key].is_required)
     return AnnotatedParameters(merged, frozenset(from_pvc), missing)
 
 

@@ -149,8 +149,8 @@ OSS = Dialect(
     "an OSS bucket",
     ("OSS",),
     (
-        Key("bucket", "the bucket", "required"),
-        Key("url", "the endpoint, such as `oss-cn-hangzhou-internal.aliyuncs.com`", "required"),
+        Key("bucket", "the bucket", is_required=True),
+        Key("url", "the endpoint, such as `oss-cn-hangzhou-internal.aliyuncs.com`", is_required=True),
         Key("path", "a folder of the bucket", "`/`"),
         Key(
             "otherOpts",
@@ -178,7 +178,7 @@ S3 = Dialect(
     "an S3 bucket",
     ("S3",),
     (
-        Key("bucket", "the bucket", "required"),
+        Key("bucket", "the bucket", is_required=True),
         Key(
             "endpoint",
             "the store's address, such as `https://minio.example.com:9000`",

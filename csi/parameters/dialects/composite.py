@@ -103,7 +103,7 @@ def composite_dialect(parse_source: Callable[[Mapping[str, str], Sequence[str]],
         "sources",
         'a JSON list; each item has a source\'s keys, its `folder`, maybe `bandwidthLimit`, as `[{"folder": '
         '"base", "repoId": "org/name"}, ...]`',
-        "required",
+        is_required=True,
     )
     secret = SecretKey(
         "FOLDER.KEY",

@@ -123,7 +123,7 @@ DIALECT = Dialect(
             f"which hub and kind of repository: {', '.join(f'`{source}`' for source in REPO_SOURCES)}",
             "`HuggingFace/Model`",
         ),
-        Key("repoId", "the repository, `org/name`", "required"),
+        Key("repoId", "the repository, `org/name`", is_required=True),
         Key(
             "revision",
             "branch, tag or commit; on Hugging Face pinned to the commit when the volume is created",

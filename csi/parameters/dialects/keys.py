@@ -25,7 +25,8 @@ class KeySetter(enum.StrEnum):
 class Key:
     """A parameter in its canonical spelling.
 
-    `default` is prose, beginning with "required" if the key has no default; `aliases` are other spellings.
+    `default` is prose for the documentation. A key with `is_required` has to be given if its dialect is to be
+    chosen by its keys alone. `aliases` are other spellings.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Key:
     default: str = ""
     setter: KeySetter = KeySetter.ANYONE
     aliases: tuple[str, ...] = ()
+    is_required: bool = False
 
 
 @dataclass(frozen=True)

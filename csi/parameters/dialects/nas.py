@@ -127,8 +127,8 @@ DIALECT = Dialect(
     "a NAS",
     ("NAS",),
     (
-        Key("server", "host name or address; `host:/path` is taken too", "required"),
-        Key("path", "absolute path on the server, export and folder together", "required"),
+        Key("server", "host name or address; `host:/path` is taken too", is_required=True),
+        Key("path", "absolute path on the server, export and folder together", is_required=True),
         Key("share", "another spelling of `path`"),
         Key("subDir", "a folder below `path` or `share`"),
         Key("vers", "`3`, `4` or `4.0`; `4.1` and `4.2` are read over 4.0", "`3`"),

@@ -94,7 +94,7 @@ def _dialects_of_type(text: str, dialects: Sequence[Dialect]) -> list[Dialect]:
 
 def _required_keys(dialect: Dialect) -> set[str]:
     # Without `path`: a NAS has other spellings of it (`share`, "host:/path").
-    return {key.name for key in dialect.keys if key.default.startswith("required") and key.name != "path"}
+    return {key.name for key in dialect.keys if key.is_required and key.name != "path"}
 
 
 def _mixed_sources_error(

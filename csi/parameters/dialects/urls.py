@@ -174,6 +174,7 @@ DIALECT = Dialect(
             "the file's http(s) URL, or several by commas or one a line; without login and signature; "
             "`path=URL` gives a file another path in the volume",
             "required, or `metalink`",
+            is_required=True,
         ),
         Key(
             "metalink",
