@@ -104,11 +104,9 @@ class ImageStore:
             self._backend.delete(unwanted_key(digest))
             return existing
         data_at = len(build_layout(manifest).metadata)
-        upload = ImageUpload(
-            self._backend, digest, image.image, data_at, self._part_bytes, on_progress, should_stop
-        )
+        upload = ImageUpload(self._backend, digest, image.image, data_at, self._part_bytes, should_stop)
         retry_with_backoff(lambda: self._backend.put(manifest_key(digest), image.manifest.read_bytes()))
-        parts, verified_access = upload.run(), dict(access or manifest.access)
+        parts, verified_access = upload.run(on_progress), dict(access or manifest.access)
         stored = StoredImage(
             digest,
             upload.size,

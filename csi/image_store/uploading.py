@@ -35,7 +35,6 @@ class ImageUpload:
         image: Path,
         data_offset: int,
         part_bytes: int,
-        on_progress: OnProgress | None,
         should_stop: ShouldStop,
     ) -> None:
         self._backend = backend
@@ -45,18 +44,17 @@ class ImageUpload:
         self._should_stop = should_stop
         self.size = image.stat().st_size
         self._data_offset, self._total_bytes = data_offset, self.size - data_offset
-        self._meter = ProgressMeter(self._total_bytes, on_progress)
-        self._done_bytes = 0
 
-    def run(self) -> list[str]:
+    def run(self, on_progress: OnProgress | None) -> list[str]:
         """Upload all missing parts; return the checksums of all parts."""
+        meter = ProgressMeter(self._total_bytes, on_progress)
         numbers = range(-(-self._total_bytes // self._part_bytes))
         parts = []
         with ThreadPoolExecutor(_MAX_CONCURRENT_UPLOADS) as threads:
             for number, part in zip(numbers, threads.map(self._upload_part, numbers), strict=True):
                 parts.append(part)
-                self._done_bytes = min(self._total_bytes, (number + 1) * self._part_bytes)
-                self._meter.update(self._done_bytes, self._done_bytes, 0, final=number + 1 == len(numbers))
+                done_bytes = min(self._total_bytes, (number + 1) * self._part_bytes)
+                meter.update(done_bytes, done_bytes, 0, final=number + 1 == len(numbers))
         return parts
 
     def _upload_part(self, number: int) -> str:

@@ -84,9 +84,7 @@ def fill(  # noqa: PLR0913 - the one entry to a fill, all but three with default
         )
         with PartialImage(partial, layout.size) as image:
             plan = ChunkPlan(layout, chunk_bytes, log.copied_offsets)
-            _ImageFill(layout, plan, image, log, open_reader, max_connections, copied).run(
-                meter, check_stopped
-            )
+            _ImageFill(plan, image, log, open_reader, max_connections, copied).run(meter, check_stopped)
 
 
 def seal(partial: Path, final: Path, journal: Path) -> None:
@@ -110,7 +108,6 @@ class _ImageFill:
 
     def __init__(
         self,
-        layout: Layout,
         plan: ChunkPlan,
         image: PartialImage,
         journal: Journal,
@@ -118,12 +115,11 @@ class _ImageFill:
         max_connections: int,
         copied_bytes: int,
     ) -> None:
-        self._layout = layout
         self._plan = plan
         self._image = image
         self._journal = journal
         self._copied_bytes = copied_bytes
-        self._resumed_at = max(journal.durable_bytes, len(layout.metadata))
+        self._resumed_at = max(journal.durable_bytes, len(plan.metadata))
         first = self._plan.index_at(self._resumed_at)
         concurrency = AdaptiveConcurrency(max_connections, plan.chunk_bytes)
         self._ring = BufferRing(
@@ -141,7 +137,7 @@ class _ImageFill:
         self._synced_at = time.monotonic()
 
     def run(self, meter: ProgressMeter, check_stopped: Callable[[], None]) -> None:
-        self._image.write_metadata(self._layout.metadata)
+        self._image.write_metadata(self._plan.metadata)
         self._start_readers()
         self._start_thread(self._hash_chunks, 0, "fill hash")
         try:

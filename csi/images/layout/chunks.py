@@ -67,14 +67,14 @@ class Chunk:
 class ChunkPlan:
     """The chunks of a layout that contain bytes to fetch, computed on demand.
 
-    Chunks begin at multiples of `chunk_bytes` after the metadata. Files whose image offset is in
+    Chunks begin at multiples of `chunk_bytes` after the layout's `metadata`. Files whose image offset is in
     `copied_offsets` are left out.
     """
 
     def __init__(
         self, layout: Layout, chunk_bytes: int = CHUNK_BYTES, copied_offsets: Container[int] = ()
     ) -> None:
-        self.chunk_bytes = chunk_bytes
+        self.metadata, self.chunk_bytes = layout.metadata, chunk_bytes
         self._extents = (
             tuple(extent for extent in layout.extents if extent.offset not in copied_offsets)
             if copied_offsets

@@ -213,7 +213,6 @@ class RangeReader(ManyReader):
                 start,
                 end,
                 self._connections.baseline,
-                is_full_response=response.status == 200,
             )
         except DataCacheError:
             discard(response)

@@ -37,9 +37,9 @@ class ResponseStream:
         position: int,
         end: int,
         baseline: ThroughputBaseline,
-        is_full_response: bool = False,
     ) -> None:
-        self.entry, self.position, self.end, self.is_full_response = entry, position, end, is_full_response
+        self.entry, self.position, self.end = entry, position, end
+        self.is_full_response = response.status == 200
         self._response, self._site = response, format_site(url)
         # A curl response is complete already; reading it from memory says nothing about the rate of a
         # connection.
