@@ -30,7 +30,7 @@ _MIN_FREE_BYTES = 1024 * MIB
 _MIN_FREE_SHARE = 0.05
 _TEST_BYTES = 4 * MIB
 # S3 accepts signatures that are at most 15 minutes old; certificates valid for a day fail sooner.
-_CLOCK_WRONG, _CLOCK_OFF = 300.0, 30.0
+_CLOCK_FAULT_SECONDS, _CLOCK_WARNING_SECONDS = 300.0, 30.0
 _CONTENT = b"datacache doctor\n"
 _PROBE_TIMEOUT = 10.0
 
@@ -236,9 +236,9 @@ def check_clock(date: str) -> Finding:
             "not compared with the hub's clock, since the hub sends no Date",
             "compare it with another clock",
         )
-    if abs(offset) < _CLOCK_OFF:
+    if abs(offset) < _CLOCK_WARNING_SECONDS:
         return Finding("clock", Verdict.OK, "agrees with the hub's")
-    verdict = Verdict.FAULT if abs(offset) >= _CLOCK_WRONG else Verdict.WARNING
+    verdict = Verdict.FAULT if abs(offset) >= _CLOCK_FAULT_SECONDS else Verdict.WARNING
     what = (
         f"this node's clock is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} the hub's: "
         "signatures and certificates depend on it"

@@ -22,7 +22,8 @@ class DataCacheIndex:
         self._caches: dict[str, DataCache] = {}
         self._written_states: dict[str, DataCacheState] = {}
         self._list_lock, self._listed_at = threading.Lock(), float("-inf")
-        self._seen_while_listing: set[str] = set()
+        # Names in events since the last list began: for these the event is newer than the list.
+        self._seen_since_list_began: set[str] = set()
         self._on_change: Callable[[str], None] = _ignore_change
 
     def apply_event(self, name: str, cache: DataCache | None) -> None:
@@ -37,13 +38,15 @@ class DataCacheIndex:
             on_change(other)
 
     def _apply(self, name: str, cache: DataCache | None) -> list[str]:
-        self._seen_while_listing.add(name)
+        self._seen_since_list_began.add(name)
         old = self._caches.pop(name, None)
         if old and (cache is None or cache.uid != old.uid):
             self._written_states.pop(old.uid, None)
         if cache:
             # The watch may lag behind a list.
             newest = old if old and old.uid == cache.uid and old.generation > cache.generation else cache
+            # The watch reports new specs only, so the state in its event may be older than the one that this
+            # process wrote.
             self._caches[name] = replace(newest, state=self._written_states.get(cache.uid, newest.state))
         affected = cache or old
         bucket_and_path = affected and (affected.spec.bucket, affected.spec.path)
@@ -70,10 +73,10 @@ class DataCacheIndex:
         with self._list_lock, self._list_by_name(list_caches) as listed:
             # Events received during the list may be newer than the list.
             watched = {
-                name: cache for name, cache in self._caches.items() if name in self._seen_while_listing
+                name: cache for name, cache in self._caches.items() if name in self._seen_since_list_began
             }
             self._caches = {
-                name: cache for name, cache in listed.items() if name not in self._seen_while_listing
+                name: cache for name, cache in listed.items() if name not in self._seen_since_list_began
             }
             self._caches |= {name: _choose_newer(cache, listed.get(name)) for name, cache in watched.items()}
             self._written_states = {cache.uid: cache.state for cache in self._caches.values()}
@@ -92,17 +95,17 @@ class DataCacheIndex:
                 self._caches |= {
                     name: cache
                     for name, cache in listed.items()
-                    if name not in self._caches and name not in self._seen_while_listing
+                    if name not in self._caches and name not in self._seen_since_list_began
                 }
 
     @contextmanager
     def _list_by_name(self, list_caches: Callable[[], list[DataCache]]) -> Iterator[dict[str, DataCache]]:
         """Give the result of `list_caches` by name.
 
-        Within the block the index is locked, and `_seen_while_listing` has the events of the meantime.
+        Within the block the index is locked, and `_seen_since_list_began` has the events of the meantime.
         """
         with self._lock:
-            self._seen_while_listing.clear()
+            self._seen_since_list_began.clear()
         listed = {cache.name: cache for cache in list_caches()}
         with self._lock:
             yield listed
@@ -131,7 +134,7 @@ class DataCacheIndex:
         with self._lock:
             return list(self._caches.values())
 
-    def find_at(self, bucket: str, path: str) -> DataCache | None:
+    def find_by_path(self, bucket: str, path: str) -> DataCache | None:
         """Return the cache with this bucket and path, or None."""
         return find_oldest_at(self.list_all(), bucket, path)
 

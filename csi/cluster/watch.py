@@ -42,11 +42,11 @@ class Watch:
     It calls `on_change(name, object)`, with None for a deleted object. An object has changed when its
     generation has; with `include_status` when its resource version has.
 
-    `selector()` returns the label selector, None for nothing to watch. `renew` makes the watch call it again
-    and report newly selected objects. With `metadata_only` objects carry their metadata alone. With
-    `report_initial` the first list is reported; otherwise it is only the watch's starting point. A list after
-    a gap is reported where it differs from the known state. Objects of several namespaces may share a name;
-    their metadata tells them apart.
+    `selector()` returns the label selector, None for nothing to watch. `refresh_selector` makes the watch
+    call it again and report newly selected objects. With `metadata_only` objects carry their metadata alone.
+    With `report_initial` the first list is reported; otherwise it is only the watch's starting point. A list
+    after a gap is reported where it differs from the known state. Objects of several namespaces may share a
+    name; their metadata tells them apart.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class Watch:
             yield
         finally:
             self._is_stopped = True
-            self.renew()
+            self.refresh_selector()
             thread.join()
 
-    def renew(self) -> None:
+    def refresh_selector(self) -> None:
         """Call `selector` again and watch what it selects now."""
         # Under the lock a stream is either stopped here, or sees _renewed right after it was opened.
         with self._lock:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import select
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,7 +14,7 @@ from types import TracebackType
 
 from inotify_simple import Event, INotify, flags
 
-from csi.errors import UnsupportedByNode
+from csi.errors import DataCacheError, UnsupportedByNode
 
 _WATCH_MASK = flags.CREATE | flags.MOVED_TO | flags.DELETE | flags.MOVED_FROM | flags.MODIFY | flags.ONLYDIR
 
@@ -148,3 +149,57 @@ class FolderWatcher:
         """Release all watches; no thread may be waiting."""
         self._inotify.close()
         os.close(self._wakeup)
+
+
+class ChangedFiles:
+    """Names of the files in a folder that change: those between `prefix` and `suffix`, without the suffix.
+
+    Files are expected to be replaced by renames, so that a write alone is no change. One thread waits; others
+    may call `wake`.
+    """
+
+    def __init__(self, watcher: FolderWatcher, folder: Path, suffix: str, prefix: str) -> None:
+        self._watcher, self._folder, self._suffix, self._prefix = watcher, folder, suffix, prefix
+        self._known = self.list_names()
+
+    def list_names(self) -> set[str]:
+        """List the names of the files that exist now."""
+        return {
+            path.name.removesuffix(self._suffix)
+            for path in self._folder.glob(f"{self._prefix}*{self._suffix}")
+        }
+
+    def wait(self) -> list[str]:
+        """Wait for changes and return the names, sorted; none after `wake`.
+
+        After lost events these are all files that existed before or exist now: any may have changed or gone.
+        """
+        names: set[str] = set()
+        for event in self._watcher.wait():
+            name = event.name.removesuffix(self._suffix)
+            if event.kind is FileEventKind.OVERFLOW:
+                present = self.list_names()
+                names |= self._known | present
+                self._known = present
+            elif event.kind is not FileEventKind.WRITTEN and event.name == f"{name}{self._suffix}":
+                if not name.startswith(self._prefix):
+                    continue
+                names.add(name)
+                (self._known.discard if event.kind is FileEventKind.DELETED else self._known.add)(name)
+        return sorted(names)
+
+    def wake(self) -> None:
+        """Make `wait` return."""
+        self._watcher.wake()
+
+
+@contextmanager
+def watch_files(folder: Path, suffix: str, prefix: str = "") -> Iterator[ChangedFiles]:
+    """Watch the files of `folder` during the block.
+
+    Raises DataCacheError if the folder does not exist, UnsupportedByNode as `FolderWatcher`.
+    """
+    with FolderWatcher() as watcher:
+        if not watcher.watch(folder):
+            raise DataCacheError(f"the registry's folder {folder} is gone; restart the program")
+        yield ChangedFiles(watcher, folder, suffix, prefix)

@@ -35,22 +35,24 @@ def parse_time(text: str) -> float:
 
 
 def build_condition(
-    old: Sequence[Mapping[str, Any]],
-    kind: str,
+    previous_conditions: Sequence[Mapping[str, Any]],
+    condition_type: str,
     status: str,
     reason: str,
     message: str,
     generation: int,
     now: float,
 ) -> dict[str, Any]:
-    """Build a condition for an object whose conditions were `old`.
+    """Build a condition for an object whose conditions were `previous_conditions`.
 
     A condition whose status did not change keeps the time of its last transition. `now` is in seconds since
     1970.
     """
-    previous: Mapping[str, Any] = next((condition for condition in old if condition["type"] == kind), {})
+    previous: Mapping[str, Any] = next(
+        (condition for condition in previous_conditions if condition["type"] == condition_type), {}
+    )
     since = previous["lastTransitionTime"] if previous.get("status") == status else format_time(now)
-    condition_fields = {"type": kind, "status": status, "reason": reason, "message": message}
+    condition_fields = {"type": condition_type, "status": status, "reason": reason, "message": message}
     return {**condition_fields, "observedGeneration": generation, "lastTransitionTime": since}
 
 
@@ -65,11 +67,11 @@ def describe_source(requested: CacheSpec, pinned: CacheSpec) -> dict[str, str]:
         "revision": revision,
         "pin": pin[:12] if pin != revision else "",
     }
+    # 256 characters are the CRDs' limit for these columns.
     return {key: text[:256] for key, text in columns.items() if text}
 
 
 def apply_status(
-    # 256 characters are the CRDs' limit for these fields.
     server: ApiServer,
     kind: str,
     path: str,

@@ -17,7 +17,7 @@ from csi.cluster.watch import list_pages
 from csi.concurrency.background import background_thread
 from csi.errors import DataCacheError
 
-log = logging.getLogger("datacache.sweeping")
+log = logging.getLogger("datacache.garbage_collection")
 
 GARBAGE_COLLECTION_INTERVAL = 300.0
 _NODES_PATH = api_path("api", "v1", "nodes")
@@ -26,7 +26,7 @@ _NODES_PATH = api_path("api", "v1", "nodes")
 class NodeReferences(Protocol):
     """References to nodes in one kind of object.
 
-    Both methods raise as `ApiServer.call`; `remove_nodes` is called after `list_nodes`.
+    Both methods raise as `ApiServer.call`; `remove_stale` is called after `list_nodes`.
     """
 
     kind: str
@@ -35,8 +35,11 @@ class NodeReferences(Protocol):
     def list_nodes(self) -> frozenset[str]:
         """Return the names of the nodes that the objects refer to now."""
 
-    def remove_nodes(self, gone: frozenset[str]) -> None:
-        """Remove references to the nodes `gone`, and references that are stale for other reasons."""
+    def remove_stale(self, gone: frozenset[str]) -> None:
+        """Remove references to the nodes `gone`, and those that are stale for another reason.
+
+        Such as holders of pins whose volume does not exist any more.
+        """
 
 
 class GarbageCollector:
@@ -54,7 +57,7 @@ class GarbageCollector:
     @contextmanager
     def run_in_background(self) -> Iterator[None]:
         """Collect at intervals during the block, in a thread."""
-        with background_thread(self._run, "sweeping"):
+        with background_thread(self._run, "garbage collection"):
             yield
 
     def _run(self, stop: threading.Event) -> None:
@@ -80,12 +83,13 @@ class GarbageCollector:
             return
         gone, self._missing_before = missing & self._missing_before, missing
         for references, names in named.items():
-            with _log_failures(references):
-                references.remove_nodes(gone & names)
+            with _suppress_and_log_failures(references):
+                references.remove_stale(gone & names)
 
     def _list_referenced_nodes(self, references: NodeReferences) -> frozenset[str] | None:
-        with _log_failures(references):
+        with _suppress_and_log_failures(references):
             return references.list_nodes()
+        # Reached only after a failure: this kind of object is left alone this time.
         return None
 
     def _list_cluster_nodes(self) -> frozenset[str]:
@@ -94,8 +98,8 @@ class GarbageCollector:
 
 
 @contextmanager
-def _log_failures(references: NodeReferences) -> Iterator[None]:
-    """Log failures of the block, so that one malformed object does not stop the collection of others."""
+def _suppress_and_log_failures(references: NodeReferences) -> Iterator[None]:
+    """Suppress and log failures, so that one malformed object does not stop the collection of others."""
     try:
         yield
     except DataCacheError as error:

@@ -19,9 +19,14 @@ from datacache.findings import Finding, fault_finding, ok_finding, warning_findi
 
 _APPLY = "kubectl apply --server-side -f deploy/crds/"
 # Oldest supported Kubernetes, and the first with VolumeAttributesClasses.
-_OLDEST, _ATTRIBUTES = (1, 31), (1, 34)
+_MIN_KUBERNETES, _ATTRIBUTES_KUBERNETES = (1, 31), (1, 34)
 # As in the chart (csidriver.yaml).
-_DRIVER = {"attachRequired": False, "podInfoOnMount": True, "fsGroupPolicy": "None", "storageCapacity": False}
+_EXPECTED_CSI_DRIVER = {
+    "attachRequired": False,
+    "podInfoOnMount": True,
+    "fsGroupPolicy": "None",
+    "storageCapacity": False,
+}
 _MODES = {"Persistent", "Ephemeral"}
 _MAX_CLOCK_SKEW = 30.0
 _MAX_NAMED = 3
@@ -83,19 +88,21 @@ def check_api_version(version: KubeObject) -> Finding:
     """Check that the API server is new enough for the driver, and for all its features."""
     number = (int(version.get("major", 0)), int(re.sub(r"\D", "", str(version.get("minor", "0"))) or 0))
     git_version = version.get("gitVersion", "of an unknown version")
-    if number < _OLDEST:
+    if number < _MIN_KUBERNETES:
         return fault_finding(
             "API server",
-            f"it is {git_version}; the driver needs {_OLDEST[0]}.{_OLDEST[1]} or newer",
+            f"it is {git_version}; the driver needs {_MIN_KUBERNETES[0]}.{_MIN_KUBERNETES[1]} or newer",
             "upgrade the cluster",
         )
-    if number < _ATTRIBUTES:
+    if number < _ATTRIBUTES_KUBERNETES:
         what = (
             f"it is {git_version}, which has no VolumeAttributesClasses: "
             "the performance of a volume cannot be changed"
         )
         return warning_finding(
-            "API server", what, f"upgrade the cluster to {_ATTRIBUTES[0]}.{_ATTRIBUTES[1]} for that"
+            "API server",
+            what,
+            "upgrade the cluster to {}.{} for that".format(*_ATTRIBUTES_KUBERNETES),
         )
     return ok_finding("API server", f"{git_version} answers")
 
@@ -167,7 +174,7 @@ def check_csi_driver(reader: ClusterReader, installed: InstalledDriver) -> Itera
     spec = csi_driver["spec"]
     wrong = [
         f"{key} is {_format_value(spec.get(key))}, it must be {_format_value(value)}"
-        for key, value in _DRIVER.items()
+        for key, value in _EXPECTED_CSI_DRIVER.items()
         if spec.get(key) != value
     ]
     if missing := _MODES - set(spec.get("volumeLifecycleModes") or ()):

@@ -22,7 +22,7 @@ from node_plugin.topology import CANNOT_MOUNT_REASON, REGISTRATION_REFUSED_REASO
 
 # Seconds: a leader silent for longer has stopped; clocks off by more make signatures fail, or are worth a
 # warning.
-_LEASE_SECONDS, _CLOCK_WRONG, _CLOCK_OFF = 60.0, 300.0, 30.0
+_LEASE_SECONDS, _CLOCK_FAULT_SECONDS, _CLOCK_WARNING_SECONDS = 60.0, 300.0, 30.0
 # A kubelet renews its lease every 10 s, and its node stays Ready for another 40 s without.
 _MAX_LEASE_AGE = 30.0
 _MAX_LISTED_PODS = 5
@@ -220,9 +220,9 @@ def check_node_clocks(reader: ClusterReader, installed: InstalledDriver) -> Iter
 
 def _clock_finding(node: str, offset: float) -> Finding | None:
     # The last renewal may be _MAX_LEASE_AGE old, which looks like a clock that is behind.
-    if -_CLOCK_OFF - _MAX_LEASE_AGE < offset < _CLOCK_OFF:
+    if -_CLOCK_WARNING_SECONDS - _MAX_LEASE_AGE < offset < _CLOCK_WARNING_SECONDS:
         return None
-    verdict = Verdict.FAULT if abs(offset) > _CLOCK_WRONG else Verdict.WARNING
+    verdict = Verdict.FAULT if abs(offset) > _CLOCK_FAULT_SECONDS else Verdict.WARNING
     what = (
         f"the clock of {node} is {abs(offset):.0f} s {'ahead of' if offset > 0 else 'behind'} "
         "the API server's: signatures depend on it"

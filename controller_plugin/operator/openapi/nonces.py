@@ -26,7 +26,7 @@ _KEY = "marks"
 class NonceStore(Protocol):
     """Store of nonces used recently. Thread-safe. Beyond its capacity it forgets the oldest."""
 
-    def use(self, mark: str, now: float) -> bool:
+    def use(self, nonce_hash: str, now: float) -> bool:
         """Mark a nonce as used; return whether it was new.
 
         `now` is in seconds since 1970. In a cluster raises as `ApiServer.call`.
@@ -40,15 +40,15 @@ class MemoryNonceStore(NonceStore):
         self._seconds, self._capacity, self._lock = seconds, capacity, threading.Lock()
         self._seen: OrderedDict[str, float] = OrderedDict()
 
-    def use(self, mark: str, now: float) -> bool:
+    def use(self, nonce_hash: str, now: float) -> bool:
         with self._lock:
             while self._seen and (
                 len(self._seen) >= self._capacity or next(iter(self._seen.values())) < now - self._seconds
             ):
                 self._seen.popitem(last=False)
-            if mark in self._seen:
+            if nonce_hash in self._seen:
                 return False
-            self._seen[mark] = now
+            self._seen[nonce_hash] = now
             return True
 
 
@@ -61,17 +61,17 @@ class FileNonceStore(NonceStore):
     def __init__(self, file: Path, seconds: float) -> None:
         self._file, self._seconds, self._lock = file, seconds, threading.Lock()
 
-    def use(self, mark: str, now: float) -> bool:
+    def use(self, nonce_hash: str, now: float) -> bool:
         with self._lock:
             try:
                 known = durable_files.read_json(self._file, _FORMAT)[_KEY]
             except FileNotFoundError:
                 known = {}
-            if mark in known:
+            if nonce_hash in known:
                 return False
             durable_files.write_json(
                 self._file,
-                {"format": _FORMAT, _KEY: _drop_old_marks({**known, mark: now}, now - self._seconds)},
+                {"format": _FORMAT, _KEY: _drop_old_marks({**known, nonce_hash: now}, now - self._seconds)},
             )
             return True
 
@@ -83,16 +83,16 @@ class SecretNonceStore(NonceStore):
         self._server, self._name, self._seconds = server, name, seconds
         self._secrets = api_path("api", "v1", "namespaces", server.access.namespace, "secrets")
 
-    def use(self, mark: str, now: float) -> bool:
+    def use(self, nonce_hash: str, now: float) -> bool:
         # A conflict means that another replica has stored a nonce meanwhile: read again, as it may be this
         # one.
         for _ in range(_MAX_TRIES):
             secret = self._get_secret()
             known = _decode_marks(secret)
-            if mark in known:
+            if nonce_hash in known:
                 return False
             try:
-                self._write_secret(secret, _drop_old_marks({**known, mark: now}, now - self._seconds))
+                self._write_secret(secret, _drop_old_marks({**known, nonce_hash: now}, now - self._seconds))
             except ClusterConflict:
                 continue
             return True

@@ -116,10 +116,11 @@ class Reconciler:
             raise Busy("its credential is being moved into a Secret")
         self._check_unique_name(cache)
         state = cache.state
-        is_new = state.generation != cache.generation or (
+        # A changed spec, or a resolve that failed and is tried again.
+        needs_resolve = state.generation != cache.generation or (
             state.next_content is None and state.phase is not Phase.AVAILABLE
         )
-        if is_new:
+        if needs_resolve:
             state = self._resolve(cache)
             # Nodes read the content from the state: a request submitted before would be for the old content.
             self._write_state(cache, state)
@@ -127,13 +128,13 @@ class Reconciler:
         if state.next_content is None:
             return self._maintain_available(cache), _RESYNC_INTERVAL
         progress = self._prewarm_requests.submit(cache)
-        # A request without any progress yet: keep the state just written.
-        if is_new and progress == PrewarmProgress(message=progress.message):
+        # Keep the state just written until a node reports.
+        if needs_resolve and progress.has_node and not progress.has_started:
             return state, _RESYNC_INTERVAL
         return self._track_prewarm(cache, progress)
 
     def _check_unique_name(self, cache: DataCache) -> None:
-        first = self._index.find_at(cache.spec.bucket, cache.spec.path)
+        first = self._index.find_by_path(cache.spec.bucket, cache.spec.path)
         if first and first.uid != cache.uid:
             raise AlreadyExists(
                 f"{cache.spec.display_name} is the name of the DataCache {first.name} already; "

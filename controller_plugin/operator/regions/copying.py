@@ -50,7 +50,6 @@ class ImageStoreRegions(Regions):
         self.others, self.announced = dict(others), threading.Event()
 
     def start_copy(self, cache: DataCache, region: str, copy: CopyRequest) -> str:
-        # Raises FailedPrecondition too, if no image store here has the image.
         if region not in (self.region, *self.others):
             known = ", ".join(sorted((self.region, *self.others)))
             raise InvalidParameter(
@@ -177,8 +176,10 @@ class CopyReceiver:
             lambda why: self._log_once("unreadable announcement skipped", reason=why)
         ):
             exists = bool(self._caches.find((announcement.id,)))
-            # An adopted announcement without a DataCache: it was deleted, and must not be created again.
-            if announcement.adopted and not exists or exists and self._image_store.find(announcement.digest):
+            # An adopted announcement without a DataCache: its user deleted it, and it must not come back.
+            was_deleted = announcement.adopted and not exists
+            if was_deleted or (exists and self._image_store.find(announcement.digest)):
+                # Nothing is left to do: it was deleted, or its image has arrived.
                 self._image_store.withdraw(announcement)
             elif not announcement.adopted and (exists or self._create_data_cache(announcement)):
                 self._image_store.announce(replace(announcement, adopted=True))

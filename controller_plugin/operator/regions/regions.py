@@ -31,5 +31,6 @@ class Regions(Protocol):
     def start_copy(self, cache: DataCache, region: str, copy: CopyRequest) -> str:
         """Start to copy a cache's content to a region; return the copy's DataCacheId.
 
-        Raises InvalidParameter for an unknown region.
+        Raises InvalidParameter for an unknown region, FailedPrecondition if no image store here has the
+        image.
         """

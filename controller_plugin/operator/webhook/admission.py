@@ -96,7 +96,7 @@ class AdmissionReviewer:
         public_spec.check()
         if not public_spec.snapshot_id:
             self._allow_list.check(public_spec.to_volume_parameters())
-        other = self._index.find_at(public_spec.bucket, public_spec.path)
+        other = self._index.find_by_path(public_spec.bucket, public_spec.path)
         if other and other.name != cache.name:
             raise PermissionDenied(
                 f"{public_spec.display_name} is the name of the DataCache {other.name} already; "

@@ -56,9 +56,8 @@ class WebhookTrust:
     def renew(self) -> None:
         """Create or renew the certificates if due, and make the API server trust them.
 
-        For one process at a time.
-
-        Raises as `ApiServer.call`.
+        Any number of replicas may call it at once: one that comes second finds nothing to do, or gets
+        ClusterConflict and tries again at its next interval. Raises as `ApiServer.call`.
         """
         secret = self._get_secret()
         old = _decode_certificates(secret) if secret else None
@@ -108,7 +107,7 @@ class WebhookTrust:
 
     @contextmanager
     def renew_in_background(self) -> Iterator[None]:
-        """Renew at intervals during the block, in a thread. For one process at a time."""
+        """Renew at intervals during the block, in a thread; every replica may do so."""
         with _repeat_in_background(self.renew, "webhook certificate not renewed"):
             yield
 
@@ -124,7 +123,7 @@ class WebhookTrust:
             certificates = self.read()
             if certificates is None:
                 raise FailedPrecondition(
-                    "the webhook has no certificate yet; the leading operator creates it"
+                    "the webhook has no certificate yet; an operator replica is creating it"
                 )
             if [certificates] != known:
                 known[:] = [certificates]

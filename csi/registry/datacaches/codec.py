@@ -29,7 +29,7 @@ CLIENT_TOKEN_ANNOTATION, REQUEST_HASH_ANNOTATION = (
     "datacache.csi.io/client-token-parameters",
 )
 DATA_CACHE_ID_ANNOTATION = "datacache.csi.io/data-cache-id"
-MATCHED_KEY = "lastMatchedTime"
+LAST_MATCHED_KEY = "lastMatchedTime"
 _MAX_MESSAGE = 2048
 _NETWORKS = ("vSwitchId", "securityGroupId")
 _USABLE_PHASES = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
@@ -204,7 +204,7 @@ def _decode_state(status: Mapping[str, Any]) -> DataCacheState:
         in_image_store=bool(status.get("inImageStore")),
         message=status.get("message", ""),
         expires_at=_decode_time(status.get("expireDateTime")),
-        last_matched_at=_decode_time(status.get(MATCHED_KEY)),
+        last_matched_at=_decode_time(status.get(LAST_MATCHED_KEY)),
         events=tuple(map(_decode_event, status.get("events") or ())),
     )
 

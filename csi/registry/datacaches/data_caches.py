@@ -205,7 +205,7 @@ class DataCacheRegistry(Protocol):
         """Replace the fields that `add` sets by those of `update(cache)`; return None if the cache is gone.
 
         A new credential is stored first. If `update` removes the `secret_ref`, a credential made for this
-        cache alone is deleted.
+        cache alone is deleted (in a cluster, its Secret is emptied).
 
         `update` may be called again after concurrent changes; what it raises is passed on.
         """

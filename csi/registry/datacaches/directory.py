@@ -19,10 +19,10 @@ from typing import Any
 from csi.concurrency.background import background_thread
 from csi.errors import AlreadyExists, DataCacheError, FailedPrecondition
 from csi.linux import durable_files
-from csi.linux.inotify import FileEventKind, FolderWatcher
+from csi.linux.inotify import ChangedFiles, watch_files
 from csi.registry.custom_resource import format_time
 from csi.registry.datacaches.codec import (
-    MATCHED_KEY,
+    LAST_MATCHED_KEY,
     build_annotations,
     decode,
     encode_spec,
@@ -121,7 +121,7 @@ class DirectoryDataCacheRegistry(DataCacheRegistry):
         return cache
 
     def apply_labels(self, cache: DataCache) -> None:
-        pass  # files need no labels
+        pass  # files are found by their names: labels are for selectors of an API server
 
     def change(
         self,
@@ -160,7 +160,8 @@ class DirectoryDataCacheRegistry(DataCacheRegistry):
             stored = self._read_stored(cache.name)
             if stored and stored["metadata"]["uid"] == cache.uid:
                 self._write(
-                    decode(stored), {**(stored.get("status") or {}), MATCHED_KEY: format_time(matched_at)}
+                    decode(stored),
+                    {**(stored.get("status") or {}), LAST_MATCHED_KEY: format_time(matched_at)},
                 )
 
     def _write(self, cache: DataCache, status: Mapping[str, Any]) -> None:
@@ -203,31 +204,25 @@ class DirectoryDataCacheRegistry(DataCacheRegistry):
 
     @contextmanager
     def watch(self, on_change: OnChange) -> Iterator[None]:
-        with FolderWatcher() as events:
-            if not events.watch(self._folder):
-                raise DataCacheError(f"the registry's folder {self._folder} is gone; restart the program")
-            with background_thread(
-                lambda ended: self._report_changes(events, ended, on_change), "data-cache-watch", events.wake
-            ):
-                yield
+        with (
+            watch_files(self._folder, ".json", prefix="edc-") as files,
+            background_thread(
+                lambda ended: self._report_changes(files, ended, on_change), "data-cache-watch", files.wake
+            ),
+        ):
+            yield
 
-    def _report_changes(self, events: FolderWatcher, stop: threading.Event, on_change: OnChange) -> None:
+    def _report_changes(self, files: ChangedFiles, stop: threading.Event, on_change: OnChange) -> None:
         known: set[str] = set()
-        names = {file.stem for file in self._folder.glob("edc-*.json")}
+        names = sorted(files.list_names())
         while not stop.is_set():
-            for name in sorted(names):
+            for name in names:
                 cache = self._read_or_log(name)
                 if cache or name in known:
                     notify_watcher(lambda name, cache=cache: on_change(name, cache), name)  # type: ignore[misc]
                 (known.add if cache else known.discard)(name)
-            events_seen = events.wait()
-            names = {
-                event.name.removesuffix(".json") for event in events_seen if event.name.startswith("edc-")
-            }
-            # After an overflow any known DataCache may have changed or gone.
-            if any(event.kind is FileEventKind.OVERFLOW for event in events_seen):
-                names |= known | {file.stem for file in self._folder.glob("edc-*.json")}
+            names = files.wait()
 
 
 def _match_time_of(status: Mapping[str, Any]) -> dict[str, Any]:
-    return {MATCHED_KEY: status[MATCHED_KEY]} if MATCHED_KEY in status else {}
+    return {LAST_MATCHED_KEY: status[LAST_MATCHED_KEY]} if LAST_MATCHED_KEY in status else {}

@@ -24,7 +24,7 @@ from csi.registry.datacaches.codec import (
     GROUP,
     ID_LABEL,
     KIND,
-    MATCHED_KEY,
+    LAST_MATCHED_KEY,
     PLURAL,
     VERSION,
     build_annotations,
@@ -169,9 +169,14 @@ class KubernetesDataCacheRegistry(DataCacheRegistry):
             with suppress(ClusterConflict):
                 written = self._replace_spec(obj, changed)
                 if changed.secret_ref is None and current.secret_ref == self._owned_secret_ref(current.name):
-                    self._write_secret(current, current.secret_ref, {})
+                    self._clear_credential(current, current.secret_ref)
                 return written
         raise ClusterConflict(f"the DataCache {cache.name} is changed again and again; the call is retried")
+
+    def _clear_credential(self, cache: DataCache, secret: SecretRef) -> None:
+        # An apply without keys removes those that this field manager wrote. The empty object stays, and is
+        # deleted with its DataCache.
+        self._write_secret(cache, secret, {})
 
     def list_digests(self) -> set[str]:
         return {
@@ -229,7 +234,7 @@ class KubernetesDataCacheRegistry(DataCacheRegistry):
     def write_match_time(self, cache: DataCache, matched_at: float) -> None:
         # A merge patch by another field manager than write_state, so that neither removes the fields of the
         # other.
-        patch = {"metadata": {"uid": cache.uid}, "status": {MATCHED_KEY: format_time(matched_at)}}
+        patch = {"metadata": {"uid": cache.uid}, "status": {LAST_MATCHED_KEY: format_time(matched_at)}}
         with suppress(NotFound, ClusterConflict):
             self._server.call(
                 "PATCH",

@@ -26,7 +26,7 @@ _MAX_REMEMBERED = 1024
 
 @dataclass(frozen=True)
 class _RecordedEvent:
-    """An Event that is there: its name and how often it was said."""
+    """An Event that exists: its name and its count."""
 
     name: str
     count: int

@@ -179,7 +179,7 @@ class PinHolderReferences(NodeReferences):
             holder.name for pin in self._pins_seen for holder in pin.holders if holder.kind == "node"
         )
 
-    def remove_nodes(self, gone: frozenset[str]) -> None:
+    def remove_stale(self, gone: frozenset[str]) -> None:
         for pin in self._pins_seen:
             for holder in [
                 candidate for candidate, since in pin.holders.items() if self._is_gone(candidate, since, gone)

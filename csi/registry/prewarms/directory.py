@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from csi.concurrency.background import background_thread
-from csi.errors import DataCacheError, FailedPrecondition, UnsupportedByNode
+from csi.errors import DataCacheError, FailedPrecondition
 from csi.linux import durable_files
-from csi.linux.inotify import FileEventKind, FolderWatcher
+from csi.linux.inotify import watch_files
 from csi.registry.datacaches.data_caches import DataCache
 from csi.registry.notify import notify_watcher
 from csi.registry.prewarms.prewarms import (
@@ -148,28 +148,12 @@ def _watch_files(folder: Path, suffix: str, on_change: Callable[[str], None]) ->
 
     Changes are creation, deletion and replacement.
     """
-    with FolderWatcher() as events:
-        if not events.watch(folder):
-            raise UnsupportedByNode(f"the folder {folder} is gone; restart the program")
-
-        def list_names() -> set[str]:
-            return {path.name.removesuffix(suffix) for path in folder.glob(f"*{suffix}")}
+    with watch_files(folder, suffix) as files:
 
         def run(ended: threading.Event) -> None:
-            known = list_names()
             while not ended.is_set():
-                events_seen = events.wait()
-                names = {
-                    event.name.removesuffix(suffix)
-                    for event in events_seen
-                    if event.kind is not FileEventKind.WRITTEN and event.name.endswith(suffix)
-                }
-                # After an overflow any known file may have changed or gone.
-                if any(event.kind is FileEventKind.OVERFLOW for event in events_seen):
-                    names |= known | list_names()
-                known |= names
-                for name in sorted(names):
+                for name in files.wait():
                     notify_watcher(on_change, name)
 
-        with background_thread(run, "orders-watch", events.wake):
+        with background_thread(run, "orders-watch", files.wake):
             yield

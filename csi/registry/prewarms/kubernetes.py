@@ -131,7 +131,7 @@ class PrewarmReferences(NodeReferences):
         self._objects = [(obj, names) for obj in objects if (names := _nodes_in_status(obj))]
         return frozenset().union(*(names for _, names in self._objects))
 
-    def remove_nodes(self, gone: frozenset[str]) -> None:
+    def remove_stale(self, gone: frozenset[str]) -> None:
         for obj, names in self._objects:
             prewarm = _decode_or_log(obj) if names & gone else None
             patch = prewarm and patch_without_nodes(prewarm, obj["status"], gone, time.time())

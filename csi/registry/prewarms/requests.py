@@ -1,4 +1,7 @@
-"""Prewarm requests as the operator makes them: one per DataCache that no node has yet."""
+"""Prewarm requests as the operator makes them: at most one per DataCache.
+
+A request is kept as long as nodes must fill the image or keep it.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,11 @@ class PrewarmProgress:
     percent: int = 0
     message: str = ""
     has_node: bool = True
+
+    @property
+    def has_started(self) -> bool:
+        """Whether any node has reported on this request."""
+        return self.state is not PrewarmState.PENDING or self.percent > 0
 
 
 class PrewarmRequests(Protocol):

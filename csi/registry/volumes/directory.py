@@ -12,7 +12,7 @@ from pathlib import Path
 from csi.concurrency.background import background_thread
 from csi.errors import DataCacheError, InvalidParameter
 from csi.linux import durable_files
-from csi.linux.inotify import FileEventKind, FolderWatcher
+from csi.linux.inotify import ChangedFiles, watch_files
 from csi.registry.notify import notify_watcher
 from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, WatchedVolumes
 
@@ -90,41 +90,28 @@ class DirectoryVolumeRegistry(VolumeRegistry):
 
     @contextmanager
     def watch(self, on_change: Callable[[str], None], only: WatchedVolumes | None = None) -> Iterator[None]:
-        with FolderWatcher() as events:
-            if not events.watch(self._folder):
-                raise DataCacheError(f"the registry's folder {self._folder} is gone; restart the program")
+        with watch_files(self._folder, ".json") as files:
             watched = only.ids() if only is not None else frozenset()
 
             def run(ended: threading.Event) -> None:
-                self._report_changes(events, ended, on_change, only, watched)
+                self._report_changes(files, ended, on_change, only, watched)
 
             with (
-                (only or WatchedVolumes()).notify_on_change(events.wake),
-                background_thread(run, "registry-watch", events.wake),
+                (only or WatchedVolumes()).notify_on_change(files.wake),
+                background_thread(run, "registry-watch", files.wake),
             ):
                 yield
 
     def _report_changes(
         self,
-        events: FolderWatcher,
+        files: ChangedFiles,
         stop: threading.Event,
         on_change: Callable[[str], None],
         only: WatchedVolumes | None,
         watched: frozenset[str],
     ) -> None:
-        known = self._list_stored_ids()
         while not stop.is_set():
-            events_seen = events.wait()
-            ids = [
-                event.name.removesuffix(".json")
-                for event in events_seen
-                if event.kind is not FileEventKind.WRITTEN and event.name.endswith(".json")
-            ]
-            known.update(ids)
-            # After an overflow any known record may have changed or gone.
-            if any(event.kind is FileEventKind.OVERFLOW for event in events_seen):
-                known |= self._list_stored_ids()
-                ids = sorted(known)
+            ids = files.wait()
             if only is not None:
                 current = only.ids()
                 # Report added ids too: their changes were not reported before.
@@ -132,8 +119,3 @@ class DirectoryVolumeRegistry(VolumeRegistry):
             for volume_id in dict.fromkeys(ids):
                 if not stop.is_set():
                     notify_watcher(on_change, volume_id)
-            known.difference_update(
-                event.name.removesuffix(".json")
-                for event in events_seen
-                if event.kind is FileEventKind.DELETED
-            )

@@ -86,7 +86,7 @@ class FillReferences(NodeReferences):
         self._objects = [obj for obj in objects if obj.get("status", {}).get("fills")]
         return frozenset(fill["node"] for obj in self._objects for fill in obj["status"]["fills"])
 
-    def remove_nodes(self, gone: frozenset[str]) -> None:
+    def remove_stale(self, gone: frozenset[str]) -> None:
         for obj in self._objects:
             patch = patch_without_nodes(obj["status"], gone, self._clock())
             if patch:

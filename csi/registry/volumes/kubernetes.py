@@ -148,7 +148,7 @@ class KubernetesVolumeRegistry(VolumeRegistry):
                 ids.pop(name, None)
 
         watch = Watch(self._server, _PATH, on_object, selector=selector)
-        with (only or WatchedVolumes()).notify_on_change(watch.renew), watch.run_in_background():
+        with (only or WatchedVolumes()).notify_on_change(watch.refresh_selector), watch.run_in_background():
             yield
 
     @contextmanager

@@ -96,7 +96,7 @@ def test_a_version_that_is_too_old_makes_a_watch_list_anew(own_server: ApiServer
         make(own_server, "one")
         told.until(("one", True))
         watch._version = "1"
-        watch.renew()
+        watch.refresh_selector()
         make(own_server, "two")
         told.until(("two", True))
     for name in ("early", "one", "two"):

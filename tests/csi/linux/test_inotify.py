@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from csi.linux.inotify import FileEvent, FileEventKind, FolderWatcher
+from csi.errors import DataCacheError
+from csi.linux.inotify import FileEvent, FileEventKind, FolderWatcher, watch_files
 
 
 @pytest.fixture
@@ -84,3 +85,35 @@ def test_lost_events_are_said(events: FolderWatcher, tmp_path: Path) -> None:
         (tmp_path / f"{number % 2}").mkdir()
         (tmp_path / f"{number % 2}").rmdir()
     assert FileEvent(FileEventKind.OVERFLOW) in events.wait(5)
+
+
+def test_changed_files_are_named_without_their_suffix_and_others_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "edc-old.json").touch()
+    with watch_files(tmp_path, ".json", prefix="edc-") as files:
+        assert files.list_names() == {"edc-old"}
+        (tmp_path / "edc-new.tmp").write_text("{}")
+        (tmp_path / "edc-new.tmp").rename(tmp_path / "edc-new.json")
+        (tmp_path / "other.json").touch()
+        (tmp_path / "edc-old.json").unlink()
+        assert files.wait() == ["edc-new", "edc-old"]
+
+
+def test_after_lost_events_files_that_are_gone_and_files_that_are_there_have_all_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone.json").touch()
+    with watch_files(tmp_path, ".json") as files:
+        (tmp_path / "gone.json").unlink()
+        (tmp_path / "new.json").touch()
+        monkeypatch.setattr(FolderWatcher, "wait", lambda self: [FileEvent(FileEventKind.OVERFLOW)])
+        assert files.wait() == ["gone", "new"]
+        # What was gone once is no news any more.
+        assert files.wait() == ["new"]
+
+
+def test_a_folder_that_is_gone_cannot_be_watched(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DataCacheError, match="is gone; restart the program"),
+        watch_files(tmp_path / "no", ""),
+    ):
+        pass

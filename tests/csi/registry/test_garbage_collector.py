@@ -135,10 +135,10 @@ def test_what_changes_under_the_sweep_is_not_lost(
     nodes(STAYS, "node-comes")
     kind.traces.list_nodes()
     kind.name("node-comes")
-    kind.traces.remove_nodes(frozenset({GOES}))
+    kind.traces.remove_stale(frozenset({GOES}))
     assert {STAYS, "node-comes"} <= kind.named()
     kind.traces.list_nodes()
-    kind.traces.remove_nodes(frozenset({GOES}))
+    kind.traces.remove_stale(frozenset({GOES}))
     assert kind.named() == {STAYS, "node-comes"}
 
 
@@ -202,7 +202,7 @@ def test_one_kind_that_cannot_be_swept_keeps_no_other_from_it(
         def list_nodes(self) -> frozenset[str]:
             raise DataCacheError("the CRDs are missing")
 
-        def remove_nodes(self, gone: frozenset[str]) -> None:
+        def remove_stale(self, gone: frozenset[str]) -> None:
             raise AssertionError("nobody knows what is there")
 
     pins = Pins(cluster)
