@@ -24,6 +24,7 @@ CHART, CRDS, MANIFESTS = DEPLOY / "chart/datacache-csi", DEPLOY / "crds", DEPLOY
 NAME = NAMESPACE = "datacache-csi"
 NOT_RUN = "NOT RUN: helm is not installed (nor named by HELM, nor built for the test cluster), so {what}"
 _HEAD = "# Made from deploy/chart by `make manifests`; do not edit.\n"
+_CRD_HEAD = "# Copied from deploy/crds/{name} by `make manifests`; do not edit here.\n"
 _SOURCE = re.compile(r"# Source: \S+/templates/(\S+)\n")
 # Labels that only objects managed by Helm may have.
 _OF_HELM = re.compile(r"^ +(helm\.sh/chart|app\.kubernetes\.io/managed-by): .*\n", re.MULTILINE)
@@ -60,7 +61,7 @@ def build_outputs(rendered: bool) -> dict[Path, str]:
         for text in crds.values()
         for crd in yaml.safe_load_all(text)
     }
-    files = {CHART / "crds" / name: text for name, text in crds.items()} | {
+    files = {CHART / "crds" / name: _CRD_HEAD.format(name=name) + text for name, text in crds.items()} | {
         FIELDS_FILE: json.dumps(fields, indent=1) + "\n"
     }
     return files | ({MANIFESTS / name: text for name, text in manifests().items()} if rendered else {})

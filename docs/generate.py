@@ -45,14 +45,6 @@ URL with a login, or with a query parameter whose name is that of a signature, k
 that a source reads from its Secret have a table of their own. Their values are all secret, and are never
 written to a volume, a log, an error or a file.
 """
-_FORMS = {
-    "hub": "A repository: Hugging Face or ModelScope",
-    "nas": "A NAS",
-    "oss": "A bucket of Alibaba Cloud OSS",
-    "s3": "A bucket of an S3 store",
-    "url": "Plain files by URL",
-    "several": "Several sources in one volume",
-}
 _FLAGS = """# Flags
 
 Use this page to look up a flag of one of the four programs: its environment variable, default and
@@ -89,7 +81,7 @@ def parameters() -> str:
     ]
     for dialect in DIALECTS:
         types = " or ".join(f"`{name}`" for name in dialect.types)
-        parts += [f"## {_FORMS[dialect.name]}\n", f"`type`: {types}.\n", _key_table(dialect.keys)]
+        parts += [f"## {dialect.title}\n", f"`type`: {types}.\n", _key_table(dialect.keys)]
         if dialect.secrets:
             parts += ["In its Secret:\n", _secret_table(dialect.secrets)]
         if dialect.name == "several":

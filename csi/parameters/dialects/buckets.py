@@ -147,6 +147,7 @@ _PATH_STYLE = Key(
 OSS = Dialect(
     "oss",
     "an OSS bucket",
+    "A bucket of Alibaba Cloud OSS",
     ("OSS",),
     (
         Key("bucket", "the bucket", is_required=True),
@@ -176,6 +177,7 @@ OSS = Dialect(
 S3 = Dialect(
     "s3",
     "an S3 bucket",
+    "A bucket of an S3 store",
     ("S3",),
     (
         Key("bucket", "the bucket", is_required=True),

@@ -110,7 +110,15 @@ def composite_dialect(parse_source: Callable[[Mapping[str, str], Sequence[str]],
         "a source's keys behind its folder and a dot, as `base.token`; "
         "no other source gets them, and those of no folder are refused",
     )
-    return Dialect("several", "several sources", ("SEVERAL",), (key,), parse, (secret,))
+    return Dialect(
+        "several",
+        "several sources",
+        "Several sources in one volume",
+        ("SEVERAL",),
+        (key,),
+        parse,
+        (secret,),
+    )
 
 
 def _parse_items(text: str) -> list[dict[str, str]]:

@@ -116,6 +116,7 @@ def _parse_repo_source(text: str, given_type: str) -> str:
 DIALECT = Dialect(
     "hub",
     "a hub repository",
+    "A repository: Hugging Face or ModelScope",
     ("URL", "HUGGINGFACE", "MODELSCOPE"),
     (
         Key(

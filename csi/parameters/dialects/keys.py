@@ -108,13 +108,14 @@ ParseSource = Callable[[Mapping[str, str], Sequence[str]], SourceSpec]
 class Dialect:
     """One way to name a source.
 
-    `types` are the values of `type` that select it (upper case), `noun` names it in messages, `keys` are its
-    own. `parse` takes values (canonical keys) and mount flags, and raises InvalidParameter. `secrets` are the
+    `types` are the values of `type` that select it (upper case), `noun` names it in messages, `title` in the
+    documentation, `keys` are its own. `parse` takes values (canonical keys) and mount flags, and raises InvalidParameter. `secrets` are the
     keys it reads from a Secret.
     """
 
     name: str
     noun: str
+    title: str
     types: tuple[str, ...]
     keys: tuple[Key, ...]
     parse: ParseSource

@@ -125,6 +125,7 @@ def _join_absolute(path: str, sub_dir: str) -> str:
 DIALECT = Dialect(
     "nas",
     "a NAS",
+    "A NAS",
     ("NAS",),
     (
         Key("server", "host name or address; `host:/path` is taken too", is_required=True),

@@ -167,6 +167,7 @@ def _check_paths(files: Sequence[UrlFile]) -> None:
 DIALECT = Dialect(
     "url",
     "a URL",
+    "Plain files by URL",
     ("URL",),
     (
         Key(

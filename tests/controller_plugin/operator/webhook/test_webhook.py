@@ -4,11 +4,14 @@ depends on it that need not."""
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -30,12 +33,16 @@ from tests.origins.onc_rpc import wait_until
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 DRIVER = "datacache.csi.io"
 PODS_PATH, CACHES_PATH = "/api/v1/namespaces/default/pods", "/apis/eci.aliyun.com/v1alpha1/datacaches"
-ANNOTATED = [
-    {
-        "name": "eci",
-        "expression": f"has(object.metadata.annotations) && '{BUCKET_ANNOTATION}' in object.metadata.annotations",  # noqa: E501
-    }
-]
+CHART = Path(__file__).parents[4] / "deploy/chart/datacache-csi/templates/operator-service.yaml"
+
+
+def conditions_of_the_chart() -> list[dict[str, str]]:
+    """The conditions under which the installed webhook is called for a pod."""
+    text = CHART.read_text()
+    block = re.search(r"matchConditions:\n((?: {6,}.*\n)+)", text)
+    assert block
+    conditions: list[dict[str, str]] = yaml.safe_load(block[1])
+    return conditions
 
 
 class Hooked:
@@ -63,7 +70,13 @@ class Hooked:
 
     def configure(self, port: int) -> None:
         kinds = (
-            ("Mutating", PODS, "", "pods", {"matchConditions": ANNOTATED, "failurePolicy": "Fail"}),
+            (
+                "Mutating",
+                PODS,
+                "",
+                "pods",
+                {"matchConditions": conditions_of_the_chart(), "failurePolicy": "Fail"},
+            ),
             ("Validating", DATA_CACHES, "eci.aliyun.com", "datacaches", {"failurePolicy": "Ignore"}),
         )
         for kind, path, group, resource, more in kinds:
