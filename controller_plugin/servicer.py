@@ -26,6 +26,7 @@ from csi.server.grpc_server import call_deadline, require_fields
 from csi.topology import can_mount_in, volume_segments
 
 _RPC = pb.ControllerServiceCapability.RPC
+# Sidecars and csi-sanity make the calls of each capability that is listed here.
 _CAPABILITIES = (
     _RPC.CREATE_DELETE_VOLUME,
     _RPC.LIST_VOLUMES,

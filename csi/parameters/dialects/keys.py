@@ -109,8 +109,8 @@ class Dialect:
     """One way to name a source.
 
     `types` are the values of `type` that select it (upper case), `noun` names it in messages, `title` in the
-    documentation, `keys` are its own. `parse` takes values (canonical keys) and mount flags, and raises InvalidParameter. `secrets` are the
-    keys it reads from a Secret.
+    documentation, `keys` are its own. `parse` takes values (canonical keys) and mount flags, and raises
+    InvalidParameter. `secrets` are the keys it reads from a Secret.
     """
 
     name: str
