@@ -219,7 +219,7 @@ class Fills:
     def _start(
         self, content: ContentRef, deadline: Deadline | None, prefetcher: Deadline | None
     ) -> _RunningFill:
-        origin_scope = self._runner.compute_origin_scope(content)
+        origin_scope = self._store.compute_origin_scope(content)
         fill = _RunningFill(content, is_prefetch=prefetcher is not None)
         has_preempted = deadline is not None and self._preempt_prefetches()
         # A fill that neither a pod nor a prewarm request waits for (one resumed at a start) evicts nothing.

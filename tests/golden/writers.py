@@ -39,6 +39,7 @@ from csi.linux.mounts import KernelMountTable
 from csi.manifest.manifest import Entry, EntryKind
 from csi.parameters import origin_scope
 from csi.parameters.access_modes import parse_access_mode
+from csi.parameters.content_ref import Secrets
 from csi.parameters.performance_keys import Performance
 from csi.parameters.pinning import pin_name
 from csi.registry.datacaches import codec as data_cache_object
@@ -200,9 +201,9 @@ def write_prewarms(folder: Path) -> None:
 def write_proofs(folder: Path) -> None:
     """What was proven, under keyed hashes."""
     memory = ProofMemory(folder, KEY, 600, 3600, lambda: NOW)
-    memory.remember(values.SECRETS, values.RESOLUTION.spec, values.RESOLUTION)
+    memory.remember(Secrets(values.SECRETS), values.RESOLUTION.spec, values.RESOLUTION)
     memory.remember(
-        {},
+        Secrets(),
         values.PARAMETERS["several"].spec,
         replace(values.RESOLUTION, spec=values.PARAMETERS["several"].spec),
     )

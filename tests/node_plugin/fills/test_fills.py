@@ -23,16 +23,18 @@ from csi.errors import (
 )
 from csi.images.progress import FillProgress, read_progress
 from csi.parameters.content_ref import ContentRef, Secrets
-from csi.worker.protocol import WorkerRequest
+from csi.parameters.volume_parameters import parse_volume_parameters
+from csi.worker.operations import ResolveSource
 from tests.node_plugin.node import HUB, MIB, Node
 
 
 def adopt(node: Node) -> str:
     """Resolve what the source holds and put its manifest into the store; the image's digest."""
     manifest = node.store.new_temp_path()
-    found = node.source.call("resolve", WorkerRequest("resolve", HUB, {}, manifest=str(manifest)))
-    node.store.adopt_manifest(found["digest"], manifest, found["image_bytes"])
-    return str(found["digest"])
+    spec = parse_volume_parameters(HUB).spec
+    found = node.source.call("resolve", ResolveSource(spec, Secrets(), manifest))
+    node.store.adopt_manifest(found.digest, manifest, found.image_bytes)
+    return str(found.digest)
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
@@ -70,10 +72,10 @@ def test_all_who_want_an_image_wait_for_one_fill(node: Node) -> None:
     node.source.go_fill.clear()
     threading.Timer(0.1, node.source.go_fill.set).start()
     assert all_at_once([lambda: wait(node, digest)] * 8) == [None] * 8
-    assert node.source.operations.count("fill") == 1
+    assert node.source.operations.count("fill-image") == 1
     assert node.store.find_sealed(digest)
     wait(node, digest, seconds=0)
-    assert node.source.operations.count("fill") == 1
+    assert node.source.operations.count("fill-image") == 1
     assert node.fills.progress() == {}
 
 
@@ -91,7 +93,7 @@ def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node
         wait(node, digest, seconds=0)
     node.source.go_fill.set()
     wait(node, digest)
-    assert node.source.operations.count("fill") == 1
+    assert node.source.operations.count("fill-image") == 1
 
 
 def test_progress_is_there_for_whoever_looks_into_the_store_and_goes_with_the_fill(node: Node) -> None:
@@ -130,7 +132,7 @@ def test_another_volumes_credential_that_fails_is_not_held_against_this_one(node
     wait(node, digest, secrets={"token": "right"})
     wrong.join(20)
     assert node.store.find_sealed(digest)
-    assert node.source.operations.count("fill") == 2
+    assert node.source.operations.count("fill-image") == 2
 
 
 @pytest.mark.parametrize("error", [CorruptContent("wrong bytes"), SourceChanged("another file")])
@@ -164,7 +166,7 @@ def test_a_fill_that_is_waited_for_is_not_stopped_by_the_grace(tmp_path: Path, n
     hasty.source.go_fill.clear()
     threading.Timer(0.3, hasty.source.go_fill.set).start()
     wait(hasty, digest)
-    assert hasty.source.operations.count("fill") == 1
+    assert hasty.source.operations.count("fill-image") == 1
     hasty.close()
 
 

@@ -16,14 +16,14 @@ from csi.destinations.allow_list import CACHE_PREWARMS, AllowList
 from csi.errors import Busy, NoSpace, PermissionDenied, UnsupportedByNode
 from csi.image_store.client import ImageStoreClient, ImageStoreConfig
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.content_ref import ContentRef
+from csi.parameters.content_ref import ContentRef, Secrets
 from csi.parameters.data_cache import parse_data_cache
 from csi.parameters.dialects.nas import NasSpec
 from csi.registry.datacaches.data_caches import DataCache, DataCacheContent, DataCacheState, Phase
 from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
 from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, PrewarmState
+from csi.worker.operations import ResolveSource
 from csi.worker.pool import WorkerPool
-from csi.worker.protocol import WorkerRequest
 from node_plugin.fills.uploads import Uploads
 from node_plugin.prewarm.active_request import ActiveRequest
 from node_plugin.prewarm.prewarming import PrewarmLoop
@@ -125,7 +125,7 @@ def test_what_a_claim_holds_is_filled_as_it_is_pinned(node: Node, ahead: Ahead) 
     """The StorageClass's source is an administrator's word, so no list is asked."""
     node.source.files = {"model": 50}
     spec = CacheSpec(NasSpec("nas", "/models"))
-    digest = node.source.call("resolve", WorkerRequest("resolve", spec.to_context(), {}))["digest"]
+    digest = node.source.call("resolve", ResolveSource(spec, Secrets())).digest
     ahead.orders.volumes["default", "models"] = record("dc-1", requested_spec=spec, spec=spec, digest=digest)
     ahead.start(node)
     ahead.orders.put(order("one", PrewarmedCache(pvc_name="models")))

@@ -214,7 +214,7 @@ def test_after_a_reboot_no_volume_is_remembered_and_the_images_stay(tmp_path: Pa
     assert not again.path("pod1").exists()
     assert again.store.find_sealed(digest)
     again.stage()
-    assert again.source.operations.count("fill") == 0
+    assert again.source.operations.count("fill-image") == 0
     again.close()
 
 
@@ -239,7 +239,7 @@ def test_a_fill_that_needs_no_secret_goes_on_by_itself(tmp_path: Path) -> None:
     while node.fills.progress():
         pass
     assert node.store.find_sealed(image.digest)
-    assert node.source.operations == ["fill"]
+    assert node.source.operations == ["fill-image"]
     node.close()
 
 
@@ -298,6 +298,6 @@ def test_a_start_does_not_use_an_image_whose_root_is_not_found(tmp_path: Path) -
     again.recovery.recover()
     assert again.store.list_images() == []
     again.stage()
-    assert "fill" in again.source.operations
+    assert "fill-image" in again.source.operations
     assert has_root_directory(image.paths.image)
     again.close()
