@@ -184,10 +184,10 @@ class FillEvents:
         if now >= listener.status_due and listener.reference.kind == _PERSISTENT:
             listener.status_due = now + _STATUS_INTERVAL
             listener.has_status = True
-            self._recorder.report_fill(volume_id, percent(progress))
+            self._recorder.report_fill(volume_id, compute_percent(progress))
 
 
-def percent(progress: FillProgress) -> int:
+def compute_percent(progress: FillProgress) -> int:
     """Return the percentage of an image that is present, 100 only if it is complete."""
     return int(100 * progress.bytes_done / progress.bytes_total) if progress.bytes_total else 0
 
@@ -199,7 +199,7 @@ def _describe_progress(progress: FillProgress) -> str:
         f", {format_size(progress.bytes_copied)} of it from other images" if progress.bytes_copied else ""
     )
     sizes = f"{format_size(progress.bytes_done)} of {format_size(progress.bytes_total)}"
-    done = f"{sizes} ({percent(progress)}%){copied}"
+    done = f"{sizes} ({compute_percent(progress)}%){copied}"
     left = "" if progress.seconds_left is None else f", about {_format_seconds(progress.seconds_left)} left"
     return f"{done}, {progress.rate_text}{left}"
 

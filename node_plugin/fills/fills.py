@@ -180,7 +180,7 @@ class Fills:
         """Start or resume a fill without waiting for it and without eviction. Raises NoSpace."""
         self._join(content, None)
 
-    def progress(self) -> dict[str, FillProgress]:
+    def get_progress(self) -> dict[str, FillProgress]:
         """Return the progress of each running fill by digest."""
         with self._lock:
             return {digest: fill.progress for digest, fill in self._fills.items()}

@@ -76,7 +76,7 @@ def test_all_who_want_an_image_wait_for_one_fill(node: Node) -> None:
     assert node.store.find_sealed(digest)
     wait(node, digest, seconds=0)
     assert node.source.operations.count("fill-image") == 1
-    assert node.fills.progress() == {}
+    assert node.fills.get_progress() == {}
 
 
 def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node) -> None:
@@ -85,7 +85,7 @@ def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node
     with pytest.raises(Busy):
         wait(node, digest, seconds=0.05)
     assert eventually(
-        lambda: node.fills.progress()[digest] == FillProgress(MIB, 5 * MIB, MIB, 1.0 * MIB, 4.0)
+        lambda: node.fills.get_progress()[digest] == FillProgress(MIB, 5 * MIB, MIB, 1.0 * MIB, 4.0)
     )
     with pytest.raises(
         Busy, match="filling the cache: 1 of 5 MiB, 1.0 MiB/s, about 4 s left; call again, the fill goes on"
@@ -152,7 +152,7 @@ def test_a_fill_that_nobody_wants_is_stopped_after_a_grace_and_its_bytes_stay(
     digest = adopt(hasty)
     hasty.source.go_fill.clear()
     hasty.fills.start(ContentRef(digest))
-    assert eventually(lambda: hasty.fills.progress() == {})
+    assert eventually(lambda: hasty.fills.get_progress() == {})
     assert hasty.store.find_partial(digest)
     hasty.source.go_fill.set()
     wait(hasty, digest)
@@ -176,13 +176,13 @@ def test_stopping_all_ends_them_and_tells_who_waits(node: Node) -> None:
     threading.Timer(0.1, node.fills.stop).start()
     with pytest.raises(Busy, match="stopped"):
         wait(node, digest)
-    assert node.fills.progress() == {}
+    assert node.fills.get_progress() == {}
 
 
 def test_an_image_that_was_never_resolved_cannot_be_filled(node: Node) -> None:
     with pytest.raises(NotFound, match="has to be resolved first"):
         wait(node, "d" * 64)
-    assert node.fills.progress() == {}
+    assert node.fills.get_progress() == {}
 
 
 def test_what_cannot_fit_is_told_at_once_and_nothing_is_begun(tmp_path: Path, node: Node) -> None:
@@ -207,7 +207,7 @@ def test_a_fill_ends_also_where_its_progress_cannot_be_removed(node: Node) -> No
     digest = adopt(node)
     node.store.paths(digest).progress.mkdir()
     wait(node, digest, seconds=10)
-    assert node.fills.progress() == {}
+    assert node.fills.get_progress() == {}
     assert node.store.find_sealed(digest)
 
 

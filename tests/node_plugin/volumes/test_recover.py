@@ -236,7 +236,7 @@ def test_a_fill_that_needs_no_secret_goes_on_by_itself(tmp_path: Path) -> None:
     assert status == _KILLED
     assert node.store.find_partial(image.digest)
     node.recovery.recover()
-    while node.fills.progress():
+    while node.fills.get_progress():
         pass
     assert node.store.find_sealed(image.digest)
     assert node.source.operations == ["fill-image"]
@@ -258,7 +258,7 @@ def test_a_fill_that_needs_a_secret_goes_on_with_the_next_call(tmp_path: Path) -
     node = Node(tmp_path)
     node.source.files, node.source.readers = {"big.bin": 12 * 2**20}, {"right"}
     node.recovery.recover()
-    while node.fills.progress():
+    while node.fills.get_progress():
         pass
     assert node.store.find_partial(node.source.digest)
     assert node.left == []
