@@ -60,13 +60,12 @@ def compute_volume_limits(volume: NodeVolume) -> Limits | None:
     return compute_limits(performance, volume.capacity_bytes, clamp=volume.is_inline)
 
 
-def limit_class_name(volume: NodeVolume) -> str:
-    """Return the name of the volume's limit class, which has a loop device of its own.
+def limit_class_name(volume: NodeVolume, limits: Limits | None) -> str:
+    """Return the name of the limit class of a volume with these limits, which has a loop device of its own.
 
     All volumes without limits share a class, and so do inline volumes of equal limits. A persistent volume
-    with limits has its own, since they can change. Raises as `compute_volume_limits`.
+    with limits has its own, since they can change.
     """
-    limits = compute_volume_limits(volume)
     if limits is None:
         return NO_LIMITS
     if volume.is_inline:
