@@ -115,7 +115,7 @@ class _WorkerProcess:
             self._process.kill()
         try:
             self._process.wait(_STOP_TIMEOUT)
-        except Exception:
+        except processes.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
@@ -203,13 +203,22 @@ class WorkerPool:
         with self._lock:
             if self._is_closed:
                 raise Busy("plugin is shutting down; retry")
-            # The one used last first, so that the others reach their idle timeout.
-            for worker in [idle for idle in reversed(self._idle) if idle.profile == profile]:
-                self._idle.remove(worker)
-                if worker.is_alive:
-                    return worker
-                worker.stop()
-        return _WorkerProcess(self._command, profile)
+            worker, dead_workers = self._take_idle(profile)
+        # Without the lock: a stop may wait for seconds, and no other call has to.
+        for dead_worker in dead_workers:
+            dead_worker.stop()
+        return worker or _WorkerProcess(self._command, profile)
+
+    def _take_idle(self, profile: EgressProfile) -> tuple[_WorkerProcess | None, list[_WorkerProcess]]:
+        """Remove a live worker from the idle ones; return it, or None, and the dead ones that it met."""
+        dead_workers: list[_WorkerProcess] = []
+        # The one used last first, so that the others reach their idle timeout.
+        for worker in [idle for idle in reversed(self._idle) if idle.profile == profile]:
+            self._idle.remove(worker)
+            if worker.is_alive:
+                return worker, dead_workers
+            dead_workers.append(worker)
+        return None, dead_workers
 
     def _release(self, worker: _WorkerProcess, is_healthy: bool) -> None:
         with self._lock:

@@ -257,7 +257,7 @@ class Fills:
                 "image": fill.digest,
                 "bytes": fill.progress.bytes_total,
                 "copied": fill.progress.bytes_copied,
-                "s": round(time.monotonic() - started_at, 2),
+                "seconds": round(time.monotonic() - started_at, 2),
             }
             log.info("image sealed", extra={"fields": fields})
         except Exception as error:

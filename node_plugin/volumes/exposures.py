@@ -25,7 +25,7 @@ from node_plugin.volumes.image_mounts import ImageMounts
 from node_plugin.volumes.limits import (
     PerformanceLookup,
     compute_volume_limits,
-    describe_applied_limit,
+    describe_limit_status,
     limit_class_name,
     read_ahead_bytes,
 )
@@ -228,7 +228,7 @@ class VolumeExposures:
 
     def _describe_limits(self, volume: NodeVolume, path: str) -> str:
         if path in volume.target_paths:
-            return describe_applied_limit(self._throttle.get_applied(path))
+            return describe_limit_status(self._throttle.get_limit_status(path))
         try:
             return f"in each pod: {compute_volume_limits(volume) or 'no I/O limits'}"
         except InvalidParameter as error:

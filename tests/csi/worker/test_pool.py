@@ -158,6 +158,37 @@ def test_workers_that_died_idle_cost_nothing(pool: WorkerPool, tmp_path: Path) -
         pool.call("resolve", ask("refuse"))
 
 
+def test_a_dead_worker_is_stopped_while_other_calls_go_on(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = pool.call("resolve", ask("answer"))["pid"]
+    (dead,) = pool._idle
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: not dead.is_alive)
+    stopping, go_on = threading.Event(), threading.Event()
+    stop = dead.stop
+
+    def stop_slowly() -> None:
+        stopping.set()
+        assert go_on.wait(60)
+        stop()
+
+    monkeypatch.setattr(dead, "stop", stop_slowly)
+    waiting = in_thread(lambda: pool.call("resolve", ask("answer")))
+    assert stopping.wait(60)
+    assert pool.call("fill", ask("answer"))["pid"] != pid
+    go_on.set()
+    assert waiting.get(timeout=20)["pid"] != pid  # type: ignore[index]
+
+
+def test_a_worker_that_does_not_end_is_killed(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csi.worker.pool._STOP_TIMEOUT", 0.05)
+    pid = pool.call("resolve", ask("answer"))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    pool.close()
+    assert not alive(pid)
+
+
 def test_a_call_that_is_stopped_ends_its_worker_and_says_busy(pool: WorkerPool, tmp_path: Path) -> None:
     call, started = WorkerCall(), queue.SimpleQueue[FillProgress]()
     answer = in_thread(

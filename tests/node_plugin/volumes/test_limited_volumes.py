@@ -262,7 +262,7 @@ def test_a_mount_that_fails_leaves_no_limit(node: Node) -> None:
     node.kernel.step = step
     with pytest.raises(DataCacheError):
         node.inline(path=target(), context=INLINE_SLOW)
-    assert node.throttle.list_applied() == []
+    assert node.throttle.list_limit_statuses() == []
     assert all(node.cgroups.read_limit(cgroup, f"7:{number}") == UNLIMITED for number in range(1000, 1004))
 
 
