@@ -107,8 +107,8 @@ class ImageStoreClient:
         """Whether an image store is configured."""
         return bool(self._config.url)
 
-    def read_location(self) -> ImageStoreRef:
-        """Return the URL, and the credential as it is now; without an image store, an empty reference."""
+    def read_reference(self) -> ImageStoreRef:
+        """Return the reference with the credential as it is now; an empty one without an image store."""
         if not self.is_configured:
             return ImageStoreRef()
         return ImageStoreRef(self._config.url, Secrets(self._config.read_credential()))
@@ -122,7 +122,7 @@ class ImageStoreClient:
         reason = self._last_error if time.monotonic() < self._retry_at else ""
         try:
             if not reason and (found := self.find(digest)):
-                return StoredImageLookup(found, "", self.read_location())
+                return StoredImageLookup(found, "", self.read_reference())
         # The plugin is shutting down; that is no failure of the image store.
         except Busy:
             raise
@@ -138,11 +138,11 @@ class ImageStoreClient:
 
     def find(self, name: str) -> StoredImageInfo | None:
         """Return the image of a digest or snapshot id; None if there is none, or no image store."""
-        return self._call(FindStoredImage(self.read_location(), name)) if self.is_configured else None
+        return self._call(FindStoredImage(self.read_reference(), name)) if self.is_configured else None
 
     def write_manifest(self, digest: str, path: Path) -> StoredImageInfo:
         """Write the manifest of an image to `path`, which must not exist; raises NotFound."""
-        return self._call(FetchStoredManifest(self.read_location(), digest, path))
+        return self._call(FetchStoredManifest(self.read_reference(), digest, path))
 
     def upload(
         self,
@@ -156,14 +156,14 @@ class ImageStoreClient:
         `access` is the pinned spec of an origin that is known to hold its bytes, by default the manifest's.
         Raises Busy if `call` was stopped.
         """
-        operation = UploadImage(self.read_location(), folder, access or {})
+        operation = UploadImage(self.read_reference(), folder, access or {})
         self._pool.call(STORE_LANE, operation, call, on_progress)
 
     def list_images(self) -> list[StoredImageInfo]:
         """List all images by digest, including damaged ones."""
         with tempfile.TemporaryDirectory(prefix="datacache-") as folder:
             listing = Path(folder, "images")
-            self._call(ListStoredImages(self.read_location(), listing))
+            self._call(ListStoredImages(self.read_reference(), listing))
             with listing.open() as lines:
                 return [StoredImageInfo.decode(json.loads(line)) for line in lines]
 
@@ -174,38 +174,38 @@ class ImageStoreClient:
         """
         scratch_path.write_text("\n".join(wanted_digests))
         try:
-            return self._call(CollectStoredImages(self.read_location(), scratch_path, grace_seconds))
+            return self._call(CollectStoredImages(self.read_reference(), scratch_path, grace_seconds))
         finally:
             scratch_path.unlink(missing_ok=True)
 
     def remove(self, digest: str) -> None:
         """Remove an image; a missing one is no error."""
-        self._call(RemoveStoredImage(self.read_location(), digest))
+        self._call(RemoveStoredImage(self.read_reference(), digest))
 
     def copy_to(self, target: ImageStoreClient, digest: str, call: WorkerCall) -> None:
         """Copy an image to another image store, skipping parts that are stored there already.
 
         Raises NotFound, CorruptContent, and Busy if `call` was stopped.
         """
-        target_store = target.read_location()
-        self._pool.call(COPY_LANE, CopyStoredImage(self.read_location(), target_store, digest), call)
+        target_store = target.read_reference()
+        self._pool.call(COPY_LANE, CopyStoredImage(self.read_reference(), target_store, digest), call)
 
     def announce(self, announcement: Announcement) -> None:
         """Publish that an image is to become a DataCache in the region of this image store."""
-        self._call(Announce(self.read_location(), announcement.encode()))
+        self._call(Announce(self.read_reference(), announcement.encode()))
 
     def list_announcements(self, on_damaged: Callable[[str], None] = lambda _: None) -> list[Announcement]:
         """List all readable announcements; `on_damaged` gets the error of each other one."""
         if not self.is_configured:
             return []
-        listing = self._call(ListAnnouncements(self.read_location()))
+        listing = self._call(ListAnnouncements(self.read_reference()))
         for error_text in listing.damaged:
             on_damaged(error_text)
         return [Announcement.decode(encoded) for encoded in listing.announcements]
 
     def withdraw(self, announcement: Announcement) -> None:
         """Remove an announcement."""
-        self._call(WithdrawAnnouncement(self.read_location(), announcement.encode()))
+        self._call(WithdrawAnnouncement(self.read_reference(), announcement.encode()))
 
     def _call(self, operation: Operation[Result]) -> Result:
         return self._pool.call(STORE_LANE, operation)

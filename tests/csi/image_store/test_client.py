@@ -59,7 +59,7 @@ class Node:
     def fill(self, digest: str, call: WorkerCall | None = None, store_url: str | None = None) -> bytes:
         """SHA-256 of the image once it is full."""
         paths = self.store.paths(digest)
-        image_store = self.stored.read_location()
+        image_store = self.stored.read_reference()
         if store_url is not None:
             image_store = replace(image_store, url=store_url)
         operation = FillImage(ContentRef(digest), paths.folder, 4, image_store=image_store)
@@ -221,7 +221,7 @@ def test_no_store_asks_nobody(pool: WorkerPool, tmp_path: Path) -> None:
     stored = ImageStoreClient(pool, ImageStoreConfig())
     assert not stored.is_configured
     assert stored.find("a" * 64) is None
-    assert stored.read_location() == ImageStoreRef()
+    assert stored.read_reference() == ImageStoreRef()
 
 
 def test_a_store_that_cannot_be_is_named(tmp_path: Path) -> None:
@@ -244,5 +244,5 @@ def test_the_credential_is_in_no_log_and_no_error(
     node.fill(digest)
     node.bring(digest)
     assert ROOT_SECRET not in caplog.text + "".join(capfd.readouterr()) + repr(
-        FindStoredImage(node.stored.read_location(), digest)
+        FindStoredImage(node.stored.read_reference(), digest)
     )
