@@ -29,6 +29,7 @@ from csi.errors import (
 from csi.parameters import access_modes
 from csi.parameters.access_modes import AccessMode
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import Secrets
 from csi.parameters.performance_keys import Performance, compute_limits
 from csi.parameters.pinning import display_name_without_revision, get_revision, pin_name
 from csi.parameters.pvc import PvcReference
@@ -46,7 +47,7 @@ from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, volume_id_
 from csi.resolve.pinned import ResolveSpec, resolve_with_pin
 from csi.resolve.resolver import Resolver
 from csi.values import format_size
-from csi.worker.protocol import Resolution
+from csi.worker.results import Resolution
 
 _MAX_NAME_LENGTH = 128
 _TOKEN_PREFIX = "after:"
@@ -203,7 +204,7 @@ class ControllerVolumes:
         )
 
         def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
-            resolution = self._resolver.resolve(volume_id, spec, request.secrets, deadline)
+            resolution = self._resolver.resolve(volume_id, spec, Secrets(request.secrets), deadline)
             if digest not in (None, resolution.digest):
                 raise SourceChanged(f"{spec.source.display_name} changed since then")
             return resolution

@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from csi.manifest.manifest import Manifest
+from csi.parameters.content_ref import Secrets
 from csi.parameters.volume_parameters import parse_volume_parameters
+from csi.worker.operations import ResolveSource
 from csi.worker.pool import WorkerPool
-from csi.worker.protocol import Resolution, WorkerRequest
+from csi.worker.results import Resolution
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,6 @@ def resolve_once(parameters: Mapping[str, str], secrets: Mapping[str, str], scra
     spec = replace(parse_volume_parameters(parameters).spec, egress_profile="")
     path = scratch / "manifest"
     with closing(WorkerPool({"resolve": 1})) as pool:
-        answer = pool.call(
-            "resolve", WorkerRequest("resolve", spec.to_context(), dict(secrets), manifest=str(path))
-        )
+        resolution = pool.call("resolve", ResolveSource(spec, Secrets(secrets), path))
     with path.open("rb") as stream:
-        return ResolvedSource(Resolution.decode(answer), Manifest.read(stream))
+        return ResolvedSource(resolution, Manifest.read(stream))

@@ -8,7 +8,7 @@ from itertools import groupby
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from node_plugin.throttle.throttle import AppliedLimit, Throttle
+from node_plugin.throttle.throttle import LimitStatus, Throttle
 
 _LABELS = ("volume", "pod", "device")
 
@@ -43,24 +43,24 @@ class LimitsCollector(Collector):
         burst = CounterMetricFamily(
             "datacache_volume_burst_ios", "I/Os above the sustained limit", labels=_LABELS
         )
-        for labels, applied in _group_series(self._throttle.list_applied()):
-            in_force.add_metric(labels, 0.0 if applied.problem else 1.0)
+        for labels, status in _group_series(self._throttle.list_limit_statuses()):
+            in_force.add_metric(labels, 0.0 if status.problem else 1.0)
             for family, value in (
-                (iops, applied.rate.iops),
-                (rate, applied.rate.bytes_per_second),
-                (credit, applied.burst.credit),
+                (iops, status.rate.iops),
+                (rate, status.rate.bytes_per_second),
+                (credit, status.burst.credit),
             ):
                 # A debt of burst credit is no credit left.
-                if value is not None and not applied.problem:
+                if value is not None and not status.problem:
                     family.add_metric(labels, max(0.0, float(value)))
-            burst.add_metric(labels, applied.burst.metered_ios)
+            burst.add_metric(labels, status.burst.metered_ios)
         # Sorted by name, so that the output is stable.
         yield from (credit, burst, rate, in_force, iops)
 
 
-def _group_series(applied: Iterable[AppliedLimit]) -> Iterator[tuple[tuple[str, str, str], AppliedLimit]]:
+def _group_series(statuses: Iterable[LimitStatus]) -> Iterator[tuple[tuple[str, str, str], LimitStatus]]:
     # groupby joins neighbours only.
-    ordered = sorted(applied, key=_pod_and_device)
+    ordered = sorted(statuses, key=_pod_and_device)
     for (pod, device), group in groupby(ordered, key=_pod_and_device):
         members = list(group)
         volume_ids = ",".join(sorted({member.volume for member in members}))
@@ -68,5 +68,5 @@ def _group_series(applied: Iterable[AppliedLimit]) -> Iterator[tuple[tuple[str, 
         yield (volume_ids, pod, device), members[0]
 
 
-def _pod_and_device(applied: AppliedLimit) -> tuple[str, str]:
-    return applied.pod, applied.device
+def _pod_and_device(status: LimitStatus) -> tuple[str, str]:
+    return status.pod, status.device

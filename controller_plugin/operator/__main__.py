@@ -81,11 +81,6 @@ def build_parser() -> argparse.ArgumentParser:
         type=flags.parse_duration,
         help="how long the image store keeps images that no DataCache refers to",
     )
-    _add_serving_flags(parser)
-    return parser
-
-
-def _add_serving_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_flag(
         parser,
         "--health-address",
@@ -93,6 +88,13 @@ def _add_serving_flags(parser: argparse.ArgumentParser) -> None:
         type=flags.parse_optional_address,
         help="address of GET /healthz; empty to disable",
     )
+    _add_webhook_flags(parser)
+    _add_openapi_flags(parser)
+    _add_region_flags(parser)
+    return parser
+
+
+def _add_webhook_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_flag(
         parser,
         "--webhook-address",
@@ -106,6 +108,9 @@ def _add_serving_flags(parser: argparse.ArgumentParser) -> None:
         default="datacache-operator",
         help="name of the webhook's Service, Secret and configurations",
     )
+
+
+def _add_openapi_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_flag(
         parser,
         "--api-address",
@@ -121,6 +126,9 @@ def _add_serving_flags(parser: argparse.ArgumentParser) -> None:
         help="folder with the API's access keys: one file per id, with its secret",
     )
     flags.add_flag(parser, "--api-region", default="cn-local", help="region that the API reports for itself")
+
+
+def _add_region_flags(parser: argparse.ArgumentParser) -> None:
     flags.add_flag(
         parser,
         "--copy-region",

@@ -9,16 +9,31 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from csi.errors import Busy, DataCacheError, FailedPrecondition, OriginUnavailable
 from csi.image_store.announcements import Announcement
 from csi.image_store.location import parse_image_store_url
 from csi.images.progress import FillProgress
+from csi.parameters.content_ref import Secrets
+from csi.worker.operations import (
+    Announce,
+    CollectStoredImages,
+    CopyStoredImage,
+    FetchStoredManifest,
+    FindStoredImage,
+    ImageStoreRef,
+    ListAnnouncements,
+    ListStoredImages,
+    Operation,
+    RemoveStoredImage,
+    Result,
+    UploadImage,
+    WithdrawAnnouncement,
+)
 from csi.worker.pool import WorkerCall, WorkerPool
-from csi.worker.protocol import WorkerRequest
+from csi.worker.results import StoredImageInfo
 
 STORE_LANE, COPY_LANE = "store", "copy"
 # Seconds during which an unreachable image store is not tried again.
@@ -59,50 +74,15 @@ class ImageStoreConfig:
 
 
 @dataclass(frozen=True)
-class StoredImageInfo:
-    """An image in the image store, with its sizes and upload time (seconds since 1970).
-
-    `access` is the pinned spec, as flat parameters, of an origin that is known to hold its bytes. `damaged`
-    is the error of an image that cannot be read, "" for all others.
-    """
-
-    digest: str
-    access: Mapping[str, str] = field(default_factory=dict)
-    image_bytes: int = 0
-    content_bytes: int = 0
-    stored_at: float = 0.0
-    damaged: str = ""
-
-    @staticmethod
-    def from_json(facts: Mapping[str, Any]) -> StoredImageInfo:
-        """Return the image described by a worker's result."""
-        return StoredImageInfo(
-            digest=facts["digest"],
-            access=facts.get("access", {}),
-            image_bytes=facts.get("image_bytes", 0),
-            content_bytes=facts.get("content_bytes", 0),
-            stored_at=facts.get("stored_at", 0.0),
-            damaged=facts.get("damaged", ""),
-        )
-
-
-@dataclass(frozen=True)
 class StoredImageLookup:
-    """Result of a lookup: `found`, or None and the reason `why` ("" without an image store).
+    """Result of a lookup: the image `found` in `image_store`, or None and the `reason`.
 
-    `store` and `secrets` are what a fill needs to read the image.
+    Without an image store, the reason is "".
     """
 
     found: StoredImageInfo | None = None
-    why: str = ""
-    store: str = ""
-    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    def add_to(self, request: WorkerRequest) -> WorkerRequest:
-        """Return a fill request that reads from the image store, or has the reason why it cannot."""
-        return replace(
-            request, image_store=self.store, store_secrets=dict(self.secrets), image_store_error=self.why
-        )
+    reason: str = ""
+    image_store: ImageStoreRef = field(default_factory=ImageStoreRef)
 
 
 class ImageStoreClient:
@@ -127,11 +107,11 @@ class ImageStoreClient:
         """Whether an image store is configured."""
         return bool(self._config.url)
 
-    def with_image_store(self, request: WorkerRequest) -> WorkerRequest:
-        """Return the request with the image store and its credential; unchanged if none is configured."""
+    def read_reference(self) -> ImageStoreRef:
+        """Return the reference with the credential as it is now; an empty one without an image store."""
         if not self.is_configured:
-            return request
-        return replace(request, image_store=self._config.url, store_secrets=self._config.read_credential())
+            return ImageStoreRef()
+        return ImageStoreRef(self._config.url, Secrets(self._config.read_credential()))
 
     def find_for_fill(self, digest: str) -> StoredImageLookup:
         """Look up the image for a fill; a failure is a reason in the result, not an error.
@@ -142,7 +122,7 @@ class ImageStoreClient:
         reason = self._last_error if time.monotonic() < self._retry_at else ""
         try:
             if not reason and (found := self.find(digest)):
-                return StoredImageLookup(found, "", self._config.url, self._config.read_credential())
+                return StoredImageLookup(found, "", self.read_reference())
         # The plugin is shutting down; that is no failure of the image store.
         except Busy:
             raise
@@ -158,14 +138,11 @@ class ImageStoreClient:
 
     def find(self, name: str) -> StoredImageInfo | None:
         """Return the image of a digest or snapshot id; None if there is none, or no image store."""
-        found = self._call(WorkerRequest("stored", {}, {}, digest=name)) if self.is_configured else {}
-        return StoredImageInfo.from_json(found) if found else None
+        return self._call(FindStoredImage(self.read_reference(), name)) if self.is_configured else None
 
     def write_manifest(self, digest: str, path: Path) -> StoredImageInfo:
         """Write the manifest of an image to `path`, which must not exist; raises NotFound."""
-        return StoredImageInfo.from_json(
-            self._call(WorkerRequest("stored-manifest", {}, {}, digest=digest, manifest=str(path)))
-        )
+        return self._call(FetchStoredManifest(self.read_reference(), digest, path))
 
     def upload(
         self,
@@ -179,61 +156,56 @@ class ImageStoreClient:
         `access` is the pinned spec of an origin that is known to hold its bytes, by default the manifest's.
         Raises Busy if `call` was stopped.
         """
-        request = WorkerRequest("store", {}, {}, image=str(folder), access=dict(access or {}))
-        self._pool.call(STORE_LANE, self.with_image_store(request), call, on_progress)
+        operation = UploadImage(self.read_reference(), folder, access or {})
+        self._pool.call(STORE_LANE, operation, call, on_progress)
 
     def list_images(self) -> list[StoredImageInfo]:
         """List all images by digest, including damaged ones."""
-        # Through a file, so that the worker's pipe carries no long listing.
         with tempfile.TemporaryDirectory(prefix="datacache-") as folder:
             listing = Path(folder, "images")
-            self._call(WorkerRequest("stored-images", {}, {}, manifest=str(listing)))
+            self._call(ListStoredImages(self.read_reference(), listing))
             with listing.open() as lines:
-                return [StoredImageInfo.from_json(json.loads(line)) for line in lines]
+                return [StoredImageInfo.decode(json.loads(line)) for line in lines]
 
     def collect(self, wanted_digests: Collection[str], grace_seconds: float, scratch_path: Path) -> list[str]:
         """Remove images that have been out of `wanted_digests` for `grace_seconds`; return their digests.
 
         `scratch_path` is a path for a temporary file.
         """
-        # A file, since there may be many thousands of digests.
         scratch_path.write_text("\n".join(wanted_digests))
         try:
-            request = WorkerRequest("collect", {}, {}, manifest=str(scratch_path), grace=grace_seconds)
-            return list(self._call(request)["gone"])
+            return self._call(CollectStoredImages(self.read_reference(), scratch_path, grace_seconds))
         finally:
             scratch_path.unlink(missing_ok=True)
 
     def remove(self, digest: str) -> None:
         """Remove an image; a missing one is no error."""
-        self._call(WorkerRequest("unstore", {}, {}, digest=digest))
+        self._call(RemoveStoredImage(self.read_reference(), digest))
 
     def copy_to(self, target: ImageStoreClient, digest: str, call: WorkerCall) -> None:
         """Copy an image to another image store, skipping parts that are stored there already.
 
         Raises NotFound, CorruptContent, and Busy if `call` was stopped.
         """
-        url = target._config.url
-        secrets = target._config.read_credential()
-        request = WorkerRequest("copy", {}, {}, digest=digest, target_store=url, target_secrets=secrets)
-        self._pool.call(COPY_LANE, self.with_image_store(request), call)
+        target_store = target.read_reference()
+        self._pool.call(COPY_LANE, CopyStoredImage(self.read_reference(), target_store, digest), call)
 
     def announce(self, announcement: Announcement) -> None:
         """Publish that an image is to become a DataCache in the region of this image store."""
-        self._call(WorkerRequest("announce", {}, {}, announcement=announcement.encode()))
+        self._call(Announce(self.read_reference(), announcement.encode()))
 
-    def list_announcements(self, on_damaged: Callable[[str], None] = lambda why: None) -> list[Announcement]:
+    def list_announcements(self, on_damaged: Callable[[str], None] = lambda _: None) -> list[Announcement]:
         """List all readable announcements; `on_damaged` gets the error of each other one."""
         if not self.is_configured:
             return []
-        result = self._call(WorkerRequest("announced", {}, {}))
-        for error_text in result["damaged"]:
+        listing = self._call(ListAnnouncements(self.read_reference()))
+        for error_text in listing.damaged:
             on_damaged(error_text)
-        return [Announcement.decode(encoded) for encoded in result["announced"]]
+        return [Announcement.decode(encoded) for encoded in listing.announcements]
 
     def withdraw(self, announcement: Announcement) -> None:
         """Remove an announcement."""
-        self._call(WorkerRequest("withdraw", {}, {}, announcement=announcement.encode()))
+        self._call(WithdrawAnnouncement(self.read_reference(), announcement.encode()))
 
-    def _call(self, request: WorkerRequest) -> dict[str, Any]:
-        return self._pool.call(STORE_LANE, self.with_image_store(request))
+    def _call(self, operation: Operation[Result]) -> Result:
+        return self._pool.call(STORE_LANE, operation)

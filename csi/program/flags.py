@@ -46,6 +46,10 @@ def add_program_flags(parser: argparse.ArgumentParser) -> None:
         choices=("DEBUG", "INFO", "WARNING", "ERROR"),
         help="lowest level that is logged",
     )
+    _add_origin_flags(parser)
+
+
+def _add_origin_flags(parser: argparse.ArgumentParser) -> None:
     add_flag(
         parser,
         "--egress-profile",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from csi.errors import Busy, FailedPrecondition, SourceChanged, SourceNotFound
 from csi.parameters.cache_spec import CacheSpec
 from csi.registry.pins.pins import CachePin
-from csi.worker.protocol import Resolution
+from csi.worker.results import Resolution
 
 FindPin = Callable[[], CachePin | None]
 ResolveSpec = Callable[[CacheSpec, str | None], Resolution]

@@ -10,14 +10,15 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from csi.errors import DataCacheError
 from csi.linux import durable_files
 from csi.parameters.cache_spec import CacheSpec
-from csi.worker.protocol import Resolution
+from csi.parameters.content_ref import Secrets
+from csi.worker.results import Resolution
 
 _FORMAT = 1
 
@@ -34,14 +35,14 @@ class ProofMemory:
         self._clock = clock
         self._sweep()
 
-    def remember(self, secrets: Mapping[str, str], spec: CacheSpec, resolution: Resolution) -> None:
+    def remember(self, secrets: Secrets, spec: CacheSpec, resolution: Resolution) -> None:
         """Store that `spec` resolved to `resolution` and that this credential could read it."""
         durable_files.write_json(
             self._path(secrets, spec),
             {"format": _FORMAT, "time": self._clock(), "found": resolution.encode()},
         )
 
-    def share_proof(self, secrets: Mapping[str, str], proven: CacheSpec, spec: CacheSpec) -> None:
+    def share_proof(self, secrets: Secrets, proven: CacheSpec, spec: CacheSpec) -> None:
         """Copy this credential's proof of `proven` to `spec`, which means the same content.
 
         The copy keeps the age of the original.
@@ -53,20 +54,20 @@ class ProofMemory:
             if not path.exists() or path.read_bytes() != content:
                 durable_files.write_bytes(path, content)
 
-    def find_fresh(self, secrets: Mapping[str, str], spec: CacheSpec) -> Resolution | None:
+    def find_fresh(self, secrets: Secrets, spec: CacheSpec) -> Resolution | None:
         """Return the proof of the last `ttl` seconds, or None."""
         return self._load(secrets, spec, self._ttl)
 
-    def find_within_grace(self, secrets: Mapping[str, str], spec: CacheSpec) -> Resolution | None:
+    def find_within_grace(self, secrets: Secrets, spec: CacheSpec) -> Resolution | None:
         """Return the proof of the last `grace` seconds, or None; for use while the origin is unreachable."""
         return self._load(secrets, spec, self._grace)
 
-    def forget(self, secrets: Mapping[str, str], spec: CacheSpec) -> None:
+    def forget(self, secrets: Secrets, spec: CacheSpec) -> None:
         """Remove this credential's proofs for all revisions of the source, because the origin refused it."""
         for path in self._folder.glob(self._get_source_prefix(secrets, spec) + "*"):
             path.unlink(missing_ok=True)
 
-    def _load(self, secrets: Mapping[str, str], spec: CacheSpec, max_age: float) -> Resolution | None:
+    def _load(self, secrets: Secrets, spec: CacheSpec, max_age: float) -> Resolution | None:
         try:
             record = durable_files.read_json(self._path(secrets, spec), _FORMAT)
             # A negative age comes from a clock that was set back: such a proof would never expire.
@@ -76,22 +77,22 @@ class ProofMemory:
         except (FileNotFoundError, DataCacheError, KeyError, TypeError):
             return None
 
-    def get_key(self, secrets: Mapping[str, str], spec: CacheSpec) -> str:
+    def get_key(self, secrets: Secrets, spec: CacheSpec) -> str:
         """Return the keyed hash of a credential and a spec, 64 hex digits.
 
         The first half depends on credential and source only, so that `forget` finds all revisions by prefix.
         """
         return self._get_source_prefix(secrets, spec) + self._hash(secrets, spec.canonical_text())
 
-    def _get_source_prefix(self, secrets: Mapping[str, str], spec: CacheSpec) -> str:
+    def _get_source_prefix(self, secrets: Secrets, spec: CacheSpec) -> str:
         return self._hash(secrets, spec.source.origin_scope)
 
-    def _hash(self, secrets: Mapping[str, str], text: str) -> str:
+    def _hash(self, secrets: Secrets, text: str) -> str:
         return hmac.new(
-            self._key, json.dumps([sorted(secrets.items()), text]).encode(), hashlib.sha256
+            self._key, json.dumps([sorted(secrets.values.items()), text]).encode(), hashlib.sha256
         ).hexdigest()[:32]
 
-    def _path(self, secrets: Mapping[str, str], spec: CacheSpec) -> Path:
+    def _path(self, secrets: Secrets, spec: CacheSpec) -> Path:
         return self._folder / self.get_key(secrets, spec)
 
     def _sweep(self) -> None:

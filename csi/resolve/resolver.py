@@ -7,8 +7,8 @@ the call that started it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from csi.concurrency.deadline import Deadline
@@ -16,10 +16,11 @@ from csi.concurrency.single_flight import Job, SingleFlight
 from csi.concurrency.wait_limiter import WaitLimiter
 from csi.errors import OriginUnavailable, PermissionDenied, SourceNotFound, Unauthenticated
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.volume_parameters import parse_volume_parameters
+from csi.parameters.content_ref import Secrets
 from csi.resolve.proof_memory import ProofMemory
+from csi.worker.operations import PinSource, ResolveSource
 from csi.worker.pool import WorkerCall, WorkerPool
-from csi.worker.protocol import Resolution, WorkerRequest
+from csi.worker.results import Resolution
 
 log = logging.getLogger("datacache.resolve")
 
@@ -71,7 +72,7 @@ class Resolver:
         self,
         volume_id: str,
         spec: CacheSpec,
-        secrets: Mapping[str, str],
+        secrets: Secrets,
         deadline: Deadline,
         has_manifest: Callable[[str], bool] = lambda _: True,
         adopt_manifest: AdoptManifest | None = None,
@@ -91,7 +92,7 @@ class Resolver:
             if proven and has_manifest(proven.digest):
                 return proven
         # A copy: the work may outlast the call that owns the mapping.
-        credential = dict(secrets)
+        credential = Secrets(dict(secrets.values))
 
         def work(call: WorkerCall) -> Resolution:
             return self._resolve_at_origin(call, spec, credential, has_manifest, adopt_manifest)
@@ -109,7 +110,7 @@ class Resolver:
         self,
         call: WorkerCall,
         spec: CacheSpec,
-        secrets: dict[str, str],
+        secrets: Secrets,
         has_manifest: Callable[[str], bool],
         adopt_manifest: AdoptManifest | None,
     ) -> Resolution:
@@ -142,28 +143,23 @@ class Resolver:
             self._proofs.remember(secrets, spec_variant, resolution)
         return resolution
 
-    def _pin(self, call: WorkerCall, spec: CacheSpec, secrets: dict[str, str]) -> CacheSpec:
+    def _pin(self, call: WorkerCall, spec: CacheSpec, secrets: Secrets) -> CacheSpec:
         if not spec.is_moving or spec.is_unpinnable:
             return spec
-        return parse_volume_parameters(
-            self._pool.call("resolve", WorkerRequest("pin", spec.to_context(), secrets), call)["spec"]
-        ).spec
+        return self._pool.call("resolve", PinSource(spec, secrets), call)
 
     def _resolve_in_worker(
         self,
         call: WorkerCall,
         pinned: CacheSpec,
-        secrets: dict[str, str],
+        secrets: Secrets,
         adopt_manifest: AdoptManifest | None,
     ) -> Resolution:
-        request = WorkerRequest("resolve", pinned.to_context(), secrets)
         if adopt_manifest is None or self._new_scratch_path is None:
-            return Resolution.decode(self._pool.call("resolve", request, call))
+            return self._pool.call("resolve", ResolveSource(pinned, secrets), call)
         manifest_path = self._new_scratch_path()
         try:
-            resolution = Resolution.decode(
-                self._pool.call("resolve", replace(request, manifest=str(manifest_path)), call)
-            )
+            resolution = self._pool.call("resolve", ResolveSource(pinned, secrets, manifest_path), call)
             adopt_manifest(resolution, manifest_path)
             return resolution
         # Adopting moves the file, unless its digest is not the requested one.

@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +19,8 @@ from csi.images.progress import FillProgress
 from csi.linux import processes
 from csi.program import logs
 from csi.program.egress_profiles import EgressProfile, get_profile
-from csi.worker.protocol import WorkerRequest
+from csi.worker.operations import Operation, Result
+from csi.worker.protocol import encode_request
 
 # -P: a module in the working directory must not shadow one of the worker's.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "csi.worker_process")
@@ -72,11 +72,12 @@ class _WorkerProcess:
         self.profile = profile
         self.idle_since = 0.0
 
-    def execute(self, request: WorkerRequest, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
+    def execute(self, request: bytes, on_progress: Callable[[FillProgress], None]) -> dict[str, Any]:
+        """Send an encoded request and return its encoded result; raises its error, or WorkerDied."""
         assert self._process.stdin
         assert self._process.stdout
         try:
-            self._process.stdin.write(request.encode())
+            self._process.stdin.write(request)
             self._process.stdin.flush()
         except (OSError, ValueError) as error:
             raise WorkerDied("the worker process ended before it read its request") from error
@@ -114,7 +115,7 @@ class _WorkerProcess:
             self._process.kill()
         try:
             self._process.wait(_STOP_TIMEOUT)
-        except Exception:
+        except processes.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._process.stdout.close()
@@ -154,30 +155,31 @@ class WorkerPool:
     def call(
         self,
         lane: str,
-        request: WorkerRequest,
+        operation: Operation[Result],
         call: WorkerCall | None = None,
         on_progress: Callable[[FillProgress], None] = lambda _: None,
-    ) -> dict[str, Any]:
-        """Execute `request` in a worker and return its result, waiting until `lane` has a free slot.
+    ) -> Result:
+        """Execute `operation` in a worker and return its result, waiting until `lane` has a free slot.
 
         Raises what the worker raised, WorkerDied if two workers died, Busy if `call` was stopped,
         FailedPrecondition for an unknown egress profile.
         """
-        profile = get_profile(self._profiles, request.egress_profile)
-        request = replace(request, allowed_destinations=self._allowed_destinations)
+        profile = get_profile(self._profiles, operation.egress_profile)
+        request = encode_request(operation, self._allowed_destinations)
         call = call or WorkerCall()
         with self._lanes[lane]:
             try:
-                return self._call_once(request, profile, call, on_progress)
+                result = self._call_once(request, profile, call, on_progress)
             except WorkerDied:
                 # One retry: a warm worker may have died just before it got the request.
                 if call.stopped or self._is_closed:
                     raise Busy("the work was stopped; call again to go on") from None
-                return self._call_once(request, profile, call, on_progress)
+                result = self._call_once(request, profile, call, on_progress)
+        return operation.decode_result(result)
 
     def _call_once(
         self,
-        request: WorkerRequest,
+        request: bytes,
         profile: EgressProfile,
         call: WorkerCall,
         on_progress: Callable[[FillProgress], None],
@@ -201,13 +203,22 @@ class WorkerPool:
         with self._lock:
             if self._is_closed:
                 raise Busy("plugin is shutting down; retry")
-            # The one used last first, so that the others reach their idle timeout.
-            for worker in [idle for idle in reversed(self._idle) if idle.profile == profile]:
-                self._idle.remove(worker)
-                if worker.is_alive:
-                    return worker
-                worker.stop()
-        return _WorkerProcess(self._command, profile)
+            worker, dead_workers = self._take_idle(profile)
+        # Without the lock: a stop may wait for seconds, and no other call has to.
+        for dead_worker in dead_workers:
+            dead_worker.stop()
+        return worker or _WorkerProcess(self._command, profile)
+
+    def _take_idle(self, profile: EgressProfile) -> tuple[_WorkerProcess | None, list[_WorkerProcess]]:
+        """Remove a live worker from the idle ones; return it, or None, and the dead ones that it met."""
+        dead_workers: list[_WorkerProcess] = []
+        # The one used last first, so that the others reach their idle timeout.
+        for worker in [idle for idle in reversed(self._idle) if idle.profile == profile]:
+            self._idle.remove(worker)
+            if worker.is_alive:
+                return worker, dead_workers
+            dead_workers.append(worker)
+        return None, dead_workers
 
     def _release(self, worker: _WorkerProcess, is_healthy: bool) -> None:
         with self._lock:

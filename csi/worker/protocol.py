@@ -8,179 +8,94 @@ input ends stops at once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from csi.linux.durable_files import check_keys
+from csi.errors import DataCacheError
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import Secrets
 from csi.parameters.volume_parameters import parse_volume_parameters
+from csi.worker.operations import AnyOperation, Operation
 
-Operation = Literal[
-    "pin",
-    "resolve",
-    "fill",
-    "verify",
-    "store",
-    "stored",
-    "stored-manifest",
-    "stored-images",
-    "collect",
-    "unstore",
-    "copy",
-    "announce",
-    "announced",
-    "withdraw",
-]
+OPERATIONS: Mapping[str, type[AnyOperation]] = {kind.name: kind for kind in get_args(AnyOperation)}
+"""The class of each operation by its name on the pipe."""
 
 
 @dataclass(frozen=True)
 class WorkerRequest:
-    """One operation for a worker. Paths are absolute, "" where an operation does not use them.
+    """An operation as the worker receives it, with the operator's destinations that the pool has added."""
 
-    `spec` is a cache spec as flat parameters; a fill or verify whose `spec` is empty takes the manifest's.
-    `allowed_destinations` are the operator's (`csi.destinations.destinations`); the pool adds them.
-
-    - pin: return the pinned spec.
-    - resolve: list the source, check read access and write the manifest to `manifest`, if given.
-    - fill: read `manifest`, fill `partial` (journal: `journal`) over `connections` connections and seal it as
-      `image`. Extents of the images in the folders `reuse_candidates` are copied. The image store is tried
-      first; if there is none to try, `image_store_error` is the reason, and is part of the fill's own error.
-    - verify: compare the sealed `image` of `manifest` with the source, at ranges chosen by `seed` (hex).
-
-    `image_store` is the URL of the image store, "" for none; `store_secrets` is the driver's own credential
-    for it. Operations on the image store:
-
-    - store: upload the image in the folder `image`, recorded as filled from `access`.
-    - stored: return the facts of the image named by `digest`, a digest or snapshot id; empty if there is
-    none.
-    - stored-manifest: write the manifest of `digest` to `manifest`.
-    - stored-images: write the facts of all images to `manifest`, one JSON object per line.
-    - collect: remove images whose digest is not in the file `manifest` (one per line) and was not for `grace`
-      seconds; return the removed digests.
-    - unstore: remove `digest`.
-    - copy: copy the image `digest` to the image store `target_store`, with `target_secrets`.
-    - announce, withdraw: publish or remove one `announcement`.
-    - announced: return all announcements, and the errors of those that are `damaged`.
-    """
-
-    operation: Operation
-    spec: dict[str, str]
-    secrets: dict[str, str] = field(repr=False)
-    manifest: str = ""
-    partial: str = ""
-    journal: str = ""
-    image: str = ""
-    connections: int = 4
+    operation: AnyOperation
     allowed_destinations: tuple[str, ...] = ()
-    reuse_candidates: tuple[str, ...] = ()
-    # Secret: an origin that knew it could send the right bytes in the compared ranges only.
-    seed: str = field(default="", repr=False)
-    image_store: str = ""
-    store_secrets: dict[str, str] = field(default_factory=dict, repr=False)
-    image_store_error: str = ""
-    access: dict[str, str] = field(default_factory=dict)
-    digest: str = ""
-    grace: float = 0.0
-    target_store: str = ""
-    target_secrets: dict[str, str] = field(default_factory=dict, repr=False)
-    announcement: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def egress_profile(self) -> str:
-        """The egress profile of all connections, "" for none."""
-        return self.spec.get("egressProfile", "")
-
-    def encode(self) -> bytes:
-        """Return the request as one line."""
-        # Some keys differ from the fields' names; plugin and worker are of the same version.
-        wire = {
-            "operation": self.operation,
-            "spec": self.spec,
-            "secrets": self.secrets,
-            "manifest": self.manifest,
-            "partial": self.partial,
-            "journal": self.journal,
-            "image": self.image,
-            "connections": self.connections,
-            "allowed": self.allowed_destinations,
-            "donors": self.reuse_candidates,
-            "seed": self.seed,
-            "image_store": self.image_store,
-            "store_secrets": self.store_secrets,
-            "store_said": self.image_store_error,
-            "access": self.access,
-            "digest": self.digest,
-            "grace": self.grace,
-            "target": self.target_store,
-            "target_secrets": self.target_secrets,
-            "announcement": self.announcement,
-        }
-        return json.dumps(wire).encode() + b"\n"
-
-    @staticmethod
-    def decode(line: bytes) -> WorkerRequest:
-        """Return the request in one line."""
-        wire = json.loads(line)
-        return WorkerRequest(
-            operation=wire["operation"],
-            spec=wire["spec"],
-            secrets=wire["secrets"],
-            manifest=wire["manifest"],
-            partial=wire["partial"],
-            journal=wire["journal"],
-            image=wire["image"],
-            connections=wire["connections"],
-            allowed_destinations=tuple(wire["allowed"]),
-            reuse_candidates=tuple(wire["donors"]),
-            seed=wire["seed"],
-            image_store=wire["image_store"],
-            store_secrets=wire["store_secrets"],
-            image_store_error=wire["store_said"],
-            access=wire["access"],
-            digest=wire["digest"],
-            grace=wire["grace"],
-            target_store=wire["target"],
-            target_secrets=wire["target_secrets"],
-            announcement=wire["announcement"],
-        )
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """Result of a resolve: the pinned `spec`, the manifest's `digest` and sizes in bytes.
+def encode_request(operation: Operation[Any], allowed_destinations: Sequence[str] = ()) -> bytes:
+    """Return a request as one line."""
+    wire = {
+        "operation": operation.name,
+        "allowed_destinations": list(allowed_destinations),
+        "fields": _encode(operation),
+    }
+    return json.dumps(wire).encode() + b"\n"
 
-    `unverifiable_count` is the number of files for which the origin gives no digest.
+
+def decode_request(line: bytes) -> WorkerRequest:
+    """Return the request in one line.
+
+    Raises DataCacheError for an unknown operation, or one whose fields are not those of its class.
     """
-
-    spec: CacheSpec
-    digest: str
-    content_bytes: int
-    image_bytes: int
-    file_count: int
-    unverifiable_count: int
-
-    def encode(self) -> dict[str, Any]:
-        """Return the resolution as JSON values, for the worker's pipe and `ProofMemory`."""
-        # These keys are stored by `ProofMemory`: a changed key would void all proofs.
-        return {
-            "spec": self.spec.to_context(),
-            "digest": self.digest,
-            "content_bytes": self.content_bytes,
-            "image_bytes": self.image_bytes,
-            "files": self.file_count,
-            "unverifiable": self.unverifiable_count,
-        }
-
-    @staticmethod
-    def decode(wire: Mapping[str, Any]) -> Resolution:
-        """Return the resolution that `encode` wrote; raise KeyError or TypeError for anything else."""
-        check_keys(wire, "spec", "digest", "content_bytes", "image_bytes", "files", "unverifiable")
-        return Resolution(
-            spec=parse_volume_parameters(wire["spec"]).spec,
-            digest=wire["digest"],
-            content_bytes=wire["content_bytes"],
-            image_bytes=wire["image_bytes"],
-            file_count=wire["files"],
-            unverifiable_count=wire["unverifiable"],
+    wire = json.loads(line)
+    kind = OPERATIONS.get(wire["operation"])
+    if kind is None:
+        raise DataCacheError(
+            f"a worker has no operation {wire['operation']!r}; it has {', '.join(OPERATIONS)}"
         )
+    return WorkerRequest(_decode(kind, wire["fields"]), tuple(wire["allowed_destinations"]))
+
+
+# The keys are the names of the fields: plugin and worker are always of the same version, and nothing of this
+# is stored. What is stored (specs, resolutions, announcements) has an encoding of its own.
+
+
+def _encode(value: Any) -> Any:
+    match value:
+        case CacheSpec():
+            return value.to_context()
+        case Secrets():
+            return dict(value.values)
+        case Path():
+            return str(value)
+        case tuple():
+            return [_encode(item) for item in value]
+        case Mapping():
+            return dict(value)
+        case _ if is_dataclass(value):
+            return {field.name: _encode(getattr(value, field.name)) for field in fields(value)}
+        case _:
+            return value
+
+
+def _decode(kind: Any, wire: Any) -> Any:
+    """Return the value of type `kind` that `_encode` encoded."""
+    if kind is CacheSpec:
+        return parse_volume_parameters(wire).spec
+    if kind is Secrets or kind is Path:
+        return kind(wire)
+    if kind == Path | None:
+        return None if wire is None else Path(wire)
+    if get_origin(kind) is tuple:
+        return tuple(_decode(get_args(kind)[0], item) for item in wire)
+    if is_dataclass(kind):
+        return _decode_fields(cast(type, kind), wire)
+    return wire
+
+
+def _decode_fields(kind: type, wire: Mapping[str, Any]) -> Any:
+    hints = {field.name: get_type_hints(kind)[field.name] for field in fields(cast(Any, kind))}
+    if wrong := wire.keys() ^ hints.keys():
+        raise DataCacheError(
+            f"a worker's {kind.__name__} has the keys {', '.join(hints)}; wrong: {min(wrong)}"
+        )
+    return kind(**{name: _decode(hint, wire[name]) for name, hint in hints.items()})

@@ -14,9 +14,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from pathlib import Path
 from typing import IO, Any
 
 from csi.errors import DataCacheError, as_disk_full_error, to_wire
@@ -34,8 +34,10 @@ from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.program import logs
 from csi.sources.catalog import open_source
 from csi.sources.source import DEFAULT_CONNECTIONS, Source
-from csi.worker.protocol import Resolution, WorkerRequest
-from csi.worker_process.image_store_operations import build_store_operations, fill_from_store_or_origin
+from csi.worker.operations import FillImage, PinSource, ResolveSource, VerifyImage
+from csi.worker.protocol import WorkerRequest, decode_request
+from csi.worker.results import Resolution
+from csi.worker_process.image_store_operations import execute_store_operation, fill_from_store_or_origin
 
 log = logging.getLogger("datacache.worker")
 # Fills must not compete with pods for CPU.
@@ -54,33 +56,24 @@ class Worker:
         self, output: IO[bytes], rate: int | None = None, startup_error: DataCacheError | None = None
     ) -> None:
         self._output, self._rate, self._startup_error = output, rate, startup_error
-        self._operations = {
-            "pin": self._pin,
-            "resolve": self._resolve,
-            "fill": self._fill,
-            "verify": self._verify_against_origin,
-        }
-        self._operations |= build_store_operations(self._report)
 
     def serve(self, requests: queue.SimpleQueue[bytes]) -> None:
         """Execute requests for ever; the process ends with its input."""
         while True:
-            self._handle(WorkerRequest.decode(requests.get()))
+            self._handle(requests.get())
 
-    def _handle(self, request: WorkerRequest) -> None:
+    def _handle(self, line: bytes) -> None:
+        name = ""  # until the line is decoded
         try:
             if self._startup_error:
                 raise self._startup_error
             started_at = time.monotonic()
-            result = self._operations[request.operation](request)
+            request = decode_request(line)
+            name = request.operation.name
+            result = self._execute(request)
             log.debug(
                 "request finished",
-                extra={
-                    "fields": {
-                        "operation": request.operation,
-                        "seconds": round(time.monotonic() - started_at, 3),
-                    }
-                },
+                extra={"fields": {"operation": name, "seconds": round(time.monotonic() - started_at, 3)}},
             )
             self._send_event("result", result)
         except BaseException as exception:  # every outcome must reach the waiting caller
@@ -93,64 +86,77 @@ class Worker:
                 log.error(
                     "unexpected %s",
                     type(error).__name__,
-                    extra={"fields": {"operation": request.operation, "at": frames}},
+                    extra={"fields": {"operation": name, "at": frames}},
                 )
             self._send_event("error", to_wire(error))
+
+    def _execute(self, request: WorkerRequest) -> dict[str, Any]:
+        """Execute a request and return its encoded result."""
+        operation, allowed = request.operation, request.allowed_destinations
+        match operation:
+            case PinSource():
+                return operation.encode_result(self.pin(operation, allowed))
+            case ResolveSource():
+                return operation.encode_result(self.resolve(operation, allowed))
+            case FillImage():
+                self._fill(operation, allowed)
+                return operation.encode_result()
+            case VerifyImage():
+                self._verify_against_origin(operation, allowed)
+                return operation.encode_result()
+            case _:
+                return execute_store_operation(operation, self._report)
 
     def _send_event(self, name: str, body: dict[str, Any]) -> None:
         self._output.write(json.dumps({"event": name, **body}).encode() + b"\n")
         self._output.flush()
 
-    def _pin(self, request: WorkerRequest) -> dict[str, Any]:
-        with closing(
-            open_source(
-                parse_volume_parameters(request.spec).spec, request.secrets, request.allowed_destinations
-            )
-        ) as source:
-            return {"spec": source.pin().to_context()}
+    def pin(self, operation: PinSource, allowed_destinations: Sequence[str]) -> CacheSpec:
+        """Pin a spec at its origin; raises the errors of a Source."""
+        with closing(open_source(operation.spec, operation.secrets.values, allowed_destinations)) as source:
+            return source.pin()
 
-    def _resolve(self, request: WorkerRequest) -> dict[str, Any]:
-        spec = parse_volume_parameters(request.spec).spec
+    def resolve(self, operation: ResolveSource, allowed_destinations: Sequence[str]) -> Resolution:
+        """Pin and list a spec and check read access; raises the errors of a Source."""
+        spec = operation.spec
         # A source may have to read whole files to learn their size and sha256: no faster than a fill may.
-        with closing(
-            open_source(
-                replace(spec, bandwidth_limit=self._get_rate_limit(spec)),
-                request.secrets,
-                request.allowed_destinations,
-            )
-        ) as source:
+        limited_spec = replace(spec, bandwidth_limit=self._get_rate_limit(spec))
+        with closing(open_source(limited_spec, operation.secrets.values, allowed_destinations)) as source:
             manifest = source.resolve(replace(source.pin(), bandwidth_limit=spec.bandwidth_limit))
             source.check_read_access(manifest)
-        if request.manifest:
-            with Path(request.manifest).open("xb") as stream:
+        if operation.manifest:
+            with operation.manifest.open("xb") as stream:
                 manifest.write(stream)
-        return _build_resolution(manifest).encode()
+        return _build_resolution(manifest)
 
-    def _fill(self, request: WorkerRequest) -> dict[str, Any]:
-        if not Path(request.image).exists():
-            manifest = _read_manifest(request)
-            fill_from_store_or_origin(
-                request, manifest, self._report, lambda: self._fill_from_origin(request, manifest)
-            )
-            seal(Path(request.partial), Path(request.image), Path(request.journal))
-        return {}
+    def _fill(self, operation: FillImage, allowed_destinations: Sequence[str]) -> None:
+        paths = ImagePaths(operation.folder)
+        if paths.image.exists():
+            return
+        manifest = _read_manifest(operation)
+        fill_from_store_or_origin(
+            operation,
+            manifest,
+            self._report,
+            lambda: self._fill_from_origin(operation, manifest, allowed_destinations),
+        )
+        seal(paths.partial, paths.image, paths.journal)
 
-    def _fill_from_origin(self, request: WorkerRequest, manifest: Manifest) -> None:
+    def _fill_from_origin(
+        self, operation: FillImage, manifest: Manifest, allowed_destinations: Sequence[str]
+    ) -> None:
+        paths = ImagePaths(operation.folder)
         spec = parse_volume_parameters(manifest.access).spec
-        with closing(self._open_for_readers(request, spec)) as source:
+        with closing(_open_for_readers(operation, spec, allowed_destinations)) as source:
             fill(
                 build_layout(manifest),
-                Path(request.partial),
-                Path(request.journal),
+                paths.partial,
+                paths.journal,
                 self._limit_read_rate(source, spec, manifest),
-                max_connections=request.connections,
-                reuse_candidates=[ImagePaths(Path(folder)) for folder in request.reuse_candidates],
+                max_connections=operation.connections,
+                reuse_candidates=[ImagePaths(folder) for folder in operation.reuse_candidates],
                 on_progress=self._report,
             )
-
-    def _open_for_readers(self, request: WorkerRequest, spec: CacheSpec) -> Source:
-        connections = max(request.connections, DEFAULT_CONNECTIONS)
-        return open_source(spec, request.secrets, request.allowed_destinations, connections)
 
     def _get_rate_limit(self, spec: CacheSpec) -> int | None:
         return min((limit for limit in (spec.bandwidth_limit, self._rate) if limit), default=None)
@@ -159,33 +165,35 @@ class Worker:
         folders = dict(spec.source.limits) if isinstance(spec.source, CompositeSpec) else {}
         return limit_read_rate(lambda: source.open_reader(manifest), self._get_rate_limit(spec), folders)
 
-    def _verify_against_origin(self, request: WorkerRequest) -> dict[str, Any]:
-        manifest = _read_manifest(request)
+    def _verify_against_origin(self, operation: VerifyImage, allowed_destinations: Sequence[str]) -> None:
+        manifest = _read_manifest(operation)
         spec = parse_volume_parameters(manifest.access).spec
-        with closing(self._open_for_readers(request, spec)) as source:
-            seed, connections = bytes.fromhex(request.seed), request.connections
+        with closing(_open_for_readers(operation, spec, allowed_destinations)) as source:
             verify_against_origin(
                 build_layout(manifest),
-                Path(request.image),
+                ImagePaths(operation.folder).image,
                 self._limit_read_rate(source, spec, manifest),
-                seed,
-                max_connections=connections,
+                bytes.fromhex(operation.seed),
+                max_connections=operation.connections,
             )
-        return {}
 
     def _report(self, progress: FillProgress) -> None:
         self._send_event("progress", progress.to_json())
 
 
-def _read_manifest(request: WorkerRequest) -> Manifest:
-    """Read the manifest of a request, with the spec of the request, if it has one, in place of its own."""
-    with Path(request.manifest).open("rb") as stream:
+def _read_manifest(operation: FillImage | VerifyImage) -> Manifest:
+    """Read the manifest in the folder; its own source is replaced by the content's, if that has one."""
+    with ImagePaths(operation.folder).manifest.open("rb") as stream:
         manifest = Manifest.read(stream)
-    return (
-        replace(manifest, access=request.spec)
-        if request.spec and request.spec != manifest.access
-        else manifest
-    )
+    source = operation.content.source
+    return replace(manifest, access=dict(source)) if source and source != manifest.access else manifest
+
+
+def _open_for_readers(
+    operation: FillImage | VerifyImage, spec: CacheSpec, allowed_destinations: Sequence[str]
+) -> Source:
+    connections = max(operation.connections, DEFAULT_CONNECTIONS)
+    return open_source(spec, operation.content.secrets.values, allowed_destinations, connections)
 
 
 def _build_resolution(manifest: Manifest) -> Resolution:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,22 @@ from csi.images.node_store.journal import read_journal_digest
 from csi.images.node_store.records import ImagePaths
 from csi.images.progress import FillProgress
 from csi.manifest.manifest import Manifest
-from csi.worker.protocol import WorkerRequest
+from csi.worker.operations import (
+    Announce,
+    CollectStoredImages,
+    CopyStoredImage,
+    FetchStoredManifest,
+    FillImage,
+    FindStoredImage,
+    ImageStoreOperation,
+    ImageStoreRef,
+    ListAnnouncements,
+    ListStoredImages,
+    RemoveStoredImage,
+    UploadImage,
+    WithdrawAnnouncement,
+)
+from csi.worker.results import AnnouncementListing, StoredImageInfo
 
 if TYPE_CHECKING:
     from csi.image_store.store import ImageStore
@@ -40,47 +54,41 @@ REMEDY = (
 )
 
 OnProgress = Callable[[FillProgress], None]
-Operations = Mapping[str, Callable[[WorkerRequest], dict[str, Any]]]
 
 
-def build_store_operations(on_progress: OnProgress) -> Operations:
-    """Return the operations by name; `on_progress` is called by the long ones."""
+def execute_store_operation(operation: ImageStoreOperation, on_progress: OnProgress) -> dict[str, Any]:
+    """Execute an operation and return its encoded result; `on_progress` is called by the long ones.
 
-    def store(request: WorkerRequest) -> dict[str, Any]:
-        with _open_store(request) as image_store:
-            return _encode_image(
-                image_store.add(ImagePaths(Path(request.image)), on_progress, access=request.access)
-            )
-
-    def copy(request: WorkerRequest) -> dict[str, Any]:
-        with (
-            _open_store(request) as source,
-            _open_store(
-                replace(request, image_store=request.target_store, store_secrets=request.target_secrets)
-            ) as target,
-        ):
-            source.copy_to(target, request.digest, on_progress)
-            return {}
-
-    operations = {
-        "stored": _find,
-        "stored-manifest": _write_manifest,
-        "stored-images": _list_images,
-        "collect": _collect,
-        "unstore": _remove,
-    }
-    return {
-        "store": store,
-        **operations,
-        "copy": copy,
-        "announce": _announce,
-        "announced": _list_announcements,
-        "withdraw": _withdraw,
-    }
+    Raises InvalidParameter for the URL of the image store, and the errors of a Backend.
+    """
+    with _open_store(operation.image_store) as store:
+        match operation:
+            case FindStoredImage():
+                return operation.encode_result(_find_image(store, operation.digest_or_snapshot_id))
+            case FetchStoredManifest():
+                return operation.encode_result(_fetch_manifest(store, operation))
+            case CollectStoredImages():
+                return operation.encode_result(_collect_images(store, operation))
+            case ListAnnouncements():
+                return operation.encode_result(_list_announcements(store))
+            case UploadImage():
+                store.add(ImagePaths(operation.folder), on_progress, access=operation.source)
+            case ListStoredImages():
+                _write_listing(store, operation.listing)
+            case RemoveStoredImage():
+                store.remove(operation.digest)
+            case CopyStoredImage():
+                with _open_store(operation.target) as target:
+                    store.copy_to(target, operation.digest, on_progress)
+            case Announce():
+                store.announce(Announcement.decode(operation.announcement))
+            case WithdrawAnnouncement():
+                store.withdraw(Announcement.decode(operation.announcement))
+        return operation.encode_result()
 
 
 def fill_from_store_or_origin(
-    request: WorkerRequest, manifest: Manifest, on_progress: OnProgress, fill_from_origin: Callable[[], None]
+    operation: FillImage, manifest: Manifest, on_progress: OnProgress, fill_from_origin: Callable[[], None]
 ) -> None:
     """Fill the partial image, from the image store if it has the image, else from the origin.
 
@@ -88,18 +96,21 @@ def fill_from_store_or_origin(
     fails. A failure of the image store never stops a fill: it is logged, and added to the origin's error.
     Raises that error, FillStopped and NoSpace.
     """
-    if request.image_store and read_journal_digest(Path(request.journal)) == manifest.digest:
+    journal = ImagePaths(operation.folder).journal
+    if operation.image_store.url and read_journal_digest(journal) == manifest.digest:
         try:
             fill_from_origin()
         except STORE_FALLBACK_ERRORS as error:
             log.info(
                 "filling from the image store", extra={"fields": {"image": manifest.digest, "reason": error}}
             )
-            if store_error := _fill_from_store(request, manifest, on_progress):
+            if store_error := _fill_from_store(operation, manifest, on_progress):
                 raise _add_reason(error, f"and {store_error}") from error
         return
     store_error = (
-        _fill_from_store(request, manifest, on_progress) if request.image_store else request.image_store_error
+        _fill_from_store(operation, manifest, on_progress)
+        if operation.image_store.url
+        else operation.image_store_error
     )
     if store_error is None:
         return
@@ -123,16 +134,14 @@ def _add_reason(error: DataCacheError, reason: str) -> DataCacheError:
     return with_message(error, f"{error} ({reason})")
 
 
-def _fill_from_store(request: WorkerRequest, manifest: Manifest, on_progress: OnProgress) -> str | None:
+def _fill_from_store(operation: FillImage, manifest: Manifest, on_progress: OnProgress) -> str | None:
     """Fill from the image store; return None on success, else the reason."""
     try:
-        with _open_store(request) as store:
+        with _open_store(operation.image_store) as store:
             stored = store.find(manifest.digest)
             if stored is None:
                 return f"{store.display_name} does not have this image"
-            store.fill(
-                stored, manifest, ImagePaths(Path(request.image).parent), request.connections, on_progress
-            )
+            store.fill(stored, manifest, ImagePaths(operation.folder), operation.connections, on_progress)
             return None
     except (FillStopped, NoSpace):
         raise
@@ -140,91 +149,66 @@ def _fill_from_store(request: WorkerRequest, manifest: Manifest, on_progress: On
         return str(error)
 
 
-def _find(request: WorkerRequest) -> dict[str, Any]:
-    with _open_store(request) as store:
-        stored = (
-            store.find_by_snapshot_id(request.digest)
-            if request.digest.startswith("s-")
-            else store.find(request.digest)
-        )
-        return _encode_image(stored) if stored else {}
+def _find_image(store: ImageStore, digest_or_snapshot_id: str) -> StoredImageInfo | None:
+    stored = (
+        store.find_by_snapshot_id(digest_or_snapshot_id)
+        if digest_or_snapshot_id.startswith("s-")
+        else store.find(digest_or_snapshot_id)
+    )
+    return _describe_image(stored) if stored else None
 
 
-def _write_manifest(request: WorkerRequest) -> dict[str, Any]:
-    with _open_store(request) as store:
-        stored = store.find(request.digest)
-        if stored is None:
-            raise NotFound(f"{store.display_name} has no image {request.digest[:12]}")
-        manifest = store.read_manifest(request.digest)
-    with Path(request.manifest).open("xb") as stream:
+def _fetch_manifest(store: ImageStore, operation: FetchStoredManifest) -> StoredImageInfo:
+    stored = store.find(operation.digest)
+    if stored is None:
+        raise NotFound(f"{store.display_name} has no image {operation.digest[:12]}")
+    manifest = store.read_manifest(operation.digest)
+    with operation.manifest.open("xb") as stream:
         manifest.write(stream)
-    return _encode_image(stored)
+    return _describe_image(stored)
 
 
-def _list_images(request: WorkerRequest) -> dict[str, Any]:
-    with _open_store(request) as store, Path(request.manifest).open("w") as stream:
+def _write_listing(store: ImageStore, listing: Path) -> None:
+    with listing.open("w") as stream:
         for digest in store.list_digests():
-            if facts := _describe_image(store, digest):
-                stream.write(json.dumps(facts) + "\n")
-    return {}
+            if info := _find_even_if_damaged(store, digest):
+                stream.write(json.dumps(info.encode()) + "\n")
 
 
-def _describe_image(store: ImageStore, digest: str) -> dict[str, Any]:
-    """Describe one image of a listing, {} if it is incomplete; a damaged record must not hide the others."""
+def _find_even_if_damaged(store: ImageStore, digest: str) -> StoredImageInfo | None:
+    """Return one image of a listing, None if it is incomplete; a damaged record must not hide the others."""
     try:
         stored = store.find(digest)
     except CorruptContent as error:
-        return {"digest": digest, "damaged": str(error)}
-    return _encode_image(stored) if stored else {}
+        return StoredImageInfo(digest, damaged=str(error))
+    return _describe_image(stored) if stored else None
 
 
-def _collect(request: WorkerRequest) -> dict[str, Any]:
-    wanted_digests = frozenset(Path(request.manifest).read_text().split())
-    with _open_store(request) as store:
-        return {"gone": store.collect(wanted_digests, request.grace, time.time())}
+def _collect_images(store: ImageStore, operation: CollectStoredImages) -> list[str]:
+    wanted_digests = frozenset(operation.wanted_digests.read_text().split())
+    return store.collect(wanted_digests, operation.grace_seconds, time.time())
 
 
-def _remove(request: WorkerRequest) -> dict[str, Any]:
-    with _open_store(request) as store:
-        store.remove(request.digest)
-        return {}
-
-
-def _announce(request: WorkerRequest) -> dict[str, Any]:
-    with _open_store(request) as store:
-        store.announce(Announcement.decode(request.announcement))
-        return {}
-
-
-def _list_announcements(request: WorkerRequest) -> dict[str, Any]:
+def _list_announcements(store: ImageStore) -> AnnouncementListing:
     damaged: list[str] = []
-    with _open_store(request) as store:
-        return {
-            "announced": [announcement.encode() for announcement in store.list_announcements(damaged.append)],
-            "damaged": damaged,
-        }
-
-
-def _withdraw(request: WorkerRequest) -> dict[str, Any]:
-    with _open_store(request) as store:
-        store.withdraw(Announcement.decode(request.announcement))
-        return {}
+    announcements = [announcement.encode() for announcement in store.list_announcements(damaged.append)]
+    return AnnouncementListing(tuple(announcements), tuple(damaged))
 
 
 @contextmanager
-def _open_store(request: WorkerRequest) -> Iterator[ImageStore]:
+def _open_store(image_store: ImageStoreRef) -> Iterator[ImageStore]:
     # Imports obstore, whose memory only clusters with an image store should pay.
     from csi.image_store.store import open_image_store
 
-    with open_image_store(request.image_store, request.store_secrets) as store:
+    with open_image_store(image_store.url, image_store.secrets.values) as store:
         yield store
 
 
-def _encode_image(stored: StoredImage) -> dict[str, Any]:
-    return {
-        "digest": stored.digest,
-        "access": stored.access,
-        "image_bytes": stored.image_bytes,
-        "content_bytes": stored.content_bytes,
-        "stored_at": stored.stored_at,
-    }
+def _describe_image(stored: StoredImage) -> StoredImageInfo:
+    return StoredImageInfo(
+        digest=stored.digest,
+        access=stored.access,
+        image_bytes=stored.image_bytes,
+        content_bytes=stored.content_bytes,
+        stored_at=stored.stored_at,
+    )

@@ -58,17 +58,17 @@ class _ObservedFill:
 class FillEvents:
     """Reporter of one node's fills to `recorder`, from a thread that runs while there are any.
 
-    Thread-safe; no method waits for the API server. `first_delay` and `interval` are seconds.
+    Thread-safe; no method waits for the API server. `first_event_delay` and `event_interval` are seconds.
     """
 
     def __init__(
         self,
         recorder: EventRecorder | None = None,
-        first_delay: float = _FIRST_EVENT_DELAY,
-        interval: float = _EVENT_INTERVAL,
+        first_event_delay: float = _FIRST_EVENT_DELAY,
+        event_interval: float = _EVENT_INTERVAL,
     ) -> None:
         self._recorder = recorder or NullEventRecorder()
-        self._first_delay, self._interval = first_delay, interval
+        self._first_event_delay, self._event_interval = first_event_delay, event_interval
         self._lock = threading.Lock()
         self._fills: dict[str, _ObservedFill] = {}
         self._failures: OrderedDict[ObjectReference, tuple[str, float]] = OrderedDict()
@@ -81,7 +81,7 @@ class FillEvents:
         now = time.monotonic()
         with self._lock:
             fill = self._fills.setdefault(digest, _ObservedFill(now))
-            first_due = now + self._first_delay
+            first_due = now + self._first_event_delay
             # kubelet's retries call this again: they must not restart the delay.
             fill.listeners.setdefault(volume_id, _Listener(reference, first_due, first_due))
             if self._thread is None:
@@ -152,7 +152,7 @@ class FillEvents:
         now = time.monotonic()
         with self._lock:
             last_message, recorded_at = self._failures.pop(reference, ("", 0.0))
-            is_repeated = last_message == message and now - recorded_at < self._interval
+            is_repeated = last_message == message and now - recorded_at < self._event_interval
             self._failures[reference] = (message, recorded_at if is_repeated else now)
             while len(self._failures) > _MAX_FAILURES:
                 self._failures.popitem(last=False)
@@ -165,7 +165,7 @@ class FillEvents:
 
     def _report_until_idle(self) -> None:
         while True:
-            time.sleep(max(0.01, min(_CHECK_INTERVAL, self._first_delay)))
+            time.sleep(max(0.01, min(_CHECK_INTERVAL, self._first_event_delay)))
             with self._lock:
                 if not self._fills:
                     self._thread = None
@@ -177,17 +177,17 @@ class FillEvents:
     def _report_progress(self, volume_id: str, listener: _Listener, progress: FillProgress) -> None:
         now = time.monotonic()
         if now >= listener.event_due:
-            listener.event_due = now + self._interval
+            listener.event_due = now + self._event_interval
             listener.has_event = True
             self._recorder.record(listener.reference, FILLING_REASON, _describe_progress(progress))
         # Only a PVC has a CacheVolume, whose status shows the progress.
         if now >= listener.status_due and listener.reference.kind == _PERSISTENT:
             listener.status_due = now + _STATUS_INTERVAL
             listener.has_status = True
-            self._recorder.report_fill(volume_id, percent(progress))
+            self._recorder.report_fill(volume_id, compute_percent(progress))
 
 
-def percent(progress: FillProgress) -> int:
+def compute_percent(progress: FillProgress) -> int:
     """Return the percentage of an image that is present, 100 only if it is complete."""
     return int(100 * progress.bytes_done / progress.bytes_total) if progress.bytes_total else 0
 
@@ -199,7 +199,7 @@ def _describe_progress(progress: FillProgress) -> str:
         f", {format_size(progress.bytes_copied)} of it from other images" if progress.bytes_copied else ""
     )
     sizes = f"{format_size(progress.bytes_done)} of {format_size(progress.bytes_total)}"
-    done = f"{sizes} ({percent(progress)}%){copied}"
+    done = f"{sizes} ({compute_percent(progress)}%){copied}"
     left = "" if progress.seconds_left is None else f", about {_format_seconds(progress.seconds_left)} left"
     return f"{done}, {progress.rate_text}{left}"
 

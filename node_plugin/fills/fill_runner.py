@@ -11,8 +11,8 @@ from csi.images.node_store.store import Store
 from csi.images.progress import FillProgress
 from csi.parameters.content_ref import ContentRef
 from csi.parameters.origin_scope import has_same_origin_scope
+from csi.worker.operations import FillImage
 from csi.worker.pool import WorkerCall, WorkerPool
-from csi.worker.protocol import WorkerRequest
 
 
 class FillRunner:
@@ -25,11 +25,6 @@ class FillRunner:
         self._connections = connections
         self._image_store = image_store
 
-    def compute_origin_scope(self, content: ContentRef) -> str:
-        """Compute the scope of the content's own origin, wherever the bytes come from."""
-        source = content.source or self._store.read_access(content.digest)
-        return self._store.compute_origin_scope(source, content.secrets.values)
-
     def run(
         self,
         content: ContentRef,
@@ -41,22 +36,18 @@ class FillRunner:
 
         Raises Busy if `call` was stopped, and what the worker raises.
         """
-        paths = self._store.paths(content.digest)
         lookup = self._image_store.find_for_fill(content.digest) if self._image_store else StoredImageLookup()
-        request = WorkerRequest(
-            "fill",
-            dict(content.source),
-            dict(content.secrets.values),
-            manifest=str(paths.manifest),
-            partial=str(paths.partial),
-            journal=str(paths.journal),
-            image=str(paths.image),
-            connections=self._connections,
-            reuse_candidates=tuple(map(str, reuse_candidates)),
+        operation = FillImage(
+            content,
+            self._store.paths(content.digest).folder,
+            self._connections,
+            tuple(reuse_candidates),
+            lookup.image_store,
+            lookup.reason,
         )
         # Before the first byte: a killed fill must not leave bytes of unknown provenance.
         self._store.mark_filling_from(content.digest, self._choose_scope(content, lookup))
-        self._pool.call("fill", lookup.add_to(request), call, on_progress)
+        self._pool.call("fill", operation, call, on_progress)
 
     def _choose_scope(self, content: ContentRef, lookup: StoredImageLookup) -> str:
         """Choose the scope that the bytes are recorded under.
@@ -64,7 +55,7 @@ class FillRunner:
         Bytes that the image store has from another scope must be verified against this content's origin
         before its volumes are published.
         """
-        source = content.source or self._store.read_access(content.digest)
-        if lookup.found is None or has_same_origin_scope(lookup.found.access, source):
-            return self.compute_origin_scope(content)
+        content = self._store.with_source(content)
+        if lookup.found is None or has_same_origin_scope(lookup.found.access, content.source):
+            return self._store.compute_origin_scope(content)
         return IMAGE_STORE_SCOPE

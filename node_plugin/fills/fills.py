@@ -117,9 +117,7 @@ class Fills:
         while not self._store.find_sealed(content.digest):
             with self._wait_limiter.slot(volume_id, deadline):
                 fill = self._join(content, deadline, (volume_id, reference))
-                while not fill.is_done and not deadline.is_over:
-                    deadline.sleep()
-                self._leave(fill, deadline)
+                self._wait_until_done(fill, deadline, fill.waiters)
             if not fill.is_done or deadline.cancelled:
                 raise Busy(
                     deadline.cancelled
@@ -140,11 +138,7 @@ class Fills:
         if self.has_waiting_pods(content.digest):
             raise Busy(PODS_FIRST_MESSAGE)
         fill = self._join(content, None, prefetcher=deadline)
-        while not fill.is_done and not deadline.is_over:
-            deadline.sleep()
-        with self._lock:
-            fill.prefetchers.discard(deadline)
-            fill.wanted_at = time.monotonic()
+        self._wait_until_done(fill, deadline, fill.prefetchers)
         if not fill.is_done or deadline.cancelled:
             raise Busy(deadline.cancelled or fill.progress.format())
         if fill.error and not isinstance(fill.error, Busy | FillStopped) and fill.content == content:
@@ -180,7 +174,7 @@ class Fills:
         """Start or resume a fill without waiting for it and without eviction. Raises NoSpace."""
         self._join(content, None)
 
-    def progress(self) -> dict[str, FillProgress]:
+    def get_progress(self) -> dict[str, FillProgress]:
         """Return the progress of each running fill by digest."""
         with self._lock:
             return {digest: fill.progress for digest, fill in self._fills.items()}
@@ -219,7 +213,7 @@ class Fills:
     def _start(
         self, content: ContentRef, deadline: Deadline | None, prefetcher: Deadline | None
     ) -> _RunningFill:
-        origin_scope = self._runner.compute_origin_scope(content)
+        origin_scope = self._store.compute_origin_scope(content)
         fill = _RunningFill(content, is_prefetch=prefetcher is not None)
         has_preempted = deadline is not None and self._preempt_prefetches()
         # A fill that neither a pod nor a prewarm request waits for (one resumed at a start) evicts nothing.
@@ -239,9 +233,12 @@ class Fills:
     def _list_all(self) -> set[str]:
         return {image.digest for image in self._store.list_images()}
 
-    def _leave(self, fill: _RunningFill, deadline: Deadline) -> None:
+    def _wait_until_done(self, fill: _RunningFill, deadline: Deadline, waiters: set[Deadline]) -> None:
+        """Wait as one of the fill's `waiters`, until it is done or the deadline is over."""
+        while not fill.is_done and not deadline.is_over:
+            deadline.sleep()
         with self._lock:
-            fill.waiters.discard(deadline)
+            waiters.discard(deadline)
             fill.wanted_at = time.monotonic()
 
     def _run_fill(self, fill: _RunningFill) -> None:
@@ -257,7 +254,7 @@ class Fills:
                 "image": fill.digest,
                 "bytes": fill.progress.bytes_total,
                 "copied": fill.progress.bytes_copied,
-                "s": round(time.monotonic() - started_at, 2),
+                "seconds": round(time.monotonic() - started_at, 2),
             }
             log.info("image sealed", extra={"fields": fields})
         except Exception as error:

@@ -94,7 +94,7 @@ class Uploads:
             fields = {
                 "image": digest,
                 "bytes": upload.progress.bytes_total,
-                "s": round(time.monotonic() - started_at, 2),
+                "seconds": round(time.monotonic() - started_at, 2),
             }
             log.info("image stored", extra={"fields": fields})
         except Exception as error:

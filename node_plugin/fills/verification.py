@@ -17,8 +17,8 @@ from csi.concurrency.single_flight import Job, SingleFlight
 from csi.concurrency.wait_limiter import WaitLimiter
 from csi.images.node_store.store import Store
 from csi.parameters.content_ref import ContentRef, Secrets
+from csi.worker.operations import VerifyImage
 from csi.worker.pool import WorkerCall, WorkerPool
-from csi.worker.protocol import WorkerRequest
 
 log = logging.getLogger("datacache.verification")
 
@@ -58,8 +58,8 @@ class OriginVerification:
         `deadline` ends first (the comparison goes on), CorruptContent if the bytes differ, and the errors of
         a Source; the image stays as it is.
         """
-        content = self._with_source(content)
-        origin_scope = self._compute_scope(content)
+        content = self._store.with_source(content)
+        origin_scope = self._store.compute_origin_scope(content)
         # Another credential of the same scope may be refused, so they do not share a comparison.
         key = (content.digest, origin_scope, content.secrets)
 
@@ -75,8 +75,8 @@ class OriginVerification:
 
         Raises NotFound if the image is gone.
         """
-        content = self._with_source(content)
-        origin_scope = self._compute_scope(content)
+        content = self._store.with_source(content)
+        origin_scope = self._store.compute_origin_scope(content)
         if origin_scope not in self._store.get_provenance(content.digest):
             self._store.mark_verified(content.digest, origin_scope)
 
@@ -84,28 +84,14 @@ class OriginVerification:
         """Stop all comparisons."""
         self._comparisons.stop_all()
 
-    def _with_source(self, content: ContentRef) -> ContentRef:
-        source = content.source or self._store.read_access(content.digest)
-        return ContentRef(content.digest, source, content.secrets)
-
-    def _compute_scope(self, content: ContentRef) -> str:
-        return self._store.compute_origin_scope(content.source, content.secrets.values)
-
     def _compare(self, content: ContentRef, origin_scope: str, call: WorkerCall) -> None:
         fields = {"image": content.digest, "scope": origin_scope[:12]}
         try:
             # The image must not be replaced between the comparison and its record.
             with self._store.prevent_eviction(content.digest) as record:
-                request = WorkerRequest(
-                    "verify",
-                    dict(content.source),
-                    dict(content.secrets.values),
-                    manifest=str(record.paths.manifest),
-                    image=str(record.paths.image),
-                    connections=self._connections,
-                    seed=self._sampling_seed(content.digest, origin_scope),
-                )
-                self._pool.call("verify", request, call)
+                seed = self._sampling_seed(content.digest, origin_scope)
+                operation = VerifyImage(content, record.paths.folder, self._connections, seed)
+                self._pool.call("verify", operation, call)
                 self._store.mark_verified(content.digest, origin_scope)
             log.info("image verified against its origin", extra={"fields": fields})
         except Exception as error:

@@ -73,7 +73,7 @@ class GroupRecords:
         else:
             path.unlink(missing_ok=True)
 
-    def all(self) -> Iterator[GroupRecord]:
+    def list_all(self) -> Iterator[GroupRecord]:
         """Yield every readable record, removing all other files."""
         for path in sorted(self._folder.iterdir()):
             record = _read_or_none(path) if path.suffix == ".json" else None

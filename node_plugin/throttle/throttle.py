@@ -44,7 +44,7 @@ class LimitRequest:
 
 
 @dataclass(frozen=True)
-class AppliedLimit:
+class LimitStatus:
     """The limit in force for a volume in the pod `pod` (its uid), read from `device`.
 
     `limits` are the volume's own; `rate`, `group_limits` and `burst` are those of its pod on that device.
@@ -241,19 +241,19 @@ class Throttle:
                 if members:
                     self._update_group(group)
 
-    def get_applied(self, target: str) -> AppliedLimit | None:
+    def get_limit_status(self, target: str) -> LimitStatus | None:
         """Return the limit in force for the volume at `target`, None for one without limits."""
         with self._lock:
             group = self._group_by_target.get(target)
-            return _applied_limit(group, group.members[target], self._enforcer) if group else None
+            return _build_limit_status(group, group.members[target], self._enforcer) if group else None
 
-    def list_applied(self) -> list[AppliedLimit]:
+    def list_limit_statuses(self) -> list[LimitStatus]:
         """Return the limits in force for every volume with limits, at every target."""
         with self._lock:
-            return [applied for target in self._group_by_target if (applied := self.get_applied(target))]
+            return [status for target in self._group_by_target if (status := self.get_limit_status(target))]
 
     def _clear_stale_limits(self) -> None:
-        for record in list(self._records.all()):
+        for record in list(self._records.list_all()):
             if (record.pod, record.device) not in self._groups:
                 self._clear_limit(record)
 
@@ -270,14 +270,14 @@ class Throttle:
             self._enforcer.close()
 
 
-def _applied_limit(
+def _build_limit_status(
     group: ThrottleGroup, member: GroupMember, enforcer: LimitEnforcer | None
-) -> AppliedLimit | None:
+) -> LimitStatus | None:
     if member.limits is None:
         return None
     per_container = enforcer is not None and enforcer.hierarchy.is_flat
     problem = _describe_problem(group)
-    return AppliedLimit(
+    return LimitStatus(
         member.volume,
         group.pod,
         group.device,

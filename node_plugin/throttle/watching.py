@@ -17,7 +17,7 @@ class CgroupWatcher:
 
     def __init__(self, hierarchy: CgroupHierarchy, pods: PodCgroups, events: FolderWatcher) -> None:
         self._hierarchy, self._pods, self._events = hierarchy, pods, events
-        self._pod_of: dict[Path, str] = {}
+        self._pods_by_cgroup: dict[Path, str] = {}
         self._watched_parents: set[Path] = set()
         self.pods_without_cgroup: set[str] = set()
         """The pods whose cgroup has not appeared yet."""
@@ -37,8 +37,8 @@ class CgroupWatcher:
         for folder in folders:
             self.pods_without_cgroup.discard(uid)
             for cgroup in walk_folders(folder) if self._hierarchy.is_flat else [folder]:
-                if cgroup not in self._pod_of and self._events.watch(cgroup):
-                    self._pod_of[cgroup] = uid
+                if cgroup not in self._pods_by_cgroup and self._events.watch(cgroup):
+                    self._pods_by_cgroup[cgroup] = uid
 
     def _rescan(self) -> None:
         """Find kubelet's folders and watch them."""
@@ -62,12 +62,12 @@ class CgroupWatcher:
     def unwatch_pod(self, uid: str) -> None:
         """Remove the pod's watches."""
         self.pods_without_cgroup.discard(uid)
-        for folder in [folder for folder, pod in self._pod_of.items() if pod == uid]:
+        for folder in [folder for folder, pod in self._pods_by_cgroup.items() if pod == uid]:
             self._unwatch_folder(folder)
 
     def _unwatch_folder(self, folder: Path) -> None:
         self._events.unwatch(folder)
-        self._pod_of.pop(folder, None)
+        self._pods_by_cgroup.pop(folder, None)
         self._watched_parents.discard(folder)
 
     def _unwatch_all(self) -> None:
@@ -75,7 +75,7 @@ class CgroupWatcher:
 
         A folder may have been removed and created again, and its old watch reports nothing any more.
         """
-        for folder in [*self._pod_of, *self._watched_parents]:
+        for folder in [*self._pods_by_cgroup, *self._watched_parents]:
             self._unwatch_folder(folder)
 
     def affected_pods(self, events: list[FileEvent], watched_pods: set[str]) -> set[str]:
@@ -90,10 +90,10 @@ class CgroupWatcher:
             self._unwatch_all()
             return watched_pods
         if event.kind is FileEventKind.DELETED:
-            pod_removed = self._pod_of.get(event.path)
+            pod_removed = self._pods_by_cgroup.get(event.path)
             self._unwatch_folder(event.path)
             return {pod_removed} if pod_removed else set()
-        pod = self._pod_of.get(event.folder)
+        pod = self._pods_by_cgroup.get(event.folder)
         if event.kind is FileEventKind.WRITTEN:
             # Someone else, such as systemd, has written a limit.
             if event.name not in self._hierarchy.limit_files:

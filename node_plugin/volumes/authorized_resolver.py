@@ -13,7 +13,7 @@ from csi.manifest.manifest import Manifest
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.content_ref import Secrets
 from csi.resolve.resolver import Resolver
-from csi.worker.protocol import Resolution
+from csi.worker.results import Resolution
 
 
 class AuthorizedResolver:
@@ -55,7 +55,7 @@ class AuthorizedResolver:
 
         differences: list[str] = []
         resolution = self._resolver.resolve(
-            volume_id, spec, secrets.values, deadline, has_manifest, adopt_manifest, force_refresh
+            volume_id, spec, secrets, deadline, has_manifest, adopt_manifest, force_refresh
         )
         if not matches_digest(resolution.digest):
             difference = next(filter(None, differences), "its manifest differs")

@@ -139,7 +139,7 @@ class DataCacheGrants:
         """Fetch the manifest from the image store; return None, or the reason why that failed."""
         lookup = self._image_store.find_for_fill(digest)
         if lookup.found is None:
-            return lookup.why or "there is no image store that keeps cached images (--image-store)"
+            return lookup.reason or "there is no image store that keeps cached images (--image-store)"
         path = self._store.new_temp_path()
         try:
             self._image_store.write_manifest(digest, path)

@@ -25,7 +25,7 @@ from node_plugin.volumes.image_mounts import ImageMounts
 from node_plugin.volumes.limits import (
     PerformanceLookup,
     compute_volume_limits,
-    describe_applied_limit,
+    describe_limit_status,
     limit_class_name,
     read_ahead_bytes,
 )
@@ -88,13 +88,19 @@ class VolumeExposures:
                 raise Busy(message) from error
             yield
 
-    def expose(self, request: MountRequest, new: NodeVolume, kind: PathKind) -> NodeVolume:
-        """Mount the image and expose it at the request's path; return the volume's record.
+    def expose(self, request: MountRequest, new: NodeVolume, kind: PathKind) -> Limits | None:
+        """Mount the image and expose it at the request's path; return the volume's limits.
 
         A volume that has a record with the same digest keeps it; otherwise `new` becomes the record.
         """
         known = self.records.get(request.volume_id)
-        volume = known if known and known.digest == new.digest else self._complete(new)
+        if known and known.digest == new.digest:
+            volume = known
+            limits = compute_volume_limits(volume)
+        else:
+            volume = self._performance.with_current_performance(new)
+            limits = compute_volume_limits(volume)
+            volume = replace(volume, limit_class=limit_class_name(volume, limits))
         path = str(request.path)
         if kind == "staging":
             volume = volume.with_staging_path(path, request.exposure)
@@ -102,12 +108,8 @@ class VolumeExposures:
             volume = volume.with_target_path(path, request.exposure)
         # Eviction removes the least recently used image first.
         self._store.touch(volume.digest)
-        self._mount_and_show(request.path, volume, (volume.digest, volume.limit_class))
-        return volume
-
-    def _complete(self, volume: NodeVolume) -> NodeVolume:
-        volume = self._performance.with_current_performance(volume)
-        return replace(volume, limit_class=limit_class_name(volume))
+        self._mount_image_and_path(request.path, volume, limits, (volume.digest, volume.limit_class))
+        return limits
 
     def publish_staged(self, request: MountRequest) -> None:
         """Publish a staged volume at one more target.
@@ -131,17 +133,21 @@ class VolumeExposures:
             )
         image = self.images.find_image(Path(request.staging_path)) or (volume.digest, volume.limit_class)
         current = self._performance.with_current_performance(volume)
-        self._mount_and_show(request.path, current.with_target_path(path, request.exposure), image)
+        limits = compute_volume_limits(current)
+        exposed = current.with_target_path(path, request.exposure)
+        self._mount_image_and_path(request.path, exposed, limits, image)
 
-    def _mount_and_show(self, path: Path, volume: NodeVolume, image_and_class: tuple[str, str]) -> None:
+    def _mount_image_and_path(
+        self, path: Path, volume: NodeVolume, limits: Limits | None, image_and_class: tuple[str, str]
+    ) -> None:
+        """Mount the image of a limit class, if it is not mounted yet, then the path."""
         digest, limit_class = image_and_class
-        limits = compute_volume_limits(volume)
         read_ahead = read_ahead_bytes(limits) if limit_class != NO_LIMITS else None
         image = self.images.mount(digest, self._store.paths(digest).image, limit_class, read_ahead)
-        self._show_at_path(image, path, volume, limits)
+        self._mount_path(image, path, volume, limits)
 
-    def _show_at_path(self, image: Path, path: Path, volume: NodeVolume, limits: Limits | None) -> None:
-        """Record the path, enforce the limits, then mount; undo all of it on failure."""
+    def _mount_path(self, image: Path, path: Path, volume: NodeVolume, limits: Limits | None) -> None:
+        """Record the path, enforce the limits, then mount it; undo all of it on failure."""
         is_target = str(path) in volume.target_paths
         self.records.put(volume)
         try:
@@ -222,7 +228,7 @@ class VolumeExposures:
 
     def _describe_limits(self, volume: NodeVolume, path: str) -> str:
         if path in volume.target_paths:
-            return describe_applied_limit(self._throttle.get_applied(path))
+            return describe_limit_status(self._throttle.get_limit_status(path))
         try:
             return f"in each pod: {compute_volume_limits(volume) or 'no I/O limits'}"
         except InvalidParameter as error:

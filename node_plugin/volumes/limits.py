@@ -12,7 +12,7 @@ from csi.parameters.performance_keys import Performance, compute_limits
 from csi.parameters.volume_parameters import parse_accepted_parameters
 from csi.performance.limits import Limits
 from csi.registry.volumes.record import VolumeRecord, VolumeRegistry
-from node_plugin.throttle.throttle import AppliedLimit
+from node_plugin.throttle.throttle import LimitStatus
 from node_plugin.volumes.records import NO_LIMITS, NodeVolume
 
 log = logging.getLogger("datacache.limits")
@@ -60,13 +60,12 @@ def compute_volume_limits(volume: NodeVolume) -> Limits | None:
     return compute_limits(performance, volume.capacity_bytes, clamp=volume.is_inline)
 
 
-def limit_class_name(volume: NodeVolume) -> str:
-    """Return the name of the volume's limit class, which has a loop device of its own.
+def limit_class_name(volume: NodeVolume, limits: Limits | None) -> str:
+    """Return the name of the limit class of a volume with these limits, which has a loop device of its own.
 
     All volumes without limits share a class, and so do inline volumes of equal limits. A persistent volume
-    with limits has its own, since they can change. Raises as `compute_volume_limits`.
+    with limits has its own, since they can change.
     """
-    limits = compute_volume_limits(volume)
     if limits is None:
         return NO_LIMITS
     if volume.is_inline:
@@ -88,28 +87,28 @@ def read_ahead_bytes(limits: Limits | None) -> int | None:
     return max(_MIN_READ_AHEAD, size)
 
 
-def describe_applied_limit(applied: AppliedLimit | None) -> str:
+def describe_limit_status(status: LimitStatus | None) -> str:
     """Return the text of a volume's condition about its limits in one pod."""
-    if applied is None:
+    if status is None:
         return "no I/O limits"
-    notes = "".join(f"; {note}" for note in applied.limits.notes)
-    if applied.problem:
-        return f"not throttled: {applied.problem}; its limits are {applied.limits}{notes}"
-    return f"limits: {applied.limits}{_describe_scope(applied)}{_describe_burst(applied)}{notes}"
+    notes = "".join(f"; {note}" for note in status.limits.notes)
+    if status.problem:
+        return f"not throttled: {status.problem}; its limits are {status.limits}{notes}"
+    return f"limits: {status.limits}{_describe_scope(status)}{_describe_burst(status)}{notes}"
 
 
-def _describe_scope(applied: AppliedLimit) -> str:
-    text = ", for each container of the pod by itself (cgroup v1)" if applied.per_container else ""
-    if applied.group_limits and applied.group_limits.sustained != applied.limits.sustained:
-        text += f"; with the pod's other volumes of this image {applied.group_limits.sustained} together"
+def _describe_scope(status: LimitStatus) -> str:
+    text = ", for each container of the pod by itself (cgroup v1)" if status.per_container else ""
+    if status.group_limits and status.group_limits.sustained != status.limits.sustained:
+        text += f"; with the pod's other volumes of this image {status.group_limits.sustained} together"
     return text
 
 
-def _describe_burst(applied: AppliedLimit) -> str:
-    if applied.group_limits is None or applied.group_limits.burst is None:
+def _describe_burst(status: LimitStatus) -> str:
+    if status.group_limits is None or status.group_limits.burst is None:
         return ""
-    text = f"; in force now: {applied.rate}"
-    if applied.burst.credit is not None:
-        credit = max(0, applied.burst.credit)
-        text += f"; burst credit left: {credit:.0f} of {applied.group_limits.credit} I/Os"
-    return f"{text}; metered burst I/O: {applied.burst.metered_ios:.0f}"
+    text = f"; in force now: {status.rate}"
+    if status.burst.credit is not None:
+        credit = max(0, status.burst.credit)
+        text += f"; burst credit left: {credit:.0f} of {status.group_limits.credit} I/Os"
+    return f"{text}; metered burst I/O: {status.burst.metered_ios:.0f}"

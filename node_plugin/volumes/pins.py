@@ -22,7 +22,7 @@ from csi.parameters.pinning import pin_name
 from csi.parameters.volume_parameters import parse_accepted_parameters
 from csi.registry.pins.pins import CachePin, PinHolder, PinRegistry
 from csi.resolve.pinned import ResolveSpec, resolve_with_pin
-from csi.worker.protocol import Resolution
+from csi.worker.results import Resolution
 from node_plugin.volumes.records import NodeVolume
 
 log = logging.getLogger("datacache.pins")

@@ -14,7 +14,7 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.content_ref import ContentRef, Secrets
 from csi.parameters.volume_parameters import VolumeParameters, parse_volume_parameters
 from csi.performance.capacity import round_up_to_gib
-from csi.worker.protocol import Resolution
+from csi.worker.results import Resolution
 from node_plugin.fills.fills import UNRECOVERABLE, Fills
 from node_plugin.fills.verification import OriginVerification
 from node_plugin.volumes.authorized_resolver import AuthorizedResolver

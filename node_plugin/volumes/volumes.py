@@ -19,7 +19,6 @@ from csi.parameters.cache_name import DataCacheReference, parse_data_cache_refer
 from csi.parameters.volume_parameters import VolumeParameters, parse_accepted_parameters
 from node_plugin.fills.fill_events import FillEvents
 from node_plugin.volumes.exposures import PathKind, VolumeExposures, remove_target
-from node_plugin.volumes.limits import compute_volume_limits
 from node_plugin.volumes.mount_request import MountRequest, VolumeStats
 from node_plugin.volumes.preparation import ResolvedVolume, VolumePreparation
 
@@ -113,8 +112,7 @@ class NodeVolumes:
                 # Again under the lock: from here on an unpublish waits, and then finds the record.
                 _check_not_cancelled(deadline)
                 if not self._exposures.is_exposed(request, kind):
-                    volume = self._exposures.expose(request, resolved.volume, kind)
-                    limits = compute_volume_limits(volume)
+                    limits = self._exposures.expose(request, resolved.volume, kind)
                     self._events.record_clamped_limits(request.event_reference, limits)
 
     def unpublish(self, volume_id: str, path: Path) -> None:

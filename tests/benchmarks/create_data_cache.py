@@ -20,13 +20,14 @@ from csi.images.layout import layout as layouts
 from csi.images.layout.layout import build_layout
 from csi.linux.durable_files import load_or_create_key
 from csi.manifest.manifest import Manifest
+from csi.parameters.content_ref import Secrets
 from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.registry.datacaches.data_caches import Phase
 from csi.registry.datacaches.kubernetes import KubernetesDataCacheRegistry
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
 from csi.worker.pool import WorkerPool
-from csi.worker.protocol import Resolution
+from csi.worker.results import Resolution
 from tests.apiserver import DATA_CACHES, NOT_RUN, ApiServer, programs
 from tests.benchmarks.create_cached import LARGE, SMALL
 from tests.benchmarks.rounds import interleaved, say, seconds
@@ -142,7 +143,7 @@ def _keep(store: str, resolver: Resolver, repo: str, folder: Path) -> None:
     found: Resolution = resolver.resolve(
         repo,
         parse_volume_parameters(hub_parameters(repo)).spec,
-        {},
+        Secrets(),
         Deadline(60.0),
         adopt_manifest=lambda _, manifest: manifest.rename(path),
     )

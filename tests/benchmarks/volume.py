@@ -114,7 +114,7 @@ def _fill_seconds(running: Plugins, digest: str) -> float:
         for line in running.node.text().splitlines()
         if digest in line and "image sealed" in line
     ]
-    return float(events[-1]["s"]) if events else 0.0
+    return float(events[-1]["seconds"]) if events else 0.0
 
 
 @contextmanager

@@ -69,7 +69,7 @@ def test_a_claim_names_the_repository_and_the_volume_says_whose_word_it_is(
     assert record.requested_spec.source == HubSpec("HuggingFace/Model", "org/one", "v1")
     assert parse_volume_parameters(record.to_context()).spec.untrusted
     assert record.to_context()["namedBy"] == "pod"
-    assert {request.spec["namedBy"] for request in controller.source.asked} == {"pod"}
+    assert {operation.spec.to_context()["namedBy"] for operation in controller.source.asked} == {"pod"}
     assert controller.create(parameters=CLASS) == record
 
 

@@ -187,7 +187,7 @@ def test_a_resolve_that_takes_long_goes_on_behind_the_call_and_the_next_one_find
         controller.create(seconds=0.05)
     controller.source.go.set()
     assert controller.create()
-    assert controller.source.operations.count("resolve") == 1
+    assert controller.source.operations.count("resolve-source") == 1
 
 
 def test_a_second_call_for_a_volume_in_work_is_told_so_at_once(controller: Controller) -> None:

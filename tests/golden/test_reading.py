@@ -25,6 +25,7 @@ from csi.images.node_store.records import ImageState
 from csi.images.node_store.store import Store
 from csi.images.progress import read_progress
 from csi.manifest.manifest import Manifest
+from csi.parameters.content_ref import Secrets
 from csi.parameters.data_cache import DataCacheSpec
 from csi.parameters.pvc import PvcReference
 from csi.parameters.volume_parameters import parse_accepted_parameters
@@ -172,10 +173,10 @@ def test_what_prewarm_orders_turned_out_to_be() -> None:
 
 def test_proofs(copy: Callable[[str], Path]) -> None:
     memory = ProofMemory(copy("proofs"), KEY, 600, 3600, lambda: NOW + 599)
-    assert memory.find_fresh({"token": "hf_golden"}, values.RESOLUTION.spec) == values.RESOLUTION
+    assert memory.find_fresh(Secrets({"token": "hf_golden"}), values.RESOLUTION.spec) == values.RESOLUTION
     several = values.PARAMETERS["several"].spec
-    assert memory.find_fresh({}, several) == replace(values.RESOLUTION, spec=several)
-    assert memory.find_fresh({"token": "another"}, values.RESOLUTION.spec) is None
+    assert memory.find_fresh(Secrets(), several) == replace(values.RESOLUTION, spec=several)
+    assert memory.find_fresh(Secrets({"token": "another"}), values.RESOLUTION.spec) is None
 
 
 def test_a_pin_that_a_node_keeps() -> None:

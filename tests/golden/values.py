@@ -30,7 +30,7 @@ from csi.registry.events.recorder import ObjectReference
 from csi.registry.pins.pins import CachePin, PinHolder
 from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, PrewarmRequest, PrewarmState
 from csi.registry.volumes.record import VolumeRecord
-from csi.worker.protocol import Resolution
+from csi.worker.results import Resolution
 from datacache.findings import Finding, Verdict
 from datacache.image_store import ListedImage
 from datacache.image_store import StoredState as StoredState

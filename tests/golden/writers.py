@@ -39,6 +39,7 @@ from csi.linux.mounts import KernelMountTable
 from csi.manifest.manifest import Entry, EntryKind
 from csi.parameters import origin_scope
 from csi.parameters.access_modes import parse_access_mode
+from csi.parameters.content_ref import Secrets
 from csi.parameters.performance_keys import Performance
 from csi.parameters.pinning import pin_name
 from csi.registry.datacaches import codec as data_cache_object
@@ -67,7 +68,7 @@ from node_plugin.prewarm.resolved_caches import ResolvedCache
 from node_plugin.prewarm.resolved_caches import write_resolved as write_answers
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.volumes.image_mounts import ImageMounts
-from node_plugin.volumes.limits import limit_class_name
+from node_plugin.volumes.limits import compute_volume_limits, limit_class_name
 from node_plugin.volumes.mount_request import MountRequest
 from node_plugin.volumes.records import NodeVolume, VolumeRecords
 from tests.golden import values
@@ -200,9 +201,9 @@ def write_prewarms(folder: Path) -> None:
 def write_proofs(folder: Path) -> None:
     """What was proven, under keyed hashes."""
     memory = ProofMemory(folder, KEY, 600, 3600, lambda: NOW)
-    memory.remember(values.SECRETS, values.RESOLUTION.spec, values.RESOLUTION)
+    memory.remember(Secrets(values.SECRETS), values.RESOLUTION.spec, values.RESOLUTION)
     memory.remember(
-        {},
+        Secrets(),
         values.PARAMETERS["several"].spec,
         replace(values.RESOLUTION, spec=values.PARAMETERS["several"].spec),
     )
@@ -280,14 +281,18 @@ def _volume(performance: Performance, capacity: int, inline: bool) -> NodeVolume
     return NodeVolume("dc-1", DIGEST, {}, capacity, 1, inline, performance=performance.to_context())
 
 
+def _limit_class(volume: NodeVolume) -> str:
+    return limit_class_name(volume, compute_volume_limits(volume))
+
+
 def write_names(folder: Path) -> None:
     """Names that are computed: hashes, labels, keys."""
-    classes = {name: limit_class_name(_volume(*given, True)) for name, given in _performances().items()}
+    classes = {name: _limit_class(_volume(*given, True)) for name, given in _performances().items()}
     volume, cache = values.FULL_VOLUME, values.HUB_CACHE
     made = replace(values.NAS_DATA_CACHE, name="edc-1", uid=UID)
     put(folder / "names.json", {
         "limit classes of inline volumes": classes,
-        "limit class of a volume": limit_class_name(_volume(Performance("PL1"), 20 * 2**30, False)),
+        "limit class of a volume": _limit_class(_volume(Performance("PL1"), 20 * 2**30, False)),
         "volume id": volume_id_from_name(values.VOLUME_NAME),
         "object of a volume id": {one: cache_volume.object_name(one) for one in ("dc-1", "By_Hand", "odd/id", "hashed-1")},  # noqa: E501
         "label of a volume id": cache_volume.label_value(volume.id),

@@ -141,10 +141,11 @@ def main() -> None:
     else:
         import node_plugin.__main__ as node
         from csi.worker.pool import WorkerPool
+        from node_plugin import composition
 
         arm_node(knife)
         command = (sys.executable, "-m", "tests.kernel.knife", folder, "worker")
-        node.WorkerPool = functools.partial(WorkerPool, command=command)  # type: ignore[assignment,misc]
+        composition.WorkerPool = functools.partial(WorkerPool, command=command)  # type: ignore[assignment,misc]
         node.main(arguments)
 
 

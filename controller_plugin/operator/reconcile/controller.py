@@ -101,6 +101,6 @@ class ImageStoreCollector:
         if removed:
             log.info(
                 "images removed from the image store",
-                extra={"fields": {"images": len(removed), "s": round(time.monotonic() - started, 1)}},
+                extra={"fields": {"images": len(removed), "seconds": round(time.monotonic() - started, 1)}},
             )
         return removed

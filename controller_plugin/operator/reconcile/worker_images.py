@@ -8,9 +8,11 @@ from controller_plugin.operator.reconcile.images import DataCacheImages
 from csi.concurrency.deadline import Deadline
 from csi.destinations.allow_list import as_untrusted
 from csi.errors import Busy, FailedPrecondition, NotFound
-from csi.image_store.client import ImageStoreClient, StoredImageInfo
+from csi.image_store.client import ImageStoreClient
+from csi.parameters.content_ref import Secrets
 from csi.registry.datacaches.data_caches import DataCache, DataCacheContent
 from csi.resolve.resolver import Resolver
+from csi.worker.results import StoredImageInfo
 
 # How long a thread of the work queue waits. A longer resolve continues, and the next reconcile gets its
 # result.
@@ -33,7 +35,7 @@ class WorkerDataCacheImages(DataCacheImages):
         if cache.spec.snapshot_id:
             return self._find_snapshot(cache.spec.snapshot_id)
         spec = as_untrusted(cache.spec.to_volume_parameters(self._profiles).spec)
-        resolution = self._resolver.resolve(cache.name, spec, secrets, Deadline(_RESOLVE_SECONDS))
+        resolution = self._resolver.resolve(cache.name, spec, Secrets(secrets), Deadline(_RESOLVE_SECONDS))
         return DataCacheContent(
             resolution.digest, resolution.spec.to_context(), resolution.image_bytes, resolution.content_bytes
         )

@@ -20,8 +20,9 @@ import shutil
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -48,6 +49,7 @@ from csi.linux.durable_files import (
 )
 from csi.manifest.manifest import Manifest
 from csi.parameters import origin_scope
+from csi.parameters.content_ref import ContentRef
 from csi.values import format_size
 
 log = logging.getLogger("datacache.store")
@@ -159,12 +161,20 @@ class Store:
         with self._translate_errors(), path.open("rb") as stream:
             return Manifest.read_access(stream)
 
-    def compute_origin_scope(self, access: Mapping[str, str], secrets: Mapping[str, str]) -> str:
-        """Return the origin scope of a pinned spec (flat parameters) with this credential.
+    def with_source(self, content: ContentRef) -> ContentRef:
+        """Return the content with the source that its manifest names, if it has none of its own.
 
-        Raises InvalidParameter.
+        Raises as `read_manifest`.
         """
-        return origin_scope.compute_origin_scope(access, self.key(), secrets)
+        return content if content.source else replace(content, source=self.read_access(content.digest))
+
+    def compute_origin_scope(self, content: ContentRef) -> str:
+        """Return the scope of the content's own origin, wherever an image's bytes come from.
+
+        Raises InvalidParameter, and as `read_manifest`.
+        """
+        content = self.with_source(content)
+        return origin_scope.compute_origin_scope(content.source, self.key(), content.secrets.values)
 
     def get_provenance(self, digest: str) -> tuple[str, ...]:
         """Return the scopes known to have a sealed image's bytes, as `read_provenance`.

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from csi.errors import DataCacheError, NotFound
 from csi.image_store.announcements import Announcement
-from csi.image_store.client import StoredImageInfo
 from csi.registry.datacaches.data_caches import DataCache, DataCacheContent
 from csi.registry.prewarms.prewarms import PrewarmState
 from csi.registry.prewarms.requests import PrewarmProgress
 from csi.worker.pool import WorkerCall
+from csi.worker.results import StoredImageInfo
 
 
 def content(letter: str, size: int = 5, repo: str = "org/name") -> DataCacheContent:

@@ -28,8 +28,12 @@ from csi.errors import (
 from csi.image_store.client import STORE_LANE, ImageStoreClient, ImageStoreConfig
 from csi.images.node_store.store import Store
 from csi.manifest.manifest import build_manifest
+from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import ContentRef, Secrets
+from csi.parameters.dialects.hub import HubSpec
+from csi.worker.operations import FillImage, FindStoredImage, ImageStoreRef, ResolveSource
 from csi.worker.pool import WorkerCall, WorkerPool
-from csi.worker.protocol import Resolution, WorkerRequest
+from csi.worker.results import Resolution
 from csi.worker_process import image_store_operations
 from csi.worker_process.image_store_operations import fill_from_store_or_origin
 from tests.origins.hub import Hub
@@ -37,7 +41,7 @@ from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 
 FILES = {"model.bin": os.urandom(3 << 20), "folder/config.json": b"{}", "empty": b""}
 EMPTY = build_manifest([], {})
-HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/kept", "revision": "main"}
+HUB = CacheSpec(HubSpec("HuggingFace/Model", "org/kept", "main"))
 
 
 class Node:
@@ -48,27 +52,19 @@ class Node:
 
     def resolve(self) -> Resolution:
         temp = self.store.new_temp_path()
-        found = Resolution.decode(
-            self.pool.call("resolve", WorkerRequest("resolve", HUB, {}, manifest=str(temp)))
-        )
+        found = self.pool.call("resolve", ResolveSource(HUB, Secrets(), temp))
         self.store.adopt_manifest(found.digest, temp, found.image_bytes)
         return found
 
-    def fill(self, digest: str, call: WorkerCall | None = None, **more: str) -> bytes:
+    def fill(self, digest: str, call: WorkerCall | None = None, store_url: str | None = None) -> bytes:
         """SHA-256 of the image once it is full."""
         paths = self.store.paths(digest)
-        request = WorkerRequest(
-            "fill",
-            {},
-            {},
-            manifest=str(paths.manifest),
-            partial=str(paths.partial),
-            journal=str(paths.journal),
-            image=str(paths.image),
-        )
-        request = replace(self.stored.with_image_store(request), **more)  # type: ignore[arg-type]
+        image_store = self.stored.read_reference()
+        if store_url is not None:
+            image_store = replace(image_store, url=store_url)
+        operation = FillImage(ContentRef(digest), paths.folder, 4, image_store=image_store)
         with self.store.reserve(digest):
-            self.pool.call("fill", request, call)
+            self.pool.call("fill", operation, call)
         return hashlib.sha256(paths.image.read_bytes()).digest()
 
     def bring(self, digest: str) -> None:
@@ -167,7 +163,7 @@ def test_a_fill_goes_on_from_its_origin_where_the_store_fails(
         if access.folder is None
         else replace(access, url="s3://bucket/x?endpoint=http%3A//127.0.0.1%3A1")
     )
-    assert other.fill(digest, image_store=gone.url) == image
+    assert other.fill(digest, store_url=gone.url) == image
 
 
 def test_where_both_fail_the_error_says_both(other: Node, hub: Hub) -> None:
@@ -186,7 +182,7 @@ def test_a_fill_that_was_begun_from_one_place_ends_the_same_from_the_other(
     image = node.fill(digest)
     node.bring(digest)
     other.resolve()
-    call, none = WorkerCall(), {"image_store": ""}
+    call, none = WorkerCall(), {"store_url": ""}
     hub.faults.rate = 1 << 20
     stopper = threading.Timer(0.6, call.stop)
     stopper.start()
@@ -209,23 +205,23 @@ def test_what_an_origin_has_begun_and_refuses_now_comes_from_the_store(
     said: list[str | None] = [None, "the image store does not have it"]
     monkeypatch.setattr(image_store_operations, "read_journal_digest", lambda path: EMPTY.digest)
     monkeypatch.setattr(
-        image_store_operations, "_fill_from_store", lambda request, manifest, tell: said.pop(0)
+        image_store_operations, "_fill_from_store", lambda operation, manifest, tell: said.pop(0)
     )
-    request = WorkerRequest("fill", {}, {}, image_store="file:///images", journal=str(tmp_path / "journal"))
+    operation = FillImage(ContentRef(EMPTY.digest), tmp_path, 4, image_store=ImageStoreRef("file:///images"))
 
     def refused() -> None:
         raise kind("gone")
 
-    fill_from_store_or_origin(request, EMPTY, lambda progress: None, refused)
+    fill_from_store_or_origin(operation, EMPTY, lambda progress: None, refused)
     with pytest.raises(kind, match="gone.*does not have it"):
-        fill_from_store_or_origin(request, EMPTY, lambda progress: None, refused)
+        fill_from_store_or_origin(operation, EMPTY, lambda progress: None, refused)
 
 
 def test_no_store_asks_nobody(pool: WorkerPool, tmp_path: Path) -> None:
-    stored, request = ImageStoreClient(pool, ImageStoreConfig()), WorkerRequest("fill", {}, {})
+    stored = ImageStoreClient(pool, ImageStoreConfig())
     assert not stored.is_configured
     assert stored.find("a" * 64) is None
-    assert stored.with_image_store(request) == request
+    assert stored.read_reference() == ImageStoreRef()
 
 
 def test_a_store_that_cannot_be_is_named(tmp_path: Path) -> None:
@@ -248,5 +244,5 @@ def test_the_credential_is_in_no_log_and_no_error(
     node.fill(digest)
     node.bring(digest)
     assert ROOT_SECRET not in caplog.text + "".join(capfd.readouterr()) + repr(
-        node.stored.with_image_store(WorkerRequest("stored", {}, {}))
+        FindStoredImage(node.stored.read_reference(), digest)
     )

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import Secrets
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.dialects.nas import NasSpec
 from csi.resolve.proof_memory import ProofMemory
-from csi.worker.protocol import Resolution
+from csi.worker.results import Resolution
 
 KEY = b"k" * 32
 SPEC = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main"))
 PINNED = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "0123456789abcdef0123456789abcdef01234567"))
 FOUND = Resolution(PINNED, "a" * 64, 100, 8192, 3, 1)
-TOKEN = {"token": "hf_verySecret123"}
+TOKEN = Secrets({"token": "hf_verySecret123"})
 TTL, GRACE = 600.0, 7 * 86400.0
 
 
@@ -79,7 +80,8 @@ def test_a_clock_that_goes_back_makes_no_proof_out_of_the_future(proofs: ProofMe
 )
 def test_another_credential_has_proven_nothing(proofs: ProofMemory, other: dict[str, str]) -> None:
     proofs.remember(TOKEN, SPEC, FOUND)
-    assert proofs.find_fresh(other, SPEC) is proofs.find_within_grace(other, SPEC) is None
+    secrets = Secrets(other)
+    assert proofs.find_fresh(secrets, SPEC) is proofs.find_within_grace(secrets, SPEC) is None
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,9 @@ def test_another_spec_is_not_proven_by_this_one(proofs: ProofMemory, other: Cach
 
 
 def test_the_order_of_a_secrets_keys_makes_no_difference(proofs: ProofMemory) -> None:
-    assert proofs.get_key({"a": "1", "b": "2"}, SPEC) == proofs.get_key({"b": "2", "a": "1"}, SPEC)
+    assert proofs.get_key(Secrets({"a": "1", "b": "2"}), SPEC) == proofs.get_key(
+        Secrets({"b": "2", "a": "1"}), SPEC
+    )
 
 
 def test_a_refusal_forgets_and_forgetting_nothing_is_no_error(proofs: ProofMemory) -> None:
@@ -125,7 +129,7 @@ def test_the_folder_is_for_its_owner_and_tells_neither_credential_nor_guess(
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.name == proofs.get_key(TOKEN, SPEC)
     assert len(path.name) == 64
-    assert TOKEN["token"] not in path.read_text() + path.name
+    assert TOKEN.values["token"] not in path.read_text() + path.name
     # A hash without a key could be tried against guesses.
     assert (
         ProofMemory(tmp_path / "other", b"another key here".ljust(32), TTL, GRACE).get_key(TOKEN, SPEC)
@@ -148,8 +152,8 @@ def test_proofs_that_nobody_can_use_any_more_are_removed_at_the_start(
     tmp_path: Path, proofs: ProofMemory, clock: Clock
 ) -> None:
     proofs.remember(TOKEN, SPEC, FOUND)
-    proofs.remember({}, SPEC, FOUND)
-    old, young = (tmp_path / "proofs" / proofs.get_key(secrets, SPEC) for secrets in (TOKEN, {}))
+    proofs.remember(Secrets(), SPEC, FOUND)
+    old, young = (tmp_path / "proofs" / proofs.get_key(secrets, SPEC) for secrets in (TOKEN, Secrets()))
     os.utime(old, (clock.now - GRACE - 1,) * 2)
     os.utime(young, (clock.now - GRACE + 60,) * 2)
     ProofMemory(tmp_path / "proofs", KEY, TTL, GRACE, clock)

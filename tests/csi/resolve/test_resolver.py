@@ -24,17 +24,19 @@ from csi.errors import (
 )
 from csi.manifest.manifest import Manifest
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import Secrets
 from csi.parameters.dialects.hub import HubSpec
 from csi.parameters.dialects.nas import NasSpec
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
+from csi.worker.operations import Operation, ResolveSource
 from csi.worker.pool import WorkerCall
-from csi.worker.protocol import Resolution, WorkerRequest
+from csi.worker.results import Resolution
 from tests.csi.worker.in_process import COMMITS, InProcess
 
 MAIN = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "main"))
 NAS = CacheSpec(NasSpec("nas", "/models"))
-TOKEN = {"token": "right"}
+TOKEN = Secrets({"token": "right"})
 
 
 class Setting:
@@ -56,7 +58,7 @@ class Setting:
         self.resolver = made
 
     def resolve(
-        self, spec: CacheSpec = MAIN, secrets: dict[str, str] = TOKEN, seconds: float = 30, **more: object
+        self, spec: CacheSpec = MAIN, secrets: Secrets = TOKEN, seconds: float = 30, **more: object
     ) -> Resolution:
         return self.resolver.resolve("vol", spec, secrets, Deadline(seconds), **more)  # type: ignore[arg-type]
 
@@ -97,7 +99,7 @@ def test_errors_that_nobody_came_back_for_are_let_go(
     for number in range(5):
         creating.origin.go.clear()
         with pytest.raises(Busy):
-            creating.resolve(secrets={"token": str(number)}, seconds=0.05)
+            creating.resolve(secrets=Secrets({"token": str(number)}), seconds=0.05)
         creating.origin.go.set()
         assert eventually(lambda: all(flight.ended_at for flight in flights_of(creating).values()))
     assert len(flights_of(creating)) <= 1
@@ -122,9 +124,9 @@ def all_at_once(count: int, work: Callable[[], object]) -> list[object]:
 
 def test_a_moving_source_is_pinned_then_resolved(creating: Setting) -> None:
     found = creating.resolve()
-    assert creating.origin.operations == ["pin", "resolve"]
+    assert creating.origin.operations == ["pin-source", "resolve-source"]
     assert found.spec.source.revision == COMMITS[0]  # type: ignore[union-attr]
-    assert all(request.secrets == TOKEN for request in creating.origin.asked)
+    assert all(operation.secrets == TOKEN for operation in creating.origin.asked)
 
 
 def test_all_who_ask_the_same_with_the_same_credential_share_one_resolve(creating: Setting) -> None:
@@ -134,14 +136,14 @@ def test_all_who_ask_the_same_with_the_same_credential_share_one_resolve(creatin
     assert len(answers) == 8
     assert len(set(map(repr, answers))) == 1
     assert isinstance(answers[0], Resolution)
-    assert creating.origin.operations.count("resolve") <= 2
+    assert creating.origin.operations.count("resolve-source") <= 2
 
 
 def test_another_credential_asks_for_itself(creating: Setting) -> None:
     creating.resolve()
-    creating.resolve(secrets={"token": "other"})
-    creating.resolve(secrets={})
-    assert creating.origin.operations.count("resolve") == 3
+    creating.resolve(secrets=Secrets({"token": "other"}))
+    creating.resolve(secrets=Secrets())
+    assert creating.origin.operations.count("resolve-source") == 3
 
 
 def test_a_volume_is_created_from_what_a_branch_is_now_at_the_price_of_one_question(
@@ -149,16 +151,16 @@ def test_a_volume_is_created_from_what_a_branch_is_now_at_the_price_of_one_quest
 ) -> None:
     first = creating.resolve()
     assert creating.resolve() == first
-    assert creating.origin.operations == ["pin", "resolve", "pin"]
+    assert creating.origin.operations == ["pin-source", "resolve-source", "pin-source"]
     creating.origin.commit = COMMITS[1]
     assert creating.resolve().digest == creating.origin.digest
-    assert creating.origin.operations == ["pin", "resolve", "pin", "pin", "resolve"]
+    assert creating.origin.operations[2:] == ["pin-source", "pin-source", "resolve-source"]
 
 
 def test_a_nas_is_looked_at_anew_for_each_volume_that_is_created(creating: Setting) -> None:
     creating.resolve(NAS)
     creating.resolve(NAS)
-    assert creating.origin.operations == ["resolve", "resolve"]
+    assert creating.origin.operations == ["resolve-source", "resolve-source"]
 
 
 @pytest.mark.parametrize("spec", [MAIN, NAS], ids=["hub", "nas"])
@@ -203,7 +205,7 @@ def test_a_call_whose_time_is_over_hears_busy_and_the_next_one_finds_the_work_do
         creating.resolve(seconds=0.05)
     creating.origin.go.set()
     assert creating.resolve().digest == creating.origin.digest
-    assert creating.origin.operations.count("resolve") == 1
+    assert creating.origin.operations.count("resolve-source") == 1
 
 
 def test_an_error_that_nobody_waited_for_is_told_to_the_next_caller_once(creating: Setting) -> None:
@@ -253,7 +255,7 @@ def test_a_resolve_that_somebody_waits_for_goes_on(
         creating.resolve(seconds=0.01)
     threading.Timer(0.5, creating.origin.go.set).start()
     assert creating.resolve().digest == creating.origin.digest
-    assert creating.origin.operations == ["pin", "resolve"]
+    assert creating.origin.operations == ["pin-source", "resolve-source"]
 
 
 def test_a_cancelled_call_says_why_it_ended(creating: Setting) -> None:
@@ -283,7 +285,7 @@ def test_while_the_origin_is_away_what_was_proven_still_counts_for_the_grace(
     with pytest.raises(type(away)):
         mounting.resolve(spec, has_manifest=lambda digest: False)
     with pytest.raises(type(away)):
-        mounting.resolve(spec, {"token": "wrong"})
+        mounting.resolve(spec, Secrets({"token": "wrong"}))
     mounting.now += 86400
     with pytest.raises(type(away)):
         mounting.resolve(spec)
@@ -297,9 +299,9 @@ def test_a_refusal_forgets_what_was_proven_of_branch_and_commit(
     mounting.now += 600
     real_call = mounting.origin.call
 
-    def refused_after_pin(lane: str, request: WorkerRequest, call: WorkerCall) -> dict:
-        answer = real_call(lane, request, call)
-        if request.operation == "resolve":
+    def refused_after_pin(lane: str, operation: Operation[object], call: WorkerCall) -> object:
+        answer = real_call(lane, operation, call)
+        if isinstance(operation, ResolveSource):
             raise refusal("the token was revoked")
         return answer
 

@@ -10,11 +10,12 @@ import pytest
 from csi.concurrency.deadline import Deadline
 from csi.concurrency.wait_limiter import WaitLimiter
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import Secrets
 from csi.parameters.dialects.hub import HubSpec
-from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
-from csi.worker.protocol import Resolution, WorkerRequest
+from csi.worker.operations import Operation, PinSource
+from csi.worker.results import Resolution
 
 COMMIT = "a" * 40
 MAIN, PINNED = (
@@ -37,13 +38,9 @@ class Pool:
     def __init__(self) -> None:
         self.asked: list[str] = []
 
-    def call(self, lane: str, request: WorkerRequest, call: object) -> dict:
-        self.asked.append(request.operation)
-        return (
-            {"spec": parse_volume_parameters({**request.spec, "revision": COMMIT}).spec.to_context()}
-            if request.operation == "pin"
-            else FOUND.encode()
-        )
+    def call(self, lane: str, operation: Operation[object], call: object) -> object:
+        self.asked.append(operation.name)
+        return PINNED if isinstance(operation, PinSource) else FOUND
 
 
 @pytest.fixture
@@ -60,7 +57,7 @@ def pool() -> Pool:
 def resolve(tmp_path: Path, clock: Clock, pool: Pool) -> Callable[[CacheSpec], Resolution]:
     proofs = ProofMemory(tmp_path / "proofs", b"k" * 32, TTL, 86400.0, clock)
     resolver = Resolver(pool, proofs, WaitLimiter(4), refresh_moving=False)  # type: ignore[arg-type]
-    return lambda spec: resolver.resolve("vol", spec, {}, Deadline(30))
+    return lambda spec: resolver.resolve("vol", spec, Secrets(), Deadline(30))
 
 
 def test_a_branch_of_a_proven_commit_is_asked_for_once(
@@ -68,7 +65,7 @@ def test_a_branch_of_a_proven_commit_is_asked_for_once(
 ) -> None:
     resolve(PINNED)
     assert [resolve(MAIN) for _ in range(3)] == [FOUND] * 3
-    assert pool.asked == ["resolve", "pin"]
+    assert pool.asked == ["resolve-source", "pin-source"]
 
 
 def test_a_shared_proof_lives_no_longer_than_the_first(
@@ -79,4 +76,4 @@ def test_a_shared_proof_lives_no_longer_than_the_first(
     resolve(MAIN)
     clock.now += 2
     resolve(MAIN)
-    assert pool.asked == ["resolve", "pin", "pin", "resolve"]
+    assert pool.asked == ["resolve-source", "pin-source", "pin-source", "resolve-source"]

@@ -6,7 +6,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from csi.errors import Busy, PermissionDenied
@@ -16,9 +15,11 @@ from csi.images.layout.layout import build_layout
 from csi.images.node_store.records import ImagePaths
 from csi.images.progress import FillProgress
 from csi.manifest.manifest import Manifest, build_manifest
+from csi.parameters.content_ref import Secrets
 from csi.parameters.volume_parameters import parse_volume_parameters
+from csi.worker.operations import FillImage, Operation, PinSource, ResolveSource, VerifyImage
 from csi.worker.pool import WorkerCall
-from csi.worker.protocol import Resolution, WorkerRequest
+from csi.worker.results import Resolution
 from tests.csi.images.origin import FakeOrigin
 from tests.csi.images.trees import file
 
@@ -36,7 +37,7 @@ class InProcess:
     def __init__(self, files: Mapping[str, int] | None = None) -> None:
         self.files = dict(files or {"config.json": 20, "weights/a.bin": 10_000})
         self.commit = COMMITS[0]
-        self.asked: list[WorkerRequest] = []
+        self.asked: list[Any] = []
         self.error: Exception | None = None
         self.fill_error: Exception | None = None
         self.readers: set[str] | None = None
@@ -53,26 +54,31 @@ class InProcess:
     @property
     def operations(self) -> list[str]:
         """What was asked, in order."""
-        return [request.operation for request in self.asked]
+        return [operation.name for operation in self.asked]
 
     def call(
         self,
         lane: str,
-        request: WorkerRequest,
+        operation: Operation[Any],
         call: WorkerCall | None = None,
         on_progress: Callable[[FillProgress], None] = lambda _: None,
-    ) -> dict[str, Any]:
+    ) -> Any:
         """As WorkerPool.call."""
-        self.asked.append(request)
-        if request.operation == "fill":
-            return self._fill(request, call or WorkerCall(), on_progress)
-        if request.operation == "verify":
-            return self._verify(request, call or WorkerCall())
-        self._wait(call or WorkerCall())
+        self.asked.append(operation)
+        call = call or WorkerCall()
+        match operation:
+            case FillImage():
+                return self._fill(operation, call, on_progress)
+            case VerifyImage():
+                return self._verify(operation, call)
+        assert isinstance(operation, PinSource | ResolveSource)
+        self._wait(call)
         if self.error:
             raise self.error
-        self._check(request)
-        return {"spec": self._pinned(request)} if request.operation == "pin" else self._resolve(request)
+        self._check(operation.secrets)
+        if isinstance(operation, PinSource):
+            return parse_volume_parameters({**operation.spec.to_context(), "revision": self.commit}).spec
+        return self._resolve(operation)
 
     def _wait(self, call: WorkerCall) -> None:
         end = time.monotonic() + 30
@@ -95,31 +101,28 @@ class InProcess:
             access,
         )
 
-    def _check(self, request: WorkerRequest) -> None:
-        if self.readers is not None and request.secrets.get("token") not in self.readers:
+    def _check(self, secrets: Secrets) -> None:
+        if self.readers is not None and secrets.values.get("token") not in self.readers:
             raise PermissionDenied("this token may not read")
 
-    def _pinned(self, request: WorkerRequest) -> dict[str, str]:
-        return parse_volume_parameters({**request.spec, "revision": self.commit}).spec.to_context()
-
-    def _resolve(self, request: WorkerRequest) -> dict[str, Any]:
-        manifest = self._manifest(request.spec)
-        if request.manifest:
-            with Path(request.manifest).open("xb") as stream:
+    def _resolve(self, operation: ResolveSource) -> Resolution:
+        manifest = self._manifest(operation.spec.to_context())
+        if operation.manifest:
+            with operation.manifest.open("xb") as stream:
                 manifest.write(stream)
         size = manifest.content_bytes if self.content_bytes is None else self.content_bytes
         return Resolution(
-            parse_volume_parameters(request.spec).spec,
+            operation.spec,
             manifest.digest,
             size,
             build_layout(manifest).size,
             len(self.files) + 1,
             0,
-        ).encode()
+        )
 
     def _fill(
-        self, request: WorkerRequest, call: WorkerCall, on_progress: Callable[[FillProgress], None]
-    ) -> dict[str, Any]:
+        self, operation: FillImage, call: WorkerCall, on_progress: Callable[[FillProgress], None]
+    ) -> None:
         self.filling.release()
         while not self.go_fill.wait(_TICK):
             on_progress(FillProgress(2**20, 5 * 2**20, 2**20, 2.0**20, 4.0))
@@ -127,31 +130,30 @@ class InProcess:
                 raise Busy("the work was stopped; call again to go on")
         if self.fill_error:
             raise self.fill_error
-        self._check(request)
-        with Path(request.manifest).open("rb") as stream:
+        self._check(operation.content.secrets)
+        paths = ImagePaths(operation.folder)
+        with paths.manifest.open("rb") as stream:
             layout = build_layout(Manifest.read(stream))
-        paths = Path(request.partial), Path(request.journal), Path(request.image)
-        donors = [ImagePaths(Path(folder)) for folder in request.reuse_candidates]
+        donors = [ImagePaths(folder) for folder in operation.reuse_candidates]
         fill(
             layout,
-            paths[0],
-            paths[1],
+            paths.partial,
+            paths.journal,
             self.origin.open,
             max_connections=1,
             reuse_candidates=donors,
             on_progress=on_progress,
         )
-        seal(paths[0], paths[2], paths[1])
-        return {}
+        seal(paths.partial, paths.image, paths.journal)
 
-    def _verify(self, request: WorkerRequest, call: WorkerCall) -> dict[str, Any]:
+    def _verify(self, operation: VerifyImage, call: WorkerCall) -> None:
         while not self.go_verify.wait(_TICK):
             if call.stopped:
                 raise Busy("the work was stopped; call again to go on")
-        self._check(request)
-        with Path(request.manifest).open("rb") as stream:
+        self._check(operation.content.secrets)
+        paths = ImagePaths(operation.folder)
+        with paths.manifest.open("rb") as stream:
             layout = build_layout(Manifest.read(stream))
         verify_against_origin(
-            layout, Path(request.image), self.origin.open, bytes.fromhex(request.seed), max_connections=1
+            layout, paths.image, self.origin.open, bytes.fromhex(operation.seed), max_connections=1
         )
-        return {}

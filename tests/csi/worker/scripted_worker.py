@@ -1,4 +1,4 @@
-"""A worker that does what the request's spec says under "do".
+"""A worker that does what the operation says under "do".
 
 Started as a program in place of the real one.
 """
@@ -18,10 +18,11 @@ def say(event: str, **body: object) -> None:
 
 
 def answer(request: dict) -> None:
-    spec = request["spec"]
-    match spec["do"]:
+    script = request["fields"]
+    spec = script["more"]
+    match script["do"]:
         case "answer":
-            say("result", pid=os.getpid(), environment=sorted(os.environ), secrets=sorted(request["secrets"]))
+            say("result", pid=os.getpid(), environment=sorted(os.environ), secrets=sorted(script["secrets"]))
         case "progress":
             for done in (1, 2, 3):
                 say("progress", bytes_done=done, bytes_total=3)

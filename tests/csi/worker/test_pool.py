@@ -9,20 +9,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from csi.errors import Busy, DataCacheError, InvalidParameter, PermissionDenied, WorkerDied
 from csi.images.progress import FillProgress
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import Secrets
 from csi.parameters.dialects.hub import HubSpec
+from csi.worker.operations import Operation, PinSource
 from csi.worker.pool import WorkerCall, WorkerPool
-from csi.worker.protocol import WorkerRequest
+from csi.worker.protocol import OPERATIONS
 
 SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+PINNED = CacheSpec(HubSpec("HuggingFace/Model", "org/name", "0123456789abcdef0123456789abcdef01234567"))
 
 
 @pytest.fixture
@@ -32,8 +36,26 @@ def pool() -> Iterator[WorkerPool]:
     made.close()
 
 
-def ask(do: str, secrets: dict[str, str] | None = None, **more: str) -> WorkerRequest:
-    return WorkerRequest("resolve", {"do": do, **more}, secrets or {})
+@dataclass(frozen=True)
+class Scripted(Operation[dict]):
+    """An operation of the scripted worker alone."""
+
+    name = "scripted"
+    do: str
+    secrets: Secrets
+    more: Mapping[str, str]
+
+    @staticmethod
+    def encode_result(result: dict) -> dict:
+        return result
+
+    @staticmethod
+    def decode_result(wire: Mapping[str, Any]) -> dict:
+        return dict(wire)
+
+
+def ask(do: str, secrets: dict[str, str] | None = None, **more: str) -> Scripted:
+    return Scripted(do, Secrets(secrets or {}), more)
 
 
 def alive(pid: int) -> bool:
@@ -136,6 +158,37 @@ def test_workers_that_died_idle_cost_nothing(pool: WorkerPool, tmp_path: Path) -
         pool.call("resolve", ask("refuse"))
 
 
+def test_a_dead_worker_is_stopped_while_other_calls_go_on(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = pool.call("resolve", ask("answer"))["pid"]
+    (dead,) = pool._idle
+    os.kill(pid, signal.SIGKILL)
+    assert eventually(lambda: not dead.is_alive)
+    stopping, go_on = threading.Event(), threading.Event()
+    stop = dead.stop
+
+    def stop_slowly() -> None:
+        stopping.set()
+        assert go_on.wait(60)
+        stop()
+
+    monkeypatch.setattr(dead, "stop", stop_slowly)
+    waiting = in_thread(lambda: pool.call("resolve", ask("answer")))
+    assert stopping.wait(60)
+    assert pool.call("fill", ask("answer"))["pid"] != pid
+    go_on.set()
+    assert waiting.get(timeout=20)["pid"] != pid  # type: ignore[index]
+
+
+def test_a_worker_that_does_not_end_is_killed(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("csi.worker.pool._STOP_TIMEOUT", 0.05)
+    pid = pool.call("resolve", ask("answer"))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    pool.close()
+    assert not alive(pid)
+
+
 def test_a_call_that_is_stopped_ends_its_worker_and_says_busy(pool: WorkerPool, tmp_path: Path) -> None:
     call, started = WorkerCall(), queue.SimpleQueue[FillProgress]()
     answer = in_thread(
@@ -181,15 +234,15 @@ def test_a_secret_is_neither_in_the_arguments_nor_in_the_environment(
 
 def test_the_real_worker_answers_stays_warm_and_tells_its_errors_by_class() -> None:
     pool = WorkerPool({"resolve": 1})
-    pinned = CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT)).to_context()
-    assert pool.call("resolve", WorkerRequest("pin", pinned, {}))["spec"] == pinned
+    assert pool.call("resolve", PinSource(PINNED, Secrets())) == PINNED
     with pytest.raises(InvalidParameter, match="none of the keys token"):
-        pool.call("resolve", WorkerRequest("pin", pinned, {"password": "x"}))
-    with pytest.raises(DataCacheError, match="unexpected KeyError in a worker"):
-        pool.call("resolve", WorkerRequest("boil", pinned, {}))  # type: ignore[arg-type]
+        pool.call("resolve", PinSource(PINNED, Secrets({"password": "x"})))
+    assert Scripted.name not in OPERATIONS
+    with pytest.raises(DataCacheError, match="a worker has no operation 'scripted'; it has pin-source, "):
+        pool.call("resolve", ask("answer"))
     (worker,) = pool._idle
     pid = worker._process.pid
-    assert pool.call("resolve", WorkerRequest("pin", pinned, {}))["spec"] == pinned
+    assert pool.call("resolve", PinSource(PINNED, Secrets())) == PINNED
     assert pool._idle[0]._process.pid == pid
     assert os.getpriority(os.PRIO_PROCESS, pid) > 0
     pool.close()
@@ -203,25 +256,24 @@ def test_a_worker_logs_from_the_plugins_level_on(
     pool = WorkerPool({"resolve": 1}, log_level=level)
     pool.call(
         "resolve",
-        WorkerRequest(
-            "pin",
-            CacheSpec(HubSpec("HuggingFace/Model", "org/name", COMMIT)).to_context(),
-            {"token": "hf_secret"},
-        ),
+        PinSource(PINNED, Secrets({"token": "hf_secret"})),
     )
     pool.close()
     said = capfd.readouterr().err
-    assert ("DEBUG request finished operation=pin" in said) is says
+    assert ("DEBUG request finished operation=pin-source" in said) is says
     assert "hf_secret" not in said
 
 
 def test_a_worker_ends_with_the_plugin_that_started_it() -> None:
     script = (
-        "import time; from csi.worker.pool import WorkerPool; from csi.worker.protocol import WorkerRequest\n"
-        f"pool = WorkerPool({{'resolve': 1}}); spec = "
-        f"{CacheSpec(HubSpec('HuggingFace/Model', 'org/name', COMMIT)).to_context()!r}\n"
-        "pool.call('resolve', WorkerRequest('pin', spec, {})); print(pool._idle[0]._process.pid, "
-        "flush=True); time.sleep(600)"
+        "import time\n"
+        "from csi.parameters.content_ref import Secrets\n"
+        "from csi.worker.pool import WorkerPool\n"
+        "from tests.csi.worker.test_pool import PINNED, PinSource\n"
+        "pool = WorkerPool({'resolve': 1})\n"
+        "pool.call('resolve', PinSource(PINNED, Secrets()))\n"
+        "print(pool._idle[0]._process.pid, flush=True)\n"
+        "time.sleep(600)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as plugin:
         assert plugin.stdout

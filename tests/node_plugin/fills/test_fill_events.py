@@ -18,7 +18,7 @@ from node_plugin.fills.fill_events import (
     FILLING_REASON,
     READY_REASON,
     _describe_progress,
-    percent,
+    compute_percent,
 )
 from tests.node_plugin.fills.test_fills import eventually
 from tests.node_plugin.node import HUB, INLINE, Node
@@ -117,7 +117,7 @@ def test_a_volume_that_was_taken_away_is_told_nothing_more(hasty: Node) -> None:
     assert hasty.announcer.fills() == {}
     told = len(hasty.announcer.history)
     hasty.source.go_fill.set()
-    assert eventually(lambda: hasty.fills.progress() == {})
+    assert eventually(lambda: hasty.fills.get_progress() == {})
     assert READY_REASON not in reasons(hasty, PVC)
     assert len(hasty.announcer.history) <= told + 1
 
@@ -156,7 +156,7 @@ def test_what_ended_the_fill_of_another_credential_is_not_told_here(hasty: Node)
         hasty.inline(context={**INLINE, **FACTS}, secrets={"token": "right"}, seconds=0.2)
     hasty.source.readers = {"right"}
     hasty.source.go_fill.set()
-    assert eventually(lambda: hasty.fills.progress() == {})
+    assert eventually(lambda: hasty.fills.get_progress() == {})
     assert FAILED_REASON not in reasons(hasty, POD)
     hasty.inline(context={**INLINE, **FACTS}, secrets={"token": "right"})
 
@@ -203,7 +203,7 @@ def test_progress_in_words(progress: FillProgress, words: str) -> None:
 
 
 def test_a_hundred_percent_is_all_of_it() -> None:
-    assert [percent(FillProgress(done, 1000)) for done in (0, 9, 10, 999, 1000)] == [0, 0, 1, 99, 100]
+    assert [compute_percent(FillProgress(done, 1000)) for done in (0, 9, 10, 999, 1000)] == [0, 0, 1, 99, 100]
 
 
 def test_errors_that_are_no_errors_of_the_driver_are_not_repeated_to_people(hasty: Node) -> None:

@@ -23,16 +23,18 @@ from csi.errors import (
 )
 from csi.images.progress import FillProgress, read_progress
 from csi.parameters.content_ref import ContentRef, Secrets
-from csi.worker.protocol import WorkerRequest
+from csi.parameters.volume_parameters import parse_volume_parameters
+from csi.worker.operations import ResolveSource
 from tests.node_plugin.node import HUB, MIB, Node
 
 
 def adopt(node: Node) -> str:
     """Resolve what the source holds and put its manifest into the store; the image's digest."""
     manifest = node.store.new_temp_path()
-    found = node.source.call("resolve", WorkerRequest("resolve", HUB, {}, manifest=str(manifest)))
-    node.store.adopt_manifest(found["digest"], manifest, found["image_bytes"])
-    return str(found["digest"])
+    spec = parse_volume_parameters(HUB).spec
+    found = node.source.call("resolve", ResolveSource(spec, Secrets(), manifest))
+    node.store.adopt_manifest(found.digest, manifest, found.image_bytes)
+    return str(found.digest)
 
 
 def eventually(holds: Callable[[], bool]) -> bool:
@@ -70,11 +72,11 @@ def test_all_who_want_an_image_wait_for_one_fill(node: Node) -> None:
     node.source.go_fill.clear()
     threading.Timer(0.1, node.source.go_fill.set).start()
     assert all_at_once([lambda: wait(node, digest)] * 8) == [None] * 8
-    assert node.source.operations.count("fill") == 1
+    assert node.source.operations.count("fill-image") == 1
     assert node.store.find_sealed(digest)
     wait(node, digest, seconds=0)
-    assert node.source.operations.count("fill") == 1
-    assert node.fills.progress() == {}
+    assert node.source.operations.count("fill-image") == 1
+    assert node.fills.get_progress() == {}
 
 
 def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node) -> None:
@@ -83,7 +85,7 @@ def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node
     with pytest.raises(Busy):
         wait(node, digest, seconds=0.05)
     assert eventually(
-        lambda: node.fills.progress()[digest] == FillProgress(MIB, 5 * MIB, MIB, 1.0 * MIB, 4.0)
+        lambda: node.fills.get_progress()[digest] == FillProgress(MIB, 5 * MIB, MIB, 1.0 * MIB, 4.0)
     )
     with pytest.raises(
         Busy, match="filling the cache: 1 of 5 MiB, 1.0 MiB/s, about 4 s left; call again, the fill goes on"
@@ -91,7 +93,7 @@ def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node
         wait(node, digest, seconds=0)
     node.source.go_fill.set()
     wait(node, digest)
-    assert node.source.operations.count("fill") == 1
+    assert node.source.operations.count("fill-image") == 1
 
 
 def test_progress_is_there_for_whoever_looks_into_the_store_and_goes_with_the_fill(node: Node) -> None:
@@ -130,7 +132,7 @@ def test_another_volumes_credential_that_fails_is_not_held_against_this_one(node
     wait(node, digest, secrets={"token": "right"})
     wrong.join(20)
     assert node.store.find_sealed(digest)
-    assert node.source.operations.count("fill") == 2
+    assert node.source.operations.count("fill-image") == 2
 
 
 @pytest.mark.parametrize("error", [CorruptContent("wrong bytes"), SourceChanged("another file")])
@@ -150,7 +152,7 @@ def test_a_fill_that_nobody_wants_is_stopped_after_a_grace_and_its_bytes_stay(
     digest = adopt(hasty)
     hasty.source.go_fill.clear()
     hasty.fills.start(ContentRef(digest))
-    assert eventually(lambda: hasty.fills.progress() == {})
+    assert eventually(lambda: hasty.fills.get_progress() == {})
     assert hasty.store.find_partial(digest)
     hasty.source.go_fill.set()
     wait(hasty, digest)
@@ -164,7 +166,7 @@ def test_a_fill_that_is_waited_for_is_not_stopped_by_the_grace(tmp_path: Path, n
     hasty.source.go_fill.clear()
     threading.Timer(0.3, hasty.source.go_fill.set).start()
     wait(hasty, digest)
-    assert hasty.source.operations.count("fill") == 1
+    assert hasty.source.operations.count("fill-image") == 1
     hasty.close()
 
 
@@ -174,13 +176,13 @@ def test_stopping_all_ends_them_and_tells_who_waits(node: Node) -> None:
     threading.Timer(0.1, node.fills.stop).start()
     with pytest.raises(Busy, match="stopped"):
         wait(node, digest)
-    assert node.fills.progress() == {}
+    assert node.fills.get_progress() == {}
 
 
 def test_an_image_that_was_never_resolved_cannot_be_filled(node: Node) -> None:
     with pytest.raises(NotFound, match="has to be resolved first"):
         wait(node, "d" * 64)
-    assert node.fills.progress() == {}
+    assert node.fills.get_progress() == {}
 
 
 def test_what_cannot_fit_is_told_at_once_and_nothing_is_begun(tmp_path: Path, node: Node) -> None:
@@ -205,7 +207,7 @@ def test_a_fill_ends_also_where_its_progress_cannot_be_removed(node: Node) -> No
     digest = adopt(node)
     node.store.paths(digest).progress.mkdir()
     wait(node, digest, seconds=10)
-    assert node.fills.progress() == {}
+    assert node.fills.get_progress() == {}
     assert node.store.find_sealed(digest)
 
 

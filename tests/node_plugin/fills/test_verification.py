@@ -44,27 +44,27 @@ def digest(node: Node) -> str:
     """An image that was filled from HUB."""
     digest = adopt(node)
     wait(node, digest, HUB)
-    assert node.source.operations == ["resolve", "fill"]
+    assert node.source.operations == ["resolve-source", "fill-image"]
     return digest
 
 
 def test_another_place_is_compared_once_and_every_file_is_looked_at(node: Node, digest: str) -> None:
     node.source.origin.asked.clear()
     wait(node, digest, OTHER)
-    assert node.source.operations[2:] == ["verify"]
-    assert node.source.asked[-1].spec == OTHER
+    assert node.source.operations[2:] == ["verify-image"]
+    assert node.source.asked[-1].content.source == OTHER
     assert node.source.origin.asked.keys() == {
         extent.path for extent in node.store.read_manifest(digest).files
     }
     assert node.source.origin.bytes - 10_021 <= 20 + 1 + 4096, "files over 4 KiB are not read whole"
     for access in (OTHER, HUB, {**OTHER, "revision": "b" * 40}):
         wait(node, digest, access)
-    assert node.source.operations.count("verify") == 1
+    assert node.source.operations.count("verify-image") == 1
 
 
 def test_the_same_address_in_another_network_is_another_place(node: Node, digest: str) -> None:
     wait(node, digest, {**HUB, "egressProfile": "tenant-b"})
-    assert node.source.operations[2:] == ["verify"]
+    assert node.source.operations[2:] == ["verify-image"]
 
 
 def test_a_verified_scope_is_known_after_a_restart(node: Node, digest: str) -> None:
@@ -74,7 +74,7 @@ def test_a_verified_scope_is_known_after_a_restart(node: Node, digest: str) -> N
     wait(again, digest, OTHER)
     assert again.source.operations == []
     wait(again, digest, THIRD)
-    assert again.source.operations == ["verify"]
+    assert again.source.operations == ["verify-image"]
     again.close()
 
 
@@ -147,7 +147,7 @@ def test_who_waited_for_another_places_fill_is_compared_too(node: Node) -> None:
     with pytest.raises(CorruptContent):
         wait(node, digest, OTHER)
     first.join(20)
-    assert node.source.operations.count("fill") == 1
+    assert node.source.operations.count("fill-image") == 1
 
 
 def test_a_fill_that_two_places_gave_a_part_of_each_makes_neither_known(node: Node, digest: str) -> None:
@@ -156,9 +156,9 @@ def test_a_fill_that_two_places_gave_a_part_of_each_makes_neither_known(node: No
     paths.image.rename(paths.partial)
     paths.partial.chmod(0o600)
     wait(node, digest, OTHER)
-    assert node.source.operations[2:] == ["fill", "verify"]
+    assert node.source.operations[2:] == ["fill-image", "verify-image"]
     wait(node, digest, HUB)
-    assert node.source.operations[4:] == ["verify"]
+    assert node.source.operations[4:] == ["verify-image"]
 
 
 def test_a_fill_that_began_from_nothing_makes_its_own_place_known_whoever_tried_before(node: Node) -> None:
@@ -168,19 +168,19 @@ def test_a_fill_that_began_from_nothing_makes_its_own_place_known_whoever_tried_
         wait(node, digest, OTHER)
     node.source.fill_error = None
     wait(node, digest, HUB)
-    assert "verify" not in node.source.operations
+    assert "verify-image" not in node.source.operations
     wait(node, digest, OTHER)
-    assert node.source.operations[-1] == "verify"
+    assert node.source.operations[-1] == "verify-image"
 
 
 def test_an_image_of_an_older_version_is_its_manifests_places(node: Node, digest: str) -> None:
     node.store.paths(digest).provenance.unlink()
     wait(node, digest, HUB)
-    assert "verify" not in node.source.operations
+    assert "verify-image" not in node.source.operations
     wait(node, digest, OTHER)
-    assert node.source.operations.count("verify") == 1
+    assert node.source.operations.count("verify-image") == 1
     wait(node, digest, HUB)
-    assert node.source.operations.count("verify") == 1
+    assert node.source.operations.count("verify-image") == 1
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_damaged_record_lets_nobody_in_unseen(
 ) -> None:
     spoil(node.store.paths(digest).provenance)
     wait(node, digest, HUB)
-    assert node.source.operations.count("verify") == 1
+    assert node.source.operations.count("verify-image") == 1
 
 
 def test_the_record_of_places_is_bounded(node: Node, digest: str) -> None:
@@ -202,7 +202,7 @@ def test_the_record_of_places_is_bounded(node: Node, digest: str) -> None:
     assert known[0] == f"{MAX_VERIFIED_SCOPES + 8:064x}"
     assert known[-1] == compute_origin_scope(HUB)
     wait(node, digest, HUB)
-    assert "verify" not in node.source.operations
+    assert "verify-image" not in node.source.operations
 
 
 def test_all_who_ask_the_same_wait_for_one_comparison(node: Node, digest: str) -> None:
@@ -215,7 +215,7 @@ def test_all_who_ask_the_same_wait_for_one_comparison(node: Node, digest: str) -
     node.source.go_verify.set()
     for thread in threads:
         thread.join(20)
-    assert node.source.operations.count("verify") == 1
+    assert node.source.operations.count("verify-image") == 1
     assert compute_origin_scope(OTHER) in node.store.get_provenance(digest)
 
 
@@ -230,7 +230,7 @@ def test_an_error_that_came_when_nobody_waited_is_told_to_the_next_caller_once(
     assert eventually(lambda: "verify" not in {thread.name for thread in threading.enumerate()})
     with pytest.raises(CorruptContent):
         wait(node, digest, OTHER, seconds=0)
-    assert node.source.operations.count("verify") == 1
+    assert node.source.operations.count("verify-image") == 1
     node.source.origin.fault = None
     wait(node, digest, OTHER)
 

@@ -50,4 +50,4 @@ class Ahead:
 
 
 def fills(node: Node) -> int:
-    return node.source.operations.count("fill")
+    return node.source.operations.count("fill-image")

@@ -46,8 +46,8 @@ def test_while_orders_change_without_an_end_others_are_filled(node: Node, changi
 def test_an_order_that_has_to_wait_comes_behind_the_others(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node_plugin.prewarm.prewarming._MIN_WORK_SECONDS", 0.0)
-    monkeypatch.setattr("node_plugin.prewarm.prewarming._WORK_SHARE", 0.0)
+    monkeypatch.setattr("node_plugin.prewarm.active_requests._MIN_WORK_SECONDS", 0.0)
+    monkeypatch.setattr("node_plugin.prewarm.active_requests._WORK_SHARE", 0.0)
     storm = Storm("none-of-this-node")
     monkeypatch.setattr(storm, "read_secret", busy)
     with ExitStack() as stack:
@@ -65,8 +65,8 @@ def busy(namespace: str, name: str) -> Mapping[str, str]:
 def test_a_fill_goes_on_while_orders_of_others_come_and_those_are_said(
     node: Node, ahead: Ahead, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("node_plugin.prewarm.prewarming._MIN_WORK_SECONDS", 0.05)
-    monkeypatch.setattr("node_plugin.prewarm.prewarming._SLICE_SECONDS", 0.05)
+    monkeypatch.setattr("node_plugin.prewarm.active_requests._MIN_WORK_SECONDS", 0.05)
+    monkeypatch.setattr("node_plugin.prewarm.cache_prewarmer._SLICE_SECONDS", 0.05)
     node.source.go_fill.clear()
     ahead.start(node)
     ahead.orders.put(order("one", MODEL))

@@ -16,14 +16,14 @@ from csi.destinations.allow_list import CACHE_PREWARMS, AllowList
 from csi.errors import Busy, NoSpace, PermissionDenied, UnsupportedByNode
 from csi.image_store.client import ImageStoreClient, ImageStoreConfig
 from csi.parameters.cache_spec import CacheSpec
-from csi.parameters.content_ref import ContentRef
+from csi.parameters.content_ref import ContentRef, Secrets
 from csi.parameters.data_cache import parse_data_cache
 from csi.parameters.dialects.nas import NasSpec
 from csi.registry.datacaches.data_caches import DataCache, DataCacheContent, DataCacheState, Phase
 from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
-from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, PrewarmState
+from csi.registry.prewarms.prewarms import NodePrewarmState, PrewarmedCache, PrewarmRequest, PrewarmState
+from csi.worker.operations import ResolveSource
 from csi.worker.pool import WorkerPool
-from csi.worker.protocol import WorkerRequest
 from node_plugin.fills.uploads import Uploads
 from node_plugin.prewarm.active_request import ActiveRequest
 from node_plugin.prewarm.prewarming import PrewarmLoop
@@ -125,7 +125,7 @@ def test_what_a_claim_holds_is_filled_as_it_is_pinned(node: Node, ahead: Ahead) 
     """The StorageClass's source is an administrator's word, so no list is asked."""
     node.source.files = {"model": 50}
     spec = CacheSpec(NasSpec("nas", "/models"))
-    digest = node.source.call("resolve", WorkerRequest("resolve", spec.to_context(), {}))["digest"]
+    digest = node.source.call("resolve", ResolveSource(spec, Secrets())).digest
     ahead.orders.volumes["default", "models"] = record("dc-1", requested_spec=spec, spec=spec, digest=digest)
     ahead.start(node)
     ahead.orders.put(order("one", PrewarmedCache(pvc_name="models")))
@@ -193,14 +193,14 @@ def test_a_fill_that_a_pod_waits_for_goes_first_and_the_other_goes_on_behind_it(
     ahead.start(node)
     ahead.orders.put(order("one", MODEL))
     assert eventually(ahead.is_(PrewarmState.FILLING))
-    first = next(iter(node.fills.progress()))
+    first = next(iter(node.fills.get_progress()))
     call = threading.Thread(target=node.inline, kwargs={"context": {**INLINE, "revision": COMMITS[1]}})
     call.start()
-    assert eventually(lambda: bool(node.fills.progress()) and first not in node.fills.progress())
+    assert eventually(lambda: bool(node.fills.get_progress()) and first not in node.fills.get_progress())
     assert eventually(ahead.is_(PrewarmState.PENDING))
     assert "fills that pods wait for go first" in ahead.message
     time.sleep(0.2)
-    assert first not in node.fills.progress()
+    assert first not in node.fills.get_progress()
     node.source.go_fill.set()
     call.join(20)
     assert eventually(ahead.is_(PrewarmState.READY))
@@ -230,7 +230,7 @@ def test_room_that_a_fill_ahead_has_reserved_is_a_pods_when_it_asks_again(
     other = {**INLINE, "revision": COMMITS[1]}
     with pytest.raises(Busy, match="make room"):
         tight.inline(context=other)
-    assert eventually(lambda: tight.fills.progress() == {})
+    assert eventually(lambda: tight.fills.get_progress() == {})
     tight.source.go_fill.set()
     assert eventually(lambda: _got(tight, other))
     ahead.stop()
@@ -255,9 +255,9 @@ def test_a_fill_ahead_is_not_stopped_by_the_grace_and_ends_with_its_order(
     ahead.orders.put(order("one", MODEL))
     assert eventually(ahead.is_(PrewarmState.FILLING))
     time.sleep(0.2)
-    assert hasty.fills.progress()
+    assert hasty.fills.get_progress()
     ahead.orders.remove(KEY)
-    assert eventually(lambda: hasty.fills.progress() == {})
+    assert eventually(lambda: hasty.fills.get_progress() == {})
     ahead.stop()
     hasty.close()
 
@@ -371,6 +371,24 @@ def test_a_datacache_that_does_not_hold_what_was_ordered_yet_is_waited_for(
     with pytest.raises(
         Busy, match=f"the DataCache {made.name} still holds {'a' * 12}, and {'b' * 12} was requested"
     ):
-        ahead._fill_data_cache(ActiveRequest(orders.put(order("one", cache))), "key", cache)
+        ahead._prewarmer.prewarm(ActiveRequest(orders.put(order("one", cache))), "key", cache)
     assert fills(node) == 0
     pool.close()
+
+
+def test_after_a_fault_of_the_driver_it_is_tried_again_soon(
+    node: Node, ahead: Ahead, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list_requests = ahead.orders.list_requests
+    faults = [RuntimeError("a bug"), KeyError("another")]
+
+    def faulty() -> list[PrewarmRequest]:
+        if faults:
+            raise faults.pop()
+        return list_requests()
+
+    monkeypatch.setattr(ahead.orders, "list_requests", faulty)
+    ahead.orders.put(order("one", MODEL))
+    ahead.start(node, retry_seconds=0.05)
+    assert eventually(ahead.is_(PrewarmState.READY))
+    assert faults == []

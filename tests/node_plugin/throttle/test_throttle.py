@@ -27,12 +27,12 @@ def test_on_version_2_the_limit_is_on_the_pod_alone(unified: Place) -> None:
 
 def test_a_pod_that_appears_late_gets_its_limit(place: Place) -> None:
     place.hold(SLOW)
-    held = place.throttle.get_applied("/t1")
+    held = place.throttle.get_limit_status("/t1")
     assert held
     assert "has no cgroup" in held.problem
     container = place.container()
     assert until(lambda: place.rate(container) == SLOW.sustained)
-    assert until(lambda: not place.throttle.get_applied("/t1").problem)
+    assert until(lambda: not place.throttle.get_limit_status("/t1").problem)
 
 
 @pytest.mark.parametrize("above", ["", "docker/0123/kubelet/"])
@@ -62,16 +62,16 @@ def test_a_pod_s_cgroup_that_goes_and_comes_again_gets_its_limit(place: Place) -
     until(lambda: False, 0.1)
     for path in (*container.glob("*"), container, *place.pod().glob("*.json"), place.pod()):
         path.rmdir() if path.is_dir() else path.unlink()
-    assert until(lambda: "has no cgroup" in place.throttle.get_applied("/t1").problem)
+    assert until(lambda: "has no cgroup" in place.throttle.get_limit_status("/t1").problem)
     container = place.container()
     assert until(lambda: place.rate(container) == SLOW.sustained)
-    assert until(lambda: not place.throttle.get_applied("/t1").problem)
+    assert until(lambda: not place.throttle.get_limit_status("/t1").problem)
 
 
 def test_a_limit_that_somebody_takes_away_is_put_back(unified: Place) -> None:
     unified.container()
     unified.hold(SLOW)
-    assert until(lambda: unified.throttle.get_applied("/t1"))
+    assert until(lambda: unified.throttle.get_limit_status("/t1"))
     until(lambda: False, 0.2)
     unified.cgroups.set_limit(unified.pod(), DEVICE, UNLIMITED)
     assert until(lambda: unified.rate(unified.pod()) == SLOW.sustained)
@@ -82,7 +82,7 @@ def test_two_volumes_of_a_pod_on_one_device_have_the_sum(place: Place) -> None:
     place.hold(SLOW, "/t1", volume="one")
     place.hold(SLOW, "/t2", volume="two")
     assert place.rate(container) == Rate(1000, 16_384_000)
-    held = place.throttle.get_applied("/t1")
+    held = place.throttle.get_limit_status("/t1")
     assert held
     assert held.limits == SLOW
     assert held.rate == Rate(1000, 16_384_000)
@@ -95,7 +95,7 @@ def test_a_volume_without_limits_beside_one_with_them_frees_both_and_says_so(pla
     place.hold(SLOW, "/t1", volume="one")
     place.hold(None, "/t2", volume="two")
     assert place.rate(container) == UNLIMITED
-    held = place.throttle.get_applied("/t1")
+    held = place.throttle.get_limit_status("/t1")
     assert held
     assert "another volume without limits" in held.problem
     place.throttle.release("/t2")
@@ -119,8 +119,8 @@ def test_what_is_released_leaves_nothing_behind(place: Place) -> None:
     place.throttle.release("/t1")
     place.throttle.release("/t1")
     assert place.rate(container) == place.rate(place.pod()) == UNLIMITED
-    assert place.throttle.get_applied("/t1") is None
-    assert place.throttle.list_applied() == []
+    assert place.throttle.get_limit_status("/t1") is None
+    assert place.throttle.list_limit_statuses() == []
     assert list((place.folder / "throttles").iterdir()) == []
     later = place.container("c2")
     until(lambda: False, 0.2)
@@ -154,14 +154,14 @@ def test_two_fresh_volumes_have_the_credit_of_both_and_who_leaves_takes_a_share(
     container = place.container()
     for target in ("/t1", "/t2"):
         place.hold(CREDIT, target)
-    assert place.throttle.get_applied("/t1").burst.credit == 12_000
+    assert place.throttle.get_limit_status("/t1").burst.credit == 12_000
     place.read(container, 9000)
     place.clock += 1
-    assert until(lambda: place.throttle.get_applied("/t1").burst.credit == 4000)
+    assert until(lambda: place.throttle.get_limit_status("/t1").burst.credit == 4000)
     place.throttle.release("/t2")
-    assert place.throttle.get_applied("/t1").burst.credit == 2000
+    assert place.throttle.get_limit_status("/t1").burst.credit == 2000
     place.throttle.change_limits("vol", Limits(CREDIT.sustained, CREDIT.burst, 10_000))
-    assert place.throttle.get_applied("/t1").burst.credit == 2000
+    assert place.throttle.get_limit_status("/t1").burst.credit == 2000
 
 
 @pytest.mark.parametrize("bursting", [METERED, CREDIT])
@@ -174,7 +174,7 @@ def test_what_is_read_while_there_is_no_burst_is_charged_to_none(place: Place, b
     place.clock += 12
     place.throttle.change_limits("vol", bursting)
     until(lambda: False, 1.2)
-    held = place.throttle.get_applied("/t1")
+    held = place.throttle.get_limit_status("/t1")
     assert held
     assert held.burst.metered_ios == 0
     assert held.rate == bursting.burst
@@ -231,17 +231,17 @@ def test_what_all_containers_of_a_pod_read_is_charged_and_what_was_read_before_i
     assert until(lambda: place.rate(second) == METERED.burst)
     place.read(first, 1000)
     place.read(second, 500)
-    assert until(lambda: place.throttle.get_applied("/t1").burst.metered_ios == 1500)
+    assert until(lambda: place.throttle.get_limit_status("/t1").burst.metered_ios == 1500)
 
 
 def test_a_container_that_ended_takes_nothing_back(place: Place) -> None:
     container = place.container()
     place.hold(METERED)
     place.read(container, 1000)
-    assert until(lambda: place.throttle.get_applied("/t1").burst.metered_ios == 1000)
+    assert until(lambda: place.throttle.get_limit_status("/t1").burst.metered_ios == 1000)
     (container / "throttle.json").unlink()
     container.rmdir()
     other = place.container("c2")
     until(lambda: False, 0.2)
     place.read(other, 10)
-    assert until(lambda: place.throttle.get_applied("/t1").burst.metered_ios == 1010)
+    assert until(lambda: place.throttle.get_limit_status("/t1").burst.metered_ios == 1010)

@@ -27,7 +27,7 @@ def test_limits_that_are_unknown_at_a_start_stay_as_they_were(place: Place) -> N
     )
     assert place.rate(container) == Rate(1000, 16_384_000)
     assert place.cgroups.writes == writes
-    held = place.throttle.get_applied("/t1")
+    held = place.throttle.get_limit_status("/t1")
     assert held
     assert held.limits == SLOW
 
@@ -40,7 +40,7 @@ def test_what_the_kernel_refused_is_tried_again_however_often_it_was_asked_meanw
         place.throttle.change_limits("vol", SLOW)
     place.cgroups.refusal = ""
     assert until(lambda: place.rate(container) == SLOW.sustained, 30)
-    assert until(lambda: not place.throttle.get_applied("/t1").problem)
+    assert until(lambda: not place.throttle.get_limit_status("/t1").problem)
 
 
 def test_a_machine_without_watches_left_limits_new_containers_all_the_same(
@@ -75,7 +75,7 @@ def test_a_machine_without_inotify_has_no_limits_and_says_why(
     monkeypatch.setattr(FolderWatcher, "__init__", none_left)
     place.throttle = place.start()
     place.hold(SLOW)
-    held = place.throttle.get_applied("/t1")
+    held = place.throttle.get_limit_status("/t1")
     assert held
     assert "max_user_instances" in held.problem
 
@@ -105,17 +105,17 @@ def test_required_limits_refuse_a_volume_beside_one_without_limits(place: Place)
     place.hold(None, "/t1")
     with pytest.raises(UnsupportedByNode, match="another volume without limits"):
         place.hold(SLOW, "/t2")
-    assert place.throttle.get_applied("/t2") is None
+    assert place.throttle.get_limit_status("/t2") is None
 
 
 def test_pods_that_nobody_knows_have_nothing_in_common(place: Place) -> None:
     for target in ("/t1", "/t2"):
         place.hold(SLOW, target, uid="")
-    held = place.throttle.get_applied("/t1")
+    held = place.throttle.get_limit_status("/t1")
     assert held
     assert held.group_limits == SLOW
     place.throttle.release("/t1", "/t2")
-    assert place.throttle.list_applied() == []
+    assert place.throttle.list_limit_statuses() == []
 
 
 def test_a_killed_plugin_finds_limits_and_credit_as_they_are(place: Place) -> None:
@@ -123,13 +123,13 @@ def test_a_killed_plugin_finds_limits_and_credit_as_they_are(place: Place) -> No
     place.hold(CREDIT)
     place.read(container, 3500)
     place.clock += 1
-    assert until(lambda: place.throttle.get_applied("/t1").burst.credit == 3000)
+    assert until(lambda: place.throttle.get_limit_status("/t1").burst.credit == 3000)
     place.kill()
     writes = place.cgroups.writes
     place.cgroups.read(container, DEVICE, 2000)
     place.clock += 2
     place.throttle.resume([place.wanted(CREDIT)])
-    assert until(lambda: place.throttle.get_applied("/t1").burst.credit == 2000)
+    assert until(lambda: place.throttle.get_limit_status("/t1").burst.credit == 2000)
     assert place.cgroups.writes == writes
     assert place.rate(container) == CREDIT.burst
 
@@ -185,14 +185,14 @@ def test_limits_that_cannot_be_held_are_said_or_refused(place: Place, uid: str) 
     place.container()
     place.cgroups.refusal = "the kernel refuses"
     place.hold(SLOW, uid=uid)
-    held = place.throttle.get_applied("/t1")
+    held = place.throttle.get_limit_status("/t1")
     assert held
     assert ("the kernel refuses" if uid else "no pod is known") in held.problem
     place.throttle.close()
     place.throttle = place.start(required=True)
     with pytest.raises(UnsupportedByNode, match="cannot be enforced"):
         place.hold(SLOW, uid=uid)
-    assert place.throttle.list_applied() == []
+    assert place.throttle.list_limit_statuses() == []
     place.hold(None, uid=uid)
 
 
@@ -209,7 +209,7 @@ def test_a_node_without_cgroups_works_and_says_why_there_are_no_limits(tmp_path:
     wanted = LimitRequest("vol", "/t1", UID, DEVICE, SLOW)
     throttle.resume([wanted])
     throttle.apply(wanted)
-    held = throttle.get_applied("/t1")
+    held = throttle.get_limit_status("/t1")
     assert held
     assert held.problem == "no cgroups here"
     throttle.release("/t1")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from csi.errors import DataCacheError, InvalidParameter, UnsupportedByNode
-from csi.parameters.performance_keys import Performance
+from csi.parameters.performance_keys import Performance, compute_limits
 from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.performance.capacity import GIB
 from csi.performance.limits import UNLIMITED, Rate
@@ -262,7 +262,7 @@ def test_a_mount_that_fails_leaves_no_limit(node: Node) -> None:
     node.kernel.step = step
     with pytest.raises(DataCacheError):
         node.inline(path=target(), context=INLINE_SLOW)
-    assert node.throttle.list_applied() == []
+    assert node.throttle.list_limit_statuses() == []
     assert all(node.cgroups.read_limit(cgroup, f"7:{number}") == UNLIMITED for number in range(1000, 1004))
 
 
@@ -291,3 +291,22 @@ def test_limits_are_no_part_of_how_a_path_is_shown(node: Node) -> None:
     node.publish(path=target(), context={**SLOW, "csi.storage.k8s.io/pod.uid": UID})
     node.publish(path=target(), context={**SLOW, "csi.storage.k8s.io/pod.uid": OTHER_UID})
     assert replace(node.request("vol", target()).exposure, pod=UID) == node.request("vol", target()).exposure
+
+
+def test_limits_are_computed_once_for_each_call(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    computed: list[Performance] = []
+
+    def count(performance: Performance, capacity_bytes: int, clamp: bool = False) -> object:
+        computed.append(performance)
+        return compute_limits(performance, capacity_bytes, clamp)
+
+    monkeypatch.setattr("node_plugin.volumes.limits.compute_limits", count)
+    pod(node)
+    for call in (
+        lambda: node.inline(context=INLINE_SLOW, path=target()),
+        lambda: node.stage(context=SLOW),
+        lambda: node.publish(context=SLOW, path=target(volume="staged")),
+    ):
+        computed.clear()
+        call()
+        assert len(computed) == 1

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from csi.errors import Busy, ClusterUnavailable, DataCacheError
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
-from csi.worker.protocol import Resolution
+from csi.worker.results import Resolution
 from node_plugin.volumes.pins import NodePins
 from node_plugin.volumes.records import Exposure, NodeVolume
 from tests.csi.registry.pins.fake_pins import FakePins

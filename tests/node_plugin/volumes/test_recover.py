@@ -214,7 +214,7 @@ def test_after_a_reboot_no_volume_is_remembered_and_the_images_stay(tmp_path: Pa
     assert not again.path("pod1").exists()
     assert again.store.find_sealed(digest)
     again.stage()
-    assert again.source.operations.count("fill") == 0
+    assert again.source.operations.count("fill-image") == 0
     again.close()
 
 
@@ -236,10 +236,10 @@ def test_a_fill_that_needs_no_secret_goes_on_by_itself(tmp_path: Path) -> None:
     assert status == _KILLED
     assert node.store.find_partial(image.digest)
     node.recovery.recover()
-    while node.fills.progress():
+    while node.fills.get_progress():
         pass
     assert node.store.find_sealed(image.digest)
-    assert node.source.operations == ["fill"]
+    assert node.source.operations == ["fill-image"]
     node.close()
 
 
@@ -258,7 +258,7 @@ def test_a_fill_that_needs_a_secret_goes_on_with_the_next_call(tmp_path: Path) -
     node = Node(tmp_path)
     node.source.files, node.source.readers = {"big.bin": 12 * 2**20}, {"right"}
     node.recovery.recover()
-    while node.fills.progress():
+    while node.fills.get_progress():
         pass
     assert node.store.find_partial(node.source.digest)
     assert node.left == []
@@ -298,6 +298,6 @@ def test_a_start_does_not_use_an_image_whose_root_is_not_found(tmp_path: Path) -
     again.recovery.recover()
     assert again.store.list_images() == []
     again.stage()
-    assert "fill" in again.source.operations
+    assert "fill-image" in again.source.operations
     assert has_root_directory(image.paths.image)
     again.close()

@@ -116,7 +116,7 @@ def test_an_image_that_is_there_is_not_filled_again(node: Node) -> None:
     for _ in range(2):
         node.stage()
         node.unstage()
-    assert node.source.operations.count("fill") == 1
+    assert node.source.operations.count("fill-image") == 1
 
 
 def test_each_call_ten_times_is_each_call_once(node: Node) -> None:
@@ -136,7 +136,7 @@ def test_two_volumes_of_one_content_share_image_loop_and_super_block(node: Node)
     node.inline("three", "pod3")
     assert len(node.image_mounts) == 1
     assert len(node.kernel.loops) == 1
-    assert node.source.operations.count("fill") == 1
+    assert node.source.operations.count("fill-image") == 1
     node.unstage("one", "staging-one")
     node.unpublish("three", "pod3")
     assert len(node.image_mounts) == 1
@@ -266,7 +266,7 @@ def test_content_that_cannot_fit_is_refused_with_both_numbers_and_leaves_nothing
     with pytest.raises(NoSpace, match="the image needs 5.* room for 1.0 MiB"):
         small.stage()
     assert small.left == []
-    assert small.source.operations.count("fill") == 0
+    assert small.source.operations.count("fill-image") == 0
     small.close()
 
 

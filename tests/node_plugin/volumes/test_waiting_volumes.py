@@ -37,7 +37,7 @@ def test_a_waiting_call_hears_how_far_the_fill_is_and_the_next_one_finds_it_furt
     node.source.go_fill.set()
     node.stage()
     assert node.shown == ["staging"]
-    assert node.source.operations.count("fill") == 1
+    assert node.source.operations.count("fill-image") == 1
 
 
 @pytest.mark.parametrize("inline", [True, False])

@@ -30,12 +30,13 @@ from csi.images.layout.layout import build_layout
 from csi.manifest.manifest import DEFAULT_MTIME_NS, Manifest
 from csi.manifest.reader import Reader
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.content_ref import Secrets
 from csi.parameters.volume_parameters import parse_volume_parameters
 from csi.sources.catalog import open_source
 from csi.sources.http import throughput
 from csi.sources.urls import full_read as whole_files
 from csi.sources.urls.source import UrlSource
-from csi.worker.protocol import WorkerRequest
+from csi.worker.operations import ResolveSource
 from csi.worker_process.__main__ import Worker
 from tests.conformance.trees import entry, read
 from tests.origins.scripted import Answer, Server
@@ -187,7 +188,7 @@ def test_a_file_is_read_whole_no_faster_than_it_may_be(
     for named in (alone, {"sources": json.dumps([{"folder": "a", **alone}])}):
         spec = parse_volume_parameters(named | parameters).spec
         taken.clear()
-        Worker(io.BytesIO(), rate)._resolve(WorkerRequest("resolve", spec.to_context(), {}))
+        Worker(io.BytesIO(), rate).resolve(ResolveSource(spec, Secrets()), ())
         # Not a byte is read but by the leave of the lower of the limits.
         assert taken[4 << 20] >= len(DATA)
 
