@@ -244,7 +244,7 @@ def test_the_real_worker_answers_stays_warm_and_tells_its_errors_by_class() -> N
     pid = worker._process.pid
     assert pool.call("resolve", PinSource(PINNED, Secrets())) == PINNED
     assert pool._idle[0]._process.pid == pid
-    assert os.getpriority(os.PRIO_PROCESS, pid) > 0
+    assert os.getpriority(os.PRIO_PROCESS, pid) > os.getpriority(os.PRIO_PROCESS, 0)
     pool.close()
     assert not alive(pid)
 
