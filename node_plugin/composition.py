@@ -259,7 +259,7 @@ def _build_authorization(
     options: argparse.Namespace, cluster: ClusterObjects, storage: NodeStorage
 ) -> Authorization:
     store = storage.store
-    proofs = ProofMemory(options.store / "proofs", store.key(), options.proof_ttl, options.offline_grace)
+    proofs = ProofMemory(options.store / "proofs", store.load_key(), options.proof_ttl, options.offline_grace)
     resolver = _build_resolver(storage, proofs, refresh_moving=False)
     grants = None
     if cluster.data_caches:

@@ -74,28 +74,28 @@ class Resolver:
         spec: CacheSpec,
         secrets: Secrets,
         deadline: Deadline,
-        has_manifest: Callable[[str], bool] = lambda _: True,
+        is_proof_usable: Callable[[str], bool] = lambda _: True,
         adopt_manifest: AdoptManifest | None = None,
         force_refresh: bool = False,
     ) -> Resolution:
         """Resolve `spec`, once this credential has read bytes of it.
 
-        `volume_id` is the volume whose call waits. `has_manifest` returns whether the manifest of a digest is
-        stored; if not, the origin is asked in spite of any proof, and `adopt_manifest` gets the manifest's
-        file. `force_refresh` is `refresh_moving` for this call.
+        `volume_id` is the volume whose call waits. `is_proof_usable` returns whether a proof of this digest
+        suffices: its manifest is stored. If not, the origin is asked in spite of the proof, and
+        `adopt_manifest` gets the manifest's file. `force_refresh` is `refresh_moving` for this call.
 
         Raises Busy if `deadline` ends first (the work goes on and the next call joins it), and the errors of
         a Source.
         """
         if not ((self._refresh_moving or force_refresh) and spec.is_moving):
             proven = self._proofs.find_fresh(secrets, spec)
-            if proven and has_manifest(proven.digest):
+            if proven and is_proof_usable(proven.digest):
                 return proven
         # A copy: the work may outlast the call that owns the mapping.
         credential = Secrets(dict(secrets.values))
 
         def work(call: WorkerCall) -> Resolution:
-            return self._resolve_at_origin(call, spec, credential, has_manifest, adopt_manifest)
+            return self._resolve_at_origin(call, spec, credential, is_proof_usable, adopt_manifest)
 
         def describe(job: _ResolveJob) -> str:
             return f"still resolving {spec.source.display_name}; call again, the work goes on"
@@ -111,7 +111,7 @@ class Resolver:
         call: WorkerCall,
         spec: CacheSpec,
         secrets: Secrets,
-        has_manifest: Callable[[str], bool],
+        is_proof_usable: Callable[[str], bool],
         adopt_manifest: AdoptManifest | None,
     ) -> Resolution:
         # All specs of this call: a proof is stored, or forgotten, for each of them.
@@ -121,13 +121,13 @@ class Resolver:
             specs.add(pinned)
             # A branch that still points to a proven commit needs no second listing.
             known = None if pinned.is_unpinnable else self._proofs.find_fresh(secrets, pinned)
-            if known and has_manifest(known.digest):
+            if known and is_proof_usable(known.digest):
                 self._proofs.share_proof(secrets, pinned, spec)
                 return known
             resolution = self._resolve_in_worker(call, pinned, secrets, adopt_manifest)
         except OriginUnavailable as error:
             known = self._proofs.find_within_grace(secrets, spec)
-            if known is None or not has_manifest(known.digest):
+            if known is None or not is_proof_usable(known.digest):
                 raise
             log.warning(
                 "origin unreachable, using an earlier proof",

@@ -113,7 +113,7 @@ class ResolveSource(Operation[Resolution]):
 
 @dataclass(frozen=True)
 class FillImage(_OperationWithoutResult):
-    """Fill and seal the image in `folder` over `connections` connections; returns nothing.
+    """Fill and seal the image in `folder` over `max_connections` connections; returns nothing.
 
     Extents of the images in the folders `reuse_candidates` are copied. `image_store` is tried first; if there
     is none to try, `image_store_error` is the reason, which becomes part of the fill's own error. Reports
@@ -123,7 +123,7 @@ class FillImage(_OperationWithoutResult):
     name = "fill-image"
     content: ContentRef
     folder: Path
-    connections: int
+    max_connections: int
     reuse_candidates: tuple[Path, ...] = ()
     image_store: ImageStoreRef = field(default_factory=ImageStoreRef)
     image_store_error: str = ""
@@ -138,13 +138,13 @@ class FillImage(_OperationWithoutResult):
 class VerifyImage(_OperationWithoutResult):
     """Compare the sealed image in `folder` with the content's source; returns nothing.
 
-    `seed` (hex) selects the ranges that are compared, over `connections` connections.
+    `seed` (hex) selects the ranges that are compared, over `max_connections` connections.
     """
 
     name = "verify-image"
     content: ContentRef
     folder: Path
-    connections: int
+    max_connections: int
     # Secret: an origin that knew it could send the right bytes in the compared ranges only.
     seed: str = field(repr=False)
 
@@ -158,7 +158,8 @@ class VerifyImage(_OperationWithoutResult):
 class UploadImage(_OperationWithoutResult):
     """Upload the sealed image in `folder`; returns nothing, reports progress.
 
-    It is recorded as filled from the pinned spec `source` (flat parameters; empty for the manifest's).
+    It is recorded with the pinned spec `source` (flat parameters; empty for the manifest's) of an origin that
+    is known to hold its bytes.
     """
 
     name = "upload-image"

@@ -1,6 +1,7 @@
 """Pool of worker processes on the plugin's side.
 
-Workers start on demand, stay warm for a minute and are stopped by closing their input.
+Workers start on demand and stay warm for a minute. Idle ones are ended by closing their input, busy ones by
+SIGTERM.
 """
 
 from __future__ import annotations
@@ -101,11 +102,11 @@ class _WorkerProcess:
     def terminate(self) -> None:
         """Terminate the process from any thread.
 
-        `stop` closes the pipe, which must not happen while another thread reads from it.
+        `close` closes the pipe, which must not happen while another thread reads from it.
         """
         self._process.terminate()
 
-    def stop(self) -> None:
+    def close(self) -> None:
         assert self._process.stdin
         assert self._process.stdout
         try:
@@ -169,13 +170,26 @@ class WorkerPool:
         call = call or WorkerCall()
         with self._lanes[lane]:
             try:
-                result = self._call_once(request, profile, call, on_progress)
+                result = self._call_or_report_stop(request, profile, call, on_progress)
             except WorkerDied:
                 # One retry: a warm worker may have died just before it got the request.
-                if call.stopped or self._is_closed:
-                    raise Busy("the work was stopped; call again to go on") from None
-                result = self._call_once(request, profile, call, on_progress)
+                result = self._call_or_report_stop(request, profile, call, on_progress)
         return operation.decode_result(result)
+
+    def _call_or_report_stop(
+        self,
+        request: bytes,
+        profile: EgressProfile,
+        call: WorkerCall,
+        on_progress: Callable[[FillProgress], None],
+    ) -> dict[str, Any]:
+        """Execute a request once; a worker that died because it was stopped raises Busy."""
+        try:
+            return self._call_once(request, profile, call, on_progress)
+        except WorkerDied:
+            if call.stopped or self._is_closed:
+                raise Busy("the work was stopped; call again to go on") from None
+            raise
 
     def _call_once(
         self,
@@ -206,7 +220,7 @@ class WorkerPool:
             worker, dead_workers = self._take_idle(profile)
         # Without the lock: a stop may wait for seconds, and no other call has to.
         for dead_worker in dead_workers:
-            dead_worker.stop()
+            dead_worker.close()
         return worker or _WorkerProcess(self._command, profile)
 
     def _take_idle(self, profile: EgressProfile) -> tuple[_WorkerProcess | None, list[_WorkerProcess]]:
@@ -227,7 +241,7 @@ class WorkerPool:
                 self._idle.append(worker)
                 self._schedule_reaper()
                 return
-        worker.stop()
+        worker.close()
 
     def _schedule_reaper(self) -> None:
         if self._idle and self._reaper is None:
@@ -245,7 +259,7 @@ class WorkerPool:
             self._idle = [worker for worker in self._idle if worker.idle_since > idle_before]
             self._schedule_reaper()
         for worker in expired:
-            worker.stop()
+            worker.close()
 
     def close(self) -> None:
         """Stop the idle workers and start no new ones; busy workers are stopped through their WorkerCall."""
@@ -254,4 +268,4 @@ class WorkerPool:
             idle_workers = self._idle
             self._idle = []
         for worker in idle_workers:
-            worker.stop()
+            worker.close()

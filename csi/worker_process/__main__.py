@@ -37,7 +37,7 @@ from csi.sources.source import DEFAULT_CONNECTIONS, Source
 from csi.worker.operations import FillImage, PinSource, ResolveSource, VerifyImage
 from csi.worker.protocol import WorkerRequest, decode_request
 from csi.worker.results import Resolution
-from csi.worker_process.image_store_operations import execute_store_operation, fill_from_store_or_origin
+from csi.worker_process.image_store_operations import execute_store_operation, fill_from_image_store_or_origin
 
 log = logging.getLogger("datacache.worker")
 # Fills must not compete with pods for CPU.
@@ -55,7 +55,7 @@ class Worker:
     def __init__(
         self, output: IO[bytes], rate: int | None = None, startup_error: DataCacheError | None = None
     ) -> None:
-        self._output, self._rate, self._startup_error = output, rate, startup_error
+        self._output, self._max_bytes_per_second, self._startup_error = output, rate, startup_error
 
     def serve(self, requests: queue.SimpleQueue[bytes]) -> None:
         """Execute requests for ever; the process ends with its input."""
@@ -119,7 +119,8 @@ class Worker:
     def resolve(self, operation: ResolveSource, allowed_destinations: Sequence[str]) -> Resolution:
         """Pin and list a spec and check read access; raises the errors of a Source."""
         spec = operation.spec
-        # A source may have to read whole files to learn their size and sha256: no faster than a fill may.
+        # A source may have to read whole files to learn their size and sha256: no faster than a fill may. The
+        # manifest gets the volume's own limit, not this worker's.
         limited_spec = replace(spec, bandwidth_limit=self._get_rate_limit(spec))
         with closing(open_source(limited_spec, operation.secrets.values, allowed_destinations)) as source:
             manifest = source.resolve(replace(source.pin(), bandwidth_limit=spec.bandwidth_limit))
@@ -134,7 +135,7 @@ class Worker:
         if paths.image.exists():
             return
         manifest = _read_manifest(operation)
-        fill_from_store_or_origin(
+        fill_from_image_store_or_origin(
             operation,
             manifest,
             self._report,
@@ -152,16 +153,18 @@ class Worker:
                 build_layout(manifest),
                 paths.partial,
                 paths.journal,
-                self._limit_read_rate(source, spec, manifest),
-                max_connections=operation.connections,
+                self._open_paced_readers(source, spec, manifest),
+                max_connections=operation.max_connections,
                 reuse_candidates=[ImagePaths(folder) for folder in operation.reuse_candidates],
                 on_progress=self._report,
             )
 
     def _get_rate_limit(self, spec: CacheSpec) -> int | None:
-        return min((limit for limit in (spec.bandwidth_limit, self._rate) if limit), default=None)
+        return min(
+            (limit for limit in (spec.bandwidth_limit, self._max_bytes_per_second) if limit), default=None
+        )
 
-    def _limit_read_rate(self, source: Source, spec: CacheSpec, manifest: Manifest) -> OpenReader:
+    def _open_paced_readers(self, source: Source, spec: CacheSpec, manifest: Manifest) -> OpenReader:
         folders = dict(spec.source.limits) if isinstance(spec.source, CompositeSpec) else {}
         return limit_read_rate(lambda: source.open_reader(manifest), self._get_rate_limit(spec), folders)
 
@@ -172,9 +175,9 @@ class Worker:
             verify_against_origin(
                 build_layout(manifest),
                 ImagePaths(operation.folder).image,
-                self._limit_read_rate(source, spec, manifest),
+                self._open_paced_readers(source, spec, manifest),
                 bytes.fromhex(operation.seed),
-                max_connections=operation.connections,
+                max_connections=operation.max_connections,
             )
 
     def _report(self, progress: FillProgress) -> None:
@@ -192,7 +195,7 @@ def _read_manifest(operation: FillImage | VerifyImage) -> Manifest:
 def _open_for_readers(
     operation: FillImage | VerifyImage, spec: CacheSpec, allowed_destinations: Sequence[str]
 ) -> Source:
-    connections = max(operation.connections, DEFAULT_CONNECTIONS)
+    connections = max(operation.max_connections, DEFAULT_CONNECTIONS)
     return open_source(spec, operation.content.secrets.values, allowed_destinations, connections)
 
 
@@ -247,6 +250,8 @@ def main() -> None:
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    # In a namespace the kernel limits all its workers together; without one, this worker paces itself, in
+    # bytes.
     threading.Thread(
         target=Worker(output, None if netns or not rate else rate // 8, startup_error).serve,
         args=(requests,),

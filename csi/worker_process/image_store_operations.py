@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("datacache.worker")
 
-REMEDY = (
+NO_IMAGE_STORE_HINT = (
     "no image store keeps images here (--image-store): "
     "restore the origin, or create the cache again from what it has now"
 )
@@ -61,7 +61,7 @@ def execute_store_operation(operation: ImageStoreOperation, on_progress: OnProgr
 
     Raises InvalidParameter for the URL of the image store, and the errors of a Backend.
     """
-    with _open_store(operation.image_store) as store:
+    with _open_image_store(operation.image_store) as store:
         match operation:
             case FindStoredImage():
                 return operation.encode_result(_find_image(store, operation.digest_or_snapshot_id))
@@ -78,7 +78,7 @@ def execute_store_operation(operation: ImageStoreOperation, on_progress: OnProgr
             case RemoveStoredImage():
                 store.remove(operation.digest)
             case CopyStoredImage():
-                with _open_store(operation.target) as target:
+                with _open_image_store(operation.target) as target:
                     store.copy_to(target, operation.digest, on_progress)
             case Announce():
                 store.announce(Announcement.decode(operation.announcement))
@@ -87,7 +87,7 @@ def execute_store_operation(operation: ImageStoreOperation, on_progress: OnProgr
         return operation.encode_result()
 
 
-def fill_from_store_or_origin(
+def fill_from_image_store_or_origin(
     operation: FillImage, manifest: Manifest, on_progress: OnProgress, fill_from_origin: Callable[[], None]
 ) -> None:
     """Fill the partial image, from the image store if it has the image, else from the origin.
@@ -96,6 +96,8 @@ def fill_from_store_or_origin(
     fails. A failure of the image store never stops a fill: it is logged, and added to the origin's error.
     Raises that error, FillStopped and NoSpace.
     """
+    # A fill from the image store journals the digest of its manifest of parts, never this one: equality means
+    # that a fill from the origin has begun.
     journal = ImagePaths(operation.folder).journal
     if operation.image_store.url and read_journal_digest(journal) == manifest.digest:
         try:
@@ -104,11 +106,11 @@ def fill_from_store_or_origin(
             log.info(
                 "filling from the image store", extra={"fields": {"image": manifest.digest, "reason": error}}
             )
-            if store_error := _fill_from_store(operation, manifest, on_progress):
+            if store_error := _fill_from_image_store(operation, manifest, on_progress):
                 raise _add_reason(error, f"and {store_error}") from error
         return
     store_error = (
-        _fill_from_store(operation, manifest, on_progress)
+        _fill_from_image_store(operation, manifest, on_progress)
         if operation.image_store.url
         else operation.image_store_error
     )
@@ -126,7 +128,7 @@ def fill_from_store_or_origin(
         if store_error:
             raise _add_reason(error, f"and {store_error}") from error
         if isinstance(error, ORIGIN_LOST):
-            raise _add_reason(error, REMEDY) from error
+            raise _add_reason(error, NO_IMAGE_STORE_HINT) from error
         raise
 
 
@@ -134,14 +136,14 @@ def _add_reason(error: DataCacheError, reason: str) -> DataCacheError:
     return with_message(error, f"{error} ({reason})")
 
 
-def _fill_from_store(operation: FillImage, manifest: Manifest, on_progress: OnProgress) -> str | None:
+def _fill_from_image_store(operation: FillImage, manifest: Manifest, on_progress: OnProgress) -> str | None:
     """Fill from the image store; return None on success, else the reason."""
     try:
-        with _open_store(operation.image_store) as store:
+        with _open_image_store(operation.image_store) as store:
             stored = store.find(manifest.digest)
             if stored is None:
                 return f"{store.display_name} does not have this image"
-            store.fill(stored, manifest, ImagePaths(operation.folder), operation.connections, on_progress)
+            store.fill(stored, manifest, ImagePaths(operation.folder), operation.max_connections, on_progress)
             return None
     except (FillStopped, NoSpace):
         raise
@@ -196,7 +198,7 @@ def _list_announcements(store: ImageStore) -> AnnouncementListing:
 
 
 @contextmanager
-def _open_store(image_store: ImageStoreRef) -> Iterator[ImageStore]:
+def _open_image_store(image_store: ImageStoreRef) -> Iterator[ImageStore]:
     # Imports obstore, whose memory only clusters with an image store should pay.
     from csi.image_store.store import open_image_store
 

@@ -19,10 +19,14 @@ class FillRunner:
     """Runner of fills into `store` in workers of `pool`, over `connections` connections each. Thread-safe."""
 
     def __init__(
-        self, store: Store, pool: WorkerPool, connections: int, image_store: ImageStoreClient | None = None
+        self,
+        store: Store,
+        pool: WorkerPool,
+        max_connections: int,
+        image_store: ImageStoreClient | None = None,
     ) -> None:
         self._store, self._pool = store, pool
-        self._connections = connections
+        self._max_connections = max_connections
         self._image_store = image_store
 
     def run(
@@ -36,11 +40,14 @@ class FillRunner:
 
         Raises Busy if `call` was stopped, and what the worker raises.
         """
+        # A fill that is resumed at a start knows its digest only. Without the source its bytes would not go
+        # through the egress profile of that source.
+        content = self._store.with_source(content)
         lookup = self._image_store.find_for_fill(content.digest) if self._image_store else StoredImageLookup()
         operation = FillImage(
             content,
-            self._store.paths(content.digest).folder,
-            self._connections,
+            self._store.get_paths(content.digest).folder,
+            self._max_connections,
             tuple(reuse_candidates),
             lookup.image_store,
             lookup.reason,
@@ -55,7 +62,6 @@ class FillRunner:
         Bytes that the image store has from another scope must be verified against this content's origin
         before its volumes are published.
         """
-        content = self._store.with_source(content)
         if lookup.found is None or has_same_origin_scope(lookup.found.access, content.source):
             return self._store.compute_origin_scope(content)
         return IMAGE_STORE_SCOPE

@@ -36,8 +36,8 @@ log = logging.getLogger("datacache.fill")
 UNRECOVERABLE = (CorruptContent, SourceChanged, UnsafeContent)
 # Seconds.
 _PROGRESS_FILE_INTERVAL = 0.5
-# Whoever prefetches waits in slices, and is no waiter for a moment between two of them.
-_PREFETCH_PAUSE = 10.0
+# The prewarm loop waits in slices, and does not count as waiting for a moment between two of them.
+_MIN_PREFETCH_GRACE = 10.0
 PODS_FIRST_MESSAGE = "fills that pods wait for go first"
 
 
@@ -101,7 +101,7 @@ class Fills:
         self._lock = threading.Lock()
         self._fills: dict[str, _RunningFill] = {}
 
-    def wait(
+    def ensure_sealed(
         self,
         volume_id: str,
         content: ContentRef,
@@ -130,8 +130,8 @@ class Fills:
     def prefetch(self, content: ContentRef, deadline: Deadline) -> None:
         """Fill an image that no pod has requested yet, behind every fill that a pod waits for.
 
-        As `wait`, but without a slot of the wait limiter. Raises Busy with the progress, or if other fills go
-        first, NoSpace, and what ended the fill.
+        As `ensure_sealed`, but without a slot of the wait limiter. Raises Busy with the progress, or if other
+        fills go first, NoSpace, and what ended the fill.
         """
         if self._store.find_sealed(content.digest):
             return
@@ -143,9 +143,11 @@ class Fills:
             raise Busy(deadline.cancelled or fill.progress.format())
         if fill.error and not isinstance(fill.error, Busy | FillStopped) and fill.content == content:
             raise fill.error
-        # The prefetch was stopped, or another one with other content or credential failed.
+        # It was stopped (preempted, abandoned, shutdown), or a fill of this image from another source or with
+        # another credential failed, which says nothing about this one.
         if fill.error:
-            raise Busy(PODS_FIRST_MESSAGE)
+            has_waiting_pods = self.has_waiting_pods(content.digest)
+            raise Busy(PODS_FIRST_MESSAGE if has_waiting_pods else "the fill ended early; it is tried again")
 
     def has_waiting_pods(self, digest: str = "") -> bool:
         """Return whether a pod waits for the fill of another image than `digest`."""
@@ -195,29 +197,29 @@ class Fills:
     def _join(
         self,
         content: ContentRef,
-        deadline: Deadline | None,
+        waiter: Deadline | None,
         listener: tuple[str, ObjectReference | None] = ("", None),
         prefetcher: Deadline | None = None,
     ) -> _RunningFill:
         with self._lock:
             fill = self._fills.get(content.digest)
             if fill is None:
-                fill = self._start(content, deadline, prefetcher)
+                fill = self._start(content, waiter, prefetcher)
             if prefetcher:
                 fill.prefetchers.add(prefetcher)
-            if deadline:
-                fill.waiters.add(deadline)
+            if waiter:
+                fill.waiters.add(waiter)
                 self._events.on_volume_waiting(listener[0], content.digest, listener[1])
             return fill
 
     def _start(
-        self, content: ContentRef, deadline: Deadline | None, prefetcher: Deadline | None
+        self, content: ContentRef, waiter: Deadline | None, prefetcher: Deadline | None
     ) -> _RunningFill:
         origin_scope = self._store.compute_origin_scope(content)
         fill = _RunningFill(content, is_prefetch=prefetcher is not None)
-        has_preempted = deadline is not None and self._preempt_prefetches()
+        has_preempted = waiter is not None and self._preempt_prefetches()
         # A fill that neither a pod nor a prewarm request waits for (one resumed at a start) evicts nothing.
-        list_protected = self._protected.list_digests if deadline or prefetcher else self._list_all
+        list_protected = self._protected.list_digests if waiter or prefetcher else self._list_all
         try:
             reservation = reserve_with_candidates(self._store, content.digest, origin_scope, list_protected)
             fill.reuse_candidates = fill.reservation.enter_context(reservation)
@@ -267,7 +269,7 @@ class Fills:
         self._write_progress_file(fill)
         with self._lock:
             idle_seconds = time.monotonic() - fill.wanted_at
-            grace = max(self._grace, _PREFETCH_PAUSE) if fill.is_prefetch else self._grace
+            grace = max(self._grace, _MIN_PREFETCH_GRACE) if fill.is_prefetch else self._grace
             is_abandoned = not fill.waiters and not fill.prefetchers and idle_seconds > grace
         if is_abandoned:
             fill.call.stop()
@@ -279,7 +281,7 @@ class Fills:
             return
         fill.reported_at = now
         with suppress(OSError):
-            write_progress(self._store.paths(fill.digest).progress, fill.progress)
+            write_progress(self._store.get_paths(fill.digest).progress, fill.progress)
 
     def _on_failure(self, fill: _RunningFill, error: Exception) -> None:
         fill.error = error
@@ -291,7 +293,7 @@ class Fills:
     def _finish(self, fill: _RunningFill) -> None:
         # A failing disk must not leave a fill that never ends for its waiters.
         with suppress(OSError):
-            self._store.paths(fill.digest).progress.unlink(missing_ok=True)
+            self._store.get_paths(fill.digest).progress.unlink(missing_ok=True)
         with self._lock:
             # Under the lock: `_join` finds either the running fill or none, and then starts a new one.
             fill.is_done = True
@@ -301,4 +303,9 @@ class Fills:
             for deadline in fill.waiters | fill.prefetchers:
                 deadline.wake()
         if isinstance(fill.error, UNRECOVERABLE):
-            self.discard(fill.digest)
+            try:
+                self.discard(fill.digest)
+            except DataCacheError as error:
+                log.warning(
+                    "partial image not removed", extra={"fields": {"image": fill.digest, "reason": error}}
+                )

@@ -46,12 +46,14 @@ class _Comparison(Job):
 class OriginVerification:
     """Verification of images of `store`, in workers of `pool`. Thread-safe."""
 
-    def __init__(self, store: Store, pool: WorkerPool, wait_limiter: WaitLimiter, connections: int) -> None:
+    def __init__(
+        self, store: Store, pool: WorkerPool, wait_limiter: WaitLimiter, max_connections: int
+    ) -> None:
         self._store, self._pool = store, pool
-        self._wait_limiter, self._connections = wait_limiter, connections
+        self._wait_limiter, self._max_connections = wait_limiter, max_connections
         self._comparisons = SingleFlight[_Key, _Comparison]("verify")
 
-    def wait(self, volume_id: str, content: ContentRef, deadline: Deadline) -> None:
+    def ensure_verified(self, volume_id: str, content: ContentRef, deadline: Deadline) -> None:
         """Return when the scope of `content` is known to hold the sealed image's bytes.
 
         `volume_id` is the volume whose call waits; the caller keeps the image from eviction. Raises Busy if
@@ -90,7 +92,7 @@ class OriginVerification:
             # The image must not be replaced between the comparison and its record.
             with self._store.prevent_eviction(content.digest) as record:
                 seed = self._sampling_seed(content.digest, origin_scope)
-                operation = VerifyImage(content, record.paths.folder, self._connections, seed)
+                operation = VerifyImage(content, record.paths.folder, self._max_connections, seed)
                 self._pool.call("verify", operation, call)
                 self._store.mark_verified(content.digest, origin_scope)
             log.info("image verified against its origin", extra={"fields": fields})
@@ -108,4 +110,4 @@ class OriginVerification:
         # "vouch" is the former name of this operation. It is part of the derivation and stays: a
         # new version must compare the ranges that an earlier one did.
         text = f"vouch {digest} {origin_scope}".encode()
-        return hmac.new(self._store.key(), text, hashlib.sha256).hexdigest()
+        return hmac.new(self._store.load_key(), text, hashlib.sha256).hexdigest()

@@ -93,7 +93,9 @@ class CachePrewarmer:
         self._requests.set_resolved(active, key, ResolvedCache(content.digest, dict(content.source)))
         self._fill(active, content)
         is_trusted = grants.has_trusted_bytes(granted)
-        self._preparation.verify(key, content, is_trusted, self._changes.new_deadline(_RESOLVE_TIMEOUT))
+        self._preparation.ensure_verified(
+            key, content, is_trusted, self._changes.new_deadline(_RESOLVE_TIMEOUT)
+        )
         self._upload(active, content, self._uploads)
 
     def _resolve(

@@ -39,7 +39,7 @@ class BurstState:
         burst = BurstState(limits.credit)
         if limits.burst is None:
             return burst
-        return replace(burst, is_open=limits.credit is None or burst._stays_open(limits, limits.credit))
+        return replace(burst, is_open=limits.credit is None or burst._is_open_with(limits, limits.credit))
 
     def with_limits(self, limits: Limits) -> BurstState:
         """Return the state under changed limits: a new credit is full, an existing one keeps its value."""
@@ -69,9 +69,14 @@ class BurstState:
             return replace(self, meter=meter)
         above = excess_ios(limits.sustained, used, seconds)
         credit = max(min(limits.credit, self.credit - above), -max_drain_rate(limits) * _MAX_DEBT_SECONDS)
-        return BurstState(credit, self._stays_open(limits, credit), meter)
+        return BurstState(credit, self._is_open_with(limits, credit), meter)
 
-    def _stays_open(self, limits: Limits, credit: float) -> bool:
+    def _is_open_with(self, limits: Limits, credit: float) -> bool:
+        """Return whether the burst limit applies with this `credit`.
+
+        An open burst stays open until the credit is used up. A closed one opens again once the credit is full
+        or lasts for `_MIN_BURST_SECONDS`.
+        """
         drain = max_drain_rate(limits)
         if credit <= drain * _NEGLIGIBLE_SECONDS:
             return False

@@ -18,8 +18,8 @@ log = logging.getLogger("datacache.throttle")
 
 # Seconds between two readings of the counters (with and without I/O), and two records of a burst.
 _BUSY_INTERVAL, _IDLE_INTERVAL, _SAVE_INTERVAL = 0.25, 0.5, 1.0
-# Seconds; systemd may withdraw the io controller from a cgroup between two of our writes, and no event
-# follows.
+# Seconds between attempts for pods whose limits are not in force. Events alone do not suffice: systemd may
+# withdraw the io controller from a cgroup between two of our writes, without any event.
 _MIN_BACKOFF, _MAX_BACKOFF = 0.1, 10.0
 # Returns (reads, bytes) for each of the given devices.
 ReadCounters = Callable[[Collection[str]], Mapping[str, tuple[int, int]]]
@@ -80,8 +80,8 @@ class LimitEnforcer:
                     pause = _MAX_BACKOFF
 
     def _process_events(self, events: list[FileEvent]) -> float | None:
-        self._update_watched_pods()
-        affected = self._watch.affected_pods(events, self._watched_pods)
+        self._watch_and_enforce_new_pods()
+        affected = self._watch.handle_events(events, self._watched_pods)
         if affected:
             self._backoff.reset()
         for pod in affected | (self._failing_pods() if self._backoff.is_due() else set()):
@@ -93,7 +93,7 @@ class LimitEnforcer:
         failing = {group.pod for group in self._groups if group.limits and group.problem}
         return (failing | self._unwatched) & self._watched_pods
 
-    def _update_watched_pods(self) -> None:
+    def _watch_and_enforce_new_pods(self) -> None:
         limited_pods = {group.pod for group in self._groups if group.pod and group.limits}
         for pod in self._watched_pods - limited_pods:
             self._watch.unwatch_pod(pod)

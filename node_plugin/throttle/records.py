@@ -73,8 +73,8 @@ class GroupRecords:
         else:
             path.unlink(missing_ok=True)
 
-    def list_all(self) -> Iterator[GroupRecord]:
-        """Yield every readable record, removing all other files."""
+    def load_all_and_delete_unreadable(self) -> Iterator[GroupRecord]:
+        """Yield every readable record; delete every other file: temporary, damaged, or of another format."""
         for path in sorted(self._folder.iterdir()):
             record = _read_or_none(path) if path.suffix == ".json" else None
             if record:

@@ -214,12 +214,14 @@ class Throttle:
                 if group is None:
                     continue
                 member = group.members.pop(target)
-                self._log_metered(member, group)
+                # First: the share of the credit that stays depends on all reads until now.
+                self._settle_burst(member, group)
                 self._update_group(group, left=True)
                 if not group.members:
                     del self._groups[(group.pod, group.device) if group.pod else ("", target)]
 
-    def _log_metered(self, member: GroupMember, group: ThrottleGroup) -> None:
+    def _settle_burst(self, member: GroupMember, group: ThrottleGroup) -> None:
+        """Charge all reads until now to the group's credit, and log its total for a member that leaves."""
         if self._enforcer and group.is_metered:
             self._enforcer.charge(group)
         if group.burst.metered_ios >= 1:
@@ -227,7 +229,7 @@ class Throttle:
                 "volume": member.volume,
                 "pod": group.pod,
                 "device": group.device,
-                "ios": round(group.burst.metered_ios),
+                "group_ios": round(group.burst.metered_ios),
             }
             log.info("burst I/O metered", extra={"fields": fields})
 
@@ -253,7 +255,7 @@ class Throttle:
             return [status for target in self._group_by_target if (status := self.get_limit_status(target))]
 
     def _clear_stale_limits(self) -> None:
-        for record in list(self._records.list_all()):
+        for record in list(self._records.load_all_and_delete_unreadable()):
             if (record.pod, record.device) not in self._groups:
                 self._clear_limit(record)
 

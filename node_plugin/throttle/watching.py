@@ -78,14 +78,17 @@ class CgroupWatcher:
         for folder in [*self._pods_by_cgroup, *self._watched_parents]:
             self._unwatch_folder(folder)
 
-    def affected_pods(self, events: list[FileEvent], watched_pods: set[str]) -> set[str]:
-        """Return those of `watched_pods` whose limits must be set again because of these events."""
+    def handle_events(self, events: list[FileEvent], watched_pods: set[str]) -> set[str]:
+        """Update the watches after these events; return the pods whose limits must be set again.
+
+        These are some of `watched_pods`.
+        """
         affected: set[str] = set()
         for event in events:
-            affected |= self._pods_affected_by(event, watched_pods)
+            affected |= self._handle_event(event, watched_pods)
         return affected & watched_pods
 
-    def _pods_affected_by(self, event: FileEvent, watched_pods: set[str]) -> set[str]:
+    def _handle_event(self, event: FileEvent, watched_pods: set[str]) -> set[str]:
         if event.kind is FileEventKind.OVERFLOW:
             self._unwatch_all()
             return watched_pods

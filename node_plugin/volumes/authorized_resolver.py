@@ -24,7 +24,7 @@ class AuthorizedResolver:
 
     def resolve(
         self,
-        volume_id: str,
+        key: str,
         spec: CacheSpec,
         digest: str | None,
         secrets: Secrets,
@@ -40,8 +40,9 @@ class AuthorizedResolver:
         def matches_digest(found: str) -> bool:
             return digest in (None, found)
 
-        def has_manifest(found: str) -> bool:
-            # An earlier proof of other content may be outdated: False has the origin asked.
+        def is_proof_usable(found: str) -> bool:
+            # False makes the resolver ask the origin. It does so for a proof of another digest, too: the
+            # source may have changed back since.
             return matches_digest(found) and bool(
                 self._store.find_sealed(found) or self._store.find_partial(found)
             )
@@ -55,7 +56,7 @@ class AuthorizedResolver:
 
         differences: list[str] = []
         resolution = self._resolver.resolve(
-            volume_id, spec, secrets, deadline, has_manifest, adopt_manifest, force_refresh
+            key, spec, secrets, deadline, is_proof_usable, adopt_manifest, force_refresh
         )
         if not matches_digest(resolution.digest):
             difference = next(filter(None, differences), "its manifest differs")

@@ -79,8 +79,10 @@ class VolumeExposures:
     @contextmanager
     def keep_image(self, digest: str) -> Iterator[None]:
         """Keep the image and its mount for the block; raises Busy if it has just been evicted."""
+        # Two holds: the first keeps a concurrent removal from unmounting the image; the second makes sure
+        # that the image exists, and that no fill evicts it.
         with ExitStack() as exit_stack:
-            exit_stack.enter_context(self.images.keep_mounted(digest))
+            exit_stack.enter_context(self.images.hold_mounts(digest))
             try:
                 exit_stack.enter_context(self._store.prevent_eviction(digest))
             except NotFound as error:
@@ -131,11 +133,14 @@ class VolumeExposures:
                 f"volume {request.volume_id} has access mode ReadWriteOncePod "
                 f"and is published at {others[0]} already"
             )
-        image = self.images.find_image(Path(request.staging_path)) or (volume.digest, volume.limit_class)
+        image_and_class = self.images.find_digest_and_class(Path(request.staging_path)) or (
+            volume.digest,
+            volume.limit_class,
+        )
         current = self._performance.with_current_performance(volume)
         limits = compute_volume_limits(current)
         exposed = current.with_target_path(path, request.exposure)
-        self._mount_image_and_path(request.path, exposed, limits, image)
+        self._mount_image_and_path(request.path, exposed, limits, image_and_class)
 
     def _mount_image_and_path(
         self, path: Path, volume: NodeVolume, limits: Limits | None, image_and_class: tuple[str, str]
@@ -143,22 +148,26 @@ class VolumeExposures:
         """Mount the image of a limit class, if it is not mounted yet, then the path."""
         digest, limit_class = image_and_class
         read_ahead = read_ahead_bytes(limits) if limit_class != NO_LIMITS else None
-        image = self.images.mount(digest, self._store.paths(digest).image, limit_class, read_ahead)
-        self._mount_path(image, path, volume, limits)
+        image_mount_point = self.images.mount(
+            digest, self._store.get_paths(digest).image, limit_class, read_ahead
+        )
+        self._mount_path(image_mount_point, path, volume, limits)
 
-    def _mount_path(self, image: Path, path: Path, volume: NodeVolume, limits: Limits | None) -> None:
+    def _mount_path(
+        self, image_mount_point: Path, path: Path, volume: NodeVolume, limits: Limits | None
+    ) -> None:
         """Record the path, enforce the limits, then mount it; undo all of it on failure."""
         is_target = str(path) in volume.target_paths
         self.records.put(volume)
         try:
             # Limits come before the mount, so that the pod cannot read without them.
             if is_target:
-                self._throttle.apply(self.build_limit_request(volume, str(path), image, limits))
+                self._throttle.apply(self.build_limit_request(volume, str(path), image_mount_point, limits))
             _create_target(path)
             if is_target:
-                self._mounts.bind_mount(image, path)
+                self._mounts.bind_mount(image_mount_point, path)
             else:
-                self.images.mount_marker(image, path)
+                self.images.mount_marker(image_mount_point, path)
         except BaseException:
             self._mounts.unmount(path)
             self._throttle.release(str(path))
@@ -182,7 +191,7 @@ class VolumeExposures:
         """Unmount the volume from `path` and release its limits; a path without a mount is no error."""
         # The mount and the record may differ: a volume that was staged again can have pods that still show
         # its former image.
-        image_and_class = self.images.find_image(path)
+        image_and_class = self.images.find_digest_and_class(path)
         digests = {image_and_class[0]} if image_and_class else set()
         # Mounts may be stacked, as a marker over a bind mount of an earlier version is.
         while self.is_mounted(str(path)):

@@ -45,10 +45,11 @@ class ImageMounts:
         self._users_lock = Lock()
 
     @contextmanager
-    def keep_mounted(self, digest: str) -> Iterator[None]:
-        """Keep the image from being evicted or unmounted for the block, in which a volume is prepared.
+    def hold_mounts(self, digest: str) -> Iterator[None]:
+        """Hold the mounts of an image for the block, whether there are any yet or not.
 
-        If the block fails, an unused mount is removed.
+        `unmount_unused` skips the image, and `list_in_use` lists it. If the block fails, a mount without
+        volumes is removed.
         """
         with self._users_lock:
             self._users[digest] += 1
@@ -67,7 +68,7 @@ class ImageMounts:
                 del self._users[digest]
 
     def list_in_use(self) -> set[str]:
-        """List the digests of images that are mounted, marked or kept by `keep_mounted`."""
+        """List the digests of images that are mounted, marked or kept by `hold_mounts`."""
         table = self._mounts.list_mounts()
         mounted = {digest for digest, _, _ in self._list_image_mounts(table)} | {
             image.parent.name for image in map(self._parse_marker, table) if image
@@ -79,7 +80,7 @@ class ImageMounts:
         """Raise UnsupportedByNode if this node cannot mount images, before anything is fetched for it."""
         self._check_node()
 
-    def mount(self, digest: str, image: Path, limit_class: str, read_ahead: int | None = None) -> Path:
+    def mount(self, digest: str, image_file: Path, limit_class: str, read_ahead: int | None = None) -> Path:
         """Mount the image for a limit class, unless it is mounted already; return the mount point.
 
         `read_ahead` is the kernel's read-ahead in bytes, None for the loop devices' default. Raises
@@ -88,10 +89,10 @@ class ImageMounts:
         target = self.mount_path(digest, limit_class)
         with self._mount_lock:
             mount = find_mount(self._mounts.list_mounts(), target)
-            exists = image.exists()
+            exists = image_file.exists()
             # Without a file, the mount is all that is left of the image, and is used. A mount of another
             # file stems from an earlier fill of the same digest, and is replaced.
-            if mount and (not exists or self._loops.is_backed_by(mount.source, image)):
+            if mount and (not exists or self._loops.is_backed_by(mount.source, image_file)):
                 return target
             if not exists:
                 raise FailedPrecondition(
@@ -102,7 +103,7 @@ class ImageMounts:
                 self._mounts.unmount(target)
             self._check_node()
             target.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._loops.attach(image, read_ahead) as device:
+            with self._loops.attach(image_file, read_ahead) as device:
                 self._mounts.mount_image(device, target)
             fields = {"image": digest, "device": device, "class": limit_class}
             log.info("image mounted", extra={"fields": fields})
@@ -112,18 +113,18 @@ class ImageMounts:
         """Return the mount point of the image for a limit class, whether it is mounted or not."""
         return self._folder / digest / limit_class
 
-    def mount_marker(self, image: Path, path: Path) -> None:
-        """Mount a marker at `path`: the image mounted at `image` is in use. Raises DataCacheError."""
-        self._mounts.mount_marker(f"{_MARKER_PREFIX}{image}", path)
+    def mount_marker(self, image_mount_point: Path, path: Path) -> None:
+        """Mount a marker at `path`: the image at `image_mount_point` is in use. Raises DataCacheError."""
+        self._mounts.mount_marker(f"{_MARKER_PREFIX}{image_mount_point}", path)
 
-    def cover_with_marker(self, image: Path, path: Path) -> None:
+    def cover_with_marker(self, image_mount_point: Path, path: Path) -> None:
         """Mount a marker over a bind mount at `path`, by which earlier versions staged volumes.
 
         Raises DataCacheError.
         """
         mount = find_mount(self._mounts.list_mounts(), path)
         if mount and not self._parse_marker(mount):
-            self.mount_marker(image, path)
+            self.mount_marker(image_mount_point, path)
 
     def set_read_ahead(self, digest: str, limit_class: str, size: int | None) -> None:
         """Set the read-ahead of an image's mount to `size` bytes, None for the loop devices' default."""
@@ -138,11 +139,11 @@ class ImageMounts:
 
     def find_content(self, path: Path) -> Path:
         """Return the mount point of the image that `path` shows or marks; `path` itself if there is none."""
-        image_and_class = self.find_image(path)
-        image = self.mount_path(*image_and_class) if image_and_class else path
-        return image if self.find_device(image) else path
+        image_and_class = self.find_digest_and_class(path)
+        image_mount_point = self.mount_path(*image_and_class) if image_and_class else path
+        return image_mount_point if self.find_device(image_mount_point) else path
 
-    def find_image(self, path: Path) -> tuple[str, str] | None:
+    def find_digest_and_class(self, path: Path) -> tuple[str, str] | None:
         """Return digest and limit class of the image that is mounted or marked at `path`, None if none is."""
         table = self._mounts.list_mounts()
         mount = find_mount(table, path)
@@ -187,10 +188,10 @@ class ImageMounts:
                 found.append((path.parent.name, path.name, mount))
         return found
 
-    def _is_mounted_elsewhere(self, image: Mount, table: list[Mount]) -> bool:
+    def _is_mounted_elsewhere(self, image_mount: Mount, table: list[Mount]) -> bool:
         return any(
-            mount.target != image.target
-            and (mount.device == image.device or self._parse_marker(mount) == Path(image.target))
+            mount.target != image_mount.target
+            and (mount.device == image_mount.device or self._parse_marker(mount) == Path(image_mount.target))
             for mount in table
         )
 
@@ -198,8 +199,8 @@ class ImageMounts:
         """Return the image's mount point that a marker names; None for all other mounts."""
         if mount.fs_type != "tmpfs" or not mount.source.startswith(_MARKER_PREFIX):
             return None
-        image = Path(mount.source.removeprefix(_MARKER_PREFIX))
-        return image if image.parent.parent == self._folder else None
+        image_mount_point = Path(mount.source.removeprefix(_MARKER_PREFIX))
+        return image_mount_point if image_mount_point.parent.parent == self._folder else None
 
     def _try_unmount(self, digest: str, mount: Mount) -> bool:
         try:

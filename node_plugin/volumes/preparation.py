@@ -137,17 +137,17 @@ class VolumePreparation:
         source = resolution.spec.to_context()
         return ResolvedVolume(ContentRef(resolution.digest, source, request.secrets), volume)
 
-    def fill(self, request: MountRequest, resolved: ResolvedVolume, deadline: Deadline) -> None:
+    def fill_and_verify(self, request: MountRequest, resolved: ResolvedVolume, deadline: Deadline) -> None:
         """Return when the image is sealed and verified against the volume's own origin."""
-        self.fills.wait(request.volume_id, resolved.content, deadline, request.event_reference)
-        self.verify(request.volume_id, resolved.content, resolved.is_trusted, deadline)
+        self.fills.ensure_sealed(request.volume_id, resolved.content, deadline, request.event_reference)
+        self.ensure_verified(request.volume_id, resolved.content, resolved.is_trusted, deadline)
 
-    def verify(self, key: str, content: ContentRef, is_trusted: bool, deadline: Deadline) -> None:
+    def ensure_verified(self, key: str, content: ContentRef, is_trusted: bool, deadline: Deadline) -> None:
         """Return when the sealed image is verified against its origin; trusted content is not compared."""
-        # After this, `wait` finds the scope verified and returns at once.
+        # Trusted: recorded as verified without a comparison, so the call below returns at once.
         if is_trusted:
             self._verification.mark_verified(content)
-        self._verification.wait(key, content, deadline)
+        self._verification.ensure_verified(key, content, deadline)
 
     @contextmanager
     def discard_if_unusable(self, digest: str) -> Iterator[None]:

@@ -178,8 +178,12 @@ class VolumeRecords:
         if not volume.is_inline:
             self._watched.add(volume.id)
 
-    def list_all(self) -> Iterator[NodeVolume]:
-        """Yield every readable record, removing files that a killed plugin left half-written."""
+    def load_all_and_delete_unreadable(self) -> Iterator[NodeVolume]:
+        """Yield every readable record; delete every other file.
+
+        Temporary files and damaged records are deleted, and so are records of another format: their mounts
+        stay, but nothing knows them any more.
+        """
         for path in sorted(self._folder.iterdir()):
             volume = _read_or_none(path) if path.suffix == ".json" else None
             if volume:

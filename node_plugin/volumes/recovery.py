@@ -39,9 +39,9 @@ class NodeRecovery:
         """Drop unmounted paths, enforce limits, unmount unused images, and resume fills."""
         self._store.sweep()
         limit_requests: list[LimitRequest] = []
-        for volume in self._exposures.records.list_all():
-            remaining = self._drop_unmounted_paths(volume)
-            self._restore_markers(remaining)
+        for volume in self._exposures.records.load_all_and_delete_unreadable():
+            remaining = self._refresh_record(volume)
+            self._cover_bind_mounts_of_earlier_versions(remaining)
             if remaining.paths:
                 self._pins.restore([remaining])
                 limit_requests += self._rebuild_limit_requests(remaining)
@@ -53,7 +53,11 @@ class NodeRecovery:
             if image.state is ImageState.PARTIAL and image.paths.journal.exists():
                 self._resume_fill(image.digest)
 
-    def _drop_unmounted_paths(self, volume: NodeVolume) -> NodeVolume:
+    def _refresh_record(self, volume: NodeVolume) -> NodeVolume:
+        """Store the volume without its unmounted paths and with its current performance, and return it.
+
+        The folders of unmounted targets are removed.
+        """
         unmounted = [path for path in volume.paths if not self._exposures.is_mounted(path)]
         for path in set(unmounted) & set(volume.target_paths):
             with suppress(OSError):
@@ -62,9 +66,8 @@ class NodeRecovery:
         self._exposures.records.put(remaining)
         return remaining
 
-    def _restore_markers(self, volume: NodeVolume) -> None:
+    def _cover_bind_mounts_of_earlier_versions(self, volume: NodeVolume) -> None:
         images = self._exposures.images
-        # Earlier versions staged volumes by bind mounts.
         for path in volume.staging_paths:
             try:
                 images.cover_with_marker(images.mount_path(volume.digest, volume.limit_class), Path(path))

@@ -106,8 +106,10 @@ class NodeVolumes:
         """Fill the image and expose it at the request's path, unless unpublish or unstage cancels it."""
         digest = resolved.content.digest
         _check_not_cancelled(deadline)
+        # In this order: the hold on the image must end before its partial file can be discarded, since
+        # `Fills.discard` does nothing for an image that is held.
         with self._preparation.discard_if_unusable(digest), self._exposures.keep_image(digest):
-            self._preparation.fill(request, resolved, deadline)
+            self._preparation.fill_and_verify(request, resolved, deadline)
             with self._locks.acquire(request.volume_id, _LOCK_TIMEOUT):
                 # Again under the lock: from here on an unpublish waits, and then finds the record.
                 _check_not_cancelled(deadline)

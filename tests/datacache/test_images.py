@@ -35,10 +35,10 @@ def test_each_image_is_a_row_with_state_size_progress_and_age(
     with Store(root, 100 * MIB) as store:
         sealed = put(store, "a", 3 * MIB, 0.0)
         partial = put(store, "b", 2 * MIB, 0.0, ImageState.PARTIAL)
-        os.utime(store.paths(sealed).manifest, (now - 90,) * 2)
+        os.utime(store.get_paths(sealed).manifest, (now - 90,) * 2)
         for digest in (sealed, partial):
-            store.paths(digest).last_used_mark.unlink()
-        store.paths(partial).progress.write_text(
+            store.get_paths(digest).last_used_mark.unlink()
+        store.get_paths(partial).progress.write_text(
             json.dumps(asdict(FillProgress(MIB, 2 * MIB, MIB, 1.0 * MIB, 1.0)))
         )
         rows = {row[0]: row[1:] for row in list_images(root)}
@@ -54,7 +54,7 @@ def test_each_image_is_a_row_with_state_size_progress_and_age(
 def test_a_sealed_image_has_no_progress_whatever_file_was_left(root: Path) -> None:
     with Store(root, 100 * MIB) as store:
         sealed = put(store, "a", MIB, 0.0)
-        store.paths(sealed).progress.write_text("{}")
+        store.get_paths(sealed).progress.write_text("{}")
         assert list_images(root)[0][3] == ""
 
 

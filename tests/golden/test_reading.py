@@ -135,7 +135,7 @@ def test_a_store_of_a_node(copy: Callable[[str], Path]) -> None:
     folder = copy("node-store")
     digest, layout = values.MANIFEST.digest, build_layout(values.MANIFEST)
     with Store(folder) as store:
-        assert store.key() == KEY
+        assert store.load_key() == KEY
         (image,) = store.list_images()
         assert image.digest == "542aa3f8e14f9ae014baf7bd47bcfb94b8a135ceec929ce5cb28e5679a583bff"
         assert image.state is ImageState.PARTIAL
@@ -153,7 +153,7 @@ def test_the_provenance_of_images(copy: Callable[[str], Path]) -> None:
     shutil.copytree(DATA / "manifests/image", folder / "images" / OTHER_DIGEST, dirs_exist_ok=True)
     with Store(folder) as store:
         assert store.get_provenance(OTHER_DIGEST) == (PLACES[2], PLACES[1], PLACES[0])
-        store.paths(values.MANIFEST.digest).partial.rename(store.paths(values.MANIFEST.digest).image)
+        store.get_paths(values.MANIFEST.digest).partial.rename(store.get_paths(values.MANIFEST.digest).image)
         assert store.get_provenance(values.MANIFEST.digest) == (), (
             "it was filled from two places, and nothing is known of either"
         )

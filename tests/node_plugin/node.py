@@ -84,7 +84,7 @@ class Node:
             self.store, FillRunner(self.store, pool, 1), self.room, self.protected, grace, self.events
         )
         self.verification = OriginVerification(self.store, pool, self.room, 1)
-        self._proofs = ProofMemory(folder / "store/proofs", self.store.key(), 600.0, 86400.0)
+        self._proofs = ProofMemory(folder / "store/proofs", self.store.load_key(), 600.0, 86400.0)
         self.records = VolumeRecords(folder / "store/volumes")
         self.cgroups = FakeHierarchy(folder / "cgroups")
         self.registry = DirectoryVolumeRegistry(folder / "registry")
@@ -192,7 +192,7 @@ class Node:
         return [
             *(mount.target for mount in self.mounts.list_mounts()),
             *self.kernel.loops,
-            *(volume.id for volume in self.records.list_all()),
+            *(volume.id for volume in self.records.load_all_and_delete_unreadable()),
         ]
 
     @property

@@ -72,7 +72,7 @@ class Store:
         self._images, self._temp = root / "images", root / "tmp"
         # Guards reservations and eviction holds, and every change of the files below `images`. Reentrant
         # since public methods call each other.
-        self._mutex = threading.RLock()
+        self._lock = threading.RLock()
         # Sizes of images being filled, and the number of holds on others. Only in memory: both end with the
         # process.
         self._reserved_bytes: dict[str, int] = {}
@@ -105,9 +105,9 @@ class Store:
     ) -> None:
         self.close()
 
-    def key(self) -> bytes:
+    def load_key(self) -> bytes:
         """Return the store's secret of 32 bytes, created on first use."""
-        with self._mutex, self._translate_errors():
+        with self._lock, self._translate_errors():
             return load_or_create_key(self.root / "key")
 
     def new_temp_path(self) -> Path:
@@ -117,7 +117,7 @@ class Store:
         """
         return self._temp / f"{uuid.uuid4().hex}{TEMP_SUFFIX}"
 
-    def paths(self, digest: str) -> ImagePaths:
+    def get_paths(self, digest: str) -> ImagePaths:
         """Return the paths of the image's files, whether they exist or not."""
         if not is_digest(digest):
             raise DataCacheError(f"{digest[:80]!r} is not the digest of a manifest")
@@ -129,8 +129,8 @@ class Store:
         This creates a partial image; `image_bytes` is the size of its layout. A known image stays as it is,
         and `temp` is removed.
         """
-        paths = self.paths(digest)
-        with self._mutex, self._translate_errors():
+        paths = self.get_paths(digest)
+        with self._lock, self._translate_errors():
             # Files are created before the manifest, whose rename makes the image exist.
             record = read_record(paths)
             if record is None:
@@ -174,7 +174,7 @@ class Store:
         Raises InvalidParameter, and as `read_manifest`.
         """
         content = self.with_source(content)
-        return origin_scope.compute_origin_scope(content.source, self.key(), content.secrets.values)
+        return origin_scope.compute_origin_scope(content.source, self.load_key(), content.secrets.values)
 
     def get_provenance(self, digest: str) -> tuple[str, ...]:
         """Return the scopes known to have a sealed image's bytes, as `read_provenance`.
@@ -182,11 +182,11 @@ class Store:
         Empty without such an image.
         """
         with self._translate_errors():
-            return provenance.read_provenance(self.paths(digest)) if self.find_sealed(digest) else ()
+            return provenance.read_provenance(self.get_paths(digest)) if self.find_sealed(digest) else ()
 
     def mark_filling_from(self, digest: str, origin_scope: str) -> None:
         """Record that a fill of the image will read from `origin_scope`; must be called before it does."""
-        with self._mutex, self._translate_errors():
+        with self._lock, self._translate_errors():
             provenance.mark_filling_from(self._get_record(digest).paths, origin_scope)
 
     def mark_verified(self, digest: str, origin_scope: str) -> None:
@@ -194,7 +194,7 @@ class Store:
 
         Raises NotFound if the image is gone.
         """
-        with self._mutex, self._translate_errors():
+        with self._lock, self._translate_errors():
             provenance.mark_verified(self._get_record(digest).paths, origin_scope)
 
     def find_sealed(self, digest: str) -> ImageRecord | None:
@@ -226,17 +226,17 @@ class Store:
         evicts nothing, if eviction would not be enough; Busy if the image is being filled; NotFound if its
         manifest was not adopted.
         """
-        with self._mutex, self._translate_errors():
+        with self._lock, self._translate_errors():
             record = self._get_record(digest)
             if digest in self._reserved_bytes:
                 raise Busy(f"the image {digest[:12]} is being filled")
             for victim in self._select_victims(record, in_use()):
-                self._discard(self.paths(victim))
+                self._discard(self.get_paths(victim))
             self._reserved_bytes[digest] = record.size
         try:
             yield record
         finally:
-            with self._mutex:
+            with self._lock:
                 del self._reserved_bytes[digest]
 
     @contextmanager
@@ -245,13 +245,13 @@ class Store:
 
         Raises NotFound if it is gone.
         """
-        with self._mutex, self._translate_errors():
+        with self._lock, self._translate_errors():
             record = self._get_record(digest)
             self._eviction_holds[digest] += 1
         try:
             yield record
         finally:
-            with self._mutex:
+            with self._lock:
                 self._eviction_holds[digest] -= 1
 
     def remove(self, digest: str) -> None:
@@ -259,12 +259,12 @@ class Store:
 
         Raises Busy while it is filled or held.
         """
-        with self._mutex, self._translate_errors():
+        with self._lock, self._translate_errors():
             if digest in self._reserved_bytes or self._eviction_holds[digest]:
                 raise Busy(
                     f"the image {digest[:12]} is being filled or mounted; it can be removed after that"
                 )
-            self._discard(self.paths(digest))
+            self._discard(self.get_paths(digest))
 
     def sweep(self) -> None:
         """Remove leftovers of killed processes.
@@ -272,7 +272,7 @@ class Store:
         These are the contents of `tmp`, folders without an image, and files of finished fills. A sealed image
         that cannot be mounted is removed too, so that it is resolved and filled again.
         """
-        with self._mutex, self._translate_errors():
+        with self._lock, self._translate_errors():
             for path in [*self._temp.iterdir(), *self.root.glob(f"*{TEMP_SUFFIX}")]:
                 _delete(path)
             for folder in [path for path in self._images.iterdir() if is_digest(path.name)]:
@@ -314,14 +314,14 @@ class Store:
         return ImageUsage(record.digest, size, record.allocated, record.last_used, is_in_use)
 
     def _get_record(self, digest: str) -> ImageRecord:
-        record = read_record(self.paths(digest))
+        record = read_record(self.get_paths(digest))
         if record is None:
             raise NotFound(f"the store {self.root} has no image {digest[:12]}; it has to be resolved first")
         return record
 
     def _find_in_state(self, digest: str, state: ImageState) -> ImageRecord | None:
         with self._translate_errors():
-            record = read_record(self.paths(digest))
+            record = read_record(self.get_paths(digest))
         return record if record is not None and record.state is state else None
 
     def _discard(self, paths: ImagePaths) -> None:

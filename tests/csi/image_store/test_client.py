@@ -35,7 +35,7 @@ from csi.worker.operations import FillImage, FindStoredImage, ImageStoreRef, Res
 from csi.worker.pool import WorkerCall, WorkerPool
 from csi.worker.results import Resolution
 from csi.worker_process import image_store_operations
-from csi.worker_process.image_store_operations import fill_from_store_or_origin
+from csi.worker_process.image_store_operations import fill_from_image_store_or_origin
 from tests.origins.hub import Hub
 from tests.origins.versitygw import ROOT_ID, ROOT_SECRET, ObjectServer
 
@@ -58,7 +58,7 @@ class Node:
 
     def fill(self, digest: str, call: WorkerCall | None = None, store_url: str | None = None) -> bytes:
         """SHA-256 of the image once it is full."""
-        paths = self.store.paths(digest)
+        paths = self.store.get_paths(digest)
         image_store = self.stored.read_reference()
         if store_url is not None:
             image_store = replace(image_store, url=store_url)
@@ -68,7 +68,7 @@ class Node:
         return hashlib.sha256(paths.image.read_bytes()).digest()
 
     def bring(self, digest: str) -> None:
-        self.stored.upload(self.store.paths(digest).folder, WorkerCall(), lambda progress: None)
+        self.stored.upload(self.store.get_paths(digest).folder, WorkerCall(), lambda progress: None)
 
     def take_manifest(self, digest: str) -> None:
         temp = self.store.new_temp_path()
@@ -195,7 +195,7 @@ def test_a_fill_that_was_begun_from_one_place_ends_the_same_from_the_other(
         hub.faults.rate = None
     if not other.store.find_sealed(digest):
         assert other.fill(digest, **({} if first == "origin" else none)) == image
-    assert hashlib.sha256(other.store.paths(digest).image.read_bytes()).digest() == image
+    assert hashlib.sha256(other.store.get_paths(digest).image.read_bytes()).digest() == image
 
 
 @pytest.mark.parametrize("kind", [OriginUnavailable, SourceNotFound, Unauthenticated, PermissionDenied])
@@ -205,16 +205,16 @@ def test_what_an_origin_has_begun_and_refuses_now_comes_from_the_store(
     said: list[str | None] = [None, "the image store does not have it"]
     monkeypatch.setattr(image_store_operations, "read_journal_digest", lambda path: EMPTY.digest)
     monkeypatch.setattr(
-        image_store_operations, "_fill_from_store", lambda operation, manifest, tell: said.pop(0)
+        image_store_operations, "_fill_from_image_store", lambda operation, manifest, tell: said.pop(0)
     )
     operation = FillImage(ContentRef(EMPTY.digest), tmp_path, 4, image_store=ImageStoreRef("file:///images"))
 
     def refused() -> None:
         raise kind("gone")
 
-    fill_from_store_or_origin(operation, EMPTY, lambda progress: None, refused)
+    fill_from_image_store_or_origin(operation, EMPTY, lambda progress: None, refused)
     with pytest.raises(kind, match="gone.*does not have it"):
-        fill_from_store_or_origin(operation, EMPTY, lambda progress: None, refused)
+        fill_from_image_store_or_origin(operation, EMPTY, lambda progress: None, refused)
 
 
 def test_no_store_asks_nobody(pool: WorkerPool, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_what_was_proven_of_a_branch_is_proven_of_its_commit(mounting: Setting) 
 
 def test_a_proof_without_the_manifest_at_hand_asks_again_and_keeps_the_manifest(mounting: Setting) -> None:
     mounting.resolve()
-    mounting.resolve(has_manifest=lambda digest: False, adopt_manifest=mounting.keep)
+    mounting.resolve(is_proof_usable=lambda digest: False, adopt_manifest=mounting.keep)
     assert mounting.kept == [mounting.origin.digest]
     assert not mounting.scratch.exists()
 
@@ -193,7 +193,7 @@ def test_a_manifest_that_cannot_be_kept_leaves_nothing_behind(mounting: Setting)
         raise OriginUnavailable("disk full, say")
 
     with pytest.raises(OriginUnavailable):
-        mounting.resolve(has_manifest=lambda digest: False, adopt_manifest=full)
+        mounting.resolve(is_proof_usable=lambda digest: False, adopt_manifest=full)
     assert not mounting.scratch.exists()
 
 
@@ -283,7 +283,7 @@ def test_while_the_origin_is_away_what_was_proven_still_counts_for_the_grace(
     mounting.now += 3600
     assert mounting.resolve(spec) == found
     with pytest.raises(type(away)):
-        mounting.resolve(spec, has_manifest=lambda digest: False)
+        mounting.resolve(spec, is_proof_usable=lambda digest: False)
     with pytest.raises(type(away)):
         mounting.resolve(spec, Secrets({"token": "wrong"}))
     mounting.now += 86400

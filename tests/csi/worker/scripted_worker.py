@@ -17,6 +17,11 @@ def say(event: str, **body: object) -> None:
     sys.stdout.flush()
 
 
+def wait_for(file: Path) -> None:
+    while not file.exists():
+        time.sleep(0.01)
+
+
 def answer(request: dict) -> None:
     script = request["fields"]
     spec = script["more"]
@@ -36,6 +41,9 @@ def answer(request: dict) -> None:
             if not marker.exists():
                 marker.touch()
                 os._exit(3)
+            if "until" in spec:
+                say("progress", bytes_done=os.getpid())
+                wait_for(Path(spec["until"]))
             say("result", pid=os.getpid())
         case "die in a word":
             sys.stdout.write('{"event": "res')
@@ -43,8 +51,7 @@ def answer(request: dict) -> None:
             os._exit(3)
         case "wait":
             say("progress", bytes_done=os.getpid())
-            while not Path(spec["until"]).exists():
-                time.sleep(0.01)
+            wait_for(Path(spec["until"]))
             say("result", pid=os.getpid())
 
 

@@ -140,6 +140,16 @@ def test_a_second_crash_is_told(pool: WorkerPool, death: str) -> None:
     assert pool.call("resolve", ask("answer"))
 
 
+def test_a_stop_during_the_retry_is_busy_too(pool: WorkerPool, tmp_path: Path) -> None:
+    started: queue.SimpleQueue[FillProgress] = queue.SimpleQueue()
+    call = WorkerCall()
+    request = ask("die once", marker=str(tmp_path / "marker"), until=str(tmp_path / "never"))
+    answer = in_thread(lambda: pool.call("resolve", request, call, started.put))
+    started.get(timeout=20)
+    call.stop()
+    assert isinstance(answer.get(timeout=20), Busy)
+
+
 def test_workers_that_died_idle_cost_nothing(pool: WorkerPool, tmp_path: Path) -> None:
     end = tmp_path / "end"
     started: queue.SimpleQueue[FillProgress] = queue.SimpleQueue()
@@ -166,14 +176,14 @@ def test_a_dead_worker_is_stopped_while_other_calls_go_on(
     os.kill(pid, signal.SIGKILL)
     assert eventually(lambda: not dead.is_alive)
     stopping, go_on = threading.Event(), threading.Event()
-    stop = dead.stop
+    stop = dead.close
 
     def stop_slowly() -> None:
         stopping.set()
         assert go_on.wait(60)
         stop()
 
-    monkeypatch.setattr(dead, "stop", stop_slowly)
+    monkeypatch.setattr(dead, "close", stop_slowly)
     waiting = in_thread(lambda: pool.call("resolve", ask("answer")))
     assert stopping.wait(60)
     assert pool.call("fill", ask("answer"))["pid"] != pid

@@ -24,7 +24,7 @@ from csi.errors import (
 from csi.images.progress import FillProgress, read_progress
 from csi.parameters.content_ref import ContentRef, Secrets
 from csi.parameters.volume_parameters import parse_volume_parameters
-from csi.worker.operations import ResolveSource
+from csi.worker.operations import FillImage, ResolveSource
 from tests.node_plugin.node import HUB, MIB, Node
 
 
@@ -47,7 +47,7 @@ def eventually(holds: Callable[[], bool]) -> bool:
 def wait(
     node: Node, digest: str, seconds: float = 30, key: str = "vol", secrets: dict[str, str] | None = None
 ) -> None:
-    node.fills.wait(key, ContentRef(digest, secrets=Secrets(secrets or {})), Deadline(seconds))
+    node.fills.ensure_sealed(key, ContentRef(digest, secrets=Secrets(secrets or {})), Deadline(seconds))
 
 
 def all_at_once(works: list[Callable[[], None]]) -> list[DataCacheError | None]:
@@ -98,7 +98,7 @@ def test_who_runs_out_of_time_hears_the_progress_and_the_fill_goes_on(node: Node
 
 def test_progress_is_there_for_whoever_looks_into_the_store_and_goes_with_the_fill(node: Node) -> None:
     digest = adopt(node)
-    paths = node.store.paths(digest)
+    paths = node.store.get_paths(digest)
     node.source.go_fill.clear()
     node.fills.start(ContentRef(digest))
     assert eventually(paths.progress.exists)
@@ -205,7 +205,7 @@ def test_what_cannot_fit_is_told_at_once_and_nothing_is_begun(tmp_path: Path, no
 
 def test_a_fill_ends_also_where_its_progress_cannot_be_removed(node: Node) -> None:
     digest = adopt(node)
-    node.store.paths(digest).progress.mkdir()
+    node.store.get_paths(digest).progress.mkdir()
     wait(node, digest, seconds=10)
     assert node.fills.get_progress() == {}
     assert node.store.find_sealed(digest)
@@ -242,3 +242,15 @@ def test_a_full_waiting_room_answers_at_once_and_the_fills_go_on(tmp_path: Path,
     seated.join(20)
     assert full.store.find_sealed(digest)
     full.close()
+
+
+def test_a_fill_without_a_source_goes_through_the_egress_profile_of_the_manifests_own(node: Node) -> None:
+    manifest = node.store.new_temp_path()
+    spec = parse_volume_parameters({**HUB, "egressProfile": "tenant-b"}).spec
+    found = node.source.call("resolve", ResolveSource(spec, Secrets(), manifest))
+    node.store.adopt_manifest(found.digest, manifest, found.image_bytes)
+    # As at a start, when a fill is resumed of which only the digest is known.
+    node.fills.start(ContentRef(found.digest))
+    node.fills.ensure_sealed("vol", ContentRef(found.digest), Deadline(30))
+    fills = [operation for operation in node.source.asked if isinstance(operation, FillImage)]
+    assert [fill.egress_profile for fill in fills] == ["tenant-b"]

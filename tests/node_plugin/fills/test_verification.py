@@ -30,8 +30,8 @@ def wait(
     seconds: float = 30,
 ) -> None:
     content, deadline = ContentRef(digest, access, Secrets(secrets or {})), Deadline(seconds)
-    node.fills.wait("vol", content, deadline)
-    node.verification.wait("vol", content, deadline)
+    node.fills.ensure_sealed("vol", content, deadline)
+    node.verification.ensure_verified("vol", content, deadline)
 
 
 def pretender(entry: Entry, offset: int, buffer: memoryview) -> None:
@@ -152,7 +152,7 @@ def test_who_waited_for_another_places_fill_is_compared_too(node: Node) -> None:
 
 def test_a_fill_that_two_places_gave_a_part_of_each_makes_neither_known(node: Node, digest: str) -> None:
     """The second one verified what it sent, but never sent what the first had."""
-    paths = node.store.paths(digest)
+    paths = node.store.get_paths(digest)
     paths.image.rename(paths.partial)
     paths.partial.chmod(0o600)
     wait(node, digest, OTHER)
@@ -174,7 +174,7 @@ def test_a_fill_that_began_from_nothing_makes_its_own_place_known_whoever_tried_
 
 
 def test_an_image_of_an_older_version_is_its_manifests_places(node: Node, digest: str) -> None:
-    node.store.paths(digest).provenance.unlink()
+    node.store.get_paths(digest).provenance.unlink()
     wait(node, digest, HUB)
     assert "verify-image" not in node.source.operations
     wait(node, digest, OTHER)
@@ -189,7 +189,7 @@ def test_an_image_of_an_older_version_is_its_manifests_places(node: Node, digest
 def test_a_damaged_record_lets_nobody_in_unseen(
     node: Node, digest: str, spoil: Callable[[object], None]
 ) -> None:
-    spoil(node.store.paths(digest).provenance)
+    spoil(node.store.get_paths(digest).provenance)
     wait(node, digest, HUB)
     assert node.source.operations.count("verify-image") == 1
 

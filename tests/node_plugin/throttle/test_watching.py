@@ -25,10 +25,10 @@ def test_after_lost_events_every_pod_is_looked_at_and_watched_anew(tmp_path: Pat
         pod.rmdir()
         pod.mkdir()
         events.wait(5)
-        assert watch.affected_pods(LOST, {"1", "2"}) == {"1", "2"}
+        assert watch.handle_events(LOST, {"1", "2"}) == {"1", "2"}
         watch.watch_pod("1")
         (pod / "c1").mkdir()
-        assert watch.affected_pods(events.wait(5), {"1"}) == {"1"}
+        assert watch.handle_events(events.wait(5), {"1"}) == {"1"}
 
 
 def test_only_what_undoes_a_limit_is_heard_of_writes(tmp_path: Path) -> None:
@@ -39,12 +39,12 @@ def test_only_what_undoes_a_limit_is_heard_of_writes(tmp_path: Path) -> None:
         watch = CgroupWatcher(hierarchy, PodCgroups(tmp_path), events)
         watch.watch_pod("1")
         (pod / "cgroup.procs").write_text("1")
-        assert watch.affected_pods([FileEvent(FileEventKind.WRITTEN, pod, "cgroup.procs")], {"1"}) == set()
-        assert watch.affected_pods(
+        assert watch.handle_events([FileEvent(FileEventKind.WRITTEN, pod, "cgroup.procs")], {"1"}) == set()
+        assert watch.handle_events(
             [FileEvent(FileEventKind.WRITTEN, pod, hierarchy.limit_files[0])], {"1"}
         ) == {"1"}
-        assert watch.affected_pods(
+        assert watch.handle_events(
             [FileEvent(FileEventKind.WRITTEN, tmp_path, hierarchy.limit_files[0])], {"1", "2"}
         ) == {"1", "2"}
         watch.unwatch_pod("1")
-        assert watch.affected_pods([FileEvent(FileEventKind.CREATED, pod, "c1")], {"2"}) == set()
+        assert watch.handle_events([FileEvent(FileEventKind.CREATED, pod, "c1")], {"2"}) == set()

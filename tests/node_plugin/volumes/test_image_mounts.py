@@ -97,17 +97,17 @@ def test_a_marker_keeps_the_image_of_its_class_and_no_other(place: Place) -> Non
         place.images.unmount_unused(digest)
     place.images.unmount_all_unused()
     assert [mount.target for mount in place.mounts.list_mounts()] == [str(place.mount()), str(marked)]
-    assert place.images.find_image(marked) == (ONE, "none")
+    assert place.images.find_digest_and_class(marked) == (ONE, "none")
     assert place.images.find_content(marked) == place.mount()
     place.mounts.unmount(place.mount())
     assert place.images.list_in_use() == {ONE}
-    assert place.images.find_image(marked) == (ONE, "none")
+    assert place.images.find_digest_and_class(marked) == (ONE, "none")
     assert place.images.find_content(marked) == marked
     place.mount()
     place.mounts.unmount(marked)
     place.images.unmount_unused(ONE)
     assert place.mounts.list_mounts() == []
-    assert place.images.find_image(marked) is None
+    assert place.images.find_digest_and_class(marked) is None
     assert place.images.list_in_use() == set()
 
 
@@ -126,7 +126,7 @@ def test_what_only_looks_like_a_marker_of_ours_keeps_nothing(place: Place) -> No
         target = place.folder / f"other{number}"
         target.mkdir()
         place.mounts.mount_marker(label, target)
-        assert place.images.find_image(target) is None
+        assert place.images.find_digest_and_class(target) is None
     place.images.unmount_unused(ONE)
     assert place.images.list_in_use() == set()
 
@@ -140,7 +140,7 @@ def test_a_marker_covers_a_bind_of_an_image_once_and_no_bare_folder(place: Place
         for path in (staged, other, place.folder / "missing"):
             place.images.cover_with_marker(image, path)
     assert [mount.fs_type for mount in place.mounts.list_mounts()] == ["erofs", "erofs", "tmpfs"]
-    assert place.images.find_image(staged) == (ONE, "vol-1")
+    assert place.images.find_digest_and_class(staged) == (ONE, "vol-1")
 
 
 def test_a_bind_of_another_image_keeps_nothing(place: Place) -> None:
@@ -151,10 +151,10 @@ def test_a_bind_of_another_image_keeps_nothing(place: Place) -> None:
 
 
 def test_what_is_held_is_in_use_and_is_not_released(place: Place) -> None:
-    with place.images.keep_mounted(ONE):
+    with place.images.hold_mounts(ONE):
         assert place.images.list_in_use() == {ONE}
         place.mount()
-        with place.images.keep_mounted(ONE):
+        with place.images.hold_mounts(ONE):
             pass
         place.images.unmount_unused(ONE)
         assert len(place.kernel.loops) == 1
@@ -164,12 +164,12 @@ def test_what_is_held_is_in_use_and_is_not_released(place: Place) -> None:
 
 
 def test_a_hold_that_fails_leaves_no_mount_unless_another_holds_it_too(place: Place) -> None:
-    with place.images.keep_mounted(ONE):
-        with pytest.raises(ValueError), place.images.keep_mounted(ONE):
+    with place.images.hold_mounts(ONE):
+        with pytest.raises(ValueError), place.images.hold_mounts(ONE):
             place.mount()
             raise ValueError
         assert len(place.kernel.loops) == 1
-    with pytest.raises(ValueError), place.images.keep_mounted(ONE):
+    with pytest.raises(ValueError), place.images.hold_mounts(ONE):
         raise ValueError
     assert place.kernel.loops == []
     assert place.images.list_in_use() == set()

@@ -52,7 +52,7 @@ def test_a_volume_is_found_as_it_was_put_also_by_the_next_start(
     for again in (records, VolumeRecords(tmp_path / "volumes")):
         assert again.get("vol-1") == VOLUME
         assert again.get("csi-1") == inline
-        assert list(again.list_all()) == [inline, VOLUME]
+        assert list(again.load_all_and_delete_unreadable()) == [inline, VOLUME]
 
 
 def test_the_volumes_that_the_controller_made_are_named_while_they_are_shown(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_any_id_is_kept_within_the_folder(tmp_path: Path, records: VolumeRecords
     volume = NodeVolume(volume_id, "a" * 64, {}, 1, 1).with_target_path("/t", SHOWN)
     records.put(volume)
     assert records.get(volume_id) == volume
-    assert list(records.list_all()) == [volume]
+    assert list(records.load_all_and_delete_unreadable()) == [volume]
     (path,) = (tmp_path / "volumes").iterdir()
     assert path.is_file()
     assert path.suffix == ".json"
@@ -117,7 +117,7 @@ def test_a_damaged_record_is_none_and_goes_with_the_next_start(
     records.put(VOLUME)
     (tmp_path / "volumes/vol-1.json").write_text(damage)
     assert records.get("vol-1") is None
-    assert list(records.list_all()) == []
+    assert list(records.load_all_and_delete_unreadable()) == []
     assert os.listdir(tmp_path / "volumes") == []
 
 
@@ -126,7 +126,7 @@ def test_what_a_killed_plugin_left_half_written_goes_with_the_next_start(
 ) -> None:
     records.put(VOLUME)
     (tmp_path / "volumes/.0123.tmp").write_text("{")
-    assert list(records.list_all()) == [VOLUME]
+    assert list(records.load_all_and_delete_unreadable()) == [VOLUME]
     assert os.listdir(tmp_path / "volumes") == ["vol-1.json"]
 
 

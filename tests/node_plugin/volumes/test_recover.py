@@ -99,7 +99,7 @@ def assert_sound(node: Node) -> None:
     no image mount for nobody."""
     known = sorted(
         Path(path).relative_to(node.folder / "kubelet")
-        for volume in node.records.list_all()
+        for volume in node.records.load_all_and_delete_unreadable()
         for path in volume.paths
     )
     assert [str(path) for path in known] == node.shown
@@ -271,7 +271,7 @@ def test_what_was_mounted_over_another_image_file_is_not_taken_for_it(tmp_path: 
     node = Node(tmp_path)
     node.stage()
     digest = node.source.digest
-    image = node.store.paths(digest).image
+    image = node.store.get_paths(digest).image
     copy = image.with_name("copy")
     copy.write_bytes(image.read_bytes())
     copy.rename(image)

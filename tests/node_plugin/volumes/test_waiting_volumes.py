@@ -86,7 +86,7 @@ def test_a_fill_that_is_waited_for_by_two_volumes_goes_on_when_one_is_taken_away
 
 def test_an_image_is_not_unmounted_under_a_volume_on_its_way_to_it(node: Node) -> None:
     node.stage("one", "s1")
-    with node.images.keep_mounted(node.source.digest):
+    with node.images.hold_mounts(node.source.digest):
         node.unstage("one", "s1")
         assert len(node.image_mounts) == 1
     node.stage("two", "s2")

@@ -47,7 +47,7 @@ def test_an_image_goes_from_manifest_to_partial_to_sealed(store: Store) -> None:
 
 def test_everything_in_the_store_is_its_owners_alone(store: Store, tmp_path: Path) -> None:
     adopt(store, manifest_of("a"))
-    store.key()
+    store.load_key()
     root = tmp_path / "store"
     folders = [root, root / "images", root / "tmp", *(root / "images").iterdir()]
     assert all(stat.S_IMODE(path.stat().st_mode) == 0o700 for path in folders)
@@ -55,12 +55,12 @@ def test_everything_in_the_store_is_its_owners_alone(store: Store, tmp_path: Pat
 
 
 def test_the_key_is_made_once_and_a_damaged_one_is_refused(store: Store, tmp_path: Path) -> None:
-    key = store.key()
+    key = store.load_key()
     assert len(key) == 32
-    assert key == store.key()
+    assert key == store.load_key()
     (tmp_path / "store/key").write_bytes(b"short")
     with pytest.raises(DataCacheError, match="damaged"):
-        store.key()
+        store.load_key()
 
 
 def test_a_second_owner_is_refused_until_the_first_is_gone(store: Store, tmp_path: Path) -> None:
@@ -111,11 +111,11 @@ def test_a_sweep_removes_leftovers_and_keeps_images(store: Store, tmp_path: Path
     root = tmp_path / "store"
     sealed, partial = put(store, "s", MIB, 0), put(store, "p", MIB, 0, ImageState.PARTIAL)
     gone = put(store, "gone", MIB, 0, ImageState.PARTIAL)
-    store.paths(gone).manifest.unlink()
+    store.get_paths(gone).manifest.unlink()
     damaged = put(store, "damaged", MIB, 0, ImageState.PARTIAL)
-    store.paths(damaged).facts.write_bytes(b"{")
-    store.paths(sealed).journal.write_bytes(b"x")
-    (store.paths(sealed).folder / ".facts.json.1.tmp").write_bytes(b"x")
+    store.get_paths(damaged).facts.write_bytes(b"{")
+    store.get_paths(sealed).journal.write_bytes(b"x")
+    (store.get_paths(sealed).folder / ".facts.json.1.tmp").write_bytes(b"x")
     (root / ".key.1.tmp").write_bytes(b"x")
     (root / "tmp" / "folder").mkdir()
     store.new_temp_path().write_bytes(b"x")
@@ -124,7 +124,7 @@ def test_a_sweep_removes_leftovers_and_keeps_images(store: Store, tmp_path: Path
     assert {path.name for path in (root / "images").iterdir()} == {sealed, partial}
     assert list((root / "tmp").iterdir()) == []
     assert not (root / ".key.1.tmp").exists()
-    assert {path.name for path in store.paths(sealed).folder.iterdir()} == {
+    assert {path.name for path in store.get_paths(sealed).folder.iterdir()} == {
         "manifest",
         "image",
         "facts.json",
@@ -168,7 +168,7 @@ def _kill_at(count: int) -> None:
 def _one_life(root: Path) -> None:
     with Store(root, 2 * MIB) as store:
         store.sweep()
-        store.key()
+        store.load_key()
         for name in ("one", "two"):
             manifest = manifest_of(name, MIB + 5)
             digest = adopt(store, manifest)
@@ -209,7 +209,7 @@ def _check_after_kill(root: Path) -> None:
             if record.state is ImageState.SEALED:
                 assert record.size == build_layout(store.read_manifest(record.digest)).size
         assert {path.name for path in (root / "images").iterdir()} == names(store)
-        assert len(store.key()) == 32
+        assert len(store.load_key()) == 32
         assert list((root / "tmp").iterdir()) == []
     assert not list(root.rglob("*.tmp"))
     _one_life(root)
