@@ -170,26 +170,11 @@ class WorkerPool:
         call = call or WorkerCall()
         with self._lanes[lane]:
             try:
-                result = self._call_or_report_stop(request, profile, call, on_progress)
+                result = self._call_once(request, profile, call, on_progress)
             except WorkerDied:
                 # One retry: a warm worker may have died just before it got the request.
-                result = self._call_or_report_stop(request, profile, call, on_progress)
+                result = self._call_once(request, profile, call, on_progress)
         return operation.decode_result(result)
-
-    def _call_or_report_stop(
-        self,
-        request: bytes,
-        profile: EgressProfile,
-        call: WorkerCall,
-        on_progress: Callable[[FillProgress], None],
-    ) -> dict[str, Any]:
-        """Execute a request once; a worker that died because it was stopped raises Busy."""
-        try:
-            return self._call_once(request, profile, call, on_progress)
-        except WorkerDied:
-            if call.stopped or self._is_closed:
-                raise Busy("the work was stopped; call again to go on") from None
-            raise
 
     def _call_once(
         self,
@@ -206,8 +191,11 @@ class WorkerPool:
             is_healthy = True
             return result
         except DataCacheError as error:
+            has_died = isinstance(error, WorkerDied)
+            if has_died and (call.stopped or self._is_closed):
+                raise Busy("the work was stopped; call again to go on") from None
             # An error event ends a request in order: the worker can serve the next one.
-            is_healthy = not call.stopped and not isinstance(error, WorkerDied)
+            is_healthy = not call.stopped and not has_died
             raise
         finally:
             call.set_worker(None)
