@@ -72,9 +72,7 @@ class Reconciler:
         """Reconcile one DataCache; return the seconds until the next time, None to wait for a change."""
         cache = self._index.get(name)
         if cache is None:
-            self._backoffs.pop(name, None)
-            self._store_checked_at.pop(name, None)
-            return None
+            return self._reconcile_missing(name)
         expires_at = self._compute_expiry(cache)
         if expires_at and expires_at <= self._clock():
             log.info(
@@ -86,6 +84,20 @@ class Reconciler:
         state, delay = self._reconcile_or_record_error(cache)
         self._write_state(cache, replace(state, expires_at=expires_at))
         return min(delay, max(1.0, expires_at - self._clock())) if expires_at else delay
+
+    def _reconcile_missing(self, name: str) -> float | None:
+        """Withdraw the request of a DataCache that does not exist, so that nodes may evict its image.
+
+        Raises DataCacheError for one that exists and cannot be read: its image stays.
+        """
+        self._backoffs.pop(name, None)
+        self._store_checked_at.pop(name, None)
+        # The index may be behind, and leaves malformed objects out.
+        if self._registry.get(name) is None:
+            self._prewarm_requests.cancel(name)
+            return None
+        self._index.fetch_missing(self._registry.find)
+        return _BUSY_RETRY_INTERVAL
 
     def _compute_expiry(self, cache: DataCache) -> float:
         days = cache.spec.retention_days
@@ -225,7 +237,7 @@ class Reconciler:
             if cache.spec.node_selector or not state.in_image_store:
                 progress = self._prewarm_requests.submit(replace(cache, state=state))
                 return self._track_upload(cache, state, progress)
-            self._prewarm_requests.cancel(cache)
+            self._prewarm_requests.cancel(cache.name)
         except DataCacheError as error:
             return replace(state, message=str(error))
         return state
@@ -244,7 +256,7 @@ class Reconciler:
         in_store = self._check_image_store(cache, state.content)
         if in_store is False:
             # A new request makes the node upload the image again.
-            self._prewarm_requests.cancel(cache)
+            self._prewarm_requests.cancel(cache.name)
             return replace(
                 state,
                 message="a node has finished, but the image store does not have the image; "
