@@ -46,9 +46,9 @@ class DataCacheController:
         with ExitStack() as running:
             running.enter_context(self._prewarm_requests.watch(self._queue.add))
             running.enter_context(self._index.notify_on_change(self._queue.add))
-            # Requests of DataCaches that were deleted while no operator ran are withdrawn.
-            indexed = {cache.name for cache in self._index.list_all()}
-            for name in indexed | self._prewarm_requests.list_data_caches():
+            # Not from the index, which leaves malformed DataCaches out. Requests of DataCaches that were
+            # deleted while no operator ran are withdrawn.
+            for name in self._registry.list_names() | self._prewarm_requests.list_data_caches():
                 self._queue.add(name)
             running.enter_context(self._queue.run_in_background())
             yield

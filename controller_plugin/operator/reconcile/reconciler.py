@@ -29,6 +29,7 @@ from csi.registry.datacaches.data_caches import (
     DataCacheEvent,
     DataCacheRegistry,
     DataCacheState,
+    MalformedDataCache,
     Phase,
 )
 from csi.registry.prewarms.prewarms import PrewarmState
@@ -86,16 +87,21 @@ class Reconciler:
         return min(delay, max(1.0, expires_at - self._clock())) if expires_at else delay
 
     def _reconcile_missing(self, name: str) -> float | None:
-        """Withdraw the request of a DataCache that does not exist, so that nodes may evict its image.
+        """Withdraw the request of a deleted DataCache, so that nodes may evict its image.
 
-        Raises DataCacheError for one that exists and cannot be read: its image stays.
+        A malformed one gets a status that says what to correct, and keeps its image.
         """
         self._backoffs.pop(name, None)
         self._store_checked_at.pop(name, None)
-        # The index may be behind, and leaves malformed objects out.
-        if self._registry.get(name) is None:
+        try:
+            exists = self._registry.get(name) is not None
+        except MalformedDataCache as error:
+            self._registry.write_malformed(name, str(error))
+            return _RESYNC_INTERVAL
+        if not exists:
             self._prewarm_requests.cancel(name)
             return None
+        # The watch is behind, or reports nothing since the status alone was malformed.
         self._index.fetch_missing(self._registry.find)
         return _BUSY_RETRY_INTERVAL
 

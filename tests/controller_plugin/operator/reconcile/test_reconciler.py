@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -324,6 +325,28 @@ def test_a_cache_that_the_index_does_not_know_yet_keeps_its_prewarm_request(clus
     assert cluster.reconciler.reconcile(made.name) is not None
     assert list(cluster.orders.placed) == [made.name]
     assert cluster.known.get(made.name)
+
+
+def test_a_malformed_cache_fails_with_the_field_and_recovers_when_it_is_mended(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    made = cluster.make()
+    cluster.look(made)
+    cluster.orders.say(made.name, PrewarmState.READY, 100)
+    cluster.look(made)
+    file = tmp_path / "data-caches" / f"{made.name}.json"
+    file.write_text(file.read_text().replace('"/a"', '"a"'))
+    cluster.known.apply_event(made.name, None)
+    assert cluster.reconciler.reconcile(made.name) is not None
+    status = json.loads(file.read_text())["status"]
+    assert status["status"] == "Failed"
+    assert "path is 'a'; it is an absolute path" in status["message"]
+    assert status["conditions"][0]["message"] == status["message"]
+    assert list(cluster.orders.placed) == [made.name]
+    file.write_text(file.read_text().replace('"a"', '"/a"'))
+    found = cluster.look(made)
+    assert found.state.phase is Phase.AVAILABLE
+    assert found.state.content == content("a")
 
 
 def test_requests_of_caches_deleted_while_no_operator_ran_are_cancelled_at_its_start(tmp_path: Path) -> None:
