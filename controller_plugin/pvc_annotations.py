@@ -18,6 +18,7 @@ from csi.parameters.annotations import (
     parse_allowed_keys,
 )
 from csi.parameters.dialects.keys import SourceSpec
+from csi.parameters.pvc import PvcReference
 from csi.parameters.volume_parameters import (
     PVC_ANNOTATIONS_KEY,
     VolumeParameters,
@@ -27,8 +28,6 @@ from csi.parameters.volume_parameters import (
 
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
-
-_PVC_PREFIX = "csi.storage.k8s.io/pvc/"
 
 
 class PvcReader(Protocol):
@@ -50,8 +49,10 @@ class ParameterReader:
     def __init__(self, pvcs: PvcReader | None, allow_list: AllowList) -> None:
         self._pvcs, self._allow_list = pvcs, allow_list
 
-    def merge_pvc_annotations(self, parameters: Mapping[str, str]) -> AnnotatedParameters:
-        """Return the parameters with those that the PVC adds.
+    def merge_pvc_annotations(
+        self, parameters: Mapping[str, str], pvc: PvcReference | None
+    ) -> AnnotatedParameters:
+        """Return the parameters with those that the PVC adds; `pvc` is None if the request names none.
 
         Raises InvalidParameter, FailedPrecondition, ClusterUnavailable.
         """
@@ -59,23 +60,21 @@ class ParameterReader:
         if PVC_ANNOTATIONS_KEY not in canonical:
             return AnnotatedParameters(canonical, frozenset())
         parse_allowed_keys(canonical[PVC_ANNOTATIONS_KEY])
-        namespace, name = pvc_namespace_and_name(parameters)
         if self._pvcs is None:
             raise FailedPrecondition(
                 f"the StorageClass has {PVC_ANNOTATIONS_KEY}, but this controller knows no PVCs: "
                 "start it with --registry kubernetes, or name the source in the StorageClass"
             )
-        if not (namespace and name):
+        if pvc is None:
             raise FailedPrecondition(
                 f"the StorageClass has {PVC_ANNOTATIONS_KEY}, but the request does not name its PVC: "
                 "start external-provisioner with --extra-create-metadata"
             )
-        return apply_annotations(
-            parameters, self._pvcs.read_annotations(namespace, name), f"{namespace}/{name}"
-        )
+        annotations = self._pvcs.read_annotations(pvc.namespace, pvc.name)
+        return apply_annotations(parameters, annotations, f"{pvc.namespace}/{pvc.name}")
 
     def parse_merged(
-        self, parameters: Mapping[str, str], merged: AnnotatedParameters, flags: Iterable[str]
+        self, merged: AnnotatedParameters, flags: Iterable[str], pvc: PvcReference | None
     ) -> VolumeParameters:
         """Parse the merged parameters; a source that the PVC names is checked and marked as untrusted.
 
@@ -84,9 +83,8 @@ class ParameterReader:
         try:
             parsed = parse_volume_parameters(merged.parameters, flags)
         except InvalidParameter as error:
-            raise InvalidParameter(
-                f"{error}{missing_keys_hint(merged, '/'.join(pvc_namespace_and_name(parameters)))}"
-            ) from error
+            pvc_name = f"{pvc.namespace}/{pvc.name}" if pvc else ""
+            raise InvalidParameter(f"{error}{missing_keys_hint(merged, pvc_name)}") from error
         if not merged.pvc_names_source:
             return parsed
         self._check_pvc_source(parsed.spec.source, merged)
@@ -98,14 +96,6 @@ class ParameterReader:
         if "sources" in merged.from_pvc:
             self._allow_list.check_keys(source)
         self._allow_list.check_source(source)
-
-
-def pvc_namespace_and_name(parameters: Mapping[str, str]) -> tuple[str, str]:
-    """Return namespace and name of a volume's PVC, each "" if unknown.
-
-    external-provisioner passes them with `--extra-create-metadata`.
-    """
-    return parameters.get(f"{_PVC_PREFIX}namespace", ""), parameters.get(f"{_PVC_PREFIX}name", "")
 
 
 def check_storage_class(parameters: Mapping[str, str]) -> None:

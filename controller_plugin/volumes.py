@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from controller_plugin.pvc_annotations import ParameterReader, pvc_namespace_and_name
+from controller_plugin.pvc_annotations import ParameterReader
 from csi.concurrency.deadline import Deadline
 from csi.concurrency.keyed_locks import KeyedLocks
 from csi.errors import (
@@ -72,6 +73,11 @@ class CreateRequest:
     required_bytes: int = 0
     limit_bytes: int = 0
     source_volume_id: str = ""
+
+    @cached_property
+    def pvc(self) -> PvcReference | None:
+        """PVC that the volume is for, None if the parameters name none (no `--extra-create-metadata`)."""
+        return PvcReference.from_context(self.parameters)
 
 
 class ControllerVolumes:
@@ -156,7 +162,7 @@ class ControllerVolumes:
         A fixed revision needs none, and a clone copies its original's.
         """
         needs_pin = self._pins and requested.spec.is_moving and not request.source_volume_id
-        return pvc_namespace_and_name(request.parameters)[0] if needs_pin else ""
+        return request.pvc.namespace if needs_pin and request.pvc else ""
 
     def _release_pin(self, volume_id: str, namespace: str, requested: CacheSpec) -> None:
         if self._pins and namespace:
@@ -165,12 +171,12 @@ class ControllerVolumes:
     def _parse_request(self, request: CreateRequest) -> VolumeParameters:
         original, merged = (
             self._get_source_volume(request.source_volume_id),
-            self._parameter_reader.merge_pvc_annotations(request.parameters),
+            self._parameter_reader.merge_pvc_annotations(request.parameters, request.pvc),
         )
         if original and not names_a_source(merged.parameters):
             parsed = parse_volume_parameters({**original.requested_spec.to_context(), **merged.parameters})
         else:
-            parsed = self._parameter_reader.parse_merged(request.parameters, merged, request.mount_flags)
+            parsed = self._parameter_reader.parse_merged(merged, request.mount_flags, request.pvc)
         if original and parsed.spec not in (original.requested_spec, original.spec):
             display_name = original.spec.source.display_name
             raise InvalidParameter(
@@ -197,11 +203,7 @@ class ControllerVolumes:
         deadline: Deadline,
         held_pins: list[CachePin],
     ) -> VolumeRecord:
-        original = self._get_source_volume(request.source_volume_id)
-        spec, namespace = (
-            original.spec if original else requested.spec,
-            self._pin_namespace(request, requested),
-        )
+        namespace = self._pin_namespace(request, requested)
 
         def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
             resolution = self._resolver.resolve(volume_id, spec, Secrets(request.secrets), deadline)
@@ -209,16 +211,12 @@ class ControllerVolumes:
                 raise SourceChanged(f"{spec.source.display_name} changed since then")
             return resolution
 
-        resolution = (
-            self._resolve_pinned(volume_id, namespace, spec, resolve, held_pins)
-            if namespace
-            else resolve(spec, None)
-        )
-        if original and resolution.digest != original.digest:
-            raise SourceChanged(
-                f"{spec.source.display_name} changed since {original.id} was created, "
-                "so it cannot be cloned; create a new volume"
-            )
+        if request.source_volume_id:
+            resolution = _resolve_clone(self.get(request.source_volume_id), resolve)
+        elif namespace:
+            resolution = self._resolve_pinned(volume_id, namespace, requested.spec, resolve, held_pins)
+        else:
+            resolution = resolve(requested.spec, None)
         capacity = _choose_capacity(resolution.content_bytes, request)
         compute_limits(requested.performance, capacity)
         return VolumeRecord(
@@ -233,7 +231,7 @@ class ControllerVolumes:
             cloned_from=request.source_volume_id,
             created_at=time.time(),
             performance=requested.performance,
-            pvc=PvcReference.from_context(request.parameters),
+            pvc=request.pvc,
             pin_namespace=namespace,
         )
 
@@ -338,6 +336,17 @@ def _choose_capacity(content_bytes: int, request: CreateRequest) -> int:
             "raise the limit or narrow the source"
         )
     return max(min(rounded, request.limit_bytes), request.required_bytes)
+
+
+def _resolve_clone(original: VolumeRecord, resolve: ResolveSpec) -> Resolution:
+    """Resolve what the volume to clone holds; raises SourceChanged if it has other content by now."""
+    resolution = resolve(original.spec, None)
+    if resolution.digest != original.digest:
+        raise SourceChanged(
+            f"{original.spec.source.display_name} changed since {original.id} was created, "
+            "so it cannot be cloned; create a new volume"
+        )
+    return resolution
 
 
 def _check_same(existing: VolumeRecord, request: CreateRequest, requested: VolumeParameters) -> VolumeRecord:

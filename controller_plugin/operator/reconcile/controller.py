@@ -46,8 +46,10 @@ class DataCacheController:
         with ExitStack() as running:
             running.enter_context(self._prewarm_requests.watch(self._queue.add))
             running.enter_context(self._index.notify_on_change(self._queue.add))
-            for cache in self._index.list_all():
-                self._queue.add(cache.name)
+            # Not from the index, which leaves malformed DataCaches out. Requests of DataCaches that were
+            # deleted while no operator ran are withdrawn.
+            for name in self._registry.list_names() | self._prewarm_requests.list_data_caches():
+                self._queue.add(name)
             running.enter_context(self._queue.run_in_background())
             yield
 

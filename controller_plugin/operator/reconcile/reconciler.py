@@ -29,6 +29,7 @@ from csi.registry.datacaches.data_caches import (
     DataCacheEvent,
     DataCacheRegistry,
     DataCacheState,
+    MalformedDataCache,
     Phase,
 )
 from csi.registry.prewarms.prewarms import PrewarmState
@@ -72,9 +73,7 @@ class Reconciler:
         """Reconcile one DataCache; return the seconds until the next time, None to wait for a change."""
         cache = self._index.get(name)
         if cache is None:
-            self._backoffs.pop(name, None)
-            self._store_checked_at.pop(name, None)
-            return None
+            return self._reconcile_missing(name)
         expires_at = self._compute_expiry(cache)
         if expires_at and expires_at <= self._clock():
             log.info(
@@ -86,6 +85,25 @@ class Reconciler:
         state, delay = self._reconcile_or_record_error(cache)
         self._write_state(cache, replace(state, expires_at=expires_at))
         return min(delay, max(1.0, expires_at - self._clock())) if expires_at else delay
+
+    def _reconcile_missing(self, name: str) -> float | None:
+        """Withdraw the request of a deleted DataCache, so that nodes may evict its image.
+
+        A malformed one gets a status that says what to correct, and keeps its image.
+        """
+        self._backoffs.pop(name, None)
+        self._store_checked_at.pop(name, None)
+        try:
+            exists = self._registry.get(name) is not None
+        except MalformedDataCache as error:
+            self._registry.write_malformed(name, str(error))
+            return _RESYNC_INTERVAL
+        if not exists:
+            self._prewarm_requests.cancel(name)
+            return None
+        # The watch is behind, or reports nothing since the status alone was malformed.
+        self._index.fetch_missing(self._registry.find)
+        return _BUSY_RETRY_INTERVAL
 
     def _compute_expiry(self, cache: DataCache) -> float:
         days = cache.spec.retention_days
@@ -226,7 +244,7 @@ class Reconciler:
             if cache.spec.node_selector or not state.in_image_store:
                 progress = self._prewarm_requests.submit(replace(cache, state=state))
                 return self._track_upload(cache, state, progress)
-            self._prewarm_requests.cancel(cache)
+            self._prewarm_requests.cancel(cache.name)
         except DataCacheError as error:
             return replace(state, message=str(error))
         return state
@@ -245,7 +263,7 @@ class Reconciler:
         in_store = self._check_image_store(cache, state.content)
         if in_store is False:
             # A new request makes the node upload the image again.
-            self._prewarm_requests.cancel(cache)
+            self._prewarm_requests.cancel(cache.name)
             return replace(
                 state,
                 message="a node has finished, but the image store does not have the image; "

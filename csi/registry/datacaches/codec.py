@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from csi.errors import DataCacheError, InvalidParameter
+from csi.errors import InvalidParameter
 from csi.parameters.data_cache import DataCacheSpec, is_data_cache_id, parse_data_cache
 from csi.registry.custom_resource import build_condition, format_time, parse_time
 from csi.registry.datacaches.data_caches import (
@@ -17,6 +17,7 @@ from csi.registry.datacaches.data_caches import (
     DataCacheContent,
     DataCacheEvent,
     DataCacheState,
+    MalformedDataCache,
     Phase,
     SecretRef,
     bucket_path_hash,
@@ -32,11 +33,13 @@ DATA_CACHE_ID_ANNOTATION = "datacache.csi.io/data-cache-id"
 LAST_MATCHED_KEY = "lastMatchedTime"
 _MAX_MESSAGE = 2048
 _NETWORKS = ("vSwitchId", "securityGroupId")
+_CONTENT_KEYS = ("dataCacheId", "snapshotId", "size", "content", "coming", "inImageStore", "creationTime")
+_MALFORMED = (KeyError, TypeError, ValueError, AttributeError)
 _USABLE_PHASES = (Phase.AVAILABLE, Phase.UPDATING, Phase.UPDATE_FAILED)
 
 
 def decode(obj: Mapping[str, Any]) -> DataCache:
-    """Decode a DataCache from its object; raises DataCacheError, naming the object, if it is malformed."""
+    """Decode a DataCache from its object; raises MalformedDataCache, naming object and field."""
     meta = obj["metadata"]
     try:
         spec = obj["spec"]
@@ -47,7 +50,7 @@ def decode(obj: Mapping[str, Any]) -> DataCache:
             generation=int(meta.get("generation", 1)),
             created_at=parse_time(meta["creationTimestamp"]),
             spec=_decode_spec(spec),
-            state=_decode_state(obj.get("status") or {}),
+            state=_decode_state_or_explain(obj.get("status") or {}),
             secret_ref=SecretRef(secret.get("namespace", ""), secret["name"]) if secret else None,
             title=spec.get("name", ""),
             tags={tag["key"]: tag.get("value", "") for tag in spec.get("tags") or ()},
@@ -56,10 +59,22 @@ def decode(obj: Mapping[str, Any]) -> DataCache:
             request_hash=(meta.get("annotations") or {}).get(REQUEST_HASH_ANNOTATION, ""),
             assigned_id=_decode_assigned_id(meta),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, InvalidParameter) as error:
-        raise DataCacheError(
-            f"the DataCache {meta.get('name')} cannot be read ({error}); correct or delete it"
+    except (*_MALFORMED, InvalidParameter) as error:
+        raise MalformedDataCache(
+            f"the DataCache {meta.get('name')} cannot be read ({_explain(error)}); correct or delete it"
         ) from error
+
+
+def _explain(error: Exception) -> str:
+    return f"{error} is missing" if isinstance(error, KeyError) else str(error)
+
+
+def _decode_state_or_explain(status: Mapping[str, Any]) -> DataCacheState:
+    try:
+        return _decode_state(status)
+    except _MALFORMED as error:
+        # The errors of Python's own parsers name no field.
+        raise InvalidParameter(f"status: {_explain(error)}") from error
 
 
 def _decode_spec(spec: Mapping[str, Any]) -> DataCacheSpec:
@@ -158,6 +173,26 @@ def encode_status(
     }
     encoded = {key: value for key, value in encoded.items() if value not in (None, "", [])}
     return {**encoded, "conditions": _build_conditions(state, (old.get("conditions") or []), now)}
+
+
+def encode_malformed_status(obj: Mapping[str, Any], message: str, now: float) -> dict[str, Any]:
+    """Encode the `status` of an object that cannot be decoded: Failed, with the contents that it had.
+
+    `now` is in seconds since 1970.
+    """
+    old = obj.get("status") or {}
+    # Whatever else is there may be what cannot be decoded.
+    kept = {key: old[key] for key in _CONTENT_KEYS if key in old}
+    generation = int(obj["metadata"].get("generation", 1))
+    state = DataCacheState(Phase.FAILED, generation=generation, message=message)
+    return {
+        **kept,
+        "status": state.phase.value,
+        "progress": f"{state.percent}%",
+        "observedGeneration": generation,
+        "message": message[:_MAX_MESSAGE],
+        "conditions": _build_conditions(state, old.get("conditions") or [], now),
+    }
 
 
 def _build_conditions(

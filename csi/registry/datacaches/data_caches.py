@@ -9,9 +9,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from csi.errors import DataCacheError
 from csi.parameters.data_cache import DataCacheSpec, contains_path
 
 SECONDS_PER_DAY = 86_400.0
+
+
+class MalformedDataCache(DataCacheError):
+    """A DataCache exists and its object cannot be decoded; the message names the field and the fix."""
 
 
 class Phase(StrEnum):
@@ -181,7 +186,10 @@ class DataCacheRegistry(Protocol):
         """
 
     def get(self, name: str) -> DataCache | None:
-        """Return the DataCache whose object has this name, or None."""
+        """Return the DataCache whose object has this name, or None; raises MalformedDataCache."""
+
+    def list_names(self) -> set[str]:
+        """Return the names of all objects, malformed ones included."""
 
     def add(self, cache: DataCache, secrets: Mapping[str, str]) -> DataCache:
         """Create a DataCache with its credential, and return it.
@@ -213,6 +221,12 @@ class DataCacheRegistry(Protocol):
     def write_state(self, cache: DataCache, state: DataCacheState) -> None:
         """Write the state of this cache, except `last_matched_at`; a deleted cache is no error."""
 
+    def write_malformed(self, name: str, message: str) -> None:
+        """Write phase Failed and `message` to the malformed object of this name; a deleted one is no error.
+
+        The contents in its status stay, so that `list_digests` has them.
+        """
+
     def write_match_time(self, cache: DataCache, matched_at: float) -> None:
         """Write when a pod last matched this cache, in seconds since 1970; a deleted cache is no error."""
 
@@ -241,5 +255,6 @@ class DataCacheRegistry(Protocol):
     def watch(self, on_change: Callable[[str, DataCache | None], None]) -> AbstractContextManager[None]:
         """Call `on_change(name, cache)` from a thread during the block.
 
-        It is called for all existing caches, then for changes, with None for deleted caches.
+        It is called for all existing caches, then for changes, with None for deleted caches and for those
+        that became malformed, which `get` tells apart.
         """

@@ -25,6 +25,7 @@ from csi.registry.datacaches.codec import (
     LAST_MATCHED_KEY,
     build_annotations,
     decode,
+    encode_malformed_status,
     encode_spec,
     encode_status,
     list_digests,
@@ -76,6 +77,9 @@ class DirectoryDataCacheRegistry(DataCacheRegistry):
     def get(self, name: str) -> DataCache | None:
         stored = self._read_stored(name)
         return decode(stored) if stored else None
+
+    def list_names(self) -> set[str]:
+        return {file.stem for file in self._folder.glob("edc-*.json")}
 
     def _read_stored(self, name: str) -> dict[str, Any] | None:
         if "/" in name or not name.startswith("edc-"):
@@ -154,6 +158,17 @@ class DirectoryDataCacheRegistry(DataCacheRegistry):
                 return
             old = stored.get("status") or {}
             self._write(decode(stored), _match_time_of(old) | encode_status(cache, state, old, time.time()))
+
+    def write_malformed(self, name: str, message: str) -> None:
+        with self._write_lock:
+            stored = self._read_stored(name)
+            if stored is None:
+                return
+            old = stored.get("status") or {}
+            status = _match_time_of(old) | encode_malformed_status(stored, message, time.time())
+            # The watch reports every write, and a report leads to this call again.
+            if status != old:
+                durable_files.write_json(self._folder / f"{name}.json", {**stored, "status": status})
 
     def write_match_time(self, cache: DataCache, matched_at: float) -> None:
         with self._write_lock:

@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
-from csi.cluster.api_server import APPLY_PATCH, MERGE_PATCH, ApiServer, api_path
+from csi.cluster.api_server import APPLY_PATCH, MERGE_PATCH, METADATA_LIST, ApiServer, api_path
 from csi.cluster.watch import Watch, list_pages
 from csi.errors import AlreadyExists, Busy, ClusterConflict, DataCacheError, FailedPrecondition, NotFound
 from csi.parameters.data_cache import is_data_cache_id
@@ -30,6 +30,7 @@ from csi.registry.datacaches.codec import (
     build_annotations,
     build_labels,
     decode,
+    encode_malformed_status,
     encode_spec,
     encode_status,
     list_digests,
@@ -96,6 +97,10 @@ class KubernetesDataCacheRegistry(DataCacheRegistry):
     def get(self, name: str) -> DataCache | None:
         obj = self._get_object(name)
         return decode(obj) if obj else None
+
+    def list_names(self) -> set[str]:
+        pages = list_pages(self._server, _DATA_CACHES_PATH, "", _PAGE_SIZE, METADATA_LIST)
+        return {obj["metadata"]["name"] for page in pages for obj in page["items"]}
 
     def _get_object(self, name: str) -> dict[str, Any] | None:
         try:
@@ -220,8 +225,15 @@ class KubernetesDataCacheRegistry(DataCacheRegistry):
         obj = self._get_object(cache.name)
         if obj is None or obj["metadata"]["uid"] != cache.uid:
             return
-        status = encode_status(cache, state, obj.get("status") or {}, time.time())
-        body = {**_type_meta(), "metadata": {"name": cache.name, "uid": cache.uid}, "status": status}
+        self._apply_status(obj, encode_status(cache, state, obj.get("status") or {}, time.time()))
+
+    def write_malformed(self, name: str, message: str) -> None:
+        if obj := self._get_object(name):
+            self._apply_status(obj, encode_malformed_status(obj, message, time.time()))
+
+    def _apply_status(self, obj: Mapping[str, Any], status: Mapping[str, Any]) -> None:
+        identity = {key: obj["metadata"][key] for key in ("name", "uid")}
+        body = {**_type_meta(), "metadata": identity, "status": status}
         with suppress(NotFound):
             self._server.call(
                 "PATCH",
@@ -335,8 +347,7 @@ class KubernetesDataCacheRegistry(DataCacheRegistry):
                 (self._unlabelled.discard if _has_labels(obj, build_labels(cache)) else self._unlabelled.add)(
                     cache.uid
                 )
-            if cache or obj is None:
-                notify_watcher(lambda name: on_change(name, cache), name)
+            notify_watcher(lambda name: on_change(name, cache), name)
 
         with Watch(
             self._server, _DATA_CACHES_PATH, on_object, metadata_only=False, report_initial=True

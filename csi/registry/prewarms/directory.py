@@ -54,9 +54,17 @@ class DirectoryPrewarmRequests(PrewarmRequests):
             return PrewarmProgress(message="the node plugin has not started yet")
         return PrewarmProgress(PrewarmState(status["state"]), status["percent"], status["message"])
 
-    def cancel(self, cache: DataCache) -> None:
+    def cancel(self, name: str) -> None:
+        # In this order, since a node writes no status where there is no request.
         for suffix in (_REQUEST_SUFFIX, _STATUS_SUFFIX):
-            (self._folder / f"{cache.name}{suffix}").unlink(missing_ok=True)
+            (self._folder / f"{name}{suffix}").unlink(missing_ok=True)
+
+    def list_data_caches(self) -> set[str]:
+        return {
+            path.name.removesuffix(suffix)
+            for suffix in (_REQUEST_SUFFIX, _STATUS_SUFFIX)
+            for path in self._folder.glob(f"*{suffix}")
+        }
 
     @contextmanager
     def watch(self, on_change: Callable[[str], None]) -> Iterator[None]:

@@ -135,13 +135,19 @@ class KubernetesPrewarmRequests(PrewarmRequests):
                 self._objects[name] = obj
             return self._objects.get(name, obj)
 
-    def cancel(self, cache: DataCache) -> None:
-        name = request_name(cache)
+    def cancel(self, name: str) -> None:
         with self._lock:
-            known = self._objects.pop(name, None)
-        if known:
+            requests = [request for request, obj in self._objects.items() if _data_cache_of(obj) == name]
+            for request in requests:
+                del self._objects[request]
+        for request in requests:
+            # The server may have deleted it already, with the DataCache that owns it.
             with suppress(NotFound):
-                self._server.call("DELETE", f"{self._all}/{name}")
+                self._server.call("DELETE", f"{self._all}/{request}")
+
+    def list_data_caches(self) -> set[str]:
+        with self._lock:
+            return {_data_cache_of(obj) for obj in self._objects.values()} - {""}
 
     @contextmanager
     def watch(self, on_change: Callable[[str], None]) -> Iterator[None]:
@@ -152,8 +158,9 @@ class KubernetesPrewarmRequests(PrewarmRequests):
                 if obj:
                     self._objects[name] = obj
             current = obj or old
-            if current:
-                on_change(current["spec"]["caches"][0].get("dataCache", ""))
+            # Whoever labels a CachePrewarm by hand may name no DataCache in it.
+            if current and (data_cache := _data_cache_of(current)):
+                on_change(data_cache)
 
         watch = Watch(
             self._server,
@@ -186,6 +193,11 @@ def request_name(cache: DataCache) -> str:
     """Return the name of a DataCache's request."""
     # Not derived from the DataCacheId: an object created from another's manifest has a copy of that.
     return f"data-cache-{data_cache_id_from_uid(cache.uid)}"
+
+
+def _data_cache_of(obj: Mapping[str, Any]) -> str:
+    name: str = obj["spec"]["caches"][0].get("dataCache", "")
+    return name
 
 
 def _is_schedulable(node: Mapping[str, Any]) -> bool:

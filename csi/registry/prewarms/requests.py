@@ -46,8 +46,17 @@ class PrewarmRequests(Protocol):
         These are the nodes that the spec selects, or else one node.
         """
 
-    def cancel(self, cache: DataCache) -> None:
-        """Withdraw the request, so that nodes may evict the image; a missing request is no error."""
+    def cancel(self, name: str) -> None:
+        """Withdraw the request for the DataCache whose object has this name; a missing one is no error.
+
+        Nodes may evict the image then. The DataCache itself may be gone.
+        """
+
+    def list_data_caches(self) -> set[str]:
+        """Return the names of the DataCaches that have a request, deleted ones included.
+
+        In a cluster these are the requests known within `watch`.
+        """
 
     def watch(self, on_change: Callable[[str], None]) -> AbstractContextManager[None]:
         """Call `on_change(name)` from a thread during the block, soon after nodes reported.

@@ -67,8 +67,11 @@ class FakeOrders:
             self.states[cache.name] = PrewarmProgress()
         return self.states[cache.name]
 
-    def cancel(self, cache: DataCache) -> None:
-        self.placed.pop(cache.name, None)
+    def cancel(self, name: str) -> None:
+        self.placed.pop(name, None)
+
+    def list_data_caches(self) -> set[str]:
+        return set(self.placed)
 
     def say(self, name: str, state: PrewarmState, percent: int = 0, message: str = "") -> None:
         """Have the nodes of an order say something."""

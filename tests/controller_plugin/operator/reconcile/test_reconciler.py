@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from controller_plugin.operator.data_cache_index import DataCacheIndex
+from controller_plugin.operator.reconcile.controller import DataCacheController
 from controller_plugin.operator.reconcile.reconciler import MAX_EVENTS, Reconciler
 from csi.destinations.allow_list import DATA_CACHE_OBJECTS, AllowList
 from csi.errors import Busy, ClusterUnavailable, OriginUnavailable, SourceNotFound
@@ -16,9 +18,11 @@ from csi.parameters.data_cache import parse_data_cache
 from csi.performance.capacity import GIB
 from csi.registry.datacaches.data_caches import DataCache, Phase
 from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
+from csi.registry.prewarms.directory import DirectoryPrewarmRequests
 from csi.registry.prewarms.prewarms import PrewarmState
 from csi.registry.prewarms.requests import PrewarmProgress
 from tests.controller_plugin.operator.fakes import FakeImages, FakeOrders, content
+from tests.origins.onc_rpc import wait_until
 
 HUB = {"repoSource": "HuggingFace/Model", "repoId": "org/name"}
 NAS = {"server": "nas.example.com", "path": "/models"}
@@ -302,6 +306,61 @@ def test_no_more_notes_are_kept_than_people_read(cluster: Cluster) -> None:
 
 def test_what_is_gone_is_not_looked_at(cluster: Cluster) -> None:
     assert cluster.reconciler.reconcile("edc-none") is None
+
+
+def test_the_prewarm_request_of_a_deleted_cache_is_cancelled(cluster: Cluster) -> None:
+    made, other = cluster.make(), cluster.make("/b")
+    for cache in (made, other):
+        cluster.look(cache)
+    cluster.caches.delete(made)
+    cluster.known.apply_event(made.name, None)
+    assert cluster.reconciler.reconcile(made.name) is None
+    assert list(cluster.orders.placed) == [other.name]
+
+
+def test_a_cache_that_the_index_does_not_know_yet_keeps_its_prewarm_request(cluster: Cluster) -> None:
+    made = cluster.make()
+    cluster.look(made)
+    cluster.start()
+    assert cluster.reconciler.reconcile(made.name) is not None
+    assert list(cluster.orders.placed) == [made.name]
+    assert cluster.known.get(made.name)
+
+
+def test_a_malformed_cache_fails_with_the_field_and_recovers_when_it_is_mended(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    made = cluster.make()
+    cluster.look(made)
+    cluster.orders.say(made.name, PrewarmState.READY, 100)
+    cluster.look(made)
+    file = tmp_path / "data-caches" / f"{made.name}.json"
+    file.write_text(file.read_text().replace('"/a"', '"a"'))
+    cluster.known.apply_event(made.name, None)
+    assert cluster.reconciler.reconcile(made.name) is not None
+    status = json.loads(file.read_text())["status"]
+    assert status["status"] == "Failed"
+    assert "path is 'a'; it is an absolute path" in status["message"]
+    assert status["conditions"][0]["message"] == status["message"]
+    assert list(cluster.orders.placed) == [made.name]
+    file.write_text(file.read_text().replace('"a"', '"/a"'))
+    found = cluster.look(made)
+    assert found.state.phase is Phase.AVAILABLE
+    assert found.state.content == content("a")
+
+
+def test_requests_of_caches_deleted_while_no_operator_ran_are_cancelled_at_its_start(tmp_path: Path) -> None:
+    first, requests = Cluster(tmp_path), DirectoryPrewarmRequests(tmp_path)
+    kept, deleted = first.make(), first.make("/b")
+    for cache in (kept, deleted):
+        requests.submit(replace(cache, state=replace(cache.state, next_content=content("a"))))
+    first.caches.delete(deleted)
+    first.images.origin["/a"] = content("a")
+    reconciler = Reconciler(
+        first.caches, first.known, first.images, requests, AllowList((), (), DATA_CACHE_OBJECTS)
+    )
+    with DataCacheController(first.caches, first.known, requests, reconciler).run_in_background():
+        assert wait_until(lambda: requests.list_data_caches() == {kept.name}, 20)
 
 
 def test_what_a_cache_is_to_hold_is_written_before_a_node_is_told_to_make_it_ready(

@@ -19,6 +19,7 @@ from csi.registry.datacaches.data_caches import (
     DataCacheEvent,
     DataCacheRegistry,
     DataCacheState,
+    MalformedDataCache,
     Phase,
     SecretRef,
     find_longest_match,
@@ -279,6 +280,63 @@ def test_images_of_what_cannot_be_read_are_told_of_too(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace('"/models/one"', '"models"'))
     assert caches.find() == []
     assert caches.list_digests() == {"a" * 64}
+
+
+def test_a_malformed_cache_shows_what_is_wrong_and_keeps_its_image(tmp_path: Path) -> None:
+    caches = DirectoryDataCacheRegistry(tmp_path)
+    made = caches.add(wanted(), {})
+    caches.write_state(made, READY)
+    file = tmp_path / "data-caches" / f"{made.name}.json"
+    whole = file.read_text()
+    file.write_text(whole.replace('"/models/one"', '"models"'))
+    with pytest.raises(MalformedDataCache, match="path is .*models.*; it is an absolute path"):
+        caches.get(made.name)
+    for _ in range(2):
+        caches.write_malformed(made.name, "it is malformed")
+        written = file.stat().st_ino
+    assert caches.list_names() == {made.name}
+    assert caches.list_digests() == {"a" * 64}
+    file.write_text(file.read_text().replace('"models"', '"/models/one"'))
+    mended = caches.get(made.name)
+    assert mended
+    assert mended.state.phase is Phase.FAILED
+    assert mended.state.message == "it is malformed"
+    assert mended.state.content == CONTENT
+    assert file.stat().st_ino == written
+
+
+def test_an_object_that_cannot_be_read_shows_it_in_kubectl_get_until_it_is_mended(cluster: ApiServer) -> None:
+    """The server cannot check a path as thoroughly as the driver, and others may write a status."""
+    caches = KubernetesDataCacheRegistry(cluster.client(), NAMESPACE)
+    made = caches.add(wanted(), {})
+    caches.write_state(made, READY)
+    patch = ("patch", "edc", made.name, "--subresource=status", "--type=merge", "-p")
+    heard: queue.Queue[tuple[str, DataCache | None]] = queue.Queue()
+    with caches.watch(lambda name, cache: heard.put((name, cache))):
+        assert heard.get(timeout=30)[1]
+        by_hand = {
+            "apiVersion": "eci.aliyun.com/v1alpha1",
+            "kind": "DataCache",
+            "metadata": {"name": "by-hand"},
+            "spec": {"path": "/models/a\u00a0b", "dataSource": {"type": "URL", "options": HUB}},
+        }
+        cluster.kubectl("create", "-f", "-", stdin=by_hand)
+        assert heard.get(timeout=30) == ("by-hand", None)
+    with pytest.raises(MalformedDataCache, match="path is ") as unreadable:
+        caches.get("by-hand")
+    caches.write_malformed("by-hand", str(unreadable.value))
+    shown = cluster.kubectl("get", "edc", "by-hand", "-o", "wide")
+    assert "Failed" in shown
+    assert "it is an absolute path below /" in shown
+    assert caches.list_names() == {made.name, "by-hand"}
+    cluster.kubectl(*patch, '{"status": {"progress": "half"}}')
+    with pytest.raises(MalformedDataCache, match="status: .*half") as unreadable:
+        caches.get(made.name)
+    caches.write_malformed(made.name, str(unreadable.value))
+    mended = caches.get(made.name)
+    assert mended
+    assert mended.state.phase is Phase.FAILED
+    assert mended.state.content == CONTENT
 
 
 def test_a_credential_that_is_just_being_written_is_waited_for(

@@ -40,6 +40,17 @@ class Place:
     caches: DataCacheRegistry
     orders: PrewarmRequests
     prewarms: NodePrewarms
+    restarted: Callable[[], PrewarmRequests]
+    folder: Path
+
+    def restart(self) -> PrewarmRequests:
+        """The requests as another process opens them, which has seen none of the calls before."""
+        self.orders = self.restarted()
+        return self.orders
+
+    def files(self) -> list[str]:
+        """What is left in the folder of requests; nothing in a cluster."""
+        return [path.name for path in self.folder.glob("orders/*")]
 
     def cache(self, digest: str) -> DataCache:
         made = self.caches.add(DataCache("", "", 0, 0.0, parse_data_cache("", "/models/a", "URL", HUB)), {})
@@ -68,6 +79,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
             DirectoryDataCacheRegistry(tmp_path),
             DirectoryPrewarmRequests(tmp_path),
             DirectoryNodePrewarms(tmp_path, registry),
+            lambda: DirectoryPrewarmRequests(tmp_path),
+            tmp_path,
         )
         return
     cluster: ApiServer = request.getfixturevalue("cluster")
@@ -79,6 +92,8 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         KubernetesDataCacheRegistry(client, "default"),
         KubernetesPrewarmRequests(client, "default", DRIVER_NAME),
         prewarms,
+        lambda: KubernetesPrewarmRequests(client, "default", DRIVER_NAME),
+        tmp_path,
     )
     prewarms.close()
     cluster.kubectl("delete", "node", NODE)
@@ -101,8 +116,22 @@ def test_an_order_names_the_image_until_another_one_is_wanted_or_it_is_taken_bac
         order.uid,
         order.generation,
     )
-    place.orders.cancel(first)
+    place.orders.cancel(first.name)
     assert place.prewarms.list_requests() == []
+
+
+def test_a_request_is_cancelled_by_the_name_of_a_deleted_cache_after_a_restart(place: Place) -> None:
+    cache = place.cache("a" * 64)
+    place.orders.submit(cache)
+    place.prewarms.report_state(place.prewarms.list_requests()[0], NodePrewarmState(PrewarmState.READY, 100))
+    with place.restart().watch(lambda name: None):
+        place.orders.cancel("another")
+        assert place.orders.list_data_caches() == {cache.name}
+        place.caches.delete(cache)
+        place.orders.cancel(cache.name)
+        assert place.orders.list_data_caches() == set()
+    assert place.prewarms.list_requests() == []
+    assert place.files() == []
 
 
 def test_what_a_node_says_is_told_and_counts_for_the_image_that_it_is_of(place: Place) -> None:
@@ -142,7 +171,9 @@ def test_a_node_that_is_done_before_the_operator_has_its_answer_is_heard(cluster
         KubernetesNodePrewarms(cluster.client(), NODE, KubernetesVolumeRegistry(client)),
     )
     cache, heard = (
-        Place(KubernetesDataCacheRegistry(cluster.client(), "default"), orders, prewarms).cache("a" * 64),
+        Place(
+            KubernetesDataCacheRegistry(cluster.client(), "default"), orders, prewarms, lambda: orders, Path()
+        ).cache("a" * 64),
         list[PrewarmState](),
     )
 
