@@ -21,6 +21,7 @@ from csi.registry.datacaches.data_caches import (
     Phase,
     SecretRef,
     bucket_path_hash,
+    data_cache_id_from_uid,
 )
 
 GROUP, VERSION, KIND, PLURAL = "eci.aliyun.com", "v1alpha1", "DataCache", "datacaches"
@@ -44,20 +45,22 @@ def decode(obj: Mapping[str, Any]) -> DataCache:
     try:
         spec = obj["spec"]
         secret = spec["dataSource"].get("secretRef")
+        parsed = _decode_spec(spec)
+        annotations = _list_own_annotations(meta, parsed)
         return DataCache(
             name=str(meta["name"]),
             uid=str(meta["uid"]),
             generation=int(meta.get("generation", 1)),
             created_at=parse_time(meta["creationTimestamp"]),
-            spec=_decode_spec(spec),
+            spec=parsed,
             state=_decode_state_or_explain(obj.get("status") or {}),
             secret_ref=SecretRef(secret.get("namespace", ""), secret["name"]) if secret else None,
             title=spec.get("name", ""),
             tags={tag["key"]: tag.get("value", "") for tag in spec.get("tags") or ()},
             resource_group=spec.get("resourceGroupId", ""),
-            client_token=(meta.get("annotations") or {}).get(CLIENT_TOKEN_ANNOTATION, ""),
-            request_hash=(meta.get("annotations") or {}).get(REQUEST_HASH_ANNOTATION, ""),
-            assigned_id=_decode_assigned_id(meta),
+            client_token=annotations.get(CLIENT_TOKEN_ANNOTATION, ""),
+            request_hash=annotations.get(REQUEST_HASH_ANNOTATION, ""),
+            assigned_id=_decode_assigned_id(annotations),
         )
     except (*_MALFORMED, InvalidParameter) as error:
         raise MalformedDataCache(
@@ -136,8 +139,28 @@ def list_digests(obj: Mapping[str, Any]) -> set[str]:
     return {str(status[key]["manifestDigest"]) for key in ("content", "coming") if key in status}
 
 
-def _decode_assigned_id(meta: Mapping[str, Any]) -> str:
-    assigned_id = str((meta.get("annotations") or {}).get(DATA_CACHE_ID_ANNOTATION, ""))
+def created_name(bucket: str, path: str) -> str:
+    """Return the name that the API gives to the object of a bucket and path."""
+    return f"edc-{bucket_path_hash(bucket, path)}"
+
+
+def _list_own_annotations(meta: Mapping[str, Any], spec: DataCacheSpec) -> Mapping[str, str]:
+    """Return the annotations, none for an object that somebody made of another's manifest.
+
+    Id and token belong to the object that they were given with: two with one id could not be told apart.
+    """
+    annotations: Mapping[str, str] = meta.get("annotations") or {}
+    # A folder names its records after their ids, a cluster after bucket and path, which never change.
+    own_names = (
+        created_name(spec.bucket, spec.path),
+        data_cache_id_from_uid(str(meta["uid"])),
+        annotations.get(DATA_CACHE_ID_ANNOTATION),
+    )
+    return annotations if meta["name"] in own_names else {}
+
+
+def _decode_assigned_id(annotations: Mapping[str, str]) -> str:
+    assigned_id = str(annotations.get(DATA_CACHE_ID_ANNOTATION, ""))
     return assigned_id if is_data_cache_id(assigned_id) else ""
 
 

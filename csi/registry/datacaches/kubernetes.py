@@ -29,6 +29,7 @@ from csi.registry.datacaches.codec import (
     VERSION,
     build_annotations,
     build_labels,
+    created_name,
     decode,
     encode_malformed_status,
     encode_spec,
@@ -119,7 +120,7 @@ class KubernetesDataCacheRegistry(DataCacheRegistry):
             raise already_exists
         # The name is derived from bucket and path, so that concurrent calls for one path conflict on the
         # server.
-        name = f"edc-{bucket_path_hash(cache.spec.bucket, cache.spec.path)}"
+        name = created_name(cache.spec.bucket, cache.spec.path)
         new_cache = replace(
             cache, name=name, secret_ref=self._owned_secret_ref(name) if secrets else cache.secret_ref
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from csi.registry.datacaches.data_caches import (
     MalformedDataCache,
     Phase,
     SecretRef,
+    data_cache_id_from_uid,
     find_longest_match,
 )
 from csi.registry.datacaches.directory import DirectoryDataCacheRegistry
@@ -496,6 +498,31 @@ def test_an_object_made_by_hand_is_found_by_id_and_place_once_a_watcher_has_labe
             == [one.name for one in caches.find(bucket="default", path="/models/hand")]
             == ["by-hand"]
         )
+
+
+def test_an_object_made_of_anothers_manifest_has_an_id_of_its_own(cluster: ApiServer) -> None:
+    caches, assigned = KubernetesDataCacheRegistry(cluster.client(), NAMESPACE), "edc-" + "0a" * 10
+    first = caches.add(wanted(assigned_id=assigned), {})
+    manifest = json.loads(cluster.kubectl("get", "edc", first.name, "-o", "json"))
+    manifest["metadata"]["name"] = "copied"
+    for field in ("uid", "resourceVersion"):
+        del manifest["metadata"][field]
+    cluster.kubectl("create", "-f", "-", stdin=manifest)
+    heard: queue.Queue[DataCache | None] = queue.Queue()
+    with caches.watch(lambda name, cache: heard.put(cache)):
+        for _ in range(2):
+            cache = heard.get(timeout=30)
+            assert cache
+            caches.apply_labels(cache)
+    copied = caches.get("copied")
+    assert copied
+    assert first.id == assigned
+    assert copied.id == data_cache_id_from_uid(copied.uid)
+    assert copied.client_token == ""
+    assert caches.find((first.id,)) == [first]
+    assert caches.find((copied.id,)) == [copied]
+    cluster.kubectl("delete", "edc", first.name)
+    assert caches.find((first.id,)) == []
 
 
 def test_a_record_that_cannot_be_read_is_not_one_that_does_not_exist(tmp_path: Path) -> None:
