@@ -22,7 +22,7 @@ from csi.parameters.pvc import PvcReference
 from csi.parameters.volume_parameters import (
     PVC_ANNOTATIONS_KEY,
     VolumeParameters,
-    canonical_keys,
+    canonicalize_parameters,
     parse_volume_parameters,
 )
 
@@ -56,7 +56,7 @@ class ParameterReader:
 
         Raises InvalidParameter, FailedPrecondition, ClusterUnavailable.
         """
-        canonical = canonical_keys(parameters)
+        canonical = canonicalize_parameters(parameters)
         if PVC_ANNOTATIONS_KEY not in canonical:
             return AnnotatedParameters(canonical, frozenset())
         parse_allowed_keys(canonical[PVC_ANNOTATIONS_KEY])
@@ -103,7 +103,7 @@ def check_storage_class(parameters: Mapping[str, str]) -> None:
 
     Parameters that annotations complete are not checked, since they are incomplete.
     """
-    canonical = canonical_keys(parameters)
+    canonical = canonicalize_parameters(parameters)
     if PVC_ANNOTATIONS_KEY in canonical:
         parse_allowed_keys(canonical[PVC_ANNOTATIONS_KEY])
     else:

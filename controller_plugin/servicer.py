@@ -14,7 +14,7 @@ from csi.parameters.access_modes import AccessMode
 from csi.parameters.performance_keys import Performance, compute_limits
 from csi.parameters.volume_parameters import (
     MAX_VOLUME_BYTES,
-    canonical_keys,
+    canonicalize_parameters,
     check_mutable,
     parse_mutable,
     parse_volume_parameters,
@@ -184,7 +184,7 @@ def _check_matches(request: pb.ValidateVolumeCapabilitiesRequest, record: Volume
     if request.volume_context and parse_volume_parameters(request.volume_context).spec != record.spec:
         raise InvalidParameter(f"volume_context names another source than {record.spec.source.display_name}")
     for values in (request.volume_context, request.parameters):
-        compute_limits(Performance().with_changes(canonical_keys(values)), record.capacity_bytes)
+        compute_limits(Performance().with_changes(canonicalize_parameters(values)), record.capacity_bytes)
     compute_limits(parse_mutable(request.mutable_parameters, record.performance), record.capacity_bytes)
 
 

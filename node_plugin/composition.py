@@ -9,7 +9,7 @@ from pathlib import Path
 from csi.concurrency.wait_limiter import WaitLimiter
 from csi.destinations.allow_list import CACHE_PREWARMS, INLINE_VOLUMES, AllowList, PolicySubject
 from csi.errors import UnsupportedByNode
-from csi.image_store.client import STORE_LANE, ImageStoreClient, ImageStoreConfig
+from csi.image_store.client import IMAGE_STORE_LANE, ImageStoreClient, ImageStoreConfig
 from csi.images.node_store.store import Store
 from csi.linux.cgroups.detect import detect_hierarchy
 from csi.linux.cgroups.hierarchy import CgroupHierarchy
@@ -183,7 +183,7 @@ def _build_pool(options: argparse.Namespace) -> WorkerPool:
         "fill": options.fill_workers,
         # A lane of its own, so that a short comparison does not wait for long fills.
         "verify": options.fill_workers,
-        STORE_LANE: 2,
+        IMAGE_STORE_LANE: 2,
     }
     return WorkerPool(
         lanes,

@@ -27,7 +27,7 @@ from csi.concurrency.wait_limiter import WaitLimiter
 from csi.destinations.allow_list import DATA_CACHE_OBJECTS, NAS_HELP, AllowList, parse_nas_prefixes
 from csi.destinations.destinations import ORIGINS_HELP, parse_destinations
 from csi.errors import InvalidParameter
-from csi.image_store.client import COPY_LANE, STORE_LANE, ImageStoreClient, ImageStoreConfig
+from csi.image_store.client import COPY_LANE, IMAGE_STORE_LANE, ImageStoreClient, ImageStoreConfig
 from csi.linux.durable_files import load_or_create_key
 from csi.program import flags, lifecycle
 from csi.registry.datacaches.data_caches import DataCache, DataCacheRegistry
@@ -161,7 +161,7 @@ def _run_operator(options: argparse.Namespace) -> None:
     caches, index = open_data_caches(options.registry, server), DataCacheIndex()
     allow_list = AllowList(options.allow_inline_nas, options.allow_origins, DATA_CACHE_OBJECTS)
     pool = WorkerPool(
-        {"resolve": options.resolve_workers, STORE_LANE: 2, COPY_LANE: 1},
+        {"resolve": options.resolve_workers, IMAGE_STORE_LANE: 2, COPY_LANE: 1},
         log_format=options.log_format,
         log_level=options.log_level,
         profiles=options.egress_profile,

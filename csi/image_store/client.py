@@ -35,7 +35,7 @@ from csi.worker.operations import (
 from csi.worker.pool import WorkerCall, WorkerPool
 from csi.worker.results import StoredImageInfo
 
-STORE_LANE, COPY_LANE = "store", "copy"
+IMAGE_STORE_LANE, COPY_LANE = "store", "copy"
 # Seconds during which an unreachable image store is not tried again.
 _IMAGE_STORE_RETRY_INTERVAL = 30.0
 
@@ -157,7 +157,7 @@ class ImageStoreClient:
         Raises Busy if `call` was stopped.
         """
         operation = UploadImage(self.read_reference(), folder, access or {})
-        self._pool.call(STORE_LANE, operation, call, on_progress)
+        self._pool.call(IMAGE_STORE_LANE, operation, call, on_progress)
 
     def list_images(self) -> list[StoredImageInfo]:
         """List all images by digest, including damaged ones."""
@@ -208,4 +208,4 @@ class ImageStoreClient:
         self._call(WithdrawAnnouncement(self.read_reference(), announcement.encode()))
 
     def _call(self, operation: Operation[Result]) -> Result:
-        return self._pool.call(STORE_LANE, operation)
+        return self._pool.call(IMAGE_STORE_LANE, operation)

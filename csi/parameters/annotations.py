@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from csi.errors import InvalidParameter
 from csi.parameters.dialects.keys import KeySetter
 from csi.parameters.dialects.table import TYPE, source_key_names
-from csi.parameters.volume_parameters import KEYS, PVC_ANNOTATIONS_KEY, SPELLING, canonical_keys
+from csi.parameters.volume_parameters import KEYS, PVC_ANNOTATIONS_KEY, SPELLING, canonicalize_parameters
 from csi.values import redact, split_list
 
 PREFIX = "datacache.csi.io/"
@@ -53,7 +53,7 @@ def parse_allowed_keys(text: str) -> tuple[str, ...]:
 
 def _parse_allowed_key(item: str) -> str:
     try:
-        name = next(iter(canonical_keys({item: ""})), "")
+        name = next(iter(canonicalize_parameters({item: ""})), "")
     except InvalidParameter as error:
         raise InvalidParameter(
             f"{PVC_ANNOTATIONS_KEY} lists {redact(item)}, which no PVC may give: {error}"
@@ -78,14 +78,14 @@ def apply_annotations(
     `parameters` must contain `pvcAnnotations`. Raises InvalidParameter for an annotation with our prefix that
     is a credential, unknown, or not allowed; the message never contains its value.
     """
-    parameters_by_name = canonical_keys(parameters)
+    parameters_by_name = canonicalize_parameters(parameters)
     allowed_keys = parse_allowed_keys(parameters_by_name.pop(PVC_ANNOTATIONS_KEY))
     annotated = {
         key.removeprefix(PREFIX): value for key, value in annotations.items() if key.startswith(PREFIX)
     }
     for key in annotated:
         _check_annotation(key, allowed_keys, claim)
-    from_pvc = canonical_keys(annotated)
+    from_pvc = canonicalize_parameters(annotated)
     merged = {**parameters_by_name, **from_pvc}
     missing = tuple(key for key in allowed_keys if key not in merged and KEYS[key].is_required)
     return AnnotatedParameters(merged, frozenset(from_pvc), missing)

@@ -136,7 +136,7 @@ def parse_accepted_parameters(
 
     For volumes that exist already: version 0.1.0 did not check that.
     """
-    values = canonical_keys(parameters)
+    values = canonicalize_parameters(parameters)
     if PVC_ANNOTATIONS_KEY in values:
         raise InvalidParameter(
             f"{PVC_ANNOTATIONS_KEY} is only for a StorageClass whose volumes are created by a controller "
@@ -180,7 +180,7 @@ def check_mutable(parameters: Mapping[str, str]) -> None:
 
 
 def _check_mutable_keys(parameters: Mapping[str, str]) -> dict[str, str]:
-    values = canonical_keys(parameters)
+    values = canonicalize_parameters(parameters)
     for key in values:
         if key not in performance_keys.KEYS:
             raise InvalidParameter(
@@ -191,7 +191,7 @@ def _check_mutable_keys(parameters: Mapping[str, str]) -> dict[str, str]:
 
 def parse_performance(parameters: Mapping[str, str]) -> Performance:
     """Parse performance keys where no other keys are allowed; raises InvalidParameter naming the key."""
-    values = canonical_keys(parameters)
+    values = canonicalize_parameters(parameters)
     for key in values:
         if key not in performance_keys.KEYS:
             raise InvalidParameter(
@@ -213,7 +213,7 @@ def check_untrusted_keys(parameters: Mapping[str, str], author: str = "inline vo
     Raises InvalidParameter for keys that only a controller writes. `author` says in messages who gave the
     keys.
     """
-    for name in canonical_keys(parameters):
+    for name in canonicalize_parameters(parameters):
         if KEYS[name].setter is KeySetter.CONTROLLER:
             raise InvalidParameter(f"{name} is not for {author}; remove it")
         if KEYS[name].setter is KeySetter.ADMINISTRATOR:
@@ -223,7 +223,7 @@ def check_untrusted_keys(parameters: Mapping[str, str], author: str = "inline vo
             )
 
 
-def canonical_keys(parameters: Mapping[str, str]) -> dict[str, str]:
+def canonicalize_parameters(parameters: Mapping[str, str]) -> dict[str, str]:
     """Return `parameters` with canonical keys and trimmed values, without Kubernetes' own keys.
 
     Raises InvalidParameter for an unknown key, a credential, or a key given twice.

@@ -13,7 +13,7 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.table import secret_key_names
 from csi.parameters.volume_parameters import (
     PVC_ANNOTATIONS_KEY,
-    canonical_keys,
+    canonicalize_parameters,
     check_mutable,
     names_a_source,
     parse_volume_parameters,
@@ -70,7 +70,7 @@ def _list_storage_classes(reader: ClusterReader, installed: InstalledDriver) -> 
 def _parse_class_spec(storage_class: KubeObject) -> CacheSpec | None:
     """Parse the source of a StorageClass; None if each PVC names its own. Raises InvalidParameter."""
     parameters = storage_class.get("parameters") or {}
-    canonical = canonical_keys(parameters)
+    canonical = canonicalize_parameters(parameters)
     if PVC_ANNOTATIONS_KEY in canonical:
         parse_allowed_keys(canonical[PVC_ANNOTATIONS_KEY])
         return None

@@ -36,7 +36,7 @@ _CHECK_INTERVAL = 30.0
 class ImageStoreRegions(Regions):
     """Regions known by their image stores.
 
-    `region` is this region, `image_store` its image store, `others` those of the others.
+    `region` is this region, `image_store` its image store, `other_regions` those of the others.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class ImageStoreRegions(Regions):
         region: str,
     ) -> None:
         self._caches, self._image_store, self.region = caches, image_store, region
-        self.others, self.announced = dict(others), threading.Event()
+        self.other_regions, self.copy_announced = dict(others), threading.Event()
 
     def start_copy(self, cache: DataCache, region: str, copy: CopyRequest) -> str:
-        if region not in (self.region, *self.others):
-            known = ", ".join(sorted((self.region, *self.others)))
+        if region not in (self.region, *self.other_regions):
+            known = ", ".join(sorted((self.region, *self.other_regions)))
             raise InvalidParameter(
                 f"DestinationRegionId is {region[:64]!r}; the operator knows {known} (--copy-region)"
             )
@@ -66,8 +66,8 @@ class ImageStoreRegions(Regions):
             if not self._caches.find((announcement.id,)):
                 self._caches.add(_build_data_cache(announcement), {})
         else:
-            self.others[region].announce(announcement)
-            self.announced.set()
+            self.other_regions[region].announce(announcement)
+            self.copy_announced.set()
         return announcement.id
 
     def _build_announcement(
@@ -103,17 +103,17 @@ class CopySender:
 
         def rounds(ended: threading.Event) -> None:
             while not ended.is_set():
-                self.regions.announced.clear()
-                for name, target in self.regions.others.items():
+                self.regions.copy_announced.clear()
+                for name, target in self.regions.other_regions.items():
                     _log_errors(
                         f"copying to region {name} failed", partial(self.send_announced, target, call)
                     )
                 if not ended.is_set():
-                    self.regions.announced.wait(_CHECK_INTERVAL)
+                    self.regions.copy_announced.wait(_CHECK_INTERVAL)
 
         def stop() -> None:
             call.stop()
-            self.regions.announced.set()
+            self.regions.copy_announced.set()
 
         with background_thread(rounds, "copying", stop):
             yield

@@ -25,7 +25,7 @@ from csi.errors import (
     SourceNotFound,
     Unauthenticated,
 )
-from csi.image_store.client import STORE_LANE, ImageStoreClient, ImageStoreConfig
+from csi.image_store.client import IMAGE_STORE_LANE, ImageStoreClient, ImageStoreConfig
 from csi.images.node_store.store import Store
 from csi.manifest.manifest import build_manifest
 from csi.parameters.cache_spec import CacheSpec
@@ -99,7 +99,7 @@ def access(request: pytest.FixtureRequest, tmp_path: Path) -> ImageStoreConfig:
 
 @pytest.fixture
 def pool(hub: Hub) -> Iterator[WorkerPool]:
-    made = WorkerPool({"resolve": 1, "fill": 1, STORE_LANE: 2}, allowed_destinations=["127.0.0.0/8"])
+    made = WorkerPool({"resolve": 1, "fill": 1, IMAGE_STORE_LANE: 2}, allowed_destinations=["127.0.0.0/8"])
     yield made
     made.close()
 

@@ -14,7 +14,7 @@ from csi.parameters.dialects.nas import NasSpec
 from csi.parameters.performance_keys import Performance
 from csi.parameters.volume_parameters import (
     VolumeParameters,
-    canonical_keys,
+    canonicalize_parameters,
     check_mutable,
     names_a_source,
     parse_accepted_parameters,
@@ -245,7 +245,7 @@ def test_keys_that_kubernetes_adds_are_passed_over() -> None:
         "storage.kubernetes.io/csiProvisionerIdentity": "y",
     }
     assert parse_volume_parameters(HUB | added) == parse_volume_parameters(HUB)
-    assert canonical_keys(added) == {}
+    assert canonicalize_parameters(added) == {}
 
 
 def test_mutable_parameters_change_what_they_name_and_keep_the_rest() -> None:
