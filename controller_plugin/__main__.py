@@ -20,9 +20,9 @@ from csi import __version__
 from csi.concurrency.wait_limiter import WaitLimiter
 from csi.destinations.allow_list import NAS_HELP, PVC_ANNOTATIONS, AllowList, parse_nas_prefixes
 from csi.destinations.destinations import ORIGINS_HELP, parse_destinations
-from csi.linux.durable_files import load_or_create_key
 from csi.pb import csi_pb2_grpc
 from csi.program import flags, lifecycle
+from csi.registry.events.recorder import EventRecorder
 from csi.registry.factories import (
     KUBERNETES,
     REGISTRY_HELP,
@@ -31,11 +31,11 @@ from csi.registry.factories import (
     open_pins,
     open_registry,
 )
-from csi.resolve.proof_memory import ProofMemory
+from csi.resolve.proof_memory import open_proof_memory
 from csi.resolve.resolver import Resolver
 from csi.server import grpc_server, health
 from csi.server.identity import IdentityServicer
-from csi.worker.pool import WorkerPool
+from csi.worker.pool import WorkerPool, build_worker_command
 
 if TYPE_CHECKING:
     from csi.cluster.api_server import ApiServer
@@ -68,7 +68,11 @@ def build_parser() -> argparse.ArgumentParser:
         help="how often references to deleted nodes and volumes are removed from the cluster's objects",
     )
     flags.add_flag(
-        parser, "--resolve-workers", default="4", type=flags.parse_count, help="number of concurrent resolves"
+        parser,
+        "--resolve-workers",
+        default="4",
+        type=flags.parse_count,
+        help="the maximum number of concurrent resolves",
     )
     return parser
 
@@ -83,52 +87,63 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _serve(options: argparse.Namespace) -> None:
     server = find_api_server(options.registry)
-    pins = open_pins(server)
-    registry = open_registry(options.registry, server)
     recorder = open_event_recorder(
         server, "datacache-controller", os.environ.get("POD_NAME") or socket.gethostname()
     )
-    allow_list = AllowList(options.allow_inline_nas, options.allow_origins, PVC_ANNOTATIONS)
     wait_limiter = WaitLimiter(options.rpc_threads // 2)
-    state_dir = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    proofs = ProofMemory(
-        state_dir / "proofs", load_or_create_key(state_dir / "key"), options.proof_ttl, options.offline_grace
-    )
-    pool = WorkerPool(
-        {"resolve": options.resolve_workers},
-        log_format=options.log_format,
-        log_level=options.log_level,
-        profiles=options.egress_profile,
-        allowed_destinations=options.allow_origins,
-    )
-    parameter_reader = ParameterReader(open_pvc_reader(server), allow_list)
-    volumes = ControllerVolumes(
-        registry, Resolver(pool, proofs, wait_limiter, refresh_moving=True), parameter_reader, pins, recorder
-    )
-
-    observe = grpc_server.ignore_call
-    if options.metrics_address:
-        from csi.server.metrics import Metrics  # 5 MB, paid only if metrics are enabled
-
-        observe = Metrics(options.metrics_address).observe
-
-    def register(server: grpc.Server) -> None:
-        csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(options.driver_name), server)
-        csi_pb2_grpc.add_ControllerServicer_to_server(
-            ControllerServicer(volumes, options.driver_name), server
-        )
-        csi_pb2_grpc.add_NodeServicer_to_server(NodeServiceStub(), server)
-
+    pool = _build_pool(options)
+    volumes = _build_volumes(options, server, pool, wait_limiter, recorder)
+    register = partial(_register_servicers, options.driver_name, volumes)
+    serve_probes = partial(health.serve_health, options.health_address, options.endpoint)
+    observe = _start_metrics(options.metrics_address)
     try:
         with _campaign(options, server):
-            while_serving = partial(health.serve_health, options.health_address, options.endpoint)
             grpc_server.serve(
-                options.endpoint, options.rpc_threads, wait_limiter, register, while_serving, observe
+                options.endpoint, options.rpc_threads, wait_limiter, register, serve_probes, observe
             )
     finally:
         pool.close()
         recorder.close()
+
+
+def _build_pool(options: argparse.Namespace) -> WorkerPool:
+    return WorkerPool(
+        {"resolve": options.resolve_workers},
+        command=build_worker_command(options.log_format, options.log_level),
+        profiles=options.egress_profile,
+        allowed_destinations=options.allow_origins,
+    )
+
+
+def _build_volumes(
+    options: argparse.Namespace,
+    server: ApiServer | None,
+    pool: WorkerPool,
+    wait_limiter: WaitLimiter,
+    recorder: EventRecorder,
+) -> ControllerVolumes:
+    state_dir = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
+    proofs = open_proof_memory(state_dir, options.proof_ttl, options.offline_grace)
+    resolver = Resolver(pool, proofs, wait_limiter, refresh_moving=True)
+    allow_list = AllowList(options.allow_inline_nas, options.allow_origins, PVC_ANNOTATIONS)
+    parameter_reader = ParameterReader(open_pvc_reader(server), allow_list)
+    registry, pins = open_registry(options.registry, server), open_pins(server)
+    return ControllerVolumes(registry, resolver, parameter_reader, pins, recorder)
+
+
+def _start_metrics(address: tuple[str, int] | None) -> grpc_server.CallObserver:
+    if address is None:
+        return grpc_server.ignore_call
+    # Imported here: prometheus_client takes 5 MB, which plugins without --metrics-address need not pay.
+    from csi.server.metrics import Metrics
+
+    return Metrics(address).observe
+
+
+def _register_servicers(driver_name: str, volumes: ControllerVolumes, server: grpc.Server) -> None:
+    csi_pb2_grpc.add_IdentityServicer_to_server(IdentityServicer(driver_name), server)
+    csi_pb2_grpc.add_ControllerServicer_to_server(ControllerServicer(volumes, driver_name), server)
+    csi_pb2_grpc.add_NodeServicer_to_server(NodeServiceStub(), server)
 
 
 @contextmanager

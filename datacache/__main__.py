@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -17,41 +17,14 @@ from rich.live import Live
 
 from csi import __version__
 from csi.errors import DataCacheError
-from csi.parameters.access_modes import MODES
-from csi.pb.csi_pb2 import Volume
-from datacache.client import PluginClient
 from datacache.findings import Finding, Verdict, fault_finding
 from datacache.image_store_commands import image_store
 from datacache.images import list_images
+from datacache.options import TOKEN_OPTION, parse_pairs, read_token_file
 from datacache.printing import CONSOLE, build_table, print_facts, print_table
 from datacache.resolve import ResolvedSource, resolve_once
 from datacache.top import TOP_COLUMNS, ThrottledNode, ThrottleSampler, detect_hierarchy_or_none
-
-_ENDPOINT = click.option(
-    "--endpoint", envvar="DATACACHE_ENDPOINT", required=True, help="socket of the plugin, as unix:///..."
-)
-_TOKEN = click.option(
-    "--token-file", type=click.Path(path_type=Path, exists=True), help="file that holds the hub's token"
-)
-_MODE = click.option(
-    "--mode", type=click.Choice(list(MODES)), default="MULTI_NODE_READER_ONLY", help="CSI access mode"
-)
-
-
-def parse_pairs(words: tuple[str, ...]) -> dict[str, str]:
-    """Parse key=value arguments into a mapping; raises click.BadParameter naming a malformed one."""
-    for word in words:
-        if "=" not in word:
-            raise click.BadParameter(f"{word!r} is not key=value")
-    return dict(word.split("=", 1) for word in words)
-
-
-def read_token_file(token_file: Path | None) -> dict[str, str]:
-    """Read a token file into a volume's Secret.
-
-    A token is never taken from the command line, where others could see it.
-    """
-    return {"token": token_file.read_text().strip()} if token_file else {}
+from datacache.volume_commands import VOLUME_COMMANDS
 
 
 @click.group()
@@ -61,11 +34,13 @@ def cli() -> None:
 
 
 cli.add_command(image_store)
+for volume_command in VOLUME_COMMANDS:
+    cli.add_command(volume_command)
 
 
 @cli.command()
 @click.argument("spec", nargs=-1, required=True)
-@_TOKEN
+@TOKEN_OPTION
 @click.option(
     "--output",
     "-o",
@@ -271,143 +246,6 @@ def _print_and_exit(results: Iterable[Finding], output: str) -> NoReturn:
             [(finding.check, finding.verdict, finding.message, finding.fix) for finding in findings],
         )
     sys.exit(any(finding.verdict is Verdict.FAULT for finding in findings))
-
-
-@cli.command()
-@_ENDPOINT
-def volumes(endpoint: str) -> None:
-    """List a controller's volumes."""
-    with PluginClient(endpoint) as client:
-        print_table(
-            ("volume", "source", "capacity", "manifest"),
-            [_build_volume_row(volume) for volume in client.list_volumes()],
-        )
-
-
-def _describe_source(context: Mapping[str, str]) -> str:
-    # Not at the top: other commands start faster without it.
-    from csi.parameters.volume_parameters import parse_accepted_parameters
-
-    try:
-        return parse_accepted_parameters(context).spec.source.display_name
-    except DataCacheError:
-        return "unknown"
-
-
-def _build_volume_row(volume: Volume) -> tuple[str, ...]:
-    context = volume.volume_context
-    source = _describe_source(context)
-    return (
-        volume.volume_id,
-        source,
-        f"{volume.capacity_bytes / 2**30:.0f} GiB",
-        context.get("manifestDigest", "")[:12],
-    )
-
-
-@cli.command()
-@_ENDPOINT
-@click.argument("name")
-@click.argument("parameters", nargs=-1, required=True)
-@_TOKEN
-def create(endpoint: str, name: str, parameters: tuple[str, ...], token_file: Path | None) -> None:
-    """Create the volume NAME from key=value PARAMETERS and print its id and context as JSON."""
-    with PluginClient(endpoint) as client:
-        volume = client.create(name, parse_pairs(parameters), read_token_file(token_file))
-    click.echo(
-        json.dumps(
-            {
-                "volume_id": volume.volume_id,
-                "capacity_bytes": volume.capacity_bytes,
-                "context": dict(volume.volume_context),
-            },
-            indent=1,
-        )
-    )
-
-
-@cli.command()
-@_ENDPOINT
-@click.argument("volume_id")
-def delete(endpoint: str, volume_id: str) -> None:
-    """Delete the volume VOLUME_ID."""
-    with PluginClient(endpoint) as client:
-        client.delete(volume_id)
-
-
-@cli.command()
-@_ENDPOINT
-@click.argument("volume_id")
-@click.argument("staging", type=click.Path(path_type=Path))
-@click.argument("context", nargs=-1, required=True)
-@_TOKEN
-@_MODE
-def stage(
-    endpoint: str, volume_id: str, staging: Path, context: tuple[str, ...], token_file: Path | None, mode: str
-) -> None:
-    """Fill and mount a volume's image and mark the STAGING path with it, for `publish`.
-
-    CONTEXT is the volume context as key=value.
-    """
-    with PluginClient(endpoint) as client:
-        client.stage(
-            volume_id, str(staging.resolve()), parse_pairs(context), read_token_file(token_file), MODES[mode]
-        )
-
-
-@cli.command()
-@_ENDPOINT
-@click.argument("volume_id")
-@click.argument("target", type=click.Path(path_type=Path))
-@click.argument("context", nargs=-1, required=True)
-@click.option(
-    "--staging",
-    type=click.Path(path_type=Path),
-    help="path where the volume is staged; without it the volume is inline",
-)
-@_TOKEN
-@_MODE
-def publish(
-    endpoint: str,
-    volume_id: str,
-    target: Path,
-    context: tuple[str, ...],
-    staging: Path | None,
-    token_file: Path | None,
-    mode: str,
-) -> None:
-    """Bind a volume to the TARGET path, as for one pod."""
-    inline = {} if staging else {"csi.storage.k8s.io/ephemeral": "true"}
-    with PluginClient(endpoint) as client:
-        staging_path = str(staging.resolve()) if staging else ""
-        client.publish(
-            volume_id,
-            str(target.resolve()),
-            parse_pairs(context) | inline,
-            staging_path,
-            read_token_file(token_file),
-            MODES[mode],
-        )
-
-
-@cli.command()
-@_ENDPOINT
-@click.argument("volume_id")
-@click.argument("target", type=click.Path(path_type=Path))
-def unpublish(endpoint: str, volume_id: str, target: Path) -> None:
-    """Unmount a volume from the TARGET path."""
-    with PluginClient(endpoint) as client:
-        client.unpublish(volume_id, str(target.absolute()))
-
-
-@cli.command()
-@_ENDPOINT
-@click.argument("volume_id")
-@click.argument("staging", type=click.Path(path_type=Path))
-def unstage(endpoint: str, volume_id: str, staging: Path) -> None:
-    """Unmount a volume from the STAGING path."""
-    with PluginClient(endpoint) as client:
-        client.unstage(volume_id, str(staging.absolute()))
 
 
 def main() -> None:

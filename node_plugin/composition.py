@@ -30,7 +30,7 @@ from csi.registry.prewarms.prewarms import NodePrewarms
 from csi.registry.volumes.record import VolumeRegistry, WatchedVolumes
 from csi.resolve.proof_memory import ProofMemory
 from csi.resolve.resolver import Resolver
-from csi.worker.pool import WorkerPool
+from csi.worker.pool import WorkerPool, build_worker_command
 from node_plugin.fills.fill_events import FillEvents
 from node_plugin.fills.fill_runner import FillRunner
 from node_plugin.fills.fills import Fills, ProtectedImages
@@ -187,8 +187,7 @@ def _build_pool(options: argparse.Namespace) -> WorkerPool:
     }
     return WorkerPool(
         lanes,
-        log_format=options.log_format,
-        log_level=options.log_level,
+        command=build_worker_command(options.log_format, options.log_level),
         profiles=options.egress_profile,
         allowed_destinations=options.allow_origins,
     )

@@ -11,7 +11,8 @@ import os
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,6 @@ from csi.destinations.allow_list import DATA_CACHE_OBJECTS, NAS_HELP, AllowList,
 from csi.destinations.destinations import ORIGINS_HELP, parse_destinations
 from csi.errors import InvalidParameter
 from csi.image_store.client import COPY_LANE, IMAGE_STORE_LANE, ImageStoreClient, ImageStoreConfig
-from csi.linux.durable_files import load_or_create_key
 from csi.program import flags, lifecycle
 from csi.registry.datacaches.data_caches import DataCache, DataCacheRegistry
 from csi.registry.factories import (
@@ -38,11 +38,13 @@ from csi.registry.factories import (
     open_data_caches,
     open_prewarm_requests,
 )
-from csi.resolve.proof_memory import ProofMemory
+from csi.registry.prewarms.requests import PrewarmRequests
+from csi.resolve.proof_memory import open_proof_memory
 from csi.resolve.resolver import Resolver
-from csi.worker.pool import WorkerPool
+from csi.worker.pool import WorkerPool, build_worker_command
 
 if TYPE_CHECKING:
+    from controller_plugin.operator.openapi.nonces import NonceStore
     from csi.cluster.api_server import ApiServer
 
 log = logging.getLogger("datacache.operator")
@@ -71,7 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
     flags.add_flag(parser, "--allow-origins", default="", type=parse_destinations, help=ORIGINS_HELP)
     flags.add_flag(parser, "--allow-inline-nas", default="", type=parse_nas_prefixes, help=NAS_HELP)
     flags.add_flag(
-        parser, "--resolve-workers", default="2", type=flags.parse_count, help="number of concurrent resolves"
+        parser,
+        "--resolve-workers",
+        default="2",
+        type=flags.parse_count,
+        help="the maximum number of concurrent resolves",
     )
     flags.add_image_store_flags(parser)
     flags.add_flag(
@@ -158,33 +164,84 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run_operator(options: argparse.Namespace) -> None:
     server = find_api_server(options.registry)
-    caches, index = open_data_caches(options.registry, server), DataCacheIndex()
-    allow_list = AllowList(options.allow_inline_nas, options.allow_origins, DATA_CACHE_OBJECTS)
-    pool = WorkerPool(
-        {"resolve": options.resolve_workers, IMAGE_STORE_LANE: 2, COPY_LANE: 1},
-        log_format=options.log_format,
-        log_level=options.log_level,
-        profiles=options.egress_profile,
-        allowed_destinations=options.allow_origins,
-    )
+    pool = _build_pool(options)
     try:
         with tempfile.TemporaryDirectory(prefix="datacache-operator-") as scratch, ExitStack() as resources:
-            image_store = _build_image_store_client(pool, options.image_store, options.image_store_secret)
-            regions = ImageStoreRegions(
-                caches, image_store, _build_other_regions(options, pool), options.api_region
-            )
-            lead = _build_leader_duties(
-                options, server, caches, index, allow_list, pool, image_store, regions, Path(scratch)
-            )
-            resources.enter_context(caches.watch(index.apply_event))
+            operator = _build_operator(options, server, pool, Path(scratch))
+            resources.enter_context(operator.caches.watch(operator.index.apply_event))
             # The webhook needs all caches from the first request on, before the watch has delivered them.
-            index.resync(caches.find)
-            resources.enter_context(_lead_or_campaign(server, options.driver_name, lead))
-            _serve(options, server, caches, index, allow_list, regions, resources)
+            operator.index.resync(operator.caches.find)
+            resources.enter_context(_lead_or_campaign(server, options.driver_name, operator.lead))
+            if options.health_address:
+                resources.enter_context(_serve_health(options.health_address))
+            if options.webhook_address and server:
+                resources.enter_context(_serve_webhook(options, server, operator))
+            if options.api_address:
+                resources.enter_context(_serve_openapi(options, server, operator))
             log.info("operator started", extra={"fields": {"registry": options.registry}})
             lifecycle.wait_for_signal()
     finally:
         pool.close()
+
+
+@dataclass(frozen=True)
+class _Operator:
+    """The DataCaches of a cluster, with what serves them and what the leader does for them."""
+
+    caches: DataCacheRegistry
+    index: DataCacheIndex
+    allow_list: AllowList
+    regions: ImageStoreRegions
+    image_store: ImageStoreClient
+    images: WorkerDataCacheImages
+    prewarm_requests: PrewarmRequests
+    new_collector: Callable[[], ImageStoreCollector]
+
+    @contextmanager
+    def lead(self) -> Iterator[None]:
+        """Do the duties of the leader during the block; each term of a leader starts without any memory."""
+        reconciler = Reconciler(self.caches, self.index, self.images, self.prewarm_requests, self.allow_list)
+        controller = DataCacheController(self.caches, self.index, self.prewarm_requests, reconciler)
+        with (
+            self.new_collector().run_in_background(),
+            controller.run_in_background(),
+            CopySender(self.image_store, self.regions).run_in_background(),
+            CopyReceiver(self.caches, self.image_store).run_in_background(),
+        ):
+            yield
+
+
+def _build_pool(options: argparse.Namespace) -> WorkerPool:
+    return WorkerPool(
+        {"resolve": options.resolve_workers, IMAGE_STORE_LANE: 2, COPY_LANE: 1},
+        command=build_worker_command(options.log_format, options.log_level),
+        profiles=options.egress_profile,
+        allowed_destinations=options.allow_origins,
+    )
+
+
+def _build_operator(
+    options: argparse.Namespace, server: ApiServer | None, pool: WorkerPool, scratch: Path
+) -> _Operator:
+    caches, index = open_data_caches(options.registry, server), DataCacheIndex()
+    allow_list = AllowList(options.allow_inline_nas, options.allow_origins, DATA_CACHE_OBJECTS)
+    image_store = _build_image_store_client(pool, options.image_store, options.image_store_secret)
+    other_regions = _build_other_regions(options, pool)
+    state_dir = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
+    proofs = open_proof_memory(state_dir, options.proof_ttl, options.offline_grace)
+    resolver = Resolver(pool, proofs, WaitLimiter(_MAX_WAITING), refresh_moving=True)
+    return _Operator(
+        caches=caches,
+        index=index,
+        allow_list=allow_list,
+        regions=ImageStoreRegions(caches, image_store, other_regions, options.api_region),
+        image_store=image_store,
+        images=WorkerDataCacheImages(resolver, image_store, options.egress_profile),
+        prewarm_requests=open_prewarm_requests(options.registry, server, options.driver_name),
+        new_collector=lambda: ImageStoreCollector(
+            caches, image_store, options.image_store_grace, lambda: scratch / uuid.uuid4().hex
+        ),
+    )
 
 
 def _build_image_store_client(pool: WorkerPool, url: str, folder: Path | None) -> ImageStoreClient:
@@ -212,46 +269,6 @@ def _build_other_regions(options: argparse.Namespace, pool: WorkerPool) -> dict[
     }
 
 
-def _build_leader_duties(  # noqa: PLR0913 - the parts of the program
-    options: argparse.Namespace,
-    server: ApiServer | None,
-    caches: DataCacheRegistry,
-    index: DataCacheIndex,
-    allow_list: AllowList,
-    pool: WorkerPool,
-    image_store: ImageStoreClient,
-    regions: ImageStoreRegions,
-    scratch: Path,
-) -> StartLeading:
-    """Return the work of the leader, as a context manager."""
-    state_dir = Path(options.state_dir or (STATE_DIR if options.registry == KUBERNETES else options.registry))
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    proofs = ProofMemory(
-        state_dir / "proofs", load_or_create_key(state_dir / "key"), options.proof_ttl, options.offline_grace
-    )
-    resolver = Resolver(pool, proofs, WaitLimiter(_MAX_WAITING), refresh_moving=True)
-    images = WorkerDataCacheImages(resolver, image_store, options.egress_profile)
-    prewarm_requests = open_prewarm_requests(options.registry, server, options.driver_name)
-
-    @contextmanager
-    def lead() -> Iterator[None]:
-        controller = DataCacheController(
-            caches, index, prewarm_requests, Reconciler(caches, index, images, prewarm_requests, allow_list)
-        )
-        collector = ImageStoreCollector(
-            caches, image_store, options.image_store_grace, lambda: scratch / uuid.uuid4().hex
-        )
-        with (
-            collector.run_in_background(),
-            controller.run_in_background(),
-            CopySender(image_store, regions).run_in_background(),
-            CopyReceiver(caches, image_store).run_in_background(),
-        ):
-            yield
-
-    return lead
-
-
 @contextmanager
 def _lead_or_campaign(server: ApiServer | None, driver_name: str, lead: StartLeading) -> Iterator[None]:
     """Lead during the block whenever this replica holds the lease; without a cluster, always."""
@@ -267,71 +284,55 @@ def _lead_or_campaign(server: ApiServer | None, driver_name: str, lead: StartLea
         yield
 
 
-def _serve(
-    options: argparse.Namespace,
-    server: ApiServer | None,
-    caches: DataCacheRegistry,
-    index: DataCacheIndex,
-    allow_list: AllowList,
-    regions: ImageStoreRegions,
-    resources: ExitStack,
-) -> None:
-    if options.health_address:
-        from controller_plugin.operator.https_server import health_app, serve_app
+@contextmanager
+def _serve_health(address: tuple[str, int]) -> Iterator[None]:
+    from controller_plugin.operator.https_server import health_app, serve_app
 
-        resources.enter_context(serve_app(health_app(), *options.health_address))
-    if options.webhook_address and server:
-        _serve_webhook(options, server, caches, index, allow_list, resources)
-    if options.api_address:
-        from controller_plugin.operator.https_server import serve_app
-        from controller_plugin.operator.openapi.access_keys import AccessKeys
-        from controller_plugin.operator.openapi.actions import Actions
-        from controller_plugin.operator.openapi.app import openapi_app
-        from controller_plugin.operator.openapi.nonces import FileNonceStore, SecretNonceStore
-        from controller_plugin.operator.openapi.signatures import WINDOW_SECONDS, SignatureVerifier
+    with serve_app(health_app(), *address):
+        yield
 
-        keys, name, seconds = (
-            AccessKeys(options.api_keys),
-            f"{options.webhook_name}-nonces",
-            2 * WINDOW_SECONDS,
-        )
-        nonces = (
-            SecretNonceStore(server, name, seconds)
-            if server
-            else FileNonceStore(Path(options.registry) / "nonces.json", seconds)
-        )
-        app = openapi_app(
-            Actions(caches, allow_list, regions, options.api_region),
-            SignatureVerifier(keys.find_secret, nonces),
-        )
-        port = resources.enter_context(serve_app(app, *options.api_address))
+
+@contextmanager
+def _serve_openapi(
+    options: argparse.Namespace, server: ApiServer | None, operator: _Operator
+) -> Iterator[None]:
+    from controller_plugin.operator.https_server import serve_app
+    from controller_plugin.operator.openapi.access_keys import AccessKeys
+    from controller_plugin.operator.openapi.actions import Actions
+    from controller_plugin.operator.openapi.app import openapi_app
+    from controller_plugin.operator.openapi.deletions import Deletions
+    from controller_plugin.operator.openapi.nonces import FileNonceStore, SecretNonceStore
+    from controller_plugin.operator.openapi.signatures import WINDOW_SECONDS, SignatureVerifier
+
+    nonces: NonceStore
+    if server:
+        nonces = SecretNonceStore(server, f"{options.webhook_name}-nonces", 2 * WINDOW_SECONDS)
+    else:
+        nonces = FileNonceStore(Path(options.registry) / "nonces.json", 2 * WINDOW_SECONDS)
+    actions = Actions(
+        operator.caches, operator.allow_list, operator.regions, options.api_region, Deletions(nonces)
+    )
+    verifier = SignatureVerifier(AccessKeys(options.api_keys).find_secret, nonces)
+    with serve_app(openapi_app(actions, verifier), *options.api_address) as port:
         log.info("OpenAPI started", extra={"fields": {"port": port, "region": options.api_region}})
+        yield
 
 
-def _serve_webhook(
-    options: argparse.Namespace,
-    server: ApiServer,
-    caches: DataCacheRegistry,
-    index: DataCacheIndex,
-    allow_list: AllowList,
-    resources: ExitStack,
-) -> None:
+@contextmanager
+def _serve_webhook(options: argparse.Namespace, server: ApiServer, operator: _Operator) -> Iterator[None]:
     from controller_plugin.operator.webhook.server import serve_webhook
     from csi.cluster.outbox import Outbox
 
-    outbox = Outbox()
-    resources.callback(outbox.close)
+    caches, index = operator.caches, operator.index
+    mutator = PodMutator(index, options.driver_name, lambda: index.fetch_missing(caches.find))
+    with closing(Outbox()) as outbox:
 
-    def on_match(cache: DataCache, when: float) -> None:
-        outbox.put(cache.uid, lambda: caches.write_match_time(cache, when))
+        def on_match(cache: DataCache, when: float) -> None:
+            outbox.put(cache.uid, lambda: caches.write_match_time(cache, when))
 
-    admission = AdmissionReviewer(
-        index,
-        PodMutator(index, options.driver_name, lambda: index.fetch_missing(caches.find)),
-        allow_list,
-        on_match,
-    )
-    resources.enter_context(serve_webhook(server, admission, options.webhook_name, *options.webhook_address))
+        admission = AdmissionReviewer(index, mutator, operator.allow_list, on_match)
+        with serve_webhook(server, admission, options.webhook_name, *options.webhook_address):
+            yield
 
 
 if __name__ == "__main__":

@@ -101,3 +101,13 @@ class ProofMemory:
         for path in self._folder.iterdir():
             if path.stat().st_mtime < oldest:
                 path.unlink(missing_ok=True)
+
+
+def open_proof_memory(state_dir: Path, ttl: float, offline_grace: float) -> ProofMemory:
+    """Open the proofs in `state_dir`, which is created with its key if it does not exist.
+
+    `ttl` and `offline_grace` are in seconds, as in ProofMemory.
+    """
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = durable_files.load_or_create_key(state_dir / "key")
+    return ProofMemory(state_dir / "proofs", key, ttl, offline_grace)

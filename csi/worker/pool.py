@@ -24,7 +24,7 @@ from csi.worker.operations import Operation, Result
 from csi.worker.protocol import encode_request
 
 # -P: a module in the working directory must not shadow one of the worker's.
-WORKER_COMMAND = (sys.executable, "-P", "-m", "csi.worker_process")
+_WORKER_COMMAND = (sys.executable, "-P", "-m", "csi.worker_process")
 # Seconds between closing a worker's input and SIGKILL.
 _STOP_TIMEOUT = 5.0
 # Prefixes of variables that the hubs' and buckets' clients would read by themselves.
@@ -127,6 +127,11 @@ def _clean_environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith(_CREDENTIAL_VARIABLES)}
 
 
+def build_worker_command(log_format: logs.LogFormat = "text", log_level: str = "INFO") -> Sequence[str]:
+    """Return the command of a worker whose log lines look like those of the plugin."""
+    return (*_WORKER_COMMAND, log_format, log_level)
+
+
 class WorkerPool:
     """Workers, at most `lane_sizes[lane]` of them busy for each lane (kind of work). Thread-safe.
 
@@ -137,15 +142,13 @@ class WorkerPool:
         self,
         lane_sizes: dict[str, int],
         idle_timeout: float = 60.0,
-        command: Sequence[str] = WORKER_COMMAND,
-        log_format: logs.LogFormat = "text",
-        log_level: str = "INFO",
+        command: Sequence[str] | None = None,
         profiles: Mapping[str, EgressProfile] = MappingProxyType({}),
         allowed_destinations: Sequence[str] = (),
     ) -> None:
         self._lanes = {name: threading.BoundedSemaphore(count) for name, count in lane_sizes.items()}
         self._idle_timeout = idle_timeout
-        self._command = (*command, log_format, log_level)
+        self._command = command or build_worker_command()
         self._profiles = profiles
         self._allowed_destinations = tuple(allowed_destinations)
         self._lock = threading.Lock()

@@ -13,8 +13,9 @@ import click
 import pytest
 
 from csi.pb.csi_pb2 import Volume
-from datacache import __main__ as command
-from datacache.__main__ import cli, parse_pairs, read_token_file
+from datacache import volume_commands
+from datacache.__main__ import cli
+from datacache.options import parse_pairs, read_token_file
 from tests.origins.hub import Hub
 from tests.plugins import Plugins
 
@@ -247,5 +248,5 @@ def test_a_volume_is_mounted_and_taken_away_as_kubelet_would(run: Run, hub: Hub,
     ],
 )
 def test_a_listed_volume_names_its_source_whatever_its_kind(context: dict[str, str], source: str) -> None:
-    row = command._build_volume_row(Volume(volume_id="dc-1", volume_context=context))
+    row = volume_commands._build_volume_row(Volume(volume_id="dc-1", volume_context=context))
     assert source in row[1]

@@ -16,7 +16,8 @@ from unittest.mock import patch
 
 from controller_plugin.operator.certificates import Certificates
 from controller_plugin.operator.openapi.actions import Actions
-from controller_plugin.operator.openapi.nonces import FileNonceStore, SecretNonceStore
+from controller_plugin.operator.openapi.deletions import Deletions
+from controller_plugin.operator.openapi.nonces import FileNonceStore, MemoryNonceStore, SecretNonceStore
 from controller_plugin.operator.openapi.parameters import ApiParameters
 from controller_plugin.operator.regions.copying import ImageStoreRegions
 from controller_plugin.operator.webhook.trust import WebhookTrust
@@ -238,7 +239,13 @@ def write_openapi(folder: Path) -> None:
     caches = DirectoryDataCacheRegistry(folder)
     allowed = AllowList(["nas.example:/m"], parse_destinations(""), DATA_CACHE_OBJECTS)
     stored = ImageStoreClient(WorkerPool({}), ImageStoreConfig())
-    actions = Actions(caches, allowed, ImageStoreRegions(caches, stored, {}, "cn-local"), "cn-local")
+    actions = Actions(
+        caches,
+        allowed,
+        ImageStoreRegions(caches, stored, {}, "cn-local"),
+        "cn-local",
+        Deletions(MemoryNonceStore(60)),
+    )
     asked = {
         "Path": "/llama", "Bucket": "models", "ClientToken": "token-1", "Name": "llama", "Size": "30", "RetentionDays": "7",  # noqa: E501
         "ResourceGroupId": "rg-1", "Tag.1.Key": "team", "Tag.1.Value": "a", "VSwitchId": "vsw-1", "SecurityGroupId": "sg-1",  # noqa: E501

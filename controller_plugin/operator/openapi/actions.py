@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from controller_plugin.operator.openapi.answers import describe_data_cache
+from controller_plugin.operator.openapi.deletions import Deletions, Target, TokenReused
 from controller_plugin.operator.openapi.parameters import MAX_NAME_LENGTH, MAX_TOKEN_LENGTH, ApiParameters
 from controller_plugin.operator.openapi.refusals import (
     ApiRefusal,
@@ -35,8 +36,6 @@ from csi.registry.datacaches.data_caches import DataCache, DataCacheRegistry, Ph
 
 VERSION = "2018-08-08"
 DEFAULT_LIMIT, MAX_LIMIT = 20, 100
-# Deletions are remembered by their ClientTokens, but only by the replica that handled them.
-_MAX_REMEMBERED_DELETIONS = 1024
 _IN_PROGRESS = (Phase.LOADING, Phase.CREATING, Phase.UPDATING)
 # Public network parameters belong to the cloud, and have no effect here; their values are validated all the
 # same.
@@ -52,10 +51,15 @@ class Actions:
     """
 
     def __init__(
-        self, registry: DataCacheRegistry, allow_list: AllowList, regions: Regions, region: str
+        self,
+        registry: DataCacheRegistry,
+        allow_list: AllowList,
+        regions: Regions,
+        region: str,
+        deletions: Deletions,
     ) -> None:
         self._registry, self._allow_list, self._regions, self._region = registry, allow_list, regions, region
-        self._deleted: dict[str, tuple[str, ...]] = {}
+        self._deletions = deletions
         self._actions: dict[str, Action] = {
             "CreateDataCache": self._create_data_cache,
             "DescribeDataCaches": self._describe_data_caches,
@@ -231,9 +235,7 @@ class Actions:
             else (parse_bucket(parameters.get_text("Bucket")), parse_path(path))
         )
         target = (cache_id, bucket, path)
-        if token and (deleted_before := self._deleted.get(token)):
-            if deleted_before != target:
-                raise _token_mismatch()
+        if token and self._was_deleted_before(token, target):
             return {}
         caches = (
             self._registry.find((cache_id,)) if cache_id else self._registry.find(bucket=bucket, path=path)
@@ -242,10 +244,14 @@ class Actions:
             raise unknown_data_cache(cache_id or path)
         self._registry.delete(caches[0])
         if token:
-            self._deleted[token] = target
-            while len(self._deleted) > _MAX_REMEMBERED_DELETIONS:
-                self._deleted.pop(next(iter(self._deleted)))
+            self._deletions.remember(token, target)
         return {}
+
+    def _was_deleted_before(self, token: str, target: Target) -> bool:
+        try:
+            return self._deletions.has_deleted(token, target)
+        except TokenReused as error:
+            raise _token_mismatch() from error
 
     def _copy_data_cache(self, parameters: ApiParameters, request_id: str) -> dict[str, Any]:
         cache, region = (

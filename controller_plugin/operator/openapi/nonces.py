@@ -32,6 +32,9 @@ class NonceStore(Protocol):
         `now` is in seconds since 1970. In a cluster raises as `ApiServer.call`.
         """
 
+    def is_used(self, nonce_hash: str, now: float) -> bool:
+        """Return whether a nonce was used recently, without using it. Raises as `use`."""
+
 
 class MemoryNonceStore(NonceStore):
     """Nonces that this process has seen within `seconds`."""
@@ -51,6 +54,10 @@ class MemoryNonceStore(NonceStore):
             self._seen[nonce_hash] = now
             return True
 
+    def is_used(self, nonce_hash: str, now: float) -> bool:
+        with self._lock:
+            return self._seen.get(nonce_hash, float("-inf")) >= now - self._seconds
+
 
 class FileNonceStore(NonceStore):
     """Nonces in a file, which survive a restart.
@@ -63,10 +70,7 @@ class FileNonceStore(NonceStore):
 
     def use(self, nonce_hash: str, now: float) -> bool:
         with self._lock:
-            try:
-                known = durable_files.read_json(self._file, _FORMAT)[_KEY]
-            except FileNotFoundError:
-                known = {}
+            known = self._read()
             if nonce_hash in known:
                 return False
             durable_files.write_json(
@@ -74,6 +78,17 @@ class FileNonceStore(NonceStore):
                 {"format": _FORMAT, _KEY: _drop_old_marks({**known, nonce_hash: now}, now - self._seconds)},
             )
             return True
+
+    def is_used(self, nonce_hash: str, now: float) -> bool:
+        with self._lock:
+            return self._read().get(nonce_hash, float("-inf")) >= now - self._seconds
+
+    def _read(self) -> dict[str, float]:
+        try:
+            known: dict[str, float] = durable_files.read_json(self._file, _FORMAT)[_KEY]
+            return known
+        except FileNotFoundError:
+            return {}
 
 
 class SecretNonceStore(NonceStore):
@@ -97,6 +112,9 @@ class SecretNonceStore(NonceStore):
                 continue
             return True
         raise ClusterConflict("too many calls are made at once; make this one again")
+
+    def is_used(self, nonce_hash: str, now: float) -> bool:
+        return _decode_marks(self._get_secret()).get(nonce_hash, float("-inf")) >= now - self._seconds
 
     def _get_secret(self) -> dict[str, Any]:
         try:

@@ -43,6 +43,7 @@ class KubernetesNodePrewarms(NodePrewarms):
         self, server: ApiServer, node: str, registry: VolumeRegistry, outbox: Outbox | None = None
     ) -> None:
         self._server, self._node, self._registry = server, node, registry
+        # Not that of Events: a storm of Events must not delay what a node reports, which has its own pace.
         self._outbox = outbox or Outbox(write_interval=_REPORT_INTERVAL)
 
     def list_requests(self) -> list[PrewarmRequest]:

@@ -22,7 +22,7 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.content_ref import Secrets
 from csi.parameters.dialects.hub import HubSpec
 from csi.worker.operations import Operation, PinSource
-from csi.worker.pool import WorkerCall, WorkerPool
+from csi.worker.pool import WorkerCall, WorkerPool, build_worker_command
 from csi.worker.protocol import OPERATIONS
 
 SCRIPTED = (sys.executable, str(Path(__file__).with_name("scripted_worker.py")))
@@ -263,7 +263,7 @@ def test_the_real_worker_answers_stays_warm_and_tells_its_errors_by_class() -> N
 def test_a_worker_logs_from_the_plugins_level_on(
     capfd: pytest.CaptureFixture[str], level: str, says: bool
 ) -> None:
-    pool = WorkerPool({"resolve": 1}, log_level=level)
+    pool = WorkerPool({"resolve": 1}, command=build_worker_command(log_level=level))
     pool.call(
         "resolve",
         PinSource(PINNED, Secrets({"token": "hf_secret"})),

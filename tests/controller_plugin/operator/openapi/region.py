@@ -9,6 +9,8 @@ import pytest
 
 from controller_plugin.operator.openapi.actions import Actions
 from controller_plugin.operator.openapi.app import openapi_app
+from controller_plugin.operator.openapi.deletions import Deletions
+from controller_plugin.operator.openapi.nonces import FileNonceStore
 from controller_plugin.operator.openapi.signatures import SignatureVerifier
 from controller_plugin.operator.regions.copying import ImageStoreRegions
 from csi.destinations.allow_list import DATA_CACHE_OBJECTS, AllowList
@@ -38,7 +40,9 @@ class Region:
         )
         self.there = FakeStored("s3://there")
         regions = ImageStoreRegions(self.caches, FakeStored("s3://here"), {"cn-there": self.there}, REGION)
-        self.app = openapi_app(Actions(self.caches, allowed, regions, REGION), SignatureVerifier(KEYS.get))
+        deletions = Deletions(FileNonceStore(folder / "nonces.json", 1800))
+        actions = Actions(self.caches, allowed, regions, REGION, deletions)
+        self.app = openapi_app(actions, SignatureVerifier(KEYS.get))
         self.port = 0
 
     def be(self, cache_id: str, state: DataCacheState) -> None:

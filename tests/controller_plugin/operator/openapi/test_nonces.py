@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from controller_plugin.operator.openapi import nonces
+from controller_plugin.operator.openapi.deletions import Deletions, TokenReused
 from controller_plugin.operator.openapi.nonces import (
     FileNonceStore,
     MemoryNonceStore,
@@ -52,6 +53,25 @@ def test_a_mark_is_new_once_whoever_is_asked(opens: Opens) -> None:
         False,
         True,
     ]
+
+
+def test_whether_a_mark_is_used_is_known_to_all_and_does_not_use_it(opens: Opens) -> None:
+    one, other = opens(), opens()
+    assert not other.is_used("a", NOW)
+    assert one.use("a", NOW)
+    assert other.is_used("a", NOW + 99)
+    assert not other.is_used("a", NOW + 101)
+
+
+def test_a_deletion_is_known_to_every_replica_with_its_token(opens: Opens) -> None:
+    one, other = Deletions(opens(), lambda: NOW), Deletions(opens(), lambda: NOW)
+    target = ("edc-1", "", "")
+    assert not other.has_deleted("token", target)
+    one.remember("token", target)
+    assert other.has_deleted("token", target)
+    with pytest.raises(TokenReused):
+        other.has_deleted("token", ("edc-2", "", ""))
+    assert not other.has_deleted("another token", target)
 
 
 def test_a_mark_is_forgotten_when_no_request_can_have_it(opens: Opens) -> None:

@@ -1,0 +1,45 @@
+"""ClientTokens of deletions, so that a repeated DeleteDataCache gets the answer of the first."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+
+from controller_plugin.operator.openapi.nonces import NonceStore
+from csi.errors import DataCacheError
+
+Target = tuple[str, str, str]
+"""DataCacheId, bucket and path as the call named them."""
+
+
+class TokenReused(DataCacheError):
+    """The ClientToken belongs to the deletion of another DataCache."""
+
+
+class Deletions:
+    """Deletions with a ClientToken, in the store of nonces that all replicas share. Thread-safe.
+
+    They are forgotten with the nonces, after some minutes. Both methods raise as the store.
+    """
+
+    def __init__(self, nonces: NonceStore, now: Callable[[], float] = time.time) -> None:
+        self._nonces, self._now = nonces, now
+
+    def remember(self, token: str, target: Target) -> None:
+        """Remember that a call with `token` has deleted `target`."""
+        for mark in (_hash(token), _hash(token, *target)):
+            self._nonces.use(mark, self._now())
+
+    def has_deleted(self, token: str, target: Target) -> bool:
+        """Return whether an earlier call with `token` deleted `target`; raises TokenReused for another."""
+        if self._nonces.is_used(_hash(token, *target), self._now()):
+            return True
+        if self._nonces.is_used(_hash(token), self._now()):
+            raise TokenReused("the token belongs to the deletion of another DataCache; use another one")
+        return False
+
+
+def _hash(*words: str) -> str:
+    # "delete" keeps these apart from the nonces of signatures in the same store.
+    return hashlib.sha256("\0".join(("delete", *words)).encode()).hexdigest()
