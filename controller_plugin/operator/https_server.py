@@ -51,12 +51,7 @@ def health_app() -> Starlette:
     return Starlette(routes=[Route("/healthz", answer), Route("/readyz", answer)])
 
 
-@contextmanager
-def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = None) -> Iterator[int]:
-    """Serve `app` at `host`:`port` (0 for any free one) from a thread during the block, and give the port.
-
-    Raises FailedPrecondition if the server cannot start.
-    """
+def _build_server(app: Starlette, host: str, port: int, tls: ReloadableTls | None) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
         host=host,
@@ -74,6 +69,16 @@ def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = 
     server = uvicorn.Server(config)
     # Signals are handled by the program (csi.program.lifecycle), not by each of its servers.
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    return server
+
+
+@contextmanager
+def serve_app(app: Starlette, host: str, port: int, tls: ReloadableTls | None = None) -> Iterator[int]:
+    """Serve `app` at `host`:`port` (0 for any free one) from a thread during the block, and give the port.
+
+    Raises FailedPrecondition if the server cannot start.
+    """
+    server = _build_server(app, host, port, tls)
     ended, failed = threading.Event(), threading.Event()
 
     def run() -> None:

@@ -43,10 +43,10 @@ class Watch:
     generation has; with `include_status` when its resource version has.
 
     `selector()` returns the label selector, None for nothing to watch. `refresh_selector` makes the watch
-    call it again and report newly selected objects. With `metadata_only` objects carry their metadata alone.
-    With `report_initial` the first list is reported; otherwise it is only the watch's starting point. A list
-    after a gap is reported where it differs from the known state. Objects of several namespaces may share a
-    name; their metadata tells them apart.
+    call it again and report newly selected objects. With `full_objects` the objects of the first list are
+    reported, too, and all are complete; otherwise that list is only the watch's starting point, and objects
+    carry their metadata alone. A list after a gap is reported where it differs from the known state. Objects
+    of several namespaces may share a name; their metadata tells them apart.
     """
 
     def __init__(
@@ -56,19 +56,18 @@ class Watch:
         on_change: OnChange,
         *,
         selector: Callable[[], str | None] = lambda: "",
-        metadata_only: bool = True,
-        report_initial: bool = False,
+        full_objects: bool = False,
         include_status: bool = False,
     ) -> None:
         self._server, self._path, self._on_change, self._selector = server, path, on_change, selector
-        self._accept = (METADATA_LIST, METADATA) if metadata_only else (JSON, JSON)
+        self._accept = (JSON, JSON) if full_objects else (METADATA_LIST, METADATA)
         self._version_field = "resourceVersion" if include_status else "generation"
         self._known: dict[str, tuple[str, str]] = {}
         self._lock = threading.Lock()
         self._renewed, self._is_stopped = threading.Event(), False
         self._stream: WatchStream | None = None
         self._selected: str | None = None
-        self._is_silent, self._version, self._backoff = not report_initial, "", _MIN_BACKOFF
+        self._is_silent, self._version, self._backoff = not full_objects, "", _MIN_BACKOFF
 
     @contextmanager
     def run_in_background(self) -> Iterator[None]:

@@ -350,9 +350,7 @@ class KubernetesDataCacheRegistry(DataCacheRegistry):
                 )
             notify_watcher(lambda name: on_change(name, cache), name)
 
-        with Watch(
-            self._server, _DATA_CACHES_PATH, on_object, metadata_only=False, report_initial=True
-        ).run_in_background():
+        with Watch(self._server, _DATA_CACHES_PATH, on_object, full_objects=True).run_in_background():
             yield
 
 

@@ -128,9 +128,7 @@ class KubernetesPinRegistry(PinRegistry):
 
         For one process at a time.
         """
-        with Watch(
-            self._server, _ALL_PINS_PATH, self._update_status, metadata_only=False, report_initial=True
-        ).run_in_background():
+        with Watch(self._server, _ALL_PINS_PATH, self._update_status, full_objects=True).run_in_background():
             yield
 
     def _update_status(self, key: str, obj: Mapping[str, Any] | None) -> None:

@@ -167,8 +167,7 @@ class KubernetesPrewarmRequests(PrewarmRequests):
             self._all,
             on_object,
             selector=lambda: DATA_CACHE_LABEL,
-            metadata_only=False,
-            report_initial=True,
+            full_objects=True,
             include_status=True,
         )
         self._load_existing()

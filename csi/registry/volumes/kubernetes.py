@@ -157,9 +157,7 @@ class KubernetesVolumeRegistry(VolumeRegistry):
 
         For one process at a time.
         """
-        with Watch(
-            self._server, _PATH, self._update_status, metadata_only=False, report_initial=True
-        ).run_in_background():
+        with Watch(self._server, _PATH, self._update_status, full_objects=True).run_in_background():
             yield
 
     def _update_status(self, name: str, obj: Mapping[str, Any] | None) -> None:
