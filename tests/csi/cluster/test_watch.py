@@ -125,7 +125,7 @@ def test_a_watch_without_the_right_to_it_says_so_and_ends_at_once(
 def test_the_first_list_may_be_told(own_server: ApiServer) -> None:
     told = Told()
     make(own_server, "there")
-    with Watch(own_server.client(), MAPS, told, metadata_only=False, report_initial=True).run_in_background():
+    with Watch(own_server.client(), MAPS, told, full_objects=True).run_in_background():
         assert ("there", True) in told.until(("there", True))
     remove(own_server, "there")
 
@@ -135,7 +135,7 @@ def test_a_list_of_many_pages_is_told_whole(own_server: ApiServer, monkeypatch: 
     told, names = Told(), [f"m-{number}" for number in range(5)]
     for name in names:
         make(own_server, name)
-    with Watch(own_server.client(), MAPS, told, report_initial=True).run_in_background():
+    with Watch(own_server.client(), MAPS, told, full_objects=True).run_in_background():
         told.until(*((name, True) for name in names))
     for name in names:
         remove(own_server, name)
