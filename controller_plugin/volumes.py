@@ -45,7 +45,7 @@ from csi.performance.capacity import round_up_to_gib
 from csi.registry.events.recorder import EventRecorder, NullEventRecorder, ObjectReference
 from csi.registry.pins.pins import CachePin, PinHolder, PinRegistry
 from csi.registry.volumes.record import VolumeRecord, VolumeRegistry, volume_id_from_name
-from csi.resolve.pinned import ResolveSpec, resolve_with_pin
+from csi.resolve.pinned import MAX_PIN_ATTEMPTS, apply_pin, name_pin_in_errors, pin_changed_error
 from csi.resolve.resolver import Resolver
 from csi.values import format_size
 from csi.worker.results import Resolution
@@ -203,20 +203,15 @@ class ControllerVolumes:
         deadline: Deadline,
         held_pins: list[CachePin],
     ) -> VolumeRecord:
-        namespace = self._pin_namespace(request, requested)
-
-        def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
-            resolution = self._resolver.resolve(volume_id, spec, Secrets(request.secrets), deadline)
-            if digest not in (None, resolution.digest):
-                raise SourceChanged(f"{spec.source.display_name} changed since then")
-            return resolution
-
+        namespace, secrets = self._pin_namespace(request, requested), Secrets(request.secrets)
         if request.source_volume_id:
-            resolution = _resolve_clone(self.get(request.source_volume_id), resolve)
+            resolution = self._resolve_clone(volume_id, request.source_volume_id, secrets, deadline)
         elif namespace:
-            resolution = self._resolve_pinned(volume_id, namespace, requested.spec, resolve, held_pins)
+            resolution = self._resolve_pinned(
+                volume_id, namespace, requested.spec, secrets, deadline, held_pins
+            )
         else:
-            resolution = resolve(requested.spec, None)
+            resolution = self._resolver.resolve(volume_id, requested.spec, secrets, deadline)
         capacity = _choose_capacity(resolution.content_bytes, request)
         compute_limits(requested.performance, capacity)
         return VolumeRecord(
@@ -235,19 +230,43 @@ class ControllerVolumes:
             pin_namespace=namespace,
         )
 
-    def _resolve_pinned(
-        self, volume_id: str, namespace: str, spec: CacheSpec, resolve: ResolveSpec, held_pins: list[CachePin]
+    def _resolve_clone(
+        self, volume_id: str, original_id: str, secrets: Secrets, deadline: Deadline
     ) -> Resolution:
+        """Resolve what the volume to clone holds; raises SourceChanged if it has other content by now."""
+        original = self.get(original_id)
+        resolution = self._resolver.resolve(volume_id, original.spec, secrets, deadline)
+        if resolution.digest != original.digest:
+            raise SourceChanged(
+                f"{original.spec.source.display_name} changed since {original.id} was created, "
+                "so it cannot be cloned; create a new volume"
+            )
+        return resolution
+
+    def _resolve_pinned(
+        self,
+        volume_id: str,
+        namespace: str,
+        requested: CacheSpec,
+        secrets: Secrets,
+        deadline: Deadline,
+        held_pins: list[CachePin],
+    ) -> Resolution:
+        """Resolve under the namespace's pin, creating and holding the pin if there is none."""
         pins = self._pins
         assert pins is not None
-
-        def add_holder(pin: CachePin) -> CachePin:
-            held_pins.append(pins.add_holder(pin, PinHolder("volume", volume_id)))
-            return held_pins[-1]
-
-        return resolve_with_pin(
-            namespace, spec, lambda: pins.get(namespace, pin_name(spec)), resolve, add_holder
-        )
+        for _ in range(MAX_PIN_ATTEMPTS):
+            pin = pins.get(namespace, pin_name(requested))
+            spec, digest = apply_pin(pin, requested)
+            with name_pin_in_errors(pin):
+                resolution = self._resolver.resolve(volume_id, spec, secrets, deadline)
+                if digest not in (None, resolution.digest):
+                    raise SourceChanged(f"{spec.source.display_name} changed since then")
+            new_pin = CachePin.from_specs(namespace, requested, resolution.spec, resolution.digest)
+            held_pins.append(pins.add_holder(new_pin, PinHolder("volume", volume_id)))
+            if held_pins[-1].digest == resolution.digest:
+                return resolution
+        raise pin_changed_error(namespace, requested)
 
     def get(self, volume_id: str) -> VolumeRecord:
         """Return the volume with this id; raises VolumeNotFound."""
@@ -336,17 +355,6 @@ def _choose_capacity(content_bytes: int, request: CreateRequest) -> int:
             "raise the limit or narrow the source"
         )
     return max(min(rounded, request.limit_bytes), request.required_bytes)
-
-
-def _resolve_clone(original: VolumeRecord, resolve: ResolveSpec) -> Resolution:
-    """Resolve what the volume to clone holds; raises SourceChanged if it has other content by now."""
-    resolution = resolve(original.spec, None)
-    if resolution.digest != original.digest:
-        raise SourceChanged(
-            f"{original.spec.source.display_name} changed since {original.id} was created, "
-            "so it cannot be cloned; create a new volume"
-        )
-    return resolution
 
 
 def _check_same(existing: VolumeRecord, request: CreateRequest, requested: VolumeParameters) -> VolumeRecord:

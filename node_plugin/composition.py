@@ -40,7 +40,6 @@ from node_plugin.prewarm.prewarming import PrewarmLoop
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
 from node_plugin.topology import NodeTopology
-from node_plugin.volumes.authorized_resolver import AuthorizedResolver
 from node_plugin.volumes.data_cache_grants import DataCacheGrants
 from node_plugin.volumes.exposures import VolumeExposures
 from node_plugin.volumes.image_mounts import ImageMounts
@@ -105,7 +104,7 @@ class Authorization:
     """Who may read what: proofs of reading, and the DataCaches that are granted to namespaces."""
 
     proofs: ProofMemory
-    resolver: AuthorizedResolver
+    resolver: Resolver
     grants: DataCacheGrants | None
 
 
@@ -268,22 +267,21 @@ def _build_authorization(
     return Authorization(proofs, resolver, grants)
 
 
-def _build_resolver(storage: NodeStorage, proofs: ProofMemory, refresh_moving: bool) -> AuthorizedResolver:
-    resolver = Resolver(
+def _build_resolver(storage: NodeStorage, proofs: ProofMemory, refresh_moving: bool) -> Resolver:
+    return Resolver(
         storage.pool,
         proofs,
         storage.wait_limiter,
         refresh_moving=refresh_moving,
-        new_scratch_path=storage.store.new_temp_path,
+        manifests=storage.store,
     )
-    return AuthorizedResolver(storage.store, resolver)
 
 
 def _build_preparation(
     options: argparse.Namespace,
     cluster: ClusterObjects,
     work: ImageWork,
-    resolver: AuthorizedResolver,
+    resolver: Resolver,
     grants: DataCacheGrants | None,
     subject: PolicySubject,
 ) -> VolumePreparation:

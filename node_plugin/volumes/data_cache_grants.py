@@ -26,7 +26,7 @@ from csi.parameters.origin_scope import has_same_origin_scope
 from csi.parameters.volume_parameters import parse_accepted_parameters
 from csi.performance.capacity import GIB
 from csi.registry.datacaches.data_caches import DataCache, DataCacheContent, DataCacheRegistry, find_oldest_at
-from node_plugin.volumes.authorized_resolver import AuthorizedResolver
+from csi.resolve.resolver import Resolver
 
 log = logging.getLogger("datacache.store")
 
@@ -62,7 +62,7 @@ class DataCacheGrants:
         driver_namespace: str,
         store: Store,
         image_store: ImageStoreClient,
-        resolver: AuthorizedResolver,
+        resolver: Resolver,
     ) -> None:
         self._registry, self._driver_namespace = registry, driver_namespace
         self._store, self._image_store = store, image_store
@@ -119,19 +119,19 @@ class DataCacheGrants:
     def ensure_manifest(self, key: str, granted: GrantedDataCache, deadline: Deadline) -> None:
         """Ensure that the node's store has the manifest, from the image store if possible, else the origin.
 
-        `key` is the volume whose call waits. Raises as `AuthorizedResolver.resolve`; if the origin is gone or
+        `key` is the volume whose call waits. Raises as `Resolver.resolve`; if the origin is gone or
         has changed and no image store has the manifest, the message names the remedy.
         """
         digest = granted.content.digest
         # A partial image has its manifest already.
-        if self._store.find_sealed(digest) or self._store.find_partial(digest):
+        if self._store.has_manifest(digest):
             return
         store_failure = self._fetch_manifest_from_image_store(digest)
         if store_failure is None:
             return
         try:
             spec = parse_accepted_parameters(granted.content.access).spec
-            self._resolver.resolve(key, spec, digest, granted.secrets, deadline)
+            self._resolver.resolve(key, spec, granted.secrets, deadline, digest)
         except STORE_FALLBACK_ERRORS as error:
             raise with_message(error, f"{error}. {_remedy(granted, store_failure)}") from error
 

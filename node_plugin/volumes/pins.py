@@ -21,7 +21,6 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.pinning import pin_name
 from csi.parameters.volume_parameters import parse_accepted_parameters
 from csi.registry.pins.pins import CachePin, PinHolder, PinRegistry
-from csi.resolve.pinned import ResolveSpec, resolve_with_pin
 from csi.worker.results import Resolution
 from node_plugin.volumes.records import NodeVolume
 
@@ -68,29 +67,31 @@ class NodePins:
         self._pins: dict[_Key, _PinState] = {}
         self._has_adopted_strays = False
 
-    def resolve_with_pin(
-        self, volume_id: str, namespace: str, requested: CacheSpec, resolve: ResolveSpec
-    ) -> Resolution:
-        """Resolve a source under the namespace's pin, which is held for the volume until `release`.
+    def needs_pin(self, namespace: str, requested: CacheSpec) -> bool:
+        """Return whether the first volume of the source in `namespace` pins it for the others."""
+        return self._registry is not None and bool(namespace) and requested.is_moving
 
-        A source that cannot move is resolved without a pin. Raises as `csi.resolve.pinned.resolve_with_pin`.
+    def find_pin(self, namespace: str, requested: CacheSpec) -> CachePin | None:
+        """Return the namespace's pin of a source that needs one, None if there is none yet.
+
+        Raises as PinRegistry, but for a pin that this node holds.
         """
-        registry = self._registry
-        if registry is None or not requested.is_moving or not self.shares_pins(namespace):
-            return resolve(requested, None)
         key = namespace, pin_name(requested)
-        state = self._get_state(key)
-        return resolve_with_pin(
-            namespace,
-            requested,
-            lambda: self._find_pin(registry, key, state),
-            resolve,
-            lambda pin: self._add_user(registry, key, state, volume_id, pin),
-        )
+        return self._find_pin(self._require_registry(), key, self._get_state(key))
 
-    def shares_pins(self, namespace: str) -> bool:
-        """Return whether the first volume of a moving source in `namespace` pins it for the others."""
-        return self._registry is not None and bool(namespace)
+    def hold_pin(self, volume_id: str, namespace: str, requested: CacheSpec, resolution: Resolution) -> bool:
+        """Pin the source to `resolution`, and hold the pin in force for the volume until `release`.
+
+        Returns False if that is another one, which was created meanwhile. Raises as PinRegistry.
+        """
+        key = namespace, pin_name(requested)
+        pin = CachePin.from_specs(namespace, requested, resolution.spec, resolution.digest)
+        held_pin = self._add_user(self._require_registry(), key, self._get_state(key), volume_id, pin)
+        return held_pin.digest == resolution.digest
+
+    def _require_registry(self) -> PinRegistry:
+        assert self._registry is not None
+        return self._registry
 
     def _get_state(self, key: _Key) -> _PinState:
         with self._lock:

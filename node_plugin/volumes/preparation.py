@@ -14,10 +14,11 @@ from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.content_ref import ContentRef, Secrets
 from csi.parameters.volume_parameters import VolumeParameters, parse_volume_parameters
 from csi.performance.capacity import round_up_to_gib
+from csi.resolve.pinned import MAX_PIN_ATTEMPTS, apply_pin, name_pin_in_errors, pin_changed_error
+from csi.resolve.resolver import Resolver
 from csi.worker.results import Resolution
 from node_plugin.fills.fills import UNRECOVERABLE, Fills
 from node_plugin.fills.verification import OriginVerification
-from node_plugin.volumes.authorized_resolver import AuthorizedResolver
 from node_plugin.volumes.data_cache_grants import DataCacheGrants
 from node_plugin.volumes.mount_request import MountRequest
 from node_plugin.volumes.pins import NodePins
@@ -41,7 +42,7 @@ class VolumePreparation:
 
     def __init__(
         self,
-        resolver: AuthorizedResolver,
+        resolver: Resolver,
         pins: NodePins,
         fills: Fills,
         verification: OriginVerification,
@@ -78,9 +79,9 @@ class VolumePreparation:
     ) -> Resolution:
         """Resolve a spec without pin and allow list; `key` is the volume or prewarmed cache that waits.
 
-        Raises as `AuthorizedResolver.resolve`.
+        Raises as `Resolver.resolve`.
         """
-        return self._resolver.resolve(key, spec, digest, secrets, deadline, force_refresh)
+        return self._resolver.resolve(key, spec, secrets, deadline, digest, force_refresh)
 
     def resolve_untrusted(
         self, key: str, namespace: str, parameters: VolumeParameters, secrets: Secrets, deadline: Deadline
@@ -92,12 +93,20 @@ class VolumePreparation:
         # First: a source that is not allowed must not be contacted.
         self._allow_list.check(parameters)
 
-        def resolve(spec: CacheSpec, digest: str | None) -> Resolution:
-            # The first result becomes the pin, so it must be the current content, not an earlier proof's.
-            force_refresh = digest is None and self.pins.shares_pins(namespace)
-            return self.resolve_spec(key, spec, digest, secrets, deadline, force_refresh)
-
-        return self.pins.resolve_with_pin(key, namespace, as_untrusted(parameters.spec), resolve)
+        requested = as_untrusted(parameters.spec)
+        if not self.pins.needs_pin(namespace, requested):
+            return self.resolve_spec(key, requested, None, secrets, deadline)
+        for _ in range(MAX_PIN_ATTEMPTS):
+            pin = self.pins.find_pin(namespace, requested)
+            spec, digest = apply_pin(pin, requested)
+            with name_pin_in_errors(pin):
+                # The first result becomes the pin, so it must be the current content, not an earlier proof's.
+                resolution = self.resolve_spec(
+                    key, spec, digest, secrets, deadline, force_refresh=pin is None
+                )
+            if self.pins.hold_pin(key, namespace, requested, resolution):
+                return resolution
+        raise pin_changed_error(namespace, requested)
 
     def resolve_data_cache(
         self, request: MountRequest, name: DataCacheReference, deadline: Deadline

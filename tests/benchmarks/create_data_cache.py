@@ -124,29 +124,55 @@ def _by_api(sdk: Sdk, repo: str) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
+class KeptManifests:
+    """Manifests in files of a folder, without the images that a node's store reserves space for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, digest: str) -> Path:
+        """Where the manifest of a digest is."""
+        return self._folder / f"manifest-{digest}"
+
+    def has_manifest(self, digest: str) -> bool:
+        """Whether it is there."""
+        return self.path(digest).exists()
+
+    def read_manifest(self, digest: str) -> Manifest:
+        """The manifest."""
+        with self.path(digest).open("rb") as stream:
+            return Manifest.read(stream)
+
+    def new_temp_path(self) -> Path:
+        """Where a resolve writes."""
+        return self._folder / "scratch"
+
+    def adopt_manifest(self, digest: str, temp: Path, image_bytes: int) -> None:
+        """Keep what a resolve has written."""
+        temp.rename(self.path(digest))
+
+
 @contextmanager
 def _resolver(folder: Path, environment: dict[str, str]) -> Iterator[Resolver]:
     with patch.dict(os.environ, environment):
         pool = WorkerPool({"resolve": 1})
         try:
             proofs = ProofMemory(folder / "proofs", load_or_create_key(folder / "key"), 600.0, 600.0)
-            yield Resolver(
-                pool, proofs, WaitLimiter(1), refresh_moving=True, new_scratch_path=lambda: folder / "scratch"
-            )
+            manifests = KeptManifests(folder)
+            yield Resolver(pool, proofs, WaitLimiter(1), refresh_moving=True, manifests=manifests)
         finally:
             pool.close()
 
 
 def _keep(store: str, resolver: Resolver, repo: str, folder: Path) -> None:
     """The image store has the manifest and the record of the image, as if its bytes were there too."""
-    path = folder / repo.replace("/", "-")
     found: Resolution = resolver.resolve(
         repo,
         parse_volume_parameters(hub_parameters(repo)).spec,
         Secrets(),
         Deadline(60.0),
-        adopt_manifest=lambda _, manifest: manifest.rename(path),
     )
+    path = KeptManifests(folder).path(found.digest)
     content = path.read_bytes()
     with path.open("rb") as stream:
         manifest = Manifest.read(stream)

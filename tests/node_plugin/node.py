@@ -25,7 +25,6 @@ from node_plugin.fills.fills import Fills, ProtectedImages
 from node_plugin.fills.verification import OriginVerification
 from node_plugin.throttle.records import GroupRecords
 from node_plugin.throttle.throttle import Throttle
-from node_plugin.volumes.authorized_resolver import AuthorizedResolver
 from node_plugin.volumes.data_cache_grants import DataCacheGrants
 from node_plugin.volumes.exposures import VolumeExposures
 from node_plugin.volumes.image_mounts import ImageMounts
@@ -101,16 +100,15 @@ class Node:
         self.volumes = NodeVolumes(self.preparation, exposures, self.room, self.events)
         self.recovery = NodeRecovery(exposures, self.store, self.fills, self.throttle, performance, self.pins)
 
-    def resolver(self, refresh_moving: bool = False) -> AuthorizedResolver:
+    def resolver(self, refresh_moving: bool = False) -> Resolver:
         """A resolver over this node's source and store."""
-        resolver = Resolver(
+        return Resolver(
             cast(WorkerPool, self.source),
             self._proofs,
             self.room,
             refresh_moving=refresh_moving,
-            new_scratch_path=self.store.new_temp_path,
+            manifests=self.store,
         )
-        return AuthorizedResolver(self.store, resolver)
 
     def prepare_for(
         self, allowed: AllowList, refresh_moving: bool = False, grants: DataCacheGrants | None = None

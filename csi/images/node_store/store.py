@@ -144,6 +144,10 @@ class Store:
             temp.unlink(missing_ok=True)
             return record
 
+    def has_manifest(self, digest: str) -> bool:
+        """Return whether the manifest of a sealed or partial image is stored."""
+        return bool(self.find_sealed(digest) or self.find_partial(digest))
+
     def read_manifest(self, digest: str) -> Manifest:
         """Read the manifest of an image; raises NotFound, and DataCacheError if it is damaged."""
         path = self._get_record(digest).paths.manifest

@@ -19,6 +19,7 @@ from csi.errors import (
     OriginThrottled,
     OriginUnavailable,
     PermissionDenied,
+    SourceChanged,
     SourceNotFound,
     Unauthenticated,
 )
@@ -39,6 +40,30 @@ NAS = CacheSpec(NasSpec("nas", "/models"))
 TOKEN = Secrets({"token": "right"})
 
 
+class FakeManifests:
+    """A store of manifests in memory, which may forget them or fail to take one."""
+
+    def __init__(self, temp: Path) -> None:
+        self.temp = temp
+        self.error: Exception | None = None
+        self.by_digest: dict[str, Manifest] = {}
+
+    def has_manifest(self, digest: str) -> bool:
+        return digest in self.by_digest
+
+    def read_manifest(self, digest: str) -> Manifest:
+        return self.by_digest[digest]
+
+    def new_temp_path(self) -> Path:
+        return self.temp
+
+    def adopt_manifest(self, digest: str, temp: Path, image_bytes: int) -> None:
+        if self.error:
+            raise self.error
+        with temp.open("rb") as stream:
+            self.by_digest[digest] = Manifest.read(stream)
+
+
 class Setting:
     """A resolver over one origin, with a clock."""
 
@@ -46,25 +71,19 @@ class Setting:
         self.origin, self.now = InProcess(), time.time()
         self.proofs = ProofMemory(folder / "proofs", b"k" * 32, 600.0, 86400.0, lambda: self.now)
         self.room = WaitLimiter(seats)
-        self.scratch = folder / "scratch"
-        self.kept: list[str] = []
-        made = Resolver(
-            self.origin,
+        self.manifests = FakeManifests(folder / "scratch")
+        self.resolver = Resolver(
+            self.origin,  # type: ignore[arg-type]
             self.proofs,
             self.room,
             refresh_moving=ask_moving,
-            new_scratch_path=lambda: self.scratch,
-        )  # type: ignore[arg-type]
-        self.resolver = made
+            manifests=self.manifests,
+        )
 
     def resolve(
         self, spec: CacheSpec = MAIN, secrets: Secrets = TOKEN, seconds: float = 30, **more: object
     ) -> Resolution:
         return self.resolver.resolve("vol", spec, secrets, Deadline(seconds), **more)  # type: ignore[arg-type]
-
-    def keep(self, found: Resolution, manifest: Path) -> None:
-        with manifest.open("rb") as stream:
-            self.kept.append(Manifest.read(stream).digest)
 
 
 @pytest.fixture
@@ -183,18 +202,27 @@ def test_what_was_proven_of_a_branch_is_proven_of_its_commit(mounting: Setting) 
 
 def test_a_proof_without_the_manifest_at_hand_asks_again_and_keeps_the_manifest(mounting: Setting) -> None:
     mounting.resolve()
-    mounting.resolve(is_proof_usable=lambda digest: False, adopt_manifest=mounting.keep)
-    assert mounting.kept == [mounting.origin.digest]
-    assert not mounting.scratch.exists()
+    mounting.manifests.by_digest.clear()
+    mounting.resolve()
+    assert list(mounting.manifests.by_digest) == [mounting.origin.digest]
+    assert not mounting.manifests.temp.exists()
 
 
 def test_a_manifest_that_cannot_be_kept_leaves_nothing_behind(mounting: Setting) -> None:
-    def full(found: Resolution, manifest: Path) -> None:
-        raise OriginUnavailable("disk full, say")
-
+    mounting.manifests.error = OriginUnavailable("disk full, say")
     with pytest.raises(OriginUnavailable):
-        mounting.resolve(is_proof_usable=lambda digest: False, adopt_manifest=full)
-    assert not mounting.scratch.exists()
+        mounting.resolve()
+    assert not mounting.manifests.temp.exists()
+
+
+def test_another_manifest_than_the_expected_one_is_told_with_the_difference_and_not_kept(
+    mounting: Setting,
+) -> None:
+    before = mounting.resolve(NAS)
+    mounting.origin.files["more.bin"] = 7
+    with pytest.raises(SourceChanged, match=r"nas:/models has changed .*more\.bin"):
+        mounting.resolve(NAS, secrets=Secrets({"token": "other"}), expected_digest=before.digest)
+    assert list(mounting.manifests.by_digest) == [before.digest]
 
 
 def test_a_call_whose_time_is_over_hears_busy_and_the_next_one_finds_the_work_done(creating: Setting) -> None:
@@ -283,7 +311,7 @@ def test_while_the_origin_is_away_what_was_proven_still_counts_for_the_grace(
     mounting.now += 3600
     assert mounting.resolve(spec) == found
     with pytest.raises(type(away)):
-        mounting.resolve(spec, is_proof_usable=lambda digest: False)
+        mounting.resolve(spec, expected_digest="0" * 64)
     with pytest.raises(type(away)):
         mounting.resolve(spec, Secrets({"token": "wrong"}))
     mounting.now += 86400

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from csi.errors import Busy, ClusterUnavailable, DataCacheError
 from csi.parameters.cache_spec import CacheSpec
 from csi.parameters.dialects.hub import HubSpec
+from csi.resolve.pinned import MAX_PIN_ATTEMPTS, apply_pin
 from csi.worker.results import Resolution
 from node_plugin.volumes.pins import NodePins
 from node_plugin.volumes.records import Exposure, NodeVolume
@@ -41,6 +42,13 @@ class SeveralNodes(RuleBasedStateMachine):
         assert digest in (None, found.digest)
         return found
 
+    def resolve_with_pin(self, pins: NodePins, volume_id: str) -> Resolution:
+        for _ in range(MAX_PIN_ATTEMPTS):
+            found = self.resolve(*apply_pin(pins.find_pin("team", MAIN), MAIN))
+            if pins.hold_pin(volume_id, "team", MAIN, found):
+                return found
+        raise AssertionError("no other node pins in between here")
+
     @rule(name=NODES, pod=PODS, filling=st.booleans())
     def publish(self, name: str, pod: int, filling: bool) -> None:
         volume_id, pins = f"{name}-{pod}", self.nodes[name]
@@ -48,7 +56,7 @@ class SeveralNodes(RuleBasedStateMachine):
             return
         try:
             with pins.keep_on_success(volume_id):
-                found = pins.resolve_with_pin(volume_id, "team", MAIN, self.resolve)
+                found = self.resolve_with_pin(pins, volume_id)
                 if filling:
                     raise Busy("the fill goes on")
                 shown: dict[str, Any] = {
