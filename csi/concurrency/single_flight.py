@@ -60,8 +60,8 @@ class SingleFlight(Generic[K, J]):
         self._lock = threading.Lock()
         self._flights: dict[K, _Flight[J]] = {}
 
-    def wait(self, key: K, new_job: Callable[[], J], deadline: Deadline, describe: Callable[[J], str]) -> J:
-        """Return the job for `key` when it is done, starting `new_job()` if none is running.
+    def wait(self, key: K, new_job: J, deadline: Deadline, describe: Callable[[J], str]) -> J:
+        """Return the job for `key` when it is done: the running one, or `new_job`, which is started.
 
         Raises the job's own error, or Busy with `describe(job)` if `deadline` ends first; the job continues
         then.
@@ -88,13 +88,13 @@ class SingleFlight(Generic[K, J]):
         for job in jobs:
             job.stop()
 
-    def _join(self, key: K, new_job: Callable[[], J], deadline: Deadline) -> _Flight[J]:
+    def _join(self, key: K, new_job: J, deadline: Deadline) -> _Flight[J]:
         with self._lock:
             # Errors that no caller picks up would be kept for ever, with all that their tracebacks refer to.
             self._flights = {other: flight for other, flight in self._flights.items() if not flight.is_stale}
             flight = self._flights.get(key)
             if flight is None:
-                flight = self._flights[key] = _Flight(new_job())
+                flight = self._flights[key] = _Flight(new_job)
                 threading.Thread(target=self._run, args=(key, flight), name=self._name, daemon=True).start()
             flight.waiters.add(deadline)
             # The job has a waiter again.

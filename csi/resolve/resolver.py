@@ -122,14 +122,12 @@ class Resolver:
             if proven and self._is_usable(proven, expected_digest):
                 return proven
 
-        def new_job() -> _ResolveJob:
-            # A copy of the credential: the work may outlast the call that owns the mapping.
-            return _ResolveJob(self, spec, Secrets(dict(secrets.values)), expected_digest)
-
         def describe(job: _ResolveJob) -> str:
             return f"still resolving {spec.source.display_name}; call again, the work goes on"
 
         key = self._proofs.get_key(secrets, spec)
+        # A copy of the credential: the work may outlast the call that owns the mapping.
+        new_job = _ResolveJob(self, spec, Secrets(dict(secrets.values)), expected_digest)
         with self._wait_limiter.slot(volume_id, deadline):
             job = self._flights.wait(key, new_job, deadline, describe)
         assert job.result is not None

@@ -74,7 +74,7 @@ class Uploads:
             return f"uploading the image to the image store: {upload.progress.format()}"
 
         while not self.is_uploaded(digest):
-            self._uploads.wait(digest, lambda: _Upload(work), deadline, describe)
+            self._uploads.wait(digest, _Upload(work), deadline, describe)
 
     def forget(self, digest: str) -> None:
         """Forget that an image was uploaded, since it may be collected once no request needs it."""

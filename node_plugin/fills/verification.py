@@ -70,7 +70,7 @@ class OriginVerification:
 
         while origin_scope not in self._store.get_provenance(content.digest):
             with self._wait_limiter.slot(volume_id, deadline):
-                self._comparisons.wait(key, lambda: _Comparison(work), deadline, lambda _: _BUSY_MESSAGE)
+                self._comparisons.wait(key, _Comparison(work), deadline, lambda _: _BUSY_MESSAGE)
 
     def mark_verified(self, content: ContentRef) -> None:
         """Record that the scope of `content` holds the sealed image's bytes.

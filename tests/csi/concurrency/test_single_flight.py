@@ -41,7 +41,7 @@ def eventually(holds: Callable[[], object]) -> bool:
 
 
 def wait(flights: SingleFlight[str, Gate], job: Gate, seconds: float = 30.0, key: str = "key") -> Gate:
-    return flights.wait(key, lambda: job, Deadline(seconds), lambda _: "still at it")
+    return flights.wait(key, job, Deadline(seconds), lambda _: "still at it")
 
 
 def test_callers_of_one_key_share_one_job() -> None:
@@ -102,7 +102,7 @@ def test_a_caller_that_hung_up_leaves_the_error_to_the_next_one() -> None:
     flights, job, deadline = SingleFlight[str, Gate]("test"), Gate(OriginUnavailable("away")), Deadline(30)
     threading.Timer(0.05, lambda: (deadline.cancel("gone"), job.go.set())).start()
     with pytest.raises(Busy, match="gone"):
-        flights.wait("key", lambda: job, deadline, lambda _: "still at it")
+        flights.wait("key", job, deadline, lambda _: "still at it")
     assert eventually(lambda: flights.find("key") is None)
     with pytest.raises(OriginUnavailable):
         wait(flights, Gate())
