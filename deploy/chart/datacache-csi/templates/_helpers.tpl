@@ -109,7 +109,7 @@ helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace 
 
 {{/* kubelet's probes of a program that answers on `port`. */}}
 {{- define "datacache-csi.probes" -}}
-# The plugin looks around before it is ready: at its mounts, its store, what it had begun.
+# Before it is ready, the plugin recovers its mounts, its store and unfinished fills.
 startupProbe:
   httpGet: {path: /healthz, port: {{ . }}}
   periodSeconds: 5
