@@ -5,14 +5,13 @@ No content is moved here.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from controller_plugin.page_tokens import decode_page_token, encode_page_token
 from controller_plugin.pvc_annotations import ParameterReader
 from csi.concurrency.deadline import Deadline
 from csi.concurrency.keyed_locks import KeyedLocks
@@ -22,7 +21,6 @@ from csi.errors import (
     ClusterUnavailable,
     DataCacheError,
     InvalidParameter,
-    InvalidToken,
     OutOfRange,
     SourceChanged,
     VolumeNotFound,
@@ -51,7 +49,6 @@ from csi.values import format_size
 from csi.worker.results import Resolution
 
 _MAX_NAME_LENGTH = 128
-_TOKEN_PREFIX = "after:"
 _PINNED_REASON = "CachePinned"
 
 
@@ -320,10 +317,10 @@ class ControllerVolumes:
         if limit < 0:
             raise InvalidParameter(f"max_entries is {limit}; give 0 (no limit) or more")
         # One record more than the page, to know if there is a next one.
-        records = self._registry.list_page(_decode_token(token), limit + 1 if limit else 0)
+        records = self._registry.list_page(decode_page_token(token), limit + 1 if limit else 0)
         if not limit or len(records) <= limit:
             return records, ""
-        return records[:limit], _encode_token(records[limit - 1].id)
+        return records[:limit], encode_page_token(records[limit - 1].id)
 
 
 def _describe_pin(record: VolumeRecord) -> str:
@@ -385,21 +382,3 @@ def _check_same(existing: VolumeRecord, request: CreateRequest, requested: Volum
             "use another name or delete it first"
         )
     return existing
-
-
-def _encode_token(volume_id: str) -> str:
-    return base64.urlsafe_b64encode((_TOKEN_PREFIX + volume_id).encode()).decode()
-
-
-def _decode_token(token: str) -> str:
-    if not token:
-        return ""
-    try:
-        text = base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError, ValueError):
-        text = ""
-    if not text.startswith(_TOKEN_PREFIX):
-        raise InvalidToken(
-            f"this controller did not issue starting_token {token[:80]!r}; start again without it"
-        )
-    return text.removeprefix(_TOKEN_PREFIX)

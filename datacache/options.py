@@ -8,7 +8,7 @@ import click
 
 ENDPOINT_OPTION = click.option(
     "--endpoint",
-    envvar="DATACACHEENDPOINT_OPTION",
+    envvar="DATACACHE_ENDPOINT",
     required=True,
     help="socket of the plugin, as unix:///...",
 )

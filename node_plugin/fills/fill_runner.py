@@ -16,7 +16,10 @@ from csi.worker.pool import WorkerCall, WorkerPool
 
 
 class FillRunner:
-    """Runner of fills into `store` in workers of `pool`, over `connections` connections each. Thread-safe."""
+    """Runner of fills into `store` in workers of `pool`. Thread-safe.
+
+    Each fill uses at most `max_connections` connections.
+    """
 
     def __init__(
         self,

@@ -140,12 +140,11 @@ def main() -> None:
         worker.main()
     else:
         import node_plugin.__main__ as node
-        from csi.worker.pool import WorkerPool
         from node_plugin import composition
 
         arm_node(knife)
         command = (sys.executable, "-m", "tests.kernel.knife", folder, "worker")
-        composition.WorkerPool = functools.partial(WorkerPool, command=command)  # type: ignore[assignment,misc]
+        composition.build_worker_command = lambda *log_options: (*command, *log_options)
         node.main(arguments)
 
 

@@ -212,7 +212,9 @@ def encode_malformed_status(obj: Mapping[str, Any], message: str, now: float) ->
         **kept,
         "status": state.phase.value,
         "progress": f"{state.percent}%",
-        "observedGeneration": generation,
+        # No generation is resolved by this: what is kept of `coming` may belong to an earlier one, and must
+        # not be taken for the content of this spec once it can be decoded.
+        "observedGeneration": 0,
         "message": message[:_MAX_MESSAGE],
         "conditions": _build_conditions(state, old.get("conditions") or [], now),
     }

@@ -537,3 +537,32 @@ def test_who_met_all_knows_those_too_that_the_watch_has_not_told_of(cluster: Clu
     known.apply_event(made.name, None)
     known.fetch_missing(lambda: [made])
     assert known.list_all() == [made]
+
+
+@pytest.mark.parametrize("mended_before_the_status_is_written", [False, True])
+def test_what_was_being_prepared_before_an_object_was_malformed_is_not_taken_for_a_later_spec(
+    cluster: Cluster, mended_before_the_status_is_written: bool, tmp_path: Path
+) -> None:
+    made = cluster.make()
+    cluster.look(made)
+    file = tmp_path / "data-caches" / f"{made.name}.json"
+    stored = json.loads(file.read_text())
+    stored["metadata"]["generation"] = 2
+    stored["spec"]["dataSource"]["options"]["repoId"] = "org/other"
+    cluster.images.origin["/a"] = content("b", repo="org/other")
+    path = stored["spec"]["path"]
+    if mended_before_the_status_is_written:
+        file.write_text(json.dumps(stored))
+        cluster.caches.write_malformed(made.name, "malformed")
+    else:
+        file.write_text(json.dumps(stored | {"spec": stored["spec"] | {"path": "a"}}))
+        cluster.known.apply_event(made.name, None)
+        cluster.reconciler.reconcile(made.name)
+        stored = json.loads(file.read_text())
+        assert stored["status"]["status"] == "Failed"
+        stored["spec"]["path"] = path
+        file.write_text(json.dumps(stored))
+    cluster.start()
+    cluster.look(made)
+    cluster.orders.say(made.name, PrewarmState.READY, 100)
+    assert cluster.look(made).state.content == content("b", repo="org/other")
