@@ -13,9 +13,10 @@ from pathlib import Path
 from csi.errors import CorruptContent, DataCacheError, FailedPrecondition, InvalidParameter, NotFound
 from csi.image_store.client import ImageStoreConfig
 from csi.image_store.store import ImageStore, open_image_store
-from csi.image_store.stored_image import StoredImage, snapshot_id_for
+from csi.image_store.stored_image import StoredImage
 from csi.manifest.manifest import Entry
 from csi.parameters.cache_spec import CacheSpec
+from csi.parameters.data_cache import snapshot_id_for
 from csi.parameters.volume_parameters import parse_accepted_parameters
 from csi.registry.custom_resource import format_time
 from csi.values import redact

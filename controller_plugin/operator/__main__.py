@@ -284,12 +284,10 @@ def _lead_or_campaign(server: ApiServer | None, driver_name: str, lead: StartLea
         yield
 
 
-@contextmanager
-def _serve_health(address: tuple[str, int]) -> Iterator[None]:
+def _serve_health(address: tuple[str, int]) -> AbstractContextManager[int]:
     from controller_plugin.operator.https_server import health_app, serve_app
 
-    with serve_app(health_app(), *address):
-        yield
+    return serve_app(health_app(), *address)
 
 
 @contextmanager

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from csi.errors import CorruptContent
-from csi.image_store.stored_image import snapshot_id_for
 from csi.images.node_store.records import is_digest
 from csi.linux.durable_files import check_keys
-from csi.parameters.data_cache import is_data_cache_id
+from csi.parameters.data_cache import is_data_cache_id, snapshot_id_for
 
 ANNOUNCEMENT_FORMAT = 1
 ANNOUNCEMENTS_FOLDER = "announced"

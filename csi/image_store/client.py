@@ -88,7 +88,7 @@ class StoredImageLookup:
 class ImageStoreClient:
     """The images of one image store. Thread-safe.
 
-    The pool must have the lane STORE_LANE, and COPY_LANE for `copy_to`.
+    The pool must have the lane IMAGE_STORE_LANE, and COPY_LANE for `copy_to`.
     All methods raise FailedPrecondition (no credential) and the errors of a Backend.
     """
 
@@ -119,22 +119,25 @@ class ImageStoreClient:
         An image store that was unreachable is not tried again for a while, so that fills do not wait for it.
         Raises Busy if the plugin is shutting down.
         """
-        reason = self._last_error if time.monotonic() < self._retry_at else ""
+        if not self.is_configured:
+            return StoredImageLookup()
+        if time.monotonic() < self._retry_at:
+            return StoredImageLookup(None, self._last_error)
         try:
-            if not reason and (found := self.find(digest)):
-                return StoredImageLookup(found, "", self.read_reference())
+            image_store = self.read_reference()
+            found = self._call(FindStoredImage(image_store, digest))
         # The plugin is shutting down; that is no failure of the image store.
         except Busy:
             raise
         except DataCacheError as error:
-            reason = str(error)
             # Other errors come at once, so that trying again costs nothing.
             if isinstance(error, OriginUnavailable):
+                self._last_error = str(error)
                 self._retry_at = time.monotonic() + _IMAGE_STORE_RETRY_INTERVAL
-                self._last_error = reason
-        if not self.is_configured:
-            return StoredImageLookup()
-        return StoredImageLookup(None, reason or "the image store does not have this image")
+            return StoredImageLookup(None, str(error))
+        if found is None:
+            return StoredImageLookup(None, "the image store does not have this image")
+        return StoredImageLookup(found, "", image_store)
 
     def find(self, name: str) -> StoredImageInfo | None:
         """Return the image of a digest or snapshot id; None if there is none, or no image store."""

@@ -27,7 +27,6 @@ from csi.image_store.stored_image import (
     index_key,
     manifest_key,
     parts_folder,
-    snapshot_id_for,
     unwanted_key,
 )
 from csi.image_store.uploading import ImageUpload, OnProgress, ShouldStop, retry_with_backoff
@@ -36,6 +35,7 @@ from csi.images.layout import layout as layouts
 from csi.images.layout.layout import build_layout
 from csi.images.node_store.records import ImagePaths, is_digest
 from csi.manifest.manifest import Manifest
+from csi.parameters.data_cache import snapshot_id_for
 
 
 class ImageStore:

@@ -18,6 +18,7 @@ from csi.images.layout.layout import Extent, Layout
 from csi.images.node_store.records import is_digest
 from csi.linux.durable_files import check_keys
 from csi.manifest.manifest import Entry, EntryKind, Manifest
+from csi.parameters.data_cache import snapshot_id_for
 
 STORED_IMAGE_FORMAT = 1
 IMAGES_FOLDER = "images"
@@ -142,11 +143,6 @@ class StoredImage:
             Extent(entry, self.data_offset + number * self.part_bytes) for number, entry in enumerate(entries)
         )
         return Layout(Manifest(tuple(entries), {}), self.image_bytes, metadata, extents)
-
-
-def snapshot_id_for(digest: str) -> str:
-    """Return the id of an image in ECI's API: "s-" and the first 20 digits of its digest."""
-    return f"s-{digest[:20]}"
 
 
 def image_folder(digest: str) -> str:

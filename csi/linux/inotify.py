@@ -181,9 +181,11 @@ class ChangedFiles:
                 present = self.list_names()
                 names |= self._known | present
                 self._known = present
-            elif event.kind is not FileEventKind.WRITTEN and event.name == f"{name}{self._suffix}":
-                if not name.startswith(self._prefix):
-                    continue
+            elif (
+                event.kind is not FileEventKind.WRITTEN
+                and event.name.endswith(self._suffix)
+                and name.startswith(self._prefix)
+            ):
                 names.add(name)
                 (self._known.discard if event.kind is FileEventKind.DELETED else self._known.add)(name)
         return sorted(names)

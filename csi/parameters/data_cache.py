@@ -23,7 +23,7 @@ DEFAULT_GIB = 20
 """Size in GiB of a cache that names none; it grows with its content."""
 MAX_GIB, MAX_RETENTION_DAYS = 32_768, 36_500
 _BUCKET = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-# Ids as in ECI's API; a snapshot id is made by `csi.image_store.stored_image.snapshot_id_of`.
+# Ids as in ECI's API.
 _SNAPSHOT_ID, _DATA_CACHE_ID = re.compile(r"s-[0-9a-f]{20}"), re.compile(r"edc-[0-9a-f]{20}")
 _NETWORK = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 _MAX_PATH_LENGTH = 1024
@@ -143,6 +143,11 @@ def parse_data_cache(  # noqa: PLR0913 - the fields of a DataCache's spec
 def is_data_cache_id(text: str) -> bool:
     """Return whether `text` has the form of a DataCacheId."""
     return _DATA_CACHE_ID.fullmatch(text) is not None
+
+
+def snapshot_id_for(digest: str) -> str:
+    """Return the id of an image in ECI's API: "s-" and the first 20 digits of its digest."""
+    return f"s-{digest[:20]}"
 
 
 def split_secrets(options: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:

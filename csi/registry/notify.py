@@ -11,7 +11,7 @@ log = logging.getLogger("datacache.registry")
 
 
 def notify_watcher(on_change: Callable[[str], None], name: str) -> None:
-    """Call `on_change(volume_id)` and log what it raises."""
+    """Call `on_change(name)` and log what it raises."""
     try:
         on_change(name)
     except Exception as error:

@@ -82,7 +82,7 @@ class Resolver:
 
     With `refresh_moving`, a spec that can move (a branch, a NAS) is resolved at the origin each time, as
     creating a volume requires; otherwise a fresh proof is enough, as for mounting one. With `manifests`, as
-    on a node, the manifest of each resolution is stored there.
+    on a node, the manifest of each resolution is stored there, unless another digest was expected.
 
     A resolve that no call has waited for during ten minutes is stopped, since an origin may never finish.
     """
@@ -195,8 +195,8 @@ class Resolver:
             else:
                 job.difference = _describe_change(self._manifests, job.expected_digest, temp_path)
             return resolution
-        # Adopting has moved the file.
         finally:
+            # Only there if it was not adopted: that moves it.
             temp_path.unlink(missing_ok=True)
 
 

@@ -60,10 +60,7 @@ class ImageStoreRef:
 
 
 @dataclass(frozen=True)
-class PinSource(Operation[CacheSpec]):
-    """Pin `spec` at its origin, and return the pinned spec."""
-
-    name = "pin-source"
+class _SourceOperation(Operation[Result]):
     spec: CacheSpec
     secrets: Secrets
 
@@ -71,6 +68,25 @@ class PinSource(Operation[CacheSpec]):
     def egress_profile(self) -> str:
         """The egress profile of the spec."""
         return self.spec.egress_profile
+
+
+@dataclass(frozen=True)
+class _ContentOperation(_OperationWithoutResult):
+    content: ContentRef
+    folder: Path
+    max_connections: int
+
+    @property
+    def egress_profile(self) -> str:
+        """The egress profile of the source that the content names, "" if it names none."""
+        return self.content.source.get("egressProfile", "")
+
+
+@dataclass(frozen=True)
+class PinSource(_SourceOperation[CacheSpec]):
+    """Pin `spec` at its origin, and return the pinned spec."""
+
+    name = "pin-source"
 
     @staticmethod
     def encode_result(result: CacheSpec) -> dict[str, Any]:
@@ -84,21 +100,14 @@ class PinSource(Operation[CacheSpec]):
 
 
 @dataclass(frozen=True)
-class ResolveSource(Operation[Resolution]):
+class ResolveSource(_SourceOperation[Resolution]):
     """Pin and list `spec` and check read access with `secrets`; return its resolution.
 
     The manifest is written to the new file `manifest`, if given.
     """
 
     name = "resolve-source"
-    spec: CacheSpec
-    secrets: Secrets
     manifest: Path | None = None
-
-    @property
-    def egress_profile(self) -> str:
-        """The egress profile of the spec."""
-        return self.spec.egress_profile
 
     @staticmethod
     def encode_result(result: Resolution) -> dict[str, Any]:
@@ -112,7 +121,7 @@ class ResolveSource(Operation[Resolution]):
 
 
 @dataclass(frozen=True)
-class FillImage(_OperationWithoutResult):
+class FillImage(_ContentOperation):
     """Fill and seal the image in `folder` over `max_connections` connections; returns nothing.
 
     Extents of the images in the folders `reuse_candidates` are copied. `image_store` is tried first; if there
@@ -121,37 +130,21 @@ class FillImage(_OperationWithoutResult):
     """
 
     name = "fill-image"
-    content: ContentRef
-    folder: Path
-    max_connections: int
     reuse_candidates: tuple[Path, ...] = ()
     image_store: ImageStoreRef = field(default_factory=ImageStoreRef)
     image_store_error: str = ""
 
-    @property
-    def egress_profile(self) -> str:
-        """The egress profile of the content's source; none for the source that the manifest names."""
-        return self.content.source.get("egressProfile", "")
-
 
 @dataclass(frozen=True)
-class VerifyImage(_OperationWithoutResult):
+class VerifyImage(_ContentOperation):
     """Compare the sealed image in `folder` with the content's source; returns nothing.
 
     `seed` (hex) selects the ranges that are compared, over `max_connections` connections.
     """
 
     name = "verify-image"
-    content: ContentRef
-    folder: Path
-    max_connections: int
     # Secret: an origin that knew it could send the right bytes in the compared ranges only.
     seed: str = field(repr=False)
-
-    @property
-    def egress_profile(self) -> str:
-        """The egress profile of the content's source; none for the source that the manifest names."""
-        return self.content.source.get("egressProfile", "")
 
 
 @dataclass(frozen=True)

@@ -35,11 +35,12 @@ class CachePrewarmer:
         requests: ActiveRequests,
         changes: RequestChanges,
         uploads: Uploads | None,
+        reporter: StateReporter,
     ) -> None:
         self._prewarms, self._preparation, self._store = prewarms, preparation, store
         self._fills, self._pins = preparation.fills, preparation.pins
         self._requests, self._changes, self._uploads = requests, changes, uploads
-        self._reporter = StateReporter(prewarms, preparation.fills)
+        self._reporter = reporter
 
     def is_ready(self, cache: PrewarmedCache, resolved: ResolvedCache | None) -> bool:
         """Return whether the image is sealed on this node and, for a DataCache, in the image store if any."""
@@ -68,10 +69,7 @@ class CachePrewarmer:
             secrets = Secrets(self._prewarms.read_secret(active.request.namespace, cache.secret_name))
         deadline = self._changes.new_deadline(_RESOLVE_TIMEOUT)
         resolved = active.resolved.get(key)
-        has_manifest = resolved is not None and (
-            self._store.find_sealed(resolved.digest) or self._store.find_partial(resolved.digest)
-        )
-        if resolved is None or not has_manifest:
+        if resolved is None or not self._store.has_manifest(resolved.digest):
             resolved = self._resolve(active, key, cache, secrets, deadline)
         self._fill(active, ContentRef(resolved.digest, resolved.access, secrets))
 

@@ -54,7 +54,9 @@ class PrewarmLoop:
             prewarms, store, preparation.pins, self._changes, self._on_image_released
         )
         self._reporter = StateReporter(prewarms, preparation.fills)
-        self._prewarmer = CachePrewarmer(prewarms, preparation, store, self._requests, self._changes, uploads)
+        self._prewarmer = CachePrewarmer(
+            prewarms, preparation, store, self._requests, self._changes, uploads, self._reporter
+        )
 
     def list_sealed(self) -> set[str]:
         """List the digests of sealed images that requests for this node keep from eviction."""

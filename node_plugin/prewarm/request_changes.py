@@ -14,7 +14,7 @@ class RequestChanges:
     """Changes since the last listing. `on_changed` and `stop` are for other threads, all else for the loop's.
 
     A changed request cancels the work on it at once; changes of others have the requests listed again as
-    soon as `work_until` has passed.
+    soon as the time given to `work_for` has passed.
     """
 
     def __init__(self) -> None:

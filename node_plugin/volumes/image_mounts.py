@@ -40,7 +40,7 @@ class ImageMounts:
         self._check_node = check_node
         # Order: _mount_lock before _users_lock.
         self._mount_lock = Lock()
-        # Number of running `keep_mounted` blocks by digest.
+        # Number of running `hold_mounts` blocks by digest.
         self._users: Counter[str] = Counter()
         self._users_lock = Lock()
 

@@ -33,9 +33,11 @@ class Deletions:
 
     def has_deleted(self, token: str, target: Target) -> bool:
         """Return whether an earlier call with `token` deleted `target`; raises TokenReused for another."""
-        if self._nonces.is_used(_hash(token, *target), self._now()):
+        of_token, of_target = _hash(token), _hash(token, *target)
+        used = self._nonces.find_used((of_token, of_target), self._now())
+        if of_target in used:
             return True
-        if self._nonces.is_used(_hash(token), self._now()):
+        if of_token in used:
             raise TokenReused("the token belongs to the deletion of another DataCache; use another one")
         return False
 

@@ -9,7 +9,7 @@ import base64
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,8 +32,8 @@ class NonceStore(Protocol):
         `now` is in seconds since 1970. In a cluster raises as `ApiServer.call`.
         """
 
-    def is_used(self, nonce_hash: str, now: float) -> bool:
-        """Return whether a nonce was used recently, without using it. Raises as `use`."""
+    def find_used(self, nonce_hashes: Collection[str], now: float) -> set[str]:
+        """Return which of the nonces were used recently, without using them. Raises as `use`."""
 
 
 class MemoryNonceStore(NonceStore):
@@ -54,9 +54,9 @@ class MemoryNonceStore(NonceStore):
             self._seen[nonce_hash] = now
             return True
 
-    def is_used(self, nonce_hash: str, now: float) -> bool:
+    def find_used(self, nonce_hashes: Collection[str], now: float) -> set[str]:
         with self._lock:
-            return self._seen.get(nonce_hash, float("-inf")) >= now - self._seconds
+            return _find_recent(self._seen, nonce_hashes, now - self._seconds)
 
 
 class FileNonceStore(NonceStore):
@@ -79,9 +79,9 @@ class FileNonceStore(NonceStore):
             )
             return True
 
-    def is_used(self, nonce_hash: str, now: float) -> bool:
+    def find_used(self, nonce_hashes: Collection[str], now: float) -> set[str]:
         with self._lock:
-            return self._read().get(nonce_hash, float("-inf")) >= now - self._seconds
+            return _find_recent(self._read(), nonce_hashes, now - self._seconds)
 
     def _read(self) -> dict[str, float]:
         try:
@@ -113,8 +113,8 @@ class SecretNonceStore(NonceStore):
             return True
         raise ClusterConflict("too many calls are made at once; make this one again")
 
-    def is_used(self, nonce_hash: str, now: float) -> bool:
-        return _decode_marks(self._get_secret()).get(nonce_hash, float("-inf")) >= now - self._seconds
+    def find_used(self, nonce_hashes: Collection[str], now: float) -> set[str]:
+        return _find_recent(_decode_marks(self._get_secret()), nonce_hashes, now - self._seconds)
 
     def _get_secret(self) -> dict[str, Any]:
         try:
@@ -147,6 +147,10 @@ def _decode_marks(secret: Mapping[str, Any]) -> dict[str, float]:
             f"the Secret {secret['metadata']['name']} does not hold request nonces; "
             "delete it, and it is created again"
         ) from error
+
+
+def _find_recent(marks: Mapping[str, float], wanted: Collection[str], since: float) -> set[str]:
+    return {mark for mark in wanted if marks.get(mark, float("-inf")) >= since}
 
 
 def _drop_old_marks(marks: Mapping[str, float], since: float) -> dict[str, float]:

@@ -146,7 +146,7 @@ class Reconciler:
         if state.next_content is None:
             return self._maintain_available(cache), _RESYNC_INTERVAL
         progress = self._prewarm_requests.submit(cache)
-        # Keep the state just written until a node reports.
+        # Keep the state just written until a node has begun.
         if needs_resolve and progress.has_node and not progress.has_started:
             return state, _RESYNC_INTERVAL
         return self._track_prewarm(cache, progress)

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from csi.errors import DataCacheError
-from csi.parameters.data_cache import DataCacheSpec, contains_path
+from csi.parameters.data_cache import DataCacheSpec, contains_path, snapshot_id_for
 
 SECONDS_PER_DAY = 86_400.0
 
@@ -55,8 +55,8 @@ class DataCacheContent:
 
     @property
     def snapshot_id(self) -> str:
-        """Name of the image for ECI's users; see `csi.image_store.stored_image`."""
-        return f"s-{self.digest[:20]}"
+        """Id of the image in ECI's API."""
+        return snapshot_id_for(self.digest)
 
 
 @dataclass(frozen=True)

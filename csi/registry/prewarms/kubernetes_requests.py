@@ -127,8 +127,7 @@ class KubernetesPrewarmRequests(PrewarmRequests):
         with self._lock:
             watched = self._objects.get(name)
             # The node may finish, and the watch report it, before this answer arrives; such a report comes
-            # only once,
-            # so a newer object must not be overwritten.
+            # only once, so a newer object must not be overwritten.
             if watched is before or (
                 watched and watched["metadata"]["generation"] < obj["metadata"]["generation"]
             ):
@@ -190,7 +189,7 @@ class KubernetesPrewarmRequests(PrewarmRequests):
 
 def request_name(cache: DataCache) -> str:
     """Return the name of a DataCache's request."""
-    # Not derived from the DataCacheId: an object created from another's manifest has a copy of that.
+    # Of the uid, which no two objects share; an annotation may assign a DataCacheId.
     return f"data-cache-{data_cache_id_from_uid(cache.uid)}"
 
 

@@ -30,7 +30,7 @@ class PrewarmProgress:
 
     @property
     def has_started(self) -> bool:
-        """Whether any node has reported on this request."""
+        """Whether a node has begun to fill; one that only waits has not."""
         return self.state is not PrewarmState.PENDING or self.percent > 0
 
 

@@ -67,7 +67,7 @@ class BatchFetch:
         ]
         while batch and not self._has_ended:
             self._remaining, self._requeued = len(batch), []
-            # Redirects and expired URLs put files back into `_retries`, often for another route.
+            # Redirects and expired URLs put files back into `_requeued`, often for another route.
             for route, group in groupby(sorted(batch, key=_route), _route):
                 self._fetch_route(route, list(group))
             batch = self._requeued

@@ -57,10 +57,10 @@ def test_a_mark_is_new_once_whoever_is_asked(opens: Opens) -> None:
 
 def test_whether_a_mark_is_used_is_known_to_all_and_does_not_use_it(opens: Opens) -> None:
     one, other = opens(), opens()
-    assert not other.is_used("a", NOW)
+    assert other.find_used(["a", "b"], NOW) == set()
     assert one.use("a", NOW)
-    assert other.is_used("a", NOW + 99)
-    assert not other.is_used("a", NOW + 101)
+    assert other.find_used(["a", "b"], NOW + 99) == {"a"}
+    assert other.find_used(["a", "b"], NOW + 101) == set()
 
 
 def test_a_deletion_is_known_to_every_replica_with_its_token(opens: Opens) -> None:
